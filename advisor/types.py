@@ -1,0 +1,214 @@
+"""The nouns of the advice: frozen, and the same in Python, JSON and reports."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from strategies.core.classifier import Evaluation
+from strategies.core.metrics import Interval
+from strategies.core.task import Skipped
+
+SCHEMA_VERSION = 1
+
+Size = Literal["small", "large"]
+Domain = Literal["similar", "different", "unknown"]
+Severity = Literal["issue", "tip"]
+
+
+@dataclass(frozen=True)
+class DomainSimilarity:
+    """How much the pictures look, to the network, like those it was pretrained with.
+
+    Attributes
+    ----------
+    score
+        1 = indistinguishable from ImageNet, 0 = as far as the farthest set measured.
+    shift_nats
+        The raw statistic behind it: mean BatchNorm shift in nats, 0 for ImageNet itself.
+    shift_by_depth
+        The same from input to output, one value per depth of the backbone.
+    between
+        The two measured landmarks it lies between, near and far (one of them may be None).
+    """
+
+    score: Interval
+    shift_nats: Interval
+    shift_by_depth: tuple[float, ...]
+    between: tuple[str | None, str | None]
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A linear probe at one depth (0: all depths side by side), judged by cross-validation.
+
+    Attributes
+    ----------
+    strength
+        The L2 strength that was best.
+    gain_over_penultimate
+        Accuracy minus that of the penultimate depth, paired picture by picture.
+    """
+
+    depth: int
+    loss: str
+    accuracy: Interval
+    strength: float
+    gain_over_penultimate: Interval
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was measured about a task on a backbone.
+
+    Attributes
+    ----------
+    n_by_class
+        Pictures in train and val by class.
+    similarity
+        None where it cannot be measured (no BatchNorm).
+    probes
+        Softmax probes by depth, then SVMs by depth, then both on all depths.
+    ms_per_image
+        Measured time of one frozen forward pass, reading included.
+    """
+
+    n: int
+    n_train: int
+    n_val: int
+    n_test: int
+    n_by_class: Mapping[str, int]
+    imbalance: float
+    median_side_px: float
+    backbone: str
+    input_px: int
+    depth_names: tuple[str, ...]
+    flops_shares: tuple[float, ...]
+    similarity: DomainSimilarity | None
+    probes: tuple[ProbeResult, ...]
+    majority_share: float
+    ms_per_image: float
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.n_by_class)
+
+    @property
+    def n_per_class(self) -> float:
+        """Mean number of pictures a class."""
+        return self.n / self.n_classes
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A coded remark about the data, the domain or the transfer, with what to do about it."""
+
+    code: str
+    severity: Severity
+    title: str
+    detail: str
+    action: str
+
+
+@dataclass(frozen=True)
+class Quadrant:
+    """Where a task lies, and what the textbook says of that place.
+
+    Attributes
+    ----------
+    rule
+        The strategy that CS231n's rule of thumb names for this quadrant.
+    borderline
+        Whether an axis is too close to its threshold to call.
+    """
+
+    size: Size
+    domain: Domain
+    rule: str
+    borderline: bool
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """A strategy with its first hyperparameters, what to expect, what it costs, and why."""
+
+    strategy: str
+    backbone: str
+    accuracy: Interval
+    seconds: Interval
+    hyperparameters: Mapping[str, Any]
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A strategy that does not apply, and why."""
+
+    strategy: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Something that was chosen automatically, where it comes from, and how to pin it."""
+
+    name: str
+    value: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The answer of ``tl-advise``: strategies best first, and all that it rests on."""
+
+    task: str
+    data: Path
+    recommendations: tuple[Recommendation, ...]
+    rejections: tuple[Rejection, ...]
+    quadrant: Quadrant
+    profile: Profile
+    findings: tuple[Finding, ...]
+    quarantine: tuple[Skipped, ...]
+    choices: tuple[Choice, ...]
+    split: str
+    seed: int
+    seconds: float
+
+    @property
+    def best(self) -> Recommendation:
+        """The recommended strategy."""
+        return self.recommendations[0]
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial of a search: a score on val, or the reason why there is none."""
+
+    number: int
+    strategy: str
+    hyperparameters: Mapping[str, Any]
+    val_accuracy: Interval | None
+    seconds: float
+    reason: str | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The answer of ``tl-auto run``.
+
+    Attributes
+    ----------
+    test
+        The one judgement on the test pictures; None if there are none.
+    refitted
+        Whether the classifier was fitted once more on train and val together.
+    """
+
+    advice: Advice
+    trials: tuple[TrialRecord, ...]
+    best: TrialRecord
+    test: Evaluation | None
+    refitted: bool
+    folder: Path
+    seconds: float

@@ -1,0 +1,1 @@
+"""How to learn: the strategies, and what they stand on. Nothing here has heard of the advisor."""

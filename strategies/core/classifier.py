@@ -1,0 +1,200 @@
+"""What every strategy ends in: a network that names pictures, and can be saved and exported."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from strategies.core.backbone import Backbone, Body, Depth
+from strategies.core.errors import StorageError
+from strategies.core.features import batches, to_input
+from strategies.core.metrics import Interval, accuracy, calibration_error, mean_per_class
+from strategies.core.task import Split, labels_of
+from strategies.core.training import Network
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE, RECORD_FILE = "classifier.safetensors", "classifier.json"
+
+
+@dataclass(frozen=True)
+class ImageClassifier:
+    """A body, perhaps cut at a depth, plus a linear head, fitted to a task.
+
+    Attributes
+    ----------
+    backbone
+        What the body is made of and how pictures are prepared for it.
+    depths
+        The depths whose pooled activations the head reads.
+    strategy, hyperparameters
+        How it was fitted.
+    """
+
+    classes: tuple[str, ...]
+    backbone: Backbone
+    depths: tuple[int, ...]
+    network: Network
+    strategy: str
+    hyperparameters: Mapping[str, Any]
+
+    @torch.inference_mode()
+    def predict_proba(self, paths: Sequence[Path], *, n_workers: int = 2) -> NDArray[np.float32]:
+        """Return the probabilities of every class for picture files, (n, classes), float32.
+
+        Raises
+        ------
+        UnreadableImage
+            If one of the files is not a readable picture.
+        """
+        self.network.eval()
+        device = next(self.network.parameters()).device
+        parts = [
+            self.network(to_input(pixels, self.backbone, device)).softmax(dim=1).cpu().numpy()
+            for pixels in batches(paths, self.backbone, n_workers)
+        ]
+        empty = np.empty((0, len(self.classes)), dtype=np.float32)
+        return np.concatenate(parts) if parts else empty
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and record (JSON) to a folder.
+
+        Raises
+        ------
+        StorageError
+            If the folder cannot be written.
+        """
+        record = {
+            "format_version": FORMAT_VERSION,
+            "classes": self.classes,
+            "strategy": self.strategy,
+            "hyperparameters": dict(self.hyperparameters),
+            "depths": self.depths,
+            "backbone": asdict(self.backbone),
+            "versions": {name: version(name) for name in ("tl-advisor", "torch", "timm")},
+        }
+        state = {k: v.cpu().contiguous() for k, v in self.network.state_dict().items()}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            written = folder / (WEIGHTS_FILE + ".part")
+            save_file(state, written)
+            written.replace(folder / WEIGHTS_FILE)
+            write_json(folder / RECORD_FILE, record)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"The classifier cannot be saved to {folder}: {error}") from error
+
+    @staticmethod
+    def load(folder: Path, device: torch.device | None = None) -> "ImageClassifier":
+        """Read what `save` wrote. Nothing in it is run.
+
+        Raises
+        ------
+        StorageError
+            If files are missing, damaged, or of another format version.
+        """
+        try:
+            record = json.loads((folder / RECORD_FILE).read_text())
+            if record["format_version"] != FORMAT_VERSION:
+                raise StorageError(
+                    f"{folder} has classifier format {record['format_version']}; this program "
+                    f"reads {FORMAT_VERSION}. Use the release that wrote it."
+                )
+            backbone = _backbone_from(record["backbone"])
+            depths = tuple(record["depths"])
+            network = make_network(
+                backbone.with_random_weights(), depths, len(record["classes"])
+            )
+            network.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True)
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+            raise StorageError(f"{folder} holds no readable classifier: {error}") from error
+        return ImageClassifier(
+            tuple(record["classes"]),
+            backbone,
+            depths,
+            network.to(device or torch.device("cpu")).eval(),
+            record["strategy"],
+            record["hyperparameters"],
+        )
+
+
+def make_network(backbone: Backbone, depths: tuple[int, ...], n_classes: int) -> Network:
+    """Build the body up to the deepest of `depths`, with an untrained head."""
+    body = Body(backbone.build(), depths, backbone.n_depths).cut()
+    width = sum(backbone.depths[d - 1].channels for d in depths)
+    return Network(body, nn.Linear(width, n_classes))
+
+
+def set_head(network: Network, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+    """Give the network a fitted linear head: (classes, d) and (classes,)."""
+    device = network.head.weight.device
+    with torch.no_grad():
+        network.head.weight.copy_(torch.as_tensor(weight, device=device))
+        network.head.bias.copy_(torch.as_tensor(bias, device=device))
+
+
+def scale_scores(network: Network, factor: float) -> None:
+    """Multiply the head's scores, and so the sharpness of the probabilities."""
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.mul_(factor)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _backbone_from(record: dict[str, Any]) -> Backbone:
+    depths = tuple(Depth(**d) for d in record["depths"])
+    fixed = {"depths": depths, "mean": tuple(record["mean"]), "std": tuple(record["std"])}
+    return Backbone(**(record | fixed))
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a classifier did on pictures that nothing was fitted to.
+
+    Attributes
+    ----------
+    accuracy
+        Top-1, with its interval.
+    mean_per_class
+        Mean of the classes' accuracies.
+    calibration_error
+        Expected calibration error, 0 is best.
+    """
+
+    accuracy: Interval
+    mean_per_class: float
+    calibration_error: float
+    n: int
+
+
+def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -> Evaluation:
+    """Judge a classifier on labelled pictures."""
+    labels = labels_of(split)
+    probabilities = classifier.predict_proba([p.path for p in split], n_workers=n_workers)
+    predicted = probabilities.argmax(axis=1)
+    return Evaluation(
+        accuracy(predicted, labels),
+        mean_per_class(predicted, labels),
+        calibration_error(probabilities, labels),
+        len(labels),
+    )
+
+

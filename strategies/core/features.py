@@ -1,0 +1,240 @@
+"""One pass over the pictures: pooled activations of every depth, and BatchNorm moments."""
+
+import contextlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from strategies.core.backbone import Backbone, Body
+from strategies.core.cache import Rows, space_name
+from strategies.core.images import Pixels, centre_box, read_image, resize_box
+from strategies.core.run import RunContext
+from strategies.core.task import Picture
+
+BATCH = 32
+CHANNELS_PER_LAYER = 64
+GRID = 28
+"""Moments are taken on a regular grid of about GRID x GRID positions where a map is larger."""
+DEAD_VARIANCE = 1e-4
+"""Channels whose running variance is below this share of their layer's median are left out."""
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What reaches every BatchNorm layer, in units of what reached it in pretraining.
+
+    With x an activation and (mu, var) the running statistics of its channel,
+    z = (x - mu) / sqrt(var). The pretraining data have mean z = 0 and mean z**2 = 1.
+
+    Attributes
+    ----------
+    mean, square
+        Means over the positions of z and of z**2 for every picture, shape (n, channels).
+    layer
+        Index of every channel's BatchNorm layer, shape (channels,).
+    layer_share
+        Position of every layer in the body, 0 = input, 1 = output, shape (layers,).
+    """
+
+    mean: Rows
+    square: Rows
+    layer: NDArray[np.int64]
+    layer_share: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Pooled frozen activations of some pictures, row by row in their order.
+
+    Attributes
+    ----------
+    pooled
+        One array (n, channels) for every depth of the backbone.
+    moments
+        None for a network without BatchNorm.
+    """
+
+    pooled: tuple[Rows, ...]
+    moments: Moments | None
+
+    def at(self, depths: Iterable[int]) -> Rows:
+        """Return the activations of some depths (counted from 1) side by side, (n, d)."""
+        return np.concatenate([self.pooled[d - 1] for d in depths], axis=1)
+
+
+def extract_features(
+    pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext
+) -> Features:
+    """Run the frozen network once over every picture that the cache does not hold.
+
+    Parameters
+    ----------
+    pictures
+        Readable pictures; equal contents are computed once.
+
+    Raises
+    ------
+    OutOfTime
+        If the deadline passes first; what was computed until then stays in the cache.
+    """
+    space = _space(backbone, ctx)
+    digests = [p.digest for p in pictures]
+    rows = ctx.cache.get(space, digests)
+    missing = list({p.digest: p for p in pictures if p.digest not in rows}.values())
+    net, layout = _prepare(backbone, ctx)
+    if missing:
+        rows |= _compute(missing, net, layout, backbone, ctx, space)
+    return _assemble(np.stack([rows[d] for d in digests]), backbone, layout)
+
+
+def _space(backbone: Backbone, ctx: RunContext) -> str:
+    weights = ctx.seed if backbone.weights == "random" else backbone.digest
+    how = (backbone.input_px, backbone.interpolation, backbone.crop_pct, backbone.mean)
+    return space_name([_FORMAT, backbone.name, weights, *how, backbone.std, ctx.precision])
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Which BatchNorm channels are measured: (module name, channel numbers) layer by layer."""
+
+    channels: tuple[tuple[str, Tensor], ...]
+
+
+def _prepare(backbone: Backbone, ctx: RunContext) -> tuple[Body, _Layout]:
+    with ctx.seeded():
+        net = backbone.build().to(ctx.device)
+    norms = [
+        (name, m)
+        for name, m in net.named_modules()
+        if isinstance(m, nn.BatchNorm2d) and m.running_var is not None
+    ]
+    body = Body(net, tuple(range(1, backbone.n_depths + 1)), backbone.n_depths)
+    return body, _Layout(tuple((name, _live_channels(m)) for name, m in norms))
+
+
+def _live_channels(norm: nn.BatchNorm2d) -> Tensor:
+    """Choose at most `CHANNELS_PER_LAYER` channels, evenly spaced among those not dead."""
+    assert norm.running_var is not None
+    variance = norm.running_var
+    live = torch.nonzero(variance > DEAD_VARIANCE * variance.median()).flatten()
+    count = min(len(live), CHANNELS_PER_LAYER)
+    return live[torch.linspace(0, len(live) - 1, count, device=live.device).round().long()]
+
+
+def _compute(
+    pictures: Sequence[Picture],
+    body: Body,
+    layout: _Layout,
+    backbone: Backbone,
+    ctx: RunContext,
+    space: str,
+) -> dict[str, Rows]:
+    rows: dict[str, Rows] = {}
+    done = 0
+    with torch.inference_mode(), _watch(body.net, layout) as seen:
+        for pixels in batches([p.path for p in pictures], backbone, ctx.n_workers):
+            ctx.check_time()
+            batch = pictures[done : done + len(pixels)]
+            with ctx.autocast():
+                pooled = body.activations(to_input(pixels, backbone, ctx.device))
+            parts = [*pooled, *(seen[name] for name, _ in layout.channels)]
+            matrix = torch.cat([p.float() for p in parts], dim=1).cpu().numpy()
+            fresh = {p.digest: row for p, row in zip(batch, matrix, strict=True)}
+            ctx.cache.put(space, fresh)
+            rows |= fresh
+            done += len(batch)
+            ctx.on_progress("features", done, len(pictures))
+    return rows
+
+
+@contextlib.contextmanager
+def _watch(net: nn.Module, layout: _Layout) -> Iterator[dict[str, Tensor]]:
+    """Record, at every forward pass, [mean z, mean z**2] of the watched channels by layer."""
+    seen: dict[str, Tensor] = {}
+    handles = []
+    for name, channels in layout.channels:
+        norm = net.get_submodule(name)
+        assert isinstance(norm, nn.BatchNorm2d)
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean = norm.running_mean[channels]
+        scale = (norm.running_var[channels] + norm.eps).rsqrt()
+
+        def note(
+            _: nn.Module,
+            inputs: tuple[Tensor],
+            name: str = name,
+            channels: Tensor = channels,
+            mean: Tensor = mean,
+            scale: Tensor = scale,
+        ) -> None:
+            x = inputs[0]
+            stride = max(1, min(x.shape[2:]) // GRID)
+            flat = x[:, :, ::stride, ::stride][:, channels].float().flatten(2)
+            variance, average = torch.var_mean(flat, dim=2, correction=0)
+            z = (average - mean) * scale
+            seen[name] = torch.cat([z, variance * scale**2 + z**2], dim=1)
+
+        handles.append(norm.register_forward_pre_hook(note))
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def batches(
+    paths: Sequence[Path], backbone: Backbone, n_workers: int, size: int = BATCH
+) -> Iterator[Pixels]:
+    """Yield centre-cropped pixels in order, uint8 (n, px, px, 3), read ahead in threads."""
+
+    def read(chunk: Sequence[Path]) -> Pixels:
+        return np.stack([eval_pixels(path, backbone) for path in chunk])
+
+    waiting: deque[Future[Pixels]] = deque()
+    with ThreadPoolExecutor(n_workers) as pool:
+        for start in range(0, len(paths), size):
+            waiting.append(pool.submit(read, paths[start : start + size]))
+            if len(waiting) > n_workers + 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def eval_pixels(path: Path, backbone: Backbone) -> Pixels:
+    """Read a picture as the network is to see it: centre crop, (px, px, 3)."""
+    image = read_image(path)
+    box = centre_box(image.width, image.height, backbone.crop_pct)
+    return resize_box(image, box, backbone.input_px, backbone.interpolation)
+
+
+def to_input(pixels: Pixels, backbone: Backbone, device: torch.device) -> Tensor:
+    """Move uint8 pixels (n, h, w, 3) to the device as normalised floats (n, 3, h, w)."""
+    images = torch.from_numpy(pixels).to(device, non_blocking=True)
+    images = images.permute(0, 3, 1, 2).float().div_(255)
+    mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1)
+    std = torch.tensor(backbone.std, device=device).view(1, 3, 1, 1)
+    return (images - mean) / std
+
+
+def _assemble(matrix: Rows, backbone: Backbone, layout: _Layout) -> Features:
+    widths = [d.channels for d in backbone.depths]
+    *pooled, rest = np.split(matrix, np.cumsum(widths), axis=1)
+    if not layout.channels:
+        return Features(tuple(pooled), None)
+    counts = [len(channels) for _, channels in layout.channels]
+    columns = np.split(rest, np.cumsum(np.repeat(counts, 2))[:-1], axis=1)
+    share = (np.arange(len(counts)) + 0.5) / len(counts)
+    layer = np.repeat(np.arange(len(counts)), counts)
+    moments = Moments(
+        np.concatenate(columns[::2], axis=1), np.concatenate(columns[1::2], axis=1), layer, share
+    )
+    return Features(tuple(pooled), moments)

@@ -1,0 +1,97 @@
+"""Scores, each with its interval."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from scipy.stats import norm
+
+LEVEL = 0.90
+"""Confidence level of every interval that this program prints."""
+
+Labels = NDArray[np.int64]
+Scores = NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its uncertainty: ``low <= mid <= high``, at level `LEVEL`."""
+
+    low: float
+    mid: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low <= self.mid <= self.high:
+            raise ValueError(f"an interval needs low <= mid <= high, got {self}")
+
+    def overlaps(self, other: "Interval") -> bool:
+        """Whether the two intervals share a point."""
+        return self.low <= other.high and other.low <= self.high
+
+    def clipped(self, low: float = 0.0, high: float = 1.0) -> "Interval":
+        """Return the interval moved into [low, high]."""
+        return Interval(*(float(np.clip(v, low, high)) for v in (self.low, self.mid, self.high)))
+
+    def percent(self) -> str:
+        """Format a fraction for people: ``"91.2% [88.0, 93.7]"``."""
+        return f"{100 * self.mid:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def proportion(share: float, n: float, level: float = LEVEL) -> Interval:
+    """Wilson's interval for a share observed over `n` independent trials.
+
+    Parameters
+    ----------
+    share
+        The observed share, in [0, 1].
+    n
+        Number of trials. Without any, the interval is [0, 1].
+
+    References
+    ----------
+    E. B. Wilson, Probable inference, the law of succession, and statistical inference, 1927.
+    """
+    if n <= 0:
+        return Interval(0.0, share, 1.0)
+    z = float(norm.ppf(0.5 + level / 2))
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Interval(
+        float(min(max(centre - half, 0.0), share)),
+        share,
+        float(max(min(centre + half, 1.0), share)),
+    )
+
+
+def accuracy(predicted: Labels, labels: Labels) -> Interval:
+    """Top-1 accuracy in [0, 1], higher is better, with Wilson's interval."""
+    if len(labels) == 0:
+        raise ValueError("accuracy needs at least one label")
+    return proportion(float(np.mean(predicted == labels)), len(labels))
+
+
+def mean_per_class(predicted: Labels, labels: Labels) -> float:
+    """Mean over the classes that occur of the accuracy within each class (balanced accuracy)."""
+    return float(np.mean([np.mean(predicted[labels == c] == c) for c in np.unique(labels)]))
+
+
+def calibration_error(probabilities: Scores, labels: Labels, bins: int = 15) -> float:
+    """Top-label expected calibration error in [0, 1], 0 is best; equal-count bins.
+
+    References
+    ----------
+    C. Guo et al., On calibration of modern neural networks, ICML 2017.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(labels)))
+    gaps = [len(p) * abs(confidence[p].mean() - correct[p].mean()) for p in parts]
+    return float(sum(gaps) / len(labels))
+
+
+def log_loss(logits: Scores, labels: Labels) -> float:
+    """Mean cross-entropy in nats of softmax(logits): 0 is best, unbounded above."""
+    picked = logits[np.arange(len(labels)), labels]
+    return float(np.mean(logsumexp(logits, axis=1) - picked))

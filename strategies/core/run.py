@@ -1,0 +1,131 @@
+"""What surrounds a fit: device, precision, seed, deadline, cache, and who wants to hear of it."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import platformdirs
+import torch
+
+from strategies.core.cache import ArrayCache
+from strategies.core.errors import OutOfTime, TransferError
+
+OnEpoch = Callable[[int, float], None]
+OnProgress = Callable[[str, int, int], None]
+
+
+def _ignore_epoch(epoch: int, val_accuracy: float) -> None:
+    """Hear of an epoch and do nothing."""
+
+
+def _ignore_progress(what: str, done: int, total: int) -> None:
+    """Hear of progress and do nothing."""
+
+
+def default_cache_dir() -> Path:
+    """Return the user's cache folder for this program."""
+    return Path(platformdirs.user_cache_dir("tl-advisor"))
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Everything a fit needs besides the task, the backbone and its hyperparameters.
+
+    Attributes
+    ----------
+    precision
+        Autocast type of forward and backward passes; ``torch.float32`` means none.
+    deadline_s
+        ``time.monotonic()`` at which to stop, or None.
+    on_epoch
+        Called with (epoch from 1, val accuracy); may raise to end the fit.
+    on_progress
+        Called with (what, done, total).
+    """
+
+    cache: ArrayCache
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: torch.dtype = torch.float32
+    seed: int = 0
+    n_workers: int = 2
+    deadline_s: float | None = None
+    on_epoch: OnEpoch = _ignore_epoch
+    on_progress: OnProgress = _ignore_progress
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the deadline, infinite without one."""
+        return np.inf if self.deadline_s is None else self.deadline_s - time.monotonic()
+
+    def check_time(self) -> None:
+        """Raise `OutOfTime` once the deadline has passed."""
+        if self.seconds_left() <= 0:
+            raise OutOfTime("The time limit was reached before there was a result.")
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Return the autocast context of this precision on this device."""
+        if self.precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.precision)
+
+    @contextlib.contextmanager
+    def seeded(self) -> Iterator[None]:
+        """Seed torch's global generators inside the block; leave them untouched outside."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.seed)
+            yield
+
+
+def make_context(
+    *,
+    device: str = "auto",
+    cache_dir: Path | None = None,
+    seed: int = 0,
+    on_progress: OnProgress = _ignore_progress,
+) -> RunContext:
+    """Choose device and precision for this machine.
+
+    Raises
+    ------
+    TransferError
+        If the device is unknown or not there.
+    """
+    chosen = _choose_device(device)
+    return RunContext(
+        cache=ArrayCache(cache_dir or default_cache_dir()),
+        device=chosen,
+        precision=_choose_precision(chosen),
+        seed=seed,
+        n_workers=max(2, min(16, os.cpu_count() or 2)),
+        on_progress=on_progress,
+    )
+
+
+def _choose_device(device: str) -> torch.device:
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TransferError(
+            f"--device {device} cannot be used here: {reason} Use auto, cpu, cuda or cuda:N."
+        ) from error
+    return chosen
+
+
+def _choose_precision(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
+        return torch.bfloat16
+    return torch.float32

@@ -1,0 +1,74 @@
+"""The same network trained from random weights: the control for negative transfer."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, final
+
+from optuna.trial import BaseTrial
+
+from strategies.base import Strategy
+from strategies.core.backbone import Backbone
+from strategies.core.classifier import ImageClassifier, make_network
+from strategies.core.fine_tuning import calibrate, default_steps, training_passes
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask
+from strategies.core.training import Recipe, train
+
+
+@final
+@dataclass(frozen=True)
+class FromScratch(Strategy):
+    """All layers trained from random weights, BatchNorm included.
+
+    Attributes
+    ----------
+    lr
+        Peak learning rate.
+    steps
+        Optimiser steps of 32 pictures; None: twice those of a fine-tune.
+    hflip
+        Whether train pictures are mirrored at random.
+    """
+
+    lr: float = 3e-3
+    steps: int | None = None
+    hflip: bool = False
+
+    name: ClassVar[str] = "from_scratch"
+    summary: ClassVar[str] = "all layers trained from random weights: what transfer must beat"
+    references: ClassVar[tuple[str, ...]] = (
+        "K. He, R. Girshick, P. Dollar, Rethinking ImageNet pre-training, ICCV 2019",
+    )
+    selects_on_val: ClassVar[bool] = True
+
+    @classmethod
+    def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
+        """Draw learning rate, steps and mirroring."""
+        base = 2 * default_steps(len(task.train), 32)
+        return cls(
+            lr=trial.suggest_float("lr", 3e-4, 1e-2, log=True),
+            steps=trial.suggest_int("steps", base // 2, 2 * base),
+            hflip=trial.suggest_categorical("hflip", [False, True]),
+        )
+
+    def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
+        """Train; the weights that were best on val are kept."""
+        ctx.check_time()
+        used = replace(self, steps=self._steps(task))
+        recipe = Recipe(
+            steps=self._steps(task), lr=self.lr, batch_norm="trained", hflip=self.hflip
+        )
+        depths = (backbone.n_depths,)
+        with ctx.seeded():
+            network = make_network(backbone.with_random_weights(), depths, task.n_classes)
+            train(network, task, backbone, recipe, ctx)
+        calibrate(network, task, backbone, ctx)
+        return ImageClassifier(
+            task.classes, backbone, depths, network, self.name, used.hyperparameters()
+        )
+
+    def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
+        """Return the passes of all steps and of judging on val."""
+        return training_passes(len(task.train), len(task.val), self._steps(task), 32, frozen=0.0)
+
+    def _steps(self, task: ImageTask) -> int:
+        return self.steps or 2 * default_steps(len(task.train), 32)
