@@ -68,15 +68,22 @@ class Profile:
     similarity
         None where it cannot be measured (no BatchNorm).
     probes
-        Softmax probes by depth, then SVMs by depth, then both on all depths.
+        Softmax at the penultimate depth and on all, then SVMs at every depth and on all.
+    layer_svm
+        The SVM at the depth that cross-validation chose, judged without the optimism of choosing.
+    n_measured
+        Pictures of train and val that similarity and probes were measured on.
     ms_per_image
         Measured time of one frozen forward pass, reading included.
+    image_passes
+        Cost of every strategy with its default hyperparameters, in forward passes.
+    why_not
+        Reasons of the strategies that do not apply.
     """
 
     n: int
     n_train: int
     n_val: int
-    n_test: int
     n_by_class: Mapping[str, int]
     imbalance: float
     median_side_px: float
@@ -86,8 +93,12 @@ class Profile:
     flops_shares: tuple[float, ...]
     similarity: DomainSimilarity | None
     probes: tuple[ProbeResult, ...]
+    layer_svm: ProbeResult
     majority_share: float
+    n_measured: int
     ms_per_image: float
+    image_passes: Mapping[str, float]
+    why_not: Mapping[str, str]
 
     @property
     def n_classes(self) -> int:
@@ -98,6 +109,11 @@ class Profile:
     def n_per_class(self) -> float:
         """Mean number of pictures a class."""
         return self.n / self.n_classes
+
+    @property
+    def linear_probe(self) -> ProbeResult:
+        """The softmax probe at the penultimate depth."""
+        return self.probes[0]
 
 
 @dataclass(frozen=True)
@@ -147,6 +163,15 @@ class Rejection:
 
     strategy: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What `recommend` decides: strategies best first, and those that do not apply."""
+
+    quadrant: Quadrant
+    recommendations: tuple[Recommendation, ...]
+    rejections: tuple[Rejection, ...]
 
 
 @dataclass(frozen=True)

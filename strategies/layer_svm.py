@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import ClassVar, Self, final
 
-import numpy as np
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
@@ -11,7 +10,12 @@ from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
 from strategies.core.features import extract_features
 from strategies.core.frozen import fit_on_features
-from strategies.core.probes import STRENGTHS, cross_validate, fold_numbers
+from strategies.core.probes import (
+    STRENGTHS,
+    cheapest_within_error,
+    cross_validate,
+    fold_numbers,
+)
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, labels_of
 
@@ -76,19 +80,13 @@ def depth_set(depth: int, backbone: Backbone) -> tuple[int, ...]:
 
 
 def choose_depth(task: ImageTask, backbone: Backbone, ctx: RunContext) -> int:
-    """Choose by cross-validation: the earliest depth within a standard error of the best, or 0.
-
-    References
-    ----------
-    The one-standard-error rule of L. Breiman et al., Classification and regression trees, 1984.
-    """
+    """Choose by cross-validation: the earliest depth within a standard error of the best, or 0."""
     features = extract_features(task.train, backbone, ctx)
     labels = labels_of(task.train)
     folds = fold_numbers(labels, ctx.seed)
-    hits = []
     candidates = [*range(1, backbone.n_depths + 1), 0]
-    for depth in candidates:
-        tried = cross_validate(
+    tried = [
+        cross_validate(
             features.at(depth_set(depth, backbone)),
             labels,
             task.n_classes,
@@ -96,10 +94,6 @@ def choose_depth(task: ImageTask, backbone: Backbone, ctx: RunContext) -> int:
             loss="squared_hinge",
             device=ctx.device,
         )
-        hits.append(tried.correct[tried.best])
-    best = max(hits, key=np.mean)
-    for depth, hit in zip(candidates, hits, strict=True):
-        gap = best.astype(float) - hit
-        if gap.mean() <= gap.std() / np.sqrt(len(labels)):
-            return depth
-    raise AssertionError("the best depth is within a standard error of itself")
+        for depth in candidates
+    ]
+    return candidates[cheapest_within_error([t.correct[t.best] for t in tried])]

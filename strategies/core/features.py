@@ -1,6 +1,7 @@
 """One pass over the pictures: pooled activations of every depth, and BatchNorm moments."""
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +19,7 @@ from strategies.core.images import Pixels, centre_box, read_image, resize_box
 from strategies.core.run import RunContext
 from strategies.core.task import Picture
 
-BATCH = 32
+BATCH, TIMED_BATCH = 32, 8
 CHANNELS_PER_LAYER = 64
 GRID = 28
 """Moments are taken on a regular grid of about GRID x GRID positions where a map is larger."""
@@ -93,6 +94,24 @@ def extract_features(
     if missing:
         rows |= _compute(missing, net, layout, backbone, ctx, space)
     return _assemble(np.stack([rows[d] for d in digests]), backbone, layout)
+
+
+def time_per_image_ms(pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext) -> float:
+    """Measure one picture's share of a frozen forward pass, reading included, in milliseconds.
+
+    The median over a few batches of real pictures, the first of which only warms up.
+    """
+    body, _ = _prepare(backbone, ctx)
+    paths = [pictures[i % len(pictures)].path for i in range(4 * TIMED_BATCH)]
+    times = []
+    with torch.inference_mode(), ctx.autocast():
+        start = time.perf_counter()
+        for pixels in batches(paths, backbone, ctx.n_workers, TIMED_BATCH):
+            body(to_input(pixels, backbone, ctx.device)).cpu()
+            now = time.perf_counter()
+            times.append(now - start)
+            start = now
+    return float(1000 * np.median(times[1:]) / TIMED_BATCH)
 
 
 def _space(backbone: Backbone, ctx: RunContext) -> str:

@@ -94,7 +94,7 @@ def make_context(
     TransferError
         If the device is unknown or not there.
     """
-    chosen = _choose_device(device)
+    chosen = make_device(device)
     return RunContext(
         cache=ArrayCache(cache_dir or default_cache_dir()),
         device=chosen,
@@ -105,7 +105,14 @@ def make_context(
     )
 
 
-def _choose_device(device: str) -> torch.device:
+def make_device(device: str) -> torch.device:
+    """Return a device by name; "auto" is the fastest that is there.
+
+    Raises
+    ------
+    TransferError
+        If the device is unknown or not there.
+    """
     if device == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")

@@ -56,7 +56,7 @@ class ImageTask:
     Attributes
     ----------
     split_source
-        Where each split comes from, for people.
+        Where each split comes from and how many pictures it has, for people.
     skipped
         Files that were left out. No file is ever changed or deleted.
     """
@@ -142,6 +142,7 @@ def load_task(
     splits, made = _cut_missing_splits(splits, len(classes), seed)
     if made:
         split_source += f"; {' and '.join(made)} cut at random by class (seed {seed})"
+    split_source += ": " + ", ".join(f"{len(splits[k])} {k}" for k in SPLIT_NAMES)
     return ImageTask(
         name=data.resolve().name,
         root=data,

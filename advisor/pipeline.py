@@ -1,0 +1,198 @@
+"""The program on one page: a folder of pictures to advice, and to a classifier."""
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from advisor.checks import check
+from advisor.priors import load_priors
+from advisor.profile import measure
+from advisor.recommend import recommend
+from advisor.report.as_json import advice_record, outcome_record
+from advisor.search import search
+from advisor.types import Advice, Choice, Outcome
+from strategies.core.backbone import CATALOGUE, DEFAULT_BACKBONE, Backbone, load_backbone
+from strategies.core.classifier import evaluate, write_json
+from strategies.core.errors import StorageError
+from strategies.core.run import OnProgress, RunContext, make_context
+from strategies.core.task import ImageTask, load_task
+from strategies.registry import get_strategy
+
+AUTO = "auto"
+TINY_PX = 64
+"""Pictures with a smaller median side gain nothing from the backbone's full input size."""
+TINY_INPUT_PX = 128
+
+
+@dataclass(frozen=True)
+class Options:
+    """What both commands take; the defaults choose by themselves.
+
+    Attributes
+    ----------
+    backbone, input_px, device, strategy
+        "auto" or None: chosen here, printed with the reason.
+    val, test
+        Folders of class folders given apart from the data.
+    cache_dir
+        Where features are kept; None: the user's cache folder.
+    """
+
+    backbone: str = AUTO
+    input_px: int | None = None
+    strategy: str = AUTO
+    val: Path | None = None
+    test: Path | None = None
+    seed: int = 0
+    device: str = AUTO
+    cache_dir: Path | None = None
+    on_progress: OnProgress | None = field(default=None, compare=False)
+
+
+DEFAULTS = Options()
+
+
+def advise(data: Path | str, options: Options = DEFAULTS) -> Advice:
+    """Say which strategy suits a folder of labelled pictures, from measurements on them.
+
+    Raises
+    ------
+    TransferError
+        If the data, the backbone or a setting cannot be used; the message says what to do.
+    """
+    ctx = _context(options)
+    task = _load(Path(data), options, ctx)
+    backbone, choices = _backbone(task, options)
+    return _advise(task.hide_test(), backbone, choices, options, ctx)
+
+
+def auto(
+    data: Path | str,
+    out: Path | str,
+    options: Options = DEFAULTS,
+    *,
+    time_s: float = 600.0,
+    max_trials: int | None = None,
+) -> Outcome:
+    """Take the advice: tune it within a time limit and leave a classifier in a run folder.
+
+    Parameters
+    ----------
+    out
+        The run folder; it must not exist yet, or be empty.
+    time_s
+        Wall-clock limit of everything: measuring, tuning, judging, saving.
+
+    Raises
+    ------
+    TransferError
+        If the data, the backbone or a setting cannot be used, or the time was too short.
+    """
+    start = time.monotonic()
+    folder = _new_folder(Path(out))
+    ctx = _context(options)
+    task = _load(Path(data), options, ctx)
+    backbone, choices = _backbone(task, options)
+    limit = replace(ctx, deadline_s=start + time_s)
+    advice = _advise(task.hide_test(), backbone, choices, options, limit)
+    write_json(folder / "advice.json", advice_record(advice))
+    reserve_s = 2 + 2 * len(task.test or ()) * advice.profile.ms_per_image / 1000
+    found = search(
+        advice,
+        task.hide_test(),
+        backbone,
+        replace(ctx, deadline_s=start + time_s - reserve_s),
+        folder=folder,
+        max_trials=max_trials,
+        only=None if options.strategy == AUTO else options.strategy,
+    )
+    test = evaluate(found.classifier, task.test) if task.test else None
+    seconds = time.monotonic() - start
+    outcome = Outcome(
+        advice, found.trials, found.best, test, found.refitted, folder, round(seconds, 3)
+    )
+    write_json(folder / "outcome.json", outcome_record(outcome))
+    return outcome
+
+
+def _advise(
+    task: ImageTask,
+    backbone: Backbone,
+    choices: tuple[Choice, ...],
+    options: Options,
+    ctx: RunContext,
+) -> Advice:
+    start = time.monotonic()
+    priors = load_priors()
+    profile = measure(task, backbone, ctx, priors.landmarks)
+    forced = None if options.strategy == AUTO else options.strategy
+    decision = recommend(profile, priors, forced)
+    return Advice(
+        task=task.name,
+        data=task.root,
+        recommendations=decision.recommendations,
+        rejections=decision.rejections,
+        quadrant=decision.quadrant,
+        profile=profile,
+        findings=check(task, profile),
+        quarantine=task.skipped,
+        choices=(*choices, *_device_choice(options, ctx)),
+        split=task.split_source,
+        seed=options.seed,
+        seconds=round(time.monotonic() - start, 3),
+    )
+
+
+def _context(options: Options) -> RunContext:
+    if options.strategy != AUTO:
+        get_strategy(options.strategy)
+    given = {} if options.on_progress is None else {"on_progress": options.on_progress}
+    return make_context(
+        device=options.device, cache_dir=options.cache_dir, seed=options.seed, **given
+    )
+
+
+def _load(data: Path, options: Options, ctx: RunContext) -> ImageTask:
+    return load_task(
+        data, val=options.val, test=options.test, seed=options.seed, n_workers=ctx.n_workers
+    )
+
+
+def _backbone(task: ImageTask, options: Options) -> tuple[Backbone, tuple[Choice, ...]]:
+    """Choose the backbone and its input size, and say so."""
+    name = DEFAULT_BACKBONE if options.backbone == AUTO else options.backbone
+    choices = []
+    if options.backbone == AUTO:
+        choices.append(Choice("backbone", name, "embedded default; pin with --backbone"))
+    px = options.input_px
+    side = float(np.median([min(p.width_px, p.height_px) for p in task.train]))
+    if px is None and side < TINY_PX:
+        px = TINY_INPUT_PX
+        why = f"the pictures' median side is {side:.0f} px; pin with --input-px"
+        choices.append(Choice("input_px", str(px), why))
+    backbone = load_backbone(name, input_px=px)
+    if px is None:
+        why = "what the backbone was trained with; pin with --input-px"
+        choices.append(Choice("input_px", str(backbone.input_px), why))
+    if name not in CATALOGUE:
+        choices.append(Choice("weights' licence", backbone.licence, "stated by timm"))
+    return backbone, tuple(choices)
+
+
+def _device_choice(options: Options, ctx: RunContext) -> tuple[Choice, ...]:
+    if options.device != AUTO:
+        return ()
+    precision = str(ctx.precision).removeprefix("torch.")
+    return (Choice("device", f"{ctx.device} ({precision})", "found here; pin with --device"),)
+
+
+def _new_folder(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise StorageError(f"{folder} is not empty. Give a new folder with --out.")
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be used as a run folder: {error}") from error
+    return folder

@@ -1,0 +1,67 @@
+"""What the benchmarks showed before this task was seen, as a few dozen numbers."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+
+@dataclass(frozen=True)
+class Line:
+    """A quantity as a straight line over domain similarity, with what the line leaves open.
+
+    Attributes
+    ----------
+    at_similar, at_different
+        Its value at similarity 1 and 0.
+    sd
+        Standard deviation of the measured values around the line.
+    """
+
+    at_similar: float
+    at_different: float
+    sd: float = 0.0
+
+    def at(self, similarity: float) -> float:
+        """Return the value at a similarity in [0, 1]."""
+        return self.at_different + similarity * (self.at_similar - self.at_different)
+
+
+@dataclass(frozen=True)
+class Priors:
+    """Thresholds of the quadrants, and what fine-tuning gained where it was measured.
+
+    Attributes
+    ----------
+    similar_above, similarity_margin
+        Similarity from which a domain is similar, and how near to it is too near to call.
+    large_above_per_class, size_margin_factor
+        The same for pictures a class (a factor).
+    error_removed
+        Share of the linear probe's error that a strategy removes, by strategy; negative where it
+        adds to the error.
+    lr
+        First learning rate of a fine-tune; the line is over its logarithm.
+    landmarks
+        (name, shift in nats) of measured sets.
+    """
+
+    provenance: str
+    similar_above: float
+    similarity_margin: float
+    large_above_per_class: float
+    size_margin_factor: float
+    error_removed: Mapping[str, Line]
+    lr: Line
+    landmarks: tuple[tuple[str, float], ...]
+
+
+@cache
+def load_priors() -> Priors:
+    """Read the priors that come with the program."""
+    record = json.loads(files("advisor").joinpath("priors.json").read_text())
+    lines = {name: Line(**line) for name, line in record["error_removed"].items()}
+    landmarks = tuple((name, float(nats)) for name, nats in record["landmarks"])
+    fixed = {"error_removed": lines, "lr": Line(**record["lr"]), "landmarks": landmarks}
+    return Priors(**(record | fixed))

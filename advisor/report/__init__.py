@@ -1,0 +1,1 @@
+"""Advice and outcome for people and for programs."""

@@ -1,0 +1,54 @@
+"""Advice and outcome as JSON: the same facts as the reports, in a versioned schema."""
+
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from advisor.types import SCHEMA_VERSION, Advice, Outcome
+from strategies.core.metrics import Interval
+
+
+def advice_record(advice: Advice) -> dict[str, Any]:
+    """Return the advice as plain JSON values."""
+    similarity = advice.profile.similarity
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "task": advice.task,
+        "data": str(advice.data),
+        "recommendations": [asdict(r) for r in advice.recommendations],
+        "rejections": [asdict(r) for r in advice.rejections],
+        "quadrant": asdict(advice.quadrant),
+        "similarity": None if similarity is None else asdict(similarity.score),
+        "profile": asdict(advice.profile),
+        "findings": [asdict(f) for f in advice.findings],
+        "quarantine": [{"path": str(s.path), "reason": s.reason} for s in advice.quarantine],
+        "choices": [asdict(c) for c in advice.choices],
+        "split": advice.split,
+        "seed": advice.seed,
+        "versions": {name: version(name) for name in ("tl-advisor", "torch", "timm")},
+        "seconds": advice.seconds,
+    }
+
+
+def outcome_record(outcome: Outcome) -> dict[str, Any]:
+    """Return the outcome of a run as plain JSON values; the advice stands in its own file."""
+    best, test = outcome.best, outcome.test
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "task": outcome.advice.task,
+        "best": {
+            "trial": best.number,
+            "strategy": best.strategy,
+            "hyperparameters": dict(best.hyperparameters),
+            "val_accuracy": _interval(best.val_accuracy),
+        },
+        "refitted_on_train_and_val": outcome.refitted,
+        "test_accuracy": None if test is None else _interval(test.accuracy),
+        "test": None if test is None else asdict(test),
+        "n_trials": len(outcome.trials),
+        "seconds": outcome.seconds,
+    }
+
+
+def _interval(interval: Interval | None) -> dict[str, float] | None:
+    return None if interval is None else asdict(interval)
