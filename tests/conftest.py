@@ -1,0 +1,86 @@
+"""Fixtures: no network, a private cache, small pictures made here, and the shared real ones."""
+
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from strategies.core.backbone import Backbone, load_backbone
+from strategies.core.cache import ArrayCache
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask, load_task
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nothing reach beyond this machine."""
+    if "network" in request.keywords:
+        return
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError("tests have no network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data sets beside the checkout."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared/data beside this checkout: the real pictures are not here")
+    return SHARED
+
+
+@pytest.fixture
+def ctx(tmp_path: Path) -> RunContext:
+    """A context on the CPU in full precision, with a cache of its own."""
+    return RunContext(cache=ArrayCache(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def backbone() -> Backbone:
+    """The embedded backbone at a small input size."""
+    return load_backbone(input_px=64)
+
+
+def stripes(label: int, rng: np.random.Generator, px: int = 48) -> Image.Image:
+    """Draw a picture whose class is the direction of its stripes; colours say nothing."""
+    y, x = np.mgrid[0:px, 0:px] / px
+    angle = np.pi * label / 3 + rng.normal(0, 0.05)
+    wave = np.sin(2 * np.pi * (4 * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform()))
+    colours = rng.uniform(60, 195, 3) + np.multiply.outer(wave, rng.uniform(-55, 55, 3))
+    noisy = colours + rng.normal(0, 12, (px, px, 3))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+
+def write_folder(root: Path, n_per_class: int, n_classes: int = 3, seed: int = 0) -> Path:
+    """Write class folders of striped pictures."""
+    rng = np.random.default_rng(seed)
+    for label in range(n_classes):
+        folder = root / f"class{label}"
+        folder.mkdir(parents=True, exist_ok=True)
+        for i in range(n_per_class):
+            stripes(label, rng).save(folder / f"{i:03d}.png")
+    return root
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Write class folders below a temporary folder: ``make_folder(name, n_per_class)``."""
+
+    def make(name: str, n_per_class: int, n_classes: int = 3, seed: int = 0) -> Path:
+        return write_folder(tmp_path / name, n_per_class, n_classes, seed)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_task(tmp_path_factory: pytest.TempPathFactory) -> ImageTask:
+    """Three classes of sixteen striped pictures."""
+    return load_task(write_folder(tmp_path_factory.mktemp("striped"), 16))
+
