@@ -11,14 +11,14 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from advisor.pipeline import Options
+    pass
 
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -157,9 +157,7 @@ def predict_command(
                     {"path": p, "classes": [{"class": c, "probability": v} for c, v in row]}
                     for p, row in ranked
                 ],
-                "quarantine": [
-                    {"path": str(s.path), "reason": s.reason} for s in result.skipped
-                ],
+                "quarantine": [{"path": str(s.path), "reason": s.reason} for s in result.skipped],
             }
         )
     elif as_csv:
@@ -216,7 +214,7 @@ def _fresh_run(data: Path) -> Path:
     return folder
 
 
-def _fail(message: str) -> Any:
+def _fail(message: str) -> NoReturn:
     stderr.print(f"Error: {message}", highlight=False, markup=False)
     raise typer.Exit(USAGE_ERROR)
 

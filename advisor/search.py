@@ -237,5 +237,3 @@ def _finish(
 def _append(path: Path, record: TrialRecord) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(record)) + "\n")
-
-

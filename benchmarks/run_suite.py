@@ -43,7 +43,8 @@ def main() -> None:
         for n_per_class in args.n_per_class:
             for name in names:
                 todo = [
-                    (s, h) for s, h in GRID
+                    (s, h)
+                    for s, h in GRID
                     if (name, n_per_class, seed, s, json.dumps(h)) not in done
                     and (not args.strategies or s in args.strategies)
                 ]
@@ -62,19 +63,32 @@ def main() -> None:
                     assert task.test is not None
                     result = evaluate(fitted, task.test)
                     row = {
-                        "set": name, "n_per_class": n_per_class, "seed": seed,
-                        "strategy": strategy, "grid": hyperparameters,
+                        "set": name,
+                        "n_per_class": n_per_class,
+                        "seed": seed,
+                        "strategy": strategy,
+                        "grid": hyperparameters,
                         "hyperparameters": dict(fitted.hyperparameters),
-                        "input_px": args.input_px, "seconds": round(seconds, 2),
-                        "advice_s": round(advice_s, 2), "n_test": result.n,
+                        "input_px": args.input_px,
+                        "seconds": round(seconds, 2),
+                        "advice_s": round(advice_s, 2),
+                        "n_test": result.n,
                         "accuracy": result.accuracy.mid,
                         "mean_per_class": result.mean_per_class,
                         "profile": asdict(profile),
                     }
                     with args.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
-                    print(name, n_per_class, seed, strategy, hyperparameters,
-                          result.accuracy.percent(), f"{seconds:.0f}s", flush=True)
+                    print(
+                        name,
+                        n_per_class,
+                        seed,
+                        strategy,
+                        hyperparameters,
+                        result.accuracy.percent(),
+                        f"{seconds:.0f}s",
+                        flush=True,
+                    )
 
 
 def subsample(task: ImageTask, n_per_class: int, seed: int) -> ImageTask:
@@ -99,8 +113,7 @@ def _done(out: Path) -> set[tuple[str, int, int, str, str]]:
         return set()
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     return {
-        (r["set"], r["n_per_class"], r["seed"], r["strategy"], json.dumps(r["grid"]))
-        for r in rows
+        (r["set"], r["n_per_class"], r["seed"], r["strategy"], json.dumps(r["grid"])) for r in rows
     }
 
 

@@ -43,7 +43,9 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     """Print what a run found, and how to use it."""
     best = outcome.best
     test = outcome.test
-    said = "no test pictures" if test is None else f"{test.accuracy.percent()} on {test.n} pictures"
+    said = (
+        "no test pictures" if test is None else f"{test.accuracy.percent()} on {test.n} pictures"
+    )
     facts = Table.grid(padding=(0, 2))
     facts.add_row("best strategy", Text(best.strategy, style="bold"))
     facts.add_row("test accuracy", Text(said, style="bold"))
@@ -211,4 +213,3 @@ def _choices(advice: Advice) -> RenderableType | None:
 
 def _pairs(items: Iterable[tuple[str, object]]) -> list[str]:
     return [f"{k} {v:.2g}" if isinstance(v, float) else f"{k} {v}" for k, v in items]
-

@@ -1,0 +1,66 @@
+"""Profiles made by hand, for tests of what is decided from them."""
+
+from dataclasses import replace
+from typing import Any
+
+from advisor.types import DomainSimilarity, ProbeResult, Profile
+from strategies.core.metrics import Interval, proportion
+
+NAMES = ("blocks.0", "blocks.2", "penultimate")
+
+
+def similarity_of(score: float) -> DomainSimilarity:
+    around = Interval(max(score - 0.03, 0), score, min(score + 0.03, 1))
+    return DomainSimilarity(around, Interval(0.1, 0.1, 0.1), (0.1, 0.1, 0.1), (None, None))
+
+
+def probe(depth: int, loss: str, accuracy: float, gain: float = 0.0, n: int = 400) -> ProbeResult:
+    around = Interval(gain - 0.02, gain, gain + 0.02)
+    return ProbeResult(depth, loss, proportion(accuracy, n), 1e-4, around)
+
+
+def profile_of(
+    *,
+    n_per_class: int = 40,
+    n_classes: int = 10,
+    similarity: float | None = 0.8,
+    linear: float = 0.9,
+    svm: float = 0.9,
+    svm_depth: int = 2,
+    **changes: Any,
+) -> Profile:
+    """Make a profile; `changes` replace its fields."""
+    n = n_per_class * n_classes
+    best_svm = probe(svm_depth, "squared_hinge", svm, svm - linear)
+    base = Profile(
+        n=n,
+        n_train=round(0.8 * n),
+        n_val=round(0.2 * n),
+        n_by_class={f"class{i}": n_per_class for i in range(n_classes)},
+        imbalance=1.0,
+        median_side_px=200.0,
+        backbone="tf_efficientnet_lite0",
+        input_px=224,
+        depth_names=NAMES,
+        flops_shares=(0.2, 0.6, 1.0),
+        similarity=None if similarity is None else similarity_of(similarity),
+        probes=(
+            probe(3, "softmax", linear),
+            probe(0, "softmax", linear),
+            *(probe(d, "squared_hinge", svm if d == svm_depth else svm - 0.05) for d in (1, 2, 3)),
+            probe(0, "squared_hinge", svm - 0.01),
+        ),
+        layer_svm=best_svm,
+        majority_share=1 / n_classes,
+        n_measured=n,
+        ms_per_image=10.0,
+        image_passes={
+            "linear_probe": n,
+            "layer_svm": n,
+            "partial_fine_tune": 12_000.0,
+            "full_fine_tune": 15_000.0,
+            "from_scratch": 30_000.0,
+        },
+        why_not={},
+    )
+    return replace(base, **changes)

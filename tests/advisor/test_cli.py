@@ -1,0 +1,183 @@
+"""The commands as their user meets them."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from advisor.cli import advise_app, auto_app, parse_duration_s
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> list[str]:
+    return ["--cache-dir", str(tmp_path / "cache"), "--input-px", "64"]
+
+
+def test_a_wrong_path_is_answered_at_once_with_what_to_do() -> None:
+    start = time.perf_counter()
+    code = "from advisor.cli import tl_advise; tl_advise()"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "/does/not/exist"], capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - start
+    assert found.returncode == 2
+    assert found.stdout == ""
+    assert "/does/not/exist does not exist. Give a folder" in found.stderr
+    assert "Traceback" not in found.stderr
+    baseline = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import typer, rich.console"], check=True)
+    assert seconds < 0.5 + (time.perf_counter() - baseline)
+
+
+@pytest.mark.parametrize("app", [advise_app, auto_app])
+def test_help_lists_the_options(app: object) -> None:
+    found = runner.invoke(app, ["--help"])  # type: ignore[arg-type]
+    assert found.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--demo"),
+        (["{data}", "--demo"], "both"),
+        (["{data}", "--strategy", "linear_prob"], "linear_probe"),
+        (["{data}", "--backbone", "resnet1"], "resnet"),
+        (["{data}", "--device", "warp"], "--device warp"),
+        (["{data}/class0"], "no subfolders"),
+    ],
+)
+def test_what_the_user_can_mend_is_exit_2_and_a_sentence(
+    arguments: list[str], said: str, make_folder: Callable[..., Path], cache: list[str]
+) -> None:
+    data = make_folder("data", 4)
+    found = runner.invoke(advise_app, [a.format(data=data) for a in arguments] + cache)
+    assert found.exit_code == 2
+    assert found.stdout == ""
+    assert said in " ".join(found.stderr.split())
+
+
+def test_json_is_alone_on_stdout_and_complete(
+    make_folder: Callable[..., Path], cache: list[str]
+) -> None:
+    data = make_folder("data", 12)
+    (data / "class0" / "broken.png").write_bytes(b"no picture")
+    found = runner.invoke(advise_app, [str(data), "--json", *cache])
+    assert found.exit_code == 0, found.output
+    record = json.loads(found.stdout)
+    assert record["schema_version"] == 1
+    best = record["recommendations"][0]
+    assert set(best) == {
+        "strategy",
+        "backbone",
+        "accuracy",
+        "seconds",
+        "hyperparameters",
+        "reasons",
+    }
+    assert best["accuracy"]["low"] <= best["accuracy"]["mid"] <= best["accuracy"]["high"]
+    assert len(record["recommendations"]) + len(record["rejections"]) == 5
+    assert {"size", "domain", "rule", "borderline"} <= set(record["quadrant"])
+    assert 0 <= record["similarity"]["mid"] <= 1
+    assert record["quarantine"][0]["path"].endswith("broken.png")
+    assert any(f["code"] == "TL001" for f in record["findings"])
+    assert record["findings"][0].keys() >= {"code", "severity", "title", "detail", "action"}
+
+
+def test_a_second_call_gives_the_same_advice_but_for_times(
+    make_folder: Callable[..., Path], cache: list[str]
+) -> None:
+    data = make_folder("data", 8)
+
+    def ask() -> dict[str, object]:
+        record = json.loads(runner.invoke(advise_app, [str(data), "--json", *cache]).stdout)
+        timeless = record | {"seconds": 0}
+        timeless["profile"] = record["profile"] | {"ms_per_image": 0}
+        timeless["recommendations"] = [
+            r | {"seconds": 0, "reasons": r["reasons"][:1]} for r in record["recommendations"]
+        ]
+        return timeless
+
+    assert ask() == ask()
+
+
+def test_the_report_fits_80_columns_and_names_every_strategy(
+    make_folder: Callable[..., Path], cache: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    from advisor import cli
+
+    page = io.StringIO()
+    monkeypatch.setattr(cli, "stdout", Console(file=page, width=80))
+    found = runner.invoke(advise_app, [str(make_folder("data", 12)), *cache])
+    assert found.exit_code == 0, found.output
+    text = page.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    for name in ("linear_probe", "layer_svm", "partial_fine_tune", "full_fine_tune"):
+        assert name in text
+
+
+def test_run_then_predict(
+    make_folder: Callable[..., Path], cache: list[str], tmp_path: Path
+) -> None:
+    data, out = make_folder("data", 12), tmp_path / "run"
+    found = runner.invoke(
+        auto_app, ["run", str(data), "--out", str(out), "--trials", "2", "--json", *cache]
+    )
+    assert found.exit_code == 0, found.output
+    record = json.loads(found.stdout)
+    assert record == json.loads((out / "outcome.json").read_text())
+    assert set(record["best"]) >= {"strategy", "hyperparameters", "val_accuracy"}
+    assert record["test_accuracy"]["low"] <= record["test_accuracy"]["high"]
+    for name in ("advice.json", "study.db", "trials.jsonl", "classifier"):
+        assert (out / name).exists()
+
+    again = runner.invoke(auto_app, ["run", str(data), "--out", str(out), *cache])
+    assert again.exit_code == 2
+    assert "not empty" in again.stderr
+
+    (data / "class0" / "broken.png").write_bytes(b"no picture")
+    said = runner.invoke(auto_app, ["predict", str(out), str(data), "--json", "--top", "2"])
+    assert said.exit_code == 0, said.output
+    predictions = json.loads(said.stdout)
+    assert len(predictions["predictions"]) == 36
+    assert all(len(p["classes"]) == 2 for p in predictions["predictions"])
+    assert [Path(q["path"]).name for q in predictions["quarantine"]] == ["broken.png"]
+
+    table = runner.invoke(auto_app, ["predict", str(out), str(data / "class1"), "--csv"])
+    rows = list(csv.DictReader(io.StringIO(table.stdout)))
+    assert len(rows) == 12
+    assert {r["class"] for r in rows} <= {"class0", "class1", "class2"}
+
+
+def test_a_forced_strategy_is_the_only_one_searched(
+    make_folder: Callable[..., Path], cache: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["run", str(make_folder("data", 8)), "--out", str(out), "--trials", "2"]
+    found = runner.invoke(auto_app, [*arguments, "--strategy", "layer_svm", "--json", *cache])
+    assert found.exit_code == 0, found.output
+    lines = [json.loads(x) for x in (out / "trials.jsonl").read_text().splitlines()]
+    assert [x["strategy"] for x in lines] == ["layer_svm", "layer_svm"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("45", 45)]
+)
+def test_durations_are_read(text: str, seconds: float) -> None:
+    assert parse_duration_s(text) == seconds
+
+
+def test_a_wrong_duration_is_refused(make_folder: Callable[..., Path]) -> None:
+    found = runner.invoke(auto_app, ["run", str(make_folder("data", 4)), "--time", "soon"])
+    assert found.exit_code == 2
+    assert "10m" in found.stderr

@@ -1,0 +1,151 @@
+"""The search: floor first, records without holes, the best one kept on disk."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+
+from advisor.pipeline import DEFAULTS, advise
+from advisor.search import SearchResult, search
+from advisor.types import Advice, TrialRecord
+from strategies.core.backbone import Backbone
+from strategies.core.classifier import ImageClassifier
+from strategies.core.errors import DataError, OutOfTime, TrainingDiverged
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask, load_task
+from strategies.full_fine_tune import FullFineTune
+from strategies.layer_svm import LayerSVM
+from strategies.linear_probe import LinearProbe
+
+
+@pytest.fixture
+def task(make_folder: Callable[..., Path]) -> ImageTask:
+    return load_task(make_folder("data", 12))
+
+
+@pytest.fixture
+def advice(task: ImageTask, tmp_path: Path) -> Advice:
+    return advise(task.root, replace(DEFAULTS, input_px=64, cache_dir=tmp_path / "cache"))
+
+
+class Runner:
+    """A search in a folder of its own."""
+
+    def __init__(
+        self, advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext, folder: Path
+    ) -> None:
+        self.advice, self.task, self.backbone, self.ctx = advice, task, backbone, ctx
+        self.folder = folder
+        folder.mkdir()
+
+    def __call__(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
+        return search(
+            self.advice,
+            self.task.hide_test(),
+            self.backbone,
+            self.ctx,
+            folder=self.folder,
+            max_trials=max_trials,
+            only=only,
+        )
+
+    def study(self, name: str) -> optuna.Study:
+        return optuna.load_study(study_name=name, storage=f"sqlite:///{self.folder / 'study.db'}")
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(x) for x in (self.folder / "trials.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def run(
+    advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext, tmp_path: Path
+) -> Runner:
+    return Runner(advice, task, backbone, ctx, tmp_path / "run")
+
+
+def score(record: TrialRecord) -> float:
+    assert record.val_accuracy is not None
+    return record.val_accuracy.mid
+
+
+def test_the_probe_comes_first_and_a_classifier_is_on_disk(run: Runner) -> None:
+    found = run(max_trials=1)
+    assert [t.strategy for t in found.trials] == ["linear_probe"]
+    saved = ImageClassifier.load(run.folder / "classifier")
+    paths = [p.path for p in run.task.val]
+    np.testing.assert_allclose(
+        saved.predict_proba(paths), found.classifier.predict_proba(paths), atol=1e-6
+    )
+
+
+def test_every_trial_is_in_the_study_and_in_the_list(run: Runner) -> None:
+    found = run(max_trials=4, only="layer_svm")
+    trials = run.study("layer_svm").trials
+    assert len(found.trials) == len(run.lines()) == len(trials) == 4
+    assert [t.value for t in trials] == [score(t) for t in found.trials]
+    assert score(found.best) == max(map(score, found.trials))
+
+
+def test_the_first_trial_is_the_advice(run: Runner) -> None:
+    run(max_trials=1, only="layer_svm")
+    advised = next(r for r in run.advice.recommendations if r.strategy == "layer_svm")
+    assert run.study("layer_svm").trials[0].params == dict(advised.hyperparameters)
+
+
+def test_a_failed_trial_has_a_reason_and_no_score(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*args: object) -> ImageClassifier:
+        raise TrainingDiverged("the loss was not finite")
+
+    monkeypatch.setattr(FullFineTune, "fit", diverge)
+    with pytest.raises(OutOfTime, match="not finite"):
+        run(max_trials=1, only="full_fine_tune")
+    (record,) = run.lines()
+    assert record["val_accuracy"] is None
+    assert "not finite" in record["reason"]
+    (trial,) = run.study("full_fine_tune").trials
+    assert trial.value is None
+    assert trial.state == optuna.trial.TrialState.FAIL
+
+
+def test_a_failure_does_not_end_the_search(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*args: object) -> ImageClassifier:
+        raise TrainingDiverged("the loss was not finite")
+
+    advised = run.advice.recommendations
+    ranked = sorted(advised, key=lambda r: r.strategy != "layer_svm")
+    run.advice = replace(run.advice, recommendations=tuple(ranked))
+    monkeypatch.setattr(LayerSVM, "fit", diverge)
+    found = run(max_trials=3)
+    assert found.best.strategy == "linear_probe"
+    assert any(t.reason for t in found.trials)
+
+
+def test_a_winning_probe_is_fitted_once_more_with_val(run: Runner) -> None:
+    found = run(max_trials=1)
+    assert found.refitted
+    expected = LinearProbe(**found.best.hyperparameters).fit(
+        run.task.hide_test().with_val_in_train(), run.backbone, run.ctx
+    )
+    paths = [p.path for p in run.task.fit_split]
+    np.testing.assert_allclose(
+        found.classifier.predict_proba(paths), expected.predict_proba(paths), atol=1e-6
+    )
+
+
+def test_no_time_is_out_of_time(run: Runner) -> None:
+    run.ctx = replace(run.ctx, deadline_s=0.0)
+    with pytest.raises(OutOfTime, match="--time"):
+        run()
+
+
+def test_nothing_to_select_on_is_refused(run: Runner) -> None:
+    run.task = replace(run.task, val=())
+    with pytest.raises(DataError, match="--val"):
+        run()

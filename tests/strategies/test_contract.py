@@ -1,0 +1,160 @@
+"""What every registered strategy promises."""
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+import torch
+from optuna.trial import FixedTrial
+
+from strategies.base import Strategy
+from strategies.core.backbone import Backbone
+from strategies.core.classifier import ImageClassifier
+from strategies.core.errors import NotApplicable, OutOfTime
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask
+from strategies.registry import STRATEGIES, get_strategy
+
+QUICK = {
+    "partial_fine_tune": {"steps": 3},
+    "full_fine_tune": {"steps": 3},
+    "from_scratch": {"steps": 3},
+}
+
+pytestmark = pytest.mark.parametrize("name", STRATEGIES)
+
+
+@pytest.fixture
+def strategy(name: str) -> Strategy:
+    return get_strategy(name)(**QUICK.get(name, {}))
+
+
+@pytest.fixture
+def fitted(
+    strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> ImageClassifier:
+    return strategy.fit(small_task.hide_test(), backbone, ctx)
+
+
+def test_is_a_frozen_dataclass_registered_by_its_name(name: str) -> None:
+    kind = STRATEGIES[name]
+    assert kind.name == name
+    assert kind.summary
+    assert kind.references
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        kind().name = "other"  # type: ignore[misc]
+
+
+def test_default_hyperparameters_are_plain_values(name: str) -> None:
+    for value in STRATEGIES[name]().hyperparameters().values():
+        assert value is None or isinstance(value, (bool, int, float, str))
+
+
+def test_a_suggestion_replays_from_its_parameters(
+    name: str, small_task: ImageTask, backbone: Backbone
+) -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    trial = study.ask()
+    drawn = STRATEGIES[name].suggest(trial, small_task, backbone)
+    assert STRATEGIES[name].suggest(FixedTrial(trial.params), small_task, backbone) == drawn
+    assert drawn.why_not(small_task, backbone) is None
+
+
+def test_cost_grows_with_pictures_and_is_positive(
+    strategy: Strategy, small_task: ImageTask, backbone: Backbone
+) -> None:
+    double = replace(small_task, train=small_task.train * 2, val=small_task.val * 2, test=None)
+    once = strategy.image_passes(small_task, backbone)
+    assert 0 < once < strategy.image_passes(double, backbone)
+
+
+def test_probabilities_have_a_column_a_class_and_sum_to_one(
+    fitted: ImageClassifier, small_task: ImageTask
+) -> None:
+    assert small_task.test is not None
+    found = fitted.predict_proba([p.path for p in small_task.test])
+    assert found.shape == (len(small_task.test), small_task.n_classes)
+    assert np.all(found >= 0)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+
+
+def test_same_seed_same_predictions_and_nothing_global_is_touched(
+    strategy: Strategy,
+    fitted: ImageClassifier,
+    small_task: ImageTask,
+    backbone: Backbone,
+    ctx: RunContext,
+) -> None:
+    before, task_before = torch.get_rng_state(), repr(small_task)
+    again = strategy.fit(small_task.hide_test(), backbone, ctx)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert repr(small_task) == task_before
+    paths = [p.path for p in small_task.val]
+    np.testing.assert_array_equal(fitted.predict_proba(paths), again.predict_proba(paths))
+
+
+def test_saved_is_loaded_is_exported(
+    fitted: ImageClassifier, small_task: ImageTask, backbone: Backbone, tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from strategies.core.export import export_onnx
+    from strategies.core.features import eval_pixels, to_input
+
+    paths = [p.path for p in small_task.val]
+    expected = fitted.predict_proba(paths)
+    fitted.save(tmp_path / "saved")
+    loaded = ImageClassifier.load(tmp_path / "saved")
+    np.testing.assert_allclose(loaded.predict_proba(paths), expected, atol=1e-6)
+    assert loaded.classes == fitted.classes
+    assert dict(loaded.hyperparameters) == dict(fitted.hyperparameters)
+
+    export_onnx(loaded, tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    pixels = np.stack([eval_pixels(path, backbone) for path in paths])
+    images = to_input(pixels, backbone, torch.device("cpu")).numpy()
+    (exported,) = session.run(None, {"images": images})
+    np.testing.assert_allclose(exported, expected, atol=1e-4)
+
+
+def test_test_labels_are_never_read(
+    strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    assert small_task.test is not None
+    nowhere = Path("does/not/exist.png")
+    poisoned = tuple(replace(p, path=nowhere, label=10**6) for p in small_task.test)
+    strategy.fit(replace(small_task, test=poisoned), backbone, ctx)
+
+
+class Stop(Exception):
+    """What a listener raises."""
+
+
+def test_exceptions_of_on_epoch_pass_through(
+    name: str, strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    def stop(epoch: int, val_accuracy: float) -> None:
+        raise Stop
+
+    listening = replace(ctx, on_epoch=stop)
+    if strategy.selects_on_val:
+        with pytest.raises(Stop):
+            strategy.fit(small_task.hide_test(), backbone, listening)
+    else:
+        strategy.fit(small_task.hide_test(), backbone, listening)
+
+
+def test_no_time_left_is_out_of_time(
+    strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    with pytest.raises(OutOfTime):
+        strategy.fit(small_task.hide_test(), backbone, replace(ctx, deadline_s=0.0))
+
+
+def test_a_misspelt_name_is_answered_with_the_right_one(name: str) -> None:
+    with pytest.raises(NotApplicable, match=f"Did you mean .*{name}"):
+        get_strategy(name[:-1])

@@ -1,0 +1,102 @@
+"""The house: which room may know which, and how large a room may be."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FILES = sorted(p for room in ("advisor", "strategies") for p in (ROOT / room).rglob("*.py"))
+
+# From the bottom up; a module may import from its own level (unless it is alone there) and below.
+LEVELS: tuple[tuple[str, ...], ...] = (
+    ("strategies.core",),
+    ("strategies.base",),
+    (
+        "strategies.linear_probe",
+        "strategies.layer_svm",
+        "strategies.partial_fine_tune",
+        "strategies.full_fine_tune",
+        "strategies.from_scratch",
+    ),
+    ("strategies.registry",),
+    ("advisor.types", "advisor.priors"),
+    ("advisor.domain", "advisor.transferability"),
+    ("advisor.profile", "advisor.checks", "advisor.demo", "advisor.predict"),
+    ("advisor.search", "advisor.recommend", "advisor.report"),
+    ("advisor.pipeline",),
+    ("advisor.cli",),
+)
+MAY_NOT_KNOW_ITS_NEIGHBOURS = {2}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def level_of(module: str) -> int | None:
+    for number, rooms in enumerate(LEVELS):
+        if any(module == room or module.startswith(room + ".") for room in rooms):
+            return number
+    return None
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            assert node.module is not None
+            yield node.module
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_every_arrow_points_down(path: Path) -> None:
+    module = module_name(path)
+    if module in ("advisor", "strategies"):
+        return
+    own = level_of(module)
+    assert own is not None, f"{module} stands on no level: add it to LEVELS"
+    for imported in imports_of(path):
+        level = level_of(imported)
+        if level is None or imported == module:
+            continue
+        assert level <= own, f"{module} imports {imported}, which lies above it"
+        assert not (level == own and own in MAY_NOT_KNOW_ITS_NEIGHBOURS), f"{module} -> {imported}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_no_file_is_over_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_only_the_command_line_imports_inside_functions(path: Path) -> None:
+    if module_name(path) == "advisor.cli":
+        return
+    for function in ast.walk(ast.parse(path.read_text())):
+        if isinstance(function, ast.FunctionDef):
+            inside = [n for n in ast.walk(function) if isinstance(n, ast.Import | ast.ImportFrom)]
+            assert not inside, f"{function.name} imports"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_only_the_backbone_knows_timm(path: Path) -> None:
+    if module_name(path) != "strategies.core.backbone":
+        assert not [name for name in imports_of(path) if name.split(".")[0] == "timm"]
+
+
+@pytest.mark.parametrize(
+    "statement", ["import advisor", "import strategies", "import advisor.cli"]
+)
+def test_importing_costs_nothing(statement: str) -> None:
+    heavy = ("torch", "timm", "optuna", "sklearn", "scipy")
+    code = f"{statement}; import sys; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert found.stdout.strip() == "[]"
