@@ -83,4 +83,3 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
 def small_task(tmp_path_factory: pytest.TempPathFactory) -> ImageTask:
     """Three classes of sixteen striped pictures."""
     return load_task(write_folder(tmp_path_factory.mktemp("striped"), 16))
-

@@ -260,7 +260,9 @@ def _solve_path(
     b = x.new_zeros(problems, n_classes)
     path = []
     for strength in strengths:
-        w, b = _minimise(x, onehot, share, w, b, 1 / (curvature + strength), bias_step, loss, strength)
+        w, b = _minimise(
+            x, onehot, share, w, b, 1 / (curvature + strength), bias_step, loss, strength
+        )
         path.append((w, b))
     return path
 
@@ -288,7 +290,9 @@ def _minimise(
         gradient = gradient + strength * ahead_w
         bias_gradient = slope.sum(0)
         next_w, next_b = ahead_w - step * gradient, ahead_b - bias_step * bias_gradient
-        size = ((step * gradient.square()).sum() + (bias_step * bias_gradient.square()).sum()).item()
+        size = (
+            (step * gradient.square()).sum() + (bias_step * bias_gradient.square()).sum()
+        ).item()
         first = size if first is None else first
         if size <= TOLERANCE**2 * max(first, 1e-8):
             return next_w, next_b
@@ -302,7 +306,7 @@ def _minimise(
 
 
 def _slope(scores: Tensor, onehot: Tensor, loss: Loss) -> Tensor:
-    """Derivative of the loss by the scores."""
+    """Return the derivative of the loss by the scores."""
     if loss == "softmax":
         return scores.softmax(dim=2) - onehot
     sign = 2 * onehot - 1
