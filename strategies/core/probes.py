@@ -81,8 +81,8 @@ class _Basis:
 def fold_numbers(labels: Labels, seed: int, n_folds: int | None = None) -> NDArray[np.int64]:
     """Deal the pictures of every class to folds at random, evenly, (n,).
 
-    By default there are `MAX_FOLDS` folds, or as many as the second smallest fold count allows:
-    the size of the smallest class, but at least 2. A class of one picture is then judged by a
+    By default there are as many folds as the smallest class has pictures, but at least 2 and at
+    most `MAX_FOLDS`. A class of one picture is then judged by a
     classifier that never saw it, and counts as wrong.
     """
     if n_folds is None:
@@ -284,9 +284,9 @@ def _minimise(
     t = x.new_ones(problems)
     first = None
     for _ in range(MAX_STEPS):
-        scores = (x @ ahead_w.reshape(r, -1)).view(-1, problems, classes) + ahead_b
+        scores = (x @ ahead_w.reshape(r, problems * classes)).view(-1, problems, classes) + ahead_b
         slope = share * _slope(scores, onehot, loss)
-        gradient = (x.T @ slope.reshape(len(x), -1)).view(r, problems, classes)
+        gradient = (x.T @ slope.reshape(len(x), problems * classes)).view(r, problems, classes)
         gradient = gradient + strength * ahead_w
         bias_gradient = slope.sum(0)
         next_w, next_b = ahead_w - step * gradient, ahead_b - bias_step * bias_gradient
