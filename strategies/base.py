@@ -1,7 +1,7 @@
 """What a strategy is."""
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 
 from optuna.trial import BaseTrial
@@ -12,6 +12,7 @@ from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
 
 
+@dataclass(frozen=True)
 class Strategy(ABC):
     """A way to adapt a pretrained backbone to a task.
 
@@ -54,4 +55,4 @@ class Strategy(ABC):
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return the fields by name."""
-        return asdict(self)  # type: ignore[call-overload,no-any-return]
+        return asdict(self)

@@ -1,7 +1,7 @@
 """All layers trained from the pretrained weights."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, final
+from typing import ClassVar, Self, cast, final
 
 from optuna.trial import BaseTrial
 
@@ -57,7 +57,9 @@ class FullFineTune(Strategy):
             lr=trial.suggest_float("lr", 3e-5, 3e-3, log=True),
             head_lr_factor=trial.suggest_float("head_lr_factor", 1.0, 10.0, log=True),
             steps=trial.suggest_int("steps", base // 2, 2 * base),
-            batch_norm=trial.suggest_categorical("batch_norm", ["frozen", "trained"]),
+            batch_norm=cast(
+                BatchNorm, trial.suggest_categorical("batch_norm", ["frozen", "trained"])
+            ),
             label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.2),
             hflip=trial.suggest_categorical("hflip", [False, True]),
         )

@@ -84,7 +84,7 @@ def choose_depth(task: ImageTask, backbone: Backbone, ctx: RunContext) -> int:
     features = extract_features(task.train, backbone, ctx)
     labels = labels_of(task.train)
     folds = fold_numbers(labels, ctx.seed)
-    candidates = [*range(1, backbone.n_depths + 1), 0]
+    candidates: list[int] = [*range(1, backbone.n_depths + 1), 0]
     tried = [
         cross_validate(
             features.at(depth_set(depth, backbone)),

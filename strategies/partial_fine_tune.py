@@ -1,7 +1,7 @@
 """The first stages frozen, the rest trained from the pretrained weights."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, final
+from typing import ClassVar, Self, cast, final
 
 from optuna.trial import BaseTrial
 
@@ -51,7 +51,9 @@ class PartialFineTune(Strategy):
             lr=trial.suggest_float("lr", 3e-5, 3e-3, log=True),
             head_lr_factor=trial.suggest_float("head_lr_factor", 1.0, 10.0, log=True),
             steps=trial.suggest_int("steps", base // 2, 2 * base),
-            batch_norm=trial.suggest_categorical("batch_norm", ["frozen", "trained"]),
+            batch_norm=cast(
+                BatchNorm, trial.suggest_categorical("batch_norm", ["frozen", "trained"])
+            ),
             hflip=trial.suggest_categorical("hflip", [False, True]),
         )
 

@@ -189,7 +189,7 @@ def _timm_create(name: str, *, pretrained: bool, input_px: int | None) -> nn.Mod
     fixed = not name.startswith(("hf-hub:", "local-dir:")) and (
         (cfg := timm.get_pretrained_cfg(name)) is not None and cfg.fixed_input_size
     )
-    size = {"img_size": input_px} if fixed and input_px else {}
+    size: dict[str, Any] = {"img_size": input_px} if fixed and input_px else {}
     with _offline_when_unreachable() if pretrained else contextlib.nullcontext():
         net: nn.Module = timm.create_model(name, pretrained=pretrained, **size)
     return net

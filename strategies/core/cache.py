@@ -60,7 +60,7 @@ class ArrayCache:
                         f"WHERE space = ? AND digest IN ({marks})"
                     )
                     for digest, crc, data in db.execute(query, (space, *page)):
-                        if zlib.crc32(data) == crc:
+                        if isinstance(data, bytes) and zlib.crc32(data) == crc:
                             found[digest] = np.frombuffer(data, dtype=np.float32)
         except sqlite3.Error as error:
             raise self._broken(error) from error
@@ -87,4 +87,4 @@ class ArrayCache:
 
 def space_name(parts: Iterable[object]) -> str:
     """Name a space by what determines its rows."""
-    return hashlib.sha256("|".join(map(str, parts)).encode()).hexdigest()[:32]
+    return hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()[:32]

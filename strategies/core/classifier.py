@@ -110,9 +110,7 @@ class ImageClassifier:
                 )
             backbone = _backbone_from(record["backbone"])
             depths = tuple(record["depths"])
-            network = make_network(
-                backbone.with_random_weights(), depths, len(record["classes"])
-            )
+            network = make_network(backbone.with_random_weights(), depths, len(record["classes"]))
             network.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True)
         except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise StorageError(f"{folder} holds no readable classifier: {error}") from error
@@ -196,5 +194,3 @@ def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -
         calibration_error(probabilities, labels),
         len(labels),
     )
-
-

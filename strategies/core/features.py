@@ -71,9 +71,7 @@ class Features:
         return np.concatenate([self.pooled[d - 1] for d in depths], axis=1)
 
 
-def extract_features(
-    pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext
-) -> Features:
+def extract_features(pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext) -> Features:
     """Run the frozen network once over every picture that the cache does not hold.
 
     Parameters

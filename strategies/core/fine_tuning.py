@@ -12,9 +12,7 @@ PASSES_PER_STEP = 3.0
 """A trained image costs its forward pass and a backward pass of about twice that."""
 
 
-def fine_tune(
-    task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext
-) -> Network:
+def fine_tune(task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext) -> Network:
     """Fit a linear probe as the head, then train head and body together.
 
     References

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from strategies.core.errors import DataError
 
@@ -65,7 +65,7 @@ def decode_image(data: bytes) -> Image.Image:
         raise
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"over the limit of {MAX_PIXELS:,} pixels") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise UnreadableImage("not a picture in a format that Pillow knows") from error
     except _DECODER_ERRORS as error:
         raise UnreadableImage(f"damaged: {error or type(error).__name__}") from error

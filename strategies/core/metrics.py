@@ -80,12 +80,15 @@ def mean_per_class(predicted: Labels, labels: Labels) -> float:
 def calibration_error(probabilities: Scores, labels: Labels, bins: int = 15) -> float:
     """Top-label expected calibration error in [0, 1], 0 is best; equal-count bins.
 
+    Pictures of equal confidence count alike, so that their order does not matter.
+
     References
     ----------
     C. Guo et al., On calibration of modern neural networks, ICML 2017.
     """
     confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
+    _, tie = np.unique(confidence, return_inverse=True)
+    correct = np.bincount(tie, probabilities.argmax(axis=1) == labels)[tie] / np.bincount(tie)[tie]
     parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(labels)))
     gaps = [len(p) * abs(confidence[p].mean() - correct[p].mean()) for p in parts]
     return float(sum(gaps) / len(labels))

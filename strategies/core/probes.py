@@ -81,8 +81,8 @@ class _Basis:
 def fold_numbers(labels: Labels, seed: int, n_folds: int | None = None) -> NDArray[np.int64]:
     """Deal the pictures of every class to folds at random, evenly, (n,).
 
-    By default there are `MAX_FOLDS` folds, or as many as the second smallest fold count allows:
-    the size of the smallest class, but at least 2. A class of one picture is then judged by a
+    By default there are as many folds as the smallest class has pictures, but at least 2 and at
+    most `MAX_FOLDS`. A class of one picture is then judged by a
     classifier that never saw it, and counts as wrong.
     """
     if n_folds is None:
@@ -260,7 +260,9 @@ def _solve_path(
     b = x.new_zeros(problems, n_classes)
     path = []
     for strength in strengths:
-        w, b = _minimise(x, onehot, share, w, b, 1 / (curvature + strength), bias_step, loss, strength)
+        w, b = _minimise(
+            x, onehot, share, w, b, 1 / (curvature + strength), bias_step, loss, strength
+        )
         path.append((w, b))
     return path
 
@@ -282,13 +284,15 @@ def _minimise(
     t = x.new_ones(problems)
     first = None
     for _ in range(MAX_STEPS):
-        scores = (x @ ahead_w.reshape(r, -1)).view(-1, problems, classes) + ahead_b
+        scores = (x @ ahead_w.reshape(r, problems * classes)).view(-1, problems, classes) + ahead_b
         slope = share * _slope(scores, onehot, loss)
-        gradient = (x.T @ slope.reshape(len(x), -1)).view(r, problems, classes)
+        gradient = (x.T @ slope.reshape(len(x), problems * classes)).view(r, problems, classes)
         gradient = gradient + strength * ahead_w
         bias_gradient = slope.sum(0)
         next_w, next_b = ahead_w - step * gradient, ahead_b - bias_step * bias_gradient
-        size = ((step * gradient.square()).sum() + (bias_step * bias_gradient.square()).sum()).item()
+        size = (
+            (step * gradient.square()).sum() + (bias_step * bias_gradient.square()).sum()
+        ).item()
         first = size if first is None else first
         if size <= TOLERANCE**2 * max(first, 1e-8):
             return next_w, next_b
@@ -302,7 +306,7 @@ def _minimise(
 
 
 def _slope(scores: Tensor, onehot: Tensor, loss: Loss) -> Tensor:
-    """Derivative of the loss by the scores."""
+    """Return the derivative of the loss by the scores."""
     if loss == "softmax":
         return scores.softmax(dim=2) - onehot
     sign = 2 * onehot - 1

@@ -104,9 +104,9 @@ def load_task(
 ) -> ImageTask:
     """Read a folder of class folders, or one of ``train/ [val/] [test/]``, as a task.
 
-    Splits that the folder brings (or that `val` and `test` give apart) are kept. Otherwise test and
-    val are cut off class by class at random: a class of one picture stays in train, one of two gives
-    its second to test, a larger one gives at least one to each.
+    Splits that the folder brings (or that `val` and `test` give apart) are kept. Otherwise test
+    and val are cut off class by class at random: a class of one picture stays in train, one of two
+    gives its second to test, a larger one gives at least one to each.
 
     Parameters
     ----------

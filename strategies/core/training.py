@@ -96,7 +96,7 @@ def train(
     TrainingDiverged
         If the loss stays non-finite after three cuts of the learning rate.
     """
-    network.to(ctx.device, memory_format=torch.channels_last)
+    network.to(ctx.device).to(memory_format=torch.channels_last)
     kept = _freeze(network, backbone, recipe)
     optimiser = _optimiser(network, recipe)
     pace = _Pace(recipe, ctx)
@@ -174,9 +174,7 @@ def _optimiser(network: Network, recipe: Recipe) -> torch.optim.Optimizer:
             ([p for p in trained if p.ndim > 1], recipe.weight_decay),
             ([p for p in trained if p.ndim <= 1], 0.0),
         ):
-            groups.append(
-                {"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay}
-            )
+            groups.append({"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay})
     return torch.optim.AdamW([g for g in groups if g["params"]])
 
 
@@ -203,7 +201,7 @@ def _step(
     )
     if not torch.isfinite(loss):
         return False
-    loss.backward()
+    torch.autograd.backward(loss)
     norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
     if not torch.isfinite(norm):
         return False
@@ -215,9 +213,7 @@ def _state(network: Network) -> dict[str, Tensor]:
     return copy.deepcopy(network.state_dict())
 
 
-def _val_accuracy(
-    network: Network, task: ImageTask, backbone: Backbone, ctx: RunContext
-) -> float:
+def _val_accuracy(network: Network, task: ImageTask, backbone: Backbone, ctx: RunContext) -> float:
     """Accuracy on val; 0 without val pictures, so that the latest weights win."""
     if not task.val:
         return 0.0
@@ -226,9 +222,7 @@ def _val_accuracy(
 
 
 @torch.inference_mode()
-def scores_of(
-    network: Network, split: Split, backbone: Backbone, ctx: RunContext
-) -> Scores:
+def scores_of(network: Network, split: Split, backbone: Backbone, ctx: RunContext) -> Scores:
     """Return the scores of a split's pictures, centre crops, shape (n, classes)."""
     network.eval()
     parts = []

@@ -1,0 +1,174 @@
+import sqlite3
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from strategies.core.cache import ArrayCache, space_name
+from strategies.core.errors import StorageError
+
+WRITER = """
+import sys
+from pathlib import Path
+import numpy as np
+from strategies.core.cache import ArrayCache
+
+cache, me = ArrayCache(Path(sys.argv[1])), sys.argv[2]
+for i in range(40):
+    cache.put("both", {f"{me}-{i}-{j}": np.full(64, i, dtype=np.float32) for j in range(5)})
+    cache.put("both", {"contested": np.full(64, i, dtype=np.float32)})
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> ArrayCache:
+    return ArrayCache(tmp_path / "cache")
+
+
+def _row(seed: int, width: int = 8) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=width).astype(np.float32)
+
+
+def test_what_was_put_comes_back(cache: ArrayCache) -> None:
+    rows = {f"d{i}": _row(i) for i in range(5)}
+    cache.put("space", rows)
+
+    found = cache.get("space", list(rows))
+
+    assert found.keys() == rows.keys()
+    for digest, row in rows.items():
+        np.testing.assert_array_equal(found[digest], row)
+        assert found[digest].dtype == np.float32
+
+
+def test_what_was_put_outlives_the_object(cache: ArrayCache) -> None:
+    cache.put("space", {"a": _row(0)})
+
+    np.testing.assert_array_equal(ArrayCache(cache.path.parent).get("space", ["a"])["a"], _row(0))
+
+
+def test_absent_rows_are_missing_and_repeated_digests_are_one(cache: ArrayCache) -> None:
+    cache.put("space", {"a": _row(0)})
+
+    assert cache.get("space", ["a", "a", "b"]).keys() == {"a"}
+    assert cache.get("space", []) == {}
+
+
+def test_a_row_of_another_space_is_not_returned(cache: ArrayCache) -> None:
+    cache.put("one", {"a": _row(1)})
+    cache.put("two", {"a": _row(2)})
+
+    np.testing.assert_array_equal(cache.get("one", ["a"])["a"], _row(1))
+    assert cache.get("three", ["a"]) == {}
+
+
+def test_a_second_put_replaces_the_first(cache: ArrayCache) -> None:
+    cache.put("space", {"a": _row(1)})
+    cache.put("space", {"a": _row(2)})
+
+    np.testing.assert_array_equal(cache.get("space", ["a"])["a"], _row(2))
+
+
+def test_more_digests_than_one_query_holds_are_all_found(cache: ArrayCache) -> None:
+    rows = {f"d{i}": np.array([i], dtype=np.float32) for i in range(1203)}
+    cache.put("space", rows)
+
+    found = cache.get("space", list(reversed(rows)))
+
+    assert {k: float(v[0]) for k, v in found.items()} == {f"d{i}": i for i in range(1203)}
+
+
+def test_a_damaged_row_is_missing_and_the_others_are_not(cache: ArrayCache) -> None:
+    cache.put("space", {"good": _row(1), "bad": _row(2)})
+    with sqlite3.connect(cache.path) as db:
+        (data,) = db.execute("SELECT data FROM rows WHERE digest = 'bad'").fetchone()
+        flipped = bytes([data[0] ^ 1]) + data[1:]
+        db.execute("UPDATE rows SET data = ? WHERE digest = 'bad'", (flipped,))
+    db.close()
+
+    assert cache.get("space", ["good", "bad"]).keys() == {"good"}
+
+
+def test_a_truncated_row_is_missing(cache: ArrayCache) -> None:
+    cache.put("space", {"a": _row(1)})
+    with sqlite3.connect(cache.path) as db:
+        db.execute("UPDATE rows SET data = substr(data, 1, 7)")
+    db.close()
+
+    assert cache.get("space", ["a"]) == {}
+
+
+@pytest.mark.parametrize("value", [None, "text", 3])
+def test_a_row_that_is_not_bytes_is_missing(cache: ArrayCache, value: object) -> None:
+    cache.put("space", {"a": _row(1)})
+    with sqlite3.connect(cache.path) as db:
+        db.execute("UPDATE rows SET data = ?, crc = ?", (value, zlib.crc32(b"")))
+    db.close()
+
+    assert cache.get("space", ["a"]) == {}
+
+
+def test_a_put_that_fails_half_way_leaves_nothing_behind(cache: ArrayCache) -> None:
+    with sqlite3.connect(cache.path) as db:
+        db.execute(
+            "CREATE TRIGGER refuse BEFORE INSERT ON rows WHEN NEW.digest = 'bad' "
+            "BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        )
+    db.close()
+
+    with pytest.raises(StorageError, match="refused"):
+        cache.put("space", {"good": _row(1), "bad": _row(2)})
+
+    assert cache.get("space", ["good", "bad"]) == {}
+
+
+def test_two_processes_may_write_at_once(cache: ArrayCache) -> None:
+    folder = str(cache.path.parent)
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, folder, me]) for me in ("left", "right")
+    ]
+
+    assert [w.wait(timeout=60) for w in writers] == [0, 0]
+
+    wanted = [f"{me}-{i}-{j}" for me in ("left", "right") for i in range(40) for j in range(5)]
+    found = cache.get("both", [*wanted, "contested"])
+    assert len(found) == len(wanted) + 1
+    assert all((row == int(k.split("-")[1])).all() for k, row in found.items() if "-" in k)
+    assert (found["contested"] == 39).all()
+
+
+def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+
+    with pytest.raises(StorageError, match="--cache-dir"):
+        ArrayCache(tmp_path / "file" / "cache")
+
+
+def test_a_file_that_is_no_database_is_a_storage_error(tmp_path: Path) -> None:
+    (tmp_path / "features.sqlite").write_bytes(b"this is not a database at all" * 100)
+
+    with pytest.raises(StorageError, match="delete"):
+        ArrayCache(tmp_path)
+
+
+def test_a_database_damaged_later_is_a_storage_error(cache: ArrayCache) -> None:
+    cache.put("space", {"a": _row(1)})
+    for file in cache.path.parent.iterdir():
+        file.unlink()
+    cache.path.write_bytes(b"this is not a database at all" * 100)
+
+    with pytest.raises(StorageError, match="Delete it"):
+        cache.get("space", ["a"])
+    with pytest.raises(StorageError, match="Delete it"):
+        cache.put("space", {"a": _row(1)})
+
+
+def test_equal_parts_name_one_space_and_others_another() -> None:
+    assert space_name([1, "a", (0.5, 0.5)]) == space_name([1, "a", (0.5, 0.5)])
+    names = [
+        space_name(p) for p in (["ab", "c"], ["a", "bc"], ["a|b", "c"], ["a", "b|c"], ["abc"])
+    ]
+    assert len(set(names)) == len(names)

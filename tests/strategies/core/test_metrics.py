@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from scipy.stats import binomtest
+
+from strategies.core.metrics import (
+    LEVEL,
+    Interval,
+    accuracy,
+    calibration_error,
+    log_loss,
+    mean_per_class,
+    proportion,
+)
+
+
+@pytest.mark.parametrize(
+    "values", [(0.5, 0.4, 0.6), (0.1, 0.7, 0.6), (0.0, float("nan"), 1.0), (0.9, 0.5, 0.1)]
+)
+def test_an_interval_refuses_values_out_of_order(values: tuple[float, float, float]) -> None:
+    with pytest.raises(ValueError, match="low <= mid <= high"):
+        Interval(*values)
+
+
+def test_overlap_is_symmetric_and_includes_touching() -> None:
+    left, touching, apart = Interval(0, 1, 2), Interval(2, 3, 4), Interval(2.1, 3, 4)
+
+    assert left.overlaps(touching)
+    assert touching.overlaps(left)
+    assert not left.overlaps(apart)
+    assert not apart.overlaps(left)
+
+
+def test_an_interval_inside_another_overlaps_it() -> None:
+    assert Interval(0, 5, 10).overlaps(Interval(4, 5, 6))
+    assert Interval(4, 5, 6).overlaps(Interval(0, 5, 10))
+
+
+def test_clipping_moves_all_three_values_into_the_range() -> None:
+    assert Interval(-1, 0.5, 2).clipped() == Interval(0, 0.5, 1)
+    assert Interval(2, 3, 4).clipped() == Interval(1, 1, 1)
+
+
+def test_percent_shows_one_decimal_and_the_interval() -> None:
+    assert Interval(0.88, 0.912, 0.937).percent() == "91.2% [88.0, 93.7]"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+@pytest.mark.parametrize("n", [30, 200])
+def test_wilson_covers_the_truth_as_often_as_it_says(share: float, n: int) -> None:
+    hits = np.random.default_rng(0).binomial(n, share, size=4000)
+    intervals = {k: proportion(k / n, n) for k in np.unique(hits)}
+
+    covered = np.mean([intervals[k].low <= share <= intervals[k].high for k in hits])
+
+    assert covered == pytest.approx(LEVEL, abs=0.05)
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 5), (3, 7), (50, 50), (412, 900)])
+def test_wilson_agrees_with_scipy(k: int, n: int) -> None:
+    expected = binomtest(k, n).proportion_ci(LEVEL, method="wilson")
+    found = proportion(k / n, n)
+
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_more_trials_make_the_interval_narrower() -> None:
+    widths = [(i := proportion(0.7, n)).high - i.low for n in (5, 50, 500, 5000)]
+
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] < 0.03
+
+
+def test_a_higher_level_makes_the_interval_wider() -> None:
+    narrow, wide = proportion(0.7, 50, level=0.5), proportion(0.7, 50, level=0.99)
+
+    assert wide.low < narrow.low < narrow.high < wide.high
+
+
+def test_without_trials_nothing_is_known() -> None:
+    assert proportion(0.5, 0) == Interval(0.0, 0.5, 1.0)
+
+
+def test_accuracy_is_the_share_of_hits_with_its_interval() -> None:
+    labels = np.array([0, 1, 2, 2])
+
+    assert accuracy(np.array([0, 1, 0, 2]), labels) == proportion(0.75, 4)
+
+
+def test_accuracy_of_nothing_is_refused() -> None:
+    empty = np.empty(0, dtype=np.int64)
+    with pytest.raises(ValueError, match="at least one"):
+        accuracy(empty, empty)
+
+
+def test_mean_per_class_does_not_see_how_large_classes_are() -> None:
+    labels = np.repeat([0, 1], [98, 2])
+
+    assert mean_per_class(np.zeros(100, dtype=np.int64), labels) == 0.5
+
+
+def test_mean_per_class_leaves_out_classes_that_do_not_occur() -> None:
+    labels = np.array([0, 0, 3, 3])
+
+    assert mean_per_class(np.array([0, 1, 3, 3]), labels) == 0.75
+
+
+def _calibrated(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw labels from the very probabilities that are claimed."""
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet([0.5, 0.5, 0.5], size=n)
+    labels = (rng.random(n)[:, None] > probabilities.cumsum(axis=1)).sum(axis=1)
+    return probabilities, labels
+
+
+def test_calibration_error_of_true_probabilities_is_about_zero() -> None:
+    assert calibration_error(*_calibrated(20_000)) < 0.015
+
+
+def test_calibration_error_of_certainty_that_is_never_right_is_one() -> None:
+    probabilities = np.tile([1.0, 0.0], (40, 1))
+
+    assert calibration_error(probabilities, np.ones(40, dtype=np.int64)) == 1.0
+
+
+def test_calibration_error_of_certainty_that_is_right_half_the_time_is_a_half() -> None:
+    probabilities = np.tile([1.0, 0.0], (40, 1))
+    labels = np.repeat([0, 1], 20)
+
+    assert calibration_error(probabilities, labels) == pytest.approx(0.5)
+
+
+def test_calibration_error_does_not_depend_on_the_order_of_pictures() -> None:
+    rng = np.random.default_rng(1)
+    confidence = rng.choice([0.6, 0.7, 0.9], size=90)
+    probabilities = np.stack([confidence, 1 - confidence], axis=1)
+    labels = np.sort(rng.integers(0, 2, 90))
+    shuffled = rng.permutation(90)
+
+    assert calibration_error(probabilities, labels) == pytest.approx(
+        calibration_error(probabilities[shuffled], labels[shuffled])
+    )
+
+
+def test_equal_confidences_that_are_right_as_often_as_claimed_have_no_error() -> None:
+    probabilities = np.tile([0.75, 0.25], (80, 1))
+    labels = np.repeat([0, 1], [60, 20])
+
+    assert calibration_error(probabilities, labels) == pytest.approx(0.0)
+
+
+def test_calibration_error_works_with_fewer_pictures_than_bins() -> None:
+    assert calibration_error(np.array([[0.8, 0.2]]), np.array([0])) == pytest.approx(0.2)
+
+
+def test_overconfidence_raises_calibration_error() -> None:
+    probabilities, labels = _calibrated(3000)
+    sharpened = probabilities**4 / (probabilities**4).sum(axis=1, keepdims=True)
+
+    assert calibration_error(sharpened, labels) > calibration_error(probabilities, labels) + 0.05
+
+
+def test_log_loss_is_the_mean_negative_log_probability() -> None:
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(20, 4)), rng.integers(0, 4, 20)
+    expected = -log_softmax(logits, axis=1)[np.arange(20), labels].mean()
+
+    assert log_loss(logits, labels) == pytest.approx(expected)
+
+
+def test_log_loss_of_no_knowledge_is_the_log_of_the_number_of_classes() -> None:
+    assert log_loss(np.zeros((5, 7)), np.arange(5)) == pytest.approx(np.log(7))
+
+
+def test_log_loss_does_not_change_with_a_common_shift_and_survives_large_scores() -> None:
+    logits = np.array([[1e4, 0.0], [0.0, 1e4]])
+
+    assert log_loss(logits + 1e4, np.array([0, 1])) == pytest.approx(0.0)
+    assert log_loss(logits, np.array([1, 0])) == pytest.approx(1e4)
