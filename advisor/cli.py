@@ -17,9 +17,6 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-if TYPE_CHECKING:
-    pass
-
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 stdout, stderr = Console(soft_wrap=False), Console(stderr=True)

@@ -44,8 +44,8 @@ def recommend(profile: Profile, priors: Priors, forced: str | None = None) -> De
 
     Probes are judged by what was measured. What training would reach is predicted: the share of
     the linear probe's error that it removed in the benchmarks at this domain similarity. The best
-    prediction wins, unless others are within `NOISE` of it; of such equals it is the
-    cheapest, or the quadrant's rule where costs are alike.
+    prediction wins, unless others are within noise of it; of such equals it is the cheapest, or
+    the quadrant's rule where costs are alike.
 
     Parameters
     ----------
@@ -93,18 +93,23 @@ def place(profile: Profile, priors: Priors) -> Quadrant:
 
 
 def _rank(candidates: list[Recommendation], quadrant: Quadrant) -> list[Recommendation]:
-    """Sort best first; of equals the cheapest, or the rule's strategy at a like cost."""
+    """Sort best first; of equals the cheapest, and at like costs the better or the rule's."""
     left = sorted(candidates, key=lambda r: -r.accuracy.mid)
     ranked = []
     while left:
-        best = left[0]
-        equal = [r for r in left if best.accuracy.mid - r.accuracy.mid <= _noise(best, r)]
+        equal = _as_good_as_the_best(left)
         cheapest = min(r.seconds.mid for r in equal)
-        cheap = [r for r in equal if r.seconds.mid <= 2 * cheapest]
-        taken = min(cheap, key=lambda r: (r.strategy != quadrant.rule, r.seconds.mid))
+        alike = _as_good_as_the_best([r for r in equal if r.seconds.mid <= 2 * cheapest])
+        taken = min(alike, key=lambda r: (r.strategy != quadrant.rule, r.seconds.mid))
         left.remove(taken)
         ranked.append(taken)
     return ranked
+
+
+def _as_good_as_the_best(ranked: list[Recommendation]) -> list[Recommendation]:
+    """Keep those of some strategies, best first, that the first leads by no more than noise."""
+    best = ranked[0]
+    return [r for r in ranked if best.accuracy.mid - r.accuracy.mid <= _noise(best, r)]
 
 
 def _noise(a: Recommendation, b: Recommendation) -> float:

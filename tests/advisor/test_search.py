@@ -122,7 +122,7 @@ def test_a_failure_does_not_end_the_search(run: Runner, monkeypatch: pytest.Monk
     ranked = sorted(advised, key=lambda r: r.strategy != "layer_svm")
     run.advice = replace(run.advice, recommendations=tuple(ranked))
     monkeypatch.setattr(LayerSVM, "fit", diverge)
-    found = run(max_trials=3)
+    found = run(max_trials=2)
     assert found.best.strategy == "linear_probe"
     assert any(t.reason for t in found.trials)
 
