@@ -17,11 +17,14 @@ class Line:
         Its value at similarity 1 and 0.
     sd
         Standard deviation of the measured values around the line.
+    cases
+        Number of measured values.
     """
 
     at_similar: float
     at_different: float
     sd: float = 0.0
+    cases: int = 0
 
     def at(self, similarity: float) -> float:
         """Return the value at a similarity in [0, 1]."""
@@ -43,8 +46,6 @@ class Priors:
         adds to the error.
     lr
         First learning rate of a fine-tune; the line is over its logarithm.
-    landmarks
-        (name, shift in nats) of measured sets.
     """
 
     provenance: str
@@ -54,7 +55,6 @@ class Priors:
     size_margin_factor: float
     error_removed: Mapping[str, Line]
     lr: Line
-    landmarks: tuple[tuple[str, float], ...]
 
 
 @cache
@@ -62,6 +62,5 @@ def load_priors() -> Priors:
     """Read the priors that come with the program."""
     record = json.loads(files("advisor").joinpath("priors.json").read_text())
     lines = {name: Line(**line) for name, line in record["error_removed"].items()}
-    landmarks = tuple((name, float(nats)) for name, nats in record["landmarks"])
-    fixed = {"error_removed": lines, "lr": Line(**record["lr"]), "landmarks": landmarks}
+    fixed = {"error_removed": lines, "lr": Line(**record["lr"])}
     return Priors(**(record | fixed))

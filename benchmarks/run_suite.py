@@ -75,6 +75,7 @@ def main() -> None:
                         "n_test": result.n,
                         "accuracy": result.accuracy.mid,
                         "mean_per_class": result.mean_per_class,
+                        "similarity": profile.similarity.score.mid if profile.similarity else None,
                         "profile": asdict(profile),
                     }
                     with args.out.open("a") as file:

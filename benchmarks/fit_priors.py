@@ -1,0 +1,114 @@
+"""Rebuild advisor/priors.json from benchmarks/results.jsonl, byte for byte.
+
+    python benchmarks/fit_priors.py
+
+For every trained strategy and every (set, n, seed), the share of the linear probe's error that it
+removed, at the learning rate of the grid that is nearest to the one advised for that similarity;
+then a straight line over domain similarity, and the spread around it.
+"""
+
+import argparse
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+RESULTS, PRIORS = HERE / "results.jsonl", HERE.parent / "advisor" / "priors.json"
+
+# What is set by hand: the thresholds of the rule's quadrants, and the learning rates at both ends.
+SIMILAR_ABOVE, SIMILARITY_MARGIN = 0.5, 0.1
+LARGE_ABOVE_PER_CLASS, SIZE_MARGIN_FACTOR = 500, 2.0  # Soekhoe et al. 2016
+LR_SIMILAR, LR_DIFFERENT = 1e-4, 1e-3
+MIN_ERROR = 0.02
+"""Probes that leave less error than this say nothing about the share removed."""
+SLOPE_PRIOR, SPREAD_PRIOR, PRIOR_ROWS = 0.0, 0.3, 2.0
+"""The line and its spread start as if this many rows had shown no slope and this spread."""
+
+Row = dict[str, Any]
+
+
+def fit(rows: list[Row]) -> dict[str, Any]:
+    """Return the contents of priors.json."""
+    lines = {
+        name: _line(_shares(rows, name))
+        for name in ("partial_fine_tune", "full_fine_tune", "from_scratch")
+    }
+    sets = sorted({r["set"] for r in rows})
+    return {
+        "provenance": f"benchmarks/fit_priors.py on {len(rows)} rows of benchmarks/results.jsonl: "
+        f"{len(sets)} sets ({', '.join(sets)}), "
+        f"{sorted({r['n_per_class'] for r in rows})} a class, "
+        f"seeds {sorted({r['seed'] for r in rows})}, {rows[0]['input_px']} px",
+        "similar_above": SIMILAR_ABOVE,
+        "similarity_margin": SIMILARITY_MARGIN,
+        "large_above_per_class": LARGE_ABOVE_PER_CLASS,
+        "size_margin_factor": SIZE_MARGIN_FACTOR,
+        "error_removed": lines,
+        "lr": {"at_similar": LR_SIMILAR, "at_different": LR_DIFFERENT},
+    }
+
+
+def _shares(rows: list[Row], strategy: str) -> list[tuple[float, float]]:
+    """Return (similarity, share of the probe's error removed) case by case."""
+    cases: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        cases[row["set"], row["n_per_class"], row["seed"]].append(row)
+    found = []
+    for case in cases.values():
+        probe = next((r for r in case if r["strategy"] == "linear_probe"), None)
+        tried = [r for r in case if r["strategy"] == strategy]
+        similarity = case[0]["similarity"]
+        if probe is None or not tried or 1 - probe["accuracy"] < MIN_ERROR:
+            continue
+        row = min(tried, key=lambda r: abs(math.log(r["hyperparameters"]["lr"]) - _lr(similarity)))
+        error = 1 - probe["accuracy"]
+        found.append((similarity, (error - (1 - row["accuracy"])) / error))
+    return found
+
+
+def _lr(similarity: float) -> float:
+    """Return the logarithm of the advised learning rate."""
+    near, far = math.log(LR_SIMILAR), math.log(LR_DIFFERENT)
+    return far + similarity * (near - far)
+
+
+def _line(shares: list[tuple[float, float]]) -> dict[str, float]:
+    """Fit a line over similarity, its slope shrunk towards none, never rising with similarity."""
+    x, y = np.array(shares).T
+    centre = x.mean()
+    squares = ((x - centre) ** 2).sum() + PRIOR_ROWS * 0.1
+    slope = min(float(((x - centre) * (y - y.mean())).sum() / squares), SLOPE_PRIOR)
+    residual = y - y.mean() - slope * (x - centre)
+    variance = (residual @ residual + PRIOR_ROWS * SPREAD_PRIOR**2) / (
+        max(len(x) - 2, 0) + PRIOR_ROWS
+    )
+    return {
+        "at_similar": round(float(y.mean() + slope * (1 - centre)), 3),
+        "at_different": round(float(y.mean() - slope * centre), 3),
+        "sd": round(float(np.sqrt(variance)), 3),
+        "cases": len(x),
+    }
+
+
+def text_of(rows: list[Row]) -> str:
+    """Return priors.json as text."""
+    return json.dumps(fit(rows), indent=2) + "\n"
+
+
+def main() -> None:
+    """Write the priors."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=PRIORS)
+    args = parser.parse_args()
+    rows = [json.loads(line) for line in args.results.read_text().splitlines()]
+    args.out.write_text(text_of(rows))
+    print(args.out.read_text())
+
+
+if __name__ == "__main__":
+    main()
