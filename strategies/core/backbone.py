@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 import timm
 import torch
 from huggingface_hub import constants as hub
+from safetensors import SafetensorError
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -172,13 +174,26 @@ def _inspect(name: str, input_px: int | None) -> Backbone:
     )
 
 
+# What timm and the hub's client are known to raise on names, files and sizes that do not fit.
+_CREATE_ERRORS = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    AssertionError,
+    TypeError,
+    KeyError,
+    SafetensorError,
+    UnpicklingError,
+)
+
+
 def _create(name: str, weights: Weights, input_px: int | None) -> nn.Module:
     entry = CATALOGUE.get(name)
     try:
         with torch.random.fork_rng([]):
             pretrained = weights == "pretrained" and entry is None
             net = _timm_create(name, pretrained=pretrained, input_px=input_px)
-    except (RuntimeError, OSError, ValueError, AssertionError, TypeError, KeyError) as error:
+    except _CREATE_ERRORS as error:
         raise BackboneError(_way_out(name, input_px, error)) from error
     if weights == "pretrained" and entry:
         _load_embedded(net, name, entry)

@@ -227,7 +227,7 @@ def test_a_network_has_its_recorded_size_and_cost(backbone: Backbone) -> None:
 
     assert backbone.params_m == pytest.approx(4.65, abs=0.01)
     assert shares == sorted(shares)
-    assert 0 < shares[0]
+    assert shares[0] > 0
     assert shares[-1] == 1
     # A known figure of the paper at 224 px; cost grows with the area of the input.
     assert load_backbone().gmacs == pytest.approx(0.39, abs=0.03)
