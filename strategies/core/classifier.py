@@ -1,5 +1,6 @@
 """What every strategy ends in: a network that names pictures, and can be saved and exported."""
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as weights_of
+from safetensors.torch import save as bytes_of
 from torch import nn
 
 from strategies.core.backbone import Backbone, Body, Depth
-from strategies.core.errors import StorageError
+from strategies.core.errors import BackboneError, StorageError
 from strategies.core.features import batches, to_input
 from strategies.core.metrics import Interval, accuracy, calibration_error, mean_per_class
 from strategies.core.task import Split, labels_of
@@ -24,6 +26,17 @@ from strategies.core.training import Network
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE, RECORD_FILE = "classifier.safetensors", "classifier.json"
+# What files that are missing, cut short or tampered with lead to.
+_DAMAGE = (
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+    BackboneError,
+)
 
 
 @dataclass(frozen=True)
@@ -73,6 +86,8 @@ class ImageClassifier:
         StorageError
             If the folder cannot be written.
         """
+        state = {k: v.cpu().contiguous() for k, v in self.network.state_dict().items()}
+        weights = bytes_of(state)
         record = {
             "format_version": FORMAT_VERSION,
             "classes": self.classes,
@@ -80,16 +95,16 @@ class ImageClassifier:
             "hyperparameters": dict(self.hyperparameters),
             "depths": self.depths,
             "backbone": asdict(self.backbone),
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
             "versions": {name: version(name) for name in ("tl-advisor", "torch", "timm")},
         }
-        state = {k: v.cpu().contiguous() for k, v in self.network.state_dict().items()}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             written = folder / (WEIGHTS_FILE + ".part")
-            save_file(state, written)
+            written.write_bytes(weights)
             written.replace(folder / WEIGHTS_FILE)
             write_json(folder / RECORD_FILE, record)
-        except (OSError, SafetensorError) as error:
+        except OSError as error:
             raise StorageError(f"The classifier cannot be saved to {folder}: {error}") from error
 
     @staticmethod
@@ -111,17 +126,23 @@ class ImageClassifier:
             backbone = _backbone_from(record["backbone"])
             depths = tuple(record["depths"])
             network = make_network(backbone.with_random_weights(), depths, len(record["classes"]))
-            network.load_state_dict(load_file(folder / WEIGHTS_FILE), strict=True)
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
-            raise StorageError(f"{folder} holds no readable classifier: {error}") from error
-        return ImageClassifier(
-            tuple(record["classes"]),
-            backbone,
-            depths,
-            network.to(device or torch.device("cpu")).eval(),
-            record["strategy"],
-            record["hyperparameters"],
-        )
+            weights = (folder / WEIGHTS_FILE).read_bytes()
+            if hashlib.sha256(weights).hexdigest() != record["weights_sha256"]:
+                raise StorageError(
+                    f"{folder / WEIGHTS_FILE} is not what {RECORD_FILE} was written for. "
+                    "Save the classifier again."
+                )
+            network.load_state_dict(weights_of(weights), strict=True)
+            return ImageClassifier(
+                tuple(record["classes"]),
+                backbone,
+                depths,
+                network.to(device or torch.device("cpu")).eval(),
+                record["strategy"],
+                record["hyperparameters"],
+            )
+        except _DAMAGE as error:
+            raise StorageError(f"{folder} holds no readable classifier: {error!r}") from error
 
 
 def make_network(backbone: Backbone, depths: tuple[int, ...], n_classes: int) -> Network:

@@ -26,6 +26,8 @@ GRID = 28
 DEAD_VARIANCE = 1e-4
 """Channels whose running variance is below this share of their layer's median are left out."""
 _FORMAT = 1
+_COUNTS = "channels measured by layer"
+"""The one row of a space that belongs to no picture: with it, cached features need no network."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,15 @@ def extract_features(pictures: Sequence[Picture], backbone: Backbone, ctx: RunCo
     """
     space = _space(backbone, ctx)
     digests = [p.digest for p in pictures]
-    rows = ctx.cache.get(space, digests)
+    rows = ctx.cache.get(space, [*digests, _COUNTS])
     missing = list({p.digest: p for p in pictures if p.digest not in rows}.values())
-    net, layout = _prepare(backbone, ctx)
-    if missing:
-        rows |= _compute(missing, net, layout, backbone, ctx, space)
-    return _assemble(np.stack([rows[d] for d in digests]), backbone, layout)
+    if missing or _COUNTS not in rows:
+        body, layout = _prepare(backbone, ctx)
+        counts = {_COUNTS: np.array([len(c) for _, c in layout.channels], dtype=np.float32)}
+        ctx.cache.put(space, counts)
+        rows |= counts | _compute(missing, body, layout, backbone, ctx, space)
+    counts_by_layer = rows[_COUNTS].astype(np.int64)
+    return _assemble(np.stack([rows[d] for d in digests]), backbone, counts_by_layer)
 
 
 def time_per_image_ms(pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext) -> float:
@@ -242,12 +247,11 @@ def to_input(pixels: Pixels, backbone: Backbone, device: torch.device) -> Tensor
     return (images - mean) / std
 
 
-def _assemble(matrix: Rows, backbone: Backbone, layout: _Layout) -> Features:
+def _assemble(matrix: Rows, backbone: Backbone, counts: NDArray[np.int64]) -> Features:
     widths = [d.channels for d in backbone.depths]
     *pooled, rest = np.split(matrix, np.cumsum(widths), axis=1)
-    if not layout.channels:
+    if not len(counts):
         return Features(tuple(pooled), None)
-    counts = [len(channels) for _, channels in layout.channels]
     columns = np.split(rest, np.cumsum(np.repeat(counts, 2))[:-1], axis=1)
     share = (np.arange(len(counts)) + 0.5) / len(counts)
     layer = np.repeat(np.arange(len(counts)), counts)

@@ -121,7 +121,9 @@ def make_device(device: str) -> torch.device:
         return torch.device("cpu")
     try:
         chosen = torch.device(device)
-        torch.empty(0, device=chosen)
+        if chosen.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError(f"{chosen.type} is not supported.")
+        torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise TransferError(

@@ -28,6 +28,7 @@ KEPT_BYTES = 1 << 30
 """Decoded train pictures are kept in memory up to this size."""
 TIME_SHARE = 0.9
 """Share of the time until the deadline that the steps may take; the rest judges and saves."""
+_NO_TIME = "There was no time left for a single training step."
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,8 @@ def train(
     rounds, brake = 0, 1.0
     for step, (rows, pixels) in enumerate(_train_batches(task.train, backbone, recipe, ctx)):
         progress = pace.progress(step)
+        if step == 0 and progress >= 1:
+            raise OutOfTime(_NO_TIME)
         if progress * ROUNDS >= rounds + 1 or progress >= 1:
             rounds += 1
             accuracy = _val_accuracy(network, task, backbone, ctx)
@@ -134,7 +137,7 @@ class _Pace:
         self.start_s = time.monotonic()
         self.seconds = ctx.seconds_left() * TIME_SHARE
         if self.seconds <= 0:
-            raise OutOfTime("There was no time left for a single training step.")
+            raise OutOfTime(_NO_TIME)
 
     def progress(self, step: int) -> float:
         used = (time.monotonic() - self.start_s) / self.seconds
@@ -194,19 +197,21 @@ def _step(
 ) -> bool:
     """Take one step; False, and nothing changed, if the loss or its gradient is not finite."""
     optimiser.zero_grad(set_to_none=True)
+    before = [buffer.clone() for buffer in network.buffers()]  # BatchNorm's move on the way
     with ctx.autocast():
         scores = network(images)
     loss = nn.functional.cross_entropy(
         scores.float(), labels, label_smoothing=recipe.label_smoothing
     )
-    if not torch.isfinite(loss):
-        return False
-    torch.autograd.backward(loss)
-    norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
-    if not torch.isfinite(norm):
-        return False
-    optimiser.step()
-    return True
+    if torch.isfinite(loss):
+        torch.autograd.backward(loss)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), recipe.clip_norm)
+        if torch.isfinite(norm):
+            optimiser.step()
+            return True
+    for buffer, value in zip(network.buffers(), before, strict=True):
+        buffer.copy_(value)
+    return False
 
 
 def _state(network: Network) -> dict[str, Tensor]:

@@ -1,0 +1,96 @@
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from strategies.core.backbone import Backbone
+from strategies.core.classifier import ImageClassifier, make_network
+from strategies.core.errors import StorageError
+from strategies.core.features import batches, to_input
+from strategies.core.task import ImageTask
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def _classifier(backbone: Backbone, depths: tuple[int, ...]) -> ImageClassifier:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        network = make_network(backbone, depths, 3).eval()
+        torch.nn.init.normal_(network.head.weight)
+    return ImageClassifier(("a", "b", "Ω"), backbone, depths, network, "some", {})
+
+
+def _export(classifier: ImageClassifier, path: Path) -> None:
+    from strategies.core.export import export_onnx
+
+    export_onnx(classifier, path)
+
+
+def _inputs(task: ImageTask, backbone: Backbone, n: int) -> np.ndarray:
+    (pixels,) = batches([p.path for p in task.train[:n]], backbone, 1)
+    return to_input(pixels, backbone, torch.device("cpu")).numpy()
+
+
+@pytest.mark.parametrize(
+    ("name", "depths"), [("test_resnet", (5,)), ("test_resnet", (1, 3)), ("test_vit", (3,))]
+)
+def test_an_exported_model_gives_the_same_probabilities_for_any_number_of_pictures(
+    load_random: Callable[..., Backbone],
+    small_task: ImageTask,
+    tmp_path: Path,
+    name: str,
+    depths: tuple[int, ...],
+) -> None:
+    classifier = _classifier(load_random(name), depths)
+    _export(classifier, tmp_path / "deep" / "model.onnx")
+
+    session = ort.InferenceSession(
+        tmp_path / "deep" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+
+    for n in (1, 2, 5):
+        (found,) = session.run(None, {"images": _inputs(small_task, classifier.backbone, n)})
+        expected = classifier.predict_proba([p.path for p in small_task.train[:n]])
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert len(np.unique(expected, axis=0)) == 5
+    assert [o.name for o in session.get_outputs()] == ["probabilities"]
+
+
+def test_the_default_backbone_is_exported_with_all_that_is_needed_to_use_it(
+    backbone: Backbone, small_task: ImageTask, tmp_path: Path
+) -> None:
+    classifier = _classifier(backbone, (backbone.n_depths,))
+    classifier.network.to(memory_format=torch.channels_last)  # as training leaves it
+    level = logging.getLogger("torch.onnx").level
+    _export(classifier, tmp_path / "model.onnx")
+
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": _inputs(small_task, backbone, 4)})
+
+    expected = classifier.predict_proba([p.path for p in small_task.train[:4]])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    contract = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    assert contract["classes"] == ["a", "b", "Ω"]
+    assert contract["input_px"] == backbone.input_px
+    assert tuple(contract["mean"]) == backbone.mean
+    assert tuple(contract["std"]) == backbone.std
+    assert contract["crop_pct"] == backbone.crop_pct
+    assert contract["interpolation"] == backbone.interpolation
+    onnx.checker.check_model(str(tmp_path / "model.onnx"))
+    assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {"model.onnx"}
+    assert logging.getLogger("torch.onnx").level == level
+
+
+def test_a_file_that_cannot_be_written_is_a_storage_error(
+    load_random: Callable[..., Backbone], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+
+    with pytest.raises(StorageError, match="cannot be written"):
+        _export(_classifier(load_random("test_resnet"), (1,)), tmp_path / "file" / "model.onnx")

@@ -1,0 +1,425 @@
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from strategies.core import training
+from strategies.core.backbone import Backbone, stages
+from strategies.core.classifier import make_network
+from strategies.core.errors import OutOfTime, TrainingDiverged
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask
+from strategies.core.training import ROUNDS, Network, Recipe, scores_of, train
+
+
+@pytest.fixture
+def tiny(load_random: Callable[..., Backbone]) -> Backbone:
+    """A ResNet of half a million parameters at 32 px."""
+    return replace(load_random("test_resnet", input_px=64), input_px=32)
+
+
+def _network(backbone: Backbone, ctx: RunContext, n_classes: int = 3) -> Network:
+    with ctx.seeded():
+        return make_network(backbone, (backbone.n_depths,), n_classes)
+
+
+def _state(network: Network) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in network.state_dict().items()}
+
+
+def _train(
+    backbone: Backbone, task: ImageTask, ctx: RunContext, recipe: Recipe
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Train a fresh network without val (so that the last weights stay): before, after."""
+    network = _network(backbone, ctx)
+    before = _state(network)
+    with ctx.seeded():
+        train(network, replace(task, val=()), backbone, recipe, ctx)
+    return before, _state(network)
+
+
+def _changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
+    return {k for k in before if not torch.equal(before[k], after[k])}
+
+
+def _is_statistic(key: str) -> bool:
+    return "running_" in key or "num_batches" in key
+
+
+@pytest.mark.parametrize("frozen", [1, 3])
+def test_frozen_stages_keep_parameters_and_statistics_and_the_others_learn(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext, frozen: int
+) -> None:
+    recipe = Recipe(3, 0.01, batch_size=8, frozen_stages=frozen, batch_norm="trained")
+    before, after = _train(tiny, small_task, ctx, recipe)
+    network = _network(tiny, ctx)
+    stage = stages(network.body.net, tiny)
+
+    keys = {k for k in before if k.startswith("body.net.")}
+    kept = {k for k in keys if stage[k.removeprefix("body.net.").rpartition(".")[0]] <= frozen}
+    assert kept
+    assert kept < keys
+    assert _changed(before, after) == before.keys() - kept
+
+
+def test_frozen_statistics_stay_while_every_parameter_learns(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    before, after = _train(tiny, small_task, ctx, Recipe(3, 0.01, batch_size=8))
+
+    assert _changed(before, after) == {k for k in before if not _is_statistic(k)}
+
+
+def test_trained_statistics_move(tiny: Backbone, small_task: ImageTask, ctx: RunContext) -> None:
+    before, after = _train(
+        tiny, small_task, ctx, Recipe(3, 0.01, batch_size=8, batch_norm="trained")
+    )
+
+    assert _changed(before, after) == before.keys()
+
+
+def test_blocks_that_use_a_module_without_calling_it_are_frozen_whole(
+    load_random: Callable[..., Backbone], small_task: ImageTask, ctx: RunContext
+) -> None:
+    found = load_random("test_coatnet")
+    network = _network(found, ctx)
+    training._freeze(network, found, Recipe(1, 0.1, frozen_stages=found.n_depths - 1))
+
+    learning = {k for k, p in network.body.net.named_parameters() if p.requires_grad}
+    assert not [k for k in learning if k.startswith("stages")]
+
+
+def test_the_head_learns_faster_by_its_factor(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    optimiser = training._optimiser(
+        _network(tiny, ctx), Recipe(1, 0.01, head_lr_factor=5, weight_decay=0.3)
+    )
+
+    peaks = {g["peak"] for g in optimiser.param_groups}
+    assert peaks == {0.01, 0.05}
+    for group in optimiser.param_groups:
+        vectors = {p.ndim <= 1 for p in group["params"]}
+        assert vectors == {group["weight_decay"] == 0}
+
+
+def test_training_learns(tiny: Backbone, small_task: ImageTask, ctx: RunContext) -> None:
+    network = _network(tiny, ctx)
+    labels = torch.tensor([p.label for p in small_task.train])
+
+    def loss() -> float:
+        scores = torch.from_numpy(scores_of(network, small_task.train, tiny, ctx))
+        return nn.functional.cross_entropy(scores, labels).item()
+
+    before = loss()
+    recipe = Recipe(25, 3e-3, batch_size=16, batch_norm="trained", min_area=0.8)
+    train(network, replace(small_task, val=()), tiny, recipe, ctx)
+
+    assert loss() < 0.7 * before
+
+
+def test_the_same_seed_gives_the_same_weights(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    recipe = Recipe(4, 0.01, batch_size=8, batch_norm="trained", hflip=True)
+
+    _, one = _train(tiny, small_task, replace(ctx, n_workers=1), recipe)
+    _, two = _train(tiny, small_task, replace(ctx, n_workers=3), recipe)
+    _, other = _train(tiny, small_task, replace(ctx, seed=1), recipe)
+
+    assert not _changed(one, two)
+    assert _changed(one, other)
+
+
+def test_a_batch_that_is_not_finite_leaves_no_trace(tiny: Backbone, ctx: RunContext) -> None:
+    network = _network(tiny, ctx).train()
+    recipe = Recipe(1, 0.1)
+    optimiser = training._optimiser(network, recipe)
+    labels = torch.tensor([0, 1, 2, 0])
+    assert training._step(network, optimiser, torch.randn(4, 3, 32, 32), labels, recipe, ctx)
+    before = _state(network)
+    bad = torch.randn(4, 3, 32, 32)
+    bad[2, 1, 5, 5] = torch.nan
+
+    assert not training._step(network, optimiser, bad, labels, recipe, ctx)
+
+    assert not _changed(before, _state(network))
+
+
+def test_a_gradient_that_is_not_finite_leaves_no_trace(tiny: Backbone, ctx: RunContext) -> None:
+    network = _network(tiny, ctx).train()
+    recipe = Recipe(1, 0.1)
+    optimiser = training._optimiser(network, recipe)
+    before = _state(network)
+    network.head.weight.register_hook(lambda gradient: gradient * torch.inf)
+
+    images, labels = torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 2, 0])
+    assert not training._step(network, optimiser, images, labels, recipe, ctx)
+
+    assert not _changed(before, _state(network))
+
+
+def _spoil(
+    monkeypatch: pytest.MonkeyPatch, network: Network, spoilt: Callable[[int], bool]
+) -> None:
+    """Make the scores of some training steps, counted from 0, not finite."""
+    steps = iter(range(1000))
+
+    def spoil(module: nn.Module, inputs: object, scores: Tensor) -> Tensor | None:
+        return scores * torch.nan if module.training and spoilt(next(steps)) else None
+
+    network.register_forward_hook(spoil)
+
+
+def test_a_training_survives_three_bad_batches(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = _network(tiny, ctx)
+    before = _state(network)
+    _spoil(monkeypatch, network, lambda step: step in (1, 2, 4))
+
+    train(network, replace(small_task, val=()), tiny, Recipe(7, 0.01, batch_size=8), ctx)
+
+    assert _changed(before, _state(network))
+    assert all(v.isfinite().all() for v in network.state_dict().values())
+
+
+def test_a_loss_that_stays_infinite_is_told_after_the_brakes(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = _network(tiny, ctx)
+    before = _state(network)
+    _spoil(monkeypatch, network, lambda step: True)
+
+    with pytest.raises(TrainingDiverged, match="step 3"):
+        train(network, small_task, tiny, Recipe(20, 0.01, batch_size=8), ctx)
+
+    assert not _changed(before, _state(network))
+
+
+def _judged_as(monkeypatch: pytest.MonkeyPatch, *accuracies: float) -> list[dict[str, Tensor]]:
+    """Have val judge as told, and record the weights that it was shown."""
+    shown: list[dict[str, Tensor]] = []
+
+    def judge(network: Network, *_: object) -> float:
+        shown.append(_state(network))
+        return accuracies[len(shown) - 1]
+
+    monkeypatch.setattr(training, "_val_accuracy", judge)
+    return shown
+
+
+def test_the_starting_point_stays_when_training_only_harms(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = _network(tiny, ctx)
+    before = _state(network)
+    _judged_as(monkeypatch, 0.9, *[0.5] * ROUNDS)
+
+    train(network, small_task, tiny, Recipe(ROUNDS, 0.1, batch_size=8), ctx)
+
+    assert not _changed(before, _state(network))
+    assert not network.training
+
+
+def test_the_weights_that_were_best_on_val_stay(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = _network(tiny, ctx)
+    shown = _judged_as(monkeypatch, 0.1, 0.5, 0.8, 0.7, 0.6, 0.5, 0.4)
+
+    train(network, small_task, tiny, Recipe(12, 0.1, batch_size=8, batch_norm="trained"), ctx)
+
+    assert not _changed(shown[2], _state(network))
+    assert _changed(shown[1], shown[2])
+    assert _changed(shown[2], shown[3])
+
+
+def test_without_val_the_last_weights_stay(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = _network(tiny, ctx)
+    judge, shown = training._val_accuracy, []
+
+    def watch(*args: object) -> float:
+        shown.append(_state(network))
+        return judge(*args)
+
+    monkeypatch.setattr(training, "_val_accuracy", watch)
+
+    train(network, replace(small_task, val=()), tiny, Recipe(8, 0.01, batch_size=8), ctx)
+
+    assert not _changed(shown[-1], _state(network))
+    assert _changed(shown[-2], shown[-1])
+
+
+def test_every_round_is_told_with_its_accuracy_on_val(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    told: list[tuple[int, float]] = []
+    ctx = replace(ctx, on_epoch=lambda epoch, accuracy: told.append((epoch, accuracy)))
+    network = _network(tiny, ctx)
+
+    train(network, small_task, tiny, Recipe(13, 0.003, batch_size=8), ctx)
+
+    assert [epoch for epoch, _ in told] == list(range(1, ROUNDS + 1))
+    found = scores_of(network, small_task.val, tiny, ctx).argmax(1)
+    final = np.mean(found == [p.label for p in small_task.val])
+    assert max(accuracy for _, accuracy in told) <= final
+
+
+def test_an_exception_of_on_epoch_ends_the_training(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    class Pruned(Exception):
+        pass
+
+    def prune(epoch: int, accuracy: float) -> None:
+        if epoch == 2:
+            raise Pruned
+
+    with pytest.raises(Pruned):
+        train(
+            _network(tiny, ctx),
+            small_task,
+            tiny,
+            Recipe(12, 0.01, batch_size=8),
+            replace(ctx, on_epoch=prune),
+        )
+
+
+def test_a_near_deadline_shortens_a_training_and_still_cools_it_down(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    step = training._step
+
+    def watch(network: Network, optimiser: torch.optim.Optimizer, *args: object) -> bool:
+        rates.append(optimiser.param_groups[0]["lr"])
+        return step(network, optimiser, *args)
+
+    monkeypatch.setattr(training, "_step", watch)
+    start = time.monotonic()
+
+    train(
+        _network(tiny, ctx),
+        replace(small_task, val=()),
+        tiny,
+        Recipe(10**6, 0.01, batch_size=8),
+        replace(ctx, deadline_s=start + 2),
+    )
+
+    assert time.monotonic() - start < 4
+    assert 2 <= len(rates) < 10**4
+    assert max(rates) <= 0.01
+    assert rates[-1] < 0.5 * max(rates)
+
+
+@pytest.mark.parametrize("left_s", [-1.0, 1e-4])
+def test_no_time_for_a_single_step_raises(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext, left_s: float
+) -> None:
+    told: list[int] = []
+    late = replace(
+        ctx, deadline_s=time.monotonic() + left_s, on_epoch=lambda epoch, _: told.append(epoch)
+    )
+
+    with pytest.raises(OutOfTime):
+        train(_network(tiny, ctx), small_task, tiny, Recipe(5, 0.01), late)
+
+    assert not told
+
+
+def test_the_learning_rate_warms_up_to_its_peak_and_cools_to_zero() -> None:
+    rates = [training._warm_cosine(p, 0.1) for p in np.linspace(0, 1, 101)]
+
+    assert max(rates) == pytest.approx(1)
+    assert np.argmax(rates) == 10
+    assert (np.diff(rates[:11]) > 0).all()
+    assert (np.diff(rates[10:]) < 0).all()
+    assert 0 < rates[0] < 0.1
+    assert rates[-1] == pytest.approx(0)
+
+
+def test_every_picture_is_seen_equally_often_in_a_new_order() -> None:
+    drawn = training._row_batches(10, 4, seed=0)
+    rows = [next(drawn) for _ in range(5)]
+
+    assert [len(r) for r in rows] == [4] * 5
+    flat = np.concatenate(rows)
+    assert sorted(flat[:10]) == sorted(flat[10:]) == list(range(10))
+    assert flat[:10].tolist() != flat[10:].tolist()
+
+
+def test_a_batch_may_be_larger_than_the_train_split() -> None:
+    assert sorted(next(training._row_batches(3, 7, seed=0))).count(0) in (2, 3)
+
+
+def _drawn(
+    task: ImageTask, backbone: Backbone, ctx: RunContext, n: int = 3, **settings: object
+) -> list[tuple[list[int], np.ndarray]]:
+    recipe = Recipe(1, 0.1, batch_size=5, **settings)
+    batches = training._train_batches(task.train, backbone, recipe, ctx)
+    return [next(batches) for _ in range(n)]
+
+
+def test_the_same_seed_draws_the_same_crops_with_any_number_of_threads(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    one = _drawn(small_task, tiny, replace(ctx, n_workers=1), hflip=True)
+    many = _drawn(small_task, tiny, replace(ctx, n_workers=4), hflip=True)
+    other = _drawn(small_task, tiny, replace(ctx, seed=1), hflip=True)
+
+    for (rows, pixels), (their_rows, their_pixels) in zip(one, many, strict=True):
+        assert rows == their_rows
+        np.testing.assert_array_equal(pixels, their_pixels)
+    assert any((a[1] != b[1]).any() for a, b in zip(one, other, strict=True))
+
+
+def test_crops_of_one_picture_differ_from_round_to_round(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    one = replace(small_task, train=small_task.train[:1])
+
+    first, second, _ = (pixels for _, pixels in _drawn(one, tiny, ctx))
+
+    assert (first[0] != first[1]).any()
+    assert (first != second).any()
+
+
+def test_mirroring_mirrors_about_half_of_the_same_crops(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    plain = np.concatenate([p for _, p in _drawn(small_task, tiny, ctx, n=12)])
+    mirrored = np.concatenate([p for _, p in _drawn(small_task, tiny, ctx, n=12, hflip=True)])
+
+    same = (plain == mirrored).all((1, 2, 3))
+    flipped = (plain[:, :, ::-1] == mirrored).all((1, 2, 3))
+    assert (same | flipped).all()
+    assert 0.25 < flipped.mean() < 0.75
+
+
+def test_pictures_that_do_not_fit_into_memory_are_read_again(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = _drawn(small_task, tiny, ctx)
+    monkeypatch.setattr(training, "KEPT_BYTES", 0)
+
+    for (_, a), (_, b) in zip(kept, _drawn(small_task, tiny, ctx), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_scores_follow_the_order_of_the_split(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    network = _network(tiny, ctx)
+
+    forth = scores_of(network, small_task.val, tiny, ctx)
+    back = scores_of(network, small_task.val[::-1], tiny, ctx)
+
+    assert forth.shape == (len(small_task.val), 3)
+    np.testing.assert_allclose(forth, back[::-1], rtol=1e-4, atol=1e-5)
