@@ -20,9 +20,10 @@ import torch
 from huggingface_hub import constants as hub
 from safetensors import SafetensorError
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from strategies.core.body import Body, depth_modules
 from strategies.core.errors import BackboneError, unknown_name
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
@@ -310,23 +311,6 @@ def weights_digest(net: nn.Module) -> str:
     return hashlib.sha256(safetensors_bytes(state)).hexdigest()
 
 
-def depth_modules(net: nn.Module) -> list[str]:
-    """Return the module names of timm's feature levels, from the input on.
-
-    Raises
-    ------
-    BackboneError
-        If the architecture has no feature levels.
-    """
-    info = getattr(net, "feature_info", None)
-    if not info or not hasattr(net, "forward_intermediates"):
-        raise BackboneError(
-            f"{type(net).__name__} has no feature levels in timm (feature_info and "
-            "forward_intermediates), so it cannot be cut into depths. Choose another backbone."
-        )
-    return [level["module"] for level in getattr(info, "info", info)]
-
-
 @torch.no_grad()
 def _measure_depths(name: str, net: nn.Module, px: int) -> dict[str, Any]:
     """Measure width and cumulative cost of every depth with one picture of noise."""
@@ -357,53 +341,6 @@ def _measure_depths(name: str, net: nn.Module, px: int) -> dict[str, Any]:
     if pooled[-2].shape == pooled[-1].shape and torch.allclose(pooled[-2], pooled[-1]):
         del depths[-2]  # the last level is already the penultimate activations (ResNet)
     return {"depths": tuple(depths), "gmacs": total / 2e9}
-
-
-class Body(nn.Module):
-    """The network up to the deepest of some depths: images to pooled activations.
-
-    Input (n, 3, h, w), normalised; output (n, d), the mean-pooled activations of `depths` side
-    by side. The penultimate depth is number `n_depths`.
-    """
-
-    def __init__(self, net: nn.Module, depths: tuple[int, ...], n_depths: int) -> None:
-        super().__init__()
-        if not depths or list(depths) != sorted(set(depths) & set(range(1, n_depths + 1))):
-            raise ValueError(f"depths must ascend within 1..{n_depths}, got {depths}")
-        self.net = net
-        self.whole = n_depths in depths
-        self.levels = [d - 1 for d in depths if d < n_depths]
-
-    def cut(self) -> "Body":
-        """Remove from the network what no depth in use needs, its old head included."""
-        if self.whole:
-            _call(self.net, "reset_classifier")(0)
-        else:
-            _call(self.net, "prune_intermediate_layers")(self.levels, prune_head=True)
-        return self
-
-    def activations(self, images: Tensor) -> list[Tensor]:
-        """Return the pooled activations, one tensor (n, channels) per depth in use."""
-        if not self.whole:
-            maps = _call(self.net, "forward_intermediates")(
-                images, indices=self.levels, intermediates_only=True
-            )
-            return [m.mean((2, 3)) for m in maps]
-        if not self.levels:
-            last, maps = _call(self.net, "forward_features")(images), []
-        else:
-            last, maps = _call(self.net, "forward_intermediates")(images, indices=self.levels)
-        head = _call(self.net, "forward_head")(last, pre_logits=True)
-        return [*(m.mean((2, 3)) for m in maps), head]
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the pooled activations of all depths in use side by side, (n, d)."""
-        return torch.cat(self.activations(images), dim=1)
-
-
-def _call(net: nn.Module, name: str) -> Callable[..., Any]:
-    method: Callable[..., Any] = getattr(net, name)
-    return method
 
 
 @torch.no_grad()

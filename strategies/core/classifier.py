@@ -17,7 +17,8 @@ from safetensors.torch import load as weights_of
 from safetensors.torch import save as bytes_of
 from torch import nn
 
-from strategies.core.backbone import Backbone, Body, Depth
+from strategies.core.backbone import Backbone, Depth
+from strategies.core.body import Body
 from strategies.core.errors import BackboneError, StorageError
 from strategies.core.features import batches, to_input
 from strategies.core.metrics import Interval, accuracy, calibration_error, mean_per_class

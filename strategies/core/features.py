@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from strategies.core.backbone import Backbone, Body
+from strategies.core.backbone import Backbone
+from strategies.core.body import Body
 from strategies.core.cache import Rows, space_name
 from strategies.core.images import Pixels, centre_box, read_image, resize_box
 from strategies.core.run import RunContext

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from strategies.core.backbone import Backbone, Body, stages
+from strategies.core.backbone import Backbone, stages
+from strategies.core.body import Body
 from strategies.core.errors import OutOfTime, TrainingDiverged
 from strategies.core.features import batches, to_input
 from strategies.core.images import Pixels, random_box, read_image, resize_box

@@ -15,11 +15,11 @@ from strategies.core.backbone import (
     CATALOGUE,
     DEFAULT_BACKBONE,
     Backbone,
-    Body,
     load_backbone,
     stages,
     weights_digest,
 )
+from strategies.core.body import Body
 from strategies.core.errors import BackboneError
 from strategies.core.features import batches, to_input
 

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from strategies.core import features
-from strategies.core.backbone import Backbone, Body
+from strategies.core.backbone import Backbone
+from strategies.core.body import Body
 from strategies.core.errors import OutOfTime
 from strategies.core.features import (
     CHANNELS_PER_LAYER,
