@@ -126,7 +126,7 @@ def _advise(
 ) -> Advice:
     start = time.monotonic()
     priors = load_priors()
-    profile = measure(task, backbone, ctx, priors.landmarks)
+    profile = measure(task, backbone, ctx)
     forced = None if options.strategy == AUTO else options.strategy
     decision = recommend(profile, priors, forced)
     return Advice(
