@@ -126,7 +126,10 @@ class ImageClassifier:
                 )
             backbone = _backbone_from(record["backbone"])
             depths = tuple(record["depths"])
-            network = make_network(backbone.with_random_weights(), depths, len(record["classes"]))
+            with torch.random.fork_rng([]):
+                network = make_network(
+                    backbone.with_random_weights(), depths, len(record["classes"])
+                )
             weights = (folder / WEIGHTS_FILE).read_bytes()
             if hashlib.sha256(weights).hexdigest() != record["weights_sha256"]:
                 raise StorageError(

@@ -1,8 +1,10 @@
 """Classifiers as ONNX models; importing this needs the extra ``onnx``."""
 
+import contextlib
 import json
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -39,9 +41,11 @@ def export_onnx(classifier: ImageClassifier, path: Path) -> None:
     model = nn.Sequential(classifier.network, nn.Softmax(dim=1)).eval()
     device = next(model.parameters()).device
     example = torch.zeros(2, 3, backbone.input_px, backbone.input_px, device=device)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's remarks on its own internals
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
+    with _quiet():
         program = torch.onnx.export(
             model,
             (example,),
@@ -55,7 +59,20 @@ def export_onnx(classifier: ImageClassifier, path: Path) -> None:
     proto = program.model_proto
     onnx.helper.set_model_props(proto, {k: json.dumps(v) for k, v in contract.items()})
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         onnx.save(proto, path)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's remarks on its own internals to itself."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

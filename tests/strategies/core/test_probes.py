@@ -311,7 +311,8 @@ def test_labels_of_noise_are_not_learnt_according_to_cross_validation() -> None:
     for seed in range(12):
         rng = np.random.default_rng(seed)
         x, labels = rng.normal(size=(60, 30)).astype(np.float32), rng.permutation(60) % 3
-        tried = cross_validate(x, labels, 3, folds=fold_numbers(labels, seed))
+        folds = fold_numbers(labels, seed)
+        tried = cross_validate(x, labels, 3, folds=folds, strengths=STRENGTHS[:6:2])
         judged.append(corrected_accuracy(tried.correct, seed, draws=100).mid)
 
     assert np.mean(judged) == pytest.approx(1 / 3, abs=0.06)

@@ -119,7 +119,7 @@ def test_training_learns(tiny: Backbone, small_task: ImageTask, ctx: RunContext)
     recipe = Recipe(25, 3e-3, batch_size=16, batch_norm="trained", min_area=0.8)
     train(network, replace(small_task, val=()), tiny, recipe, ctx)
 
-    assert loss() < 0.7 * before
+    assert loss() < 0.85 * before
 
 
 def test_the_same_seed_gives_the_same_weights(
