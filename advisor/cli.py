@@ -8,6 +8,7 @@ import csv
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+STARTED_S = time.monotonic()
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 stdout, stderr = Console(soft_wrap=False), Console(stderr=True)
@@ -86,7 +88,9 @@ def run_command(
     data: Data = None,
     demo: Demo = False,
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME-1.")] = None,
-    time: Annotated[str, typer.Option(help="Limit of everything: 90s, 10m, 2h.")] = "10m",
+    time_limit: Annotated[
+        str, typer.Option("--time", help="Limit of everything: 90s, 10m, 2h.")
+    ] = "10m",
     trials: Annotated[int | None, typer.Option(min=1, help="At most this many trials.")] = None,
     backbone: BackboneName = "auto",
     input_px: InputPx = None,
@@ -100,7 +104,7 @@ def run_command(
     quiet: Quiet = False,
 ) -> None:
     """Take the advice: tune it under a time limit and leave a classifier in a run folder."""
-    time_s = parse_duration_s(time)
+    limit_s = parse_duration_s(time_limit)
     folder = _data_folder(data, demo, cache_dir)
     with _progress(quiet) as on_progress, _errors():
         from advisor.pipeline import Options, auto
@@ -111,7 +115,11 @@ def run_command(
             backbone, input_px, strategy, val, test, seed, device, cache_dir, on_progress
         )
         outcome = auto(
-            folder, out or _fresh_run(folder), options, time_s=time_s, max_trials=trials
+            folder,
+            out or _fresh_run(folder),
+            options,
+            time_s=limit_s - (time.monotonic() - STARTED_S),
+            max_trials=trials,
         )
     if as_json:
         _print_json(outcome_record(outcome))

@@ -16,8 +16,9 @@ from strategies.base import Strategy
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier, evaluate
 from strategies.core.errors import DataError, OutOfTime, TransferError
-from strategies.core.run import RunContext
+from strategies.core.run import OnEpoch, RunContext
 from strategies.core.task import ImageTask
+from strategies.core.training import ROUNDS
 from strategies.registry import STRATEGIES, get_strategy
 
 FLOOR = "linear_probe"
@@ -171,7 +172,7 @@ def _run_trial(
         refusal = strategy.why_not(task, backbone)
         if refusal is not None:
             raise TransferError(refusal)
-        classifier = strategy.fit(task, backbone, replace(ctx, on_epoch=_reporter(trial)))
+        classifier = strategy.fit(task, backbone, replace(ctx, on_epoch=_reporter(trial, ctx)))
         accuracy = evaluate(classifier, task.val, n_workers=ctx.n_workers).accuracy
         candidate.study.tell(trial, accuracy.mid)
         reason = None
@@ -193,8 +194,9 @@ def _run_trial(
     return record, classifier
 
 
-def _reporter(trial: Trial) -> Any:
+def _reporter(trial: Trial, ctx: RunContext) -> OnEpoch:
     def report(epoch: int, val_accuracy: float) -> None:
+        ctx.on_progress("this trial", epoch, ROUNDS)
         trial.report(val_accuracy, epoch)
         if trial.should_prune():
             raise optuna.TrialPruned
