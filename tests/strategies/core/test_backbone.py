@@ -26,7 +26,7 @@ from strategies.core.features import batches, to_input
 LITE0 = CATALOGUE[DEFAULT_BACKBONE]
 FAMILIES = [
     ("test_resnet", 64),
-    ("test_vit", None),
+    ("test_vit3", None),
     ("test_convnext", 64),
     ("test_byobnet", 64),
     ("test_coatnet", None),
