@@ -334,6 +334,24 @@ def test_no_time_for_a_single_step_raises(
     assert not told
 
 
+def test_time_that_runs_out_while_the_starting_point_is_judged_raises(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(training._Pace, "progress", lambda self, step: 1.5)
+
+    with pytest.raises(OutOfTime):
+        train(
+            _network(tiny, ctx),
+            small_task,
+            tiny,
+            Recipe(5, 0.01),
+            replace(ctx, on_epoch=lambda epoch, _: told.append(epoch)),
+        )
+
+    assert not told
+
+
 def test_the_learning_rate_warms_up_to_its_peak_and_cools_to_zero() -> None:
     rates = [training._warm_cosine(p, 0.1) for p in np.linspace(0, 1, 101)]
 
