@@ -26,7 +26,7 @@ GRID = 28
 """Moments are taken on a regular grid of about GRID x GRID positions where a map is larger."""
 DEAD_VARIANCE = 1e-4
 """Channels whose running variance is below this share of their layer's median are left out."""
-_FORMAT = 1
+_FORMAT = 2
 _COUNTS = "channels measured by layer"
 """The one row of a space that belongs to no picture: with it, cached features need no network."""
 
@@ -235,7 +235,7 @@ def batches(
 def eval_pixels(path: Path, backbone: Backbone) -> Pixels:
     """Read a picture as the network is to see it: centre crop, (px, px, 3)."""
     image = read_image(path)
-    box = centre_box(image.width, image.height, backbone.crop_pct)
+    box = centre_box(image.width, image.height, backbone.input_px, backbone.crop_pct)
     return resize_box(image, box, backbone.input_px, backbone.interpolation)
 
 

@@ -114,14 +114,20 @@ def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.round(255 * scaled.clip(0, 1)).astype(np.uint8))
 
 
-def centre_box(width: int, height: int, crop_pct: float) -> Box:
-    """Return the central square of ``crop_pct`` of the short side: (left, top, right, bottom).
+def centre_box(width: int, height: int, px: int, crop_pct: float) -> Box:
+    """Return the box of timm's centre crop: (left, top, right, bottom) in the picture's pixels.
 
-    Cutting this box out while resizing to n x n is resize-then-centre-crop in one step.
+    Cutting this box out while resizing to px x px is, in one step, what timm does in two: the short
+    side resized to ``px / crop_pct``, then px x px pixels cut out of the middle. The box starts
+    on a whole pixel of the resized picture, as there.
     """
-    side = min(width, height) * crop_pct
-    left, top = (width - side) / 2, (height - side) / 2
-    return (left, top, left + side, top + side)
+    short = int(px / crop_pct)
+    wide = short if width <= height else int(short * width / height)
+    high = short if height <= width else int(short * height / width)
+    left, top = round((wide - px) / 2), round((high - px) / 2)
+    right, bottom = min(left + px, wide), min(top + px, high)
+    across, down = width / wide, height / high
+    return (left * across, top * down, right * across, bottom * down)
 
 
 def random_box(width: int, height: int, min_area: float, rng: np.random.Generator) -> Box:
