@@ -92,10 +92,10 @@ class DomainSimilarity:
     between: tuple[str | None, str | None]
     evidence: HeadEvidence | None
 
-    @property
-    def shift_by_depth(self) -> tuple[float | None, ...]:
-        """Middles of `per_depth`."""
-        return tuple(None if depth is None else depth.mid for depth in self.per_depth)
+    def shift_at(self, depth: int) -> float | None:
+        """Return the middle of the shift at a depth, counted from 1, where it was measured."""
+        at = self.per_depth[depth - 1] if self.per_depth else None
+        return None if at is None else at.mid
 
 
 @dataclass(frozen=True)
@@ -133,6 +133,8 @@ class Profile:
         The SVM at the depth that cross-validation chose, judged without the optimism of choosing.
     n_measured
         Pictures of train and val that similarity and probes were measured on.
+    feature_width
+        Channels of the backbone's penultimate activations.
     ms_per_image
         Measured time of one frozen forward pass, reading included.
     image_passes
@@ -149,6 +151,7 @@ class Profile:
     median_side_px: float
     backbone: str
     input_px: int
+    feature_width: int
     depth_names: tuple[str, ...]
     flops_shares: tuple[float, ...]
     similarity: DomainSimilarity | None

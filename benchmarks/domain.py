@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
+from fit_domain import rows_of
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
@@ -34,7 +35,6 @@ from advisor.kernel_distance import (
 from advisor.moment_shift import Source, balanced, layer_shifts
 from advisor.quadrant import SIMILAR_FROM
 from advisor.reference import Reference, shipped_reference
-from fit_domain import rows_of
 from strategies.core import features as module
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.features import Features, extract_features

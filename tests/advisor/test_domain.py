@@ -128,7 +128,8 @@ def test_a_shift_in_late_layers_shows_at_late_depths_only(backbone: Backbone) ->
     assert first.mid == pytest.approx(0, abs=0.02)
     assert second.mid == pytest.approx(0, abs=0.02)
     assert last.low > 0.2
-    assert found.shift_by_depth == (first.mid, second.mid, None, last.mid)
+    assert found.shift_at(4) == last.mid
+    assert found.shift_at(3) is None
 
 
 def test_without_batchnorm_the_kernel_distance_decides(backbone: Backbone) -> None:
