@@ -1,7 +1,6 @@
 """recommend(): a profile to a decision. Pure: the same profile gives the same advice."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,10 @@ from advisor.priors import Priors
 from advisor.quadrant import find_quadrant
 from advisor.types import (
     Decision,
-    Domain,
     Profile,
     Quadrant,
     Recommendation,
     Rejection,
-    Size,
 )
 from strategies.core.errors import NotApplicable
 from strategies.core.fine_tuning import default_steps

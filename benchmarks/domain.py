@@ -1,6 +1,6 @@
 """Measure what advisor/domain.py promises, on the sets of ``../shared/data``.
 
-    python benchmarks/domain.py [--lines 1 2 3 4 5 6 7] [--cache-dir FOLDER]
+    python benchmarks/domain.py [--lines 1 2 3 4 5 6 7 8] [--cache-dir FOLDER]
 
 Prints one Markdown section for every line; benchmarks/README-domain.md holds the results. Needs
 the pictures of 14 sets at 224 px (about 12,000, cached), 2,800 with random weights, and 2,000 at
@@ -310,6 +310,28 @@ def _changed(picture: Picture, what: str, folder: Path) -> Picture:
     return Picture(path, picture.label, path.stem, picture.width_px, picture.height_px)
 
 
+def line_8(bench: Bench) -> None:
+    """Measure whether the map, fitted on one backbone, says the same on others (at 128 px)."""
+    names = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
+    print("| set | " + " | ".join(names) + " |\n|---|---|---|---|")
+    table = []
+    for name in SPOKEN:
+        pictures = pictures_of(name, N_VARIANTS)
+        labels = labels_of(tuple(pictures))
+        row = []
+        for which in names:
+            backbone = load_backbone(which, input_px=128)
+            reference = shipped_reference(backbone)
+            assert reference is not None
+            features = extract_features(pictures, backbone, bench.ctx)
+            row.append(bench.scale.score(bench.shift(features, labels, reference.source(128))))
+        table.append(row)
+        print(f"| {name} | " + " | ".join(f"{v:.3f}" for v in row) + " |", flush=True)
+    for i, which in enumerate(names[1:], start=1):
+        size = np.abs(np.array(table)[:, i] - np.array(table)[:, 0])
+        print(f"{which}: differs by {size.mean():.3f} on average, at most {size.max():.3f}")
+
+
 def line_7(bench: Bench) -> None:
     """Measure what the similarity costs on top of the pass over the pictures."""
     n = 192
@@ -348,7 +370,7 @@ def line_7(bench: Bench) -> None:
     print(f"CPU seconds. On top: {(watched_s + min(spent) - bare) / bare:.1%}")
 
 
-LINES = {1: line_1, 2: line_2, 3: line_3, 4: line_4, 5: line_5, 6: line_6, 7: line_7}
+LINES = {1: line_1, 2: line_2, 3: line_3, 4: line_4, 5: line_5, 6: line_6, 7: line_7, 8: line_8}
 
 
 def main() -> None:
