@@ -1,7 +1,9 @@
 """How a network answers to pictures of its own pretraining domain: shipped, or the user's own."""
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,14 @@ from strategies.core.backbone import Backbone
 from strategies.core.cache import Rows
 from strategies.core.errors import DataError, StorageError
 from strategies.core.features import Features, extract_features
+from strategies.core.images import UnreadableImage, decode_image, known_suffixes
 from strategies.core.run import RunContext
 from strategies.core.task import Picture
 
 FORMAT_VERSION = 1
 FOLDER = Path(__file__).parent / "references"
-MIN_PICTURES = 50
-"""Fewer pictures say too little of a domain to be its reference."""
+MIN_PICTURES, MOST_PICTURES = 200, 1000
+"""Fewer pictures would blur a domain's moments enough to be taken for a shift."""
 _HEADER_BYTES = 8
 
 
@@ -123,21 +126,49 @@ def make_reference(
     )
 
 
-def build_reference(pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext) -> Reference:
+def build_reference(folder: Path, backbone: Backbone, ctx: RunContext) -> Reference:
     """Measure a user's own pictures of the domain that the network was pretrained on.
+
+    Parameters
+    ----------
+    folder
+        Pictures, with or without subfolders; at most `MOST_PICTURES` of them are taken at random.
 
     Raises
     ------
     DataError
-        If there are fewer than `MIN_PICTURES`.
+        If there are fewer than `MIN_PICTURES` readable ones.
     """
+    pictures = pictures_below(folder, ctx.n_workers)
     if len(pictures) < MIN_PICTURES:
         raise DataError(
-            f"A reference needs at least {MIN_PICTURES} readable pictures, got {len(pictures)}. "
-            "Give a folder of pictures like those that the network was pretrained with."
+            f"--reference {folder} has {len(pictures)} readable pictures; a reference needs at "
+            f"least {MIN_PICTURES}. Give a folder of pictures like those that the network was "
+            "pretrained with."
         )
     features = extract_features(pictures, backbone, ctx)
-    return make_reference("your reference pictures", backbone, features, {"source": "--reference"})
+    about = {"source": f"--reference {folder}"}
+    return make_reference(f"{len(pictures)} pictures of {folder.name}", backbone, features, about)
+
+
+def pictures_below(folder: Path, n_workers: int) -> list[Picture]:
+    """List the readable pictures below a folder, each content once, at most `MOST_PICTURES`."""
+    suffixes = known_suffixes()
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
+    chosen = np.random.default_rng(0).permutation(len(files))[:MOST_PICTURES]
+    with ThreadPoolExecutor(n_workers) as pool:
+        read = pool.map(_read_picture, [files[i] for i in np.sort(chosen)])
+        return list({p.digest: p for p in read if p is not None}.values())
+
+
+def _read_picture(path: Path) -> Picture | None:
+    """Return a picture, or None where the file cannot be read: a reference can spare it."""
+    try:
+        data = path.read_bytes()
+        image = decode_image(data)
+    except (OSError, UnreadableImage):
+        return None
+    return Picture(path, 0, hashlib.sha256(data).hexdigest(), image.width, image.height)
 
 
 def shipped_reference(backbone: Backbone) -> Reference | None:

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from advisor.reference import (
     Reference,
     build_reference,
     make_reference,
+    pictures_below,
     read_reference,
     shipped_reference,
     write_reference,
@@ -113,17 +115,29 @@ def test_other_weights_have_no_shipped_reference(backbone: Backbone) -> None:
 def test_a_reference_of_too_few_pictures_is_refused(
     small_task: ImageTask, backbone: Backbone, ctx: RunContext
 ) -> None:
-    with pytest.raises(DataError, match=f"at least {MIN_PICTURES}"):
-        build_reference(small_task.train[:10], backbone, ctx)
+    with pytest.raises(DataError, match=f"48 readable pictures.*at least {MIN_PICTURES}"):
+        build_reference(small_task.root, backbone, ctx)
 
 
-def test_the_pictures_of_a_reference_are_at_no_distance_from_it(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+def test_unreadable_and_repeated_files_are_no_part_of_a_reference(
+    make_folder: Callable[..., Path],
 ) -> None:
-    pictures = (small_task.train * 4)[:MIN_PICTURES]
-    reference = build_reference(pictures, backbone, ctx)
-    features = extract_features(pictures, backbone, ctx)
+    folder = make_folder("some", 4)
+    (folder / "broken.png").write_bytes(b"no picture")
+    (folder / "notes.txt").write_text("no picture either")
+    copied = next(folder.rglob("000.png")).read_bytes()
+    (folder / "again.png").write_bytes(copied)
+    assert len(pictures_below(folder, 2)) == 12
+
+
+def test_a_folder_of_ones_own_becomes_a_reference(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("advisor.reference.MIN_PICTURES", 40)
+    reference = build_reference(small_task.root, backbone, ctx)
+    features = extract_features(pictures_below(small_task.root, 2), backbone, ctx)
     source = reference.source(backbone.input_px)
     assert source is not None
     assert features.moments is not None
     assert source.mean == pytest.approx(features.moments.mean.mean(axis=0), abs=1e-5)
+    assert reference.name.startswith("48 pictures")
