@@ -45,7 +45,7 @@ from strategies.core.task import Picture, labels_of
 
 Sample = tuple[Features, Labels]
 N_PROBED, N_VARIANTS = 200, 40
-COLOURFUL = ("cats_dogs", "flowers5", "hymenoptera", "trash6", "dtd10", "gtsrb", "sign_digits")
+GREY = ("pacs_sketch", "neu_surface", "pneumonia_cxr", "fsdd_spec", "mnist5k", "omniglot_small1")
 
 
 class Bench:
@@ -279,7 +279,7 @@ def line_6(bench: Bench) -> None:
                 features = extract_features(pictures, smaller, bench.ctx)
                 found[f"{px} px"] = bench.scale.score(bench.shift(features, labels, source))
             for what in ("grey", "JPEG 50"):
-                if what == "grey" and name in SPOKEN and name not in COLOURFUL:
+                if what == "grey" and name in GREY:
                     continue
                 changed = [_changed(p, what, Path(folder)) for p in pictures]
                 features = extract_features(changed, bench.backbone, bench.ctx)
