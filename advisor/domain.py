@@ -1,109 +1,243 @@
-"""How far the pictures are from ImageNet, as the pretrained network sees them: pure numerics."""
+"""How far the pictures are from ImageNet, as the pretrained network sees them: pure numerics.
 
-from collections.abc import Sequence
+Moments at every BatchNorm layer are compared with those of the pretraining domain
+(`advisor.moment_shift`); a network without BatchNorm is judged by the kernel distance of its
+features to a reference (`advisor.kernel_distance`), or not at all. `domain.json` maps either
+statistic to a similarity between 0 and 1; ``benchmarks/fit_domain.py`` wrote it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
-from advisor.types import DomainSimilarity
-from strategies.core.features import Moments
+from advisor.head_evidence import head_evidence
+from advisor.kernel_distance import (
+    bootstrap_kernel_distance,
+    cubic_kernels,
+    kernel_distance,
+    permutation_p_value,
+)
+from advisor.moment_shift import (
+    Source,
+    Vector,
+    Weights,
+    balanced,
+    bootstrap_layer_shifts,
+    layer_shifts,
+)
+from advisor.reference import Reference
+from advisor.types import DomainSimilarity, HeadEvidence
+from strategies.core.features import Features, Moments
 from strategies.core.metrics import LEVEL, Interval, Labels
 
-Vector = NDArray[np.float64]
+MAX_PICTURES = 1000
+"""Distances are measured on at most this many pictures; more would move them by less than 0.01."""
+MAX_TESTED = 500
+"""The permutation test is given at most this many pictures."""
+DRAWS, PERMUTATIONS = 200, 999
 
-SAME_NATS, FAR_NATS = 0.03, 0.5
-"""Shifts that score 1 and 0; between them the score is linear in the logarithm."""
-DRAWS = 200
-_MIN_VARIANCE = 1e-6
 
+@dataclass(frozen=True)
+class Scale:
+    """A monotone map from a distance to a similarity, with measured landmarks on it.
 
-def bn_shift(mean: Vector, square: Vector, mean_variance: Vector) -> Vector:
-    """Divergence of channels' activations from those their BatchNorm was trained with.
+    ``1 - ((distance - same) / (far - same)) ** power``, at least 0 and at most 1.
 
-    ``KL(N(m, v) || N(0, 1))`` in nats for activations in units of the running statistics: 0 when
-    they look like the pretraining data, unbounded above. Comparable between tasks on one backbone
-    and input size, not between backbones.
-
-    Parameters
+    Attributes
     ----------
-    mean, square
-        First and second moments of z by channel, any one shape.
-    mean_variance
-        Variance of the estimate `mean` (between pictures, over n), which is removed from its
-        square: without this, few pictures look far.
-    """
-    squared_mean = np.maximum(mean**2 - mean_variance, 0.0)
-    variance = np.maximum(square - squared_mean, _MIN_VARIANCE)
-    return 0.5 * (square - 1 - np.log(variance))
-
-
-def similarity(
-    moments: Moments,
-    labels: Labels,
-    depth_shares: Sequence[float],
-    landmarks: Sequence[tuple[str, float]],
-    seed: int,
-) -> DomainSimilarity:
-    """Score how near a task is to ImageNet, with a bootstrap interval over its pictures.
-
-    Classes weigh the same, however many pictures they have.
-
-    Parameters
-    ----------
-    moments
-        What reached every BatchNorm layer, from `extract_features`.
-    labels
-        Class of every picture, (n,).
-    depth_shares
-        Position of the depths in the body, ascending, the last one 1.
+    same, far
+        Distances that score 1 and 0.
+    power
+        At most 1: equal steps of the score are about equally well resolved everywhere.
     landmarks
-        (name, shift in nats) of sets measured before, in any order.
+        Name and distance of sets measured before.
+    """
+
+    same: float
+    far: float
+    power: float
+    landmarks: tuple[tuple[str, float], ...]
+
+    def score(self, distance: float) -> float:
+        """Map a distance to a similarity in [0, 1], falling."""
+        position = np.clip((distance - self.same) / (self.far - self.same), 0, 1)
+        return float(1 - position**self.power)
+
+    def interval(self, distance: Interval) -> Interval:
+        """Map an interval of distances to one of similarities."""
+        return Interval(*(self.score(d) for d in (distance.high, distance.mid, distance.low)))
+
+    def between(self, distance: float) -> tuple[str | None, str | None]:
+        """Name the landmarks next to a distance: the nearer to ImageNet, then the farther."""
+        nearer = [(d, name) for name, d in self.landmarks if d <= distance]
+        farther = [(d, name) for name, d in self.landmarks if d > distance]
+        return (max(nearer)[1] if nearer else None, min(farther)[1] if farther else None)
+
+
+@cache
+def scales() -> Mapping[str, Scale]:
+    """Read the maps: "bn_shift" from a reference, "bn_shift_running" without, and "kernel"."""
+    text = Path(__file__).with_name("domain.json").read_text(encoding="utf-8")
+    return {
+        name: Scale(s["same"], s["far"], s["power"], tuple((k, v) for k, v in s["landmarks"]))
+        for name, s in json.loads(text)["scales"].items()
+    }
+
+
+def measure_similarity(
+    features: Features,
+    labels: Labels,
+    classes: Sequence[str],
+    *,
+    input_px: int,
+    reference: Reference | None,
+    seed: int,
+) -> DomainSimilarity | None:
+    """Score how near a task is to the pretraining domain, with all the evidence.
+
+    Parameters
+    ----------
+    features
+        Of all pictures, from `extract_features`.
+    labels
+        Index into `classes` of every picture, (n,).
+    reference
+        The user's, or `shipped_reference`; None where there is neither.
+
+    Returns
+    -------
+    None for a network without BatchNorm and without a reference at this input size: then nothing
+    can be said.
     """
     rng = np.random.default_rng(seed)
-    shifts = [_layer_shifts(moments, labels, np.arange(len(labels)))]
-    for _ in range(DRAWS):
-        shifts.append(_layer_shifts(moments, labels, _resample(labels, rng)))
-    by_layer = np.array(shifts)
-    total = by_layer.mean(axis=1)
-    mid = float(total[0])
-    spread = total[1:] - total[1:].mean()
+    rows = balanced_rows(labels, MAX_PICTURES, rng)
+    labels = labels[rows]
+    penultimate = features.pooled[-1][rows]
+    kernel, p_value = _kernel_distance(penultimate, labels, reference, input_px, rng)
+    evidence = _evidence(features, rows, labels, classes, reference, input_px)
+    known = "the network's running statistics" if reference is None else reference.name
+    if features.moments is not None:
+        source = reference.source(input_px) if reference else None
+        moments = _rows_of(features.moments, rows)
+        shift, per_depth = shift_intervals(moments, labels, source, len(features.pooled), rng)
+        scale = scales()["bn_shift" if source else "bn_shift_running"]
+        score, between = scale.interval(shift), scale.between(shift.mid)
+        return DomainSimilarity(
+            score, "bn_shift", known, shift, per_depth, kernel, p_value, between, evidence
+        )
+    if kernel is None:
+        return None
+    scale = scales()["kernel"]
+    score, between = scale.interval(kernel), scale.between(kernel.mid)
+    return DomainSimilarity(score, "kernel", known, None, (), kernel, p_value, between, evidence)
+
+
+def shift_intervals(
+    moments: Moments,
+    labels: Labels,
+    source: Source | None,
+    n_depths: int,
+    rng: np.random.Generator,
+) -> tuple[Interval, tuple[Interval | None, ...]]:
+    """Estimate the mean BatchNorm shift in nats, over all layers and for every depth."""
+    if source is None:
+        channels = moments.mean.shape[1]
+        source = Source(np.zeros(channels), np.ones(channels))
+    weights = balanced(labels)
+    mid = layer_shifts(moments, weights, source)
+    scatter = bootstrap_layer_shifts(moments, weights, source, DRAWS, rng)
+    scatter *= few_pictures(weights)
+    per_depth: list[Interval | None] = []
+    for depth in range(1, n_depths + 1):
+        own = moments.layer_depth == depth
+        per_depth.append(_around(mid[own], scatter[:, own]) if own.any() else None)
+    return _around(mid, scatter), tuple(per_depth)
+
+
+def few_pictures(weights: Weights) -> float:
+    """Return how much wider an interval must be because the spread itself is estimated.
+
+    The ratio of Student's quantile to the normal one: 1 for many pictures, 1.05 for 20.
+    """
+    freedom = max(len(weights.share) - len(weights.sizes), 1)
+    tail = 0.5 + LEVEL / 2
+    return float(student_t.ppf(tail, freedom) / norm.ppf(tail))
+
+
+def balanced_rows(labels: Labels, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Choose at most about `most` rows at random, as evenly over the classes as they allow.
+
+    One of every class is always kept. Rows ascend.
+    """
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    order = rng.permutation(len(labels))
+    rank = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        rank[rows] = np.arange(len(rows))
+    chosen = order[np.argsort(rank[order], kind="stable")]
+    n_first = int((rank == 0).sum())
+    return np.sort(chosen[: max(most, n_first)])
+
+
+def _around(mid: Vector, scatter: Vector) -> Interval:
+    """Place the scatter of the mean over layers around its estimate; a shift is not negative."""
+    value, spread = float(mid.mean()), scatter.mean(axis=1)
     low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    shift = Interval(max(0.0, mid + float(low)), mid, mid + float(high))
-    depth_of_layer = np.searchsorted(depth_shares, moments.layer_share)
-    by_depth = tuple(
-        float(by_layer[0][depth_of_layer == d].mean()) if (depth_of_layer == d).any() else mid
-        for d in range(len(depth_shares))
+    return Interval(
+        max(0.0, value + min(0.0, float(low))),
+        max(0.0, value),
+        max(0.0, value + max(0.0, float(high))),
     )
-    nearer = [(v, name) for name, v in landmarks if v <= mid]
-    farther = [(v, name) for name, v in landmarks if v > mid]
-    between = (max(nearer)[1] if nearer else None, min(farther)[1] if farther else None)
-    score = Interval(
-        score_of_shift(shift.high), score_of_shift(shift.mid), score_of_shift(shift.low)
+
+
+def _kernel_distance(
+    penultimate: NDArray[np.float32],
+    labels: Labels,
+    reference: Reference | None,
+    input_px: int,
+    rng: np.random.Generator,
+) -> tuple[Interval | None, float | None]:
+    known = reference.rows(input_px) if reference else None
+    if known is None:
+        return None, None
+    rows = balanced_rows(labels, MAX_TESTED, rng)
+    kernels = cubic_kernels(penultimate[rows], known)
+    weights = balanced(labels[rows])
+    mid = kernel_distance(kernels, weights.share)
+    scatter = bootstrap_kernel_distance(kernels, weights, DRAWS, rng) * few_pictures(weights)
+    low, high = np.quantile(scatter, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    distance = Interval(mid + min(0.0, float(low)), mid, mid + max(0.0, float(high)))
+    return distance, permutation_p_value(kernels, weights.share, PERMUTATIONS, rng)
+
+
+def _evidence(
+    features: Features,
+    rows: NDArray[np.int64],
+    labels: Labels,
+    classes: Sequence[str],
+    reference: Reference | None,
+    input_px: int,
+) -> HeadEvidence | None:
+    if features.old_head is None:
+        return None
+    known = reference.confident_share.get(input_px) if reference else None
+    return head_evidence(features.old_head, features.pooled[-1][rows], labels, classes, known)
+
+
+def _rows_of(moments: Moments, rows: NDArray[np.int64]) -> Moments:
+    return Moments(
+        moments.mean[rows],
+        moments.square[rows],
+        moments.layer,
+        moments.layer_share,
+        moments.layer_depth,
     )
-    return DomainSimilarity(score, shift, by_depth, between)
-
-
-def score_of_shift(nats: float) -> float:
-    """Map a shift to a similarity in [0, 1]."""
-    position = np.log(max(nats, 1e-9) / SAME_NATS) / np.log(FAR_NATS / SAME_NATS)
-    return float(np.clip(1 - position, 0, 1))
-
-
-def _resample(labels: Labels, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Draw a bootstrap sample within every class."""
-    parts = [np.flatnonzero(labels == c) for c in np.unique(labels)]
-    return np.concatenate([rng.choice(rows, len(rows)) for rows in parts])
-
-
-def _layer_shifts(moments: Moments, labels: Labels, rows: NDArray[np.int64]) -> Vector:
-    """Mean shift of every BatchNorm layer over some rows, classes weighing the same."""
-    counts = np.bincount(labels[rows])
-    weights = 1 / counts[labels[rows]]
-    weights /= weights.sum()
-    mean = weights @ moments.mean[rows]
-    square = weights @ moments.square[rows]
-    centred = (moments.mean[rows] - mean) ** 2
-    effective = 1 / np.square(weights).sum()
-    variance = (weights @ centred) * effective / max(effective - 1, 1) / effective
-    shift = bn_shift(mean, square, variance)
-    return np.bincount(moments.layer, shift) / np.bincount(moments.layer)

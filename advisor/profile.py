@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import norm
 
-from advisor.domain import similarity
+from advisor.domain import measure_similarity
+from advisor.reference import Reference, shipped_reference
 from advisor.types import DomainSimilarity, ProbeResult, Profile
 from strategies.core.backbone import Backbone
 from strategies.core.features import Features, extract_features, time_per_image_ms
@@ -32,14 +33,14 @@ def measure(
     task: ImageTask,
     backbone: Backbone,
     ctx: RunContext,
-    landmarks: Sequence[tuple[str, float]] = (),
+    reference: Reference | None = None,
 ) -> Profile:
     """Measure a task without training a network.
 
     Parameters
     ----------
-    landmarks
-        (name, shift in nats) of known sets, for orientation.
+    reference
+        The user's own pictures of the pretraining domain; default: what this program ships.
 
     Raises
     ------
@@ -63,9 +64,10 @@ def measure(
         median_side_px=float(np.median([min(p.width_px, p.height_px) for p in pictures])),
         backbone=backbone.name,
         input_px=backbone.input_px,
+        feature_width=backbone.depths[-1].channels,
         depth_names=tuple(d.name for d in backbone.depths),
         flops_shares=tuple(d.flops_share for d in backbone.depths),
-        similarity=_similarity(features, labels, backbone, landmarks, ctx.seed),
+        similarity=_similarity(features, labels, task, backbone, reference, ctx.seed),
         probes=probes,
         layer_svm=layer_svm,
         majority_share=float(counts.max() / counts.sum()),
@@ -93,14 +95,21 @@ def sample(split: Sequence[Picture], n_classes: int, seed: int) -> tuple[Picture
 def _similarity(
     features: Features,
     labels: Labels,
+    task: ImageTask,
     backbone: Backbone,
-    landmarks: Sequence[tuple[str, float]],
+    reference: Reference | None,
     seed: int,
 ) -> DomainSimilarity | None:
-    if features.moments is None or backbone.weights == "random":
+    if backbone.weights == "random":
         return None
-    shares = [d.flops_share for d in backbone.depths]
-    return similarity(features.moments, labels, shares, landmarks, seed)
+    return measure_similarity(
+        features,
+        labels,
+        task.classes,
+        input_px=backbone.input_px,
+        reference=reference or shipped_reference(backbone),
+        seed=seed,
+    )
 
 
 def _probe_depths(

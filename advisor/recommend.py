@@ -1,36 +1,24 @@
 """recommend(): a profile to a decision. Pure: the same profile gives the same advice."""
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from scipy.stats import norm
 
 from advisor.priors import Priors
+from advisor.quadrant import find_quadrant
 from advisor.types import (
     Decision,
-    Domain,
     Profile,
     Quadrant,
     Recommendation,
     Rejection,
-    Size,
 )
 from strategies.core.errors import NotApplicable
 from strategies.core.fine_tuning import default_steps
 from strategies.core.metrics import LEVEL, Interval
 from strategies.registry import STRATEGIES
-
-RULES: Mapping[tuple[Size, Domain], str] = {
-    ("small", "similar"): "linear_probe",
-    ("large", "similar"): "full_fine_tune",
-    ("small", "different"): "layer_svm",
-    ("large", "different"): "full_fine_tune",
-    ("small", "unknown"): "linear_probe",
-    ("large", "unknown"): "full_fine_tune",
-}
-"""CS231n's rules of thumb. Where the domain is unknown, the cautious one for its size."""
 
 NOISE = 0.01
 """Accuracies that differ by less than this count as equal; the cheaper one is taken."""
@@ -59,7 +47,7 @@ def recommend(profile: Profile, priors: Priors, forced: str | None = None) -> De
     """
     if forced is not None and forced in profile.why_not:
         raise NotApplicable(f"{forced} does not apply here: {profile.why_not[forced]}")
-    quadrant = place(profile, priors)
+    quadrant = place(profile)
     candidates = [
         _predict(name, profile, priors) for name in STRATEGIES if name not in profile.why_not
     ]
@@ -77,19 +65,10 @@ def recommend(profile: Profile, priors: Priors, forced: str | None = None) -> De
     return Decision(quadrant, recommendations, rejections)
 
 
-def place(profile: Profile, priors: Priors) -> Quadrant:
+def place(profile: Profile) -> Quadrant:
     """Place a task in one of the four quadrants of size and domain."""
-    ratio = profile.n_per_class / priors.large_above_per_class
-    size: Size = "large" if ratio >= 1 else "small"
-    near_size = 1 / priors.size_margin_factor < ratio < priors.size_margin_factor
-    domain: Domain = "unknown"
-    near_domain = False
-    if profile.similarity is not None:
-        score = profile.similarity.score
-        domain = "similar" if score.mid >= priors.similar_above else "different"
-        margin = priors.similarity_margin
-        near_domain = score.low - margin < priors.similar_above < score.high + margin
-    return Quadrant(size, domain, RULES[size, domain], near_size or near_domain)
+    sizes = list(profile.n_by_class.values())
+    return find_quadrant(sizes, profile.feature_width, profile.similarity)
 
 
 def _rank(candidates: list[Recommendation], quadrant: Quadrant) -> list[Recommendation]:

@@ -17,6 +17,44 @@ Severity = Literal["issue", "tip"]
 
 
 @dataclass(frozen=True)
+class Landing:
+    """What the old head calls most pictures of a class, and what share of them."""
+
+    name: str
+    source_class: str
+    share: Interval
+
+
+@dataclass(frozen=True)
+class HeadEvidence:
+    """What the network's old head says of the pictures, before anything is learnt.
+
+    Attributes
+    ----------
+    entropy
+        Mean entropy of its predictions in nats: 0 = sure, log(number of old classes) = no idea.
+    energy
+        Mean energy in nats, lower for pictures like those of pretraining.
+    confident_share, source_confident_share
+        Share of predictions of at least 50%; the same on pictures of the pretraining domain
+        (None where that was not measured).
+    lands_on
+        One for every class, surest first.
+    leep, nce
+        Mean log-likelihood in nats of the labels given what the old head says, at most 0, higher
+        is more related. Comparable between networks on one task, not between tasks.
+    """
+
+    entropy: Interval
+    energy: Interval
+    confident_share: Interval
+    source_confident_share: float | None
+    lands_on: tuple[Landing, ...]
+    leep: Interval
+    nce: Interval
+
+
+@dataclass(frozen=True)
 class DomainSimilarity:
     """How much the pictures look, to the network, like those it was pretrained with.
 
@@ -24,18 +62,40 @@ class DomainSimilarity:
     ----------
     score
         1 = indistinguishable from ImageNet, 0 = as far as the farthest set measured.
+    basis
+        The statistic that the score is read from.
+    reference
+        What the pictures were compared with, for people.
     shift_nats
-        The raw statistic behind it: mean BatchNorm shift in nats, 0 for ImageNet itself.
-    shift_by_depth
-        The same from input to output, one value per depth of the backbone.
+        Mean BatchNorm shift in nats, 0 for ImageNet itself; None without BatchNorm.
+    per_depth
+        The same by depth of the backbone from input to output; empty without BatchNorm. None
+        for a depth that no BatchNorm layer works for.
+    kernel_distance
+        Unbiased MMD^2 to the reference's features, as a share of what it is at most: 0 for
+        ImageNet itself. None without a reference at this input size.
+    p_value
+        Chance of so large a kernel distance among pictures drawn like the reference.
     between
         The two measured landmarks it lies between, near and far (one of them may be None).
+    evidence
+        What the old head says; None where the network has none.
     """
 
     score: Interval
-    shift_nats: Interval
-    shift_by_depth: tuple[float, ...]
+    basis: Literal["bn_shift", "kernel"]
+    reference: str
+    shift_nats: Interval | None
+    per_depth: tuple[Interval | None, ...]
+    kernel_distance: Interval | None
+    p_value: float | None
     between: tuple[str | None, str | None]
+    evidence: HeadEvidence | None
+
+    def shift_at(self, depth: int) -> float | None:
+        """Return the middle of the shift at a depth, counted from 1, where it was measured."""
+        at = self.per_depth[depth - 1] if self.per_depth else None
+        return None if at is None else at.mid
 
 
 @dataclass(frozen=True)
@@ -73,6 +133,8 @@ class Profile:
         The SVM at the depth that cross-validation chose, judged without the optimism of choosing.
     n_measured
         Pictures of train and val that similarity and probes were measured on.
+    feature_width
+        Channels of the backbone's penultimate activations.
     ms_per_image
         Measured time of one frozen forward pass, reading included.
     image_passes
@@ -89,6 +151,7 @@ class Profile:
     median_side_px: float
     backbone: str
     input_px: int
+    feature_width: int
     depth_names: tuple[str, ...]
     flops_shares: tuple[float, ...]
     similarity: DomainSimilarity | None
@@ -137,12 +200,22 @@ class Quadrant:
         The strategy that CS231n's rule of thumb names for this quadrant.
     borderline
         Whether an axis is too close to its threshold to call.
+    candidates
+        The rules of all quadrants that the task may be in, `rule` first. Different quadrants can
+        have the same rule, so a borderline place can have one candidate.
+    size_decades
+        Position on the size axis: powers of ten above (positive: large) or below the border.
+    similarity
+        Position on the domain axis; None where it is unknown.
     """
 
     size: Size
     domain: Domain
     rule: str
     borderline: bool
+    candidates: tuple[str, ...]
+    size_decades: Interval
+    similarity: Interval | None
 
 
 @dataclass(frozen=True)

@@ -189,8 +189,8 @@ def _depth_row(name: str, depth: int, profile: Profile, svm: ProbeResult) -> str
     if profile.similarity is None:
         shown = " " * _BAR
     else:
-        shift = profile.similarity.shift_by_depth[depth - 1]
-        shown = f"{shift:6.3f} nats away"
+        shift = profile.similarity.shift_at(depth)
+        shown = "" if shift is None else f"{shift:6.3f} nats away"
     return f"  {name:<18} {shown:<{_BAR}} {svm.accuracy.percent()}"
 
 

@@ -20,6 +20,7 @@ import torch
 from huggingface_hub import constants as hub
 from safetensors import SafetensorError
 from safetensors.torch import save as safetensors_bytes
+from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -309,6 +310,19 @@ def weights_digest(net: nn.Module) -> str:
     """Return the SHA-256 of all parameters and buffers with their names."""
     state = {k: v.contiguous() for k, v in net.state_dict().items()}
     return hashlib.sha256(safetensors_bytes(state)).hexdigest()
+
+
+def source_classes(backbone: Backbone, count: int) -> tuple[str, ...]:
+    """Return the names of the classes that a network of timm's was pretrained to tell apart.
+
+    Those of a local network, or of one with a number of classes that timm does not know, are
+    called by their number.
+    """
+    subset = infer_imagenet_subset({"num_classes": count})
+    if subset is None or backbone.name.startswith("local-dir:"):
+        return tuple(f"class {i}" for i in range(count))
+    info = ImageNetInfo(subset)
+    return tuple(info.index_to_description(i).split(",")[0] for i in range(count))
 
 
 @torch.no_grad()

@@ -26,6 +26,16 @@ def depth_modules(net: nn.Module) -> list[str]:
     return [level["module"] for level in getattr(info, "info", info)]
 
 
+def old_head(net: nn.Module, width: int) -> nn.Linear | None:
+    """Return the linear layer that names the pretraining classes.
+
+    None for a network without one, or whose head does not read the `width` penultimate
+    activations alone.
+    """
+    head = _call(net, "get_classifier")() if hasattr(net, "get_classifier") else None
+    return head if isinstance(head, nn.Linear) and head.in_features == width else None
+
+
 class Body(nn.Module):
     """The network up to the deepest of some depths: images to pooled activations.
 

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from strategies.core.backbone import Backbone
-from strategies.core.body import Body
+from strategies.core.backbone import Backbone, source_classes
+from strategies.core.body import Body, old_head
 from strategies.core.cache import Rows, space_name
 from strategies.core.images import Pixels, centre_box, read_image, resize_box
 from strategies.core.run import RunContext
@@ -27,8 +27,9 @@ GRID = 28
 DEAD_VARIANCE = 1e-4
 """Channels whose running variance is below this share of their layer's median are left out."""
 _FORMAT = 2
-_COUNTS = "channels measured by layer"
-"""The one row of a space that belongs to no picture: with it, cached features need no network."""
+_COUNTS, _DEPTHS, _HEAD = "channels measured by layer", "depth of layers", "old head"
+_NETWORK = (_COUNTS, _DEPTHS, _HEAD)
+"""The rows of a space that belong to no picture: with them, cached features need no network."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,31 @@ class Moments:
         Index of every channel's BatchNorm layer, shape (channels,).
     layer_share
         Position of every layer in the body, 0 = input, 1 = output, shape (layers,).
+    layer_depth
+        The depth that every layer works for, counted from 1, shape (layers,).
     """
 
     mean: Rows
     square: Rows
     layer: NDArray[np.int64]
     layer_share: NDArray[np.float64]
+    layer_depth: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class OldHead:
+    """The linear layer that named the pretraining classes.
+
+    Weight (classes, d), bias (classes,).
+    """
+
+    weight: Rows
+    bias: Rows
+    classes: tuple[str, ...]
+
+    def logits(self, penultimate: Rows) -> Rows:
+        """Return what it says of penultimate activations (n, d): shape (n, classes)."""
+        return penultimate @ self.weight.T + self.bias
 
 
 @dataclass(frozen=True)
@@ -64,10 +84,14 @@ class Features:
         One array (n, channels) for every depth of the backbone.
     moments
         None for a network without BatchNorm.
+    old_head
+        None for a network without one, or with random weights. Its logits follow from the
+        penultimate activations, so they are neither stored nor part of the pass.
     """
 
     pooled: tuple[Rows, ...]
     moments: Moments | None
+    old_head: OldHead | None = None
 
     def at(self, depths: Iterable[int]) -> Rows:
         """Return the activations of some depths (counted from 1) side by side, (n, d)."""
@@ -89,15 +113,14 @@ def extract_features(pictures: Sequence[Picture], backbone: Backbone, ctx: RunCo
     """
     space = _space(backbone, ctx)
     digests = [p.digest for p in pictures]
-    rows = ctx.cache.get(space, [*digests, _COUNTS])
+    rows = ctx.cache.get(space, [*digests, *_NETWORK])
     missing = list({p.digest: p for p in pictures if p.digest not in rows}.values())
-    if missing or _COUNTS not in rows:
+    if missing or not rows.keys() >= set(_NETWORK):
         body, layout = _prepare(backbone, ctx)
-        counts = {_COUNTS: np.array([len(c) for _, c in layout.channels], dtype=np.float32)}
-        ctx.cache.put(space, counts)
-        rows |= counts | _compute(missing, body, layout, backbone, ctx, space)
-    counts_by_layer = rows[_COUNTS].astype(np.int64)
-    return _assemble(np.stack([rows[d] for d in digests]), backbone, counts_by_layer)
+        about = {_COUNTS: layout.counts, _DEPTHS: layout.depths, _HEAD: _flat_head(body, backbone)}
+        ctx.cache.put(space, about)
+        rows |= about | _compute(missing, body, layout, backbone, ctx, space)
+    return _assemble(np.stack([rows[d] for d in digests]), backbone, rows)
 
 
 def time_per_image_ms(pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext) -> float:
@@ -126,9 +149,21 @@ def _space(backbone: Backbone, ctx: RunContext) -> str:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which BatchNorm channels are measured: (module name, channel numbers) layer by layer."""
+    """Which BatchNorm channels are measured: (module name, channel numbers) layer by layer.
+
+    Attributes
+    ----------
+    depths
+        The depth that every layer works for, counted from 1.
+    """
 
     channels: tuple[tuple[str, Tensor], ...]
+    depths: Rows
+
+    @property
+    def counts(self) -> Rows:
+        """Number of channels measured in every layer."""
+        return np.array([len(c) for _, c in self.channels], dtype=np.float32)
 
 
 def _prepare(backbone: Backbone, ctx: RunContext) -> tuple[Body, _Layout]:
@@ -140,7 +175,34 @@ def _prepare(backbone: Backbone, ctx: RunContext) -> tuple[Body, _Layout]:
         if isinstance(m, nn.BatchNorm2d) and m.running_var is not None
     ]
     body = Body(net, tuple(range(1, backbone.n_depths + 1)), backbone.n_depths)
-    return body, _Layout(tuple((name, _live_channels(m)) for name, m in norms))
+    return body, _Layout(
+        tuple((name, _live_channels(m)) for name, m in norms),
+        _depths_of([name for name, _ in norms], net, backbone),
+    )
+
+
+def _depths_of(modules: Sequence[str], net: nn.Module, backbone: Backbone) -> Rows:
+    """Return the depth that each module works for: the first cut point not complete before it.
+
+    By the order in which the network lists its modules, which costs no pass.
+    """
+    place = {name: i for i, (name, _) in enumerate(net.named_modules())}
+    ends = [
+        max(i for name, i in place.items() if f"{name}.".startswith(f"{depth.name}."))
+        for depth in backbone.depths[:-1]
+    ]
+    found = [1 + sum(end < place[name] for end in ends) for name in modules]
+    return np.array(found, dtype=np.float32)
+
+
+def _flat_head(body: Body, backbone: Backbone) -> Rows:
+    """Return the old head's weight and bias in one row, or a single number without a head."""
+    head = old_head(body.net, backbone.depths[-1].channels)
+    if head is None or backbone.weights == "random":
+        return np.zeros(1, dtype=np.float32)
+    bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias
+    flat = torch.cat([head.weight.flatten(), bias.to(head.weight.device)])
+    return flat.detach().float().cpu().numpy()
 
 
 def _live_channels(norm: nn.BatchNorm2d) -> Tensor:
@@ -248,15 +310,29 @@ def to_input(pixels: Pixels, backbone: Backbone, device: torch.device) -> Tensor
     return (images - mean) / std
 
 
-def _assemble(matrix: Rows, backbone: Backbone, counts: NDArray[np.int64]) -> Features:
+def _read_head(flat: Rows, backbone: Backbone) -> OldHead | None:
+    if len(flat) == 1:
+        return None
+    n_classes = len(flat) // (backbone.depths[-1].channels + 1)
+    weight, bias = np.split(flat, [len(flat) - n_classes])
+    return OldHead(weight.reshape(n_classes, -1), bias, source_classes(backbone, n_classes))
+
+
+def _assemble(matrix: Rows, backbone: Backbone, about: Mapping[str, Rows]) -> Features:
+    head = _read_head(about[_HEAD], backbone)
+    counts = about[_COUNTS].astype(np.int64)
     widths = [d.channels for d in backbone.depths]
     *pooled, rest = np.split(matrix, np.cumsum(widths), axis=1)
     if not len(counts):
-        return Features(tuple(pooled), None)
+        return Features(tuple(pooled), None, head)
     columns = np.split(rest, np.cumsum(np.repeat(counts, 2))[:-1], axis=1)
     share = (np.arange(len(counts)) + 0.5) / len(counts)
     layer = np.repeat(np.arange(len(counts)), counts)
     moments = Moments(
-        np.concatenate(columns[::2], axis=1), np.concatenate(columns[1::2], axis=1), layer, share
+        np.concatenate(columns[::2], axis=1),
+        np.concatenate(columns[1::2], axis=1),
+        layer,
+        share,
+        about[_DEPTHS].astype(np.int64),
     )
-    return Features(tuple(pooled), moments)
+    return Features(tuple(pooled), moments, head)

@@ -11,7 +11,18 @@ NAMES = ("blocks.0", "blocks.2", "penultimate")
 
 def similarity_of(score: float) -> DomainSimilarity:
     around = Interval(max(score - 0.03, 0), score, min(score + 0.03, 1))
-    return DomainSimilarity(around, Interval(0.1, 0.1, 0.1), (0.1, 0.1, 0.1), (None, None))
+    shift = Interval(0.1, 0.1, 0.1)
+    return DomainSimilarity(
+        score=around,
+        basis="bn_shift",
+        reference="ImageNet",
+        shift_nats=shift,
+        per_depth=(shift, shift, shift),
+        kernel_distance=None,
+        p_value=None,
+        between=(None, None),
+        evidence=None,
+    )
 
 
 def probe(depth: int, loss: str, accuracy: float, gain: float = 0.0, n: int = 400) -> ProbeResult:
@@ -41,6 +52,7 @@ def profile_of(
         median_side_px=200.0,
         backbone="tf_efficientnet_lite0",
         input_px=224,
+        feature_width=1280,
         depth_names=NAMES,
         flops_shares=(0.2, 0.6, 1.0),
         similarity=None if similarity is None else similarity_of(similarity),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from advisor.priors import load_priors
-from advisor.recommend import NOISE, RULES, place, recommend
+from advisor.quadrant import RULES, SIMILAR_FROM
+from advisor.recommend import NOISE, place, recommend
 from advisor.types import Domain, Profile, Recommendation, Size
 from strategies.core.errors import NotApplicable
 from strategies.registry import STRATEGIES, get_strategy
@@ -126,17 +127,17 @@ def test_first_hyperparameters_construct_their_strategy() -> None:
 def test_the_four_quadrants_and_the_unknown_have_their_rules(
     n_per_class: int, similarity: float | None, size: Size, domain: Domain
 ) -> None:
-    quadrant = place(profile_of(n_per_class=n_per_class, similarity=similarity), PRIORS)
+    quadrant = place(profile_of(n_per_class=n_per_class, similarity=similarity))
     assert (quadrant.size, quadrant.domain) == (size, domain)
     assert quadrant.rule == RULES[size, domain]
     assert not quadrant.borderline
 
 
 def test_a_position_near_a_threshold_is_borderline() -> None:
-    at_size = profile_of(n_per_class=int(PRIORS.large_above_per_class))
-    at_domain = profile_of(similarity=PRIORS.similar_above)
-    assert place(at_size, PRIORS).borderline
-    assert place(at_domain, PRIORS).borderline
+    at_size = profile_of(n_per_class=250)
+    at_domain = profile_of(similarity=SIMILAR_FROM)
+    assert place(at_size).borderline
+    assert place(at_domain).borderline
 
 
 def test_disagreement_with_the_rule_is_said_with_numbers() -> None:

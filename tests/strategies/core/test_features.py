@@ -123,7 +123,7 @@ def test_inputs_like_those_of_pretraining_have_mean_zero_and_square_one() -> Non
     norm = nn.BatchNorm2d(6)
     norm.running_mean.uniform_(-5, 5)
     norm.running_var.uniform_(0.1, 9)
-    layout = features._Layout((("0", torch.arange(6)),))
+    layout = features._Layout((("0", torch.arange(6)),), np.ones(1, np.float32))
     x = torch.randn(4, 6, 100, 100) * norm.running_var.sqrt()[:, None, None]
     x += norm.running_mean[:, None, None]
 

@@ -1,0 +1,391 @@
+"""Measure what advisor/domain.py promises, on the sets of ``../shared/data``.
+
+    python benchmarks/domain.py [--lines 1 2 3 4 5 6 7 8] [--cache-dir FOLDER]
+
+Prints one Markdown section for every line; benchmarks/README-domain.md holds the results. Needs
+the pictures of 14 sets at 224 px (about 12,000, cached), 2,800 with random weights, and 2,000 at
+other sizes and in other colours. Some 25 minutes on two cores from nothing.
+"""
+
+import argparse
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from fit_domain import rows_of
+from numpy.typing import NDArray
+from PIL import Image
+from scipy.stats import spearmanr
+from shared_sets import FAR, NEAR, SPOKEN, classes_of, imagenet_halves, pictures_of
+from sklearn.metrics import roc_auc_score
+
+from advisor.domain import Scale, few_pictures, measure_similarity, scales, shift_intervals
+from advisor.head_evidence import predict
+from advisor.kernel_distance import (
+    bootstrap_kernel_distance,
+    cubic_kernels,
+    kernel_distance,
+    mmd2,
+    permutation_p_value,
+)
+from advisor.moment_shift import Source, balanced, layer_shifts
+from advisor.quadrant import SIMILAR_FROM
+from advisor.reference import Reference, shipped_reference
+from strategies.core import features as module
+from strategies.core.backbone import Backbone, load_backbone
+from strategies.core.features import Features, extract_features
+from strategies.core.metrics import Labels
+from strategies.core.probes import cross_validate, fold_numbers
+from strategies.core.run import RunContext, make_context
+from strategies.core.task import Picture, labels_of
+
+Sample = tuple[Features, Labels]
+N_PROBED, N_VARIANTS = 200, 40
+GREY = ("pacs_sketch", "neu_surface", "pneumonia_cxr", "fsdd_spec", "mnist5k", "omniglot_small1")
+
+
+class Bench:
+    """What every line needs: features of the sets, the shipped reference and scale."""
+
+    def __init__(self, cache_dir: Path | None) -> None:
+        self.ctx: RunContext = make_context(cache_dir=cache_dir)
+        self.backbone: Backbone = load_backbone()
+        reference = shipped_reference(self.backbone)
+        if reference is None:
+            raise SystemExit("Run benchmarks/make_reference.py first.")
+        self.reference: Reference = reference
+        self.scale: Scale = scales()["bn_shift"]
+        self.known = reference.rows(self.backbone.input_px)
+        source = reference.source(self.backbone.input_px)
+        assert source is not None
+        self.source: Source = source
+
+    def imagenet(self) -> Sample:
+        """Return the unseen half, as one class."""
+        _, unseen = imagenet_halves()
+        features = extract_features(unseen, self.backbone, self.ctx)
+        return features, np.zeros(len(unseen), dtype=np.int64)
+
+    def of(self, name: str, most: int = 1000) -> Sample:
+        """Return features and labels of a set."""
+        pictures = pictures_of(name, most)
+        return extract_features(pictures, self.backbone, self.ctx), labels_of(tuple(pictures))
+
+    def shift(self, features: Features, labels: Labels, source: Source | None = None) -> float:
+        """Return the mean BatchNorm shift."""
+        assert features.moments is not None
+        used = source or self.source
+        return float(layer_shifts(features.moments, balanced(labels), used).mean())
+
+    def score(self, features: Features, labels: Labels) -> float:
+        """Return the middle of the similarity."""
+        return self.scale.score(self.shift(features, labels))
+
+
+def draws(sample: Sample, n: int, count: int, seed: int) -> Iterator[Sample]:
+    """Yield random samples of n pictures, without replacement."""
+    features, labels = sample
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        rows = rng.permutation(len(labels))[:n]
+        yield rows_of(features, rows), labels[rows]
+
+
+def frechet(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
+    """Fréchet distance of two samples over their dimension (no debiasing)."""
+    a, b = x - x.mean(axis=0), y - y.mean(axis=0)
+    a, b = a / np.sqrt(len(a)), b / np.sqrt(len(b))
+    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    whole = np.square(x.mean(0) - y.mean(0)).sum() + np.square(a).sum() + np.square(b).sum()
+    return float((whole - 2 * cross) / x.shape[1])
+
+
+def line_1(bench: Bench) -> None:
+    """Type I on the half of imagenet_samples that neither reference nor mapping has seen."""
+    print("| n | mean score | least score | quadrant says different | p <= 0.05 | p <= 0.01 |")
+    print("|---|---|---|---|---|---|")
+    rng = np.random.default_rng(3)
+    sample = bench.imagenet()
+    assert bench.known is not None
+    for n in (30, 100, 300):
+        scores, p_values = [], []
+        for features, labels in draws(sample, n, 200, n):
+            scores.append(bench.score(features, labels))
+            kernels = cubic_kernels(features.pooled[-1], bench.known)
+            p_values.append(permutation_p_value(kernels, balanced(labels).share, 199, rng))
+        different = np.mean(np.array(scores) < SIMILAR_FROM)
+        print(f"| {n} | {np.mean(scores):.4f} | {min(scores):.3f} | {different:.1%} ", end="")
+        print(f"| {np.mean(np.array(p_values) <= 0.05):.1%} ", end="")
+        print(f"| {np.mean(np.array(p_values) <= 0.01):.1%} |", flush=True)
+
+
+def line_2(bench: Bench) -> None:
+    """Whether the score depends on how many pictures there are."""
+    print("| set | score, all | abs. difference n = 50 to 500: mean | max ", end="")
+    print("| mean signed | Fréchet/d at 50 | at 500 |\n|---|---|---|---|---|---|---|")
+    for name in ("imagenet (unseen half)", *SPOKEN):
+        sample = bench.of(name) if name in SPOKEN else bench.imagenet()
+        few = [bench.score(*s) for s in draws(sample, 50, 20, 1)]
+        many = [bench.score(*s) for s in draws(sample, 500, 20, 2)]
+        change = np.array(few) - many
+        plain = [
+            np.mean([frechet(f.pooled[-1], bench.known) for f, _ in draws(sample, n, 2, 3)])
+            for n in (50, 500)
+        ]
+        print(f"| {name} | {bench.score(*sample):.3f} | {np.abs(change).mean():.4f} ", end="")
+        print(f"| {np.abs(change).max():.3f} | {change.mean():+.4f} ", end="")
+        print(f"| {plain[0]:.2f} | {plain[1]:.2f} |", flush=True)
+
+
+def line_3(bench: Bench) -> None:
+    """Area under the ROC curve, near against far, for every single statistic."""
+    assert bench.known is not None
+    known = bench.known
+    centre = known.mean(axis=0)
+    axes = np.linalg.svd(known - centre, full_matrices=False)[2][:32].T
+
+    def entropy(features: Features, labels: Labels) -> float:
+        assert features.old_head is not None
+        said = predict(features.old_head, features.pooled[-1]).entropy
+        return float(balanced(labels).share @ said)
+
+    statistics: dict[str, Callable[[Features, Labels], float]] = {
+        "similarity": lambda f, y: -bench.score(f, y),
+        "BatchNorm shift": bench.shift,
+        "Fréchet": lambda f, _: frechet(f.pooled[-1], known),
+        "Fréchet after PCA (32)": lambda f, _: frechet(f.pooled[-1] @ axes, known @ axes),
+        "MMD²": lambda f, y: mmd2(cubic_kernels(f.pooled[-1], known), balanced(y).share),
+        "kernel distance": lambda f, y: kernel_distance(
+            cubic_kernels(f.pooled[-1], known), balanced(y).share
+        ),
+        "head entropy": entropy,
+    }
+    print("| statistic | n = 50 | n = 20 |\n|---|---|---|")
+    areas: dict[str, list[str]] = {name: [] for name in statistics}
+    for n in (50, 20):
+        samples = [
+            (name in FAR, *s) for name in (*NEAR, *FAR) for s in draws(bench.of(name), n, 20, n)
+        ]
+        for name, statistic in statistics.items():
+            values = [statistic(f, y) for _, f, y in samples]
+            areas[name].append(f"{roc_auc_score([s[0] for s in samples], values):.4f}")
+    for name, found in areas.items():
+        print(f"| {name} | {' | '.join(found)} |", flush=True)
+
+
+def line_4(bench: Bench) -> None:
+    """Share of 90% intervals that hold the value of all pictures."""
+    assert bench.known is not None
+    rng = np.random.default_rng(5)
+    sizes, count = (30, 50, 100), 40
+    print("| set | " + " | ".join(f"shift, n = {n}" for n in sizes), end="")
+    print(" | " + " | ".join(f"kernel, n = {n}" for n in sizes) + " |\n|" + "---|" * 7)
+    hits: list[list[float]] = []
+    for name in SPOKEN:
+        sample = bench.of(name)
+        whole = bench.shift(*sample)
+        kernels = cubic_kernels(sample[0].pooled[-1], bench.known)
+        whole_kernel = kernel_distance(kernels, balanced(sample[1]).share)
+        row: list[list[float]] = [[], []]
+        for n in sizes:
+            shift_hits, kernel_hits = [], []
+            for features, labels in draws(sample, n, count, n + 7):
+                assert features.moments is not None
+                shift, _ = shift_intervals(features.moments, labels, bench.source, 1, rng)
+                shift_hits.append(shift.low <= whole <= shift.high)
+                kernels = cubic_kernels(features.pooled[-1], bench.known)
+                weights = balanced(labels)
+                scatter = bootstrap_kernel_distance(kernels, weights, 200, rng)
+                low, high = np.quantile(scatter * few_pictures(weights), [0.05, 0.95])
+                mid = kernel_distance(kernels, weights.share)
+                kernel_hits.append(mid + low <= whole_kernel <= mid + high)
+            row[0].append(float(np.mean(shift_hits)))
+            row[1].append(float(np.mean(kernel_hits)))
+        hits.append([*row[0], *row[1]])
+        print(f"| {name} | " + " | ".join(f"{v:.0%}" for v in hits[-1]) + " |", flush=True)
+    print("| **all** | " + " | ".join(f"{v:.1%}" for v in np.mean(hits, axis=0)) + " |")
+
+
+def line_5(bench: Bench) -> None:
+    """Rank correlation of the score with what transfer gains, and with the best depth."""
+    rows = []
+    for name in SPOKEN:
+        pictures = _probed(name)
+        labels = labels_of(tuple(pictures))
+        accuracies = []
+        for backbone in (bench.backbone, bench.backbone.with_random_weights()):
+            features = extract_features(pictures, backbone, bench.ctx)
+            depths = range(len(features.pooled)) if not accuracies else [-1]
+            accuracies.append([_probe(features.pooled[d], labels) for d in depths])
+        gap = max(accuracies[0]) - max(accuracies[1])
+        best = 1 + int(np.argmax(accuracies[0]))
+        score = bench.score(*bench.of(name))
+        rows.append((score, gap, best))
+        print(f"- {name}: similarity {score:.3f}, gap {gap:+.3f}, best depth {best}", flush=True)
+    table = np.array(rows)
+    rng = np.random.default_rng(9)
+    for column, what in ((1, "gap of pretrained over random-weight probes"), (2, "best depth")):
+        found = spearmanr(table[:, 0], table[:, column]).statistic
+        resampled = []
+        for _ in range(2000):
+            rows_drawn = rng.integers(len(table), size=len(table))
+            drawn = table[rows_drawn][:, [0, column]]
+            if len(np.unique(drawn[:, 1])) > 1 and len(np.unique(drawn[:, 0])) > 1:
+                resampled.append(spearmanr(drawn[:, 0], drawn[:, 1]).statistic)
+        low, high = np.quantile(resampled, [0.05, 0.95])
+        print(f"Rank correlation of similarity and {what}: {found:.2f} [{low:.2f}, {high:.2f}]")
+
+
+def _probed(name: str) -> list[Picture]:
+    """List pictures to probe: of at most 20 classes with three pictures or more."""
+    pictures = pictures_of(name, N_PROBED)
+    counts = np.bincount([p.label for p in pictures])
+    kept = [c for c in np.argsort(-counts, kind="stable") if counts[c] >= 3][:20]
+    number = {int(c): i for i, c in enumerate(kept)}
+    return [
+        Picture(p.path, number[p.label], p.digest, p.width_px, p.height_px)
+        for p in pictures
+        if p.label in number
+    ]
+
+
+def _probe(features: NDArray[np.float32], labels: Labels) -> float:
+    """Cross-validated accuracy of a linear probe at its best strength."""
+    n_classes = int(labels.max()) + 1
+    found = cross_validate(
+        features, labels, n_classes, folds=fold_numbers(labels, 0, 3), strengths=(1e-3, 1e-4, 1e-5)
+    )
+    return float(found.correct[found.best].mean())
+
+
+def line_6(bench: Bench) -> None:
+    """How far another input size, grey, and JPEG quality 50 move the score."""
+    print("| set | 224 px | 96 px | 128 px | grey | JPEG 50 |\n|---|---|---|---|---|---|")
+    moved: dict[str, list[float]] = {}
+    unseen = imagenet_halves()[1][:N_VARIANTS]
+    with TemporaryDirectory() as folder:
+        for name in ("imagenet (unseen half)", *SPOKEN):
+            pictures = pictures_of(name, N_VARIANTS) if name in SPOKEN else unseen
+            labels = labels_of(tuple(pictures)) if name in SPOKEN else np.zeros(len(unseen), int)
+            plain = bench.score(extract_features(pictures, bench.backbone, bench.ctx), labels)
+            found: dict[str, float] = {}
+            for px in (96, 128):
+                smaller = load_backbone(input_px=px)
+                source = bench.reference.source(px)
+                features = extract_features(pictures, smaller, bench.ctx)
+                found[f"{px} px"] = bench.scale.score(bench.shift(features, labels, source))
+            for what in ("grey", "JPEG 50"):
+                if what == "grey" and name in GREY:
+                    continue
+                changed = [_changed(p, what, Path(folder)) for p in pictures]
+                features = extract_features(changed, bench.backbone, bench.ctx)
+                found[what] = bench.score(features, labels)
+            for what, score in found.items():
+                moved.setdefault(what, []).append(score - plain)
+            cells = [
+                f"{found[w] - plain:+.3f}" if w in found else "is grey"
+                for w in ("96 px", "128 px", "grey", "JPEG 50")
+            ]
+            print(f"| {name} | {plain:.3f} | " + " | ".join(cells) + " |", flush=True)
+    for what, changes in moved.items():
+        size = np.abs(changes)
+        print(f"{what}: moves the score by {size.mean():.3f} on average, at most {size.max():.3f}")
+
+
+def _changed(picture: Picture, what: str, folder: Path) -> Picture:
+    """Write a changed copy of a picture, named by its content."""
+    path = folder / f"{picture.digest}-{what.replace(' ', '')}"
+    with Image.open(picture.path) as image:
+        rgb = image.convert("RGB")
+    if what == "grey":
+        path = path.with_suffix(".png")
+        rgb.convert("L").save(path)
+    else:
+        path = path.with_suffix(".jpg")
+        rgb.save(path, quality=50)
+    return Picture(path, picture.label, path.stem, picture.width_px, picture.height_px)
+
+
+def line_8(bench: Bench) -> None:
+    """Measure whether the map, fitted on one backbone, says the same on others (at 128 px)."""
+    names = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
+    print("| set | " + " | ".join(names) + " |\n|---|---|---|---|")
+    table = []
+    for name in SPOKEN:
+        pictures = pictures_of(name, N_VARIANTS)
+        labels = labels_of(tuple(pictures))
+        row = []
+        for which in names:
+            backbone = load_backbone(which, input_px=128)
+            reference = shipped_reference(backbone)
+            assert reference is not None
+            features = extract_features(pictures, backbone, bench.ctx)
+            row.append(bench.scale.score(bench.shift(features, labels, reference.source(128))))
+        table.append(row)
+        print(f"| {name} | " + " | ".join(f"{v:.3f}" for v in row) + " |", flush=True)
+    for i, which in enumerate(names[1:], start=1):
+        size = np.abs(np.array(table)[:, i] - np.array(table)[:, 0])
+        print(f"{which}: differs by {size.mean():.3f} on average, at most {size.max():.3f}")
+
+
+def line_7(bench: Bench) -> None:
+    """Measure what the similarity costs on top of the pass over the pictures."""
+    n = 192
+    pictures = pictures_of("flowers5", n)
+    labels = labels_of(tuple(pictures))
+    body, layout = module._prepare(bench.backbone, bench.ctx)
+    pixels = list(module.batches([p.path for p in pictures], bench.backbone, 2))
+    print("| | s |\n|---|---|")
+    times: dict[bool, list[float]] = {True: [], False: []}
+    with torch.inference_mode(), bench.ctx.autocast():
+        for _ in range(4):
+            for watched in (False, True):
+                watch = module._watch(body.net, layout) if watched else contextlib.nullcontext()
+                start = time.process_time()
+                with watch:
+                    for batch in pixels:
+                        body.activations(module.to_input(batch, bench.backbone, bench.ctx.device))
+                times[watched].append(time.process_time() - start)
+    bare, watched_s = min(times[False]), min(times[True])
+    features = extract_features(pictures, bench.backbone, bench.ctx)
+    spent = []
+    for _ in range(4):
+        start = time.process_time()
+        measure_similarity(
+            features,
+            labels,
+            classes_of("flowers5"),
+            input_px=bench.backbone.input_px,
+            reference=bench.reference,
+            seed=0,
+        )
+        spent.append(time.process_time() - start)
+    print(f"| forward pass of {n} pictures, nothing watched | {bare:.2f} |")
+    print(f"| the same with BatchNorm moments | {watched_s:.2f} |")
+    print(f"| measure_similarity | {min(spent):.2f} |")
+    print(f"CPU seconds. On top: {(watched_s + min(spent) - bare) / bare:.1%}")
+
+
+LINES = {1: line_1, 2: line_2, 3: line_3, 4: line_4, 5: line_5, 6: line_6, 7: line_7, 8: line_8}
+
+
+def main() -> None:
+    """Run the script."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache-dir", type=Path)
+    parser.add_argument("--lines", type=int, nargs="*", default=list(LINES), choices=list(LINES))
+    options = parser.parse_args()
+    bench = Bench(options.cache_dir)
+    for number in options.lines:
+        print(f"\n### {number}. {LINES[number].__doc__}\n", flush=True)
+        start = time.monotonic()
+        LINES[number](bench)
+        print(f"\n({time.monotonic() - start:.0f} s)", flush=True)
+
+
+if __name__ == "__main__":
+    main()

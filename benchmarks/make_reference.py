@@ -1,0 +1,76 @@
+"""Measure what ImageNet's own pictures look like to the embedded backbones, and store it.
+
+    python benchmarks/make_reference.py
+
+Writes ``advisor/references/<backbone>.safetensors``: moments of every BatchNorm layer at several
+input sizes and penultimate activations (8 bits) of 500 pictures, a fixed random half of
+``../shared/data/imagenet_samples``. The other half is left for tests. About 10 minutes on two
+cores; numbers only, no picture is copied.
+"""
+
+import argparse
+import datetime
+from dataclasses import replace
+from pathlib import Path
+
+from shared_sets import imagenet_halves
+
+from advisor.reference import FOLDER, Reference, make_reference, write_reference
+from strategies.core.backbone import load_backbone
+from strategies.core.features import extract_features
+from strategies.core.run import make_context
+
+SIZES = {
+    "tf_efficientnet_lite0": (96, 128, 160, 192, 224),
+    "tf_efficientnet_lite1": (128, 240),
+    "tf_efficientnet_lite2": (128, 260),
+}
+FEATURES = {
+    "tf_efficientnet_lite0": (128, 224),
+    "tf_efficientnet_lite1": (240,),
+    "tf_efficientnet_lite2": (260,),
+}
+NAME = "500 ImageNet pictures"
+
+
+def main() -> None:
+    """Run the script."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cache-dir", type=Path)
+    parser.add_argument("backbones", nargs="*", default=list(SIZES))
+    options = parser.parse_args()
+    ctx = make_context(cache_dir=options.cache_dir)
+    pictures, _ = imagenet_halves()
+    for name in options.backbones:
+        whole: Reference | None = None
+        for px in SIZES[name]:
+            backbone = load_backbone(name, input_px=px)
+            about = {
+                "source": "a fixed random half of imagenet_samples",
+                "script": "benchmarks/make_reference.py",
+                "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+                "precision": str(ctx.precision).removeprefix("torch."),
+            }
+            features = extract_features(pictures, backbone, ctx)
+            found = make_reference(NAME, backbone, features, about)
+            if px not in FEATURES[name]:
+                found = replace(found, features={})
+            whole = found if whole is None else _joined(whole, found)
+            print(f"{name} at {px} px: {len(pictures)} pictures", flush=True)
+        assert whole is not None
+        path = FOLDER / f"{name}.safetensors"
+        write_reference(whole, path)
+        print(f"{path.name}: {path.stat().st_size:,} bytes")
+
+
+def _joined(one: Reference, other: Reference) -> Reference:
+    return replace(
+        one,
+        moments={**one.moments, **other.moments},
+        features={**one.features, **other.features},
+        confident_share={**one.confident_share, **other.confident_share},
+    )
+
+
+if __name__ == "__main__":
+    main()

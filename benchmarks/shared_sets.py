@@ -1,0 +1,68 @@
+"""The real picture sets beside the repository: what is in them, and samples of them."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from strategies.core.task import Picture
+
+DATA = Path(__file__).parents[1].parent / "shared" / "data"
+IMAGENET = "imagenet_samples"
+SPOKEN = {
+    "hymenoptera": "ants and bees",
+    "cats_dogs": "cats and dogs",
+    "flowers5": "flowers",
+    "trash6": "rubbish",
+    "cifar10": "32 px photos",
+    "dtd10": "textures",
+    "gtsrb": "traffic signs",
+    "pacs_sketch": "sketches",
+    "neu_surface": "steel surfaces",
+    "pneumonia_cxr": "chest X-rays",
+    "sign_digits": "hand signs",
+    "fsdd_spec": "spectrograms",
+    "mnist5k": "handwritten digits",
+    "omniglot_small1": "handwritten characters",
+}
+NEAR = ("hymenoptera", "cats_dogs", "flowers5")
+FAR = ("mnist5k", "fsdd_spec", "omniglot_small1", "neu_surface", "pneumonia_cxr")
+_HALF_SEED = 0
+
+
+def pictures_of(name: str, most: int = 1000, seed: int = 0) -> list[Picture]:
+    """List at most `most` training pictures of a set at random, in a stable order."""
+    root = DATA / name
+    root = root / "train" if (root / "train").is_dir() else root
+    if name == IMAGENET:
+        files = [(path, label) for label, path in enumerate(sorted(root.glob("*.jp*g")))]
+    else:
+        folders = sorted(p for p in root.iterdir() if p.is_dir())
+        files = [
+            (path, label)
+            for label, folder in enumerate(folders)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.name.startswith(".")
+        ]
+    if len(files) > most:
+        chosen = np.random.default_rng(seed).permutation(len(files))[:most]
+        files = [files[i] for i in np.sort(chosen)]
+    return [
+        Picture(path, label, hashlib.sha256(path.read_bytes()).hexdigest(), 0, 0)
+        for path, label in files
+    ]
+
+
+def classes_of(name: str) -> list[str]:
+    """List the class names of a set."""
+    root = DATA / name
+    root = root / "train" if (root / "train").is_dir() else root
+    return sorted(p.name for p in root.iterdir() if p.is_dir())
+
+
+def imagenet_halves() -> tuple[list[Picture], list[Picture]]:
+    """Split the ImageNet pictures: what reference and mapping may see, and what nothing sees."""
+    pictures = pictures_of(IMAGENET)
+    order = np.random.default_rng(_HALF_SEED).permutation(len(pictures))
+    half = len(pictures) // 2
+    return [pictures[i] for i in order[:half]], [pictures[i] for i in order[half:]]
