@@ -123,7 +123,9 @@ def _discriminant(x: NDArray[np.float64], side: Rows) -> NDArray[np.float64]:
         direction: NDArray[np.float64] = np.linalg.solve(covariance, gap)
         return direction
     gram = centred @ centred.T / n + ridge * np.eye(n)
-    return (gap - centred.T @ np.linalg.solve(gram, centred @ gap) / n) / ridge
+    in_sample: NDArray[np.float64] = centred.T @ np.linalg.solve(gram, centred @ gap) / n
+    direction = (gap - in_sample) / ridge
+    return direction
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,11 @@ class Reservoir:
         _push(floor, (rank, path, label), MIN_PER_CLASS)
         _push(self._overall, (rank, path, label), self.limit)
 
+    @property
+    def is_full(self) -> bool:
+        """Whether some files offered are not in the sample."""
+        return sum(self.counts.values()) > len(self.chosen())
+
     def chosen(self) -> list[tuple[str, str]]:
         """Return the sample as (path, class), sorted by path."""
         if self.limit is None:

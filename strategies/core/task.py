@@ -63,6 +63,8 @@ class ImageTask:
         How much of a given split occurs in another; kept when test is hidden.
     alike
         Class names that differ only in case or Unicode form.
+    is_sampled
+        Whether there are more pictures than were read.
     """
 
     name: str
@@ -77,6 +79,7 @@ class ImageTask:
     pairs: tuple[Pair, ...] = ()
     leaks: tuple[Leak, ...] = ()
     alike: tuple[tuple[str, str], ...] = ()
+    is_sampled: bool = False
 
     @property
     def n_classes(self) -> int:
@@ -100,12 +103,6 @@ class ImageTask:
             labels = labels_of(self.fit_split + (self.test or ()))
             return tuple(np.bincount(labels, minlength=self.n_classes).tolist())
         return tuple(map(sum, zip(*self.listed.values(), strict=True)))
-
-    @property
-    def is_sampled(self) -> bool:
-        """Whether there are more pictures than were read."""
-        n_read = len(self.fit_split) + len(self.test or ()) + len(self.skipped)
-        return bool(self.listed) and self.test is not None and sum(self.n_by_class) > n_read
 
     def hide_test(self) -> "ImageTask":
         """Return the task without the test pictures and labels."""
@@ -251,6 +248,7 @@ def _assemble(
         pairs=pairs,
         leaks=leaks,
         alike=_alike(names, listing.merged),
+        is_sampled=any(r.is_full for r in listing.splits.values()),
     )
 
 
