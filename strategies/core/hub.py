@@ -75,6 +75,7 @@ def _local_or_name(data: Path) -> str:
 def _readers(data: Path, name: str) -> dict[str, Any]:
     try:
         datasets = importlib.import_module("datasets")
+        known_error = importlib.import_module("datasets.exceptions").DatasetsError
         timm_readers = importlib.import_module("timm.data.readers")
     except ModuleNotFoundError as error:
         raise DataError(
@@ -92,7 +93,7 @@ def _readers(data: Path, name: str) -> dict[str, Any]:
             split: timm_readers.create_reader(f"hfds/{name}", split=split, **keys)
             for split in splits
         }
-    except (OSError, ValueError, KeyError, RuntimeError, datasets.DatasetsError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, known_error) as error:
         raise DataError(
             f"{shown(data)} cannot be loaded as a Hugging Face data set: "
             f"{type(error).__name__}: {error}"
