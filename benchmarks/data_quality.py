@@ -2,8 +2,8 @@
 
 leaks    10% of test is put into train as it is, re-encoded (JPEG, quality 75), resized by 0.9, and
          turned by one degree; the share found, and the pairs accused that were not planted.
-series   gtsrb's train and test merged to one folder: the share of pairs of frames of one track that
-         the automatic split leaves on one side, with the files' names and with meaningless ones.
+series   gtsrb's train and test merged to one folder: the share of pairs of frames of one track
+         that the automatic split leaves on one side, with own and with meaningless file names.
 labels   5% of the labels changed: the share of them in the first tenth of the suspicion list.
 
 Run:   python benchmarks/data_quality.py SHARED_DATA --part leaks|series|labels [--cache-dir DIR]
