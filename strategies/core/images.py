@@ -188,8 +188,6 @@ def _is_pillow(module: object) -> bool:
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         image = _scaled_to_8_bits(image)
-    if image.mode == "RGB":
-        return image
     if image.mode == "LAB":
         return _from_lab(image)
     if "transparency" in image.info or {"A", "a"} & set(image.getbands()):
@@ -198,7 +196,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _from_lab(image: Image.Image) -> Image.Image:

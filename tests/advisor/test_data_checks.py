@@ -23,10 +23,8 @@ def picture(i: int, label: int, n_bytes: int | None = None, **changes: object) -
 
 
 def looks(split: Split, **changes: object) -> Split:
-    return tuple(replace(p, look=replace(p.look, **changes))  # type: ignore[arg-type]
-        for p in split
-        if p.look
-    )
+    seen = ((p, p.look) for p in split if p.look is not None)
+    return tuple(replace(p, look=replace(look, **changes)) for p, look in seen)  # type: ignore[arg-type]
 
 
 def a_task(n: int = 60, **changes: object) -> ImageTask:

@@ -67,6 +67,18 @@ def test_a_transparent_palette_entry_shows_white() -> None:
     assert np.asarray(decode_image(encoded(picture, transparency=b"\xff\x00"))).min() == 255
 
 
+def test_a_transparent_colour_shows_white() -> None:
+    picture = Image.new("RGB", (4, 4), (9, 8, 7))
+    assert np.asarray(decode_image(encoded(picture, transparency=(9, 8, 7)))).min() == 255
+
+
+def test_heif_is_read_where_its_plugin_is_installed() -> None:
+    pytest.importorskip("pillow_heif")
+    assert ".heic" in known_suffixes()
+    decoded = decode(encoded(Image.new("RGB", (64, 48), (200, 30, 30)), "HEIF"))
+    assert (decoded.format, decoded.image.size) == ("HEIF", (64, 48))
+
+
 def test_twelve_bits_in_a_sixteen_bit_file_are_not_black() -> None:
     values = np.linspace(0, 4095, 64).round().astype(np.uint16).reshape(8, 8)
     assert np.array_equal(ramp(values), np.round(values / 4095 * 255))
