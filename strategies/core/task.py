@@ -65,6 +65,8 @@ class ImageTask:
         Class names that differ only in case or Unicode form.
     is_sampled
         Whether there are more pictures than were read.
+    n_hidden
+        How many test pictures `hide_test` dropped.
     """
 
     name: str
@@ -80,6 +82,7 @@ class ImageTask:
     leaks: tuple[Leak, ...] = ()
     alike: tuple[tuple[str, str], ...] = ()
     is_sampled: bool = False
+    n_hidden: int = 0
 
     @property
     def n_classes(self) -> int:
@@ -108,7 +111,8 @@ class ImageTask:
         """Return the task without the test pictures and labels."""
         hidden = {p.path for p in self.test or ()}
         pairs = tuple(p for p in self.pairs if not {p.first.path, p.second.path} & hidden)
-        return replace(self, test=None, pairs=pairs)
+        n_hidden = self.n_hidden + len(self.test or ())
+        return replace(self, test=None, pairs=pairs, n_hidden=n_hidden)
 
     def with_val_in_train(self) -> "ImageTask":
         """Return the task with val moved into train, for a last fit that selects nothing."""

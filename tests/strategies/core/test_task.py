@@ -147,6 +147,7 @@ def test_leaks_between_given_splits_are_counted_and_survive_hiding(make_folder: 
     assert [(k.n, k.n_exact, k.n_near) for k in task.leaks] == [(15, 1, 0)]
     hidden = task.hide_test()
     assert hidden.test is None
+    assert hidden.n_hidden == 15
     assert hidden.leaks == task.leaks
     assert hidden.pairs == ()
     assert task.with_val_in_train().train == task.fit_split
