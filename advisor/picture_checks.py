@@ -118,11 +118,11 @@ def _shortcuts(task: ImageTask, measured: Measured) -> Iterator[Finding]:
         if found.p_value < SHORTCUT_P and _lift(found) >= SHORTCUT_LIFT[name]:
             yield Finding(
                 "TL015",
-                "issue",
+                "tip" if name == "file size" else "issue",
                 f"the {name} tells the label",
                 f"It alone names the class of {100 * found.accuracy:.0f}% of held-out pictures; "
-                f"always naming the largest class, {100 * found.chance:.0f}%. A network may "
-                "learn how the files were made instead of what they show.",
+                f"always naming the largest class, {100 * found.chance:.0f}%. Unless it follows "
+                "from what they show, a network may learn how the files were made.",
                 "Bring all classes into the same form, from the same source.",
                 _one_example_a_class(task, seen, values),
             )

@@ -204,6 +204,7 @@ class Advice:
     quarantine: tuple[Skipped, ...]
     choices: tuple[Choice, ...]
     split: str
+    n_test: int
     seed: int
     seconds: float
 

@@ -24,8 +24,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ),
     ("strategies.registry",),
     ("advisor.types", "advisor.priors"),
-    ("advisor.domain", "advisor.transferability"),
-    ("advisor.doubts", "advisor.evidence"),
+    ("advisor.domain", "advisor.transferability", "advisor.doubts", "advisor.evidence"),
     (
         "advisor.profile",
         "advisor.checks",
