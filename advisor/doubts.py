@@ -124,8 +124,7 @@ def _discriminant(x: NDArray[np.float64], side: Rows) -> NDArray[np.float64]:
         return direction
     gram = centred @ centred.T / n + ridge * np.eye(n)
     in_sample: NDArray[np.float64] = centred.T @ np.linalg.solve(gram, centred @ gap) / n
-    direction = (gap - in_sample) / ridge
-    return direction
+    return np.asarray((gap - in_sample) / ridge)
 
 
 @dataclass(frozen=True)
