@@ -127,7 +127,7 @@ def decode(data: bytes) -> Decoded:
     """Decode a picture like `decode_image`, and say what its file said."""
     if not data:
         raise UnreadableImage("empty file")
-    _hush_pillow()
+    hush_pillow()
     try:
         image = Image.open(io.BytesIO(data), formats=known_formats())
         width, height = image.size
@@ -172,7 +172,7 @@ _DECODER_ERRORS = (
 )
 
 
-def _hush_pillow() -> None:
+def hush_pillow() -> None:
     """Keep Pillow's remarks on a user's file out of the terminal, or from becoming errors.
 
     ``warnings.catch_warnings`` is not safe in threads; one filter for Pillow's own modules is.

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from strategies.core.errors import DataError
-from strategies.core.images import Decoded, UnreadableImage, decode, read_bytes
+from strategies.core.images import Decoded, UnreadableImage, decode, hush_pillow, read_bytes
 from strategies.core.pictures import THUMB_PX, Look, Picture, Skipped, Split, shown
 
 GREY_SPREAD = 2.0
@@ -27,6 +27,7 @@ def read_pictures(
     files
         Paths with labels.
     """
+    hush_pillow()  # here, so that no two threads do it at once
     with ThreadPoolExecutor(n_workers) as pool:
         results = list(pool.map(_read, files))
     good = tuple(r for r in results if isinstance(r, Picture))
