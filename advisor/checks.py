@@ -29,6 +29,4 @@ def _no_better_than_guessing(task: ImageTask, profile: Profile) -> Iterator[Find
 
 Rule = Callable[[ImageTask, Profile], Iterator[Finding]]
 
-_RULES: tuple[Rule, ...] = (
-    _no_better_than_guessing,
-)
+_RULES: tuple[Rule, ...] = (_no_better_than_guessing,)

@@ -23,7 +23,7 @@ from PIL import Image
 
 from strategies.core.task import ImageTask, labels_of, load_task
 
-LEAK_SETS = ("flowers5", "cats_dogs", "trash6", "neu_surface", "pneumonia_cxr")
+LEAK_SETS = ("flowers5", "cats_dogs", "trash6", "neu_surface", "pneumonia_cxr", "hymenoptera")
 SEEDS = (0, 1, 2)
 MAX_PER_SET = 1000
 

@@ -80,7 +80,7 @@ def test_the_whole_corpus_goes_through_both_commands(schema: Any, tmp_path: Path
     assert runner.invoke(advise_app, allowed).exit_code == 0
     refused = runner.invoke(advise_app, [str(root), *quick(tmp_path)])
     assert refused.exit_code == 2
-    out = ["--out", str(tmp_path / "run"), "--time", "60s", "--trials", "1"]
+    out = ["--out", str(tmp_path / "run"), "--time", "1h", "--trials", "1"]
     found = runner.invoke(auto_app, ["run", *allowed, *out, "--strategy", "linear_probe"])
     assert found.exit_code == 0, found.output
     assert "Traceback" not in found.output
