@@ -40,6 +40,19 @@ Test = Annotated[Path | None, typer.Option(help="Folder of test pictures, given 
 Seed = Annotated[int, typer.Option(min=0, help="Seed of splits, folds and training.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 CacheDir = Annotated[Path | None, typer.Option(help="Where features are kept.")]
+Root = Annotated[Path | None, typer.Option(help="Where a manifest's relative paths start.")]
+GroupBy = Annotated[
+    str | None,
+    typer.Option(
+        help="Regular expression: pictures whose paths match alike stay together; or none."
+    ),
+]
+MaxImages = Annotated[
+    int, typer.Option(min=0, help="Read at most this many pictures of a split; 0: all.")
+]
+MaxQuarantine = Annotated[
+    float, typer.Option(min=0, max=1, help="Largest share of unreadable pictures.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the answer alone, no progress.")]
 
@@ -56,6 +69,10 @@ def advise_command(
     seed: Seed = 0,
     device: Device = "auto",
     cache_dir: CacheDir = None,
+    root: Root = None,
+    group_by: GroupBy = None,
+    max_images: MaxImages = 5000,
+    max_quarantine: MaxQuarantine = 0.1,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -67,7 +84,19 @@ def advise_command(
         from advisor.report.terminal import headline, print_advice
 
         options = Options(
-            backbone, input_px, strategy, val, test, seed, device, cache_dir, on_progress
+            backbone,
+            input_px,
+            strategy,
+            val,
+            test,
+            seed,
+            device,
+            cache_dir,
+            on_progress,
+            root,
+            group_by,
+            max_images or None,
+            max_quarantine,
         )
         advice = advise(folder, options)
     if as_json:
@@ -100,6 +129,10 @@ def run_command(
     seed: Seed = 0,
     device: Device = "auto",
     cache_dir: CacheDir = None,
+    root: Root = None,
+    group_by: GroupBy = None,
+    max_images: MaxImages = 5000,
+    max_quarantine: MaxQuarantine = 0.1,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -112,7 +145,19 @@ def run_command(
         from advisor.report.terminal import print_outcome
 
         options = Options(
-            backbone, input_px, strategy, val, test, seed, device, cache_dir, on_progress
+            backbone,
+            input_px,
+            strategy,
+            val,
+            test,
+            seed,
+            device,
+            cache_dir,
+            on_progress,
+            root,
+            group_by,
+            max_images or None,
+            max_quarantine,
         )
         outcome = auto(
             folder,
@@ -205,10 +250,16 @@ def _data_folder(data: Path | None, demo: bool, cache_dir: Path | None) -> Path:
             return write_digits(cache_dir or default_cache_dir())
     if data is None:
         _fail("No folder was given. Give a folder with one subfolder per class, or --demo.")
-    if not data.exists():
-        _fail(f"{data} does not exist. Give a folder with one subfolder per class.")
-    if not data.is_dir():
-        _fail(f"{data} is a file. Give a folder with one subfolder per class.")
+    if not data.exists() and data.parts[:1] != ("hfds",):
+        _fail(
+            f"{data} does not exist. Give a folder with one subfolder per class, a CSV manifest "
+            "(path,label[,split]), a .tar archive, or hfds/NAME."
+        )
+    if data.is_file() and data.suffix.lower() not in (".csv", ".tsv", ".parquet", ".tar"):
+        _fail(
+            f"{data} is a file of no known kind. Give a folder with one subfolder per class, a "
+            "CSV, TSV or Parquet manifest (path,label[,split]), or an uncompressed .tar archive."
+        )
     return data
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from advisor.checks import check
 from advisor.priors import load_priors
-from advisor.profile import measure
+from advisor.profile import examine
 from advisor.recommend import recommend
 from advisor.report.as_json import advice_record, outcome_record
 from advisor.search import search
@@ -16,14 +16,17 @@ from advisor.types import Advice, Choice, Outcome
 from strategies.core.backbone import CATALOGUE, DEFAULT_BACKBONE, Backbone, load_backbone
 from strategies.core.classifier import evaluate, write_json
 from strategies.core.errors import StorageError
+from strategies.core.features import extract_features
 from strategies.core.run import OnProgress, RunContext, make_context
-from strategies.core.task import ImageTask, load_task
+from strategies.core.task import MAX_IMAGES, MAX_QUARANTINE, ImageTask, Split, load_task
 from strategies.registry import get_strategy
 
 AUTO = "auto"
 TINY_PX = 64
 """Pictures with a smaller median side gain nothing from the backbone's full input size."""
 TINY_INPUT_PX = 128
+MAX_COMPARED = 500
+"""At most this many test pictures are compared with train."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Options:
         Folders of class folders given apart from the data.
     cache_dir
         Where features are kept; None: the user's cache folder.
+    root, group_by, max_images, max_quarantine
+        How the data are read, see `load_task`.
     """
 
     backbone: str = AUTO
@@ -49,6 +54,10 @@ class Options:
     device: str = AUTO
     cache_dir: Path | None = None
     on_progress: OnProgress | None = field(default=None, compare=False)
+    root: Path | None = None
+    group_by: str | None = None
+    max_images: int | None = MAX_IMAGES
+    max_quarantine: float = MAX_QUARANTINE
 
 
 DEFAULTS = Options()
@@ -65,7 +74,7 @@ def advise(data: Path | str, options: Options = DEFAULTS) -> Advice:
     ctx = _context(options)
     task = _load(Path(data), options, ctx)
     backbone, choices = _backbone(task, options)
-    return _advise(task.hide_test(), backbone, choices, options, ctx)
+    return _advise(task.hide_test(), _unlabelled_test(task), backbone, choices, options, ctx)
 
 
 def auto(
@@ -96,7 +105,7 @@ def auto(
     task = _load(Path(data), options, ctx)
     backbone, choices = _backbone(task, options)
     limit = replace(ctx, deadline_s=start + time_s)
-    advice = _advise(task.hide_test(), backbone, choices, options, limit)
+    advice = _advise(task.hide_test(), _unlabelled_test(task), backbone, choices, options, limit)
     write_json(folder / "advice.json", advice_record(advice))
     reserve_s = 2 + 2 * len(task.test or ()) * advice.profile.ms_per_image / 1000
     found = search(
@@ -117,8 +126,21 @@ def auto(
     return outcome
 
 
+def _unlabelled_test(task: ImageTask) -> Split:
+    """Return some pictures of a given test split, without labels, to compare with train.
+
+    A test split that was cut off at random does not.
+    """
+    if not task.test or "test" not in task.listed:
+        return ()
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(len(task.test))[:MAX_COMPARED]
+    return tuple(replace(task.test[row], label=-1) for row in sorted(rows))
+
+
 def _advise(
     task: ImageTask,
+    test_pictures: Split,
     backbone: Backbone,
     choices: tuple[Choice, ...],
     options: Options,
@@ -126,7 +148,10 @@ def _advise(
 ) -> Advice:
     start = time.monotonic()
     priors = load_priors()
-    profile = measure(task, backbone, ctx)
+    profile, measured = examine(task, backbone, ctx)
+    if test_pictures:
+        features = extract_features(test_pictures, backbone, ctx).pooled[-1]
+        measured = replace(measured, test_features=features)
     forced = None if options.strategy == AUTO else options.strategy
     decision = recommend(profile, priors, forced)
     return Advice(
@@ -136,10 +161,11 @@ def _advise(
         rejections=decision.rejections,
         quadrant=decision.quadrant,
         profile=profile,
-        findings=check(task, profile),
+        findings=check(task, profile, measured),
         quarantine=task.skipped,
         choices=(*choices, *_device_choice(options, ctx)),
         split=task.split_source,
+        n_test=task.n_hidden,
         seed=options.seed,
         seconds=round(time.monotonic() - start, 3),
     )
@@ -156,7 +182,15 @@ def _context(options: Options) -> RunContext:
 
 def _load(data: Path, options: Options, ctx: RunContext) -> ImageTask:
     return load_task(
-        data, val=options.val, test=options.test, seed=options.seed, n_workers=ctx.n_workers
+        data,
+        val=options.val,
+        test=options.test,
+        root=options.root,
+        group_by=options.group_by,
+        max_images=options.max_images,
+        max_quarantine=options.max_quarantine,
+        seed=options.seed,
+        n_workers=ctx.n_workers,
     )
 
 

@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from advisor.domain import measure_similarity
+from advisor.evidence import Measured
 from advisor.reference import Reference, shipped_reference
 from advisor.types import DomainSimilarity, ProbeResult, Profile
 from strategies.core.backbone import Backbone
 from strategies.core.features import Features, extract_features, time_per_image_ms
-from strategies.core.metrics import LEVEL, Interval, Labels
+from strategies.core.metrics import LEVEL, Interval, Labels, Scores
 from strategies.core.probes import (
     CrossValidated,
     Loss,
@@ -20,9 +21,10 @@ from strategies.core.probes import (
     corrected_accuracy,
     cross_validate,
     fold_numbers,
+    temperature,
 )
 from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, Picture, labels_of
+from strategies.core.task import ImageTask, Picture, groups_of, labels_of
 from strategies.registry import STRATEGIES
 
 MAX_MEASURED, MIN_PER_CLASS = 2000, 5
@@ -35,7 +37,17 @@ def measure(
     ctx: RunContext,
     reference: Reference | None = None,
 ) -> Profile:
-    """Measure a task without training a network.
+    """Measure a task without training a network; see `examine`."""
+    return examine(task, backbone, ctx, reference)[0]
+
+
+def examine(
+    task: ImageTask,
+    backbone: Backbone,
+    ctx: RunContext,
+    reference: Reference | None = None,
+) -> tuple[Profile, Measured]:
+    """Measure a task without training a network, and keep what the data findings rest on.
 
     Parameters
     ----------
@@ -51,11 +63,15 @@ def measure(
     labels = labels_of(pictures)
     ms_per_image = time_per_image_ms(pictures, backbone, ctx)
     features = extract_features(pictures, backbone, ctx)
-    probes, layer_svm = _probe_depths(features, labels, task.n_classes, ctx)
+    folds = fold_numbers(labels, ctx.seed, groups=groups_of(pictures))
+    probes, layer_svm, scores = _probe_depths(features, labels, task.n_classes, folds, ctx)
+    measured = Measured(
+        backbone.input_px, pictures, scores, train_features=features.pooled[-1], seed=ctx.seed
+    )
     counts = np.bincount(labels_of(task.fit_split), minlength=task.n_classes)
     defaults = {name: strategy() for name, strategy in STRATEGIES.items()}
     reasons = {name: s.why_not(task, backbone) for name, s in defaults.items()}
-    return Profile(
+    profile = Profile(
         n=len(task.fit_split),
         n_train=len(task.train),
         n_val=len(task.val),
@@ -76,6 +92,7 @@ def measure(
         image_passes={n: s.image_passes(task, backbone) for n, s in defaults.items()},
         why_not={name: reason for name, reason in reasons.items() if reason},
     )
+    return profile, measured
 
 
 def sample(split: Sequence[Picture], n_classes: int, seed: int) -> tuple[Picture, ...]:
@@ -113,11 +130,17 @@ def _similarity(
 
 
 def _probe_depths(
-    features: Features, labels: Labels, n_classes: int, ctx: RunContext
-) -> tuple[tuple[ProbeResult, ...], ProbeResult]:
-    """Cross-validate softmax probes at the end and SVMs at every depth; choose an SVM's depth."""
+    features: Features,
+    labels: Labels,
+    n_classes: int,
+    folds: NDArray[np.int64],
+    ctx: RunContext,
+) -> tuple[tuple[ProbeResult, ...], ProbeResult, Scores]:
+    """Cross-validate softmax probes at the end and SVMs at every depth; choose an SVM's depth.
+
+    Also return the calibrated out-of-fold scores of the first probe.
+    """
     n_depths = len(features.pooled)
-    folds = fold_numbers(labels, ctx.seed)
     plan: list[tuple[int, Loss]] = [(n_depths, "softmax"), (0, "softmax")]
     plan += [(depth, "squared_hinge") for depth in (*range(1, n_depths + 1), 0)]
     tried: list[CrossValidated] = []
@@ -142,7 +165,9 @@ def _probe_depths(
     chosen = svms[cheapest_within_error([hits[i] for i in svms])]
     every_setting = np.concatenate([tried[i].correct for i in svms])
     honest = corrected_accuracy(every_setting, ctx.seed)
-    return results, replace(results[chosen], accuracy=honest)
+    scores = tried[0].scores[tried[0].best]
+    calibrated = scores / temperature(scores, labels)[0]
+    return results, replace(results[chosen], accuracy=honest), calibrated
 
 
 def paired_gain(hits: NDArray[np.bool_], others: NDArray[np.bool_]) -> Interval:

@@ -181,13 +181,20 @@ class Profile:
 
 @dataclass(frozen=True)
 class Finding:
-    """A coded remark about the data, the domain or the transfer, with what to do about it."""
+    """A coded remark about the data, the domain or the transfer, with what to do about it.
+
+    Attributes
+    ----------
+    examples
+        Files or classes that show it, the clearest first.
+    """
 
     code: str
     severity: Severity
     title: str
     detail: str
     action: str
+    examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -270,6 +277,7 @@ class Advice:
     quarantine: tuple[Skipped, ...]
     choices: tuple[Choice, ...]
     split: str
+    n_test: int
     seed: int
     seconds: float
 

@@ -17,7 +17,7 @@ from strategies.core.probes import (
     fold_numbers,
 )
 from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, labels_of
+from strategies.core.task import ImageTask, groups_of, labels_of
 
 
 @final
@@ -83,7 +83,7 @@ def choose_depth(task: ImageTask, backbone: Backbone, ctx: RunContext) -> int:
     """Choose by cross-validation: the earliest depth within a standard error of the best, or 0."""
     features = extract_features(task.train, backbone, ctx)
     labels = labels_of(task.train)
-    folds = fold_numbers(labels, ctx.seed)
+    folds = fold_numbers(labels, ctx.seed, groups=groups_of(task.train))
     candidates: list[int] = [*range(1, backbone.n_depths + 1), 0]
     tried = [
         cross_validate(

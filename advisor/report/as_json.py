@@ -6,6 +6,7 @@ from typing import Any
 
 from advisor.types import SCHEMA_VERSION, Advice, Outcome
 from strategies.core.metrics import Interval
+from strategies.core.pictures import shown
 
 
 def advice_record(advice: Advice) -> dict[str, Any]:
@@ -14,16 +15,21 @@ def advice_record(advice: Advice) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "task": advice.task,
-        "data": str(advice.data),
+        "data": shown(advice.data),
         "recommendations": [asdict(r) for r in advice.recommendations],
         "rejections": [asdict(r) for r in advice.rejections],
         "quadrant": asdict(advice.quadrant),
         "similarity": None if similarity is None else asdict(similarity.score),
         "profile": asdict(advice.profile),
         "findings": [asdict(f) for f in advice.findings],
-        "quarantine": [{"path": str(s.path), "reason": s.reason} for s in advice.quarantine],
+        "quarantine": [{"path": shown(s.path), "reason": s.reason} for s in advice.quarantine],
         "choices": [asdict(c) for c in advice.choices],
-        "split": advice.split,
+        "split": {
+            "description": advice.split,
+            "train": advice.profile.n_train,
+            "val": advice.profile.n_val,
+            "test": advice.n_test or None,
+        },
         "seed": advice.seed,
         "versions": {name: version(name) for name in ("tl-advisor", "torch", "timm")},
         "seconds": advice.seconds,

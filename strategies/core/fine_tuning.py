@@ -5,7 +5,7 @@ from strategies.core.classifier import make_network, scale_scores, set_head
 from strategies.core.features import extract_features
 from strategies.core.probes import cross_validate, fit_head, fold_numbers, temperature
 from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, labels_of
+from strategies.core.task import ImageTask, groups_of, labels_of
 from strategies.core.training import Network, Recipe, scores_of, train
 
 PASSES_PER_STEP = 3.0
@@ -24,7 +24,11 @@ def fine_tune(task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunConte
     features = extract_features(task.train, backbone, ctx).at([backbone.n_depths])
     labels = labels_of(task.train)
     tried = cross_validate(
-        features, labels, task.n_classes, folds=fold_numbers(labels, ctx.seed), device=ctx.device
+        features,
+        labels,
+        task.n_classes,
+        folds=fold_numbers(labels, ctx.seed, groups=groups_of(task.train)),
+        device=ctx.device,
     )
     head = fit_head(
         features, labels, task.n_classes, tried.strengths[tried.best], device=ctx.device

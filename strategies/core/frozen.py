@@ -5,7 +5,7 @@ from strategies.core.classifier import make_network, set_head
 from strategies.core.features import extract_features
 from strategies.core.probes import Loss, cross_validate, fit_head, fold_numbers, temperature
 from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, labels_of
+from strategies.core.task import ImageTask, groups_of, labels_of
 from strategies.core.training import Network
 
 
@@ -33,7 +33,7 @@ def fit_on_features(
         features,
         labels,
         task.n_classes,
-        folds=fold_numbers(labels, ctx.seed),
+        folds=fold_numbers(labels, ctx.seed, groups=groups_of(task.train)),
         loss=loss,
         device=ctx.device,
         **given,

@@ -1,52 +1,47 @@
-"""A folder of labelled pictures as a task: listed, checked, split; what was left out and why."""
+"""Labelled pictures as a task: listed, read, de-duplicated, split; what was left out and why."""
 
-import hashlib
-import os
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
+from strategies.core.duplicates import duplicate_groups, find_leaks, find_matches, pairs_of
 from strategies.core.errors import DataError
-from strategies.core.images import UnreadableImage, decode_image, known_suffixes
-from strategies.core.metrics import Labels
+from strategies.core.layouts import FolderTree, find_splits, same_spelling
+from strategies.core.listing import list_data, list_split
+from strategies.core.pictures import (
+    Leak,
+    Look,
+    Pair,
+    Picture,
+    Skipped,
+    Split,
+    groups_of,
+    labels_of,
+    shown,
+)
+from strategies.core.reading import check_quarantine, read_pictures
+from strategies.core.sampling import Listing
+from strategies.core.splitting import cut, with_groups
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
+__all__ = [
+    "ImageTask",
+    "Leak",
+    "Look",
+    "Pair",
+    "Picture",
+    "Skipped",
+    "Split",
+    "groups_of",
+    "labels_of",
+    "load_task",
+    "shown",
+]
+
 TEST_SHARE, VAL_SHARE = 0.2, 0.2
-"""Shares cut off where the folder brings no split: test of all, then val of what is left."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One readable picture file with its label (an index into the task's classes)."""
-
-    path: Path
-    label: int
-    digest: str
-    width_px: int
-    height_px: int
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file that was left out, and why."""
-
-    path: Path
-    reason: str
-
-
-Split = tuple[Picture, ...]
-
-
-def labels_of(split: Split) -> Labels:
-    """Return the labels of a split, shape (n,)."""
-    return np.array([p.label for p in split], dtype=np.int64)
+"""Shares cut off where the data bring no split: test of all, then val of what is left."""
+MAX_IMAGES, MAX_QUARANTINE = 5_000, 0.10
 
 
 @dataclass(frozen=True)
@@ -59,6 +54,19 @@ class ImageTask:
         Where each split comes from and how many pictures it has, for people.
     skipped
         Files that were left out. No file is ever changed or deleted.
+    listed
+        Exact number of files by class, before sampling and reading, for every split that the
+        data bring ("train" alone if they bring none).
+    pairs
+        Duplicates among all pictures, exact and near.
+    leaks
+        How much of a given split occurs in another; kept when test is hidden.
+    alike
+        Class names that differ only in case or Unicode form.
+    is_sampled
+        Whether there are more pictures than were read.
+    n_hidden
+        How many test pictures `hide_test` dropped.
     """
 
     name: str
@@ -69,6 +77,12 @@ class ImageTask:
     test: Split | None
     split_source: str
     skipped: tuple[Skipped, ...] = ()
+    listed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    pairs: tuple[Pair, ...] = ()
+    leaks: tuple[Leak, ...] = ()
+    alike: tuple[tuple[str, str], ...] = ()
+    is_sampled: bool = False
+    n_hidden: int = 0
 
     @property
     def n_classes(self) -> int:
@@ -85,9 +99,20 @@ class ImageTask:
         """Mean number of pictures a class in train and val."""
         return len(self.fit_split) / self.n_classes
 
+    @property
+    def n_by_class(self) -> tuple[int, ...]:
+        """Files of every class in all splits: counted exactly, even where only some were read."""
+        if not self.listed:
+            labels = labels_of(self.fit_split + (self.test or ()))
+            return tuple(np.bincount(labels, minlength=self.n_classes).tolist())
+        return tuple(map(sum, zip(*self.listed.values(), strict=True)))
+
     def hide_test(self) -> "ImageTask":
         """Return the task without the test pictures and labels."""
-        return replace(self, test=None)
+        hidden = {p.path for p in self.test or ()}
+        pairs = tuple(p for p in self.pairs if not {p.first.path, p.second.path} & hidden)
+        n_hidden = self.n_hidden + len(self.test or ())
+        return replace(self, test=None, pairs=pairs, n_hidden=n_hidden)
 
     def with_val_in_train(self) -> "ImageTask":
         """Return the task with val moved into train, for a last fit that selects nothing."""
@@ -99,148 +124,142 @@ def load_task(
     *,
     val: Path | None = None,
     test: Path | None = None,
+    root: Path | None = None,
+    group_by: str | None = None,
+    max_images: int | None = MAX_IMAGES,
+    max_quarantine: float = MAX_QUARANTINE,
     seed: int = 0,
     n_workers: int = 2,
 ) -> ImageTask:
-    """Read a folder of class folders, or one of ``train/ [val/] [test/]``, as a task.
+    """Read a folder, archive, manifest or Hugging Face data set as a task.
 
-    Splits that the folder brings (or that `val` and `test` give apart) are kept. Otherwise test
-    and val are cut off class by class at random: a class of one picture stays in train, one of two
-    gives its second to test, a larger one gives at least one to each.
+    Splits that the data bring (or that `val` and `test` give apart) are kept. Otherwise test and
+    val are cut off class by class at random, in whole groups: exact and near-duplicates, series
+    that the file names tell and the pictures confirm, or what `group_by` ties together. A class
+    of one group stays in train, one of two or three gives one to test, a larger one gives at least
+    one to each.
 
     Parameters
     ----------
     data
-        The folder. It is only read.
+        A folder of class folders or of ``train/ [val/] [test/]``, a CSV, TSV or Parquet manifest,
+        a tar archive, or ``hfds/NAME``. It is only read.
     val, test
         Folders of class folders, kept apart from `data`.
+    root
+        Where a manifest's relative paths start; by default its own folder.
+    group_by
+        A regular expression searched in the path below the data folder: equal first groups (or
+        matches) stay together. ``"none"`` keeps only duplicates together.
+    max_images
+        At most this many pictures of every given split are read, but at least
+        `sampling.MIN_PER_CLASS` of every class; None reads all.
+    max_quarantine
+        The largest share of unreadable pictures that is put up with.
     seed
-        Seed of the cut.
+        Seed of the sample and the cut.
 
     Raises
     ------
     DataError
-        If the layout is not one of these, or fewer than two classes have a readable picture.
+        If the layout is not one of these, too many pictures cannot be read, or fewer than two
+        classes have a readable one.
     """
-    folders, split_source = _split_folders(data)
+    _check_options(max_images, max_quarantine)
+    listing = list_data(data, root=root, limit=max_images, seed=seed)
     for name, folder in (("val", val), ("test", test)):
-        if folder is None:
-            continue
-        if name in folders:
-            raise DataError(
-                f"--{name} {folder} was given, but {data} has a {name} folder of its own "
-                f"({folders[name].name}). Leave one of the two out."
-            )
-        _require_folder(folder)
-        folders[name] = folder
-        split_source += f", {name} from --{name}"
-    classes, found, skipped = _list_classes(folders)
-    read = {name: _read_pictures(files, n_workers) for name, files in found.items()}
-    skipped += [s for _, bad in read.values() for s in bad]
-    splits = {name: good for name, (good, _) in read.items()}
-    classes, splits = _drop_empty_classes(data, classes, splits, skipped)
-    splits, made = _cut_missing_splits(splits, len(classes), seed)
+        if folder is not None:
+            _add_folder(listing, data, name, folder)
+    index = {name: i for i, name in enumerate(listing.classes)}
+    splits: dict[str, Split] = {}
+    bad: list[Skipped] = []
+    for name in ("train", "val", "test"):
+        if name in listing.splits:
+            files = [(path, index[label]) for path, label in listing.files(name)]
+            splits[name], unreadable = read_pictures(files, n_workers)
+            bad += unreadable
+    n_read = sum(map(len, splits.values()))
+    check_quarantine(data, bad, n_read, max_quarantine)
+    return _assemble(data, listing, splits, bad, group_by, seed)
+
+
+def _check_options(max_images: int | None, max_quarantine: float) -> None:
+    if max_images is not None and max_images < 1:
+        raise DataError(f"--max-images must be at least 1, got {max_images}.")
+    if not 0 <= max_quarantine <= 1:
+        raise DataError(f"--max-quarantine must lie between 0 and 1, got {max_quarantine}.")
+
+
+def _add_folder(listing: Listing, data: Path, name: str, folder: Path) -> None:
+    """List a folder given with --val or --test."""
+    if name in listing.splits:
+        raise DataError(
+            f"--{name} {shown(folder)} was given, but {shown(data)} has a {name} split of its "
+            "own. Leave one of the two out."
+        )
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"--{name} {shown(folder)} {problem}. Give a folder of class folders.")
+    tree = FolderTree(folder)
+    found = find_splits(tree) if tree.folders(()) else {}
+    prefix = found["train"] if len(found) == 1 and "train" in found else ()
+    list_split(listing, tree, name, prefix)
+    listing.finish(folder)
+    listing.origin += f", {name} from --{name}"
+
+
+def _assemble(
+    data: Path,
+    listing: Listing,
+    splits: dict[str, Split],
+    bad: list[Skipped],
+    group_by: str | None,
+    seed: int,
+) -> ImageTask:
+    """Find duplicates over all splits, group, and cut the splits that are missing."""
+    skipped = listing.skipped + bad
+    names, splits = _drop_empty_classes(data, listing.classes, splits, skipped)
+    everything = tuple(p for split in splits.values() for p in split)
+    matches = find_matches(everything, seed)
+    groups = duplicate_groups(len(everything), matches)
+    n_train = len(splits["train"])
+    grouped, ties = with_groups(everything, groups, group_by, data, seed, n_train)
+    pairs = pairs_of(grouped, matches)
+    start = 0
+    for name, split in splits.items():
+        splits[name] = grouped[start : start + len(split)]
+        start += len(split)
+    leaks = find_leaks(splits, pairs)
+    source = listing.origin
+    made = [name for name in ("test", "val") if name not in splits]
     if made:
-        split_source += f"; {' and '.join(made)} cut at random by class (seed {seed})"
-    split_source += ": " + ", ".join(f"{len(splits[k])} {k}" for k in SPLIT_NAMES)
+        splits = _cut_missing_splits(splits, len(names), seed)
+        source += f"; {' and '.join(made)} cut at random by class and {ties} (seed {seed})"
+    counts = ", ".join(f"{len(splits[name])} {name}" for name in ("train", "val", "test"))
     return ImageTask(
-        name=data.resolve().name,
+        name=shown(data.resolve().name),
         root=data,
-        classes=classes,
+        classes=tuple(shown(name) for name in names),
         train=splits["train"],
         val=splits["val"],
         test=splits["test"],
-        split_source=split_source,
+        split_source=f"{source}: {counts}",
         skipped=tuple(skipped),
+        listed={
+            name: tuple(reservoir.counts.get(label, 0) for label in names)
+            for name, reservoir in listing.splits.items()
+        },
+        pairs=pairs,
+        leaks=leaks,
+        alike=_alike(names, listing.merged),
+        is_sampled=any(r.is_full for r in listing.splits.values()),
     )
 
 
-def _require_folder(folder: Path) -> None:
-    if not folder.exists():
-        raise DataError(f"{folder} does not exist. Give a folder with one subfolder per class.")
-    if not folder.is_dir():
-        raise DataError(f"{folder} is a file. Give a folder with one subfolder per class.")
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-
-
-def _split_folders(data: Path) -> tuple[dict[str, Path], str]:
-    """Find which folder holds which split: {"train": ...} alone where there is no split."""
-    _require_folder(data)
-    subfolders = _subfolders(data)
-    spelled = {word: split for split, words in SPLIT_NAMES.items() for word in words}
-    named = [(spelled[p.name.lower()], p) for p in subfolders if p.name.lower() in spelled]
-    if not named:
-        return {"train": data}, "one folder per class"
-    folders = dict(named)
-    others = [p.name for p in subfolders if p.name.lower() not in spelled]
-    if "train" not in folders or len(folders) < len(named) or others:
-        seen = ", ".join(f"{p.name}/" for p in subfolders)
-        raise DataError(
-            f"The layout of {data} is ambiguous: it holds {seen}. Give either one folder per "
-            "class, or train/ with optional val/ and test/ and nothing beside them."
-        )
-    return folders, "as given: " + ", ".join(f"{p.name}/" for p in folders.values())
-
-
-def _list_classes(
-    folders: dict[str, Path],
-) -> tuple[tuple[str, ...], dict[str, list[tuple[Path, int]]], list[Skipped]]:
-    classes = tuple(p.name for p in _subfolders(folders["train"]))
-    if not classes:
-        raise DataError(
-            f"{folders['train']} has no subfolders. Give a folder with one subfolder per class."
-        )
-    index = {name: i for i, name in enumerate(classes)}
-    suffixes = known_suffixes()
-    found: dict[str, list[tuple[Path, int]]] = {}
-    skipped: list[Skipped] = []
-    for split, folder in folders.items():
-        found[split] = []
-        for class_folder in _subfolders(folder):
-            if class_folder.name not in index:
-                raise DataError(
-                    f"{class_folder} is a class that {folders['train']} does not have. Every "
-                    f"class of {split} must occur in train; known: {', '.join(classes)}."
-                )
-            for path in _walk(class_folder):
-                if path.suffix.lower() in suffixes:
-                    found[split].append((path, index[class_folder.name]))
-                else:
-                    reason = f"not a picture by its name ({path.suffix or 'no suffix'})"
-                    skipped.append(Skipped(path, reason))
-    return classes, found, skipped
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Yield the visible files below a folder, in a stable order."""
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        yield from (Path(parent) / f for f in sorted(files) if not f.startswith("."))
-
-
-def _read_pictures(
-    files: Sequence[tuple[Path, int]], n_workers: int
-) -> tuple[Split, list[Skipped]]:
-    """Decode every file once, in full: only this tells whether it can be read."""
-
-    def read(file: tuple[Path, int]) -> Picture | Skipped:
-        path, label = file
-        try:
-            data = path.read_bytes()
-            image = decode_image(data)
-        except OSError as error:
-            return Skipped(path, error.strerror or str(error))
-        except UnreadableImage as error:
-            return Skipped(path, str(error))
-        return Picture(path, label, hashlib.sha256(data).hexdigest(), image.width, image.height)
-
-    with ThreadPoolExecutor(n_workers) as pool:
-        results = list(pool.map(read, files))
-    good = tuple(r for r in results if isinstance(r, Picture))
-    return good, [r for r in results if isinstance(r, Skipped)]
+def _alike(names: tuple[str, ...], merged: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    first: dict[str, str] = {}
+    found = [(first.setdefault(same_spelling(name), name), name) for name in names]
+    return tuple((shown(a), shown(b)) for a, b in [*found, *merged] if a != b)
 
 
 def _drop_empty_classes(
@@ -248,10 +267,11 @@ def _drop_empty_classes(
 ) -> tuple[tuple[str, ...], dict[str, Split]]:
     used = sorted({p.label for p in splits["train"]})
     if len(used) < 2:
+        listed = ", ".join(map(shown, classes[:20])) or "none"
         raise DataError(
-            f"{data} has readable pictures of {len(used)} class(es); at least two are needed. "
-            f"Subfolders seen: {', '.join(classes)}; files left out: {len(skipped)}"
-            + "".join(f"\n  {s.path}: {s.reason}" for s in skipped[:5])
+            f"{shown(data)} has readable pictures of {len(used)} class(es); at least two are "
+            f"needed. Classes seen: {listed}; files left out: {len(skipped)}"
+            + "".join(f"\n  {shown(s.path)}: {s.reason}" for s in skipped[:5])
         )
     for label, name in enumerate(classes):
         if label not in used:
@@ -264,31 +284,9 @@ def _drop_empty_classes(
     return tuple(classes[label] for label in used), kept
 
 
-def _cut_missing_splits(
-    splits: dict[str, Split], n_classes: int, seed: int
-) -> tuple[dict[str, Split], list[str]]:
-    made = []
-    train, result = splits["train"], dict(splits)
-    for name, share in (("test", TEST_SHARE), ("val", VAL_SHARE)):
-        if name in result:
-            continue
-        train, result[name] = _cut(train, n_classes, share, seed, 2 if name == "test" else 3)
-        made.append(name)
-    return result | {"train": train}, made
-
-
-def _cut(
-    split: Split, n_classes: int, share: float, seed: int, smallest: int
-) -> tuple[Split, Split]:
-    """Cut a share of every class with at least `smallest` pictures off, at least one each."""
-    rng = np.random.default_rng(seed)
-    labels = labels_of(split)
-    cut: set[int] = set()
-    for label in range(n_classes):
-        rows = np.flatnonzero(labels == label)
-        n_cut = max(1, round(share * len(rows))) if len(rows) >= smallest else 0
-        cut.update(rng.permutation(rows)[:n_cut].tolist())
-    return (
-        tuple(p for i, p in enumerate(split) if i not in cut),
-        tuple(p for i, p in enumerate(split) if i in cut),
-    )
+def _cut_missing_splits(splits: dict[str, Split], n_classes: int, seed: int) -> dict[str, Split]:
+    result = dict(splits)
+    for name, share, smallest in (("test", TEST_SHARE, 2), ("val", VAL_SHARE, 3)):
+        if name not in splits:
+            result["train"], result[name] = cut(result["train"], n_classes, share, seed, smallest)
+    return result

@@ -22,6 +22,7 @@ from strategies.core.backbone import (
 from strategies.core.body import Body
 from strategies.core.errors import BackboneError
 from strategies.core.features import batches, to_input
+from strategies.core.metrics import proportion
 
 LITE0 = CATALOGUE[DEFAULT_BACKBONE]
 FAMILIES = [
@@ -393,18 +394,15 @@ def test_a_catalogue_entry_names_its_package_as_it_is_installed() -> None:
 def test_the_default_backbone_knows_imagenet(shared: Path) -> None:
     # The sorted file names are in the order of the class indices.
     paths = sorted((shared / "imagenet_samples").glob("*.jpg"))
-    chosen = np.arange(0, len(paths), 4)
     found = load_backbone()
-    net = found.build().to(memory_format=torch.channels_last)
+    net = found.build()
+    hits: list[bool] = []
     dtype = torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else None
-    hits = []
     with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype is not None):
-        for pixels in batches([paths[i] for i in chosen], found, 2):
-            scores = net(to_input(pixels, found, torch.device("cpu")))
-            hits += (
-                scores.argmax(1).numpy() == chosen[len(hits) : len(hits) + len(scores)]
-            ).tolist()
+        for pixels in batches(paths, found, 2):
+            guess = net(to_input(pixels, found, torch.device("cpu"))).argmax(1).numpy()
+            hits += (guess == np.arange(len(hits), len(hits) + len(guess))).tolist()
 
     assert len(paths) == 1000
-    # All 1,000: 84.4% (float32 and bfloat16, 2026-11-22); this quarter happens to be easier.
-    assert np.mean(hits) >= 0.8
+    # 84.6% were measured, in float32 and in bfloat16: 85% lies within the error of 1,000 pictures.
+    assert proportion(float(np.mean(hits)), len(hits)).high >= 0.85

@@ -1,0 +1,177 @@
+"""Statistics behind the data findings: pure, from arrays to numbers with their error."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from scipy.stats import binom, norm, rankdata
+
+from strategies.core.metrics import Labels, Scores
+
+CONFIDENT = 9.0
+"""A label is in doubt if another class is this many times as probable to a classifier that never
+saw the picture."""
+
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Suspicion:
+    """Pictures whose labels an honest classifier disputes.
+
+    Attributes
+    ----------
+    order
+        All rows, most suspicious first, (n,).
+    odds
+        Probability of the likeliest other class over that of the label, row by row, (n,).
+    likelier
+        That other class, row by row, (n,).
+    n_confident
+        Rows whose odds are above `CONFIDENT`: the first so many of `order`.
+    """
+
+    order: Rows
+    odds: NDArray[np.float64]
+    likelier: Labels
+    n_confident: int
+
+
+def suspect_labels(scores: Scores, labels: Labels) -> Suspicion:
+    """Rank pictures by how confidently out-of-fold scores disagree with their labels.
+
+    Parameters
+    ----------
+    scores
+        Calibrated out-of-fold scores (logits), (n, classes): no row was seen by the classifier
+        that scored it.
+
+    References
+    ----------
+    The margin of out-of-sample probabilities of C. Northcutt et al., Confident learning, 2021.
+    """
+    log_p = scores - logsumexp(scores, axis=1, keepdims=True)
+    rows = np.arange(len(labels))
+    own = log_p[rows, labels]
+    others = log_p.copy()
+    others[rows, labels] = -np.inf
+    likelier = others.argmax(axis=1)
+    margin = others[rows, likelier] - own
+    order = np.argsort(-margin, kind="stable")
+    n_confident = int(np.sum(margin > np.log(CONFIDENT)))
+    odds = np.exp(np.clip(margin, -50.0, 50.0)).astype(np.float64)
+    return Suspicion(order, odds, likelier, n_confident)
+
+
+@dataclass(frozen=True)
+class TwoSample:
+    """Whether two sets of rows come from one distribution.
+
+    Attributes
+    ----------
+    auc
+        How well a linear rule tells them apart out of fold, in [0, 1]: 0.5 is not at all.
+    p_value
+        Probability of such an AUC if they are alike.
+    """
+
+    auc: float
+    p_value: float
+
+
+def two_sample_test(first: Scores, second: Scores, seed: int, n_folds: int = 5) -> TwoSample:
+    """Test whether a linear discriminant tells two sets of features apart out of fold.
+
+    References
+    ----------
+    D. Lopez-Paz, M. Oquab, Revisiting classifier two-sample tests, 2017; Mann and Whitney's U.
+    """
+    n = min(len(first), len(second))
+    if n < 2 * n_folds:
+        return TwoSample(0.5, 1.0)
+    x = np.concatenate([first, second]).astype(np.float64)
+    side = np.repeat([0, 1], [len(first), len(second)])
+    x = (x - x.mean(0)) / np.where(x.std(0) > 1e-9, x.std(0), 1.0)
+    rng = np.random.default_rng(seed)
+    fold = np.empty(len(x), dtype=np.int64)
+    for s in (0, 1):
+        rows = rng.permutation(np.flatnonzero(side == s))
+        fold[rows] = np.arange(len(rows)) % n_folds
+    u, variance = 0.0, 0.0
+    pairs = 0
+    for k in range(n_folds):
+        fit, held = fold != k, fold == k
+        score = x[held] @ _discriminant(x[fit], side[fit])
+        n0, n1 = int(np.sum(side[held] == 0)), int(np.sum(side[held] == 1))
+        u += rankdata(score)[side[held] == 1].sum() - n1 * (n1 + 1) / 2
+        variance += n0 * n1 * (n0 + n1 + 1) / 12
+        pairs += n0 * n1
+    z = (u - pairs / 2) / np.sqrt(variance)
+    return TwoSample(u / pairs, float(norm.sf(z)))
+
+
+def _discriminant(x: NDArray[np.float64], side: Rows) -> NDArray[np.float64]:
+    """Return Fisher's direction, its covariance shrunk towards a multiple of the identity."""
+    gap = x[side == 1].mean(0) - x[side == 0].mean(0)
+    centred = np.concatenate([x[side == s] - x[side == s].mean(0) for s in (0, 1)])
+    n, d = centred.shape
+    ridge = max(0.1, min(1.0, d / n)) * np.square(centred).mean()
+    if d <= n:
+        covariance = centred.T @ centred / n + ridge * np.eye(d)
+        direction: NDArray[np.float64] = np.linalg.solve(covariance, gap)
+        return direction
+    gram = centred @ centred.T / n + ridge * np.eye(n)
+    in_sample: NDArray[np.float64] = centred.T @ np.linalg.solve(gram, centred @ gap) / n
+    return np.asarray((gap - in_sample) / ridge)
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """How well something that is not the picture's content tells the label.
+
+    Attributes
+    ----------
+    accuracy, chance
+        Share of held-out pictures whose class it names; the same for the largest class.
+    p_value
+        Probability of such an accuracy by chance.
+    """
+
+    accuracy: float
+    chance: float
+    p_value: float
+
+
+def predicts_label(values: Sequence[object], labels: Labels, seed: int) -> Shortcut:
+    """Name the commonest class of equal values, on pictures that were held out.
+
+    Half of the pictures say which class goes with which value, the other half is judged, and the
+    other way round.
+    """
+    code = np.unique([str(v) for v in values], return_inverse=True)[1]
+    half = np.empty(len(labels), dtype=np.int64)
+    rng = np.random.default_rng(seed)
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
+        half[rows] = (np.arange(len(rows)) + rng.integers(2)) % 2
+    hits = 0
+    n_classes = int(labels.max()) + 1
+    for side in (0, 1):
+        table = np.zeros((int(code.max()) + 1, n_classes))
+        np.add.at(table, (code[half != side], labels[half != side]), 1)
+        prior = np.bincount(labels[half != side], minlength=n_classes)
+        named = np.where(table.sum(1) > 0, table.argmax(1), prior.argmax())
+        hits += int(np.sum(named[code[half == side]] == labels[half == side]))
+    n = len(labels)
+    chance = float(np.bincount(labels).max() / n)
+    return Shortcut(hits / n, chance, float(binom.sf(hits - 1, n, chance)))
+
+
+def in_bins(values: Sequence[float], n_bins: int = 10) -> list[int]:
+    """Return the quantile bin of every value: equal values always share one."""
+    array = np.asarray(values, dtype=np.float64)
+    edges = np.unique(np.quantile(array, np.linspace(0, 1, n_bins + 1)[1:-1]))
+    bins: list[int] = np.searchsorted(edges, array, side="left").tolist()
+    return bins

@@ -1,0 +1,194 @@
+"""How well leaks, series and wrong labels are found that were planted on purpose.
+
+leaks    10% of test is put into train as it is, re-encoded (JPEG, quality 75), resized by 0.9, and
+         turned by one degree; the share found, and the pairs accused that were not planted.
+series   gtsrb's train and test merged to one folder: the share of pairs of frames of one track
+         that the automatic split leaves on one side, with own and with meaningless file names.
+labels   5% of the labels changed: the share of them in the first tenth of the suspicion list.
+
+Run:   python benchmarks/data_quality.py SHARED_DATA --part leaks|series|labels [--cache-dir DIR]
+Cost:  leaks 4 minutes, series 1 minute, labels 4 minutes on 2 cores (features cached).
+See README-data.md for the results.
+"""
+
+import argparse
+import re
+import tempfile
+from collections.abc import Callable
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from strategies.core.task import ImageTask, labels_of, load_task
+
+LEAK_SETS = ("flowers5", "cats_dogs", "trash6", "neu_surface", "pneumonia_cxr", "hymenoptera")
+SEEDS = (0, 1, 2)
+MAX_PER_SET = 1000
+
+
+def main() -> None:
+    """Run one part and print a line a set and seed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("shared", type=Path)
+    parser.add_argument("--part", choices=("leaks", "series", "labels"), required=True)
+    parser.add_argument("--cache-dir", type=Path)
+    args = parser.parse_args()
+    if args.part == "leaks":
+        for name in LEAK_SETS:
+            leaks(args.shared / name)
+    elif args.part == "series":
+        series(args.shared / "gtsrb")
+    else:
+        for name in ("flowers5", "cats_dogs"):
+            wrong_labels(args.shared / name, args.cache_dir)
+
+
+def as_it_is(path: Path, to: Path) -> None:
+    """Copy the bytes."""
+    to.with_suffix(path.suffix).write_bytes(path.read_bytes())
+
+
+def reencoded(path: Path, to: Path) -> None:
+    """Save as a JPEG of quality 75."""
+    Image.open(path).convert("RGB").save(to.with_suffix(".jpg"), quality=75)
+
+
+def resized(path: Path, to: Path) -> None:
+    """Shrink to 0.9 of the size."""
+    image = Image.open(path).convert("RGB")
+    size = (round(0.9 * image.width), round(0.9 * image.height))
+    image.resize(size, Image.Resampling.BICUBIC).save(to.with_suffix(".png"))
+
+
+def turned(path: Path, to: Path) -> None:
+    """Turn by one degree, black corners."""
+    image = Image.open(path).convert("RGB")
+    image.rotate(1, Image.Resampling.BICUBIC).save(to.with_suffix(".png"))
+
+
+WAYS: tuple[Callable[[Path, Path], None], ...] = (as_it_is, reencoded, resized, turned)
+
+
+def leaks(source: Path) -> None:
+    """Plant copies of a tenth of test into train and count those that are found."""
+    files = [p for p in sorted(source.rglob("*.*")) if p.is_file() and "test" not in p.parts]
+    for way in WAYS:
+        found, false, share = [], [], []
+        for seed in SEEDS:
+            rng = np.random.default_rng(seed)
+            chosen = [files[i] for i in rng.permutation(len(files))[:MAX_PER_SET]]
+            n_test = len(chosen) // 5
+            with tempfile.TemporaryDirectory() as scratch:
+                root = Path(scratch)
+                for i, path in enumerate(chosen):
+                    split = "test" if i < n_test else "train"
+                    target = root / split / path.parent.name / f"{i}{path.suffix}"
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.symlink_to(path.resolve())
+                planted = set()
+                for i in range(n_test // 10):
+                    way(chosen[i], root / "train" / chosen[i].parent.name / f"planted-{i}")
+                    planted.add(str(i))
+                task = load_task(root)
+            hits, wrong = set(), 0
+            for pair in task.pairs:
+                stems = {pair.first.path.stem, pair.second.path.stem}
+                original = next(iter(stems & planted), None)
+                if original is not None and f"planted-{original}" in stems:
+                    hits.add(original)
+                else:
+                    wrong += 1
+            n = len(chosen) + len(planted)
+            found.append(len(hits) / len(planted))
+            false.append(wrong / (n * (n - 1) / 2))
+            leak = next((k for k in task.leaks if k.split == "test"), None)
+            share.append(0.0 if leak is None else (leak.n_exact + leak.n_near) / leak.n)
+        print(
+            f"{source.name:14} {way.__name__:10} found {spread(found)}  not planted, of all "
+            f"pairs {np.mean(false):.1e} (max {max(false):.1e})  leak reported {spread(share)}",
+            flush=True,
+        )
+
+
+def series(source: Path) -> None:
+    """Merge gtsrb and count the pairs of one track that stay on one side."""
+    files = [p for p in sorted(source.rglob("*.*")) if p.is_file()]
+    for naming in ("own names", "meaningless names"):
+        track: dict[str, str] = {}
+        with tempfile.TemporaryDirectory() as scratch:
+            root = Path(scratch)
+            for i, path in enumerate(files):
+                name = path.name if naming == "own names" else f"{(i * 7919) % 10007}{path.suffix}"
+                target = root / path.parent.name / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(path.resolve())
+                number = re.split(r"_", path.stem)[0]
+                track[str(target)] = f"{path.parent.name}/{number}"
+            for seed in SEEDS:
+                task = load_task(root, seed=seed)
+                same, near = together(task, track)
+                print(
+                    f"{naming:18} seed {seed}: pairs of one track on one side {100 * same:.1f}%, "
+                    f"near-duplicate pairs {100 * near:.1f}%; {len(task.train)} train, "
+                    f"{len(task.val)} val, {len(task.test or ())} test",
+                    flush=True,
+                )
+
+
+def together(task: ImageTask, track: dict[str, str]) -> tuple[float, float]:
+    """Return the shares of pairs of one track, and of near-duplicates, that share a side."""
+    splits = {"train": task.train, "val": task.val, "test": task.test or ()}
+    side = {str(p.path): name for name, split in splits.items() for p in split}
+    members: dict[str, list[str]] = {}
+    for path in side:
+        members.setdefault(track[path], []).append(path)
+    same = [side[a] == side[b] for paths in members.values() for a, b in combinations(paths, 2)]
+    near = [side[str(p.first.path)] == side[str(p.second.path)] for p in task.pairs]
+    return float(np.mean(same)), float(np.mean(near))
+
+
+def wrong_labels(source: Path, cache_dir: Path | None) -> None:
+    """Change 5% of the labels and count those in the first tenth of the suspicion list."""
+    from advisor.doubts import suspect_labels
+    from strategies.core.backbone import load_backbone
+    from strategies.core.features import extract_features
+    from strategies.core.probes import cross_validate, fold_numbers, temperature
+    from strategies.core.run import make_context
+    from strategies.core.task import groups_of
+
+    task = load_task(source)
+    pictures = task.fit_split
+    truth = labels_of(pictures)
+    ctx = make_context(cache_dir=cache_dir)
+    features = extract_features(pictures, load_backbone(), ctx).pooled[-1]
+    n = len(truth)
+    for seed in SEEDS:
+        rng = np.random.default_rng(seed)
+        planted = rng.choice(n, round(0.05 * n), replace=False)
+        labels = truth.copy()
+        labels[planted] += rng.integers(1, task.n_classes, len(planted))
+        labels %= task.n_classes
+        folds = fold_numbers(labels, seed, groups=groups_of(pictures))
+        tried = cross_validate(features, labels, task.n_classes, folds=folds)
+        scores = tried.scores[tried.best]
+        found = suspect_labels(scores / temperature(scores, labels)[0], labels)
+        top = found.order[: round(0.1 * n)]
+        confident = found.order[: found.n_confident]
+        print(
+            f"{source.name:10} seed {seed}: {100 * np.isin(planted, top).mean():.1f}% of "
+            f"{len(planted)} planted errors in the first tenth; {found.n_confident} labels in "
+            f"confident doubt, {100 * np.isin(confident, planted).mean():.0f}% of them planted",
+            flush=True,
+        )
+
+
+def spread(values: list[float]) -> str:
+    """Format mean and range in per cent."""
+    low, high = 100 * min(values), 100 * max(values)
+    return f"{100 * float(np.mean(values)):5.1f}% [{low:.1f}, {high:.1f}]"
+
+
+if __name__ == "__main__":
+    main()
