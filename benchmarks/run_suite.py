@@ -11,17 +11,19 @@ import json
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from advisor.profile import measure
-from strategies.core.backbone import load_backbone
+from advisor.types import Profile
+from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.classifier import evaluate
-from strategies.core.run import make_context
+from strategies.core.run import RunContext, make_context
 from strategies.core.task import ImageTask, Split, load_task
 from strategies.registry import get_strategy
 
-GRID: tuple[tuple[str, dict[str, object]], ...] = (
+GRID: tuple[tuple[str, dict[str, Any]], ...] = (
     ("linear_probe", {}),
     ("layer_svm", {}),
     ("full_fine_tune", {"lr": 1e-4}),
@@ -43,53 +45,58 @@ def main() -> None:
         for n_per_class in args.n_per_class:
             for name in names:
                 todo = [
-                    (s, h)
-                    for s, h in GRID
-                    if (name, n_per_class, seed, s, json.dumps(h)) not in done
-                    and (not args.strategies or s in args.strategies)
+                    (strategy, grid)
+                    for strategy, grid in GRID
+                    if (name, n_per_class, seed, strategy, json.dumps(grid)) not in done
+                    and (not args.strategies or strategy in args.strategies)
                 ]
                 if not todo:
                     continue
                 task = subsample(load_task(args.data_root / name), n_per_class, seed)
                 start = time.monotonic()
                 profile = measure(task.hide_test(), backbone, ctx)
-                advice_s = time.monotonic() - start
-                for strategy, hyperparameters in todo:
-                    start = time.monotonic()
-                    fitted = get_strategy(strategy)(**hyperparameters).fit(
-                        task.hide_test(), backbone, ctx
-                    )
-                    seconds = time.monotonic() - start
-                    assert task.test is not None
-                    result = evaluate(fitted, task.test)
-                    row = {
-                        "set": name,
-                        "n_per_class": n_per_class,
-                        "seed": seed,
-                        "strategy": strategy,
-                        "grid": hyperparameters,
-                        "hyperparameters": dict(fitted.hyperparameters),
-                        "input_px": args.input_px,
-                        "seconds": round(seconds, 2),
-                        "advice_s": round(advice_s, 2),
-                        "n_test": result.n,
-                        "accuracy": result.accuracy.mid,
-                        "mean_per_class": result.mean_per_class,
-                        "similarity": profile.similarity.score.mid if profile.similarity else None,
-                        "profile": asdict(profile),
-                    }
+                case = {"set": name, "n_per_class": n_per_class, "seed": seed}
+                case |= {"input_px": args.input_px, **evidence(profile)}
+                case["advice_s"] = round(time.monotonic() - start, 2)
+                for strategy, grid in todo:
+                    row = case | {"strategy": strategy, "grid": grid}
+                    row |= run(task, backbone, ctx, strategy, grid)
                     with args.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
-                    print(
-                        name,
-                        n_per_class,
-                        seed,
-                        strategy,
-                        hyperparameters,
-                        result.accuracy.percent(),
-                        f"{seconds:.0f}s",
-                        flush=True,
-                    )
+                    print(name, n_per_class, seed, strategy, grid, row["accuracy"], flush=True)
+
+
+def evidence(profile: Profile) -> dict[str, Any]:
+    """Return what advice would rest on."""
+    score = profile.similarity.score if profile.similarity else None
+    svm = profile.layer_svm
+    return {
+        "similarity": score.mid if score else None,
+        "similarity_interval": asdict(score) if score else None,
+        "probe_cv": asdict(profile.linear_probe.accuracy),
+        "svm_cv": asdict(svm.accuracy),
+        "svm_depth": svm.depth,
+        "ms_per_image": round(profile.ms_per_image, 3),
+        "image_passes": dict(profile.image_passes),
+    }
+
+
+def run(
+    task: ImageTask, backbone: Backbone, ctx: RunContext, strategy: str, grid: dict[str, Any]
+) -> dict[str, Any]:
+    """Fit once and judge on test."""
+    start = time.monotonic()
+    fitted = get_strategy(strategy)(**grid).fit(task.hide_test(), backbone, ctx)
+    seconds = time.monotonic() - start
+    assert task.test is not None
+    result = evaluate(fitted, task.test)
+    return {
+        "hyperparameters": dict(fitted.hyperparameters),
+        "seconds": round(seconds, 2),
+        "n_test": result.n,
+        "accuracy": result.accuracy.mid,
+        "mean_per_class": result.mean_per_class,
+    }
 
 
 def subsample(task: ImageTask, n_per_class: int, seed: int) -> ImageTask:
