@@ -196,7 +196,7 @@ def test_decoding_in_threads_leaves_the_warning_filters_usable() -> None:
 
 
 def test_boxes_lie_within_the_picture() -> None:
-    assert centre_box(200, 100, 0.5) == (75, 25, 125, 75)
+    assert centre_box(200, 100, 50, 0.5) == (75, 25, 125, 75)
     rng = np.random.default_rng(0)
     for _ in range(50):
         left, top, right, bottom = random_box(60, 30, 0.1, rng)
