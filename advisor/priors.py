@@ -33,14 +33,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Priors:
-    """Thresholds of the quadrants, and what fine-tuning gained where it was measured.
+    """What training gained over a linear probe where it was measured, and where to start it.
 
     Attributes
     ----------
-    similar_above, similarity_margin
-        Similarity from which a domain is similar, and how near to it is too near to call.
-    large_above_per_class, size_margin_factor
-        The same for pictures a class (a factor).
     error_removed
         Share of the linear probe's error that a strategy removes, by strategy; negative where it
         adds to the error.
@@ -49,10 +45,6 @@ class Priors:
     """
 
     provenance: str
-    similar_above: float
-    similarity_margin: float
-    large_above_per_class: float
-    size_margin_factor: float
     error_removed: Mapping[str, Line]
     lr: Line
 

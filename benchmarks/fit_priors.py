@@ -19,9 +19,7 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 RESULTS, PRIORS = HERE / "results.jsonl", HERE.parent / "advisor" / "priors.json"
 
-# What is set by hand: the thresholds of the rule's quadrants, and the learning rates at both ends.
-SIMILAR_ABOVE, SIMILARITY_MARGIN = 0.5, 0.1
-LARGE_ABOVE_PER_CLASS, SIZE_MARGIN_FACTOR = 500, 2.0  # Soekhoe et al. 2016
+# What is set by hand: the learning rates at both ends.
 LR_SIMILAR, LR_DIFFERENT = 1e-4, 1e-3
 MIN_ERROR = 0.02
 """Probes that leave less error than this say nothing about the share removed."""
@@ -43,10 +41,6 @@ def fit(rows: list[Row]) -> dict[str, Any]:
         f"{len(sets)} sets ({', '.join(sets)}), "
         f"{sorted({r['n_per_class'] for r in rows})} a class, "
         f"seeds {sorted({r['seed'] for r in rows})}, {rows[0]['input_px']} px",
-        "similar_above": SIMILAR_ABOVE,
-        "similarity_margin": SIMILARITY_MARGIN,
-        "large_above_per_class": LARGE_ABOVE_PER_CLASS,
-        "size_margin_factor": SIZE_MARGIN_FACTOR,
         "error_removed": lines,
         "lr": {"at_similar": LR_SIMILAR, "at_different": LR_DIFFERENT},
     }
