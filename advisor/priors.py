@@ -16,7 +16,7 @@ class Line:
     at_similar, at_different
         Its value at similarity 1 and 0.
     sd
-        Standard deviation of the measured values around the line.
+        Standard deviation of a new case around the line.
     cases
         Number of measured values.
     """
@@ -37,15 +37,15 @@ class Priors:
 
     Attributes
     ----------
-    error_removed
-        Share of the linear probe's error that a strategy removes, by strategy; negative where it
-        adds to the error.
+    log_odds_gain
+        Log-odds of a trained strategy's accuracy minus those of the linear probe's, by strategy;
+        negative where training does worse.
     lr
         First learning rate of a fine-tune; the line is over its logarithm.
     """
 
     provenance: str
-    error_removed: Mapping[str, Line]
+    log_odds_gain: Mapping[str, Line]
     lr: Line
 
 
@@ -53,6 +53,6 @@ class Priors:
 def load_priors() -> Priors:
     """Read the priors that come with the program."""
     record = json.loads(files("advisor").joinpath("priors.json").read_text())
-    lines = {name: Line(**line) for name, line in record["error_removed"].items()}
-    fixed = {"error_removed": lines, "lr": Line(**record["lr"])}
+    lines = {name: Line(**line) for name, line in record["log_odds_gain"].items()}
+    fixed = {"log_odds_gain": lines, "lr": Line(**record["lr"])}
     return Priors(**(record | fixed))

@@ -4,6 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
+from scipy.special import expit, logit
 from scipy.stats import norm
 
 from advisor.priors import Priors
@@ -30,8 +31,8 @@ BATCH = 32
 def recommend(profile: Profile, priors: Priors, forced: str | None = None) -> Decision:
     """Rank the strategies for a task.
 
-    Probes are judged by what was measured. What training would reach is predicted: the share of
-    the linear probe's error that it removed in the benchmarks at this domain similarity. The best
+    Probes are judged by what was measured. What training would reach is predicted: the log-odds
+    that it gained over the linear probe in the benchmarks at this domain similarity. The best
     prediction wins, unless others are within noise of it; of such equals it is the cheapest, or
     the quadrant's rule where costs are alike.
 
@@ -122,23 +123,25 @@ def _predict(name: str, profile: Profile, priors: Priors) -> Recommendation:
 
 
 def _trained_accuracy(name: str, profile: Profile, priors: Priors) -> Interval:
-    """Predict what training reaches from the probe's error and the share of it removed before."""
-    line = priors.error_removed[name]
+    """Predict what training reaches: the probe's log-odds plus what was gained in the benchmarks.
+
+    In log-odds the same gain means ever fewer points the nearer the probe is to perfect.
+    """
+    line = priors.log_odds_gain[name]
     if profile.similarity is None:
-        share = line.at(0.5)
+        gain = line.at(0.5)
         sd = math.hypot(line.sd, abs(line.at_similar - line.at_different) / 2)
     else:
-        share, sd = line.at(profile.similarity.score.mid), line.sd
+        gain, sd = line.at(profile.similarity.score.mid), line.sd
     probe = profile.linear_probe.accuracy
+    nearest = 0.5 / profile.n_measured
+    low, mid, high = (
+        float(logit(np.clip(p, nearest, 1 - nearest))) for p in (probe.low, probe.mid, probe.high)
+    )
     z = float(norm.ppf(0.5 + LEVEL / 2))
-    error = 1 - probe.mid
-    mid = 1 - error * (1 - share)
-    from_share = z * sd * error
-    low = mid - math.hypot(from_share, probe.mid - probe.low)
-    high = mid + math.hypot(from_share, probe.high - probe.mid)
-    floor = 1 / profile.n_classes
-    values = [float(np.clip(v, floor, 1.0)) for v in (low, mid, high)]
-    return Interval(*values)
+    below, above = math.hypot(z * sd, mid - low), math.hypot(z * sd, high - mid)
+    centre = mid + gain
+    return Interval(*(float(expit(v)) for v in (centre - below, centre, centre + above)))
 
 
 def _seconds(name: str, profile: Profile) -> Interval:

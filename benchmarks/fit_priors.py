@@ -2,9 +2,9 @@
 
     python benchmarks/fit_priors.py
 
-For every trained strategy and every (set, n, seed), the share of the linear probe's error that it
-removed, at the learning rate of the grid that is nearest to the one advised for that similarity;
-then a straight line over domain similarity, and the spread around it.
+For every trained strategy and every (set, n, seed), the log-odds of its test accuracy minus those
+of the linear probe, at the learning rate of the grid that is nearest to the one advised for that
+similarity; then a straight line over domain similarity, and the spread of a new case around it.
 """
 
 import argparse
@@ -21,10 +21,8 @@ RESULTS, PRIORS = HERE / "results.jsonl", HERE.parent / "advisor" / "priors.json
 
 # What is set by hand: the learning rates at both ends.
 LR_SIMILAR, LR_DIFFERENT = 1e-4, 1e-3
-MIN_ERROR = 0.02
-"""Probes that leave less error than this say nothing about the share removed."""
-SLOPE_PRIOR, SPREAD_PRIOR, PRIOR_ROWS = 0.0, 0.3, 2.0
-"""The line and its spread start as if this many rows had shown no slope and this spread."""
+SPREAD_PRIOR, PRIOR_ROWS = 1.0, 1.0
+"""The spread starts as if this many cases had shown it; the slope as if they had shown none."""
 
 Row = dict[str, Any]
 
@@ -32,7 +30,7 @@ Row = dict[str, Any]
 def fit(rows: list[Row]) -> dict[str, Any]:
     """Return the contents of priors.json."""
     lines = {
-        name: _line(_shares(rows, name))
+        name: _line(_gains(rows, name))
         for name in ("partial_fine_tune", "full_fine_tune", "from_scratch")
     }
     sets = sorted({r["set"] for r in rows})
@@ -41,13 +39,13 @@ def fit(rows: list[Row]) -> dict[str, Any]:
         f"{len(sets)} sets ({', '.join(sets)}), "
         f"{sorted({r['n_per_class'] for r in rows})} a class, "
         f"seeds {sorted({r['seed'] for r in rows})}, {rows[0]['input_px']} px",
-        "error_removed": lines,
+        "log_odds_gain": lines,
         "lr": {"at_similar": LR_SIMILAR, "at_different": LR_DIFFERENT},
     }
 
 
-def _shares(rows: list[Row], strategy: str) -> list[tuple[float, float]]:
-    """Return (similarity, share of the probe's error removed) case by case."""
+def _gains(rows: list[Row], strategy: str) -> list[tuple[float, float]]:
+    """Return (similarity, log-odds gained over the linear probe) case by case."""
     cases: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         cases[row["set"], row["n_per_class"], row["seed"]].append(row)
@@ -55,13 +53,18 @@ def _shares(rows: list[Row], strategy: str) -> list[tuple[float, float]]:
     for case in cases.values():
         probe = next((r for r in case if r["strategy"] == "linear_probe"), None)
         tried = [r for r in case if r["strategy"] == strategy]
-        similarity = case[0]["similarity"]
-        if probe is None or not tried or 1 - probe["accuracy"] < MIN_ERROR:
+        if probe is None or not tried:
             continue
+        similarity = probe["similarity"]
         row = min(tried, key=lambda r: abs(math.log(r["hyperparameters"]["lr"]) - _lr(similarity)))
-        error = 1 - probe["accuracy"]
-        found.append((similarity, (error - (1 - row["accuracy"])) / error))
+        found.append((similarity, _log_odds(row) - _log_odds(probe)))
     return found
+
+
+def _log_odds(row: Row) -> float:
+    """Return the log-odds of a test accuracy, half a picture away from 0 and 1."""
+    accuracy = np.clip(row["accuracy"], 0.5 / row["n_test"], 1 - 0.5 / row["n_test"])
+    return float(np.log(accuracy / (1 - accuracy)))
 
 
 def _lr(similarity: float) -> float:
@@ -70,20 +73,19 @@ def _lr(similarity: float) -> float:
     return far + similarity * (near - far)
 
 
-def _line(shares: list[tuple[float, float]]) -> dict[str, float]:
+def _line(gains: list[tuple[float, float]]) -> dict[str, float]:
     """Fit a line over similarity, its slope shrunk towards none, never rising with similarity."""
-    x, y = np.array(shares).T
+    x, y = np.array(gains).T
     centre = x.mean()
-    squares = ((x - centre) ** 2).sum() + PRIOR_ROWS * 0.1
-    slope = min(float(((x - centre) * (y - y.mean())).sum() / squares), SLOPE_PRIOR)
+    squares = ((x - centre) ** 2).sum() + 0.1 * PRIOR_ROWS
+    slope = min(float(((x - centre) * (y - y.mean())).sum() / squares), 0.0)
     residual = y - y.mean() - slope * (x - centre)
-    variance = (residual @ residual + PRIOR_ROWS * SPREAD_PRIOR**2) / (
-        max(len(x) - 2, 0) + PRIOR_ROWS
-    )
+    freedom = max(len(x) - 2, 0) + PRIOR_ROWS
+    variance = (residual @ residual + PRIOR_ROWS * SPREAD_PRIOR**2) / freedom
     return {
         "at_similar": round(float(y.mean() + slope * (1 - centre)), 3),
         "at_different": round(float(y.mean() - slope * centre), 3),
-        "sd": round(float(np.sqrt(variance)), 3),
+        "sd": round(float(np.sqrt(variance * (1 + 1 / len(x)))), 3),
         "cases": len(x),
     }
 
