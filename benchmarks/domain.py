@@ -342,7 +342,7 @@ def line_7(bench: Bench) -> None:
     print("| | s |\n|---|---|")
     times: dict[bool, list[float]] = {True: [], False: []}
     with torch.inference_mode(), bench.ctx.autocast():
-        for _ in range(4):
+        for _ in range(2):
             for watched in (False, True):
                 watch = module._watch(body.net, layout) if watched else contextlib.nullcontext()
                 start = time.process_time()
@@ -353,7 +353,7 @@ def line_7(bench: Bench) -> None:
     bare, watched_s = min(times[False]), min(times[True])
     features = extract_features(pictures, bench.backbone, bench.ctx)
     spent = []
-    for _ in range(4):
+    for _ in range(2):
         start = time.process_time()
         measure_similarity(
             features,

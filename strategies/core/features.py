@@ -264,7 +264,8 @@ def _watch(net: nn.Module, layout: _Layout) -> Iterator[dict[str, Tensor]]:
             x = inputs[0]
             stride = max(1, min(x.shape[2:]) // GRID)
             flat = x[:, :, ::stride, ::stride][:, channels].float().flatten(2)
-            variance, average = torch.var_mean(flat, dim=2, correction=0)
+            average = flat.mean(2)
+            variance = (flat - average[:, :, None]).square_().mean(2)
             z = (average - mean) * scale
             seen[name] = torch.cat([z, variance * scale**2 + z**2], dim=1)
 

@@ -139,7 +139,7 @@ def test_moments_notice_a_shift_and_a_stretch_in_units_of_the_source() -> None:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(3).eval()
     norm.running_var.fill_(4.0)
-    layout = features._Layout((("0", torch.arange(3)),))
+    layout = features._Layout((("0", torch.arange(3)),), np.ones(1, np.float32))
 
     with features._watch(nn.Sequential(norm), layout) as seen:
         norm(6 * torch.randn(8, 3, 64, 64) + 2)
@@ -151,7 +151,9 @@ def test_moments_notice_a_shift_and_a_stretch_in_units_of_the_source() -> None:
 
 def test_watching_ends_with_its_block() -> None:
     norm = nn.BatchNorm2d(3)
-    with features._watch(nn.Sequential(norm), features._Layout((("0", torch.arange(3)),))):
+    with features._watch(
+        nn.Sequential(norm), features._Layout((("0", torch.arange(3)),), np.ones(1, np.float32))
+    ):
         assert norm._forward_pre_hooks
     assert not norm._forward_pre_hooks
 
