@@ -27,7 +27,11 @@ advise_app = typer.Typer(add_completion=True, rich_markup_mode=None)
 auto_app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mode=None)
 
 Data = Annotated[
-    Path | None, typer.Argument(help="Folder of class folders, or of train/ [val/] [test/].")
+    Path | None,
+    typer.Argument(
+        help="Folder of class folders or of train/ [val/] [test/]; a csv, tsv or parquet "
+        "manifest; a tar; or hfds/NAME."
+    ),
 ]
 Demo = Annotated[bool, typer.Option("--demo", help="Use scikit-learn's handwritten digits.")]
 BackboneName = Annotated[
@@ -53,6 +57,10 @@ MaxImages = Annotated[
 MaxQuarantine = Annotated[
     float, typer.Option(min=0, max=1, help="Largest share of unreadable pictures.")
 ]
+ReferenceFolder = Annotated[
+    Path | None,
+    typer.Option("--reference", help="Pictures like those that the backbone was pretrained with."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the answer alone, no progress.")]
 
@@ -73,6 +81,7 @@ def advise_command(
     group_by: GroupBy = None,
     max_images: MaxImages = 5000,
     max_quarantine: MaxQuarantine = 0.1,
+    reference: ReferenceFolder = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -97,6 +106,7 @@ def advise_command(
             group_by,
             max_images or None,
             max_quarantine,
+            reference,
         )
         advice = advise(folder, options)
     if as_json:
@@ -133,6 +143,7 @@ def run_command(
     group_by: GroupBy = None,
     max_images: MaxImages = 5000,
     max_quarantine: MaxQuarantine = 0.1,
+    reference: ReferenceFolder = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -158,6 +169,7 @@ def run_command(
             group_by,
             max_images or None,
             max_quarantine,
+            reference,
         )
         outcome = auto(
             folder,
@@ -197,9 +209,11 @@ def predict_command(
         from advisor.predict import predict
 
         result = predict(run, pictures, device=device, on_progress=on_progress)
+        from strategies.core.pictures import shown
     for skipped in result.skipped:
-        stderr.print(f"left out: {skipped.path}: {skipped.reason}", highlight=False, markup=False)
-    ranked = [(str(path), row[:top]) for path, row in result.rows]
+        said = f"left out: {shown(skipped.path)}: {skipped.reason}"
+        stderr.print(said, highlight=False, markup=False)
+    ranked = [(shown(path), row[:top]) for path, row in result.rows]
     if as_json:
         _print_json(
             {
@@ -207,7 +221,9 @@ def predict_command(
                     {"path": p, "classes": [{"class": c, "probability": v} for c, v in row]}
                     for p, row in ranked
                 ],
-                "quarantine": [{"path": str(s.path), "reason": s.reason} for s in result.skipped],
+                "quarantine": [
+                    {"path": shown(s.path), "reason": s.reason} for s in result.skipped
+                ],
             }
         )
     elif as_csv:

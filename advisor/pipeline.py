@@ -10,6 +10,7 @@ from advisor.checks import check
 from advisor.priors import load_priors
 from advisor.profile import examine
 from advisor.recommend import recommend
+from advisor.reference import build_reference
 from advisor.report.as_json import advice_record, outcome_record
 from advisor.search import search
 from advisor.types import Advice, Choice, Outcome
@@ -43,6 +44,9 @@ class Options:
         Where features are kept; None: the user's cache folder.
     root, group_by, max_images, max_quarantine
         How the data are read, see `load_task`.
+    reference
+        A folder of pictures like those that the backbone was pretrained with; None: what this
+        program ships.
     """
 
     backbone: str = AUTO
@@ -58,6 +62,7 @@ class Options:
     group_by: str | None = None
     max_images: int | None = MAX_IMAGES
     max_quarantine: float = MAX_QUARANTINE
+    reference: Path | None = None
 
 
 DEFAULTS = Options()
@@ -148,7 +153,8 @@ def _advise(
 ) -> Advice:
     start = time.monotonic()
     priors = load_priors()
-    profile, measured = examine(task, backbone, ctx)
+    own = options.reference and build_reference(options.reference, backbone, ctx)
+    profile, measured = examine(task, backbone, ctx, own)
     if test_pictures:
         features = extract_features(test_pictures, backbone, ctx).pooled[-1]
         measured = replace(measured, test_features=features)
@@ -163,7 +169,7 @@ def _advise(
         profile=profile,
         findings=check(task, profile, measured),
         quarantine=task.skipped,
-        choices=(*choices, *_device_choice(options, ctx)),
+        choices=(*choices, *_sample_choice(task, options), *_device_choice(options, ctx)),
         split=task.split_source,
         n_test=task.n_hidden,
         seed=options.seed,
@@ -213,6 +219,13 @@ def _backbone(task: ImageTask, options: Options) -> tuple[Backbone, tuple[Choice
     if name not in CATALOGUE:
         choices.append(Choice("weights' licence", backbone.licence, "stated by timm"))
     return backbone, tuple(choices)
+
+
+def _sample_choice(task: ImageTask, options: Options) -> tuple[Choice, ...]:
+    if not task.is_sampled:
+        return ()
+    why = "a stratified sample of a larger folder; all of it with --max-images 0"
+    return (Choice("pictures", str(options.max_images), why),)
 
 
 def _device_choice(options: Options, ctx: RunContext) -> tuple[Choice, ...]:

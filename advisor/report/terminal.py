@@ -11,6 +11,7 @@ from advisor.types import Advice, DomainSimilarity, Finding, Outcome, ProbeResul
 from strategies.core.metrics import LEVEL
 
 _BAR = 20
+_EXAMPLES = 2
 
 
 def print_advice(console: Console, advice: Advice) -> None:
@@ -197,12 +198,14 @@ def _depth_row(name: str, depth: int, profile: Profile, svm: ProbeResult) -> str
 def _findings(findings: Sequence[Finding]) -> RenderableType | None:
     if not findings:
         return None
-    return Group(
-        *(
-            Text(f"{f.code} {f.severity}: {f.title}. {f.detail}\n      -> {f.action}")
-            for f in findings
-        )
-    )
+    table = Table.grid(padding=(0, 1))
+    for f in findings:
+        table.add_row(Text(f.code, style="bold"), Text(f"{f.severity}: {f.title}", style="bold"))
+        table.add_row("", Text(f.detail))
+        if f.examples:
+            table.add_row("", Text("such as " + ", ".join(f.examples[:_EXAMPLES])))
+        table.add_row("", Text(f"-> {f.action}"))
+    return table
 
 
 def _choices(advice: Advice) -> RenderableType | None:

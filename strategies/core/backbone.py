@@ -1,6 +1,6 @@
 """Pretrained networks as data: where weights come from, what they expect, where they can be cut.
 
-The only file that imports timm.
+The only file that imports timm's models (`hub` borrows its readers of data sets).
 """
 
 import contextlib
