@@ -153,7 +153,8 @@ def _advise(
 ) -> Advice:
     start = time.monotonic()
     priors = load_priors()
-    own = options.reference and build_reference(options.reference, backbone, ctx)
+    folder = options.reference
+    own = None if folder is None else build_reference(folder, backbone, ctx)
     profile, measured = examine(task, backbone, ctx, own)
     if test_pictures:
         features = extract_features(test_pictures, backbone, ctx).pooled[-1]
