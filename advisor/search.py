@@ -1,6 +1,7 @@
 """search(): advice to trials and the best classifier, under a deadline, with Optuna."""
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -21,10 +22,12 @@ from strategies.core.task import ImageTask
 from strategies.core.training import ROUNDS
 from strategies.registry import STRATEGIES, get_strategy
 
-FLOOR = "linear_probe"
-"""Always tried first: nearly free, and a valid classifier after the first minutes."""
+FLOOR, CONTROL = "linear_probe", "from_scratch"
+"""The one is always tried first: nearly free, and a valid classifier after the first minutes. The
+other is what transfer must beat, not a contender."""
 PROBE_TRIALS = 10
-"""Strategies that do not train a network have little to tune; more trials only fit val."""
+"""Trials of a strategy that trains no network, where it is the only one that is searched. Else it
+gets one: its hyperparameters were chosen by cross-validation, and more would only fit val."""
 WORTH_STARTING = 0.3
 """A training is started if at least this share of its expected time is left."""
 
@@ -46,16 +49,15 @@ class _Candidate:
     strategy: type[Strategy]
     study: Study
     expected_s: float
+    most_trials: float
     n_trials: int = 0
     best: TrialRecord | None = None
 
-    @property
-    def trains(self) -> bool:
-        return self.strategy.selects_on_val
-
     def is_open(self, seconds_left: float) -> bool:
-        if not self.trains:
-            return self.n_trials < PROBE_TRIALS
+        if self.n_trials >= self.most_trials:
+            return False
+        if not self.strategy.selects_on_val:
+            return True
         return seconds_left > WORTH_STARTING * self.expected_s or self.n_trials == 0
 
 
@@ -69,7 +71,9 @@ def search(
     max_trials: int | None = None,
     only: str | None = None,
 ) -> SearchResult:
-    """Tune the advised strategy and its runner-up, with the linear probe as the floor.
+    """Tune the advised strategy, its runner-up, and a training that may beat both.
+
+    The linear probe is the floor.
 
     One Optuna study a strategy, all in ``study.db``, each starting from the advice. The next
     trial goes to the strategy with the fewest, where the one that leads counts half. A training
@@ -98,7 +102,7 @@ def search(
             "on. Add pictures, or give a folder of them with --val."
         )
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    candidates = _candidates(advice, task, backbone, folder, ctx.seed, only)
+    candidates = _candidates(advice, folder, ctx.seed, only)
     records: list[TrialRecord] = []
     winner: tuple[TrialRecord, ImageClassifier] | None = None
     total = max_trials or 0
@@ -119,18 +123,30 @@ def search(
     return _finish(records, *winner, task, backbone, ctx, folder)
 
 
-def _candidates(
-    advice: Advice, task: ImageTask, backbone: Backbone, folder: Path, seed: int, only: str | None
-) -> list[_Candidate]:
+def _candidates(advice: Advice, folder: Path, seed: int, only: str | None) -> list[_Candidate]:
     by_name = {r.strategy: r for r in advice.recommendations}
-    names = [only] if only else [FLOOR, *(r.strategy for r in advice.recommendations[:2])]
+    names = [only] if only else _contenders(advice)
     storage = f"sqlite:///{(folder / 'study.db').resolve()}"
-    return [_candidate(by_name[n], task, backbone, storage, seed) for n in dict.fromkeys(names)]
+    probe_trials = PROBE_TRIALS if only else 1
+    return [_candidate(by_name[n], storage, seed, probe_trials) for n in names]
 
 
-def _candidate(
-    advised: Recommendation, task: ImageTask, backbone: Backbone, storage: str, seed: int
-) -> _Candidate:
+def _contenders(advice: Advice) -> list[str]:
+    """List the floor, the advised strategy, its runner-up, and a training that may beat them."""
+    names = [FLOOR, *(r.strategy for r in advice.recommendations[:2])]
+    trained = [
+        r
+        for r in advice.recommendations
+        if get_strategy(r.strategy).selects_on_val
+        and r.strategy != CONTROL
+        and r.accuracy.high > advice.best.accuracy.mid
+    ]
+    if trained:
+        names.append(max(trained, key=lambda r: r.accuracy.mid).strategy)
+    return list(dict.fromkeys(names))
+
+
+def _candidate(advised: Recommendation, storage: str, seed: int, probe_trials: int) -> _Candidate:
     study = optuna.create_study(
         study_name=advised.strategy,
         storage=storage,
@@ -139,7 +155,9 @@ def _candidate(
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=1),
     )
     study.enqueue_trial(dict(advised.hyperparameters))
-    return _Candidate(get_strategy(advised.strategy), study, advised.seconds.mid)
+    strategy = get_strategy(advised.strategy)
+    most = math.inf if strategy.selects_on_val else probe_trials
+    return _Candidate(strategy, study, advised.seconds.mid, most)
 
 
 def _next(
@@ -205,16 +223,19 @@ def _reporter(trial: Trial, ctx: RunContext) -> OnEpoch:
 
 
 def _beats(record: TrialRecord, best: TrialRecord, task: ImageTask) -> bool:
-    """Whether a trial is better; a dearer strategy must win by more than one val picture."""
+    """Whether a trial is better than the best so far.
+
+    What is dearer, or the same strategy with other hyperparameters than came first, must win by
+    more than one val picture; what is cheaper may lose by one.
+    """
     assert record.val_accuracy is not None
     assert best.val_accuracy is not None
     order = list(STRATEGIES)
-    dearer = order.index(record.strategy) - order.index(best.strategy)
     gap = record.val_accuracy.mid - best.val_accuracy.mid
     one_picture = 1.5 / len(task.val)
-    if dearer > 0:
-        return gap > one_picture
-    return gap > 0 if dearer == 0 else gap >= -one_picture
+    if order.index(record.strategy) < order.index(best.strategy):
+        return gap >= -one_picture
+    return gap > one_picture
 
 
 def _finish(
