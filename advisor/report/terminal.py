@@ -12,6 +12,7 @@ from strategies.core.metrics import LEVEL
 
 _BAR = 20
 _EXAMPLES = 2
+_LOOKALIKES = 3
 
 
 def print_advice(console: Console, advice: Advice) -> None:
@@ -120,7 +121,8 @@ def _why(advice: Advice) -> RenderableType:
         *best.reasons,
     ]
     if advice.quadrant.borderline:
-        lines.append("The task lies near a border of the rule's quadrants.")
+        rules = " or ".join(advice.quadrant.candidates)
+        lines.append(f"The task lies near a border; the rule of thumb is {rules}.")
     if len(advice.recommendations) > 1:
         second = advice.recommendations[1]
         lines.append(f"Runner-up: {second.strategy}. {second.reasons[-1]}")
@@ -160,6 +162,7 @@ def _measured(advice: Advice) -> RenderableType:
             f"domain      {_domain_words(q.domain, profile.similarity)}"
         )
     ]
+    parts += _lookalikes(profile.similarity)
     parts.append(Text("\ndepth                similarity           probe accuracy (SVM)"))
     svms = {p.depth: p for p in profile.probes if p.loss == "squared_hinge"}
     for depth, name in enumerate(profile.depth_names, start=1):
@@ -184,6 +187,15 @@ def _domain_words(domain: str, similarity: DomainSimilarity | None) -> str:
         + (f"; {where}" if where else "")
         + ")"
     )
+
+
+def _lookalikes(similarity: DomainSimilarity | None) -> list[RenderableType]:
+    """Say what the pretrained network takes the classes for, most agreed first."""
+    if similarity is None or similarity.evidence is None:
+        return []
+    ranked = sorted(similarity.evidence.lands_on, key=lambda c: -c.share.mid)[:_LOOKALIKES]
+    said = ", ".join(f"{c.name}: {c.source_class} {100 * c.share.mid:.0f}%" for c in ranked)
+    return [Text(f"looks like  {said}")] if ranked else []
 
 
 def _depth_row(name: str, depth: int, profile: Profile, svm: ProbeResult) -> str:
