@@ -404,5 +404,5 @@ def test_the_default_backbone_knows_imagenet(shared: Path) -> None:
             hits += (guess == np.arange(len(hits), len(hits) + len(guess))).tolist()
 
     assert len(paths) == 1000
-    # 84.6% were measured, in float32 and in bfloat16: 85% lies within the error of 1,000 pictures.
+    # 84.6% were measured in bfloat16: 85% lies within the error of 1,000 pictures.
     assert proportion(float(np.mean(hits)), len(hits)).high >= 0.85
