@@ -1,7 +1,7 @@
 """The nouns of the advice: frozen, and the same in Python, JSON and reports."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,6 +118,43 @@ class ProbeResult:
 
 
 @dataclass(frozen=True)
+class LearningCurve:
+    """Accuracy of the linear probe over the number of pictures a class.
+
+    Attributes
+    ----------
+    measured, extrapolated
+        (pictures a class, accuracy), from few to many: cross-validated on subsamples, and
+        continued by a power law.
+    """
+
+    measured: tuple[tuple[float, Interval], ...]
+    extrapolated: tuple[tuple[float, Interval], ...]
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """A short full fine-tuning on some of the pictures, judged on others of them.
+
+    Attributes
+    ----------
+    gain
+        Its accuracy minus that of a linear probe on the same pictures, in [-1, 1].
+    n_train, n_judged
+        Pictures that it was trained and judged on.
+    hyperparameters
+        What it was trained with.
+    """
+
+    gain: Interval
+    accuracy: Interval
+    n_train: int
+    n_judged: int
+    hyperparameters: Mapping[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Profile:
     """What was measured about a task on a backbone.
 
@@ -141,6 +178,15 @@ class Profile:
         Cost of every strategy with its default hyperparameters, in forward passes.
     why_not
         Reasons of the strategies that do not apply.
+    random_probes
+        SVMs at every depth of the same network with random weights: what the architecture
+        brings without pretraining. Empty where it was not measured.
+    curve, knn, pilot
+        Accuracy over pictures a class; of the nearest neighbours at the penultimate depth; of a
+        short fine-tuning. None where it was not measured.
+    transferability
+        LogME and regularised H-score at the penultimate depth, by name; higher is better.
+        Comparable between backbones on one task, not between tasks.
     """
 
     n: int
@@ -162,6 +208,11 @@ class Profile:
     ms_per_image: float
     image_passes: Mapping[str, float]
     why_not: Mapping[str, str]
+    random_probes: tuple[ProbeResult, ...] = ()
+    curve: LearningCurve | None = None
+    knn: Interval | None = None
+    transferability: Mapping[str, Interval] = field(default_factory=dict)
+    pilot: Pilot | None = None
 
     @property
     def n_classes(self) -> int:

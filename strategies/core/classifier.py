@@ -21,7 +21,14 @@ from strategies.core.backbone import Backbone, Depth
 from strategies.core.body import Body
 from strategies.core.errors import BackboneError, StorageError
 from strategies.core.features import batches, to_input
-from strategies.core.metrics import Interval, accuracy, calibration_error, mean_per_class
+from strategies.core.metrics import (
+    Interval,
+    accuracy,
+    calibration_error,
+    mean_per_class,
+    proportion,
+    top_k,
+)
 from strategies.core.task import Split, labels_of
 from strategies.core.training import Network
 
@@ -196,16 +203,26 @@ class Evaluation:
     ----------
     accuracy
         Top-1, with its interval.
+    top_5
+        Share of pictures whose class is among the five likeliest; None with five classes or fewer.
     mean_per_class
         Mean of the classes' accuracies.
     calibration_error
         Expected calibration error, 0 is best.
+    classes, per_class
+        Names of the classes, and the accuracy within each of them (None without pictures).
+    confusion
+        How many pictures of a class (row) were taken for a class (column).
     """
 
     accuracy: Interval
+    top_5: Interval | None
     mean_per_class: float
     calibration_error: float
     n: int
+    classes: tuple[str, ...]
+    per_class: tuple[Interval | None, ...]
+    confusion: tuple[tuple[int, ...], ...]
 
 
 def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -> Evaluation:
@@ -213,9 +230,19 @@ def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -
     labels = labels_of(split)
     probabilities = classifier.predict_proba([p.path for p in split], n_workers=n_workers)
     predicted = probabilities.argmax(axis=1)
+    n_classes = len(classifier.classes)
+    confusion = np.bincount(n_classes * labels + predicted, minlength=n_classes**2)
+    table = confusion.reshape(n_classes, n_classes)
     return Evaluation(
         accuracy(predicted, labels),
+        top_k(probabilities, labels, 5) if n_classes > 5 else None,
         mean_per_class(predicted, labels),
         calibration_error(probabilities, labels),
         len(labels),
+        classifier.classes,
+        tuple(
+            proportion(float(row[c] / row.sum()), int(row.sum())) if row.sum() else None
+            for c, row in enumerate(table)
+        ),
+        tuple(tuple(row) for row in table.tolist()),
     )

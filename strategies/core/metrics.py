@@ -72,6 +72,19 @@ def accuracy(predicted: Labels, labels: Labels) -> Interval:
     return proportion(float(np.mean(predicted == labels)), len(labels))
 
 
+def top_k(scores: Scores, labels: Labels, k: int) -> Interval:
+    """Share of pictures whose label is among the `k` highest scores, with Wilson's interval.
+
+    Parameters
+    ----------
+    scores
+        Shape (n, classes); labels that tie with a higher-ranked class count as found.
+    """
+    own = scores[np.arange(len(labels)), labels]
+    higher = np.sum(scores > own[:, None], axis=1)
+    return proportion(float(np.mean(higher < k)), len(labels))
+
+
 def mean_per_class(predicted: Labels, labels: Labels) -> float:
     """Mean over the classes that occur of the accuracy within each class (balanced accuracy)."""
     return float(np.mean([np.mean(predicted[labels == c] == c) for c in np.unique(labels)]))

@@ -344,3 +344,8 @@ def test_an_evaluation_says_how_the_predictions_did(tiny: Backbone, small_task: 
     assert found.accuracy == proportion(float(share), found.n)
     assert found.mean_per_class == pytest.approx(1 / 3)
     assert found.calibration_error == pytest.approx(1 - share, abs=1e-4)
+    assert found.top_5 is None
+    assert found.classes == classifier.classes
+    sizes = [sum(p.label == c for p in small_task.val) for c in range(3)]
+    assert found.confusion == tuple((size, 0, 0) for size in sizes)
+    assert found.per_class == tuple(proportion(float(c == 0), s) for c, s in enumerate(sizes))

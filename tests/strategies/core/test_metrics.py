@@ -11,6 +11,7 @@ from strategies.core.metrics import (
     log_loss,
     mean_per_class,
     proportion,
+    top_k,
 )
 
 
@@ -177,3 +178,11 @@ def test_log_loss_does_not_change_with_a_common_shift_and_survives_large_scores(
 
     assert log_loss(logits + 1e4, np.array([0, 1])) == pytest.approx(0.0)
     assert log_loss(logits, np.array([1, 0])) == pytest.approx(1e4)
+
+
+def test_top_k_counts_labels_among_the_k_highest_scores() -> None:
+    scores = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])
+    labels = np.array([0, 1, 2])
+    assert top_k(scores, labels, 1).mid == pytest.approx(1 / 3)
+    assert top_k(scores, labels, 2).mid == pytest.approx(2 / 3)
+    assert top_k(scores, labels, 3).mid == 1.0
