@@ -22,11 +22,11 @@ from strategies.core.task import Picture
 
 BATCH, TIMED_BATCH = 32, 8
 CHANNELS_PER_LAYER = 64
-GRID = 28
+GRID = 14
 """Moments are taken on a regular grid of about GRID x GRID positions where a map is larger."""
 DEAD_VARIANCE = 1e-4
 """Channels whose running variance is below this share of their layer's median are left out."""
-_FORMAT = 2
+_FORMAT = 3
 _COUNTS, _DEPTHS, _HEAD = "channels measured by layer", "depth of layers", "old head"
 _NETWORK = (_COUNTS, _DEPTHS, _HEAD)
 """The rows of a space that belong to no picture: with them, cached features need no network."""
