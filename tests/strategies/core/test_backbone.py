@@ -22,7 +22,6 @@ from strategies.core.backbone import (
 from strategies.core.body import Body
 from strategies.core.errors import BackboneError
 from strategies.core.features import batches, to_input
-from strategies.core.metrics import proportion
 
 LITE0 = CATALOGUE[DEFAULT_BACKBONE]
 FAMILIES = [
@@ -395,14 +394,18 @@ def test_the_default_backbone_knows_imagenet(shared: Path) -> None:
     # The sorted file names are in the order of the class indices.
     paths = sorted((shared / "imagenet_samples").glob("*.jpg"))
     found = load_backbone()
-    net = found.build()
-    hits: list[bool] = []
+    net = found.build().to(memory_format=torch.channels_last)
+    once: list[int] = []
+    mirrored: list[int] = []
     dtype = torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else None
     with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype is not None):
         for pixels in batches(paths, found, 2):
-            guess = net(to_input(pixels, found, torch.device("cpu"))).argmax(1).numpy()
-            hits += (guess == np.arange(len(hits), len(hits) + len(guess))).tolist()
+            images = to_input(pixels, found, torch.device("cpu"))
+            logits = net(images)
+            once += logits.argmax(1).tolist()
+            mirrored += (logits + net(images.flip(3))).argmax(1).tolist()
 
     assert len(paths) == 1000
-    # 84.6% were measured in bfloat16: 85% lies within the error of 1,000 pictures.
-    assert proportion(float(np.mean(hits)), len(hits)).high >= 0.85
+    # Measured: 84.6% with one look at every picture, 85.4% with a second one at its mirror image.
+    assert np.mean(np.array(once) == np.arange(1000)) >= 0.84
+    assert np.mean(np.array(mirrored) == np.arange(1000)) >= 0.85
