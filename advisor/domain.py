@@ -33,7 +33,7 @@ from advisor.moment_shift import (
     layer_shifts,
 )
 from advisor.reference import Reference
-from advisor.types import DomainSimilarity, HeadEvidence
+from advisor.similarity import DomainSimilarity, HeadEvidence
 from strategies.core.features import Features, Moments
 from strategies.core.metrics import LEVEL, Interval, Labels
 

@@ -9,8 +9,8 @@ from scipy.special import logsumexp
 from scipy.stats import norm
 
 from advisor.moment_shift import Weights, balanced
+from advisor.similarity import HeadEvidence, Landing
 from advisor.transferability import leep_terms, nce_terms
-from advisor.types import HeadEvidence, Landing
 from strategies.core.cache import Rows
 from strategies.core.features import OldHead
 from strategies.core.metrics import LEVEL, Interval, Labels, proportion

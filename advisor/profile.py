@@ -10,7 +10,8 @@ from scipy.stats import norm
 from advisor.domain import measure_similarity
 from advisor.evidence import Measured
 from advisor.reference import Reference, shipped_reference
-from advisor.types import DomainSimilarity, ProbeResult, Profile
+from advisor.similarity import DomainSimilarity
+from advisor.types import ProbeResult, Profile
 from strategies.core.backbone import Backbone
 from strategies.core.features import Features, extract_features, time_per_image_ms
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores

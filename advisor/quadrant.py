@@ -5,7 +5,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from advisor.types import Domain, DomainSimilarity, Quadrant, Size
+from advisor.similarity import DomainSimilarity
+from advisor.types import Domain, Quadrant, Size
 from strategies.core.metrics import Interval
 
 T = TypeVar("T")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from advisor.similarity import DomainSimilarity
 from strategies.core.classifier import Evaluation
 from strategies.core.metrics import Interval
 from strategies.core.task import Skipped
@@ -14,88 +15,7 @@ SCHEMA_VERSION = 1
 Size = Literal["small", "large"]
 Domain = Literal["similar", "different", "unknown"]
 Severity = Literal["issue", "tip"]
-
-
-@dataclass(frozen=True)
-class Landing:
-    """What the old head calls most pictures of a class, and what share of them."""
-
-    name: str
-    source_class: str
-    share: Interval
-
-
-@dataclass(frozen=True)
-class HeadEvidence:
-    """What the network's old head says of the pictures, before anything is learnt.
-
-    Attributes
-    ----------
-    entropy
-        Mean entropy of its predictions in nats: 0 = sure, log(number of old classes) = no idea.
-    energy
-        Mean energy in nats, lower for pictures like those of pretraining.
-    confident_share, source_confident_share
-        Share of predictions of at least 50%; the same on pictures of the pretraining domain
-        (None where that was not measured).
-    lands_on
-        One for every class, surest first.
-    leep, nce
-        Mean log-likelihood in nats of the labels given what the old head says, at most 0, higher
-        is more related. Comparable between networks on one task, not between tasks.
-    """
-
-    entropy: Interval
-    energy: Interval
-    confident_share: Interval
-    source_confident_share: float | None
-    lands_on: tuple[Landing, ...]
-    leep: Interval
-    nce: Interval
-
-
-@dataclass(frozen=True)
-class DomainSimilarity:
-    """How much the pictures look, to the network, like those it was pretrained with.
-
-    Attributes
-    ----------
-    score
-        1 = indistinguishable from ImageNet, 0 = as far as the farthest set measured.
-    basis
-        The statistic that the score is read from.
-    reference
-        What the pictures were compared with, for people.
-    shift_nats
-        Mean BatchNorm shift in nats, 0 for ImageNet itself; None without BatchNorm.
-    per_depth
-        The same by depth of the backbone from input to output; empty without BatchNorm. None
-        for a depth that no BatchNorm layer works for.
-    kernel_distance
-        Unbiased MMD^2 to the reference's features, as a share of what it is at most: 0 for
-        ImageNet itself. None without a reference at this input size.
-    p_value
-        Chance of so large a kernel distance among pictures drawn like the reference.
-    between
-        The two measured landmarks it lies between, near and far (one of them may be None).
-    evidence
-        What the old head says; None where the network has none.
-    """
-
-    score: Interval
-    basis: Literal["bn_shift", "kernel"]
-    reference: str
-    shift_nats: Interval | None
-    per_depth: tuple[Interval | None, ...]
-    kernel_distance: Interval | None
-    p_value: float | None
-    between: tuple[str | None, str | None]
-    evidence: HeadEvidence | None
-
-    def shift_at(self, depth: int) -> float | None:
-        """Return the middle of the shift at a depth, counted from 1, where it was measured."""
-        at = self.per_depth[depth - 1] if self.per_depth else None
-        return None if at is None else at.mid
+TransferVerdict = Literal["positive", "none", "negative", "unclear"]
 
 
 @dataclass(frozen=True)
@@ -351,6 +271,35 @@ class TrialRecord:
 
 
 @dataclass(frozen=True)
+class ClassGain:
+    """What pretraining brought to one class; `sure` if that is more than chance allows for."""
+
+    name: str
+    n: int
+    gain: Interval
+    sure: bool
+
+
+@dataclass(frozen=True)
+class TransferGain:
+    """Accuracy with pretrained weights minus that of a control without them, on the same pictures.
+
+    Attributes
+    ----------
+    control
+        What the control was.
+    verdict
+        "negative" where the interval lies below 0, "none" where it is narrow around 0.
+    """
+
+    control: str
+    gain: Interval
+    verdict: TransferVerdict
+    n: int
+    per_class: tuple[ClassGain, ...]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The answer of ``tl-auto run``.
 
@@ -360,6 +309,8 @@ class Outcome:
         The one judgement on the test pictures; None if there are none.
     refitted
         Whether the classifier was fitted once more on train and val together.
+    transfer_gain
+        What pretraining brought; None where no control was trained, or there is no test.
     """
 
     advice: Advice
@@ -369,3 +320,4 @@ class Outcome:
     refitted: bool
     folder: Path
     seconds: float
+    transfer_gain: TransferGain | None = None

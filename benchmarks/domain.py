@@ -181,7 +181,7 @@ def line_4(bench: Bench) -> None:
     """Share of 90% intervals that hold the value of all pictures."""
     assert bench.known is not None
     rng = np.random.default_rng(5)
-    sizes, count = (30, 50, 100), 40
+    sizes, count = (30, 50, 100), 200
     print("| set | " + " | ".join(f"shift, n = {n}" for n in sizes), end="")
     print(" | " + " | ".join(f"kernel, n = {n}" for n in sizes) + " |\n|" + "---|" * 7)
     hits: list[list[float]] = []

@@ -7,7 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from advisor.types import Advice, DomainSimilarity, Finding, Outcome, ProbeResult, Profile
+from advisor.similarity import DomainSimilarity
+from advisor.types import Advice, Finding, Outcome, ProbeResult, Profile
 from strategies.core.metrics import LEVEL
 
 _BAR = 20

@@ -3,7 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from advisor.types import DomainSimilarity, ProbeResult, Profile
+from advisor.similarity import DomainSimilarity
+from advisor.types import ProbeResult, Profile
 from strategies.core.metrics import Interval, proportion
 
 NAMES = ("blocks.0", "blocks.2", "penultimate")

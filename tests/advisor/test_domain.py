@@ -15,7 +15,7 @@ from advisor.domain import (
 )
 from advisor.moment_shift import Source, balanced, layer_shifts
 from advisor.reference import make_reference, shipped_reference
-from advisor.types import DomainSimilarity
+from advisor.similarity import DomainSimilarity
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.cache import ArrayCache
 from strategies.core.features import Features, Moments, OldHead, extract_features

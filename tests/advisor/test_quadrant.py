@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from advisor.quadrant import ENOUGH_PER_CLASS, RULES, find_quadrant, size_position
-from advisor.types import DomainSimilarity
+from advisor.similarity import DomainSimilarity
 from strategies.core.metrics import Interval
 
 WIDTH = 1280

@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+
+from advisor.transfer_gain import transfer_gain, verdict
+from strategies.core.metrics import Interval
+
+CLASSES = ("ant", "bee", "wasp")
+
+
+def test_a_classifier_that_beats_its_control_has_gained() -> None:
+    labels = np.repeat([0, 1, 2], 50)
+    hits, control = np.ones(150, dtype=bool), labels == 0
+
+    found = transfer_gain(hits, control, labels, CLASSES, "from_scratch")
+
+    assert found.verdict == "positive"
+    assert found.gain.mid == pytest.approx(2 / 3)
+    assert [c.sure for c in found.per_class] == [False, True, True]
+
+
+def test_a_classifier_that_loses_to_its_control_has_transferred_negatively() -> None:
+    labels = np.repeat([0, 1], 50)
+    hits, control = labels == 0, np.ones(100, dtype=bool)
+
+    found = transfer_gain(hits, control, labels, CLASSES, "from_scratch")
+
+    assert found.verdict == "negative"
+    assert found.gain.high < 0
+    assert [(c.name, c.sure) for c in found.per_class] == [("ant", False), ("bee", True)]
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [
+        (Interval(0.01, 0.2, 0.3), "positive"),
+        (Interval(-0.3, -0.2, -0.01), "negative"),
+        (Interval(-0.04, 0.0, 0.03), "none"),
+        (Interval(-0.2, 0.0, 0.2), "unclear"),
+    ],
+)
+def test_the_verdict_claims_no_more_than_the_interval(interval: Interval, word: str) -> None:
+    assert verdict(interval) == word
+
+
+def test_swapping_the_two_turns_the_gain_around() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    hits, control = rng.random(200) < 0.8, rng.random(200) < 0.6
+    forward = transfer_gain(hits, control, labels, CLASSES, "x").gain
+    backward = transfer_gain(control, hits, labels, CLASSES, "x").gain
+    assert forward.mid == pytest.approx(-backward.mid)
+    assert forward.low == pytest.approx(-backward.high)
+
+
+def test_equal_classifiers_are_rarely_told_apart_in_any_class() -> None:
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(20), 30)
+    names = [str(c) for c in range(20)]
+    named = 0
+    for _ in range(200):
+        hits, control = rng.random(600) < 0.7, rng.random(600) < 0.7
+        named += any(c.sure for c in transfer_gain(hits, control, labels, names, "x").per_class)
+    assert named / 200 <= 0.05
+
+
+def test_pictures_of_different_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="one length"):
+        transfer_gain(np.ones(3, bool), np.ones(4, bool), np.zeros(3, int), CLASSES, "x")
