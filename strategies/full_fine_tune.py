@@ -8,15 +8,13 @@ from optuna.trial import BaseTrial
 from strategies.base import Strategy
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
-from strategies.core.features import extract_features
-from strategies.core.fine_tuning import fine_tune, training_passes
+from strategies.core.fine_tuning import fine_tune, prepare, training_passes
 from strategies.core.recipe import (
     BATCH_SIZE,
     BatchNorm,
     Optimiser,
     Recipe,
     default_steps,
-    fine_tune_defaults,
 )
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
@@ -31,7 +29,7 @@ class FullFineTune(Strategy):
     ----------
     lr
         Peak learning rate of the body; None: by how far the pictures are from the pretraining
-        ones (`fine_tune_defaults`).
+        ones, and what a probe leaves to learn (`recipe.fine_tune_defaults`).
     blend
         How far to go from the starting weights (0) to the trained ones (1); None: likewise.
     head_lr_factor
@@ -84,11 +82,9 @@ class FullFineTune(Strategy):
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Train; an earlier round is kept only where val says clearly that it was better."""
-        ctx.check_time()
-        features = extract_features(task.train, backbone, ctx)
-        defaults = fine_tune_defaults(features)
-        lr = self.lr or defaults.lr
-        blend = self.blend or defaults.blend
+        start = prepare(task, backbone, ctx)
+        lr = self.lr or start.defaults.lr
+        blend = self.blend or start.defaults.blend
         steps = self.steps or default_steps(len(task.train), BATCH_SIZE)
         recipe = Recipe(
             steps=steps,
@@ -104,7 +100,7 @@ class FullFineTune(Strategy):
             ema=self.ema,
             hflip=self.hflip,
         )
-        network = fine_tune(task, backbone, features, recipe, ctx)
+        network = fine_tune(task, backbone, start, recipe, ctx)
         used = replace(self, lr=lr, blend=blend, steps=steps)
         return ImageClassifier(
             task.classes,

@@ -8,14 +8,12 @@ from optuna.trial import BaseTrial
 from strategies.base import Strategy
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
-from strategies.core.features import extract_features
-from strategies.core.fine_tuning import fine_tune, training_passes
+from strategies.core.fine_tuning import fine_tune, prepare, training_passes
 from strategies.core.recipe import (
     BATCH_SIZE,
     BatchNorm,
     Recipe,
     default_steps,
-    fine_tune_defaults,
 )
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
@@ -70,11 +68,9 @@ class PartialFineTune(Strategy):
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Train; an earlier round is kept only where val says clearly that it was better."""
-        ctx.check_time()
-        features = extract_features(task.train, backbone, ctx)
-        defaults = fine_tune_defaults(features)
-        lr = self.lr or defaults.lr
-        blend = self.blend or defaults.blend
+        start = prepare(task, backbone, ctx)
+        lr = self.lr or start.defaults.lr
+        blend = self.blend or start.defaults.blend
         steps, frozen = self._steps(task), self._frozen(backbone)
         recipe = Recipe(
             steps=steps,
@@ -85,7 +81,7 @@ class PartialFineTune(Strategy):
             frozen_stages=frozen,
             hflip=self.hflip,
         )
-        network = fine_tune(task, backbone, features, recipe, ctx)
+        network = fine_tune(task, backbone, start, recipe, ctx)
         used = replace(self, lr=lr, blend=blend, steps=steps, frozen_stages=frozen)
         return ImageClassifier(
             task.classes,

@@ -1,11 +1,13 @@
 """Training from a pretrained network whose head already knows the task (LP-FT)."""
 
+from dataclasses import dataclass
+
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import make_network, scale_scores, set_head
-from strategies.core.features import Features
+from strategies.core.features import extract_features
 from strategies.core.network import Network
-from strategies.core.probes import cross_validate, fit_head, fold_numbers, temperature
-from strategies.core.recipe import Recipe
+from strategies.core.probes import Head, cross_validate, fit_head, fold_numbers, temperature
+from strategies.core.recipe import Defaults, Recipe, fine_tune_defaults
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, groups_of, labels_of
 from strategies.core.training import ROUNDS, scores_of, train
@@ -14,21 +16,24 @@ PASSES_PER_STEP = 3.0
 """A trained image costs its forward pass and a backward pass of about twice that."""
 
 
-def fine_tune(
-    task: ImageTask, backbone: Backbone, features: Features, recipe: Recipe, ctx: RunContext
-) -> Network:
-    """Fit a linear probe as the head, then train head and body together.
+@dataclass(frozen=True)
+class Start:
+    """Where a fine-tune begins: the probe that becomes its head, and the defaults for it."""
 
-    Parameters
-    ----------
-    features
-        Of the train pictures, from `extract_features`.
+    head: Head
+    defaults: Defaults
 
-    References
-    ----------
-    A. Kumar et al., Fine-tuning can distort pretrained features and underperform
-    out-of-distribution, ICLR 2022.
+
+def prepare(task: ImageTask, backbone: Backbone, ctx: RunContext) -> Start:
+    """Fit a linear probe on train by cross-validation, and see what it leaves to learn.
+
+    Raises
+    ------
+    OutOfTime
+        If the deadline passes first.
     """
+    ctx.check_time()
+    features = extract_features(task.train, backbone, ctx)
     penultimate = features.at([backbone.n_depths])
     labels = labels_of(task.train)
     tried = cross_validate(
@@ -41,9 +46,23 @@ def fine_tune(
     head = fit_head(
         penultimate, labels, task.n_classes, tried.strengths[tried.best], device=ctx.device
     )
+    accuracy = float(tried.correct[tried.best].mean())
+    return Start(head, fine_tune_defaults(features, accuracy))
+
+
+def fine_tune(
+    task: ImageTask, backbone: Backbone, start: Start, recipe: Recipe, ctx: RunContext
+) -> Network:
+    """Train head and body together, beginning with the probe as the head.
+
+    References
+    ----------
+    A. Kumar et al., Fine-tuning can distort pretrained features and underperform
+    out-of-distribution, ICLR 2022.
+    """
     with ctx.seeded():
         network = make_network(backbone, (backbone.n_depths,), task.n_classes)
-        set_head(network, head.weight, head.bias)
+        set_head(network, start.head.weight, start.head.bias)
         train(network, task, backbone, recipe, ctx)
     calibrate(network, task, backbone, ctx)
     return network

@@ -12,8 +12,10 @@ BatchNorm = Literal["frozen", "trained"]
 Optimiser = Literal["adamw", "sgd"]
 
 BATCH_SIZE = 32
-NEAR_SHIFT, FAR_SHIFT = 0.10, 0.20
+NEAR_SHIFT, FAR_SHIFT = 0.13, 0.18
 """Shifts (`domain_shift`) up to which, and from which on, pictures count as near and as far."""
+PROBE_ERRORS = 0.25, 0.5
+"""Shares of errors up to which a probe counts as right, and from which on as failing."""
 NEAR_LR, FAR_LR = 3e-4, 1e-3
 NEAR_BLEND = 0.5
 SOFTENING = 0.1
@@ -99,21 +101,25 @@ class Defaults:
     blend: float
 
 
-def fine_tune_defaults(features: Features) -> Defaults:
-    """Choose learning rate and blend by how far the pictures are from the pretraining ones.
+def fine_tune_defaults(features: Features, probe_accuracy: float) -> Defaults:
+    """Choose learning rate and blend by how much there is to gain and to lose.
 
-    Near the pretraining domain the pretrained weights are nearly right, and a few pictures teach
-    little but themselves: small steps, and the final weights stay half-way. Far from it the body
-    has to change: large steps, taken in full. In between, both follow the logarithm of the shift.
-    Without BatchNorm layers the shift is unknown; the learning rate of the middle is used.
+    Near the pretraining domain, and where a linear probe is already right, the pretrained weights
+    are nearly right and a few pictures teach little but themselves: small steps, and the final
+    weights stay half-way. Far from it, or where the probe fails, the body has to change: large
+    steps, taken in full. Without BatchNorm layers the distance is unknown and the middle is taken.
 
     Parameters
     ----------
     features
         Of the train pictures.
+    probe_accuracy
+        Out-of-fold accuracy of a linear probe on them.
     """
-    shift = None if features.moments is None else domain_shift(features)
-    position = 0.5 if shift is None else farness(shift)
+    far = 0.5 if features.moments is None else farness(domain_shift(features))
+    safe, risky = PROBE_ERRORS
+    failing = float(np.clip((1 - probe_accuracy - safe) / (risky - safe), 0, 1))
+    position = 1 - (1 - far) * (1 - failing)
     lr = NEAR_LR * (FAR_LR / NEAR_LR) ** position
     return Defaults(float(f"{lr:.2g}"), round(NEAR_BLEND + (1 - NEAR_BLEND) * position, 2))
 

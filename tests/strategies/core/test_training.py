@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from strategies.core import training
+from strategies.core import loader, optimiser, training
 from strategies.core.backbone import Backbone, stages
 from strategies.core.classifier import make_network
 from strategies.core.errors import OutOfTime, TrainingDiverged
+from strategies.core.network import Network
+from strategies.core.recipe import Recipe
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
-from strategies.core.training import ROUNDS, Network, Recipe, scores_of, train
+from strategies.core.training import ROUNDS, scores_of, train
 
 
 @pytest.fixture
@@ -87,7 +89,8 @@ def test_blocks_that_use_a_module_without_calling_it_are_frozen_whole(
 ) -> None:
     found = load_random("test_coatnet")
     network = _network(found, ctx)
-    training._freeze(network, found, Recipe(1, 0.1, frozen_stages=found.n_depths - 1))
+    stage = stages(network.body.net, found)
+    optimiser.freeze(network.body, stage, Recipe(1, 0.1, frozen_stages=found.n_depths - 1))
 
     learning = {k for k, p in network.body.net.named_parameters() if p.requires_grad}
     assert not [k for k in learning if k.startswith("stages")]
@@ -338,7 +341,7 @@ def test_time_that_runs_out_while_the_starting_point_is_judged_raises(
     tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []
-    monkeypatch.setattr(training._Pace, "progress", lambda self, step: 1.5)
+    monkeypatch.setattr(training.Pace, "progress", lambda self, step: 1.5)
 
     with pytest.raises(OutOfTime):
         train(
@@ -353,7 +356,7 @@ def test_time_that_runs_out_while_the_starting_point_is_judged_raises(
 
 
 def test_the_learning_rate_warms_up_to_its_peak_and_cools_to_zero() -> None:
-    rates = [training._warm_cosine(p, 0.1) for p in np.linspace(0, 1, 101)]
+    rates = [optimiser.warm_cosine(p, 0.1) for p in np.linspace(0, 1, 101)]
 
     assert max(rates) == pytest.approx(1)
     assert np.argmax(rates) == 10
@@ -364,7 +367,7 @@ def test_the_learning_rate_warms_up_to_its_peak_and_cools_to_zero() -> None:
 
 
 def test_every_picture_is_seen_equally_often_in_a_new_order() -> None:
-    drawn = training._row_batches(10, 4, seed=0)
+    drawn = loader.row_batches(10, 4, seed=0)
     rows = [next(drawn) for _ in range(5)]
 
     assert [len(r) for r in rows] == [4] * 5
@@ -374,14 +377,14 @@ def test_every_picture_is_seen_equally_often_in_a_new_order() -> None:
 
 
 def test_a_batch_may_be_larger_than_the_train_split() -> None:
-    assert sorted(next(training._row_batches(3, 7, seed=0))).count(0) in (2, 3)
+    assert sorted(next(loader.row_batches(3, 7, seed=0))).count(0) in (2, 3)
 
 
 def _drawn(
     task: ImageTask, backbone: Backbone, ctx: RunContext, n: int = 3, **settings: object
 ) -> list[tuple[list[int], np.ndarray]]:
     recipe = Recipe(1, 0.1, batch_size=5, **settings)
-    batches = training._train_batches(task.train, backbone, recipe, ctx)
+    batches = loader.train_batches(task.train, backbone, recipe, ctx)
     return [next(batches) for _ in range(n)]
 
 
@@ -425,7 +428,7 @@ def test_pictures_that_do_not_fit_into_memory_are_read_again(
     tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = _drawn(small_task, tiny, ctx)
-    monkeypatch.setattr(training, "KEPT_BYTES", 0)
+    monkeypatch.setattr(loader, "KEPT_BYTES", 0)
 
     for (_, a), (_, b) in zip(kept, _drawn(small_task, tiny, ctx), strict=True):
         np.testing.assert_array_equal(a, b)
