@@ -63,7 +63,10 @@ class Checkpoint:
         StorageError
             If the file cannot be written.
         """
-        tensors = {k: v.detach().cpu().contiguous() for k, v in snapshot.tensors.items()}
+        tensors = {  # copies: safetensors refuses tensors that share memory
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in snapshot.tensors.items()
+        }
         about = {
             "identity": self.identity,
             "digest": _digest(tensors),

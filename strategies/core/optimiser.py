@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from strategies.core.body import Body
 from strategies.core.errors import OutOfTime
+from strategies.core.network import Network
 from strategies.core.recipe import Recipe
 from strategies.core.run import RunContext
 
@@ -67,11 +68,17 @@ def make_optimiser(
 
 
 @torch.no_grad()
-def pull_back(body: Body, anchors: dict[str, Tensor], lr: float, strength: float) -> None:
-    """Move the body's weights a little towards where they started (decoupled L2-SP)."""
-    for name, parameter in body.named_parameters():
+def pull_back(network: Network, start: Mapping[str, Tensor], lr: float, strength: float) -> None:
+    """Move the body's weights a little towards where they started (decoupled L2-SP).
+
+    Parameters
+    ----------
+    start
+        The network's state at the start.
+    """
+    for name, parameter in network.body.named_parameters(prefix="body"):
         if parameter.requires_grad:
-            parameter.lerp_(anchors[name], lr * strength)
+            parameter.lerp_(start[name], min(lr * strength, 1.0))
 
 
 def warm_cosine(progress: float, warmup_share: float) -> float:

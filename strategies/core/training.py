@@ -27,6 +27,8 @@ from strategies.core.task import ImageTask, Split, labels_of
 
 ROUNDS = 6
 """A training is judged on val this many times; each is one call of ``on_epoch``."""
+CLEARLY = 1.64
+"""Standard errors by which an earlier round must beat the last one on val to be kept instead."""
 BRAKES = 3
 """How often the learning rate is halved because a loss was not finite, before giving up."""
 
@@ -36,11 +38,11 @@ def train(
 ) -> None:
     """Train a network in place.
 
-    It ends with its last weights, unless an earlier round's (the starting point is round 0) were
-    better on val by more than a standard error: few val pictures cannot tell rounds apart. The
-    learning rate follows the larger of the shares of steps and of time used, so a training that
-    meets its deadline has still cooled down. With ``ctx.checkpoint`` it is written down every
-    round, goes on from there after an interruption, and ends with the same weights as without.
+    It ends with its last weights, unless those of an earlier round (the starting point is round
+    0) were clearly better on val: a few val pictures cannot tell rounds apart. The learning rate
+    follows the larger of the shares of steps and of time used, so a training that meets its
+    deadline has still cooled down. With ``ctx.checkpoint`` it is written down every round, goes
+    on from there after an interruption, and ends with the same weights as without one.
 
     Raises
     ------
@@ -195,7 +197,7 @@ class _Learner:
                 self.scaler.update()
                 if self.recipe.l2_sp:
                     lr = self.recipe.lr * rate
-                    pull_back(self.network.body, self.start, lr, self.recipe.l2_sp)
+                    pull_back(self.network, self.start, lr, self.recipe.l2_sp)
                 if self.average:
                     self.average.update_parameters(self.network)
                 return True
@@ -314,9 +316,9 @@ def is_out_of_memory(error: RuntimeError) -> bool:
 
 
 def _clearly_better(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
-    """Whether hits on the same pictures differ by more than the standard error of that."""
+    """Whether hits on the same pictures differ by more than chance would let them (`CLEARLY`)."""
     gap = one.astype(np.float64) - other
-    return bool(gap.mean() > gap.std() / np.sqrt(len(gap)))
+    return bool(gap.mean() > CLEARLY * gap.std() / np.sqrt(len(gap)))
 
 
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
