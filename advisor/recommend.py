@@ -17,8 +17,8 @@ from advisor.types import (
     Rejection,
 )
 from strategies.core.errors import NotApplicable
-from strategies.core.fine_tuning import default_steps
 from strategies.core.metrics import LEVEL, Interval
+from strategies.core.recipe import default_steps
 from strategies.registry import STRATEGIES
 
 NOISE = 0.01
@@ -168,6 +168,7 @@ def _first_hyperparameters(name: str, profile: Profile, priors: Priors) -> dict[
     )
     shared: dict[str, Any] = {
         "lr": float(f"{lr:.2g}"),
+        "blend": round(1 - 0.5 * score, 2),
         "head_lr_factor": 1.0,
         "steps": steps,
         "batch_norm": "frozen",

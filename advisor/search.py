@@ -213,8 +213,10 @@ def _run_trial(
 
 
 def _reporter(trial: Trial, ctx: RunContext) -> OnEpoch:
-    def report(epoch: int, val_accuracy: float) -> None:
+    def report(epoch: int, val_accuracy: float | None) -> None:
         ctx.on_progress("this trial", epoch, ROUNDS)
+        if val_accuracy is None:
+            return
         trial.report(val_accuracy, epoch)
         if trial.should_prune():
             raise optuna.TrialPruned

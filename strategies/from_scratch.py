@@ -8,10 +8,11 @@ from optuna.trial import BaseTrial
 from strategies.base import Strategy
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier, make_network
-from strategies.core.fine_tuning import calibrate, default_steps, training_passes
+from strategies.core.fine_tuning import calibrate, training_passes
+from strategies.core.recipe import BATCH_SIZE, Recipe, default_steps
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
-from strategies.core.training import Recipe, train
+from strategies.core.training import train
 
 
 @final
@@ -43,7 +44,7 @@ class FromScratch(Strategy):
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
         """Draw learning rate, steps and mirroring."""
-        base = 2 * default_steps(len(task.train), 32)
+        base = 2 * default_steps(len(task.train), BATCH_SIZE)
         return cls(
             lr=trial.suggest_float("lr", 3e-4, 1e-2, log=True),
             steps=trial.suggest_int("steps", base // 2, 2 * base),
@@ -51,7 +52,7 @@ class FromScratch(Strategy):
         )
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Train; the weights that were best on val are kept."""
+        """Train; an earlier round is kept only where val says clearly that it was better."""
         ctx.check_time()
         used = replace(self, steps=self._steps(task))
         recipe = Recipe(
@@ -68,7 +69,8 @@ class FromScratch(Strategy):
 
     def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
         """Return the passes of all steps and of judging on val."""
-        return training_passes(len(task.train), len(task.val), self._steps(task), 32, frozen=0.0)
+        steps = self._steps(task)
+        return training_passes(len(task.train), len(task.val), steps, BATCH_SIZE, frozen=0.0)
 
     def _steps(self, task: ImageTask) -> int:
-        return self.steps or 2 * default_steps(len(task.train), 32)
+        return self.steps or 2 * default_steps(len(task.train), BATCH_SIZE)

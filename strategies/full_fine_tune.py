@@ -8,10 +8,16 @@ from optuna.trial import BaseTrial
 from strategies.base import Strategy
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
-from strategies.core.fine_tuning import default_steps, fine_tune, training_passes
+from strategies.core.fine_tuning import fine_tune, prepare, training_passes
+from strategies.core.recipe import (
+    BATCH_SIZE,
+    BatchNorm,
+    Optimiser,
+    Recipe,
+    default_steps,
+)
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
-from strategies.core.training import BatchNorm, Recipe
 
 
 @final
@@ -22,23 +28,31 @@ class FullFineTune(Strategy):
     Attributes
     ----------
     lr
-        Peak learning rate of the body. Near ImageNet small steps are safe (1e-4), far from it
-        large ones are needed (1e-3).
+        Peak learning rate of the body; None: by how far the pictures are from the pretraining
+        ones, and what a probe leaves to learn (`recipe.fine_tune_defaults`).
+    blend
+        How far to go from the starting weights (0) to the trained ones (1); None: likewise.
     head_lr_factor
         The head learns this many times faster.
     steps
         Optimiser steps of 32 pictures; None: eight epochs, within 150 and 600.
-    batch_norm
-        "frozen" keeps ImageNet's statistics, "trained" uses those of each batch.
     hflip
         Whether train pictures are mirrored at random (wrong for letters and hands).
+    layer_lr_decay, optimiser, batch_norm, label_smoothing, mixup, l2_sp, ema
+        As in `Recipe`.
     """
 
-    lr: float = 3e-4
+    lr: float | None = None
+    blend: float | None = None
     head_lr_factor: float = 1.0
+    layer_lr_decay: float = 1.0
     steps: int | None = None
+    optimiser: Optimiser = "adamw"
     batch_norm: BatchNorm = "frozen"
     label_smoothing: float = 0.0
+    mixup: float = 0.0
+    l2_sp: float = 0.0
+    ema: float = 0.0
     hflip: bool = False
 
     name: ClassVar[str] = "full_fine_tune"
@@ -46,15 +60,17 @@ class FullFineTune(Strategy):
     references: ClassVar[tuple[str, ...]] = (
         "A. Kumar et al., Fine-tuning can distort pretrained features, ICLR 2022",
         "S. Kornblith et al., Do better ImageNet models transfer better?, CVPR 2019",
+        "M. Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022",
     )
     selects_on_val: ClassVar[bool] = True
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw learning rates, steps, BatchNorm policy, smoothing and mirroring."""
-        base = default_steps(len(task.train), 32)
+        """Draw learning rates, steps, blend, BatchNorm policy, smoothing and mirroring."""
+        base = default_steps(len(task.train), BATCH_SIZE)
         return cls(
             lr=trial.suggest_float("lr", 3e-5, 3e-3, log=True),
+            blend=trial.suggest_float("blend", 0.25, 1.0),
             head_lr_factor=trial.suggest_float("head_lr_factor", 1.0, 10.0, log=True),
             steps=trial.suggest_int("steps", base // 2, 2 * base),
             batch_norm=cast(
@@ -65,9 +81,27 @@ class FullFineTune(Strategy):
         )
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Train; the weights that were best on val are kept."""
-        used = replace(self, steps=self.steps or default_steps(len(task.train), 32))
-        network = fine_tune(task, backbone, used._recipe(), ctx)
+        """Train; an earlier round is kept only where val says clearly that it was better."""
+        start = prepare(task, backbone, ctx)
+        lr = self.lr or start.defaults.lr
+        blend = self.blend or start.defaults.blend
+        steps = self.steps or default_steps(len(task.train), BATCH_SIZE)
+        recipe = Recipe(
+            steps=steps,
+            lr=lr,
+            blend=blend,
+            head_lr_factor=self.head_lr_factor,
+            layer_lr_decay=self.layer_lr_decay,
+            optimiser=self.optimiser,
+            batch_norm=self.batch_norm,
+            label_smoothing=self.label_smoothing,
+            mixup=self.mixup,
+            l2_sp=self.l2_sp,
+            ema=self.ema,
+            hflip=self.hflip,
+        )
+        network = fine_tune(task, backbone, start, recipe, ctx)
+        used = replace(self, lr=lr, blend=blend, steps=steps)
         return ImageClassifier(
             task.classes,
             backbone,
@@ -79,16 +113,5 @@ class FullFineTune(Strategy):
 
     def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
         """Return the passes of the probe, of all steps, and of judging on val."""
-        steps = self.steps or default_steps(len(task.train), 32)
-        return training_passes(len(task.train), len(task.val), steps, 32, frozen=0.0)
-
-    def _recipe(self) -> Recipe:
-        assert self.steps is not None
-        return Recipe(
-            steps=self.steps,
-            lr=self.lr,
-            head_lr_factor=self.head_lr_factor,
-            batch_norm=self.batch_norm,
-            label_smoothing=self.label_smoothing,
-            hflip=self.hflip,
-        )
+        steps = self.steps or default_steps(len(task.train), BATCH_SIZE)
+        return training_passes(len(task.train), len(task.val), steps, BATCH_SIZE, frozen=0.0)

@@ -8,10 +8,15 @@ from optuna.trial import BaseTrial
 from strategies.base import Strategy
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
-from strategies.core.fine_tuning import default_steps, fine_tune, training_passes
+from strategies.core.fine_tuning import fine_tune, prepare, training_passes
+from strategies.core.recipe import (
+    BATCH_SIZE,
+    BatchNorm,
+    Recipe,
+    default_steps,
+)
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
-from strategies.core.training import BatchNorm, Recipe
 
 
 @final
@@ -19,16 +24,19 @@ from strategies.core.training import BatchNorm, Recipe
 class PartialFineTune(Strategy):
     """The first stages keep parameters and BatchNorm statistics; the rest learns with the head.
 
+    The frozen stages run once over a few crops of every picture (`strategies.core.prefix`).
+
     Attributes
     ----------
     frozen_stages
         How many depths, from the input, stay as they are; None: half of them.
-    lr, head_lr_factor, steps, batch_norm, hflip
+    lr, blend, head_lr_factor, steps, batch_norm, hflip
         As for full fine-tuning, for the stages that learn.
     """
 
     frozen_stages: int | None = None
-    lr: float = 3e-4
+    lr: float | None = None
+    blend: float | None = None
     head_lr_factor: float = 1.0
     steps: int | None = None
     batch_norm: BatchNorm = "frozen"
@@ -44,11 +52,12 @@ class PartialFineTune(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw the number of frozen stages, learning rates, steps and BatchNorm policy."""
-        base = default_steps(len(task.train), 32)
+        """Draw the number of frozen stages, learning rates, blend, steps and BatchNorm policy."""
+        base = default_steps(len(task.train), BATCH_SIZE)
         return cls(
             frozen_stages=trial.suggest_int("frozen_stages", 1, backbone.n_depths - 1),
             lr=trial.suggest_float("lr", 3e-5, 3e-3, log=True),
+            blend=trial.suggest_float("blend", 0.25, 1.0),
             head_lr_factor=trial.suggest_float("head_lr_factor", 1.0, 10.0, log=True),
             steps=trial.suggest_int("steps", base // 2, 2 * base),
             batch_norm=cast(
@@ -58,19 +67,22 @@ class PartialFineTune(Strategy):
         )
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Train; the weights that were best on val are kept."""
-        used = self._resolved(task, backbone)
-        assert used.steps is not None
-        assert used.frozen_stages is not None
+        """Train; an earlier round is kept only where val says clearly that it was better."""
+        start = prepare(task, backbone, ctx)
+        lr = self.lr or start.defaults.lr
+        blend = self.blend or start.defaults.blend
+        steps, frozen = self._steps(task), self._frozen(backbone)
         recipe = Recipe(
-            steps=used.steps,
-            lr=used.lr,
-            head_lr_factor=used.head_lr_factor,
-            batch_norm=used.batch_norm,
-            frozen_stages=used.frozen_stages,
-            hflip=used.hflip,
+            steps=steps,
+            lr=lr,
+            blend=blend,
+            head_lr_factor=self.head_lr_factor,
+            batch_norm=self.batch_norm,
+            frozen_stages=frozen,
+            hflip=self.hflip,
         )
-        network = fine_tune(task, backbone, recipe, ctx)
+        network = fine_tune(task, backbone, start, recipe, ctx)
+        used = replace(self, lr=lr, blend=blend, steps=steps, frozen_stages=frozen)
         return ImageClassifier(
             task.classes,
             backbone,
@@ -82,11 +94,10 @@ class PartialFineTune(Strategy):
 
     def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
         """Return the passes of the probe, of all steps (part of them forward only), of judging."""
-        used = self._resolved(task, backbone)
-        assert used.steps is not None
-        assert used.frozen_stages is not None
-        frozen = backbone.depths[used.frozen_stages - 1].flops_share
-        return training_passes(len(task.train), len(task.val), used.steps, 32, frozen)
+        frozen = backbone.depths[self._frozen(backbone) - 1].flops_share
+        return training_passes(
+            len(task.train), len(task.val), self._steps(task), BATCH_SIZE, frozen
+        )
 
     def why_not(self, task: ImageTask, backbone: Backbone) -> str | None:
         """Refuse to freeze none or all of the stages."""
@@ -95,9 +106,8 @@ class PartialFineTune(Strategy):
             return f"frozen_stages must be in 1..{backbone.n_depths - 1}, got {k}"
         return None
 
-    def _resolved(self, task: ImageTask, backbone: Backbone) -> "PartialFineTune":
-        return replace(
-            self,
-            steps=self.steps or default_steps(len(task.train), 32),
-            frozen_stages=self.frozen_stages or backbone.n_depths // 2,
-        )
+    def _steps(self, task: ImageTask) -> int:
+        return self.steps or default_steps(len(task.train), BATCH_SIZE)
+
+    def _frozen(self, backbone: Backbone) -> int:
+        return self.frozen_stages or backbone.n_depths // 2

@@ -29,8 +29,8 @@ from strategies.core.metrics import (
     proportion,
     top_k,
 )
+from strategies.core.network import Network
 from strategies.core.task import Split, labels_of
-from strategies.core.training import Network
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE, RECORD_FILE = "classifier.safetensors", "classifier.json"

@@ -1,41 +1,68 @@
 """Training from a pretrained network whose head already knows the task (LP-FT)."""
 
+from dataclasses import dataclass
+
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import make_network, scale_scores, set_head
 from strategies.core.features import extract_features
-from strategies.core.probes import cross_validate, fit_head, fold_numbers, temperature
+from strategies.core.network import Network
+from strategies.core.probes import Head, cross_validate, fit_head, fold_numbers, temperature
+from strategies.core.recipe import Defaults, Recipe, fine_tune_defaults
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, groups_of, labels_of
-from strategies.core.training import Network, Recipe, scores_of, train
+from strategies.core.training import ROUNDS, scores_of, train
 
 PASSES_PER_STEP = 3.0
 """A trained image costs its forward pass and a backward pass of about twice that."""
 
 
-def fine_tune(task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext) -> Network:
-    """Fit a linear probe as the head, then train head and body together.
+@dataclass(frozen=True)
+class Start:
+    """Where a fine-tune begins: the probe that becomes its head, and the defaults for it."""
 
-    References
-    ----------
-    A. Kumar et al., Fine-tuning can distort pretrained features and underperform
-    out-of-distribution, ICLR 2022.
+    head: Head
+    defaults: Defaults
+
+
+def prepare(task: ImageTask, backbone: Backbone, ctx: RunContext) -> Start:
+    """Fit a linear probe on train by cross-validation, and see what it leaves to learn.
+
+    Raises
+    ------
+    OutOfTime
+        If the deadline passes first.
     """
     ctx.check_time()
-    features = extract_features(task.train, backbone, ctx).at([backbone.n_depths])
+    features = extract_features(task.train, backbone, ctx)
+    penultimate = features.at([backbone.n_depths])
     labels = labels_of(task.train)
     tried = cross_validate(
-        features,
+        penultimate,
         labels,
         task.n_classes,
         folds=fold_numbers(labels, ctx.seed, groups=groups_of(task.train)),
         device=ctx.device,
     )
     head = fit_head(
-        features, labels, task.n_classes, tried.strengths[tried.best], device=ctx.device
+        penultimate, labels, task.n_classes, tried.strengths[tried.best], device=ctx.device
     )
+    accuracy = float(tried.correct[tried.best].mean())
+    return Start(head, fine_tune_defaults(features, accuracy))
+
+
+def fine_tune(
+    task: ImageTask, backbone: Backbone, start: Start, recipe: Recipe, ctx: RunContext
+) -> Network:
+    """Train head and body together, beginning with the probe as the head.
+
+    References
+    ----------
+    A. Kumar et al., Fine-tuning can distort pretrained features and underperform
+    out-of-distribution, ICLR 2022.
+    """
     with ctx.seeded():
         network = make_network(backbone, (backbone.n_depths,), task.n_classes)
-        set_head(network, head.weight, head.bias)
+        set_head(network, start.head.weight, start.head.bias)
         train(network, task, backbone, recipe, ctx)
     calibrate(network, task, backbone, ctx)
     return network
@@ -49,11 +76,6 @@ def calibrate(network: Network, task: ImageTask, backbone: Backbone, ctx: RunCon
     scale_scores(network, 1 / found)
 
 
-def default_steps(n_train: int, batch_size: int) -> int:
-    """Return optimiser steps for a train split: eight epochs, within 150 and 600 steps."""
-    return int(min(max(8 * n_train / batch_size, 150), 600))
-
-
 def training_passes(n_train: int, n_val: int, steps: int, batch: int, frozen: float) -> float:
     """Return the cost of a training in forward passes of one image.
 
@@ -63,5 +85,5 @@ def training_passes(n_train: int, n_val: int, steps: int, batch: int, frozen: fl
         Share of the forward pass that lies in frozen stages, which need no backward pass.
     """
     per_image = 1 + (PASSES_PER_STEP - 1) * (1 - frozen)
-    judged = 7 * n_val
+    judged = (ROUNDS + 1) * n_val
     return n_train + steps * batch * per_image + judged

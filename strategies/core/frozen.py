@@ -3,10 +3,10 @@
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import make_network, set_head
 from strategies.core.features import extract_features
+from strategies.core.network import Network
 from strategies.core.probes import Loss, cross_validate, fit_head, fold_numbers, temperature
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, groups_of, labels_of
-from strategies.core.training import Network
 
 
 def fit_on_features(

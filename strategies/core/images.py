@@ -250,12 +250,19 @@ def centre_box(width: int, height: int, px: int, crop_pct: float) -> Box:
 def random_box(width: int, height: int, min_area: float, rng: np.random.Generator) -> Box:
     """Draw a box of random area (a share in [min_area, 1]) and aspect (3/4 to 4/3).
 
+    The aspect is drawn from the part of its range in which a box of that area fits into the
+    picture, or is the nearest to it in which one does: the area is never cut down.
+
     References
     ----------
     The "random resized crop" of C. Szegedy et al., Going deeper with convolutions, 2015.
     """
     area = width * height * rng.uniform(min_area, 1.0)
-    aspect = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+    # w = sqrt(area * aspect) <= width and h = sqrt(area / aspect) <= height
+    narrowest, widest = np.log(area / height**2), np.log(width**2 / area)
+    low = np.clip(np.log(3 / 4), narrowest, widest)
+    high = np.clip(np.log(4 / 3), narrowest, widest)
+    aspect = np.exp(rng.uniform(low, high))
     w = min(float(np.sqrt(area * aspect)), float(width))
     h = min(float(np.sqrt(area / aspect)), float(height))
     left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)

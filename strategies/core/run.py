@@ -14,16 +14,21 @@ import torch
 from strategies.core.cache import ArrayCache
 from strategies.core.errors import OutOfTime, TransferError
 
-OnEpoch = Callable[[int, float], None]
+OnEpoch = Callable[[int, float | None], None]
 OnProgress = Callable[[str, int, int], None]
+OnNote = Callable[[str], None]
 
 
-def _ignore_epoch(epoch: int, val_accuracy: float) -> None:
+def _ignore_epoch(epoch: int, val_accuracy: float | None) -> None:
     """Hear of an epoch and do nothing."""
 
 
 def _ignore_progress(what: str, done: int, total: int) -> None:
     """Hear of progress and do nothing."""
+
+
+def _ignore_note(note: str) -> None:
+    """Hear of a remark and do nothing."""
 
 
 def default_cache_dir() -> Path:
@@ -42,9 +47,16 @@ class RunContext:
     deadline_s
         ``time.monotonic()`` at which to stop, or None.
     on_epoch
-        Called with (epoch from 1, val accuracy); may raise to end the fit.
+        Called with (epoch from 1, val accuracy or None without val pictures); may raise to end
+        the fit.
     on_progress
         Called with (what, done, total).
+    on_note
+        Called with a sentence when a fit goes another way than it was meant to.
+    checkpoint
+        A file, or None: a training writes its state there every round, goes on from it if it is
+        started again, and deletes it when it is done. A file of another training, or a damaged
+        one, is replaced; so no two trainings at once may be given the same.
     """
 
     cache: ArrayCache
@@ -55,6 +67,8 @@ class RunContext:
     deadline_s: float | None = None
     on_epoch: OnEpoch = _ignore_epoch
     on_progress: OnProgress = _ignore_progress
+    on_note: OnNote = _ignore_note
+    checkpoint: Path | None = None
 
     def seconds_left(self) -> float:
         """Return the seconds until the deadline, infinite without one."""

@@ -1,0 +1,131 @@
+"""Full fine-tuning with its default hyperparameters against the best of hand-picked ones.
+
+    python benchmarks/fine_tune_defaults.py --data-root FOLDER --out FILE
+
+One row a fit, appended as it is done; what stands in the file already is not run again. Then the
+table: mean over seeds and standard deviation of test accuracy.
+"""
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from strategies.core.backbone import load_backbone
+from strategies.core.classifier import evaluate
+from strategies.core.run import make_context
+from strategies.core.task import ImageTask, Picture, load_task
+from strategies.registry import get_strategy
+
+ROWS = {
+    ("cats_dogs", 15): 91.0,
+    ("flowers5", 15): 78.7,
+    ("neu_surface", 8): 98.3,
+    ("sign_digits", 10): 92.8,
+    ("sign_digits", 120): 97.8,
+    ("gtsrb", 10): 79.9,
+    ("hymenoptera", 15): None,
+}
+"""Set and train pictures a class, with the best accuracy that was reached by hand (one seed)."""
+MAX_TEST = 600
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    args = _arguments()
+    for name, n in ROWS:
+        todo = [
+            (seed, strategy)
+            for seed in args.seeds
+            for strategy in ("linear_probe", "full_fine_tune")
+            if (name in args.sets) and (name, n, seed, strategy) not in _rows(args.out)
+        ]
+        task = load_task(args.data_root / name) if todo else None
+        for seed, strategy in todo:
+            assert task is not None
+            row = {"set": name, "n_per_class": n, "seed": seed, "strategy": strategy}
+            row |= fit(draw(task, n, seed), strategy, seed, args)
+            with args.out.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    print(table(_rows(args.out)))
+
+
+def draw(task: ImageTask, n: int, seed: int) -> ImageTask:
+    """Draw `n` train pictures a class, a fifth as many for val, and at most 600 for test."""
+    rng = np.random.default_rng(seed)
+    train: list[Picture] = []
+    val: list[Picture] = []
+    for label in range(task.n_classes):
+        rows = [p for p in task.fit_split if p.label == label]
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+        train += rows[:n]
+        val += rows[n : n + max(1, n // 5)]
+    assert task.test is not None
+    order = np.random.default_rng(0).permutation(len(task.test))[:MAX_TEST]
+    test = tuple(task.test[i] for i in sorted(order))
+    return replace(task, train=tuple(train), val=tuple(val), test=test)
+
+
+def fit(task: ImageTask, strategy: str, seed: int, args: argparse.Namespace) -> dict[str, object]:
+    """Fit once with default hyperparameters and judge on test."""
+    backbone = load_backbone(input_px=args.input_px)
+    ctx = make_context(cache_dir=args.cache_dir, seed=seed)
+    start = time.monotonic()
+    fitted = get_strategy(strategy)().fit(task.hide_test(), backbone, ctx)
+    seconds = time.monotonic() - start
+    assert task.test is not None
+    found = evaluate(fitted, task.test)
+    return {
+        "n_train": len(task.train),
+        "n_val": len(task.val),
+        "n_test": found.n,
+        "accuracy": found.accuracy.mid,
+        "calibration_error": found.calibration_error,
+        "hyperparameters": dict(fitted.hyperparameters),
+        "seconds": round(seconds, 1),
+    }
+
+
+def table(rows: dict[tuple[str, int, int, str], float]) -> str:
+    """Return the table in Markdown."""
+    found: dict[tuple[str, int, str], list[float]] = defaultdict(list)
+    for (name, n, _, strategy), accuracy in rows.items():
+        found[name, n, strategy].append(100 * accuracy)
+    lines = [
+        "| set, train pictures a class | probe | full fine-tune | by hand |",
+        "|---|---|---|---|",
+    ]
+    for (name, n), by_hand in ROWS.items():
+        cells = []
+        for strategy in ("linear_probe", "full_fine_tune"):
+            values = found.get((name, n, strategy))
+            spread = f" ± {np.std(values, ddof=1):.1f}" if values and len(values) > 1 else ""
+            cells.append(f"{np.mean(values):.1f}{spread} ({len(values)})" if values else "–")
+        lines.append(f"| {name}, {n} | {' | '.join(cells)} | {by_hand or '–'} |")
+    return "\n".join(lines)
+
+
+def _rows(out: Path) -> dict[tuple[str, int, int, str], float]:
+    if not out.exists():
+        return {}
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    return {(r["set"], r["n_per_class"], r["seed"], r["strategy"]): r["accuracy"] for r in rows}
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/fine_tune_defaults.jsonl"))
+    parser.add_argument("--cache-dir", type=Path, default=None)
+    parser.add_argument("--sets", nargs="*", default=sorted({name for name, _ in ROWS}))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--input-px", type=int, default=96)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Training behind a frozen prefix that runs once, against running it for every picture.
+
+    python benchmarks/prefix_cache.py --data-root FOLDER --out FILE
+
+Ten epochs from image files, the filling of the cache included; the same start, recipe, seeds and
+pictures on both sides. One row a pair of trainings, appended as it is done; then the table.
+"""
+
+import argparse
+import json
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+from fine_tune_defaults import draw
+
+from strategies.core import prefix
+from strategies.core.backbone import Backbone, load_backbone
+from strategies.core.classifier import make_network, set_head
+from strategies.core.fine_tuning import Start, prepare
+from strategies.core.recipe import Recipe
+from strategies.core.run import RunContext, make_context
+from strategies.core.task import ImageTask, labels_of, load_task
+from strategies.core.training import scores_of, train
+
+EPOCHS, BATCH_SIZE = 10, 32
+
+
+def main() -> None:
+    """Run what is missing, then print the table."""
+    args = _arguments()
+    backbone = load_backbone(input_px=args.input_px)
+    for name in args.sets:
+        task = load_task(args.data_root / name)
+        for seed in args.seeds:
+            drawn = draw(task, args.n_per_class, seed)
+            ctx = make_context(cache_dir=args.cache_dir, seed=seed)
+            start = prepare(drawn, backbone, ctx)
+            for frozen in args.frozen:
+                case = {"set": name, "seed": seed, "frozen": frozen, "input_px": args.input_px}
+                if any(case.items() <= row.items() for row in _rows(args.out)):
+                    continue
+                row = case | compare(drawn, backbone, start, frozen, ctx)
+                with args.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(row, flush=True)
+    print(table(_rows(args.out)))
+
+
+def compare(
+    task: ImageTask, backbone: Backbone, start: Start, frozen: int, ctx: RunContext
+) -> dict[str, Any]:
+    """Train both ways; seconds and test accuracy of each."""
+    recipe = Recipe(
+        steps=EPOCHS * len(task.train) // BATCH_SIZE,
+        lr=start.defaults.lr,
+        batch_size=BATCH_SIZE,
+        frozen_stages=frozen,
+    )
+    row: dict[str, Any] = {"n_train": len(task.train), "steps": recipe.steps}
+    row["cached_s"], row["cached"] = _trained(task, backbone, start, recipe, ctx)
+    with mock.patch.object(prefix, "MOST_BYTES", 0):
+        row["plain_s"], row["plain"] = _trained(task, backbone, start, recipe, ctx)
+    return row
+
+
+def _trained(
+    task: ImageTask, backbone: Backbone, start: Start, recipe: Recipe, ctx: RunContext
+) -> tuple[float, float]:
+    assert task.test is not None
+    with ctx.seeded():
+        network = make_network(backbone, (backbone.n_depths,), task.n_classes)
+        set_head(network, start.head.weight, start.head.bias)
+        began = time.perf_counter()
+        train(network, task.hide_test(), backbone, recipe, ctx)
+        seconds = time.perf_counter() - began
+    found = scores_of(network, task.test, backbone, ctx).argmax(axis=1)
+    return round(seconds, 2), float(np.mean(found == labels_of(task.test)))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the table in Markdown: means over seeds, spread of the differences."""
+    grouped: dict[tuple[str, int, int], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        grouped[row["set"], row["input_px"], row["frozen"]].append(row)
+    lines = ["| set | px | frozen | plain, s | cached, s | times faster | accuracy, points |"]
+    lines.append("|---|---|---|---|---|---|---|")
+    for (name, px, frozen), own in grouped.items():
+        plain, cached = (np.array([r[k] for r in own]) for k in ("plain_s", "cached_s"))
+        gap = 100 * np.array([r["cached"] - r["plain"] for r in own])
+        spread = f" ± {gap.std(ddof=1):.1f}" if len(own) > 1 else ""
+        lines.append(
+            f"| {name} | {px} | {frozen} | {plain.mean():.1f} | {cached.mean():.1f} | "
+            f"{(plain / cached).mean():.2f} | {gap.mean():+.1f}{spread} ({len(own)}) |"
+        )
+    return "\n".join(lines)
+
+
+def _rows(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/prefix_cache.jsonl"))
+    parser.add_argument("--cache-dir", type=Path, default=None)
+    parser.add_argument("--sets", nargs="*", default=["flowers5", "sign_digits", "dtd10"])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--frozen", nargs="*", type=int, default=[3, 4])
+    parser.add_argument("--n-per-class", type=int, default=20)
+    parser.add_argument("--input-px", type=int, default=224)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

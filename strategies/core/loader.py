@@ -1,0 +1,113 @@
+"""Train pictures in batches: an order, random crops, and threads that read ahead."""
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+from PIL import Image
+
+from strategies.core.backbone import Backbone
+from strategies.core.errors import DataError, TransferError
+from strategies.core.images import Pixels, UnreadableImage, random_box, read_image, resize_box
+from strategies.core.recipe import Recipe
+from strategies.core.run import RunContext
+from strategies.core.task import Split
+
+KEPT_BYTES = 1 << 30
+"""Decoded train pictures are kept in memory up to this size."""
+
+
+class Crops:
+    """Random crops of a split's pictures; what is drawn depends on the seed and a key alone."""
+
+    def __init__(self, split: Split, backbone: Backbone, recipe: Recipe, seed: int) -> None:
+        self.split, self.backbone, self.recipe, self.seed = split, backbone, recipe, seed
+        self._kept: dict[int, Image.Image] = {}
+        self._kept_bytes = 0
+
+    def crop(self, row: int, *key: int) -> Pixels:
+        """Draw one crop of a picture, (px, px, 3)."""
+        rng = np.random.default_rng([self.seed, *key])
+        image = self._image(row)
+        box = random_box(image.width, image.height, self.recipe.min_area, rng)
+        pixels = resize_box(image, box, self.backbone.input_px, self.backbone.interpolation)
+        return pixels[:, ::-1] if self.recipe.hflip and rng.random() < 0.5 else pixels
+
+    def _image(self, row: int) -> Image.Image:
+        if row in self._kept:
+            return self._kept[row]
+        path = self.split[row].path
+        try:
+            image = read_image(path)
+        except UnreadableImage as error:
+            raise DataError(
+                f"{path} could be read before and cannot any more: {error}. "
+                "Restore it, or remove it from the data set, and start again."
+            ) from error
+        size = 3 * image.width * image.height
+        if self._kept_bytes + size <= KEPT_BYTES:
+            self._kept[row] = image
+            self._kept_bytes += size
+        return image
+
+
+def train_batches(
+    split: Split, backbone: Backbone, recipe: Recipe, ctx: RunContext, first: int = 0
+) -> Generator[tuple[Sequence[int], Pixels]]:
+    """Yield batches without end: row numbers and augmented pixels; the same for the same seed.
+
+    Parameters
+    ----------
+    first
+        Number of the first batch: a resumed training leaves out those that it has seen.
+
+    Raises
+    ------
+    DataError
+        If a picture can no longer be read.
+    TransferError
+        If a worker fails for any other reason.
+    """
+    crops = Crops(split, backbone, recipe, ctx.seed)
+
+    def draw(number: int, rows: Sequence[int]) -> Pixels:
+        return np.stack([crops.crop(row, number, i) for i, row in enumerate(rows)])
+
+    waiting: deque[tuple[list[int], Future[Pixels]]] = deque()
+    with ThreadPoolExecutor(ctx.n_workers) as pool:
+        try:
+            for number, rows in enumerate(row_batches(len(split), recipe.batch_size, ctx.seed)):
+                if number < first:
+                    continue
+                waiting.append((rows, pool.submit(draw, number, rows)))
+                if len(waiting) > ctx.n_workers:
+                    batch, pixels = waiting.popleft()
+                    yield batch, result_of(pixels)
+        finally:
+            for _, pixels in waiting:
+                pixels.cancel()
+
+
+def result_of(work: Future[Pixels]) -> Pixels:
+    """Return what a worker made; whatever it died of becomes an error with a sentence."""
+    try:
+        return work.result()
+    except TransferError:
+        raise
+    except (Exception, SystemExit) as error:  # a worker's last words, whatever they are
+        raise TransferError(
+            f"A worker that reads pictures died ({type(error).__name__}: {error}), so the "
+            "training was stopped. Run it again; if it happens again, use fewer workers."
+        ) from error
+
+
+def row_batches(n: int, size: int, seed: int) -> Iterator[list[int]]:
+    """Yield batches of row numbers from one random order after the other, without end."""
+    rng = np.random.default_rng(seed)
+    waiting: list[int] = []
+    while True:
+        while len(waiting) < size:
+            waiting += rng.permutation(n).tolist()
+        yield waiting[:size]
+        waiting = waiting[size:]

@@ -1,0 +1,258 @@
+"""The frozen first stages run once: their activations are kept in a file while the rest learns.
+
+Every train picture is seen in a few random crops (`VIEWS`), every val picture in its centre crop.
+The file has no name, so nothing of it is left behind, however the training ends.
+"""
+
+import contextlib
+import copy
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from strategies.core.backbone import Backbone
+from strategies.core.features import batches, to_input
+from strategies.core.images import Pixels
+from strategies.core.loader import Crops, result_of, row_batches
+from strategies.core.network import Network
+from strategies.core.recipe import Recipe
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask
+
+VIEWS = 3
+"""Random crops kept of every train picture."""
+MOST_BYTES = 8 << 30
+"""A larger file is not written."""
+DISK_SHARE = 0.5
+"""Share of the free disk that the file may take."""
+_PICTURES = 8
+_LARGEST_HALF = 6e4
+
+
+class NotCached(Exception):
+    """The frozen prefix is not run once; the message is the reason, empty if it is none."""
+
+
+class _Reached(Exception):
+    """Ends a forward pass at the cut, with what was computed."""
+
+    def __init__(self, activations: Tensor) -> None:
+        super().__init__("the cut is reached")
+        self.activations = activations
+
+
+@dataclass(frozen=True)
+class CachedPrefix:
+    """Activations behind the frozen stages, and the rest of the network that learns from them.
+
+    Attributes
+    ----------
+    train, centre
+        Activations of train and val pictures, (n, views, ...) and (n, ...), float16, on disk.
+    """
+
+    network: Network
+    train: NDArray[Any]
+    centre: NDArray[Any]
+    recipe: Recipe
+    ctx: RunContext
+    kind: str = f"frozen prefix, {VIEWS} views"
+
+    def batches(self, first: int) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Yield train batches without end; a picture's views take turns from epoch to epoch."""
+        n, views = self.train.shape[:2]
+        size = self.recipe.batch_size
+        for number, rows in enumerate(row_batches(n, size, self.ctx.seed)):
+            if number >= first:
+                epochs = (number * size + np.arange(size)) // n
+                yield rows, self._tensor(self.train[rows, (np.asarray(rows) + epochs) % views])
+
+    def val(self) -> Iterator[Tensor]:
+        """Yield the centre views of the val pictures, in order."""
+        for start in range(0, len(self.centre), self.recipe.batch_size):
+            yield self._tensor(self.centre[start : start + self.recipe.batch_size])
+
+    def _tensor(self, rows: NDArray[Any]) -> Tensor:
+        values = torch.from_numpy(rows.astype(np.float32)).to(self.ctx.device)
+        return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
+
+
+@contextlib.contextmanager
+def cached_prefix(
+    network: Network,
+    stage: Mapping[str, int],
+    task: ImageTask,
+    backbone: Backbone,
+    recipe: Recipe,
+    ctx: RunContext,
+) -> Iterator[CachedPrefix]:
+    """Fill the file, for as long as the training lasts.
+
+    Raises
+    ------
+    NotCached
+        If nothing is frozen, the crops are seen too seldom to be worth keeping, the network
+        cannot be taken up behind the cut, or the file would not fit.
+    """
+    views = _views(task, recipe)
+    prefix = _Prefix(network, backbone.depths[recipe.frozen_stages - 1].name, ctx)
+    crops = Crops(task.train, backbone, recipe, ctx.seed)
+    with ThreadPoolExecutor(1) as pool:
+        sample = result_of(pool.submit(lambda: np.stack([crops.crop(0, 0, 0)])))
+    images = to_input(sample, backbone, ctx.device)
+    rest = _rest(network, stage, recipe.frozen_stages)
+    _check_same(network, prefix, rest, images)
+    shape = prefix(images).shape[1:]
+    with _file(len(task.train) * views + len(task.val), shape, ctx) as rows:
+        n = len(task.train) * views
+        train, val = rows[:n].reshape(len(task.train), views, *shape), rows[n:]
+        _fill_train(train, prefix, crops, backbone, ctx)
+        _fill_val(val, prefix, task, backbone, ctx)
+        yield CachedPrefix(rest, train, val, recipe, ctx)
+
+
+def _views(task: ImageTask, recipe: Recipe) -> int:
+    """Return the number of crops to keep of every picture."""
+    epochs = recipe.steps * recipe.batch_size / len(task.train)
+    if not recipe.frozen_stages or epochs <= 1:
+        raise NotCached
+    if recipe.mixup:
+        raise NotCached("mixup mixes pictures, not activations.")
+    return min(VIEWS, int(np.ceil(epochs)))
+
+
+class _Prefix:
+    """The network up to the cut, in eval mode."""
+
+    def __init__(self, network: Network, cut: str, ctx: RunContext) -> None:
+        self.body, self.ctx = network.body, ctx
+        self.cut = network.body.net.get_submodule(cut)
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor, precision: torch.dtype | None = None) -> Tensor:
+        def stop(_: nn.Module, __: object, output: Tensor) -> None:
+            raise _Reached(output)
+
+        self.body.eval()
+        handle = self.cut.register_forward_hook(stop)
+        try:
+            with self.ctx.autocast() if precision is None else contextlib.nullcontext():
+                self.body(images.to(memory_format=torch.channels_last))
+        except _Reached as reached:
+            return reached.activations.float()
+        finally:
+            handle.remove()
+        raise NotCached("the network does not pass through its own cut point.")
+
+
+def _rest(network: Network, stage: Mapping[str, int], frozen: int) -> Network:
+    """Copy the network with its frozen modules replaced by ones that hand on what they get."""
+    rest = copy.deepcopy(network)
+    net = rest.body.net
+    for name in [n for n, _ in net.named_modules() if n]:
+        parent_name, _, child = name.rpartition(".")
+        inside = [s for n, s in stage.items() if f"{n}.".startswith(f"{name}.")]
+        if inside and max(inside) <= frozen and _has(net, name):
+            setattr(net.get_submodule(parent_name), child, nn.Identity())
+    return rest
+
+
+def _has(net: nn.Module, name: str) -> bool:
+    """Whether a module is still there, its parents not yet replaced."""
+    return name in dict(net.named_modules())
+
+
+@torch.no_grad()
+def _check_same(network: Network, prefix: _Prefix, rest: Network, images: Tensor) -> None:
+    """Refuse networks whose rest, fed with the activations at the cut, computes something else."""
+    why = "this network cannot be taken up behind its frozen stages."
+    network.eval(), rest.eval()
+    try:
+        found = rest(prefix(images, torch.float32))
+        expected = network(images)
+    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
+        raise NotCached(why) from error
+    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        raise NotCached(why)
+
+
+@contextlib.contextmanager
+def _file(n: int, shape: Sequence[int], ctx: RunContext) -> Iterator[NDArray[np.float16]]:
+    """Map a nameless file of `n` rows of half precision, in the cache's folder."""
+    size = 2 * n * int(np.prod(shape))
+    folder = ctx.cache.path.parent
+    free = shutil.disk_usage(folder).free
+    if size > min(MOST_BYTES, DISK_SHARE * free):
+        raise NotCached(
+            f"what they make of all pictures takes {size / 1e9:.1f} GB; at most "
+            f"{MOST_BYTES / 1e9:.1f} GB and half of the {free / 1e9:.1f} GB free are used."
+        )
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+            if hasattr(os, "posix_fallocate"):  # a full disk is told now, not by a signal later
+                os.posix_fallocate(file.fileno(), 0, size)
+            else:
+                file.truncate(size)
+            rows = np.memmap(file, dtype=np.float16, shape=(n, *shape))
+        except OSError as error:
+            raise NotCached(f"{folder} cannot hold them: {error}.") from error
+        yield rows
+
+
+def _fill_train(
+    rows: NDArray[np.float16],
+    prefix: _Prefix,
+    crops: Crops,
+    backbone: Backbone,
+    ctx: RunContext,
+) -> None:
+    """Run the prefix over every view; each picture is read once."""
+    n, views = rows.shape[:2]
+
+    def draw(start: int) -> Pixels:
+        chosen = range(start, min(start + _PICTURES, n))
+        return np.stack([crops.crop(row, row, view) for row in chosen for view in range(views)])
+
+    with ThreadPoolExecutor(ctx.n_workers) as pool:
+        starts = list(range(0, n, _PICTURES))
+        ahead = ctx.n_workers + 1
+        waiting = [pool.submit(draw, start) for start in starts[:ahead]]
+        for number, start in enumerate(starts):
+            ctx.check_time()
+            pixels = result_of(waiting.pop(0))
+            if number + ahead < len(starts):
+                waiting.append(pool.submit(draw, starts[number + ahead]))
+            found = _half(prefix(to_input(pixels, backbone, ctx.device)))
+            rows[start : start + _PICTURES] = found.reshape(-1, views, *found.shape[1:])
+            ctx.on_progress("frozen stages", min(start + _PICTURES, n), n)
+
+
+def _fill_val(
+    rows: NDArray[np.float16],
+    prefix: _Prefix,
+    task: ImageTask,
+    backbone: Backbone,
+    ctx: RunContext,
+) -> None:
+    done = 0
+    for pixels in batches([p.path for p in task.val], backbone, ctx.n_workers):
+        ctx.check_time()
+        rows[done : done + len(pixels)] = _half(prefix(to_input(pixels, backbone, ctx.device)))
+        done += len(pixels)
+
+
+def _half(activations: Tensor) -> NDArray[np.float16]:
+    """Round to half precision, refusing what does not fit into it."""
+    if not float(activations.abs().max()) < _LARGEST_HALF:
+        raise NotCached("their activations are too large for half precision.")
+    return activations.half().cpu().numpy()

@@ -1,0 +1,163 @@
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from strategies.core import prefix
+from strategies.core.backbone import Backbone, stages
+from strategies.core.classifier import make_network
+from strategies.core.features import batches, to_input
+from strategies.core.inputs import Pictures, open_inputs
+from strategies.core.network import Network
+from strategies.core.prefix import CachedPrefix
+from strategies.core.recipe import Recipe
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask
+from strategies.core.training import train
+
+RECIPE = Recipe(20, 0.01, batch_size=8, frozen_stages=2)
+
+
+@pytest.fixture
+def notes() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def ctx(ctx: RunContext, notes: list[str]) -> RunContext:
+    return replace(ctx, on_note=notes.append)
+
+
+def _network(backbone: Backbone, ctx: RunContext) -> Network:
+    with ctx.seeded():
+        return make_network(backbone, (backbone.n_depths,), 3)
+
+
+@pytest.mark.parametrize("frozen", [1, 3, 5])
+def test_the_rest_computes_from_the_cache_what_the_network_computes_from_pictures(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext, notes: list[str], frozen: int
+) -> None:
+    network = _network(backbone, ctx).eval()
+    stage = stages(network.body.net, backbone)
+    recipe = replace(RECIPE, frozen_stages=frozen)
+    paths = [p.path for p in small_task.val]
+    images = torch.cat([to_input(p, backbone, ctx.device) for p in batches(paths, backbone, 1)])
+
+    with (
+        torch.no_grad(),
+        open_inputs(network, stage, small_task, backbone, recipe, ctx) as inputs,
+    ):
+        assert isinstance(inputs, CachedPrefix)
+        found = torch.cat([inputs.network.eval()(part) for part in inputs.val()])
+        expected = network(images)
+
+    assert not notes
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01 * float(expected.abs().max()))
+
+
+def test_a_row_of_a_batch_is_a_view_of_its_picture_and_views_take_turns(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    task = replace(small_task, train=small_task.train[:6])
+    network = _network(backbone, ctx)
+    stage = stages(network.body.net, backbone)
+    recipe = replace(RECIPE, batch_size=6)
+    with open_inputs(network, stage, task, backbone, recipe, ctx) as inputs:
+        assert isinstance(inputs, CachedPrefix)
+        assert inputs.train.shape[:2] == (6, prefix.VIEWS)
+        seen: dict[int, list[int]] = {row: [] for row in range(6)}
+        for rows, values in islice(inputs.batches(0), prefix.VIEWS):
+            for row, value in zip(rows, values.numpy(), strict=True):
+                own = [
+                    np.array_equal(value, view.astype(np.float32)) for view in inputs.train[row]
+                ]
+                seen[row].append(own.index(True))
+        late = next(iter(inputs.batches(2)))
+        third = next(islice(inputs.batches(0), 2, None))
+
+    assert all(sorted(views) == list(range(prefix.VIEWS)) for views in seen.values())
+    assert late[0] == third[0]
+    assert torch.equal(late[1], third[1])
+
+
+def test_frozen_stages_run_once_however_many_epochs_there_are(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    network = _network(backbone, ctx)
+    passed: list[int] = []
+
+    def count(module: object, inputs: tuple[torch.Tensor], output: object) -> None:
+        passed.append(len(inputs[0]))
+
+    network.body.net.get_submodule("blocks.0").register_forward_hook(count)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    train(network, small_task, backbone, RECIPE, ctx)
+
+    n_train, n_val = len(small_task.train), len(small_task.val)
+    assert sum(passed) <= prefix.VIEWS * n_train + n_val + 5
+    assert RECIPE.steps * RECIPE.batch_size > prefix.VIEWS * n_train
+    changed = {k for k, v in network.state_dict().items() if not torch.equal(before[k], v)}
+    assert "head.weight" in changed
+    assert not {k for k in changed if "blocks.0." in k or "blocks.1." in k or "conv_stem" in k}
+    assert any("blocks.5." in k for k in changed)
+
+
+def test_what_does_not_fit_is_told_and_trained_from_pictures(
+    backbone: Backbone,
+    small_task: ImageTask,
+    ctx: RunContext,
+    notes: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(prefix, "MOST_BYTES", 1000)
+    network = _network(backbone, ctx)
+    stage = stages(network.body.net, backbone)
+
+    with open_inputs(network, stage, small_task, backbone, RECIPE, ctx) as inputs:
+        assert isinstance(inputs, Pictures)
+
+    assert len(notes) == 1
+    assert "GB" in notes[0]
+
+
+def test_a_network_that_cannot_be_taken_up_behind_the_cut_is_trained_from_pictures(
+    load_random: Callable[..., Backbone], small_task: ImageTask, ctx: RunContext, notes: list[str]
+) -> None:
+    vit = load_random("test_vit")
+    network = _network(vit, ctx)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+
+    train(network, small_task, vit, replace(RECIPE, steps=12, frozen_stages=1), ctx)
+
+    assert len(notes) <= 1
+    assert any(not torch.equal(before[k], v) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("change", [{"frozen_stages": 0}, {"steps": 1}])
+def test_nothing_is_kept_and_nothing_said_where_it_would_not_pay(
+    backbone: Backbone,
+    small_task: ImageTask,
+    ctx: RunContext,
+    notes: list[str],
+    change: dict[str, int],
+) -> None:
+    network = _network(backbone, ctx)
+    stage = stages(network.body.net, backbone)
+    recipe = replace(RECIPE, **change)
+
+    with open_inputs(network, stage, small_task, backbone, recipe, ctx) as inputs:
+        assert isinstance(inputs, Pictures)
+    assert not notes
+
+
+def test_nothing_of_the_file_is_left_behind(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    folder = ctx.cache.path.parent
+    before = set(folder.iterdir())
+    train(_network(backbone, ctx), small_task, backbone, replace(RECIPE, steps=8), ctx)
+
+    assert set(folder.iterdir()) == before
