@@ -3,7 +3,14 @@
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import make_network, set_head
 from strategies.core.features import extract_features
-from strategies.core.probes import Loss, cross_validate, fit_head, fold_numbers, temperature
+from strategies.core.probes import (
+    STRENGTHS,
+    Loss,
+    cross_validate,
+    fit_head,
+    fold_numbers,
+    temperature,
+)
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, groups_of, labels_of
 from strategies.core.training import Network
@@ -28,15 +35,14 @@ def fit_on_features(
     ctx.check_time()
     features = extract_features(task.train, backbone, ctx).at(depths)
     labels = labels_of(task.train)
-    given = {} if strength is None else {"strengths": [strength]}
     tried = cross_validate(
         features,
         labels,
         task.n_classes,
         folds=fold_numbers(labels, ctx.seed, groups=groups_of(task.train)),
         loss=loss,
+        strengths=STRENGTHS if strength is None else [strength],
         device=ctx.device,
-        **given,
     )
     used = tried.strengths[tried.best]
     head = fit_head(
