@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from scipy.stats import norm
 
 from strategies.core.folds import MAX_FOLDS, fold_numbers
-from strategies.core.metrics import Interval, Labels, Scores, log_loss, proportion
+from strategies.core.metrics import LEVEL, Interval, Labels, Scores, log_loss, proportion
 from strategies.core.solver import Loss, principal_axes, solve_path
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "CrossValidated",
     "Head",
     "Loss",
+    "better_beyond_doubt",
     "cheapest_within_error",
     "corrected_accuracy",
     "cross_validate",
@@ -35,7 +37,7 @@ __all__ = [
 
 ClassWeight = Literal["none", "balanced"]
 
-STRENGTHS: tuple[float, ...] = tuple(float(s) for s in np.logspace(-2, -6.5, 10))
+STRENGTHS: tuple[float, ...] = tuple(float(s) for s in np.logspace(-1, -6.5, 12))
 """L2 strengths, strong to weak, for features scaled to unit mean squared length."""
 
 
@@ -79,10 +81,18 @@ class CrossValidated:
         return right
 
     @cached_property
+    def _losses(self) -> list[float]:
+        return [temperature(s, self.labels, self.counts)[1] for s in self.scores]
+
+    @property
     def best(self) -> int:
         """Index of the strength with the least calibrated log-loss."""
-        found = [temperature(s, self.labels, self.counts)[1] for s in self.scores]
-        return int(np.argmin(found))
+        return int(np.argmin(self._losses))
+
+    @property
+    def log_loss(self) -> float:
+        """Calibrated log-loss of the best strength, in nats."""
+        return min(self._losses)
 
 
 def cross_validate(
@@ -162,6 +172,9 @@ def temperature(
 ) -> tuple[float, float]:
     """Return the temperature that calibrates out-of-fold scores best, and its log-loss.
 
+    Of n pictures, one more is taken to have any label at all (Platt's prior): a few pictures that
+    are all classified correctly do not make a classifier certain.
+
     Parameters
     ----------
     counts
@@ -169,14 +182,24 @@ def temperature(
 
     References
     ----------
-    C. Guo et al., On calibration of modern neural networks, ICML 2017.
+    C. Guo et al., On calibration of modern neural networks, ICML 2017. J. Platt, Probabilistic
+    outputs for support vector machines, 1999.
     """
-    found = minimize_scalar(
-        lambda t: log_loss(scores / np.exp(t), labels, counts),
-        bounds=(-4.0, 4.0),
-        method="bounded",
-    )
-    return float(np.exp(found.x)), float(found.fun)
+    doubt = 1 / (len(labels) + 2)
+    spread = float(np.average((scores.mean(axis=1) - _own(scores, labels)), weights=counts))
+
+    def loss(log_t: float) -> float:
+        t = float(np.exp(log_t))
+        return log_loss(scores / t, labels, counts) - doubt * spread / t
+
+    found = minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded")
+    t = float(np.exp(found.x))
+    return t, log_loss(scores / t, labels, counts)
+
+
+def _own(scores: Scores, labels: Labels) -> Scores:
+    """Return the score of every picture's own class, (n,)."""
+    return scores[np.arange(len(labels)), labels]
 
 
 def corrected_accuracy(
@@ -229,3 +252,29 @@ def cheapest_within_error(hits: Sequence[NDArray[np.bool_]]) -> int:
         if gap.mean() <= gap.std() / np.sqrt(len(hit)):
             return number
     raise ValueError("there is nothing to choose from")
+
+
+def better_beyond_doubt(hits: Sequence[NDArray[np.bool_]], losses: Sequence[float]) -> int:
+    """Return the first of some settings, or the best of those that are better beyond doubt.
+
+    A setting is better beyond doubt when it classifies more pictures correctly than the first by
+    more than the half-width of a `LEVEL` interval on the discordant pairs, with one more pair that
+    speaks for nothing. Among these the least log-loss decides, which is less noisy than hits.
+
+    Parameters
+    ----------
+    hits, losses
+        Out-of-fold hits of every setting, (n,) each, and their calibrated log-losses.
+
+    References
+    ----------
+    A. Agresti, Y. Min, Simple improved confidence intervals for comparing matched proportions,
+    2005.
+    """
+    z = norm.ppf(0.5 + LEVEL / 2)
+    better = []
+    for number, hit in enumerate(hits):
+        gained, lost = int(np.sum(hit & ~hits[0])), int(np.sum(~hit & hits[0]))
+        if gained - lost > z * np.sqrt(gained + lost + 1):
+            better.append(number)
+    return min(better, key=lambda number: losses[number], default=0)
