@@ -42,7 +42,7 @@ class LayerSVM(Strategy):
         "mean" over the picture, "grid" over each of its quarters, so that it matters where things
         are; None: by cross-validation.
     views, class_weight
-        As for the linear probe.
+        As for the linear probe; None is one view for a grid.
     """
 
     depth: int | None = None
@@ -74,8 +74,9 @@ class LayerSVM(Strategy):
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Fit on cached features."""
         ctx.check_time()
-        views = self.views or default_views(len(task.train))
-        depth, pooling = self._cut(task, backbone, ctx, views)
+        depth, pooling = self._cut(task, backbone, ctx)
+        # Corners and mirror images are elsewhere in the picture, which is what a grid tells apart.
+        views = self.views or (1 if pooling == "grid" else default_views(len(task.train)))
         depths = depth_set(depth, backbone)
         settings = LinearSettings(
             depths, "squared_hinge", self.strength, pooling, views, self.class_weight
@@ -87,13 +88,12 @@ class LayerSVM(Strategy):
         )
 
     def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
-        """Return one pass for every view of every train picture: it serves all depths."""
-        return float(len(task.train) * (self.views or default_views(len(task.train))))
+        """Return one pass for choosing the cut and one for every view: it serves all depths."""
+        views = self.views or default_views(len(task.train))
+        return float(len(task.train) * (1 + views))
 
-    def _cut(
-        self, task: ImageTask, backbone: Backbone, ctx: RunContext, views: int
-    ) -> tuple[int, Pooling]:
-        """Return depth and pooling, by cross-validation on first views where they are open."""
+    def _cut(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> tuple[int, Pooling]:
+        """Return depth and pooling, by cross-validation where they are open."""
         cuts = [
             (depth, pooling)
             for depth, pooling in candidates(backbone)
@@ -103,7 +103,7 @@ class LayerSVM(Strategy):
             return backbone.n_depths, self.pooling or "mean"
         if len(cuts) == 1:
             return cuts[0]
-        features = extract_views(task.train, backbone, ctx, views)
+        features = extract_views(task.train, backbone, ctx, 1)
         labels = labels_of(task.train)
         folds = fold_numbers(labels, ctx.seed, groups=groups_of(task.train))
         tried = []
