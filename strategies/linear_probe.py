@@ -1,17 +1,18 @@
 """A linear classifier on the last features of the frozen network."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, final
+from typing import ClassVar, Self, cast, final
 
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
-from strategies.core.frozen import fit_on_features
-from strategies.core.probes import STRENGTHS
+from strategies.core.frozen import LinearSettings, default_views, fit_on_features
+from strategies.core.probes import STRENGTHS, ClassWeight
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
+from strategies.core.views import VIEWS
 
 
 @final
@@ -23,9 +24,16 @@ class LinearProbe(Strategy):
     ----------
     strength
         L2 strength, for features scaled to unit mean squared length; None: by cross-validation.
+    views
+        What is learnt from of every train picture: 1 its centre, 6 also its mirror image and its
+        corners; None: 6 for up to 1,000 pictures. Prediction looks at the centre alone.
+    class_weight
+        "balanced" lets every class count alike, however many pictures it has.
     """
 
     strength: float | None = None
+    views: int | None = None
+    class_weight: ClassWeight = "none"
 
     name: ClassVar[str] = "linear_probe"
     summary: ClassVar[str] = "softmax regression on the frozen network's last features"
@@ -37,18 +45,26 @@ class LinearProbe(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw the L2 strength."""
-        return cls(trial.suggest_float("strength", STRENGTHS[-1], STRENGTHS[0], log=True))
+        """Draw the L2 strength, the views and the class weights."""
+        return cls(
+            trial.suggest_float("strength", STRENGTHS[-1], STRENGTHS[0], log=True),
+            trial.suggest_categorical("views", VIEWS),
+            cast(ClassWeight, trial.suggest_categorical("class_weight", ["none", "balanced"])),
+        )
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Fit on cached features."""
         depths = (backbone.n_depths,)
-        network, strength = fit_on_features(task, backbone, ctx, depths, self.strength, "softmax")
-        used = replace(self, strength=strength)
+        views = self.views or default_views(len(task.train))
+        settings = LinearSettings(
+            depths, "softmax", self.strength, views=views, class_weight=self.class_weight
+        )
+        network, strength = fit_on_features(task, backbone, ctx, settings)
+        used = replace(self, strength=strength, views=views)
         return ImageClassifier(
             task.classes, backbone, depths, network, self.name, used.hyperparameters()
         )
 
     def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
-        """Return one pass for every train picture."""
-        return float(len(task.train))
+        """Return one pass for every view of every train picture."""
+        return float(len(task.train) * (self.views or default_views(len(task.train))))

@@ -1,12 +1,14 @@
 """A network seen from its depths: where it can be cut, and what it computes up to there."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from strategies.core.errors import BackboneError
+
+Pooling = Literal["mean", "grid"]
 
 
 def depth_modules(net: nn.Module) -> list[str]:
@@ -36,20 +38,41 @@ def old_head(net: nn.Module, width: int) -> nn.Linear | None:
     return head if isinstance(head, nn.Linear) and head.in_features == width else None
 
 
+def pool(maps: Tensor, pooling: Pooling) -> Tensor:
+    """Average feature maps (n, channels, h, w) over the picture, or over each of its quarters.
+
+    "grid" is the mean in a 2 x 2 grid, (n, 4 * channels): it still knows roughly where things
+    are. Quarters of an odd side share its middle line.
+    """
+    if pooling == "mean":
+        return maps.mean((2, 3))
+    down, across = (maps.shape[2] + 1) // 2, (maps.shape[3] + 1) // 2
+    halves = (maps[:, :, :down], maps[:, :, -down:])
+    quarters = [q for half in halves for q in (half[..., :across], half[..., -across:])]
+    return torch.cat([q.mean((2, 3)) for q in quarters], dim=1)
+
+
 class Body(nn.Module):
     """The network up to the deepest of some depths: images to pooled activations.
 
-    Input (n, 3, h, w), normalised; output (n, d), the mean-pooled activations of `depths` side
-    by side. The penultimate depth is number `n_depths`.
+    Input (n, 3, h, w), normalised; output (n, d), the pooled activations of `depths` side by side.
+    The penultimate depth is number `n_depths`; it comes pooled as the network itself does it.
     """
 
-    def __init__(self, net: nn.Module, depths: tuple[int, ...], n_depths: int) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        depths: tuple[int, ...],
+        n_depths: int,
+        pooling: Pooling = "mean",
+    ) -> None:
         super().__init__()
         if not depths or list(depths) != sorted(set(depths) & set(range(1, n_depths + 1))):
             raise ValueError(f"depths must ascend within 1..{n_depths}, got {depths}")
         self.net = net
         self.whole = n_depths in depths
         self.levels = [d - 1 for d in depths if d < n_depths]
+        self.pooling: Pooling = pooling
 
     def cut(self) -> "Body":
         """Remove from the network what no depth in use needs, its old head included."""
@@ -59,23 +82,37 @@ class Body(nn.Module):
             _call(self.net, "prune_intermediate_layers")(self.levels, prune_head=True)
         return self
 
-    def activations(self, images: Tensor) -> list[Tensor]:
-        """Return the pooled activations, one tensor (n, channels) per depth in use."""
+    def maps(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
+        """Return the feature maps of the depths in use, and the penultimate activations.
+
+        The maps are (n, channels, h, w); the penultimate (n, channels), None when not in use.
+        """
         if not self.whole:
             maps = _call(self.net, "forward_intermediates")(
                 images, indices=self.levels, intermediates_only=True
             )
-            return [m.mean((2, 3)) for m in maps]
+            return maps, None
         if not self.levels:
             last, maps = _call(self.net, "forward_features")(images), []
         else:
             last, maps = _call(self.net, "forward_intermediates")(images, indices=self.levels)
-        head = _call(self.net, "forward_head")(last, pre_logits=True)
-        return [*(m.mean((2, 3)) for m in maps), head]
+        return maps, _call(self.net, "forward_head")(last, pre_logits=True)
+
+    def activations(self, images: Tensor) -> list[Tensor]:
+        """Return the pooled activations, one tensor (n, width) per depth in use."""
+        maps, last = self.maps(images)
+        pooled = [pool(m, self.pooling) for m in maps]
+        return pooled if last is None else [*pooled, last]
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the pooled activations of all depths in use side by side, (n, d)."""
         return torch.cat(self.activations(images), dim=1)
+
+
+def widths(channels: Sequence[int], pooling: Pooling) -> tuple[int, ...]:
+    """Return the pooled width of every depth: only the penultimate is always a mean."""
+    times = 1 if pooling == "mean" else 4
+    return (*(times * c for c in channels[:-1]), channels[-1])
 
 
 def _call(net: nn.Module, name: str) -> Callable[..., Any]:

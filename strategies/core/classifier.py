@@ -18,7 +18,7 @@ from safetensors.torch import save as bytes_of
 from torch import nn
 
 from strategies.core.backbone import Backbone, Depth
-from strategies.core.body import Body
+from strategies.core.body import Body, Pooling, widths
 from strategies.core.errors import BackboneError, StorageError
 from strategies.core.features import batches, to_input
 from strategies.core.metrics import (
@@ -55,8 +55,8 @@ class ImageClassifier:
     ----------
     backbone
         What the body is made of and how pictures are prepared for it.
-    depths
-        The depths whose pooled activations the head reads.
+    depths, pooling
+        The depths whose activations the head reads, and how these are pooled.
     strategy, hyperparameters
         How it was fitted.
     """
@@ -67,6 +67,7 @@ class ImageClassifier:
     network: Network
     strategy: str
     hyperparameters: Mapping[str, Any]
+    pooling: Pooling = "mean"
 
     @torch.inference_mode()
     def predict_proba(self, paths: Sequence[Path], *, n_workers: int = 2) -> NDArray[np.float32]:
@@ -102,6 +103,7 @@ class ImageClassifier:
             "strategy": self.strategy,
             "hyperparameters": dict(self.hyperparameters),
             "depths": self.depths,
+            "pooling": self.pooling,
             "backbone": asdict(self.backbone),
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
             "versions": {name: version(name) for name in ("tl-advisor", "torch", "timm")},
@@ -133,9 +135,10 @@ class ImageClassifier:
                 )
             backbone = _backbone_from(record["backbone"])
             depths = tuple(record["depths"])
+            pooling = record.get("pooling", "mean")  # older records pool by the mean
             with torch.random.fork_rng([]):
                 network = make_network(
-                    backbone.with_random_weights(), depths, len(record["classes"])
+                    backbone.with_random_weights(), depths, len(record["classes"]), pooling
                 )
             weights = (folder / WEIGHTS_FILE).read_bytes()
             if hashlib.sha256(weights).hexdigest() != record["weights_sha256"]:
@@ -151,16 +154,19 @@ class ImageClassifier:
                 network.to(device or torch.device("cpu")).eval(),
                 record["strategy"],
                 record["hyperparameters"],
+                pooling,
             )
         except _DAMAGE as error:
             raise StorageError(f"{folder} holds no readable classifier: {error!r}") from error
 
 
-def make_network(backbone: Backbone, depths: tuple[int, ...], n_classes: int) -> Network:
+def make_network(
+    backbone: Backbone, depths: tuple[int, ...], n_classes: int, pooling: Pooling = "mean"
+) -> Network:
     """Build the body up to the deepest of `depths`, with an untrained head."""
-    body = Body(backbone.build(), depths, backbone.n_depths).cut()
-    width = sum(backbone.depths[d - 1].channels for d in depths)
-    return Network(body, nn.Linear(width, n_classes))
+    body = Body(backbone.build(), depths, backbone.n_depths, pooling).cut()
+    wide = widths([d.channels for d in backbone.depths], pooling)
+    return Network(body, nn.Linear(sum(wide[d - 1] for d in depths), n_classes))
 
 
 def set_head(network: Network, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:

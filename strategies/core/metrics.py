@@ -107,7 +107,13 @@ def calibration_error(probabilities: Scores, labels: Labels, bins: int = 15) -> 
     return float(sum(gaps) / len(labels))
 
 
-def log_loss(logits: Scores, labels: Labels) -> float:
-    """Mean cross-entropy in nats of softmax(logits): 0 is best, unbounded above."""
+def log_loss(logits: Scores, labels: Labels, counts: NDArray[np.float32] | None = None) -> float:
+    """Mean cross-entropy in nats of softmax(logits): 0 is best, unbounded above.
+
+    Parameters
+    ----------
+    counts
+        What every row counts in the mean, (n,); None: all alike.
+    """
     picked = logits[np.arange(len(labels)), labels]
-    return float(np.mean(logsumexp(logits, axis=1) - picked))
+    return float(np.average(logsumexp(logits, axis=1) - picked, weights=counts))

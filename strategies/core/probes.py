@@ -1,35 +1,44 @@
 """Linear heads over cached features: the whole regularisation path, all folds at once.
 
-Every problem is convex, smooth and shares its features, so one accelerated first-order solver
-serves them all. In the basis of the features' principal axes the curvature of the loss is bounded
-by a *diagonal* matrix (Boehning's bound), which is the step size: no line search, no Hessian, and
-the inner loop is two matrix products that hold all folds and classes together.
-
-References
-----------
-D. Boehning, Multinomial logistic regression algorithm, 1992. Y. Nesterov, A method of solving a
-convex programming problem with convergence rate O(1/k^2), 1983. B. O'Donoghue and E. Candes,
-Adaptive restart for accelerated gradient schemes, 2015.
+How heads are solved for is in `solver`, how pictures are dealt to folds in `folds`.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from torch import Tensor
+from scipy.stats import norm
 
-from strategies.core.metrics import Interval, Labels, Scores, log_loss, proportion
+from strategies.core.folds import MAX_FOLDS, fold_numbers
+from strategies.core.metrics import LEVEL, Interval, Labels, Scores, log_loss, proportion
+from strategies.core.solver import Loss, principal_axes, solve_path
 
-Loss = Literal["softmax", "squared_hinge"]
+__all__ = [
+    "MAX_FOLDS",
+    "STRENGTHS",
+    "ClassWeight",
+    "CrossValidated",
+    "Head",
+    "Loss",
+    "better_beyond_doubt",
+    "cheapest_within_error",
+    "corrected_accuracy",
+    "cross_validate",
+    "fit_head",
+    "fold_numbers",
+    "row_weights",
+    "temperature",
+]
 
-STRENGTHS: tuple[float, ...] = tuple(float(s) for s in np.logspace(-2, -6.5, 10))
+ClassWeight = Literal["none", "balanced"]
+
+STRENGTHS: tuple[float, ...] = tuple(float(s) for s in np.logspace(-1, -6.5, 12))
 """L2 strengths, strong to weak, for features scaled to unit mean squared length."""
-MAX_STEPS, TOLERANCE = 300, 1e-3
-MAX_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -50,11 +59,20 @@ class Head:
 
 @dataclass(frozen=True)
 class CrossValidated:
-    """Out-of-fold scores of every strength, shape (strengths, n, classes)."""
+    """Out-of-fold scores of every strength.
+
+    Attributes
+    ----------
+    scores
+        Shape (strengths, n, classes).
+    counts
+        What every picture counts in the choice of a strength, (n,); None: all alike.
+    """
 
     scores: NDArray[np.float32]
     labels: Labels
     strengths: tuple[float, ...]
+    counts: NDArray[np.float32] | None = None
 
     @property
     def correct(self) -> NDArray[np.bool_]:
@@ -62,74 +80,19 @@ class CrossValidated:
         right: NDArray[np.bool_] = self.scores.argmax(axis=2) == self.labels
         return right
 
+    @cached_property
+    def _losses(self) -> list[float]:
+        return [temperature(s, self.labels, self.counts)[1] for s in self.scores]
+
     @property
     def best(self) -> int:
         """Index of the strength with the least calibrated log-loss."""
-        return int(np.argmin([temperature(s, self.labels)[1] for s in self.scores]))
+        return int(np.argmin(self._losses))
 
-
-@dataclass(frozen=True)
-class _Basis:
-    """Standardised features in their principal axes, with what undoes it."""
-
-    coordinates: Tensor
-    axes: Tensor
-    mean: Tensor
-    scale: Tensor
-
-
-def fold_numbers(
-    labels: Labels,
-    seed: int,
-    n_folds: int | None = None,
-    groups: NDArray[np.int64] | None = None,
-) -> NDArray[np.int64]:
-    """Deal the pictures of every class to folds at random, evenly, (n,).
-
-    By default there are as many folds as the smallest class has pictures, but at least 2 and at
-    most `MAX_FOLDS`. A class of one picture is then judged by a
-    classifier that never saw it, and counts as wrong.
-
-    Parameters
-    ----------
-    groups
-        Pictures of equal numbers (duplicates, frames of one track) are dealt to one fold, (n,).
-    """
-    if groups is not None and len(np.unique(groups)) < len(groups):
-        return _grouped_folds(labels, seed, n_folds, groups)
-    if n_folds is None:
-        n_folds = int(np.clip(np.bincount(labels)[np.unique(labels)].min(), 2, MAX_FOLDS))
-    rng = np.random.default_rng(seed)
-    folds = np.empty(len(labels), dtype=np.int64)
-    dealt = 0
-    for label in np.unique(labels):
-        rows = rng.permutation(np.flatnonzero(labels == label))
-        folds[rows] = (dealt + np.arange(len(rows))) % n_folds
-        dealt += len(rows)
-    return folds
-
-
-def _grouped_folds(
-    labels: Labels, seed: int, n_folds: int | None, groups: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """Deal whole groups, large ones first, each to the fold that has least of its classes."""
-    group = np.unique(groups, return_inverse=True)[1]
-    counts = np.zeros((int(group.max()) + 1, int(labels.max()) + 1), dtype=np.int64)
-    np.add.at(counts, (group, labels), 1)
-    if n_folds is None:
-        n_groups = (counts > 0).sum(axis=0)
-        n_folds = int(np.clip(n_groups[n_groups > 0].min(), 2, MAX_FOLDS))
-    order = np.random.default_rng(seed).permutation(len(counts))
-    order = order[np.argsort(-counts[order].sum(axis=1), kind="stable")]
-    held = np.zeros((n_folds, counts.shape[1]), dtype=np.int64)
-    fold_of = np.empty(len(counts), dtype=np.int64)
-    for g in order:
-        mine = counts[g] > 0
-        # Even classes first, even folds where they tie.
-        fold_of[g] = np.lexsort((held.sum(axis=1), held[:, mine].sum(axis=1)))[0]
-        held[fold_of[g]] += counts[g]
-    folds: NDArray[np.int64] = fold_of[group]
-    return folds
+    @property
+    def log_loss(self) -> float:
+        """Calibrated log-loss of the best strength, in nats."""
+        return min(self._losses)
 
 
 def cross_validate(
@@ -140,6 +103,7 @@ def cross_validate(
     folds: NDArray[np.int64],
     loss: Loss = "softmax",
     strengths: Sequence[float] = STRENGTHS,
+    class_weight: ClassWeight = "none",
     device: torch.device | None = None,
 ) -> CrossValidated:
     """Fit the path on all but one fold, for every fold, and score the pictures left out.
@@ -151,19 +115,20 @@ def cross_validate(
     folds
         Fold number of every picture, (n,).
     """
-    basis = _principal_axes(features, device)
-    fold = torch.as_tensor(folds, device=basis.coordinates.device)
+    counts = row_weights(labels, class_weight)
+    weights = torch.as_tensor(counts, device=device)
+    basis = principal_axes(features, weights)
+    fold = torch.as_tensor(folds, device=weights.device)
     n_folds = int(folds.max()) + 1
-    weights = torch.stack([(fold != k).float() for k in range(n_folds)])
-    targets = torch.as_tensor(labels, device=fold.device)
+    seen = torch.stack([(fold != k).float() * weights for k in range(n_folds)])
+    targets = torch.as_tensor(labels, device=weights.device)
     scores = np.empty((len(strengths), len(labels), n_classes), dtype=np.float32)
-    path = _solve_path(basis.coordinates, targets, n_classes, weights, loss, strengths)
-    for s, (w, b) in enumerate(path):
-        for k in range(n_folds):
-            rows = fold == k
-            out = basis.coordinates[rows] @ w[:, k] + b[k]
-            scores[s, folds == k] = out.cpu().numpy()
-    return CrossValidated(scores, labels, tuple(strengths))
+    path = solve_path(basis.coordinates, targets, n_classes, seen, loss, strengths)
+    for k in range(n_folds):
+        left_out = basis.coordinates[fold == k]
+        for s, v in enumerate(path):
+            scores[s, folds == k] = (left_out @ v[:, k]).cpu().numpy()
+    return CrossValidated(scores, labels, tuple(strengths), counts)
 
 
 def fit_head(
@@ -173,36 +138,68 @@ def fit_head(
     strength: float,
     *,
     loss: Loss = "softmax",
+    class_weight: ClassWeight = "none",
     temperature: float = 1.0,
     device: torch.device | None = None,
 ) -> Head:
     """Fit one linear head; scores are divided by `temperature`."""
-    basis = _principal_axes(features, device)
-    everything = torch.ones(1, len(labels), device=basis.coordinates.device)
-    targets = torch.as_tensor(labels, device=everything.device)
-    stronger = [s for s in STRENGTHS if s > strength]
-    path = _solve_path(
-        basis.coordinates, targets, n_classes, everything, loss, [*stronger, strength]
-    )
-    w, b = path[-1]
-    weight = (basis.axes @ w[:, 0]) / basis.scale[:, None]
-    bias = b[0] - basis.mean @ weight
+    weights = torch.as_tensor(row_weights(labels, class_weight), device=device)
+    basis = principal_axes(features, weights)
+    targets = torch.as_tensor(labels, device=weights.device)
+    path = [*(s for s in STRENGTHS if s > strength), strength]
+    v = solve_path(basis.coordinates, targets, n_classes, weights[None], loss, path)[-1][:, 0]
+    weight = (basis.axes @ v[:-1]) / basis.scale[:, None]
+    bias = v[-1] - basis.mean @ weight
     return Head(
         (weight.T / temperature).contiguous().cpu().numpy(), (bias / temperature).cpu().numpy()
     )
 
 
-def temperature(scores: Scores, labels: Labels) -> tuple[float, float]:
+def row_weights(labels: Labels, class_weight: ClassWeight) -> NDArray[np.float32]:
+    """Return what every picture counts, (n,), 1 on average: scikit-learn's ``class_weight``.
+
+    "balanced" lets every class that occurs count alike, however many pictures it has.
+    """
+    if class_weight == "none":
+        return np.ones(len(labels), dtype=np.float32)
+    counts = np.bincount(labels)
+    weights = len(labels) / (np.count_nonzero(counts) * counts[labels])
+    return weights.astype(np.float32)
+
+
+def temperature(
+    scores: Scores, labels: Labels, counts: NDArray[np.float32] | None = None
+) -> tuple[float, float]:
     """Return the temperature that calibrates out-of-fold scores best, and its log-loss.
+
+    Of n pictures, one more is taken to have any label at all (Platt's prior): a few pictures that
+    are all classified correctly do not make a classifier certain.
+
+    Parameters
+    ----------
+    counts
+        What every picture counts, (n,); None: all alike.
 
     References
     ----------
-    C. Guo et al., On calibration of modern neural networks, ICML 2017.
+    C. Guo et al., On calibration of modern neural networks, ICML 2017. J. Platt, Probabilistic
+    outputs for support vector machines, 1999.
     """
-    found = minimize_scalar(
-        lambda t: log_loss(scores / np.exp(t), labels), bounds=(-4.0, 4.0), method="bounded"
-    )
-    return float(np.exp(found.x)), float(found.fun)
+    doubt = 1 / (len(labels) + 2)
+    spread = float(np.average((scores.mean(axis=1) - _own(scores, labels)), weights=counts))
+
+    def loss(log_t: float) -> float:
+        t = float(np.exp(log_t))
+        return log_loss(scores / t, labels, counts) - doubt * spread / t
+
+    found = minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded")
+    t = float(np.exp(found.x))
+    return t, log_loss(scores / t, labels, counts)
+
+
+def _own(scores: Scores, labels: Labels) -> Scores:
+    """Return the score of every picture's own class, (n,)."""
+    return scores[np.arange(len(labels)), labels]
 
 
 def corrected_accuracy(
@@ -257,92 +254,27 @@ def cheapest_within_error(hits: Sequence[NDArray[np.bool_]]) -> int:
     raise ValueError("there is nothing to choose from")
 
 
-def _principal_axes(features: Scores, device: torch.device | None) -> _Basis:
-    x = torch.as_tensor(np.ascontiguousarray(features, dtype=np.float32), device=device)
-    mean, std = x.mean(0), x.std(0, correction=0)
-    scale = torch.where(std > 1e-6 * (std.max() + 1e-12), std, torch.inf) * x.shape[1] ** 0.5
-    x = (x - mean) / scale
-    n, d = x.shape
-    gram = (x.T @ x if d <= n else x @ x.T).double()
-    values, vectors = torch.linalg.eigh(gram)
-    kept = values > 1e-8 * values[-1].clamp_min(1e-30)
-    values, vectors = values[kept], vectors[:, kept]
-    axes = vectors.float() if d <= n else ((x.T.double() @ vectors) / values.sqrt()).float()
-    return _Basis(x @ axes, axes, mean, scale)
+def better_beyond_doubt(hits: Sequence[NDArray[np.bool_]], losses: Sequence[float]) -> int:
+    """Return the first of some settings, or the best of those that are better beyond doubt.
 
+    A setting is better beyond doubt when it classifies more pictures correctly than the first by
+    more than the half-width of a `LEVEL` interval on the discordant pairs, with one more pair that
+    speaks for nothing. Among these the least log-loss decides, which is less noisy than hits.
 
-def _solve_path(
-    x: Tensor,
-    labels: Tensor,
-    n_classes: int,
-    weights: Tensor,
-    loss: Loss,
-    strengths: Sequence[float],
-) -> list[tuple[Tensor, Tensor]]:
-    """Minimise mean loss + strength/2 * |w|^2 for every row of sample weights, strong to weak.
+    Parameters
+    ----------
+    hits, losses
+        Out-of-fold hits of every setting, (n,) each, and their calibrated log-losses.
 
-    Returns, for every strength, w of shape (r, problems, classes) and b of (problems, classes).
+    References
+    ----------
+    A. Agresti, Y. Min, Simple improved confidence intervals for comparing matched proportions,
+    2005.
     """
-    problems = len(weights)
-    total = weights.sum(1).clamp_min(1)
-    share = (weights / total[:, None]).T[:, :, None]
-    onehot = torch.nn.functional.one_hot(labels, n_classes).to(x.dtype)[:, None, :]
-    bound = 0.5 if loss == "softmax" else 2.0
-    heaviest = 1 / total
-    curvature = bound * (x.square().sum(0)[:, None] * heaviest)[:, :, None]
-    bias_step = 1 / (bound * len(x) * heaviest)[:, None]
-    w = x.new_zeros(x.shape[1], problems, n_classes)
-    b = x.new_zeros(problems, n_classes)
-    path = []
-    for strength in strengths:
-        w, b = _minimise(
-            x, onehot, share, w, b, 1 / (curvature + strength), bias_step, loss, strength
-        )
-        path.append((w, b))
-    return path
-
-
-def _minimise(
-    x: Tensor,
-    onehot: Tensor,
-    share: Tensor,
-    w: Tensor,
-    b: Tensor,
-    step: Tensor,
-    bias_step: Tensor,
-    loss: Loss,
-    strength: float,
-) -> tuple[Tensor, Tensor]:
-    """Accelerated gradient steps with adaptive restart, problem by problem."""
-    r, problems, classes = w.shape
-    ahead_w, ahead_b = w, b
-    t = x.new_ones(problems)
-    first = None
-    for _ in range(MAX_STEPS):
-        scores = (x @ ahead_w.reshape(r, problems * classes)).view(-1, problems, classes) + ahead_b
-        slope = share * _slope(scores, onehot, loss)
-        gradient = (x.T @ slope.reshape(len(x), problems * classes)).view(r, problems, classes)
-        gradient = gradient + strength * ahead_w
-        bias_gradient = slope.sum(0)
-        next_w, next_b = ahead_w - step * gradient, ahead_b - bias_step * bias_gradient
-        size = (
-            (step * gradient.square()).sum() + (bias_step * bias_gradient.square()).sum()
-        ).item()
-        first = size if first is None else first
-        if size <= TOLERANCE**2 * max(first, 1e-8):
-            return next_w, next_b
-        uphill = (gradient * (next_w - w)).sum((0, 2)) + (bias_gradient * (next_b - b)).sum(1) > 0
-        t = torch.where(uphill, 1.0, t)
-        t_next = (1 + (1 + 4 * t**2).sqrt()) / 2
-        push = torch.where(uphill, 0.0, (t - 1) / t_next)[:, None]
-        ahead_w, ahead_b = next_w + push * (next_w - w), next_b + push * (next_b - b)
-        w, b, t = next_w, next_b, t_next
-    return w, b
-
-
-def _slope(scores: Tensor, onehot: Tensor, loss: Loss) -> Tensor:
-    """Return the derivative of the loss by the scores."""
-    if loss == "softmax":
-        return scores.softmax(dim=2) - onehot
-    sign = 2 * onehot - 1
-    return -2 * sign * (1 - sign * scores).clamp_min(0)
+    z = norm.ppf(0.5 + LEVEL / 2)
+    better = []
+    for number, hit in enumerate(hits):
+        gained, lost = int(np.sum(hit & ~hits[0])), int(np.sum(~hit & hits[0]))
+        if gained - lost > z * np.sqrt(gained + lost + 1):
+            better.append(number)
+    return min(better, key=lambda number: losses[number], default=0)

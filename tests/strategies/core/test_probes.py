@@ -7,17 +7,20 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
+from strategies.core import solver
 from strategies.core.metrics import log_loss
 from strategies.core.probes import (
     MAX_FOLDS,
     STRENGTHS,
     CrossValidated,
     Head,
+    better_beyond_doubt,
     cheapest_within_error,
     corrected_accuracy,
     cross_validate,
     fit_head,
     fold_numbers,
+    row_weights,
     temperature,
 )
 
@@ -369,3 +372,59 @@ def test_a_small_gain_that_is_always_there_is_outside_the_paired_error() -> None
 def test_choosing_from_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match=r"empty|nothing"):
         cheapest_within_error([])
+
+
+@pytest.mark.parametrize("strength", [1e-2, 1e-3])
+def test_balanced_classes_are_those_of_scikit_learn(strength: float) -> None:
+    x, labels = _blobs(120, 8, 3, spread=3.0)
+    kept = np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in enumerate((40, 20, 5))])
+    x, labels = x[kept], labels[kept]
+    weights = row_weights(labels, "balanced").astype(np.float64)
+    mean = np.average(x, axis=0, weights=weights)
+    z = (x - mean) / np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights) * x.shape[1])
+    reference = LogisticRegression(
+        C=1 / (strength * len(x)), class_weight="balanced", tol=1e-9, max_iter=10_000
+    ).fit(z, labels)
+
+    found = softmax(fit_head(x, labels, 3, strength, class_weight="balanced").scores(x), axis=1)
+
+    np.testing.assert_allclose(found, reference.predict_proba(z), atol=0.01)
+    np.testing.assert_allclose(np.bincount(labels, weights), len(labels) / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("loss", ["softmax", "squared_hinge"])
+def test_memory_that_is_bounded_changes_nothing(
+    loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, labels = _blobs(90, 10, 3, spread=2.0)
+    folds = fold_numbers(labels, 0)
+    whole = cross_validate(x, labels, 3, folds=folds, loss=loss, strengths=[1e-2, 1e-3])
+
+    monkeypatch.setattr(solver, "MAX_HELD", 1)
+    monkeypatch.setattr(solver, "_CHUNK", 7)
+    parts = cross_validate(x, labels, 3, folds=folds, loss=loss, strengths=[1e-2, 1e-3])
+
+    np.testing.assert_allclose(parts.scores, whole.scores, rtol=0.02, atol=0.02)
+
+
+def test_a_few_pictures_that_are_all_right_do_not_make_certain() -> None:
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    scores = np.eye(2)[labels]
+
+    few, _ = temperature(scores, labels)
+    many, _ = temperature(np.tile(scores, (100, 1)), np.tile(labels, 100))
+
+    assert softmax(scores / few, axis=1).max() < 0.98
+    assert softmax(scores / many, axis=1).max() > 0.995
+
+
+def test_another_setting_must_be_better_beyond_doubt_to_be_chosen() -> None:
+    n = 100
+    first = np.arange(n) < 60
+    lucky = np.arange(n) < 63
+    better, best = np.arange(n) < 80, np.arange(n) < 85
+
+    assert better_beyond_doubt([first, lucky], [1.0, 0.5]) == 0
+    assert better_beyond_doubt([first, lucky, better], [1.0, 0.1, 0.5]) == 2
+    assert better_beyond_doubt([first, better, best], [1.0, 0.4, 0.5]) == 1
+    assert better_beyond_doubt([best, first], [1.0, 0.1]) == 0

@@ -1,0 +1,136 @@
+"""Fine-tuning as a user of timm or of fastai would write it; run by `peers.py`, not by people.
+
+Reads a JSON file (pictures, weights, seconds, seed) and prints one line of JSON. It stands alone,
+so that it runs in an environment without this project.
+"""
+
+import json
+import random
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from PIL import Image
+from timm.data import create_transform, resolve_model_data_config
+from torch.utils.data import DataLoader, Dataset
+
+BATCH, TIMED = 32, 3
+
+
+class Pictures(Dataset):
+    """Picture files as timm's transforms see them."""
+
+    def __init__(self, files, transform):
+        self.files, self.transform = files, transform
+
+    def __len__(self):
+        """Return the number of pictures."""
+        return len(self.files)
+
+    def __getitem__(self, i):
+        """Return a picture and its label."""
+        path, label = self.files[i]
+        return self.transform(Image.open(path).convert("RGB")), label
+
+
+def with_timm(spec):
+    """AdamW, warm-up and cosine, timm's own augmentation, a new head; everything trained."""
+    net = timm.create_model(
+        f"local-dir:{spec['weights']}", pretrained=True, num_classes=spec["n_classes"]
+    )
+    how = resolve_model_data_config(net)
+    train = Pictures(spec["train"], create_transform(**how, is_training=True, auto_augment=None))
+    test = Pictures(spec["test"], create_transform(**how, is_training=False))
+    size = min(BATCH, len(train))
+    start = time.monotonic()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=spec["lr"], weight_decay=0.05)
+    net.train()
+    timing = DataLoader(train, size, shuffle=True)
+    for (images, labels), _ in zip(timing, range(TIMED), strict=False):
+        torch.nn.functional.cross_entropy(net(images), labels).backward()
+        optimizer.zero_grad()
+    per_step = (time.monotonic() - start) / min(TIMED, len(timing))
+    steps = max(10, int(spec["seconds"] / per_step))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, spec["lr"], steps, pct_start=0.1, anneal_strategy="cos", cycle_momentum=False
+    )
+    done = 0
+    while done < steps:
+        for images, labels in DataLoader(train, size, shuffle=True, drop_last=True):
+            torch.nn.functional.cross_entropy(net(images), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+            done += 1
+            if done == steps:
+                break
+    seconds = time.monotonic() - start
+    net.eval()
+    with torch.inference_mode():
+        right = [(net(x).argmax(1) == y).numpy() for x, y in DataLoader(test, 64)]
+    return np.concatenate(right), seconds, {"steps": steps, "lr": spec["lr"]}
+
+
+def with_fastai(spec):
+    """`vision_learner(...).fine_tune(...)` with fastai's own augmentation and learning rate."""
+    from fastai.vision.all import (
+        CategoryBlock,
+        DataBlock,
+        ImageBlock,
+        IndexSplitter,
+        Resize,
+        aug_transforms,
+        vision_learner,
+    )
+
+    files = spec["train"]
+    block = DataBlock(
+        blocks=(ImageBlock, CategoryBlock(vocab=list(range(spec["n_classes"])))),
+        get_x=lambda f: f[0],
+        get_y=lambda f: f[1],
+        # fastai wants a validation set; nothing is selected on it.
+        splitter=IndexSplitter(list(range(len(files), len(files) + 2))),
+        item_tfms=Resize(round(spec["px"] / 0.875)),
+        batch_tfms=aug_transforms(size=spec["px"]),
+    )
+    loaders = block.dataloaders([*files, *files[:2]], bs=min(BATCH, len(files)), num_workers=0)
+    arch = f"local-dir:{spec['weights']}"
+    start = time.monotonic()
+    learner = vision_learner(loaders, arch, n_out=spec["n_classes"])
+    epochs = max(1, int(spec["seconds"] / seconds_per_epoch(learner)) - 1)
+    learner = vision_learner(loaders, arch, n_out=spec["n_classes"])
+    with learner.no_bar(), learner.no_logging():
+        learner.fine_tune(epochs)
+    seconds = time.monotonic() - start
+    test = learner.dls.test_dl(spec["test"], with_labels=True, num_workers=0)
+    with learner.no_bar():
+        scores, labels = learner.get_preds(dl=test)
+    return (scores.argmax(1) == labels).numpy(), seconds, {"epochs": epochs}
+
+
+def seconds_per_epoch(learner):
+    """Time some steps of the whole network; the learner is of no use afterwards."""
+    learner.model.train()
+    start = time.monotonic()
+    for (images, labels), _ in zip(learner.dls.train, range(TIMED), strict=False):
+        learner.loss_func(learner.model(images), labels).backward()
+    n_batches = len(learner.dls.train)
+    return (time.monotonic() - start) / min(TIMED, n_batches) * n_batches
+
+
+def main():
+    """Train and judge on test."""
+    spec = json.loads(Path(sys.argv[1]).read_text())
+    torch.manual_seed(spec["seed"])
+    np.random.seed(spec["seed"])  # noqa: NPY002 (what fastai draws from)
+    random.seed(spec["seed"])
+    right, seconds, used = {"timm": with_timm, "fastai": with_fastai}[spec["how"]](spec)
+    row = {"accuracy": float(right.mean()), "n_test": len(right), "seconds": round(seconds, 2)}
+    print(json.dumps(row | {"hyperparameters": used}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""Our strategies against what others would do with the same pictures, backbone and time.
+
+    python benchmarks/peers.py --python PEERS/bin/python
+
+One row a fit, appended as it is done; what stands in the file already is not run again. `PEERS` is
+an environment of its own: ``pip install torch torchvision timm``, then ``pip install fastai``.
+
+Every cell has `n` pictures a class. Peers learn from all of them; so do our probes, while our
+fine-tuning holds a fifth back to select on. Fine-tuning peers get the seconds that our
+`full_fine_tune` took in the same cell, so that one is run first.
+"""
+
+import argparse
+import json
+import subprocess
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from run_suite import subsample
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.model_selection import GridSearchCV, StratifiedKFold
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import LinearSVC
+
+from strategies.core.backbone import Backbone, load_backbone, save_for_timm
+from strategies.core.classifier import evaluate
+from strategies.core.features import extract_features
+from strategies.core.folds import MAX_FOLDS
+from strategies.core.run import RunContext, make_context
+from strategies.core.task import ImageTask, labels_of, load_task
+from strategies.registry import STRATEGIES, get_strategy
+
+SETS = ("hymenoptera", "flowers5", "sign_digits", "neu_surface", "dtd10")
+SKLEARN = ("sklearn_logistic", "sklearn_svc")
+TRAINED = ("timm_1e-4", "timm_1e-3", "fastai")
+TRAINING = Path(__file__).with_name("peer_training.py")
+
+
+def main() -> None:
+    """Run what is missing."""
+    args = _arguments()
+    backbone = load_backbone(input_px=args.input_px)
+    for seed in args.seeds:
+        ctx = make_context(cache_dir=args.cache_dir, seed=seed)
+        for n in args.n_per_class:
+            for name in args.sets:
+                rows = [r for r in read_rows(args.out) if _cell(r) == (name, n, seed)]
+                todo = [who for who in args.who if who not in {r["who"] for r in rows}]
+                if not todo:
+                    continue
+                task = subsample(load_task(args.data_root / name), n, seed)
+                for who in todo:
+                    row = {"set": name, "n_per_class": n, "seed": seed, "who": who}
+                    row |= {"input_px": args.input_px} | run(who, task, backbone, ctx, rows, args)
+                    rows.append(row)
+                    with args.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(json.dumps(row), flush=True)
+
+
+def run(
+    who: str,
+    task: ImageTask,
+    backbone: Backbone,
+    ctx: RunContext,
+    rows: list[dict[str, Any]],
+    args: argparse.Namespace,
+) -> dict[str, Any]:
+    """Fit once and judge on test."""
+    if who in SKLEARN:
+        return run_sklearn(who, task, backbone, ctx)
+    if who in TRAINED:
+        given = next((r["seconds"] for r in rows if r["who"] == "full_fine_tune"), None)
+        if given is None:
+            raise SystemExit(f"{who} gets the time of full_fine_tune: run that first.")
+        return run_training(who, task, backbone, ctx.seed, given, args.python)
+    strategy = get_strategy(who)()
+    fitted_on = task.hide_test()
+    if not strategy.selects_on_val:
+        fitted_on = fitted_on.with_val_in_train()
+        extract_features(fitted_on.train, backbone, ctx)  # as for scikit-learn: not in the seconds
+    start = time.monotonic()
+    fitted = strategy.fit(fitted_on, backbone, ctx)
+    seconds = time.monotonic() - start
+    assert task.test is not None
+    result = evaluate(fitted, task.test)
+    return {
+        "accuracy": result.accuracy.mid,
+        "n_test": result.n,
+        "seconds": round(seconds, 2),
+        "hyperparameters": dict(fitted.hyperparameters),
+    }
+
+
+def run_sklearn(who: str, task: ImageTask, backbone: Backbone, ctx: RunContext) -> dict[str, Any]:
+    """Cross-validate scikit-learn's linear classifiers on the penultimate activations."""
+    assert task.test is not None
+    depth = [backbone.n_depths]
+    x, y = extract_features(task.fit_split, backbone, ctx).at(depth), labels_of(task.fit_split)
+    folds = StratifiedKFold(min(MAX_FOLDS, np.bincount(y).min()), shuffle=True, random_state=0)
+    strengths = np.logspace(-5, 2, 10)
+    head = (
+        LogisticRegressionCV(Cs=strengths, cv=folds, max_iter=1000, use_legacy_attributes=False)
+        if who == "sklearn_logistic"
+        else GridSearchCV(LinearSVC(max_iter=5000), {"C": strengths}, cv=folds)
+    )
+    start = time.monotonic()
+    model = make_pipeline(StandardScaler(), head).fit(x, y)
+    seconds = time.monotonic() - start
+    found = model.predict(extract_features(task.test, backbone, ctx).at(depth))
+    right = found == labels_of(task.test)
+    chosen = head.C_ if who == "sklearn_logistic" else head.best_params_["C"]
+    return {
+        "accuracy": float(right.mean()),
+        "n_test": len(right),
+        "seconds": round(seconds, 2),
+        "hyperparameters": {"C": float(np.ravel(chosen)[0])},
+    }
+
+
+def run_training(
+    who: str, task: ImageTask, backbone: Backbone, seed: int, seconds: float, python: Path
+) -> dict[str, Any]:
+    """Let another library fine-tune the same weights, in a process of its own."""
+    assert task.test is not None
+    with TemporaryDirectory() as folder:
+        names = [str(i) for i in range(1000)]
+        save_for_timm(backbone.build(), backbone, names, Path(folder) / "weights")
+        spec = {
+            "how": who.partition("_")[0],
+            "lr": float(who.partition("_")[2] or 0),
+            "weights": str(Path(folder) / "weights"),
+            "train": [(str(p.path), p.label) for p in task.fit_split],
+            "test": [(str(p.path), p.label) for p in task.test],
+            "n_classes": task.n_classes,
+            "px": backbone.input_px,
+            "seconds": seconds,
+            "seed": seed,
+        }
+        (Path(folder) / "spec.json").write_text(json.dumps(spec))
+        done = subprocess.run(
+            [python, TRAINING, Path(folder) / "spec.json"], capture_output=True, text=True
+        )
+    if done.returncode:
+        raise SystemExit(f"{who} failed:\n{done.stderr}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON lines, none if there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _cell(row: dict[str, Any]) -> tuple[str, int, int]:
+    return row["set"], row["n_per_class"], row["seed"]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/peers.jsonl"))
+    parser.add_argument("--cache-dir", type=Path, default=None)
+    parser.add_argument("--python", type=Path, default=Path("peers/bin/python"))
+    parser.add_argument("--sets", nargs="*", default=SETS)
+    order = sorted(STRATEGIES, key=lambda name: STRATEGIES[name].selects_on_val)
+    parser.add_argument("--who", nargs="*", default=[*SKLEARN, *order, *TRAINED])
+    parser.add_argument("--n-per-class", nargs="*", type=int, default=[10, 100])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--input-px", type=int, default=96)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The whole regularisation path at every depth: our solver against scikit-learn's.
+
+    python benchmarks/probe_speed.py --depths 1 2 3 4 5    # then 6, then 0 (all depths together)
+    python benchmarks/probe_speed.py --table
+    python benchmarks/probe_speed.py --synthetic 100000    # time and memory of ours alone
+
+One row a depth, appended as it is done. Both solve the same problems: standardised features, ten
+L2 strengths, five folds, softmax. Times are of solving alone; features are computed before.
+"""
+
+import argparse
+import json
+import resource
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from peers import read_rows
+from run_suite import subsample
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+
+from strategies.core.backbone import load_backbone
+from strategies.core.features import extract_features
+from strategies.core.folds import fold_numbers
+from strategies.core.probes import cross_validate, fit_head
+from strategies.core.run import make_context
+from strategies.core.task import groups_of, labels_of, load_task
+from strategies.layer_svm import depth_set
+
+STRENGTHS = tuple(float(s) for s in np.logspace(-2, -6.5, 10))
+
+
+def main() -> None:
+    """Run the depths asked for, or print what is known."""
+    args = _arguments()
+    if args.table:
+        print_table(read_rows(args.out))
+        return
+    if args.synthetic:
+        run_synthetic(args.synthetic)
+        return
+    backbone = load_backbone(input_px=96)
+    ctx = make_context(cache_dir=args.cache_dir, seed=0)
+    task = subsample(load_task(args.data_root / args.set), args.n_per_class, 0)
+    pictures = task.fit_split
+    features, labels = extract_features(pictures, backbone, ctx), labels_of(pictures)
+    folds = fold_numbers(labels, 0, groups=groups_of(pictures))
+    for depth in args.depths:
+        x = features.at(depth_set(depth, backbone))
+        start = time.monotonic()
+        ours = cross_validate(x, labels, task.n_classes, folds=folds, strengths=STRENGTHS).correct
+        row = {"set": args.set, "depth": depth, "n": len(x), "width": x.shape[1]}
+        row |= {"n_classes": task.n_classes, "max_iter": args.max_iter}
+        row |= {"ours_s": time.monotonic() - start, "ours": ours.mean(1).tolist()}
+        start = time.monotonic()
+        theirs, unfinished = scikit_learn(x, labels, folds, args.max_iter)
+        row |= {"theirs_s": time.monotonic() - start, "theirs": theirs.mean(1).tolist()}
+        row["unfinished"] = unfinished
+        with args.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(json.dumps(row), flush=True)
+
+
+def run_synthetic(n: int, width: int = 1280, n_classes: int = 10) -> None:
+    """Print time and peak memory of a cross-validated path and a fit to overlapping classes."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(n) % n_classes
+    x = rng.normal(size=(n, width)).astype(np.float32)
+    x += 0.05 * rng.normal(size=(n_classes, width)).astype(np.float32)[labels]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    start = time.monotonic()
+    tried = cross_validate(x, labels, n_classes, folds=fold_numbers(labels, 0))
+    between = time.monotonic()
+    fit_head(x, labels, n_classes, tried.strengths[tried.best])
+    row = {"n": n, "width": width, "path_s": round(between - start, 1)}
+    row |= {"fit_s": round(time.monotonic() - between, 1), "features_gb": x.nbytes / 1e9}
+    row |= {
+        "before_gb": before,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+    }
+    print(json.dumps(row | {"accuracy": tried.correct[tried.best].mean()}))
+
+
+def scikit_learn(
+    x: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    folds: NDArray[np.int64],
+    max_iter: int,
+) -> tuple[NDArray[np.bool_], int]:
+    """Return out-of-fold hits, (strengths, n), and how many fits did not converge."""
+    scaled = (x - x.mean(0)) / (np.maximum(x.std(0), 1e-9) * np.sqrt(x.shape[1]))
+    hits = np.zeros((len(STRENGTHS), len(x)), dtype=bool)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ConvergenceWarning)
+        for k in range(int(folds.max()) + 1):
+            seen, out = folds != k, folds == k
+            for s, strength in enumerate(STRENGTHS):
+                # scikit-learn minimises C * sum of losses + |w|^2 / 2.
+                model = LogisticRegression(C=1 / (strength * seen.sum()), max_iter=max_iter)
+                found = model.fit(scaled[seen], labels[seen]).predict(scaled[out])
+                hits[s, out] = found == labels[out]
+    return hits, sum(issubclass(w.category, ConvergenceWarning) for w in caught)
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print times and cross-validated accuracies by depth, and their totals."""
+    for name, most in dict.fromkeys((r["set"], r["max_iter"]) for r in rows):
+        some = [r for r in rows if (r["set"], r["max_iter"]) == (name, most)]
+        print(f"{name}, n = {some[0]['n']}, scikit-learn's max_iter = {most}")
+        print("| depth | width | ours | scikit-learn | times | best accuracy: ours, theirs |")
+        print("|---|---|---|---|---|---|")
+        for r in some:
+            best = f"{100 * max(r['ours']):.1f}, {100 * max(r['theirs']):.1f}"
+            ratio = r["theirs_s"] / r["ours_s"]
+            print(
+                f"| {r['depth'] or 'all'} | {r['width']} | {r['ours_s']:.2f} s | "
+                f"{r['theirs_s']:.1f} s | {ratio:.0f} | {best} |"
+            )
+        ours, theirs = (sum(r[k] for r in some) for k in ("ours_s", "theirs_s"))
+        print(f"| together | | {ours:.1f} s | {theirs:.0f} s | {theirs / ours:.0f} | |\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/probe_speed.jsonl"))
+    parser.add_argument("--cache-dir", type=Path, default=None)
+    parser.add_argument("--set", default="cifar10")
+    parser.add_argument("--n-per-class", type=int, default=100)
+    parser.add_argument("--depths", nargs="*", type=int, default=[1, 2, 3, 4, 5, 6, 0])
+    parser.add_argument("--max-iter", type=int, default=1000)
+    parser.add_argument("--synthetic", type=int, help="pictures' worth of made-up features")
+    parser.add_argument("--table", action="store_true", help="print the rows that are there")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The layer SVM against the linear probe: near sets, far sets, few pictures and more.
+
+    python benchmarks/probes.py --out benchmarks/probes.jsonl
+    python benchmarks/probes.py --table
+
+One row a fit, appended as it is done; what stands in the file already is not run again. Both learn
+from all pictures of a cell, with their default hyperparameters, and are judged on the same test
+pictures, so the table's intervals are of paired differences.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from peers import read_rows
+from run_suite import subsample
+from scipy.stats import norm
+from shared_sets import NEAR
+
+from strategies.core.backbone import Backbone, load_backbone
+from strategies.core.metrics import LEVEL
+from strategies.core.run import RunContext, make_context
+from strategies.core.task import ImageTask, labels_of, load_task
+from strategies.registry import get_strategy
+
+SETS = (*NEAR, "dtd10", "sign_digits", "neu_surface", "fsdd_spec", "mnist5k", "gtsrb")
+WHO = ("linear_probe", "layer_svm")
+
+
+def main() -> None:
+    """Run what is missing, or print what is known."""
+    args = _arguments()
+    if args.table:
+        print_table(read_rows(args.out))
+        return
+    backbone = load_backbone(input_px=args.input_px)
+    for seed in args.seeds:
+        ctx = make_context(cache_dir=args.cache_dir, seed=seed)
+        for n in args.n_per_class:
+            for name in args.sets:
+                done = {r["who"] for r in read_rows(args.out) if _cell(r) == (name, n, seed)}
+                todo = [who for who in WHO if who not in done]
+                task = subsample(load_task(args.data_root / name), n, seed) if todo else None
+                for who in todo:
+                    assert task is not None
+                    row = {"set": name, "n_per_class": n, "seed": seed, "who": who}
+                    row |= run(who, task, backbone, ctx)
+                    with args.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(json.dumps({k: v for k, v in row.items() if k != "hits"}), flush=True)
+
+
+def run(who: str, task: ImageTask, backbone: Backbone, ctx: RunContext) -> dict[str, Any]:
+    """Fit once and judge on test."""
+    assert task.test is not None
+    start = time.monotonic()
+    fitted = get_strategy(who)().fit(task.hide_test().with_val_in_train(), backbone, ctx)
+    seconds = time.monotonic() - start
+    found = fitted.predict_proba([p.path for p in task.test])
+    hits = found.argmax(1) == labels_of(task.test)
+    return {
+        "accuracy": float(hits.mean()),
+        "n_test": len(hits),
+        "hits": np.packbits(hits).tobytes().hex(),
+        "seconds": round(seconds, 2),
+        "hyperparameters": dict(fitted.hyperparameters),
+    }
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Print both accuracies, their paired difference with its interval, and the cuts chosen."""
+    print("| set, a class | probe | SVM | SVM minus probe | of seeds | depth, pooling |")
+    print("|---|---|---|---|---|---|")
+    for name, n in dict.fromkeys((r["set"], r["n_per_class"]) for r in rows):
+        cell = [r for r in rows if (r["set"], r["n_per_class"]) == (name, n)]
+        by = {(r["who"], r["seed"]): r for r in cell}
+        seeds = [s for w, s in by if w == WHO[0] and (WHO[1], s) in by]
+        if not seeds:
+            continue
+        probe = np.stack([_hits(by[WHO[0], s]) for s in seeds])
+        svm = np.stack([_hits(by[WHO[1], s]) for s in seeds])
+        # Seeds share their test pictures: one difference a picture.
+        each = (svm - probe).mean(axis=0)
+        half = norm.ppf(0.5 + LEVEL / 2) * each.std() / np.sqrt(len(each))
+        gaps = 100 * (svm - probe).mean(axis=1)
+        mid = each.mean()
+        used = [by[WHO[1], s]["hyperparameters"] for s in seeds]
+        cuts = ", ".join(f"{h['depth']} {h['pooling']}" for h in used)
+        print(
+            f"| {name}, {n} | {100 * probe.mean():.1f} | {100 * svm.mean():.1f} | "
+            f"{100 * mid:+.1f} [{100 * (mid - half):+.1f}, {100 * (mid + half):+.1f}] | "
+            f"{', '.join(f'{g:+.1f}' for g in gaps)} | {cuts} |"
+        )
+
+
+def _hits(row: dict[str, Any]) -> NDArray[np.float64]:
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["hits"]), dtype=np.uint8))
+    return bits[: row["n_test"]].astype(np.float64)
+
+
+def _cell(row: dict[str, Any]) -> tuple[str, int, int]:
+    return row["set"], row["n_per_class"], row["seed"]
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/probes.jsonl"))
+    parser.add_argument("--cache-dir", type=Path, default=None)
+    parser.add_argument("--sets", nargs="*", default=SETS)
+    parser.add_argument("--n-per-class", nargs="*", type=int, default=[10, 50])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--input-px", type=int, default=96)
+    parser.add_argument("--table", action="store_true", help="print the rows that are there")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
