@@ -8,7 +8,8 @@ from pathlib import Path
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError
 from strategies.core.images import UnreadableImage, known_suffixes, read_image
-from strategies.core.run import OnProgress, make_device
+from strategies.core.progress import OnProgress
+from strategies.core.run import make_device
 from strategies.core.task import Skipped
 
 CHUNK = 128

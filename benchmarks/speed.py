@@ -163,7 +163,7 @@ def feature_pass(bench: Bench) -> Iterator[tuple[float, float]]:
 
 
 def warm(bench: Bench) -> Iterator[tuple[float, float]]:
-    """The second call on unchanged pictures against the first."""
+    """Ask a second time about unchanged pictures."""
     data = bench.folder(bench.n)
     for _ in range(bench.repeat):
         with bench.fresh("cache") as cache:
@@ -172,7 +172,7 @@ def warm(bench: Bench) -> Iterator[tuple[float, float]]:
 
 
 def some_new(bench: Bench) -> Iterator[tuple[float, float]]:
-    """A tenth more pictures, against the first call."""
+    """Ask again with a tenth more pictures."""
     old, new = bench.folder(bench.n), bench.folder(N_NEW, skip=bench.n)
     for _ in range(bench.repeat):
         with bench.fresh("cache") as cache, bench.fresh("data") as folder:

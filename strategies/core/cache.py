@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import platformdirs
 from numpy.typing import NDArray
 
 from strategies.core.errors import StorageError
@@ -31,6 +32,11 @@ CREATE TABLE IF NOT EXISTS rows (
 """
 
 logger = logging.getLogger(__name__)
+
+
+def default_cache_dir() -> Path:
+    """Return the user's cache folder for this program."""
+    return Path(platformdirs.user_cache_dir("tl-advisor"))
 
 
 @dataclass(frozen=True)
@@ -189,7 +195,7 @@ class ArrayCache:
                 part = self.path.with_name(self.path.name + end)
                 part.rename(part.with_name(name + end))
         logger.warning(
-            "The cache %s is damaged (%s). It was set aside as %s; what it held is computed again.",
+            "The cache %s is damaged (%s): set aside as %s; what it held is computed again.",
             self.path,
             error,
             name,

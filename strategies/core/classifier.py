@@ -22,7 +22,7 @@ from strategies.core.body import Body
 from strategies.core.errors import BackboneError, StorageError
 from strategies.core.features import batches, to_input
 from strategies.core.metrics import (
-    Interval,
+    Evaluation,
     accuracy,
     calibration_error,
     mean_per_class,
@@ -193,36 +193,6 @@ def _backbone_from(record: dict[str, Any]) -> Backbone:
     depths = tuple(Depth(**d) for d in record["depths"])
     fixed = {"depths": depths, "mean": tuple(record["mean"]), "std": tuple(record["std"])}
     return Backbone(**(record | fixed))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a classifier did on pictures that nothing was fitted to.
-
-    Attributes
-    ----------
-    accuracy
-        Top-1, with its interval.
-    top_5
-        Share of pictures whose class is among the five likeliest; None with five classes or fewer.
-    mean_per_class
-        Mean of the classes' accuracies.
-    calibration_error
-        Expected calibration error, 0 is best.
-    classes, per_class
-        Names of the classes, and the accuracy within each of them (None without pictures).
-    confusion
-        How many pictures of a class (row) were taken for a class (column).
-    """
-
-    accuracy: Interval
-    top_5: Interval | None
-    mean_per_class: float
-    calibration_error: float
-    n: int
-    classes: tuple[str, ...]
-    per_class: tuple[Interval | None, ...]
-    confusion: tuple[tuple[int, ...], ...]
 
 
 def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -> Evaluation:

@@ -8,27 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 
-from strategies.core.cache import ArrayCache
+from strategies.core.cache import ArrayCache, default_cache_dir
 from strategies.core.errors import OutOfTime, TransferError
+from strategies.core.progress import OnProgress, ignore_progress
 
 OnEpoch = Callable[[int, float], None]
-OnProgress = Callable[[str, int, int], None]
 
 
 def _ignore_epoch(epoch: int, val_accuracy: float) -> None:
     """Hear of an epoch and do nothing."""
-
-
-def _ignore_progress(what: str, done: int, total: int) -> None:
-    """Hear of progress and do nothing."""
-
-
-def default_cache_dir() -> Path:
-    """Return the user's cache folder for this program."""
-    return Path(platformdirs.user_cache_dir("tl-advisor"))
 
 
 @dataclass(frozen=True)
@@ -54,7 +44,7 @@ class RunContext:
     n_workers: int = 2
     deadline_s: float | None = None
     on_epoch: OnEpoch = _ignore_epoch
-    on_progress: OnProgress = _ignore_progress
+    on_progress: OnProgress = ignore_progress
 
     def seconds_left(self) -> float:
         """Return the seconds until the deadline, infinite without one."""
@@ -85,7 +75,7 @@ def make_context(
     device: str = "auto",
     cache_dir: Path | None = None,
     seed: int = 0,
-    on_progress: OnProgress = _ignore_progress,
+    on_progress: OnProgress = ignore_progress,
 ) -> RunContext:
     """Choose device and precision for this machine.
 
