@@ -112,6 +112,7 @@ def test_a_row_that_is_not_bytes_is_missing(cache: ArrayCache, value: object) ->
 
 
 def test_a_put_that_fails_half_way_leaves_nothing_behind(cache: ArrayCache) -> None:
+    cache.put("space", {"first": _row(0)})
     with sqlite3.connect(cache.path) as db:
         db.execute(
             "CREATE TRIGGER refuse BEFORE INSERT ON rows WHEN NEW.digest = 'bad' "
