@@ -3,10 +3,11 @@
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from strategies.core.images import Pixels, centre_box, read_image, resize_box
 from strategies.core.run import RunContext
 from strategies.core.task import Picture
 
+T = TypeVar("T")
 BATCH = 32
 CHANNELS_PER_LAYER = 64
 GRID = 14
@@ -280,7 +282,17 @@ def batches(
     def read(chunk: Sequence[Path]) -> Pixels:
         return np.stack([eval_pixels(path, backbone) for path in chunk])
 
-    waiting: deque[Future[Pixels]] = deque()
+    return ahead(paths, read, n_workers, size)
+
+
+def ahead(
+    paths: Sequence[Path], read: Callable[[Sequence[Path]], T], n_workers: int, size: int = BATCH
+) -> Iterator[T]:
+    """Yield what `read` makes of `size` paths at a time, in order, some of them ahead in threads.
+
+    Decoding lets other threads run, so that the pictures to come are read beside the network.
+    """
+    waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(n_workers) as pool:
         for start in range(0, len(paths), size):
             waiting.append(pool.submit(read, paths[start : start + size]))

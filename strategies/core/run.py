@@ -88,7 +88,7 @@ def make_context(
     return RunContext(
         cache=ArrayCache(cache_dir or default_cache_dir()),
         device=chosen,
-        precision=_choose_precision(chosen),
+        precision=choose_precision(chosen),
         seed=seed,
         n_workers=max(2, min(16, os.cpu_count() or 2)),
         on_progress=on_progress,
@@ -122,7 +122,8 @@ def make_device(device: str) -> torch.device:
     return chosen
 
 
-def _choose_precision(device: torch.device) -> torch.dtype:
+def choose_precision(device: torch.device) -> torch.dtype:
+    """Return the type that forward passes are fastest in on a device."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
