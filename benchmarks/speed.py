@@ -63,7 +63,7 @@ class Bench:
     scratch: Path
     n: int = N
 
-    @cache
+    @cache  # noqa: B019
     def data(self, i: int) -> Path:
         """Return a folder of class folders for the i-th repetition."""
         root = self.scratch / f"data-{i}"
@@ -79,31 +79,31 @@ class Bench:
         """Run ``tl-advise`` in a process of its own."""
         return run(PROGRAM.format("advise"), data, "--cache-dir", cache, "--quiet", "--profile")
 
-    @cache
+    @cache  # noqa: B019
     def first(self, i: int) -> Spent:
         """Advise, nothing cached."""
         return self.advise(self.data(i), self.kept(i))
 
-    @cache
+    @cache  # noqa: B019
     def again(self, i: int) -> Spent:
         """Advise a second time; nothing has changed."""
         self.first(i)
         return self.advise(self.data(i), self.kept(i))
 
-    @cache
+    @cache  # noqa: B019
     def plain(self, i: int) -> Spent:
         """Run the plain script on the same pictures."""
         code = f"import runpy; runpy.run_path({__file__!r})['plain_script']()"
         return run(code, self.data(i))
 
-    @cache
+    @cache  # noqa: B019
     def links(self, n: int) -> Path:
         """Return a folder of `n` hard links to the pictures of the first repetition."""
         root = self.scratch / f"links-{n}"
         make_links(self.data(0), root, n)
         return root
 
-    @cache
+    @cache  # noqa: B019
     def of_many(self, n: int, i: int) -> Spent:
         """Advise on `n` pictures, nothing cached."""
         folder = self.scratch / "cache-of-many"
@@ -111,7 +111,7 @@ class Bench:
         shutil.rmtree(folder)
         return spent
 
-    @cache
+    @cache  # noqa: B019
     def classifier(self) -> Path:
         """Make a classifier."""
         out = self.scratch / "run"

@@ -439,6 +439,7 @@ def test_cold_and_warm_passes_and_any_number_of_readers_give_the_same_features(
 
 KILLED = """
 import sys
+from functools import partial
 from pathlib import Path
 from strategies.core import features
 from strategies.core.backbone import load_backbone
@@ -446,7 +447,7 @@ from strategies.core.cache import ArrayCache
 from strategies.core.run import RunContext
 from strategies.core.task import load_task
 
-features.BATCH = 4
+features.batches = partial(features.batches, size=4)
 task = load_task(Path(sys.argv[1]), n_workers=1)
 ctx = RunContext(
     cache=ArrayCache(Path(sys.argv[2])),
