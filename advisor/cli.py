@@ -11,14 +11,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from advisor.options import Options
     from advisor.types import Advice
     from strategies.core.progress import Laps
@@ -26,7 +27,25 @@ if TYPE_CHECKING:
 STARTED_S = time.monotonic()
 USAGE_ERROR, INTERRUPTED = 2, 130
 
-stdout, stderr = Console(soft_wrap=False), Console(stderr=True)
+
+class _LazyConsole:
+    """A rich console that is imported at its first use: ``--help`` needs none."""
+
+    def __init__(self, to_stderr: bool) -> None:
+        self._to_stderr = to_stderr
+
+    @cached_property
+    def _console(self) -> "Console":
+        from rich.console import Console
+
+        return Console(stderr=self._to_stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._console, name)
+
+
+stdout = cast("Console", _LazyConsole(to_stderr=False))
+stderr = cast("Console", _LazyConsole(to_stderr=True))
 
 advise_app = typer.Typer(add_completion=True, rich_markup_mode=None)
 auto_app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mode=None)
@@ -375,6 +394,14 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     if quiet or not stderr.is_terminal:
         yield lambda what, done, total: None
         return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=stderr, transient=True) as bars:
         known: dict[str, Any] = {}

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,12 +26,15 @@ BATCH = 32
 CHANNELS_PER_LAYER = 64
 GRID = 14
 """Moments are taken on a regular grid of about GRID x GRID positions where a map is larger."""
+ROUNDING_TOLERANCE, N_ROUNDED = 0.05, 8
+"""A low precision is used where, on some of the pictures, the pooled activations of every depth
+differ by at most this share (relative Euclidean length) from those in float32."""
 DEAD_VARIANCE = 1e-4
 """Channels whose running variance is below this share of their layer's median are left out."""
 _FORMAT = 3
 _COUNTS, _DEPTHS, _HEAD = "channels measured by layer", "depth of layers", "old head"
-_TIME = "milliseconds a picture"
-_NETWORK = (_COUNTS, _DEPTHS, _HEAD)
+_TIME, _ROUNDING = "milliseconds a picture", "rounding error"
+_NETWORK = (_COUNTS, _DEPTHS, _HEAD, _ROUNDING)
 """The rows of a space that belong to no picture: with them, cached features need no network."""
 
 
@@ -126,6 +129,11 @@ def extract_features(pictures: Sequence[Picture], backbone: Backbone, ctx: RunCo
     if missing or not rows.keys() >= set(_NETWORK):
         body, layout = _prepare(backbone, ctx)
         about = {_COUNTS: layout.counts, _DEPTHS: layout.depths, _HEAD: _flat_head(body, backbone)}
+        if _ROUNDING not in rows:
+            rows[_ROUNDING] = _rounding_error(pictures, body, backbone, ctx)
+        about[_ROUNDING] = rows[_ROUNDING]
+        if not about[_ROUNDING][0] <= ROUNDING_TOLERANCE:
+            ctx = replace(ctx, precision=torch.float32)
         ctx.cache.put(space, about)
         timed = len(missing) > BATCH or _TIME not in rows
         rows |= about | _compute(missing, body, layout, backbone, ctx, space, timed)
@@ -235,6 +243,25 @@ def _compute(
             done += len(batch)
             ctx.on_progress("features", done, len(pictures))
     return rows
+
+
+@torch.inference_mode()
+def _rounding_error(
+    pictures: Sequence[Picture], body: Body, backbone: Backbone, ctx: RunContext
+) -> Rows:
+    """Compare a few pictures' activations in the context's precision with float32, shape (1,).
+
+    Return the largest relative difference over the depths; infinite if not all are finite.
+    """
+    if ctx.precision == torch.float32:
+        return np.zeros(1, dtype=np.float32)
+    (pixels,) = batches([p.path for p in pictures[:N_ROUNDED]], backbone, ctx.n_workers)
+    images = to_input(pixels, backbone, ctx.device)
+    with ctx.autocast():
+        rounded = body.activations(images)
+    exact = body.activations(images)
+    errors = [float((r - e).norm() / e.norm()) for r, e in zip(rounded, exact, strict=True)]
+    return np.array([max(errors) if np.isfinite(errors).all() else np.inf], dtype=np.float32)
 
 
 @contextlib.contextmanager

@@ -490,3 +490,38 @@ def test_a_damaged_cache_file_costs_a_second_pass_and_nothing_else(
 
     _assert_equal(before, extract_features(pictures, backbone, ctx))
     _assert_equal(before, extract_features(pictures, backbone, ctx))
+
+
+@pytest.mark.parametrize("error", [features.ROUNDING_TOLERANCE * 2, np.inf, np.nan])
+def test_a_precision_that_rounds_too_much_is_not_used_now_or_later(
+    small_task: ImageTask,
+    backbone: Backbone,
+    ctx: RunContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: float,
+) -> None:
+    pictures = small_task.train[:4]
+    exact = extract_features(pictures, backbone, ctx)
+    monkeypatch.setattr(
+        features, "_rounding_error", lambda *_: np.array([error], dtype=np.float32)
+    )
+    low = replace(ctx, precision=torch.bfloat16, cache=ArrayCache(tmp_path / "low"))
+
+    _assert_equal(
+        extract_features(pictures[:2], backbone, low),
+        extract_features(pictures[:2], backbone, ctx),
+    )
+    monkeypatch.undo()
+    _assert_equal(extract_features(pictures, backbone, low), exact)
+
+
+def test_rounding_is_measured_against_full_precision(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    pictures, (body, _) = small_task.train[:3], features._prepare(backbone, ctx)
+    low = replace(ctx, precision=torch.bfloat16)
+
+    assert features._rounding_error(pictures, body, backbone, ctx) == 0
+    (error,) = features._rounding_error(pictures, body, backbone, low)
+    assert 1e-4 < error < features.ROUNDING_TOLERANCE
