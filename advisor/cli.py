@@ -11,17 +11,41 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from advisor.options import Options
+    from advisor.types import Advice
+    from strategies.core.progress import Laps
 
 STARTED_S = time.monotonic()
 USAGE_ERROR, INTERRUPTED = 2, 130
 
-stdout, stderr = Console(soft_wrap=False), Console(stderr=True)
+
+class _LazyConsole:
+    """A rich console that is imported at its first use: ``--help`` needs none."""
+
+    def __init__(self, to_stderr: bool) -> None:
+        self._to_stderr = to_stderr
+
+    @cached_property
+    def _console(self) -> "Console":
+        from rich.console import Console
+
+        return Console(stderr=self._to_stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._console, name)
+
+
+stdout = cast("Console", _LazyConsole(to_stderr=False))
+stderr = cast("Console", _LazyConsole(to_stderr=True))
 
 advise_app = typer.Typer(add_completion=True, rich_markup_mode=None)
 auto_app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mode=None)
@@ -62,6 +86,7 @@ ReferenceFolder = Annotated[
     typer.Option("--reference", help="Pictures like those that the backbone was pretrained with."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
+ShowLaps = Annotated[bool, typer.Option("--profile", help="Say on stderr where the time went.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the answer alone, no progress.")]
 
 
@@ -83,15 +108,18 @@ def advise_command(
     max_quarantine: MaxQuarantine = 0.1,
     reference: ReferenceFolder = None,
     as_json: Json = False,
+    profile: ShowLaps = False,
     quiet: Quiet = False,
 ) -> None:
     """Say which kind of transfer learning suits a folder of labelled pictures."""
     folder = _data_folder(data, demo, cache_dir)
     with _progress(quiet) as on_progress, _errors():
-        from advisor.pipeline import Options, advise
+        from advisor.options import Options
         from advisor.report.as_json import advice_record
         from advisor.report.terminal import headline, print_advice
+        from strategies.core.progress import Laps
 
+        laps = Laps(on_progress, last_s=STARTED_S)
         options = Options(
             backbone,
             input_px,
@@ -101,20 +129,44 @@ def advise_command(
             seed,
             device,
             cache_dir,
-            on_progress,
+            laps,
             root,
             group_by,
             max_images or None,
             max_quarantine,
             reference,
         )
-        advice = advise(folder, options)
+        advice = _answer(folder, options, laps)
     if as_json:
         _print_json(advice_record(advice))
     elif quiet:
         stdout.print(headline(advice), highlight=False)
     else:
         print_advice(stdout, advice)
+    if profile:
+        laps.end("report")
+        _print_laps(laps)
+
+
+def _answer(folder: Path, options: "Options", laps: "Laps") -> "Advice":
+    """Return the advice that was given before if nothing has changed; else measure."""
+    from advisor.answers import question, recall, remember
+    from strategies.core.cache import ArrayCache, default_cache_dir
+
+    cache = ArrayCache(options.cache_dir or default_cache_dir())
+    asked = question(folder, options)
+    known = recall(cache, asked)
+    laps.end("looking for an earlier answer")
+    if known is not None:
+        said = "Nothing has changed since this was measured: answered from the cache."
+        stderr.print(said, highlight=False)
+        return known
+    from advisor.pipeline import advise
+
+    laps.end("imports")
+    advice = advise(folder, options)
+    remember(cache, asked, advice)
+    return advice
 
 
 @auto_app.callback()
@@ -151,7 +203,8 @@ def run_command(
     limit_s = parse_duration_s(time_limit)
     folder = _data_folder(data, demo, cache_dir)
     with _progress(quiet) as on_progress, _errors():
-        from advisor.pipeline import Options, auto
+        from advisor.options import Options
+        from advisor.pipeline import auto
         from advisor.report.as_json import outcome_record
         from advisor.report.terminal import print_outcome
 
@@ -236,6 +289,36 @@ def predict_command(
         print_predictions(stdout, ranked)
 
 
+cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+auto_app.add_typer(cache_app, name="cache", help="Look at what was computed before, or forget it.")
+
+
+@cache_app.command("info")
+def cache_info_command(cache_dir: CacheDir = None) -> None:
+    """Say where the cache is, and how much it holds."""
+    with _errors():
+        from strategies.core.cache import MAX_BYTES, ArrayCache, default_cache_dir
+
+        info = ArrayCache(cache_dir or default_cache_dir()).info()
+    size = f"{info.n_bytes / 2**20:,.1f} MB of at most {MAX_BYTES / 2**20:,.0f}"
+    lines = [str(info.path), f"{info.n_rows:,} entries, {size}"]
+    lines += [f"set aside because it was damaged: {path}" for path in info.damaged]
+    for text in lines:
+        stdout.print(text, highlight=False, markup=False)
+
+
+@cache_app.command("clear")
+def cache_clear_command(cache_dir: CacheDir = None) -> None:
+    """Forget all that was computed; pictures, runs and files set aside stay."""
+    with _errors():
+        from strategies.core.cache import ArrayCache, default_cache_dir
+
+        cache = ArrayCache(cache_dir or default_cache_dir())
+        n_rows = cache.info().n_rows
+        cache.clear()
+    stdout.print(f"{n_rows:,} entries forgotten: {cache.path}", highlight=False, markup=False)
+
+
 def tl_advise() -> None:
     """Run ``tl-advise``."""
     advise_app()
@@ -261,7 +344,7 @@ def _data_folder(data: Path | None, demo: bool, cache_dir: Path | None) -> Path:
             _fail(f"{data} and --demo were both given. Leave one of them out.")
         with _errors():
             from advisor.demo import write_digits
-            from strategies.core.run import default_cache_dir
+            from strategies.core.cache import default_cache_dir
 
             return write_digits(cache_dir or default_cache_dir())
     if data is None:
@@ -311,6 +394,14 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
     if quiet or not stderr.is_terminal:
         yield lambda what, done, total: None
         return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+    )
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=stderr, transient=True) as bars:
         known: dict[str, Any] = {}
@@ -321,6 +412,13 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
             bars.update(known[what], completed=done)
 
         yield show
+
+
+def _print_laps(laps: "Laps") -> None:
+    total = sum(laps.seconds.values())
+    for name, seconds in laps.seconds.items():
+        said = f"{name:<32}{seconds:8.2f} s{seconds / total:6.0%}"
+        stderr.print(said, highlight=False, markup=False)
 
 
 def _print_json(value: object) -> None:

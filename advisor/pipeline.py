@@ -1,12 +1,13 @@
 """The program on one page: a folder of pictures to advice, and to a classifier."""
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from advisor.checks import check
+from advisor.options import AUTO, DEFAULTS, Options
 from advisor.priors import load_priors
 from advisor.profile import examine
 from advisor.recommend import recommend
@@ -14,58 +15,20 @@ from advisor.reference import build_reference
 from advisor.report.as_json import advice_record, outcome_record
 from advisor.search import search
 from advisor.types import Advice, Choice, Outcome
-from strategies.core.backbone import CATALOGUE, DEFAULT_BACKBONE, Backbone, load_backbone
+from strategies.core.backbone import Backbone, load_backbone
+from strategies.core.catalogue import CATALOGUE, DEFAULT_BACKBONE
 from strategies.core.classifier import evaluate, write_json
 from strategies.core.errors import StorageError
 from strategies.core.features import extract_features
-from strategies.core.run import OnProgress, RunContext, make_context
-from strategies.core.task import MAX_IMAGES, MAX_QUARANTINE, ImageTask, Split, load_task
+from strategies.core.run import RunContext, make_context
+from strategies.core.task import ImageTask, Split, load_task
 from strategies.registry import get_strategy
 
-AUTO = "auto"
 TINY_PX = 64
 """Pictures with a smaller median side gain nothing from the backbone's full input size."""
 TINY_INPUT_PX = 128
 MAX_COMPARED = 500
 """At most this many test pictures are compared with train."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What both commands take; the defaults choose by themselves.
-
-    Attributes
-    ----------
-    backbone, input_px, device, strategy
-        "auto" or None: chosen here, printed with the reason.
-    val, test
-        Folders of class folders given apart from the data.
-    cache_dir
-        Where features are kept; None: the user's cache folder.
-    root, group_by, max_images, max_quarantine
-        How the data are read, see `load_task`.
-    reference
-        A folder of pictures like those that the backbone was pretrained with; None: what this
-        program ships.
-    """
-
-    backbone: str = AUTO
-    input_px: int | None = None
-    strategy: str = AUTO
-    val: Path | None = None
-    test: Path | None = None
-    seed: int = 0
-    device: str = AUTO
-    cache_dir: Path | None = None
-    on_progress: OnProgress | None = field(default=None, compare=False)
-    root: Path | None = None
-    group_by: str | None = None
-    max_images: int | None = MAX_IMAGES
-    max_quarantine: float = MAX_QUARANTINE
-    reference: Path | None = None
-
-
-DEFAULTS = Options()
 
 
 def advise(data: Path | str, options: Options = DEFAULTS) -> Advice:
@@ -155,12 +118,16 @@ def _advise(
     priors = load_priors()
     folder = options.reference
     own = None if folder is None else build_reference(folder, backbone, ctx)
+    ctx.on_progress("network", 1, 1)
     profile, measured = examine(task, backbone, ctx, own)
+    ctx.on_progress("similarity", 1, 1)
     if test_pictures:
         features = extract_features(test_pictures, backbone, ctx).pooled[-1]
         measured = replace(measured, test_features=features)
     forced = None if options.strategy == AUTO else options.strategy
     decision = recommend(profile, priors, forced)
+    findings = check(task, profile, measured)
+    ctx.on_progress("findings", 1, 1)
     return Advice(
         task=task.name,
         data=task.root,
@@ -168,7 +135,7 @@ def _advise(
         rejections=decision.rejections,
         quadrant=decision.quadrant,
         profile=profile,
-        findings=check(task, profile, measured),
+        findings=findings,
         quarantine=task.skipped,
         choices=(*choices, *_sample_choice(task, options), *_device_choice(options, ctx)),
         split=task.split_source,
@@ -198,6 +165,8 @@ def _load(data: Path, options: Options, ctx: RunContext) -> ImageTask:
         max_quarantine=options.max_quarantine,
         seed=options.seed,
         n_workers=ctx.n_workers,
+        cache=ctx.cache,
+        on_progress=ctx.on_progress,
     )
 
 

@@ -5,13 +5,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError
-from strategies.core.images import UnreadableImage, known_suffixes, read_image
-from strategies.core.run import OnProgress, make_device
+from strategies.core.features import BATCH, ahead, eval_pixels
+from strategies.core.images import Pixels, UnreadableImage, known_suffixes
+from strategies.core.progress import OnProgress
+from strategies.core.run import choose_precision, make_device
 from strategies.core.task import Skipped
-
-CHUNK = 128
 
 
 @dataclass(frozen=True)
@@ -41,25 +45,40 @@ def predict(
     """
     folder = run / "classifier" if (run / "classifier").is_dir() else run
     classifier = ImageClassifier.load(folder, make_device(device))
+    precision = choose_precision(classifier.device)
     paths = _list_pictures(given)
     skipped: list[Skipped] = []
-    rows = []
-    for start in range(0, len(paths), CHUNK):
-        chunk = paths[start : start + CHUNK]
-        readable = []
-        for path in chunk:
-            try:
-                read_image(path)
-                readable.append(path)
-            except UnreadableImage as error:
-                skipped.append(Skipped(path, str(error)))
-        for path, row in zip(readable, classifier.predict_proba(readable), strict=True):
-            ranked = sorted(
-                zip(classifier.classes, row.tolist(), strict=True), key=lambda pair: -pair[1]
-            )
-            rows.append((path, tuple(ranked)))
-        on_progress("predictions", start + len(chunk), len(paths))
+    rows: list[tuple[Path, tuple[tuple[str, float], ...]]] = []
+
+    def read(chunk: Sequence[Path]) -> list[Pixels | str]:
+        return [_pixels(path, classifier.backbone) for path in chunk]
+
+    n_workers = max(2, os.cpu_count() or 2)
+    for number, found in enumerate(ahead(paths, read, n_workers)):
+        chunk = paths[number * BATCH : number * BATCH + len(found)]
+        both = list(zip(chunk, found, strict=True))
+        skipped += [Skipped(path, reason) for path, reason in both if isinstance(reason, str)]
+        good = [(path, pixels) for path, pixels in both if not isinstance(pixels, str)]
+        if good:
+            said = classifier.classify(np.stack([pixels for _, pixels in good]), precision)
+            rows += [
+                (path, _ranked(classifier.classes, row))
+                for (path, _), row in zip(good, said, strict=True)
+            ]
+        on_progress("predictions", number * BATCH + len(chunk), len(paths))
     return Predictions(tuple(rows), tuple(skipped))
+
+
+def _pixels(path: Path, backbone: Backbone) -> Pixels | str:
+    """Read a picture as the network is to see it, or say why it cannot be read."""
+    try:
+        return eval_pixels(path, backbone)
+    except UnreadableImage as error:
+        return str(error)
+
+
+def _ranked(classes: Sequence[str], row: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
+    return tuple(sorted(zip(classes, row.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 
 def _list_pictures(given: Sequence[Path]) -> list[Path]:

@@ -13,7 +13,7 @@ from advisor.reference import Reference, shipped_reference
 from advisor.similarity import DomainSimilarity
 from advisor.types import ProbeResult, Profile
 from strategies.core.backbone import Backbone
-from strategies.core.features import Features, extract_features, time_per_image_ms
+from strategies.core.features import Features, extract_features
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores
 from strategies.core.probes import (
     CrossValidated,
@@ -62,7 +62,6 @@ def examine(
     """
     pictures = sample(task.fit_split, task.n_classes, ctx.seed)
     labels = labels_of(pictures)
-    ms_per_image = time_per_image_ms(pictures, backbone, ctx)
     features = extract_features(pictures, backbone, ctx)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(pictures))
     probes, layer_svm, scores = _probe_depths(features, labels, task.n_classes, folds, ctx)
@@ -89,7 +88,7 @@ def examine(
         layer_svm=layer_svm,
         majority_share=float(counts.max() / counts.sum()),
         n_measured=len(pictures),
-        ms_per_image=ms_per_image,
+        ms_per_image=features.ms_per_image,
         image_passes={n: s.image_passes(task, backbone) for n, s in defaults.items()},
         why_not={name: reason for name, reason in reasons.items() if reason},
     )

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from advisor.similarity import DomainSimilarity
-from strategies.core.classifier import Evaluation
-from strategies.core.metrics import Interval
-from strategies.core.task import Skipped
+from strategies.core.metrics import Evaluation, Interval
+from strategies.core.pictures import Skipped
 
 SCHEMA_VERSION = 1
 

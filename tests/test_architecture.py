@@ -24,7 +24,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ),
     ("strategies.registry",),
     ("advisor.similarity",),
-    ("advisor.types", "advisor.priors"),
+    ("advisor.types", "advisor.priors", "advisor.options"),
     ("advisor.moment_shift", "advisor.transferability"),
     ("advisor.kernel_distance", "advisor.head_evidence"),
     ("advisor.reference",),
@@ -38,7 +38,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "advisor.predict",
         "advisor.transfer_gain",
     ),
-    ("advisor.search", "advisor.recommend", "advisor.report"),
+    ("advisor.search", "advisor.recommend", "advisor.report", "advisor.answers"),
     ("advisor.pipeline",),
     ("advisor.cli",),
 )

@@ -21,8 +21,9 @@ from strategies.core.backbone import Backbone, Depth
 from strategies.core.body import Body, Pooling, widths
 from strategies.core.errors import BackboneError, StorageError
 from strategies.core.features import batches, to_input
+from strategies.core.images import Pixels
 from strategies.core.metrics import (
-    Interval,
+    Evaluation,
     accuracy,
     calibration_error,
     mean_per_class,
@@ -69,7 +70,11 @@ class ImageClassifier:
     hyperparameters: Mapping[str, Any]
     pooling: Pooling = "mean"
 
-    @torch.inference_mode()
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
     def predict_proba(self, paths: Sequence[Path], *, n_workers: int = 2) -> NDArray[np.float32]:
         """Return the probabilities of every class for picture files, (n, classes), float32.
 
@@ -78,14 +83,28 @@ class ImageClassifier:
         UnreadableImage
             If one of the files is not a readable picture.
         """
-        self.network.eval()
-        device = next(self.network.parameters()).device
-        parts = [
-            self.network(to_input(pixels, self.backbone, device)).softmax(dim=1).cpu().numpy()
-            for pixels in batches(paths, self.backbone, n_workers)
-        ]
+        parts = [self.classify(pixels) for pixels in batches(paths, self.backbone, n_workers)]
         empty = np.empty((0, len(self.classes)), dtype=np.float32)
         return np.concatenate(parts) if parts else empty
+
+    @torch.inference_mode()
+    def classify(
+        self, pixels: Pixels, precision: torch.dtype = torch.float32
+    ) -> NDArray[np.float32]:
+        """Return the probabilities of every class for pixels, (n, classes), float32.
+
+        Parameters
+        ----------
+        pixels
+            What `features.eval_pixels` makes of pictures, uint8 (n, px, px, 3).
+        precision
+            Of the forward pass: bfloat16, where the machine has it, is faster.
+        """
+        self.network.eval()
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+            scores = self.network(to_input(pixels, self.backbone, self.device))
+        found: NDArray[np.float32] = scores.float().softmax(dim=1).cpu().numpy()
+        return found
 
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and record (JSON) to a folder.
@@ -199,36 +218,6 @@ def _backbone_from(record: dict[str, Any]) -> Backbone:
     depths = tuple(Depth(**d) for d in record["depths"])
     fixed = {"depths": depths, "mean": tuple(record["mean"]), "std": tuple(record["std"])}
     return Backbone(**(record | fixed))
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a classifier did on pictures that nothing was fitted to.
-
-    Attributes
-    ----------
-    accuracy
-        Top-1, with its interval.
-    top_5
-        Share of pictures whose class is among the five likeliest; None with five classes or fewer.
-    mean_per_class
-        Mean of the classes' accuracies.
-    calibration_error
-        Expected calibration error, 0 is best.
-    classes, per_class
-        Names of the classes, and the accuracy within each of them (None without pictures).
-    confusion
-        How many pictures of a class (row) were taken for a class (column).
-    """
-
-    accuracy: Interval
-    top_5: Interval | None
-    mean_per_class: float
-    calibration_error: float
-    n: int
-    classes: tuple[str, ...]
-    per_class: tuple[Interval | None, ...]
-    confusion: tuple[tuple[int, ...], ...]
 
 
 def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -> Evaluation:

@@ -3,10 +3,11 @@
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,15 +21,20 @@ from strategies.core.images import Pixels, centre_box, read_image, resize_box
 from strategies.core.run import RunContext
 from strategies.core.task import Picture
 
-BATCH, TIMED_BATCH = 32, 8
+T = TypeVar("T")
+BATCH = 32
 CHANNELS_PER_LAYER = 64
 GRID = 14
 """Moments are taken on a regular grid of about GRID x GRID positions where a map is larger."""
+ROUNDING_TOLERANCE, N_ROUNDED = 0.05, 8
+"""A low precision is used where, on some of the pictures, the pooled activations of every depth
+differ by at most this share (relative Euclidean length) from those in float32."""
 DEAD_VARIANCE = 1e-4
 """Channels whose running variance is below this share of their layer's median are left out."""
 _FORMAT = 3
 _COUNTS, _DEPTHS, _HEAD = "channels measured by layer", "depth of layers", "old head"
-_NETWORK = (_COUNTS, _DEPTHS, _HEAD)
+_TIME, _ROUNDING = "milliseconds a picture", "rounding error"
+_NETWORK = (_COUNTS, _DEPTHS, _HEAD, _ROUNDING)
 """The rows of a space that belong to no picture: with them, cached features need no network."""
 
 
@@ -87,11 +93,14 @@ class Features:
     old_head
         None for a network without one, or with random weights. Its logits follow from the
         penultimate activations, so they are neither stored nor part of the pass.
+    ms_per_image
+        What a picture's share of the pass took when it was last made, reading included.
     """
 
     pooled: tuple[Rows, ...]
     moments: Moments | None
     old_head: OldHead | None = None
+    ms_per_image: float = 0.0
 
     def at(self, depths: Iterable[int]) -> Rows:
         """Return the activations of some depths (counted from 1) side by side, (n, d)."""
@@ -113,32 +122,22 @@ def extract_features(pictures: Sequence[Picture], backbone: Backbone, ctx: RunCo
     """
     space = _space(backbone, ctx)
     digests = [p.digest for p in pictures]
-    rows = ctx.cache.get(space, [*digests, *_NETWORK])
+    rows = ctx.cache.get(space, [*digests, *_NETWORK, _TIME])
     missing = list({p.digest: p for p in pictures if p.digest not in rows}.values())
+    if _TIME not in rows:
+        missing = missing or list(pictures[:BATCH])
     if missing or not rows.keys() >= set(_NETWORK):
         body, layout = _prepare(backbone, ctx)
         about = {_COUNTS: layout.counts, _DEPTHS: layout.depths, _HEAD: _flat_head(body, backbone)}
+        if _ROUNDING not in rows:
+            rows[_ROUNDING] = _rounding_error(pictures, body, backbone, ctx)
+        about[_ROUNDING] = rows[_ROUNDING]
+        if not about[_ROUNDING][0] <= ROUNDING_TOLERANCE:
+            ctx = replace(ctx, precision=torch.float32)
         ctx.cache.put(space, about)
-        rows |= about | _compute(missing, body, layout, backbone, ctx, space)
+        timed = len(missing) > BATCH or _TIME not in rows
+        rows |= about | _compute(missing, body, layout, backbone, ctx, space, timed)
     return _assemble(np.stack([rows[d] for d in digests]), backbone, rows)
-
-
-def time_per_image_ms(pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext) -> float:
-    """Measure one picture's share of a frozen forward pass, reading included, in milliseconds.
-
-    The median over a few batches of real pictures, the first of which only warms up.
-    """
-    body, _ = _prepare(backbone, ctx)
-    paths = [pictures[i % len(pictures)].path for i in range(4 * TIMED_BATCH)]
-    times = []
-    with torch.inference_mode(), ctx.autocast():
-        start = time.perf_counter()
-        for pixels in batches(paths, backbone, ctx.n_workers, TIMED_BATCH):
-            body(to_input(pixels, backbone, ctx.device)).cpu()
-            now = time.perf_counter()
-            times.append(now - start)
-            start = now
-    return float(1000 * np.median(times[1:]) / TIMED_BATCH)
 
 
 def _space(backbone: Backbone, ctx: RunContext) -> str:
@@ -221,9 +220,11 @@ def _compute(
     backbone: Backbone,
     ctx: RunContext,
     space: str,
+    timed: bool,
 ) -> dict[str, Rows]:
     rows: dict[str, Rows] = {}
-    done = 0
+    spent: list[float] = []
+    done, start = 0, time.perf_counter()
     with torch.inference_mode(), _watch(body.net, layout) as seen:
         for pixels in batches([p.path for p in pictures], backbone, ctx.n_workers):
             ctx.check_time()
@@ -233,11 +234,34 @@ def _compute(
             parts = [*pooled, *(seen[name] for name, _ in layout.channels)]
             matrix = torch.cat([p.float() for p in parts], dim=1).cpu().numpy()
             fresh = {p.digest: row for p, row in zip(batch, matrix, strict=True)}
+            spent.append(1000 * (time.perf_counter() - start) / len(batch))
+            start = time.perf_counter()
+            if timed:  # the first batch warms up, and counts only where it is alone
+                fresh[_TIME] = np.array([np.median(spent[1:] or spent)], dtype=np.float32)
             ctx.cache.put(space, fresh)
             rows |= fresh
             done += len(batch)
             ctx.on_progress("features", done, len(pictures))
     return rows
+
+
+@torch.inference_mode()
+def _rounding_error(
+    pictures: Sequence[Picture], body: Body, backbone: Backbone, ctx: RunContext
+) -> Rows:
+    """Compare a few pictures' activations in the context's precision with float32, shape (1,).
+
+    Return the largest relative difference over the depths; infinite if not all are finite.
+    """
+    if ctx.precision == torch.float32:
+        return np.zeros(1, dtype=np.float32)
+    (pixels,) = batches([p.path for p in pictures[:N_ROUNDED]], backbone, ctx.n_workers)
+    images = to_input(pixels, backbone, ctx.device)
+    with ctx.autocast():
+        rounded = body.activations(images)
+    exact = body.activations(images)
+    errors = [float((r - e).norm() / e.norm()) for r, e in zip(rounded, exact, strict=True)]
+    return np.array([max(errors) if np.isfinite(errors).all() else np.inf], dtype=np.float32)
 
 
 @contextlib.contextmanager
@@ -285,7 +309,17 @@ def batches(
     def read(chunk: Sequence[Path]) -> Pixels:
         return np.stack([eval_pixels(path, backbone) for path in chunk])
 
-    waiting: deque[Future[Pixels]] = deque()
+    return ahead(paths, read, n_workers, size)
+
+
+def ahead(
+    paths: Sequence[Path], read: Callable[[Sequence[Path]], T], n_workers: int, size: int = BATCH
+) -> Iterator[T]:
+    """Yield what `read` makes of `size` paths at a time, in order, some of them ahead in threads.
+
+    Decoding lets other threads run, so that the pictures to come are read beside the network.
+    """
+    waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(n_workers) as pool:
         for start in range(0, len(paths), size):
             waiting.append(pool.submit(read, paths[start : start + size]))
@@ -321,11 +355,12 @@ def _read_head(flat: Rows, backbone: Backbone) -> OldHead | None:
 
 def _assemble(matrix: Rows, backbone: Backbone, about: Mapping[str, Rows]) -> Features:
     head = _read_head(about[_HEAD], backbone)
+    ms_per_image = float(about[_TIME][0])
     counts = about[_COUNTS].astype(np.int64)
     widths = [d.channels for d in backbone.depths]
     *pooled, rest = np.split(matrix, np.cumsum(widths), axis=1)
     if not len(counts):
-        return Features(tuple(pooled), None, head)
+        return Features(tuple(pooled), None, head, ms_per_image)
     columns = np.split(rest, np.cumsum(np.repeat(counts, 2))[:-1], axis=1)
     share = (np.arange(len(counts)) + 0.5) / len(counts)
     layer = np.repeat(np.arange(len(counts)), counts)
@@ -336,4 +371,4 @@ def _assemble(matrix: Rows, backbone: Backbone, about: Mapping[str, Rows]) -> Fe
         share,
         about[_DEPTHS].astype(np.int64),
     )
-    return Features(tuple(pooled), moments, head)
+    return Features(tuple(pooled), moments, head, ms_per_image)

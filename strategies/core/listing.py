@@ -167,3 +167,40 @@ def _origin(splits: dict[str, Prefix]) -> str:
 
 def _train_first(splits: dict[str, Prefix]) -> list[tuple[str, Prefix]]:
     return [(s, splits[s]) for s in ("train", "val", "test") if s in splits]
+
+
+def list_everything(
+    data: Path,
+    *,
+    val: Path | None,
+    test: Path | None,
+    root: Path | None,
+    max_images: int | None,
+    seed: int,
+) -> Listing:
+    """List a data set with the splits that were given apart; see `task.load_task`."""
+    if max_images is not None and max_images < 1:
+        raise DataError(f"--max-images must be at least 1, got {max_images}.")
+    listing = list_data(data, root=root, limit=max_images, seed=seed)
+    for name, folder in (("val", val), ("test", test)):
+        if folder is not None:
+            _add_folder(listing, data, name, folder)
+    return listing
+
+
+def _add_folder(listing: Listing, data: Path, name: str, folder: Path) -> None:
+    """List a folder given with --val or --test."""
+    if name in listing.splits:
+        raise DataError(
+            f"--{name} {shown(folder)} was given, but {shown(data)} has a {name} split of its "
+            "own. Leave one of the two out."
+        )
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"--{name} {shown(folder)} {problem}. Give a folder of class folders.")
+    tree = FolderTree(folder)
+    found = find_splits(tree) if tree.folders(()) else {}
+    prefix = found["train"] if len(found) == 1 and "train" in found else ()
+    list_split(listing, tree, name, prefix)
+    listing.finish(folder)
+    listing.origin += f", {name} from --{name}"

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
-from scipy.stats import norm
+from scipy.special import logsumexp, ndtri
 
 LEVEL = 0.90
 """Confidence level of every interval that this program prints."""
@@ -39,6 +38,36 @@ class Interval:
         return f"{100 * self.mid:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """How a classifier did on pictures that nothing was fitted to.
+
+    Attributes
+    ----------
+    accuracy
+        Top-1, with its interval.
+    top_5
+        Share of pictures whose class is among the five likeliest; None with five classes or fewer.
+    mean_per_class
+        Mean of the classes' accuracies.
+    calibration_error
+        Expected calibration error, 0 is best.
+    classes, per_class
+        Names of the classes, and the accuracy within each of them (None without pictures).
+    confusion
+        How many pictures of a class (row) were taken for a class (column).
+    """
+
+    accuracy: Interval
+    top_5: Interval | None
+    mean_per_class: float
+    calibration_error: float
+    n: int
+    classes: tuple[str, ...]
+    per_class: tuple[Interval | None, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
 def proportion(share: float, n: float, level: float = LEVEL) -> Interval:
     """Wilson's interval for a share observed over `n` independent trials.
 
@@ -55,7 +84,7 @@ def proportion(share: float, n: float, level: float = LEVEL) -> Interval:
     """
     if n <= 0:
         return Interval(0.0, share, 1.0)
-    z = float(norm.ppf(0.5 + level / 2))
+    z = float(ndtri(0.5 + level / 2))
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     return Interval(

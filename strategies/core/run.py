@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import torch
 
-from strategies.core.cache import ArrayCache
+from strategies.core.cache import ArrayCache, default_cache_dir
 from strategies.core.errors import OutOfTime, TransferError
+from strategies.core.progress import OnProgress, ignore_progress
 
 OnEpoch = Callable[[int, float | None], None]
-OnProgress = Callable[[str, int, int], None]
 OnNote = Callable[[str], None]
 
 
@@ -23,17 +22,8 @@ def _ignore_epoch(epoch: int, val_accuracy: float | None) -> None:
     """Hear of an epoch and do nothing."""
 
 
-def _ignore_progress(what: str, done: int, total: int) -> None:
-    """Hear of progress and do nothing."""
-
-
 def _ignore_note(note: str) -> None:
     """Hear of a remark and do nothing."""
-
-
-def default_cache_dir() -> Path:
-    """Return the user's cache folder for this program."""
-    return Path(platformdirs.user_cache_dir("tl-advisor"))
 
 
 @dataclass(frozen=True)
@@ -66,7 +56,7 @@ class RunContext:
     n_workers: int = 2
     deadline_s: float | None = None
     on_epoch: OnEpoch = _ignore_epoch
-    on_progress: OnProgress = _ignore_progress
+    on_progress: OnProgress = ignore_progress
     on_note: OnNote = _ignore_note
     checkpoint: Path | None = None
 
@@ -99,7 +89,7 @@ def make_context(
     device: str = "auto",
     cache_dir: Path | None = None,
     seed: int = 0,
-    on_progress: OnProgress = _ignore_progress,
+    on_progress: OnProgress = ignore_progress,
 ) -> RunContext:
     """Choose device and precision for this machine.
 
@@ -112,7 +102,7 @@ def make_context(
     return RunContext(
         cache=ArrayCache(cache_dir or default_cache_dir()),
         device=chosen,
-        precision=_choose_precision(chosen),
+        precision=choose_precision(chosen),
         seed=seed,
         n_workers=max(2, min(16, os.cpu_count() or 2)),
         on_progress=on_progress,
@@ -146,7 +136,8 @@ def make_device(device: str) -> torch.device:
     return chosen
 
 
-def _choose_precision(device: torch.device) -> torch.dtype:
+def choose_precision(device: torch.device) -> torch.dtype:
+    """Return the type that forward passes are fastest in on a device."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):

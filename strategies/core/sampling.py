@@ -12,6 +12,9 @@ from strategies.core.images import known_suffixes
 from strategies.core.layouts import natural_key
 from strategies.core.pictures import Skipped, shown
 
+MAX_IMAGES, MAX_QUARANTINE = 5_000, 0.10
+"""At most so many pictures of a split are read, and so large a share of them may be unreadable."""
+
 MIN_PER_CLASS = 10
 """A sample keeps at least this many pictures of every class that has them."""
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
+from strategies.core.cache import ArrayCache
 from strategies.core.duplicates import duplicate_groups, find_leaks, find_matches, pairs_of
 from strategies.core.errors import DataError
-from strategies.core.layouts import FolderTree, find_splits, same_spelling
-from strategies.core.listing import list_data, list_split
+from strategies.core.layouts import same_spelling
+from strategies.core.listing import list_everything
 from strategies.core.pictures import (
     Leak,
     Look,
@@ -21,8 +22,9 @@ from strategies.core.pictures import (
     labels_of,
     shown,
 )
+from strategies.core.progress import OnProgress, ignore_progress
 from strategies.core.reading import check_quarantine, read_pictures
-from strategies.core.sampling import Listing
+from strategies.core.sampling import MAX_IMAGES, MAX_QUARANTINE, Listing
 from strategies.core.splitting import cut, with_groups
 
 __all__ = [
@@ -41,7 +43,6 @@ __all__ = [
 
 TEST_SHARE, VAL_SHARE = 0.2, 0.2
 """Shares cut off where the data bring no split: test of all, then val of what is left."""
-MAX_IMAGES, MAX_QUARANTINE = 5_000, 0.10
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,8 @@ def load_task(
     max_quarantine: float = MAX_QUARANTINE,
     seed: int = 0,
     n_workers: int = 2,
+    cache: ArrayCache | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> ImageTask:
     """Read a folder, archive, manifest or Hugging Face data set as a task.
 
@@ -158,6 +161,8 @@ def load_task(
         The largest share of unreadable pictures that is put up with.
     seed
         Seed of the sample and the cut.
+    cache
+        Spares decoding pictures that were read before and are unchanged.
 
     Raises
     ------
@@ -165,47 +170,24 @@ def load_task(
         If the layout is not one of these, too many pictures cannot be read, or fewer than two
         classes have a readable one.
     """
-    _check_options(max_images, max_quarantine)
-    listing = list_data(data, root=root, limit=max_images, seed=seed)
-    for name, folder in (("val", val), ("test", test)):
-        if folder is not None:
-            _add_folder(listing, data, name, folder)
+    if not 0 <= max_quarantine <= 1:
+        raise DataError(f"--max-quarantine must lie between 0 and 1, got {max_quarantine}.")
+    listing = list_everything(
+        data, val=val, test=test, root=root, max_images=max_images, seed=seed
+    )
     index = {name: i for i, name in enumerate(listing.classes)}
     splits: dict[str, Split] = {}
     bad: list[Skipped] = []
     for name in ("train", "val", "test"):
         if name in listing.splits:
             files = [(path, index[label]) for path, label in listing.files(name)]
-            splits[name], unreadable = read_pictures(files, n_workers)
+            splits[name], unreadable = read_pictures(files, n_workers, cache, on_progress)
             bad += unreadable
     n_read = sum(map(len, splits.values()))
     check_quarantine(data, bad, n_read, max_quarantine)
-    return _assemble(data, listing, splits, bad, group_by, seed)
-
-
-def _check_options(max_images: int | None, max_quarantine: float) -> None:
-    if max_images is not None and max_images < 1:
-        raise DataError(f"--max-images must be at least 1, got {max_images}.")
-    if not 0 <= max_quarantine <= 1:
-        raise DataError(f"--max-quarantine must lie between 0 and 1, got {max_quarantine}.")
-
-
-def _add_folder(listing: Listing, data: Path, name: str, folder: Path) -> None:
-    """List a folder given with --val or --test."""
-    if name in listing.splits:
-        raise DataError(
-            f"--{name} {shown(folder)} was given, but {shown(data)} has a {name} split of its "
-            "own. Leave one of the two out."
-        )
-    if not folder.is_dir():
-        problem = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"--{name} {shown(folder)} {problem}. Give a folder of class folders.")
-    tree = FolderTree(folder)
-    found = find_splits(tree) if tree.folders(()) else {}
-    prefix = found["train"] if len(found) == 1 and "train" in found else ()
-    list_split(listing, tree, name, prefix)
-    listing.finish(folder)
-    listing.origin += f", {name} from --{name}"
+    task = _assemble(data, listing, splits, bad, group_by, seed)
+    on_progress("duplicates", n_read, n_read)
+    return task
 
 
 def _assemble(

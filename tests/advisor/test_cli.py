@@ -126,6 +126,34 @@ def test_the_report_fits_80_columns_and_names_every_strategy(
         assert name in text
 
 
+def test_profile_says_on_stderr_where_the_time_went(
+    make_folder: Callable[..., Path], cache: list[str]
+) -> None:
+    found = runner.invoke(advise_app, [str(make_folder("data", 8)), "--json", "--profile", *cache])
+    assert found.exit_code == 0, found.output
+    json.loads(found.stdout)
+    rows = [line.rsplit(maxsplit=3) for line in found.stderr.splitlines()]
+    seconds = {row[0].strip(): float(row[1]) for row in rows if len(row) == 4 and row[2] == "s"}
+    assert {"imports", "pictures", "features", "probes", "similarity"} <= seconds.keys()
+    assert all(s >= 0 for s in seconds.values())
+
+
+def test_the_cache_is_shown_and_forgotten(
+    make_folder: Callable[..., Path], cache: list[str], tmp_path: Path
+) -> None:
+    where = ["--cache-dir", str(tmp_path / "cache")]
+    runner.invoke(advise_app, [str(make_folder("data", 8)), *cache])
+
+    full = runner.invoke(auto_app, ["cache", "info", *where])
+    cleared = runner.invoke(auto_app, ["cache", "clear", *where])
+    empty = runner.invoke(auto_app, ["cache", "info", *where])
+
+    assert full.exit_code == cleared.exit_code == empty.exit_code == 0
+    assert "cache.sqlite" in full.stdout.replace("\n", "")
+    assert int(full.stdout.splitlines()[-1].split()[0]) > 20
+    assert int(empty.stdout.splitlines()[-1].split()[0]) == 0
+
+
 def test_run_then_predict(
     make_folder: Callable[..., Path], cache: list[str], tmp_path: Path
 ) -> None:

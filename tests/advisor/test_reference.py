@@ -18,7 +18,8 @@ from advisor.reference import (
     shipped_reference,
     write_reference,
 )
-from strategies.core.backbone import CATALOGUE, Backbone
+from strategies.core.backbone import Backbone
+from strategies.core.catalogue import CATALOGUE
 from strategies.core.errors import DataError, StorageError
 from strategies.core.features import Features, Moments, extract_features
 from strategies.core.run import RunContext

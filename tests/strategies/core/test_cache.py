@@ -112,6 +112,7 @@ def test_a_row_that_is_not_bytes_is_missing(cache: ArrayCache, value: object) ->
 
 
 def test_a_put_that_fails_half_way_leaves_nothing_behind(cache: ArrayCache) -> None:
+    cache.put("space", {"first": _row(0)})
     with sqlite3.connect(cache.path) as db:
         db.execute(
             "CREATE TRIGGER refuse BEFORE INSERT ON rows WHEN NEW.digest = 'bad' "
@@ -147,23 +148,106 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None
         ArrayCache(tmp_path / "file" / "cache")
 
 
-def test_a_file_that_is_no_database_is_a_storage_error(tmp_path: Path) -> None:
-    (tmp_path / "features.sqlite").write_bytes(b"this is not a database at all" * 100)
-
-    with pytest.raises(StorageError, match="delete"):
-        ArrayCache(tmp_path)
+NO_DATABASE = b"this is not a database at all" * 1000
 
 
-def test_a_database_damaged_later_is_a_storage_error(cache: ArrayCache) -> None:
+def test_a_file_that_is_no_database_is_set_aside_and_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = ArrayCache(tmp_path)
+    cache.path.write_bytes(NO_DATABASE)
+
+    assert cache.get("space", ["a"]) == {}
     cache.put("space", {"a": _row(1)})
-    for file in cache.path.parent.iterdir():
-        file.unlink()
-    cache.path.write_bytes(b"this is not a database at all" * 100)
 
-    with pytest.raises(StorageError, match="Delete it"):
+    assert cache.get("space", ["a"]).keys() == {"a"}
+    (aside,) = cache.info().damaged
+    assert aside.read_bytes() == NO_DATABASE
+    assert "damaged" in caplog.text
+    assert aside.name in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "emptied"])
+def test_a_database_damaged_later_is_noticed_and_usable_again(
+    cache: ArrayCache, damage: str
+) -> None:
+    rows = {f"d{i}": _row(i, 2000) for i in range(100)}
+    cache.put("space", rows)
+    with sqlite3.connect(cache.path) as db:
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    db.close()
+    data = cache.path.read_bytes()
+    spoilt = {
+        "cut": data[: len(data) // 2],
+        "overwritten": data[:100] + b"\xff" * (len(data) - 100),
+        "emptied": b"",
+    }
+    cache.path.write_bytes(spoilt[damage])
+
+    found = cache.get("space", list(rows))
+    for digest, row in found.items():
+        np.testing.assert_array_equal(row, rows[digest])
+    for _ in range(2):  # the first may be what meets the damage
+        cache.put("space", rows)
+    found = cache.get("space", list(rows))
+
+    assert found.keys() == rows.keys()
+    for digest, row in rows.items():
+        np.testing.assert_array_equal(found[digest], row)
+
+
+def test_what_is_not_damage_is_a_storage_error(cache: ArrayCache) -> None:
+    cache.path.mkdir()
+
+    with pytest.raises(StorageError, match="--cache-dir"):
         cache.get("space", ["a"])
-    with pytest.raises(StorageError, match="Delete it"):
-        cache.put("space", {"a": _row(1)})
+    assert cache.path.is_dir()
+
+
+def test_values_come_back_as_they_were(cache: ArrayCache) -> None:
+    values = {"a": [1, 0.1, None, "é\udcff"], "b": {"c": [True, -1e-300]}}
+    cache.remember("space", values)
+
+    assert cache.recall("space", ["a", "b", "c"]) == values
+    assert cache.recall("other", ["a"]) == {}
+
+
+def test_what_was_used_longest_ago_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = ArrayCache(tmp_path, max_bytes=1_000_000)
+    now = 1_700_000_000.0
+    monkeypatch.setattr("strategies.core.cache.time.time", lambda: now)
+    for i in range(20):
+        cache.put("space", {f"d{i}": _row(i, 10_000)})  # 40 kB each
+    now += 3600
+    assert cache.get("space", ["d0", "d1"]).keys() == {"d0", "d1"}
+    now += 3600
+    for i in range(20, 30):
+        cache.put("space", {f"d{i}": _row(i, 10_000)})
+
+    kept = cache.get("space", [f"d{i}" for i in range(30)]).keys()
+
+    assert {"d0", "d1"} <= kept
+    assert {f"d{i}" for i in range(20, 30)} <= kept
+    assert "d2" not in kept
+    assert len(kept) >= 20
+    assert cache.path.stat().st_size < 1_200_000
+
+
+def test_the_cache_can_be_looked_at_and_forgotten(cache: ArrayCache) -> None:
+    cache.put("space", {f"d{i}": _row(i, 10_000) for i in range(10)})
+    full = cache.info()
+    assert full.n_rows == 10
+    assert full.n_bytes > 400_000
+    assert full.path == cache.path
+
+    cache.clear()
+
+    assert cache.info().n_rows == 0
+    assert cache.get("space", ["d0"]) == {}
+    cache.put("space", {"d0": _row(0)})
+    assert cache.get("space", ["d0"]).keys() == {"d0"}
 
 
 def test_equal_parts_name_one_space_and_others_another() -> None:

@@ -1,4 +1,7 @@
+import signal
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +16,7 @@ from torch import nn
 from strategies.core import features
 from strategies.core.backbone import Backbone
 from strategies.core.body import Body
+from strategies.core.cache import ArrayCache
 from strategies.core.errors import OutOfTime
 from strategies.core.features import (
     CHANNELS_PER_LAYER,
@@ -20,11 +24,10 @@ from strategies.core.features import (
     batches,
     eval_pixels,
     extract_features,
-    time_per_image_ms,
     to_input,
 )
 from strategies.core.run import RunContext
-from strategies.core.task import ImageTask
+from strategies.core.task import ImageTask, load_task
 
 CPU = torch.device("cpu")
 
@@ -107,11 +110,13 @@ def test_moments_are_the_standardised_inputs_of_batch_norm(
     assert moments is not None
     assert len(moments.layer_share) == len(norms)
     assert moments.mean.shape == moments.square.shape == (1, len(moments.layer))
-    for number, values in enumerate(z):
+    for number, everywhere in enumerate(z):
         mean = moments.mean[0, moments.layer == number]
         square = moments.square[0, moments.layer == number]
         assert 0 < len(mean) <= CHANNELS_PER_LAYER
         assert (square >= mean**2 - 1e-4).all()
+        stride = max(1, min(everywhere.shape[1:]) // features.GRID)
+        values = everywhere[:, ::stride, ::stride]
         expected_mean, expected_square = values.mean((1, 2)), values.square().mean((1, 2))
         if len(mean) == len(expected_mean):  # every channel is measured, in order
             np.testing.assert_allclose(mean, expected_mean, rtol=1e-3, atol=1e-3)
@@ -124,7 +129,7 @@ def test_inputs_like_those_of_pretraining_have_mean_zero_and_square_one() -> Non
     norm.running_mean.uniform_(-5, 5)
     norm.running_var.uniform_(0.1, 9)
     layout = features._Layout((("0", torch.arange(6)),), np.ones(1, np.float32))
-    x = torch.randn(4, 6, 100, 100) * norm.running_var.sqrt()[:, None, None]
+    x = torch.randn(16, 6, 100, 100) * norm.running_var.sqrt()[:, None, None]
     x += norm.running_mean[:, None, None]
 
     with features._watch(nn.Sequential(norm.eval()), layout) as seen:
@@ -390,7 +395,133 @@ def test_network_input_is_normalised_channel_by_channel(backbone: Backbone) -> N
     np.testing.assert_allclose(found[1, :, 2, 2], expected, rtol=1e-5)
 
 
-def test_measured_time_is_positive_and_plausible(
+def test_the_pass_is_timed_and_a_pass_over_a_few_new_pictures_keeps_the_time(
     small_task: ImageTask, backbone: Backbone, ctx: RunContext
 ) -> None:
-    assert 0 < time_per_image_ms(small_task.train[:3], backbone, ctx) < 10_000
+    first = extract_features(small_task.train[:3], backbone, ctx).ms_per_image
+    again = extract_features(small_task.train[:3], backbone, ctx).ms_per_image
+    more = extract_features(small_task.train[:4], backbone, ctx).ms_per_image
+
+    assert 0 < first < 10_000
+    assert again == first
+    assert more == first
+
+
+def test_a_lost_time_is_measured_again(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    pictures = small_task.train[:3]
+    before = extract_features(pictures, backbone, ctx)
+    _damage_one_row(ctx.cache.path, features._TIME)
+
+    after = extract_features(pictures, backbone, ctx)
+
+    assert after.ms_per_image > 0
+    _assert_equal(before, after)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_cold_and_warm_passes_and_any_number_of_readers_give_the_same_features(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, tmp_path: Path, n_workers: int
+) -> None:
+    pictures = small_task.train[:5]
+    cold = extract_features(pictures, backbone, ctx)
+    elsewhere = type(ctx.cache)(tmp_path / "elsewhere")
+    other = extract_features(
+        pictures, backbone, replace(ctx, cache=elsewhere, n_workers=n_workers)
+    )
+    warm = extract_features(pictures, backbone, ctx)
+
+    for a, b, c in zip(cold.pooled, other.pooled, warm.pooled, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+
+
+KILLED = """
+import sys
+from functools import partial
+from pathlib import Path
+from strategies.core import features
+from strategies.core.backbone import load_backbone
+from strategies.core.cache import ArrayCache
+from strategies.core.run import RunContext
+from strategies.core.task import load_task
+
+features.batches = partial(features.batches, size=4)
+task = load_task(Path(sys.argv[1]), n_workers=1)
+ctx = RunContext(
+    cache=ArrayCache(Path(sys.argv[2])),
+    on_progress=lambda what, done, total: print(done, flush=True),
+)
+features.extract_features(task.fit_split, load_backbone(input_px=64), ctx)
+"""
+
+
+def test_a_killed_pass_keeps_all_batches_that_were_done(
+    make_folder: Callable[..., Path], backbone: Backbone, ctx: RunContext
+) -> None:
+    data = make_folder("data", 40)
+    command = [sys.executable, "-c", KILLED, str(data), str(ctx.cache.path.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = [int(process.stdout.readline()) for _ in range(3)]
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert told == [4, 8, 12]
+
+    wanted = load_task(data).fit_split
+    kept = ctx.cache.get(features._space(backbone, ctx), [p.digest for p in wanted])
+    assert {p.digest for p in wanted[:12]} <= kept.keys()
+    assert len(kept) % 4 == 0
+    whole = extract_features(wanted[:16], backbone, ctx)
+    fresh = replace(ctx, cache=ArrayCache(ctx.cache.path.parent / "fresh"))
+    _assert_equal(whole, extract_features(wanted[:16], backbone, fresh))
+
+
+def test_a_damaged_cache_file_costs_a_second_pass_and_nothing_else(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    pictures = small_task.train[:3]
+    before = extract_features(pictures, backbone, ctx)
+    data = bytearray(ctx.cache.path.read_bytes())
+    for start in range(0, len(data), 1024):
+        data[start : start + 64] = b"\xff" * 64
+    ctx.cache.path.write_bytes(data)
+
+    _assert_equal(before, extract_features(pictures, backbone, ctx))
+    _assert_equal(before, extract_features(pictures, backbone, ctx))
+
+
+@pytest.mark.parametrize("error", [features.ROUNDING_TOLERANCE * 2, np.inf, np.nan])
+def test_a_precision_that_rounds_too_much_is_not_used_now_or_later(
+    small_task: ImageTask,
+    backbone: Backbone,
+    ctx: RunContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: float,
+) -> None:
+    pictures = small_task.train[:4]
+    exact = extract_features(pictures, backbone, ctx)
+    monkeypatch.setattr(
+        features, "_rounding_error", lambda *_: np.array([error], dtype=np.float32)
+    )
+    low = replace(ctx, precision=torch.bfloat16, cache=ArrayCache(tmp_path / "low"))
+
+    _assert_equal(
+        extract_features(pictures[:2], backbone, low),
+        extract_features(pictures[:2], backbone, ctx),
+    )
+    monkeypatch.undo()
+    _assert_equal(extract_features(pictures, backbone, low), exact)
+
+
+def test_rounding_is_measured_against_full_precision(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    pictures, (body, _) = small_task.train[:3], features._prepare(backbone, ctx)
+    low = replace(ctx, precision=torch.bfloat16)
+
+    assert features._rounding_error(pictures, body, backbone, ctx) == 0
+    (error,) = features._rounding_error(pictures, body, backbone, low)
+    assert 1e-4 < error < features.ROUNDING_TOLERANCE

@@ -1,0 +1,132 @@
+"""Answers already given: the same pictures, options and program need no second measurement.
+
+An advice is kept under a name made of all that it depends on. Pictures are known by what the file
+system says of them (`strategies.core.reading.signature`), so that asking again reads none of them
+and loads no network library.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterable, Mapping
+from functools import cache
+from itertools import repeat
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from advisor.options import AUTO, Options
+from advisor.types import Advice
+from strategies.core.archives import is_archive
+from strategies.core.cache import ArrayCache
+from strategies.core.catalogue import CATALOGUE
+from strategies.core.hub import is_hub_name
+from strategies.core.listing import list_everything
+from strategies.core.reading import signature
+
+LOCAL = "local-dir:"
+_SPACE = "answers"
+_NOT_ASKED = ("on_progress", "cache_dir")
+
+
+def question(data: Path, options: Options) -> str | None:
+    """Name all that the advice depends on: files, labels, splits, options, program, machine.
+
+    None where this cannot be told without measuring: data or weights from a hub, a file that is
+    missing, or one that was changed just now.
+
+    Raises
+    ------
+    DataError
+        If the data have no known layout.
+    """
+    known = options.backbone == AUTO or options.backbone in CATALOGUE
+    if is_hub_name(data) or not (known or options.backbone.startswith(LOCAL)):
+        return None
+    listing = list_everything(
+        data,
+        val=options.val,
+        test=options.test,
+        root=options.root,
+        max_images=options.max_images,
+        seed=options.seed,
+    )
+    files = [(s, *file) for s in listing.splits for file in listing.files(s)]
+    paths = [] if is_archive(data) else [path for _, path, _ in files]
+    paths += [data] if data.is_file() else []
+    paths += _files_below(options.reference)
+    if options.backbone.startswith(LOCAL):
+        paths += _files_below(Path(options.backbone.removeprefix(LOCAL)))
+    signs = [signature(path) for path in paths]
+    if None in signs:
+        return None
+    names = [f.name for f in dataclasses.fields(options) if f.name not in _NOT_ASKED]
+    asked = [(name, getattr(options, name)) for name in names]
+    counts = {name: reservoir.counts for name, reservoir in listing.splits.items()}
+    left_out = (listing.skipped, listing.merged, listing.origin)
+    parts = (data, Path.cwd(), asked, files, signs, counts, left_out, _program(), _machine())
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def recall(cache: ArrayCache, name: str | None) -> Advice | None:
+    """Return the advice that was kept under a name, if there is one."""
+    found = {} if name is None else cache.recall(_SPACE, [name])
+    return None if name not in found else read_plain(Advice, found[name])
+
+
+def remember(cache: ArrayCache, name: str | None, advice: Advice) -> None:
+    """Keep an advice under its name: only if it reads back as what it was."""
+    if name is None:
+        return
+    plain = json.loads(json.dumps(dataclasses.asdict(advice), default=str))
+    if read_plain(Advice, plain) == advice:
+        cache.remember(_SPACE, {name: plain})
+
+
+def read_plain(kind: Any, value: Any) -> Any:
+    """Make a frozen dataclass, by the types of its fields, from the JSON values of ``asdict``."""
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        types = _types(kind)
+        return kind(**{name: read_plain(types[name], v) for name, v in value.items()})
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        (some,) = [k for k in inner if k is not NoneType]
+        return None if value is None else read_plain(some, value)
+    if origin is tuple:
+        kinds: Iterable[Any] = repeat(inner[0]) if inner[-1] is Ellipsis else inner
+        return tuple(read_plain(k, v) for k, v in zip(kinds, value, strict=False))
+    if origin is Mapping:
+        return {key: read_plain(inner[1], v) for key, v in value.items()}
+    return Path(value) if kind is Path else value
+
+
+@cache
+def _types(kind: Any) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _files_below(folder: Path | None) -> list[Path]:
+    if folder is None:
+        return []
+    return sorted(Path(parent) / n for parent, _, names in os.walk(folder) for n in names)
+
+
+def _program() -> str:
+    """Return a digest of this program and of what it ships, whatever its version says."""
+    root = Path(__file__).parents[1]
+    digest = hashlib.sha256()
+    for room in ("advisor", "strategies"):
+        for path in sorted((root / room).rglob("*.*")):
+            if path.suffix in (".py", ".json", ".safetensors"):
+                digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _machine() -> tuple[object, ...]:
+    """Return what costs and rounding depend on: this machine, and the packages installed here."""
+    packages = {p.name for place in sys.path for p in Path(place).glob("*-info")}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return (platform.node(), os.cpu_count(), visible, sys.version, sorted(packages))
