@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+Prefer = Literal["accuracy", "balanced", "cheap"]
+PilotMode = Literal["auto", "on", "off"]
 STARTED_S = time.monotonic()
 USAGE_ERROR, INTERRUPTED = 2, 130
 
@@ -35,7 +37,10 @@ Data = Annotated[
 ]
 Demo = Annotated[bool, typer.Option("--demo", help="Use scikit-learn's handwritten digits.")]
 BackboneName = Annotated[
-    str, typer.Option(help="timm name, hf-hub:..., local-dir:..., or auto.", show_default=True)
+    str,
+    typer.Option(
+        help="timm name, hf-hub:..., local-dir:..., or auto; a,b,c compares.", show_default=True
+    ),
 ]
 InputPx = Annotated[int | None, typer.Option(min=16, help="Side of the network's input.")]
 StrategyName = Annotated[str, typer.Option(help="Force a strategy by name, or auto.")]
@@ -61,6 +66,12 @@ ReferenceFolder = Annotated[
     Path | None,
     typer.Option("--reference", help="Pictures like those that the backbone was pretrained with."),
 ]
+PreferOption = Annotated[
+    Prefer, typer.Option(help="What decides: accuracy at any cost, balanced, or cheap.")
+]
+PilotOption = Annotated[
+    PilotMode, typer.Option("--pilot", help="A short fine-tuning as evidence: auto, on or off.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the answer alone, no progress.")]
 
@@ -82,6 +93,8 @@ def advise_command(
     max_images: MaxImages = 5000,
     max_quarantine: MaxQuarantine = 0.1,
     reference: ReferenceFolder = None,
+    prefer: PreferOption = "balanced",
+    pilot: PilotOption = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -107,6 +120,8 @@ def advise_command(
             max_images or None,
             max_quarantine,
             reference,
+            prefer,
+            pilot,
         )
         advice = advise(folder, options)
     if as_json:
@@ -144,6 +159,8 @@ def run_command(
     max_images: MaxImages = 5000,
     max_quarantine: MaxQuarantine = 0.1,
     reference: ReferenceFolder = None,
+    prefer: PreferOption = "balanced",
+    pilot: PilotOption = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -170,6 +187,8 @@ def run_command(
             max_images or None,
             max_quarantine,
             reference,
+            prefer,
+            pilot,
         )
         outcome = auto(
             folder,
