@@ -56,6 +56,8 @@ def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
         for strategy, grid in _grid(rows)
         if (variant := _variant(rows, used, usual, strategy, grid)) is not None
     ]
+    known = {variant["strategy"] for variant in variants}
+    variants += [_unsure(rows, name) for name in TRAINED if name not in known]
     record: dict[str, Any] = {
         "provenance": _provenance(rows),
         "evidence": usual,
@@ -147,6 +149,25 @@ def _variant(
         "fit_error": round(float(np.sqrt(np.mean(missed**2))), 3),
         "left_out_error": round(float(np.sqrt(np.mean(unseen**2))), 3),
         "cases": len(y),
+    }
+
+
+def _unsure(rows: list[Row], strategy: str) -> dict[str, Any]:
+    """Return what is believed of a strategy that was hardly tried: its mean, leaning on no gain."""
+    grids = [grid for name, grid in _grid(rows) if name == strategy]
+    gains = np.array([gain for grid in grids for _, gain in gains_of(rows, strategy, grid)])
+    guess = -1.0 if strategy == "from_scratch" else 0.0
+    middle = float((gains.sum() + SD_CASES * guess) / (len(gains) + SD_CASES))
+    error = round(float(np.sqrt(np.mean((gains - middle) ** 2))), 3) if len(gains) else 0.0
+    return {
+        "strategy": strategy,
+        "hyperparameters": grids[0] if grids else {},
+        "intercept": round(middle, 3),
+        "weights": dict.fromkeys(SIGNS, 0.0),
+        "sd": round(float(np.hypot(_spread(gains - middle), SD_GUESS)), 3),
+        "fit_error": error,
+        "left_out_error": error,
+        "cases": len(gains),
     }
 
 
