@@ -19,6 +19,8 @@ NOISE = 0.01
 CHEAP = 0.03
 """What ``cheap`` gives up at most, where noise is not more."""
 BATCH = 32
+NEAR_LR, FAR_LR = 1e-4, 1e-3
+"""Where a strategy leaves its learning rate open: at similarity 1 and 0, logarithmic between."""
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,11 @@ def _first_hyperparameters(name: str, profile: Profile) -> dict[str, Any]:
         return {"strength": profile.linear_probe.strength}
     if name == "layer_svm":
         return {"depth": profile.layer_svm.depth, "strength": profile.layer_svm.strength}
+    score = 0.5 if profile.similarity is None else profile.similarity.score.mid
+    left_open = {"lr": float(f"{NEAR_LR**score * FAR_LR ** (1 - score):.2g}")}
+    left_open["blend"] = round(1 - 0.5 * score, 2)
     chosen = STRATEGIES[name]().hyperparameters()
+    chosen |= {k: v for k, v in left_open.items() if chosen.get(k, v) is None}
     steps = default_steps(profile.n_train, BATCH)
     chosen["steps"] = 2 * steps if name == "from_scratch" else steps
     if name == "partial_fine_tune":

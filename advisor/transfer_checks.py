@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterator
 from scipy.stats import norm
 
 from advisor.gain import Z
+from advisor.priors import Usual
 from advisor.types import Finding, ProbeResult, Profile
 from strategies.core.metrics import Interval
 
-HARM = 0.5
-"""From this probability on, negative transfer is an issue; half of it is worth a tip."""
+HARM = 0.4
+"""From this probability on, negative transfer is warned of."""
 NARROW = 0.05
 """A gain is as good as none if its interval contains 0 and ends below this."""
+HOPELESS = 0.25
+"""A probe says nothing if it surely gets less than this share of what guessing leaves."""
 CLEAR = 0.02
 """Late features count as too special if middle ones are better by more than this."""
 UNRELATED = 0.15
@@ -21,28 +24,40 @@ FOREIGN_NATS, TYPICAL = 0.2, 0.5
 """BatchNorm statistics are foreign above this shift, where the domain is not similar anyway."""
 WORTH = 0.02
 
-Rule = Callable[[Profile], Iterator[Finding]]
+Rule = Callable[[Profile, Usual], Iterator[Finding]]
 
 
-def check_transfer(profile: Profile) -> tuple[Finding, ...]:
-    """Return the findings about transfer, in the order of their codes."""
-    return tuple(finding for rule in _RULES for finding in rule(profile))
+def check_transfer(profile: Profile, usual_gain: Usual) -> tuple[Finding, ...]:
+    """Return the findings about transfer, in the order of their codes.
+
+    Parameters
+    ----------
+    usual_gain
+        What pretrained features usually gain over random ones, in accuracy.
+    """
+    return tuple(finding for rule in _RULES for finding in rule(profile, usual_gain))
 
 
-def risk_of_harm(gain: Interval) -> float:
-    """Return the probability that pretraining does worse than random weights, in [0, 1].
+def risk_of_harm(gain: Interval, usual: Usual) -> float:
+    """Return the probability that pretrained features do worse than random ones, in [0, 1].
+
+    What was measured is weighed against what is usual, so that a few pictures raise no alarm.
 
     Parameters
     ----------
     gain
         Of pretrained over random features, with its normal interval.
     """
-    return float(norm.sf(gain.mid / max((gain.high - gain.low) / (2 * Z), 1e-9)))
+    variance = max((gain.high - gain.low) / (2 * Z), 1e-6) ** 2
+    share = usual.sd**2 / (usual.sd**2 + variance)
+    mean = usual.mean + share * (gain.mid - usual.mean)
+    return float(norm.sf(mean / (variance * share) ** 0.5))
 
 
-def _no_better_than_guessing(profile: Profile) -> Iterator[Finding]:
+def _no_better_than_guessing(profile: Profile, _: Usual) -> Iterator[Finding]:
     accuracy = profile.linear_probe.accuracy
-    if accuracy.low <= profile.majority_share:
+    majority = profile.majority_share
+    if accuracy.low <= majority and accuracy.high <= majority + HOPELESS * (1 - majority):
         yield Finding(
             "TL201",
             "issue",
@@ -53,23 +68,25 @@ def _no_better_than_guessing(profile: Profile) -> Iterator[Finding]:
         )
 
 
-def _random_weights_do_as_well(profile: Profile) -> Iterator[Finding]:
+def _random_weights_do_as_well(profile: Profile, usual: Usual) -> Iterator[Finding]:
     gain = profile.transfer_gain
     if gain is None:
         return
-    risk = risk_of_harm(gain)
+    risk = risk_of_harm(gain, usual)
     no_benefit = gain.low <= 0 and gain.high < NARROW
-    if risk < HARM / 2 and not no_benefit:
+    if risk < HARM and not no_benefit:
         return
-    backbone = profile.backbone
     yield Finding(
         "TL202",
         "issue" if risk >= HARM else "tip",
-        "negative transfer is likely" if risk >= HARM else "pretraining gives little here",
-        f"The best depth of {backbone} is {_points(gain)} better than the best depth of the same "
-        f"network with random weights: the chance that its features harm is {100 * risk:.0f}%. "
+        "negative transfer: frozen features may do worse than random ones"
+        if risk >= HARM
+        else "frozen features do no better than random ones",
+        f"Accuracy at the best depth minus that of the same network with random weights: "
+        f"{_points(gain)}; the chance that the features harm is {100 * risk:.0f}%. "
         f"Cause: {_cause(profile)}.",
-        "Try another backbone (--backbone a,b compares them), and compare with from_scratch.",
+        "Do not rely on a probe; training can still gain from the weights, which the control of "
+        "tl-auto run measures. Or try another backbone (--backbone a,b compares them).",
     )
 
 
@@ -84,7 +101,7 @@ def _cause(profile: Profile) -> str:
     return "the backbone itself, as neither the domain nor the task is far"
 
 
-def _late_features_are_too_special(profile: Profile) -> Iterator[Finding]:
+def _late_features_are_too_special(profile: Profile, _: Usual) -> Iterator[Finding]:
     svms = [p for p in profile.probes if p.loss == "squared_hinge" and p.depth > 0]
     if not svms:
         return
@@ -121,7 +138,7 @@ def relatedness(profile: Profile) -> float | None:
     return 1 + similarity.evidence.leep.mid / entropy if entropy > 0 else None
 
 
-def _unrelated_task(profile: Profile) -> Iterator[Finding]:
+def _unrelated_task(profile: Profile, _: Usual) -> Iterator[Finding]:
     related, similarity = relatedness(profile), profile.similarity
     if related is None or similarity is None or related >= UNRELATED:
         return
@@ -135,7 +152,7 @@ def _unrelated_task(profile: Profile) -> Iterator[Finding]:
     )
 
 
-def _foreign_statistics(profile: Profile) -> Iterator[Finding]:
+def _foreign_statistics(profile: Profile, _: Usual) -> Iterator[Finding]:
     similarity = profile.similarity
     if similarity is None or similarity.score.high >= TYPICAL:
         return
@@ -155,21 +172,26 @@ def _foreign_statistics(profile: Profile) -> Iterator[Finding]:
     )
 
 
-def _pixels_do_as_well(profile: Profile) -> Iterator[Finding]:
+def _pixels_do_as_well(profile: Profile, _: Usual) -> Iterator[Finding]:
     pixels, probe = profile.pixel_probe, profile.linear_probe.accuracy
-    if pixels is None or pixels.high < probe.mid or pixels.low <= profile.majority_share:
+    if pixels is None or pixels.low <= profile.majority_share:
         return
+    if pixels.mid < probe.mid or pixels.high < probe.high:
+        return
+    worse = pixels.low > probe.high
+    how = "better than" if worse else "as well as"
     yield Finding(
         "TL206",
-        "issue",
-        "brightness alone tells the classes as well as the network does",
+        "issue" if worse else "tip",
+        f"raw pixels tell the classes {how} the last features",
         f"A linear rule on small grey thumbnails reaches {pixels.percent()}, a probe on the "
-        f"network's features {probe.percent()}.",
-        "Look for a shortcut: background, framing or exposure that differs between classes.",
+        f"network's last features {probe.percent()}.",
+        "If place or brightness should not tell the classes, look for a shortcut (background, "
+        "framing, exposure); if they should, train the network or use an earlier depth.",
     )
 
 
-def _more_pictures(profile: Profile) -> Iterator[Finding]:
+def _more_pictures(profile: Profile, _: Usual) -> Iterator[Finding]:
     """Tell what more pictures would buy, where the curve is sure that they would."""
     if profile.curve is None or not profile.curve.extrapolated:
         return

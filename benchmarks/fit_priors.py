@@ -153,7 +153,7 @@ def _variant(
 
 
 def _unsure(rows: list[Row], strategy: str) -> dict[str, Any]:
-    """Return what is believed of a strategy that was hardly tried: its mean, leaning on no gain."""
+    """Return what is believed of a strategy that was hardly tried: about no gain."""
     grids = [grid for name, grid in _grid(rows) if name == strategy]
     gains = np.array([gain for grid in grids for _, gain in gains_of(rows, strategy, grid)])
     guess = -1.0 if strategy == "from_scratch" else 0.0
