@@ -136,13 +136,13 @@ def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
     base = profile.layer_svm if name == "layer_svm" else profile.linear_probe
     trust = priors.measured["layer_svm" if name == "layer_svm" else "linear_probe"]
     if name in MEASURED:
-        accuracy, chosen, lead_sd = shifted(base.accuracy, 0.0, trust.sd, n), {}, 0.0
+        accuracy, chosen, lead_sd = shifted(base.accuracy, trust.offset, trust.sd, n), {}, 0.0
     else:
         variant, gain = _best_variant(name, profile, priors)
         total_sd = (gain.sd**2 + trust.sd**2) ** 0.5
-        accuracy = shifted(base.accuracy, gain.mean, total_sd, n)
+        accuracy = shifted(base.accuracy, trust.offset + gain.mean, total_sd, n)
         certain = Interval(*(base.accuracy.mid,) * 3)
-        lead = shifted(certain, gain.mean, gain.sd, n)
+        lead = shifted(certain, trust.offset + gain.mean, gain.sd, n)
         lead_sd = (lead.high - lead.low) / (2 * Z)
         chosen = dict(variant.hyperparameters)
     advice = Recommendation(

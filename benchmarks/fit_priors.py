@@ -222,7 +222,9 @@ def _measured(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, A
         sampling.append(((high - low) / (2 * Z)) ** 2)
     if not gaps:
         return {"offset": 0.0, "sd": SD_GUESS / 2, "cases": 0}
-    extra = float(np.sum(np.square(gaps)) - np.sum(sampling)) + SD_CASES * (SD_GUESS / 2) ** 2
+    offset = float(np.sum(gaps) / (len(gaps) + SD_CASES))
+    extra = float(np.sum((np.array(gaps) - offset) ** 2) - np.sum(sampling))
+    extra += SD_CASES * (SD_GUESS / 2) ** 2
     sd = np.sqrt(max(extra / (len(gaps) + SD_CASES), 0.01))
     return {
         "offset": round(float(np.mean(gaps)), 3),
