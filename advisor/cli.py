@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, cast
 
 import typer
 
@@ -59,7 +59,10 @@ Data = Annotated[
 ]
 Demo = Annotated[bool, typer.Option("--demo", help="Use scikit-learn's handwritten digits.")]
 BackboneName = Annotated[
-    str, typer.Option(help="timm name, hf-hub:..., local-dir:..., or auto.", show_default=True)
+    str,
+    typer.Option(
+        help="timm name, hf-hub:..., local-dir:..., or auto; a,b,c compares.", show_default=True
+    ),
 ]
 InputPx = Annotated[int | None, typer.Option(min=16, help="Side of the network's input.")]
 StrategyName = Annotated[str, typer.Option(help="Force a strategy by name, or auto.")]
@@ -85,6 +88,14 @@ ReferenceFolder = Annotated[
     Path | None,
     typer.Option("--reference", help="Pictures like those that the backbone was pretrained with."),
 ]
+PreferOption = Annotated[
+    Literal["accuracy", "balanced", "cheap"],
+    typer.Option(help="What decides: accuracy at any cost, balanced, or cheap."),
+]
+PilotOption = Annotated[
+    Literal["auto", "on", "off"],
+    typer.Option("--pilot", help="A short fine-tuning as evidence: auto, on or off."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 ShowLaps = Annotated[bool, typer.Option("--profile", help="Say on stderr where the time went.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the answer alone, no progress.")]
@@ -107,6 +118,8 @@ def advise_command(
     max_images: MaxImages = 5000,
     max_quarantine: MaxQuarantine = 0.1,
     reference: ReferenceFolder = None,
+    prefer: PreferOption = "balanced",
+    pilot: PilotOption = "auto",
     as_json: Json = False,
     profile: ShowLaps = False,
     quiet: Quiet = False,
@@ -135,6 +148,8 @@ def advise_command(
             max_images or None,
             max_quarantine,
             reference,
+            prefer,
+            pilot,
         )
         advice = _answer(folder, options, laps)
     if as_json:
@@ -196,6 +211,8 @@ def run_command(
     max_images: MaxImages = 5000,
     max_quarantine: MaxQuarantine = 0.1,
     reference: ReferenceFolder = None,
+    prefer: PreferOption = "balanced",
+    pilot: PilotOption = "auto",
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -223,6 +240,8 @@ def run_command(
             max_images or None,
             max_quarantine,
             reference,
+            prefer,
+            pilot,
         )
         outcome = auto(
             folder,

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from strategies.core.progress import OnProgress
 from strategies.core.sampling import MAX_IMAGES, MAX_QUARANTINE
 
 AUTO = "auto"
+Prefer = Literal["accuracy", "balanced", "cheap"]
+PilotMode = Literal["auto", "on", "off"]
 
 
 @dataclass(frozen=True)
@@ -16,7 +19,8 @@ class Options:
     Attributes
     ----------
     backbone, input_px, device, strategy
-        "auto" or None: chosen here, printed with the reason.
+        "auto" or None: chosen here, printed with the reason. Several backbones with commas
+        between them are compared, and the best is used.
     val, test
         Folders of class folders given apart from the data.
     cache_dir
@@ -26,6 +30,11 @@ class Options:
     reference
         A folder of pictures like those that the backbone was pretrained with; None: what this
         program ships.
+    prefer
+        What counts as equal when accuracy is weighed against cost, see `recommend`.
+    pilot
+        Whether a short fine-tuning is tried; "auto": where it may change the advice at a cost
+        that is small against what is advised.
     """
 
     backbone: str = AUTO
@@ -42,6 +51,8 @@ class Options:
     max_images: int | None = MAX_IMAGES
     max_quarantine: float = MAX_QUARANTINE
     reference: Path | None = None
+    prefer: Prefer = "balanced"
+    pilot: PilotMode = "auto"
 
 
 DEFAULTS = Options()

@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from advisor.checks import check
+from advisor.compare import compare_backbones, why_first
 from advisor.options import AUTO, DEFAULTS, Options
+from advisor.pilot import PILOTED, is_any_size, run_pilot, why_no_pilot
 from advisor.priors import load_priors
-from advisor.profile import examine
+from advisor.profile import examine, sample
 from advisor.recommend import recommend
 from advisor.reference import build_reference
 from advisor.report.as_json import advice_record, outcome_record
 from advisor.search import search
-from advisor.types import Advice, Choice, Outcome
+from advisor.types import Advice, BackboneScore, Choice, Decision, Outcome, Profile
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.catalogue import CATALOGUE, DEFAULT_BACKBONE
 from strategies.core.classifier import evaluate, write_json
@@ -29,6 +31,8 @@ TINY_PX = 64
 TINY_INPUT_PX = 128
 MAX_COMPARED = 500
 """At most this many test pictures are compared with train."""
+COMPARED = 1000
+"""Backbones are compared on at most about this many pictures."""
 
 
 def advise(data: Path | str, options: Options = DEFAULTS) -> Advice:
@@ -41,8 +45,9 @@ def advise(data: Path | str, options: Options = DEFAULTS) -> Advice:
     """
     ctx = _context(options)
     task = _load(Path(data), options, ctx)
-    backbone, choices = _backbone(task, options)
-    return _advise(task.hide_test(), _unlabelled_test(task), backbone, choices, options, ctx)
+    ranked, backbone, choices = _backbone(task, options, ctx)
+    hidden, test = task.hide_test(), _unlabelled_test(task)
+    return replace(_advise(hidden, test, backbone, choices, options, ctx), backbones=ranked)
 
 
 def auto(
@@ -71,9 +76,10 @@ def auto(
     folder = _new_folder(Path(out))
     ctx = _context(options)
     task = _load(Path(data), options, ctx)
-    backbone, choices = _backbone(task, options)
     limit = replace(ctx, deadline_s=start + time_s)
+    ranked, backbone, choices = _backbone(task, options, limit)
     advice = _advise(task.hide_test(), _unlabelled_test(task), backbone, choices, options, limit)
+    advice = replace(advice, backbones=ranked)
     write_json(folder / "advice.json", advice_record(advice))
     reserve_s = 2 + 2 * len(task.test or ()) * advice.profile.ms_per_image / 1000
     found = search(
@@ -125,7 +131,12 @@ def _advise(
         features = extract_features(test_pictures, backbone, ctx).pooled[-1]
         measured = replace(measured, test_features=features)
     forced = None if options.strategy == AUTO else options.strategy
-    decision = recommend(profile, priors, forced)
+    decision = recommend(profile, priors, forced, options.prefer)
+    no_pilot = why_no_pilot(options.pilot, decision, profile, ctx.seconds_left())
+    if no_pilot is None:
+        profile = _with_pilot(profile, decision, task, backbone, ctx)
+        decision = recommend(profile, priors, forced, options.prefer)
+    choices = (*choices, *_sample_choice(task, options), *_decision_choices(options, no_pilot))
     findings = check(task, profile, measured)
     ctx.on_progress("findings", 1, 1)
     return Advice(
@@ -137,12 +148,33 @@ def _advise(
         profile=profile,
         findings=findings,
         quarantine=task.skipped,
-        choices=(*choices, *_sample_choice(task, options), *_device_choice(options, ctx)),
+        choices=(*choices, *_device_choice(options, ctx)),
         split=task.split_source,
         n_test=task.n_hidden,
         seed=options.seed,
         seconds=round(time.monotonic() - start, 3),
     )
+
+
+def _with_pilot(
+    profile: Profile, decision: Decision, task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> Profile:
+    tuned = next(r for r in decision.recommendations if r.strategy == PILOTED)
+    any_size = is_any_size(profile)
+    pilot = run_pilot(task, backbone, ctx, tuned.hyperparameters, any_size=any_size)
+    return replace(profile, pilot=pilot)
+
+
+def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, ...]:
+    """Say what was weighed how, where it was chosen here."""
+    chosen = []
+    if options.pilot == AUTO:
+        said = no_pilot or "it can turn the decision; leave it out with --pilot off"
+        chosen.append(Choice("pilot", "on" if no_pilot is None else "off", said))
+    if options.prefer == DEFAULTS.prefer:
+        why = "equals go to the cheaper; pin with --prefer accuracy, balanced or cheap"
+        chosen.append(Choice("prefer", options.prefer, why))
+    return tuple(chosen)
 
 
 def _context(options: Options) -> RunContext:
@@ -170,25 +202,35 @@ def _load(data: Path, options: Options, ctx: RunContext) -> ImageTask:
     )
 
 
-def _backbone(task: ImageTask, options: Options) -> tuple[Backbone, tuple[Choice, ...]]:
-    """Choose the backbone and its input size, and say so."""
-    name = DEFAULT_BACKBONE if options.backbone == AUTO else options.backbone
+def _backbone(
+    task: ImageTask, options: Options, ctx: RunContext
+) -> tuple[tuple[BackboneScore, ...], Backbone, tuple[Choice, ...]]:
+    """Choose the backbone and its input size, and say so; compare where several were named."""
+    given = DEFAULT_BACKBONE if options.backbone == AUTO else options.backbone
+    names = list(dict.fromkeys(name.strip() for name in given.split(",")))
     choices = []
     if options.backbone == AUTO:
-        choices.append(Choice("backbone", name, "embedded default; pin with --backbone"))
+        choices.append(Choice("backbone", given, "embedded default; pin with --backbone"))
     px = options.input_px
     side = float(np.median([min(p.width_px, p.height_px) for p in task.train]))
     if px is None and side < TINY_PX:
         px = TINY_INPUT_PX
         why = f"the pictures' median side is {side:.0f} px; pin with --input-px"
         choices.append(Choice("input_px", str(px), why))
-    backbone = load_backbone(name, input_px=px)
+    candidates = {name: load_backbone(name, input_px=px) for name in names}
+    ranked: tuple[BackboneScore, ...] = ()
+    if len(candidates) > 1:
+        pictures = sample(task.fit_split, task.n_classes, ctx.seed, COMPARED)
+        ranked = compare_backbones(tuple(candidates.values()), pictures, task.n_classes, ctx)
+        names = [score.name for score in ranked]
+        choices.append(Choice("backbone", names[0], why_first(ranked)))
+    backbone = candidates[names[0]]
     if px is None:
         why = "what the backbone was trained with; pin with --input-px"
         choices.append(Choice("input_px", str(backbone.input_px), why))
-    if name not in CATALOGUE:
+    if backbone.name not in CATALOGUE:
         choices.append(Choice("weights' licence", backbone.licence, "stated by timm"))
-    return backbone, tuple(choices)
+    return ranked, backbone, tuple(choices)
 
 
 def _sample_choice(task: ImageTask, options: Options) -> tuple[Choice, ...]:

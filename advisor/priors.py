@@ -5,54 +5,89 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from typing import Any
 
 
 @dataclass(frozen=True)
-class Line:
-    """A quantity as a straight line over domain similarity, with what the line leaves open.
+class Usual:
+    """What a piece of evidence usually is: mean and standard deviation over the benchmarks."""
+
+    mean: float
+    sd: float
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A trained strategy with its hyperparameters, and what it gained over a linear probe.
+
+    The gain is one of log-odds of accuracy: `intercept` where all evidence is as usual, plus
+    `weights` times the evidence's distance from it, in standard deviations.
 
     Attributes
     ----------
-    at_similar, at_different
-        Its value at similarity 1 and 0.
     sd
-        Standard deviation of a new case around the line.
+        Standard deviation of a new case around that.
+    fit_error, left_out_error
+        Root mean square of what the line misses on its own cases, and on those of a data set that
+        it was not fitted to.
     cases
-        Number of measured values.
+        Number of measured cases.
     """
 
-    at_similar: float
-    at_different: float
-    sd: float = 0.0
-    cases: int = 0
+    strategy: str
+    hyperparameters: Mapping[str, Any]
+    intercept: float
+    weights: Mapping[str, float]
+    sd: float
+    fit_error: float
+    left_out_error: float
+    cases: int
 
-    def at(self, similarity: float) -> float:
-        """Return the value at a similarity in [0, 1]."""
-        return self.at_different + similarity * (self.at_similar - self.at_different)
+
+@dataclass(frozen=True)
+class Offset:
+    """What is to be added to a measured value in log-odds, and how far that misses."""
+
+    offset: float
+    sd: float
+    cases: int
 
 
 @dataclass(frozen=True)
 class Priors:
-    """What training gained over a linear probe where it was measured, and where to start it.
+    """What training gained where it was measured, and how far measurements can be trusted.
 
     Attributes
     ----------
-    log_odds_gain
-        Log-odds of a trained strategy's accuracy minus those of the linear probe's, by strategy;
-        negative where training does worse.
-    lr
-        First learning rate of a fine-tune; the line is over its logarithm.
+    provenance
+        Rows, sets, sizes, seeds, input side and date, for people.
+    evidence
+        What each piece of evidence of the `variants` usually is.
+    measured
+        By probing strategy: test accuracy against what cross-validation said.
+    pilot
+        By trained strategy: what it gained against what a pilot said.
     """
 
     provenance: str
-    log_odds_gain: Mapping[str, Line]
-    lr: Line
+    evidence: Mapping[str, Usual]
+    variants: tuple[Variant, ...]
+    measured: Mapping[str, Offset]
+    pilot: Mapping[str, Offset]
+
+
+def priors_of(record: Mapping[str, Any]) -> Priors:
+    """Read priors from plain values."""
+    return Priors(
+        record["provenance"],
+        {name: Usual(**v) for name, v in record["evidence"].items()},
+        tuple(Variant(**v) for v in record["variants"]),
+        {name: Offset(**v) for name, v in record["measured"].items()},
+        {name: Offset(**v) for name, v in record["pilot"].items()},
+    )
 
 
 @cache
 def load_priors() -> Priors:
     """Read the priors that come with the program."""
-    record = json.loads(files("advisor").joinpath("priors.json").read_text())
-    lines = {name: Line(**line) for name, line in record["log_odds_gain"].items()}
-    fixed = {"log_odds_gain": lines, "lr": Line(**record["lr"])}
-    return Priors(**(record | fixed))
+    return priors_of(json.loads(files("advisor").joinpath("priors.json").read_text()))

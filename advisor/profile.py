@@ -1,20 +1,24 @@
 """measure(): a task and a backbone to the numbers that advice rests on."""
 
-from collections.abc import Sequence
-from dataclasses import replace
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
+from advisor.control import any_size, half_size, measure_control, paired_gain, pixel_probe
+from advisor.curve import Point, learning_curve
 from advisor.domain import measure_similarity
 from advisor.evidence import Measured
+from advisor.neighbours import knn_accuracy
 from advisor.reference import Reference, shipped_reference
 from advisor.similarity import DomainSimilarity
-from advisor.types import ProbeResult, Profile
+from advisor.transferability import rate_features
+from advisor.types import LearningCurve, ProbeResult, Profile
 from strategies.core.backbone import Backbone
 from strategies.core.features import Features, extract_features
-from strategies.core.metrics import LEVEL, Interval, Labels, Scores
+from strategies.core.metrics import Labels, Scores
 from strategies.core.probes import (
     CrossValidated,
     Loss,
@@ -26,10 +30,13 @@ from strategies.core.probes import (
 )
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, Picture, groups_of, labels_of
+from strategies.core.timing import measure_training_cost
 from strategies.registry import STRATEGIES
 
 MAX_MEASURED, MIN_PER_CLASS = 2000, 5
 """Probes and similarity are measured on at most this many pictures, but these many a class."""
+TIMED_PX = 96
+"""Training is timed at half the side: the ratio to a forward pass is the same, down to here."""
 
 
 def measure(
@@ -64,9 +71,13 @@ def examine(
     labels = labels_of(pictures)
     features = extract_features(pictures, backbone, ctx)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(pictures))
-    probes, layer_svm, scores = _probe_depths(features, labels, task.n_classes, folds, ctx)
+    tried = _probe_depths(features, labels, task.n_classes, folds, ctx)
+    control = measure_control(pictures, features, task.n_classes, backbone, ctx)
+    small = half_size(backbone, TIMED_PX) if any_size(features) else backbone
+    training = measure_training_cost(task, small, ctx)
+    last = features.pooled[-1]
     measured = Measured(
-        backbone.input_px, pictures, scores, train_features=features.pooled[-1], seed=ctx.seed
+        backbone.input_px, pictures, tried.scores, train_features=last, seed=ctx.seed
     )
     counts = np.bincount(labels_of(task.fit_split), minlength=task.n_classes)
     defaults = {name: strategy() for name, strategy in STRATEGIES.items()}
@@ -84,27 +95,38 @@ def examine(
         depth_names=tuple(d.name for d in backbone.depths),
         flops_shares=tuple(d.flops_share for d in backbone.depths),
         similarity=_similarity(features, labels, task, backbone, reference, ctx.seed),
-        probes=probes,
-        layer_svm=layer_svm,
+        probes=tried.probes,
+        layer_svm=tried.layer_svm,
         majority_share=float(counts.max() / counts.sum()),
         n_measured=len(pictures),
         ms_per_image=features.ms_per_image,
         image_passes={n: s.image_passes(task, backbone) for n, s in defaults.items()},
         why_not={name: reason for name, reason in reasons.items() if reason},
+        random_probes=control.probes,
+        curve=_curve(last, labels, pictures, folds, tried.probes[0], task.n_classes, ctx),
+        knn=knn_accuracy(last, labels, task.n_classes, folds),
+        transferability=rate_features(last, labels, ctx.seed),
+        transfer_gain=control.gain,
+        pixel_probe=pixel_probe(pictures, task.n_classes, ctx.seed),
+        head_s=tried.seconds,
+        build_s=training.build_s,
+        passes_per_trained_image=training.passes_per_image,
     )
     return profile, measured
 
 
-def sample(split: Sequence[Picture], n_classes: int, seed: int) -> tuple[Picture, ...]:
-    """Draw at most `MAX_MEASURED` pictures, each class in proportion but at least a few."""
-    if len(split) <= MAX_MEASURED:
+def sample(
+    split: Sequence[Picture], n_classes: int, seed: int, most: int = MAX_MEASURED
+) -> tuple[Picture, ...]:
+    """Draw about `most` pictures, each class in proportion but at least a few."""
+    if len(split) <= most:
         return tuple(split)
     labels = labels_of(tuple(split))
     rng = np.random.default_rng(seed)
     kept: list[int] = []
     for label in range(n_classes):
         rows = np.flatnonzero(labels == label)
-        quota = max(MIN_PER_CLASS, round(MAX_MEASURED * len(rows) / len(split)))
+        quota = max(MIN_PER_CLASS, round(most * len(rows) / len(split)))
         kept += rng.permutation(rows)[:quota].tolist()
     return tuple(split[i] for i in sorted(kept))
 
@@ -129,26 +151,57 @@ def _similarity(
     )
 
 
+def _curve(
+    penultimate: Scores,
+    labels: Labels,
+    pictures: Sequence[Picture],
+    folds: NDArray[np.int64],
+    probe: ProbeResult,
+    n_classes: int,
+    ctx: RunContext,
+) -> LearningCurve:
+    learnt = len(labels) * (1 - 1 / (int(folds.max()) + 1))
+    return learning_curve(
+        penultimate,
+        labels,
+        n_classes,
+        last=Point(learnt / n_classes, probe.accuracy),
+        strength=probe.strength,
+        groups=groups_of(tuple(pictures)),
+        seed=ctx.seed,
+        device=ctx.device,
+    )
+
+
+@dataclass(frozen=True)
+class _Probed:
+    """What the probes gave: results, the SVM of the chosen depth, scores of the first, seconds."""
+
+    probes: tuple[ProbeResult, ...]
+    layer_svm: ProbeResult
+    scores: Scores
+    seconds: Mapping[str, float]
+
+
 def _probe_depths(
     features: Features,
     labels: Labels,
     n_classes: int,
     folds: NDArray[np.int64],
     ctx: RunContext,
-) -> tuple[tuple[ProbeResult, ...], ProbeResult, Scores]:
-    """Cross-validate softmax probes at the end and SVMs at every depth; choose an SVM's depth.
-
-    Also return the calibrated out-of-fold scores of the first probe.
-    """
+) -> _Probed:
+    """Cross-validate softmax probes at the end and SVMs at every depth; choose an SVM's depth."""
     n_depths = len(features.pooled)
     plan: list[tuple[int, Loss]] = [(n_depths, "softmax"), (0, "softmax")]
     plan += [(depth, "squared_hinge") for depth in (*range(1, n_depths + 1), 0)]
     tried: list[CrossValidated] = []
+    stamps = [time.perf_counter()]
     for i, (depth, loss) in enumerate(plan):
         x = features.at(range(1, n_depths + 1) if depth == 0 else [depth])
         tried.append(
             cross_validate(x, labels, n_classes, folds=folds, loss=loss, device=ctx.device)
         )
+        stamps.append(time.perf_counter())
         ctx.on_progress("probes", i + 1, len(plan))
     hits = [t.correct[t.best] for t in tried]
     results = tuple(
@@ -167,23 +220,5 @@ def _probe_depths(
     honest = corrected_accuracy(every_setting, ctx.seed)
     scores = tried[0].scores[tried[0].best]
     calibrated = scores / temperature(scores, labels)[0]
-    return results, replace(results[chosen], accuracy=honest), calibrated
-
-
-def paired_gain(hits: NDArray[np.bool_], others: NDArray[np.bool_]) -> Interval:
-    """Difference of two accuracies on the same pictures, in [-1, 1], with its interval.
-
-    A normal interval on the discordant pairs, with Agresti and Min's half pair added to each side
-    so that it keeps a width where the two never disagree.
-
-    References
-    ----------
-    A. Agresti, Y. Min, Simple improved confidence intervals for comparing matched proportions,
-    2005.
-    """
-    n = len(hits)
-    gained, lost = np.sum(hits & ~others) + 0.5, np.sum(~hits & others) + 0.5
-    gap = float(np.mean(hits) - np.mean(others))
-    spread = np.sqrt(gained + lost - (gained - lost) ** 2 / (n + 2)) / (n + 2)
-    half = float(spread * norm.ppf(0.5 + LEVEL / 2))
-    return Interval(max(gap - half, -1.0), gap, min(gap + half, 1.0))
+    seconds = {"linear_probe": stamps[1] - stamps[0], "layer_svm": stamps[-1] - stamps[2]}
+    return _Probed(results, replace(results[chosen], accuracy=honest), calibrated, seconds)

@@ -1,40 +1,69 @@
 """recommend(): a profile to a decision. Pure: the same profile gives the same advice."""
 
-import math
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from scipy.special import expit, logit
-from scipy.stats import norm
-
-from advisor.priors import Priors
+from advisor.gain import Gain, Z, predict_gain, shifted
+from advisor.options import Prefer
+from advisor.priors import Priors, Variant
 from advisor.quadrant import find_quadrant
-from advisor.types import (
-    Decision,
-    Profile,
-    Quadrant,
-    Recommendation,
-    Rejection,
-)
+from advisor.reasons import MEASURED, reasons_of
+from advisor.types import Decision, Profile, Quadrant, Recommendation, Rejection
 from strategies.core.errors import NotApplicable
-from strategies.core.metrics import LEVEL, Interval
+from strategies.core.fine_tuning import PASSES_PER_STEP
+from strategies.core.metrics import Interval
 from strategies.core.recipe import default_steps
 from strategies.registry import STRATEGIES
 
 NOISE = 0.01
 """Accuracies that differ by less than this count as equal; the cheaper one is taken."""
-MEASURED = ("linear_probe", "layer_svm")
-"""Strategies whose accuracy is measured by cross-validation; the others' is predicted."""
+CHEAP = 0.03
+"""What ``cheap`` gives up at most, where noise is not more."""
 BATCH = 32
+NEAR_LR, FAR_LR = 1e-4, 1e-3
+"""Where a strategy leaves its learning rate open: at similarity 1 and 0, logarithmic between."""
 
 
-def recommend(profile: Profile, priors: Priors, forced: str | None = None) -> Decision:
+@dataclass(frozen=True)
+class _Candidate:
+    """A strategy with what is expected of it, and how sure its lead over a probe is.
+
+    Attributes
+    ----------
+    lead_sd
+        Standard deviation, in accuracy, of what it gains over the linear probe; 0 for probes.
+    """
+
+    advice: Recommendation
+    lead_sd: float
+
+    @property
+    def name(self) -> str:
+        return self.advice.strategy
+
+    @property
+    def mid(self) -> float:
+        return self.advice.accuracy.mid
+
+    @property
+    def seconds(self) -> float:
+        return self.advice.seconds.mid
+
+
+def recommend(
+    profile: Profile, priors: Priors, forced: str | None = None, prefer: Prefer = "balanced"
+) -> Decision:
     """Rank the strategies for a task.
 
     Probes are judged by what was measured. What training would reach is predicted: the log-odds
-    that it gained over the linear probe in the benchmarks at this domain similarity. The best
-    prediction wins, unless others are within noise of it; of such equals it is the cheapest, or
-    the quadrant's rule where costs are alike.
+    that it gained over the linear probe in the benchmarks where the evidence was like this, and in
+    the pilot where there is one. Of those that count as equal to the best the cheapest is taken:
+
+    - ``balanced``: within `NOISE`; between a probe and a training within a standard deviation of
+      the training's lead, because a promise must be worth more than its uncertainty. Where costs
+      are alike, the quadrant's rule goes first;
+    - ``cheap``: the same, but at least within `CHEAP`;
+    - ``accuracy``: none count as equal; the highest prediction wins at any cost.
 
     Parameters
     ----------
@@ -52,18 +81,16 @@ def recommend(profile: Profile, priors: Priors, forced: str | None = None) -> De
     candidates = [
         _predict(name, profile, priors) for name in STRATEGIES if name not in profile.why_not
     ]
-    ranked = _rank(candidates, quadrant)
+    ranked = _rank(candidates, quadrant, prefer)
     if forced is not None:
-        ranked.sort(key=lambda r: r.strategy != forced)
-    reasons = _reasons(ranked, quadrant, profile, forced)
-    recommendations = tuple(
-        Recommendation(
-            r.strategy, r.backbone, r.accuracy, r.seconds, r.hyperparameters, reasons[r.strategy]
-        )
-        for r in ranked
-    )
+        ranked.sort(key=lambda c: c.name != forced)
+    advice = [c.advice for c in ranked]
+    margins = {c.name: noise(ranked[0], c, prefer) for c in ranked[1:]}
+    reasons = reasons_of(advice, quadrant, profile, margins, forced)
     rejections = tuple(Rejection(name, reason) for name, reason in profile.why_not.items())
-    return Decision(quadrant, recommendations, rejections)
+    return Decision(
+        quadrant, tuple(replace(r, reasons=reasons[r.strategy]) for r in advice), rejections
+    )
 
 
 def place(profile: Profile) -> Quadrant:
@@ -72,177 +99,101 @@ def place(profile: Profile) -> Quadrant:
     return find_quadrant(sizes, profile.feature_width, profile.similarity)
 
 
-def _rank(candidates: list[Recommendation], quadrant: Quadrant) -> list[Recommendation]:
+def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> list[_Candidate]:
     """Sort best first; of equals the cheapest, and at like costs the better or the rule's."""
-    left = sorted(candidates, key=lambda r: -r.accuracy.mid)
+    left = sorted(candidates, key=lambda c: (-c.mid, c.seconds))
+    if prefer == "accuracy":
+        return left
     ranked = []
     while left:
-        equal = _as_good_as_the_best(left)
-        cheapest = min(r.seconds.mid for r in equal)
-        alike = _as_good_as_the_best([r for r in equal if r.seconds.mid <= 2 * cheapest])
-        taken = min(alike, key=lambda r: (r.strategy != quadrant.rule, r.seconds.mid))
+        equal = [c for c in left if left[0].mid - c.mid <= noise(left[0], c, prefer)]
+        if prefer == "cheap":
+            taken = min(equal, key=lambda c: c.seconds)
+        else:
+            taken = _take_balanced(equal, quadrant)
         left.remove(taken)
         ranked.append(taken)
     return ranked
 
 
-def _as_good_as_the_best(ranked: list[Recommendation]) -> list[Recommendation]:
-    """Keep those of some strategies, best first, that the first leads by no more than noise."""
-    best = ranked[0]
-    return [r for r in ranked if best.accuracy.mid - r.accuracy.mid <= _noise(best, r)]
+def _take_balanced(equal: list[_Candidate], quadrant: Quadrant) -> _Candidate:
+    cheapest = min(c.seconds for c in equal)
+    near = [c for c in equal if c.seconds <= 2 * cheapest]
+    alike = [c for c in near if near[0].mid - c.mid <= noise(near[0], c, "balanced")]
+    return min(alike, key=lambda c: (c.name != quadrant.rule, c.seconds))
 
 
-def _noise(a: Recommendation, b: Recommendation) -> float:
-    """Return the difference below which two accuracies count as equal.
-
-    At least `NOISE`. Between a measured and a predicted one also half the predicted interval's
-    lower arm, about one standard deviation: a promise must be worth more than its uncertainty.
-    """
-    predicted = [r for r in (a, b) if r.strategy not in MEASURED]
-    if len(predicted) != 1:
-        return NOISE
-    arm = predicted[0].accuracy.mid - predicted[0].accuracy.low
-    return max(NOISE, arm / 2)
+def noise(a: _Candidate, b: _Candidate, prefer: Prefer) -> float:
+    """Return the difference below which two accuracies count as equal."""
+    if prefer == "accuracy":
+        return 0.0
+    least = CHEAP if prefer == "cheap" else NOISE
+    both_trained = a.lead_sd > 0 and b.lead_sd > 0
+    return least if both_trained else max(least, a.lead_sd, b.lead_sd)
 
 
-def _predict(name: str, profile: Profile, priors: Priors) -> Recommendation:
-    if name == "linear_probe":
-        accuracy = profile.linear_probe.accuracy
-    elif name == "layer_svm":
-        accuracy = profile.layer_svm.accuracy
+def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
+    n = profile.n_measured
+    base = profile.layer_svm if name == "layer_svm" else profile.linear_probe
+    trust = priors.measured["layer_svm" if name == "layer_svm" else "linear_probe"]
+    if name in MEASURED:
+        accuracy, chosen, lead_sd = shifted(base.accuracy, trust.offset, trust.sd, n), {}, 0.0
     else:
-        accuracy = _trained_accuracy(name, profile, priors)
-    return Recommendation(
+        variant, gain = _best_variant(name, profile, priors)
+        total_sd = (gain.sd**2 + trust.sd**2) ** 0.5
+        accuracy = shifted(base.accuracy, trust.offset + gain.mean, total_sd, n)
+        certain = Interval(*(base.accuracy.mid,) * 3)
+        lead = shifted(certain, trust.offset + gain.mean, gain.sd, n)
+        lead_sd = (lead.high - lead.low) / (2 * Z)
+        chosen = dict(variant.hyperparameters)
+    advice = Recommendation(
         strategy=name,
         backbone=profile.backbone,
         accuracy=accuracy,
         seconds=_seconds(name, profile),
-        hyperparameters=_first_hyperparameters(name, profile, priors),
+        hyperparameters=_first_hyperparameters(name, profile) | chosen,
         reasons=(),
     )
+    return _Candidate(advice, lead_sd)
 
 
-def _trained_accuracy(name: str, profile: Profile, priors: Priors) -> Interval:
-    """Predict what training reaches: the probe's log-odds plus what was gained in the benchmarks.
-
-    In log-odds the same gain means ever fewer points the nearer the probe is to perfect.
-    """
-    line = priors.log_odds_gain[name]
-    if profile.similarity is None:
-        gain = line.at(0.5)
-        sd = math.hypot(line.sd, abs(line.at_similar - line.at_different) / 2)
-    else:
-        gain, sd = line.at(profile.similarity.score.mid), line.sd
-    probe = profile.linear_probe.accuracy
-    nearest = 0.5 / profile.n_measured
-    low, mid, high = (
-        float(logit(np.clip(p, nearest, 1 - nearest))) for p in (probe.low, probe.mid, probe.high)
-    )
-    z = float(norm.ppf(0.5 + LEVEL / 2))
-    below, above = math.hypot(z * sd, mid - low), math.hypot(z * sd, high - mid)
-    centre = mid + gain
-    return Interval(*(float(expit(v)) for v in (centre - below, centre, centre + above)))
+def _best_variant(name: str, profile: Profile, priors: Priors) -> tuple[Variant, Gain]:
+    """Choose the hyperparameters that promise most; the first of equals."""
+    tried = [(v, predict_gain(v, profile, priors)) for v in priors.variants if v.strategy == name]
+    return max(tried, key=lambda pair: pair[1].mean)
 
 
 def _seconds(name: str, profile: Profile) -> Interval:
-    """Predict the seconds of one fit on this machine from its forward passes."""
-    seconds = profile.image_passes[name] * profile.ms_per_image / 1000
+    """Predict the seconds of a first fit on this machine, nothing cached, from measured rates.
+
+    The strategies count their forward passes, a trained picture as `PASSES_PER_STEP` of them; what
+    it really costs here was measured.
+    """
+    head = profile.head_s.get("layer_svm" if name == "layer_svm" else "linear_probe", 1.0)
+    passes_s = profile.image_passes[name] * profile.ms_per_image / 1000
     if name in MEASURED:
-        return Interval(seconds, seconds * 1.2 + 1, seconds * 2 + 5)
-    return Interval(seconds * 0.6, seconds, seconds * 2)
+        seconds = profile.build_s + head + passes_s
+        return Interval(seconds / 1.5, seconds, seconds * 1.5)
+    measured = profile.passes_per_trained_image
+    ratio = 1.0 if measured is None else measured / PASSES_PER_STEP
+    seconds = profile.build_s + head + passes_s * ratio
+    spread = 2.0 if measured is None else 1.5
+    return Interval(seconds / spread, seconds, seconds * spread)
 
 
-def _first_hyperparameters(name: str, profile: Profile, priors: Priors) -> dict[str, Any]:
-    """Choose where a search starts."""
+def _first_hyperparameters(name: str, profile: Profile) -> dict[str, Any]:
+    """Choose where a search starts, apart from what the priors say."""
     if name == "linear_probe":
         return {"strength": profile.linear_probe.strength}
     if name == "layer_svm":
         return {"depth": profile.layer_svm.depth, "strength": profile.layer_svm.strength}
-    steps = default_steps(profile.n_train, BATCH)
-    if name == "from_scratch":
-        return {"lr": 3e-3, "steps": 2 * steps, "hflip": False}
     score = 0.5 if profile.similarity is None else profile.similarity.score.mid
-    lr = math.exp(
-        math.log(priors.lr.at_different)
-        + score * (math.log(priors.lr.at_similar) - math.log(priors.lr.at_different))
-    )
-    shared: dict[str, Any] = {
-        "lr": float(f"{lr:.2g}"),
-        "blend": round(1 - 0.5 * score, 2),
-        "head_lr_factor": 1.0,
-        "steps": steps,
-        "batch_norm": "frozen",
-        "hflip": False,
-    }
+    left_open = {"lr": float(f"{NEAR_LR**score * FAR_LR ** (1 - score):.2g}")}
+    left_open["blend"] = round(1 - 0.5 * score, 2)
+    chosen = STRATEGIES[name]().hyperparameters()
+    chosen |= {k: v for k, v in left_open.items() if chosen.get(k, v) is None}
+    steps = default_steps(profile.n_train, BATCH)
+    chosen["steps"] = 2 * steps if name == "from_scratch" else steps
     if name == "partial_fine_tune":
-        return {"frozen_stages": len(profile.depth_names) // 2, **shared}
-    return shared | {"label_smoothing": 0.0}
-
-
-def _reasons(
-    ranked: list[Recommendation], quadrant: Quadrant, profile: Profile, forced: str | None
-) -> dict[str, tuple[str, ...]]:
-    """Say why each strategy stands where it stands, in sentences with numbers."""
-    best = ranked[0]
-    said: dict[str, list[str]] = {r.strategy: [_evidence(r, profile)] for r in ranked}
-    if forced is not None:
-        said[best.strategy].append("It stands first because it was asked for (--strategy).")
-    elif best.strategy == quadrant.rule:
-        said[best.strategy].append(
-            f"The rule of thumb for {_quadrant_words(quadrant)} says the same."
-        )
-    else:
-        rule = next((r for r in ranked if r.strategy == quadrant.rule), None)
-        if rule is not None:
-            said[best.strategy].append(_disagreement(best, rule, quadrant))
-    for other in ranked[1:]:
-        said[other.strategy].append(_comparison(best, other))
-    return {name: tuple(sentences) for name, sentences in said.items()}
-
-
-def _quadrant_words(quadrant: Quadrant) -> str:
-    size = "few pictures" if quadrant.size == "small" else "many pictures"
-    domain = {
-        "similar": "near ImageNet",
-        "different": "far from ImageNet",
-        "unknown": "at an unknown distance from ImageNet",
-    }[quadrant.domain]
-    return f"{size} {domain}"
-
-
-def _disagreement(best: Recommendation, rule: Recommendation, quadrant: Quadrant) -> str:
-    gap = 100 * (best.accuracy.mid - rule.accuracy.mid)
-    words = f"The rule of thumb for {_quadrant_words(quadrant)} is {rule.strategy}; "
-    if gap > 100 * NOISE:
-        return words + f"the evidence puts it {gap:.1f} points lower, and evidence decides."
-    return words + "it is no better here by more than noise, and this is cheaper."
-
-
-def _evidence(r: Recommendation, profile: Profile) -> str:
-    if r.strategy == "linear_probe":
-        n = profile.n_measured
-        return f"Measured: {r.accuracy.percent()} by cross-validation on {n} pictures."
-    if r.strategy == "layer_svm":
-        svm = profile.layer_svm
-        where = "all depths together" if svm.depth == 0 else f"depth {svm.depth}"
-        gain = svm.gain_over_penultimate
-        return (
-            f"Measured: {r.accuracy.percent()} at {where}; over the linear probe "
-            f"{100 * gain.mid:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]."
-        )
-    error = 1 - profile.linear_probe.accuracy.mid
-    share = 100 * (1 - (1 - r.accuracy.mid) / error) if error > 0 else 0.0
-    does = f"removes {share:.0f}% of" if share >= 0 else f"adds {-share:.0f}% to"
-    return f"Predicted: at this domain similarity it usually {does} the linear probe's error."
-
-
-def _comparison(best: Recommendation, other: Recommendation) -> str:
-    gap = 100 * (best.accuracy.mid - other.accuracy.mid)
-    times = other.seconds.mid / max(best.seconds.mid, 1e-9)
-    cost = f"{times:.0f} times the cost" if times >= 1.5 else "no more cost"
-    if times < 1 / 1.5:
-        cost = f"1/{1 / times:.0f} of the cost"
-    if abs(gap) <= 100 * NOISE:
-        return f"Within {100 * NOISE:.0f} point of {best.strategy}, at {cost}."
-    side = "below" if gap > 0 else "above"
-    return f"{abs(gap):.1f} points {side} {best.strategy}, at {cost}."
+        chosen["frozen_stages"] = len(profile.depth_names) // 2
+    return chosen

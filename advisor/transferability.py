@@ -1,9 +1,16 @@
-"""How well one labelling predicts another: pure (source predictions, labels) -> nats."""
+"""How well features or another labelling predict the labels: pure functions of arrays."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t
+from sklearn.covariance import ledoit_wolf_shrinkage
 
-from strategies.core.metrics import Labels, Scores
+from strategies.core.metrics import LEVEL, Interval, Labels, Scores
+
+MAX_PICTURES, BLOCKS, ROUNDS = 400, 8, 12
 
 
 def leep(probabilities: Scores, labels: Labels) -> float:
@@ -69,6 +76,126 @@ def nce_terms(source_labels: Labels, labels: Labels) -> NDArray[np.float64]:
     np.add.at(counts, (row, column), 1)
     terms: NDArray[np.float64] = np.log(counts[row, column] / counts.sum(axis=0)[column])
     return terms
+
+
+@dataclass(frozen=True)
+class _Spectrum:
+    """Centred features: their left axes (n, r) and squared singular values (r,)."""
+
+    left: NDArray[np.float64]
+    squares: NDArray[np.float64]
+    width: int
+
+
+def log_me(features: Scores, labels: Labels) -> float:
+    """Log of the evidence of a Bayesian linear model for the labels, by picture and class.
+
+    In nats, unbounded, higher is better. Comparable between networks and depths on one task, not
+    between tasks.
+
+    Parameters
+    ----------
+    features, labels
+        Shapes (n, d) and (n,).
+
+    References
+    ----------
+    K. You et al., LogME: practical assessment of pre-trained models for transfer learning, ICML
+    2021.
+    """
+    return _log_me(_spectrum(features), labels)
+
+
+def h_score(features: Scores, labels: Labels) -> float:
+    """Variance of the features that lies between classes, in units of all of it, regularised.
+
+    Between 0 and the number of features, higher is better. Comparable like LogME.
+
+    References
+    ----------
+    S. Ibrahim, N. Ponomareva, R. Mazumder, Newer is not always better: rethinking transferability
+    metrics, their peculiarities, stability and performance, ECML 2022.
+    """
+    return _h_score(_spectrum(features), labels, _shrinkage(features))
+
+
+def rate_features(features: Scores, labels: Labels, seed: int) -> Mapping[str, Interval]:
+    """Return LogME and H-score, each with the interval of a jackknife over blocks of pictures.
+
+    On at most `MAX_PICTURES` pictures at random.
+    """
+    rows = np.random.default_rng(seed).permutation(len(labels))[:MAX_PICTURES]
+    x, y = np.asarray(features[rows], dtype=np.float64), labels[rows]
+    shrinkage = _shrinkage(x)
+    scores: dict[str, Callable[[_Spectrum, Labels], float]] = {
+        "logme": _log_me,
+        "h_score": lambda s, labels: _h_score(s, labels, shrinkage),
+    }
+    whole = _spectrum(x)
+    blocks = np.arange(len(y)) * min(BLOCKS, len(y)) // len(y)
+    parts = [(_spectrum(x[blocks != b]), y[blocks != b]) for b in np.unique(blocks)]
+    found = {}
+    for name, score in scores.items():
+        mid = score(whole, y)
+        left_out = np.array([score(part, labels) for part, labels in parts])
+        k = len(parts)
+        sd = float(np.sqrt((k - 1) / k * np.sum((left_out - left_out.mean()) ** 2)))
+        half = float(t.ppf(0.5 + LEVEL / 2, k - 1)) * sd
+        found[name] = Interval(mid - half, mid, mid + half)
+    return found
+
+
+def _spectrum(features: Scores) -> _Spectrum:
+    x = np.asarray(features, dtype=np.float64)
+    x = x - x.mean(axis=0)
+    left, values, _ = np.linalg.svd(x, full_matrices=False)
+    kept = values > 1e-8 * max(float(values[0]), 1e-30)
+    return _Spectrum(left[:, kept], values[kept] ** 2, x.shape[1])
+
+
+def _log_me(spectrum: _Spectrum, labels: Labels) -> float:
+    """Maximise the evidence over both precisions by their fixed point, class by class at once."""
+    _require_rows(len(spectrum.left), labels)
+    y = (labels[:, None] == np.unique(labels)).astype(np.float64)
+    y -= y.mean(axis=0)
+    n, squares = len(labels), spectrum.squares[:, None]
+    along = (spectrum.left.T @ y) ** 2
+    beside = np.maximum((y**2).sum(axis=0) - along.sum(axis=0), 0.0)
+    alpha, beta = np.ones(y.shape[1]), np.ones(y.shape[1])
+    for _ in range(ROUNDS):
+        both = alpha + beta * squares
+        effective = (beta * squares / both).sum(axis=0)
+        length = np.maximum((beta**2 * squares * along / both**2).sum(axis=0), 1e-12)
+        residual = np.maximum((along * (alpha / both) ** 2).sum(axis=0) + beside, 1e-12)
+        alpha, beta = effective / length, (n - effective) / residual
+    both = alpha + beta * squares
+    length = (beta**2 * squares * along / both**2).sum(axis=0)
+    residual = (along * (alpha / both) ** 2).sum(axis=0) + beside
+    evidence = (
+        len(squares) * np.log(alpha)
+        + n * np.log(beta / (2 * np.pi))
+        - np.log(both).sum(axis=0)
+        - beta * residual
+        - alpha * length
+    ) / 2
+    return float(evidence.mean() / n)
+
+
+def _h_score(spectrum: _Spectrum, labels: Labels, shrinkage: float) -> float:
+    _require_rows(len(spectrum.left), labels)
+    n = len(labels)
+    coordinates = spectrum.left * np.sqrt(spectrum.squares)
+    variance = spectrum.squares / n
+    total = (1 - shrinkage) * variance + shrinkage * variance.sum() / spectrum.width
+    score = 0.0
+    for label in np.unique(labels):
+        mine = labels == label
+        score += mine.mean() * float((coordinates[mine].mean(axis=0) ** 2 / total).sum())
+    return float((1 - shrinkage) * score)
+
+
+def _shrinkage(features: Scores) -> float:
+    return float(ledoit_wolf_shrinkage(np.asarray(features, dtype=np.float64)))
 
 
 def _renumber(labels: Labels) -> tuple[Labels, int]:

@@ -5,6 +5,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from advisor.probing import BackboneScore as BackboneScore
+from advisor.probing import LearningCurve as LearningCurve
+from advisor.probing import Pilot as Pilot
+from advisor.probing import ProbeResult as ProbeResult
 from advisor.similarity import DomainSimilarity
 from strategies.core.metrics import Evaluation, Interval
 from strategies.core.pictures import Skipped
@@ -15,62 +19,6 @@ Size = Literal["small", "large"]
 Domain = Literal["similar", "different", "unknown"]
 Severity = Literal["issue", "tip"]
 TransferVerdict = Literal["positive", "none", "negative", "unclear"]
-
-
-@dataclass(frozen=True)
-class ProbeResult:
-    """A linear probe at one depth (0: all depths side by side), judged by cross-validation.
-
-    Attributes
-    ----------
-    strength
-        The L2 strength that was best.
-    gain_over_penultimate
-        Accuracy minus that of the penultimate depth, paired picture by picture.
-    """
-
-    depth: int
-    loss: str
-    accuracy: Interval
-    strength: float
-    gain_over_penultimate: Interval
-
-
-@dataclass(frozen=True)
-class LearningCurve:
-    """Accuracy of the linear probe over the number of pictures a class.
-
-    Attributes
-    ----------
-    measured, extrapolated
-        (pictures a class, accuracy), from few to many: cross-validated on subsamples, and
-        continued by a power law.
-    """
-
-    measured: tuple[tuple[float, Interval], ...]
-    extrapolated: tuple[tuple[float, Interval], ...]
-
-
-@dataclass(frozen=True)
-class Pilot:
-    """A short full fine-tuning on some of the pictures, judged on others of them.
-
-    Attributes
-    ----------
-    gain
-        Its accuracy minus that of a linear probe on the same pictures, in [-1, 1].
-    n_train, n_judged
-        Pictures that it was trained and judged on.
-    hyperparameters
-        What it was trained with.
-    """
-
-    gain: Interval
-    accuracy: Interval
-    n_train: int
-    n_judged: int
-    hyperparameters: Mapping[str, Any]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -103,6 +51,17 @@ class Profile:
     curve, knn, pilot
         Accuracy over pictures a class; of the nearest neighbours at the penultimate depth; of a
         short fine-tuning. None where it was not measured.
+    transfer_gain
+        Cross-validated accuracy of the best pretrained depth minus that of the best depth of
+        random weights on the same pictures, in [-1, 1]. None where it was not measured.
+    pixel_probe
+        Accuracy of a linear rule on grey thumbnails, by cross-validation; None if not measured.
+    head_s
+        Measured seconds of fitting a strategy's linear head with all choices, features at hand.
+    build_s
+        Measured seconds of making the network.
+    passes_per_trained_image
+        Measured cost of training on a picture, in forward passes; None: not measured.
     transferability
         LogME and regularised H-score at the penultimate depth, by name; higher is better.
         Comparable between backbones on one task, not between tasks.
@@ -132,6 +91,11 @@ class Profile:
     knn: Interval | None = None
     transferability: Mapping[str, Interval] = field(default_factory=dict)
     pilot: Pilot | None = None
+    transfer_gain: Interval | None = None
+    pixel_probe: Interval | None = None
+    head_s: Mapping[str, float] = field(default_factory=dict)
+    build_s: float = 0.0
+    passes_per_trained_image: float | None = None
 
     @property
     def n_classes(self) -> int:
@@ -235,7 +199,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer of ``tl-advise``: strategies best first, and all that it rests on."""
+    """The answer of ``tl-advise``: strategies best first, and all that it rests on.
+
+    Attributes
+    ----------
+    backbones
+        Those that were compared, best first; empty where there was one.
+    """
 
     task: str
     data: Path
@@ -250,6 +220,7 @@ class Advice:
     n_test: int
     seed: int
     seconds: float
+    backbones: tuple[BackboneScore, ...] = ()
 
     @property
     def best(self) -> Recommendation:

@@ -1,108 +1,277 @@
-"""Rebuild advisor/priors.json from benchmarks/results.jsonl, byte for byte.
+"""Rebuild advisor/priors.json from the suite's rows, byte for byte.
 
     python benchmarks/fit_priors.py
 
-For every trained strategy and every (set, n, seed), the log-odds of its test accuracy minus those
-of the linear probe, at the learning rate of the grid that is nearest to the one advised for that
-similarity; then a straight line over domain similarity, and the spread of a new case around it.
+For every trained strategy and every entry of the grid with enough cases: the log-odds of its test
+accuracy minus those of the linear probe, as a straight line over the evidence (`advisor.gain`)
+that stood before the fit. The line is a ridge regression, because cases are few, and is bound to
+common sense: a domain farther away, a poorer probe, more pictures, and middle depths that are
+better than late ones never speak against training. What it leaves open is judged on the data sets
+that it was not fitted to.
 """
 
 import argparse
 import json
-import math
-from collections import defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
+from scipy.optimize import lsq_linear
 
-HERE = Path(__file__).resolve().parent
-RESULTS, PRIORS = HERE / "results.jsonl", HERE.parent / "advisor" / "priors.json"
+from advisor.gain import Z, evidence_of, log_odds, pilot_gain, predict_gain
+from advisor.priors import Priors, priors_of
+from advisor.types import Profile
 
-# What is set by hand: the learning rates at both ends.
-LR_SIMILAR, LR_DIFFERENT = 1e-4, 1e-3
-SPREAD_PRIOR, PRIOR_ROWS = 1.0, 1.0
-"""The spread starts as if this many cases had shown it; the slope as if they had shown none."""
+PRIORS = Path(__file__).resolve().parent.parent / "advisor" / "priors.json"
+TRAINED = ("partial_fine_tune", "full_fine_tune", "from_scratch")
+MEASURED = ("linear_probe", "layer_svm")
+FEWEST = 4
+"""A variant with fewer cases than this is not offered."""
+RIDGE = 3.0
+"""Weights are drawn to 0 as by so many cases, all evidence one standard deviation from usual."""
+SD_GUESS, SD_CASES = 0.8, 2.0
+"""Spreads start as if so many cases had shown this."""
+SIGNS: dict[str, tuple[float, float]] = {
+    "far": (0.0, np.inf),
+    "probe": (-0.9, 0.0),  # by log-odds: a better probe never lowers what training promises
+    "svm": (0.0, np.inf),
+    "size": (0.0, np.inf),
+    "control": (-np.inf, np.inf),
+    "slope": (-np.inf, np.inf),
+}
+Profiles = Mapping[Case, Profile]
+Matrix = NDArray[np.float64]
 
-Row = dict[str, Any]
 
-
-def fit(rows: list[Row]) -> dict[str, Any]:
+def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
     """Return the contents of priors.json."""
-    lines = {
-        name: _line(_gains(rows, name))
-        for name in ("partial_fine_tune", "full_fine_tune", "from_scratch")
+    rows = [r for r in rows if case_of(r) in profiles]
+    used = {case_of(r): profiles[case_of(r)] for r in rows}
+    usual = _usual(used)
+    variants = [
+        variant
+        for strategy, grid in _grid(rows)
+        if (variant := _variant(rows, used, usual, strategy, grid)) is not None
+    ]
+    known = {variant["strategy"] for variant in variants}
+    variants += [_unsure(rows, name) for name in TRAINED if name not in known]
+    record: dict[str, Any] = {
+        "provenance": _provenance(rows),
+        "evidence": usual,
+        "variants": variants,
+        "measured": {name: _measured(rows, used, name) for name in MEASURED},
+        "pilot": {},
     }
+    priors = priors_of(record)
+    trained = sorted({v["strategy"] for v in variants} - {"from_scratch"})
+    record["pilot"] = {name: _pilot(rows, used, priors, name) for name in trained}
+    return record
+
+
+def _provenance(rows: list[Row]) -> str:
     sets = sorted({r["set"] for r in rows})
+    sizes, seeds, sides = (
+        ", ".join(map(str, sorted({r[k] for r in rows})))
+        for k in ("n_per_class", "seed", "input_px")
+    )
+    newest = max(r.get("date", "") for r in rows)
+    return (
+        f"benchmarks/fit_priors.py on {len(rows)} rows of benchmarks/results.jsonl to {newest}: "
+        f"{len(sets)} sets ({', '.join(sets)}), {sizes} a class, seeds {seeds}, {sides} px"
+    )
+
+
+def _grid(rows: list[Row]) -> list[tuple[str, dict[str, Any]]]:
+    """List the trained strategies with what was given to them, in the order of the rows."""
+    seen = {
+        (r["strategy"], json.dumps(r["grid"], sort_keys=True)): r["grid"]
+        for r in rows
+        if r["strategy"] in TRAINED
+    }
+    return [(strategy, grid) for (strategy, _), grid in sorted(seen.items(), key=lambda i: i[0])]
+
+
+def _usual(profiles: Profiles) -> dict[str, dict[str, float]]:
+    """Return mean and spread of every piece of evidence over the cases."""
+    usual = {}
+    for name in SIGNS:
+        values = [v for p in profiles.values() if (v := evidence_of(p)[name]) is not None]
+        mean, sd = (float(np.mean(values)), float(np.std(values))) if values else (0.0, 1.0)
+        usual[name] = {"mean": round(mean, 3), "sd": round(max(sd, 0.05), 3)}
+    return usual
+
+
+def log_odds_of(row: Row) -> float:
+    """Return the log-odds of a row's test accuracy."""
+    return log_odds(row["accuracy"], row["n_test"])
+
+
+def gains_of(rows: list[Row], strategy: str, grid: Mapping[str, Any]) -> list[tuple[Case, float]]:
+    """Return the log-odds gained over the linear probe of the same case, case by case."""
+    probes = {case_of(r): log_odds_of(r) for r in rows if r["strategy"] == "linear_probe"}
+    return [
+        (case_of(r), log_odds_of(r) - probes[case_of(r)])
+        for r in rows
+        if r["strategy"] == strategy and r["grid"] == grid and case_of(r) in probes
+    ]
+
+
+def _variant(
+    rows: list[Row],
+    profiles: Profiles,
+    usual: Mapping[str, Mapping[str, float]],
+    strategy: str,
+    grid: dict[str, Any],
+) -> dict[str, Any] | None:
+    gains = gains_of(rows, strategy, grid)
+    if len(gains) < FEWEST:
+        return None
+    x = np.array([_standardised(profiles[case], usual) for case, _ in gains])
+    y = np.array([gain for _, gain in gains])
+    sets = np.array([case[0] for case, _ in gains])
+    probe_sd = usual["probe"]["sd"]
+    whole = _line(x, y, probe_sd)
+    missed = y - _apply(whole, x)
+    unseen = np.empty_like(y)
+    for name in np.unique(sets):
+        out = sets == name
+        others = _line(x[~out], y[~out], probe_sd) if not out.all() else np.zeros_like(whole)
+        unseen[out] = y[out] - _apply(others, x[out])
     return {
-        "provenance": f"benchmarks/fit_priors.py on {len(rows)} rows of benchmarks/results.jsonl: "
-        f"{len(sets)} sets ({', '.join(sets)}), "
-        f"{sorted({r['n_per_class'] for r in rows})} a class, "
-        f"seeds {sorted({r['seed'] for r in rows})}, {rows[0]['input_px']} px",
-        "log_odds_gain": lines,
-        "lr": {"at_similar": LR_SIMILAR, "at_different": LR_DIFFERENT},
+        "strategy": strategy,
+        "hyperparameters": grid,
+        "intercept": round(float(whole[0]), 3),
+        "weights": {n: round(float(w), 3) for n, w in zip(SIGNS, whole[1:], strict=True)},
+        "sd": _spread(unseen),
+        "fit_error": round(float(np.sqrt(np.mean(missed**2))), 3),
+        "left_out_error": round(float(np.sqrt(np.mean(unseen**2))), 3),
+        "cases": len(y),
     }
 
 
-def _gains(rows: list[Row], strategy: str) -> list[tuple[float, float]]:
-    """Return (similarity, log-odds gained over the linear probe) case by case."""
-    cases: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+def _unsure(rows: list[Row], strategy: str) -> dict[str, Any]:
+    """Return what is believed of a strategy that was hardly tried: about no gain."""
+    grids = [grid for name, grid in _grid(rows) if name == strategy]
+    gains = np.array([gain for grid in grids for _, gain in gains_of(rows, strategy, grid)])
+    guess = -1.0 if strategy == "from_scratch" else 0.0
+    middle = float((gains.sum() + SD_CASES * guess) / (len(gains) + SD_CASES))
+    error = round(float(np.sqrt(np.mean((gains - middle) ** 2))), 3) if len(gains) else 0.0
+    return {
+        "strategy": strategy,
+        "hyperparameters": grids[0] if grids else {},
+        "intercept": round(middle, 3),
+        "weights": dict.fromkeys(SIGNS, 0.0),
+        "sd": round(float(np.hypot(_spread(gains - middle), SD_GUESS)), 3),
+        "fit_error": error,
+        "left_out_error": error,
+        "cases": len(gains),
+    }
+
+
+def _standardised(profile: Profile, usual: Mapping[str, Mapping[str, float]]) -> list[float]:
+    evidence = evidence_of(profile)
+    return [
+        0.0 if (v := evidence[n]) is None else (v - usual[n]["mean"]) / usual[n]["sd"]
+        for n in SIGNS
+    ]
+
+
+def _line(x: Matrix, y: Matrix, probe_sd: float) -> Matrix:
+    """Fit intercept and weights: ridge on the weights, each with the sign it may have."""
+    design = np.column_stack([np.ones(len(x)), x])
+    drawn = np.column_stack([np.zeros(x.shape[1]), np.sqrt(RIDGE) * np.eye(x.shape[1])])
+    signs = SIGNS | {"probe": (SIGNS["probe"][0] * probe_sd, 0.0)}
+    low, high = zip((-np.inf, np.inf), *signs.values(), strict=True)
+    found = lsq_linear(
+        np.vstack([design, drawn]),
+        np.concatenate([y, np.zeros(x.shape[1])]),
+        (np.array(low), np.array(high)),
+        method="bvls",
+    )
+    solution: Matrix = found.x
+    return solution
+
+
+def _apply(line: Matrix, x: Matrix) -> Matrix:
+    values: Matrix = line[0] + x @ line[1:]
+    return values
+
+
+def _spread(missed: Matrix) -> float:
+    """Return the standard deviation of what is missed, leaning on a guess while cases are few."""
+    total = float(np.sum(missed**2)) + SD_CASES * SD_GUESS**2
+    return round(float(np.sqrt(total / (len(missed) + SD_CASES))), 3)
+
+
+def _measured(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, Any]:
+    """Compare test with cross-validation: the spread beyond what sampling explains."""
+    gaps, sampling = [], []
     for row in rows:
-        cases[row["set"], row["n_per_class"], row["seed"]].append(row)
-    found = []
-    for case in cases.values():
-        probe = next((r for r in case if r["strategy"] == "linear_probe"), None)
-        tried = [r for r in case if r["strategy"] == strategy]
-        if probe is None or not tried:
+        if row["strategy"] != strategy or row["grid"]:
             continue
-        similarity = probe["similarity"]
-        row = min(tried, key=lambda r: abs(math.log(r["hyperparameters"]["lr"]) - _lr(similarity)))
-        found.append((similarity, _log_odds(row) - _log_odds(probe)))
-    return found
-
-
-def _log_odds(row: Row) -> float:
-    """Return the log-odds of a test accuracy, half a picture away from 0 and 1."""
-    accuracy = np.clip(row["accuracy"], 0.5 / row["n_test"], 1 - 0.5 / row["n_test"])
-    return float(np.log(accuracy / (1 - accuracy)))
-
-
-def _lr(similarity: float) -> float:
-    """Return the logarithm of the advised learning rate."""
-    near, far = math.log(LR_SIMILAR), math.log(LR_DIFFERENT)
-    return far + similarity * (near - far)
-
-
-def _line(gains: list[tuple[float, float]]) -> dict[str, float]:
-    """Fit a line over similarity, its slope shrunk towards none, never rising with similarity."""
-    x, y = np.array(gains).T
-    centre = x.mean()
-    squares = ((x - centre) ** 2).sum() + 0.1 * PRIOR_ROWS
-    slope = min(float(((x - centre) * (y - y.mean())).sum() / squares), 0.0)
-    residual = y - y.mean() - slope * (x - centre)
-    freedom = max(len(x) - 2, 0) + PRIOR_ROWS
-    variance = (residual @ residual + PRIOR_ROWS * SPREAD_PRIOR**2) / freedom
+        profile = profiles[case_of(row)]
+        base = profile.layer_svm if strategy == "layer_svm" else profile.linear_probe
+        n = profile.n_measured
+        low, mid, high = (
+            log_odds(p, n) for p in (base.accuracy.low, base.accuracy.mid, base.accuracy.high)
+        )
+        gaps.append(log_odds_of(row) - mid)
+        sampling.append(((high - low) / (2 * Z)) ** 2)
+    if not gaps:
+        return {"offset": 0.0, "sd": SD_GUESS / 2, "cases": 0}
+    offset = float(np.sum(gaps) / (len(gaps) + SD_CASES))
+    extra = float(np.sum((np.array(gaps) - offset) ** 2) - np.sum(sampling))
+    extra += SD_CASES * (SD_GUESS / 2) ** 2
+    sd = np.sqrt(max(extra / (len(gaps) + SD_CASES), 0.01))
     return {
-        "at_similar": round(float(y.mean() + slope * (1 - centre)), 3),
-        "at_different": round(float(y.mean() - slope * centre), 3),
-        "sd": round(float(np.sqrt(variance * (1 + 1 / len(x)))), 3),
-        "cases": len(x),
+        "offset": round(float(np.mean(gaps)), 3),
+        "sd": round(float(sd), 3),
+        "cases": len(gaps),
     }
 
 
-def text_of(rows: list[Row]) -> str:
+def _pilot(rows: list[Row], profiles: Profiles, priors: Priors, strategy: str) -> dict[str, Any]:
+    """Compare what a strategy gained with what the pilot had said, with the variant advised."""
+    gaps, sampling = [], []
+    variants = [v for v in priors.variants if v.strategy == strategy]
+    gains = [dict(gains_of(rows, strategy, v.hyperparameters)) for v in variants]
+    for case, profile in profiles.items():
+        if profile.pilot is None:
+            continue
+        order = sorted(
+            range(len(variants)),
+            key=lambda i: -predict_gain(variants[i], profile, priors).mean,
+        )
+        known = [gains[i][case] for i in order if case in gains[i]]
+        if not known:
+            continue
+        seen, sd = pilot_gain(profile.pilot)
+        gaps.append(known[0] - seen)
+        sampling.append(sd**2)
+    weight = 1 / (np.array(sampling) + SD_GUESS**2)
+    prior = SD_CASES / SD_GUESS**2
+    offset = float((weight @ np.array(gaps)) / (weight.sum() + prior)) if gaps else 0.0
+    extra = float(np.sum((np.array(gaps) - offset) ** 2) - np.sum(sampling))
+    sd = np.sqrt(max((extra + SD_CASES * SD_GUESS**2) / (len(gaps) + SD_CASES), 0.04))
+    return {"offset": round(offset, 3), "sd": round(float(sd), 3), "cases": len(gaps)}
+
+
+def text_of(rows: list[Row], profiles: Profiles) -> str:
     """Return priors.json as text."""
-    return json.dumps(fit(rows), indent=2) + "\n"
+    return json.dumps(fit(rows, profiles), indent=2) + "\n"
 
 
 def main() -> None:
     """Write the priors."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--out", type=Path, default=PRIORS)
     args = parser.parse_args()
-    rows = [json.loads(line) for line in args.results.read_text().splitlines()]
-    args.out.write_text(text_of(rows))
+    args.out.write_text(text_of(read_rows(args.results), read_profiles(args.evidence)))
     print(args.out.read_text())
 
 

@@ -1,101 +1,131 @@
 """The suite: strategies on data sets of several sizes, and the evidence that advice would have.
 
-    python benchmarks/run_suite.py --data-root FOLDER --out benchmarks/results.jsonl
+    python benchmarks/run_suite.py --data-root FOLDER --n-per-class 5 20 --seeds 0
 
-One row a fit, appended as it is done; what stands in the file already is not run again. Any folder
-of class folders (or train/ test/) below the data root is a data set.
+One row a fit in ``results.jsonl`` and one row a case (set, size, seed) with its whole profile in
+``evidence.jsonl``, appended as they are done: what stands there already is not run again. Any
+folder of class folders (or train/ test/) below the data root is a data set. Every fit starts with
+nothing cached, so its seconds are those of a first fit. The grid is worked through from its first
+entry to its last over all cases, so that a suite that is stopped early is wide rather than deep.
 """
 
 import argparse
+import contextlib
 import json
+import subprocess
+import tempfile
 import time
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rows import EVIDENCE, RESULTS, Case, Row, append_row, case_of, profile_record, read_rows
 
+from advisor.pilot import run_pilot
+from advisor.priors import load_priors
 from advisor.profile import measure
-from advisor.types import Profile
+from advisor.recommend import recommend
+from advisor.transferability import rate_features
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.classifier import evaluate
+from strategies.core.features import extract_features
 from strategies.core.run import RunContext, make_context
-from strategies.core.task import ImageTask, Split, load_task
+from strategies.core.task import ImageTask, Split, labels_of, load_task
 from strategies.registry import get_strategy
 
 GRID: tuple[tuple[str, dict[str, Any]], ...] = (
     ("linear_probe", {}),
     ("layer_svm", {}),
-    ("full_fine_tune", {"lr": 1e-4}),
+    ("full_fine_tune", {}),
     ("full_fine_tune", {"lr": 1e-3}),
-    ("partial_fine_tune", {"lr": 1e-3}),
+    ("full_fine_tune", {"lr": 1e-4}),
+    ("partial_fine_tune", {}),
     ("from_scratch", {}),
+    ("partial_fine_tune", {"lr": 1e-3}),
+    ("full_fine_tune", {"lr": 1e-3, "batch_norm": "trained"}),
+    ("partial_fine_tune", {"lr": 1e-3, "frozen_stages": 2}),
 )
 MAX_TEST, VAL_SHARE = 600, 0.2
+REFERENCE_SET = "imagenet_samples"
 
 
 def main() -> None:
     """Run what is missing."""
     args = _arguments()
-    names = args.sets or sorted(p.name for p in args.data_root.iterdir() if p.is_dir())
-    done = _done(args.out)
+    names = args.sets or sorted(
+        p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
+    )
     backbone = load_backbone(input_px=args.input_px)
-    for seed in args.seeds:
-        ctx = make_context(cache_dir=args.cache_dir, seed=seed)
-        for n_per_class in args.n_per_class:
-            for name in names:
-                todo = [
-                    (strategy, grid)
-                    for strategy, grid in GRID
-                    if (name, n_per_class, seed, strategy, json.dumps(grid)) not in done
-                    and (not args.strategies or strategy in args.strategies)
-                ]
-                if not todo:
-                    continue
-                task = subsample(load_task(args.data_root / name), n_per_class, seed)
-                start = time.monotonic()
-                profile = measure(task.hide_test(), backbone, ctx)
-                case = {"set": name, "n_per_class": n_per_class, "seed": seed}
-                case |= {"input_px": args.input_px, **evidence(profile)}
-                case["advice_s"] = round(time.monotonic() - start, 2)
-                for strategy, grid in todo:
-                    row = case | {"strategy": strategy, "grid": grid}
-                    row |= run(task, backbone, ctx, strategy, grid)
-                    with args.out.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
-                    print(name, n_per_class, seed, strategy, grid, row["accuracy"], flush=True)
+    cases = [
+        (name, n, seed, args.input_px)
+        for seed in args.seeds
+        for n in args.n_per_class
+        for name in names
+    ]
+    tasks: dict[Case, ImageTask] = {}
+
+    def task_of(case: Case) -> ImageTask:
+        if case not in tasks:
+            tasks[case] = subsample(load_task(args.data_root / case[0]), case[1], case[2])
+        return tasks[case]
+
+    if not args.no_evidence:
+        measure_all(cases, task_of, backbone, args)
+    for strategy, given in [GRID[i] for i in args.grid]:
+        for case in _missing(args.out, cases, strategy, given):
+            row = fit(task_of(case), backbone, case, strategy, given)
+            append_row(args.out, row)
+            print(*case, strategy, given, row["accuracy"], row["seconds"], flush=True)
 
 
-def evidence(profile: Profile) -> dict[str, Any]:
-    """Return what advice would rest on."""
-    score = profile.similarity.score if profile.similarity else None
-    svm = profile.layer_svm
-    return {
-        "similarity": score.mid if score else None,
-        "similarity_interval": asdict(score) if score else None,
-        "probe_cv": asdict(profile.linear_probe.accuracy),
-        "svm_cv": asdict(svm.accuracy),
-        "svm_depth": svm.depth,
-        "ms_per_image": round(profile.ms_per_image, 3),
-        "image_passes": dict(profile.image_passes),
+def measure_all(cases: list[Case], task_of: Any, backbone: Backbone, args: Any) -> None:
+    """Write the profile of every case that has none yet, or none with a pilot if asked for."""
+    known = {
+        case_of(row)
+        for row in read_rows(args.evidence)
+        if row["profile"]["pilot"] is not None or not args.pilot
     }
+    for case in cases:
+        if case in known:
+            continue
+        task = task_of(case).hide_test()
+        with _fresh_context(case[2]) as ctx:
+            start = time.monotonic()
+            profile = measure(task, backbone, ctx)
+            seconds = time.monotonic() - start
+            pooled = extract_features(task.fit_split, backbone, ctx).pooled
+            labels = labels_of(task.fit_split)
+            by_depth = [rate_features(x, labels, ctx.seed)["logme"].mid for x in pooled]
+            if args.pilot:
+                advised = recommend(profile, load_priors(), "full_fine_tune").recommendations[0]
+                pilot = run_pilot(task, backbone, ctx, advised.hyperparameters, any_size=True)
+                profile = replace(profile, pilot=pilot)
+        row = _about(case) | {"advice_s": round(seconds, 2), "profile": profile_record(profile)}
+        row["logme_by_depth"] = [round(v, 4) for v in by_depth]
+        append_row(args.evidence, row)
+        print(*case, "evidence", round(seconds, 1), "s", flush=True)
 
 
-def run(
-    task: ImageTask, backbone: Backbone, ctx: RunContext, strategy: str, grid: dict[str, Any]
-) -> dict[str, Any]:
-    """Fit once and judge on test."""
-    start = time.monotonic()
-    fitted = get_strategy(strategy)(**grid).fit(task.hide_test(), backbone, ctx)
-    seconds = time.monotonic() - start
+def fit(
+    task: ImageTask, backbone: Backbone, case: Case, strategy: str, given: dict[str, Any]
+) -> Row:
+    """Fit once with nothing cached, and judge on test."""
+    with _fresh_context(case[2]) as ctx:
+        start = time.monotonic()
+        fitted = get_strategy(strategy)(**given).fit(task.hide_test(), backbone, ctx)
+        seconds = time.monotonic() - start
     assert task.test is not None
     result = evaluate(fitted, task.test)
-    return {
+    return _about(case) | {
+        "strategy": strategy,
+        "grid": given,
         "hyperparameters": dict(fitted.hyperparameters),
         "seconds": round(seconds, 2),
         "n_test": result.n,
-        "accuracy": result.accuracy.mid,
-        "mean_per_class": result.mean_per_class,
+        "accuracy": round(result.accuracy.mid, 6),
+        "mean_per_class": round(result.mean_per_class, 6),
     }
 
 
@@ -116,23 +146,49 @@ def subsample(task: ImageTask, n_per_class: int, seed: int) -> ImageTask:
     return replace(task, train=tuple(train), val=tuple(val), test=test)
 
 
-def _done(out: Path) -> set[tuple[str, int, int, str, str]]:
-    if not out.exists():
-        return set()
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    return {
-        (r["set"], r["n_per_class"], r["seed"], r["strategy"], json.dumps(r["grid"])) for r in rows
-    }
+@contextlib.contextmanager
+def _fresh_context(seed: int) -> Iterator[RunContext]:
+    """Give a context whose cache is empty, and is gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="suite-") as folder:
+        yield make_context(cache_dir=Path(folder), seed=seed)
+
+
+def _about(case: Case) -> Row:
+    name, n, seed, px = case
+    about = {"set": name, "n_per_class": n, "seed": seed, "input_px": px}
+    return about | {"commit": _commit(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+
+
+def _commit() -> str:
+    """Name the version of this program that a row was made with."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parent)
+    return found.stdout.strip()
+
+
+def _missing(out: Path, cases: list[Case], strategy: str, given: dict[str, Any]) -> Iterator[Case]:
+    """Yield the cases without a row for this entry of the grid, looking again before each."""
+    for case in cases:
+        done = {
+            (case_of(r), r["strategy"], json.dumps(r["grid"], sort_keys=True))
+            for r in read_rows(out)
+        }
+        if (case, strategy, json.dumps(given, sort_keys=True)) not in done:
+            yield case
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results.jsonl"))
-    parser.add_argument("--cache-dir", type=Path, default=None)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--sets", nargs="*", help="default: every folder of the data root")
-    parser.add_argument("--strategies", nargs="*")
-    parser.add_argument("--n-per-class", nargs="*", type=int, default=[5, 20, 100])
+    parser.add_argument(
+        "--grid", nargs="*", type=int, default=range(len(GRID)), help="entries by number, from 0"
+    )
+    parser.add_argument("--no-evidence", action="store_true", help="fits alone")
+    parser.add_argument("--pilot", action="store_true", help="measure pilots too")
+    parser.add_argument("--n-per-class", nargs="*", type=int, default=[20, 5, 100])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)
     return parser.parse_args()

@@ -1,25 +1,117 @@
-"""The priors are what the benchmarks' rows say."""
+"""The priors are what the benchmarks' rows say; regret is judged on sets they never saw."""
 
-import importlib.util
+import importlib
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+from advisor.priors import load_priors, priors_of
+from advisor.types import Profile
+from strategies.registry import STRATEGIES
+from tests.advisor.profiles import curve_of, pilot_of, profile_of
+
 ROOT = Path(__file__).resolve().parents[1]
+Row = dict[str, Any]
 
 
-@pytest.fixture(scope="module")
-def fit_priors() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fit_priors", ROOT / "benchmarks/fit_priors.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    names = ("rows", "fit_priors", "regret")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return {name: importlib.import_module(name) for name in names}
 
 
-def test_the_priors_are_rebuilt_from_the_rows_byte_for_byte(fit_priors: ModuleType) -> None:
-    rows = [json.loads(x) for x in fit_priors.RESULTS.read_text().splitlines()]
-    assert fit_priors.text_of(rows) == fit_priors.PRIORS.read_text()
+def suite() -> tuple[list[Row], dict[Any, Profile]]:
+    """Eight sets on which training gains the more the farther they are."""
+    rows: list[Row] = []
+    profiles = {}
+    for i in range(8):
+        for n in (5, 20):
+            case = (f"set{i}", n, 0, 96)
+            probe = 0.9 - 0.05 * i
+            profiles[case] = profile_of(
+                n_per_class=n, similarity=1 - i / 8, linear=probe, svm=probe
+            )
+            about = {"set": case[0], "n_per_class": n, "seed": 0, "input_px": 96, "n_test": 500}
+            for strategy, grid, accuracy in (
+                ("linear_probe", {}, probe),
+                ("layer_svm", {}, probe),
+                ("full_fine_tune", {"lr": 1e-4}, probe + 0.005),
+                ("full_fine_tune", {"lr": 1e-3}, probe - 0.1 + 0.06 * i),
+                ("from_scratch", {}, 0.4),
+            ):
+                row = {"strategy": strategy, "grid": grid, "accuracy": min(accuracy, 0.99)}
+                rows.append(about | row | {"seconds": 1.0})
+    return rows, profiles
+
+
+def test_the_priors_are_rebuilt_from_the_rows_byte_for_byte(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, fit_priors = scripts["rows"], scripts["fit_priors"]
+    text = fit_priors.text_of(rows.read_rows(rows.RESULTS), rows.read_profiles())
+    assert text == fit_priors.PRIORS.read_text()
+
+
+def test_the_shipped_priors_know_their_strategies_and_their_error() -> None:
+    priors = load_priors()
+    assert {v.strategy for v in priors.variants} <= set(STRATEGIES)
+    for variant in priors.variants:
+        assert set(variant.weights) == set(priors.evidence)
+        assert variant.left_out_error >= variant.fit_error > 0
+        assert STRATEGIES[variant.strategy](**variant.hyperparameters)
+
+
+def test_weights_have_the_sign_of_common_sense(scripts: dict[str, ModuleType]) -> None:
+    rows, profiles = suite()
+    for record in (
+        scripts["fit_priors"].fit(rows, profiles),
+        json.loads(scripts["fit_priors"].PRIORS.read_text()),
+    ):
+        for variant in priors_of(record).variants:
+            assert variant.weights["far"] >= 0
+            assert variant.weights["size"] >= 0
+            assert variant.weights["probe"] <= 0
+
+
+def test_advice_learns_to_train_far_away_and_to_probe_nearby(
+    scripts: dict[str, ModuleType],
+) -> None:
+    judged = scripts["regret"].judge(*suite())
+    table = scripts["regret"].policies(judged, {})
+    assert len(judged) == 16
+    fixed = [sum(v) for name, v in table.items() if name.startswith("always")]
+    assert sum(table["advisor, accuracy"]) < min(fixed)
+    assert all(min(v) >= 0 for v in table.values())
+    assert "| advisor, balanced |" in scripts["regret"].report(judged, {})
+
+
+def test_the_set_under_test_is_left_out(scripts: dict[str, ModuleType]) -> None:
+    rows, profiles = suite()
+    for row in rows:
+        if row["set"] == "set3" and row["strategy"] == "full_fine_tune":
+            row["accuracy"] = 0.01
+    spoilt = {j.case: j for j in scripts["regret"].judge(rows, profiles)}
+    plain = {j.case: j for j in scripts["regret"].judge(*suite())}
+    case = ("set3", 20, 0, 96)
+    assert spoilt[case].decisions == plain[case].decisions
+    assert spoilt[("set4", 20, 0, 96)].decisions != plain[("set4", 20, 0, 96)].decisions
+
+
+def test_a_profile_comes_back_from_its_row(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    full = replace(profile_of(curve=curve_of(0.5, 0.5625)), pilot=pilot_of(0.125, 0.75, 200))
+    rows = scripts["rows"]
+    about = {"set": "a", "n_per_class": 20, "seed": 0, "input_px": 96}
+    rows.append_row(tmp_path / "e.jsonl", about | {"profile": rows.profile_record(full)})
+    back = rows.read_profiles(tmp_path / "e.jsonl")["a", 20, 0, 96]
+    assert rows.profile_record(back) == rows.profile_record(full)
+    assert type(back.curve) is type(full.curve)
+    assert back.pilot is not None
+    assert back.pilot.n_train == 200

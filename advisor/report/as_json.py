@@ -21,6 +21,7 @@ def advice_record(advice: Advice) -> dict[str, Any]:
         "quadrant": asdict(advice.quadrant),
         "similarity": None if similarity is None else asdict(similarity.score),
         "profile": asdict(advice.profile),
+        "backbones": [asdict(b) for b in advice.backbones],
         "findings": [asdict(f) for f in advice.findings],
         "quarantine": [{"path": shown(s.path), "reason": s.reason} for s in advice.quarantine],
         "choices": [asdict(c) for c in advice.choices],

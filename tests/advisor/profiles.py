@@ -3,8 +3,9 @@
 from dataclasses import replace
 from typing import Any
 
+from advisor.priors import Offset, Priors, Usual, Variant
 from advisor.similarity import DomainSimilarity
-from advisor.types import ProbeResult, Profile
+from advisor.types import LearningCurve, Pilot, ProbeResult, Profile
 from strategies.core.metrics import Interval, proportion
 
 NAMES = ("blocks.0", "blocks.2", "penultimate")
@@ -77,3 +78,55 @@ def profile_of(
         why_not={},
     )
     return replace(base, **changes)
+
+
+def pilot_of(gain: float, accuracy: float = 0.8, n: int = 200) -> Pilot:
+    half = 0.04 * (200 / n) ** 0.5
+    return Pilot(
+        gain=Interval(max(gain - half, -1), gain, min(gain + half, 1)),
+        accuracy=proportion(accuracy, n),
+        n_train=n,
+        n_judged=n,
+        hyperparameters={"lr": 1e-3},
+        seconds=60.0,
+    )
+
+
+def curve_of(now: float, later: float, n_per_class: float = 30) -> LearningCurve:
+    return LearningCurve(
+        measured=((n_per_class, proportion(now, 400)),),
+        extrapolated=((2 * n_per_class, Interval(later - 0.01, later, min(later + 0.01, 1))),),
+    )
+
+
+WEIGHTS = {"far": 0.5, "probe": -0.2, "svm": 0.1, "size": 0.2, "control": -0.1, "slope": 0.05}
+
+
+def variant_of(strategy: str, intercept: float, **given: Any) -> Variant:
+    return Variant(strategy, given, intercept, WEIGHTS, 0.6, 0.5, 0.6, 12)
+
+
+def priors_by_hand() -> Priors:
+    """Priors that rest on nothing: for tests of what is done with priors."""
+    return Priors(
+        provenance="made by hand",
+        evidence={
+            "far": Usual(0.4, 0.3),
+            "probe": Usual(1.5, 1.0),
+            "svm": Usual(0.2, 0.3),
+            "size": Usual(1.2, 0.4),
+            "control": Usual(0.2, 0.1),
+            "slope": Usual(0.2, 0.1),
+        },
+        variants=(
+            variant_of("partial_fine_tune", 0.3, lr=1e-3),
+            variant_of("full_fine_tune", 0.2, lr=1e-4),
+            variant_of("full_fine_tune", 0.4, lr=1e-3),
+            variant_of("from_scratch", -1.0),
+        ),
+        measured={"linear_probe": Offset(0.0, 0.2, 12), "layer_svm": Offset(0.0, 0.2, 12)},
+        pilot={
+            "partial_fine_tune": Offset(0.1, 0.4, 8),
+            "full_fine_tune": Offset(0.1, 0.3, 8),
+        },
+    )

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from advisor.transferability import leep, nce
+from advisor.transferability import h_score, leep, log_me, nce, rate_features
 
 
 def one_hot(named: np.ndarray, n_classes: int) -> np.ndarray:
@@ -49,3 +49,57 @@ def test_different_lengths_are_refused() -> None:
         nce(np.array([0, 1]), np.array([0]))
     with pytest.raises(ValueError, match="at least one"):
         leep(np.empty((0, 3)), np.empty(0, dtype=np.int64))
+
+
+def clusters(spread: float, n: int = 120, d: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(2)
+    labels = np.arange(n) % 3
+    x = rng.normal(size=(n, d))
+    x[np.arange(n), labels] += spread
+    return x, labels
+
+
+def test_features_that_tell_the_classes_score_higher() -> None:
+    for score in (log_me, h_score):
+        found = [score(*clusters(spread)) for spread in (0.0, 2.0, 6.0)]
+        assert found == sorted(found)
+        assert found[0] < found[2]
+
+
+def test_rotating_or_moving_the_features_changes_nothing() -> None:
+    x, labels = clusters(2.0)
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(20, 20)))[0]
+    for score in (log_me, h_score):
+        assert score(x @ turn + 5, labels) == pytest.approx(score(x, labels), rel=1e-6)
+
+
+def test_log_me_is_the_largest_evidence_of_its_model() -> None:
+    """Against the density of a Gaussian with covariance X X' / alpha + 1 / beta, on a grid."""
+    x, labels = clusters(2.0, n=40, d=5)
+    x = x - x.mean(axis=0)
+    best = 0.0
+    grid = np.exp(np.linspace(-4, 8, 60))
+    for c in range(3):
+        y = (labels == c) - np.mean(labels == c)
+        values, axes = np.linalg.eigh(x @ x.T)
+        z = (axes.T @ y) ** 2
+        variance = (
+            np.maximum(values, 0)[None, None] / grid[:, None, None] + (1 / grid)[None, :, None]
+        )
+        density = -0.5 * (np.log(2 * np.pi * variance) + z / variance).sum(axis=2)
+        best += density.max() / len(y) / 3
+    assert log_me(x, labels) == pytest.approx(best, abs=0.01)
+
+
+def test_h_score_lies_between_nothing_and_the_number_of_classes_less_one() -> None:
+    for spread in (0.0, 1.0, 20.0):
+        assert 0 <= h_score(*clusters(spread)) <= 2 + 1e-9
+
+
+def test_ratings_hold_the_score_and_widen_with_fewer_pictures() -> None:
+    x, labels = clusters(2.0, n=400)
+    many, few = rate_features(x, labels, 0), rate_features(x[:40], labels[:40], 0)
+    assert many["logme"].mid == pytest.approx(log_me(x, labels))
+    for name in ("logme", "h_score"):
+        assert many[name].low < many[name].mid < many[name].high
+        assert few[name].high - few[name].low > many[name].high - many[name].low

@@ -1,0 +1,148 @@
+"""A pilot: a short full fine-tuning on some pictures, against a probe on the same ones."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from advisor.control import paired_gain
+from advisor.options import PilotMode
+from advisor.types import Decision, Pilot, Profile
+from strategies.core.backbone import Backbone
+from strategies.core.classifier import ImageClassifier
+from strategies.core.metrics import proportion
+from strategies.core.pictures import Split
+from strategies.core.probes import fold_numbers
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask, groups_of, labels_of
+from strategies.full_fine_tune import FullFineTune
+from strategies.linear_probe import LinearProbe
+
+MAX_TRAIN, MAX_JUDGED = 300, 300
+STEPS, MAX_INPUT_PX = 60, 96
+"""About a minute on two cores; a network that must have its own input size keeps it."""
+FEWEST = 40
+"""With fewer pictures a pilot could not tell anything."""
+BATCH = 32
+TIME_SHARE, PATIENCE_S = 0.1, 20.0
+"""What "auto" spends at most: a share of the time left, or seconds where there is no limit."""
+PILOTED = "full_fine_tune"
+
+
+def why_no_pilot(
+    mode: PilotMode, decision: Decision, profile: Profile, seconds_left: float
+) -> str | None:
+    """Return the reason against a pilot, for people, or None if there shall be one.
+
+    It is worth its time where the strategy that it tries could turn the decision: where it leads
+    a cheaper one, or its interval reaches above the one that leads.
+    """
+    if mode == "off":
+        return "not wanted (--pilot off)"
+    tuned = next((r for r in decision.recommendations if r.strategy == PILOTED), None)
+    if tuned is None:
+        return f"{PILOTED} does not apply here"
+    if profile.n < FEWEST:
+        return f"fewer than {FEWEST} pictures tell nothing"
+    if mode == "on":
+        return None
+    best = decision.recommendations[0]
+    if tuned is not best and tuned.accuracy.high <= best.accuracy.mid:
+        return f"{PILOTED} is not expected to come near {best.strategy}"
+    seconds = pilot_seconds(profile)
+    allowed = PATIENCE_S if math.isinf(seconds_left) else TIME_SHARE * seconds_left
+    if seconds > allowed:
+        return f"about {seconds:.0f} s, of which {allowed:.0f} s are allowed; --pilot on runs it"
+    return None
+
+
+def pilot_seconds(profile: Profile) -> float:
+    """Predict what a pilot takes here."""
+    side = min(profile.input_px, MAX_INPUT_PX) / profile.input_px if is_any_size(profile) else 1.0
+    trained = STEPS * BATCH * (profile.passes_per_trained_image or 8.0)
+    n = min(profile.n, MAX_TRAIN + MAX_JUDGED)
+    return (trained + 2 * n) * profile.ms_per_image / 1000 * side**2 + 2 * profile.build_s
+
+
+def is_any_size(profile: Profile) -> bool:
+    """Whether the network takes pictures of any size: those with BatchNorm are convolutional."""
+    return profile.similarity is not None and profile.similarity.shift_nats is not None
+
+
+def run_pilot(
+    task: ImageTask,
+    backbone: Backbone,
+    ctx: RunContext,
+    hyperparameters: Mapping[str, Any],
+    *,
+    any_size: bool,
+) -> Pilot | None:
+    """Fine-tune briefly on half of the pictures, or fewer, and judge on others.
+
+    None where there are fewer than `FEWEST` pictures.
+
+    Parameters
+    ----------
+    hyperparameters
+        Of a full fine-tuning; its steps are cut to `STEPS`.
+    any_size
+        Whether the network takes pictures of any size; then they are given small.
+
+    Raises
+    ------
+    OutOfTime
+        If the deadline passes first.
+    """
+    if len(task.fit_split) < FEWEST:
+        return None
+    start = time.monotonic()
+    learnt, judged = _halves(task, ctx.seed)
+    small = replace(task, train=learnt, val=(), test=None, pairs=())
+    if any_size:
+        backbone = replace(backbone, input_px=min(backbone.input_px, MAX_INPUT_PX))
+    used = {**hyperparameters, "steps": STEPS}
+    quiet = replace(ctx, on_epoch=_ignore)
+    tuned = FullFineTune(**used).fit(small, backbone, quiet)
+    probe = LinearProbe().fit(small, backbone, quiet)
+    labels = labels_of(judged)
+    hits = [_predicted(c, judged, ctx) == labels for c in (tuned, probe)]
+    return Pilot(
+        gain=paired_gain(hits[0], hits[1]),
+        accuracy=proportion(float(hits[0].mean()), len(judged)),
+        n_train=len(learnt),
+        n_judged=len(judged),
+        hyperparameters=used,
+        seconds=round(time.monotonic() - start, 3),
+    )
+
+
+def _halves(task: ImageTask, seed: int) -> tuple[Split, Split]:
+    """Draw what is learnt from and what is judged; a class of one picture is only learnt."""
+    pictures = task.fit_split
+    half = fold_numbers(labels_of(pictures), seed, 2, groups_of(pictures))
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    seen = {p.label for p, h in zip(pictures, half, strict=True) if h == 0}
+    learnt = [i for i in order if half[i] == 0 or pictures[i].label not in seen]
+    judged = [i for i in order if half[i] == 1 and pictures[i].label in seen]
+    return (
+        tuple(pictures[i] for i in sorted(_first_of_each(learnt, pictures, MAX_TRAIN))),
+        tuple(pictures[i] for i in sorted(judged[:MAX_JUDGED])),
+    )
+
+
+def _first_of_each(rows: list[int], pictures: Split, most: int) -> list[int]:
+    """Keep the first rows, but at least one of every class."""
+    first = {pictures[i].label: i for i in reversed(rows)}
+    return list(dict.fromkeys([*first.values(), *rows]))[: max(most, len(first))]
+
+
+def _predicted(classifier: ImageClassifier, split: Split, ctx: RunContext) -> Any:
+    found = classifier.predict_proba([p.path for p in split])
+    return found.argmax(axis=1)
+
+
+def _ignore(epoch: int, accuracy: float | None) -> None:
+    """Hear of an epoch of the pilot: a search has nothing to learn from it."""

@@ -1,0 +1,84 @@
+"""The nouns of what probes and pilots measure; `advisor.types` holds all others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from strategies.core.metrics import Interval
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """A linear probe at one depth (0: all depths side by side), judged by cross-validation.
+
+    Attributes
+    ----------
+    strength
+        The L2 strength that was best.
+    gain_over_penultimate
+        Accuracy minus that of the penultimate depth, paired picture by picture.
+    """
+
+    depth: int
+    loss: str
+    accuracy: Interval
+    strength: float
+    gain_over_penultimate: Interval
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Accuracy of the linear probe over the number of pictures a class.
+
+    Attributes
+    ----------
+    measured, extrapolated
+        (pictures a class, accuracy), from few to many: cross-validated on subsamples, and
+        continued by a power law.
+    """
+
+    measured: tuple[tuple[float, Interval], ...]
+    extrapolated: tuple[tuple[float, Interval], ...]
+
+
+@dataclass(frozen=True)
+class Pilot:
+    """A short full fine-tuning on some of the pictures, judged on others of them.
+
+    Attributes
+    ----------
+    gain
+        Its accuracy minus that of a linear probe on the same pictures, in [-1, 1].
+    n_train, n_judged
+        Pictures that it was trained and judged on.
+    hyperparameters
+        What it was trained with.
+    """
+
+    gain: Interval
+    accuracy: Interval
+    n_train: int
+    n_judged: int
+    hyperparameters: Mapping[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class BackboneScore:
+    """A backbone's linear probe on the task, beside others on the same pictures.
+
+    Attributes
+    ----------
+    rank
+        From 1; equal where chance alone can explain the difference.
+    behind_best
+        Accuracy of the most accurate one minus this one's, paired; None for that one itself.
+    """
+
+    name: str
+    rank: int
+    accuracy: Interval
+    behind_best: Interval | None
+    ms_per_image: float
+    gmacs: float
+    input_px: int

@@ -1,0 +1,158 @@
+"""Why each strategy stands where it stands, in sentences with numbers."""
+
+from collections.abc import Mapping, Sequence
+
+from scipy.stats import norm
+
+from advisor.gain import Z
+from advisor.quadrant import SIMILAR_FROM
+from advisor.types import Profile, Quadrant, Recommendation
+from strategies.core.metrics import Interval
+
+MEASURED = ("linear_probe", "layer_svm")
+"""Strategies whose accuracy is measured by cross-validation; the others' is predicted."""
+
+
+def reasons_of(
+    ranked: Sequence[Recommendation],
+    quadrant: Quadrant,
+    profile: Profile,
+    margins: Mapping[str, float],
+    forced: str | None,
+) -> dict[str, tuple[str, ...]]:
+    """Say why each strategy stands where it stands.
+
+    Parameters
+    ----------
+    margins
+        The difference in accuracy to the first below which a strategy counts as its equal.
+    """
+    best = ranked[0]
+    said: dict[str, list[str]] = {r.strategy: [_evidence(r, profile)] for r in ranked}
+    if forced is not None:
+        said[best.strategy].append("It stands first because it was asked for (--strategy).")
+    else:
+        said[best.strategy].append(_rule(best, ranked, quadrant, margins))
+        said[best.strategy] += _boundary(best, ranked, profile, margins)
+    for other in ranked[1:]:
+        said[other.strategy].append(_comparison(best, other, margins[other.strategy]))
+    return {name: tuple(sentences) for name, sentences in said.items()}
+
+
+def _evidence(r: Recommendation, profile: Profile) -> str:
+    if r.strategy == "linear_probe":
+        said = profile.linear_probe.accuracy.percent()
+        return f"Measured: {said} by cross-validation on {profile.n_measured} pictures."
+    if r.strategy == "layer_svm":
+        svm = profile.layer_svm
+        where = "all depths together" if svm.depth == 0 else f"depth {svm.depth}"
+        over = _points(svm.gain_over_penultimate)
+        return f"Measured: {svm.accuracy.percent()} at {where}; over the linear probe {over}."
+    error = 1 - profile.linear_probe.accuracy.mid
+    share = 100 * (1 - (1 - r.accuracy.mid) / error) if error > 0 else 0.0
+    does = f"removes {share:.0f}% of" if share >= 0 else f"adds {-share:.0f}% to"
+    pilot = profile.pilot
+    if pilot is None or r.strategy == "from_scratch":
+        return f"Predicted: where the evidence was like this it {does} the linear probe's error."
+    return (
+        f"Predicted: it {does} the linear probe's error. A pilot of {pilot.seconds:.0f} s on "
+        f"{pilot.n_train} pictures gained {_points(pilot.gain)} over a probe on the same ones."
+    )
+
+
+def _rule(
+    best: Recommendation,
+    ranked: Sequence[Recommendation],
+    quadrant: Quadrant,
+    margins: Mapping[str, float],
+) -> str:
+    """Say what the rule of thumb names, and where evidence disagrees, which of the two won."""
+    where = _quadrant_words(quadrant)
+    if best.strategy == quadrant.rule:
+        return f"The rule of thumb for {where} says the same."
+    rule = next((r for r in ranked if r.strategy == quadrant.rule), None)
+    if rule is None:
+        return f"The rule of thumb for {where} is {quadrant.rule}, which does not apply here."
+    gap = best.accuracy.mid - rule.accuracy.mid
+    words = f"The rule of thumb for {where} is {rule.strategy}; "
+    if gap > margins[rule.strategy]:
+        return words + f"the evidence puts it {100 * gap:.1f} points lower, and evidence decides."
+    times = rule.seconds.mid / max(best.seconds.mid, 1e-9)
+    cost = f"costs {times:.0f} times as much" if times >= 1.5 else "costs no less"
+    return (
+        f"{words}the evidence expects {_gap_words(-gap)} of it, less than the "
+        f"{100 * margins[rule.strategy]:.1f} that would be clear, and it {cost}."
+    )
+
+
+def _boundary(
+    best: Recommendation,
+    ranked: Sequence[Recommendation],
+    profile: Profile,
+    margins: Mapping[str, float],
+) -> list[str]:
+    """Say how far the decision is from turning, and what would turn it."""
+    said = []
+    rivals = [r for r in ranked[1:] if r.strategy != "from_scratch"]
+    if rivals:
+        rival = min(rivals, key=lambda r: _missing(best, r, margins[r.strategy]))
+        missing = _missing(best, rival, margins[rival.strategy])
+        chance = _chance(best, rival, missing)
+        turn = (
+            f"It would be {rival.strategy} if that did {100 * missing:.1f} points better than "
+            f"expected (chance about {100 * chance:.0f}%)"
+        )
+        can_ask = rival.strategy not in MEASURED or best.strategy not in MEASURED
+        asks = can_ask and profile.pilot is None
+        said.append(turn + ("; --pilot on would measure it." if asks else "."))
+    similarity = profile.similarity
+    if similarity is not None and abs(similarity.score.mid - SIMILAR_FROM) < 0.1:
+        said.append(
+            f"Similarity {similarity.score.mid:.2f} is close to the border of {SIMILAR_FROM:.2f} "
+            "where the rule of thumb changes."
+        )
+    return said
+
+
+def _missing(best: Recommendation, rival: Recommendation, margin: float) -> float:
+    """Return the accuracy by which a rival must do better than expected to be advised."""
+    gap = best.accuracy.mid - rival.accuracy.mid
+    cheaper = rival.seconds.mid < best.seconds.mid
+    return max(gap - margin if cheaper else gap + margin, 0.0)
+
+
+def _chance(best: Recommendation, rival: Recommendation, missing: float) -> float:
+    """Return the chance that a difference is off by so much, taking the wider interval's word."""
+    width = max(r.accuracy.high - r.accuracy.low for r in (best, rival))
+    return float(norm.sf(missing / max(width / (2 * Z), 1e-6)))
+
+
+def _comparison(best: Recommendation, other: Recommendation, margin: float) -> str:
+    gap = best.accuracy.mid - other.accuracy.mid
+    times = other.seconds.mid / max(best.seconds.mid, 1e-9)
+    cost = f"{times:.0f} times the cost" if times >= 1.5 else "no more cost"
+    if times < 1 / 1.5:
+        cost = f"1/{1 / times:.0f} of the cost"
+    if abs(gap) <= margin:
+        clear = max(round(100 * margin, 1), 0.1)
+        return f"Within {clear:g} point{'' if clear == 1 else 's'} of {best.strategy}, at {cost}."
+    side = "below" if gap > 0 else "above"
+    return f"{100 * abs(gap):.1f} points {side} {best.strategy}, at {cost}."
+
+
+def _quadrant_words(quadrant: Quadrant) -> str:
+    size = "few pictures" if quadrant.size == "small" else "many pictures"
+    domain = {
+        "similar": "near ImageNet",
+        "different": "far from ImageNet",
+        "unknown": "at an unknown distance from ImageNet",
+    }[quadrant.domain]
+    return f"{size} {domain}"
+
+
+def _gap_words(gap: float) -> str:
+    return f"{100 * gap:+.1f} points"
+
+
+def _points(gain: Interval) -> str:
+    return f"{100 * gain.mid:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"

@@ -1,0 +1,227 @@
+"""TL201 to TL207: whether transfer helps here, where it stops helping, and what to do."""
+
+import math
+from collections.abc import Callable, Iterator
+
+from scipy.stats import norm
+
+from advisor.gain import Z
+from advisor.priors import Usual
+from advisor.types import Finding, ProbeResult, Profile
+from strategies.core.metrics import Interval
+
+HARM = 0.4
+"""From this probability on, negative transfer is warned of."""
+NARROW = 0.05
+"""A gain is as good as none if its interval contains 0 and ends below this."""
+HOPELESS = 0.25
+"""A probe says nothing if it surely gets less than this share of what guessing leaves."""
+CLEAR = 0.02
+"""Late features count as too special if middle ones are better by more than this."""
+UNRELATED = 0.15
+"""Below this share of the labels' entropy the old head says nothing of them."""
+FOREIGN_NATS, TYPICAL = 0.2, 0.5
+"""BatchNorm statistics are foreign above this shift, where the domain is not similar anyway."""
+WORTH = 0.02
+
+Rule = Callable[[Profile, Usual], Iterator[Finding]]
+
+
+def check_transfer(profile: Profile, usual_gain: Usual) -> tuple[Finding, ...]:
+    """Return the findings about transfer, in the order of their codes.
+
+    Parameters
+    ----------
+    usual_gain
+        What pretrained features usually gain over random ones, in accuracy.
+    """
+    return tuple(finding for rule in _RULES for finding in rule(profile, usual_gain))
+
+
+def risk_of_harm(gain: Interval, usual: Usual) -> float:
+    """Return the probability that pretrained features do worse than random ones, in [0, 1].
+
+    What was measured is weighed against what is usual, so that a few pictures raise no alarm.
+
+    Parameters
+    ----------
+    gain
+        Of pretrained over random features, with its normal interval.
+    """
+    variance = max((gain.high - gain.low) / (2 * Z), 1e-6) ** 2
+    share = usual.sd**2 / (usual.sd**2 + variance)
+    mean = usual.mean + share * (gain.mid - usual.mean)
+    return float(norm.sf(mean / (variance * share) ** 0.5))
+
+
+def _no_better_than_guessing(profile: Profile, _: Usual) -> Iterator[Finding]:
+    accuracy = profile.linear_probe.accuracy
+    majority = profile.majority_share
+    if accuracy.low <= majority and accuracy.high <= majority + HOPELESS * (1 - majority):
+        yield Finding(
+            "TL201",
+            "issue",
+            "the pretrained features say nothing about these labels",
+            f"A linear probe reaches {accuracy.percent()}; always naming the largest class "
+            f"reaches {100 * profile.majority_share:.1f}%.",
+            "Check the labels; if they are right, compare with from_scratch.",
+        )
+
+
+def _random_weights_do_as_well(profile: Profile, usual: Usual) -> Iterator[Finding]:
+    gain = profile.transfer_gain
+    if gain is None:
+        return
+    risk = risk_of_harm(gain, usual)
+    no_benefit = gain.low <= 0 and gain.high < NARROW
+    if risk < HARM and not no_benefit:
+        return
+    yield Finding(
+        "TL202",
+        "issue" if risk >= HARM else "tip",
+        "negative transfer: frozen features may do worse than random ones"
+        if risk >= HARM
+        else "frozen features do no better than random ones",
+        f"Accuracy at the best depth minus that of the same network with random weights: "
+        f"{_points(gain)}; the chance that the features harm is {100 * risk:.0f}%. "
+        f"Cause: {_cause(profile)}.",
+        "Do not rely on a probe; training can still gain from the weights, which the control of "
+        "tl-auto run measures. Or try another backbone (--backbone a,b compares them).",
+    )
+
+
+def _cause(profile: Profile) -> str:
+    """Name what most likely makes the features useless."""
+    similarity = profile.similarity
+    if similarity is not None and similarity.score.high < TYPICAL:
+        return f"the domain is too far from ImageNet (similarity {similarity.score.mid:.2f})"
+    related = relatedness(profile)
+    if related is not None and related < UNRELATED:
+        return "the task is unrelated to what the network was trained for"
+    return "the backbone itself, as neither the domain nor the task is far"
+
+
+def _late_features_are_too_special(profile: Profile, _: Usual) -> Iterator[Finding]:
+    svms = [p for p in profile.probes if p.loss == "squared_hinge" and p.depth > 0]
+    if not svms:
+        return
+    last, best = svms[-1], max(svms, key=lambda p: p.accuracy.mid)
+    if best.depth == last.depth or not _clearly_better(best, last):
+        return
+    yield Finding(
+        "TL203",
+        "tip",
+        "late features are too special for these pictures",
+        f"A linear SVM reaches {best.accuracy.percent()} at depth {best.depth} "
+        f"({profile.depth_names[best.depth - 1]}) and {last.accuracy.percent()} at the last.",
+        f"Use layer_svm at depth {best.depth}, or train the stages behind it "
+        f"(partial_fine_tune with frozen_stages {best.depth}).",
+    )
+
+
+def _clearly_better(best: ProbeResult, last: ProbeResult) -> bool:
+    """Whether a depth beats the last by more than chance, both compared with the same probe."""
+    gap = best.gain_over_penultimate.mid - last.gain_over_penultimate.mid
+    return best.gain_over_penultimate.low > last.gain_over_penultimate.mid and gap > CLEAR
+
+
+def relatedness(profile: Profile) -> float | None:
+    """Return the share of the labels' entropy that the old head's predictions remove, at most 1.
+
+    From LEEP; optimistic where there are few pictures for the old classes in use.
+    """
+    similarity = profile.similarity
+    if similarity is None or similarity.evidence is None:
+        return None
+    shares = [n / profile.n for n in profile.n_by_class.values() if n]
+    entropy = -sum(s * math.log(s) for s in shares)
+    return 1 + similarity.evidence.leep.mid / entropy if entropy > 0 else None
+
+
+def _unrelated_task(profile: Profile, _: Usual) -> Iterator[Finding]:
+    related, similarity = relatedness(profile), profile.similarity
+    if related is None or similarity is None or related >= UNRELATED:
+        return
+    yield Finding(
+        "TL204",
+        "tip",
+        "the task has little to do with what the network was trained for",
+        f"What its old head calls the pictures tells {100 * max(related, 0):.0f}% of what there "
+        "is to know of the labels.",
+        "Expect more from training than from a probe; let tl-auto compare both.",
+    )
+
+
+def _foreign_statistics(profile: Profile, _: Usual) -> Iterator[Finding]:
+    similarity = profile.similarity
+    if similarity is None or similarity.score.high >= TYPICAL:
+        return
+    shifts = [(s.low, d + 1) for d, s in enumerate(similarity.per_depth) if s is not None]
+    if not shifts or max(shifts)[0] < FOREIGN_NATS:
+        return
+    depth = max(shifts)[1]
+    shift = similarity.per_depth[depth - 1]
+    assert shift is not None
+    yield Finding(
+        "TL205",
+        "tip",
+        "BatchNorm's statistics do not fit these pictures",
+        f"At depth {depth} ({profile.depth_names[depth - 1]}) activations are {shift.mid:.2f} "
+        f"nats [{shift.low:.2f}, {shift.high:.2f}] away from those of pretraining.",
+        "When training, let BatchNorm learn them anew (batch_norm=trained).",
+    )
+
+
+def _pixels_do_as_well(profile: Profile, _: Usual) -> Iterator[Finding]:
+    pixels, probe = profile.pixel_probe, profile.linear_probe.accuracy
+    if pixels is None or pixels.low <= profile.majority_share:
+        return
+    if pixels.mid < probe.mid or pixels.high < probe.high:
+        return
+    worse = pixels.low > probe.high
+    how = "better than" if worse else "as well as"
+    yield Finding(
+        "TL206",
+        "issue" if worse else "tip",
+        f"raw pixels tell the classes {how} the last features",
+        f"A linear rule on small grey thumbnails reaches {pixels.percent()}, a probe on the "
+        f"network's last features {probe.percent()}.",
+        "If place or brightness should not tell the classes, look for a shortcut (background, "
+        "framing, exposure); if they should, train the network or use an earlier depth.",
+    )
+
+
+def _more_pictures(profile: Profile, _: Usual) -> Iterator[Finding]:
+    """Tell what more pictures would buy, where the curve is sure that they would."""
+    if profile.curve is None or not profile.curve.extrapolated:
+        return
+    have, now = profile.curve.measured[-1]
+    for at, then in profile.curve.extrapolated:
+        gain = then.mid - now.mid
+        if gain < WORTH or then.low <= now.mid:
+            continue
+        more = math.ceil((at - have) * WORTH / gain)
+        yield Finding(
+            "TL207",
+            "tip",
+            "more pictures would help",
+            f"About {more:,} more a class would buy the probe {100 * WORTH:.0f} points; with "
+            f"{at:,.0f} a class to learn from it would reach {then.percent()}.",
+            "Collect or label more, first of the classes with the fewest.",
+        )
+        return
+
+
+def _points(gain: Interval) -> str:
+    return f"{100 * gain.mid:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+
+
+_RULES: tuple[Rule, ...] = (
+    _no_better_than_guessing,
+    _random_weights_do_as_well,
+    _late_features_are_too_special,
+    _unrelated_task,
+    _foreign_statistics,
+    _pixels_do_as_well,
+    _more_pictures,
+)

@@ -1,0 +1,226 @@
+"""What the sources claim, tried on these data: a table of what held and what did not.
+
+    python benchmarks/claims.py --data-root FOLDER --cache-dir FOLDER
+
+The first claim is computed here (a head on features of 1 picture a class against a head on raw
+pixels of 10, five draws a set); the others are read from the suite's rows and their evidence.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
+from run_suite import REFERENCE_SET, subsample
+from scipy.stats import spearmanr
+
+from advisor.types import Profile
+from strategies.core.backbone import Backbone, load_backbone
+from strategies.core.features import eval_pixels, extract_features
+from strategies.core.probes import fit_head
+from strategies.core.run import RunContext, make_context
+from strategies.core.task import Split, labels_of, load_task
+
+PER_CLASS, DRAWS, PIXEL_SIDE = 10, 5, 32
+FEATURES_STRENGTH, PIXELS_STRENGTH = 1e-3, 1e-2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim, where it comes from, and on how many cases it held."""
+
+    claim: str
+    source: str
+    held: int
+    cases: int
+    detail: str
+
+    def row(self) -> str:
+        """Return a line of the table."""
+        return f"| {self.claim} | {self.source} | {self.held} of {self.cases} | {self.detail} |"
+
+
+def one_against_ten(root: Path, names: list[str], ctx: RunContext, px: int) -> Verdict:
+    """Compare features of one picture a class with raw pixels of ten."""
+    backbone = load_backbone(input_px=px)
+    held, said = 0, []
+    for name in names:
+        gaps = []
+        whole = load_task(root / name)
+        for draw in range(DRAWS):
+            task = subsample(whole, PER_CLASS, draw)
+            assert task.test is not None
+            ten = task.fit_split
+            one = _first_of_each(ten)
+            gaps.append(
+                _accuracy(one, task.test, task.n_classes, _features(backbone, ctx), 1)
+                - _accuracy(ten, task.test, task.n_classes, _pixels(backbone), 10)
+            )
+        held += float(np.mean(gaps)) > 0
+        said.append(f"{name} {100 * np.mean(gaps):+.0f}")
+        print(f"  {said[-1]} points", flush=True)
+    return Verdict(
+        "features with 1 picture a class beat raw pixels with 10",
+        "DeCAF 2014",
+        held,
+        len(names),
+        "points: " + ", ".join(said),
+    )
+
+
+def _first_of_each(split: Split) -> Split:
+    return tuple({p.label: p for p in reversed(split)}.values())
+
+
+Reader = Callable[[Split], NDArray[np.float32]]
+
+
+def _features(backbone: Backbone, ctx: RunContext) -> Reader:
+    return lambda split: extract_features(split, backbone, ctx).pooled[-1]
+
+
+def _pixels(backbone: Backbone) -> Reader:
+    small = replace(backbone, input_px=PIXEL_SIDE)
+
+    def read(split: Split) -> NDArray[np.float32]:
+        rows = [eval_pixels(p.path, small).ravel() for p in split]
+        return np.stack(rows).astype(np.float32) / 255
+
+    return read
+
+
+def _accuracy(train: Split, test: Split, n_classes: int, read: Reader, n_per_class: int) -> float:
+    strength = FEATURES_STRENGTH if n_per_class == 1 else PIXELS_STRENGTH
+    head = fit_head(read(train), labels_of(train), n_classes, strength)
+    return float(np.mean(head.scores(read(test)).argmax(axis=1) == labels_of(test)))
+
+
+def on_par(profiles: dict[Case, Profile]) -> Verdict:
+    """Compare softmax regression with an SVM on the same last features, cross-validated."""
+    gaps = []
+    for profile in profiles.values():
+        last = len(profile.depth_names)
+        svm = next(p for p in profile.probes if p.depth == last and p.loss == "squared_hinge")
+        gaps.append(svm.gain_over_penultimate)
+    equal = sum(g.low <= 0 <= g.high for g in gaps)
+    mids = 100 * np.array([g.mid for g in gaps])
+    return Verdict(
+        "logistic regression and SVM are on par on the last features",
+        "DeCAF 2014, Razavian 2014",
+        equal,
+        len(gaps),
+        f"SVM minus softmax {mids.mean():+.1f} points on average, {mids.min():+.1f} to "
+        f"{mids.max():+.1f}; par: 90% interval contains 0",
+    )
+
+
+def earlier_when_far(profiles: dict[Case, Profile]) -> Verdict:
+    """See whether the best depth lies earlier the farther the domain."""
+    far, share = [], []
+    for profile in profiles.values():
+        if profile.similarity is None:
+            continue
+        svms = [p for p in profile.probes if p.loss == "squared_hinge" and p.depth > 0]
+        best = max(svms, key=lambda p: p.accuracy.mid).depth
+        far.append(1 - profile.similarity.score.mid)
+        share.append(best / len(profile.depth_names))
+    distant = [s for f, s in zip(far, share, strict=True) if f > 0.5]
+    rho = float(spearmanr(far, share).statistic) if len(far) > 2 else float("nan")
+    return Verdict(
+        "the farther the domain, the earlier the best depth",
+        "Yosinski 2014, CS231n",
+        sum(s < 1 for s in distant),
+        len(distant),
+        f"held: best depth before the last at similarity below 0.5; rank correlation of distance "
+        f"and best depth {rho:+.2f} over {len(far)} cases",
+    )
+
+
+def _pairs(
+    rows: list[Row], first: Callable[[Row], bool], second: Callable[[Row], bool]
+) -> Iterator[tuple[Case, float]]:
+    """Yield the accuracy of the first minus that of the second, where a case has both."""
+    cases: dict[Case, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        for i, chosen in enumerate((first, second)):
+            if chosen(row):
+                cases[case_of(row)][i] = row["accuracy"]
+    yield from ((case, found[0] - found[1]) for case, found in cases.items() if len(found) == 2)
+
+
+def smaller_steps_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> Verdict:
+    """See whether a small learning rate is the better one near ImageNet and not far from it."""
+
+    def tuned(lr: float) -> Callable[[Row], bool]:
+        return lambda r: r["strategy"] == "full_fine_tune" and r["grid"] == {"lr": lr}
+
+    found = []
+    for case, gap in _pairs(rows, tuned(1e-4), tuned(1e-3)):
+        profile = profiles.get(case)
+        if profile is not None and profile.similarity is not None:
+            found.append((profile.similarity.score.mid, gap))
+    held = sum((gap > 0) == (score >= 0.5) for score, gap in found)
+    near = 100 * np.array([gap for score, gap in found if score >= 0.5] or [np.nan])
+    far = 100 * np.array([gap for score, gap in found if score < 0.5] or [np.nan])
+    return Verdict(
+        "small learning rates for the body near ImageNet, large ones far from it",
+        "CS231n",
+        held,
+        len(found),
+        f"lr 1e-4 minus 1e-3, full fine-tuning: {near.mean():+.1f} points near, "
+        f"{far.mean():+.1f} far",
+    )
+
+
+def freezing_when_few(rows: list[Row]) -> Verdict:
+    """See whether freezing the first half is better than training all with few pictures."""
+
+    def trained(name: str) -> Callable[[Row], bool]:
+        return lambda r: r["strategy"] == name and r["grid"] == {"lr": 1e-3}
+
+    gaps = [
+        gap for _, gap in _pairs(rows, trained("partial_fine_tune"), trained("full_fine_tune"))
+    ]
+    points = 100 * np.array(gaps or [np.nan])
+    return Verdict(
+        "with few pictures freezing the first stages beats training all",
+        "Soekhoe 2016",
+        sum(gap > 0 for gap in gaps),
+        len(gaps),
+        f"first half frozen minus none, lr 1e-3: {points.mean():+.1f} points on average",
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--cache-dir", type=Path, default=None)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE)
+    parser.add_argument("--sets", nargs="*", help="default: every folder of the data root")
+    parser.add_argument("--input-px", type=int, default=96)
+    args = parser.parse_args()
+    names = args.sets or sorted(
+        p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
+    )
+    rows, profiles = read_rows(args.results), read_profiles(args.evidence)
+    ctx = make_context(cache_dir=args.cache_dir)
+    verdicts = [
+        one_against_ten(args.data_root, names, ctx, args.input_px),
+        on_par(profiles),
+        earlier_when_far(profiles),
+        smaller_steps_when_near(rows, profiles),
+        freezing_when_few(rows),
+    ]
+    print("| claim | source | held | numbers |\n|---|---|---|---|")
+    for verdict in verdicts:
+        print(verdict.row())
+
+
+if __name__ == "__main__":
+    main()

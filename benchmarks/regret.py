@@ -1,0 +1,241 @@
+"""What following the advice costs: regret on data sets that the priors were not fitted to.
+
+    python benchmarks/regret.py
+
+Regret is the test accuracy of the best row of a case minus that of the row that a policy takes, in
+points. Priors are fitted anew without the set under test. Only rows of grid entries that are there
+for (nearly) all cases count, so that every policy is judged on the same cases. Intervals are 90%
+bootstrap intervals over data sets, because the cases of one set are not independent.
+"""
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from fit_priors import FEWEST, fit
+from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
+
+from advisor.priors import Priors, priors_of
+from advisor.recommend import Prefer, place, recommend
+from advisor.types import Decision, Profile, Recommendation
+
+DRAWS, WIDELY = 2000, 0.8
+"""Bootstrap draws; share of the cases that a grid entry must cover to count."""
+FACTOR = 1.5
+DEFAULT = "{}"
+
+Entry = tuple[str, str]
+"""A strategy and what was given to it, as JSON."""
+Cases = Mapping[Case, Mapping[Entry, Row]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A case of the set under test: its rows, and what priors without this set lead to."""
+
+    case: Case
+    rows: Mapping[Entry, Row]
+    profile: Profile
+    decisions: Mapping[str, Decision]
+
+    def regret(self, entry: Entry) -> float:
+        """Return the points lost against the best row."""
+        best = max(row["accuracy"] for row in self.rows.values())
+        return 100 * float(best - self.rows[entry]["accuracy"])
+
+
+def entry_of(row: Row) -> Entry:
+    """Return the grid entry that a row belongs to."""
+    return row["strategy"], json.dumps(row["grid"], sort_keys=True)
+
+
+def complete_cases(rows: list[Row], known: Mapping[Case, Profile]) -> Cases:
+    """Keep the grid entries that nearly all cases have, and the cases that have them all."""
+    cases: dict[Case, dict[Entry, Row]] = defaultdict(dict)
+    for row in rows:
+        if case_of(row) in known:
+            cases[case_of(row)][entry_of(row)] = row
+    entries = {e for found in cases.values() for e in found}
+    wide = {e for e in entries if sum(e in c for c in cases.values()) >= WIDELY * len(cases)}
+    return {
+        case: {e: r for e, r in found.items() if e in wide}
+        for case, found in cases.items()
+        if wide <= found.keys()
+    }
+
+
+def advised_entry(best: Recommendation, rows: Mapping[Entry, Row]) -> Entry:
+    """Return the entry that was advised: the one that names most of its hyperparameters."""
+    fitting = []
+    for name, given in rows:
+        settings = json.loads(given)
+        if name == best.strategy and settings.items() <= dict(best.hyperparameters).items():
+            fitting.append((len(settings), (name, given)))
+    if fitting:
+        return max(fitting)[1]
+    return best.strategy, DEFAULT
+
+
+def judge(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Judged]:
+    """Advise on every case with priors that never saw its data set."""
+    cases = complete_cases(rows, profiles)
+    kept = [row for found in cases.values() for row in found.values()]
+    judged = []
+    for name in sorted({case[0] for case in cases}):
+        priors = priors_of(fit([r for r in kept if r["set"] != name], profiles))
+        for case, found in cases.items():
+            if case[0] == name:
+                decisions = _decide(profiles[case], priors)
+                judged.append(Judged(case, found, profiles[case], decisions))
+    return judged
+
+
+def _decide(profile: Profile, priors: Priors) -> dict[str, Decision]:
+    bare = replace(profile, pilot=None)
+    preferences: tuple[Prefer, ...] = ("balanced", "accuracy", "cheap")
+    decisions = {f"advisor, {p}": recommend(bare, priors, prefer=p) for p in preferences}
+    if profile.pilot is not None:
+        for p in preferences[:2]:
+            decisions[f"advisor with pilot, {p}"] = recommend(profile, priors, prefer=p)
+    return decisions
+
+
+def policies(judged: list[Judged], logme: Mapping[Case, list[float]]) -> dict[str, list[float]]:
+    """Return the regret of every policy, case by case."""
+    entries = sorted(judged[0].rows)
+    names = sorted({name for name, _ in entries})
+    table: dict[str, list[float]] = {}
+    for policy in judged[0].decisions:
+        if all(policy in j.decisions for j in judged):
+            table[policy] = [
+                j.regret(advised_entry(j.decisions[policy].recommendations[0], j.rows))
+                for j in judged
+            ]
+    for name in names:
+        mine = [e for e in entries if e[0] == name]
+        if (name, DEFAULT) in mine:
+            table[f"always {name}, default"] = [j.regret((name, DEFAULT)) for j in judged]
+        best = min(mine, key=lambda e: float(np.mean([j.regret(e) for j in judged])))
+        if len(mine) > 1:
+            title = f"always {name}, best in hindsight ({best[1]})"
+            table[title] = [j.regret(best) for j in judged]
+    by_rule = [(place(j.profile).rule, DEFAULT) for j in judged]
+    table["rule of four quadrants"] = [
+        j.regret(e) for j, e in zip(judged, by_rule, strict=True) if e in j.rows
+    ]
+    if all(j.case in logme for j in judged):
+        table["depth by LogME, probe there"] = [
+            j.regret((_by_logme(logme[j.case]), DEFAULT)) for j in judged
+        ]
+    table["random choice"] = [float(np.mean([j.regret(e) for e in j.rows])) for j in judged]
+    return table
+
+
+def _by_logme(values: list[float]) -> str:
+    return "linear_probe" if int(np.argmax(values)) == len(values) - 1 else "layer_svm"
+
+
+def bootstrap(
+    values: list[float], sets: list[str], statistic: Callable[[np.ndarray], float]
+) -> tuple[float, float, float]:
+    """Return low, middle and high of a statistic; whole data sets are drawn."""
+    rng = np.random.default_rng(0)
+    by_set: dict[str, list[float]] = defaultdict(list)
+    for name, value in zip(sets, values, strict=True):
+        by_set[name].append(value)
+    groups = [np.array(v) for v in by_set.values()]
+    draws = [
+        statistic(np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]))
+        for _ in range(DRAWS)
+    ]
+    low, high = np.quantile(draws, [0.05, 0.95])
+    return float(low), statistic(np.array(values)), float(high)
+
+
+def predictions(judged: list[Judged]) -> dict[str, list[tuple[bool, float]]]:
+    """Return, by strategy, whether the interval held the test accuracy, and seconds' ratio."""
+    found: dict[str, list[tuple[bool, float]]] = defaultdict(list)
+    for j in judged:
+        decision = j.decisions.get(
+            "advisor with pilot, balanced", j.decisions["advisor, balanced"]
+        )
+        for r in decision.recommendations:
+            row = j.rows.get(advised_entry(r, j.rows))
+            if row is not None:
+                inside = r.accuracy.low <= row["accuracy"] <= r.accuracy.high
+                found[r.strategy].append((inside, row["seconds"] / r.seconds.mid))
+    return found
+
+
+def _decision(judged: Judged) -> Decision:
+    """Return the advice by default, with the pilot where there is one."""
+    bare = judged.decisions["advisor, balanced"]
+    return judged.decisions.get("advisor with pilot, balanced", bare)
+
+
+def report(judged: list[Judged], logme: Mapping[Case, list[float]]) -> str:
+    """Return the tables as Markdown."""
+    sets = [j.case[0] for j in judged]
+    sizes = sorted({j.case[1] for j in judged})
+    entries = [f"{name} {given}" for name, given in sorted(judged[0].rows)]
+    lines = [
+        f"{len(judged)} cases: {len(set(sets))} sets, {sizes} pictures a class, "
+        f"seeds {sorted({j.case[2] for j in judged})}. Rows of each: {'; '.join(entries)}.",
+        "",
+        "| policy | mean regret, points | 90th percentile |",
+        "|---|---|---|",
+    ]
+    table = policies(judged, logme)
+    for name, values in sorted(table.items(), key=lambda item: float(np.mean(item[1]))):
+        if len(values) == len(sets):
+            low, mid, high = bootstrap(values, sets, lambda v: float(v.mean()))
+            top = float(np.quantile(values, 0.9))
+            lines.append(f"| {name} | {mid:.1f} [{low:.1f}, {high:.1f}] | {top:.1f} |")
+    lines += ["", "| predicted | cases | 90% interval held | seconds within 1.5 | median ratio |"]
+    lines.append("|---|---|---|---|---|")
+    found = predictions(judged)
+    for name, pairs in [*found.items(), ("all", [p for v in found.values() for p in v])]:
+        held = float(np.mean([inside for inside, _ in pairs]))
+        ratios = np.array([ratio for _, ratio in pairs])
+        near = float(np.mean((ratios < FACTOR) & (ratios > 1 / FACTOR)))
+        lines.append(
+            f"| {name} | {len(pairs)} | {100 * held:.0f}% | {100 * near:.0f}% | "
+            f"{float(np.median(ratios)):.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def cases_table(judged: list[Judged]) -> str:
+    """Return every case: what was best, what was advised, and what that cost."""
+    lines = ["| set | a class | best | advised | regret |", "|---|---|---|---|---|"]
+    for j in judged:
+        best = max(j.rows, key=lambda e: j.rows[e]["accuracy"])
+        taken = advised_entry(_decision(j).recommendations[0], j.rows)
+        said = [f"{' '.join(e)}: {100 * j.rows[e]['accuracy']:.1f}" for e in (best, taken)]
+        lines.append(f"| {j.case[0]} | {j.case[1]} | {' | '.join(said)} | {j.regret(taken):.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE)
+    parser.add_argument("--cases", action="store_true", help="list every case too")
+    args = parser.parse_args()
+    profiles = read_profiles(args.evidence)
+    logme = {case_of(r): r["logme_by_depth"] for r in read_rows(args.evidence)}
+    judged = judge(read_rows(args.results), profiles)
+    if len({j.case[0] for j in judged}) <= FEWEST:
+        raise SystemExit("There are too few complete cases to leave a data set out.")
+    print(report(judged, logme))
+    if args.cases:
+        print(cases_table(judged))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The suite's rows: what was fitted, what was measured before, and how both are read back."""
+
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from advisor.types import Profile
+
+HERE = Path(__file__).resolve().parent
+RESULTS, EVIDENCE = HERE / "results.jsonl", HERE / "evidence.jsonl"
+
+Row = dict[str, Any]
+Case = tuple[str, int, int, int]
+"""Set, pictures a class, seed, input side."""
+T = TypeVar("T")
+
+
+def case_of(row: Row) -> Case:
+    """Return what a row is about."""
+    return row["set"], row["n_per_class"], row["seed"], row["input_px"]
+
+
+def read_rows(path: Path) -> list[Row]:
+    """Read one JSON object a line; none if the file does not exist yet."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append_row(path: Path, row: Row) -> None:
+    """Add one row at the end."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def profile_record(profile: Profile) -> Row:
+    """Return a profile as plain values, numbers short, without the names of lookalikes."""
+    if profile.similarity is not None and profile.similarity.evidence is not None:
+        head = replace(profile.similarity.evidence, lands_on=())
+        profile = replace(profile, similarity=replace(profile.similarity, evidence=head))
+    record: Row = _short(asdict(profile))
+    return record
+
+
+def read_profiles(path: Path = EVIDENCE) -> dict[Case, Profile]:
+    """Return the profile of every case; a later row replaces an earlier one."""
+    return {case_of(row): _build(Profile, row["profile"]) for row in read_rows(path)}
+
+
+def _short(value: Any) -> Any:
+    """Round all floats to five significant digits."""
+    if isinstance(value, float):
+        return float(f"{value:.5g}")
+    if isinstance(value, Mapping):
+        return {key: _short(v) for key, v in value.items()}
+    return [_short(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """Make nested dataclasses, tuples and mappings again from plain values."""
+    origin, inner = get_origin(kind), get_args(kind)
+    if value is None:
+        return None
+    if origin in (Union, types.UnionType):
+        return _build(next(k for k in inner if k is not type(None)), value)
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        known = [f.name for f in fields(kind) if f.name in value]
+        return kind(**{name: _build(hints[name], value[name]) for name in known})
+    if origin is tuple:
+        kinds = [inner[0]] * len(value) if inner[-1] is Ellipsis else inner
+        return tuple(_build(k, v) for k, v in zip(kinds, value, strict=True))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {key: _build(inner[1], v) for key, v in value.items()}
+    return value

@@ -1,0 +1,66 @@
+"""What training costs on this machine, measured by training for a moment."""
+
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from strategies.core.backbone import Backbone
+from strategies.core.cache import space_name
+from strategies.core.classifier import make_network
+from strategies.core.recipe import Recipe
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask
+from strategies.core.training import ROUNDS, scores_of, train
+
+BATCH = 8
+"""Pictures in a timed step: enough to keep a CPU busy."""
+STEPS = 3
+"""The first only warms up; with at most `ROUNDS` steps the loop reports after each."""
+_KEY = "passes per trained image, seconds to build"
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Cost of training a whole network on one picture, in forward passes; seconds to make it."""
+
+    passes_per_image: float
+    build_s: float
+
+
+def measure_training_cost(task: ImageTask, backbone: Backbone, ctx: RunContext) -> TrainingCost:
+    """Train on a few real pictures at the real size, and compare with forward passes.
+
+    The ratio belongs to network, input size and machine, not to the pictures: it is kept in the
+    cache.
+    """
+    name = [backbone.name, backbone.digest, backbone.input_px, ctx.precision, ctx.device.type]
+    space = space_name([_KEY, *name])
+    kept = ctx.cache.get(space, [_KEY])
+    if _KEY not in kept:
+        kept = {_KEY: np.array(_measure(task, backbone, ctx), dtype=np.float32)}
+        ctx.cache.put(space, kept)
+    passes, build_s = kept[_KEY].tolist()
+    return TrainingCost(passes, build_s)
+
+
+def _measure(task: ImageTask, backbone: Backbone, ctx: RunContext) -> tuple[float, float]:
+    assert STEPS <= ROUNDS
+    few = replace(task, train=task.train[:BATCH], val=(), test=None)
+    stamps: list[float] = []
+    start = time.perf_counter()
+    with ctx.seeded():
+        network = make_network(backbone, (backbone.n_depths,), task.n_classes)
+        build_s = time.perf_counter() - start
+        recipe = Recipe(steps=STEPS, lr=1e-4, batch_size=BATCH)
+
+        def note(epoch: int, accuracy: float | None) -> None:
+            stamps.append(time.perf_counter())
+
+        train(network, few, backbone, recipe, replace(ctx, on_epoch=note, deadline_s=None))
+    passes = [time.perf_counter()]
+    for _ in range(STEPS):
+        scores_of(network, few.train, backbone, ctx)
+        passes.append(time.perf_counter())
+    trained_s, forward_s = (float(np.min(np.diff(t))) for t in (stamps, passes))
+    return trained_s / BATCH / (forward_s / len(few.train)), build_s

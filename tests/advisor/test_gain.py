@@ -1,0 +1,65 @@
+"""What training would gain, in log-odds."""
+
+import math
+
+import pytest
+
+from advisor.gain import evidence_of, log_odds, pilot_gain, predict_gain, shifted
+from strategies.core.metrics import Interval
+from tests.advisor.profiles import curve_of, pilot_of, priors_by_hand, profile_of
+
+PRIORS = priors_by_hand()
+VARIANT = PRIORS.variants[0]
+
+
+def test_evidence_names_what_was_not_measured() -> None:
+    bare = evidence_of(profile_of(similarity=None))
+    assert [name for name, value in bare.items() if value is None] == ["far", "control", "slope"]
+    full = evidence_of(profile_of(curve=curve_of(0.6, 0.7), transfer_gain=Interval(0.1, 0.2, 0.3)))
+    assert None not in full.values()
+    assert full["control"] == 0.2
+    assert full["slope"] == pytest.approx(log_odds(0.7, 400) - log_odds(0.6, 400))
+
+
+def test_usual_evidence_predicts_the_intercept() -> None:
+    mean = {name: usual.mean for name, usual in PRIORS.evidence.items()}
+    profile = profile_of(similarity=1 - mean["far"], n_per_class=round(10 ** mean["size"]))
+    gain = predict_gain(VARIANT, profile, PRIORS)
+    known = evidence_of(profile)
+    rest = sum(
+        VARIANT.weights[k] * (v - PRIORS.evidence[k].mean) / PRIORS.evidence[k].sd
+        for k, v in known.items()
+        if v is not None
+    )
+    assert gain.mean == pytest.approx(VARIANT.intercept + rest)
+    missing = [VARIANT.weights[k] for k, v in known.items() if v is None]
+    assert gain.sd == pytest.approx(math.sqrt(VARIANT.sd**2 + sum(w**2 for w in missing)))
+
+
+def test_a_pilot_is_averaged_by_precision() -> None:
+    without = predict_gain(VARIANT, profile_of(), PRIORS)
+    pilot = pilot_of(0.2, 0.8)
+    with_it = predict_gain(VARIANT, profile_of(pilot=pilot), PRIORS)
+    seen = pilot_gain(pilot)[0] + PRIORS.pilot[VARIANT.strategy].offset
+    assert min(without.mean, seen) < with_it.mean < max(without.mean, seen)
+    assert with_it.sd < without.sd
+    assert with_it.before_pilot == without.mean
+
+
+def test_training_from_scratch_has_nothing_to_learn_from_a_pilot() -> None:
+    scratch = next(v for v in PRIORS.variants if v.strategy == "from_scratch")
+    assert predict_gain(scratch, profile_of(pilot=pilot_of(0.2)), PRIORS) == predict_gain(
+        scratch, profile_of(), PRIORS
+    )
+
+
+def test_a_shift_keeps_order_and_is_worth_fewer_points_near_certainty() -> None:
+    def around(mid: float) -> Interval:
+        return Interval(mid - 0.02, mid, mid + 0.02)
+
+    low, high = shifted(around(0.5), 1.0, 0.3, 400), shifted(around(0.95), 1.0, 0.3, 400)
+    assert 0.95 < high.mid < 1
+    assert low.mid - 0.5 > high.mid - 0.95
+    assert shifted(around(0.5), 0.0, 0.3, 400).mid == 0.5
+    certain = shifted(Interval(0.98, 1.0, 1.0), 0.0, 0.3, 40)
+    assert certain.low < certain.mid == certain.high == 1.0
