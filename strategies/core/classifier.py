@@ -22,14 +22,18 @@ from strategies.core.body import Body
 from strategies.core.errors import BackboneError, StorageError
 from strategies.core.features import batches, to_input
 from strategies.core.metrics import (
+    CalibrationBin,
     Interval,
+    Labels,
+    Scores,
     accuracy,
+    calibration_bins,
     calibration_error,
     mean_per_class,
     proportion,
     top_k,
 )
-from strategies.core.task import Split, labels_of
+from strategies.core.pictures import Split, labels_of, shown
 from strategies.core.training import Network
 
 FORMAT_VERSION = 1
@@ -195,6 +199,20 @@ def _backbone_from(record: dict[str, Any]) -> Backbone:
     return Backbone(**(record | fixed))
 
 
+MOST_PAIRS, MOST_OF_A_PAIR = 12, 4
+"""How many of the most confused pairs of classes are told with pictures, and with how many."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A picture of class `label` that was taken for `predicted` with this probability."""
+
+    path: str
+    label: str
+    predicted: str
+    probability: float
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """How a classifier did on pictures that nothing was fitted to.
@@ -213,6 +231,10 @@ class Evaluation:
         Names of the classes, and the accuracy within each of them (None without pictures).
     confusion
         How many pictures of a class (row) were taken for a class (column).
+    calibration
+        Confidence against accuracy, in bins of rising confidence.
+    mistakes
+        The surest mistakes of the most confused pairs of classes, pair by pair.
     """
 
     accuracy: Interval
@@ -223,6 +245,8 @@ class Evaluation:
     classes: tuple[str, ...]
     per_class: tuple[Interval | None, ...]
     confusion: tuple[tuple[int, ...], ...]
+    calibration: tuple[CalibrationBin, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
 
 
 def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -> Evaluation:
@@ -245,4 +269,23 @@ def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -
             for c, row in enumerate(table)
         ),
         tuple(tuple(row) for row in table.tolist()),
+        calibration_bins(probabilities, labels),
+        _mistakes(split, classifier.classes, probabilities, labels),
+    )
+
+
+def _mistakes(
+    split: Split, classes: Sequence[str], probabilities: Scores, labels: Labels
+) -> tuple[Mistake, ...]:
+    """List the surest mistakes of the most confused pairs of classes."""
+    predicted = probabilities.argmax(axis=1)
+    sure = probabilities.max(axis=1)
+    by_pair: dict[tuple[int, int], list[int]] = {}
+    for row in np.flatnonzero(predicted != labels)[np.argsort(-sure[predicted != labels])]:
+        by_pair.setdefault((int(labels[row]), int(predicted[row])), []).append(int(row))
+    worst = sorted(by_pair.items(), key=lambda pair: (-len(pair[1]), pair[0]))[:MOST_PAIRS]
+    return tuple(
+        Mistake(shown(split[row].path), classes[label], classes[taken], float(sure[row]))
+        for (label, taken), rows in worst
+        for row in rows[:MOST_OF_A_PAIR]
     )

@@ -107,6 +107,40 @@ def calibration_error(probabilities: Scores, labels: Labels, bins: int = 15) -> 
     return float(sum(gaps) / len(labels))
 
 
+@dataclass(frozen=True)
+class CalibrationBin:
+    """Pictures of like confidence: how sure the classifier was, and how often it was right."""
+
+    confidence: float
+    accuracy: Interval
+    n: int
+
+
+def calibration_bins(
+    probabilities: Scores, labels: Labels, bins: int = 10
+) -> tuple[CalibrationBin, ...]:
+    """Cut the pictures into equal-count bins of rising confidence in the likeliest class.
+
+    Parameters
+    ----------
+    probabilities
+        Shape (n, classes).
+    bins
+        At most so many, and at least ten pictures in each where there are ten.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    order = np.argsort(confidence, kind="stable")
+    parts = np.array_split(order, max(1, min(bins, len(labels) // 10)))
+    return tuple(
+        CalibrationBin(
+            float(confidence[p].mean()), proportion(float(correct[p].mean()), len(p)), len(p)
+        )
+        for p in parts
+        if len(p)
+    )
+
+
 def log_loss(logits: Scores, labels: Labels) -> float:
     """Mean cross-entropy in nats of softmax(logits): 0 is best, unbounded above."""
     picked = logits[np.arange(len(labels)), labels]
