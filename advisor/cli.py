@@ -62,6 +62,9 @@ ReferenceFolder = Annotated[
     typer.Option("--reference", help="Pictures like those that the backbone was pretrained with."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
+AsMarkdown = Annotated[
+    bool, typer.Option("--markdown", help="Print Markdown, and nothing else, to stdout.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the answer alone, no progress.")]
 
 
@@ -82,15 +85,31 @@ def advise_command(
     max_images: MaxImages = 5000,
     max_quarantine: MaxQuarantine = 0.1,
     reference: ReferenceFolder = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the report to this file, as one page.")
+    ] = None,
+    as_markdown: AsMarkdown = False,
+    explain: Annotated[
+        str | None, typer.Option("--explain", help="Print what a finding means, e.g. TL003.")
+    ] = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Say which kind of transfer learning suits a folder of labelled pictures."""
+    if explain is not None:
+        _explain(explain)
+        return
+    if as_json and as_markdown:
+        _fail("--json and --markdown were both given. Leave one of them out.")
+    if html is not None and not html.resolve().parent.is_dir():
+        _fail(f"--html {html}: there is no folder {html.resolve().parent}. Make it first.")
     folder = _data_folder(data, demo, cache_dir)
     with _progress(quiet) as on_progress, _errors():
         from advisor.pipeline import Options, advise
         from advisor.report.as_json import advice_record
-        from advisor.report.terminal import headline, print_advice
+        from advisor.report.as_markdown import advice_markdown
+        from advisor.report.terminal import print_advice
+        from advisor.report.words import headline
 
         options = Options(
             backbone,
@@ -108,9 +127,11 @@ def advise_command(
             max_quarantine,
             reference,
         )
-        advice = advise(folder, options)
+        advice = advise(folder, options, html=html)
     if as_json:
         _print_json(advice_record(advice))
+    elif as_markdown:
+        sys.stdout.write(advice_markdown(advice))
     elif quiet:
         stdout.print(headline(advice), highlight=False)
     else:
@@ -277,6 +298,20 @@ def _data_folder(data: Path | None, demo: bool, cache_dir: Path | None) -> Path:
             "CSV, TSV or Parquet manifest (path,label[,split]), or an uncompressed .tar archive."
         )
     return data
+
+
+def _explain(code: str) -> None:
+    """Print the page of a finding."""
+    from rich.markdown import Markdown
+
+    from advisor.explain import explanation
+    from strategies.core.errors import TransferError
+
+    try:
+        text = explanation(code)
+    except TransferError as error:
+        _fail(str(error))
+    stdout.print(Markdown(text) if stdout.is_terminal else text, markup=False, highlight=False)
 
 
 def _fresh_run(data: Path) -> Path:

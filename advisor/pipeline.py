@@ -7,15 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from advisor.checks import check
+from advisor.evidence import Measured
+from advisor.gallery import make_gallery
 from advisor.priors import load_priors
 from advisor.profile import examine
 from advisor.recommend import recommend
 from advisor.reference import build_reference
 from advisor.report.as_json import advice_record, outcome_record
+from advisor.report.as_markdown import model_card
+from advisor.report.html import page
 from advisor.search import search
 from advisor.types import Advice, Choice, Outcome
 from strategies.core.backbone import CATALOGUE, DEFAULT_BACKBONE, Backbone, load_backbone
-from strategies.core.classifier import evaluate, write_json
+from strategies.core.classifier import evaluate, write_json, write_text
 from strategies.core.errors import StorageError
 from strategies.core.features import extract_features
 from strategies.core.run import OnProgress, RunContext, make_context
@@ -68,8 +72,13 @@ class Options:
 DEFAULTS = Options()
 
 
-def advise(data: Path | str, options: Options = DEFAULTS) -> Advice:
+def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None = None) -> Advice:
     """Say which strategy suits a folder of labelled pictures, from measurements on them.
+
+    Parameters
+    ----------
+    html
+        A file to write the report to, as one page.
 
     Raises
     ------
@@ -79,7 +88,11 @@ def advise(data: Path | str, options: Options = DEFAULTS) -> Advice:
     ctx = _context(options)
     task = _load(Path(data), options, ctx)
     backbone, choices = _backbone(task, options)
-    return _advise(task.hide_test(), _unlabelled_test(task), backbone, choices, options, ctx)
+    shown = task.hide_test()
+    advice, measured = _advise(shown, _unlabelled_test(task), backbone, choices, options, ctx)
+    if html is not None:
+        _write_page(html, advice, shown, measured, backbone, ctx)
+    return advice
 
 
 def auto(
@@ -110,7 +123,8 @@ def auto(
     task = _load(Path(data), options, ctx)
     backbone, choices = _backbone(task, options)
     limit = replace(ctx, deadline_s=start + time_s)
-    advice = _advise(task.hide_test(), _unlabelled_test(task), backbone, choices, options, limit)
+    shown, unlabelled = task.hide_test(), _unlabelled_test(task)
+    advice, measured = _advise(shown, unlabelled, backbone, choices, options, limit)
     write_json(folder / "advice.json", advice_record(advice))
     reserve_s = 2 + 2 * len(task.test or ()) * advice.profile.ms_per_image / 1000
     found = search(
@@ -128,7 +142,24 @@ def auto(
         advice, found.trials, found.best, test, found.refitted, folder, round(seconds, 3)
     )
     write_json(folder / "outcome.json", outcome_record(outcome))
+    write_text(folder / "classifier" / "README.md", model_card(outcome))
+    _write_page(folder / "report.html", advice, shown, measured, backbone, ctx, outcome)
     return outcome
+
+
+def _write_page(
+    path: Path,
+    advice: Advice,
+    task: ImageTask,
+    measured: Measured,
+    backbone: Backbone,
+    ctx: RunContext,
+    outcome: Outcome | None = None,
+) -> None:
+    """Write the report as one page; `task` has no test pictures but those that a run judged."""
+    judged = None if outcome is None else outcome.test
+    gallery = make_gallery(advice, task, measured, backbone, ctx, judged)
+    write_text(path, page(advice, gallery, outcome))
 
 
 def _unlabelled_test(task: ImageTask) -> Split:
@@ -150,7 +181,7 @@ def _advise(
     choices: tuple[Choice, ...],
     options: Options,
     ctx: RunContext,
-) -> Advice:
+) -> tuple[Advice, Measured]:
     start = time.monotonic()
     priors = load_priors()
     folder = options.reference
@@ -161,7 +192,7 @@ def _advise(
         measured = replace(measured, test_features=features)
     forced = None if options.strategy == AUTO else options.strategy
     decision = recommend(profile, priors, forced)
-    return Advice(
+    advice = Advice(
         task=task.name,
         data=task.root,
         recommendations=decision.recommendations,
@@ -176,6 +207,7 @@ def _advise(
         seed=options.seed,
         seconds=round(time.monotonic() - start, 3),
     )
+    return advice, measured
 
 
 def _context(options: Options) -> RunContext:

@@ -36,6 +36,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "advisor.picture_checks",
         "advisor.demo",
         "advisor.predict",
+        "advisor.gallery",
+        "advisor.explain",
         "advisor.transfer_gain",
     ),
     ("advisor.search", "advisor.recommend", "advisor.report"),

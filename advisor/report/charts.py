@@ -3,6 +3,7 @@
 Their data are the numbers of the JSON, unrounded; only places of labels and colours are made here.
 """
 
+import json
 from collections.abc import Sequence
 
 from advisor.gallery import Gallery
@@ -26,6 +27,9 @@ from advisor.types import Advice, ProbeResult, Profile
 
 HUES, SHAPES = 8, ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
 """Classes are told apart by colour first, then by shape; beyond that both repeat."""
+
+ZOOM = {"type": "interval", "zoom": "wheel![event.ctrlKey]"}
+"""With the key, as on maps elsewhere: without it, the wheel is to scroll the page."""
 
 
 def advice_charts(advice: Advice) -> tuple[Chart, ...]:
@@ -155,7 +159,7 @@ def accuracy_chart(advice: Advice) -> Chart:
         "Expected accuracy",
         "Probes were measured by cross-validation; what training reaches is predicted.",
         {
-            "height": {"step": 34},
+            "height": 34 * len(values),
             "data": {"values": values},
             "layer": bars(x_axis("Accuracy", PERCENT), PERCENT),
         },
@@ -169,19 +173,19 @@ def cost_chart(advice: Advice) -> Chart:
     values = [{"strategy": title(r.strategy), **ends(r.seconds)} for r in advice.recommendations]
     for value in values:
         value["low"] = max(value["low"], 0.01)
-    scale = {"type": "log", "nice": True}
+    scale = {"type": "log", "nice": False, "padding": 12}
+    marks = {0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h"}
+    marks |= {36000: "10 h", 360000: "100 h"}
     axis = {
-        "tickCount": 4,
-        "labelExpr": "datum.value < 60 ? format(datum.value, '~g') + ' s' : "
-        "datum.value < 3600 ? format(datum.value / 60, '.2~r') + ' min' : "
-        "format(datum.value / 3600, '.2~r') + ' h'",
+        "values": list(marks),
+        "labelExpr": f"({json.dumps({str(k): v for k, v in marks.items()})})[datum.value]",
     }
     x = {**x_axis("Time of one fit", ",.1f"), "scale": scale, "axis": axis}
     return Chart(
         "cost",
         "Expected time of one fit",
         "On this machine, features cached. The scale is logarithmic.",
-        {"height": {"step": 34}, "data": {"values": values}, "layer": bars(x, ",.1f")},
+        {"height": 34 * len(values), "data": {"values": values}, "layer": bars(x, ",.1f")},
         ("strategy", "time"),
         tuple(
             (
@@ -212,36 +216,37 @@ def map_chart(gallery: Gallery, classes: Sequence[str]) -> Chart | None:
         for i, p in enumerate(gallery.points)
     ]
     place = {"type": "quantitative", "axis": None, "scale": {"domain": [-0.03, 1.03]}}
+    hue = {
+        "field": "hue",
+        "type": "nominal",
+        "legend": None,
+        "scale": {"domain": list(range(HUES)), "range": [f"var(--c{h})" for h in range(HUES)]},
+    }
     encoding = {
         "x": {"field": "x", **place},
         "y": {"field": "y", **place},
-        "color": {
-            "field": "hue",
-            "type": "nominal",
-            "legend": None,
-            "scale": {"domain": list(range(HUES)), "range": [f"var(--c{h})" for h in range(HUES)]},
-        },
+        "fill": hue,
+        "stroke": hue,
         "shape": {
             "field": "shape",
             "type": "nominal",
             "legend": None,
             "scale": {"domain": list(range(len(SHAPES))), "range": list(SHAPES)},
         },
-        "fillOpacity": {"condition": {"test": "datum.agrees", "value": 0.8}, "value": 0},
-        "size": {"condition": {"test": "datum.i == focused", "value": 400}, "value": 60},
+        "fillOpacity": {"condition": {"test": "datum.agrees", "value": 0.55}, "value": 0},
+        "size": {"condition": {"test": "datum.i == focused", "value": 500}, "value": 55},
         "tooltip": [{"field": "i", "title": "picture"}],
     }
     depth = "all depths together" if gallery.depth == 0 else f"depth {gallery.depth}"
     sample = f"{len(values):,} of {gallery.n_pictures:,} pictures"
-    zoom = {"name": "view", "select": {"type": "interval"}, "bind": "scales"}
-    params = [zoom]
+    params = [{"name": "view", "select": ZOOM, "bind": "scales"}]
     return Chart(
         "map",
         "A map of your pictures",
         f"{sample}, like beside like to the network at {depth} (t-SNE: neighbours mean "
         "something, distances between groups do not). Hollow: a linear probe that never saw the "
         "picture names another class. Hover, or focus the map and use the arrow keys, to see a "
-        "picture; drag and scroll to zoom, double-click to go back.",
+        "picture; drag to move, Ctrl and wheel to zoom, double-click to go back.",
         {
             "height": 460,
             "data": {"values": values},
@@ -249,7 +254,7 @@ def map_chart(gallery: Gallery, classes: Sequence[str]) -> Chart | None:
             "transform": [{"filter": "indexof(hidden, datum.label) < 0"}],
             "layer": [
                 {
-                    "mark": {"type": "point", "filled": True, "strokeWidth": 1.5, "aria": False},
+                    "mark": {"type": "point", "strokeWidth": 1.3, "aria": False, "opacity": 1},
                     "params": params,
                     "encoding": encoding,
                 }

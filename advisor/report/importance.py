@@ -51,7 +51,9 @@ def varied(trials: Sequence[TrialRecord]) -> dict[str, BaseDistribution]:
     if not trials:
         return {}
     shared = [
-        name for name in trials[0].hyperparameters if all(name in t.hyperparameters for t in trials)
+        name
+        for name in trials[0].hyperparameters
+        if all(name in t.hyperparameters for t in trials)
     ]
     values = {name: [t.hyperparameters[name] for t in trials] for name in shared}
     return {name: _range(v) for name, v in values.items() if len(set(map(str, v))) > 1}

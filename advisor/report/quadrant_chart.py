@@ -63,11 +63,12 @@ def _fields(reach: float) -> list[Spec]:
         "field": "x",
         "type": "quantitative",
         "title": "Number of pictures (÷ below, × above the border)",
-        "scale": {"domain": [-reach, reach * 1.95], "nice": False},
+        "scale": {"domain": [-reach, reach * 2.1], "nice": False},
         "axis": {
             "values": list(range(-int(reach), int(reach) + 1)),
             "labelExpr": decades,
             "grid": False,
+            "domain": False,
             "titleAnchor": "start",
         },
     }
@@ -136,7 +137,7 @@ def _landmark_layers(profile: Profile, reach: float) -> list[Spec]:
                 "type": "text",
                 "align": "left",
                 "dx": 2,
-                "fontSize": 10.5,
+                "fontSize": 10,
                 "color": "var(--soft)",
             },
             "encoding": {

@@ -185,7 +185,7 @@ def importance_chart(strategy: str, shares: Mapping[str, float]) -> Chart:
         "Share of the spread of val accuracy that a hyperparameter explains (fANOVA). "
         "With few trials this is rough.",
         {
-            "height": {"step": 26},
+            "height": 26 * len(values),
             "data": {"values": values},
             "layer": [
                 {
@@ -211,7 +211,10 @@ def calibration_chart(test: Evaluation) -> Chart | None:
     x = {**x_axis("Said: probability of the likeliest class", PERCENT), "field": "sure"}
     y = y_axis("Found: share that was right", PERCENT)
     ideal = {"values": [{"a": 0, "b": 0}, {"a": 1, "b": 1}]}
-    even = {"x": {"field": "a", "type": "quantitative"}, "y": {"field": "b", "type": "quantitative"}}
+    even = {
+        "x": {"field": "a", "type": "quantitative"},
+        "y": {"field": "b", "type": "quantitative"},
+    }
     span = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
     told = [{"field": "sure", "title": "said", "format": PERCENT}, *tip(x, PERCENT)[1:]]
     told.append({"field": "n", "title": "pictures"})
@@ -253,7 +256,7 @@ def classes_chart(test: Evaluation) -> Chart:
         "Accuracy by class",
         f"Of the test pictures of a class, the share that is named rightly; worst first.{few}",
         {
-            "height": {"step": 22},
+            "height": 22 * len(values),
             "data": {"values": values},
             "layer": bars(x_axis("Accuracy", PERCENT), PERCENT, "class", 110),
         },
@@ -311,14 +314,16 @@ def confusion_chart(test: Evaluation) -> Chart:
         ink = {"condition": {"test": "datum.dark > 0.5", "value": "var(--paper)"}}
         count = {"text": {"field": "n"}, "color": {**ink, "value": "var(--ink)"}, "tooltip": told}
         layers.append({"mark": {"type": "text"}, "encoding": {"x": x, "y": y, **count}})
-    few = "" if len(names) == len(test.classes) else (
-        f" Shown: the {len(names)} of {len(test.classes)} classes with the most mistakes."
+    few = (
+        ""
+        if len(names) == len(test.classes)
+        else (f" Shown: the {len(names)} of {len(test.classes)} classes with the most mistakes.")
     )
     return Chart(
         "confusion",
         "What was taken for what",
         f"Test pictures: rows are what they are, columns what they were taken for.{few}",
-        {"height": {"step": 26}, "data": {"values": values}, "layer": layers},
+        {"height": 26 * len(names), "data": {"values": values}, "layer": layers},
         ("is", "taken for", "pictures"),
         tuple((v["true"], v["taken"], str(v["n"])) for v in values if v["n"]),
         wide=True,
@@ -337,13 +342,15 @@ def gain_chart(outcome: Outcome) -> Chart | None:
     zero["mark"] = {"type": "rule", "color": "var(--soft)"}
     zero["encoding"] = {"x": {"field": "zero", "type": "quantitative"}}
     rows = bars(x_axis("Gain in accuracy", PERCENT), PERCENT, "class", 110)
-    few = "" if len(shown) == len(values) else " The ten that gain least and the ten that gain most."
+    few = (
+        "" if len(shown) == len(values) else " The ten that gain least and the ten that gain most."
+    )
     return Chart(
         "gain",
         "What pretraining brought to each class",
         f"Accuracy minus that of {found.control}, on the same {found.n:,} pictures; all together "
         f"{points(found.gain)}: {found.verdict}.{few}",
-        {"height": {"step": 22}, "data": {"values": shown}, "layer": [zero, *rows]},
+        {"height": 22 * len(shown), "data": {"values": shown}, "layer": [zero, *rows]},
         ("class", "gain"),
         tuple((c.name, points(c.gain)) for c in ranked),
     )

@@ -4,9 +4,11 @@ import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from advisor.types import Advice, DomainSimilarity, Outcome
+from advisor.similarity import DomainSimilarity
+from advisor.types import Advice, Outcome
 from strategies.core.metrics import Interval
 from strategies.core.pictures import shown
+from strategies.registry import STRATEGIES
 
 _SHOWN = ("strength", "depth", "frozen_stages", "lr", "steps")
 
@@ -15,6 +17,14 @@ def title(strategy: str) -> str:
     """Return a strategy's name for people: ``"Linear probe"``."""
     words = strategy.replace("_", " ").replace("fine tune", "fine-tuning").capitalize()
     return words.replace("svm", "SVM")
+
+
+def spoken(text: str) -> str:
+    """Return a sentence with the strategies' names as people say them."""
+    for name in STRATEGIES:
+        first, rest = title(name)[0], title(name)[1:]
+        text = text.replace(name, first.lower() + rest)
+    return text
 
 
 def duration(seconds: float) -> str:
@@ -85,6 +95,23 @@ def border_words(advice: Advice) -> str | None:
         return None
     rules = " or ".join(advice.quadrant.candidates)
     return f"The task lies near a border; the rule of thumb is {rules}."
+
+
+def why(advice: Advice) -> tuple[str, ...]:
+    """Say why the first strategy is advised, and when the second would win."""
+    best = advice.best
+    expect = (
+        f"Expect {best.accuracy.percent()} accuracy after about "
+        f"{duration(best.seconds.mid)} of fitting."
+    )
+    second = runner_up(advice)
+    lines = (
+        expect,
+        *best.reasons,
+        border_words(advice),
+        None if second is None else f"Runner-up: {second}",
+    )
+    return tuple(line for line in lines if line is not None)
 
 
 def runner_up(advice: Advice) -> str | None:
