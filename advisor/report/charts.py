@@ -171,8 +171,6 @@ def accuracy_chart(advice: Advice) -> Chart:
 def cost_chart(advice: Advice) -> Chart:
     """Draw the predicted time of one fit of every strategy."""
     values = [{"strategy": title(r.strategy), **ends(r.seconds)} for r in advice.recommendations]
-    for value in values:
-        value["low"] = max(value["low"], 0.01)
     scale = {"type": "log", "nice": False, "padding": 12}
     marks = {0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h"}
     marks |= {36000: "10 h", 360000: "100 h"}
