@@ -117,14 +117,15 @@ def pictures_named(
     """
     known = set(names)
     lengths = sorted({len(name) for name in known}, reverse=True)
-    starts = {name[:8] for name in known}
+    shortest = lengths[-1] if lengths else 0
+    starts = {name[:shortest] for name in known}
     found: dict[tuple[int, int], tuple[str, ...]] = {}
     for f, finding in enumerate(findings):
         for e, line in enumerate(finding.examples[:MAX_EXAMPLES_SHOWN]):
             at, inside = 0, []
             while at < len(line):
                 name = None
-                if line[at : at + 8] in starts:
+                if line[at : at + shortest] in starts:
                     ends = (line[at : at + n] for n in lengths if at + n <= len(line))
                     name = next((end for end in ends if end in known), None)
                 if name is not None:
@@ -223,6 +224,8 @@ def lay_out(x: Scores, seed: int) -> Scores:
     n = len(x)
     centred = x - x.mean(axis=0)
     centred = centred / max(float(centred.std()), 1e-9)
+    # Copies would lie on one point, and pictures that are all alike have no axes.
+    centred = centred + np.random.default_rng(seed).normal(0, 1e-3, centred.shape)
     axes = PCA(min(MAX_AXES, n, x.shape[1]), svd_solver="randomized", random_state=seed)
     reduced = axes.fit_transform(centred.astype(np.float64))
     perplexity = min(PERPLEXITY, max((n - 1) / 3, 1.0))

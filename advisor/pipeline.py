@@ -1,5 +1,6 @@
 """The program on one page: a folder of pictures to advice, and to a classifier."""
 
+import shlex
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from strategies.core.backbone import CATALOGUE, DEFAULT_BACKBONE, Backbone, load
 from strategies.core.classifier import evaluate, write_json, write_text
 from strategies.core.errors import StorageError
 from strategies.core.features import extract_features
+from strategies.core.pictures import shown
 from strategies.core.run import OnProgress, RunContext, make_context
 from strategies.core.task import MAX_IMAGES, MAX_QUARANTINE, ImageTask, Split, load_task
 from strategies.registry import get_strategy
@@ -88,10 +90,10 @@ def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None =
     ctx = _context(options)
     task = _load(Path(data), options, ctx)
     backbone, choices = _backbone(task, options)
-    shown = task.hide_test()
-    advice, measured = _advise(shown, _unlabelled_test(task), backbone, choices, options, ctx)
+    untested = task.hide_test()
+    advice, measured = _advise(untested, _unlabelled_test(task), backbone, choices, options, ctx)
     if html is not None:
-        _write_page(html, advice, shown, measured, backbone, ctx)
+        _write_page(html, advice, untested, measured, backbone, ctx)
     return advice
 
 
@@ -123,8 +125,8 @@ def auto(
     task = _load(Path(data), options, ctx)
     backbone, choices = _backbone(task, options)
     limit = replace(ctx, deadline_s=start + time_s)
-    shown, unlabelled = task.hide_test(), _unlabelled_test(task)
-    advice, measured = _advise(shown, unlabelled, backbone, choices, options, limit)
+    untested, unlabelled = task.hide_test(), _unlabelled_test(task)
+    advice, measured = _advise(untested, unlabelled, backbone, choices, options, limit)
     write_json(folder / "advice.json", advice_record(advice))
     reserve_s = 2 + 2 * len(task.test or ()) * advice.profile.ms_per_image / 1000
     found = search(
@@ -143,7 +145,7 @@ def auto(
     )
     write_json(folder / "outcome.json", outcome_record(outcome))
     write_text(folder / "classifier" / "README.md", model_card(outcome))
-    _write_page(folder / "report.html", advice, shown, measured, backbone, ctx, outcome)
+    _write_page(folder / "report.html", advice, untested, measured, backbone, ctx, outcome)
     return outcome
 
 
@@ -206,6 +208,7 @@ def _advise(
         n_test=task.n_hidden,
         seed=options.seed,
         seconds=round(time.monotonic() - start, 3),
+        command=_command(task, backbone, options),
     )
     return advice, measured
 
@@ -252,6 +255,27 @@ def _backbone(task: ImageTask, options: Options) -> tuple[Backbone, tuple[Choice
     if name not in CATALOGUE:
         choices.append(Choice("weights' licence", backbone.licence, "stated by timm"))
     return backbone, tuple(choices)
+
+
+def _command(task: ImageTask, backbone: Backbone, options: Options) -> str:
+    """Return the command that gives this advice again, with every choice pinned."""
+    given: dict[str, object] = {
+        "backbone": backbone.name,
+        "input-px": backbone.input_px,
+        "strategy": None if options.strategy == AUTO else options.strategy,
+        "val": options.val,
+        "test": options.test,
+        "root": options.root,
+        "group-by": options.group_by,
+        "max-images": None if options.max_images == MAX_IMAGES else options.max_images or 0,
+        "max-quarantine": None
+        if options.max_quarantine == MAX_QUARANTINE
+        else options.max_quarantine,
+        "reference": options.reference,
+        "seed": options.seed,
+    }
+    pinned = [f"--{k} {shlex.quote(shown(str(v)))}" for k, v in given.items() if v is not None]
+    return " ".join(["tl-advise", shlex.quote(shown(task.root)), *pinned])
 
 
 def _sample_choice(task: ImageTask, options: Options) -> tuple[Choice, ...]:

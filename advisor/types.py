@@ -236,7 +236,13 @@ class Choice:
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer of ``tl-advise``: strategies best first, and all that it rests on."""
+    """The answer of ``tl-advise``: strategies best first, and all that it rests on.
+
+    Attributes
+    ----------
+    command
+        What gives this advice again.
+    """
 
     task: str
     data: Path
@@ -251,6 +257,7 @@ class Advice:
     n_test: int
     seed: int
     seconds: float
+    command: str = ""
 
     @property
     def best(self) -> Recommendation:

@@ -34,6 +34,7 @@ def advice_record(advice: Advice) -> dict[str, Any]:
             "test": advice.n_test or None,
         },
         "seed": advice.seed,
+        "command": advice.command,
         "versions": versions(),
         "seconds": advice.seconds,
     }

@@ -8,7 +8,6 @@ from advisor.report.words import (
     duration,
     pairs,
     points,
-    reproduce,
     result,
     settings,
     similarity_words,
@@ -24,7 +23,7 @@ _MOST_EXAMPLES = 5
 def advice_markdown(advice: Advice) -> str:
     """Return the whole report as Markdown; what comes from the data is escaped."""
     best, profile = advice.best, advice.profile
-    command, releases = reproduce(advice, versions())
+    releases = ", ".join(f"{name} {number}" for name, number in versions().items())
     parts = [
         f"# {escape(advice.task)}: {best.strategy}",
         escape(size_line(advice)),
@@ -53,7 +52,7 @@ def advice_markdown(advice: Advice) -> str:
         "## Findings",
         "\n\n".join(_finding(f) for f in advice.findings) or "None.",
         "## How to get this again",
-        _code(command),
+        _code(advice.command),
         _list([*(f"{c.name}: {c.value} ({c.source})" for c in advice.choices), releases]),
         f"Intervals are {100 * LEVEL:.0f}% intervals. Measured in {duration(advice.seconds)}; "
         f"seed {advice.seed}.",

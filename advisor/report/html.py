@@ -23,7 +23,6 @@ from advisor.report.run_charts import outcome_charts
 from advisor.report.vega import Chart
 from advisor.report.words import (
     duration,
-    reproduce,
     result,
     settings,
     size_line,
@@ -85,7 +84,6 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
     thumbs = {path: base64.b64encode(data).decode() for path, data in gallery.thumbs.items()}
     vega, js, css = _vega(), _read("page.js"), _read("page.css")
     columns, rows = class_table(advice, outcome)
-    said = reproduce(advice, versions())
     text: str = _template().render(
         advice=advice,
         outcome=outcome,
@@ -106,8 +104,7 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
         failed=[] if outcome is None else [t for t in outcome.trials if t.reason][:MOST_LISTED],
         class_columns=columns,
         class_rows=rows,
-        command=said[0],
-        versions=said[1],
+        versions=", ".join(f"{name} {number}" for name, number in versions().items()),
         thumbs=thumbs,
         data=Markup(_script_json(_data(drawn, gallery, thumbs))),
         vega=Markup(vega),

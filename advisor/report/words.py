@@ -1,13 +1,11 @@
 """How the reports say things: shared by terminal, Markdown and page."""
 
-import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.similarity import DomainSimilarity
 from advisor.types import Advice, Outcome
 from strategies.core.metrics import Interval
-from strategies.core.pictures import shown
 from strategies.registry import STRATEGIES
 
 _SHOWN = ("strength", "depth", "frozen_stages", "lr", "steps")
@@ -124,13 +122,3 @@ def runner_up(advice: Advice) -> str | None:
     if gap <= 0:
         return f"{said} Even at the top of its interval it stays below {best.strategy}."
     return f"{said} At the top of its interval it would win by {gap:.1f} points."
-
-
-def reproduce(advice: Advice, versions: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the command that gives this advice again, and what it was made with."""
-    profile = advice.profile
-    command = (
-        f"tl-advise {shlex.quote(shown(advice.data))} --backbone {profile.backbone} "
-        f"--input-px {profile.input_px} --seed {advice.seed}"
-    )
-    return (command, ", ".join(f"{name} {number}" for name, number in versions.items()))
