@@ -11,19 +11,21 @@ from PIL import Image
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from advisor.evidence import Measured
+from advisor.profile import sample
 from advisor.types import Advice, Finding
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import Evaluation
 from strategies.core.features import extract_features
 from strategies.core.images import UnreadableImage, read_image
 from strategies.core.metrics import Labels, Scores
-from strategies.core.pictures import Split, labels_of, shown
+from strategies.core.pictures import Split, groups_of, labels_of, shown
+from strategies.core.probes import cross_validate, fold_numbers
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
 
 MAX_ON_MAP = 1000
 """More points than this hide each other, and their thumbnails would fill the page."""
+FEWEST_ON_MAP = 5
 MAX_EXAMPLES_SHOWN = 12
 SIDES_PX = (88, 64, 48, 32)
 """Thumbnails have the first of these sides with which all of them fit into `BUDGET_BYTES`."""
@@ -78,15 +80,16 @@ class Gallery:
 def make_gallery(
     advice: Advice,
     task: ImageTask,
-    measured: Measured,
     backbone: Backbone,
     ctx: RunContext,
     test: Evaluation | None = None,
 ) -> Gallery:
-    """Draw the map and read the pictures that a page shows.
+    """Draw the map and read the pictures that a page shows; their features are in the cache.
 
     Parameters
     ----------
+    task
+        What the advice was made from.
     test
         The judgement of a run, whose mistakes are to be shown too.
 
@@ -96,14 +99,14 @@ def make_gallery(
         If the deadline passes.
     """
     depth = advice.profile.layer_svm.depth
-    points = _map(task, measured, depth, backbone, ctx)
+    points = _map(advice, task, backbone, ctx)
     files = {shown(p.path): p.path for p in task.fit_split}
     named = pictures_named(advice.findings, files)
     wanted = dict.fromkeys(path for paths in named.values() for path in paths)
     mistakes = [] if test is None else [m.path for m in test.mistakes]
     wanted |= dict.fromkeys([*mistakes, *(p.path for p in points)])
     paths = {name: files.get(name, Path(name)) for name in wanted}
-    return Gallery(points, depth, advice.profile.n, make_thumbs(paths, ctx.n_workers), named)
+    return Gallery(points, depth, len(task.fit_split), make_thumbs(paths, ctx.n_workers), named)
 
 
 def pictures_named(
@@ -176,17 +179,17 @@ def _webp(image: Image.Image, side: int) -> bytes:
 
 
 def _map(
-    task: ImageTask, measured: Measured, depth: int, backbone: Backbone, ctx: RunContext
+    advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext
 ) -> tuple[Point, ...]:
     """Lay some of the measured pictures out in two dimensions by their activations."""
-    if measured.scores is None or len(measured.pictures) < 3:
+    measured = sample(task.fit_split, task.n_classes, ctx.seed)
+    if len(measured) < FEWEST_ON_MAP:
         return ()
-    rows = sample_rows(labels_of(measured.pictures), ctx.seed)
-    pictures: Split = tuple(measured.pictures[row] for row in rows)
+    pictures = tuple(measured[row] for row in sample_rows(labels_of(measured), ctx.seed))
     features = extract_features(pictures, backbone, ctx)
-    x = features.at(range(1, backbone.n_depths + 1) if depth == 0 else [depth])
-    places = lay_out(x, ctx.seed)
-    guesses = measured.scores[rows].argmax(axis=1)
+    depth = advice.profile.layer_svm.depth
+    places = lay_out(features.at(range(1, backbone.n_depths + 1) if depth == 0 else [depth]), 0)
+    guesses = _guesses(features.pooled[-1], pictures, task.n_classes, advice, ctx)
     return tuple(
         Point(
             shown(picture.path),
@@ -197,6 +200,23 @@ def _map(
         )
         for picture, guess, place in zip(pictures, guesses, places, strict=True)
     )
+
+
+def _guesses(
+    penultimate: Scores, pictures: Split, n_classes: int, advice: Advice, ctx: RunContext
+) -> Labels:
+    """Name every picture by a linear probe that was fitted without it."""
+    labels = labels_of(pictures)
+    folds = fold_numbers(labels, ctx.seed, groups=groups_of(pictures))
+    found = cross_validate(
+        penultimate,
+        labels,
+        n_classes,
+        folds=folds,
+        strengths=(advice.profile.linear_probe.strength,),
+        device=ctx.device,
+    )
+    return np.asarray(found.scores[0].argmax(axis=1), dtype=np.int64)
 
 
 def sample_rows(labels: Labels, seed: int) -> Labels:

@@ -8,19 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from advisor.checks import check
-from advisor.evidence import Measured
-from advisor.gallery import make_gallery
 from advisor.priors import load_priors
 from advisor.profile import examine
 from advisor.recommend import recommend
 from advisor.reference import build_reference
 from advisor.report.as_json import advice_record, outcome_record
-from advisor.report.as_markdown import model_card
-from advisor.report.html import page
+from advisor.report.files import write_page, write_run_reports
 from advisor.search import search
 from advisor.types import Advice, Choice, Outcome
 from strategies.core.backbone import CATALOGUE, DEFAULT_BACKBONE, Backbone, load_backbone
-from strategies.core.classifier import evaluate, write_json, write_text
+from strategies.core.classifier import evaluate, write_json
 from strategies.core.errors import StorageError
 from strategies.core.features import extract_features
 from strategies.core.pictures import shown
@@ -90,10 +87,9 @@ def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None =
     ctx = _context(options)
     task = _load(Path(data), options, ctx)
     backbone, choices = _backbone(task, options)
-    untested = task.hide_test()
-    advice, measured = _advise(untested, _unlabelled_test(task), backbone, choices, options, ctx)
+    advice = _advise(task.hide_test(), _unlabelled_test(task), backbone, choices, options, ctx)
     if html is not None:
-        _write_page(html, advice, untested, measured, backbone, ctx)
+        write_page(html, advice, task.hide_test(), backbone, ctx)
     return advice
 
 
@@ -125,8 +121,7 @@ def auto(
     task = _load(Path(data), options, ctx)
     backbone, choices = _backbone(task, options)
     limit = replace(ctx, deadline_s=start + time_s)
-    untested, unlabelled = task.hide_test(), _unlabelled_test(task)
-    advice, measured = _advise(untested, unlabelled, backbone, choices, options, limit)
+    advice = _advise(task.hide_test(), _unlabelled_test(task), backbone, choices, options, limit)
     write_json(folder / "advice.json", advice_record(advice))
     reserve_s = 2 + 2 * len(task.test or ()) * advice.profile.ms_per_image / 1000
     found = search(
@@ -144,24 +139,8 @@ def auto(
         advice, found.trials, found.best, test, found.refitted, folder, round(seconds, 3)
     )
     write_json(folder / "outcome.json", outcome_record(outcome))
-    write_text(folder / "classifier" / "README.md", model_card(outcome))
-    _write_page(folder / "report.html", advice, untested, measured, backbone, ctx, outcome)
+    write_run_reports(outcome, task.hide_test(), backbone, ctx)
     return outcome
-
-
-def _write_page(
-    path: Path,
-    advice: Advice,
-    task: ImageTask,
-    measured: Measured,
-    backbone: Backbone,
-    ctx: RunContext,
-    outcome: Outcome | None = None,
-) -> None:
-    """Write the report as one page; `task` has no test pictures but those that a run judged."""
-    judged = None if outcome is None else outcome.test
-    gallery = make_gallery(advice, task, measured, backbone, ctx, judged)
-    write_text(path, page(advice, gallery, outcome))
 
 
 def _unlabelled_test(task: ImageTask) -> Split:
@@ -183,7 +162,7 @@ def _advise(
     choices: tuple[Choice, ...],
     options: Options,
     ctx: RunContext,
-) -> tuple[Advice, Measured]:
+) -> Advice:
     start = time.monotonic()
     priors = load_priors()
     folder = options.reference
@@ -194,7 +173,7 @@ def _advise(
         measured = replace(measured, test_features=features)
     forced = None if options.strategy == AUTO else options.strategy
     decision = recommend(profile, priors, forced)
-    advice = Advice(
+    return Advice(
         task=task.name,
         data=task.root,
         recommendations=decision.recommendations,
@@ -210,7 +189,6 @@ def _advise(
         seconds=round(time.monotonic() - start, 3),
         command=_command(task, backbone, options),
     )
-    return advice, measured
 
 
 def _context(options: Options) -> RunContext:

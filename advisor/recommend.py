@@ -195,7 +195,7 @@ def _reasons(
         if rule is not None:
             said[best.strategy].append(_disagreement(best, rule, quadrant))
     for other in ranked[1:]:
-        said[other.strategy].append(_comparison(best, other, profile))
+        said[other.strategy].append(_comparison(best, other))
     return {name: tuple(sentences) for name, sentences in said.items()}
 
 
@@ -235,10 +235,9 @@ def _evidence(r: Recommendation, profile: Profile) -> str:
     return f"Predicted: at this domain similarity it usually {does} the linear probe's error."
 
 
-def _comparison(best: Recommendation, other: Recommendation, profile: Profile) -> str:
+def _comparison(best: Recommendation, other: Recommendation) -> str:
     gap = 100 * (best.accuracy.mid - other.accuracy.mid)
-    # In forward passes, not seconds: the sentence is to be the same whenever it is asked for.
-    times = profile.image_passes[other.strategy] / max(profile.image_passes[best.strategy], 1e-9)
+    times = other.seconds.mid / max(best.seconds.mid, 1e-9)
     cost = f"{times:.0f} times the cost" if times >= 1.5 else "no more cost"
     if times < 1 / 1.5:
         cost = f"1/{1 / times:.0f} of the cost"
