@@ -96,9 +96,10 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
         run_charts=run_charts,
         map=picture_map,
         switches=_switches(gallery, classes),
-        findings=_findings(advice.findings, gallery),
+        findings=_findings(advice, gallery),
         quarantine=[
-            {"path": shown(s.path), "reason": s.reason} for s in advice.quarantine[:MOST_LISTED]
+            {"path": shown(s.path).removeprefix(_root(advice)), "reason": s.reason}
+            for s in advice.quarantine[:MOST_LISTED]
         ],
         mistakes=_mistakes(None if outcome is None else outcome.test),
         failed=[] if outcome is None else [t for t in outcome.trials if t.reason][:MOST_LISTED],
@@ -106,7 +107,7 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
         class_rows=rows,
         versions=", ".join(f"{name} {number}" for name, number in versions().items()),
         thumbs=thumbs,
-        data=Markup(_script_json(_data(drawn, gallery, thumbs))),
+        data=Markup(_script_json(_data(drawn, gallery, thumbs, _root(advice)))),
         vega=Markup(vega),
         js=Markup(js),
         css=Markup(css),
@@ -114,6 +115,7 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
         style_hash=Markup(_hash(css)),
         vega_version=vl_convert.get_vega_version(),
         level=round(100 * LEVEL),
+        root=_root(advice),
         name=title,
         duration=duration,
         settings=settings,
@@ -144,18 +146,24 @@ def _answer(advice: Advice, outcome: Outcome | None) -> dict[str, str]:
     }
 
 
-def _findings(findings: Sequence[Finding], gallery: Gallery) -> tuple[ShownFinding, ...]:
-    return tuple(_shown(number, finding, gallery) for number, finding in enumerate(findings))
+def _findings(advice: Advice, gallery: Gallery) -> tuple[ShownFinding, ...]:
+    root = _root(advice)
+    return tuple(_shown(i, finding, gallery, root) for i, finding in enumerate(advice.findings))
 
 
-def _shown(number: int, finding: Finding, gallery: Gallery) -> ShownFinding:
+def _root(advice: Advice) -> str:
+    """Return what all paths start with: it would only hide how they differ."""
+    return f"{shown(advice.data)}/"
+
+
+def _shown(number: int, finding: Finding, gallery: Gallery, root: str) -> ShownFinding:
     shots, lines = [], []
     for e, line in enumerate(finding.examples[:MAX_EXAMPLES_SHOWN]):
         paths = tuple(p for p in gallery.named.get((number, e), ()) if p in gallery.thumbs)
         if paths:
-            shots.append(Shots(line, paths))
+            shots.append(Shots(line.replace(root, ""), paths))
         else:
-            lines.append(line)
+            lines.append(line.replace(root, ""))
     more = max(0, len(finding.examples) - MAX_EXAMPLES_SHOWN)
     return ShownFinding(finding, tuple(shots), tuple(lines), more)
 
@@ -179,14 +187,16 @@ def _switches(gallery: Gallery, classes: Sequence[str]) -> list[dict[str, Any]]:
     ]
 
 
-def _data(charts: Sequence[Chart], gallery: Gallery, thumbs: Mapping[str, str]) -> object:
+def _data(
+    charts: Sequence[Chart], gallery: Gallery, thumbs: Mapping[str, str], root: str
+) -> object:
     return {
         "charts": [
             {"name": c.name, "heading": c.heading, "text": c.text, "spec": c.spec} for c in charts
         ],
         "points": [
             {
-                "path": p.path,
+                "path": p.path.removeprefix(root),
                 "label": p.label,
                 "guess": p.guess,
                 "x": p.x,

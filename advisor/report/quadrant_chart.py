@@ -26,7 +26,7 @@ def quadrant_chart(advice: Advice) -> Chart:
     here = {"x": size.mid, "xl": size.low, "xh": size.high}
     if similarity is not None:
         here |= {"y": similarity.mid, "yl": similarity.low, "yh": similarity.high}
-    layers += _position(here)
+    layers += _position(here, reach)
     rows = [
         ("your pictures", _decades(size), "unknown" if similarity is None else _two(similarity))
     ]
@@ -63,7 +63,7 @@ def _fields(reach: float) -> list[Spec]:
         "field": "x",
         "type": "quantitative",
         "title": "Number of pictures (÷ below, × above the border)",
-        "scale": {"domain": [-reach, reach * 2.1], "nice": False},
+        "scale": {"domain": [-reach, reach * 2.25], "nice": False},
         "axis": {
             "values": list(range(-int(reach), int(reach) + 1)),
             "labelExpr": decades,
@@ -137,7 +137,7 @@ def _landmark_layers(profile: Profile, reach: float) -> list[Spec]:
                 "type": "text",
                 "align": "left",
                 "dx": 2,
-                "fontSize": 10,
+                "fontSize": 9.5,
                 "color": "var(--soft)",
             },
             "encoding": {
@@ -150,7 +150,7 @@ def _landmark_layers(profile: Profile, reach: float) -> list[Spec]:
     ]
 
 
-def _position(here: Row) -> list[Spec]:
+def _position(here: Row, reach: float) -> list[Spec]:
     """Draw the task: a cross of its intervals and a point, or a line where one is unknown."""
     data = {"values": [here]}
     x = {"field": "x", "type": "quantitative"}
@@ -171,7 +171,11 @@ def _position(here: Row) -> list[Spec]:
         {"field": "x", "title": "decades above the border", "format": "+.2f"},
         {"field": "y", "title": "similarity", "format": ".2f"},
     ]
-    label = {"type": "text", "align": "left", "dx": 9, "dy": 13, "fontWeight": 600}
+    side: Row = (
+        {"align": "right", "dx": -9} if here["x"] > reach / 2 else {"align": "left", "dx": 9}
+    )
+    side["dy"] = 14 if here["y"] > 0.12 else -12
+    label = {"type": "text", "fontWeight": 600, **side}
     return [
         {"data": data, "mark": bar, "encoding": {"y": y, **across}},
         {"data": data, "mark": bar, "encoding": {"x": x, **up}},
