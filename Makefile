@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test browser check bench docs clean
 
 demo: $(VENV)/.run
 	$(BIN)/tl-advise --demo
@@ -11,6 +11,14 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/pytest
+
+browser: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[browser]'
+	$(BIN)/pytest -m browser
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/mkdocs build
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

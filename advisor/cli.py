@@ -98,6 +98,9 @@ PilotOption = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to stdout.")]
 ShowLaps = Annotated[bool, typer.Option("--profile", help="Say on stderr where the time went.")]
+AsMarkdown = Annotated[
+    bool, typer.Option("--markdown", help="Print Markdown, and nothing else, to stdout.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Print the answer alone, no progress.")]
 
 
@@ -120,16 +123,32 @@ def advise_command(
     reference: ReferenceFolder = None,
     prefer: PreferOption = "balanced",
     pilot: PilotOption = "auto",
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the report to this file, as one page.")
+    ] = None,
+    as_markdown: AsMarkdown = False,
+    explain: Annotated[
+        str | None, typer.Option("--explain", help="Print what a finding means, e.g. TL003.")
+    ] = None,
     as_json: Json = False,
     profile: ShowLaps = False,
     quiet: Quiet = False,
 ) -> None:
     """Say which kind of transfer learning suits a folder of labelled pictures."""
+    if explain is not None:
+        _explain(explain)
+        return
+    if as_json and as_markdown:
+        _fail("--json and --markdown were both given. Leave one of them out.")
+    if html is not None and not html.resolve().parent.is_dir():
+        _fail(f"--html {html}: there is no folder {html.resolve().parent}. Make it first.")
     folder = _data_folder(data, demo, cache_dir)
     with _progress(quiet) as on_progress, _errors():
         from advisor.options import Options
         from advisor.report.as_json import advice_record
-        from advisor.report.terminal import headline, print_advice
+        from advisor.report.as_markdown import advice_markdown
+        from advisor.report.terminal import print_advice
+        from advisor.report.words import headline
         from strategies.core.progress import Laps
 
         laps = Laps(on_progress, last_s=STARTED_S)
@@ -151,9 +170,11 @@ def advise_command(
             prefer,
             pilot,
         )
-        advice = _answer(folder, options, laps)
+        advice = _answer(folder, options, laps, html)
     if as_json:
         _print_json(advice_record(advice))
+    elif as_markdown:
+        sys.stdout.write(advice_markdown(advice))
     elif quiet:
         stdout.print(headline(advice), highlight=False)
     else:
@@ -163,14 +184,17 @@ def advise_command(
         _print_laps(laps)
 
 
-def _answer(folder: Path, options: "Options", laps: "Laps") -> "Advice":
-    """Return the advice that was given before if nothing has changed; else measure."""
+def _answer(folder: Path, options: "Options", laps: "Laps", html: Path | None) -> "Advice":
+    """Return the advice that was given before if nothing has changed; else measure.
+
+    A page shows pictures, which are not kept: it is always made anew, from cached features.
+    """
     from advisor.answers import question, recall, remember
     from strategies.core.cache import ArrayCache, default_cache_dir
 
     cache = ArrayCache(options.cache_dir or default_cache_dir())
     asked = question(folder, options)
-    known = recall(cache, asked)
+    known = recall(cache, asked) if html is None else None
     laps.end("looking for an earlier answer")
     if known is not None:
         said = "Nothing has changed since this was measured: answered from the cache."
@@ -179,7 +203,7 @@ def _answer(folder: Path, options: "Options", laps: "Laps") -> "Advice":
     from advisor.pipeline import advise
 
     laps.end("imports")
-    advice = advise(folder, options)
+    advice = advise(folder, options, html=html)
     remember(cache, asked, advice)
     return advice
 
@@ -379,6 +403,20 @@ def _data_folder(data: Path | None, demo: bool, cache_dir: Path | None) -> Path:
             "CSV, TSV or Parquet manifest (path,label[,split]), or an uncompressed .tar archive."
         )
     return data
+
+
+def _explain(code: str) -> None:
+    """Print the page of a finding."""
+    from rich.markdown import Markdown
+
+    from advisor.explain import explanation
+    from strategies.core.errors import TransferError
+
+    try:
+        text = explanation(code)
+    except TransferError as error:
+        _fail(str(error))
+    stdout.print(Markdown(text) if stdout.is_terminal else text, markup=False, highlight=False)
 
 
 def _fresh_run(data: Path) -> Path:

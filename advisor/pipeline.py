@@ -1,5 +1,6 @@
 """The program on one page: a folder of pictures to advice, and to a classifier."""
 
+import shlex
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from advisor.profile import examine, sample
 from advisor.recommend import recommend
 from advisor.reference import build_reference
 from advisor.report.as_json import advice_record, outcome_record
+from advisor.report.files import write_page, write_run_reports
 from advisor.search import search
 from advisor.types import Advice, BackboneScore, Choice, Decision, Outcome, Profile
 from strategies.core.backbone import Backbone, load_backbone
@@ -22,7 +24,9 @@ from strategies.core.catalogue import CATALOGUE, DEFAULT_BACKBONE
 from strategies.core.classifier import evaluate, write_json
 from strategies.core.errors import StorageError
 from strategies.core.features import extract_features
+from strategies.core.pictures import shown
 from strategies.core.run import RunContext, make_context
+from strategies.core.sampling import MAX_IMAGES, MAX_QUARANTINE
 from strategies.core.task import ImageTask, Split, load_task
 from strategies.registry import get_strategy
 
@@ -35,8 +39,13 @@ COMPARED = 1000
 """Backbones are compared on at most about this many pictures."""
 
 
-def advise(data: Path | str, options: Options = DEFAULTS) -> Advice:
+def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None = None) -> Advice:
     """Say which strategy suits a folder of labelled pictures, from measurements on them.
+
+    Parameters
+    ----------
+    html
+        A file to write the report to, as one page.
 
     Raises
     ------
@@ -47,7 +56,10 @@ def advise(data: Path | str, options: Options = DEFAULTS) -> Advice:
     task = _load(Path(data), options, ctx)
     ranked, backbone, choices = _backbone(task, options, ctx)
     hidden, test = task.hide_test(), _unlabelled_test(task)
-    return replace(_advise(hidden, test, backbone, choices, options, ctx), backbones=ranked)
+    advice = replace(_advise(hidden, test, backbone, choices, options, ctx), backbones=ranked)
+    if html is not None:
+        write_page(html, advice, hidden, backbone, ctx)
+    return advice
 
 
 def auto(
@@ -97,6 +109,7 @@ def auto(
         advice, found.trials, found.best, test, found.refitted, folder, round(seconds, 3)
     )
     write_json(folder / "outcome.json", outcome_record(outcome))
+    write_run_reports(outcome, task.hide_test(), backbone, ctx)
     return outcome
 
 
@@ -153,6 +166,7 @@ def _advise(
         n_test=task.n_hidden,
         seed=options.seed,
         seconds=round(time.monotonic() - start, 3),
+        command=_command(task, backbone, options),
     )
 
 
@@ -231,6 +245,29 @@ def _backbone(
     if backbone.name not in CATALOGUE:
         choices.append(Choice("weights' licence", backbone.licence, "stated by timm"))
     return ranked, backbone, tuple(choices)
+
+
+def _command(task: ImageTask, backbone: Backbone, options: Options) -> str:
+    """Return the command that gives this advice again, with every choice pinned."""
+    given: dict[str, object] = {
+        "backbone": backbone.name,
+        "input-px": backbone.input_px,
+        "strategy": None if options.strategy == AUTO else options.strategy,
+        "val": options.val,
+        "test": options.test,
+        "root": options.root,
+        "group-by": options.group_by,
+        "max-images": None if options.max_images == MAX_IMAGES else options.max_images or 0,
+        "max-quarantine": None
+        if options.max_quarantine == MAX_QUARANTINE
+        else options.max_quarantine,
+        "reference": options.reference,
+        "prefer": None if options.prefer == DEFAULTS.prefer else options.prefer,
+        "pilot": None if options.pilot == AUTO else options.pilot,
+        "seed": options.seed,
+    }
+    pinned = [f"--{k} {shlex.quote(shown(str(v)))}" for k, v in given.items() if v is not None]
+    return " ".join(["tl-advise", shlex.quote(shown(task.root)), *pinned])
 
 
 def _sample_choice(task: ImageTask, options: Options) -> tuple[Choice, ...]:

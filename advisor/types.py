@@ -205,6 +205,8 @@ class Advice:
     ----------
     backbones
         Those that were compared, best first; empty where there was one.
+    command
+        What gives this advice again.
     """
 
     task: str
@@ -221,6 +223,7 @@ class Advice:
     seed: int
     seconds: float
     backbones: tuple[BackboneScore, ...] = ()
+    command: str = ""
 
     @property
     def best(self) -> Recommendation:

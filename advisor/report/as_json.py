@@ -4,6 +4,8 @@ from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
+from advisor.report.importance import importance
+from advisor.report.quadrant_chart import landmarks
 from advisor.types import SCHEMA_VERSION, Advice, Outcome
 from strategies.core.metrics import Interval
 from strategies.core.pictures import shown
@@ -20,6 +22,7 @@ def advice_record(advice: Advice) -> dict[str, Any]:
         "rejections": [asdict(r) for r in advice.rejections],
         "quadrant": asdict(advice.quadrant),
         "similarity": None if similarity is None else asdict(similarity.score),
+        "landmarks": [{"name": n, "similarity": s} for n, s in landmarks(advice.profile)],
         "profile": asdict(advice.profile),
         "backbones": [asdict(b) for b in advice.backbones],
         "findings": [asdict(f) for f in advice.findings],
@@ -32,7 +35,8 @@ def advice_record(advice: Advice) -> dict[str, Any]:
             "test": advice.n_test or None,
         },
         "seed": advice.seed,
-        "versions": {name: version(name) for name in ("tl-advisor", "torch", "timm")},
+        "command": advice.command,
+        "versions": versions(),
         "seconds": advice.seconds,
     }
 
@@ -52,9 +56,22 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
         "refitted_on_train_and_val": outcome.refitted,
         "test_accuracy": None if test is None else _interval(test.accuracy),
         "test": None if test is None else asdict(test),
+        "transfer_gain": None if outcome.transfer_gain is None else asdict(outcome.transfer_gain),
         "n_trials": len(outcome.trials),
+        "trials": [asdict(t) for t in outcome.trials],
+        "importance": importance_record(outcome),
         "seconds": outcome.seconds,
     }
+
+
+def importance_record(outcome: Outcome) -> dict[str, dict[str, float]]:
+    """Return what mattered in a run, by strategy and hyperparameter."""
+    return importance(outcome.trials, outcome.advice.seed)
+
+
+def versions() -> dict[str, str]:
+    """Return the releases that numbers depend on."""
+    return {name: version(name) for name in ("tl-advisor", "torch", "timm")}
 
 
 def _interval(interval: Interval | None) -> dict[str, float] | None:

@@ -7,38 +7,42 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from advisor.report.as_json import versions
+from advisor.report.text_charts import depth_profile, quadrant_map
+from advisor.report.words import (
+    duration,
+    headline,
+    pairs,
+    points,
+    settings,
+    similarity_words,
+    size_line,
+    why,
+)
 from advisor.similarity import DomainSimilarity
-from advisor.types import Advice, Finding, Outcome, ProbeResult, Profile
+from advisor.types import Advice, Finding, Outcome, Profile
 from strategies.core.metrics import LEVEL
 
-_BAR = 20
 _EXAMPLES = 2
 _LOOKALIKES = 3
 
 
 def print_advice(console: Console, advice: Advice) -> None:
     """Print the whole report."""
+    releases = ", ".join(f"{name} {number}" for name, number in versions().items())
     console.print(
         _headline(advice),
-        *_section("Why", _why(advice)),
+        *_section("Why", _lines(why(advice))),
         *_section("All strategies", _strategies(advice)),
         *_section("What was measured", _measured(advice)),
         *_section("Findings", _findings(advice.findings)),
         *_section("Chosen for you", _choices(advice)),
+        *_section("How to get this again", _lines((advice.command, releases))),
         Text(
-            f"\nIntervals are {100 * LEVEL:.0f}% intervals. Measured in {advice.seconds:.0f} s; "
-            f"seed {advice.seed}."
+            f"\nIntervals are {100 * LEVEL:.0f}% intervals. Measured in "
+            f"{duration(advice.seconds)}; seed {advice.seed}."
         ),
         sep="\n",
-    )
-
-
-def headline(advice: Advice) -> str:
-    """Return the answer in one line."""
-    best = advice.best
-    return (
-        f"{best.strategy}: expect {best.accuracy.percent()} accuracy, "
-        f"about {duration(best.seconds.mid)} to fit"
     )
 
 
@@ -57,7 +61,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         facts.add_row("calibration error", f"{100 * test.calibration_error:.1f} points")
     if best.val_accuracy is not None:
         facts.add_row("val accuracy", best.val_accuracy.percent())
-    facts.add_row("hyperparameters", ", ".join(_pairs(best.hyperparameters.items())))
+    facts.add_row("hyperparameters", ", ".join(pairs(best.hyperparameters.items())))
     if outcome.refitted:
         facts.add_row("last fit", "once more on train and val together")
     facts.add_row("took", f"{duration(outcome.seconds)}, {len(outcome.trials)} trials")
@@ -88,23 +92,10 @@ def print_predictions(
     console.print(table)
 
 
-def duration(seconds: float) -> str:
-    """Format seconds for people: "40 s", "12 min", "3.5 h"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
 def _headline(advice: Advice) -> RenderableType:
-    profile = advice.profile
     return Group(
-        Text(f"{advice.task}: {advice.best.strategy}", style="bold"),
-        Text(
-            f"{profile.n} pictures of {profile.n_classes} classes "
-            f"({profile.n_per_class:.0f} a class); {advice.split}"
-        ),
+        Text(f"{advice.task}: {headline(advice)}", style="bold"),
+        Text(size_line(advice)),
     )
 
 
@@ -114,19 +105,7 @@ def _section(title: str, body: RenderableType | None) -> tuple[RenderableType, .
     return (Text(f"\n{title}", style="bold"), Padding(body, (0, 0, 0, 2)))
 
 
-def _why(advice: Advice) -> RenderableType:
-    best = advice.best
-    lines = [
-        f"Expect {best.accuracy.percent()} accuracy after about "
-        f"{duration(best.seconds.mid)} of fitting.",
-        *best.reasons,
-    ]
-    if advice.quadrant.borderline:
-        rules = " or ".join(advice.quadrant.candidates)
-        lines.append(f"The task lies near a border; the rule of thumb is {rules}.")
-    if len(advice.recommendations) > 1:
-        second = advice.recommendations[1]
-        lines.append(f"Runner-up: {second.strategy}. {second.reasons[-1]}")
+def _lines(lines: Iterable[str]) -> RenderableType:
     return Group(*(Text(line) for line in lines))
 
 
@@ -138,74 +117,66 @@ def _strategies(advice: Advice) -> RenderableType:
     table.add_column("time", justify="right")
     table.add_column("starts with")
     for number, r in enumerate(advice.recommendations, start=1):
-        keys = [(k, v) for k, v in r.hyperparameters.items() if k in _SHOWN]
         table.add_row(
             str(number),
             r.strategy,
             r.accuracy.percent(),
             duration(r.seconds.mid),
-            ", ".join(_pairs(keys)),
+            settings(r.hyperparameters),
             style="bold" if number == 1 else "",
         )
     rejected = [Text(f"not considered: {r.strategy}: {r.reason}") for r in advice.rejections]
     return Group(table, *rejected)
 
 
-_SHOWN = ("strength", "depth", "frozen_stages", "lr", "steps")
-
-
 def _measured(advice: Advice) -> RenderableType:
-    profile = advice.profile
-    q = advice.quadrant
-    parts: list[RenderableType] = [
-        Text(
-            f"size        {q.size} ({profile.n_per_class:.0f} a class)\n"
-            f"domain      {_domain_words(q.domain, profile.similarity)}"
-        )
-    ]
-    parts += _lookalikes(profile.similarity)
-    parts.append(Text("\ndepth                similarity           probe accuracy (SVM)"))
-    svms = {p.depth: p for p in profile.probes if p.loss == "squared_hinge"}
-    for depth, name in enumerate(profile.depth_names, start=1):
-        parts.append(Text(_depth_row(f"{depth} {name}", depth, profile, svms[depth])))
-    parts.append(Text(f"  {'all together':<39} {svms[0].accuracy.percent()}"))
-    softmax = profile.linear_probe.accuracy.percent()
-    parts.append(Text(f"  {'linear probe (softmax, penultimate)':<39} {softmax}"))
-    if profile.n_measured < profile.n:
-        parts.append(Text(f"  on a sample of {profile.n_measured} pictures"))
-    return Group(*parts)
-
-
-def _domain_words(domain: str, similarity: DomainSimilarity | None) -> str:
-    if similarity is None:
-        return "unknown: this backbone has no BatchNorm statistics to compare with"
-    near, far = similarity.between
-    between = [f"as far as {near}" if near else "", f"nearer than {far}" if far else ""]
-    where = " and ".join(b for b in between if b)
-    s = similarity.score
-    return (
-        f"{domain} (similarity {s.mid:.2f} [{s.low:.2f}, {s.high:.2f}]"
-        + (f"; {where}" if where else "")
-        + ")"
+    profile, quadrant = advice.profile, advice.quadrant
+    domain = f"{quadrant.domain}; {similarity_words(profile.similarity)}"
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("size", Text(f"{quadrant.size} ({profile.n_per_class:.0f} a class)"))
+    facts.add_row("domain", Text(domain if profile.similarity else domain.split("; ")[1]))
+    facts.add_row("looks like", Text(_lookalikes(profile.similarity)))
+    for name, value in _other_measurements(profile):
+        facts.add_row(name, Text(value))
+    sample = () if profile.n_measured == profile.n else (_sample(profile),)
+    return Group(
+        facts,
+        Text(""),
+        _lines(quadrant_map(advice)),
+        Text(""),
+        _lines(depth_profile(profile)),
+        *sample,
     )
 
 
-def _lookalikes(similarity: DomainSimilarity | None) -> list[RenderableType]:
+def _other_measurements(profile: Profile) -> list[tuple[str, str]]:
+    together = next(p for p in profile.probes if p.loss == "squared_hinge" and p.depth == 0)
+    said = [
+        ("linear probe", f"{profile.linear_probe.accuracy.percent()} (softmax, penultimate)"),
+        ("all depths", f"{together.accuracy.percent()} (SVM)"),
+    ]
+    if profile.knn is not None:
+        said.append(("neighbours", f"{profile.knn.percent()} (nearest, penultimate)"))
+    for name, score in profile.transferability.items():
+        said.append((name, f"{score.mid:.3f} [{score.low:.3f}, {score.high:.3f}]"))
+    if profile.pilot is not None:
+        said.append(("pilot", f"fine-tuning gained {points(profile.pilot.gain)} over a probe"))
+    if profile.curve is not None and profile.curve.extrapolated:
+        n, accuracy = profile.curve.extrapolated[-1]
+        said.append(("more data", f"{accuracy.percent()} with {n:,.0f} a class (extrapolated)"))
+    return said
+
+
+def _sample(profile: Profile) -> Text:
+    return Text(f"Measured on a sample of {profile.n_measured:,} pictures.")
+
+
+def _lookalikes(similarity: DomainSimilarity | None) -> str:
     """Say what the pretrained network takes the classes for, most agreed first."""
     if similarity is None or similarity.evidence is None:
-        return []
+        return "not known: the network has no old head"
     ranked = sorted(similarity.evidence.lands_on, key=lambda c: -c.share.mid)[:_LOOKALIKES]
-    said = ", ".join(f"{c.name}: {c.source_class} {100 * c.share.mid:.0f}%" for c in ranked)
-    return [Text(f"looks like  {said}")] if ranked else []
-
-
-def _depth_row(name: str, depth: int, profile: Profile, svm: ProbeResult) -> str:
-    if profile.similarity is None:
-        shown = " " * _BAR
-    else:
-        shift = profile.similarity.shift_at(depth)
-        shown = "" if shift is None else f"{shift:6.3f} nats away"
-    return f"  {name:<18} {shown:<{_BAR}} {svm.accuracy.percent()}"
+    return ", ".join(f"{c.name}: {c.source_class} {100 * c.share.mid:.0f}%" for c in ranked)
 
 
 def _findings(findings: Sequence[Finding]) -> RenderableType | None:
@@ -225,7 +196,3 @@ def _choices(advice: Advice) -> RenderableType | None:
     if not advice.choices:
         return None
     return Group(*(Text(f"{c.name}: {c.value} ({c.source})") for c in advice.choices))
-
-
-def _pairs(items: Iterable[tuple[str, object]]) -> list[str]:
-    return [f"{k} {v:.2g}" if isinstance(v, float) else f"{k} {v}" for k, v in items]

@@ -24,14 +24,18 @@ from strategies.core.features import batches, to_input
 from strategies.core.images import Pixels
 from strategies.core.metrics import (
     Evaluation,
+    Labels,
+    Mistake,
+    Scores,
     accuracy,
+    calibration_bins,
     calibration_error,
     mean_per_class,
     proportion,
     top_k,
 )
 from strategies.core.network import Network
-from strategies.core.task import Split, labels_of
+from strategies.core.pictures import Split, labels_of, shown
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE, RECORD_FILE = "classifier.safetensors", "classifier.json"
@@ -205,19 +209,36 @@ def scale_scores(network: Network, factor: float) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON so that a reader sees the old file or the whole new one."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text so that a reader sees the old file or the whole new one.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be written.
+    """
     part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
 
 
 def _backbone_from(record: dict[str, Any]) -> Backbone:
     depths = tuple(Depth(**d) for d in record["depths"])
     fixed = {"depths": depths, "mean": tuple(record["mean"]), "std": tuple(record["std"])}
     return Backbone(**(record | fixed))
+
+
+MOST_PAIRS, MOST_OF_A_PAIR = 12, 4
+"""How many of the most confused pairs of classes are told with pictures, and with how many."""
 
 
 def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -> Evaluation:
@@ -240,4 +261,23 @@ def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -
             for c, row in enumerate(table)
         ),
         tuple(tuple(row) for row in table.tolist()),
+        calibration_bins(probabilities, labels),
+        _mistakes(split, classifier.classes, probabilities, labels),
+    )
+
+
+def _mistakes(
+    split: Split, classes: Sequence[str], probabilities: Scores, labels: Labels
+) -> tuple[Mistake, ...]:
+    """List the surest mistakes of the most confused pairs of classes."""
+    predicted = probabilities.argmax(axis=1)
+    sure = probabilities.max(axis=1)
+    by_pair: dict[tuple[int, int], list[int]] = {}
+    for row in np.flatnonzero(predicted != labels)[np.argsort(-sure[predicted != labels])]:
+        by_pair.setdefault((int(labels[row]), int(predicted[row])), []).append(int(row))
+    worst = sorted(by_pair.items(), key=lambda pair: (-len(pair[1]), pair[0]))[:MOST_PAIRS]
+    return tuple(
+        Mistake(shown(split[row].path), classes[label], classes[taken], float(sure[row]))
+        for (label, taken), rows in worst
+        for row in rows[:MOST_OF_A_PAIR]
     )

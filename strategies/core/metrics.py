@@ -39,6 +39,25 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class CalibrationBin:
+    """Pictures of like confidence: how sure the classifier was, and how often it was right."""
+
+    confidence: float
+    accuracy: Interval
+    n: int
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A picture of class `label` that was taken for `predicted` with this probability."""
+
+    path: str
+    label: str
+    predicted: str
+    probability: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """How a classifier did on pictures that nothing was fitted to.
 
@@ -56,6 +75,10 @@ class Evaluation:
         Names of the classes, and the accuracy within each of them (None without pictures).
     confusion
         How many pictures of a class (row) were taken for a class (column).
+    calibration
+        Confidence against accuracy, in bins of rising confidence.
+    mistakes
+        The surest mistakes of the most confused pairs of classes, pair by pair.
     """
 
     accuracy: Interval
@@ -66,6 +89,8 @@ class Evaluation:
     classes: tuple[str, ...]
     per_class: tuple[Interval | None, ...]
     confusion: tuple[tuple[int, ...], ...]
+    calibration: tuple[CalibrationBin, ...] = ()
+    mistakes: tuple[Mistake, ...] = ()
 
 
 def proportion(share: float, n: float, level: float = LEVEL) -> Interval:
@@ -134,6 +159,31 @@ def calibration_error(probabilities: Scores, labels: Labels, bins: int = 15) -> 
     parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(labels)))
     gaps = [len(p) * abs(confidence[p].mean() - correct[p].mean()) for p in parts]
     return float(sum(gaps) / len(labels))
+
+
+def calibration_bins(
+    probabilities: Scores, labels: Labels, bins: int = 10
+) -> tuple[CalibrationBin, ...]:
+    """Cut the pictures into equal-count bins of rising confidence in the likeliest class.
+
+    Parameters
+    ----------
+    probabilities
+        Shape (n, classes).
+    bins
+        At most so many, and at least ten pictures in each where there are ten.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
+    order = np.argsort(confidence, kind="stable")
+    parts = np.array_split(order, max(1, min(bins, len(labels) // 10)))
+    return tuple(
+        CalibrationBin(
+            float(confidence[p].mean()), proportion(float(correct[p].mean()), len(p)), len(p)
+        )
+        for p in parts
+        if len(p)
+    )
 
 
 def log_loss(logits: Scores, labels: Labels, counts: NDArray[np.float32] | None = None) -> float:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from strategies.core.metrics import Labels
 
 THUMB_PX = 32
+_JOINERS = "\u200c\u200d"
+"""They change no order of reading and hold emoji and Persian words together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,8 @@ def groups_of(split: Split) -> NDArray[np.int64]:
 def shown(name: Path | str) -> str:
     """Return a path or name as one printable line that any UTF-8 stream takes."""
     return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode("ascii")
+        c
+        if c.isprintable() or c in _JOINERS
+        else c.encode("unicode_escape", "surrogatepass").decode("ascii")
         for c in str(name)
     )

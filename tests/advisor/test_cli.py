@@ -92,23 +92,6 @@ def test_json_is_alone_on_stdout_and_complete(
     assert record["findings"][0].keys() >= {"code", "severity", "title", "detail", "action"}
 
 
-def test_a_second_call_gives_the_same_advice_but_for_times(
-    make_folder: Callable[..., Path], cache: list[str]
-) -> None:
-    data = make_folder("data", 8)
-
-    def ask() -> dict[str, object]:
-        record = json.loads(runner.invoke(advise_app, [str(data), "--json", *cache]).stdout)
-        timeless = record | {"seconds": 0}
-        timeless["profile"] = record["profile"] | {"ms_per_image": 0}
-        timeless["recommendations"] = [
-            r | {"seconds": 0, "reasons": r["reasons"][:1]} for r in record["recommendations"]
-        ]
-        return timeless
-
-    assert ask() == ask()
-
-
 def test_the_report_fits_80_columns_and_names_every_strategy(
     make_folder: Callable[..., Path], cache: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,6 +107,62 @@ def test_the_report_fits_80_columns_and_names_every_strategy(
     assert max(map(len, text.splitlines())) <= 80
     for name in ("linear_probe", "layer_svm", "partial_fine_tune", "full_fine_tune"):
         assert name in text
+    assert "Runner-up: " in text
+    assert "tl-advise" in text
+    assert "●" in text
+
+
+def test_html_and_markdown_hold_the_same_answer(
+    make_folder: Callable[..., Path], cache: list[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    asked = [str(make_folder("data", 8)), "--html", str(page), "--markdown", *cache]
+    found = runner.invoke(advise_app, asked)
+    assert found.exit_code == 0, found.output
+    assert found.stdout.startswith("# data: ")
+    best = found.stdout.split("\n")[0].removeprefix("# data: ")
+    expected = next(
+        x for x in found.stdout.splitlines() if f"| {best.replace('_', chr(92) + '_')} |" in x
+    )
+    accuracy = expected.split("|")[3].strip().replace("\\", "")
+    assert accuracy in page.read_text(encoding="utf-8")
+
+
+def test_two_forms_on_one_stdout_are_refused(make_folder: Callable[..., Path]) -> None:
+    found = runner.invoke(advise_app, [str(make_folder("data", 4)), "--json", "--markdown"])
+    assert found.exit_code == 2
+    assert "both" in found.stderr
+
+
+def test_a_page_without_a_folder_to_go_to_is_refused_at_once(tmp_path: Path) -> None:
+    aim = tmp_path / "none" / "report.html"
+    found = runner.invoke(advise_app, [str(tmp_path), "--html", str(aim)])
+    assert found.exit_code == 2
+    assert "there is no folder" in " ".join(found.stderr.split())
+
+
+def test_explain_prints_the_page_of_a_code_and_knows_near_ones() -> None:
+    found = runner.invoke(advise_app, ["--explain", "tl003"])
+    assert found.exit_code == 0
+    assert found.stdout.startswith("## TL003: ")
+    assert "TL004" not in found.stdout
+    wrong = runner.invoke(advise_app, ["--explain", "TL903"])
+    assert wrong.exit_code == 2
+    assert "Did you mean TL0" in " ".join(wrong.stderr.split())
+
+
+@pytest.mark.parametrize(("app", "name"), [(advise_app, "TL_ADVISE"), (auto_app, "TL_AUTO")])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_can_be_had(app: object, name: str, shell: str) -> None:
+    program = name.lower().replace("_", "-")
+    found = runner.invoke(
+        app,  # type: ignore[arg-type]
+        [],
+        prog_name=program,
+        env={f"_{name}_COMPLETE": f"source_{shell}"},
+    )
+    assert found.exit_code == 0, found.output
+    assert f"_{name}_COMPLETE" in found.stdout
 
 
 def test_profile_says_on_stderr_where_the_time_went(
@@ -166,7 +205,7 @@ def test_run_then_predict(
     assert record == json.loads((out / "outcome.json").read_text())
     assert set(record["best"]) >= {"strategy", "hyperparameters", "val_accuracy"}
     assert record["test_accuracy"]["low"] <= record["test_accuracy"]["high"]
-    for name in ("advice.json", "study.db", "trials.jsonl", "classifier"):
+    for name in ("advice.json", "study.db", "trials.jsonl", "classifier", "report.html"):
         assert (out / name).exists()
 
     again = runner.invoke(auto_app, ["run", str(data), "--out", str(out), *cache])

@@ -56,6 +56,44 @@ def test_json_carries_findings_quarantine_and_split(
         jsonschema.validate(advice, schema)
 
 
+def without_times(value: Any, schema: Any, whole: Any, path: str, found: set[str]) -> Any:
+    """Blank the fields that the schema marks as times, and note them."""
+    if "$ref" in schema:
+        schema = whole["$defs"][schema["$ref"].rsplit("/", 1)[1]] | schema
+    for option in schema.get("anyOf", schema.get("oneOf", ())):
+        if value is not None and option.get("type") != "null":
+            return without_times(value, option, whole, path, found)
+    if schema.get("x-time"):
+        found.add(path)
+        return None
+    if isinstance(value, dict):
+        fields = schema.get("properties", {})
+        return {
+            k: without_times(v, fields.get(k, {}), whole, f"{path}.{k}", found)
+            for k, v in value.items()
+        }
+    if isinstance(value, list):
+        items = schema.get("items", {})
+        return [without_times(v, items, whole, f"{path}[]", found) for v in value]
+    return value
+
+
+def test_two_calls_give_the_same_bytes_but_for_the_fields_that_are_marked_as_times(
+    schema: Any, make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    data = make_folder("d", 10)
+    texts = []
+    for number in (1, 2):
+        asked = [str(data), "--json", "--input-px", "32"]
+        found = runner.invoke(advise_app, [*asked, "--cache-dir", str(tmp_path / f"c{number}")])
+        assert found.exit_code == 0, found.output
+        times: set[str] = set()
+        record = without_times(json.loads(found.stdout), schema, schema, "", times)
+        texts.append(json.dumps(record))
+    assert {".seconds", ".recommendations[].seconds", ".profile.ms_per_image"} <= times
+    assert texts[0] == texts[1]
+
+
 def test_too_much_that_cannot_be_read_is_exit_2(
     make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:

@@ -7,6 +7,7 @@ from strategies.core.metrics import (
     LEVEL,
     Interval,
     accuracy,
+    calibration_bins,
     calibration_error,
     log_loss,
     mean_per_class,
@@ -186,3 +187,20 @@ def test_top_k_counts_labels_among_the_k_highest_scores() -> None:
     assert top_k(scores, labels, 1).mid == pytest.approx(1 / 3)
     assert top_k(scores, labels, 2).mid == pytest.approx(2 / 3)
     assert top_k(scores, labels, 3).mid == 1.0
+
+
+def test_calibration_bins_rise_hold_all_pictures_and_meet_the_error() -> None:
+    probabilities, labels = _calibrated(1000)
+    bins = calibration_bins(probabilities, labels)
+    assert sum(b.n for b in bins) == 1000
+    assert [b.confidence for b in bins] == sorted(b.confidence for b in bins)
+    right = sum(b.n * b.accuracy.mid for b in bins) / 1000
+    assert right == pytest.approx(np.mean(probabilities.argmax(axis=1) == labels))
+    inside = [b.accuracy.low <= b.confidence <= b.accuracy.high for b in bins]
+    assert np.mean(inside) >= 0.7
+
+
+def test_few_pictures_make_one_bin() -> None:
+    (only,) = calibration_bins(np.array([[0.8, 0.2]]), np.array([0]))
+    assert only.n == 1
+    assert only.accuracy.mid == 1.0

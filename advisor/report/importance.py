@@ -1,0 +1,97 @@
+"""Which hyperparameters mattered in a search."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+
+from advisor.types import TrialRecord
+
+FEWEST_TRIALS = 8
+"""With fewer scored trials of a strategy, nothing can be said about its hyperparameters."""
+LOG_FROM = 30.0
+"""A range whose ends differ by more than this factor is looked at on a logarithmic scale."""
+
+
+def importance(trials: Sequence[TrialRecord], seed: int) -> dict[str, dict[str, float]]:
+    """Share of the spread of val accuracy that each hyperparameter explains, by strategy.
+
+    Shares of a strategy sum to 1. Strategies with too few scored trials, or of which nothing was
+    varied, are left out.
+
+    References
+    ----------
+    F. Hutter et al., An efficient approach for assessing hyperparameter importance, 2014 (fANOVA).
+    """
+    found = {}
+    for strategy in dict.fromkeys(t.strategy for t in trials):
+        scored = [t for t in trials if t.strategy == strategy and t.val_accuracy is not None]
+        ranges = varied(scored)
+        if len(scored) < FEWEST_TRIALS or not ranges:
+            continue
+        if len({t.val_accuracy.mid for t in scored if t.val_accuracy is not None}) < 2:
+            continue
+        shares = get_param_importances(
+            _study(scored, ranges), evaluator=FanovaImportanceEvaluator(seed=seed)
+        )
+        found[strategy] = {name: float(share) for name, share in shares.items()}
+    return found
+
+
+def varied(trials: Sequence[TrialRecord]) -> dict[str, BaseDistribution]:
+    """Return the hyperparameters that all trials have and that differ, with their ranges."""
+    if not trials:
+        return {}
+    shared = [
+        name
+        for name in trials[0].hyperparameters
+        if all(name in t.hyperparameters for t in trials)
+    ]
+    values = {name: [t.hyperparameters[name] for t in trials] for name in shared}
+    return {name: _range(v) for name, v in values.items() if len(set(map(str, v))) > 1}
+
+
+def _range(values: Sequence[Any]) -> BaseDistribution:
+    if all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        low, high = min(values), max(values)
+        wide = low > 0 and high / low > LOG_FROM
+        if all(isinstance(v, int) for v in values):
+            return IntDistribution(low, high, log=wide)
+        return FloatDistribution(float(low), math.nextafter(float(high), math.inf), log=wide)
+    return CategoricalDistribution(sorted({_category(v) for v in values}, key=str))
+
+
+def _category(value: Any) -> str | bool:
+    return value if isinstance(value, bool) else str(value)
+
+
+def _study(
+    trials: Sequence[TrialRecord], ranges: Mapping[str, BaseDistribution]
+) -> optuna.study.Study:
+    """Put records into a study in memory: only what was recorded counts, not how it was stored."""
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    study = optuna.create_study(direction="maximize")
+    optuna.logging.set_verbosity(level)
+    for trial in trials:
+        assert trial.val_accuracy is not None
+        params = {
+            name: _category(trial.hyperparameters[name])
+            if isinstance(kind, CategoricalDistribution)
+            else trial.hyperparameters[name]
+            for name, kind in ranges.items()
+        }
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=params, distributions=dict(ranges), value=trial.val_accuracy.mid
+            )
+        )
+    return study

@@ -1,0 +1,124 @@
+"""How the reports say things: shared by terminal, Markdown and page."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from advisor.similarity import DomainSimilarity
+from advisor.types import Advice, Outcome
+from strategies.core.metrics import Interval
+from strategies.registry import STRATEGIES
+
+_SHOWN = ("strength", "depth", "frozen_stages", "lr", "steps")
+
+
+def title(strategy: str) -> str:
+    """Return a strategy's name for people: ``"Linear probe"``."""
+    words = strategy.replace("_", " ").replace("fine tune", "fine-tuning").capitalize()
+    return words.replace("svm", "SVM")
+
+
+def spoken(text: str) -> str:
+    """Return a sentence with the strategies' names as people say them."""
+    for name in STRATEGIES:
+        first, rest = title(name)[0], title(name)[1:]
+        text = text.replace(name, first.lower() + rest)
+    return text
+
+
+def duration(seconds: float) -> str:
+    """Format seconds for people: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def headline(advice: Advice) -> str:
+    """Return the answer in one line."""
+    best = advice.best
+    return (
+        f"{best.strategy}: expect {best.accuracy.percent()} accuracy, "
+        f"about {duration(best.seconds.mid)} to fit"
+    )
+
+
+def result(outcome: Outcome) -> str:
+    """Return what a run reached in one line."""
+    test = outcome.test
+    if test is None:
+        return f"{outcome.best.strategy}: there are no test pictures to judge it on"
+    pictures = "picture" if test.n == 1 else "pictures"
+    return f"{outcome.best.strategy}: {test.accuracy.percent()} on {test.n:,} test {pictures}"
+
+
+def size_line(advice: Advice) -> str:
+    """Say how many pictures there are and how they are split."""
+    profile = advice.profile
+    return (
+        f"{profile.n:,} pictures of {profile.n_classes} classes "
+        f"({profile.n_per_class:.0f} a class); {advice.split}"
+    )
+
+
+def points(gain: Interval) -> str:
+    """Format a difference of accuracies: ``"+1.2 points [-0.3, +2.8]"``."""
+    return f"{100 * gain.mid:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+
+
+def similarity_words(similarity: DomainSimilarity | None) -> str:
+    """Say how near to ImageNet the pictures are, and between which landmarks."""
+    if similarity is None:
+        return "unknown: this backbone has no BatchNorm statistics to compare with"
+    near, far = similarity.between
+    between = [f"as far as {near}" if near else "", f"nearer than {far}" if far else ""]
+    where = " and ".join(b for b in between if b)
+    s = similarity.score
+    return f"similarity {s.mid:.2f} [{s.low:.2f}, {s.high:.2f}]" + (f"; {where}" if where else "")
+
+
+def settings(hyperparameters: Mapping[str, Any]) -> str:
+    """Name the hyperparameters that say most: ``"lr 0.003, steps 300"``."""
+    return ", ".join(pairs((k, v) for k, v in hyperparameters.items() if k in _SHOWN))
+
+
+def pairs(items: Iterable[tuple[str, object]]) -> list[str]:
+    """Format names with values, floats with two digits."""
+    return [f"{k} {v:.2g}" if isinstance(v, float) else f"{k} {v}" for k, v in items]
+
+
+def border_words(advice: Advice) -> str | None:
+    """Say which rules stand where the task lies near a border, else None."""
+    if not advice.quadrant.borderline:
+        return None
+    rules = " or ".join(advice.quadrant.candidates)
+    return f"The task lies near a border; the rule of thumb is {rules}."
+
+
+def why(advice: Advice) -> tuple[str, ...]:
+    """Say why the first strategy is advised, and when the second would win."""
+    best = advice.best
+    expect = (
+        f"Expect {best.accuracy.percent()} accuracy after about "
+        f"{duration(best.seconds.mid)} of fitting."
+    )
+    second = runner_up(advice)
+    lines = (
+        expect,
+        *best.reasons,
+        border_words(advice),
+        None if second is None else f"Runner-up: {second}",
+    )
+    return tuple(line for line in lines if line is not None)
+
+
+def runner_up(advice: Advice) -> str | None:
+    """Name the second strategy and say when it would win; None where there is no second."""
+    if len(advice.recommendations) < 2:
+        return None
+    best, second = advice.recommendations[:2]
+    said = f"{second.strategy}. {second.reasons[-1]}"
+    gap = 100 * (second.accuracy.high - best.accuracy.mid)
+    if gap <= 0:
+        return f"{said} Even at the top of its interval it stays below {best.strategy}."
+    return f"{said} At the top of its interval it would win by {gap:.1f} points."

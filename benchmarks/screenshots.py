@@ -1,0 +1,61 @@
+"""Screenshots of a real page for the README: scikit-learn's digits, no one else's pictures.
+
+Command: ``python benchmarks/screenshots.py --run runs/demo`` after
+``tl-auto run --demo --input-px 64 --max-images 900 --time 4m --trials 12 --out runs/demo``.
+Needs ``pip install -e '.[browser]'`` and a chromium. Seconds, once the run is there.
+"""
+
+import argparse
+import io
+import shutil
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Browser, sync_playwright
+
+WIDTH_PX, COLOURS = 1100, 96
+
+
+def main() -> None:
+    """Take the top of the page in light and the map of the pictures in dark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="run folder of the demo")
+    parser.add_argument("--out", type=Path, default=Path("docs/images"))
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    page = (given.run / "report.html").resolve()
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    with sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        save(shot(browser, page, "light", "#answer", 760), given.out / "report-light.png")
+        save(shot(browser, page, "dark", "#pictures", 640, hover=True), given.out / "map-dark.png")
+        browser.close()
+
+
+def shot(
+    browser: Browser, page: Path, scheme: str, start: str, height: int, *, hover: bool = False
+) -> bytes:
+    """Return a PNG of the page: from its top, or from an element with a picture pointed at."""
+    size = {"width": WIDTH_PX, "height": height}
+    tab = browser.new_page(color_scheme=scheme, viewport=size)  # type: ignore[arg-type]
+    tab.goto(page.as_uri())
+    tab.wait_for_selector("html[data-ready=yes]", state="attached")
+    if hover:
+        tab.evaluate("id => document.querySelector(id).scrollIntoView()", start)
+        marks = tab.locator('[data-chart="map"] .mark-symbol path')
+        marks.nth(marks.count() // 3).hover(force=True)
+        tab.wait_for_selector("#tip img")
+    taken = tab.screenshot()
+    tab.close()
+    return taken
+
+
+def save(png: bytes, path: Path) -> None:
+    """Write a PNG with few colours: text stays sharp, the file small."""
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Markdown and the model card: the facts of the JSON, and no markup from the data."""
+
+from dataclasses import replace
+
+import pytest
+from markdown_it import MarkdownIt
+
+from advisor.report.as_markdown import advice_markdown, escape, model_card, outcome_markdown
+from tests.advisor.report.made import (
+    HOSTILE,
+    full_profile,
+    hostile_advice,
+    made_advice,
+    made_outcome,
+)
+
+
+def rendered(text: str) -> str:
+    return MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+
+
+@pytest.mark.parametrize(
+    "name", [*HOSTILE, "**bold**", "[a](javascript:alert(1))", "a | b", "# x"]
+)
+def test_a_name_stays_a_name(name: str) -> None:
+    html = rendered(f"x {escape(name)}")
+    for tag in ("<script", "<img", "<b>", "<strong", "<a ", "<h1", "<code"):
+        assert tag not in html
+
+
+def test_nothing_of_a_hostile_set_becomes_an_element() -> None:
+    advice = hostile_advice()
+    outcome = made_outcome(advice)
+    for text in (advice_markdown(advice), outcome_markdown(outcome), model_card(outcome)):
+        html = rendered(text)
+        for tag in ("<script", "<img", "<b>", "<i>"):
+            assert tag not in html
+
+
+def test_the_advice_holds_every_strategy_finding_and_the_command() -> None:
+    advice = replace(hostile_advice(), command="tl-advise data --seed 0")
+    html = rendered(advice_markdown(advice))
+    for r in advice.recommendations:
+        assert f"<td>{r.strategy}</td>" in html
+        assert r.accuracy.percent() in html
+    assert html.count("TL003 issue") == 2
+    assert "<code>tl-advise data --seed 0" in html
+    assert "with random weights" in html
+
+
+def test_a_model_card_says_how_well_and_for_what() -> None:
+    outcome = made_outcome(made_advice(full_profile(["ants", "bees"])))
+    assert outcome.test is not None
+    card = rendered(model_card(outcome))
+    assert outcome.test.accuracy.percent() in card
+    for words in ("ants", "bees", "Limits", "Transfer gain", "full_fine_tune", "seed 0"):
+        assert words in card
+    untested = rendered(model_card(replace(outcome, test=None)))
+    assert "not known" in untested
+    assert "not judged" in untested

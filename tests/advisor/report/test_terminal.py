@@ -1,0 +1,101 @@
+"""The terminal: 80 columns, no colour needed, what was not measured left out."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from advisor.report.terminal import print_advice, print_outcome
+from advisor.report.text_charts import depth_profile, quadrant_map
+from advisor.types import Advice, Rejection
+from strategies.core.metrics import Interval
+from tests.advisor.profiles import profile_of
+from tests.advisor.report.made import full_profile, hostile_advice, made_advice, made_outcome
+
+
+def printed(advice: Advice) -> str:
+    page = io.StringIO()
+    print_advice(Console(file=page, width=80, no_color=True), advice)
+    return page.getvalue()
+
+
+@pytest.mark.parametrize(
+    "advice",
+    [
+        made_advice(full_profile(["ants", "bees"])),
+        made_advice(profile_of(similarity=None)),
+        made_advice(profile_of(n_classes=136, similarity=0.01)),
+        made_advice(profile_of(n_per_class=5000, similarity=0.5)),
+    ],
+    ids=["full", "unknown domain", "many classes", "large"],
+)
+def test_it_fits_and_answers_in_its_first_line(advice: Advice) -> None:
+    lines = printed(advice).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0].startswith(f"made: {advice.best.strategy}: expect ")
+    for heading in ("Why", "All strategies", "What was measured", "How to get this again"):
+        assert heading in lines
+
+
+def test_it_names_what_was_not_considered_and_the_command() -> None:
+    advice = made_advice(profile_of(), command="tl-advise data --seed 0")
+    advice = replace(advice, rejections=(Rejection("layer_svm", "too few pictures"),))
+    text = printed(advice)
+    assert "not considered: layer_svm: too few pictures" in text
+    assert "tl-advise data --seed 0" in text
+    assert "neighbours" not in text
+    assert "random weights" not in text
+    assert "random weights" in printed(made_advice(full_profile(["a", "b"])))
+
+
+def test_markup_in_a_name_is_printed_as_it_is() -> None:
+    advice = replace(hostile_advice(), task="[bold red]x[/]")
+    assert printed(advice).startswith("[bold red]x[/]: ")
+    page = io.StringIO()
+    print_outcome(Console(file=page, width=80), made_outcome(advice))
+    assert "[bold red]x[/]" in page.getvalue()
+
+
+def at(size: float, similarity: float) -> Advice:
+    around = Interval(size - 0.5, size, size + 0.5)
+    advice = made_advice(profile_of(similarity=similarity))
+    return replace(advice, quadrant=replace(advice.quadrant, size_decades=around))
+
+
+@pytest.mark.parametrize(
+    ("size", "similarity", "left", "upper"),
+    [
+        (-2, 0.9, True, True),
+        (2, 0.95, False, True),
+        (-1, 0.1, True, False),
+        (1.5, 0.3, False, False),
+        (9, 0.9, False, True),
+        (-9, 0.04, True, False),
+    ],
+)
+def test_the_map_puts_the_point_into_its_field(
+    size: float, similarity: float, left: bool, upper: bool
+) -> None:
+    lines = quadrant_map(at(size, similarity))
+    middle = next(i for i, line in enumerate(lines) if "┼" in line)
+    (row,) = [i for i, line in enumerate(lines) if "●" in line]
+    assert (row < middle) == upper
+    assert (lines[row].index("●") < lines[middle].index("┼")) == left
+    assert len({len(line) for line in lines[1:-2]}) == 1
+    assert sum(line.count("full_fine_tune") for line in lines) == 2
+
+
+def test_an_unknown_similarity_is_drawn_as_unknown() -> None:
+    lines = quadrant_map(made_advice(profile_of(similarity=None)))
+    assert not any("●" in line for line in lines)
+    assert sum("?" in line for line in lines) == 6
+
+
+def test_the_depth_profile_has_a_row_for_every_depth() -> None:
+    profile = full_profile(["a", "b"])
+    lines = depth_profile(profile)
+    assert len(lines) == 1 + len(profile.depth_names)
+    assert "random weights" in lines[0]
+    for line, name in zip(lines[1:], profile.depth_names, strict=True):
+        assert name in line
