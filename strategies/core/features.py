@@ -26,9 +26,11 @@ BATCH = 32
 CHANNELS_PER_LAYER = 64
 GRID = 14
 """Moments are taken on a regular grid of about GRID x GRID positions where a map is larger."""
-ROUNDING_TOLERANCE, N_ROUNDED = 0.05, 8
+ROUNDING_TOLERANCE, N_ROUNDED = 0.25, 8
 """A low precision is used where, on some of the pictures, the pooled activations of every depth
-differ by at most this share (relative Euclidean length) from those in float32."""
+differ by at most this share (relative Euclidean length) from those in float32. EfficientNet-Lite
+differs by 0.05 to 0.17 in bfloat16; steel surfaces (0.09) then score 0.244 for 0.239 in similarity
+and 99.5% for 99.3% in the linear probe. More means a network that overflows or breaks down."""
 DEAD_VARIANCE = 1e-4
 """Channels whose running variance is below this share of their layer's median are left out."""
 _FORMAT = 3
