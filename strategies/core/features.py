@@ -132,13 +132,13 @@ def extract_features(pictures: Sequence[Picture], backbone: Backbone, ctx: RunCo
         body, layout = _prepare(backbone, ctx)
         about = {_COUNTS: layout.counts, _DEPTHS: layout.depths, _HEAD: _flat_head(body, backbone)}
         if _ROUNDING not in rows:
-            rows[_ROUNDING] = _rounding_error(pictures, body, backbone, ctx)
-        about[_ROUNDING] = rows[_ROUNDING]
-        if not about[_ROUNDING][0] <= ROUNDING_TOLERANCE:
-            ctx = replace(ctx, precision=torch.float32)
+            about[_ROUNDING] = _rounding_error(pictures, body, backbone, ctx)
         ctx.cache.put(space, about)
         timed = len(missing) > BATCH or _TIME not in rows
-        rows |= about | _compute(missing, body, layout, backbone, ctx, space, timed)
+        rows |= about
+        is_safe = rows[_ROUNDING][0] <= ROUNDING_TOLERANCE
+        safe = ctx if is_safe else replace(ctx, precision=torch.float32)
+        rows |= _compute(missing, body, layout, backbone, safe, space, timed)
     return _assemble(np.stack([rows[d] for d in digests]), backbone, rows)
 
 
