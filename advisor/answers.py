@@ -114,6 +114,7 @@ def _files_below(folder: Path | None) -> list[Path]:
     return sorted(Path(parent) / n for parent, _, names in os.walk(folder) for n in names)
 
 
+@cache
 def _program() -> str:
     """Return a digest of this program and of what it ships, whatever its version says."""
     root = Path(__file__).parents[1]

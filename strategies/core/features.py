@@ -26,9 +26,11 @@ BATCH = 32
 CHANNELS_PER_LAYER = 64
 GRID = 14
 """Moments are taken on a regular grid of about GRID x GRID positions where a map is larger."""
-ROUNDING_TOLERANCE, N_ROUNDED = 0.05, 8
+ROUNDING_TOLERANCE, N_ROUNDED = 0.25, 8
 """A low precision is used where, on some of the pictures, the pooled activations of every depth
-differ by at most this share (relative Euclidean length) from those in float32."""
+differ by at most this share (relative Euclidean length) from those in float32. EfficientNet-Lite
+differs by 0.05 to 0.17 in bfloat16; steel surfaces (0.09) then score 0.244 for 0.239 in similarity
+and 99.5% for 99.3% in the linear probe. More means a network that overflows or breaks down."""
 DEAD_VARIANCE = 1e-4
 """Channels whose running variance is below this share of their layer's median are left out."""
 _FORMAT = 3
@@ -130,13 +132,13 @@ def extract_features(pictures: Sequence[Picture], backbone: Backbone, ctx: RunCo
         body, layout = _prepare(backbone, ctx)
         about = {_COUNTS: layout.counts, _DEPTHS: layout.depths, _HEAD: _flat_head(body, backbone)}
         if _ROUNDING not in rows:
-            rows[_ROUNDING] = _rounding_error(pictures, body, backbone, ctx)
-        about[_ROUNDING] = rows[_ROUNDING]
-        if not about[_ROUNDING][0] <= ROUNDING_TOLERANCE:
-            ctx = replace(ctx, precision=torch.float32)
+            about[_ROUNDING] = _rounding_error(pictures, body, backbone, ctx)
         ctx.cache.put(space, about)
         timed = len(missing) > BATCH or _TIME not in rows
-        rows |= about | _compute(missing, body, layout, backbone, ctx, space, timed)
+        rows |= about
+        is_safe = rows[_ROUNDING][0] <= ROUNDING_TOLERANCE
+        safe = ctx if is_safe else replace(ctx, precision=torch.float32)
+        rows |= _compute(missing, body, layout, backbone, safe, space, timed)
     return _assemble(np.stack([rows[d] for d in digests]), backbone, rows)
 
 
