@@ -11,12 +11,8 @@ from advisor.priors import load_priors
 from advisor.profile import examine
 from advisor.recommend import recommend
 from advisor.reference import build_reference
-from advisor.report.as_json import advice_record, outcome_record
-from advisor.search import search
-from advisor.types import Advice, Choice, Outcome
+from advisor.types import Advice, Choice
 from strategies.core.backbone import CATALOGUE, DEFAULT_BACKBONE, Backbone, load_backbone
-from strategies.core.classifier import evaluate, write_json
-from strategies.core.errors import StorageError
 from strategies.core.features import extract_features
 from strategies.core.run import OnProgress, RunContext, make_context
 from strategies.core.task import MAX_IMAGES, MAX_QUARANTINE, ImageTask, Split, load_task
@@ -76,59 +72,32 @@ def advise(data: Path | str, options: Options = DEFAULTS) -> Advice:
     TransferError
         If the data, the backbone or a setting cannot be used; the message says what to do.
     """
+    return advise_on(prepare(Path(data), options))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task that was read, and what it is to be learnt with."""
+
+    task: ImageTask
+    backbone: Backbone
+    choices: tuple[Choice, ...]
+    options: Options
+    ctx: RunContext
+
+
+def prepare(data: Path, options: Options) -> Prepared:
+    """Read a task and choose its backbone."""
     ctx = _context(options)
-    task = _load(Path(data), options, ctx)
+    task = _load(data, options, ctx)
     backbone, choices = _backbone(task, options)
-    return _advise(task.hide_test(), _unlabelled_test(task), backbone, choices, options, ctx)
+    return Prepared(task, backbone, choices, options, ctx)
 
 
-def auto(
-    data: Path | str,
-    out: Path | str,
-    options: Options = DEFAULTS,
-    *,
-    time_s: float = 600.0,
-    max_trials: int | None = None,
-) -> Outcome:
-    """Take the advice: tune it within a time limit and leave a classifier in a run folder.
-
-    Parameters
-    ----------
-    out
-        The run folder; it must not exist yet, or be empty.
-    time_s
-        Wall-clock limit of everything: measuring, tuning, judging, saving.
-
-    Raises
-    ------
-    TransferError
-        If the data, the backbone or a setting cannot be used, or the time was too short.
-    """
-    start = time.monotonic()
-    folder = _new_folder(Path(out))
-    ctx = _context(options)
-    task = _load(Path(data), options, ctx)
-    backbone, choices = _backbone(task, options)
-    limit = replace(ctx, deadline_s=start + time_s)
-    advice = _advise(task.hide_test(), _unlabelled_test(task), backbone, choices, options, limit)
-    write_json(folder / "advice.json", advice_record(advice))
-    reserve_s = 2 + 2 * len(task.test or ()) * advice.profile.ms_per_image / 1000
-    found = search(
-        advice,
-        task.hide_test(),
-        backbone,
-        replace(ctx, deadline_s=start + time_s - reserve_s),
-        folder=folder,
-        max_trials=max_trials,
-        only=None if options.strategy == AUTO else options.strategy,
-    )
-    test = evaluate(found.classifier, task.test) if task.test else None
-    seconds = time.monotonic() - start
-    outcome = Outcome(
-        advice, found.trials, found.best, test, found.refitted, folder, round(seconds, 3)
-    )
-    write_json(folder / "outcome.json", outcome_record(outcome))
-    return outcome
+def advise_on(p: Prepared) -> Advice:
+    """Advise on a task that was read; its test labels are hidden from what follows."""
+    hidden, pictures = p.task.hide_test(), _unlabelled_test(p.task)
+    return _advise(hidden, pictures, p.backbone, p.choices, p.options, p.ctx)
 
 
 def _unlabelled_test(task: ImageTask) -> Split:
@@ -234,13 +203,3 @@ def _device_choice(options: Options, ctx: RunContext) -> tuple[Choice, ...]:
         return ()
     precision = str(ctx.precision).removeprefix("torch.")
     return (Choice("device", f"{ctx.device} ({precision})", "found here; pin with --device"),)
-
-
-def _new_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise StorageError(f"{folder} is not empty. Give a new folder with --out.")
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be used as a run folder: {error}") from error
-    return folder

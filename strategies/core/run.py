@@ -45,6 +45,8 @@ class RunContext:
         Called with (epoch from 1, val accuracy); may raise to end the fit.
     on_progress
         Called with (what, done, total).
+    checkpoint
+        Where a training keeps what it needs to go on after its process was killed, or None.
     """
 
     cache: ArrayCache
@@ -55,6 +57,7 @@ class RunContext:
     deadline_s: float | None = None
     on_epoch: OnEpoch = _ignore_epoch
     on_progress: OnProgress = _ignore_progress
+    checkpoint: Path | None = None
 
     def seconds_left(self) -> float:
         """Return the seconds until the deadline, infinite without one."""

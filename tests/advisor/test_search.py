@@ -1,7 +1,7 @@
 """The search: floor first, records without holes, the best one kept on disk."""
 
 import json
-from collections.abc import Callable
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,17 @@ import numpy as np
 import optuna
 import pytest
 
+from advisor.clock import Clock
+from advisor.contest import make_contest
+from advisor.events import Event
+from advisor.interrupt import Interrupt
 from advisor.pipeline import DEFAULTS, advise
-from advisor.search import SearchResult, search
+from advisor.run_folder import RunFolder
+from advisor.search import Search, SearchResult
+from advisor.trials import COORDINATOR, Trials
 from advisor.types import Advice, TrialRecord
 from strategies.core.backbone import Backbone
+from strategies.core.cache import ArrayCache
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError, OutOfTime, TrainingDiverged
 from strategies.core.run import RunContext
@@ -21,51 +28,72 @@ from strategies.core.task import ImageTask, load_task
 from strategies.full_fine_tune import FullFineTune
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
+from strategies.registry import STRATEGIES
+from tests.conftest import write_folder
 
 
-@pytest.fixture
-def task(make_folder: Callable[..., Path]) -> ImageTask:
-    return load_task(make_folder("data", 12))
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> ImageTask:
+    return load_task(write_folder(tmp_path_factory.mktemp("searched") / "data", 12))
 
 
-@pytest.fixture
-def advice(task: ImageTask, tmp_path: Path) -> Advice:
-    return advise(task.root, replace(DEFAULTS, input_px=64, cache_dir=tmp_path / "cache"))
+@pytest.fixture(scope="module")
+def measured(task: ImageTask, tmp_path_factory: pytest.TempPathFactory) -> tuple[Advice, Path]:
+    cache = tmp_path_factory.mktemp("cache")
+    return advise(task.root, replace(DEFAULTS, input_px=64, cache_dir=cache)), cache
 
 
 class Runner:
-    """A search in a folder of its own."""
+    """Searches in a folder of its own, each as a process of its own would."""
 
     def __init__(
         self, advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext, folder: Path
     ) -> None:
         self.advice, self.task, self.backbone, self.ctx = advice, task, backbone, ctx
-        self.folder = folder
-        folder.mkdir()
+        self.folder = RunFolder.create(folder)
+        self.deadline_s = math.inf
+        self.events: list[Event] = []
 
-    def __call__(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
-        return search(
-            self.advice,
+    def prepare(
+        self, max_trials: int | None = None, only: str | None = None, owner: str = COORDINATOR
+    ) -> Search:
+        n_val = len(self.task.val)
+        contest = make_contest(
+            self.advice, max(n_val, 1), only=only, max_trials=max_trials, shortest_s=1.0
+        )
+        self.folder.enter("searching", math.inf)
+        return Search(
             self.task.hide_test(),
             self.backbone,
             self.ctx,
-            folder=self.folder,
-            max_trials=max_trials,
-            only=only,
+            self.folder,
+            Trials(f"sqlite:///{self.folder.path / 'study.db'}", list(STRATEGIES), owner=owner),
+            contest,
+            Clock(self.deadline_s, 0, n_val, 0.001),
+            Interrupt(),
+            self.events.append,
         )
 
+    def __call__(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
+        search = self.prepare(max_trials, only)
+        search.run()
+        return search.result()
+
     def study(self, name: str) -> optuna.Study:
-        return optuna.load_study(study_name=name, storage=f"sqlite:///{self.folder / 'study.db'}")
+        storage = f"sqlite:///{self.folder.path / 'study.db'}"
+        return optuna.load_study(study_name=name, storage=storage)
 
     def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(x) for x in (self.folder / "trials.jsonl").read_text().splitlines()]
+        text = (self.folder.path / "trials.jsonl").read_text()
+        return [json.loads(x) for x in text.splitlines()]
 
 
 @pytest.fixture
 def run(
-    advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext, tmp_path: Path
+    measured: tuple[Advice, Path], task: ImageTask, backbone: Backbone, tmp_path: Path
 ) -> Runner:
-    return Runner(advice, task, backbone, ctx, tmp_path / "run")
+    advice, cache = measured
+    return Runner(advice, task, backbone, RunContext(ArrayCache(cache)), tmp_path / "run")
 
 
 def score(record: TrialRecord) -> float:
@@ -76,7 +104,7 @@ def score(record: TrialRecord) -> float:
 def test_the_probe_comes_first_and_a_classifier_is_on_disk(run: Runner) -> None:
     found = run(max_trials=1)
     assert [t.strategy for t in found.trials] == ["linear_probe"]
-    saved = ImageClassifier.load(run.folder / "classifier")
+    saved = ImageClassifier.load(run.folder.classifier())
     paths = [p.path for p in run.task.val]
     np.testing.assert_allclose(
         saved.predict_proba(paths), found.classifier.predict_proba(paths), atol=1e-6
@@ -141,7 +169,7 @@ def test_a_winning_probe_is_fitted_once_more_with_val(run: Runner) -> None:
 
 
 def test_no_time_is_out_of_time(run: Runner) -> None:
-    run.ctx = replace(run.ctx, deadline_s=0.0)
+    run.deadline_s = 0.0
     with pytest.raises(OutOfTime, match="--time"):
         run()
 
