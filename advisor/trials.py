@@ -7,47 +7,32 @@ same hyperparameters waits to be taken up: each number counts once.
 
 import contextlib
 import threading
-import time
 import warnings
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
+from advisor.database import (
+    DATABASE_ERRORS,
+    SeededTPE,
+    experimental,
+    open_storage,
+    patient,
+)
 from advisor.types import TrialRecord
-from strategies.core.errors import StorageError
 from strategies.core.metrics import Interval
 
-T = TypeVar("T")
-
-STARTUP_TRIALS = 5
-"""Trials of a strategy before TPE models them; until then draws are uniform."""
 MAX_ATTEMPTS = 3
 """A trial that dies this often without getting further is given up: it may be what kills it."""
-PATIENCE_S = 120.0
-"""A database that does not answer is asked again for this long."""
 COORDINATOR = "coordinator"
-_LASTING = (
-    "is full",
-    "readonly",
-    "malformed",
-    "not a database",
-    "password",
-    "no such",
-    "does not exist",
-)
-_DATABASE_ERRORS = (StorageInternalError, DBAPIError)
 
 
 @dataclass(frozen=True)
@@ -104,7 +89,7 @@ class Trials:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.owner = owner
-        self._storage = _open(url, heartbeat_s)
+        self._storage = open_storage(url, heartbeat_s)
         self._studies = {
             name: patient(partial(_study, self._storage, prefix + name, seed))
             for name in strategies
@@ -133,7 +118,7 @@ class Trials:
         `kept` on disk had only not been counted yet.
         """
         for study in self._studies.values():
-            with _experimental():
+            with experimental():
                 patient(partial(optuna.storages.fail_stale_trials, study))
             for trial in patient(partial(study.get_trials, states=(TrialState.RUNNING,))):
                 owner = trial.user_attrs.get("owner")
@@ -185,7 +170,7 @@ class Trials:
 
         def beat() -> None:
             while not ended.wait(self._storage.heartbeat_interval):
-                with contextlib.suppress(*_DATABASE_ERRORS):  # the next one may come through
+                with contextlib.suppress(*DATABASE_ERRORS):  # the next one may come through
                     self._beat(claim.trial)
 
         thread = threading.Thread(target=beat, daemon=True)
@@ -257,112 +242,12 @@ class Trials:
         return patient(lambda: study.get_trials(deepcopy=False))
 
 
-class SeededTPE(BaseSampler):
-    """TPE whose draws depend on the seed, the trial's number and its history alone.
-
-    A killed process takes its random state with it; this way a resumed search draws what the
-    uninterrupted one would have drawn.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Leave every parameter to `sample_independent`."""
-        return {}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Draw nothing."""
-        return {}
-
-    def sample_independent(
-        self,
-        study: Study,
-        trial: FrozenTrial,
-        param_name: str,
-        param_distribution: BaseDistribution,
-    ) -> Any:
-        """Draw one parameter."""
-        number = trial.user_attrs.get("number", trial.number)
-        seed = zlib.crc32(f"{self.seed}/{number}/{param_name}".encode())
-        sampler = TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
-        return sampler.sample_independent(study, trial, param_name, param_distribution)
-
-
 def report(trial: Trial, value: float, step: int) -> bool:
     """Report a trial's val accuracy; True if it should be pruned. A repeated step is left out."""
     known = patient(lambda: trial.study.get_trials(deepcopy=False))[trial.number]
     if step not in known.intermediate_values:
         patient(lambda: trial.report(value, step))
     return patient(trial.should_prune)
-
-
-def patient(ask: Callable[[], T]) -> T:
-    """Ask a database; once more, and again, while its server restarts or is busy.
-
-    Raises
-    ------
-    StorageError
-        If it does not answer for `PATIENCE_S`, or says something that waiting does not mend.
-    """
-    begun, wait_s = time.monotonic(), 0.1
-    while True:
-        try:
-            return ask()
-        except _DATABASE_ERRORS as error:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            if _is_lasting(reason) or time.monotonic() - begun > PATIENCE_S:
-                raise StorageError(
-                    f"The trials' database cannot be used: {reason}. Nothing that was finished "
-                    "is lost; go on with tl-auto resume."
-                ) from error
-        time.sleep(wait_s)
-        wait_s = min(2 * wait_s, 5.0)
-
-
-def _is_lasting(reason: str) -> bool:
-    """Whether a database's complaint stays true however long one waits."""
-    return any(
-        said in reason
-        for said in (
-            "is full",
-            "readonly",
-            "malformed",
-            "not a database",
-            "password",
-            "no such",
-            "does not exist",
-        )
-    )
-
-
-def _open(url: str, heartbeat_s: int) -> RDBStorage:
-    try:
-        name = make_url(url)
-        if name.get_backend_name() == "sqlite":
-            arguments: dict[str, Any] = {"connect_args": {"timeout": 60}}
-        else:
-            arguments = {"pool_pre_ping": True}
-        if name.drivername == "postgresql":
-            name = name.set(drivername="postgresql+psycopg")
-        with _experimental():
-            return patient(
-                lambda: RDBStorage(
-                    name.render_as_string(hide_password=False),
-                    engine_kwargs=arguments,
-                    heartbeat_interval=heartbeat_s,
-                    grace_period=6 * heartbeat_s,
-                )
-            )
-    except (ArgumentError, NoSuchModuleError, ImportError, RuntimeError, ValueError) as error:
-        raise StorageError(
-            f"--storage cannot be used: {error}. Give postgresql://user@host/database and "
-            "install the extra: pip install 'tl-advisor[postgres]'."
-        ) from error
 
 
 def _study(storage: RDBStorage, name: str, seed: int) -> Study:
@@ -424,11 +309,3 @@ def _record(strategy: str, trial: FrozenTrial) -> TrialRecord:
         known.get("seconds", 0.0),
         reason,
     )
-
-
-@contextlib.contextmanager
-def _experimental() -> Iterator[None]:
-    """Use Optuna's heartbeats, which it calls experimental, without its remark on that."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        yield

@@ -19,12 +19,14 @@ from advisor.run_folder import RunFolder
 from advisor.search import Search, SearchResult
 from advisor.trials import COORDINATOR, Trials
 from advisor.types import Advice, TrialRecord
+from strategies import full_fine_tune, partial_fine_tune
 from strategies.core.backbone import Backbone
 from strategies.core.cache import ArrayCache
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError, OutOfTime, TrainingDiverged
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, load_task
+from strategies.core.training import ROUNDS
 from strategies.full_fine_tune import FullFineTune
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
@@ -40,7 +42,26 @@ def task(tmp_path_factory: pytest.TempPathFactory) -> ImageTask:
 @pytest.fixture(scope="module")
 def measured(task: ImageTask, tmp_path_factory: pytest.TempPathFactory) -> tuple[Advice, Path]:
     cache = tmp_path_factory.mktemp("cache")
-    return advise(task.root, replace(DEFAULTS, input_px=64, cache_dir=cache)), cache
+    advice = advise(task.root, replace(DEFAULTS, input_px=64, cache_dir=cache))
+    return shortened(advice), cache
+
+
+@pytest.fixture(autouse=True)
+def _short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the search space hold trainings of a few steps."""
+    for module in (full_fine_tune, partial_fine_tune):
+        monkeypatch.setattr(module, "default_steps", lambda n_train, batch_size: ROUNDS)
+
+
+def shortened(advice: Advice) -> Advice:
+    """Let every training start with as few steps as it has rounds."""
+    short = [
+        replace(r, hyperparameters={**r.hyperparameters, "steps": ROUNDS})
+        if "steps" in r.hyperparameters
+        else r
+        for r in advice.recommendations
+    ]
+    return replace(advice, recommendations=tuple(short))
 
 
 class Runner:
