@@ -202,6 +202,7 @@ class Search:
             "trial " + kind,
             number=event.number,
             strategy=event.strategy,
+            owner=self.trials.owner,
             step=event.step,
             val_accuracy=None if accuracy is None else asdict(accuracy),
             reason=event.reason,

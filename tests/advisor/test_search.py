@@ -1,120 +1,18 @@
 """The search: floor first, records without holes, the best one kept on disk."""
 
-import json
-import math
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 
-from advisor.clock import Clock
-from advisor.contest import make_contest
-from advisor.events import Event
-from advisor.interrupt import Interrupt
-from advisor.pipeline import DEFAULTS, advise
-from advisor.run_folder import RunFolder
-from advisor.search import Search, SearchResult
-from advisor.trials import COORDINATOR, Trials
-from advisor.types import Advice, TrialRecord
-from strategies import full_fine_tune, partial_fine_tune
-from strategies.core.backbone import Backbone
-from strategies.core.cache import ArrayCache
+from advisor.types import TrialRecord
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError, OutOfTime, TrainingDiverged
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, load_task
-from strategies.core.training import ROUNDS
 from strategies.full_fine_tune import FullFineTune
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
-from strategies.registry import STRATEGIES
-from tests.conftest import write_folder
-
-
-@pytest.fixture(scope="module")
-def task(tmp_path_factory: pytest.TempPathFactory) -> ImageTask:
-    return load_task(write_folder(tmp_path_factory.mktemp("searched") / "data", 12))
-
-
-@pytest.fixture(scope="module")
-def measured(task: ImageTask, tmp_path_factory: pytest.TempPathFactory) -> tuple[Advice, Path]:
-    cache = tmp_path_factory.mktemp("cache")
-    advice = advise(task.root, replace(DEFAULTS, input_px=64, cache_dir=cache))
-    return shortened(advice), cache
-
-
-@pytest.fixture(autouse=True)
-def _short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the search space hold trainings of a few steps."""
-    for module in (full_fine_tune, partial_fine_tune):
-        monkeypatch.setattr(module, "default_steps", lambda n_train, batch_size: ROUNDS)
-
-
-def shortened(advice: Advice) -> Advice:
-    """Let every training start with as few steps as it has rounds."""
-    short = [
-        replace(r, hyperparameters={**r.hyperparameters, "steps": ROUNDS})
-        if "steps" in r.hyperparameters
-        else r
-        for r in advice.recommendations
-    ]
-    return replace(advice, recommendations=tuple(short))
-
-
-class Runner:
-    """Searches in a folder of its own, each as a process of its own would."""
-
-    def __init__(
-        self, advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext, folder: Path
-    ) -> None:
-        self.advice, self.task, self.backbone, self.ctx = advice, task, backbone, ctx
-        self.folder = RunFolder.create(folder)
-        self.deadline_s = math.inf
-        self.events: list[Event] = []
-
-    def prepare(
-        self, max_trials: int | None = None, only: str | None = None, owner: str = COORDINATOR
-    ) -> Search:
-        n_val = len(self.task.val)
-        contest = make_contest(
-            self.advice, max(n_val, 1), only=only, max_trials=max_trials, shortest_s=1.0
-        )
-        self.folder.enter("searching", math.inf)
-        return Search(
-            self.task.hide_test(),
-            self.backbone,
-            self.ctx,
-            self.folder,
-            Trials(f"sqlite:///{self.folder.path / 'study.db'}", list(STRATEGIES), owner=owner),
-            contest,
-            Clock(self.deadline_s, 0, n_val, 0.001),
-            Interrupt(),
-            self.events.append,
-        )
-
-    def __call__(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
-        search = self.prepare(max_trials, only)
-        search.run()
-        return search.result()
-
-    def study(self, name: str) -> optuna.Study:
-        storage = f"sqlite:///{self.folder.path / 'study.db'}"
-        return optuna.load_study(study_name=name, storage=storage)
-
-    def lines(self) -> list[dict[str, Any]]:
-        text = (self.folder.path / "trials.jsonl").read_text()
-        return [json.loads(x) for x in text.splitlines()]
-
-
-@pytest.fixture
-def run(
-    measured: tuple[Advice, Path], task: ImageTask, backbone: Backbone, tmp_path: Path
-) -> Runner:
-    advice, cache = measured
-    return Runner(advice, task, backbone, RunContext(ArrayCache(cache)), tmp_path / "run")
+from tests.advisor.searching import Runner
 
 
 def score(record: TrialRecord) -> float:
