@@ -44,6 +44,7 @@ from advisor.cli_shared import (
 
 if TYPE_CHECKING:
     from advisor.events import Event, OnEvent
+    from advisor.predict import Predictions
     from advisor.types import Outcome
 
 auto_app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mode=None)
@@ -171,11 +172,31 @@ def status_command(run: Run, as_json: Json = False) -> None:
         stdout.print("\n".join(lines), highlight=False, markup=False)
 
 
+@auto_app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="onnx, timm, or hf: a folder ready for a model hub.")
+    ] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="What to write; default: export/FORMAT in the run folder.")
+    ] = None,
+) -> None:
+    """Write a run's classifier for others to use."""
+    with errors():
+        from advisor.export import export_run
+
+        target = export_run(run, kind, out)
+    stdout.print(str(target), highlight=False, markup=False, soft_wrap=True)
+
+
 @auto_app.command("predict")
 def predict_command(
     run: Annotated[Path, typer.Argument(help="Run folder, or its classifier folder.")],
-    pictures: Annotated[list[Path], typer.Argument(help="Picture files or folders of them.")],
-    top: Annotated[int, typer.Option(min=1, help="How many classes to name.")] = 3,
+    pictures: Annotated[
+        list[Path], typer.Argument(help="Picture files or folders; - reads a list from stdin.")
+    ],
+    top: Annotated[int, typer.Option("--top-k", "--top", min=1, help="Classes to name.")] = 3,
     device: Device = "auto",
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV to stdout.")] = False,
@@ -186,38 +207,67 @@ def predict_command(
         fail("--json and --csv were both given. Leave one of them out.")
     if not run.is_dir():
         fail(f"{run} is not a folder. Give the folder that tl-auto run wrote (--out).")
-    missing = [p for p in pictures if not p.exists()]
+    missing = [p for p in pictures if str(p) != "-" and not p.exists()]
     if missing:
         fail(f"{missing[0]} does not exist.")
     with progress(quiet) as on_progress, errors():
         from advisor.predict import predict
 
-        result = predict(run, pictures, device=device, on_progress=on_progress)
-        from strategies.core.pictures import shown
-    for skipped in result.skipped:
-        said = f"left out: {shown(skipped.path)}: {skipped.reason}"
-        stderr.print(said, highlight=False, markup=False)
-    ranked = [(shown(path), row[:top]) for path, row in result.rows]
-    if as_json:
-        print_json(
-            {
-                "predictions": [
-                    {"path": p, "classes": [{"class": c, "probability": v} for c, v in row]}
-                    for p, row in ranked
-                ],
-                "quarantine": [
-                    {"path": shown(s.path), "reason": s.reason} for s in result.skipped
-                ],
-            }
-        )
-    elif as_csv:
-        writer = csv.writer(sys.stdout)
-        writer.writerow(["path", "class", "probability"])
-        writer.writerows([p, row[0][0], f"{row[0][1]:.6f}"] for p, row in ranked)
-    else:
-        from advisor.report.terminal import print_predictions
+        found = predict(run, _given(pictures), device=device, on_progress=on_progress)
+        if as_json:
+            _predictions_as_json(found, top)
+        elif as_csv:
+            _predictions_as_csv(found)
+        else:
+            _predictions_as_table(found, top)
 
-        print_predictions(stdout, ranked)
+
+def _given(pictures: list[Path]) -> Iterator[Path]:
+    """Yield what was given; ``-`` stands for the lines of stdin."""
+    for path in pictures:
+        if str(path) == "-":
+            yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
+        else:
+            yield path
+
+
+def _predictions_as_json(found: Iterator["Predictions"], top: int) -> None:
+    from strategies.core.pictures import shown
+
+    predictions, quarantine = [], []
+    for part in found:
+        for path, row in part.rows:
+            classes = [{"class": c, "probability": v} for c, v in row[:top]]
+            predictions.append({"path": shown(path), "classes": classes})
+        quarantine += [{"path": shown(s.path), "reason": s.reason} for s in part.skipped]
+    print_json({"predictions": predictions, "quarantine": quarantine})
+
+
+def _predictions_as_csv(found: Iterator["Predictions"]) -> None:
+    from strategies.core.pictures import shown
+
+    writer = csv.writer(sys.stdout)
+    writer.writerow(["path", "class", "probability"])
+    for part in found:
+        _say_left_out(part)
+        writer.writerows([shown(p), row[0][0], f"{row[0][1]:.6f}"] for p, row in part.rows)
+
+
+def _predictions_as_table(found: Iterator["Predictions"], top: int) -> None:
+    from advisor.report.terminal import print_predictions
+    from strategies.core.pictures import shown
+
+    for part in found:
+        _say_left_out(part)
+        print_predictions(stdout, [(shown(path), row[:top]) for path, row in part.rows])
+
+
+def _say_left_out(part: "Predictions") -> None:
+    from strategies.core.pictures import shown
+
+    for skipped in part.skipped:
+        said = f"left out: {shown(skipped.path)}: {skipped.reason}"
+        stderr.print(said, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager

@@ -1,25 +1,16 @@
-"""What a run folder holds as JSON, back as the nouns it was written from."""
+"""Advice from its JSON in a run folder."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, get_type_hints
 
 from cattrs.errors import BaseValidationError
 from cattrs.preconf.json import make_converter
 
-from advisor.types import (
-    Advice,
-    Choice,
-    Finding,
-    Profile,
-    Quadrant,
-    Recommendation,
-    Rejection,
-)
+from advisor.types import Advice
 from strategies.core.errors import StorageError
-from strategies.core.task import Skipped
 
-T = TypeVar("T")
 _CONVERTER = make_converter()
 
 
@@ -29,29 +20,22 @@ def read_advice(record: Mapping[str, Any]) -> Advice:
     Raises
     ------
     StorageError
-        If it is not advice of this version.
+        If it is not advice of this release.
     """
+    kinds = get_type_hints(Advice)
     try:
-        return Advice(
-            task=record["task"],
-            data=Path(record["data"]),
-            recommendations=_all(record["recommendations"], Recommendation),
-            rejections=_all(record["rejections"], Rejection),
-            quadrant=_CONVERTER.structure(record["quadrant"], Quadrant),
-            profile=_CONVERTER.structure(record["profile"], Profile),
-            findings=_all(record["findings"], Finding),
-            quarantine=_all(record["quarantine"], Skipped),
-            choices=_all(record["choices"], Choice),
-            split=record["split"]["description"],
-            n_test=record["split"]["test"] or 0,
-            seed=record["seed"],
-            seconds=record["seconds"],
-        )
+        renamed = {
+            "data": Path(record["data"]),
+            "split": record["split"]["description"],
+            "n_test": record["split"]["test"] or 0,
+        }
+        same = {
+            f.name: _CONVERTER.structure(record[f.name], kinds[f.name])
+            for f in fields(Advice)
+            if f.name in record and f.name not in renamed
+        }
+        return Advice(**same, **renamed)
     except (LookupError, TypeError, ValueError, BaseValidationError) as error:
         raise StorageError(
             f"advice.json is not advice of this release: {error!r}. Use the release that wrote it."
         ) from error
-
-
-def _all(records: list[Any], kind: type[T]) -> tuple[T, ...]:
-    return tuple(_CONVERTER.structure(record, kind) for record in records)
