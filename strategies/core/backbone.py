@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import importlib
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -21,11 +21,13 @@ from huggingface_hub import constants as hub
 from safetensors import SafetensorError
 from safetensors.torch import save as safetensors_bytes
 from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+from timm.models import save_for_hf
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from strategies.core.body import Body, depth_modules
 from strategies.core.errors import BackboneError, unknown_name
+from strategies.core.weight_names import timm_key
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 Weights = Literal["pretrained", "random"]
@@ -272,38 +274,29 @@ def _load_embedded(net: nn.Module, name: str, entry: Embedded) -> None:
     net.load_state_dict(renamed, strict=True)
 
 
-def timm_key(key: str, net: nn.Module) -> str:
-    """Translate a parameter name of efficientnet_pytorch (``_blocks.3._bn0.bias``) to timm's.
+def save_for_timm(
+    net: nn.Module, backbone: Backbone, classes: Sequence[str], folder: Path
+) -> None:
+    """Write a network of timm's, with a new head, as ``create_model("local-dir:...")`` reads it.
 
-    There, blocks are counted through and every block names its expansion, depthwise and
-    projection layers; timm counts stage and block, and the first block has no expansion.
+    The configuration says how pictures are prepared and what the classes are called.
     """
-    outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head"}
-    outside |= {"_bn1": "bn2", "_fc": "classifier"}
-    module, _, rest = key.partition(".")
-    if module != "_blocks":
-        return f"{outside[module]}.{rest}"
-    number, layer, parameter = rest.split(".")
-    stage, block = _stage_and_block(net, int(number))
-    expands = hasattr(net.get_submodule(f"blocks.{stage}.{block}"), "conv_pwl")
-    inside = {
-        "_expand_conv": "conv_pw",
-        "_bn0": "bn1",
-        "_depthwise_conv": "conv_dw",
-        "_bn1": "bn2" if expands else "bn1",
-        "_project_conv": "conv_pwl" if expands else "conv_pw",
-        "_bn2": "bn3" if expands else "bn2",
+    px = backbone.input_px
+    preparation = {
+        "input_size": (3, px, px),
+        "mean": backbone.mean,
+        "std": backbone.std,
+        "crop_pct": backbone.crop_pct,
+        "crop_mode": "center",
+        "interpolation": backbone.interpolation,
     }
-    return f"blocks.{stage}.{block}.{inside[layer]}.{parameter}"
-
-
-def _stage_and_block(net: nn.Module, number: int) -> tuple[int, int]:
-    for stage, blocks in enumerate(net.get_submodule("blocks").children()):
-        size = len(list(blocks.children()))
-        if number < size:
-            return stage, number
-        number -= size
-    raise BackboneError("The weights hold more blocks than the architecture.")
+    save_for_hf(
+        net,
+        str(folder),
+        model_config={"label_names": list(classes)},
+        safe_serialization=True,
+        data_config=preparation,
+    )
 
 
 def weights_digest(net: nn.Module) -> str:

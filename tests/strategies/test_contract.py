@@ -14,6 +14,8 @@ from strategies.base import Strategy
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import NotApplicable, OutOfTime
+from strategies.core.export import export
+from strategies.core.features import eval_pixels, to_input
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
 from strategies.registry import STRATEGIES, get_strategy
@@ -100,9 +102,6 @@ def test_saved_is_loaded_is_exported(
     fitted: ImageClassifier, small_task: ImageTask, backbone: Backbone, tmp_path: Path
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    from strategies.core.export import export_onnx
-    from strategies.core.features import eval_pixels, to_input
-
     paths = [p.path for p in small_task.val]
     expected = fitted.predict_proba(paths)
     fitted.save(tmp_path / "saved")
@@ -111,7 +110,7 @@ def test_saved_is_loaded_is_exported(
     assert loaded.classes == fitted.classes
     assert dict(loaded.hyperparameters) == dict(fitted.hyperparameters)
 
-    export_onnx(loaded, tmp_path / "model.onnx")
+    export(loaded, tmp_path / "model.onnx", "onnx")
     session = onnxruntime.InferenceSession(
         tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
     )

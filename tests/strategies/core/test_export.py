@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier, make_network
-from strategies.core.errors import StorageError
+from strategies.core.errors import NotApplicable, StorageError
+from strategies.core.export import export
 from strategies.core.features import batches, to_input
 from strategies.core.task import ImageTask
 
@@ -27,9 +29,7 @@ def _classifier(backbone: Backbone, depths: tuple[int, ...]) -> ImageClassifier:
 
 
 def _export(classifier: ImageClassifier, path: Path) -> None:
-    from strategies.core.export import export_onnx
-
-    export_onnx(classifier, path)
+    export(classifier, path, "onnx")
 
 
 def _inputs(task: ImageTask, backbone: Backbone, n: int) -> np.ndarray:
@@ -86,10 +86,63 @@ def test_an_exported_model_comes_with_all_that_is_needed_to_use_it(
     assert logging.getLogger("torch.onnx").level == logging.INFO
 
 
-def test_a_file_that_cannot_be_written_is_a_storage_error(
+@pytest.mark.parametrize(
+    ("name", "px"), [("test_efficientnet", 64), ("test_resnet", 96), ("test_vit", 160)]
+)
+def test_timm_reads_its_own_format_and_gives_the_same_probabilities(
+    load_random: Callable[..., Backbone],
+    small_task: ImageTask,
+    tmp_path: Path,
+    name: str,
+    px: int,
+) -> None:
+    backbone = load_random(name, input_px=px)
+    classifier = _classifier(backbone, (backbone.n_depths,))
+    export(classifier, tmp_path / "mine", "timm")
+
+    net = timm.create_model(f"local-dir:{tmp_path / 'mine'}", pretrained=True).eval()
+
+    with torch.inference_mode():
+        images = torch.from_numpy(_inputs(small_task, backbone, 5))
+        found = net(images).softmax(1).numpy()
+    expected = classifier.predict_proba([p.path for p in small_task.train[:5]])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert len(np.unique(expected, axis=0)) == 5
+    data = timm.data.resolve_model_data_config(net)
+    assert data["input_size"] == (3, px, px)
+    assert tuple(data["mean"]) == backbone.mean
+    assert tuple(data["std"]) == backbone.std
+    assert data["crop_pct"] == backbone.crop_pct
+    assert data["interpolation"] == backbone.interpolation
+    assert net.pretrained_cfg["label_names"] == ["a", "b", "Ω"]
+
+
+@pytest.mark.parametrize("depths", [(1,), (1, 3)])
+def test_a_network_that_timm_does_not_have_is_refused_with_a_way_out(
+    load_random: Callable[..., Backbone], tmp_path: Path, depths: tuple[int, ...]
+) -> None:
+    classifier = _classifier(load_random("test_resnet"), depths)
+
+    with pytest.raises(NotApplicable, match="Export it as onnx"):
+        export(classifier, tmp_path / "mine", "timm")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_an_unknown_format_is_answered_with_the_right_one(
     load_random: Callable[..., Backbone], tmp_path: Path
 ) -> None:
+    classifier = _classifier(load_random("test_resnet"), (1,))
+
+    with pytest.raises(NotApplicable, match="Did you mean 'onnx'"):
+        export(classifier, tmp_path / "mine", "onxx")
+
+
+@pytest.mark.parametrize("format", ["onnx", "timm"])
+def test_whatever_the_format_a_place_that_is_taken_is_a_storage_error(
+    load_random: Callable[..., Backbone], tmp_path: Path, format: str
+) -> None:
+    backbone = load_random("test_resnet")
     (tmp_path / "file").write_text("in the way")
 
     with pytest.raises(StorageError, match="cannot be written"):
-        _export(_classifier(load_random("test_resnet"), (1,)), tmp_path / "file" / "model.onnx")
+        export(_classifier(backbone, (backbone.n_depths,)), tmp_path / "file" / "x", format)
