@@ -1,71 +1,18 @@
 """The search: floor first, records without holes, the best one kept on disk."""
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 
-from advisor.pipeline import DEFAULTS, advise
-from advisor.search import SearchResult, search
-from advisor.types import Advice, TrialRecord
-from strategies.core.backbone import Backbone
+from advisor.types import TrialRecord
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError, OutOfTime, TrainingDiverged
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, load_task
 from strategies.full_fine_tune import FullFineTune
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
-
-
-@pytest.fixture
-def task(make_folder: Callable[..., Path]) -> ImageTask:
-    return load_task(make_folder("data", 12))
-
-
-@pytest.fixture
-def advice(task: ImageTask, tmp_path: Path) -> Advice:
-    return advise(task.root, replace(DEFAULTS, input_px=64, cache_dir=tmp_path / "cache"))
-
-
-class Runner:
-    """A search in a folder of its own."""
-
-    def __init__(
-        self, advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext, folder: Path
-    ) -> None:
-        self.advice, self.task, self.backbone, self.ctx = advice, task, backbone, ctx
-        self.folder = folder
-        folder.mkdir()
-
-    def __call__(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
-        return search(
-            self.advice,
-            self.task.hide_test(),
-            self.backbone,
-            self.ctx,
-            folder=self.folder,
-            max_trials=max_trials,
-            only=only,
-        )
-
-    def study(self, name: str) -> optuna.Study:
-        return optuna.load_study(study_name=name, storage=f"sqlite:///{self.folder / 'study.db'}")
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(x) for x in (self.folder / "trials.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def run(
-    advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext, tmp_path: Path
-) -> Runner:
-    return Runner(advice, task, backbone, ctx, tmp_path / "run")
+from tests.advisor.searching import Runner
 
 
 def score(record: TrialRecord) -> float:
@@ -76,7 +23,7 @@ def score(record: TrialRecord) -> float:
 def test_the_probe_comes_first_and_a_classifier_is_on_disk(run: Runner) -> None:
     found = run(max_trials=1)
     assert [t.strategy for t in found.trials] == ["linear_probe"]
-    saved = ImageClassifier.load(run.folder / "classifier")
+    saved = ImageClassifier.load(run.folder.classifier())
     paths = [p.path for p in run.task.val]
     np.testing.assert_allclose(
         saved.predict_proba(paths), found.classifier.predict_proba(paths), atol=1e-6
@@ -141,7 +88,7 @@ def test_a_winning_probe_is_fitted_once_more_with_val(run: Runner) -> None:
 
 
 def test_no_time_is_out_of_time(run: Runner) -> None:
-    run.ctx = replace(run.ctx, deadline_s=0.0)
+    run.deadline_s = 0.0
     with pytest.raises(OutOfTime, match="--time"):
         run()
 
