@@ -11,14 +11,12 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping
 from functools import cache
-from itertools import repeat
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from advisor.options import AUTO, Options
+from advisor.report.as_json import advice_record
+from advisor.stored import read_advice
 from advisor.types import Advice
 from strategies.core.archives import is_archive
 from strategies.core.cache import ArrayCache
@@ -74,38 +72,16 @@ def question(data: Path, options: Options) -> str | None:
 def recall(cache: ArrayCache, name: str | None) -> Advice | None:
     """Return the advice that was kept under a name, if there is one."""
     found = {} if name is None else cache.recall(_SPACE, [name])
-    return None if name not in found else read_plain(Advice, found[name])
+    return None if name not in found else read_advice(found[name])
 
 
 def remember(cache: ArrayCache, name: str | None, advice: Advice) -> None:
     """Keep an advice under its name: only if it reads back as what it was."""
     if name is None:
         return
-    plain = json.loads(json.dumps(dataclasses.asdict(advice), default=str))
-    if read_plain(Advice, plain) == advice:
-        cache.remember(_SPACE, {name: plain})
-
-
-def read_plain(kind: Any, value: Any) -> Any:
-    """Make a frozen dataclass, by the types of its fields, from the JSON values of ``asdict``."""
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        types = _types(kind)
-        return kind(**{name: read_plain(types[name], v) for name, v in value.items()})
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        (some,) = [k for k in inner if k is not NoneType]
-        return None if value is None else read_plain(some, value)
-    if origin is tuple:
-        kinds: Iterable[Any] = repeat(inner[0]) if inner[-1] is Ellipsis else inner
-        return tuple(read_plain(k, v) for k, v in zip(kinds, value, strict=False))
-    if origin is Mapping:
-        return {key: read_plain(inner[1], v) for key, v in value.items()}
-    return Path(value) if kind is Path else value
-
-
-@cache
-def _types(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+    record = json.loads(json.dumps(advice_record(advice)))
+    if read_advice(record) == advice:
+        cache.remember(_SPACE, {name: record})
 
 
 def _files_below(folder: Path | None) -> list[Path]:
