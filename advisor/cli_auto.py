@@ -342,7 +342,7 @@ def run_errors(folder: Path) -> Iterator[None]:
 
 def _print_outcome(outcome: "Outcome", as_json: bool, quiet: bool) -> None:
     if as_json:
-        from advisor.report.as_json import outcome_record
+        from advisor.report.run_json import outcome_record
 
         print_json(outcome_record(outcome))
     elif quiet:

@@ -6,11 +6,7 @@ features to a reference (`advisor.kernel_distance`), or not at all. `domain.json
 statistic to a similarity between 0 and 1; ``benchmarks/fit_domain.py`` wrote it.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +29,7 @@ from advisor.moment_shift import (
     layer_shifts,
 )
 from advisor.reference import Reference
+from advisor.scale import scales
 from advisor.similarity import DomainSimilarity, HeadEvidence
 from strategies.core.features import Features, Moments
 from strategies.core.metrics import LEVEL, Interval, Labels
@@ -42,53 +39,6 @@ MAX_PICTURES = 1000
 MAX_TESTED = 500
 """The permutation test is given at most this many pictures."""
 DRAWS, PERMUTATIONS = 200, 999
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A monotone map from a distance to a similarity, with measured landmarks on it.
-
-    ``1 - ((distance - same) / (far - same)) ** power``, at least 0 and at most 1.
-
-    Attributes
-    ----------
-    same, far
-        Distances that score 1 and 0.
-    power
-        At most 1: equal steps of the score are about equally well resolved everywhere.
-    landmarks
-        Name and distance of sets measured before.
-    """
-
-    same: float
-    far: float
-    power: float
-    landmarks: tuple[tuple[str, float], ...]
-
-    def score(self, distance: float) -> float:
-        """Map a distance to a similarity in [0, 1], falling."""
-        position = np.clip((distance - self.same) / (self.far - self.same), 0, 1)
-        return float(1 - position**self.power)
-
-    def interval(self, distance: Interval) -> Interval:
-        """Map an interval of distances to one of similarities."""
-        return Interval(*(self.score(d) for d in (distance.high, distance.mid, distance.low)))
-
-    def between(self, distance: float) -> tuple[str | None, str | None]:
-        """Name the landmarks next to a distance: the nearer to ImageNet, then the farther."""
-        nearer = [(d, name) for name, d in self.landmarks if d <= distance]
-        farther = [(d, name) for name, d in self.landmarks if d > distance]
-        return (max(nearer)[1] if nearer else None, min(farther)[1] if farther else None)
-
-
-@cache
-def scales() -> Mapping[str, Scale]:
-    """Read the maps: "bn_shift" from a reference, "bn_shift_running" without, and "kernel"."""
-    text = Path(__file__).with_name("domain.json").read_text(encoding="utf-8")
-    return {
-        name: Scale(s["same"], s["far"], s["power"], tuple((k, v) for k, v in s["landmarks"]))
-        for name, s in json.loads(text)["scales"].items()
-    }
 
 
 def measure_similarity(

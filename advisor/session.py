@@ -21,8 +21,9 @@ from advisor.events import OnEvent, ignore
 from advisor.interrupt import Interrupt
 from advisor.options import AUTO, DEFAULTS, Options
 from advisor.pipeline import Prepared, advise_on, prepare
-from advisor.report.as_json import advice_record, outcome_record
+from advisor.report.as_json import advice_record
 from advisor.report.files import write_run_reports
+from advisor.report.run_json import outcome_record
 from advisor.run_folder import RunFolder
 from advisor.search import Search, SearchResult
 from advisor.stored import read_advice

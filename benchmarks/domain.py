@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from shared_sets import FAR, NEAR, SPOKEN, classes_of, imagenet_halves, pictures_of
 from sklearn.metrics import roc_auc_score
 
-from advisor.domain import Scale, few_pictures, measure_similarity, scales, shift_intervals
+from advisor.domain import few_pictures, measure_similarity, shift_intervals
 from advisor.head_evidence import predict
 from advisor.kernel_distance import (
     bootstrap_kernel_distance,
@@ -35,6 +35,7 @@ from advisor.kernel_distance import (
 from advisor.moment_shift import Source, balanced, layer_shifts
 from advisor.quadrant import SIMILAR_FROM
 from advisor.reference import Reference, shipped_reference
+from advisor.scale import Scale, scales
 from strategies.core import features as module
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.features import Features, extract_features

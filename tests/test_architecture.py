@@ -23,7 +23,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "strategies.from_scratch",
     ),
     ("strategies.registry",),
-    ("advisor.similarity", "advisor.probing"),
+    ("advisor.similarity", "advisor.probing", "advisor.scale"),
     ("advisor.types", "advisor.priors", "advisor.options"),
     ("advisor.moment_shift", "advisor.transferability"),
     ("advisor.kernel_distance", "advisor.head_evidence"),

@@ -1,13 +1,11 @@
-"""Advice and outcome as JSON: the same facts as the reports, in a versioned schema."""
+"""Advice as JSON: the same facts as the reports, in a versioned schema."""
 
 from dataclasses import asdict
 from importlib.metadata import version
 from typing import Any
 
-from advisor.report.importance import importance
 from advisor.report.quadrant_chart import landmarks
-from advisor.types import SCHEMA_VERSION, Advice, Outcome
-from strategies.core.metrics import Interval
+from advisor.types import SCHEMA_VERSION, Advice
 from strategies.core.pictures import shown
 
 
@@ -41,38 +39,6 @@ def advice_record(advice: Advice) -> dict[str, Any]:
     }
 
 
-def outcome_record(outcome: Outcome) -> dict[str, Any]:
-    """Return the outcome of a run as plain JSON values; the advice stands in its own file."""
-    best, test = outcome.best, outcome.test
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "task": outcome.advice.task,
-        "best": {
-            "trial": best.number,
-            "strategy": best.strategy,
-            "hyperparameters": dict(best.hyperparameters),
-            "val_accuracy": _interval(best.val_accuracy),
-        },
-        "refitted_on_train_and_val": outcome.refitted,
-        "test_accuracy": None if test is None else _interval(test.accuracy),
-        "test": None if test is None else asdict(test),
-        "transfer_gain": None if outcome.transfer_gain is None else asdict(outcome.transfer_gain),
-        "n_trials": len(outcome.trials),
-        "trials": [asdict(t) for t in outcome.trials],
-        "importance": importance_record(outcome),
-        "seconds": outcome.seconds,
-    }
-
-
-def importance_record(outcome: Outcome) -> dict[str, dict[str, float]]:
-    """Return what mattered in a run, by strategy and hyperparameter."""
-    return importance(outcome.trials, outcome.advice.seed)
-
-
 def versions() -> dict[str, str]:
     """Return the releases that numbers depend on."""
     return {name: version(name) for name in ("tl-advisor", "torch", "timm")}
-
-
-def _interval(interval: Interval | None) -> dict[str, float] | None:
-    return None if interval is None else asdict(interval)

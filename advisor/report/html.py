@@ -16,10 +16,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from advisor.gallery import MAX_EXAMPLES_SHOWN, Gallery
-from advisor.report.as_json import importance_record, versions
+from advisor.report.as_json import versions
 from advisor.report.charts import HUES, SHAPES, advice_charts, map_chart
 from advisor.report.facts import class_table, main_facts, measurements
 from advisor.report.run_charts import outcome_charts
+from advisor.report.run_json import importance_record
 from advisor.report.vega import Chart
 from advisor.report.words import (
     duration,

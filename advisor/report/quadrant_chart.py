@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from advisor.domain import scales
 from advisor.quadrant import RULES, SIMILAR_FROM
 from advisor.report.vega import Chart, Row, Spec
 from advisor.report.words import title
+from advisor.scale import scales
 from advisor.types import Advice, Domain, Profile, Size
 from strategies.core.metrics import Interval
 

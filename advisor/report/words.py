@@ -1,12 +1,12 @@
 """How the reports say things: shared by terminal, Markdown and page."""
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.similarity import DomainSimilarity
 from advisor.types import Advice, Outcome
 from strategies.core.metrics import Interval
-from strategies.registry import STRATEGIES
 
 _SHOWN = ("strength", "depth", "frozen_stages", "lr", "steps")
 
@@ -18,11 +18,13 @@ def title(strategy: str) -> str:
 
 
 def spoken(text: str) -> str:
-    """Return a sentence with the strategies' names as people say them."""
-    for name in STRATEGIES:
-        first, rest = title(name)[0], title(name)[1:]
-        text = text.replace(name, first.lower() + rest)
-    return text
+    """Return a sentence with the names of strategies and settings as people say them."""
+
+    def say(name: re.Match[str]) -> str:
+        said = title(name[0])
+        return said[0].lower() + said[1:]
+
+    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", say, text)
 
 
 def duration(seconds: float) -> str:

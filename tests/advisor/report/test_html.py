@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 
 from advisor.gallery import Gallery
-from advisor.report.as_json import advice_record, outcome_record
+from advisor.report.as_json import advice_record
 from advisor.report.charts import advice_charts
 from advisor.report.html import page
 from advisor.report.importance import importance
 from advisor.report.run_charts import outcome_charts
+from advisor.report.run_json import outcome_record
 from advisor.types import Advice
 from tests.advisor.profiles import profile_of
 from tests.advisor.report.made import (
