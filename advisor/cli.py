@@ -242,6 +242,7 @@ def run_command(
             reference,
             prefer,
             pilot,
+            _note,
         )
         outcome = auto(
             folder,
@@ -431,6 +432,10 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
             bars.update(known[what], completed=done)
 
         yield show
+
+
+def _note(sentence: str) -> None:
+    stderr.print(sentence, highlight=False, markup=False)
 
 
 def _print_laps(laps: "Laps") -> None:
