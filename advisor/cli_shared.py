@@ -134,8 +134,13 @@ def options_of(given: Mapping[str, Any], on_progress: OnProgress) -> "Options":
     from advisor.options import Options
 
     values = {f.name: given[f.name] for f in fields(Options) if f.name in given}
-    values |= {"on_progress": on_progress, "max_images": given["max_images"] or None}
-    return Options(**values)
+    values |= {"max_images": given["max_images"] or None}
+    return Options(**values, on_progress=on_progress, on_note=note)
+
+
+def note(sentence: str) -> None:
+    """Say what a training does otherwise than it was meant to."""
+    stderr.print(sentence, highlight=False, markup=False)
 
 
 def fail(message: str) -> NoReturn:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from strategies.core.progress import OnProgress
+from strategies.core.progress import OnNote, OnProgress, ignore_note
 from strategies.core.sampling import MAX_IMAGES, MAX_QUARANTINE
 
 AUTO = "auto"
@@ -35,6 +35,8 @@ class Options:
     pilot
         Whether a short fine-tuning is tried; "auto": where it may change the advice at a cost
         that is small against what is advised.
+    on_note
+        Called with a sentence where a training goes another way than it was meant to.
     """
 
     backbone: str = AUTO
@@ -53,6 +55,7 @@ class Options:
     reference: Path | None = None
     prefer: Prefer = "balanced"
     pilot: PilotMode = "auto"
+    on_note: OnNote = field(default=ignore_note, compare=False)
 
 
 DEFAULTS = Options()

@@ -177,7 +177,11 @@ def _context(options: Options) -> RunContext:
         get_strategy(options.strategy)
     given = {} if options.on_progress is None else {"on_progress": options.on_progress}
     return make_context(
-        device=options.device, cache_dir=options.cache_dir, seed=options.seed, **given
+        device=options.device,
+        cache_dir=options.cache_dir,
+        seed=options.seed,
+        on_note=options.on_note,
+        **given,
     )
 
 

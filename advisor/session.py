@@ -346,8 +346,7 @@ def _check_split(folder: RunFolder, task: ImageTask) -> None:
 
 def _record(options: Options) -> dict[str, Any]:
     """Return the options as JSON values; paths become absolute."""
-    values = {f.name: getattr(options, f.name) for f in fields(options)}
-    del values["on_progress"]
+    values = {f.name: getattr(options, f.name) for f in fields(options) if f.compare}
     return {k: _absolute(v) if isinstance(v, Path) else v for k, v in values.items()}
 
 

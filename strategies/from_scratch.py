@@ -6,7 +6,7 @@ from typing import ClassVar, Self, final
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone
+from strategies.core.backbone import Backbone, resized
 from strategies.core.classifier import ImageClassifier, make_network
 from strategies.core.fine_tuning import calibrate, training_passes
 from strategies.core.recipe import BATCH_SIZE, Recipe, default_steps
@@ -28,11 +28,14 @@ class FromScratch(Strategy):
         Optimiser steps of 32 pictures; None: twice those of a fine-tune.
     hflip
         Whether train pictures are mirrored at random.
+    input_px
+        Side of the square input; None: the backbone's.
     """
 
     lr: float = 3e-3
     steps: int | None = None
     hflip: bool = False
+    input_px: int | None = None
 
     name: ClassVar[str] = "from_scratch"
     summary: ClassVar[str] = "all layers trained from random weights: what transfer must beat"
@@ -54,7 +57,8 @@ class FromScratch(Strategy):
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Train; an earlier round is kept only where val says clearly that it was better."""
         ctx.check_time()
-        used = replace(self, steps=self._steps(task))
+        backbone = resized(backbone, self.input_px)
+        used = replace(self, steps=self._steps(task), input_px=backbone.input_px)
         recipe = Recipe(
             steps=self._steps(task), lr=self.lr, batch_norm="trained", hflip=self.hflip
         )
@@ -69,8 +73,9 @@ class FromScratch(Strategy):
 
     def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
         """Return the passes of all steps and of judging on val."""
-        steps = self._steps(task)
-        return training_passes(len(task.train), len(task.val), steps, BATCH_SIZE, frozen=0.0)
+        scale = (self.input_px or backbone.input_px) / backbone.input_px
+        n_train, n_val, steps = len(task.train), len(task.val), self._steps(task)
+        return training_passes(n_train, n_val, steps, BATCH_SIZE, 0.0, scale)
 
     def _steps(self, task: ImageTask) -> int:
         return self.steps or 2 * default_steps(len(task.train), BATCH_SIZE)

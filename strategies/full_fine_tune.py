@@ -6,7 +6,7 @@ from typing import ClassVar, Self, cast, final
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone
+from strategies.core.backbone import Backbone, resized
 from strategies.core.classifier import ImageClassifier
 from strategies.core.fine_tuning import fine_tune, prepare, training_passes
 from strategies.core.recipe import (
@@ -38,6 +38,8 @@ class FullFineTune(Strategy):
         Optimiser steps of 32 pictures; None: eight epochs, within 150 and 600.
     hflip
         Whether train pictures are mirrored at random (wrong for letters and hands).
+    input_px
+        Side of the square input; None: the backbone's.
     layer_lr_decay, optimiser, batch_norm, label_smoothing, mixup, l2_sp, ema
         As in `Recipe`.
     """
@@ -54,6 +56,7 @@ class FullFineTune(Strategy):
     l2_sp: float = 0.0
     ema: float = 0.0
     hflip: bool = False
+    input_px: int | None = None
 
     name: ClassVar[str] = "full_fine_tune"
     summary: ClassVar[str] = "all layers trained from the pretrained weights, head first"
@@ -82,6 +85,7 @@ class FullFineTune(Strategy):
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Train; an earlier round is kept only where val says clearly that it was better."""
+        backbone = resized(backbone, self.input_px)
         start = prepare(task, backbone, ctx)
         lr = self.lr or start.defaults.lr
         blend = self.blend or start.defaults.blend
@@ -101,7 +105,7 @@ class FullFineTune(Strategy):
             hflip=self.hflip,
         )
         network = fine_tune(task, backbone, start, recipe, ctx)
-        used = replace(self, lr=lr, blend=blend, steps=steps)
+        used = replace(self, lr=lr, blend=blend, steps=steps, input_px=backbone.input_px)
         return ImageClassifier(
             task.classes,
             backbone,
@@ -114,4 +118,6 @@ class FullFineTune(Strategy):
     def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
         """Return the passes of the probe, of all steps, and of judging on val."""
         steps = self.steps or default_steps(len(task.train), BATCH_SIZE)
-        return training_passes(len(task.train), len(task.val), steps, BATCH_SIZE, frozen=0.0)
+        scale = (self.input_px or backbone.input_px) / backbone.input_px
+        n_train, n_val = len(task.train), len(task.val)
+        return training_passes(n_train, n_val, steps, BATCH_SIZE, 0.0, scale)

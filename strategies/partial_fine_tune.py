@@ -6,7 +6,7 @@ from typing import ClassVar, Self, cast, final
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone
+from strategies.core.backbone import Backbone, resized
 from strategies.core.classifier import ImageClassifier
 from strategies.core.fine_tuning import fine_tune, prepare, training_passes
 from strategies.core.recipe import (
@@ -30,7 +30,7 @@ class PartialFineTune(Strategy):
     ----------
     frozen_stages
         How many depths, from the input, stay as they are; None: half of them.
-    lr, blend, head_lr_factor, steps, batch_norm, hflip
+    lr, blend, head_lr_factor, steps, batch_norm, hflip, input_px
         As for full fine-tuning, for the stages that learn.
     """
 
@@ -41,6 +41,7 @@ class PartialFineTune(Strategy):
     steps: int | None = None
     batch_norm: BatchNorm = "frozen"
     hflip: bool = False
+    input_px: int | None = None
 
     name: ClassVar[str] = "partial_fine_tune"
     summary: ClassVar[str] = "first stages frozen, the rest trained from the pretrained weights"
@@ -68,6 +69,7 @@ class PartialFineTune(Strategy):
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Train; an earlier round is kept only where val says clearly that it was better."""
+        backbone = resized(backbone, self.input_px)
         start = prepare(task, backbone, ctx)
         lr = self.lr or start.defaults.lr
         blend = self.blend or start.defaults.blend
@@ -82,7 +84,14 @@ class PartialFineTune(Strategy):
             hflip=self.hflip,
         )
         network = fine_tune(task, backbone, start, recipe, ctx)
-        used = replace(self, lr=lr, blend=blend, steps=steps, frozen_stages=frozen)
+        used = replace(
+            self,
+            lr=lr,
+            blend=blend,
+            steps=steps,
+            frozen_stages=frozen,
+            input_px=backbone.input_px,
+        )
         return ImageClassifier(
             task.classes,
             backbone,
@@ -95,9 +104,9 @@ class PartialFineTune(Strategy):
     def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
         """Return the passes of the probe, of all steps (part of them forward only), of judging."""
         frozen = backbone.depths[self._frozen(backbone) - 1].flops_share
-        return training_passes(
-            len(task.train), len(task.val), self._steps(task), BATCH_SIZE, frozen
-        )
+        scale = (self.input_px or backbone.input_px) / backbone.input_px
+        n_train, n_val, steps = len(task.train), len(task.val), self._steps(task)
+        return training_passes(n_train, n_val, steps, BATCH_SIZE, frozen, scale)
 
     def why_not(self, task: ImageTask, backbone: Backbone) -> str | None:
         """Refuse to freeze none or all of the stages."""

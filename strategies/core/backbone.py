@@ -110,9 +110,25 @@ def load_backbone(name: str = DEFAULT_BACKBONE, *, input_px: int | None = None) 
     BackboneError
         If the name is unknown, the weights cannot be had, or the size does not fit.
     """
+    if input_px is not None and input_px < 1:
+        raise BackboneError(f"The input size must be at least 1 px, got {input_px} px.")
     entry = CATALOGUE.get(name)
     px = input_px or (entry.input_px if entry else None)
     return _inspect(name, px)
+
+
+def resized(backbone: Backbone, input_px: int | None) -> Backbone:
+    """Return the same network for another input size; as it is for None.
+
+    Raises
+    ------
+    BackboneError
+        If the size does not fit the network.
+    """
+    if input_px is None or input_px == backbone.input_px:
+        return backbone
+    other = load_backbone(backbone.name, input_px=input_px)
+    return other if backbone.weights == "pretrained" else other.with_random_weights()
 
 
 @cache

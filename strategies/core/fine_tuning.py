@@ -76,14 +76,18 @@ def calibrate(network: Network, task: ImageTask, backbone: Backbone, ctx: RunCon
     scale_scores(network, 1 / found)
 
 
-def training_passes(n_train: int, n_val: int, steps: int, batch: int, frozen: float) -> float:
+def training_passes(
+    n_train: int, n_val: int, steps: int, batch: int, frozen: float, scale: float = 1.0
+) -> float:
     """Return the cost of a training in forward passes of one image.
 
     Parameters
     ----------
+    scale
+        Side of the input as a share of the backbone's own.
     frozen
         Share of the forward pass that lies in frozen stages, which need no backward pass.
     """
     per_image = 1 + (PASSES_PER_STEP - 1) * (1 - frozen)
     judged = (ROUNDS + 1) * n_val
-    return n_train + steps * batch * per_image + judged
+    return (n_train + steps * batch * per_image + judged) * scale**2

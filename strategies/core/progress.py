@@ -6,6 +6,12 @@ from dataclasses import dataclass, field
 
 OnProgress = Callable[[str, int, int], None]
 """Called with (what, done, total)."""
+OnNote = Callable[[str], None]
+"""Called with a sentence."""
+
+
+def ignore_note(note: str) -> None:
+    """Hear of a remark and do nothing."""
 
 
 def ignore_progress(what: str, done: int, total: int) -> None:

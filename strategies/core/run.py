@@ -12,18 +12,13 @@ import torch
 
 from strategies.core.cache import ArrayCache, default_cache_dir
 from strategies.core.errors import OutOfTime, TransferError
-from strategies.core.progress import OnProgress, ignore_progress
+from strategies.core.progress import OnNote, OnProgress, ignore_note, ignore_progress
 
 OnEpoch = Callable[[int, float | None], None]
-OnNote = Callable[[str], None]
 
 
 def _ignore_epoch(epoch: int, val_accuracy: float | None) -> None:
     """Hear of an epoch and do nothing."""
-
-
-def _ignore_note(note: str) -> None:
-    """Hear of a remark and do nothing."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +52,7 @@ class RunContext:
     deadline_s: float | None = None
     on_epoch: OnEpoch = _ignore_epoch
     on_progress: OnProgress = ignore_progress
-    on_note: OnNote = _ignore_note
+    on_note: OnNote = ignore_note
     checkpoint: Path | None = None
 
     def seconds_left(self) -> float:
@@ -90,6 +85,7 @@ def make_context(
     cache_dir: Path | None = None,
     seed: int = 0,
     on_progress: OnProgress = ignore_progress,
+    on_note: OnNote = ignore_note,
 ) -> RunContext:
     """Choose device and precision for this machine.
 
@@ -106,6 +102,7 @@ def make_context(
         seed=seed,
         n_workers=max(2, min(16, os.cpu_count() or 2)),
         on_progress=on_progress,
+        on_note=on_note,
     )
 
 

@@ -205,6 +205,22 @@ def test_boxes_lie_within_the_picture() -> None:
     assert resize_box(noise(), (0, 0, 30, 30), 16, "bicubic").shape == (16, 16, 3)
 
 
+@pytest.mark.parametrize("size", [(60, 30), (30, 60), (50, 50), (300, 40)])
+def test_boxes_are_never_smaller_than_their_least_area(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        left, top, right, bottom = random_box(*size, 0.7, rng)
+        assert (right - left) * (bottom - top) >= 0.7 * size[0] * size[1] - 1e-6
+
+
+def test_boxes_have_aspects_from_three_to_four_to_four_to_three_where_they_fit() -> None:
+    rng = np.random.default_rng(0)
+    boxes = [random_box(100, 100, 0.05, rng) for _ in range(300)]
+    aspects = [(r - x) / (b - y) for x, y, r, b in boxes]
+    assert 0.75 - 1e-9 <= min(aspects) < 0.8
+    assert 1.25 < max(aspects) <= 4 / 3 + 1e-9
+
+
 @pytest.mark.parametrize("size", [(337, 224), (224, 358), (90, 90), (640, 480)])
 def test_the_centre_crop_is_timms_to_the_pixel(size: tuple[int, int]) -> None:
     from timm.data import create_transform

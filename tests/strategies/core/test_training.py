@@ -639,3 +639,34 @@ def test_scores_follow_the_order_of_the_split(
 
     assert forth.shape == (len(small_task.val), 3)
     np.testing.assert_allclose(forth, back[::-1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_resumed_training_spreads_its_schedule_over_the_time_that_is_left(
+    ctx: RunContext,
+) -> None:
+    recipe = Recipe(100, 0.1)
+    hurried = optimiser.Pace(recipe, ctx, step=20, progress=0.6)
+
+    found = [hurried.progress(step) for step in (20, 60, 100)]
+
+    assert found == pytest.approx([0.6, 0.8, 1.0])
+
+
+def test_steps_that_set_the_pace_are_counted_without_rounding(ctx: RunContext) -> None:
+    recipe = Recipe(13, 0.1)
+    fresh, resumed = optimiser.Pace(recipe, ctx), optimiser.Pace(recipe, ctx, 5, 5 / 13)
+
+    assert [fresh.progress(s) for s in range(5, 14)] == [resumed.progress(s) for s in range(5, 14)]
+
+
+def test_time_that_is_short_is_not_spent_on_judging_after_every_step(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shares = iter([0.0, 0.4, 0.55, 0.9, 0.95, 1.2])
+    monkeypatch.setattr(training.Pace, "progress", lambda self, step: next(shares))
+    told: list[int] = []
+    listening = replace(ctx, on_epoch=lambda epoch, _: told.append(epoch))
+
+    train(_network(tiny, ctx), small_task, tiny, Recipe(50, 0.01, batch_size=8), listening)
+
+    assert told == [2, 3, 5, 6]

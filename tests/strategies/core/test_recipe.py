@@ -1,0 +1,86 @@
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from strategies.core.errors import NotApplicable
+from strategies.core.features import Features, Moments
+from strategies.core.recipe import (
+    FAR_LR,
+    FAR_SHIFT,
+    NEAR_BLEND,
+    NEAR_LR,
+    NEAR_SHIFT,
+    Recipe,
+    default_steps,
+    domain_shift,
+    farness,
+    fine_tune_defaults,
+)
+
+
+def _features(offset: float, spread: float = 1.0, n: int = 400) -> Features:
+    """Features whose activations have this mean and standard deviation at every layer."""
+    means = np.full((n, 8), offset, dtype=np.float32)
+    squares = means**2 + np.float32(spread**2)
+    layer = np.repeat([0, 1], 4)
+    moments = Moments(means, squares, layer, np.array([0.2, 0.7]), np.array([1, 2]))
+    return Features((np.zeros((n, 3), dtype=np.float32),), moments)
+
+
+def _without_moments() -> Features:
+    pooled: NDArray[np.float32] = np.zeros((4, 3), dtype=np.float32)
+    return Features((pooled,), None)
+
+
+def test_pictures_like_those_of_pretraining_have_no_shift() -> None:
+    assert domain_shift(_features(0.0)) == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("far", [(1.0, 1.0), (0.0, 3.0), (0.0, 0.2)])
+def test_another_mean_or_spread_is_a_shift(far: tuple[float, float]) -> None:
+    assert domain_shift(_features(*far)) > domain_shift(_features(0.1)) > 0
+
+
+def test_near_pictures_that_a_probe_names_rightly_get_small_steps_half_way() -> None:
+    found = fine_tune_defaults(_features(0.0), probe_accuracy=0.95)
+
+    assert (found.lr, found.blend) == (NEAR_LR, NEAR_BLEND)
+
+
+@pytest.mark.parametrize(("offset", "accuracy"), [(2.0, 0.95), (0.0, 0.3)])
+def test_far_pictures_or_a_failing_probe_get_large_steps_in_full(
+    offset: float, accuracy: float
+) -> None:
+    found = fine_tune_defaults(_features(offset), accuracy)
+
+    assert (found.lr, found.blend) == (FAR_LR, 1.0)
+
+
+def test_without_batch_norm_the_middle_is_taken() -> None:
+    found = fine_tune_defaults(_without_moments(), 0.95)
+
+    assert NEAR_LR < found.lr < FAR_LR
+    assert NEAR_BLEND < found.blend < 1
+
+
+def test_farness_rises_from_near_to_far() -> None:
+    shifts = np.linspace(0.01, 1, 50)
+    found = [farness(s) for s in shifts]
+
+    assert (np.diff(found) >= 0).all()
+    assert farness(NEAR_SHIFT) == pytest.approx(0)
+    assert farness(FAR_SHIFT) == pytest.approx(1)
+
+
+def test_more_pictures_get_more_steps_within_bounds() -> None:
+    steps = [default_steps(n, 32) for n in (1, 100, 1000, 2000, 10**6)]
+
+    assert steps == sorted(steps)
+    assert steps[0] == 150
+    assert steps[-1] == 600
+
+
+@pytest.mark.parametrize("wrong", [{"blend": 0.0}, {"layer_lr_decay": 1.5}, {"ema": 1.0}])
+def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(NotApplicable, match=next(iter(wrong))):
+        Recipe(1, 0.1, **wrong)

@@ -1,0 +1,62 @@
+"""What the strategies that train a network have in common."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from strategies.base import Strategy
+from strategies.core.backbone import Backbone
+from strategies.core.errors import BackboneError
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask
+from strategies.from_scratch import FromScratch
+from strategies.full_fine_tune import FullFineTune
+from strategies.partial_fine_tune import PartialFineTune
+
+TRAINED = (FullFineTune(steps=2), PartialFineTune(steps=2), FromScratch(steps=2))
+
+
+@pytest.mark.parametrize("strategy", TRAINED, ids=lambda s: s.name)
+def test_another_input_size_is_the_classifiers_own(
+    strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    small = replace(strategy, input_px=32)
+
+    fitted = small.fit(small_task.hide_test(), backbone, ctx)
+
+    assert fitted.backbone.input_px == fitted.hyperparameters["input_px"] == 32
+    ratio = small.image_passes(small_task, backbone) / strategy.image_passes(small_task, backbone)
+    assert ratio == pytest.approx((32 / backbone.input_px) ** 2)
+
+
+def test_a_size_below_one_pixel_is_refused(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    with pytest.raises(BackboneError, match="-5 px"):
+        FullFineTune(steps=2, input_px=-5).fit(small_task.hide_test(), backbone, ctx)
+
+
+@pytest.mark.parametrize("strategy", TRAINED[:2], ids=lambda s: s.name)
+def test_what_was_chosen_is_recorded_and_fits_the_same_again(
+    strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    task = small_task.hide_test()
+    first = strategy.fit(task, backbone, ctx)
+    assert None not in first.hyperparameters.values()
+
+    again = type(strategy)(**first.hyperparameters).fit(task, backbone, ctx)
+
+    paths = [p.path for p in task.val]
+    np.testing.assert_array_equal(first.predict_proba(paths), again.predict_proba(paths))
+
+
+def test_training_without_val_keeps_the_last_weights(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    told: list[float | None] = []
+    listening = replace(ctx, on_epoch=lambda _, accuracy: told.append(accuracy))
+
+    FullFineTune(steps=2).fit(replace(small_task.hide_test(), val=()), backbone, listening)
+
+    assert set(told) == {None}
