@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from strategies.core.probes import (
     fold_numbers,
     temperature,
 )
+from strategies.core.recipe import fine_tune_defaults
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, Picture, groups_of, labels_of
 from strategies.core.timing import measure_training_cost
@@ -111,6 +112,7 @@ def examine(
         head_s=tried.seconds,
         build_s=training.build_s,
         passes_per_trained_image=training.passes_per_image,
+        fine_tune_defaults=asdict(fine_tune_defaults(features, tried.probes[0].accuracy.mid)),
     )
     return profile, measured
 

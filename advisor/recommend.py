@@ -20,8 +20,6 @@ NOISE = 0.01
 CHEAP = 0.03
 """What ``cheap`` gives up at most, where noise is not more."""
 BATCH = 32
-NEAR_LR, FAR_LR = 1e-4, 1e-3
-"""Where a strategy leaves its learning rate open: at similarity 1 and 0, logarithmic between."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +57,9 @@ def recommend(
     that it gained over the linear probe in the benchmarks where the evidence was like this, and in
     the pilot where there is one. Of those that count as equal to the best the cheapest is taken:
 
-    - ``balanced``: within `NOISE`; between a probe and a training within a standard deviation of
-      the training's lead, because a promise must be worth more than its uncertainty. Where costs
-      are alike, the quadrant's rule goes first;
+    - ``balanced``: within `NOISE`; between a probe and a training within half a standard
+      deviation of the training's lead, so that one is advised where it is better in at least 7 of
+      10 such cases. Where costs are alike, the quadrant's rule goes first;
     - ``cheap``: the same, but at least within `CHEAP`;
     - ``accuracy``: none count as equal; the highest prediction wins at any cost.
 
@@ -129,7 +127,7 @@ def noise(a: _Candidate, b: _Candidate, prefer: Prefer) -> float:
         return 0.0
     least = CHEAP if prefer == "cheap" else NOISE
     both_trained = a.lead_sd > 0 and b.lead_sd > 0
-    return least if both_trained else max(least, a.lead_sd, b.lead_sd)
+    return least if both_trained else max(least, a.lead_sd / 2, b.lead_sd / 2)
 
 
 def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
@@ -187,11 +185,9 @@ def _first_hyperparameters(name: str, profile: Profile) -> dict[str, Any]:
         return {"strength": profile.linear_probe.strength}
     if name == "layer_svm":
         return {"depth": profile.layer_svm.depth, "strength": profile.layer_svm.strength}
-    score = 0.5 if profile.similarity is None else profile.similarity.score.mid
-    left_open = {"lr": float(f"{NEAR_LR**score * FAR_LR ** (1 - score):.2g}")}
-    left_open["blend"] = round(1 - 0.5 * score, 2)
     chosen = STRATEGIES[name]().hyperparameters()
-    chosen |= {k: v for k, v in left_open.items() if chosen.get(k, v) is None}
+    left_open = {k: v for k, v in profile.fine_tune_defaults.items() if chosen.get(k, v) is None}
+    chosen |= left_open
     steps = default_steps(profile.n_train, BATCH)
     chosen["steps"] = 2 * steps if name == "from_scratch" else steps
     if name == "partial_fine_tune":

@@ -60,6 +60,9 @@ class Profile:
         Measured seconds of fitting a strategy's linear head with all choices, features at hand.
     build_s
         Measured seconds of making the network.
+    fine_tune_defaults
+        Learning rate and blend that the fine-tuning strategies would choose by themselves; empty
+        where that was not asked.
     passes_per_trained_image
         Measured cost of training on a picture, in forward passes; None: not measured.
     transferability
@@ -96,6 +99,7 @@ class Profile:
     head_s: Mapping[str, float] = field(default_factory=dict)
     build_s: float = 0.0
     passes_per_trained_image: float | None = None
+    fine_tune_defaults: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def n_classes(self) -> int:

@@ -30,8 +30,10 @@ TRAINED = ("partial_fine_tune", "full_fine_tune", "from_scratch")
 MEASURED = ("linear_probe", "layer_svm")
 FEWEST = 4
 """A variant with fewer cases than this is not offered."""
-RIDGE = 3.0
-"""Weights are drawn to 0 as by so many cases, all evidence one standard deviation from usual."""
+RIDGE = 10.0
+"""Weights are drawn to a guess as by so many cases, evidence one standard deviation from usual."""
+GUESS: Mapping[str, float] = {"far": 0.4, "probe": -0.2}
+"""The rule of thumb, as log-odds a standard deviation; of all other evidence nothing is guessed."""
 SD_GUESS, SD_CASES = 0.8, 2.0
 """Spreads start as if so many cases had shown this."""
 SIGNS: dict[str, tuple[float, float]] = {
@@ -48,7 +50,7 @@ Matrix = NDArray[np.float64]
 
 def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
     """Return the contents of priors.json."""
-    rows = [r for r in rows if case_of(r) in profiles]
+    rows = with_stand_ins([r for r in rows if case_of(r) in profiles], profiles)
     used = {case_of(r): profiles[case_of(r)] for r in rows}
     usual = _usual(used)
     variants = [
@@ -69,6 +71,29 @@ def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
     trained = sorted({v["strategy"] for v in variants} - {"from_scratch"})
     record["pilot"] = {name: _pilot(rows, used, priors, name) for name in trained}
     return record
+
+
+def with_stand_ins(rows: list[Row], profiles: Profiles) -> list[Row]:
+    """Leave out rows of recipes that are no more, but let them stand in where there is no other.
+
+    A case without a row of a strategy's defaults borrows the superseded one whose learning rate
+    is nearest to what that recipe advised: 1e-4 at similarity 1, 1e-3 at similarity 0.
+    """
+    current = [r for r in rows if not r.get("superseded")]
+    there = {(case_of(r), r["strategy"]) for r in current if not r["grid"]}
+    borrowed: dict[tuple[Case, str], Row] = {}
+    for row in rows:
+        key = case_of(row), row["strategy"]
+        if row.get("superseded") and key not in there:
+            best = min(borrowed.get(key, row), row, key=lambda r: _misfit(r, profiles))
+            borrowed[key] = best
+    return current + [row | {"grid": {}} for row in borrowed.values()]
+
+
+def _misfit(row: Row, profiles: Profiles) -> float:
+    similarity = profiles[case_of(row)].similarity
+    score = 0.5 if similarity is None else similarity.score.mid
+    return float(abs(np.log10(row["hyperparameters"]["lr"]) - (-3 - score)))
 
 
 def _provenance(rows: list[Row]) -> str:
@@ -180,14 +205,14 @@ def _standardised(profile: Profile, usual: Mapping[str, Mapping[str, float]]) ->
 
 
 def _line(x: Matrix, y: Matrix, probe_sd: float) -> Matrix:
-    """Fit intercept and weights: ridge on the weights, each with the sign it may have."""
+    """Fit intercept and weights, each with the sign it may have, leaning on `GUESS`."""
     design = np.column_stack([np.ones(len(x)), x])
     drawn = np.column_stack([np.zeros(x.shape[1]), np.sqrt(RIDGE) * np.eye(x.shape[1])])
     signs = SIGNS | {"probe": (SIGNS["probe"][0] * probe_sd, 0.0)}
     low, high = zip((-np.inf, np.inf), *signs.values(), strict=True)
     found = lsq_linear(
         np.vstack([design, drawn]),
-        np.concatenate([y, np.zeros(x.shape[1])]),
+        np.concatenate([y, np.sqrt(RIDGE) * np.array([GUESS.get(n, 0.0) for n in SIGNS])]),
         (np.array(low), np.array(high)),
         method="bvls",
     )

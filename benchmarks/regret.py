@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from fit_priors import FEWEST, fit
+from fit_priors import FEWEST, fit, with_stand_ins
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 
 from advisor.priors import Priors, priors_of
@@ -27,6 +27,7 @@ DRAWS, WIDELY = 2000, 0.8
 """Bootstrap draws; share of the cases that a grid entry must cover to count."""
 FACTOR = 1.5
 DEFAULT = "{}"
+COMPARED = ("partial_fine_tune", "full_fine_tune")
 
 Entry = tuple[str, str]
 """A strategy and what was given to it, as JSON."""
@@ -54,11 +55,18 @@ def entry_of(row: Row) -> Entry:
 
 
 def complete_cases(rows: list[Row], known: Mapping[Case, Profile]) -> Cases:
-    """Keep the grid entries that nearly all cases have, and the cases that have them all."""
-    cases: dict[Case, dict[Entry, Row]] = defaultdict(dict)
-    for row in rows:
-        if case_of(row) in known:
-            cases[case_of(row)][entry_of(row)] = row
+    """Keep the grid entries that nearly all cases have, and the cases that have them all.
+
+    A case counts once something was trained on it.
+    """
+    found_rows: dict[Case, dict[Entry, Row]] = defaultdict(dict)
+    for row in with_stand_ins([r for r in rows if case_of(r) in known], known):
+        found_rows[case_of(row)][entry_of(row)] = row
+    cases = {
+        case: found
+        for case, found in found_rows.items()
+        if any(name in COMPARED for name, _ in found)
+    }
     entries = {e for found in cases.values() for e in found}
     wide = {e for e in entries if sum(e in c for c in cases.values()) >= WIDELY * len(cases)}
     return {
