@@ -1,6 +1,6 @@
 """Which way to learn: measures a task, advises a strategy, tunes it.
 
-``from advisor import advise, auto`` is the Python interface; importing this costs nothing.
+``from advisor import advise, auto, resume`` is the Python interface; importing this costs nothing.
 """
 
 from importlib import import_module
@@ -8,14 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advisor.pipeline import advise as advise
-    from advisor.pipeline import auto as auto
+    from advisor.session import auto as auto
+    from advisor.session import resume as resume
 
-_LAZY = ("advise", "auto")
+_LAZY = {
+    "advise": "advisor.pipeline",
+    "auto": "advisor.session",
+    "resume": "advisor.session",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module("advisor.pipeline"), name)
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +15,10 @@ from advisor.priors import load_priors
 from advisor.profile import examine, sample
 from advisor.recommend import recommend
 from advisor.reference import build_reference
-from advisor.report.as_json import advice_record, outcome_record
-from advisor.report.files import write_page, write_run_reports
-from advisor.search import search
-from advisor.types import Advice, BackboneScore, Choice, Decision, Outcome, Profile
+from advisor.report.files import write_page
+from advisor.types import Advice, BackboneScore, Choice, Decision, Profile
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.catalogue import CATALOGUE, DEFAULT_BACKBONE
-from strategies.core.classifier import evaluate, write_json
-from strategies.core.errors import StorageError
 from strategies.core.features import extract_features
 from strategies.core.pictures import shown
 from strategies.core.run import RunContext, make_context
@@ -52,65 +48,45 @@ def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None =
     TransferError
         If the data, the backbone or a setting cannot be used; the message says what to do.
     """
-    ctx = _context(options)
-    task = _load(Path(data), options, ctx)
-    ranked, backbone, choices = _backbone(task, options, ctx)
-    hidden, test = task.hide_test(), _unlabelled_test(task)
-    advice = replace(_advise(hidden, test, backbone, choices, options, ctx), backbones=ranked)
+    p = prepare(Path(data), options)
+    advice = advise_on(p)
     if html is not None:
-        write_page(html, advice, hidden, backbone, ctx)
+        write_page(html, advice, p.task.hide_test(), p.backbone, p.ctx)
     return advice
 
 
-def auto(
-    data: Path | str,
-    out: Path | str,
-    options: Options = DEFAULTS,
-    *,
-    time_s: float = 600.0,
-    max_trials: int | None = None,
-) -> Outcome:
-    """Take the advice: tune it within a time limit and leave a classifier in a run folder.
+@dataclass(frozen=True)
+class Prepared:
+    """A task that was read, and what it is to be learnt with.
 
-    Parameters
+    Attributes
     ----------
-    out
-        The run folder; it must not exist yet, or be empty.
-    time_s
-        Wall-clock limit of everything: measuring, tuning, judging, saving.
-
-    Raises
-    ------
-    TransferError
-        If the data, the backbone or a setting cannot be used, or the time was too short.
+    ranked
+        The backbones that were compared, best first; empty where there was one.
     """
-    start = time.monotonic()
-    folder = _new_folder(Path(out))
+
+    task: ImageTask
+    ranked: tuple[BackboneScore, ...]
+    backbone: Backbone
+    choices: tuple[Choice, ...]
+    options: Options
+    ctx: RunContext
+
+
+def prepare(data: Path, options: Options, deadline_s: float | None = None) -> Prepared:
+    """Read a task and choose its backbone, until ``time.monotonic()`` is `deadline_s`."""
     ctx = _context(options)
-    task = _load(Path(data), options, ctx)
-    limit = replace(ctx, deadline_s=start + time_s)
-    ranked, backbone, choices = _backbone(task, options, limit)
-    advice = _advise(task.hide_test(), _unlabelled_test(task), backbone, choices, options, limit)
-    advice = replace(advice, backbones=ranked)
-    write_json(folder / "advice.json", advice_record(advice))
-    reserve_s = 2 + 2 * len(task.test or ()) * advice.profile.ms_per_image / 1000
-    found = search(
-        advice,
-        task.hide_test(),
-        backbone,
-        replace(ctx, deadline_s=start + time_s - reserve_s),
-        folder=folder,
-        max_trials=max_trials,
-        only=None if options.strategy == AUTO else options.strategy,
-    )
-    test = evaluate(found.classifier, task.test) if task.test else None
-    seconds = time.monotonic() - start
-    outcome = Outcome(
-        advice, found.trials, found.best, test, found.refitted, folder, round(seconds, 3)
-    )
-    write_json(folder / "outcome.json", outcome_record(outcome))
-    write_run_reports(outcome, task.hide_test(), backbone, ctx)
-    return outcome
+    task = _load(data, options, ctx)
+    ranked, backbone, choices = _backbone(task, options, replace(ctx, deadline_s=deadline_s))
+    return Prepared(task, ranked, backbone, choices, options, ctx)
+
+
+def advise_on(p: Prepared, deadline_s: float | None = None) -> Advice:
+    """Advise on a task that was read; its test labels are hidden from what follows."""
+    hidden, pictures = p.task.hide_test(), _unlabelled_test(p.task)
+    ctx = replace(p.ctx, deadline_s=deadline_s)
+    advice = _advise(hidden, pictures, p.backbone, p.choices, p.options, ctx)
+    return replace(advice, backbones=p.ranked)
 
 
 def _unlabelled_test(task: ImageTask) -> Split:
@@ -282,13 +258,3 @@ def _device_choice(options: Options, ctx: RunContext) -> tuple[Choice, ...]:
         return ()
     precision = str(ctx.precision).removeprefix("torch.")
     return (Choice("device", f"{ctx.device} ({precision})", "found here; pin with --device"),)
-
-
-def _new_folder(folder: Path) -> Path:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
-            raise StorageError(f"{folder} is not empty. Give a new folder with --out.")
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be used as a run folder: {error}") from error
-    return folder

@@ -1,13 +1,15 @@
 """A saved classifier on new pictures; what cannot be read is set aside, not fatal."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from advisor.run_folder import RunFolder
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError
@@ -17,19 +19,25 @@ from strategies.core.progress import OnProgress
 from strategies.core.run import choose_precision, make_device
 from strategies.core.task import Skipped
 
+PART = 16 * BATCH
+"""Pictures that are classified before any of them is said."""
+Ranked = tuple[tuple[str, float], ...]
+
 
 @dataclass(frozen=True)
 class Predictions:
     """Classes with probabilities, likeliest first, for every picture that could be read."""
 
-    rows: tuple[tuple[Path, tuple[tuple[str, float], ...]], ...]
+    rows: tuple[tuple[Path, Ranked], ...]
     skipped: tuple[Skipped, ...]
 
 
 def predict(
-    run: Path, given: Sequence[Path], *, device: str = "auto", on_progress: OnProgress
-) -> Predictions:
-    """Classify picture files and all pictures below folders.
+    run: Path, given: Iterable[Path], *, device: str = "auto", on_progress: OnProgress
+) -> Iterator[Predictions]:
+    """Classify picture files and all pictures below folders, and yield them part by part.
+
+    What was given may be an endless list: no more than a part of it is held.
 
     Parameters
     ----------
@@ -43,12 +51,21 @@ def predict(
     DataError
         If there is no picture.
     """
-    folder = run / "classifier" if (run / "classifier").is_dir() else run
-    classifier = ImageClassifier.load(folder, make_device(device))
+    folder = RunFolder(run).classifier()
+    classifier = ImageClassifier.load(folder if folder.is_dir() else run, make_device(device))
+    paths, done = _list_pictures(given), 0
+    while part := list(islice(paths, PART)):
+        yield _predict(classifier, part)
+        done += len(part)
+        on_progress("predictions", done, 0)
+    if not done:
+        raise DataError("There is no picture in what was given.")
+
+
+def _predict(classifier: ImageClassifier, paths: Sequence[Path]) -> Predictions:
     precision = choose_precision(classifier.device)
-    paths = _list_pictures(given)
     skipped: list[Skipped] = []
-    rows: list[tuple[Path, tuple[tuple[str, float], ...]]] = []
+    rows: list[tuple[Path, Ranked]] = []
 
     def read(chunk: Sequence[Path]) -> list[Pixels | str]:
         return [_pixels(path, classifier.backbone) for path in chunk]
@@ -65,7 +82,6 @@ def predict(
                 (path, _ranked(classifier.classes, row))
                 for (path, _), row in zip(good, said, strict=True)
             ]
-        on_progress("predictions", number * BATCH + len(chunk), len(paths))
     return Predictions(tuple(rows), tuple(skipped))
 
 
@@ -77,23 +93,20 @@ def _pixels(path: Path, backbone: Backbone) -> Pixels | str:
         return str(error)
 
 
-def _ranked(classes: Sequence[str], row: NDArray[np.float32]) -> tuple[tuple[str, float], ...]:
+def _ranked(classes: Sequence[str], row: NDArray[np.float32]) -> Ranked:
     return tuple(sorted(zip(classes, row.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 
-def _list_pictures(given: Sequence[Path]) -> list[Path]:
+def _list_pictures(given: Iterable[Path]) -> Iterator[Path]:
     suffixes = known_suffixes()
-    paths: list[Path] = []
     for entry in given:
         if entry.is_dir():
-            paths += sorted(
-                Path(parent) / name
-                for parent, _, names in os.walk(entry)
-                for name in names
-                if Path(name).suffix.lower() in suffixes and not name.startswith(".")
-            )
+            for parent, folders, names in os.walk(entry):
+                folders.sort()
+                yield from (
+                    Path(parent) / name
+                    for name in sorted(names)
+                    if Path(name).suffix.lower() in suffixes and not name.startswith(".")
+                )
         else:
-            paths.append(entry)
-    if not paths:
-        raise DataError(f"There is no picture in {', '.join(map(str, given))}.")
-    return paths
+            yield entry

@@ -284,6 +284,8 @@ class Outcome:
         Whether the classifier was fitted once more on train and val together.
     transfer_gain
         What pretraining brought; None where no control was trained, or there is no test.
+    interrupted
+        Whether Ctrl-C ended the search before its limit.
     """
 
     advice: Advice
@@ -294,3 +296,4 @@ class Outcome:
     folder: Path
     seconds: float
     transfer_gain: TransferGain | None = None
+    interrupted: bool = False

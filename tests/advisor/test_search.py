@@ -1,71 +1,22 @@
 """The search: floor first, records without holes, the best one kept on disk."""
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import optuna
 import pytest
 
-from advisor.pipeline import DEFAULTS, advise
-from advisor.search import SearchResult, search
-from advisor.types import Advice, TrialRecord
+from advisor.types import TrialRecord
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError, OutOfTime, TrainingDiverged
 from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, load_task
+from strategies.core.task import ImageTask
+from strategies.core.training import ROUNDS
 from strategies.full_fine_tune import FullFineTune
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
-
-
-@pytest.fixture
-def task(make_folder: Callable[..., Path]) -> ImageTask:
-    return load_task(make_folder("data", 12))
-
-
-@pytest.fixture
-def advice(task: ImageTask, tmp_path: Path) -> Advice:
-    return advise(task.root, replace(DEFAULTS, input_px=64, cache_dir=tmp_path / "cache"))
-
-
-class Runner:
-    """A search in a folder of its own."""
-
-    def __init__(
-        self, advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext, folder: Path
-    ) -> None:
-        self.advice, self.task, self.backbone, self.ctx = advice, task, backbone, ctx
-        self.folder = folder
-        folder.mkdir()
-
-    def __call__(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
-        return search(
-            self.advice,
-            self.task.hide_test(),
-            self.backbone,
-            self.ctx,
-            folder=self.folder,
-            max_trials=max_trials,
-            only=only,
-        )
-
-    def study(self, name: str) -> optuna.Study:
-        return optuna.load_study(study_name=name, storage=f"sqlite:///{self.folder / 'study.db'}")
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(x) for x in (self.folder / "trials.jsonl").read_text().splitlines()]
-
-
-@pytest.fixture
-def run(
-    advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext, tmp_path: Path
-) -> Runner:
-    return Runner(advice, task, backbone, ctx, tmp_path / "run")
+from tests.advisor.searching import Runner
 
 
 def score(record: TrialRecord) -> float:
@@ -76,7 +27,7 @@ def score(record: TrialRecord) -> float:
 def test_the_probe_comes_first_and_a_classifier_is_on_disk(run: Runner) -> None:
     found = run(max_trials=1)
     assert [t.strategy for t in found.trials] == ["linear_probe"]
-    saved = ImageClassifier.load(run.folder / "classifier")
+    saved = ImageClassifier.load(run.folder.classifier())
     paths = [p.path for p in run.task.val]
     np.testing.assert_allclose(
         saved.predict_proba(paths), found.classifier.predict_proba(paths), atol=1e-6
@@ -141,7 +92,7 @@ def test_a_winning_probe_is_fitted_once_more_with_val(run: Runner) -> None:
 
 
 def test_no_time_is_out_of_time(run: Runner) -> None:
-    run.ctx = replace(run.ctx, deadline_s=0.0)
+    run.deadline_s = 0.0
     with pytest.raises(OutOfTime, match="--time"):
         run()
 
@@ -157,3 +108,27 @@ def test_a_probe_is_tried_once_and_the_rest_of_the_time_goes_to_a_training(run: 
     assert tried.count("linear_probe") == 1
     assert set(tried) & {"partial_fine_tune", "full_fine_tune"}
     assert "from_scratch" not in tried
+
+
+def test_a_training_that_is_worse_than_the_median_is_pruned(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = [[0.8] * ROUNDS, [0.9] * ROUNDS, [0.95] * ROUNDS, [0.85, 0.85, 0.5, 0.9, 0.9, 0.9]]
+    waiting = iter(curves)
+
+    def fit(
+        self: FullFineTune, task: ImageTask, backbone: Backbone, ctx: RunContext
+    ) -> ImageClassifier:
+        for step, accuracy in enumerate(next(waiting), start=1):
+            ctx.on_epoch(step, accuracy)
+        return LinearProbe(0.01).fit(task, backbone, ctx)
+
+    monkeypatch.setattr(FullFineTune, "fit", fit)
+    found = run(max_trials=4, only="full_fine_tune")
+    assert [r.val_accuracy is None for r in found.trials] == [False, False, False, True]
+    assert "pruned" in str(found.trials[3].reason)
+    pruned = run.study("full_fine_tune").trials[3]
+    assert pruned.state == optuna.trial.TrialState.PRUNED
+    assert list(pruned.intermediate_values) == [1, 2, 3]
+    kinds = [(e.kind, e.step) for e in run.events if e.number == 3]
+    assert kinds == [("begun", 0), ("round", 1), ("round", 2), ("round", 3), ("ended", 0)]

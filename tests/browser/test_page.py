@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from advisor.pipeline import Options, advise, auto
+from advisor.options import Options
+from advisor.pipeline import advise
+from advisor.session import auto
 from advisor.report.html import page
 from tests.advisor.report.made import (
     HOSTILE,

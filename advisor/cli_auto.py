@@ -1,0 +1,368 @@
+"""tl-auto: tune, go on, join, look on; take away and use."""
+
+import csv
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advisor.cli_shared import (
+    INTERRUPTED,
+    STARTED_S,
+    BackboneName,
+    CacheDir,
+    Data,
+    Demo,
+    Device,
+    GroupBy,
+    InputPx,
+    Json,
+    MaxImages,
+    MaxQuarantine,
+    OnProgress,
+    PilotOption,
+    PreferOption,
+    Quiet,
+    ReferenceFolder,
+    Root,
+    Seed,
+    StrategyName,
+    Test,
+    Val,
+    data_folder,
+    errors,
+    fail,
+    options_of,
+    parse_duration_s,
+    print_json,
+    progress,
+    stderr,
+    stdout,
+)
+
+if TYPE_CHECKING:
+    from advisor.events import Event, OnEvent
+    from advisor.predict import Predictions
+    from advisor.types import Outcome
+
+auto_app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mode=None)
+
+Run = Annotated[Path, typer.Argument(help="Run folder.")]
+Storage = Annotated[
+    str | None,
+    typer.Option(help="Database for trials that other machines reach: postgresql://USER@HOST/DB."),
+]
+WithBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write val accuracy for TensorBoard too.")
+]
+
+
+@auto_app.callback()
+def _auto() -> None:
+    """Tune the advised strategy and leave a classifier; use classifiers."""
+
+
+@auto_app.command("run")
+def run_command(
+    data: Data = None,
+    demo: Demo = False,
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME-1.")] = None,
+    time_limit: Annotated[
+        str, typer.Option("--time", help="Limit of everything: 90s, 10m, 2h.")
+    ] = "10m",
+    trials: Annotated[int | None, typer.Option(min=1, help="At most this many trials.")] = None,
+    storage: Storage = None,
+    heartbeat_s: Annotated[
+        int, typer.Option("--heartbeat", min=1, help="Seconds between a worker's signs of life.")
+    ] = 10,
+    tensorboard: WithBoard = False,
+    backbone: BackboneName = "auto",
+    input_px: InputPx = None,
+    strategy: StrategyName = "auto",
+    val: Val = None,
+    test: Test = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    cache_dir: CacheDir = None,
+    root: Root = None,
+    group_by: GroupBy = None,
+    max_images: MaxImages = 5000,
+    max_quarantine: MaxQuarantine = 0.1,
+    reference: ReferenceFolder = None,
+    prefer: PreferOption = "balanced",
+    pilot: PilotOption = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Take the advice: tune it under a time limit and leave a classifier in a run folder."""
+    given = locals()
+    limit_s = parse_duration_s(time_limit)
+    pictures = data_folder(data, demo, cache_dir)
+    folder = out or _fresh_run(pictures)
+    with watching(folder, quiet, tensorboard) as (on_progress, on_event), run_errors(folder):
+        from advisor.session import auto
+
+        outcome = auto(
+            pictures,
+            folder,
+            options_of(given, on_progress),
+            time_s=limit_s - (time.monotonic() - STARTED_S),
+            max_trials=trials,
+            storage=storage,
+            heartbeat_s=heartbeat_s,
+            on_event=on_event,
+        )
+    _print_outcome(outcome, as_json, quiet)
+
+
+@auto_app.command("resume")
+def resume_command(
+    run: Run,
+    time_limit: Annotated[
+        str | None, typer.Option("--time", help="Limit from now on; default: what was left.")
+    ] = None,
+    storage: Storage = None,
+    tensorboard: WithBoard = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Go on with a run that was killed."""
+    limit_s = parse_duration_s(time_limit) if time_limit else None
+    with watching(run, quiet, tensorboard) as (on_progress, on_event), run_errors(run):
+        from advisor.run_folder import RunFolder
+        from advisor.session import resume
+
+        if RunFolder.open(run).is_done():
+            stderr.print(f"{run} is finished; nothing is left to do.", highlight=False)
+            if as_json:
+                print_json(RunFolder.open(run).read("outcome.json"))
+            return
+        if limit_s is not None:
+            limit_s -= time.monotonic() - STARTED_S
+        outcome = resume(
+            run, time_s=limit_s, storage=storage, on_progress=on_progress, on_event=on_event
+        )
+    _print_outcome(outcome, as_json, quiet)
+
+
+@auto_app.command("worker")
+def worker_command(run: Run, storage: Storage = None, quiet: Quiet = False) -> None:
+    """Help a run that is going on: from this machine, or another that sees data and folder."""
+    with watching(run, quiet, False) as (on_progress, on_event), run_errors(run):
+        from advisor.session import join
+
+        helped = join(run, storage=storage, on_progress=on_progress, on_event=on_event)
+    if not helped:
+        stderr.print(f"{run} is not searching any more; nothing was left to help with.")
+
+
+@auto_app.command("status")
+def status_command(run: Run, as_json: Json = False) -> None:
+    """Say how far a run is."""
+    with errors():
+        from advisor.run_folder import RunFolder
+        from advisor.status import status_lines, status_record
+
+        folder = RunFolder.open(run)
+        record = status_record(folder)
+        lines = status_lines(folder, record)
+    if as_json:
+        print_json(record)
+    else:
+        stdout.print("\n".join(lines), highlight=False, markup=False)
+
+
+@auto_app.command("export")
+def export_command(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    kind: Annotated[
+        str, typer.Option("--format", help="onnx, timm, or hf: a folder ready for a model hub.")
+    ] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(help="What to write; default: export/FORMAT in the run folder.")
+    ] = None,
+) -> None:
+    """Write a run's classifier for others to use."""
+    with errors():
+        from advisor.export import export_run
+
+        target = export_run(run, kind, out)
+    stdout.print(str(target), highlight=False, markup=False, soft_wrap=True)
+
+
+@auto_app.command("predict")
+def predict_command(
+    run: Annotated[Path, typer.Argument(help="Run folder, or its classifier folder.")],
+    pictures: Annotated[
+        list[Path], typer.Argument(help="Picture files or folders; - reads a list from stdin.")
+    ],
+    top: Annotated[int, typer.Option("--top-k", "--top", min=1, help="Classes to name.")] = 3,
+    device: Device = "auto",
+    as_json: Json = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV to stdout.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Print classes and probabilities for pictures."""
+    if as_json and as_csv:
+        fail("--json and --csv were both given. Leave one of them out.")
+    if not run.is_dir():
+        fail(f"{run} is not a folder. Give the folder that tl-auto run wrote (--out).")
+    missing = [p for p in pictures if str(p) != "-" and not p.exists()]
+    if missing:
+        fail(f"{missing[0]} does not exist.")
+    with progress(quiet) as on_progress, errors():
+        from advisor.predict import predict
+
+        found = predict(run, _given(pictures), device=device, on_progress=on_progress)
+        if as_json:
+            _predictions_as_json(found, top)
+        elif as_csv:
+            _predictions_as_csv(found)
+        else:
+            _predictions_as_table(found, top)
+
+
+def _given(pictures: list[Path]) -> Iterator[Path]:
+    """Yield what was given; ``-`` stands for the lines of stdin."""
+    for path in pictures:
+        if str(path) == "-":
+            yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
+        else:
+            yield path
+
+
+def _predictions_as_json(found: Iterator["Predictions"], top: int) -> None:
+    from strategies.core.pictures import shown
+
+    predictions, quarantine = [], []
+    for part in found:
+        for path, row in part.rows:
+            classes = [{"class": c, "probability": v} for c, v in row[:top]]
+            predictions.append({"path": shown(path), "classes": classes})
+        quarantine += [{"path": shown(s.path), "reason": s.reason} for s in part.skipped]
+    print_json({"predictions": predictions, "quarantine": quarantine})
+
+
+def _predictions_as_csv(found: Iterator["Predictions"]) -> None:
+    from strategies.core.pictures import shown
+
+    writer = csv.writer(sys.stdout)
+    writer.writerow(["path", "class", "probability"])
+    for part in found:
+        _say_left_out(part)
+        writer.writerows([shown(p), row[0][0], f"{row[0][1]:.6f}"] for p, row in part.rows)
+
+
+def _predictions_as_table(found: Iterator["Predictions"], top: int) -> None:
+    from advisor.report.terminal import print_predictions
+    from strategies.core.pictures import shown
+
+    for part in found:
+        _say_left_out(part)
+        print_predictions(stdout, [(shown(path), row[:top]) for path, row in part.rows])
+
+
+def _say_left_out(part: "Predictions") -> None:
+    from strategies.core.pictures import shown
+
+    for skipped in part.skipped:
+        said = f"left out: {shown(skipped.path)}: {skipped.reason}"
+        stderr.print(said, highlight=False, markup=False, soft_wrap=True)
+
+
+cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+auto_app.add_typer(cache_app, name="cache", help="Look at what was computed before, or forget it.")
+
+
+@cache_app.command("info")
+def cache_info_command(cache_dir: CacheDir = None) -> None:
+    """Say where the cache is, and how much it holds."""
+    with errors():
+        from strategies.core.cache import MAX_BYTES, ArrayCache, default_cache_dir
+
+        info = ArrayCache(cache_dir or default_cache_dir()).info()
+    size = f"{info.n_bytes / 2**20:,.1f} MB of at most {MAX_BYTES / 2**20:,.0f}"
+    lines = [str(info.path), f"{info.n_rows:,} entries, {size}"]
+    lines += [f"set aside because it was damaged: {path}" for path in info.damaged]
+    for text in lines:
+        stdout.print(text, highlight=False, markup=False)
+
+
+@cache_app.command("clear")
+def cache_clear_command(cache_dir: CacheDir = None) -> None:
+    """Forget all that was computed; pictures, runs and files set aside stay."""
+    with errors():
+        from strategies.core.cache import ArrayCache, default_cache_dir
+
+        cache = ArrayCache(cache_dir or default_cache_dir())
+        n_rows = cache.info().n_rows
+        cache.clear()
+    stdout.print(f"{n_rows:,} entries forgotten: {cache.path}", highlight=False, markup=False)
+
+
+@contextmanager
+def watching(
+    folder: Path, quiet: bool, tensorboard: bool
+) -> Iterator[tuple[OnProgress, "OnEvent"]]:
+    """Show progress and trials on stderr; with `tensorboard`, write its files too."""
+    with progress(quiet) as on_progress, errors():
+        from advisor.live import TensorBoard, line_of
+
+        board = TensorBoard(folder / "tensorboard") if tensorboard else None
+
+        def hear(event: "Event") -> None:
+            line = None if quiet else line_of(event)
+            if line is not None:
+                stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+            if board is not None:
+                board(event)
+
+        try:
+            yield on_progress, hear
+        finally:
+            if board is not None:
+                board.close()
+
+
+@contextmanager
+def run_errors(folder: Path) -> Iterator[None]:
+    """Turn errors into a sentence, and say that an interrupted run can go on."""
+    try:
+        with errors():
+            yield
+    except typer.Exit as end:
+        if end.exit_code == INTERRUPTED and (folder / "run.json").exists():
+            stderr.print(f"Go on with it: tl-auto resume {folder}", highlight=False)
+        raise
+
+
+def _print_outcome(outcome: "Outcome", as_json: bool, quiet: bool) -> None:
+    if as_json:
+        from advisor.report.as_json import outcome_record
+
+        print_json(outcome_record(outcome))
+    elif quiet:
+        said = "no test" if outcome.test is None else outcome.test.accuracy.percent()
+        stdout.print(f"{outcome.best.strategy}: {said} -> {outcome.folder}", highlight=False)
+    else:
+        from advisor.report.terminal import print_outcome
+
+        print_outcome(stdout, outcome)
+        stdout.print(
+            f"Look closer: optuna-dashboard sqlite:///{outcome.folder / 'study.db'}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    if outcome.interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _fresh_run(data: Path) -> Path:
+    number = 1
+    while (folder := Path("runs") / f"{data.resolve().name}-{number}").exists():
+        number += 1
+    return folder

@@ -1,0 +1,199 @@
+"""Which strategy gets the next trial, where it starts, and which trial is best. Pure."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optuna.distributions import BaseDistribution, FloatDistribution
+
+from advisor.trials import Standing
+from advisor.types import Advice, Recommendation, TrialRecord
+from strategies.registry import STRATEGIES, get_strategy
+
+FLOOR, CONTROL = "linear_probe", "from_scratch"
+"""The one is always tried first: nearly free, and a valid classifier after the first minutes. The
+other is what transfer must beat, not a contender."""
+PROBE_TRIALS = 10
+"""Trials of a strategy that trains no network, where it is the only one that is searched. Else it
+gets one: its hyperparameters were chosen by cross-validation, and more would only fit val."""
+WORTH_STARTING = 0.3
+"""A training is started if at least this share of its expected time is left. With less, the one
+that needs least of it is: time that is left over may still win."""
+MAX_FAILURES = 3
+"""A strategy whose first trials all failed gets no more than this many."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """The strategies in the race, in the order in which they start.
+
+    Attributes
+    ----------
+    contenders
+        What the advice says of them.
+    n_val
+        Pictures that trials are judged on.
+    probe_trials
+        At most this many trials of a strategy that trains no network.
+    max_trials
+        Over all strategies; None: as many as the time allows.
+    shortest_s
+        A training is not worth starting with less time than this.
+    """
+
+    contenders: tuple[Recommendation, ...]
+    n_val: int
+    probe_trials: int
+    max_trials: int | None
+    shortest_s: float
+
+    @property
+    def one_picture(self) -> float:
+        """Accuracies that differ by less than this differ by one val picture at most."""
+        return 1.5 / self.n_val
+
+    def choose(self, standing: Standing, seconds_left: float) -> str | None:
+        """Name the strategy of the next trial, or None if nothing is left to try.
+
+        The one with the fewest trials; those of the strategy that leads count half. Out of the
+        race is what the leader's interval lies above.
+        """
+        if seconds_left <= 0 or (self.max_trials and standing.n >= self.max_trials):
+            return None
+        leader = self.best(standing.done)
+        if self.max_trials is None and leader is not None and self._is_unbeatable(leader):
+            return None
+        able = [c for c in self.contenders if self._is_open(c, standing, leader)]
+        able = self._in_time(able, standing, seconds_left)
+        if not able:
+            return None
+
+        def load(c: Recommendation) -> float:
+            leads = leader is not None and leader.strategy == c.strategy
+            n = _n_begun(c.strategy, standing)
+            return n / 2 if leads else float(n)
+
+        return min(able, key=load).strategy
+
+    def _is_unbeatable(self, leader: TrialRecord) -> bool:
+        """Whether not even a trial without an error on val would be taken for better."""
+        assert leader.val_accuracy is not None
+        return 1.0 - leader.val_accuracy.mid <= self.one_picture
+
+    def _is_open(self, c: Recommendation, standing: Standing, leader: TrialRecord | None) -> bool:
+        own = [r for r in standing.done if r.strategy == c.strategy]
+        scores = [r.val_accuracy for r in own if r.val_accuracy is not None]
+        if not _is_trained(c.strategy):
+            return _n_begun(c.strategy, standing) < self.probe_trials
+        if len(own) >= MAX_FAILURES and not scores and not any(map(was_pruned, own)):
+            return False
+        if leader is None or leader.val_accuracy is None or not scores:
+            return True
+        return max(s.high for s in scores) >= leader.val_accuracy.low
+
+    def _in_time(
+        self, able: Sequence[Recommendation], standing: Standing, seconds_left: float
+    ) -> list[Recommendation]:
+        """Keep what fits into the time, or, if no training does, the shortest of them."""
+        trained = [c for c in able if _is_trained(c.strategy)]
+        needed = {c.strategy: self.expected_s(c, standing) for c in trained}
+        fits = [c for c in trained if needed[c.strategy] * WORTH_STARTING <= seconds_left]
+        if not fits and trained and seconds_left > self.shortest_s:
+            fits = [min(trained, key=lambda c: needed[c.strategy])]
+        return [c for c in able if not _is_trained(c.strategy) or c in fits]
+
+    def expected_s(self, c: Recommendation, standing: Standing) -> float:
+        """Return how long a trial of a strategy takes: as the others did, or as was predicted."""
+        took = [r.seconds for r in standing.done if r.strategy == c.strategy and r.reason is None]
+        return statistics.median(took) if took else c.seconds.mid
+
+    def start(
+        self, strategy: str, standing: Standing, space: Mapping[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return the hyperparameters that a strategy's next trial starts with.
+
+        The advice first, then its neighbours; after them none: the sampler draws.
+        """
+        advised = next(c for c in self.contenders if c.strategy == strategy)
+        entries = portfolio(advised.hyperparameters, space)
+        n = _n_begun(strategy, standing)
+        return entries[n] if n < len(entries) else {}
+
+    def best(self, records: Sequence[TrialRecord]) -> TrialRecord | None:
+        """Return the best of some trials, taken in their order."""
+        best = None
+        for record in records:
+            if self.beats(record, best):
+                best = record
+        return best
+
+    def beats(self, record: TrialRecord, best: TrialRecord | None) -> bool:
+        """Whether a trial is better than the best so far.
+
+        What is dearer, or the same strategy with other hyperparameters than came first, must win
+        by more than one val picture; what is cheaper may lose by one.
+        """
+        if record.val_accuracy is None:
+            return False
+        if best is None or best.val_accuracy is None:
+            return True
+        order = list(STRATEGIES)
+        gap = record.val_accuracy.mid - best.val_accuracy.mid
+        if order.index(record.strategy) < order.index(best.strategy):
+            return gap >= -self.one_picture
+        return gap > self.one_picture
+
+
+def make_contest(
+    advice: Advice, n_val: int, *, only: str | None, max_trials: int | None, shortest_s: float
+) -> Contest:
+    """Line up the floor, the advised strategy, and what may beat it.
+
+    That is its runner-up and every training whose interval reaches the advised accuracy; if none
+    does, the best of them all the same: a prediction may be wrong, and probes use up no time.
+    """
+    by_name = {r.strategy: r for r in advice.recommendations}
+    if only is not None:
+        return Contest((by_name[only],), n_val, PROBE_TRIALS, max_trials, shortest_s)
+    best, *others = advice.recommendations
+    may_win = [r for r in others if r.accuracy.high >= best.accuracy.mid]
+    ranked = sorted(advice.recommendations, key=lambda r: -r.accuracy.mid)
+    trainings = [r for r in ranked if _is_trained(r.strategy) and r.strategy != CONTROL]
+    trained = [r for r in trainings if r in may_win or r == best] or trainings[:1]
+    names = [FLOOR, *(r.strategy for r in [best, *may_win[:1], *trained])]
+    kept = tuple(by_name[n] for n in dict.fromkeys(names) if n in by_name)
+    return Contest(kept, n_val, 1, max_trials, shortest_s)
+
+
+def portfolio(
+    advised: Mapping[str, Any], space: Mapping[str, BaseDistribution]
+) -> list[dict[str, Any]]:
+    """Return where the first trials of a strategy start: the advice, then one change each.
+
+    Learning rates three times as high and as low, and the other BatchNorm policy: what matters
+    most when a pretrained network is trained. Values stay within the search space.
+    """
+    entries = [dict(advised)]
+    lr = space.get("lr")
+    if isinstance(lr, FloatDistribution) and "lr" in advised:
+        changed = [min(max(advised["lr"] * f, lr.low), lr.high) for f in (3.0, 1 / 3)]
+        entries += [{**advised, "lr": value} for value in changed if value != advised["lr"]]
+    if "batch_norm" in advised:
+        other = "trained" if advised["batch_norm"] == "frozen" else "frozen"
+        entries.append({**advised, "batch_norm": other})
+    return entries
+
+
+def was_pruned(record: TrialRecord) -> bool:
+    """Whether a trial was stopped because others were better, not because it failed."""
+    return record.reason is not None and record.reason.startswith("pruned")
+
+
+def _is_trained(strategy: str) -> bool:
+    return get_strategy(strategy).selects_on_val
+
+
+def _n_begun(strategy: str, standing: Standing) -> int:
+    done = sum(r.strategy == strategy for r in standing.done)
+    return done + standing.under_way.count(strategy)

@@ -1,0 +1,151 @@
+"""Optuna's database: opened for many processes, asked with patience, sampled by seed."""
+
+import contextlib
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from optuna.distributions import BaseDistribution
+from optuna.exceptions import ExperimentalWarning, StorageInternalError
+from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import RDBStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+
+from strategies.core.errors import StorageError
+
+T = TypeVar("T")
+
+STARTUP_TRIALS = 5
+"""Trials of a strategy before TPE models them; until then draws are uniform."""
+PATIENCE_S = 120.0
+"""A database that does not answer is asked again for this long."""
+_LASTING = (
+    "is full",
+    "readonly",
+    "malformed",
+    "not a database",
+    "password",
+    "no such",
+    "does not exist",
+)
+DATABASE_ERRORS = (StorageInternalError, DBAPIError)
+
+
+class SeededTPE(BaseSampler):
+    """TPE whose draws depend on the seed, the trial's number and its history alone.
+
+    A killed process takes its random state with it; this way a resumed search draws what the
+    uninterrupted one would have drawn.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        """Leave every parameter to `sample_independent`."""
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Draw nothing."""
+        return {}
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        """Draw one parameter."""
+        number = trial.user_attrs.get("number", trial.number)
+        seed = zlib.crc32(f"{self.seed}/{number}/{param_name}".encode())
+        sampler = TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
+        return sampler.sample_independent(study, trial, param_name, param_distribution)
+
+
+def patient(ask: Callable[[], T]) -> T:
+    """Ask a database; once more, and again, while its server restarts or is busy.
+
+    Raises
+    ------
+    StorageError
+        If it does not answer for `PATIENCE_S`, or says something that waiting does not mend.
+    """
+    begun, wait_s = time.monotonic(), 0.1
+    while True:
+        try:
+            return ask()
+        except DATABASE_ERRORS as error:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            if _is_lasting(reason) or time.monotonic() - begun > PATIENCE_S:
+                raise StorageError(
+                    f"The trials' database cannot be used: {reason}. Nothing that was finished "
+                    "is lost; go on with tl-auto resume."
+                ) from error
+        time.sleep(wait_s)
+        wait_s = min(2 * wait_s, 5.0)
+
+
+def _is_lasting(reason: str) -> bool:
+    """Whether a database's complaint stays true however long one waits."""
+    return any(
+        said in reason
+        for said in (
+            "is full",
+            "readonly",
+            "malformed",
+            "not a database",
+            "password",
+            "no such",
+            "does not exist",
+        )
+    )
+
+
+def open_storage(url: str, heartbeat_s: int) -> RDBStorage:
+    """Open Optuna's storage; who gives no sign of life for six heartbeats is held for dead.
+
+    Raises
+    ------
+    StorageError
+        If there is no such database, or its driver is not installed.
+    """
+    try:
+        name = make_url(url)
+        if name.get_backend_name() == "sqlite":
+            arguments: dict[str, Any] = {"connect_args": {"timeout": 60}}
+        else:
+            arguments = {"pool_pre_ping": True}
+        if name.drivername == "postgresql":
+            name = name.set(drivername="postgresql+psycopg")
+        with experimental():
+            return patient(
+                lambda: RDBStorage(
+                    name.render_as_string(hide_password=False),
+                    engine_kwargs=arguments,
+                    heartbeat_interval=heartbeat_s,
+                    grace_period=6 * heartbeat_s,
+                )
+            )
+    except (ArgumentError, NoSuchModuleError, ImportError, RuntimeError, ValueError) as error:
+        raise StorageError(
+            f"--storage cannot be used: {error}. Give postgresql://user@host/database and "
+            "install the extra: pip install 'tl-advisor[postgres]'."
+        ) from error
+
+
+@contextlib.contextmanager
+def experimental() -> Iterator[None]:
+    """Use Optuna's heartbeats, which it calls experimental, without its remark on that."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield

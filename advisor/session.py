@@ -1,0 +1,377 @@
+"""A run from its start, or from where it was killed, to its outcome; and joining one."""
+
+import hashlib
+import json
+import math
+import os
+import socket
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from advisor.answers import read_plain
+from advisor.clock import Clock
+from advisor.contest import make_contest
+from advisor.events import OnEvent, ignore
+from advisor.interrupt import Interrupt
+from advisor.options import AUTO, DEFAULTS, Options
+from advisor.pipeline import Prepared, advise_on, prepare
+from advisor.report.as_json import advice_record, outcome_record
+from advisor.report.files import write_run_reports
+from advisor.run_folder import RunFolder
+from advisor.search import Search, SearchResult
+from advisor.trials import COORDINATOR, Trials
+from advisor.types import Advice, Outcome
+from strategies.core.classifier import evaluate
+from strategies.core.errors import (
+    BackboneError,
+    DataError,
+    NotApplicable,
+    OutOfTime,
+    StorageError,
+    TransferError,
+)
+from strategies.core.progress import OnProgress
+from strategies.core.task import ImageTask
+from strategies.registry import STRATEGIES
+
+HEARTBEAT_S = 10
+_MEASURED = "measured.json"
+"""The advice once more, as this program reads it back."""
+_PATHS = ("val", "test", "cache_dir", "root", "reference")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a run was started: all that a process needs to go on with it or to join it.
+
+    Attributes
+    ----------
+    storage
+        SQLAlchemy's name of a database, without its password; None: ``study.db`` in the folder.
+    prefix
+        What the studies' names begin with there.
+    heartbeat_s
+        How often a process gives a sign of life.
+    """
+
+    data: str
+    options: Mapping[str, Any]
+    time_s: float
+    max_trials: int | None
+    storage: str | None
+    prefix: str
+    heartbeat_s: int
+
+    def options_of(self, on_progress: OnProgress | None) -> Options:
+        """Return the options as they were given."""
+        given: dict[str, Any] = {
+            k: Path(v) if k in _PATHS and v else v for k, v in self.options.items()
+        }
+        return Options(**given, on_progress=on_progress)
+
+
+def auto(
+    data: Path | str,
+    out: Path | str,
+    options: Options = DEFAULTS,
+    *,
+    time_s: float = 600.0,
+    max_trials: int | None = None,
+    storage: str | None = None,
+    heartbeat_s: int = HEARTBEAT_S,
+    on_event: OnEvent = ignore,
+) -> Outcome:
+    """Take the advice: tune it within a time limit and leave a classifier in a run folder.
+
+    Parameters
+    ----------
+    out
+        The run folder; it must not exist yet, or be empty.
+    time_s
+        Wall-clock limit of everything: measuring, tuning, judging, saving.
+    max_trials
+        At most this many trials.
+    storage
+        A database for the trials that other machines reach; None: a file in the run folder.
+    heartbeat_s
+        How often a process gives a sign of life; after six missed ones its trial is taken up by
+        another.
+    on_event
+        Hears of every trial.
+
+    Raises
+    ------
+    TransferError
+        If the data, the backbone or a setting cannot be used, or the time was too short.
+    KeyboardInterrupt
+        If Ctrl-C was pressed before there was a classifier, or twice.
+    """
+    deadline_s = time.monotonic() + time_s
+    settings = Settings(
+        _absolute(Path(data)),
+        _record(options),
+        time_s,
+        max_trials,
+        _without_password(storage),
+        f"{Path(out).name}-{uuid.uuid4().hex[:8]}/" if storage else "",
+        heartbeat_s,
+    )
+    folder = RunFolder.create(Path(out))
+    with folder.locked():
+        folder.begin({**asdict(settings), "versions": _versions()})
+        try:
+            return _session(folder, settings, options, deadline_s, storage, on_event)
+        except (DataError, BackboneError, NotApplicable):
+            if not (folder.path / _MEASURED).exists():
+                folder.abandon()
+            raise
+
+
+def resume(
+    run: Path | str,
+    *,
+    time_s: float | None = None,
+    storage: str | None = None,
+    on_progress: OnProgress | None = None,
+    on_event: OnEvent = ignore,
+) -> Outcome:
+    """Go on with a run that was killed: no finished trial is lost, and a started one goes on.
+
+    Parameters
+    ----------
+    time_s
+        Seconds from now on; None: what was left of the run's own limit.
+    storage
+        The database once more, where it needs a password.
+
+    Raises
+    ------
+    StorageError
+        If there is no run, it is finished, or another process holds it.
+    TransferError
+        If the data or the backbone are no longer what they were.
+    """
+    start = time.monotonic()
+    folder = RunFolder.open(Path(run))
+    with folder.locked():
+        if folder.is_done():
+            raise StorageError(f"{run} is finished: its outcome is in outcome.json.")
+        settings = read_settings(folder)
+        left_s = settings.time_s - folder.used_s() if time_s is None else time_s
+        options = settings.options_of(on_progress)
+        return _session(folder, settings, options, start + left_s, storage, on_event)
+
+
+def join(
+    run: Path | str,
+    *,
+    storage: str | None = None,
+    on_progress: OnProgress | None = None,
+    on_event: OnEvent = ignore,
+) -> bool:
+    """Help a run that another process holds, until nothing is left to try.
+
+    The data, the run folder and the database must be the same as there.
+
+    Returns
+    -------
+    Whether the run was still searching when this process was ready.
+    """
+    folder = RunFolder.open(Path(run))
+    settings = read_settings(folder)
+    prepared = prepare(Path(settings.data), settings.options_of(on_progress))
+    _check_split(folder, prepared.task)
+    while (state := folder.state()).get("phase", "measuring") == "measuring":
+        if time.time() > state.get("ends_at", math.inf):
+            return False
+        time.sleep(0.5)
+    if state["phase"] != "searching":
+        return False
+    deadline_s = time.monotonic() + state["ends_at"] - time.time()
+    advice = read_plain(Advice, folder.read(_MEASURED))
+    owner = f"{socket.gethostname()}-{os.getpid()}"
+    interrupt = Interrupt()
+    search = _search(
+        folder, settings, prepared, advice, deadline_s, storage, owner, interrupt, on_event
+    )
+    with interrupt.watching():
+        search.run()
+    if interrupt.asked:
+        raise KeyboardInterrupt
+    return True
+
+
+def read_settings(folder: RunFolder) -> Settings:
+    """Return how a run was started."""
+    record = folder.settings()
+    try:
+        return Settings(**{f.name: record[f.name] for f in fields(Settings)})
+    except KeyError as error:
+        raise StorageError(f"{folder.path / 'run.json'} lacks {error}.") from error
+
+
+def _session(
+    folder: RunFolder,
+    settings: Settings,
+    options: Options,
+    deadline_s: float,
+    storage: str | None,
+    on_event: OnEvent,
+) -> Outcome:
+    """Carry a run to its outcome; the caller holds its lock."""
+    used_before_s, start = folder.used_s(), time.monotonic()
+    ends_at = time.time() + deadline_s - start
+    was_judging = folder.state().get("phase") == "judging"
+    folder.note("session", ends_at=ends_at, process=os.getpid())
+    folder.enter("measuring", ends_at)
+    prepared = prepare(Path(settings.data), options, deadline_s)
+    _check_split(folder, prepared.task)
+    advice = _advice(folder, prepared, deadline_s)
+    interrupt = Interrupt()
+    search = _search(
+        folder, settings, prepared, advice, deadline_s, storage, COORDINATOR, interrupt, on_event
+    )
+    with interrupt.watching():
+        with folder.claiming():
+            best = folder.best()
+            search.trials.mend(own=True, kept=best and best[0])
+        if not was_judging:  # else test may have been read already: the search is over
+            folder.enter("searching", ends_at)
+            search.run()
+        with folder.claiming():
+            folder.enter("judging", ends_at)
+        found = _result(search)
+        test = prepared.task.test
+        seconds = used_before_s + time.monotonic() - start
+        outcome = Outcome(
+            advice=advice,
+            trials=found.trials,
+            best=found.best,
+            test=evaluate(found.classifier, test) if test else None,
+            refitted=found.refitted,
+            folder=folder.path,
+            seconds=round(seconds, 3),
+            interrupted=interrupt.asked,
+        )
+        folder.write_trials(found.trials)
+        folder.write("outcome.json", outcome_record(outcome))
+        write_run_reports(outcome, prepared.task.hide_test(), prepared.backbone, prepared.ctx)
+        folder.enter("done", ends_at)
+        folder.note("done", seconds=outcome.seconds)
+    return outcome
+
+
+def _result(search: Search) -> SearchResult:
+    try:
+        return search.result()
+    except OutOfTime:
+        if search.interrupt.asked:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _advice(folder: RunFolder, prepared: Prepared, deadline_s: float) -> Advice:
+    """Return the advice of an earlier session, or measure."""
+    if (folder.path / _MEASURED).exists():
+        known: Advice = read_plain(Advice, folder.read(_MEASURED))
+        return known
+    advice = advise_on(prepared, deadline_s)
+    folder.write("advice.json", advice_record(advice))
+    folder.write(_MEASURED, json.loads(json.dumps(asdict(advice), default=str)))
+    return advice
+
+
+def _search(
+    folder: RunFolder,
+    settings: Settings,
+    prepared: Prepared,
+    advice: Advice,
+    deadline_s: float,
+    storage: str | None,
+    owner: str,
+    interrupt: Interrupt,
+    on_event: OnEvent,
+) -> Search:
+    task, options = prepared.task, prepared.options
+    s_per_image = advice.profile.ms_per_image / 1000
+    contest = make_contest(
+        advice,
+        len(task.val),
+        only=None if options.strategy == AUTO else options.strategy,
+        max_trials=settings.max_trials,
+        shortest_s=max(3.0, 10 * len(task.val) * s_per_image),
+    )
+    url = storage or settings.storage or f"sqlite:///{(folder.path / 'study.db').resolve()}"
+    trials = Trials(
+        url,
+        list(STRATEGIES),
+        prefix=settings.prefix,
+        seed=options.seed,
+        owner=owner,
+        heartbeat_s=settings.heartbeat_s,
+    )
+    clock = Clock(deadline_s, len(task.test or ()), len(task.val), s_per_image)
+    return Search(
+        task.hide_test(),
+        prepared.backbone,
+        prepared.ctx,
+        folder,
+        trials,
+        contest,
+        clock,
+        interrupt,
+        on_event,
+    )
+
+
+def _check_split(folder: RunFolder, task: ImageTask) -> None:
+    """Refuse to go on where the pictures are no longer those that the run began with."""
+    splits = (task.train, task.val, task.test or ())
+    rows = [f"{p.digest} {p.label}" for split in splits for p in (*split, None) if p]
+    digest = hashlib.sha256("\n".join([*rows, *task.classes]).encode()).hexdigest()
+    record = folder.settings()
+    known = record.get("split_sha256")
+    if known is None:
+        folder.write("run.json", {**record, "split_sha256": digest})
+    elif known != digest:
+        raise DataError(
+            f"{task.root} is no longer what {folder.path} was started with: pictures, labels or "
+            "splits have changed. Start a new run."
+        )
+
+
+def _record(options: Options) -> dict[str, Any]:
+    """Return the options as JSON values; paths become absolute."""
+    values = {f.name: getattr(options, f.name) for f in fields(options)}
+    del values["on_progress"]
+    return {k: _absolute(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def _absolute(path: Path) -> str:
+    """Return a path that means the same in another working folder."""
+    return str(path.absolute()) if path.exists() else str(path)
+
+
+def _without_password(storage: str | None) -> str | None:
+    """Return a database's name without its password, which does not belong into a file."""
+    if storage is None:
+        return None
+    try:
+        url = make_url(storage)
+    except ArgumentError as error:
+        raise TransferError(
+            f"--storage {storage!r} names no database. Give postgresql://user@host/database."
+        ) from error
+    return url.set(password=None).render_as_string()
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("tl-advisor", "torch", "timm", "optuna")}

@@ -1,0 +1,92 @@
+"""Kill -9 a run at random moments, resume it, and compare with the run that was left alone.
+
+The number of trials is the limit, so the same seed must lead to the same trials and the same best.
+Prints one JSON line a kill and a summary; ends with 1 if anything differs. Example::
+
+    python benchmarks/kill.py FOLDER --kills 20 --trials 4 --input-px 64
+"""
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+COMMAND = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()"]
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start tl-auto with its output in a file."""
+    with log.open("ab") as file:
+        return subprocess.Popen([*COMMAND, *arguments], stdout=file, stderr=file)
+
+
+def trials_of(run: Path) -> list[dict[str, Any]]:
+    """Return what must not depend on a kill: all of a trial but its seconds."""
+    path = run / "trials.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
+
+
+def main() -> int:
+    """Run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=4)
+    parser.add_argument("--input-px", type=int, default=64)
+    parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--out", type=Path, required=True, help="an empty folder to work in")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    log = given.out / "output.log"
+
+    def run_arguments(folder: Path) -> list[str]:
+        values = {"--trials": given.trials, "--input-px": given.input_px, "--time": "2h"}
+        values |= {"--strategy": given.strategy, "--cache-dir": given.out / "cache"}
+        values |= {"--out": folder}
+        flat = [str(v) for pair in values.items() for v in pair]
+        return ["run", str(given.data), "--quiet", *flat]
+
+    begun = time.monotonic()
+    assert start(run_arguments(given.out / "alone"), log).wait() == 0
+    whole_s = time.monotonic() - begun
+    expected = trials_of(given.out / "alone")
+    best = json.loads((given.out / "alone/outcome.json").read_text())["best"]
+    rng = random.Random(given.seed)
+    n_bad = 0
+    for number in range(given.kills):
+        folder = given.out / f"killed-{number}"
+        process = start(run_arguments(folder), log)
+        moment_s = rng.uniform(0.0, whole_s)
+        try:
+            process.wait(moment_s)
+        except subprocess.TimeoutExpired:
+            os.kill(process.pid, signal.SIGKILL)
+            process.wait()
+        if not (folder / "run.json").exists():
+            print(json.dumps({"kill": number, "moment_s": round(moment_s, 2), "begun": False}))
+            continue
+        kept = trials_of(folder)
+        phase = "before the search"
+        if (folder / "state.json").exists():
+            phase = json.loads((folder / "state.json").read_text())["phase"]
+        code = start(["resume", str(folder), "--quiet", "--time", "2h"], log).wait()
+        after = trials_of(folder)
+        found = json.loads((folder / "outcome.json").read_text())["best"] if code == 0 else None
+        fine = code == 0 and after[: len(kept)] == kept and after == expected and found == best
+        n_bad += not fine
+        facts = {"kill": number, "moment_s": round(moment_s, 2), "phase": phase, "kept": len(kept)}
+        print(json.dumps({**facts, "exit": code, "same": fine}), flush=True)
+    print(json.dumps({"kills": given.kills, "whole_s": round(whole_s, 1), "differ": n_bad}))
+    return 1 if n_bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

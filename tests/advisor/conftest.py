@@ -1,0 +1,52 @@
+"""Fixtures of searches: the advice is made once, with trainings of a few steps."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from advisor.pipeline import DEFAULTS, advise
+from advisor.types import Advice
+from strategies import full_fine_tune, partial_fine_tune
+from strategies.core.backbone import Backbone
+from strategies.core.cache import ArrayCache
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask, load_task
+from strategies.core.training import ROUNDS
+from tests.advisor.searching import Runner, shortened
+from tests.conftest import write_folder
+
+
+@pytest.fixture(scope="session")
+def striped(tmp_path_factory: pytest.TempPathFactory) -> ImageTask:
+    return load_task(write_folder(tmp_path_factory.mktemp("searched") / "data", 12))
+
+
+@pytest.fixture(scope="session")
+def measured(striped: ImageTask, tmp_path_factory: pytest.TempPathFactory) -> tuple[Advice, Path]:
+    cache = tmp_path_factory.mktemp("cache")
+    advice = advise(striped.root, replace(DEFAULTS, input_px=64, cache_dir=cache))
+    return shortened(advice), cache
+
+
+@pytest.fixture
+def short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the search space hold trainings of a few steps."""
+    for module in (full_fine_tune, partial_fine_tune):
+        monkeypatch.setattr(module, "default_steps", lambda n_train, batch_size: ROUNDS)
+
+
+@pytest.fixture(scope="session")
+def make_runner(
+    measured: tuple[Advice, Path], striped: ImageTask, backbone: Backbone
+) -> Callable[[Path], Runner]:
+    """Start searches in a folder: ``make_runner(folder)``."""
+    advice, cache = measured
+    ctx = RunContext(ArrayCache(cache))
+    return lambda folder: Runner(advice, striped, backbone, ctx, folder)
+
+
+@pytest.fixture
+def run(make_runner: Callable[[Path], Runner], tmp_path: Path, short_trainings: None) -> Runner:
+    return make_runner(tmp_path / "run")

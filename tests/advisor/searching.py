@@ -1,0 +1,86 @@
+"""Searches for tests: one short advice, many folders."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+
+from advisor.clock import Clock
+from advisor.contest import make_contest
+from advisor.events import Event
+from advisor.interrupt import Interrupt
+from advisor.run_folder import RunFolder
+from advisor.search import Search, SearchResult
+from advisor.trials import COORDINATOR, Trials
+from advisor.types import Advice
+from strategies.core.backbone import Backbone
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask
+from strategies.core.training import ROUNDS
+from strategies.registry import STRATEGIES
+
+
+def shortened(advice: Advice) -> Advice:
+    """Let every training start with as few steps as it has rounds."""
+    short = [
+        replace(r, hyperparameters={**r.hyperparameters, "steps": ROUNDS})
+        if "steps" in r.hyperparameters
+        else r
+        for r in advice.recommendations
+    ]
+    return replace(advice, recommendations=tuple(short))
+
+
+class Runner:
+    """Searches in a folder of its own, each as a process of its own would."""
+
+    def __init__(
+        self, advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext, folder: Path
+    ) -> None:
+        self.advice, self.task, self.backbone, self.ctx = advice, task, backbone, ctx
+        self.folder = RunFolder.create(folder)
+        self.deadline_s = math.inf
+        self.events: list[Event] = []
+
+    def prepare(
+        self, max_trials: int | None = None, only: str | None = None, owner: str = COORDINATOR
+    ) -> Search:
+        n_val = len(self.task.val)
+        contest = make_contest(
+            self.advice, max(n_val, 1), only=only, max_trials=max_trials, shortest_s=1.0
+        )
+        self.folder.enter("searching", math.inf)
+        return Search(
+            self.task.hide_test(),
+            self.backbone,
+            self.ctx,
+            self.folder,
+            Trials(f"sqlite:///{self.folder.path / 'study.db'}", list(STRATEGIES), owner=owner),
+            contest,
+            Clock(self.deadline_s, 0, n_val, 0.001),
+            Interrupt(),
+            self.events.append,
+        )
+
+    def __call__(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
+        search = self.prepare(max_trials, only)
+        search.run()
+        return search.result()
+
+    def resumed(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
+        search = self.prepare(max_trials, only)
+        kept = self.folder.best()
+        search.trials.mend(own=True, kept=kept and kept[0])
+        search.run()
+        return search.result()
+
+    def study(self, name: str) -> optuna.Study:
+        storage = f"sqlite:///{self.folder.path / 'study.db'}"
+        return optuna.load_study(study_name=name, storage=storage)
+
+    def lines(self) -> list[dict[str, Any]]:
+        text = (self.folder.path / "trials.jsonl").read_text()
+        return [json.loads(x) for x in text.splitlines()]
