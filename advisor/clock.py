@@ -20,7 +20,7 @@ class Clock:
     n_test, n_val
         Pictures that are judged once at the end, and once a trial.
     s_per_image
-        Seconds to judge one picture: the slowest seen so far.
+        Seconds to judge one picture, as seen lately.
     refit_s
         Seconds of the last fit, if there is to be one.
     """
@@ -32,8 +32,8 @@ class Clock:
     refit_s: float = 0.0
 
     def saw(self, n: int, seconds: float) -> None:
-        """Learn from having judged `n` pictures."""
-        self.s_per_image = max(self.s_per_image, seconds / n)
+        """Learn from having judged `n` pictures; a slow moment is forgotten by and by."""
+        self.s_per_image = max(seconds / n, self.s_per_image / 2)
 
     def search_ends_s(self) -> float:
         """Return the ``time.monotonic()`` at which the last trial must be over."""

@@ -247,7 +247,7 @@ def report(trial: Trial, value: float, step: int) -> bool:
     known = patient(lambda: trial.study.get_trials(deepcopy=False))[trial.number]
     if step not in known.intermediate_values:
         patient(lambda: trial.report(value, step))
-    return patient(trial.should_prune)
+    return bool(patient(trial.should_prune))
 
 
 def _study(storage: RDBStorage, name: str, seed: int) -> Study:
@@ -256,7 +256,7 @@ def _study(storage: RDBStorage, name: str, seed: int) -> Study:
         storage=storage,
         direction="maximize",
         sampler=SeededTPE(seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=2),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=3),
         load_if_exists=True,
     )
 

@@ -7,8 +7,12 @@ import optuna
 import pytest
 
 from advisor.types import TrialRecord
+from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError, OutOfTime, TrainingDiverged
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask
+from strategies.core.training import ROUNDS
 from strategies.full_fine_tune import FullFineTune
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
@@ -104,3 +108,27 @@ def test_a_probe_is_tried_once_and_the_rest_of_the_time_goes_to_a_training(run: 
     assert tried.count("linear_probe") == 1
     assert set(tried) & {"partial_fine_tune", "full_fine_tune"}
     assert "from_scratch" not in tried
+
+
+def test_a_training_that_is_worse_than_the_median_is_pruned(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = [[0.8] * ROUNDS, [0.9] * ROUNDS, [0.95] * ROUNDS, [0.85, 0.85, 0.5, 0.9, 0.9, 0.9]]
+    waiting = iter(curves)
+
+    def fit(
+        self: FullFineTune, task: ImageTask, backbone: Backbone, ctx: RunContext
+    ) -> ImageClassifier:
+        for step, accuracy in enumerate(next(waiting), start=1):
+            ctx.on_epoch(step, accuracy)
+        return LinearProbe(0.01).fit(task, backbone, ctx)
+
+    monkeypatch.setattr(FullFineTune, "fit", fit)
+    found = run(max_trials=4, only="full_fine_tune")
+    assert [r.val_accuracy is None for r in found.trials] == [False, False, False, True]
+    assert "pruned" in str(found.trials[3].reason)
+    pruned = run.study("full_fine_tune").trials[3]
+    assert pruned.state == optuna.trial.TrialState.PRUNED
+    assert list(pruned.intermediate_values) == [1, 2, 3]
+    kinds = [(e.kind, e.step) for e in run.events if e.number == 3]
+    assert kinds == [("begun", 0), ("round", 1), ("round", 2), ("round", 3), ("ended", 0)]

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from advisor.pipeline import Options, advise, auto
+from advisor.options import Options
+from advisor.pipeline import advise
 from advisor.report.html import page
+from advisor.session import auto
 from tests.advisor.report.made import (
     HOSTILE,
     full_profile,

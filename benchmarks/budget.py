@@ -1,0 +1,82 @@
+"""Does ``tl-auto run --time`` end when it said? Measured from outside, reports included.
+
+Appends one JSON line a run to --out and leaves out what is there already. A run may end early only
+if it says that nothing was left to try (val without an error, or no training in the race).
+Example::
+
+    python benchmarks/budget.py --data ../shared/data --sets hymenoptera flowers5 --times 1m 3m
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+COMMAND = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()"]
+SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+def measure(data: Path, limit: str, cache: Path, seed: int) -> dict[str, object]:
+    """Run once; return the wall-clock seconds from start to end of the process."""
+    limit_s = float(limit[:-1]) * SECONDS[limit[-1]]
+    with tempfile.TemporaryDirectory() as name:
+        run = Path(name) / "run"
+        arguments = ["run", str(data), "--out", str(run), "--time", limit, "--seed", str(seed)]
+        begun = time.monotonic()
+        done = subprocess.run(
+            [*COMMAND, *arguments, "--cache-dir", str(cache), "--quiet"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        took_s = time.monotonic() - begun
+        lines = (run / "trials.jsonl").read_text() if (run / "trials.jsonl").exists() else ""
+        trials = [json.loads(x) for x in lines.splitlines()]
+        found = json.loads((run / "outcome.json").read_text()) if not done.returncode else {}
+    return {
+        "set": data.name,
+        "limit": limit,
+        "seed": seed,
+        "exit": done.returncode,
+        "took_s": round(took_s, 1),
+        "over_s": round(took_s - limit_s, 1),
+        "within": abs(took_s - limit_s) <= max(0.05 * limit_s, 5),
+        "trials": len(trials),
+        "trainings": sum("fine_tune" in t["strategy"] for t in trials),
+        "best": found.get("best"),
+        "said": done.stderr[-300:],
+    }
+
+
+def main() -> None:
+    """Measure what has not been measured yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="the folder of the sets")
+    parser.add_argument("--sets", nargs="+", required=True)
+    parser.add_argument("--times", nargs="+", default=["1m", "3m", "8m"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--cache-dir", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("budget.jsonl"))
+    given = parser.parse_args()
+    lines = given.out.read_text().splitlines() if given.out.exists() else []
+    rows = [json.loads(line) for line in lines]
+    known = {(r["set"], r["limit"], r["seed"]) for r in rows}
+    for limit in given.times:
+        for name in given.sets:
+            for seed in given.seeds:
+                if (name, limit, seed) in known:
+                    continue
+                row = measure(given.data / name, limit, given.cache_dir, seed)
+                rows.append(row)
+                with given.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(json.dumps(row), flush=True)
+    n = sum(bool(r["within"]) for r in rows)
+    print(f"{n} of {len(rows)} runs ended within max(5%, 5 s) of the limit")
+
+
+if __name__ == "__main__":
+    main()

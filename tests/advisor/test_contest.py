@@ -1,0 +1,156 @@
+"""Who gets the next trial: the floor first, then what may win, while evidence and time allow."""
+
+import math
+from dataclasses import replace
+
+import optuna
+import pytest
+from optuna.distributions import FloatDistribution
+
+from advisor.clock import Clock
+from advisor.contest import Contest, portfolio
+from advisor.database import SeededTPE
+from advisor.trials import Standing
+from advisor.types import Recommendation, TrialRecord
+from strategies.core.metrics import Interval, proportion
+
+N_VAL = 100
+
+
+def advised(strategy: str, accuracy: float, seconds: float = 10.0) -> Recommendation:
+    return Recommendation(
+        strategy,
+        "net",
+        Interval(accuracy - 0.05, accuracy, min(accuracy + 0.05, 1.0)),
+        Interval(seconds, seconds, seconds),
+        {"lr": 1e-3, "batch_norm": "frozen"} if "tune" in strategy else {},
+        (),
+    )
+
+
+CONTEST = Contest(
+    (
+        advised("linear_probe", 0.8),
+        advised("full_fine_tune", 0.85, 60.0),
+        advised("partial_fine_tune", 0.84, 30.0),
+    ),
+    N_VAL,
+    1,
+    None,
+    5.0,
+)
+
+
+def standing(*scores: tuple[str, float | None]) -> Standing:
+    done = [
+        TrialRecord(
+            i,
+            name,
+            {},
+            None if s is None else proportion(s, N_VAL),
+            1.0,
+            None if s is not None else "failed",
+        )
+        for i, (name, s) in enumerate(scores)
+    ]
+    return Standing(tuple(done), ())
+
+
+def test_the_floor_comes_first() -> None:
+    assert CONTEST.choose(standing(), 1000) == "linear_probe"
+
+
+def test_every_training_gets_its_turn_and_the_leader_more() -> None:
+    begun = standing(("linear_probe", 0.8), ("full_fine_tune", 0.85))
+    assert CONTEST.choose(begun, 1000) == "partial_fine_tune"
+    even = standing(("linear_probe", 0.8), ("full_fine_tune", 0.85), ("partial_fine_tune", 0.83))
+    assert CONTEST.choose(even, 1000) == "full_fine_tune"
+
+
+def test_what_the_leader_is_surely_better_than_is_out() -> None:
+    sure = standing(("linear_probe", 0.8), ("full_fine_tune", 0.95), ("partial_fine_tune", 0.5))
+    for _ in range(5):
+        name = CONTEST.choose(sure, 1000)
+        assert name == "full_fine_tune"
+        more = replace(sure.done[1], number=sure.n)
+        sure = Standing((*sure.done, more), ())
+
+
+def test_left_over_time_goes_to_the_shortest_training_and_the_last_seconds_to_none() -> None:
+    done = standing(("linear_probe", 0.8))
+    assert CONTEST.choose(done, 8.9) == "partial_fine_tune"
+    assert CONTEST.choose(done, 4.9) is None
+    assert CONTEST.choose(done, 0.0) is None
+
+
+def test_nothing_is_tried_against_a_perfect_leader_unless_a_number_was_asked_for() -> None:
+    perfect = standing(("linear_probe", 0.99))
+    assert CONTEST.choose(perfect, 1000) is None
+    assert replace(CONTEST, max_trials=3).choose(perfect, 1000) is not None
+
+
+def test_what_only_fails_is_given_up() -> None:
+    failed = standing(("linear_probe", 0.8), *[("full_fine_tune", None)] * 3)
+    assert CONTEST.choose(failed, 1000) == "partial_fine_tune"
+    all_failed = standing(
+        *[
+            (n, None)
+            for n in ("linear_probe",) + ("full_fine_tune",) * 3 + ("partial_fine_tune",) * 3
+        ]
+    )
+    assert CONTEST.choose(all_failed, math.inf) is None
+
+
+def test_trials_under_way_count() -> None:
+    limited = replace(CONTEST, max_trials=2)
+    assert (
+        limited.choose(Standing(standing(("linear_probe", 0.8)).done, ("full_fine_tune",)), 9e9)
+        is None
+    )
+
+
+def test_ties_go_to_the_cheaper() -> None:
+    best = CONTEST.best(standing(("full_fine_tune", 0.85), ("linear_probe", 0.84)).done)
+    assert best is not None
+    assert best.strategy == "linear_probe"
+    best = CONTEST.best(standing(("linear_probe", 0.84), ("full_fine_tune", 0.85)).done)
+    assert best is not None
+    assert best.strategy == "linear_probe"
+
+
+def test_the_portfolio_changes_one_thing_at_a_time_within_the_space() -> None:
+    first = {"lr": 1e-3, "batch_norm": "frozen", "steps": 100}
+    entries = portfolio(first, {"lr": FloatDistribution(1e-5, 2e-3, log=True)})
+    assert entries[0] == first
+    assert [e["lr"] for e in entries[1:3]] == [2e-3, pytest.approx(1e-3 / 3)]
+    assert entries[3] == first | {"batch_norm": "trained"}
+
+
+def test_draws_depend_on_seed_number_and_history_alone() -> None:
+    def draw(skip: int) -> list[float]:
+        study = optuna.create_study(sampler=SeededTPE(0))
+        for _ in range(skip):  # what else a sampler was asked meanwhile must not matter
+            study.sampler.sample_independent(
+                study, study.ask()._get_latest_trial(), "x", FloatDistribution(0, 1)
+            )
+        study = optuna.create_study(sampler=study.sampler)
+        found = []
+        for number in range(8):
+            study.enqueue_trial({}, user_attrs={"number": number})
+            trial = study.ask()
+            found.append(trial.suggest_float("x", 0, 1))
+            study.tell(trial, found[-1])
+        return found
+
+    assert draw(0) == draw(5)
+    assert len(set(draw(0))) == 8
+
+
+def test_a_clock_provides_for_judging_before_it_hands_out_time() -> None:
+    clock = Clock(deadline_s=1000.0, n_test=100, n_val=50, s_per_image=0.01)
+    before = clock.search_ends_s()
+    assert clock.fit_ends_s() < before < 1000.0 - 1.0
+    clock.saw(10, 1.0)
+    assert clock.search_ends_s() < before - 5
+    clock.refit_s = 3.0
+    assert clock.search_ends_s() < before - 8
