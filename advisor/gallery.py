@@ -201,9 +201,7 @@ def _map(
     )
 
 
-def _guesses(
-    penultimate: Scores, pictures: Split, n_classes: int, ctx: RunContext
-) -> Labels:
+def _guesses(penultimate: Scores, pictures: Split, n_classes: int, ctx: RunContext) -> Labels:
     """Name every picture by a linear probe that was fitted without it."""
     labels = labels_of(pictures)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(pictures))
