@@ -188,7 +188,7 @@ def _map(
     features = extract_features(pictures, backbone, ctx)
     depth = advice.profile.layer_svm.depth
     places = lay_out(features.at(range(1, backbone.n_depths + 1) if depth == 0 else [depth]), 0)
-    guesses = _guesses(features.pooled[-1], pictures, task.n_classes, advice, ctx)
+    guesses = _guesses(features.pooled[-1], pictures, task.n_classes, ctx)
     return tuple(
         Point(
             shown(picture.path),
@@ -201,21 +201,12 @@ def _map(
     )
 
 
-def _guesses(
-    penultimate: Scores, pictures: Split, n_classes: int, advice: Advice, ctx: RunContext
-) -> Labels:
+def _guesses(penultimate: Scores, pictures: Split, n_classes: int, ctx: RunContext) -> Labels:
     """Name every picture by a linear probe that was fitted without it."""
     labels = labels_of(pictures)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(pictures))
-    found = cross_validate(
-        penultimate,
-        labels,
-        n_classes,
-        folds=folds,
-        strengths=(advice.profile.linear_probe.strength,),
-        device=ctx.device,
-    )
-    return np.asarray(found.scores[0].argmax(axis=1), dtype=np.int64)
+    found = cross_validate(penultimate, labels, n_classes, folds=folds, device=ctx.device)
+    return np.asarray(found.scores[found.best].argmax(axis=1), dtype=np.int64)
 
 
 def sample_rows(labels: Labels, seed: int) -> Labels:

@@ -33,7 +33,7 @@ FEWEST = 4
 RIDGE = 10.0
 """Weights are drawn to a guess as by so many cases, evidence one standard deviation from usual."""
 GUESS: Mapping[str, float] = {"far": 0.4, "probe": -0.2}
-"""The rule of thumb, as log-odds a standard deviation; of all other evidence nothing is guessed."""
+"""The rule of thumb, as log-odds a standard deviation; nothing is guessed of other evidence."""
 SD_GUESS, SD_CASES = 0.8, 2.0
 """Spreads start as if so many cases had shown this."""
 SIGNS: dict[str, tuple[float, float]] = {

@@ -28,7 +28,7 @@ def main() -> None:
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         save(shot(browser, page, "light", "#answer", 760), given.out / "report-light.png")
-        save(shot(browser, page, "dark", "#pictures", 640, hover=True), given.out / "map-dark.png")
+        save(shot(browser, page, "dark", "#pictures", 680, hover=True), given.out / "map-dark.png")
         browser.close()
 
 
@@ -42,8 +42,11 @@ def shot(
     tab.wait_for_selector("html[data-ready=yes]", state="attached")
     if hover:
         tab.evaluate("id => document.querySelector(id).scrollIntoView()", start)
+        tab.wait_for_timeout(1500)  # a tip hides while the page scrolls
         marks = tab.locator('[data-chart="map"] .mark-symbol path')
-        marks.nth(marks.count() // 3).hover(force=True)
+        box = marks.nth(marks.count() // 3).bounding_box()
+        assert box is not None
+        tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         tab.wait_for_selector("#tip img")
     taken = tab.screenshot()
     tab.close()

@@ -44,6 +44,7 @@ def advice_markdown(advice: Advice) -> str:
             ],
         ),
         _list(f"Not considered: {r.strategy}: {r.reason}" for r in advice.rejections),
+        *_backbones(advice),
         "## What was measured",
         f"Size: {advice.quadrant.size}. Domain: {advice.quadrant.domain}, "
         f"{similarity_words(profile.similarity)}.",
@@ -153,6 +154,10 @@ def _other_measurements(profile: Profile) -> list[str]:
     said = [f"Linear probe (softmax, penultimate): {profile.linear_probe.accuracy.percent()}"]
     if profile.knn is not None:
         said.append(f"Nearest neighbours: {profile.knn.percent()}")
+    if profile.pixel_probe is not None:
+        said.append(f"Brightness alone (grey thumbnails): {profile.pixel_probe.percent()}")
+    if profile.transfer_gain is not None:
+        said.append(f"Pretraining brings {points(profile.transfer_gain)} over random weights")
     if profile.pilot is not None:
         said.append(f"Pilot fine-tuning over a probe on the same: {points(profile.pilot.gain)}")
     for name, score in profile.transferability.items():
@@ -175,6 +180,24 @@ def _depth_table(profile: Profile) -> str:
         rows.append((*row, random.get(depth, "not measured")))
     columns = ("depth", "shift (nats)", "probe accuracy (SVM)", "the same with random weights")
     return _table(columns, rows)
+
+
+def _backbones(advice: Advice) -> tuple[str, ...]:
+    """Return heading and table of the backbones that were compared, if any."""
+    if not advice.backbones:
+        return ()
+    columns = ("rank", "backbone", "linear probe", "behind the best", "ms a picture")
+    rows = [
+        (
+            str(b.rank),
+            b.name,
+            b.accuracy.percent(),
+            "" if b.behind_best is None else points(b.behind_best),
+            f"{b.ms_per_image:.1f}",
+        )
+        for b in advice.backbones
+    ]
+    return ("## Backbones", _table(columns, rows))
 
 
 def _finding(finding: Finding) -> str:

@@ -78,6 +78,12 @@ def measurements(advice: Advice) -> tuple[Fact, ...]:
     ]
     if profile.knn is not None:
         facts.append(Fact("Nearest neighbours", _mid(profile.knn), _ends(profile.knn)))
+    if profile.pixel_probe is not None:
+        said = f"{_ends(profile.pixel_probe)} from grey thumbnails, no network"
+        facts.append(Fact("Brightness alone", _mid(profile.pixel_probe), said))
+    if profile.transfer_gain is not None:
+        said = "best depth against the same network with random weights"
+        facts.append(Fact("Pretraining brings", points(profile.transfer_gain), said))
     if profile.pilot is not None:
         pilot = profile.pilot
         said = f"fine-tuning {pilot.n_train:,} pictures, against a probe on the same"

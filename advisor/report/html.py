@@ -24,6 +24,7 @@ from advisor.report.run_json import importance_record
 from advisor.report.vega import Chart
 from advisor.report.words import (
     duration,
+    points,
     result,
     settings,
     size_line,
@@ -120,6 +121,7 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
         duration=duration,
         settings=settings,
         spoken=spoken,
+        points=points,
     )
     return text
 

@@ -69,7 +69,8 @@ def trials_chart(trials: Sequence[TrialRecord]) -> Chart | None:
         "field": "trial",
         "type": "quantitative",
         "title": "Trial",
-        "axis": {"format": "d", "tickMinStep": 1},
+        "axis": {"format": "d", "values": list(range(0, len(trials), max(1, len(trials) // 10)))},
+        "scale": {"nice": False, "padding": 14},
     }
     names = [title(name) for name in STRATEGIES]
     colour = {

@@ -34,6 +34,7 @@ def print_advice(console: Console, advice: Advice) -> None:
         _headline(advice),
         *_section("Why", _lines(why(advice))),
         *_section("All strategies", _strategies(advice)),
+        *_section("Backbones", _backbones(advice)),
         *_section("What was measured", _measured(advice)),
         *_section("Findings", _findings(advice.findings)),
         *_section("Chosen for you", _choices(advice)),
@@ -129,6 +130,20 @@ def _strategies(advice: Advice) -> RenderableType:
     return Group(table, *rejected)
 
 
+def _backbones(advice: Advice) -> RenderableType | None:
+    """Rank the backbones that were compared; those of one rank cannot be told apart."""
+    if not advice.backbones:
+        return None
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    for name in ("rank", "backbone", "linear probe", "behind the best", "a picture"):
+        table.add_column(name)
+    for b in advice.backbones:
+        behind = "" if b.behind_best is None else points(b.behind_best)
+        cost = f"{b.ms_per_image:.0f} ms"
+        table.add_row(str(b.rank), Text(b.name), b.accuracy.percent(), behind, cost)
+    return table
+
+
 def _measured(advice: Advice) -> RenderableType:
     profile, quadrant = advice.profile, advice.quadrant
     domain = f"{quadrant.domain}; {similarity_words(profile.similarity)}"
@@ -157,6 +172,8 @@ def _other_measurements(profile: Profile) -> list[tuple[str, str]]:
     ]
     if profile.knn is not None:
         said.append(("neighbours", f"{profile.knn.percent()} (nearest, penultimate)"))
+    if profile.transfer_gain is not None:
+        said.append(("pretraining", f"{points(profile.transfer_gain)} over random weights"))
     for name, score in profile.transferability.items():
         said.append((name, f"{score.mid:.3f} [{score.low:.3f}, {score.high:.3f}]"))
     if profile.pilot is not None:

@@ -54,6 +54,8 @@ def full_profile(classes: Sequence[str], n_per_class: int = 40) -> Profile:
             ((80.0, proportion(0.9, 60)), (160.0, proportion(0.92, 40))),
         ),
         knn=proportion(0.81, 400),
+        transfer_gain=Interval(0.2, 0.3, 0.4),
+        pixel_probe=proportion(0.3, 400),
         transferability={"LogME": Interval(0.2, 0.3, 0.4)},
         pilot=Pilot(Interval(-0.05, 0.01, 0.07), around, 200, 100, {"lr": 1e-3}, 12.0),
     )

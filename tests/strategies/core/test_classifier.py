@@ -351,8 +351,8 @@ def test_an_evaluation_says_how_the_predictions_did(tiny: Backbone, small_task: 
     assert found.per_class == tuple(proportion(float(c == 0), s) for c, s in enumerate(sizes))
     assert sum(b.n for b in found.calibration) == found.n
     assert {(m.label, m.predicted) for m in found.mistakes} == {
-        ("class1", "class0"),
-        ("class2", "class0"),
+        ("bee", "ant"),
+        ("ohm Ω", "ant"),
     }
     assert {m.path for m in found.mistakes} <= {str(p.path) for p in small_task.val if p.label}
     assert all(m.probability > 0.9 for m in found.mistakes)
