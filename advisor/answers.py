@@ -41,8 +41,10 @@ def question(data: Path, options: Options) -> str | None:
     DataError
         If the data have no known layout.
     """
-    known = options.backbone == AUTO or options.backbone in CATALOGUE
-    if is_hub_name(data) or not (known or options.backbone.startswith(LOCAL)):
+    backbones = options.backbone.split(",")
+    local = [Path(name.removeprefix(LOCAL)) for name in backbones if name.startswith(LOCAL)]
+    n_known = len(local) + sum(name == AUTO or name in CATALOGUE for name in backbones)
+    if is_hub_name(data) or n_known < len(backbones):
         return None
     listing = list_everything(
         data,
@@ -55,9 +57,8 @@ def question(data: Path, options: Options) -> str | None:
     files = [(s, *file) for s in listing.splits for file in listing.files(s)]
     paths = [] if is_archive(data) else [path for _, path, _ in files]
     paths += [data] if data.is_file() else []
-    paths += _files_below(options.reference)
-    if options.backbone.startswith(LOCAL):
-        paths += _files_below(Path(options.backbone.removeprefix(LOCAL)))
+    for folder in (options.reference, *local):
+        paths += _files_below(folder)
     signs = [signature(path) for path in paths]
     if None in signs:
         return None

@@ -85,9 +85,8 @@ class Bench:
 
     def advise(self, data: Path, cache: Path) -> Spent:
         """Run ``tl-advise`` in a process of its own."""
-        return self.run(
-            PROGRAM.format("advise"), data, "--cache-dir", cache, "--quiet", "--profile"
-        )
+        options = ["--cache-dir", cache, "--pilot", "off", "--quiet", "--profile"]
+        return self.run(PROGRAM.format("advise"), data, *options)
 
     @cache  # noqa: B019
     def first(self, i: int) -> Spent:

@@ -104,6 +104,9 @@ def test_data_that_changed_are_another_question(
     "option",
     [
         {"backbone": "tf_efficientnet_lite1"},
+        {"backbone": "tf_efficientnet_lite0,tf_efficientnet_lite1"},
+        {"prefer": "cheap"},
+        {"pilot": "off"},
         {"input_px": 64},
         {"strategy": "layer_svm"},
         {"seed": 1},
@@ -167,6 +170,7 @@ def test_what_cannot_be_told_without_measuring_has_no_name(
 ) -> None:
     data = make_folder("data", 4)
     assert question(data, Options(backbone="resnet18")) is None
+    assert question(data, Options(backbone="tf_efficientnet_lite0,resnet18")) is None
     assert question(data, Options(backbone="hf-hub:someone/something")) is None
     assert question(Path("hfds/mnist"), Options()) is None
     monkeypatch.setattr(reading, "SETTLED_S", 3600.0)
