@@ -104,7 +104,9 @@ def run_sklearn(who: str, task: ImageTask, backbone: Backbone, ctx: RunContext) 
     folds = StratifiedKFold(min(MAX_FOLDS, np.bincount(y).min()), shuffle=True, random_state=0)
     strengths = np.logspace(-5, 2, 10)
     head = (
-        LogisticRegressionCV(Cs=strengths, cv=folds, max_iter=1000, use_legacy_attributes=False)
+        LogisticRegressionCV(
+            Cs=strengths, cv=folds, max_iter=1000, scoring="accuracy", use_legacy_attributes=False
+        )
         if who == "sklearn_logistic"
         else GridSearchCV(LinearSVC(max_iter=5000), {"C": strengths}, cv=folds)
     )

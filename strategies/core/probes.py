@@ -39,6 +39,8 @@ ClassWeight = Literal["none", "balanced"]
 
 STRENGTHS: tuple[float, ...] = tuple(float(s) for s in np.logspace(-1, -6.5, 12))
 """L2 strengths, strong to weak, for features scaled to unit mean squared length."""
+FOLD_TOLERANCE = 1e-2
+"""How exactly folds are solved: hits hardly change, and it takes a third of the time."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class CrossValidated:
 
     @cached_property
     def _losses(self) -> list[float]:
-        return [temperature(s, self.labels, self.counts)[1] for s in self.scores]
+        return [_best_temperature(s, self.labels, self.counts, 0.0)[1] for s in self.scores]
 
     @property
     def best(self) -> int:
@@ -123,7 +125,7 @@ def cross_validate(
     seen = torch.stack([(fold != k).float() * weights for k in range(n_folds)])
     targets = torch.as_tensor(labels, device=weights.device)
     scores = np.empty((len(strengths), len(labels), n_classes), dtype=np.float32)
-    path = solve_path(basis.coordinates, targets, n_classes, seen, loss, strengths)
+    path = solve_path(basis.coordinates, targets, n_classes, seen, loss, strengths, FOLD_TOLERANCE)
     for k in range(n_folds):
         left_out = basis.coordinates[fold == k]
         for s, v in enumerate(path):
@@ -185,8 +187,14 @@ def temperature(
     C. Guo et al., On calibration of modern neural networks, ICML 2017. J. Platt, Probabilistic
     outputs for support vector machines, 1999.
     """
-    doubt = 1 / (len(labels) + 2)
-    spread = float(np.average((scores.mean(axis=1) - _own(scores, labels)), weights=counts))
+    return _best_temperature(scores, labels, counts, 1 / (len(labels) + 2))
+
+
+def _best_temperature(
+    scores: Scores, labels: Labels, counts: NDArray[np.float32] | None, doubt: float
+) -> tuple[float, float]:
+    """Return the temperature, and its log-loss, if `doubt` of all labels may be any class."""
+    spread = float(np.average(scores.mean(axis=1) - _own(scores, labels), weights=counts))
 
     def loss(log_t: float) -> float:
         t = float(np.exp(log_t))

@@ -94,6 +94,7 @@ def solve_path(
     weights: Tensor,
     loss: Loss,
     strengths: Sequence[float],
+    tolerance: float = TOLERANCE,
 ) -> list[Tensor]:
     """Minimise mean loss + strength/2 * |w|^2 for every row of sample weights, strong to weak.
 
@@ -103,6 +104,8 @@ def solve_path(
         Coordinates of a `Basis`, (n, r + 1).
     weights
         What every row counts in every problem, (problems, n): what it counted in the basis, or 0.
+    tolerance
+        Size of the gradient, as a share of what it was at the start, that is small enough.
 
     Returns
     -------
@@ -110,7 +113,7 @@ def solve_path(
     """
     at_once = max(1, MAX_HELD // (len(x) * n_classes))
     parts = [
-        _solve_together(x, labels, n_classes, some, loss, strengths)
+        _solve_together(x, labels, n_classes, some, loss, strengths, tolerance)
         for some in torch.split(weights, at_once)
     ]
     return [torch.cat(found, dim=1) for found in zip(*parts, strict=True)]
@@ -123,7 +126,9 @@ def _solve_together(
     weights: Tensor,
     loss: Loss,
     strengths: Sequence[float],
+    tolerance: float,
 ) -> list[Tensor]:
+    """Follow the path for some problems at once; parameters and results as in `solve_path`."""
     total = weights.sum(1).clamp_min(1e-12)
     problem = _Problem(x, labels, (weights / total[:, None]).T.contiguous(), n_classes, loss)
     heaviest = _total(lambda rows, s: rows.square().T @ s, x, weights.amax(0)[:, None])
@@ -132,16 +137,20 @@ def _solve_together(
     penalised = x.new_ones(x.shape[1], 1, 1)
     penalised[-1] = 0
     v = x.new_zeros(x.shape[1], len(weights), n_classes)
-    enough = None
-    path = []
+    here = _evaluate(problem, 0 * penalised, v, problem.scores(v))
+    pairs: list[_Pair] = []
+    enough, before, path = None, 0.0, []
     for strength in strengths:
-        penalty = strength * penalised
-        scale = 1 / (curvature + penalty).clamp_min(1e-30)
-        start = _evaluate(problem, penalty, v, problem.scores(v))
+        # What was learnt of the curvature at one strength holds at the next, up to the penalty.
+        more = (strength - before) * penalised
+        here = _penalise(here, more, loss)
+        scale = 1 / (curvature + strength * penalised).clamp_min(1e-30)
+        pairs = [_pair(p.moved, p.changed + more * p.moved, scale, loss) for p in pairs]
         if enough is None:
-            enough = TOLERANCE**2 * _dot(start.slope * scale, start.slope, loss).clamp_min(1e-12)
-        v = _minimise(problem, penalty, scale, start, enough)
-        path.append(v)
+            enough = tolerance**2 * _dot(here.slope * scale, here.slope, loss).clamp_min(1e-12)
+        here = _minimise(problem, strength * penalised, scale, here, pairs, enough)
+        path.append(here.v)
+        before = strength
     return path
 
 
@@ -193,52 +202,76 @@ def _dot(a: Tensor, b: Tensor, loss: Loss) -> Tensor:
     return (a * b).sum((0, 2) if loss == "softmax" else 0, keepdim=True)
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """A step, how the gradient changed along it, and one over their inner product (0: no use)."""
+
+    moved: Tensor
+    changed: Tensor
+    inverse: Tensor
+
+
+def _pair(moved: Tensor, changed: Tensor, scale: Tensor, loss: Loss) -> _Pair:
+    along = _dot(moved, changed, loss)
+    # Groups that rest, or whose change is lost in rounding, teach nothing.
+    known = along > 1e-12 * _dot(changed * scale, changed, loss)
+    return _Pair(moved, changed, torch.where(known, 1 / along, 0.0))
+
+
 def _evaluate(problem: _Problem, penalty: Tensor, v: Tensor, scores: Tensor) -> _Point:
     value, by_score = problem.fit_of(scores)
     slope = (problem.x.T @ by_score.flatten(1)).view(v.shape).add_(penalty * v)
     return _Point(v, scores, value + 0.5 * _dot(penalty * v, v, problem.loss), slope)
 
 
+def _penalise(here: _Point, more: Tensor, loss: Loss) -> _Point:
+    """Return the same weights under a penalty that is `more` than it was."""
+    pull = more * here.v
+    return _Point(
+        here.v, here.scores, here.value + 0.5 * _dot(pull, here.v, loss), here.slope + pull
+    )
+
+
 def _minimise(
-    problem: _Problem, penalty: Tensor, scale: Tensor, start: _Point, enough: Tensor
-) -> Tensor:
-    """Quasi-Newton steps until the gradient of every group is small; finished groups rest."""
+    problem: _Problem,
+    penalty: Tensor,
+    scale: Tensor,
+    start: _Point,
+    pairs: list[_Pair],
+    enough: Tensor,
+) -> _Point:
+    """Take quasi-Newton steps until the gradient of every group is small; finished groups rest.
+
+    `pairs` is added to.
+    """
     here = start
-    pairs: list[tuple[Tensor, Tensor, Tensor]] = []
     for _ in range(MAX_STEPS):
         moving = _dot(here.slope * scale, here.slope, problem.loss) > enough
         if not moving.any():
             break
         step = -_curved(here.slope, scale, pairs, problem.loss) * moving
         there = _search_line(problem, penalty, here, step)
-        moved, changed = there.v - here.v, there.slope - here.slope
-        along = _dot(moved, changed, problem.loss)
-        # Groups that rest, or whose change is lost in rounding, teach nothing.
-        inverse = torch.where(
-            along > 1e-12 * _dot(changed * scale, changed, problem.loss), 1 / along, 0.0
-        )
-        pairs = [*pairs[1 - MEMORY :], (moved, changed, inverse)]
+        pairs.append(_pair(there.v - here.v, there.slope - here.slope, scale, problem.loss))
+        del pairs[:-MEMORY]
         here = there
-    return here.v
+    return here
 
 
-def _curved(
-    slope: Tensor, scale: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]], loss: Loss
-) -> Tensor:
+def _curved(slope: Tensor, scale: Tensor, pairs: list[_Pair], loss: Loss) -> Tensor:
     """Multiply a gradient by the estimated inverse curvature (the two-loop recursion)."""
     q = slope
     shares = []
-    for moved, changed, inverse in reversed(pairs):
-        share = inverse * _dot(moved, q, loss)
-        q = q - share * changed
+    for pair in reversed(pairs):
+        share = pair.inverse * _dot(pair.moved, q, loss)
+        q = q - share * pair.changed
         shares.append(share)
     q = q * scale
     if pairs:
-        moved, changed, inverse = pairs[-1]
-        stretch = 1 / (inverse * _dot(changed * scale, changed, loss))
-        q = q * torch.where(inverse > 0, stretch, 1.0)
-    for (moved, changed, inverse), share in zip(pairs, reversed(shares), strict=True):
-        q = q + moved * (share - inverse * _dot(changed, q, loss))
+        last = pairs[-1]
+        stretch = 1 / (last.inverse * _dot(last.changed * scale, last.changed, loss))
+        q = q * torch.where(last.inverse > 0, stretch, 1.0)
+    for pair, share in zip(pairs, reversed(shares), strict=True):
+        q = q + pair.moved * (share - pair.inverse * _dot(pair.changed, q, loss))
     return q
 
 

@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
-from strategies.core import solver
+from strategies.core import probes, solver
 from strategies.core.metrics import log_loss
 from strategies.core.probes import (
     MAX_FOLDS,
@@ -134,7 +134,10 @@ def test_less_regularisation_fits_the_train_pictures_better(loss: str) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_cross_validated_scores_are_those_of_heads_that_never_saw_the_picture() -> None:
+def test_cross_validated_scores_are_those_of_heads_that_never_saw_the_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probes, "FOLD_TOLERANCE", 1e-3)
     x, labels = _blobs(90, 10, 3, spread=2.0)
     folds = fold_numbers(labels, 0)
     tried = cross_validate(x, labels, 3, folds=folds, strengths=[1e-2, 1e-3])
@@ -396,6 +399,7 @@ def test_balanced_classes_are_those_of_scikit_learn(strength: float) -> None:
 def test_memory_that_is_bounded_changes_nothing(
     loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(probes, "FOLD_TOLERANCE", 1e-3)
     x, labels = _blobs(90, 10, 3, spread=2.0)
     folds = fold_numbers(labels, 0)
     whole = cross_validate(x, labels, 3, folds=folds, loss=loss, strengths=[1e-2, 1e-3])
@@ -428,3 +432,17 @@ def test_another_setting_must_be_better_beyond_doubt_to_be_chosen() -> None:
     assert better_beyond_doubt([first, lucky, better], [1.0, 0.1, 0.5]) == 2
     assert better_beyond_doubt([first, better, best], [1.0, 0.4, 0.5]) == 1
     assert better_beyond_doubt([best, first], [1.0, 0.1]) == 0
+
+
+@pytest.mark.parametrize("loss", ["softmax", "squared_hinge"])
+def test_the_best_of_a_path_that_is_solved_less_exactly_is_nearly_the_same(
+    loss: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, labels = _blobs(300, 40, 5, spread=2.5)
+    folds = fold_numbers(labels, 0)
+    quick = cross_validate(x, labels, 5, folds=folds, loss=loss)
+    monkeypatch.setattr(probes, "FOLD_TOLERANCE", 1e-4)
+    exact = cross_validate(x, labels, 5, folds=folds, loss=loss)
+
+    assert abs(quick.correct[quick.best].mean() - exact.correct[exact.best].mean()) <= 0.007
+    assert quick.log_loss == pytest.approx(exact.log_loss, rel=0.02)
