@@ -1,6 +1,6 @@
 """The frozen first stages run once: their activations are kept in a file while the rest learns.
 
-Every train picture is seen in a few random crops (`VIEWS`), every val picture in its centre crop.
+Every train picture is seen in a few random crops, every val picture in its centre crop.
 The file has no name, so nothing of it is left behind, however the training ends.
 """
 
@@ -28,8 +28,8 @@ from strategies.core.recipe import Recipe
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
 
-VIEWS = 3
-"""Random crops kept of every train picture."""
+VIEWS_PER_EPOCH, MOST_VIEWS = 0.3, 16
+"""Random crops kept of every train picture: fewer than there are epochs, or nothing is saved."""
 MOST_BYTES = 8 << 30
 """A larger file is not written."""
 DISK_SHARE = 0.5
@@ -65,7 +65,7 @@ class CachedPrefix:
     centre: NDArray[Any]
     recipe: Recipe
     ctx: RunContext
-    kind: str = f"frozen prefix, {VIEWS} views"
+    kind: str = "frozen prefix"
 
     def batches(self, first: int) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Yield train batches without end; a picture's views take turns from epoch to epoch."""
@@ -127,7 +127,7 @@ def _views(task: ImageTask, recipe: Recipe) -> int:
         raise NotCached
     if recipe.mixup:
         raise NotCached("mixup mixes pictures, not activations.")
-    return min(VIEWS, int(np.ceil(epochs)))
+    return min(MOST_VIEWS, int(np.ceil(VIEWS_PER_EPOCH * epochs)))
 
 
 class _Prefix:
