@@ -267,7 +267,8 @@ def better_beyond_doubt(hits: Sequence[NDArray[np.bool_]], losses: Sequence[floa
 
     A setting is better beyond doubt when it classifies more pictures correctly than the first by
     more than the half-width of a `LEVEL` interval on the discordant pairs, with one more pair that
-    speaks for nothing, and Bonferroni's share of the doubt for each setting. Among these the least log-loss decides, which is less noisy than hits.
+    speaks for nothing, and Bonferroni's share of the doubt for each setting. Among these the least
+    log-loss decides, which is less noisy than hits.
 
     Parameters
     ----------
