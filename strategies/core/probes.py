@@ -267,7 +267,8 @@ def better_beyond_doubt(hits: Sequence[NDArray[np.bool_]], losses: Sequence[floa
 
     A setting is better beyond doubt when it classifies more pictures correctly than the first by
     more than the half-width of a `LEVEL` interval on the discordant pairs, with one more pair that
-    speaks for nothing. Among these the least log-loss decides, which is less noisy than hits.
+    speaks for nothing, and Bonferroni's share of the doubt for each setting. Among these the least
+    log-loss decides, which is less noisy than hits.
 
     Parameters
     ----------
@@ -279,7 +280,7 @@ def better_beyond_doubt(hits: Sequence[NDArray[np.bool_]], losses: Sequence[floa
     A. Agresti, Y. Min, Simple improved confidence intervals for comparing matched proportions,
     2005.
     """
-    z = norm.ppf(0.5 + LEVEL / 2)
+    z = norm.ppf(1 - (1 - LEVEL) / 2 / max(1, len(hits) - 1))  # so many have a chance to be lucky
     better = []
     for number, hit in enumerate(hits):
         gained, lost = int(np.sum(hit & ~hits[0])), int(np.sum(~hit & hits[0]))
