@@ -55,7 +55,7 @@ def why_no_pilot(
     seconds = pilot_seconds(profile)
     allowed = PATIENCE_S if math.isinf(seconds_left) else TIME_SHARE * seconds_left
     if seconds > allowed:
-        return f"about {seconds:.0f} s, of which {allowed:.0f} s are allowed; --pilot on runs it"
+        return "it would take longer than its share of the time; --pilot on runs it"
     return None
 
 

@@ -32,10 +32,10 @@ def reasons_of(
     if forced is not None:
         said[best.strategy].append("It stands first because it was asked for (--strategy).")
     else:
-        said[best.strategy].append(_rule(best, ranked, quadrant, margins))
+        said[best.strategy].append(_rule(best, ranked, quadrant, margins, profile))
         said[best.strategy] += _boundary(best, ranked, profile, margins)
     for other in ranked[1:]:
-        said[other.strategy].append(_comparison(best, other, margins[other.strategy]))
+        said[other.strategy].append(_comparison(best, other, margins[other.strategy], profile))
     return {name: tuple(sentences) for name, sentences in said.items()}
 
 
@@ -55,7 +55,7 @@ def _evidence(r: Recommendation, profile: Profile) -> str:
     if pilot is None or r.strategy == "from_scratch":
         return f"Predicted: where the evidence was like this it {does} the linear probe's error."
     return (
-        f"Predicted: it {does} the linear probe's error. A pilot of {pilot.seconds:.0f} s on "
+        f"Predicted: it {does} the linear probe's error. A short pilot on "
         f"{pilot.n_train} pictures gained {_points(pilot.gain)} over a probe on the same ones."
     )
 
@@ -65,6 +65,7 @@ def _rule(
     ranked: Sequence[Recommendation],
     quadrant: Quadrant,
     margins: Mapping[str, float],
+    profile: Profile,
 ) -> str:
     """Say what the rule of thumb names, and where evidence disagrees, which of the two won."""
     where = _quadrant_words(quadrant)
@@ -77,7 +78,7 @@ def _rule(
     words = f"The rule of thumb for {where} is {rule.strategy}; "
     if gap > margins[rule.strategy]:
         return words + f"the evidence puts it {100 * gap:.1f} points lower, and evidence decides."
-    times = rule.seconds.mid / max(best.seconds.mid, 1e-9)
+    times = _times(rule, best, profile)
     cost = f"costs {times:.0f} times as much" if times >= 1.5 else "costs no less"
     return (
         f"{words}the evidence expects {_gap_words(-gap)} of it, less than the "
@@ -95,8 +96,8 @@ def _boundary(
     said = []
     rivals = [r for r in ranked[1:] if r.strategy != "from_scratch"]
     if rivals:
-        rival = min(rivals, key=lambda r: _missing(best, r, margins[r.strategy]))
-        missing = _missing(best, rival, margins[rival.strategy])
+        rival = min(rivals, key=lambda r: _missing(best, r, margins[r.strategy], profile))
+        missing = _missing(best, rival, margins[rival.strategy], profile)
         chance = _chance(best, rival, missing)
         turn = (
             f"It would be {rival.strategy} if that did {100 * missing:.1f} points better than "
@@ -114,10 +115,17 @@ def _boundary(
     return said
 
 
-def _missing(best: Recommendation, rival: Recommendation, margin: float) -> float:
+def _times(dear: Recommendation, cheap: Recommendation, profile: Profile) -> float:
+    """Return how many times the forward passes of one strategy those of another are."""
+    return profile.image_passes[dear.strategy] / max(profile.image_passes[cheap.strategy], 1e-9)
+
+
+def _missing(
+    best: Recommendation, rival: Recommendation, margin: float, profile: Profile
+) -> float:
     """Return the accuracy by which a rival must do better than expected to be advised."""
     gap = best.accuracy.mid - rival.accuracy.mid
-    cheaper = rival.seconds.mid < best.seconds.mid
+    cheaper = _times(rival, best, profile) < 1
     return max(gap - margin if cheaper else gap + margin, 0.0)
 
 
@@ -127,9 +135,11 @@ def _chance(best: Recommendation, rival: Recommendation, missing: float) -> floa
     return float(norm.sf(missing / max(width / (2 * Z), 1e-6)))
 
 
-def _comparison(best: Recommendation, other: Recommendation, margin: float) -> str:
+def _comparison(
+    best: Recommendation, other: Recommendation, margin: float, profile: Profile
+) -> str:
     gap = best.accuracy.mid - other.accuracy.mid
-    times = other.seconds.mid / max(best.seconds.mid, 1e-9)
+    times = _times(other, best, profile)
     cost = f"{times:.0f} times the cost" if times >= 1.5 else "no more cost"
     if times < 1 / 1.5:
         cost = f"1/{1 / times:.0f} of the cost"

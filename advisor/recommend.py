@@ -30,10 +30,13 @@ class _Candidate:
     ----------
     lead_sd
         Standard deviation, in accuracy, of what it gains over the linear probe; 0 for probes.
+    cost
+        In forward passes, not in measured seconds, so that the same pictures get the same advice.
     """
 
     advice: Recommendation
     lead_sd: float
+    cost: float
 
     @property
     def name(self) -> str:
@@ -44,8 +47,9 @@ class _Candidate:
         return self.advice.accuracy.mid
 
     @property
-    def seconds(self) -> float:
-        return self.advice.seconds.mid
+    def rank(self) -> tuple[float, int]:
+        """Position by cost; of equal costs the strategy that is listed first."""
+        return self.cost, list(STRATEGIES).index(self.name)
 
 
 def recommend(
@@ -99,14 +103,14 @@ def place(profile: Profile) -> Quadrant:
 
 def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> list[_Candidate]:
     """Sort best first; of equals the cheapest, and at like costs the better or the rule's."""
-    left = sorted(candidates, key=lambda c: (-c.mid, c.seconds))
+    left = sorted(candidates, key=lambda c: (-c.mid, c.rank))
     if prefer == "accuracy":
         return left
     ranked = []
     while left:
         equal = [c for c in left if left[0].mid - c.mid <= noise(left[0], c, prefer)]
         if prefer == "cheap":
-            taken = min(equal, key=lambda c: c.seconds)
+            taken = min(equal, key=lambda c: c.rank)
         else:
             taken = _take_balanced(equal, quadrant)
         left.remove(taken)
@@ -115,10 +119,10 @@ def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> l
 
 
 def _take_balanced(equal: list[_Candidate], quadrant: Quadrant) -> _Candidate:
-    cheapest = min(c.seconds for c in equal)
-    near = [c for c in equal if c.seconds <= 2 * cheapest]
+    cheapest = min(c.cost for c in equal)
+    near = [c for c in equal if c.cost <= 2 * cheapest]
     alike = [c for c in near if near[0].mid - c.mid <= noise(near[0], c, "balanced")]
-    return min(alike, key=lambda c: (c.name != quadrant.rule, c.seconds))
+    return min(alike, key=lambda c: (c.name != quadrant.rule, c.rank))
 
 
 def noise(a: _Candidate, b: _Candidate, prefer: Prefer) -> float:
@@ -152,7 +156,7 @@ def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
         hyperparameters=_first_hyperparameters(name, profile) | chosen,
         reasons=(),
     )
-    return _Candidate(advice, lead_sd)
+    return _Candidate(advice, lead_sd, profile.image_passes[name])
 
 
 def _best_variant(name: str, profile: Profile, priors: Priors) -> tuple[Variant, Gain]:
