@@ -126,8 +126,8 @@ def curve_chart(profile: Profile) -> Chart | None:
         "field": "n",
         "type": "quantitative",
         "title": "Pictures a class",
-        "scale": {"type": "log"},
-        "axis": {"tickCount": 5, "format": ","},
+        "scale": {"type": "log", "nice": False, "padding": 14},
+        "axis": {"values": [v["n"] for v in values], "format": ",.0f", "labelOverlap": True},
     }
     colour = {
         "field": "kind",

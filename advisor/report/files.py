@@ -1,5 +1,6 @@
 """Reports as files: the page of an advice, and what a run leaves for its reader."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from advisor.gallery import make_gallery
@@ -43,6 +44,10 @@ def write_page(
 def write_run_reports(
     outcome: Outcome, task: ImageTask, backbone: Backbone, ctx: RunContext
 ) -> None:
-    """Write the page of a run, and the model card beside its classifier."""
+    """Write the page of a run, and the model card beside its classifier.
+
+    The deadline of `ctx` is that of the search: what was found is told even when it has passed.
+    """
+    ctx = replace(ctx, deadline_s=None)
     write_text(outcome.folder / CARD_FILE, model_card(outcome))
     write_page(outcome.folder / PAGE_FILE, outcome.advice, task, backbone, ctx, outcome)

@@ -11,7 +11,6 @@ from advisor.report.as_json import versions
 from advisor.report.text_charts import depth_profile, quadrant_map
 from advisor.report.words import (
     duration,
-    headline,
     pairs,
     points,
     settings,
@@ -95,7 +94,11 @@ def print_predictions(
 
 def _headline(advice: Advice) -> RenderableType:
     return Group(
-        Text(f"{advice.task}: {headline(advice)}", style="bold"),
+        Text(
+            f"{advice.task}: {advice.best.strategy}: expect "
+            f"{advice.best.accuracy.percent()} accuracy",
+            style="bold",
+        ),
         Text(size_line(advice)),
     )
 

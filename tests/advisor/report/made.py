@@ -78,6 +78,7 @@ def made_advice(profile: Profile, **changes: Any) -> Advice:
         n_test=100,
         seed=0,
         seconds=12.5,
+        command="tl-advise data --seed 0",
     )
     return replace(base, **changes)
 
