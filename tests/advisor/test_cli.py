@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from advisor.cli import advise_app, auto_app, parse_duration_s
+from advisor.cli import advise_app, auto_app
+from advisor.cli_shared import parse_duration_s
 
 runner = CliRunner()
 

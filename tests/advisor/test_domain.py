@@ -6,15 +6,14 @@ import pytest
 from numpy.typing import NDArray
 
 from advisor.domain import (
-    Scale,
     balanced_rows,
     few_pictures,
     measure_similarity,
-    scales,
     shift_intervals,
 )
 from advisor.moment_shift import Source, balanced, layer_shifts
 from advisor.reference import make_reference, shipped_reference
+from advisor.scale import Scale, scales
 from advisor.similarity import DomainSimilarity
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.cache import ArrayCache
