@@ -1,5 +1,7 @@
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -195,3 +197,15 @@ def test_a_second_call_measures_nothing_and_says_so(
     assert json.loads(second.stdout) == json.loads(first.stdout)
     assert "from the cache" in second.stderr
     assert "from the cache" not in first.stderr
+
+
+def test_an_answer_and_its_report_need_no_network_library() -> None:
+    code = (
+        "import sys; import advisor.answers, advisor.options, advisor.report.as_json, "
+        "advisor.report.as_markdown, advisor.report.terminal; "
+        "print([m for m in ('torch', 'timm', 'optuna', 'sklearn') if m in sys.modules])"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "[]"
