@@ -60,8 +60,12 @@ def _interrupt_before(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]
 
 
 @pytest.mark.parametrize(
-    "recipe",
-    [RECIPE, replace(RECIPE, frozen_stages=2), replace(RECIPE, optimiser="sgd", mixup=0.3)],
+    ("recipe", "times"),
+    [
+        (RECIPE, 5),
+        (replace(RECIPE, frozen_stages=2), 2),
+        (replace(RECIPE, optimiser="sgd", mixup=0.3), 2),
+    ],
     ids=["full", "frozen prefix", "sgd and mixup"],
 )
 def test_a_training_interrupted_anywhere_ends_with_the_same_weights(
@@ -70,9 +74,10 @@ def test_a_training_interrupted_anywhere_ends_with_the_same_weights(
     kept: RunContext,
     monkeypatch: pytest.MonkeyPatch,
     recipe: Recipe,
+    times: int,
 ) -> None:
     expected = _trained(small_task, tiny, recipe, kept)
-    for number in np.random.default_rng(0).choice(recipe.steps, size=5, replace=False):
+    for number in np.random.default_rng(0).choice(recipe.steps, size=times, replace=False):
         with monkeypatch.context() as patch:
             taken = _interrupt_before(patch, int(number))
             with pytest.raises(KeyboardInterrupt):
