@@ -117,8 +117,12 @@ def test_three_processes_finish_a_run_though_one_is_killed_and_the_server_restar
     assert [t["number"] for t in lines] == list(range(4))
     assert lines[killed]["val_accuracy"] is not None or lines[killed]["reason"].startswith("prun")
     prefix = json.loads((run / "run.json").read_text())["prefix"]
-    study = optuna.load_study(study_name=f"{prefix}partial_fine_tune", storage=server.url)
+    storage = optuna.storages.RDBStorage(server.url)
+    study = optuna.load_study(study_name=f"{prefix}partial_fine_tune", storage=storage)
     ended = [t for t in study.trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     assert sorted(t.user_attrs["number"] for t in ended) == list(range(4))
     assert [t.user_attrs["number"] for t in study.trials if t not in ended] == [killed]
     assert len({t.user_attrs["owner"] for t in study.trials}) == 3
+    storage.remove_session()
+    storage.engine.dispose()
+    log.close()
