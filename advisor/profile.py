@@ -22,7 +22,7 @@ from strategies.core.metrics import Labels, Scores
 from strategies.core.probes import (
     CrossValidated,
     Loss,
-    cheapest_within_error,
+    better_beyond_doubt,
     corrected_accuracy,
     cross_validate,
     fold_numbers,
@@ -217,7 +217,10 @@ def _probe_depths(
         for (depth, loss), t, hit in zip(plan, tried, hits, strict=True)
     )
     svms = [i for i, (_, loss) in enumerate(plan) if loss == "squared_hinge"]
-    chosen = svms[cheapest_within_error([hits[i] for i in svms])]
+    whole, last, *earlier = svms[-1], svms[-2], *svms[:-2]
+    cuts = [whole, last, *earlier]  # the first stands unless another is better beyond doubt
+    best = better_beyond_doubt([hits[i] for i in cuts], [tried[i].log_loss for i in cuts])
+    chosen = cuts[best]
     every_setting = np.concatenate([tried[i].correct for i in svms])
     honest = corrected_accuracy(every_setting, ctx.seed)
     scores = tried[0].scores[tried[0].best]

@@ -26,7 +26,6 @@ __all__ = [
     "Head",
     "Loss",
     "better_beyond_doubt",
-    "cheapest_within_error",
     "corrected_accuracy",
     "cross_validate",
     "fit_head",
@@ -238,28 +237,6 @@ def corrected_accuracy(
     outside = counts == 0
     judged = (outside * hits[chosen]).sum(axis=1) / np.maximum(outside.sum(axis=1), 1)
     return proportion(float(judged.mean()), n_effective or n)
-
-
-def cheapest_within_error(hits: Sequence[NDArray[np.bool_]]) -> int:
-    """Return the first of some settings, cheap to dear, within a standard error of the best.
-
-    The error is that of the paired difference on the same pictures.
-
-    Parameters
-    ----------
-    hits
-        Out-of-fold hits of every setting, (n,) each.
-
-    References
-    ----------
-    The one-standard-error rule of L. Breiman et al., Classification and regression trees, 1984.
-    """
-    best = max(hits, key=np.mean).astype(np.float64)
-    for number, hit in enumerate(hits):
-        gap = best - hit
-        if gap.mean() <= gap.std() / np.sqrt(len(hit)):
-            return number
-    raise ValueError("there is nothing to choose from")
 
 
 def better_beyond_doubt(hits: Sequence[NDArray[np.bool_]], losses: Sequence[float]) -> int:

@@ -15,7 +15,6 @@ from strategies.core.probes import (
     CrossValidated,
     Head,
     better_beyond_doubt,
-    cheapest_within_error,
     corrected_accuracy,
     cross_validate,
     fit_head,
@@ -344,37 +343,6 @@ def test_fewer_effective_pictures_widen_the_interval(settings: int) -> None:
 
     assert wide.mid == narrow.mid
     assert wide.high - wide.low > narrow.high - narrow.low
-
-
-def _hits(share: float, n: int = 1000, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).random(n) < share
-
-
-def test_the_cheapest_wins_among_equals() -> None:
-    assert cheapest_within_error([_hits(0.8, seed=1), _hits(0.8, seed=1), _hits(0.8, seed=1)]) == 0
-
-
-def test_a_clear_gain_is_worth_its_cost() -> None:
-    assert cheapest_within_error([_hits(0.6, seed=1), _hits(0.9, seed=2), _hits(0.9, seed=2)]) == 1
-
-
-def test_a_gain_within_the_paired_error_is_not_worth_its_cost() -> None:
-    cheap, dear = np.ones(100, dtype=bool), np.ones(100, dtype=bool)
-    cheap[:10], dear[10:19] = False, False  # differs on 19 pictures, better by one
-
-    assert cheapest_within_error([cheap, dear]) == 0
-
-
-def test_a_small_gain_that_is_always_there_is_outside_the_paired_error() -> None:
-    cheap, dear = np.ones(100, dtype=bool), np.ones(100, dtype=bool)
-    cheap[:4], dear[:1] = False, False  # better on three pictures, worse on none
-
-    assert cheapest_within_error([cheap, dear]) == 1
-
-
-def test_choosing_from_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"empty|nothing"):
-        cheapest_within_error([])
 
 
 @pytest.mark.parametrize("strength", [1e-2, 1e-3])
