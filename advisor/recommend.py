@@ -11,6 +11,7 @@ from advisor.reasons import MEASURED, reasons_of
 from advisor.types import Decision, Profile, Quadrant, Recommendation, Rejection
 from strategies.core.errors import NotApplicable
 from strategies.core.fine_tuning import PASSES_PER_STEP
+from strategies.core.frozen import default_views
 from strategies.core.metrics import Interval
 from strategies.core.recipe import default_steps
 from strategies.registry import STRATEGIES
@@ -185,10 +186,14 @@ def _seconds(name: str, profile: Profile) -> Interval:
 
 def _first_hyperparameters(name: str, profile: Profile) -> dict[str, Any]:
     """Choose where a search starts, apart from what the priors say."""
-    if name == "linear_probe":
-        return {"strength": profile.linear_probe.strength}
-    if name == "layer_svm":
-        return {"depth": profile.layer_svm.depth, "strength": profile.layer_svm.strength}
+    if name in MEASURED:
+        views, class_weight = default_views(profile.n_train), "none"
+        if name == "linear_probe":
+            strength = profile.linear_probe.strength
+            return {"strength": strength, "views": views, "class_weight": class_weight}
+        svm = profile.layer_svm
+        cut = {"depth": svm.depth, "strength": svm.strength, "pooling": "mean"}
+        return cut | {"views": views, "class_weight": class_weight}
     chosen = STRATEGIES[name]().hyperparameters()
     left_open = {k: v for k, v in profile.fine_tune_defaults.items() if chosen.get(k, v) is None}
     chosen |= left_open

@@ -2,6 +2,7 @@ import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -222,9 +223,9 @@ def test_files_that_vanish_during_the_run_are_set_aside(
     root = make_folder("d", 20)
     read = task_module.read_pictures
 
-    def remove_one_and_read(files: list[tuple[Path, int]], n_workers: int) -> object:
+    def remove_one_and_read(files: list[tuple[Path, int]], *rest: Any) -> object:
         files[3][0].unlink()
-        return read(files, n_workers)
+        return read(files, *rest)
 
     monkeypatch.setattr(task_module, "read_pictures", remove_one_and_read)
     assert [s.reason for s in load_task(root).skipped] == ["No such file or directory"]
