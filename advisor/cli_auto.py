@@ -352,11 +352,6 @@ def _print_outcome(outcome: "Outcome", as_json: bool, quiet: bool) -> None:
         from advisor.report.terminal import print_outcome
 
         print_outcome(stdout, outcome)
-        stdout.print(
-            f"Look closer: optuna-dashboard sqlite:///{outcome.folder / 'study.db'}",
-            highlight=False,
-            soft_wrap=True,
-        )
     if outcome.interrupted:
         raise typer.Exit(INTERRUPTED)
 

@@ -71,7 +71,8 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         Padding(facts, (0, 0, 0, 2)),
         *(Text(f"  trial {t.number} ({t.strategy}) failed: {t.reason}") for t in failed),
         Text(f"\n  use it   tl-auto predict {outcome.folder} IMAGE_OR_FOLDER..."),
-        Text(f"  trials   {outcome.folder / 'study.db'} (optuna-dashboard opens it)"),
+        Text(f"  report   {outcome.folder / 'report.html'}"),
+        Text(f"  trials   optuna-dashboard sqlite:///{outcome.folder / 'study.db'}"),
         sep="\n",
     )
 

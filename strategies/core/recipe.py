@@ -19,6 +19,7 @@ PROBE_ERRORS = 0.25, 0.5
 NEAR_LR, FAR_LR = 3e-4, 1e-3
 NEAR_BLEND = 0.5
 SOFTENING = 0.1
+WARM_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Recipe:
         Optimiser steps of `batch_size` pictures; fewer if the deadline is nearer.
     lr
         Peak learning rate of the body (linear warm-up, then a cosine to zero).
+    warmup_share
+        Share of the steps that the learning rate rises in; see `warmup`.
     head_lr_factor
         The head learns this many times faster.
     layer_lr_decay
@@ -83,6 +86,19 @@ class Recipe:
     frozen_stages: int = 0
     min_area: float = 0.5
     hflip: bool = False
+
+    @property
+    def warmup(self) -> float:
+        """Share of the steps that warm up: at least `WARM_STEPS` of them, at most a half.
+
+        Adam's first steps have full length whatever the gradient, and where the head is a probe
+        that is right already the gradient is noise: a short training would not recover.
+
+        References
+        ----------
+        J. Ma, D. Yarats, On the adequacy of untuned warmup for adaptive optimization, 2021.
+        """
+        return min(max(self.warmup_share, WARM_STEPS / self.steps), 0.5)
 
     def __post_init__(self) -> None:
         shares = {"layer_lr_decay": self.layer_lr_decay, "blend": self.blend}

@@ -159,7 +159,7 @@ class _Learner:
 
     def take_step(self, rows: Sequence[int], images: Tensor) -> None:
         """Take one step; a loss that is not finite changes nothing but the learning rate."""
-        rate = warm_cosine(self.progress, self.recipe.warmup_share) / 2**self.brakes
+        rate = warm_cosine(self.progress, self.recipe.warmup) / 2**self.brakes
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * rate
         self.network.train()

@@ -84,3 +84,10 @@ def test_more_pictures_get_more_steps_within_bounds() -> None:
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(NotApplicable, match=next(iter(wrong))):
         Recipe(1, 0.1, **wrong)
+
+
+@pytest.mark.parametrize(("steps", "share"), [(1000, 0.1), (200, 0.25), (60, 0.5)])
+def test_a_short_training_warms_up_for_as_many_steps_as_a_long_one(
+    steps: int, share: float
+) -> None:
+    assert Recipe(steps=steps, lr=1e-3).warmup == pytest.approx(share)
