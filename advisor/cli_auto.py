@@ -79,6 +79,10 @@ def run_command(
     heartbeat_s: Annotated[
         int, typer.Option("--heartbeat", min=1, help="Seconds between a worker's signs of life.")
     ] = 10,
+    control: Annotated[
+        bool,
+        typer.Option(help="Spend a tenth of the time on a control without pretrained weights."),
+    ] = True,
     tensorboard: WithBoard = False,
     backbone: BackboneName = "auto",
     input_px: InputPx = None,
@@ -114,6 +118,7 @@ def run_command(
             max_trials=trials,
             storage=storage,
             heartbeat_s=heartbeat_s,
+            control=control,
             on_event=on_event,
         )
     _print_outcome(outcome, as_json, quiet)

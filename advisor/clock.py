@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass
 
 SPARE_S = 2.5
-"""For what is not measured: writing the reports, and leaving."""
+"""For what is not measured: saving, and leaving."""
 FACTOR = 1.15
 """Judging takes this much longer than measured, at most."""
 
@@ -23,6 +23,8 @@ class Clock:
         Seconds to judge one picture, as seen lately.
     refit_s
         Seconds of the last fit, if there is to be one.
+    after_s
+        Seconds of what comes after the search, apart from that: the control, the page.
     """
 
     deadline_s: float
@@ -30,6 +32,7 @@ class Clock:
     n_val: int
     s_per_image: float
     refit_s: float = 0.0
+    after_s: float = 0.0
 
     def saw(self, n: int, seconds: float) -> None:
         """Learn from having judged `n` pictures; a slow moment is forgotten by and by."""
@@ -38,7 +41,7 @@ class Clock:
     def search_ends_s(self) -> float:
         """Return the ``time.monotonic()`` at which the last trial must be over."""
         judging = FACTOR * self.n_test * self.s_per_image
-        return self.deadline_s - SPARE_S - judging - FACTOR * self.refit_s
+        return self.deadline_s - SPARE_S - self.after_s - judging - FACTOR * self.refit_s
 
     def fit_ends_s(self) -> float:
         """Return the ``time.monotonic()`` at which a trial must turn to being judged on val."""

@@ -16,6 +16,7 @@ from strategies.core.classifier import ImageClassifier
 from strategies.core.metrics import proportion
 from strategies.core.pictures import Split
 from strategies.core.probes import fold_numbers
+from strategies.core.progress import ignore_progress
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, groups_of, labels_of
 from strategies.full_fine_tune import FullFineTune
@@ -104,7 +105,7 @@ def run_pilot(
     if any_size:
         backbone = replace(backbone, input_px=min(backbone.input_px, MAX_INPUT_PX))
     used = {**hyperparameters, "steps": STEPS}
-    quiet = replace(ctx, on_epoch=_ignore)
+    quiet = replace(ctx, on_epoch=_ignore, on_progress=ignore_progress)
     tuned = FullFineTune(**used).fit(small, backbone, quiet)
     probe = LinearProbe().fit(small, backbone, quiet)
     labels = labels_of(judged)

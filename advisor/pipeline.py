@@ -157,6 +157,7 @@ def _with_pilot(
     tuned = next(r for r in decision.recommendations if r.strategy == PILOTED)
     any_size = is_any_size(profile)
     pilot = run_pilot(task, backbone, ctx, tuned.hyperparameters, any_size=any_size)
+    ctx.on_progress("pilot", 1, 1)
     return replace(profile, pilot=pilot)
 
 

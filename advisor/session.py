@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError
 
 from advisor.clock import Clock
 from advisor.contest import make_contest
+from advisor.control_fit import CONTROL_SHARE, Control, fit_control, judge_both
 from advisor.events import OnEvent, ignore
 from advisor.interrupt import Interrupt
 from advisor.options import AUTO, DEFAULTS, Options
@@ -29,7 +30,6 @@ from advisor.search import Search, SearchResult
 from advisor.stored import read_advice
 from advisor.trials import COORDINATOR, Trials
 from advisor.types import Advice, Outcome
-from strategies.core.classifier import evaluate
 from strategies.core.errors import (
     BackboneError,
     DataError,
@@ -43,6 +43,8 @@ from strategies.core.task import ImageTask
 from strategies.registry import STRATEGIES
 
 HEARTBEAT_S = 10
+PAGE_S = 6.0
+"""Seconds for the page of a run: its script, and the map of a thousand pictures."""
 _PATHS = ("val", "test", "cache_dir", "root", "reference")
 
 
@@ -58,6 +60,8 @@ class Settings:
         What the studies' names begin with there.
     heartbeat_s
         How often a process gives a sign of life.
+    control
+        Whether the best trial is compared with a control without pretrained weights.
     """
 
     data: str
@@ -67,6 +71,7 @@ class Settings:
     storage: str | None
     prefix: str
     heartbeat_s: int
+    control: bool
 
     def options_of(self, on_progress: OnProgress | None) -> Options:
         """Return the options as they were given."""
@@ -85,6 +90,7 @@ def auto(
     max_trials: int | None = None,
     storage: str | None = None,
     heartbeat_s: int = HEARTBEAT_S,
+    control: bool = True,
     on_event: OnEvent = ignore,
 ) -> Outcome:
     """Take the advice: tune it within a time limit and leave a classifier in a run folder.
@@ -102,6 +108,9 @@ def auto(
     heartbeat_s
         How often a process gives a sign of life; after six missed ones its trial is taken up by
         another.
+    control
+        Whether a tenth of the time goes to a control without pretrained weights, to measure what
+        transfer gains.
     on_event
         Hears of every trial.
 
@@ -121,6 +130,7 @@ def auto(
         _without_password(storage),
         f"{Path(out).name}-{uuid.uuid4().hex[:8]}/" if storage else "",
         heartbeat_s,
+        control,
     )
     folder = RunFolder.create(Path(out))
     with folder.locked():
@@ -248,12 +258,17 @@ def _session(
             folder.enter("judging", ends_at)
         found = _result(search)
         test = prepared.task.test
+        control = None
+        if settings.control and test and not interrupt.asked:
+            control = _control(found, prepared, CONTROL_SHARE * settings.time_s)
+        judged, gain = judge_both(found.classifier, control, test) if test else (None, None)
         seconds = used_before_s + time.monotonic() - start
         outcome = Outcome(
             advice=advice,
             trials=found.trials,
             best=found.best,
-            test=evaluate(found.classifier, test) if test else None,
+            test=judged,
+            transfer_gain=gain,
             refitted=found.refitted,
             folder=folder.path,
             seconds=round(seconds, 3),
@@ -265,6 +280,14 @@ def _session(
         folder.enter("done", ends_at)
         folder.note("done", seconds=outcome.seconds)
     return outcome
+
+
+def _control(found: SearchResult, prepared: Prepared, seconds: float) -> Control | None:
+    """Fit the control to the pictures that the classifier was fitted to."""
+    hidden = prepared.task.hide_test()
+    task = hidden.with_val_in_train() if found.refitted else hidden
+    ctx = replace(prepared.ctx, deadline_s=time.monotonic() + seconds)
+    return fit_control(found.best, task, prepared.backbone, ctx)
 
 
 def _result(search: Search) -> SearchResult:
@@ -314,7 +337,9 @@ def _search(
         owner=owner,
         heartbeat_s=settings.heartbeat_s,
     )
-    clock = Clock(deadline_s, len(task.test or ()), len(task.val), s_per_image)
+    n_judged = (1 + settings.control) * len(task.test or ())
+    after_s = PAGE_S + settings.control * CONTROL_SHARE * settings.time_s
+    clock = Clock(deadline_s, n_judged, len(task.val), s_per_image, after_s=after_s)
     return Search(
         task.hide_test(),
         prepared.backbone,

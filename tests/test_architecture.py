@@ -50,6 +50,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "advisor.database",
     ),
     ("advisor.gallery", "advisor.trials"),
+    ("advisor.control_fit",),
     ("advisor.contest", "advisor.live", "advisor.status", "advisor.predict", "advisor.export"),
     ("advisor.search", "advisor.recommend", "advisor.report"),
     ("advisor.answers",),

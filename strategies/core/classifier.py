@@ -243,10 +243,15 @@ MOST_PAIRS, MOST_OF_A_PAIR = 12, 4
 
 def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -> Evaluation:
     """Judge a classifier on labelled pictures."""
-    labels = labels_of(split)
     probabilities = classifier.predict_proba([p.path for p in split], n_workers=n_workers)
+    return judge(probabilities, split, classifier.classes)
+
+
+def judge(probabilities: Scores, split: Split, classes: tuple[str, ...]) -> Evaluation:
+    """Judge what a classifier said of labelled pictures: probabilities (n, classes)."""
+    labels = labels_of(split)
     predicted = probabilities.argmax(axis=1)
-    n_classes = len(classifier.classes)
+    n_classes = len(classes)
     confusion = np.bincount(n_classes * labels + predicted, minlength=n_classes**2)
     table = confusion.reshape(n_classes, n_classes)
     return Evaluation(
@@ -255,14 +260,14 @@ def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -
         mean_per_class(predicted, labels),
         calibration_error(probabilities, labels),
         len(labels),
-        classifier.classes,
+        classes,
         tuple(
             proportion(float(row[c] / row.sum()), int(row.sum())) if row.sum() else None
             for c, row in enumerate(table)
         ),
         tuple(tuple(row) for row in table.tolist()),
         calibration_bins(probabilities, labels),
-        _mistakes(split, classifier.classes, probabilities, labels),
+        _mistakes(split, classes, probabilities, labels),
     )
 
 

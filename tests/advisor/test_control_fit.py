@@ -1,0 +1,58 @@
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from advisor.control_fit import Control, fit_control, judge_both
+from advisor.types import TrialRecord
+from strategies.core.backbone import Backbone
+from strategies.core.classifier import ImageClassifier, evaluate
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask
+from strategies.linear_probe import LinearProbe
+
+
+def best(strategy: str, **hyperparameters: object) -> TrialRecord:
+    return TrialRecord(0, strategy, hyperparameters, None, 1.0, None)
+
+
+def test_a_probe_is_compared_with_the_same_probe_on_random_weights(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    found = fit_control(best("linear_probe", strength=1e-3, views=1), small_task, backbone, ctx)
+
+    assert found is not None
+    assert found.name == "linear_probe on random weights"
+    assert found.classifier.hyperparameters["views"] == 1
+    pretrained = LinearProbe(views=1).fit(small_task, backbone, ctx).network.body.state_dict()
+    own = found.classifier.network.body.state_dict()
+    assert any(not np.array_equal(own[k], pretrained[k]) for k in pretrained)
+
+
+def test_a_training_is_compared_with_one_from_scratch_and_both_are_judged_alike(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    soon = replace(ctx, deadline_s=time.monotonic() + 3)
+    found = fit_control(best("full_fine_tune", lr=1e-3), small_task, backbone, soon)
+
+    assert found is not None
+    assert found.name == "from_scratch"
+    chosen: ImageClassifier = LinearProbe(views=1).fit(small_task, backbone, ctx)
+    judged, gain = judge_both(chosen, found, small_task.val)
+    control = evaluate(found.classifier, small_task.val)
+    assert judged == evaluate(chosen, small_task.val)
+    assert gain is not None
+    assert gain.gain.mid == pytest.approx(judged.accuracy.mid - control.accuracy.mid)
+
+
+def test_a_control_that_has_no_time_is_left_out_and_said_so(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    said: list[str] = []
+    late = replace(ctx, deadline_s=time.monotonic() - 1, on_note=said.append)
+
+    assert fit_control(best("full_fine_tune", lr=1e-3), small_task, backbone, late) is None
+    assert "left out" in said[0]
+    chosen = Control("itself", LinearProbe(views=1).fit(small_task, backbone, ctx))
+    assert judge_both(chosen.classifier, None, small_task.val)[1] is None
