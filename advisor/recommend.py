@@ -187,13 +187,9 @@ def _seconds(name: str, profile: Profile) -> Interval:
 def _first_hyperparameters(name: str, profile: Profile) -> dict[str, Any]:
     """Choose where a search starts, apart from what the priors say."""
     if name in MEASURED:
-        views, class_weight = default_views(profile.n_train), "none"
-        if name == "linear_probe":
-            strength = profile.linear_probe.strength
-            return {"strength": strength, "views": views, "class_weight": class_weight}
-        svm = profile.layer_svm
-        cut = {"depth": svm.depth, "strength": svm.strength, "pooling": "mean"}
-        return cut | {"views": views, "class_weight": class_weight}
+        head = {"views": default_views(profile.n_train), "class_weight": "none"}
+        cut = {"depth": profile.layer_svm.depth, "pooling": "mean"}
+        return head if name == "linear_probe" else cut | head
     chosen = STRATEGIES[name]().hyperparameters()
     left_open = {k: v for k, v in profile.fine_tune_defaults.items() if chosen.get(k, v) is None}
     chosen |= left_open

@@ -62,13 +62,14 @@ class LayerSVM(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw depth, L2 strength, pooling, views and class weights."""
+        """Draw depth, pooling, views and class weights; the strength is cross-validated."""
         return cls(
-            trial.suggest_categorical("depth", list(range(backbone.n_depths + 1))),
-            trial.suggest_float("strength", STRENGTHS[-1], STRENGTHS[0], log=True),
-            cast(Pooling, trial.suggest_categorical("pooling", POOLINGS)),
-            trial.suggest_categorical("views", VIEWS),
-            cast(ClassWeight, trial.suggest_categorical("class_weight", ["none", "balanced"])),
+            depth=trial.suggest_categorical("depth", list(range(backbone.n_depths + 1))),
+            pooling=cast(Pooling, trial.suggest_categorical("pooling", POOLINGS)),
+            views=trial.suggest_categorical("views", VIEWS),
+            class_weight=cast(
+                ClassWeight, trial.suggest_categorical("class_weight", ["none", "balanced"])
+            ),
         )
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:

@@ -9,7 +9,7 @@ from strategies.base import Strategy
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
 from strategies.core.frozen import LinearSettings, default_views, fit_on_features
-from strategies.core.probes import STRENGTHS, ClassWeight
+from strategies.core.probes import ClassWeight
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
 from strategies.core.views import VIEWS
@@ -45,11 +45,12 @@ class LinearProbe(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw the L2 strength, the views and the class weights."""
+        """Draw the views and the class weights; the strength is left to cross-validation."""
         return cls(
-            trial.suggest_float("strength", STRENGTHS[-1], STRENGTHS[0], log=True),
-            trial.suggest_categorical("views", VIEWS),
-            cast(ClassWeight, trial.suggest_categorical("class_weight", ["none", "balanced"])),
+            views=trial.suggest_categorical("views", VIEWS),
+            class_weight=cast(
+                ClassWeight, trial.suggest_categorical("class_weight", ["none", "balanced"])
+            ),
         )
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:

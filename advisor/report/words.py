@@ -8,7 +8,7 @@ from advisor.similarity import DomainSimilarity
 from advisor.types import Advice, Outcome
 from strategies.core.metrics import Interval
 
-_SHOWN = ("strength", "depth", "frozen_stages", "lr", "steps")
+_SHOWN = ("strength", "depth", "views", "frozen_stages", "lr", "steps")
 
 
 def title(strategy: str) -> str:
