@@ -72,7 +72,7 @@ def _one_picture_two_labels(task: ImageTask, measured: Measured) -> Iterator[Fin
             "TL003",
             "issue",
             f"{count(len(pairs), 'picture')} under two labels",
-            f"{n_exact} are the same byte by byte, the others very nearly so. One of the two "
+            f"Same byte by byte: {n_exact} of them; the others very nearly so. One of the two "
             "labels is wrong, or the classes overlap.",
             "Decide on one label for each and remove the other copy.",
             examples(
