@@ -11,7 +11,6 @@ from advisor.reasons import MEASURED, reasons_of
 from advisor.types import Decision, Profile, Quadrant, Recommendation, Rejection
 from strategies.core.errors import NotApplicable
 from strategies.core.fine_tuning import PASSES_PER_STEP
-from strategies.core.frozen import default_views
 from strategies.core.metrics import Interval
 from strategies.core.recipe import default_steps
 from strategies.registry import STRATEGIES
@@ -187,7 +186,7 @@ def _seconds(name: str, profile: Profile) -> Interval:
 def _first_hyperparameters(name: str, profile: Profile) -> dict[str, Any]:
     """Choose where a search starts, apart from what the priors say."""
     if name in MEASURED:
-        head = {"views": default_views(profile.n_train), "class_weight": "none"}
+        head = {"class_weight": "none"}
         cut = {"depth": profile.layer_svm.depth, "pooling": "mean"}
         return head if name == "linear_probe" else cut | head
     chosen = STRATEGIES[name]().hyperparameters()

@@ -9,7 +9,7 @@ from strategies.base import Strategy
 from strategies.core.backbone import Backbone
 from strategies.core.body import Pooling
 from strategies.core.classifier import ImageClassifier
-from strategies.core.frozen import LinearSettings, default_views, fit_on_features
+from strategies.core.frozen import LinearSettings, fit_on_features, open_views
 from strategies.core.probes import (
     STRENGTHS,
     ClassWeight,
@@ -19,7 +19,7 @@ from strategies.core.probes import (
 )
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, groups_of, labels_of
-from strategies.core.views import VIEWS, extract_views
+from strategies.core.views import extract_views
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "grid")
 
@@ -62,11 +62,10 @@ class LayerSVM(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw depth, pooling, views and class weights; the strength is cross-validated."""
+        """Draw depth, pooling and class weights; strength and views are cross-validated."""
         return cls(
             depth=trial.suggest_categorical("depth", list(range(backbone.n_depths + 1))),
             pooling=cast(Pooling, trial.suggest_categorical("pooling", POOLINGS)),
-            views=trial.suggest_categorical("views", VIEWS),
             class_weight=cast(
                 ClassWeight, trial.suggest_categorical("class_weight", ["none", "balanced"])
             ),
@@ -77,20 +76,22 @@ class LayerSVM(Strategy):
         ctx.check_time()
         depth, pooling = self._cut(task, backbone, ctx)
         # Corners and mirror images are elsewhere in the picture, which is what a grid tells apart.
-        views = self.views or (1 if pooling == "grid" else default_views(len(task.train)))
+        views = 1 if self.views is None and pooling == "grid" else self.views
         depths = depth_set(depth, backbone)
         settings = LinearSettings(
             depths, "squared_hinge", self.strength, pooling, views, self.class_weight
         )
-        network, strength = fit_on_features(task, backbone, ctx, settings)
-        used = replace(self, depth=depth, strength=strength, pooling=pooling, views=views)
+        network, found = fit_on_features(task, backbone, ctx, settings)
+        used = replace(
+            self, depth=depth, strength=found.strength, pooling=pooling, views=found.views
+        )
         return ImageClassifier(
             task.classes, backbone, depths, network, self.name, used.hyperparameters(), pooling
         )
 
     def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
         """Return one pass for choosing the cut and one for every view: it serves all depths."""
-        views = self.views or default_views(len(task.train))
+        views = self.views or max(open_views(len(task.train)))
         return float(len(task.train) * (1 + views))
 
     def _cut(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> tuple[int, Pooling]:

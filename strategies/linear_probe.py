@@ -8,11 +8,10 @@ from optuna.trial import BaseTrial
 from strategies.base import Strategy
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
-from strategies.core.frozen import LinearSettings, default_views, fit_on_features
+from strategies.core.frozen import LinearSettings, fit_on_features, open_views
 from strategies.core.probes import ClassWeight
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
-from strategies.core.views import VIEWS
 
 
 @final
@@ -26,7 +25,8 @@ class LinearProbe(Strategy):
         L2 strength, for features scaled to unit mean squared length; None: by cross-validation.
     views
         What is learnt from of every train picture: 1 its centre, 6 also its mirror image and its
-        corners; None: 6 for up to 1,000 pictures. Prediction looks at the centre alone.
+        corners; None: by cross-validation, for up to 1,000 pictures. Prediction looks at the
+        centre alone.
     class_weight
         "balanced" lets every class count alike, however many pictures it has.
     """
@@ -45,27 +45,22 @@ class LinearProbe(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw the views and the class weights; the strength is left to cross-validation."""
-        return cls(
-            views=trial.suggest_categorical("views", VIEWS),
-            class_weight=cast(
-                ClassWeight, trial.suggest_categorical("class_weight", ["none", "balanced"])
-            ),
-        )
+        """Draw the class weights; strength and views are left to cross-validation."""
+        weight = trial.suggest_categorical("class_weight", ["none", "balanced"])
+        return cls(class_weight=cast(ClassWeight, weight))
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Fit on cached features."""
         depths = (backbone.n_depths,)
-        views = self.views or default_views(len(task.train))
         settings = LinearSettings(
-            depths, "softmax", self.strength, views=views, class_weight=self.class_weight
+            depths, "softmax", self.strength, views=self.views, class_weight=self.class_weight
         )
-        network, strength = fit_on_features(task, backbone, ctx, settings)
-        used = replace(self, strength=strength, views=views)
+        network, found = fit_on_features(task, backbone, ctx, settings)
+        used = replace(self, strength=found.strength, views=found.views)
         return ImageClassifier(
             task.classes, backbone, depths, network, self.name, used.hyperparameters()
         )
 
     def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
         """Return one pass for every view of every train picture."""
-        return float(len(task.train) * (self.views or default_views(len(task.train))))
+        return float(len(task.train) * (self.views or max(open_views(len(task.train)))))

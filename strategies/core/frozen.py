@@ -1,7 +1,6 @@
 """Linear heads on a frozen body: from features to a network."""
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +15,6 @@ from strategies.core.probes import (
     STRENGTHS,
     ClassWeight,
     CrossValidated,
-    Head,
     Loss,
     cross_validate,
     fit_head,
@@ -24,7 +22,7 @@ from strategies.core.probes import (
     temperature,
 )
 from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, Split, groups_of, labels_of
+from strategies.core.task import ImageTask, groups_of, labels_of
 from strategies.core.views import VIEWS, features_at
 
 MAX_VIEWED = 1000
@@ -45,47 +43,75 @@ class LinearSettings:
     strength
         L2 strength, for features scaled to unit mean squared length; None: by cross-validation.
     views
-        Views of every train picture (see `views`); prediction always sees one.
+        Views of every train picture (see `views`); prediction always sees one. None: by
+        cross-validation, since mirror images and corners teach what is wrong where place or
+        direction tells the classes.
     """
 
     depths: tuple[int, ...]
     loss: Loss
     strength: float | None = None
     pooling: Pooling = "mean"
-    views: int = 1
+    views: int | None = 1
     class_weight: ClassWeight = "none"
 
 
-def default_views(n_train: int) -> int:
-    """Return how many views of every train picture are worth their cost."""
-    return VIEWS[-1] if n_train <= MAX_VIEWED else 1
+@dataclass(frozen=True)
+class _Choice:
+    """What cross-validation chose for one number of views, and how well that did there."""
+
+    views: int
+    strength: float
+    temperature: float
+    log_loss: float
+
+
+def open_views(n_train: int) -> tuple[int, ...]:
+    """Return the numbers of views that are worth trying, most first."""
+    return tuple(sorted(VIEWS, reverse=True)) if n_train <= MAX_VIEWED else (1,)
 
 
 def fit_on_features(
     task: ImageTask, backbone: Backbone, ctx: RunContext, settings: LinearSettings
-) -> tuple[Network, float]:
+) -> tuple[Network, LinearSettings]:
     """Fit a calibrated linear head on pooled activations.
 
-    The temperature, and the strength if it is None, come from out-of-fold scores on train.
+    The temperature, and strength and views if they are None, come from out-of-fold scores on
+    train.
 
     Returns
     -------
-    The network, cut at the deepest of the depths, and the strength that was used.
+    The network, cut at the deepest of the depths, and the settings that were used.
     """
     ctx.check_time()
     how = settings
-    x = features_at(task.train, backbone, ctx, how.depths, how.pooling, how.views)
-    used, head = _fit(x, task.train, task.n_classes, how, ctx)
+
+    def features(views: int) -> Rows:
+        return features_at(task.train, backbone, ctx, how.depths, how.pooling, views)
+
+    tried = open_views(len(task.train)) if how.views is None else (how.views,)
+    choices = [_choose(features(views), task, how, ctx) for views in tried]
+    best = min(choices, key=lambda choice: choice.log_loss)
+    x = features(best.views)
+    head = fit_head(
+        x.reshape(-1, x.shape[2]),
+        np.repeat(labels_of(task.train), best.views),
+        task.n_classes,
+        best.strength,
+        temperature=best.temperature,
+        loss=how.loss,
+        class_weight=how.class_weight,
+        device=ctx.device,
+    )
     with ctx.seeded():
         network = make_network(backbone, how.depths, task.n_classes, how.pooling)
     set_head(network, head.weight, head.bias)
+    used = replace(how, strength=best.strength, views=best.views)
     return network.to(ctx.device).eval(), used
 
 
-def _fit(
-    x: Rows, split: Split, n_classes: int, how: LinearSettings, ctx: RunContext
-) -> tuple[float, Head]:
-    """Choose what is open by cross-validation, then fit to everything.
+def _choose(x: Rows, task: ImageTask, how: LinearSettings, ctx: RunContext) -> _Choice:
+    """Choose what is open by cross-validation.
 
     Parameters
     ----------
@@ -93,31 +119,25 @@ def _fit(
         Shape (n, views, d).
     """
     n, views, width = x.shape
-    labels = labels_of(split)
-    rows, row_labels = x.reshape(n * views, width), np.repeat(labels, views)
-    folds = fold_numbers(labels, ctx.seed, groups=groups_of(split))
-    shared: dict[str, Any] = {"loss": how.loss, "class_weight": how.class_weight}
+    labels = labels_of(task.train)
+    folds = fold_numbers(labels, ctx.seed, groups=groups_of(task.train))
     judged = _has_company(labels, folds)
-    if judged.any():
-        tried = cross_validate(
-            rows,
-            row_labels,
-            n_classes,
-            folds=np.repeat(folds, views),
-            strengths=STRENGTHS if how.strength is None else [how.strength],
-            device=ctx.device,
-            **shared,
-        )
-        # A picture is judged as it will be predicted: by its first view.
-        tried = _some_rows(tried, np.flatnonzero(judged) * views)
-        used = tried.strengths[tried.best]
-        warmth, _ = temperature(tried.scores[tried.best], tried.labels, tried.counts)
-    else:
-        used, warmth = how.strength or PRIOR_STRENGTH, PRIOR_TEMPERATURE
-    head = fit_head(
-        rows, row_labels, n_classes, used, temperature=warmth, device=ctx.device, **shared
+    if not judged.any():
+        return _Choice(views, how.strength or PRIOR_STRENGTH, PRIOR_TEMPERATURE, np.inf)
+    tried = cross_validate(
+        x.reshape(n * views, width),
+        np.repeat(labels, views),
+        task.n_classes,
+        folds=np.repeat(folds, views),
+        strengths=STRENGTHS if how.strength is None else [how.strength],
+        loss=how.loss,
+        class_weight=how.class_weight,
+        device=ctx.device,
     )
-    return used, head
+    # A picture is judged as it will be predicted: by its first view.
+    tried = _some_rows(tried, np.flatnonzero(judged) * views)
+    warmth, _ = temperature(tried.scores[tried.best], tried.labels, tried.counts)
+    return _Choice(views, tried.strengths[tried.best], warmth, tried.log_loss)
 
 
 def _has_company(labels: Labels, folds: Labels) -> NDArray[np.bool_]:

@@ -22,11 +22,11 @@ def test_one_picture_a_class_is_fitted_by_a_prior_and_is_not_certain(
 ) -> None:
     task = _first_of_each(small_task, (1, 1, 1))
 
-    network, strength = fit_on_features(
+    network, used = fit_on_features(
         task, backbone, ctx, LinearSettings((backbone.n_depths,), "softmax")
     )
 
-    assert strength == frozen.PRIOR_STRENGTH
+    assert used.strength == frozen.PRIOR_STRENGTH
     x = features_at(task.train, backbone, ctx, (backbone.n_depths,), "mean", 1)[:, 0]
     scores = x @ network.head.weight.detach().numpy().T + network.head.bias.detach().numpy()
     assert (scores.argmax(1) == labels_of(task.train)).all()
@@ -81,3 +81,19 @@ def test_balanced_classes_give_a_rare_class_more_room(
         return float(shares[:, 2].mean())
 
     assert share_of_rare("balanced") > share_of_rare("none") + 0.02
+
+
+def test_views_that_are_left_open_are_chosen_by_cross_validation(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    how = LinearSettings((backbone.n_depths,), "softmax", views=None)
+    features = frozen.features_at
+
+    def misleading(*args: object) -> np.ndarray:
+        x = features(*args)
+        x[:, 1:] = np.roll(x[:, 1:], len(x) // 3, axis=0)  # the views of another class
+        return x
+
+    assert fit_on_features(small_task, backbone, ctx, how)[1].views in (1, 6)
+    monkeypatch.setattr(frozen, "features_at", misleading)
+    assert fit_on_features(small_task, backbone, ctx, how)[1].views == 1
