@@ -81,7 +81,8 @@ def similarity_words(similarity: DomainSimilarity | None) -> str:
 
 def settings(hyperparameters: Mapping[str, Any]) -> str:
     """Name the hyperparameters that say most: ``"lr 0.003, steps 300"``."""
-    return ", ".join(pairs((k, v) for k, v in hyperparameters.items() if k in _SHOWN))
+    shown = ", ".join(pairs((k, v) for k, v in hyperparameters.items() if k in _SHOWN))
+    return shown or "its defaults"
 
 
 def pairs(items: Iterable[tuple[str, object]]) -> list[str]:
