@@ -73,12 +73,13 @@ def trials_chart(trials: Sequence[TrialRecord]) -> Chart | None:
         "scale": {"nice": False, "padding": 14},
     }
     names = [title(name) for name in STRATEGIES]
+    seen = list(dict.fromkeys(v["strategy"] for v in values))
     colour = {
         "field": "strategy",
         "type": "nominal",
         "title": None,
         "scale": {"domain": names, "range": [f"var(--c{i})" for i in range(len(names))]},
-        "legend": {"orient": "top", "columns": 2, "values": [v["strategy"] for v in values]},
+        "legend": {"orient": "top", "columns": 2, "values": seen},
     }
     y = y_axis("Val accuracy", PERCENT)
     told = [*tip(x, PERCENT, colour), {"field": "seconds", "title": "seconds", "format": ".1f"}]
