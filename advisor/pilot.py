@@ -28,18 +28,30 @@ STEPS, MAX_INPUT_PX = 60, 96
 FEWEST = 40
 """With fewer pictures a pilot could not tell anything."""
 BATCH = 32
-TIME_SHARE, PATIENCE_S = 0.1, 20.0
-"""What "auto" spends at most: a share of the time left, or seconds where there is no limit."""
+TIME_SHARE = 0.1
+"""What "auto" spends at most of the time that is left, where there is a limit."""
+PATIENCE_GMACS = 2000.0
+"""What it spends at most where there is none: work and not seconds, so that the same pictures get
+the same advice on a busy machine. Two cores do some 20 to 30 of these a second."""
+PASSES_A_STEP = 3.0
+"""A trained picture costs its forward pass and a backward pass of about twice that."""
 PILOTED = "full_fine_tune"
 
 
 def why_no_pilot(
-    mode: PilotMode, decision: Decision, profile: Profile, seconds_left: float
+    mode: PilotMode, decision: Decision, profile: Profile, gmacs: float, seconds_left: float
 ) -> str | None:
     """Return the reason against a pilot, for people, or None if there shall be one.
 
     It is worth its time where the strategy that it tries could turn the decision: where it leads
     a cheaper one, or its interval reaches above the one that leads.
+
+    Parameters
+    ----------
+    gmacs
+        Multiplications and additions of one forward pass at the profile's input size, in billions.
+    seconds_left
+        Until the deadline; infinite without one.
     """
     if mode == "off":
         return "not wanted (--pilot off)"
@@ -53,19 +65,25 @@ def why_no_pilot(
     best = decision.recommendations[0]
     if tuned is not best and tuned.accuracy.high <= best.accuracy.mid:
         return f"{PILOTED} is not expected to come near {best.strategy}"
-    seconds = pilot_seconds(profile)
-    allowed = PATIENCE_S if math.isinf(seconds_left) else TIME_SHARE * seconds_left
-    if seconds > allowed:
+    if math.isinf(seconds_left):
+        is_dear = pilot_passes(profile, PASSES_A_STEP) * gmacs > PATIENCE_GMACS
+        return "this network is too large for a quick one; --pilot on runs it" if is_dear else None
+    if pilot_seconds(profile) > TIME_SHARE * seconds_left:
         return "it would take longer than its share of the time; --pilot on runs it"
     return None
 
 
 def pilot_seconds(profile: Profile) -> float:
-    """Predict what a pilot takes here."""
+    """Predict what a pilot takes here, by what was measured."""
+    passes = pilot_passes(profile, profile.passes_per_trained_image or 8.0)
+    return passes * profile.ms_per_image / 1000 + 2 * profile.build_s
+
+
+def pilot_passes(profile: Profile, per_trained_image: float) -> float:
+    """Return the cost of a pilot in forward passes of one picture at the profile's input size."""
     side = min(profile.input_px, MAX_INPUT_PX) / profile.input_px if is_any_size(profile) else 1.0
-    trained = STEPS * BATCH * (profile.passes_per_trained_image or 8.0)
     n = min(profile.n, MAX_TRAIN + MAX_JUDGED)
-    return (trained + 2 * n) * profile.ms_per_image / 1000 * side**2 + 2 * profile.build_s
+    return (STEPS * BATCH * per_trained_image + 2 * n) * side**2
 
 
 def is_any_size(profile: Profile) -> bool:

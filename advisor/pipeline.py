@@ -126,7 +126,7 @@ def _advise(
         measured = replace(measured, test_features=features)
     forced = None if options.strategy == AUTO else options.strategy
     decision = recommend(profile, priors, forced, options.prefer)
-    no_pilot = why_no_pilot(options.pilot, decision, profile, ctx.seconds_left())
+    no_pilot = why_no_pilot(options.pilot, decision, profile, backbone.gmacs, ctx.seconds_left())
     if no_pilot is None:
         profile = _with_pilot(profile, decision, task, backbone, ctx)
         decision = recommend(profile, priors, forced, options.prefer)

@@ -17,8 +17,11 @@ from tests.advisor.profiles import priors_by_hand, profile_of
 NO_LIMIT = float("inf")
 
 
-def against(mode: module.PilotMode, profile: Profile, seconds_left: float) -> str | None:
-    return why_no_pilot(mode, recommend(profile, priors_by_hand()), profile, seconds_left)
+def against(
+    mode: module.PilotMode, profile: Profile, seconds_left: float, gmacs: float = 0.4
+) -> str | None:
+    decision = recommend(profile, priors_by_hand())
+    return why_no_pilot(mode, decision, profile, gmacs, seconds_left)
 
 
 QUICK = profile_of(linear=0.7, svm=0.7, ms_per_image=1.0, passes_per_trained_image=4.0)
@@ -33,8 +36,15 @@ def test_no_pilot_where_it_is_dear_against_the_time_left() -> None:
     assert "share of the time" in str(against("auto", QUICK, 5.0))
     slow = replace(QUICK, ms_per_image=100.0)
     assert pilot_seconds(slow) > pilot_seconds(QUICK)
-    assert "--pilot on" in str(against("auto", slow, NO_LIMIT))
-    assert against("on", slow, NO_LIMIT) is None
+    assert "--pilot on" in str(against("auto", slow, 600.0))
+    assert against("on", slow, 600.0) is None
+
+
+def test_without_a_limit_the_size_of_the_network_decides_and_not_how_busy_the_machine_is() -> None:
+    busy = replace(QUICK, ms_per_image=100.0, passes_per_trained_image=9.0, build_s=30.0)
+    assert against("auto", busy, NO_LIMIT) is None
+    assert "too large" in str(against("auto", QUICK, NO_LIMIT, gmacs=20.0))
+    assert against("on", QUICK, NO_LIMIT, gmacs=20.0) is None
 
 
 def test_no_pilot_where_it_cannot_turn_the_advice() -> None:
