@@ -24,6 +24,7 @@ STARTUP_TRIALS = 5
 """Trials of a strategy before TPE models them; until then draws are uniform."""
 PATIENCE_S = 120.0
 """A database that does not answer is asked again for this long."""
+# What a database says that waiting does not mend.
 _LASTING = (
     "is full",
     "readonly",
@@ -97,18 +98,7 @@ def patient(ask: Callable[[], T]) -> T:
 
 def _is_lasting(reason: str) -> bool:
     """Whether a database's complaint stays true however long one waits."""
-    return any(
-        said in reason
-        for said in (
-            "is full",
-            "readonly",
-            "malformed",
-            "not a database",
-            "password",
-            "no such",
-            "does not exist",
-        )
-    )
+    return any(said in reason for said in _LASTING)
 
 
 def open_storage(url: str, heartbeat_s: int) -> RDBStorage:
