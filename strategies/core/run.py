@@ -12,6 +12,7 @@ import torch
 
 from strategies.core.cache import ArrayCache, default_cache_dir
 from strategies.core.errors import OutOfTime, TransferError
+from strategies.core.memory import keep_freed_memory
 from strategies.core.progress import OnNote, OnProgress, ignore_note, ignore_progress
 
 OnEpoch = Callable[[int, float | None], None]
@@ -87,7 +88,9 @@ def make_context(
     on_progress: OnProgress = ignore_progress,
     on_note: OnNote = ignore_note,
 ) -> RunContext:
-    """Choose device and precision for this machine.
+    """Choose device and precision for this machine, and prepare the process for networks.
+
+    See `keep_freed_memory` for the latter.
 
     Raises
     ------
@@ -95,6 +98,7 @@ def make_context(
         If the device is unknown or not there.
     """
     chosen = make_device(device)
+    keep_freed_memory()
     return RunContext(
         cache=ArrayCache(cache_dir or default_cache_dir()),
         device=chosen,

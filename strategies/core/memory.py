@@ -1,0 +1,27 @@
+"""How this process asks the system for memory, which decides how fast a CPU runs a network."""
+
+import ctypes
+import sys
+
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""Numbers of glibc's ``mallopt`` (malloc.h)."""
+_KEPT_BYTES = 2**31 - 1
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep up to 2 GB of freed memory for the next tensor, for the whole process.
+
+    By default it gives every freed block of some megabytes back to the system, which hands out
+    empty pages for the next one: on a CPU a network spends up to half of a forward pass on that.
+    The peak of the memory in use stays the same, but it is held until the process ends.
+
+    Returns
+    -------
+    Whether there was a glibc that took the advice.
+    """
+    if sys.platform != "linux":
+        return False
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return False
+    return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
