@@ -27,7 +27,7 @@ from strategies.core.reading import signature
 
 LOCAL = "local-dir:"
 _SPACE = "answers"
-_NOT_ASKED = ("on_progress", "on_note", "cache_dir")
+_NOT_ASKED = ("on_progress", "on_note", "cache_dir", "workers")
 
 
 def question(data: Path, options: Options) -> str | None:

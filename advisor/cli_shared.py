@@ -66,6 +66,9 @@ Val = Annotated[Path | None, typer.Option(help="Folder of val pictures, given ap
 Test = Annotated[Path | None, typer.Option(help="Folder of test pictures, given apart.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of splits, folds and training.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, help="Threads that read pictures; default: one a core.")
+]
 CacheDir = Annotated[Path | None, typer.Option(help="Where features are kept.")]
 Root = Annotated[Path | None, typer.Option(help="Where a manifest's relative paths start.")]
 GroupBy = Annotated[

@@ -23,6 +23,8 @@ class Options:
         between them are compared, and the best is used.
     val, test
         Folders of class folders given apart from the data.
+    workers
+        Threads that read pictures beside the network; None: one a core. The answer is the same.
     cache_dir
         Where features are kept; None: the user's cache folder.
     root, group_by, max_images, max_quarantine
@@ -46,6 +48,7 @@ class Options:
     test: Path | None = None
     seed: int = 0
     device: str = AUTO
+    workers: int | None = None
     cache_dir: Path | None = None
     on_progress: OnProgress | None = field(default=None, compare=False)
     root: Path | None = None

@@ -181,6 +181,7 @@ def _context(options: Options) -> RunContext:
         device=options.device,
         cache_dir=options.cache_dir,
         seed=options.seed,
+        workers=options.workers,
         on_note=options.on_note,
         **given,
     )

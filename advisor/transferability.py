@@ -146,11 +146,15 @@ def rate_features(features: Scores, labels: Labels, seed: int) -> Mapping[str, I
 
 
 def _spectrum(features: Scores) -> _Spectrum:
+    """Decompose the centred features by the smaller of their two Gram matrices."""
     x = np.asarray(features, dtype=np.float64)
     x = x - x.mean(axis=0)
-    left, values, _ = np.linalg.svd(x, full_matrices=False)
-    kept = values > 1e-8 * max(float(values[0]), 1e-30)
-    return _Spectrum(left[:, kept], values[kept] ** 2, x.shape[1])
+    n, width = x.shape
+    squares, vectors = np.linalg.eigh(x @ x.T if n <= width else x.T @ x)
+    kept = squares > 1e-12 * max(float(squares[-1]), 1e-30)
+    squares, vectors = squares[kept], vectors[:, kept]
+    left = vectors if n <= width else x @ vectors / np.sqrt(squares)
+    return _Spectrum(left, squares, width)
 
 
 def _log_me(spectrum: _Spectrum, labels: Labels) -> float:

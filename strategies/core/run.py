@@ -85,12 +85,18 @@ def make_context(
     device: str = "auto",
     cache_dir: Path | None = None,
     seed: int = 0,
+    workers: int | None = None,
     on_progress: OnProgress = ignore_progress,
     on_note: OnNote = ignore_note,
 ) -> RunContext:
     """Choose device and precision for this machine, and prepare the process for networks.
 
     See `keep_freed_memory` for the latter.
+
+    Parameters
+    ----------
+    workers
+        Threads that read pictures beside the network; None: one a core, 2 to 16.
 
     Raises
     ------
@@ -104,7 +110,7 @@ def make_context(
         device=chosen,
         precision=choose_precision(chosen),
         seed=seed,
-        n_workers=max(2, min(16, os.cpu_count() or 2)),
+        n_workers=workers or max(2, min(16, os.cpu_count() or 2)),
         on_progress=on_progress,
         on_note=on_note,
     )

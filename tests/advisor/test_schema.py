@@ -78,20 +78,20 @@ def without_times(value: Any, schema: Any, whole: Any, path: str, found: set[str
     return value
 
 
-def test_two_calls_give_the_same_bytes_but_for_the_fields_that_are_marked_as_times(
+def test_cold_and_warm_calls_with_one_worker_and_two_differ_only_in_fields_marked_as_times(
     schema: Any, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    data = make_folder("d", 10)
+    data = make_folder("d", 20)
     texts = []
-    for number in (1, 2):
-        asked = [str(data), "--json", "--input-px", "32"]
-        found = runner.invoke(advise_app, [*asked, "--cache-dir", str(tmp_path / f"c{number}")])
+    for cache, workers in (("first", "1"), ("second", "2"), ("first", "2")):
+        asked = [str(data), "--json", "--input-px", "32", "--workers", workers]
+        found = runner.invoke(advise_app, [*asked, "--cache-dir", str(tmp_path / cache)])
         assert found.exit_code == 0, found.output
         times: set[str] = set()
         record = without_times(json.loads(found.stdout), schema, schema, "", times)
         texts.append(json.dumps(record))
     assert {".seconds", ".recommendations[].seconds", ".profile.ms_per_image"} <= times
-    assert texts[0] == texts[1]
+    assert texts[0] == texts[1] == texts[2]
 
 
 def test_too_much_that_cannot_be_read_is_exit_2(
