@@ -36,6 +36,9 @@ from strategies.registry import STRATEGIES
 
 MAX_MEASURED, MIN_PER_CLASS = 2000, 5
 """Probes and similarity are measured on at most this many pictures, but these many a class."""
+EVIDENCE_SHARE, N_TIMED = 0.2, 64
+"""Under a time limit the pass over the pictures may take this share of what is left of it, as
+so many of them foretell."""
 TIMED_PX = 96
 """Training is timed at half the side: the ratio to a forward pass is the same, down to here."""
 
@@ -68,7 +71,7 @@ def examine(
     OutOfTime
         If the deadline passes during the pass over the pictures.
     """
-    pictures = sample(task.fit_split, task.n_classes, ctx.seed)
+    pictures = sample(task.fit_split, task.n_classes, ctx.seed, _affordable(task, backbone, ctx))
     labels = labels_of(pictures)
     features = extract_features(pictures, backbone, ctx)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(pictures))
@@ -131,6 +134,24 @@ def sample(
         quota = max(MIN_PER_CLASS, round(most * len(rows) / len(split)))
         kept += rng.permutation(rows)[:quota].tolist()
     return tuple(split[i] for i in sorted(kept))
+
+
+def _affordable(task: ImageTask, backbone: Backbone, ctx: RunContext) -> int:
+    """Return how many pictures can be measured in the time that is left, saying so if not all."""
+    wanted = min(len(task.fit_split), MAX_MEASURED)
+    left_s = ctx.seconds_left()
+    if np.isinf(left_s) or wanted <= N_TIMED:
+        return MAX_MEASURED
+    few = sample(task.fit_split, task.n_classes, ctx.seed, N_TIMED)
+    s_per_image = extract_features(few, backbone, ctx).ms_per_image / 1000
+    n = max(N_TIMED, int(EVIDENCE_SHARE * left_s / s_per_image))
+    if n >= wanted:
+        return MAX_MEASURED
+    ctx.on_note(
+        f"The advice is measured on about {n} of {len(task.fit_split)} pictures: more would take "
+        f"over {100 * EVIDENCE_SHARE:.0f}% of the time limit."
+    )
+    return n
 
 
 def _similarity(

@@ -121,7 +121,7 @@ class ImageTask:
 
 
 def load_task(
-    data: Path,
+    data: Path | str,
     *,
     val: Path | None = None,
     test: Path | None = None,
@@ -172,6 +172,7 @@ def load_task(
     """
     if not 0 <= max_quarantine <= 1:
         raise DataError(f"--max-quarantine must lie between 0 and 1, got {max_quarantine}.")
+    data = Path(data)
     listing = list_everything(
         data, val=val, test=test, root=root, max_images=max_images, seed=seed
     )
