@@ -52,7 +52,7 @@ def evidence_of(profile: Profile) -> Mapping[str, float | None]:
 
 
 def predict_gain(variant: Variant, profile: Profile, priors: Priors) -> Gain:
-    """Predict a variant's gain: the priors' line, averaged with a pilot by their precision.
+    """Predict a variant's gain: the priors' line, corrected by a pilot as far as it is exact.
 
     Evidence that is missing counts as usual, and its usual spread widens what is left open.
     """
@@ -73,11 +73,16 @@ def _with_pilot(
     if pilot is None or strategy not in priors.pilot:
         return Gain(mean, math.sqrt(variance), mean)
     trust = priors.pilot[strategy]
-    seen, seen_sd = pilot_gain(pilot)
-    pilot_variance = trust.sd**2 + seen_sd**2
-    share = variance / (variance + pilot_variance)
-    after = mean + share * (seen + trust.offset - mean)
-    return Gain(after, math.sqrt(variance * (1 - share)), mean)
+    gained, noise = pilot_gain(pilot)
+    exact = reliability(noise, trust.spread)
+    corrected = trust.offset + trust.line * mean + trust.pilot * gained
+    after = mean + exact * (corrected - mean)
+    return Gain(after, math.sqrt(exact * trust.sd**2 + (1 - exact) * variance), mean)
+
+
+def reliability(noise: float, spread: float) -> float:
+    """Return the share of a noisy value's variance that is not noise, in [0, 1]."""
+    return spread**2 / (spread**2 + noise**2)
 
 
 def pilot_gain(pilot: Pilot) -> tuple[float, float]:

@@ -46,10 +46,32 @@ class Variant:
 
 @dataclass(frozen=True)
 class Offset:
-    """What is to be added to a measured value in log-odds, and how far that misses."""
+    """What is to be added to a value, in log-odds or logarithms, and how far that misses."""
 
     offset: float
     sd: float
+    cases: int
+
+
+@dataclass(frozen=True)
+class PilotTrust:
+    """How a strategy's gain follows from what a pilot gained and from what its line foretold.
+
+    ``offset + line * foretold + pilot * gained``, in log-odds, for a pilot that is exact.
+
+    Attributes
+    ----------
+    sd
+        How far that misses, on data sets that it was not fitted to.
+    spread
+        Standard deviation of what exact pilots gain: noise of that size makes one worth half.
+    """
+
+    offset: float
+    line: float
+    pilot: float
+    sd: float
+    spread: float
     cases: int
 
 
@@ -66,14 +88,18 @@ class Priors:
     measured
         By probing strategy: test accuracy against what cross-validation said.
     pilot
-        By trained strategy: what it gained against what a pilot said.
+        By trained strategy: what a pilot tells of its gain.
+    cost
+        By strategy: logarithm of the seconds that a fit took over those that measured rates
+        foretold.
     """
 
     provenance: str
     evidence: Mapping[str, Usual]
     variants: tuple[Variant, ...]
     measured: Mapping[str, Offset]
-    pilot: Mapping[str, Offset]
+    pilot: Mapping[str, PilotTrust]
+    cost: Mapping[str, Offset]
 
 
 def priors_of(record: Mapping[str, Any]) -> Priors:
@@ -83,7 +109,8 @@ def priors_of(record: Mapping[str, Any]) -> Priors:
         {name: Usual(**v) for name, v in record["evidence"].items()},
         tuple(Variant(**v) for v in record["variants"]),
         {name: Offset(**v) for name, v in record["measured"].items()},
-        {name: Offset(**v) for name, v in record["pilot"].items()},
+        {name: PilotTrust(**v) for name, v in record["pilot"].items()},
+        {name: Offset(**v) for name, v in record["cost"].items()},
     )
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from advisor.cost import fit_seconds
 from advisor.gain import Gain, Z, predict_gain, shifted
 from advisor.options import Prefer
 from advisor.priors import Priors, Variant
@@ -10,7 +11,6 @@ from advisor.quadrant import find_quadrant
 from advisor.reasons import MEASURED, reasons_of
 from advisor.types import Decision, Profile, Quadrant, Recommendation, Rejection
 from strategies.core.errors import NotApplicable
-from strategies.core.fine_tuning import PASSES_PER_STEP
 from strategies.core.metrics import Interval
 from strategies.core.recipe import default_steps
 from strategies.registry import STRATEGIES
@@ -152,7 +152,7 @@ def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
         strategy=name,
         backbone=profile.backbone,
         accuracy=accuracy,
-        seconds=_seconds(name, profile),
+        seconds=fit_seconds(name, profile, priors),
         hyperparameters=_first_hyperparameters(name, profile) | chosen,
         reasons=(),
     )
@@ -163,24 +163,6 @@ def _best_variant(name: str, profile: Profile, priors: Priors) -> tuple[Variant,
     """Choose the hyperparameters that promise most; the first of equals."""
     tried = [(v, predict_gain(v, profile, priors)) for v in priors.variants if v.strategy == name]
     return max(tried, key=lambda pair: pair[1].mean)
-
-
-def _seconds(name: str, profile: Profile) -> Interval:
-    """Predict the seconds of a first fit on this machine, nothing cached, from measured rates.
-
-    The strategies count their forward passes, a trained picture as `PASSES_PER_STEP` of them; what
-    it really costs here was measured.
-    """
-    head = profile.head_s.get("layer_svm" if name == "layer_svm" else "linear_probe", 1.0)
-    passes_s = profile.image_passes[name] * profile.ms_per_image / 1000
-    if name in MEASURED:
-        seconds = profile.build_s + head + passes_s
-        return Interval(seconds / 1.5, seconds, seconds * 1.5)
-    measured = profile.passes_per_trained_image
-    ratio = 1.0 if measured is None else measured / PASSES_PER_STEP
-    seconds = profile.build_s + head + passes_s * ratio
-    spread = 2.0 if measured is None else 1.5
-    return Interval(seconds / spread, seconds, seconds * spread)
 
 
 def _first_hyperparameters(name: str, profile: Profile) -> dict[str, Any]:

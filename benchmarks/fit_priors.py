@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 from scipy.optimize import lsq_linear
 
-from advisor.gain import Z, evidence_of, log_odds, pilot_gain, predict_gain
-from advisor.priors import Priors, priors_of
+from advisor.cost import raw_seconds
+from advisor.gain import Z, evidence_of, log_odds, pilot_gain, reliability
 from advisor.types import Profile
 
 PRIORS = Path(__file__).resolve().parent.parent / "advisor" / "priors.json"
@@ -34,8 +34,11 @@ RIDGE = 10.0
 """Weights are drawn to a guess as by so many cases, evidence one standard deviation from usual."""
 GUESS: Mapping[str, float] = {"far": 0.4, "probe": -0.2}
 """The rule of thumb, as log-odds a standard deviation; nothing is guessed of other evidence."""
-SD_GUESS, SD_CASES = 0.8, 2.0
+SD_GUESS, COST_SD_GUESS, SD_CASES = 0.8, 0.25, 2.0
 """Spreads start as if so many cases had shown this."""
+PILOT_RIDGE = 3.0
+PILOT_GUESS = np.array([0.0, 0.5, 0.5])
+"""Offset, weight of the line and weight of the pilot, before any pilot was seen."""
 SIGNS: dict[str, tuple[float, float]] = {
     "far": (0.0, np.inf),
     "probe": (-0.9, 0.0),  # by log-odds: a better probe never lowers what training promises
@@ -50,7 +53,7 @@ Matrix = NDArray[np.float64]
 
 def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
     """Return the contents of priors.json."""
-    rows = with_stand_ins([r for r in rows if case_of(r) in profiles], profiles)
+    rows = [r for r in rows if case_of(r) in profiles]
     used = {case_of(r): profiles[case_of(r)] for r in rows}
     usual = _usual(used)
     variants = [
@@ -65,35 +68,11 @@ def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
         "evidence": usual,
         "variants": variants,
         "measured": {name: _measured(rows, used, name) for name in MEASURED},
-        "pilot": {},
+        "cost": {name: _cost(rows, used, name) for name in (*MEASURED, *TRAINED)},
     }
-    priors = priors_of(record)
     trained = sorted({v["strategy"] for v in variants} - {"from_scratch"})
-    record["pilot"] = {name: _pilot(rows, used, priors, name) for name in trained}
+    record["pilot"] = {name: _pilot(rows, used, usual, name) for name in trained}
     return record
-
-
-def with_stand_ins(rows: list[Row], profiles: Profiles) -> list[Row]:
-    """Leave out rows of recipes that are no more, but let them stand in where there is no other.
-
-    A case without a row of a strategy's defaults borrows the superseded one whose learning rate
-    is nearest to what that recipe advised: 1e-4 at similarity 1, 1e-3 at similarity 0.
-    """
-    current = [r for r in rows if not r.get("superseded")]
-    there = {(case_of(r), r["strategy"]) for r in current if not r["grid"]}
-    borrowed: dict[tuple[Case, str], Row] = {}
-    for row in rows:
-        key = case_of(row), row["strategy"]
-        if row.get("superseded") and key not in there:
-            best = min(borrowed.get(key, row), row, key=lambda r: _misfit(r, profiles))
-            borrowed[key] = best
-    return current + [row | {"grid": {}} for row in borrowed.values()]
-
-
-def _misfit(row: Row, profiles: Profiles) -> float:
-    similarity = profiles[case_of(row)].similarity
-    score = 0.5 if similarity is None else similarity.score.mid
-    return float(abs(np.log10(row["hyperparameters"]["lr"]) - (-3 - score)))
 
 
 def _provenance(rows: list[Row]) -> str:
@@ -156,15 +135,9 @@ def _variant(
         return None
     x = np.array([_standardised(profiles[case], usual) for case, _ in gains])
     y = np.array([gain for _, gain in gains])
-    sets = np.array([case[0] for case, _ in gains])
-    probe_sd = usual["probe"]["sd"]
-    whole = _line(x, y, probe_sd)
+    whole = _line(x, y, usual["probe"]["sd"])
     missed = y - _apply(whole, x)
-    unseen = np.empty_like(y)
-    for name in np.unique(sets):
-        out = sets == name
-        others = _line(x[~out], y[~out], probe_sd) if not out.all() else np.zeros_like(whole)
-        unseen[out] = y[out] - _apply(others, x[out])
+    unseen = y - _unseen(gains, profiles, usual)
     return {
         "strategy": strategy,
         "hyperparameters": grid,
@@ -175,6 +148,23 @@ def _variant(
         "left_out_error": round(float(np.sqrt(np.mean(unseen**2))), 3),
         "cases": len(y),
     }
+
+
+def _unseen(
+    gains: list[tuple[Case, float]],
+    profiles: Profiles,
+    usual: Mapping[str, Mapping[str, float]],
+) -> Matrix:
+    """Foretell the gain of every case by a line fitted to the other data sets."""
+    x = np.array([_standardised(profiles[case], usual) for case, _ in gains])
+    y = np.array([gain for _, gain in gains])
+    sets = np.array([case[0] for case, _ in gains])
+    foretold = np.zeros_like(y)
+    for name in np.unique(sets):
+        out = sets == name
+        if not out.all():
+            foretold[out] = _apply(_line(x[~out], y[~out], usual["probe"]["sd"]), x[out])
+    return foretold
 
 
 def _unsure(rows: list[Row], strategy: str) -> dict[str, Any]:
@@ -258,30 +248,70 @@ def _measured(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, A
     }
 
 
-def _pilot(rows: list[Row], profiles: Profiles, priors: Priors, strategy: str) -> dict[str, Any]:
-    """Compare what a strategy gained with what the pilot had said, with the variant advised."""
-    gaps, sampling = [], []
-    variants = [v for v in priors.variants if v.strategy == strategy]
-    gains = [dict(gains_of(rows, strategy, v.hyperparameters)) for v in variants]
-    for case, profile in profiles.items():
-        if profile.pilot is None:
-            continue
-        order = sorted(
-            range(len(variants)),
-            key=lambda i: -predict_gain(variants[i], profile, priors).mean,
-        )
-        known = [gains[i][case] for i in order if case in gains[i]]
-        if not known:
-            continue
-        seen, sd = pilot_gain(profile.pilot)
-        gaps.append(known[0] - seen)
-        sampling.append(sd**2)
-    weight = 1 / (np.array(sampling) + SD_GUESS**2)
-    prior = SD_CASES / SD_GUESS**2
-    offset = float((weight @ np.array(gaps)) / (weight.sum() + prior)) if gaps else 0.0
-    extra = float(np.sum((np.array(gaps) - offset) ** 2) - np.sum(sampling))
-    sd = np.sqrt(max((extra + SD_CASES * SD_GUESS**2) / (len(gaps) + SD_CASES), 0.04))
-    return {"offset": round(offset, 3), "sd": round(float(sd), 3), "cases": len(gaps)}
+def _cost(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, Any]:
+    """Compare seconds with what measured rates foretold, by the typical case."""
+    misses = [
+        float(np.log(row["seconds"] / raw_seconds(strategy, profiles[case_of(row)])))
+        for row in rows
+        if row["strategy"] == strategy and not row["grid"]
+    ]
+    offset = float(np.median(misses)) if misses else 0.0
+    total = float(np.sum((np.array(misses) - offset) ** 2)) + SD_CASES * COST_SD_GUESS**2
+    sd = float(np.sqrt(total / (len(misses) + SD_CASES)))
+    return {"offset": round(offset, 3), "sd": round(sd, 3), "cases": len(misses)}
+
+
+def _pilot(
+    rows: list[Row], profiles: Profiles, usual: Mapping[str, Mapping[str, float]], strategy: str
+) -> dict[str, Any]:
+    """Fit what a strategy gained to what its line foretold unseen and to what the pilot gained.
+
+    The weights lean on a guess, half of each, as by `PILOT_RIDGE` exact pilots.
+    """
+    cases = [(c, y) for c, y in gains_of(rows, strategy, {}) if profiles[c].pilot is not None]
+    foretold = dict(zip((c for c, _ in cases), _unseen(cases, profiles, usual), strict=True))
+    seen = {c: pilot_gain(pilot) for c, _ in cases if (pilot := profiles[c].pilot) is not None}
+    noise = np.array([sd for _, sd in seen.values()])
+    gained = np.array([gain for gain, _ in seen.values()])
+    spread = _exact_spread(gained, noise)
+    exact = np.array([reliability(sd, spread) for sd in noise])
+    x = np.array([[1.0, foretold[c], seen[c][0]] for c, _ in cases]).reshape(-1, 3)
+    y = np.array([gain for _, gain in cases])
+    sets = np.array([c[0] for c, _ in cases])
+    missed = np.empty_like(y)
+    for name in np.unique(sets):
+        out = sets == name
+        missed[out] = y[out] - x[out] @ _pilot_line(x[~out], y[~out], exact[~out])
+    total = float(exact @ missed**2) + SD_CASES * SD_GUESS**2
+    sd = float(np.sqrt(total / (exact.sum() + SD_CASES)))
+    found = dict(zip(("offset", "line", "pilot"), _pilot_line(x, y, exact), strict=True))
+    found |= {"sd": sd, "spread": spread}
+    return {name: round(float(value), 3) for name, value in found.items()} | {"cases": len(y)}
+
+
+def _pilot_line(x: Matrix, y: Matrix, exact: Matrix) -> Matrix:
+    weight = np.sqrt(exact)
+    drawn = np.sqrt(PILOT_RIDGE) * np.eye(3)
+    found = lsq_linear(
+        np.vstack([x * weight[:, None], drawn]),
+        np.concatenate([y * weight, drawn @ PILOT_GUESS]),
+        ([-np.inf, 0.0, 0.0], np.inf),
+        method="bvls",
+    )
+    solution: Matrix = found.x
+    return solution
+
+
+def _exact_spread(gained: Matrix, noise: Matrix) -> float:
+    """Return the standard deviation of pilots' gains without their noise, leaning on a guess."""
+    if not len(gained):
+        return SD_GUESS
+    weight = 1 / (SD_GUESS**2 + noise**2)
+    middle = weight @ gained / weight.sum()
+    beyond = float(weight @ ((gained - middle) ** 2 - noise**2)) * SD_GUESS**2
+    share = float(weight.sum()) * SD_GUESS**2
+    variance = (beyond + SD_CASES * SD_GUESS**2) / (share + SD_CASES)
+    return float(np.sqrt(max(variance, (SD_GUESS / 4) ** 2)))
 
 
 def text_of(rows: list[Row], profiles: Profiles) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from fit_priors import FEWEST, fit, with_stand_ins
+from fit_priors import FEWEST, fit
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 
 from advisor.priors import Priors, priors_of
@@ -60,7 +60,7 @@ def complete_cases(rows: list[Row], known: Mapping[Case, Profile]) -> Cases:
     A case counts once something was trained on it.
     """
     found_rows: dict[Case, dict[Entry, Row]] = defaultdict(dict)
-    for row in with_stand_ins([r for r in rows if case_of(r) in known], known):
+    for row in (r for r in rows if case_of(r) in known):
         found_rows[case_of(row)][entry_of(row)] = row
     cases = {
         case: found

@@ -21,7 +21,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rows import EVIDENCE, RESULTS, Case, Row, append_row, case_of, profile_record, read_rows
+from rows import (
+    EVIDENCE,
+    RESULTS,
+    Case,
+    Row,
+    append_row,
+    case_of,
+    profile_record,
+    read_profiles,
+    read_rows,
+)
 
 from advisor.pilot import run_pilot
 from advisor.priors import load_priors
@@ -81,12 +91,16 @@ def main() -> None:
 
 
 def measure_all(cases: list[Case], task_of: Any, backbone: Backbone, args: Any) -> None:
-    """Write the profile of every case that has none yet, or none with a pilot if asked for."""
+    """Write the profile of every case that has none yet, or none with a pilot if asked for.
+
+    With ``--again`` every profile is measured anew, and the pilots that were run are kept.
+    """
+    before = read_profiles(args.evidence)
     known = {
-        case_of(row)
-        for row in read_rows(args.evidence)
-        if row["profile"]["pilot"] is not None or not args.pilot
+        case for case, profile in before.items() if profile.pilot is not None or not args.pilot
     }
+    pilots = {case: before[case].pilot for case in known} if args.again else {}
+    known -= pilots.keys()
     for case in cases:
         if case in known:
             continue
@@ -98,7 +112,9 @@ def measure_all(cases: list[Case], task_of: Any, backbone: Backbone, args: Any) 
             pooled = extract_features(task.fit_split, backbone, ctx).pooled
             labels = labels_of(task.fit_split)
             by_depth = [rate_features(x, labels, ctx.seed)["logme"].mid for x in pooled]
-            if args.pilot:
+            if case in pilots:
+                profile = replace(profile, pilot=pilots[case])
+            elif args.pilot:
                 advised = recommend(profile, load_priors(), "full_fine_tune").recommendations[0]
                 pilot = run_pilot(task, backbone, ctx, advised.hyperparameters, any_size=True)
                 profile = replace(profile, pilot=pilot)
@@ -188,6 +204,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--no-evidence", action="store_true", help="fits alone")
     parser.add_argument("--pilot", action="store_true", help="measure pilots too")
+    parser.add_argument("--again", action="store_true", help="measure evidence anew, not pilots")
     parser.add_argument("--n-per-class", nargs="*", type=int, default=[20, 5, 100])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)

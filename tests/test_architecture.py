@@ -52,6 +52,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("advisor.gallery", "advisor.trials"),
     ("advisor.control_fit",),
     ("advisor.contest", "advisor.live", "advisor.status", "advisor.predict", "advisor.export"),
+    ("advisor.cost",),
     ("advisor.search", "advisor.recommend", "advisor.report"),
     ("advisor.answers",),
     ("advisor.pipeline",),

@@ -65,7 +65,8 @@ def test_the_shipped_priors_know_their_strategies_and_their_error() -> None:
     assert {v.strategy for v in priors.variants} <= set(STRATEGIES)
     for variant in priors.variants:
         assert set(variant.weights) == set(priors.evidence)
-        assert variant.left_out_error >= variant.fit_error > 0
+        assert variant.left_out_error >= variant.fit_error
+        assert (variant.fit_error > 0) == (variant.cases > 0)
         assert STRATEGIES[variant.strategy](**variant.hyperparameters)
 
 

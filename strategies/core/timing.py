@@ -8,28 +8,29 @@ import numpy as np
 from strategies.core.backbone import Backbone
 from strategies.core.cache import space_name
 from strategies.core.classifier import make_network
+from strategies.core.features import BATCH, extract_features
 from strategies.core.recipe import Recipe
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
-from strategies.core.training import ROUNDS, scores_of, train
+from strategies.core.training import ROUNDS, train
 
-BATCH = 8
-"""Pictures in a timed step: enough to keep a CPU busy."""
 STEPS = 3
 """The first only warms up; with at most `ROUNDS` steps the loop reports after each."""
-_KEY = "passes per trained image, seconds to build"
+N_PASSED = 2 * BATCH
+"""Pictures whose feature pass training is compared with; the first batch only warms up."""
+_KEY = "feature passes per trained image, seconds to build"
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Cost of training a whole network on one picture, in forward passes; seconds to make it."""
+    """Cost of training a network on one picture, in feature passes; seconds to make it."""
 
     passes_per_image: float
     build_s: float
 
 
 def measure_training_cost(task: ImageTask, backbone: Backbone, ctx: RunContext) -> TrainingCost:
-    """Train on a few real pictures at the real size, and compare with forward passes.
+    """Train on a few real pictures, and compare with the feature pass at the same size.
 
     The ratio belongs to network, input size and machine, not to the pictures: it is kept in the
     cache.
@@ -58,9 +59,6 @@ def _measure(task: ImageTask, backbone: Backbone, ctx: RunContext) -> tuple[floa
             stamps.append(time.perf_counter())
 
         train(network, few, backbone, recipe, replace(ctx, on_epoch=note, deadline_s=None))
-    passes = [time.perf_counter()]
-    for _ in range(STEPS):
-        scores_of(network, few.train, backbone, ctx)
-        passes.append(time.perf_counter())
-    trained_s, forward_s = (float(np.min(np.diff(t))) for t in (stamps, passes))
-    return trained_s / BATCH / (forward_s / len(few.train)), build_s
+    trained_ms = 1000 * float(np.min(np.diff(stamps))) / BATCH
+    passed = extract_features(task.train[:N_PASSED], backbone, ctx)
+    return trained_ms / passed.ms_per_image, build_s

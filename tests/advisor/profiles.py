@@ -3,10 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from advisor.priors import Offset, Priors, Usual, Variant
+from advisor.priors import Offset, PilotTrust, Priors, Usual, Variant
 from advisor.similarity import DomainSimilarity
 from advisor.types import LearningCurve, Pilot, ProbeResult, Profile
 from strategies.core.metrics import Interval, proportion
+from strategies.registry import STRATEGIES
 
 NAMES = ("blocks.0", "blocks.2", "penultimate")
 
@@ -126,7 +127,8 @@ def priors_by_hand() -> Priors:
         ),
         measured={"linear_probe": Offset(0.0, 0.2, 12), "layer_svm": Offset(0.0, 0.2, 12)},
         pilot={
-            "partial_fine_tune": Offset(0.1, 0.4, 8),
-            "full_fine_tune": Offset(0.1, 0.3, 8),
+            "partial_fine_tune": PilotTrust(0.1, 0.4, 0.6, 0.4, 0.5, 8),
+            "full_fine_tune": PilotTrust(0.1, 0.4, 0.6, 0.3, 0.5, 8),
         },
+        cost={name: Offset(0.0, 0.25, 12) for name in STRATEGIES},
     )

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from advisor.gain import evidence_of, log_odds, pilot_gain, predict_gain, shifted
+from advisor.gain import Gain, evidence_of, log_odds, pilot_gain, predict_gain, shifted
 from strategies.core.metrics import Interval
 from tests.advisor.profiles import curve_of, pilot_of, priors_by_hand, profile_of
 
@@ -36,14 +36,23 @@ def test_usual_evidence_predicts_the_intercept() -> None:
     assert gain.sd == pytest.approx(math.sqrt(VARIANT.sd**2 + sum(w**2 for w in missing)))
 
 
-def test_a_pilot_is_averaged_by_precision() -> None:
+def test_an_exact_pilot_corrects_the_line_and_a_noisy_one_hardly_moves_it() -> None:
     without = predict_gain(VARIANT, profile_of(), PRIORS)
-    pilot = pilot_of(0.2, 0.8)
-    with_it = predict_gain(VARIANT, profile_of(pilot=pilot), PRIORS)
-    seen = pilot_gain(pilot)[0] + PRIORS.pilot[VARIANT.strategy].offset
-    assert min(without.mean, seen) < with_it.mean < max(without.mean, seen)
-    assert with_it.sd < without.sd
-    assert with_it.before_pilot == without.mean
+    trust = PRIORS.pilot[VARIANT.strategy]
+
+    def after(gain: float, n: int) -> Gain:
+        return predict_gain(VARIANT, profile_of(pilot=pilot_of(gain, 0.8, n)), PRIORS)
+
+    exact = after(0.2, 10_000_000)
+    gained, noise = pilot_gain(pilot_of(0.2, 0.8, 10_000_000))
+    assert noise < 0.01
+    foretold = trust.offset + trust.line * without.mean + trust.pilot * gained
+    assert exact.mean == pytest.approx(foretold, abs=1e-3)
+    assert exact.sd == pytest.approx(trust.sd, abs=1e-3)
+    assert exact.sd < without.sd
+    assert abs(after(0.2, 4).mean - without.mean) < abs(exact.mean - without.mean) / 3
+    assert after(0.1, 200).mean < after(0.2, 200).mean < after(0.3, 200).mean
+    assert exact.before_pilot == without.mean
 
 
 def test_training_from_scratch_has_nothing_to_learn_from_a_pilot() -> None:
