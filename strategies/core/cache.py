@@ -83,6 +83,13 @@ class ArrayCache:
         """Store rows; one transaction, so either all of them are there or none."""
         self._write(space, {k: v.astype(np.float32).tobytes() for k, v in rows.items()})
 
+    def kept_open(self) -> contextlib.AbstractContextManager[object]:
+        """Keep the file open for a block of many writes: opening it costs more than each of them.
+
+        Nothing is locked by that.
+        """
+        return self._transaction()
+
     def recall(self, space: str, digests: Sequence[str]) -> dict[str, Any]:
         """Return the values that were remembered under these digests; absent ones are missing."""
         return {digest: json.loads(data) for digest, data in self._read(space, digests).items()}
@@ -203,11 +210,13 @@ class ArrayCache:
 
 
 # Readers and one writer at once; a commit is not waited for until it is on the disk, so that a
-# power cut may undo the last ones, but never half of one; room is given back to the system.
+# power cut may undo the last ones, but never half of one; room is given back to the system; pages
+# are read from a memory map.
 _SETTINGS = (
     "PRAGMA auto_vacuum = INCREMENTAL",
     "PRAGMA journal_mode = WAL",
     "PRAGMA synchronous = NORMAL",
+    f"PRAGMA mmap_size = {MAX_BYTES}",
 )
 _SIZES = ("page_size", "page_count", "freelist_count")
 

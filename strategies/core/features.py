@@ -227,7 +227,7 @@ def _compute(
     rows: dict[str, Rows] = {}
     spent: list[float] = []
     done, start = 0, time.perf_counter()
-    with torch.inference_mode(), _watch(body.net, layout) as seen:
+    with torch.inference_mode(), _watch(body.net, layout) as seen, ctx.cache.kept_open():
         for pixels in batches([p.path for p in pictures], backbone, ctx.n_workers):
             ctx.check_time()
             batch = pictures[done : done + len(pixels)]
@@ -341,10 +341,9 @@ def eval_pixels(path: Path, backbone: Backbone) -> Pixels:
 def to_input(pixels: Pixels, backbone: Backbone, device: torch.device) -> Tensor:
     """Move uint8 pixels (n, h, w, 3) to the device as normalised floats (n, 3, h, w)."""
     images = torch.from_numpy(pixels).to(device, non_blocking=True)
-    images = images.permute(0, 3, 1, 2).float().div_(255)
     mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(backbone.std, device=device).view(1, 3, 1, 1)
-    return (images - mean) / std
+    return images.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 
 
 def _read_head(flat: Rows, backbone: Backbone) -> OldHead | None:

@@ -22,6 +22,19 @@ for i in range(40):
     cache.put("both", {"contested": np.full(64, i, dtype=np.float32)})
 """
 
+ONE_BY_ONE = """
+import sys
+from pathlib import Path
+import numpy as np
+from strategies.core.cache import ArrayCache
+
+cache = ArrayCache(Path(sys.argv[1]))
+with cache.kept_open():
+    for i in range(100_000):
+        cache.put("space", {f"d{i}": np.full(2000, i, dtype=np.float32)})
+        print(i, flush=True)
+"""
+
 
 @pytest.fixture
 def cache(tmp_path: Path) -> ArrayCache:
@@ -139,6 +152,32 @@ def test_two_processes_may_write_at_once(cache: ArrayCache) -> None:
     assert len(found) == len(wanted) + 1
     assert all((row == int(k.split("-")[1])).all() for k, row in found.items() if "-" in k)
     assert (found["contested"] == 39).all()
+
+
+@pytest.mark.parametrize("n_seen", [1, 40, 333])
+def test_a_writer_killed_at_any_moment_loses_no_row_that_was_put(
+    cache: ArrayCache, n_seen: int
+) -> None:
+    command = [sys.executable, "-c", ONE_BY_ONE, str(cache.path.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        seen = [int(process.stdout.readline()) for _ in range(n_seen)]
+        process.kill()
+        seen += [int(line) for line in process.stdout.read().split()]
+
+    found = cache.get("space", [f"d{i}" for i in range(len(seen) + 2)])
+
+    assert len(seen) <= len(found) <= len(seen) + 1
+    assert all((found[f"d{i}"] == i).all() for i in seen)
+    assert not cache.info().damaged
+
+
+def test_a_file_kept_open_can_be_written_by_others(cache: ArrayCache) -> None:
+    with cache.kept_open():
+        ArrayCache(cache.path.parent).put("space", {"a": _row(1)})
+        assert set(cache.get("space", ["a"])) == {"a"}
+        cache.put("space", {"b": _row(2)})
+    assert set(cache.get("space", ["a", "b"])) == {"a", "b"}
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
