@@ -16,6 +16,7 @@ from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError
 from strategies.core.features import ahead, eval_pixels
 from strategies.core.images import Pixels, UnreadableImage, known_suffixes
+from strategies.core.memory import keep_freed_memory
 from strategies.core.progress import OnProgress
 from strategies.core.run import choose_precision, make_device
 from strategies.core.task import Skipped
@@ -52,6 +53,7 @@ def predict(
     DataError
         If there is no picture.
     """
+    keep_freed_memory()
     folder = RunFolder(run).classifier()
     classifier = ImageClassifier.load(folder if folder.is_dir() else run, make_device(device))
     precision = choose_precision(classifier.device)
