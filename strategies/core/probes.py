@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 
+from strategies.core.axes import principal_axes
 from strategies.core.folds import MAX_FOLDS, fold_numbers
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores, log_loss, proportion
-from strategies.core.solver import Loss, principal_axes, solve_path
+from strategies.core.solver import Loss, solve_path
 
 __all__ = [
     "MAX_FOLDS",
@@ -118,7 +119,7 @@ def cross_validate(
     """
     counts = row_weights(labels, class_weight)
     weights = torch.as_tensor(counts, device=device)
-    basis = principal_axes(features, weights)
+    basis = principal_axes(features, weights, exact=False)
     fold = torch.as_tensor(folds, device=weights.device)
     n_folds = int(folds.max()) + 1
     seen = torch.stack([(fold != k).float() * weights for k in range(n_folds)])
@@ -128,7 +129,7 @@ def cross_validate(
     for k in range(n_folds):
         left_out = basis.coordinates[fold == k]
         for s, v in enumerate(path):
-            scores[s, folds == k] = (left_out @ v[:, k]).cpu().numpy()
+            scores[s, folds == k] = (left_out @ v[:, k].T).cpu().numpy()
     return CrossValidated(scores, labels, tuple(strengths), counts)
 
 
@@ -149,11 +150,8 @@ def fit_head(
     targets = torch.as_tensor(labels, device=weights.device)
     path = [*(s for s in STRENGTHS if s > strength), strength]
     v = solve_path(basis.coordinates, targets, n_classes, weights[None], loss, path)[-1][:, 0]
-    weight = (basis.axes @ v[:-1]) / basis.scale[:, None]
-    bias = v[-1] - basis.mean @ weight
-    return Head(
-        (weight.T / temperature).contiguous().cpu().numpy(), (bias / temperature).cpu().numpy()
-    )
+    weight, bias = basis.on_features(v)
+    return Head((weight / temperature).cpu().numpy(), (bias / temperature).cpu().numpy())
 
 
 def row_weights(labels: Labels, class_weight: ClassWeight) -> NDArray[np.float32]:
