@@ -1,10 +1,10 @@
 """Pairs of pictures mixed into one, and their labels: timm's mixup and cutmix, seeded."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from timm.data import Mixup
+from timm.data.mixup import Mixup
 from torch import Tensor
 
 from strategies.core.recipe import Recipe
@@ -31,7 +31,9 @@ def mixed(
     """
     if not recipe.mixes:
         return images, labels
-    mix = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=n_classes)
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = Mixup(  # type: ignore[no-untyped-call]
+        recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=n_classes
+    )
     with _numpy_seeded(seed):
         pictures, shares = mix(images, labels)
     return pictures, shares

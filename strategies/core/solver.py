@@ -114,11 +114,13 @@ class _Problem:
 
     def scores(self, v: Tensor) -> Tensor:
         """Return the scores, (classes, problems, n)."""
-        return (v.flatten(0, 1) @ self.x.T).view(*v.shape[:2], -1)
+        found: Tensor = v.flatten(0, 1) @ self.x.T
+        return found.view(*v.shape[:2], -1)
 
     def by_weights(self, by_score: Tensor) -> Tensor:
         """Turn a derivative by the scores into the one by the weights, (classes, problems, r)."""
-        return (by_score.flatten(0, 1) @ self.x).view(*by_score.shape[:2], -1)
+        found: Tensor = by_score.flatten(0, 1) @ self.x
+        return found.view(*by_score.shape[:2], -1)
 
     def fit_of(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss of every group, and its derivative by the scores."""
@@ -138,9 +140,9 @@ class _Problem:
         if self.loss == "softmax":
             p = scores.softmax(0)
             bend = (p * (1 - p)).sum(0, keepdim=True) / max(len(p) - 1, 1)
-            return torch.linalg.vecdot(self.share, bend)[..., None].clamp_min(1e-3)
-        active = 2 * (self.sign * scores < 1).float()
-        mean = torch.linalg.vecdot(active, self.share.expand_as(active))
+        else:
+            bend = 2 * (self.sign * scores < 1).float()
+        mean: Tensor = torch.linalg.vecdot(bend, self.share.expand_as(bend))
         return mean[..., None].clamp_min(1e-3)
 
 
@@ -159,7 +161,7 @@ def _dot(a: Tensor, b: Tensor, loss: Loss) -> Tensor:
 
     The classes of one fold are one group under the softmax, groups of their own otherwise.
     """
-    by_class = torch.linalg.vecdot(a, b.expand_as(a))[..., None]
+    by_class: Tensor = torch.linalg.vecdot(a, b.expand_as(a))[..., None]
     return by_class.sum(0, keepdim=True) if loss == "softmax" else by_class
 
 

@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from strategies.core.backbone import Backbone, stages
 from strategies.core.checkpoint import Checkpoint, Snapshot, identity_of
+from strategies.core.depthwise import QuickDepthwise
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
 from strategies.core.features import batches, to_input
 from strategies.core.inputs import Inputs, open_inputs
@@ -213,7 +214,7 @@ class _Learner:
     def _backward(self, images: Tensor, targets: Tensor) -> bool:
         for first in range(0, len(images), self.micro_batch):
             part = slice(first, first + self.micro_batch)
-            with self.training_ctx.autocast():
+            with self.training_ctx.autocast(), QuickDepthwise():
                 scores = self.network(images[part])
             loss = nn.functional.cross_entropy(
                 scores.float(),
