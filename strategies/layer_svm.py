@@ -6,7 +6,7 @@ from typing import ClassVar, Self, cast, final
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone
+from strategies.core.backbone import Backbone, resized
 from strategies.core.body import Pooling
 from strategies.core.classifier import ImageClassifier
 from strategies.core.frozen import (
@@ -56,7 +56,7 @@ class LayerSVM(Strategy):
     share
         Of the activations, how many are used: those with the largest coefficients (Head2Toe);
         None: by cross-validation, all or a quarter of a grid of all depths.
-    views, class_weight
+    views, class_weight, input_px
         As for the linear probe; None is one view for a grid.
     """
 
@@ -66,6 +66,7 @@ class LayerSVM(Strategy):
     share: float | None = None
     views: int | None = None
     class_weight: ClassWeight = "none"
+    input_px: int | None = None
 
     name: ClassVar[str] = "layer_svm"
     summary: ClassVar[str] = "linear SVM on the frozen network's activations at the best depths"
@@ -91,6 +92,7 @@ class LayerSVM(Strategy):
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Fit on cached features."""
         ctx.check_time()
+        backbone = resized(backbone, self.input_px)
         cut, views = self._cut(task, backbone, ctx)
         network, found = fit_on_features(task, backbone, ctx, self._settings(cut, views, backbone))
         used = replace(
@@ -100,6 +102,7 @@ class LayerSVM(Strategy):
             pooling=cut.pooling,
             share=cut.share,
             views=found.views,
+            input_px=backbone.input_px,
         )
         return ImageClassifier(
             task.classes,
@@ -114,7 +117,8 @@ class LayerSVM(Strategy):
     def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
         """Return one pass for every view, and one for quarters: they serve all depths."""
         views = self.views or max(open_views(len(task.train)))
-        return float(len(task.train) * (1 + views))
+        scale = (self.input_px or backbone.input_px) / backbone.input_px
+        return len(task.train) * (1 + views) * scale**2
 
     def why_not(self, task: ImageTask, backbone: Backbone) -> str | None:
         """Refuse depths that are not there, and shares that are none."""

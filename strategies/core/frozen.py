@@ -146,12 +146,13 @@ def judged_by_folds(
     if not len(judged):
         return None
     rows, targets, fold = x.reshape(-1, width), np.repeat(labels, views), np.repeat(folds, views)
+    strengths = STRENGTHS if how.strength is None else (how.strength,)
     tried = cross_validate(
         rows,
         targets,
         task.n_classes,
         folds=fold,
-        strengths=STRENGTHS if how.strength is None else [how.strength],
+        strengths=strengths if how.share == 1 else STRENGTHS,
         loss=how.loss,
         class_weight=how.class_weight,
         device=ctx.device,
@@ -165,7 +166,7 @@ def judged_by_folds(
             how.share,
             ranked_by,
             folds=fold,
-            strengths=tried.strengths,
+            strengths=strengths,
             loss=how.loss,
             class_weight=how.class_weight,
             device=ctx.device,

@@ -106,6 +106,18 @@ def test_saved_is_loaded(fitted: ImageClassifier, small_task: ImageTask, tmp_pat
     assert dict(loaded.hyperparameters) == dict(fitted.hyperparameters)
 
 
+def test_another_input_size_is_the_classifiers_own(
+    strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    small = replace(strategy, input_px=32)
+
+    fitted = small.fit(small_task.hide_test(), backbone, ctx)
+
+    assert fitted.backbone.input_px == fitted.hyperparameters["input_px"] == 32
+    ratio = small.image_passes(small_task, backbone) / strategy.image_passes(small_task, backbone)
+    assert ratio == pytest.approx((32 / backbone.input_px) ** 2)
+
+
 def test_test_labels_are_never_read(
     strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
 ) -> None:
