@@ -1,6 +1,7 @@
 """A linear support vector machine on activations from an earlier depth, or from several."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar, Self, cast, final
 
 from optuna.trial import BaseTrial
@@ -19,7 +20,7 @@ from strategies.core.frozen import (
 from strategies.core.probes import ClassWeight, one_error_rule
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
-from strategies.core.views import features_at
+from strategies.core.views import extract_views
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "grid")
 SHARE = 0.25
@@ -145,13 +146,14 @@ class LayerSVM(Strategy):
         cuts = self._open_cuts(task, backbone)
         if len(cuts) == 1:
             return cuts[0], 1 if cuts[0].pooling == "grid" and self.views is None else self.views
+        seen = cache(lambda n: extract_views(task.train, backbone, ctx, n))
         settings, losses = [], []
         for cut in cuts:
             tried = []
             for views in self._open_views(cut, task):
                 ctx.check_time()
                 how = self._settings(cut, views, backbone)
-                x = features_at(task.train, backbone, ctx, how.depths, how.pooling, views)
+                x = seen(views).at(how.depths, how.pooling)
                 found = judged_by_folds(x, task, how, ctx)
                 if found is None:
                     return cuts[0], self._open_views(cut, task)[-1]

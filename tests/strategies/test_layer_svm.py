@@ -11,7 +11,7 @@ from strategies.core.body import Pooling
 from strategies.core.cache import Rows
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, labels_of
-from strategies.core.views import features_at
+from strategies.core.views import Views
 from strategies.layer_svm import LayerSVM, candidates, depth_set
 
 
@@ -36,23 +36,17 @@ def test_a_depth_that_alone_tells_classes_apart_is_found_and_the_network_cut_the
     small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = labels_of(small_task.train)
+    at = Views.at
 
-    def telling(
-        pictures: object,
-        of: Backbone,
-        by: object,
-        depths: tuple[int, ...],
-        pooling: Pooling,
-        n: int,
-    ) -> Rows:
-        real = features_at(small_task.train, backbone, ctx, depths, pooling, n)
-        x = np.random.default_rng(0).normal(size=real.shape).astype(np.float32)
+    def telling(views: Views, depths: tuple[int, ...], pooling: Pooling) -> Rows:
+        noise = np.random.default_rng(0).normal(size=at(views, depths, pooling).shape)
+        x: Rows = noise.astype(np.float32)
         if depths == (3,):
             x[:, :, 0] += 10 * labels[:, None]
             x[:, :, 1] += 10 * (labels[:, None] == 1)
         return x
 
-    monkeypatch.setattr(layer_svm, "features_at", telling)
+    monkeypatch.setattr(Views, "at", telling)
 
     fitted = LayerSVM(views=1).fit(small_task.hide_test(), backbone, ctx)
 
