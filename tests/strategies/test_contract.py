@@ -19,6 +19,7 @@ from strategies.core.task import ImageTask
 from strategies.registry import STRATEGIES, get_strategy
 
 QUICK = {
+    "layer_svm": {"views": 1},
     "partial_fine_tune": {"steps": 3},
     "full_fine_tune": {"steps": 3},
     "from_scratch": {"steps": 3},
