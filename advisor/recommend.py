@@ -169,7 +169,7 @@ def _first_hyperparameters(name: str, profile: Profile) -> dict[str, Any]:
     """Choose where a search starts, apart from what the priors say."""
     if name in MEASURED:
         head = {"class_weight": "none"}
-        cut = {"depth": profile.layer_svm.depth, "pooling": "mean"}
+        cut = {"depth": None, "pooling": None}  # by cross-validation, with views and quarters
         return head if name == "linear_probe" else cut | head
     chosen = STRATEGIES[name]().hyperparameters()
     left_open = {k: v for k, v in profile.fine_tune_defaults.items() if chosen.get(k, v) is None}

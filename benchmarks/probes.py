@@ -27,7 +27,17 @@ from strategies.core.run import RunContext, make_context
 from strategies.core.task import ImageTask, labels_of, load_task
 from strategies.registry import get_strategy
 
-SETS = (*NEAR, "dtd10", "sign_digits", "neu_surface", "fsdd_spec", "mnist5k", "gtsrb")
+SETS = (
+    *NEAR,
+    "dtd10",
+    "sign_digits",
+    "neu_surface",
+    "fsdd_spec",
+    "mnist5k",
+    "gtsrb",
+    "pacs_sketch",
+    "trash6",
+)
 WHO = ("linear_probe", "layer_svm")
 
 

@@ -40,7 +40,7 @@ class FullFineTune(Strategy):
         Whether train pictures are mirrored at random (wrong for letters and hands).
     input_px
         Side of the square input; None: the backbone's.
-    layer_lr_decay, optimiser, batch_norm, label_smoothing, mixup, l2_sp, ema
+    layer_lr_decay, optimiser, batch_norm, label_smoothing, mixup, cutmix, l2_sp, ema
         As in `Recipe`.
     """
 
@@ -53,6 +53,7 @@ class FullFineTune(Strategy):
     batch_norm: BatchNorm = "frozen"
     label_smoothing: float = 0.0
     mixup: float = 0.0
+    cutmix: float = 0.0
     l2_sp: float = 0.0
     ema: float = 0.0
     hflip: bool = False
@@ -100,6 +101,7 @@ class FullFineTune(Strategy):
             batch_norm=self.batch_norm,
             label_smoothing=self.label_smoothing,
             mixup=self.mixup,
+            cutmix=self.cutmix,
             l2_sp=self.l2_sp,
             ema=self.ema,
             hflip=self.hflip,

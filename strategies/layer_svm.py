@@ -1,58 +1,76 @@
-"""A linear support vector machine on activations from an earlier depth, or from all."""
+"""A linear support vector machine on activations from an earlier depth, or from several."""
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import ClassVar, Self, cast, final
 
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone
+from strategies.core.backbone import Backbone, resized
 from strategies.core.body import Pooling
 from strategies.core.classifier import ImageClassifier
-from strategies.core.frozen import LinearSettings, fit_on_features, open_views
-from strategies.core.probes import (
-    STRENGTHS,
-    ClassWeight,
-    better_beyond_doubt,
-    cross_validate,
-    fold_numbers,
+from strategies.core.frozen import (
+    MAX_VIEWED,
+    LinearSettings,
+    fit_on_features,
+    judged_by_folds,
+    open_views,
 )
+from strategies.core.probes import ClassWeight, one_error_rule
 from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, groups_of, labels_of
+from strategies.core.task import ImageTask
 from strategies.core.views import extract_views
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "grid")
+SHARE = 0.25
+"""Share of the features of all depths that is offered beside all of them."""
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What an SVM reads: depths (see `depth_set`), how they are pooled, the share it keeps."""
+
+    depth: int
+    pooling: Pooling
+    share: float = 1.0
 
 
 @final
 @dataclass(frozen=True)
 class LayerSVM(Strategy):
-    """Linear SVM (squared hinge, one against the rest) on the activations of one depth, or of all.
+    """Linear SVM (squared hinge, one against the rest) on activations of one depth or of several.
 
     The network is cut behind the deepest depth in use, so an earlier depth also runs faster.
 
     Attributes
     ----------
     depth
-        The depth, counted from 1; 0 for all depths side by side; None: by cross-validation, where
-        all depths together stand until another cut is better beyond doubt.
+        The depth, counted from 1; 0 for all depths side by side, -k for the last k of them; None:
+        by cross-validation, where the last half stands until another cut is better by more than a
+        standard error, and the cheapest of those that are as good as the best is taken.
     strength
         L2 strength, for features scaled to unit mean squared length; None: by cross-validation.
     pooling
         "mean" over the picture, "grid" over each of its quarters, so that it matters where things
         are; None: by cross-validation.
-    views, class_weight
+    share
+        Of the activations, how many are used: those with the largest coefficients (Head2Toe);
+        None: by cross-validation, all or a quarter of a grid of all depths.
+    views, class_weight, input_px
         As for the linear probe; None is one view for a grid.
     """
 
     depth: int | None = None
     strength: float | None = None
     pooling: Pooling | None = None
+    share: float | None = None
     views: int | None = None
     class_weight: ClassWeight = "none"
+    input_px: int | None = None
 
     name: ClassVar[str] = "layer_svm"
-    summary: ClassVar[str] = "linear SVM on the frozen network's activations at the best depth"
+    summary: ClassVar[str] = "linear SVM on the frozen network's activations at the best depths"
     references: ClassVar[tuple[str, ...]] = (
         "A. Sharif Razavian et al., CNN features off-the-shelf, CVPR workshops 2014",
         "J. Yosinski et al., How transferable are features in deep neural networks?, 2014",
@@ -62,10 +80,11 @@ class LayerSVM(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw depth, pooling and class weights; strength and views are cross-validated."""
+        """Draw depth, pooling and class weights; the rest is left to cross-validation."""
+        depths = [None, *range(backbone.n_depths + 1)]
         return cls(
-            depth=trial.suggest_categorical("depth", list(range(backbone.n_depths + 1))),
-            pooling=cast(Pooling, trial.suggest_categorical("pooling", POOLINGS)),
+            depth=trial.suggest_categorical("depth", depths),
+            pooling=cast(Pooling | None, trial.suggest_categorical("pooling", [None, *POOLINGS])),
             class_weight=cast(
                 ClassWeight, trial.suggest_categorical("class_weight", ["none", "balanced"])
             ),
@@ -74,63 +93,108 @@ class LayerSVM(Strategy):
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Fit on cached features."""
         ctx.check_time()
-        depth, pooling = self._cut(task, backbone, ctx)
-        # Corners and mirror images are elsewhere in the picture, which is what a grid tells apart.
-        views = 1 if self.views is None and pooling == "grid" else self.views
-        depths = depth_set(depth, backbone)
-        settings = LinearSettings(
-            depths, "squared_hinge", self.strength, pooling, views, self.class_weight
-        )
-        network, found = fit_on_features(task, backbone, ctx, settings)
+        backbone = resized(backbone, self.input_px)
+        cut, views = self._cut(task, backbone, ctx)
+        network, found = fit_on_features(task, backbone, ctx, self._settings(cut, views, backbone))
         used = replace(
-            self, depth=depth, strength=found.strength, pooling=pooling, views=found.views
+            self,
+            depth=cut.depth,
+            strength=found.strength,
+            pooling=cut.pooling,
+            share=cut.share,
+            views=found.views,
+            input_px=backbone.input_px,
         )
         return ImageClassifier(
-            task.classes, backbone, depths, network, self.name, used.hyperparameters(), pooling
+            task.classes,
+            backbone,
+            depth_set(cut.depth, backbone),
+            network,
+            self.name,
+            used.hyperparameters(),
+            cut.pooling,
         )
 
     def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
-        """Return one pass for choosing the cut and one for every view: it serves all depths."""
+        """Return one pass for every view, and one for quarters: they serve all depths."""
         views = self.views or max(open_views(len(task.train)))
-        return float(len(task.train) * (1 + views))
+        scale = (self.input_px or backbone.input_px) / backbone.input_px
+        return len(task.train) * (1 + views) * scale**2
 
-    def _cut(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> tuple[int, Pooling]:
-        """Return depth and pooling, by cross-validation where they are open."""
-        cuts = [
-            (depth, pooling)
-            for depth, pooling in candidates(backbone)
-            if self.depth in (None, depth) and self.pooling in (None, pooling)
-        ]
-        if self.depth == backbone.n_depths:  # the penultimate is pooled as the network does it
-            return backbone.n_depths, self.pooling or "mean"
+    def why_not(self, task: ImageTask, backbone: Backbone) -> str | None:
+        """Refuse depths that are not there, and shares that are none."""
+        n = backbone.n_depths
+        if self.depth is not None and not -n <= self.depth <= n:
+            return f"depth must be in {-n}..{n}, got {self.depth}"
+        if self.share is not None and not 0 < self.share <= 1:
+            return f"share must be above 0 and at most 1, got {self.share}"
+        return None
+
+    def _settings(self, cut: Cut, views: int | None, backbone: Backbone) -> LinearSettings:
+        return LinearSettings(
+            depth_set(cut.depth, backbone),
+            "squared_hinge",
+            self.strength,
+            cut.pooling,
+            views,
+            self.class_weight,
+            cut.share,
+        )
+
+    def _cut(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> tuple[Cut, int | None]:
+        """Return what to read, by cross-validation where it is open, and the views if known."""
+        cuts = self._open_cuts(task, backbone)
         if len(cuts) == 1:
-            return cuts[0]
-        features = extract_views(task.train, backbone, ctx, 1)
-        labels = labels_of(task.train)
-        folds = fold_numbers(labels, ctx.seed, groups=groups_of(task.train))
-        tried = []
-        for depth, pooling in cuts:
-            ctx.check_time()
-            found = cross_validate(
-                features.at(depth_set(depth, backbone), pooling)[:, 0],
-                labels,
-                task.n_classes,
-                folds=folds,
-                loss="squared_hinge",
-                strengths=STRENGTHS if self.strength is None else [self.strength],
-                class_weight=self.class_weight,
-                device=ctx.device,
-            )
-            tried.append((found.correct[found.best], found.log_loss))
-        return cuts[better_beyond_doubt([h for h, _ in tried], [loss for _, loss in tried])]
+            return cuts[0], 1 if cuts[0].pooling == "grid" and self.views is None else self.views
+        seen = cache(lambda n: extract_views(task.train, backbone, ctx, n))
+        settings, losses = [], []
+        for cut in cuts:
+            tried = []
+            for views in self._open_views(cut, task):
+                ctx.check_time()
+                how = self._settings(cut, views, backbone)
+                x = seen(views).at(how.depths, how.pooling)
+                found = judged_by_folds(x, task, how, ctx)
+                if found is None:
+                    return cuts[0], self._open_views(cut, task)[-1]
+                tried.append((views, found[0].losses))
+            views, loss = min(tried, key=lambda pair: float(pair[1].mean()))
+            settings.append((cut, views))
+            losses.append(loss)
+        costs = [backbone.depths[depth_set(c.depth, backbone)[-1] - 1].flops_share for c in cuts]
+        return settings[one_error_rule(losses, costs)]
+
+    def _open_cuts(self, task: ImageTask, backbone: Backbone) -> list[Cut]:
+        """Return the candidates that agree with what is set; what is set alone if none does."""
+        fits = [
+            replace(cut, share=self.share or cut.share)
+            for cut in candidates(backbone, len(task.train))
+            if self.depth in (None, cut.depth) and self.pooling in (None, cut.pooling)
+        ]
+        if self.depth is not None and not fits:
+            fits = [Cut(self.depth, self.pooling or "mean", self.share or 1.0)]
+        return list(dict.fromkeys(fits))
+
+    def _open_views(self, cut: Cut, task: ImageTask) -> tuple[int, ...]:
+        """Return numbers of views to try: mirror images undo what a grid tells apart."""
+        if self.views is not None:
+            return (self.views,)
+        return (1,) if cut.pooling == "grid" else open_views(len(task.train))
 
 
 def depth_set(depth: int, backbone: Backbone) -> tuple[int, ...]:
-    """Return the depths that a ``depth`` hyperparameter stands for; 0 is all of them."""
-    return tuple(range(1, backbone.n_depths + 1)) if depth == 0 else (depth,)
+    """Return the depths that a ``depth`` hyperparameter stands for: 0 all, -k the last k."""
+    every = tuple(range(1, backbone.n_depths + 1))
+    return (depth,) if depth > 0 else every[depth:]
 
 
-def candidates(backbone: Backbone) -> list[tuple[int, Pooling]]:
-    """Return all cuts as (depth, pooling): the one that stands without evidence comes first."""
-    whole: list[tuple[int, Pooling]] = [(0, "mean"), (0, "grid"), (backbone.n_depths, "mean")]
-    return whole + [(d, p) for d in range(1, backbone.n_depths) for p in POOLINGS]
+def candidates(backbone: Backbone, n_train: int) -> list[Cut]:
+    """Return what is tried: the one that stands without evidence comes first.
+
+    A share of the features is for few pictures; ranking them again in every fold takes long.
+    """
+    n = backbone.n_depths
+    together = [Cut(-max(1, n // 2), "mean"), Cut(0, "mean"), Cut(0, "grid")]
+    shares = [Cut(0, "grid", SHARE)] if n_train <= MAX_VIEWED else []
+    single = [Cut(d, p) for d in range(1, n) for p in POOLINGS]
+    return [*together, *shares, Cut(n, "mean"), *single]

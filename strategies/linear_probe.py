@@ -6,7 +6,7 @@ from typing import ClassVar, Self, cast, final
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone
+from strategies.core.backbone import Backbone, resized
 from strategies.core.classifier import ImageClassifier
 from strategies.core.frozen import LinearSettings, fit_on_features, open_views
 from strategies.core.probes import ClassWeight
@@ -29,11 +29,14 @@ class LinearProbe(Strategy):
         centre alone.
     class_weight
         "balanced" lets every class count alike, however many pictures it has.
+    input_px
+        Side of the square input; None: the backbone's.
     """
 
     strength: float | None = None
     views: int | None = None
     class_weight: ClassWeight = "none"
+    input_px: int | None = None
 
     name: ClassVar[str] = "linear_probe"
     summary: ClassVar[str] = "softmax regression on the frozen network's last features"
@@ -51,16 +54,21 @@ class LinearProbe(Strategy):
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Fit on cached features."""
+        backbone = resized(backbone, self.input_px)
         depths = (backbone.n_depths,)
         settings = LinearSettings(
             depths, "softmax", self.strength, views=self.views, class_weight=self.class_weight
         )
         network, found = fit_on_features(task, backbone, ctx, settings)
-        used = replace(self, strength=found.strength, views=found.views)
+        used = replace(
+            self, strength=found.strength, views=found.views, input_px=backbone.input_px
+        )
         return ImageClassifier(
             task.classes, backbone, depths, network, self.name, used.hyperparameters()
         )
 
     def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
         """Return one pass for every view of every train picture."""
-        return float(len(task.train) * (self.views or max(open_views(len(task.train)))))
+        views = self.views or max(open_views(len(task.train)))
+        scale = (self.input_px or backbone.input_px) / backbone.input_px
+        return len(task.train) * views * scale**2

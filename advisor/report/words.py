@@ -81,7 +81,8 @@ def similarity_words(similarity: DomainSimilarity | None) -> str:
 
 def settings(hyperparameters: Mapping[str, Any]) -> str:
     """Name the hyperparameters that say most: ``"lr 0.003, steps 300"``."""
-    shown = ", ".join(pairs((k, v) for k, v in hyperparameters.items() if k in _SHOWN))
+    told = ((k, v) for k, v in hyperparameters.items() if k in _SHOWN and v is not None)
+    shown = ", ".join(pairs(told))
     return shown or "its defaults"
 
 

@@ -22,6 +22,7 @@ from strategies.core.probes import (
     temperature,
 )
 from strategies.core.run import RunContext
+from strategies.core.selection import cross_validate_strongest, strongest
 from strategies.core.task import ImageTask, groups_of, labels_of
 from strategies.core.views import VIEWS, features_at
 
@@ -46,6 +47,8 @@ class LinearSettings:
         Views of every train picture (see `views`); prediction always sees one. None: by
         cross-validation, since mirror images and corners teach what is wrong where place or
         direction tells the classes.
+    share
+        Of these activations, how many are used: the strongest (see `selection`).
     """
 
     depths: tuple[int, ...]
@@ -54,6 +57,7 @@ class LinearSettings:
     pooling: Pooling = "mean"
     views: int | None = 1
     class_weight: ClassWeight = "none"
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,8 @@ class _Choice:
     """What cross-validation chose for one number of views, and how well that did there."""
 
     views: int
+    ranked_by: float
+    """L2 strength of the head that activations are ranked by."""
     strength: float
     temperature: float
     log_loss: float
@@ -92,20 +98,10 @@ def fit_on_features(
     tried = open_views(len(task.train)) if how.views is None else (how.views,)
     choices = [_choose(features(views), task, how, ctx) for views in tried]
     best = min(choices, key=lambda choice: choice.log_loss)
-    x = features(best.views)
-    head = fit_head(
-        x.reshape(-1, x.shape[2]),
-        np.repeat(labels_of(task.train), best.views),
-        task.n_classes,
-        best.strength,
-        temperature=best.temperature,
-        loss=how.loss,
-        class_weight=how.class_weight,
-        device=ctx.device,
-    )
+    weight, bias = _fit(features(best.views), task, how, best, ctx)
     with ctx.seeded():
         network = make_network(backbone, how.depths, task.n_classes, how.pooling)
-    set_head(network, head.weight, head.bias)
+    set_head(network, weight, bias)
     used = replace(how, strength=best.strength, views=best.views)
     return network.to(ctx.device).eval(), used
 
@@ -118,26 +114,97 @@ def _choose(x: Rows, task: ImageTask, how: LinearSettings, ctx: RunContext) -> _
     x
         Shape (n, views, d).
     """
-    n, views, width = x.shape
+    views = x.shape[1]
+    found = judged_by_folds(x, task, how, ctx)
+    if found is None:
+        strength = how.strength or PRIOR_STRENGTH
+        return _Choice(views, strength, strength, PRIOR_TEMPERATURE, np.inf)
+    tried, ranked_by = found
+    warmth, _ = temperature(tried.scores[tried.best], tried.labels, tried.counts)
+    return _Choice(views, ranked_by, tried.strengths[tried.best], warmth, tried.log_loss)
+
+
+def judged_by_folds(
+    x: Rows, task: ImageTask, how: LinearSettings, ctx: RunContext
+) -> tuple[CrossValidated, float] | None:
+    """Cross-validate a head on train; None if no class has pictures in two folds.
+
+    Parameters
+    ----------
+    x
+        Shape (n, views, d).
+
+    Returns
+    -------
+    Out-of-fold scores of those pictures whose class is known to other folds, as they will be
+    predicted: by their first view. And the L2 strength of the head that activations are ranked by.
+    """
+    _, views, width = x.shape
     labels = labels_of(task.train)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(task.train))
-    judged = _has_company(labels, folds)
-    if not judged.any():
-        return _Choice(views, how.strength or PRIOR_STRENGTH, PRIOR_TEMPERATURE, np.inf)
+    judged = np.flatnonzero(_has_company(labels, folds))
+    if not len(judged):
+        return None
+    rows, targets, fold = x.reshape(-1, width), np.repeat(labels, views), np.repeat(folds, views)
+    strengths = STRENGTHS if how.strength is None else (how.strength,)
     tried = cross_validate(
-        x.reshape(n * views, width),
-        np.repeat(labels, views),
+        rows,
+        targets,
         task.n_classes,
-        folds=np.repeat(folds, views),
-        strengths=STRENGTHS if how.strength is None else [how.strength],
+        folds=fold,
+        strengths=strengths if how.share == 1 else STRENGTHS,
         loss=how.loss,
         class_weight=how.class_weight,
         device=ctx.device,
     )
-    # A picture is judged as it will be predicted: by its first view.
-    tried = _some_rows(tried, np.flatnonzero(judged) * views)
-    warmth, _ = temperature(tried.scores[tried.best], tried.labels, tried.counts)
-    return _Choice(views, tried.strengths[tried.best], warmth, tried.log_loss)
+    ranked_by = tried.strengths[tried.best]
+    if how.share < 1:
+        tried = cross_validate_strongest(
+            rows,
+            targets,
+            task.n_classes,
+            how.share,
+            ranked_by,
+            folds=fold,
+            strengths=strengths,
+            loss=how.loss,
+            class_weight=how.class_weight,
+            device=ctx.device,
+        )
+    return _some_rows(tried, judged * views), ranked_by
+
+
+def _fit(
+    x: Rows, task: ImageTask, how: LinearSettings, chosen: _Choice, ctx: RunContext
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Fit a head to all train pictures: weights, 0 for what is not used, and biases."""
+    _, views, width = x.shape
+    rows, labels = x.reshape(-1, width), np.repeat(labels_of(task.train), views)
+    kept = np.arange(width)
+    if how.share < 1:
+        kept = strongest(
+            rows,
+            labels,
+            task.n_classes,
+            how.share,
+            chosen.ranked_by,
+            loss=how.loss,
+            class_weight=how.class_weight,
+            device=ctx.device,
+        )
+    head = fit_head(
+        rows[:, kept],
+        labels,
+        task.n_classes,
+        chosen.strength,
+        temperature=chosen.temperature,
+        loss=how.loss,
+        class_weight=how.class_weight,
+        device=ctx.device,
+    )
+    weight = np.zeros((task.n_classes, width), dtype=np.float32)
+    weight[:, kept] = head.weight
+    return weight, head.bias
 
 
 def _has_company(labels: Labels, folds: Labels) -> NDArray[np.bool_]:

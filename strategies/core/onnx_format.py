@@ -34,8 +34,9 @@ def write(classifier: ImageClassifier, path: Path) -> None:
         "interpolation": backbone.interpolation,
         "mean": backbone.mean,
         "std": backbone.std,
-        "preparation": "RGB; centre square of crop_pct of the short side, resized to input_px; "
-        "scaled to 0..1; minus mean, divided by std",
+        "preparation": "upright RGB; short side resized to int(input_px / crop_pct) by Pillow "
+        "(with antialiasing), the middle input_px x input_px cut out, both in one step; scaled to "
+        "0..1; minus mean, divided by std",
         "exporter": f"onnxscript {onnxscript.__version__}",
     }
     model = nn.Sequential(classifier.network, nn.Softmax(dim=1)).eval()

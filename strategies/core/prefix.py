@@ -125,8 +125,8 @@ def _views(task: ImageTask, recipe: Recipe) -> int:
     epochs = recipe.steps * recipe.batch_size / len(task.train)
     if not recipe.frozen_stages or epochs <= 1:
         raise NotCached
-    if recipe.mixup:
-        raise NotCached("mixup mixes pictures, not activations.")
+    if recipe.mixes:
+        raise NotCached("mixup and cutmix mix pictures, not activations.")
     return min(MOST_VIEWS, int(np.ceil(VIEWS_PER_EPOCH * epochs)))
 
 

@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from scipy.stats import norm
 
+from strategies.core.axes import principal_axes
 from strategies.core.folds import MAX_FOLDS, fold_numbers
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores, log_loss, proportion
-from strategies.core.solver import Loss, principal_axes, solve_path
+from strategies.core.solver import Loss, solve_path
 
 __all__ = [
     "MAX_FOLDS",
@@ -30,6 +32,8 @@ __all__ = [
     "cross_validate",
     "fit_head",
     "fold_numbers",
+    "one_error_rule",
+    "out_of_fold",
     "row_weights",
     "temperature",
 ]
@@ -95,6 +99,15 @@ class CrossValidated:
         """Calibrated log-loss of the best strength, in nats."""
         return min(self._losses)
 
+    @cached_property
+    def losses(self) -> NDArray[np.float64]:
+        """Calibrated log-loss of every picture under the best strength, in nats, (n,)."""
+        scores = self.scores[self.best].astype(np.float64)
+        t, _ = temperature(self.scores[self.best], self.labels, self.counts)
+        own = log_softmax(scores / t, axis=1)[np.arange(len(scores)), self.labels]
+        found: NDArray[np.float64] = -own
+        return found if self.counts is None else found * self.counts
+
 
 def cross_validate(
     features: Scores,
@@ -116,20 +129,48 @@ def cross_validate(
     folds
         Fold number of every picture, (n,).
     """
-    counts = row_weights(labels, class_weight)
-    weights = torch.as_tensor(counts, device=device)
-    basis = principal_axes(features, weights)
+    scores = out_of_fold(
+        features,
+        labels,
+        n_classes,
+        folds=folds,
+        judged=range(int(folds.max()) + 1),
+        loss=loss,
+        strengths=strengths,
+        class_weight=class_weight,
+        device=device,
+    )
+    return CrossValidated(scores, labels, tuple(strengths), row_weights(labels, class_weight))
+
+
+def out_of_fold(
+    features: Scores,
+    labels: Labels,
+    n_classes: int,
+    *,
+    folds: NDArray[np.int64],
+    judged: Sequence[int],
+    loss: Loss,
+    strengths: Sequence[float],
+    class_weight: ClassWeight,
+    device: torch.device | None,
+) -> NDArray[np.float32]:
+    """Return scores, (strengths, n, classes), for pictures of the `judged` folds; 0 for others.
+
+    The other parameters are those of `cross_validate`.
+    """
+    weights = torch.as_tensor(row_weights(labels, class_weight), device=device)
+    basis = principal_axes(features, weights, exact=False)
     fold = torch.as_tensor(folds, device=weights.device)
-    n_folds = int(folds.max()) + 1
-    seen = torch.stack([(fold != k).float() * weights for k in range(n_folds)])
+    seen = torch.stack([(fold != k).float() * weights for k in judged])
     targets = torch.as_tensor(labels, device=weights.device)
-    scores = np.empty((len(strengths), len(labels), n_classes), dtype=np.float32)
+    scores = np.zeros((len(strengths), len(labels), n_classes), dtype=np.float32)
     path = solve_path(basis.coordinates, targets, n_classes, seen, loss, strengths, FOLD_TOLERANCE)
-    for k in range(n_folds):
+    for number, k in enumerate(judged):
         left_out = basis.coordinates[fold == k]
         for s, v in enumerate(path):
-            scores[s, folds == k] = (left_out @ v[:, k]).cpu().numpy()
-    return CrossValidated(scores, labels, tuple(strengths), counts)
+            scores[s, folds == k] = (left_out @ v[:, number].T).cpu().numpy()
+    return scores
 
 
 def fit_head(
@@ -149,11 +190,8 @@ def fit_head(
     targets = torch.as_tensor(labels, device=weights.device)
     path = [*(s for s in STRENGTHS if s > strength), strength]
     v = solve_path(basis.coordinates, targets, n_classes, weights[None], loss, path)[-1][:, 0]
-    weight = (basis.axes @ v[:-1]) / basis.scale[:, None]
-    bias = v[-1] - basis.mean @ weight
-    return Head(
-        (weight.T / temperature).contiguous().cpu().numpy(), (bias / temperature).cpu().numpy()
-    )
+    weight, bias = basis.on_features(v)
+    return Head((weight / temperature).cpu().numpy(), (bias / temperature).cpu().numpy())
 
 
 def row_weights(labels: Labels, class_weight: ClassWeight) -> NDArray[np.float32]:
@@ -237,6 +275,39 @@ def corrected_accuracy(
     outside = counts == 0
     judged = (outside * hits[chosen]).sum(axis=1) / np.maximum(outside.sum(axis=1), 1)
     return proportion(float(judged.mean()), n_effective or n)
+
+
+def one_error_rule(losses: Sequence[NDArray[np.float64]], costs: Sequence[float]) -> int:
+    """Return the cheapest of the settings that are as good as the best, or the first of all.
+
+    Only settings whose mean loss is lower than the first's by more than one standard error of the
+    paired difference are considered. Of these, all within one such error of the best are as good.
+
+    Parameters
+    ----------
+    losses
+        Out-of-fold losses of the same pictures under every setting, (n,) each.
+    costs
+        What every setting costs to use. Among equals the lower loss decides.
+
+    References
+    ----------
+    L. Breiman et al., Classification and regression trees, 1984 (the one-standard-error rule).
+    """
+    means = [float(loss.mean()) for loss in losses]
+
+    def excess(number: int, over: int) -> float:
+        """Return by how many standard errors a setting's loss is above another's."""
+        gap = losses[number] - losses[over]
+        error = gap.std(ddof=1) / np.sqrt(len(gap)) if len(gap) > 1 else np.inf
+        return float(gap.mean() / max(error, 1e-12))
+
+    better = [number for number in range(1, len(losses)) if excess(number, 0) < -1]
+    if not better:
+        return 0
+    best = min(better, key=lambda number: means[number])
+    equal = [number for number in better if excess(number, best) <= 1]
+    return min(equal, key=lambda number: (costs[number], means[number]))
 
 
 def better_beyond_doubt(hits: Sequence[NDArray[np.bool_]], losses: Sequence[float]) -> int:

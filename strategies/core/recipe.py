@@ -46,6 +46,9 @@ class Recipe:
         on the body if it is above 0.
     mixup
         Parameter of the Beta distribution that pairs of pictures are mixed by; 0: none.
+    cutmix
+        The same for the part of a picture that is replaced by that of another; 0: none. With
+        both, every batch draws one of the two.
     ema
         Decay of the moving average of the weights that is judged and kept; 0: none.
     blend
@@ -79,6 +82,7 @@ class Recipe:
     warmup_share: float = 0.1
     label_smoothing: float = 0.0
     mixup: float = 0.0
+    cutmix: float = 0.0
     ema: float = 0.0
     blend: float = 1.0
     clip_norm: float = 1.0
@@ -100,11 +104,24 @@ class Recipe:
         """
         return min(max(self.warmup_share, WARM_STEPS / self.steps), 0.5)
 
+    @property
+    def mixes(self) -> bool:
+        """Whether pairs of pictures are mixed into one."""
+        return self.mixup > 0 or self.cutmix > 0
+
     def __post_init__(self) -> None:
         shares = {"layer_lr_decay": self.layer_lr_decay, "blend": self.blend}
         for name, value in shares.items():
             if not 0 < value <= 1:
                 raise NotApplicable(f"{name} must be above 0 and at most 1, got {value}")
+        for name, value in {"mixup": self.mixup, "cutmix": self.cutmix}.items():
+            if not 0 <= value < np.inf:
+                raise NotApplicable(f"{name} must be at least 0, got {value}")
+        if self.mixes and self.batch_size % 2:
+            raise NotApplicable(
+                f"mixup and cutmix pair the pictures of a batch, so batch_size must be even, "
+                f"got {self.batch_size}"
+            )
         if not 0 <= self.ema < 1:
             raise NotApplicable(f"ema must be at least 0 and below 1, got {self.ema}")
 

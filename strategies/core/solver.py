@@ -12,16 +12,14 @@ D. Boehning, Multinomial logistic regression algorithm, 1992. J. Nocedal, Updati
 matrices with limited storage, 1980.
 """
 
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from strategies.core.metrics import Scores
+from strategies.core.axes import total_over
 
 Loss = Literal["softmax", "squared_hinge"]
 
@@ -30,61 +28,9 @@ MEMORY = 8
 """Pairs of steps and gradient changes that the curvature is estimated from."""
 MAX_HELD = 1 << 26
 """Scores (rows x folds x classes) held at once; folds are solved one after the other beyond it."""
-_CHUNK = 8192
+BOUND = {"softmax": 0.5, "squared_hinge": 2.0}
+"""Upper bounds of the second derivative of the losses by a score."""
 _DECREASE = 1e-4
-
-
-@dataclass(frozen=True)
-class Basis:
-    """Standardised features in their principal axes, with what undoes it.
-
-    Attributes
-    ----------
-    coordinates
-        ``((features - mean) / scale) @ axes`` and a column of ones, (n, r + 1). The weighted mean
-        of their outer products is diagonal.
-    axes, mean, scale
-        Shapes (d, r), (d,) and (d,).
-    """
-
-    coordinates: Tensor
-    axes: Tensor
-    mean: Tensor
-    scale: Tensor
-
-
-def principal_axes(features: Scores, row_weights: Tensor) -> Basis:
-    """Standardise features, scale them to unit mean squared length, find their principal axes.
-
-    Parameters
-    ----------
-    features
-        Shape (n, d).
-    row_weights
-        What every row counts, (n,), on the device to work on.
-    """
-    x = torch.as_tensor(np.asarray(features, dtype=np.float32), device=row_weights.device)
-    share = (row_weights.double() / row_weights.sum())[:, None]
-    mean = _total(lambda rows, s: (rows.double() * s).sum(0), x, share).float()
-    x = x - mean
-    std = _total(lambda rows, s: (rows.square() * s).sum(0), x, share).sqrt().float()
-    scale = torch.where(std > 1e-6 * (std.max() + 1e-12), std, torch.inf) * x.shape[1] ** 0.5
-    x /= scale
-    n, d = x.shape
-    root = (share * n).sqrt().float()
-    if d <= n:
-        gram = _total(lambda rows, s: ((rows * s).T @ (rows * s)).double(), x, root)
-    else:
-        gram = ((x * root) @ (x * root).T).double()
-    values, vectors = torch.linalg.eigh(gram)
-    kept = values > 1e-8 * values[-1].clamp_min(1e-30)
-    values, vectors = values[kept], vectors[:, kept]
-    if d > n:
-        vectors = ((x * root).T.double() @ vectors) / values.sqrt()
-    axes = vectors.float()
-    coordinates = x.new_ones(n, axes.shape[1] + 1)
-    coordinates[:, :-1] = x @ axes
-    return Basis(coordinates, axes, mean, scale)
 
 
 def solve_path(
@@ -109,7 +55,7 @@ def solve_path(
 
     Returns
     -------
-    For every strength the weights, (r + 1, problems, classes); the last row, the bias, is free.
+    For every strength the weights, (classes, problems, r + 1); the last, the bias, is free.
     """
     at_once = max(1, MAX_HELD // (len(x) * n_classes))
     parts = [
@@ -129,14 +75,13 @@ def _solve_together(
     tolerance: float,
 ) -> list[Tensor]:
     """Follow the path for some problems at once; parameters and results as in `solve_path`."""
-    total = weights.sum(1).clamp_min(1e-12)
-    problem = _Problem(x, labels, (weights / total[:, None]).T.contiguous(), n_classes, loss)
-    heaviest = _total(lambda rows, s: rows.square().T @ s, x, weights.amax(0)[:, None])
-    bound = 0.5 if loss == "softmax" else 2.0
-    curvature = (bound * heaviest / total)[:, :, None]
-    penalised = x.new_ones(x.shape[1], 1, 1)
+    total = weights.sum(1, keepdim=True).clamp_min(1e-12)
+    problem = _Problem(x, labels, weights / total, n_classes, loss)
+    heaviest = total_over(lambda rows, s: s.T @ rows.square(), x, weights.amax(0)[:, None])
+    spread = heaviest / total
+    penalised = x.new_ones(x.shape[1])
     penalised[-1] = 0
-    v = x.new_zeros(x.shape[1], len(weights), n_classes)
+    v = x.new_zeros(n_classes, len(weights), x.shape[1])
     here = _evaluate(problem, 0 * penalised, v, problem.scores(v))
     pairs: list[_Pair] = []
     enough, before, path = None, 0.0, []
@@ -144,44 +89,61 @@ def _solve_together(
         # What was learnt of the curvature at one strength holds at the next, up to the penalty.
         more = (strength - before) * penalised
         here = _penalise(here, more, loss)
-        scale = 1 / (curvature + strength * penalised).clamp_min(1e-30)
-        pairs = [_pair(p.moved, p.changed + more * p.moved, scale, loss) for p in pairs]
+        penalty = strength * penalised
+        bound = 1 / (BOUND[loss] * spread + penalty).clamp_min(1e-30)
+        guess = 1 / (problem.curvature(here.scores) * spread + penalty).clamp_min(1e-30)
+        pairs = [_pair(p.moved, p.changed + more * p.moved, guess, loss) for p in pairs]
         if enough is None:
-            enough = tolerance**2 * _dot(here.slope * scale, here.slope, loss).clamp_min(1e-12)
-        here = _minimise(problem, strength * penalised, scale, here, pairs, enough)
+            enough = tolerance**2 * _dot(here.slope * bound, here.slope, loss).clamp_min(1e-12)
+        here = _minimise(problem, penalty, (bound, guess), here, pairs, enough)
         path.append(here.v)
         before = strength
     return path
 
 
-@dataclass(frozen=True)
 class _Problem:
-    """Rows (n, r), labels (n,), shares of rows in problems (n, problems): what to fit to what."""
+    """Rows (n, r), labels (n,), shares of rows in problems (problems, n): what to fit to what."""
 
-    x: Tensor
-    labels: Tensor
-    share: Tensor
-    n_classes: int
-    loss: Loss
+    def __init__(
+        self, x: Tensor, labels: Tensor, share: Tensor, n_classes: int, loss: Loss
+    ) -> None:
+        self.x, self.share, self.loss = x, share, loss
+        self.own = labels.expand(1, *share.shape)
+        self.sign = x.new_full((n_classes, 1, len(x)), -1.0)
+        self.sign.scatter_(0, labels.expand(1, 1, -1), 1.0)
 
     def scores(self, v: Tensor) -> Tensor:
-        """Return the scores, (n, problems, classes)."""
-        return (self.x @ v.flatten(1)).view(len(self.x), *v.shape[1:])
+        """Return the scores, (classes, problems, n)."""
+        found: Tensor = v.flatten(0, 1) @ self.x.T
+        return found.view(*v.shape[:2], -1)
+
+    def by_weights(self, by_score: Tensor) -> Tensor:
+        """Turn a derivative by the scores into the one by the weights, (classes, problems, r)."""
+        found: Tensor = by_score.flatten(0, 1) @ self.x
+        return found.view(*by_score.shape[:2], -1)
 
     def fit_of(self, scores: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean loss of every group, and its derivative by the scores."""
-        share = self.share[:, :, None]
-        own = self.labels[:, None, None].expand(-1, scores.shape[1], 1)
         if self.loss == "softmax":
-            level = scores.logsumexp(2, keepdim=True)
-            value = (share * (level - scores.gather(2, own))).sum(0, keepdim=True)
-            slope = (scores - level).exp_()
-            slope.scatter_add_(2, own, slope.new_full((1, 1, 1), -1.0).expand(own.shape))
-            return value, slope.mul_(share)
-        sign = torch.full_like(scores, -1.0).scatter_(2, own, 1.0)
-        short = (1 - sign * scores).clamp_min_(0)
-        value = (share * short.square()).sum(0, keepdim=True)
-        return value, sign.mul_(short).mul_(-2 * share)
+            logs = scores.log_softmax(0)
+            value = -torch.linalg.vecdot(self.share, logs.gather(0, self.own))[..., None]
+            slope = logs.exp_()
+            slope.scatter_add_(0, self.own, slope.new_full((1, 1, 1), -1.0).expand_as(self.own))
+            return value, slope.mul_(self.share)
+        short = (1 - self.sign * scores).clamp_min_(0)
+        slope = short * self.share
+        value = torch.linalg.vecdot(slope, short)[..., None]
+        return value, slope.mul_(self.sign).mul_(-2)
+
+    def curvature(self, scores: Tensor) -> Tensor:
+        """Return the mean second derivative of a group's loss by a score, at least a little."""
+        if self.loss == "softmax":
+            p = scores.softmax(0)
+            bend = (p * (1 - p)).sum(0, keepdim=True) / max(len(p) - 1, 1)
+        else:
+            bend = 2 * (self.sign * scores < 1).float()
+        mean: Tensor = torch.linalg.vecdot(bend, self.share.expand_as(bend))
+        return mean[..., None].clamp_min(1e-3)
 
 
 @dataclass(frozen=True)
@@ -195,11 +157,12 @@ class _Point:
 
 
 def _dot(a: Tensor, b: Tensor, loss: Loss) -> Tensor:
-    """Return the inner products group by group, (1, problems, 1 or classes).
+    """Return the inner products group by group, (1 or classes, problems, 1).
 
     The classes of one fold are one group under the softmax, groups of their own otherwise.
     """
-    return (a * b).sum((0, 2) if loss == "softmax" else 0, keepdim=True)
+    by_class: Tensor = torch.linalg.vecdot(a, b.expand_as(a))[..., None]
+    return by_class.sum(0, keepdim=True) if loss == "softmax" else by_class
 
 
 @dataclass(frozen=True)
@@ -220,7 +183,7 @@ def _pair(moved: Tensor, changed: Tensor, scale: Tensor, loss: Loss) -> _Pair:
 
 def _evaluate(problem: _Problem, penalty: Tensor, v: Tensor, scores: Tensor) -> _Point:
     value, by_score = problem.fit_of(scores)
-    slope = (problem.x.T @ by_score.flatten(1)).view(v.shape).add_(penalty * v)
+    slope = problem.by_weights(by_score).add_(penalty * v)
     return _Point(v, scores, value + 0.5 * _dot(penalty * v, v, problem.loss), slope)
 
 
@@ -235,7 +198,7 @@ def _penalise(here: _Point, more: Tensor, loss: Loss) -> _Point:
 def _minimise(
     problem: _Problem,
     penalty: Tensor,
-    scale: Tensor,
+    scales: tuple[Tensor, Tensor],
     start: _Point,
     pairs: list[_Pair],
     enough: Tensor,
@@ -243,15 +206,21 @@ def _minimise(
     """Take quasi-Newton steps until the gradient of every group is small; finished groups rest.
 
     `pairs` is added to.
+
+    Parameters
+    ----------
+    scales
+        One over the curvature by coordinate: its bound, which says what gradient is small, and
+        what it is likely to be, which steps are taken by.
     """
-    here = start
+    here, (bound, guess) = start, scales
     for _ in range(MAX_STEPS):
-        moving = _dot(here.slope * scale, here.slope, problem.loss) > enough
+        moving = _dot(here.slope * bound, here.slope, problem.loss) > enough
         if not moving.any():
             break
-        step = -_curved(here.slope, scale, pairs, problem.loss) * moving
+        step = -_curved(here.slope, guess, pairs, problem.loss) * moving
         there = _search_line(problem, penalty, here, step)
-        pairs.append(_pair(there.v - here.v, there.slope - here.slope, scale, problem.loss))
+        pairs.append(_pair(there.v - here.v, there.slope - here.slope, guess, problem.loss))
         del pairs[:-MEMORY]
         here = there
     return here
@@ -295,11 +264,5 @@ def _search_line(problem: _Problem, penalty: Tensor, here: _Point, step: Tensor)
         best = -descent * length**2 / (2 * (value - here.value - length * descent))
         length = torch.where(high, best.clamp(0.1 * length, 0.5 * length), length)
     v = here.v + length * step
-    slope = (problem.x.T @ by_score.flatten(1)).view(v.shape).add_(penalty * v)
+    slope = problem.by_weights(by_score).add_(penalty * v)
     return _Point(v, scores, value, slope)
-
-
-def _total(part: Callable[[Tensor, Tensor], Tensor], x: Tensor, share: Tensor) -> Tensor:
-    """Sum something over the rows, some thousands at a time, so that memory stays bounded."""
-    pieces = zip(torch.split(x, _CHUNK), torch.split(share, _CHUNK), strict=True)
-    return functools.reduce(torch.add, (part(rows, s) for rows, s in pieces))

@@ -15,10 +15,12 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from strategies.core.backbone import Backbone, stages
 from strategies.core.checkpoint import Checkpoint, Snapshot, identity_of
+from strategies.core.depthwise import QuickDepthwise
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
 from strategies.core.features import batches, to_input
 from strategies.core.inputs import Inputs, open_inputs
 from strategies.core.metrics import Scores
+from strategies.core.mixing import mixed
 from strategies.core.network import Network
 from strategies.core.optimiser import NO_TIME, Pace, freeze, make_optimiser, pull_back, warm_cosine
 from strategies.core.recipe import Recipe
@@ -165,7 +167,8 @@ class _Learner:
         self.network.train()
         for module in self.kept:
             module.eval()
-        images, targets = self._mixed(images, self.labels[list(rows)])
+        seed, n_classes = [self.ctx.seed, self.step, 1], self.network.head.out_features
+        images, targets = mixed(images, self.labels[list(rows)], n_classes, self.recipe, seed)
         if not self._update(images, targets, rate):
             self.brakes += 1
             if self.brakes > BRAKES:
@@ -174,16 +177,6 @@ class _Learner:
                     f"the learning rate {self.recipe.lr:g}. Give a smaller one."
                 )
         self.step += 1
-
-    def _mixed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mix pairs of pictures and of labels (mixup); both as they are without."""
-        if not self.recipe.mixup:
-            return images, labels
-        rng = np.random.default_rng([self.ctx.seed, self.step, 1])
-        share = float(rng.beta(self.recipe.mixup, self.recipe.mixup))
-        other = torch.as_tensor(rng.permutation(len(images)), device=images.device)
-        onehot = nn.functional.one_hot(labels, self.network.head.out_features).float()
-        return torch.lerp(images[other], images, share), torch.lerp(onehot[other], onehot, share)
 
     def _update(self, images: Tensor, targets: Tensor, rate: float) -> bool:
         """Change the weights; False, and nothing changed, if loss or gradient is not finite."""
@@ -221,7 +214,7 @@ class _Learner:
     def _backward(self, images: Tensor, targets: Tensor) -> bool:
         for first in range(0, len(images), self.micro_batch):
             part = slice(first, first + self.micro_batch)
-            with self.training_ctx.autocast():
+            with self.training_ctx.autocast(), QuickDepthwise():
                 scores = self.network(images[part])
             loss = nn.functional.cross_entropy(
                 scores.float(),

@@ -14,13 +14,12 @@ from strategies.base import Strategy
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import NotApplicable, OutOfTime
-from strategies.core.export import export
-from strategies.core.features import eval_pixels, to_input
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
 from strategies.registry import STRATEGIES, get_strategy
 
 QUICK = {
+    "layer_svm": {"views": 1},
     "partial_fine_tune": {"steps": 3},
     "full_fine_tune": {"steps": 3},
     "from_scratch": {"steps": 3},
@@ -98,26 +97,26 @@ def test_same_seed_same_predictions_and_nothing_global_is_touched(
     np.testing.assert_array_equal(fitted.predict_proba(paths), again.predict_proba(paths))
 
 
-def test_saved_is_loaded_is_exported(
-    fitted: ImageClassifier, small_task: ImageTask, backbone: Backbone, tmp_path: Path
-) -> None:
-    onnxruntime = pytest.importorskip("onnxruntime")
+def test_saved_is_loaded(fitted: ImageClassifier, small_task: ImageTask, tmp_path: Path) -> None:
+    # Predicting at the command line, ONNX and timm: test_round_trips.
     paths = [p.path for p in small_task.val]
-    expected = fitted.predict_proba(paths)
     fitted.save(tmp_path / "saved")
     loaded = ImageClassifier.load(tmp_path / "saved")
-    np.testing.assert_allclose(loaded.predict_proba(paths), expected, atol=1e-6)
+    np.testing.assert_allclose(loaded.predict_proba(paths), fitted.predict_proba(paths), atol=1e-6)
     assert loaded.classes == fitted.classes
     assert dict(loaded.hyperparameters) == dict(fitted.hyperparameters)
 
-    export(loaded, tmp_path / "model.onnx", "onnx")
-    session = onnxruntime.InferenceSession(
-        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
-    )
-    pixels = np.stack([eval_pixels(path, backbone) for path in paths])
-    images = to_input(pixels, backbone, torch.device("cpu")).numpy()
-    (exported,) = session.run(None, {"images": images})
-    np.testing.assert_allclose(exported, expected, atol=1e-4)
+
+def test_another_input_size_is_the_classifiers_own(
+    strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    small = replace(strategy, input_px=32)
+
+    fitted = small.fit(small_task.hide_test(), backbone, ctx)
+
+    assert fitted.backbone.input_px == fitted.hyperparameters["input_px"] == 32
+    ratio = small.image_passes(small_task, backbone) / strategy.image_passes(small_task, backbone)
+    assert ratio == pytest.approx((32 / backbone.input_px) ** 2)
 
 
 def test_test_labels_are_never_read(

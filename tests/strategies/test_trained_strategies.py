@@ -17,19 +17,6 @@ from strategies.partial_fine_tune import PartialFineTune
 TRAINED = (FullFineTune(steps=2), PartialFineTune(steps=2), FromScratch(steps=2))
 
 
-@pytest.mark.parametrize("strategy", TRAINED, ids=lambda s: s.name)
-def test_another_input_size_is_the_classifiers_own(
-    strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
-) -> None:
-    small = replace(strategy, input_px=32)
-
-    fitted = small.fit(small_task.hide_test(), backbone, ctx)
-
-    assert fitted.backbone.input_px == fitted.hyperparameters["input_px"] == 32
-    ratio = small.image_passes(small_task, backbone) / strategy.image_passes(small_task, backbone)
-    assert ratio == pytest.approx((32 / backbone.input_px) ** 2)
-
-
 def test_a_size_below_one_pixel_is_refused(
     small_task: ImageTask, backbone: Backbone, ctx: RunContext
 ) -> None:

@@ -64,9 +64,9 @@ def _interrupt_before(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]
     [
         (RECIPE, 5),
         (replace(RECIPE, frozen_stages=2), 2),
-        (replace(RECIPE, optimiser="sgd", mixup=0.3), 2),
+        (replace(RECIPE, optimiser="sgd", mixup=0.3, cutmix=1.0), 2),
     ],
-    ids=["full", "frozen prefix", "sgd and mixup"],
+    ids=["full", "frozen prefix", "sgd and mixing"],
 )
 def test_a_training_interrupted_anywhere_ends_with_the_same_weights(
     tiny: Backbone,

@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
-from strategies.core import probes, solver
+from strategies.core import axes, probes, solver
 from strategies.core.metrics import log_loss
 from strategies.core.probes import (
     MAX_FOLDS,
@@ -19,6 +19,7 @@ from strategies.core.probes import (
     cross_validate,
     fit_head,
     fold_numbers,
+    one_error_rule,
     row_weights,
     temperature,
 )
@@ -373,7 +374,7 @@ def test_memory_that_is_bounded_changes_nothing(
     whole = cross_validate(x, labels, 3, folds=folds, loss=loss, strengths=[1e-2, 1e-3])
 
     monkeypatch.setattr(solver, "MAX_HELD", 1)
-    monkeypatch.setattr(solver, "_CHUNK", 7)
+    monkeypatch.setattr(axes, "_CHUNK", 7)
     parts = cross_validate(x, labels, 3, folds=folds, loss=loss, strengths=[1e-2, 1e-3])
 
     np.testing.assert_allclose(parts.scores, whole.scores, rtol=0.02, atol=0.02)
@@ -400,6 +401,30 @@ def test_another_setting_must_be_better_beyond_doubt_to_be_chosen() -> None:
     assert better_beyond_doubt([first, lucky, better], [1.0, 0.1, 0.5]) == 2
     assert better_beyond_doubt([first, better, best], [1.0, 0.4, 0.5]) == 1
     assert better_beyond_doubt([best, first], [1.0, 0.1]) == 0
+
+
+def test_the_first_setting_stands_until_another_loses_less_by_more_than_an_error() -> None:
+    noise = np.random.default_rng(0).normal(size=100)
+    first = 1 + noise
+    unclear = first - 0.05 + np.tile([1.0, -1.0], 50)
+    clear = first - 0.5 + 0.1 * np.random.default_rng(2).normal(size=100)
+
+    assert one_error_rule([first, first, first + 0.1], [3, 1, 2]) == 0
+    assert one_error_rule([first, unclear], [2, 1]) == 0
+    assert one_error_rule([first, unclear, clear], [1, 1, 3]) == 2
+
+
+def test_of_settings_that_are_as_good_as_the_best_the_cheapest_is_taken() -> None:
+    rng = np.random.default_rng(0)
+    first = 2 + rng.normal(size=100)
+    best, near, far = (first - gain + 0.3 * rng.normal(size=100) for gain in (1.0, 0.99, 0.6))
+
+    assert one_error_rule([first, best, near, far], [9, 3, 2, 1]) == 2
+    assert one_error_rule([first, best, near, far], [9, 2, 3, 1]) == 1
+
+
+def test_a_single_picture_decides_nothing() -> None:
+    assert one_error_rule([np.array([1.0]), np.array([0.1])], [1, 1]) == 0
 
 
 @pytest.mark.parametrize("loss", ["softmax", "squared_hinge"])

@@ -344,7 +344,9 @@ def test_l2_sp_keeps_the_body_near_its_start(
     assert 0 < way(pulled) < 0.8 * way(free)
 
 
-@pytest.mark.parametrize("change", [{"mixup": 0.4}, {"optimiser": "sgd"}, {"layer_lr_decay": 0.5}])
+@pytest.mark.parametrize(
+    "change", [{"mixup": 0.4}, {"cutmix": 1.0}, {"optimiser": "sgd"}, {"layer_lr_decay": 0.5}]
+)
 def test_an_option_changes_what_is_learnt(
     tiny: Backbone, small_task: ImageTask, ctx: RunContext, change: dict[str, object]
 ) -> None:

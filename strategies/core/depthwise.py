@@ -1,0 +1,113 @@
+"""Large depthwise convolutions trained on a CPU, with a quicker way to their weights' gradient.
+
+What the library does for the gradient of a 5 x 5 depthwise convolution's weights takes ten to
+forty times its forward pass (float32, channels last). The same sum is a forward depthwise
+convolution in which every channel of every picture is a channel of its own and the gradient of the
+outputs is the kernel; that takes a third to a tenth of the time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+SMALLEST = 5
+"""Kernels of 3 x 3 are quick as they are."""
+
+
+class QuickDepthwise(TorchFunctionMode):
+    """Inside this context large depthwise convolutions on the CPU have the quicker gradient."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        if func is functional.conv2d and not kwargs and _is_eligible(*args):
+            images, weight, bias, stride, padding = args[:5]
+            found: Tensor = _Convolution.apply(images, weight, stride, padding)
+            return found if bias is None else found + bias[:, None, None]
+        return func(*args, **(kwargs or {}))
+
+
+def _is_eligible(
+    images: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> bool:
+    """Whether a call of conv2d, by position, is one that the quicker way is known to be right for.
+
+    That is: float32 on the CPU, pairs of numbers for stride and padding, one kernel a channel.
+    """
+    return (
+        torch.is_grad_enabled()
+        and weight.requires_grad
+        and images.device.type == "cpu"
+        and images.dtype == weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and images.ndim == 4
+        and groups == images.shape[1] == weight.shape[0]
+        and min(weight.shape[2:]) >= SMALLEST
+        and isinstance(stride, tuple)
+        and stride[0] == stride[1]
+        and isinstance(padding, tuple)
+        and dilation in (1, (1, 1))
+    )
+
+
+class _Convolution(torch.autograd.Function):
+    """A depthwise convolution without bias."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, images: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return functional.conv2d(images, weight, None, stride, padding, 1, len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        images, weight = ctx.saved_tensors
+        by_images = by_weight = None
+        if ctx.needs_input_grad[0]:
+            by_images = torch.ops.aten.convolution_backward(
+                *(slope, images, weight, None, ctx.stride, ctx.padding, [1, 1], False, [0, 0]),
+                *(len(weight), [True, False, False]),
+            )[0]
+        if ctx.needs_input_grad[1]:
+            by_weight = _by_weight(images, slope, weight.shape, ctx.stride, ctx.padding)
+        return by_images, by_weight, None, None
+
+
+def _by_weight(
+    images: Tensor,
+    slope: Tensor,
+    shape: torch.Size,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> Tensor:
+    """Return the gradient of the weights, (channels, 1, k, k), from that of the outputs."""
+    n, channels = images.shape[:2]
+    rows, columns = shape[2:]
+    found = functional.conv2d(
+        images.contiguous().view(1, n * channels, *images.shape[2:]),
+        slope.contiguous().view(n * channels, 1, *slope.shape[2:]),
+        None,
+        1,
+        padding,
+        stride,
+        n * channels,
+    )
+    # A stride that does not reach the last pixels leaves some that belong to no weight.
+    kept = found[0, :, :rows, :columns].reshape(n, channels, rows, columns)
+    return kept.sum(0)[:, None]

@@ -1,0 +1,102 @@
+"""How the SVM chooses what it reads."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from strategies import layer_svm
+from strategies.core.backbone import Backbone
+from strategies.core.body import Pooling
+from strategies.core.cache import Rows
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask, labels_of
+from strategies.core.views import Views
+from strategies.layer_svm import LayerSVM, candidates, depth_set
+
+
+def test_depths_are_counted_from_both_ends(backbone: Backbone) -> None:
+    n = backbone.n_depths
+    assert depth_set(2, backbone) == (2,)
+    assert depth_set(0, backbone) == tuple(range(1, n + 1))
+    assert depth_set(-2, backbone) == (n - 1, n)
+
+
+@pytest.mark.parametrize("wrong", [{"depth": 7}, {"depth": -7}, {"share": 0.0}, {"share": 1.5}])
+def test_what_is_not_there_is_refused(
+    wrong: dict[str, float], small_task: ImageTask, backbone: Backbone
+) -> None:
+    (value,) = wrong.values()
+    reason = LayerSVM(**wrong).why_not(small_task, backbone)
+    assert reason is not None
+    assert str(value) in reason
+
+
+def test_a_depth_that_alone_tells_classes_apart_is_found_and_the_network_cut_there(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labels = labels_of(small_task.train)
+    at = Views.at
+
+    def telling(views: Views, depths: tuple[int, ...], pooling: Pooling) -> Rows:
+        noise = np.random.default_rng(0).normal(size=at(views, depths, pooling).shape)
+        x: Rows = noise.astype(np.float32)
+        if depths == (3,):
+            x[:, :, 0] += 10 * labels[:, None]
+            x[:, :, 1] += 10 * (labels[:, None] == 1)
+        return x
+
+    monkeypatch.setattr(Views, "at", telling)
+
+    fitted = LayerSVM(views=1).fit(small_task.hide_test(), backbone, ctx)
+
+    assert fitted.hyperparameters["depth"] == 3
+    assert fitted.depths == (3,)
+
+
+def test_features_that_say_nothing_leave_the_first_candidate(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layer_svm, "one_error_rule", lambda losses, costs: 0)
+    fitted = LayerSVM(views=1).fit(small_task.hide_test(), backbone, ctx)
+
+    first = candidates(backbone, len(small_task.train))[0]
+    assert fitted.hyperparameters["depth"] == first.depth == -(backbone.n_depths // 2)
+    assert fitted.depths == depth_set(first.depth, backbone)
+
+
+def test_a_share_leaves_the_other_activations_without_weight(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    svm = LayerSVM(depth=0, pooling="mean", share=0.25, views=1, strength=1e-3)
+    fitted = svm.fit(small_task.hide_test(), backbone, ctx)
+
+    used = (fitted.network.head.weight.detach().abs().amax(dim=0) > 0).float().mean()
+    assert float(used) == pytest.approx(0.25, abs=0.01)
+
+
+@pytest.mark.parametrize("svm", [LayerSVM(), LayerSVM(depth=0, pooling="grid", share=0.25)])
+def test_what_was_chosen_fits_the_same_again(
+    svm: LayerSVM, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    task = small_task.hide_test()
+    first = svm.fit(task, backbone, ctx)
+    assert None not in first.hyperparameters.values()
+
+    again = LayerSVM(**first.hyperparameters).fit(task, backbone, ctx)
+
+    paths = [p.path for p in task.val]
+    # The temperature is found on scores of folds that are solved less exactly.
+    np.testing.assert_allclose(first.predict_proba(paths), again.predict_proba(paths), atol=0.01)
+
+
+def test_one_picture_a_class_takes_the_first_candidate(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    labels = labels_of(small_task.train)
+    rows = [int(np.flatnonzero(labels == c)[0]) for c in range(small_task.n_classes)]
+    task = replace(small_task.hide_test(), train=tuple(small_task.train[r] for r in rows))
+
+    fitted = LayerSVM(views=1).fit(task, backbone, ctx)
+
+    assert fitted.hyperparameters["depth"] == candidates(backbone, 3)[0].depth

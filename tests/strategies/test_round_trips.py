@@ -1,0 +1,161 @@
+"""What every registered strategy leaves behind says the same of pictures wherever it is used.
+
+Fitted and judged on real photographs where ``../shared/data`` has some (of other sizes and sides
+than the input, and one of them grey), on striped pictures otherwise.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image, ImageOps
+from typer.testing import CliRunner
+
+from advisor.cli import auto_app
+from strategies.core.backbone import Backbone
+from strategies.core.cache import ArrayCache
+from strategies.core.classifier import ImageClassifier
+from strategies.core.errors import NotApplicable
+from strategies.core.export import export
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask, load_task
+from strategies.registry import STRATEGIES
+from tests.conftest import SHARED, write_folder
+
+QUICK = {"steps": 4}
+FITTED = {
+    "linear_probe": {"views": 1},
+    "layer_svm": {"views": 1, "depth": 4, "pooling": "grid"},
+    "partial_fine_tune": QUICK,
+    "full_fine_tune": QUICK,
+    "from_scratch": QUICK,
+}
+CLOSE = 1e-4
+N_PHOTOS = 10
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> ImageTask:
+    """A few real photographs of three classes, one of them grey; striped pictures without."""
+    root = tmp_path_factory.mktemp("photos")
+    if not (SHARED / "flowers5").is_dir():
+        return load_task(write_folder(root, N_PHOTOS))
+    for folder in sorted(p for p in (SHARED / "flowers5").iterdir() if p.is_dir())[:3]:
+        (root / folder.name).mkdir()
+        for path in sorted(folder.iterdir())[:N_PHOTOS]:
+            shutil.copy(path, root / folder.name)
+    grey = next(root.rglob("*.jpg"))
+    ImageOps.grayscale(Image.open(grey)).save(grey.with_name("grey.png"))
+    return load_task(root)
+
+
+@pytest.fixture(scope="session")
+def fit(
+    photos: ImageTask, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """Fit a strategy on the photographs, once for all tests here: ``fit(name)``."""
+    ctx = RunContext(cache=ArrayCache(tmp_path_factory.mktemp("cache")))
+
+    @cache
+    def fitted(name: str) -> ImageClassifier:
+        strategy = STRATEGIES[name](**FITTED.get(name, {}))
+        return strategy.fit(photos.hide_test(), backbone, ctx)
+
+    yield fitted
+    fitted.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def paths(photos: ImageTask) -> list[Path]:
+    return [p.path for p in (*photos.val, *photos.train[:9])]
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_what_is_saved_predicts_at_the_command_line_what_it_did_before(
+    name: str, fit: Any, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classifier: ImageClassifier = fit(name)
+    classifier.save(tmp_path / "saved")
+    monkeypatch.setattr("advisor.predict.choose_precision", lambda _: torch.float32)
+    command = ["predict", str(tmp_path / "saved"), *map(str, paths), "--json", "--device", "cpu"]
+
+    said = CliRunner().invoke(auto_app, command)
+
+    assert said.exit_code == 0, said.output
+    expected = classifier.predict_proba(paths)
+    assert len(np.unique(expected, axis=0)) == len(paths)
+    rows = {Path(p["path"]): p["classes"] for p in json.loads(said.stdout)["predictions"]}
+    found = [[_share(rows[path], c) for c in classifier.classes] for path in paths]
+    np.testing.assert_allclose(found, expected, atol=CLOSE)
+    assert {f.suffix for f in (tmp_path / "saved").iterdir()} == {".json", ".safetensors"}
+
+
+def _share(classes: Any, name: str) -> float:
+    return next(c["probability"] for c in classes if c["class"] == name)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_an_onnx_file_alone_is_enough_to_predict_the_same(
+    name: str, fit: Any, paths: list[Path], tmp_path: Path
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    classifier: ImageClassifier = fit(name)
+    export(classifier, tmp_path / "model.onnx", "onnx")
+
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    contract = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    images = np.stack([_prepared(path, contract) for path in paths])
+    (found,) = session.run(None, {"images": images})
+
+    np.testing.assert_allclose(found, classifier.predict_proba(paths), atol=CLOSE)
+    assert tuple(contract["classes"]) == classifier.classes
+
+
+def _prepared(path: Path, contract: dict[str, Any]) -> np.ndarray:
+    """Do what the contract says, with nothing of this program."""
+    image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
+    px, short = contract["input_px"], int(contract["input_px"] / contract["crop_pct"])
+    width, height = image.size
+    wide = short if width <= height else int(short * width / height)
+    high = short if height <= width else int(short * height / width)
+    left, top = round((wide - px) / 2), round((high - px) / 2)
+    box = (left, top, min(left + px, wide), min(top + px, high))
+    scale = (width / wide, height / high) * 2
+    method = Image.Resampling[contract["interpolation"].upper()]
+    small = image.resize((px, px), method, box=[b * s for b, s in zip(box, scale, strict=True)])
+    pixels = np.asarray(small, dtype=np.float32) / 255
+    pixels = (pixels - np.float32(contract["mean"])) / np.float32(contract["std"])
+    return pixels.transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_timm_reads_every_uncut_network_and_prepares_pictures_alike(
+    name: str, fit: Any, paths: list[Path], tmp_path: Path
+) -> None:
+    classifier: ImageClassifier = fit(name)
+    if classifier.depths != (classifier.backbone.n_depths,):
+        with pytest.raises(NotApplicable, match="Export it as onnx"):
+            export(classifier, tmp_path / "mine", "timm")
+        return
+    export(classifier, tmp_path / "mine", "timm")
+
+    net = timm.create_model(f"local-dir:{tmp_path / 'mine'}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
+    images = torch.stack([transform(Image.open(path).convert("RGB")) for path in paths])
+    with torch.inference_mode():
+        found = net(images).softmax(1).numpy()
+
+    expected = classifier.predict_proba(paths)
+    # timm resizes, rounds and cuts; this program does it in one step.
+    np.testing.assert_allclose(found, expected, atol=0.02)
+    assert net.pretrained_cfg["label_names"] == list(classifier.classes)
