@@ -221,6 +221,13 @@ class RunFolder:
             folder.mkdir(exist_ok=True)
         return folder / f"trial-{number}"
 
+    def clear_checkpoints(self) -> None:
+        """Delete what trials learnt that nobody will go on with, once the search is over."""
+        folder = self.path / "checkpoints"
+        with _writing(folder):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+
     def keep(self, classifier: ImageClassifier, record: TrialRecord, *, refitted: bool) -> None:
         """Make a classifier the best so far, on disk, in one step."""
         target, new = self.path / "classifier", self.path / "classifier.new"

@@ -277,6 +277,7 @@ def _session(
         folder.write_trials(found.trials)
         folder.write("outcome.json", outcome_record(outcome))
         write_run_reports(outcome, prepared.task.hide_test(), prepared.backbone, prepared.ctx)
+        folder.clear_checkpoints()
         folder.enter("done", ends_at)
         folder.note("done", seconds=outcome.seconds)
     return outcome

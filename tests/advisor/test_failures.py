@@ -2,6 +2,7 @@
 
 import errno
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,22 @@ OUT_OF_MEMORY = [
 def test_out_of_memory_is_a_reason_and_the_search_goes_on(
     run: Runner, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    failing(monkeypatch, LayerSVM, "fit", error, call=2)
+    failing(monkeypatch, LayerSVM, "fit", error, call=3)  # 2: the first trial once more, with val
     found = run(max_trials=3, only="layer_svm")
     assert [r.val_accuracy is None for r in found.trials] == [False, True, False]
     assert str(found.trials[1].reason).startswith("out of memory")
     assert run.study("layer_svm").trials[1].value is None
+
+
+def test_a_probe_without_memory_for_val_is_kept_as_it_was(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes: list[str] = []
+    run.ctx = replace(run.ctx, on_note=notes.append)
+    failing(monkeypatch, LayerSVM, "fit", OUT_OF_MEMORY[1], call=2)
+    found = run(max_trials=1, only="layer_svm")
+    assert (found.best.number, found.refitted) == (0, False)
+    assert "out of memory" in notes[0]
 
 
 def test_a_bug_is_not_taken_for_out_of_memory(
