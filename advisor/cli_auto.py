@@ -84,6 +84,10 @@ def run_command(
         bool,
         typer.Option(help="Spend a tenth of the time on a control without pretrained weights."),
     ] = True,
+    devices: Annotated[
+        str | None,
+        typer.Option(help="A worker on each: all GPUs, or names with commas: cuda:0,cuda:2."),
+    ] = None,
     tensorboard: WithBoard = False,
     backbone: BackboneName = "auto",
     input_px: InputPx = None,
@@ -121,6 +125,7 @@ def run_command(
             storage=storage,
             heartbeat_s=heartbeat_s,
             control=control,
+            devices=devices,
             on_event=on_event,
         )
     _print_outcome(outcome, as_json, quiet)
@@ -157,12 +162,21 @@ def resume_command(
 
 
 @auto_app.command("worker")
-def worker_command(run: Run, storage: Storage = None, quiet: Quiet = False) -> None:
+def worker_command(
+    run: Run,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda:N or mps; default: as the run.")
+    ] = None,
+    storage: Storage = None,
+    quiet: Quiet = False,
+) -> None:
     """Help a run that is going on: from this machine, or another that sees data and folder."""
     with watching(run, quiet, False) as (on_progress, on_event), run_errors(run):
         from advisor.session import join
 
-        helped = join(run, storage=storage, on_progress=on_progress, on_event=on_event)
+        helped = join(
+            run, device=device, storage=storage, on_progress=on_progress, on_event=on_event
+        )
     if not helped:
         stderr.print(f"{run} is not searching any more; nothing was left to help with.")
 

@@ -121,8 +121,8 @@ class Search:
             reason = "interrupted"
         except optuna.TrialPruned:
             pruned, reason = True, "pruned: worse than the median of earlier trials at this point"
-        except StorageError:
-            raise  # no fault of the trial's: it waits until there is room again
+        except StorageError as error:  # no fault of the trial's: it waits until there is room
+            raise self.folder.needs_room(error) from error
         except TransferError as error:
             reason = str(error)
         except (MemoryError, RuntimeError) as error:

@@ -15,7 +15,6 @@ from typing import Any
 
 import optuna
 import pytest
-import timm
 from optuna.trial import TrialState
 
 pytestmark = pytest.mark.postgres
@@ -84,14 +83,6 @@ def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes]) -> Any:
         assert time.monotonic() < deadline_s, "nothing happened"
         time.sleep(0.05)
     return found
-
-
-@pytest.fixture
-def small_network(tmp_path: Path) -> str:
-    """The name of a network that trains in seconds, with random weights, in timm's format."""
-    net = timm.create_model("test_resnet", pretrained=False)
-    timm.models.save_for_hf(net, str(tmp_path / "network"), safe_serialization=True)
-    return f"local-dir:{tmp_path / 'network'}"
 
 
 def under_way(run: Path, owner_ends_with: str) -> int | None:

@@ -160,7 +160,7 @@ def test_a_hopeless_training_is_really_stopped_and_leaves_nothing_behind(
     seen: list[bool] = []
 
     def suggest(*args: object) -> FullFineTune:
-        return FullFineTune(lr=next(rates), blend=1.0, head_lr_factor=1.0, steps=2 * ROUNDS)
+        return FullFineTune(lr=next(rates), blend=1.0, steps=ROUNDS)
 
     def hear(event: Event) -> None:
         seen.append((run.folder.path / "checkpoints" / "trial-2").exists())
@@ -169,7 +169,7 @@ def test_a_hopeless_training_is_really_stopped_and_leaves_nothing_behind(
     search = replace(run.prepare(max_trials=3, only="full_fine_tune"), on_event=hear)
     search.run()
     good, also_good, hopeless = search.result().trials
-    assert score(good) == score(also_good) == 1.0
+    assert score(good) == score(also_good) > 0.6
     assert hopeless.val_accuracy is None
     assert "pruned" in str(hopeless.reason)
     assert any(seen)

@@ -412,7 +412,9 @@ def test_on_a_few_pictures_a_known_spread_calibrates_others_better() -> None:
     rng = np.random.default_rng(0)
     gains = []
     for _ in range(100):
-        true = float(np.exp(rng.normal(0.3, np.log(2))))  # networks are too sure more often than not
+        true = float(
+            np.exp(rng.normal(0.3, np.log(2)))
+        )  # networks are too sure more often than not
         scores, labels = few_judged(6, true, rng)
         others, truth = few_judged(500, true, rng)
         free, kept = (
