@@ -37,6 +37,7 @@ from advisor.cli_shared import (
     data_folder,
     errors,
     fail,
+    note,
     options_of,
     parse_duration_s,
     print_json,
@@ -156,7 +157,12 @@ def resume_command(
         if limit_s is not None:
             limit_s -= time.monotonic() - STARTED_S
         outcome = resume(
-            run, time_s=limit_s, storage=storage, on_progress=on_progress, on_event=on_event
+            run,
+            time_s=limit_s,
+            storage=storage,
+            on_progress=on_progress,
+            on_note=note,
+            on_event=on_event,
         )
     _print_outcome(outcome, as_json, quiet)
 

@@ -43,7 +43,7 @@ from strategies.core.errors import (
     StorageError,
     TransferError,
 )
-from strategies.core.progress import OnProgress
+from strategies.core.progress import OnNote, OnProgress, ignore_note
 from strategies.core.task import ImageTask
 from strategies.registry import STRATEGIES
 
@@ -126,6 +126,7 @@ def resume(
     time_s: float | None = None,
     storage: str | None = None,
     on_progress: OnProgress | None = None,
+    on_note: OnNote = ignore_note,
     on_event: OnEvent = ignore,
 ) -> Outcome:
     """Go on with a run that was killed: no finished trial is lost, and a started one goes on.
@@ -151,7 +152,7 @@ def resume(
             raise StorageError(f"{run} is finished: its outcome is in outcome.json.")
         settings = read_settings(folder)
         left_s = settings.time_s - folder.used_s() if time_s is None else time_s
-        options = settings.options_of(on_progress)
+        options = settings.options_of(on_progress, on_note)
         return _session(folder, settings, options, start + left_s, storage, on_event)
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import ArgumentError
 from advisor.options import Options
 from advisor.run_folder import RunFolder
 from strategies.core.errors import StorageError, TransferError
-from strategies.core.progress import OnProgress
+from strategies.core.progress import OnNote, OnProgress, ignore_note
 
 _PATHS = ("val", "test", "cache_dir", "root", "reference")
 
@@ -45,12 +45,12 @@ class Settings:
     control: bool
     devices: str | None
 
-    def options_of(self, on_progress: OnProgress | None) -> Options:
+    def options_of(self, on_progress: OnProgress | None, on_note: OnNote = ignore_note) -> Options:
         """Return the options as they were given."""
         given: dict[str, Any] = {
             k: Path(v) if k in _PATHS and v else v for k, v in self.options.items()
         }
-        return Options(**given, on_progress=on_progress)
+        return Options(**given, on_progress=on_progress, on_note=on_note)
 
 
 def read_settings(folder: RunFolder) -> Settings:
