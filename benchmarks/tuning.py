@@ -7,7 +7,7 @@ seed. In every cell each rival gets `--seconds` for everything from the start of
 judgement on test, the same backbone and input size, the same split, and nothing cached:
 
 run       ``tl-auto run --no-control``, its advice, page and reserves included
-advice    what ``tl-advise`` says, fitted once with the advised hyperparameters
+advice    what ``tl-advise`` would say, fitted once with the advised hyperparameters
 random    random search over strategies (all but from scratch) and their hyperparameters
 optuna    Optuna's TPE and median pruner over full fine-tuning alone
 fastai    ``fine_tune`` of fastai for as many epochs as fit (`peer_training.py`; `--seconds` of
@@ -41,10 +41,12 @@ from run_suite import subsample
 from scipy.stats import t as student
 
 from advisor.clock import Clock
+from advisor.options import Options
+from advisor.pipeline import Prepared, advise_on, prepare
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.classifier import ImageClassifier, evaluate
 from strategies.core.errors import OutOfTime, TrainingDiverged
-from strategies.core.run import RunContext, make_context
+from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, load_task
 from strategies.registry import STRATEGIES, get_strategy
 
@@ -52,7 +54,6 @@ STARTED_S = time.monotonic()
 SETS = ("hymenoptera", "flowers5", "sign_digits", "neu_surface", "dtd10")
 WHO = ("run", "advice", "random", "optuna", "fastai")
 SEARCHED = tuple(name for name in STRATEGIES if name != "from_scratch")
-ADVISE = [sys.executable, "-c", "from advisor.cli import tl_advise; tl_advise()"]
 AUTO = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()"]
 
 
@@ -60,7 +61,7 @@ def main() -> None:
     """Run what is missing, and sum up."""
     args = _arguments()
     if args.one:
-        print(json.dumps(search(json.loads(args.one.read_text()))))
+        print(json.dumps(answer(json.loads(args.one.read_text()))))
         return
     backbone = load_backbone(input_px=args.input_px)
     rows = read_rows(args.out)
@@ -92,8 +93,10 @@ def compete(
             row = run_training(who, task, backbone, cell["seed"], cell["limit_s"], peers)
         else:
             manifest = write_manifest(task, folder / "pictures.csv")
-            ours = {"run": run_ours, "advice": run_advice}.get(who, run_search)
-            row = ours(who, manifest, cell, folder)
+            if who == "run":
+                row = run_auto(manifest, cell, folder)
+            else:
+                row = run_alone(who, manifest, cell, folder)
     sizes = {"n_train": len(task.train), "n_val": len(task.val)}
     return row | sizes | {"took_s": round(time.monotonic() - begun, 1)}
 
@@ -109,27 +112,12 @@ def write_manifest(task: ImageTask, path: Path) -> Path:
     return path
 
 
-def run_ours(who: str, manifest: Path, cell: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Take the advice and tune it."""
-    return run_auto(manifest, cell, folder, cell["limit_s"], [])
-
-
-def run_advice(who: str, manifest: Path, cell: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Ask for advice, and fit it once in the time that is left."""
-    begun = time.monotonic()
-    advice = json.loads(call([*ADVISE, str(manifest), "--json", *_shared(cell, folder)]))
-    strategy = advice["recommendations"][0]["strategy"]
-    left_s = cell["limit_s"] - (time.monotonic() - begun)
-    return run_auto(manifest, cell, folder, left_s, ["--strategy", strategy, "--trials", "1"])
-
-
-def run_auto(
-    manifest: Path, cell: dict[str, Any], folder: Path, seconds: float, more: list[str]
-) -> dict[str, Any]:
+def run_auto(manifest: Path, cell: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Call ``tl-auto run`` and read its outcome."""
-    arguments = ["run", str(manifest), "--out", str(folder / "run"), "--time", f"{seconds:.0f}s"]
-    arguments += ["--no-control", "--quiet", *_shared(cell, folder), *more]
-    call([*AUTO, *arguments])
+    values = {"--out": folder / "run", "--time": f"{cell['limit_s']}s", "--seed": cell["seed"]}
+    values |= {"--input-px": cell["input_px"], "--cache-dir": folder / "cache"}
+    options = [str(v) for pair in values.items() for v in pair]
+    call([*AUTO, "run", str(manifest), "--no-control", "--quiet", *options])
     outcome = json.loads((folder / "run" / "outcome.json").read_text())
     lines = (folder / "run" / "trials.jsonl").read_text().splitlines()
     return {
@@ -140,8 +128,8 @@ def run_auto(
     }
 
 
-def run_search(who: str, manifest: Path, cell: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Search in a process of its own: its imports count."""
+def run_alone(who: str, manifest: Path, cell: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Let a rival that is written below run in a process of its own: its imports count."""
     spec = cell | {"who": who, "manifest": str(manifest), "cache": str(folder / "cache")}
     (folder / "spec.json").write_text(json.dumps(spec))
     command = [sys.executable, str(Path(__file__)), "--one", str(folder / "spec.json")]
@@ -149,33 +137,52 @@ def run_search(who: str, manifest: Path, cell: dict[str, Any], folder: Path) -> 
     return found
 
 
-def search(spec: dict[str, Any]) -> dict[str, Any]:
-    """Draw trials until the time is over, keep the best on val, judge it on test."""
-    task = load_task(Path(spec["manifest"]))
-    backbone = load_backbone(input_px=spec["input_px"])
-    ctx = make_context(cache_dir=Path(spec["cache"]), seed=spec["seed"])
-    test = task.test or ()
+def answer(spec: dict[str, Any]) -> dict[str, Any]:
+    """Find a classifier within the time, and judge it on test."""
+    options = Options(input_px=spec["input_px"], seed=spec["seed"], cache_dir=Path(spec["cache"]))
+    prepared = prepare(Path(spec["manifest"]), options, STARTED_S + spec["limit_s"])
+    task, test = prepared.task.hide_test(), prepared.task.test or ()
     clock = Clock(STARTED_S + spec["limit_s"], len(test), len(task.val), 0.05)
-    names = SEARCHED if spec["who"] == "random" else ("full_fine_tune",)
-    studies = {name: _study(spec["who"], spec["seed"]) for name in names}
-    rng = np.random.default_rng(spec["seed"])
+    if spec["who"] == "advice":
+        best, n_trials = follow(prepared, task, clock), 1
+    else:
+        best, n_trials = search(spec["who"], prepared, task, clock)
+    row = {"accuracy": None, "n_test": len(test), "best": None, "trials": n_trials}
+    if best is None:
+        return row
+    classifier = with_val(best, task, prepared.backbone, prepared.ctx, clock)
+    accuracy = evaluate(classifier, test).accuracy.mid
+    return row | {"accuracy": accuracy, "best": classifier.strategy}
+
+
+def follow(prepared: Prepared, task: ImageTask, clock: Clock) -> ImageClassifier | None:
+    """Ask for advice and fit it once."""
+    try:
+        advised = advise_on(prepared).recommendations[0]
+        strategy = get_strategy(advised.strategy)(**advised.hyperparameters)
+        ctx = replace(prepared.ctx, deadline_s=clock.fit_ends_s())
+        return strategy.fit(task, prepared.backbone, ctx)
+    except (OutOfTime, TrainingDiverged):
+        return None
+
+
+def search(
+    who: str, prepared: Prepared, task: ImageTask, clock: Clock
+) -> tuple[ImageClassifier | None, int]:
+    """Draw trials until the time is over; return the best on val, and their number."""
+    ctx, backbone = prepared.ctx, prepared.backbone
+    names = SEARCHED if who == "random" else ("full_fine_tune",)
+    studies = {name: _study(who, ctx.seed) for name in names}
+    rng = np.random.default_rng(ctx.seed)
     best: tuple[float, ImageClassifier] | None = None
     n_trials = 0
     while clock.left_s() > 0:
         name = str(rng.choice(names))
-        found = fit_trial(studies[name], name, task.hide_test(), backbone, ctx, clock)
+        found = fit_trial(studies[name], name, task, backbone, ctx, clock)
         n_trials += 1
         if found is not None and (best is None or found[0] > best[0]):
             best = found
-    if best is None:
-        return {"accuracy": None, "n_test": len(test), "best": None, "trials": n_trials}
-    classifier = with_val(best[1], task, backbone, ctx, clock)
-    return {
-        "accuracy": evaluate(classifier, test).accuracy.mid,
-        "n_test": len(test),
-        "best": classifier.strategy,
-        "trials": n_trials,
-    }
+    return (best[1] if best else None), n_trials
 
 
 def fit_trial(
@@ -221,7 +228,7 @@ def with_val(
         return best
     own = replace(ctx, deadline_s=clock.search_ends_s())
     try:
-        everything = task.hide_test().with_val_in_train()
+        everything = task.with_val_in_train()
         return strategy(**best.hyperparameters).fit(everything, backbone, own)
     except OutOfTime:
         return best
@@ -264,12 +271,6 @@ def _study(who: str, seed: int) -> optuna.Study:
         sampler = optuna.samplers.TPESampler(seed=seed)
         pruner = optuna.pruners.MedianPruner()
     return optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
-
-
-def _shared(cell: dict[str, Any], folder: Path) -> list[str]:
-    values = {"--seed": cell["seed"], "--input-px": cell["input_px"]}
-    values |= {"--cache-dir": folder / "cache"}
-    return [str(v) for pair in values.items() for v in pair]
 
 
 def _arguments() -> argparse.Namespace:
