@@ -225,9 +225,10 @@ def _session(
     search = _search(
         folder, settings, prepared, advice, deadline_s, storage, COORDINATOR, interrupt, on_event
     )
+    helpers = [] if was_judging else others  # then nothing is left to help with
     with (
         interrupt.watching(),
-        workers_on(folder.path, others, storage, options.on_note),
+        workers_on(folder.path, helpers, storage, options.on_note),
     ):
         with folder.claiming():
             best = folder.best()
