@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test browser check bench docs clean
+.PHONY: demo test postgres browser check bench docs clean
 
 demo: $(VENV)/.run
 	$(BIN)/tl-advise --demo
@@ -11,6 +11,10 @@ demo: $(VENV)/.run
 
 test: $(VENV)/.dev
 	$(BIN)/pytest
+
+# A server is started from Debian's postgresql (or any initdb on the PATH); without one the test is skipped and says so.
+postgres: $(VENV)/.dev
+	$(BIN)/pytest -m postgres
 
 # axe-core looks for what hinders people; without npm its test is skipped and says so.
 browser: $(VENV)/.dev

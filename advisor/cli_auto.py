@@ -37,6 +37,7 @@ from advisor.cli_shared import (
     data_folder,
     errors,
     fail,
+    note,
     options_of,
     parse_duration_s,
     print_json,
@@ -84,6 +85,10 @@ def run_command(
         bool,
         typer.Option(help="Spend a tenth of the time on a control without pretrained weights."),
     ] = True,
+    devices: Annotated[
+        str | None,
+        typer.Option(help="A worker on each: all GPUs, or names with commas: cuda:0,cuda:2."),
+    ] = None,
     tensorboard: WithBoard = False,
     backbone: BackboneName = "auto",
     input_px: InputPx = None,
@@ -121,6 +126,7 @@ def run_command(
             storage=storage,
             heartbeat_s=heartbeat_s,
             control=control,
+            devices=devices,
             on_event=on_event,
         )
     _print_outcome(outcome, as_json, quiet)
@@ -151,18 +157,32 @@ def resume_command(
         if limit_s is not None:
             limit_s -= time.monotonic() - STARTED_S
         outcome = resume(
-            run, time_s=limit_s, storage=storage, on_progress=on_progress, on_event=on_event
+            run,
+            time_s=limit_s,
+            storage=storage,
+            on_progress=on_progress,
+            on_note=note,
+            on_event=on_event,
         )
     _print_outcome(outcome, as_json, quiet)
 
 
 @auto_app.command("worker")
-def worker_command(run: Run, storage: Storage = None, quiet: Quiet = False) -> None:
+def worker_command(
+    run: Run,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda:N or mps; default: as the run.")
+    ] = None,
+    storage: Storage = None,
+    quiet: Quiet = False,
+) -> None:
     """Help a run that is going on: from this machine, or another that sees data and folder."""
     with watching(run, quiet, False) as (on_progress, on_event), run_errors(run):
         from advisor.session import join
 
-        helped = join(run, storage=storage, on_progress=on_progress, on_event=on_event)
+        helped = join(
+            run, device=device, storage=storage, on_progress=on_progress, on_event=on_event
+        )
     if not helped:
         stderr.print(f"{run} is not searching any more; nothing was left to help with.")
 

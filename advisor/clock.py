@@ -21,17 +21,14 @@ class Clock:
         Pictures that are judged once at the end, and once a trial.
     s_per_image
         Seconds to judge one picture, as seen lately.
-    refit_s
-        Seconds of the last fit, if there is to be one.
     after_s
-        Seconds of what comes after the search, apart from that: the control, the page.
+        Seconds of what comes after the search, apart from judging: the control, the page.
     """
 
     deadline_s: float
     n_test: int
     n_val: int
     s_per_image: float
-    refit_s: float = 0.0
     after_s: float = 0.0
 
     def saw(self, n: int, seconds: float) -> None:
@@ -41,7 +38,7 @@ class Clock:
     def search_ends_s(self) -> float:
         """Return the ``time.monotonic()`` at which the last trial must be over."""
         judging = FACTOR * self.n_test * self.s_per_image
-        return self.deadline_s - SPARE_S - self.after_s - judging - FACTOR * self.refit_s
+        return self.deadline_s - SPARE_S - self.after_s - judging
 
     def fit_ends_s(self) -> float:
         """Return the ``time.monotonic()`` at which a trial must turn to being judged on val."""

@@ -221,6 +221,17 @@ class RunFolder:
             folder.mkdir(exist_ok=True)
         return folder / f"trial-{number}"
 
+    def needs_room(self, error: StorageError) -> StorageError:
+        """Return a complaint about storage with what is to be done about it in this run."""
+        return StorageError(_to_go_on(str(error), self.path))
+
+    def clear_checkpoints(self) -> None:
+        """Delete what trials learnt that nobody will go on with, once the search is over."""
+        folder = self.path / "checkpoints"
+        with _writing(folder):
+            if folder.is_dir():
+                shutil.rmtree(folder)
+
     def keep(self, classifier: ImageClassifier, record: TrialRecord, *, refitted: bool) -> None:
         """Make a classifier the best so far, on disk, in one step."""
         target, new = self.path / "classifier", self.path / "classifier.new"
@@ -266,6 +277,14 @@ def read_trial(record: Mapping[str, Any]) -> TrialRecord:
     )
 
 
+def _to_go_on(said: str, run: Path) -> str:
+    """Add to a complaint about storage what is to be done."""
+    return (
+        f"{said.rstrip('.')}. Nothing that was finished is lost; once there is room, go on with "
+        f"tl-auto resume {run}."
+    )
+
+
 def _old(target: Path) -> Path:
     return target.with_name(target.name + ".old")
 
@@ -303,7 +322,7 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(
-            f"{path} cannot be written: {error.strerror or error}. Nothing that was finished is "
-            f"lost; once there is room, go on with tl-auto resume {path.parent}."
-        ) from error
+        said = f"{path} cannot be written: {error.strerror or error}"
+        raise StorageError(_to_go_on(said, path.parent)) from error
+    except StorageError as error:
+        raise StorageError(_to_go_on(str(error), path.parent)) from error

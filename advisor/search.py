@@ -80,7 +80,6 @@ class Search:
                 f"{self.task.root} has no class with three pictures, so none can be set aside to "
                 "select on. Add pictures, or give a folder of them with --val."
             )
-        self._provide_for_refit()
         while not self.interrupt.asked:
             claim, others_at_work = self._claim()
             if claim is not None:
@@ -122,8 +121,8 @@ class Search:
             reason = "interrupted"
         except optuna.TrialPruned:
             pruned, reason = True, "pruned: worse than the median of earlier trials at this point"
-        except StorageError:
-            raise  # no fault of the trial's: it waits until there is room again
+        except StorageError as error:  # no fault of the trial's: it waits until there is room
+            raise self.folder.needs_room(error) from error
         except TransferError as error:
             reason = str(error)
         except (MemoryError, RuntimeError) as error:
@@ -131,7 +130,8 @@ class Search:
         used = classifier.hyperparameters if classifier else claim.trial.params
         seconds = round(time.monotonic() - start, 3)
         record = TrialRecord(claim.number, claim.strategy, dict(used), accuracy, seconds, reason)
-        self._finish(claim, record, classifier, pruned=pruned)
+        last = self._with_val(claim, record)
+        self._finish(claim, record, last or classifier, pruned=pruned, refitted=last is not None)
         checkpoint.unlink(missing_ok=True)
 
     def _fit(self, claim: Claim, checkpoint: Path) -> tuple[ImageClassifier, Interval]:
@@ -150,6 +150,28 @@ class Search:
         accuracy = evaluate(classifier, self.task.val, n_workers=ctx.n_workers).accuracy
         self.clock.saw(len(self.task.val), time.monotonic() - start)
         return classifier, accuracy
+
+    def _with_val(self, claim: Claim, record: TrialRecord) -> ImageClassifier | None:
+        """Fit a probe that leads once more, with val: at once, while its features are at hand.
+
+        None if there is nothing to fit, or less time for it than the probe itself took.
+        """
+        strategy, known = get_strategy(record.strategy), self.folder.best()
+        if strategy.selects_on_val or not self.contest.beats(record, known and known[0]):
+            return None
+        if self.clock.left_s() <= record.seconds:
+            return None
+        everything = self.task.with_val_in_train()
+        ctx = replace(self.ctx, deadline_s=self.clock.search_ends_s())
+        try:
+            with self.trials.alive(claim):
+                return strategy(**record.hyperparameters).fit(everything, self.backbone, ctx)
+        except OutOfTime as error:
+            why = str(error)
+        except (MemoryError, RuntimeError) as error:
+            why = _out_of_memory(error)
+        self.ctx.on_note(f"The {record.strategy} learns from train alone, without val: {why}")
+        return None
 
     def _reporter(self, claim: Claim) -> OnEpoch:
         def hear(epoch: int, val_accuracy: float | None) -> None:
@@ -170,6 +192,7 @@ class Search:
         classifier: ImageClassifier | None,
         *,
         pruned: bool,
+        refitted: bool,
     ) -> None:
         """Keep the classifier if it is the best, then count the trial: in this order.
 
@@ -178,16 +201,10 @@ class Search:
         with self.folder.claiming():
             known = self.folder.best()
             if classifier is not None and self.contest.beats(record, known and known[0]):
-                self.folder.keep(classifier, record, refitted=False)
+                self.folder.keep(classifier, record, refitted=refitted)
             self.trials.tell(claim, record, pruned=pruned)
             self.folder.write_trials(self.trials.standing().done)
         self._tell(claim, "ended", accuracy=record.val_accuracy, reason=record.reason)
-        self._provide_for_refit()
-
-    def _provide_for_refit(self) -> None:
-        best = self.folder.best()
-        is_probe = best is not None and not get_strategy(best[0].strategy).selects_on_val
-        self.clock.refit_s = best[0].seconds if best is not None and is_probe else 0.0
 
     def _tell(self, claim: Claim, kind: Any, **facts: Any) -> None:
         best = self.folder.best()
@@ -212,9 +229,7 @@ class Search:
         self.on_event(event)
 
     def result(self) -> SearchResult:
-        """Return the trials and the best classifier; a probe is fitted once more, with val.
-
-        The probe's features are cached, so that is nearly free.
+        """Return the trials and the best classifier.
 
         Raises
         ------
@@ -227,15 +242,8 @@ class Search:
             why = "; ".join(f"{r.strategy}: {r.reason}" for r in records) or "no time was left"
             raise OutOfTime(f"No trial finished ({why}). Give more --time.")
         best, refitted = found
-        strategy = get_strategy(best.strategy)
-        if refitted or strategy.selects_on_val:
-            classifier = ImageClassifier.load(self.folder.classifier(), self.ctx.device)
-            return SearchResult(records, best, classifier, refitted)
-        last = replace(self.ctx, deadline_s=None)
-        everything = self.task.with_val_in_train()
-        classifier = strategy(**best.hyperparameters).fit(everything, self.backbone, last)
-        self.folder.keep(classifier, best, refitted=True)
-        return SearchResult(records, best, classifier, refitted=True)
+        classifier = ImageClassifier.load(self.folder.classifier(), self.ctx.device)
+        return SearchResult(records, best, classifier, refitted)
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> str:

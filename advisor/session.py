@@ -6,18 +6,15 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from importlib.metadata import version
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+import torch
 
 from advisor.clock import Clock
 from advisor.contest import make_contest
 from advisor.control_fit import CONTROL_SHARE, Control, fit_control, judge_both
+from advisor.devices import devices_of, workers_on
 from advisor.events import OnEvent, ignore
 from advisor.interrupt import Interrupt
 from advisor.options import AUTO, DEFAULTS, Options
@@ -27,6 +24,14 @@ from advisor.report.files import write_run_reports
 from advisor.report.run_json import outcome_record
 from advisor.run_folder import RunFolder
 from advisor.search import Search, SearchResult
+from advisor.settings import (
+    Settings,
+    absolute,
+    options_record,
+    read_settings,
+    versions,
+    without_password,
+)
 from advisor.stored import read_advice
 from advisor.trials import COORDINATOR, Trials
 from advisor.types import Advice, Outcome
@@ -38,47 +43,13 @@ from strategies.core.errors import (
     StorageError,
     TransferError,
 )
-from strategies.core.progress import OnProgress
+from strategies.core.progress import OnNote, OnProgress, ignore_note
 from strategies.core.task import ImageTask
 from strategies.registry import STRATEGIES
 
 HEARTBEAT_S = 10
 PAGE_S = 6.0
 """Seconds for the page of a run: its script, and the map of a thousand pictures."""
-_PATHS = ("val", "test", "cache_dir", "root", "reference")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a run was started: all that a process needs to go on with it or to join it.
-
-    Attributes
-    ----------
-    storage
-        SQLAlchemy's name of a database, without its password; None: ``study.db`` in the folder.
-    prefix
-        What the studies' names begin with there.
-    heartbeat_s
-        How often a process gives a sign of life.
-    control
-        Whether the best trial is compared with a control without pretrained weights.
-    """
-
-    data: str
-    options: Mapping[str, Any]
-    time_s: float
-    max_trials: int | None
-    storage: str | None
-    prefix: str
-    heartbeat_s: int
-    control: bool
-
-    def options_of(self, on_progress: OnProgress | None) -> Options:
-        """Return the options as they were given."""
-        given: dict[str, Any] = {
-            k: Path(v) if k in _PATHS and v else v for k, v in self.options.items()
-        }
-        return Options(**given, on_progress=on_progress)
 
 
 def auto(
@@ -91,6 +62,7 @@ def auto(
     storage: str | None = None,
     heartbeat_s: int = HEARTBEAT_S,
     control: bool = True,
+    devices: str | None = None,
     on_event: OnEvent = ignore,
 ) -> Outcome:
     """Take the advice: tune it within a time limit and leave a classifier in a run folder.
@@ -111,6 +83,9 @@ def auto(
     control
         Whether a tenth of the time goes to a control without pretrained weights, to measure what
         transfer gains.
+    devices
+        "all" GPUs of this machine, or names with commas between them: a worker on each, this
+        process on the first.
     on_event
         Hears of every trial.
 
@@ -123,18 +98,20 @@ def auto(
     """
     deadline_s = time.monotonic() + time_s
     settings = Settings(
-        _absolute(Path(data)),
-        _record(options),
+        absolute(Path(data)),
+        options_record(options),
         time_s,
         max_trials,
-        _without_password(storage),
+        without_password(storage),
         f"{Path(out).name}-{uuid.uuid4().hex[:8]}/" if storage else "",
         heartbeat_s,
         control,
+        devices,
     )
+    _devices(settings, options)
     folder = RunFolder.create(Path(out))
     with folder.locked():
-        folder.begin({**asdict(settings), "versions": _versions()})
+        folder.begin({**asdict(settings), "versions": versions()})
         try:
             return _session(folder, settings, options, deadline_s, storage, on_event)
         except (DataError, BackboneError, NotApplicable):
@@ -149,6 +126,7 @@ def resume(
     time_s: float | None = None,
     storage: str | None = None,
     on_progress: OnProgress | None = None,
+    on_note: OnNote = ignore_note,
     on_event: OnEvent = ignore,
 ) -> Outcome:
     """Go on with a run that was killed: no finished trial is lost, and a started one goes on.
@@ -174,13 +152,14 @@ def resume(
             raise StorageError(f"{run} is finished: its outcome is in outcome.json.")
         settings = read_settings(folder)
         left_s = settings.time_s - folder.used_s() if time_s is None else time_s
-        options = settings.options_of(on_progress)
+        options = settings.options_of(on_progress, on_note)
         return _session(folder, settings, options, start + left_s, storage, on_event)
 
 
 def join(
     run: Path | str,
     *,
+    device: str | None = None,
     storage: str | None = None,
     on_progress: OnProgress | None = None,
     on_event: OnEvent = ignore,
@@ -189,13 +168,20 @@ def join(
 
     The data, the run folder and the database must be the same as there.
 
+    Parameters
+    ----------
+    device
+        Where this process computes; None: as the run does.
+
     Returns
     -------
     Whether the run was still searching when this process was ready.
     """
     folder = RunFolder.open(Path(run))
     settings = read_settings(folder)
-    prepared = prepare(Path(settings.data), settings.options_of(on_progress))
+    options = settings.options_of(on_progress)
+    options = options if device is None else replace(options, device=device)
+    prepared = prepare(Path(settings.data), options)
     _check_split(folder, prepared.task)
     while (state := folder.state()).get("phase", "measuring") == "measuring":
         if time.time() > state.get("ends_at", math.inf):
@@ -217,15 +203,6 @@ def join(
     return True
 
 
-def read_settings(folder: RunFolder) -> Settings:
-    """Return how a run was started."""
-    record = folder.settings()
-    try:
-        return Settings(**{f.name: record[f.name] for f in fields(Settings)})
-    except KeyError as error:
-        raise StorageError(f"{folder.path / 'run.json'} lacks {error}.") from error
-
-
 def _session(
     folder: RunFolder,
     settings: Settings,
@@ -240,14 +217,19 @@ def _session(
     was_judging = folder.state().get("phase") == "judging"
     folder.note("session", ends_at=ends_at, process=os.getpid())
     folder.enter("measuring", ends_at)
-    prepared = prepare(Path(settings.data), options, deadline_s)
+    own, *others = _devices(settings, options)
+    prepared = prepare(Path(settings.data), replace(options, device=own), deadline_s)
     _check_split(folder, prepared.task)
     advice = _advice(folder, prepared)
     interrupt = Interrupt()
     search = _search(
         folder, settings, prepared, advice, deadline_s, storage, COORDINATOR, interrupt, on_event
     )
-    with interrupt.watching():
+    helpers = [] if was_judging else others  # then nothing is left to help with
+    with (
+        interrupt.watching(),
+        workers_on(folder.path, helpers, storage, options.on_note),
+    ):
         with folder.claiming():
             best = folder.best()
             search.trials.mend(own=True, kept=best and best[0])
@@ -277,9 +259,17 @@ def _session(
         folder.write_trials(found.trials)
         folder.write("outcome.json", outcome_record(outcome))
         write_run_reports(outcome, prepared.task.hide_test(), prepared.backbone, prepared.ctx)
+        folder.clear_checkpoints()
         folder.enter("done", ends_at)
         folder.note("done", seconds=outcome.seconds)
     return outcome
+
+
+def _devices(settings: Settings, options: Options) -> tuple[str, ...]:
+    """Return this process's device, and those of its workers."""
+    if settings.devices is not None and options.device != AUTO:
+        raise TransferError("--device and --devices were both given. Leave one of them out.")
+    return devices_of(settings.devices, torch.cuda.device_count()) or (options.device,)
 
 
 def _control(found: SearchResult, prepared: Prepared, seconds: float) -> Control | None:
@@ -367,31 +357,3 @@ def _check_split(folder: RunFolder, task: ImageTask) -> None:
             f"{task.root} is no longer what {folder.path} was started with: pictures, labels or "
             "splits have changed. Start a new run."
         )
-
-
-def _record(options: Options) -> dict[str, Any]:
-    """Return the options as JSON values; paths become absolute."""
-    values = {f.name: getattr(options, f.name) for f in fields(options) if f.compare}
-    return {k: _absolute(v) if isinstance(v, Path) else v for k, v in values.items()}
-
-
-def _absolute(path: Path) -> str:
-    """Return a path that means the same in another working folder."""
-    return str(path.absolute()) if path.exists() else str(path)
-
-
-def _without_password(storage: str | None) -> str | None:
-    """Return a database's name without its password, which does not belong into a file."""
-    if storage is None:
-        return None
-    try:
-        url = make_url(storage)
-    except ArgumentError as error:
-        raise TransferError(
-            f"--storage {storage!r} names no database. Give postgresql://user@host/database."
-        ) from error
-    return url.set(password=None).render_as_string()
-
-
-def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("tl-advisor", "torch", "timm", "optuna")}

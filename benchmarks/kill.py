@@ -1,6 +1,9 @@
 """Kill -9 a run at random moments, resume it, and compare with the run that was left alone.
 
 The number of trials is the limit, so the same seed must lead to the same trials and the same best.
+A first run fills the cache; the second, with the cache full as in every run that is killed, is the
+one that the others are compared with. Moments are drawn from its seconds, from the first sign of a
+run in its folder to its end.
 Prints one JSON line a kill and a summary; ends with 1 if anything differs. Example::
 
     python benchmarks/kill.py FOLDER --kills 20 --trials 4 --input-px 64
@@ -24,6 +27,14 @@ def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
     """Start tl-auto with its output in a file."""
     with log.open("ab") as file:
         return subprocess.Popen([*COMMAND, *arguments], stdout=file, stderr=file)
+
+
+def begin(arguments: list[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
+    """Start a run, and wait until there is one: before that, nothing can be lost."""
+    process = start(arguments, log)
+    while not (folder / "run.json").exists() and process.poll() is None:
+        time.sleep(0.02)
+    return process
 
 
 def trials_of(run: Path) -> list[dict[str, Any]]:
@@ -54,25 +65,25 @@ def main() -> int:
         flat = [str(v) for pair in values.items() for v in pair]
         return ["run", str(given.data), "--quiet", *flat]
 
-    begun = time.monotonic()
-    assert start(run_arguments(given.out / "alone"), log).wait() == 0
-    whole_s = time.monotonic() - begun
+    for name in ("warm", "alone"):
+        process = begin(run_arguments(given.out / name), given.out / name, log)
+        begun = time.monotonic()
+        if process.wait():
+            raise SystemExit(f"The run that nobody kills failed:\n{log.read_text()[-1000:]}")
+        whole_s = time.monotonic() - begun
     expected = trials_of(given.out / "alone")
     best = json.loads((given.out / "alone/outcome.json").read_text())["best"]
     rng = random.Random(given.seed)
     n_bad = 0
     for number in range(given.kills):
         folder = given.out / f"killed-{number}"
-        process = start(run_arguments(folder), log)
+        process = begin(run_arguments(folder), folder, log)
         moment_s = rng.uniform(0.0, whole_s)
         try:
             process.wait(moment_s)
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
-        if not (folder / "run.json").exists():
-            print(json.dumps({"kill": number, "moment_s": round(moment_s, 2), "begun": False}))
-            continue
         kept = trials_of(folder)
         phase = "before the search"
         if (folder / "state.json").exists():

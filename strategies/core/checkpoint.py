@@ -95,7 +95,7 @@ def identity_of(task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunCon
     """Name a training by everything that decides what it computes, the deadline left out."""
     parts = (
         [_FORMAT, torch.__version__, asdict(recipe), asdict(backbone), task.classes],
-        [ctx.seed, str(ctx.device), str(ctx.precision)],
+        [ctx.seed, ctx.device.type, str(ctx.precision)],
         [[(p.digest, p.label) for p in split] for split in (task.train, task.val)],
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import make_network, scale_scores, set_head
 from strategies.core.features import extract_features
@@ -12,6 +14,8 @@ from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, groups_of, labels_of
 from strategies.core.training import ROUNDS, scores_of, train
 
+TEMPERATURE_SPREAD = float(np.log(2))
+"""A trained network's temperature is a half to two, two times in three, before val is seen."""
 PASSES_PER_STEP = 3.0
 """A trained image costs its forward pass and a backward pass of about twice that."""
 
@@ -69,10 +73,14 @@ def fine_tune(
 
 
 def calibrate(network: Network, task: ImageTask, backbone: Backbone, ctx: RunContext) -> None:
-    """Scale a trained network's scores by the temperature that fits val; none without val."""
+    """Scale a trained network's scores by the temperature that fits val; none without val.
+
+    A few val pictures move it little from 1, many move it freely (`TEMPERATURE_SPREAD`).
+    """
     if not task.val:
         return
-    found, _ = temperature(scores_of(network, task.val, backbone, ctx), labels_of(task.val))
+    scores = scores_of(network, task.val, backbone, ctx)
+    found, _ = temperature(scores, labels_of(task.val), spread=TEMPERATURE_SPREAD)
     scale_scores(network, 1 / found)
 
 

@@ -207,7 +207,11 @@ def row_weights(labels: Labels, class_weight: ClassWeight) -> NDArray[np.float32
 
 
 def temperature(
-    scores: Scores, labels: Labels, counts: NDArray[np.float32] | None = None
+    scores: Scores,
+    labels: Labels,
+    counts: NDArray[np.float32] | None = None,
+    *,
+    spread: float = np.inf,
 ) -> tuple[float, float]:
     """Return the temperature that calibrates out-of-fold scores best, and its log-loss.
 
@@ -218,24 +222,35 @@ def temperature(
     ----------
     counts
         What every picture counts, (n,); None: all alike.
+    spread
+        Standard deviation of the temperature's logarithm around 0 (a Gaussian prior), where the
+        scores are known to be nearly calibrated before; infinite: nothing is known.
 
     References
     ----------
     C. Guo et al., On calibration of modern neural networks, ICML 2017. J. Platt, Probabilistic
     outputs for support vector machines, 1999.
     """
-    return _best_temperature(scores, labels, counts, 1 / (len(labels) + 2))
+    n = len(labels)
+    return _best_temperature(scores, labels, counts, 1 / (n + 2), 1 / (2 * n * spread**2))
 
 
 def _best_temperature(
-    scores: Scores, labels: Labels, counts: NDArray[np.float32] | None, doubt: float
+    scores: Scores,
+    labels: Labels,
+    counts: NDArray[np.float32] | None,
+    doubt: float,
+    pull: float = 0.0,
 ) -> tuple[float, float]:
-    """Return the temperature, and its log-loss, if `doubt` of all labels may be any class."""
+    """Return the temperature, and its log-loss, if `doubt` of all labels may be any class.
+
+    A logarithm of the temperature costs `pull` times its square.
+    """
     spread = float(np.average(scores.mean(axis=1) - _own(scores, labels), weights=counts))
 
     def loss(log_t: float) -> float:
         t = float(np.exp(log_t))
-        return log_loss(scores / t, labels, counts) - doubt * spread / t
+        return log_loss(scores / t, labels, counts) - doubt * spread / t + pull * log_t**2
 
     found = minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded")
     t = float(np.exp(found.x))

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import timm
 
 from advisor.pipeline import DEFAULTS, advise
 from advisor.types import Advice
@@ -50,3 +51,11 @@ def make_runner(
 @pytest.fixture
 def run(make_runner: Callable[[Path], Runner], tmp_path: Path, short_trainings: None) -> Runner:
     return make_runner(tmp_path / "run")
+
+
+@pytest.fixture
+def small_network(tmp_path: Path) -> str:
+    """The name of a network that trains in seconds, with random weights, in timm's format."""
+    net = timm.create_model("test_resnet", pretrained=False)
+    timm.models.save_for_hf(net, str(tmp_path / "network"), safe_serialization=True)
+    return f"local-dir:{tmp_path / 'network'}"

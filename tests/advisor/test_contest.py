@@ -152,5 +152,3 @@ def test_a_clock_provides_for_judging_before_it_hands_out_time() -> None:
     assert clock.fit_ends_s() < before < 1000.0 - 1.0
     clock.saw(10, 1.0)
     assert clock.search_ends_s() < before - 5
-    clock.refit_s = 3.0
-    assert clock.search_ends_s() < before - 8

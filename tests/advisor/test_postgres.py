@@ -20,6 +20,7 @@ from optuna.trial import TrialState
 pytestmark = pytest.mark.postgres
 COMMAND = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()"]
 PATIENCE_S = 900
+N_TRIALS = 5
 
 
 class Server:
@@ -63,7 +64,10 @@ def server() -> Iterator[Server]:
     known = [Path(found).resolve().parent] if found else []
     known += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     if not known:
-        pytest.skip("there is no PostgreSQL server here: initdb is not to be found")
+        pytest.skip(
+            "there is no PostgreSQL server here: initdb is neither on the PATH nor below "
+            "/usr/lib/postgresql (Debian: apt install postgresql)"
+        )
     with tempfile.TemporaryDirectory() as name:
         server = Server(known[0], Path(name))
         try:
@@ -82,28 +86,29 @@ def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes]) -> Any:
 
 
 def under_way(run: Path, owner_ends_with: str) -> int | None:
-    """The number of a trial that a process has begun and not ended."""
+    """The number of a trial that a process is in the midst of."""
     path = run / "metrics.jsonl"
     begun = None
     for line in path.read_text().splitlines() if path.exists() else ():
         event = json.loads(line)
         if str(event.get("owner", "")).endswith(owner_ends_with):
-            begun = event["number"] if event["event"] != "trial ended" else None
+            begun = event["number"] if event["event"] == "trial round" else None
     return begun
 
 
 def test_three_processes_finish_a_run_though_one_is_killed_and_the_server_restarts(
-    server: Server, make_folder: Callable[..., Path], tmp_path: Path
+    server: Server, small_network: str, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     data, run = make_folder("data", 12), tmp_path / "run"
     log = (tmp_path / "log").open("wb")
     shared = {"stdout": log, "stderr": log}
-    limits = ["--trials", "4", "--time", "30m", "--heartbeat", "1", "--seed", "0"]
-    options = ["--strategy", "partial_fine_tune", "--input-px", "32"]
+    limits = ["--trials", str(N_TRIALS), "--time", "30m", "--heartbeat", "1", "--no-control"]
+    options = ["--strategy", "full_fine_tune", "--backbone", small_network, "--input-px", "32"]
+    options += ["--pilot", "off"]
     options += ["--cache-dir", str(tmp_path / "cache"), "--storage", server.url]
     arguments = ["run", str(data), "--out", str(run), *limits, *options]
     coordinator = subprocess.Popen([*COMMAND, *arguments], **shared)
-    wait_for(lambda: (run / "advice.json").exists(), coordinator)
+    wait_for(lambda: (run / "run.json").exists(), coordinator)
     workers = [subprocess.Popen([*COMMAND, "worker", str(run)], **shared) for _ in range(2)]
     victim = workers[0]
     killed = wait_for(lambda: under_way(run, f"-{victim.pid}"), coordinator)
@@ -114,13 +119,13 @@ def test_three_processes_finish_a_run_though_one_is_killed_and_the_server_restar
     assert workers[1].wait(PATIENCE_S) == 0, (tmp_path / "log").read_text()[-2000:]
 
     lines = [json.loads(x) for x in (run / "trials.jsonl").read_text().splitlines()]
-    assert [t["number"] for t in lines] == list(range(4))
+    assert [t["number"] for t in lines] == list(range(N_TRIALS))
     assert lines[killed]["val_accuracy"] is not None or lines[killed]["reason"].startswith("prun")
     prefix = json.loads((run / "run.json").read_text())["prefix"]
     storage = optuna.storages.RDBStorage(server.url)
-    study = optuna.load_study(study_name=f"{prefix}partial_fine_tune", storage=storage)
+    study = optuna.load_study(study_name=f"{prefix}full_fine_tune", storage=storage)
     ended = [t for t in study.trials if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    assert sorted(t.user_attrs["number"] for t in ended) == list(range(4))
+    assert sorted(t.user_attrs["number"] for t in ended) == list(range(N_TRIALS))
     assert [t.user_attrs["number"] for t in study.trials if t not in ended] == [killed]
     assert len({t.user_attrs["owner"] for t in study.trials}) == 3
     storage.remove_session()

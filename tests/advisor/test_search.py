@@ -1,15 +1,18 @@
 """The search: floor first, records without holes, the best one kept on disk."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
 import optuna
 import pytest
 
+from advisor.events import Event
 from advisor.types import TrialRecord
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError, OutOfTime, TrainingDiverged
+from strategies.core.metrics import Interval
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
 from strategies.core.training import ROUNDS
@@ -91,6 +94,22 @@ def test_a_winning_probe_is_fitted_once_more_with_val(run: Runner) -> None:
     )
 
 
+def test_a_probe_learns_from_val_at_once_so_that_no_time_need_be_set_aside(run: Runner) -> None:
+    run.deadline_s = time.monotonic() + 3600
+    search = run.prepare(max_trials=1)
+    before = search.clock.search_ends_s()
+    claim, _ = search._claim()
+    assert claim is not None
+    search._run_trial(claim)
+    best = run.folder.best()
+    assert best is not None
+    assert best[1]
+    assert search.clock.search_ends_s() == before
+    longest = replace(best[0], number=1, seconds=4000.0, val_accuracy=Interval(1.0, 1.0, 1.0))
+    assert search._with_val(claim, replace(longest, strategy="full_fine_tune")) is None
+    assert search._with_val(claim, longest) is None
+
+
 def test_no_time_is_out_of_time(run: Runner) -> None:
     run.deadline_s = 0.0
     with pytest.raises(OutOfTime, match="--time"):
@@ -132,3 +151,26 @@ def test_a_training_that_is_worse_than_the_median_is_pruned(
     assert list(pruned.intermediate_values) == [1, 2, 3]
     kinds = [(e.kind, e.step) for e in run.events if e.number == 3]
     assert kinds == [("begun", 0), ("round", 1), ("round", 2), ("round", 3), ("ended", 0)]
+
+
+def test_a_hopeless_training_is_really_stopped_and_leaves_nothing_behind(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter([1e-5, 1e-5, 1.0])
+    seen: list[bool] = []
+
+    def suggest(*args: object) -> FullFineTune:
+        return FullFineTune(lr=next(rates), blend=1.0, steps=ROUNDS)
+
+    def hear(event: Event) -> None:
+        seen.append((run.folder.path / "checkpoints" / "trial-2").exists())
+
+    monkeypatch.setattr(FullFineTune, "suggest", suggest)
+    search = replace(run.prepare(max_trials=3, only="full_fine_tune"), on_event=hear)
+    search.run()
+    good, also_good, hopeless = search.result().trials
+    assert score(good) == score(also_good) > 0.6
+    assert hopeless.val_accuracy is None
+    assert "pruned" in str(hopeless.reason)
+    assert any(seen)
+    assert not list((run.folder.path / "checkpoints").iterdir())

@@ -391,6 +391,41 @@ def test_a_few_pictures_that_are_all_right_do_not_make_certain() -> None:
     assert softmax(scores / many, axis=1).max() > 0.995
 
 
+def few_judged(n: int, true: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Scores whose temperature is known, and labels drawn from them."""
+    logits = rng.normal(size=(n, 4)) * 2
+    return logits * true, (logits + rng.gumbel(size=logits.shape)).argmax(1)
+
+
+def test_a_known_spread_keeps_temperatures_of_few_pictures_near_1_and_those_of_many_free() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 3, 10, 100):
+        free, kept = (
+            np.log(temperature(*few_judged(n, 3.0, np.random.default_rng(n)), spread=spread)[0])
+            for spread in (np.inf, 0.5)
+        )
+        assert 0 <= kept / free <= 1
+    assert abs(np.log(temperature(*few_judged(1, 3.0, rng), spread=0.5)[0])) < 0.5
+    assert temperature(*few_judged(20_000, 3.0, rng), spread=0.5)[0] == pytest.approx(3, rel=0.05)
+
+
+def test_on_a_few_pictures_a_known_spread_calibrates_others_better() -> None:
+    rng = np.random.default_rng(0)
+    gains = []
+    for _ in range(100):
+        true = float(
+            np.exp(rng.normal(0.3, np.log(2)))
+        )  # networks are too sure more often than not
+        scores, labels = few_judged(6, true, rng)
+        others, truth = few_judged(500, true, rng)
+        free, kept = (
+            log_loss(others / temperature(scores, labels, spread=spread)[0], truth)
+            for spread in (np.inf, np.log(2))
+        )
+        gains.append(free - kept)
+    assert np.mean(gains) > 2 * np.std(gains) / np.sqrt(len(gains))
+
+
 def test_another_setting_must_be_better_beyond_doubt_to_be_chosen() -> None:
     n = 100
     first = np.arange(n) < 60

@@ -1,0 +1,292 @@
+"""``tl-auto run`` against simpler ways to spend the same wall-clock time on the same pictures.
+
+    python benchmarks/tuning.py --seconds 300 --peers PEERS/bin/python
+
+A cell is a set, a number of pictures a class (train and val together, a fifth of them val) and a
+seed. In every cell each rival gets `--seconds` for everything from the start of its process to its
+judgement on test, the same backbone and input size, the same split, and nothing cached:
+
+run       ``tl-auto run --no-control``, its advice, page and reserves included
+advice    what ``tl-advise`` would say, fitted once with the advised hyperparameters
+random    random search over strategies (all but from scratch) and their hyperparameters
+optuna    Optuna's TPE and median pruner over full fine-tuning alone
+fastai    ``fine_tune`` of fastai for as many epochs as fit (`peer_training.py`; `--seconds` of
+          training alone: its imports and judging are free), in an environment of its own:
+          ``pip install torch torchvision timm``, then ``pip install fastai``
+
+`random` and `optuna` keep the trial that is best on val and fit a probe once more with val, as we
+do. AutoGluon would be run in an environment of its own too: ``pip install autogluon.multimodal``,
+then ``MultiModalPredictor(label="label").fit(frame, tuning_data=val, time_limit=SECONDS,
+hyperparameters={"model.timm_image.checkpoint_name": WEIGHTS})`` on frames of paths and labels.
+
+One JSON line a fit, appended as it is done; what stands in the file already is not run again.
+Ends with the mean accuracies and the differences to `run`, paired by cell, with 95% intervals.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from peers import read_rows, run_training
+from run_suite import subsample
+from scipy.stats import t as student
+
+from advisor.clock import Clock
+from advisor.options import Options
+from advisor.pipeline import Prepared, advise_on, prepare
+from strategies.core.backbone import Backbone, load_backbone
+from strategies.core.classifier import ImageClassifier, evaluate
+from strategies.core.errors import OutOfTime, TrainingDiverged
+from strategies.core.run import RunContext
+from strategies.core.task import ImageTask, load_task
+from strategies.registry import STRATEGIES, get_strategy
+
+STARTED_S = time.monotonic()
+SETS = ("hymenoptera", "flowers5", "sign_digits", "neu_surface", "dtd10")
+WHO = ("run", "advice", "random", "optuna", "fastai")
+SEARCHED = tuple(name for name in STRATEGIES if name != "from_scratch")
+AUTO = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()"]
+
+
+def main() -> None:
+    """Run what is missing, and sum up."""
+    args = _arguments()
+    if args.one:
+        print(json.dumps(answer(json.loads(args.one.read_text()))))
+        return
+    backbone = load_backbone(input_px=args.input_px)
+    rows = read_rows(args.out)
+    for seed in args.seeds:
+        for n in args.n_per_class:
+            for name in args.sets:
+                cell = {"set": name, "n_per_class": n, "seed": seed, "limit_s": args.seconds}
+                cell["input_px"] = args.input_px
+                known = {r["who"] for r in rows if cell.items() <= r.items()}
+                todo = [who for who in args.who if who not in known]
+                task = subsample(load_task(args.data_root / name), n, seed) if todo else None
+                for who in todo:
+                    row = cell | {"who": who} | compete(who, task, backbone, cell, args.peers)
+                    rows.append(row)
+                    with args.out.open("a") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(json.dumps(row), flush=True)
+    sum_up([r for r in rows if r["limit_s"] == args.seconds])
+
+
+def compete(
+    who: str, task: ImageTask, backbone: Backbone, cell: dict[str, Any], peers: Path
+) -> dict[str, Any]:
+    """Let one rival have its time on a cell."""
+    begun = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="tuning-") as name:
+        folder = Path(name)
+        if who == "fastai":
+            row = run_training(who, task, backbone, cell["seed"], cell["limit_s"], peers)
+        else:
+            manifest = write_manifest(task, folder / "pictures.csv")
+            if who == "run":
+                row = run_auto(manifest, cell, folder)
+            else:
+                row = run_alone(who, manifest, cell, folder)
+    sizes = {"n_train": len(task.train), "n_val": len(task.val)}
+    return row | sizes | {"took_s": round(time.monotonic() - begun, 1)}
+
+
+def write_manifest(task: ImageTask, path: Path) -> Path:
+    """Write a task with its split as others can read it."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split"])
+        for split in ("train", "val", "test"):
+            for p in getattr(task, split):
+                writer.writerow([p.path, task.classes[p.label], split])
+    return path
+
+
+def run_auto(manifest: Path, cell: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Call ``tl-auto run`` and read its outcome."""
+    values = {"--out": folder / "run", "--time": f"{cell['limit_s']}s", "--seed": cell["seed"]}
+    values |= {"--input-px": cell["input_px"], "--cache-dir": folder / "cache"}
+    options = [str(v) for pair in values.items() for v in pair]
+    call([*AUTO, "run", str(manifest), "--no-control", "--quiet", *options])
+    outcome = json.loads((folder / "run" / "outcome.json").read_text())
+    lines = (folder / "run" / "trials.jsonl").read_text().splitlines()
+    return {
+        "accuracy": outcome["test"]["accuracy"]["mid"],
+        "n_test": outcome["test"]["n"],
+        "best": outcome["best"]["strategy"],
+        "trials": len(lines),
+    }
+
+
+def run_alone(who: str, manifest: Path, cell: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Let a rival that is written below run in a process of its own: its imports count."""
+    spec = cell | {"who": who, "manifest": str(manifest), "cache": str(folder / "cache")}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    command = [sys.executable, str(Path(__file__)), "--one", str(folder / "spec.json")]
+    found: dict[str, Any] = json.loads(call(command).splitlines()[-1])
+    return found
+
+
+def answer(spec: dict[str, Any]) -> dict[str, Any]:
+    """Find a classifier within the time, and judge it on test."""
+    options = Options(input_px=spec["input_px"], seed=spec["seed"], cache_dir=Path(spec["cache"]))
+    prepared = prepare(Path(spec["manifest"]), options, STARTED_S + spec["limit_s"])
+    task, test = prepared.task.hide_test(), prepared.task.test or ()
+    clock = Clock(STARTED_S + spec["limit_s"], len(test), len(task.val), 0.05)
+    if spec["who"] == "advice":
+        best, n_trials = follow(prepared, task, clock), 1
+    else:
+        best, n_trials = search(spec["who"], prepared, task, clock)
+    row = {"accuracy": None, "n_test": len(test), "best": None, "trials": n_trials}
+    if best is None:
+        return row
+    classifier = with_val(best, task, prepared.backbone, prepared.ctx, clock)
+    accuracy = evaluate(classifier, test).accuracy.mid
+    return row | {"accuracy": accuracy, "best": classifier.strategy}
+
+
+def follow(prepared: Prepared, task: ImageTask, clock: Clock) -> ImageClassifier | None:
+    """Ask for advice and fit it once."""
+    try:
+        advised = advise_on(prepared).recommendations[0]
+        strategy = get_strategy(advised.strategy)(**advised.hyperparameters)
+        ctx = replace(prepared.ctx, deadline_s=clock.fit_ends_s())
+        return strategy.fit(task, prepared.backbone, ctx)
+    except (OutOfTime, TrainingDiverged):
+        return None
+
+
+def search(
+    who: str, prepared: Prepared, task: ImageTask, clock: Clock
+) -> tuple[ImageClassifier | None, int]:
+    """Draw trials until the time is over; return the best on val, and their number."""
+    ctx, backbone = prepared.ctx, prepared.backbone
+    names = SEARCHED if who == "random" else ("full_fine_tune",)
+    studies = {name: _study(who, ctx.seed) for name in names}
+    rng = np.random.default_rng(ctx.seed)
+    best: tuple[float, ImageClassifier] | None = None
+    n_trials = 0
+    while clock.left_s() > 0:
+        name = str(rng.choice(names))
+        found = fit_trial(studies[name], name, task, backbone, ctx, clock)
+        n_trials += 1
+        if found is not None and (best is None or found[0] > best[0]):
+            best = found
+    return (best[1] if best else None), n_trials
+
+
+def fit_trial(
+    study: optuna.Study,
+    name: str,
+    task: ImageTask,
+    backbone: Backbone,
+    ctx: RunContext,
+    clock: Clock,
+) -> tuple[float, ImageClassifier] | None:
+    """Draw one trial and fit it; None if nothing came of it."""
+    trial = study.ask()
+
+    def hear(epoch: int, val_accuracy: float | None) -> None:
+        if val_accuracy is not None:
+            trial.report(val_accuracy, epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+    try:
+        strategy = get_strategy(name).suggest(trial, task, backbone)
+        own = replace(ctx, deadline_s=clock.fit_ends_s(), on_epoch=hear)
+        classifier = strategy.fit(task, backbone, own)
+    except (OutOfTime, TrainingDiverged):
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        return None
+    except optuna.TrialPruned:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        return None
+    begun = time.monotonic()
+    accuracy = evaluate(classifier, task.val).accuracy.mid
+    clock.saw(len(task.val), time.monotonic() - begun)
+    study.tell(trial, accuracy)
+    return accuracy, classifier
+
+
+def with_val(
+    best: ImageClassifier, task: ImageTask, backbone: Backbone, ctx: RunContext, clock: Clock
+) -> ImageClassifier:
+    """Fit a probe once more with val, as far as there is time."""
+    strategy = get_strategy(best.strategy)
+    if strategy.selects_on_val:
+        return best
+    own = replace(ctx, deadline_s=clock.search_ends_s())
+    try:
+        everything = task.with_val_in_train()
+        return strategy(**best.hyperparameters).fit(everything, backbone, own)
+    except OutOfTime:
+        return best
+
+
+def sum_up(rows: list[dict[str, Any]]) -> None:
+    """Print mean accuracies, and how much better `run` is, paired by cell."""
+    by_cell: dict[tuple[Any, ...], dict[str, float]] = {}
+    for r in rows:
+        cell = (r["set"], r["n_per_class"], r["seed"], r["input_px"])
+        by_cell.setdefault(cell, {})[r["who"]] = r["accuracy"] or 0.0  # no classifier at all
+    for who in WHO:
+        pairs = [(c["run"], c[who]) for c in by_cell.values() if "run" in c and who in c]
+        if not pairs:
+            continue
+        ours, theirs = np.array(pairs).T * 100
+        gap = ours - theirs
+        line = f"{who:<8} {theirs.mean():5.1f}% in {len(gap)} cells"
+        if who != "run" and len(gap) > 1:
+            half = student.ppf(0.975, len(gap) - 1) * gap.std(ddof=1) / np.sqrt(len(gap))
+            low, high = gap.mean() - half, gap.mean() + half
+            line += f"; run is {gap.mean():+.1f} points better [{low:+.1f}, {high:+.1f}]"
+        print(line)
+
+
+def call(command: list[str]) -> str:
+    """Return what a command prints; end with what it complains of if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+    return done.stdout
+
+
+def _study(who: str, seed: int) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if who == "random":
+        sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
+        pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+    else:
+        sampler = optuna.samplers.TPESampler(seed=seed)
+        pruner = optuna.pruners.MedianPruner()
+    return optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/tuning.jsonl"))
+    parser.add_argument("--peers", type=Path, default=Path("peers/bin/python"))
+    parser.add_argument("--sets", nargs="*", default=SETS)
+    parser.add_argument("--who", nargs="*", choices=WHO, default=WHO)
+    parser.add_argument("--n-per-class", nargs="*", type=int, default=[20, 100])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--seconds", type=float, default=300.0)
+    parser.add_argument("--input-px", type=int, default=96)
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
