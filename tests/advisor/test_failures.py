@@ -97,11 +97,11 @@ def test_a_disk_that_is_really_full_costs_no_trial(
 ) -> None:
     run = make_runner(small_disk / "run")
     with pytest.raises(StorageError, match=r"No space left on device.*tl-auto resume"):
-        run(max_trials=2, only="layer_svm")
+        run(max_trials=2, only="linear_probe")
     assert run.folder.best() is None
     size = ["mount", "-o", "remount,size=100m", str(small_disk)]
     subprocess.run(size, check=True)
-    found = run.resumed(max_trials=2, only="layer_svm")
+    found = run.resumed(max_trials=2, only="linear_probe")
     assert [r.number for r in found.trials] == [0, 1]
     assert all(r.val_accuracy is not None for r in found.trials)
 
