@@ -40,6 +40,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "advisor.transfer_gain",
         "advisor.pilot",
         "advisor.transfer_checks",
+        "advisor.risk",
+        "advisor.rival",
         "advisor.reasons",
         "advisor.compare",
         "advisor.clock",

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from advisor.priors import Usual
+from advisor.risk import risk_of_harm
 from advisor.similarity import DomainSimilarity, HeadEvidence
-from advisor.transfer_checks import check_transfer, relatedness, risk_of_harm
+from advisor.transfer_checks import Known, check_transfer, relatedness
 from advisor.types import Finding, ProbeResult, Profile
 from strategies.core.metrics import Interval
 from tests.advisor.profiles import curve_of, probe, profile_of, similarity_of
@@ -16,7 +17,7 @@ USUAL = Usual(0.2, 0.15)
 
 
 def findings(profile: Profile) -> tuple[Finding, ...]:
-    return check_transfer(profile, USUAL)
+    return check_transfer(profile, Known(USUAL))
 
 
 def codes(profile: Profile) -> dict[str, str]:
