@@ -7,10 +7,12 @@ from scipy.stats import norm
 
 from advisor.gain import Gain, Z, log_odds, predict_gain
 from advisor.priors import Priors, Usual
-from advisor.types import Profile, TransferRisk
+from advisor.types import ProbeResult, Profile, TransferRisk
 from strategies.core.metrics import Interval
 
 SCRATCH = "from_scratch"
+CLEAR = 0.02
+"""A difference in accuracy that is worth a remark, where it is more than chance."""
 PROBES = ("linear_probe", "layer_svm")
 HOPELESS = 0.25
 """A probe says nothing if it surely gets less than this share of what guessing leaves."""
@@ -57,6 +59,25 @@ def says_nothing(profile: Profile) -> bool:
     accuracy, majority = profile.linear_probe.accuracy, profile.majority_share
     most = majority + HOPELESS * (1 - majority)
     return accuracy.low <= majority and accuracy.high <= most
+
+
+def best_depth(profile: Profile) -> ProbeResult | None:
+    """Return the SVM of an earlier depth that is clearly better than that of the last, if any.
+
+    Then the late features are too special: by more than chance and by more than `CLEAR`, both
+    compared with the same probe.
+    """
+    last = last_depth(profile)
+    svms = [p for p in profile.probes if p.loss == last.loss and p.depth > 0]
+    best = max(svms, key=lambda p: p.accuracy.mid)
+    gap = best.gain_over_penultimate.mid - last.gain_over_penultimate.mid
+    sure = best.gain_over_penultimate.low > last.gain_over_penultimate.mid
+    return best if sure and gap > CLEAR else None
+
+
+def last_depth(profile: Profile) -> ProbeResult:
+    """Return the SVM of the last depth."""
+    return max((p for p in profile.probes if p.loss == "squared_hinge"), key=lambda p: p.depth)
 
 
 def _gain(name: str, profile: Profile, priors: Priors) -> Gain | None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from advisor.compare import compare_backbones
 from advisor.priors import Priors
 from advisor.profile import sample
-from advisor.risk import risk_of_harm, says_nothing, transfer_risks
+from advisor.risk import best_depth, says_nothing
 from advisor.types import Profile, Rival
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.catalogue import DEFAULT_BACKBONE
@@ -15,18 +15,16 @@ from strategies.core.task import ImageTask
 
 COMPARED = 500
 """On at most about this many pictures: a harmful backbone loses by more than these can hide."""
-DOUBT = 0.2
-"""From this chance of harm on, the backbone is in doubt."""
 
 
 def in_doubt(profile: Profile, priors: Priors) -> bool:
-    """Whether the pretrained weights may do harm, to the features or to a probe on them."""
-    gain = profile.transfer_gain
-    if says_nothing(profile):
-        return True
-    if gain is not None and risk_of_harm(gain, priors.evidence["control"]) >= DOUBT:
-        return True
-    return any(risk.probability >= DOUBT for risk in transfer_risks(profile, priors))
+    """Whether the pretrained weights bring less than is usual, or the last of them do harm.
+
+    Doubt is no warning, so it comes early: what is warned of is another backbone's clear lead.
+    """
+    gain, usual = profile.transfer_gain, priors.evidence["control"].mean
+    little = gain is not None and (gain.low <= 0 or gain.mid < usual)
+    return little or says_nothing(profile) or best_depth(profile) is not None
 
 
 def with_rival(

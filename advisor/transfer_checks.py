@@ -5,16 +5,21 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from advisor.priors import Usual
-from advisor.risk import PROBES, risk_of_harm, says_nothing
-from advisor.types import Finding, ProbeResult, Profile, TransferRisk
+from advisor.risk import (
+    CLEAR,
+    PROBES,
+    best_depth,
+    last_depth,
+    risk_of_harm,
+    says_nothing,
+)
+from advisor.types import Finding, Profile, TransferRisk
 from strategies.core.metrics import Interval
 
 HARM = 0.4
 """From this probability on, negative transfer is warned of."""
 NARROW = 0.05
 """A gain is as good as none if its interval contains 0 and ends below this."""
-CLEAR = 0.02
-"""Late features count as too special if middle ones are better by more than this."""
 UNRELATED = 0.15
 """Below this share of the labels' entropy the old head says nothing of them."""
 FOREIGN_NATS, TYPICAL = 0.2, 0.5
@@ -109,11 +114,8 @@ def _instead(profile: Profile) -> str | None:
 
 
 def _late_features_are_too_special(profile: Profile, _: Known) -> Iterator[Finding]:
-    svms = [p for p in profile.probes if p.loss == "squared_hinge" and p.depth > 0]
-    if not svms:
-        return
-    last, best = svms[-1], max(svms, key=lambda p: p.accuracy.mid)
-    if best.depth == last.depth or not _clearly_better(best, last):
+    best, last = best_depth(profile), last_depth(profile)
+    if best is None:
         return
     yield Finding(
         "TL203",
@@ -124,12 +126,6 @@ def _late_features_are_too_special(profile: Profile, _: Known) -> Iterator[Findi
         f"Use layer_svm at depth {best.depth}, or train the stages behind it "
         f"(partial_fine_tune with frozen_stages {best.depth}).",
     )
-
-
-def _clearly_better(best: ProbeResult, last: ProbeResult) -> bool:
-    """Whether a depth beats the last by more than chance, both compared with the same probe."""
-    gap = best.gain_over_penultimate.mid - last.gain_over_penultimate.mid
-    return best.gain_over_penultimate.low > last.gain_over_penultimate.mid and gap > CLEAR
 
 
 def relatedness(profile: Profile) -> float | None:
@@ -256,7 +252,7 @@ def _backbone_is_harmful(profile: Profile, _: Known) -> Iterator[Finding]:
     yield Finding(
         "TL209",
         "issue",
-        f"the backbone is the cause: {rival.name} does better",
+        f"the backbone is a likely cause: {rival.name} does better",
         f"A linear probe on {rival.name} reaches {rival.accuracy.percent()} on the same "
         f"pictures, {_points(rival.lead)} against {profile.backbone}.",
         f"Use it: --backbone {rival.name}.",

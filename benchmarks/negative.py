@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument("--cache-dir", type=Path, default=Path(tempfile.gettempdir()) / "negative")
     parser.add_argument("--input-px", type=int, default=96)
     parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--lr", type=float, default=0.03)
+    parser.add_argument("--lr", type=float, default=0.005)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=ROWS)
     args = parser.parse_args()

@@ -42,6 +42,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "advisor.transfer_checks",
         "advisor.risk",
         "advisor.rival",
+        "advisor.remedies",
         "advisor.reasons",
         "advisor.compare",
         "advisor.clock",

@@ -12,16 +12,20 @@ from strategies.core.backbone import Backbone
 from strategies.core.metrics import Interval, proportion
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
-from tests.advisor.profiles import priors_by_hand, profile_of
+from tests.advisor.profiles import priors_by_hand, probe, profile_of
 
 PRIORS = priors_by_hand()
 HARMED = profile_of(transfer_gain=Interval(-0.2, -0.1, 0.0))
 FINE = profile_of(transfer_gain=Interval(0.3, 0.4, 0.5))
 
 
-def test_doubt_is_raised_by_useless_features_and_by_random_weights_that_do_as_well() -> None:
+def test_doubt_is_raised_by_features_that_are_useless_too_special_or_little_better_than_random() -> (
+    None
+):
     assert not in_doubt(FINE, PRIORS)
     assert in_doubt(HARMED, PRIORS)
+    special = (*FINE.probes[:2], probe(1, "squared_hinge", 0.95, 0.05), *FINE.probes[3:])
+    assert in_doubt(replace(FINE, probes=special), PRIORS)
     assert in_doubt(replace(FINE, probes=profile_of(linear=0.1, svm=0.1).probes), PRIORS)
 
 
