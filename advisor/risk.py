@@ -61,23 +61,19 @@ def says_nothing(profile: Profile) -> bool:
     return accuracy.low <= majority and accuracy.high <= most
 
 
-def best_depth(profile: Profile) -> ProbeResult | None:
-    """Return the SVM of an earlier depth that is clearly better than that of the last, if any.
+def better_depth(profile: Profile) -> tuple[ProbeResult, ProbeResult] | None:
+    """Return the SVMs of an earlier depth and of the last, if that earlier one is clearly better.
 
-    Then the late features are too special: by more than chance and by more than `CLEAR`, both
+    Then the late features are too special. By more than chance and by more than `CLEAR`, both
     compared with the same probe.
     """
-    last = last_depth(profile)
-    svms = [p for p in profile.probes if p.loss == last.loss and p.depth > 0]
-    best = max(svms, key=lambda p: p.accuracy.mid)
+    svms = [p for p in profile.probes if p.loss == "squared_hinge" and p.depth > 0]
+    if not svms:
+        return None
+    best, last = max(svms, key=lambda p: p.accuracy.mid), max(svms, key=lambda p: p.depth)
     gap = best.gain_over_penultimate.mid - last.gain_over_penultimate.mid
     sure = best.gain_over_penultimate.low > last.gain_over_penultimate.mid
-    return best if sure and gap > CLEAR else None
-
-
-def last_depth(profile: Profile) -> ProbeResult:
-    """Return the SVM of the last depth."""
-    return max((p for p in profile.probes if p.loss == "squared_hinge"), key=lambda p: p.depth)
+    return (best, last) if sure and gap > CLEAR else None
 
 
 def _gain(name: str, profile: Profile, priors: Priors) -> Gain | None:

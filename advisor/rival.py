@@ -5,7 +5,7 @@ from dataclasses import replace
 from advisor.compare import compare_backbones
 from advisor.priors import Priors
 from advisor.profile import sample
-from advisor.risk import best_depth, says_nothing
+from advisor.risk import better_depth, says_nothing
 from advisor.types import Profile, Rival
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.catalogue import DEFAULT_BACKBONE
@@ -24,7 +24,7 @@ def in_doubt(profile: Profile, priors: Priors) -> bool:
     """
     gain, usual = profile.transfer_gain, priors.evidence["control"].mean
     little = gain is not None and (gain.low <= 0 or gain.mid < usual)
-    return little or says_nothing(profile) or best_depth(profile) is not None
+    return little or says_nothing(profile) or better_depth(profile) is not None
 
 
 def with_rival(

@@ -8,8 +8,7 @@ from advisor.priors import Usual
 from advisor.risk import (
     CLEAR,
     PROBES,
-    best_depth,
-    last_depth,
+    better_depth,
     risk_of_harm,
     says_nothing,
 )
@@ -114,9 +113,10 @@ def _instead(profile: Profile) -> str | None:
 
 
 def _late_features_are_too_special(profile: Profile, _: Known) -> Iterator[Finding]:
-    best, last = best_depth(profile), last_depth(profile)
-    if best is None:
+    found = better_depth(profile)
+    if found is None:
         return
+    best, last = found
     yield Finding(
         "TL203",
         "tip",

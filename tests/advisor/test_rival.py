@@ -19,9 +19,7 @@ HARMED = profile_of(transfer_gain=Interval(-0.2, -0.1, 0.0))
 FINE = profile_of(transfer_gain=Interval(0.3, 0.4, 0.5))
 
 
-def test_doubt_is_raised_by_features_that_are_useless_too_special_or_little_better_than_random() -> (
-    None
-):
+def test_doubt_is_raised_by_features_that_are_useless_too_special_or_of_little_gain() -> None:
     assert not in_doubt(FINE, PRIORS)
     assert in_doubt(HARMED, PRIORS)
     special = (*FINE.probes[:2], probe(1, "squared_hinge", 0.95, 0.05), *FINE.probes[3:])
