@@ -11,6 +11,8 @@ from advisor.types import ProbeResult, Profile, TransferRisk
 from strategies.core.metrics import Interval
 
 SCRATCH = "from_scratch"
+FEWEST = 4
+"""With fewer cases of training from scratch in the benchmarks, its chance would be a guess."""
 CLEAR = 0.02
 """A difference in accuracy that is worth a remark, where it is more than chance."""
 PROBES = ("linear_probe", "layer_svm")
@@ -23,12 +25,11 @@ def transfer_risks(profile: Profile, priors: Priors) -> tuple[TransferRisk, ...]
 
     Both are predicted as log-odds gained over the linear probe (`advisor.gain`), and their errors
     are taken for independent, which makes the chance rather too cautious than too sure. Empty
-    where nothing is known of training from scratch, or it does not apply.
+    where too little is known of training from scratch, or it does not apply.
     """
-    if SCRATCH in profile.why_not:
-        return ()
+    known = sum(v.cases for v in priors.variants if v.strategy == SCRATCH)
     scratch = _gain(SCRATCH, profile, priors)
-    if scratch is None:
+    if scratch is None or SCRATCH in profile.why_not or known < FEWEST:
         return ()
     risks = []
     for name in (*PROBES, "partial_fine_tune", "full_fine_tune"):
@@ -92,7 +93,7 @@ def _measured_gain(profile: Profile, priors: Priors) -> Gain:
     svm, probe = profile.layer_svm.accuracy.mid, profile.linear_probe.accuracy.mid
     trust, base = priors.measured["layer_svm"], priors.measured["linear_probe"]
     mean = log_odds(svm, n) + trust.offset - log_odds(probe, n) - base.offset
-    return Gain(mean, math.hypot(trust.sd, base.sd), mean)
+    return Gain(mean, trust.sd, mean)  # the probe's own error is common to both sides
 
 
 def _risk(name: str, own: Gain, scratch: Gain, profile: Profile, priors: Priors) -> TransferRisk:

@@ -68,6 +68,8 @@ def test_a_probe_can_lose_where_fine_tuning_does_not() -> None:
 def test_nothing_is_said_where_nothing_is_known_of_scratch_or_it_does_not_apply() -> None:
     unknown = tuple(v for v in PRIORS.variants if v.strategy != "from_scratch")
     assert transfer_risks(profile_of(), replace(PRIORS, variants=unknown)) == ()
+    hardly = tuple(replace(v, cases=1) for v in PRIORS.variants)
+    assert transfer_risks(profile_of(), replace(PRIORS, variants=hardly)) == ()
     assert transfer_risks(profile_of(why_not={"from_scratch": "no val"}), PRIORS) == ()
     assert "layer_svm" not in chances(profile_of(why_not={"layer_svm": "x"}), PRIORS)
 
