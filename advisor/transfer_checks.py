@@ -81,8 +81,8 @@ def _random_weights_do_as_well(profile: Profile, known: Known) -> Iterator[Findi
         f"{_points(gain)}; the chance that the features harm is {100 * risk:.0f}%. "
         f"Cause: {_cause(profile)}.",
         _instead(profile)
-        or "Do not rely on a probe; training can still gain from the weights, which the control "
-        "of tl-auto run measures. Or compare other backbones (--backbone a,b).",
+        or "Do not rely on a probe. tl-auto run tries fine-tuning with new last stages and "
+        "training from scratch beside it; or compare other backbones (--backbone a,b).",
     )
 
 
@@ -227,8 +227,8 @@ def _scratch_may_win(profile: Profile, known: Known) -> Iterator[Finding]:
     others = ", ".join(f"{r.strategy} {100 * r.probability:.0f}%" for r in spared)
     best = min(spared, key=lambda r: r.probability, default=None)
     action = (
-        "Compare with from_scratch (tl-auto run --strategy from_scratch) before trusting the "
-        "pretrained weights."
+        "Do not trust the pretrained weights yet: tl-auto run lets from_scratch compete, and "
+        "fine-tuning that lets go of them (blend 1, new last stages)."
         if best is None
         else f"Train rather than probe: {best.strategy} starts from the same weights and is "
         "expected to gain by them."
