@@ -15,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-from fit_priors import fit, with_stand_ins
+from fit_priors import fit
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 from sklearn.metrics import roc_auc_score
 
@@ -55,7 +55,7 @@ class Told:
 
 def predict(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Told]:
     """Predict every case by priors without its set."""
-    rows = with_stand_ins([r for r in rows if case_of(r) in profiles], profiles)
+    rows = [r for r in rows if case_of(r) in profiles]
     accuracy = {(case_of(r), r["strategy"]): r["accuracy"] for r in rows if not r["grid"]}
     told = []
     for name in sorted({case[0] for case, strategy in accuracy if strategy == SCRATCH}):
@@ -133,7 +133,7 @@ def report(told: list[Told]) -> str:
 
 def remedied(rows: list[Row], profiles: Mapping[Case, Profile]) -> str:
     """Compare what the warning advises with the best of probe and scratch, where probes lose."""
-    rows = with_stand_ins([r for r in rows if case_of(r) in profiles], profiles)
+    rows = [r for r in rows if case_of(r) in profiles]
     found: dict[Case, dict[str, float]] = {}
     for row in rows:
         if not row["grid"]:
