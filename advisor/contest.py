@@ -2,11 +2,12 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
+from advisor.remedies import remedies, scratch_contends
 from advisor.trials import Standing
 from advisor.types import Advice, Recommendation, TrialRecord
 from strategies.registry import STRATEGIES, get_strategy
@@ -40,6 +41,8 @@ class Contest:
         Over all strategies; None: as many as the time allows.
     shortest_s
         A training is not worth starting with less time than this.
+    remedies
+        Changes to the advised hyperparameters that findings call for, by strategy.
     """
 
     contenders: tuple[Recommendation, ...]
@@ -47,6 +50,7 @@ class Contest:
     probe_trials: int
     max_trials: int | None
     shortest_s: float
+    remedies: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
 
     @property
     def one_picture(self) -> float:
@@ -113,10 +117,11 @@ class Contest:
     ) -> dict[str, Any]:
         """Return the hyperparameters that a strategy's next trial starts with.
 
-        The advice first, then its neighbours; after them none: the sampler draws.
+        The advice first, then remedies, then its neighbours; after them none: the sampler draws.
         """
         advised = next(c for c in self.contenders if c.strategy == strategy)
-        entries = portfolio(advised.hyperparameters, space)
+        called_for = self.remedies.get(strategy, ())
+        entries = portfolio(advised.hyperparameters, space, called_for)
         n = _n_begun(strategy, standing)
         return entries[n] if n < len(entries) else {}
 
@@ -152,29 +157,36 @@ def make_contest(
 
     That is its runner-up and every training whose interval reaches the advised accuracy; if none
     does, the best of them all the same: a prediction may be wrong, and probes use up no time.
+    Where negative transfer is warned of, training from scratch too.
     """
     by_name = {r.strategy: r for r in advice.recommendations}
     if only is not None:
-        return Contest((by_name[only],), n_val, PROBE_TRIALS, max_trials, shortest_s)
+        called_for = remedies(advice.findings)
+        alone = (by_name[only],)
+        return Contest(alone, n_val, PROBE_TRIALS, max_trials, shortest_s, called_for)
     best, *others = advice.recommendations
     may_win = [r for r in others if r.accuracy.high >= best.accuracy.mid]
     ranked = sorted(advice.recommendations, key=lambda r: -r.accuracy.mid)
     trainings = [r for r in ranked if _is_trained(r.strategy) and r.strategy != CONTROL]
     trained = [r for r in trainings if r in may_win or r == best] or trainings[:1]
     names = [FLOOR, *(r.strategy for r in [best, *may_win[:1], *trained])]
+    names += [CONTROL] if scratch_contends(advice.findings) else []
     kept = tuple(by_name[n] for n in dict.fromkeys(names) if n in by_name)
-    return Contest(kept, n_val, 1, max_trials, shortest_s)
+    return Contest(kept, n_val, 1, max_trials, shortest_s, remedies(advice.findings))
 
 
 def portfolio(
-    advised: Mapping[str, Any], space: Mapping[str, BaseDistribution]
+    advised: Mapping[str, Any],
+    space: Mapping[str, BaseDistribution],
+    called_for: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
     """Return where the first trials of a strategy start: the advice, then one change each.
 
-    Learning rates three times as high and as low, and the other BatchNorm policy: what matters
-    most when a pretrained network is trained. Values stay within the search space.
+    What findings call for, learning rates three times as high and as low, and the other BatchNorm
+    policy: what matters most when a pretrained network is trained. Learning rates stay within the
+    search space.
     """
-    entries = [dict(advised)]
+    entries = [dict(advised), *({**advised, **change} for change in called_for)]
     lr = space.get("lr")
     if isinstance(lr, FloatDistribution) and "lr" in advised:
         changed = [min(max(advised["lr"] * f, lr.low), lr.high) for f in (3.0, 1 / 3)]
@@ -182,7 +194,7 @@ def portfolio(
     if "batch_norm" in advised:
         other = "trained" if advised["batch_norm"] == "frozen" else "frozen"
         entries.append({**advised, "batch_norm": other})
-    return entries
+    return [e for i, e in enumerate(entries) if e not in entries[:i]]
 
 
 def was_pruned(record: TrialRecord) -> bool:

@@ -30,7 +30,8 @@ def fit_control(
 ) -> Control | None:
     """Fit what the best trial is compared with: a probe on random weights, or all from scratch.
 
-    None, with a note, where the time did not suffice for a single step.
+    None, with a note, where the best trial owes nothing to pretraining itself, or the time did
+    not suffice for a single step.
 
     Parameters
     ----------
@@ -40,6 +41,9 @@ def fit_control(
         Its deadline bounds the control, which cools down in time: what it reaches in so short a
         time is a lower bound of what could be had without pretraining.
     """
+    if best.strategy == FromScratch.name:
+        ctx.on_note("The best trial was trained from scratch: no transfer is left to measure.")
+        return None
     strategy = get_strategy(best.strategy)
     try:
         if strategy.selects_on_val:

@@ -16,6 +16,8 @@ from advisor.profile import examine, sample
 from advisor.recommend import recommend
 from advisor.reference import build_reference
 from advisor.report.files import write_page
+from advisor.risk import transfer_risks
+from advisor.rival import with_rival
 from advisor.types import Advice, BackboneScore, Choice, Decision, Profile
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.catalogue import CATALOGUE, DEFAULT_BACKBONE
@@ -131,6 +133,7 @@ def _advise(
         profile = _with_pilot(profile, decision, task, backbone, ctx)
         decision = recommend(profile, priors, forced, options.prefer)
     choices = (*choices, *_sample_choice(task, options), *_decision_choices(options, no_pilot))
+    profile = with_rival(profile, task, backbone, priors, ctx)
     findings = check(task, profile, measured)
     ctx.on_progress("findings", 1, 1)
     return Advice(
@@ -148,6 +151,7 @@ def _advise(
         seed=options.seed,
         seconds=round(time.monotonic() - start, 3),
         command=_command(task, backbone, options),
+        risks=transfer_risks(profile, priors),
     )
 
 

@@ -82,3 +82,18 @@ class BackboneScore:
     ms_per_image: float
     gmacs: float
     input_px: int
+
+
+@dataclass(frozen=True)
+class Rival:
+    """Another backbone's linear probe on the same pictures.
+
+    Attributes
+    ----------
+    lead
+        Its accuracy minus that of the backbone in use, paired picture by picture.
+    """
+
+    name: str
+    accuracy: Interval
+    lead: Interval

@@ -17,6 +17,7 @@ from advisor.clock import Clock
 from advisor.contest import Contest
 from advisor.events import Event, OnEvent
 from advisor.interrupt import Interrupt
+from advisor.remedies import prescribed
 from advisor.run_folder import RunFolder
 from advisor.trials import Claim, Trials, report
 from advisor.types import TrialRecord
@@ -135,7 +136,8 @@ class Search:
         checkpoint.unlink(missing_ok=True)
 
     def _fit(self, claim: Claim, checkpoint: Path) -> tuple[ImageClassifier, Interval]:
-        strategy = get_strategy(claim.strategy).suggest(claim.trial, self.task, self.backbone)
+        drawn = get_strategy(claim.strategy).suggest(claim.trial, self.task, self.backbone)
+        strategy = prescribed(drawn, claim.trial)
         refusal = strategy.why_not(self.task, self.backbone)
         if refusal is not None:
             raise TransferError(refusal)

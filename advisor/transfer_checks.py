@@ -1,78 +1,73 @@
-"""TL201 to TL207: whether transfer helps here, where it stops helping, and what to do."""
+"""TL201 to TL209: whether transfer helps here, where it stops helping, and what to do."""
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
-from scipy.stats import norm
-
-from advisor.gain import Z
 from advisor.priors import Usual
-from advisor.types import Finding, ProbeResult, Profile
+from advisor.risk import (
+    CLEAR,
+    PROBES,
+    better_depth,
+    risk_of_harm,
+    says_nothing,
+)
+from advisor.types import Finding, Profile, TransferRisk
 from strategies.core.metrics import Interval
 
 HARM = 0.4
 """From this probability on, negative transfer is warned of."""
 NARROW = 0.05
 """A gain is as good as none if its interval contains 0 and ends below this."""
-HOPELESS = 0.25
-"""A probe says nothing if it surely gets less than this share of what guessing leaves."""
-CLEAR = 0.02
-"""Late features count as too special if middle ones are better by more than this."""
 UNRELATED = 0.15
 """Below this share of the labels' entropy the old head says nothing of them."""
 FOREIGN_NATS, TYPICAL = 0.2, 0.5
 """BatchNorm statistics are foreign above this shift, where the domain is not similar anyway."""
 WORTH = 0.02
 
-Rule = Callable[[Profile, Usual], Iterator[Finding]]
 
+@dataclass(frozen=True)
+class Known:
+    """What is known beside the profile.
 
-def check_transfer(profile: Profile, usual_gain: Usual) -> tuple[Finding, ...]:
-    """Return the findings about transfer, in the order of their codes.
-
-    Parameters
+    Attributes
     ----------
-    usual_gain
+    usual
         What pretrained features usually gain over random ones, in accuracy.
+    risks
+        Of negative transfer, by strategy.
     """
-    return tuple(finding for rule in _RULES for finding in rule(profile, usual_gain))
+
+    usual: Usual
+    risks: tuple[TransferRisk, ...] = ()
 
 
-def risk_of_harm(gain: Interval, usual: Usual) -> float:
-    """Return the probability that pretrained features do worse than random ones, in [0, 1].
-
-    What was measured is weighed against what is usual, so that a few pictures raise no alarm.
-
-    Parameters
-    ----------
-    gain
-        Of pretrained over random features, with its normal interval.
-    """
-    variance = max((gain.high - gain.low) / (2 * Z), 1e-6) ** 2
-    share = usual.sd**2 / (usual.sd**2 + variance)
-    mean = usual.mean + share * (gain.mid - usual.mean)
-    return float(norm.sf(mean / (variance * share) ** 0.5))
+Rule = Callable[[Profile, Known], Iterator[Finding]]
 
 
-def _no_better_than_guessing(profile: Profile, _: Usual) -> Iterator[Finding]:
+def check_transfer(profile: Profile, known: Known) -> tuple[Finding, ...]:
+    """Return the findings about transfer, in the order of their codes."""
+    return tuple(finding for rule in _RULES for finding in rule(profile, known))
+
+
+def _no_better_than_guessing(profile: Profile, _: Known) -> Iterator[Finding]:
     accuracy = profile.linear_probe.accuracy
-    majority = profile.majority_share
-    if accuracy.low <= majority and accuracy.high <= majority + HOPELESS * (1 - majority):
+    if says_nothing(profile):
         yield Finding(
             "TL201",
             "issue",
             "the pretrained features say nothing about these labels",
             f"A linear probe reaches {accuracy.percent()}; always naming the largest class "
             f"reaches {100 * profile.majority_share:.1f}%.",
-            "Check the labels; if they are right, compare with from_scratch.",
+            _instead(profile) or "Check the labels; if they are right, compare with from_scratch.",
         )
 
 
-def _random_weights_do_as_well(profile: Profile, usual: Usual) -> Iterator[Finding]:
+def _random_weights_do_as_well(profile: Profile, known: Known) -> Iterator[Finding]:
     gain = profile.transfer_gain
     if gain is None:
         return
-    risk = risk_of_harm(gain, usual)
+    risk = risk_of_harm(gain, known.usual)
     no_benefit = gain.low <= 0 and gain.high < NARROW
     if risk < HARM and not no_benefit:
         return
@@ -85,29 +80,43 @@ def _random_weights_do_as_well(profile: Profile, usual: Usual) -> Iterator[Findi
         f"Accuracy at the best depth minus that of the same network with random weights: "
         f"{_points(gain)}; the chance that the features harm is {100 * risk:.0f}%. "
         f"Cause: {_cause(profile)}.",
-        "Do not rely on a probe; training can still gain from the weights, which the control of "
-        "tl-auto run measures. Or try another backbone (--backbone a,b compares them).",
+        _instead(profile)
+        or "Do not rely on a probe. tl-auto run tries fine-tuning with new last stages and "
+        "training from scratch beside it; or compare other backbones (--backbone a,b).",
     )
 
 
 def _cause(profile: Profile) -> str:
-    """Name what most likely makes the features useless."""
-    similarity = profile.similarity
+    """Name what most likely makes the features useless; what was measured goes first."""
+    rival, similarity = profile.rival, profile.similarity
+    if rival is not None and rival.lead.low > 0:
+        return (
+            f"the backbone itself, as {rival.name} does better by {_points(rival.lead)} on the "
+            "same pictures"
+        )
     if similarity is not None and similarity.score.high < TYPICAL:
         return f"the domain is too far from ImageNet (similarity {similarity.score.mid:.2f})"
     related = relatedness(profile)
     if related is not None and related < UNRELATED:
         return "the task is unrelated to what the network was trained for"
-    return "the backbone itself, as neither the domain nor the task is far"
+    if rival is not None:
+        return f"not known; it is not this backbone alone, as {rival.name} is not clearly better"
+    return "not known, as neither the domain nor the task is far; perhaps the backbone itself"
 
 
-def _late_features_are_too_special(profile: Profile, _: Usual) -> Iterator[Finding]:
-    svms = [p for p in profile.probes if p.loss == "squared_hinge" and p.depth > 0]
-    if not svms:
+def _instead(profile: Profile) -> str | None:
+    """Say what to use where another backbone was found to be better."""
+    rival = profile.rival
+    if rival is None or rival.lead.low <= 0:
+        return None
+    return f"Use the other backbone: --backbone {rival.name}."
+
+
+def _late_features_are_too_special(profile: Profile, _: Known) -> Iterator[Finding]:
+    found = better_depth(profile)
+    if found is None:
         return
-    last, best = svms[-1], max(svms, key=lambda p: p.accuracy.mid)
-    if best.depth == last.depth or not _clearly_better(best, last):
-        return
+    best, last = found
     yield Finding(
         "TL203",
         "tip",
@@ -117,12 +126,6 @@ def _late_features_are_too_special(profile: Profile, _: Usual) -> Iterator[Findi
         f"Use layer_svm at depth {best.depth}, or train the stages behind it "
         f"(partial_fine_tune with frozen_stages {best.depth}).",
     )
-
-
-def _clearly_better(best: ProbeResult, last: ProbeResult) -> bool:
-    """Whether a depth beats the last by more than chance, both compared with the same probe."""
-    gap = best.gain_over_penultimate.mid - last.gain_over_penultimate.mid
-    return best.gain_over_penultimate.low > last.gain_over_penultimate.mid and gap > CLEAR
 
 
 def relatedness(profile: Profile) -> float | None:
@@ -138,7 +141,7 @@ def relatedness(profile: Profile) -> float | None:
     return 1 + similarity.evidence.leep.mid / entropy if entropy > 0 else None
 
 
-def _unrelated_task(profile: Profile, _: Usual) -> Iterator[Finding]:
+def _unrelated_task(profile: Profile, _: Known) -> Iterator[Finding]:
     related, similarity = relatedness(profile), profile.similarity
     if related is None or similarity is None or related >= UNRELATED:
         return
@@ -152,7 +155,7 @@ def _unrelated_task(profile: Profile, _: Usual) -> Iterator[Finding]:
     )
 
 
-def _foreign_statistics(profile: Profile, _: Usual) -> Iterator[Finding]:
+def _foreign_statistics(profile: Profile, _: Known) -> Iterator[Finding]:
     similarity = profile.similarity
     if similarity is None or similarity.score.high >= TYPICAL:
         return
@@ -168,11 +171,12 @@ def _foreign_statistics(profile: Profile, _: Usual) -> Iterator[Finding]:
         "BatchNorm's statistics do not fit these pictures",
         f"At depth {depth} ({profile.depth_names[depth - 1]}) activations are {shift.mid:.2f} "
         f"nats [{shift.low:.2f}, {shift.high:.2f}] away from those of pretraining.",
-        "When training, let BatchNorm learn them anew (batch_norm=trained).",
+        "When training, take them anew from these pictures (batch_norm=reestimated) or let them "
+        "be learnt (trained); tl-auto run tries both.",
     )
 
 
-def _pixels_do_as_well(profile: Profile, _: Usual) -> Iterator[Finding]:
+def _pixels_do_as_well(profile: Profile, _: Known) -> Iterator[Finding]:
     pixels, probe = profile.pixel_probe, profile.linear_probe.accuracy
     if pixels is None or pixels.low <= profile.majority_share:
         return
@@ -191,7 +195,7 @@ def _pixels_do_as_well(profile: Profile, _: Usual) -> Iterator[Finding]:
     )
 
 
-def _more_pictures(profile: Profile, _: Usual) -> Iterator[Finding]:
+def _more_pictures(profile: Profile, _: Known) -> Iterator[Finding]:
     """Tell what more pictures would buy, where the curve is sure that they would."""
     if profile.curve is None or not profile.curve.extrapolated:
         return
@@ -212,6 +216,49 @@ def _more_pictures(profile: Profile, _: Usual) -> Iterator[Finding]:
         return
 
 
+def _scratch_may_win(profile: Profile, known: Known) -> Iterator[Finding]:
+    """Warn by strategy: a probe can lose to training from scratch where fine-tuning does not."""
+    harmed = [r for r in known.risks if r.probability >= HARM]
+    if not harmed:
+        return
+    spared = [r for r in known.risks if r.probability < HARM and r.strategy not in PROBES]
+    all_lose = len(harmed) == len(known.risks)
+    named = ", ".join(f"{r.strategy} {100 * r.probability:.0f}%" for r in harmed)
+    others = ", ".join(f"{r.strategy} {100 * r.probability:.0f}%" for r in spared)
+    best = min(spared, key=lambda r: r.probability, default=None)
+    action = (
+        "Do not trust the pretrained weights yet: tl-auto run lets from_scratch compete, and "
+        "fine-tuning that lets go of them (blend 1, new last stages)."
+        if best is None
+        else f"Train rather than probe: {best.strategy} starts from the same weights and is "
+        "expected to gain by them."
+    )
+    yield Finding(
+        "TL208",
+        "issue" if all_lose else "tip",
+        "negative transfer: training from scratch may do better"
+        + ("" if all_lose else f" than {' and '.join(r.strategy for r in harmed)}"),
+        f"Chance that the same network from random weights does better: {named}"
+        + (f"; not so for {others}" if others else "")
+        + f". Cause: {_cause(profile)}.",
+        _instead(profile) or action,
+    )
+
+
+def _backbone_is_harmful(profile: Profile, _: Known) -> Iterator[Finding]:
+    rival = profile.rival
+    if rival is None or rival.lead.low <= CLEAR:
+        return
+    yield Finding(
+        "TL209",
+        "issue",
+        f"the backbone is a likely cause: {rival.name} does better",
+        f"A linear probe on {rival.name} reaches {rival.accuracy.percent()} on the same "
+        f"pictures, {_points(rival.lead)} against {profile.backbone}.",
+        f"Use it: --backbone {rival.name}.",
+    )
+
+
 def _points(gain: Interval) -> str:
     return f"{100 * gain.mid:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
 
@@ -224,4 +271,6 @@ _RULES: tuple[Rule, ...] = (
     _foreign_statistics,
     _pixels_do_as_well,
     _more_pictures,
+    _scratch_may_win,
+    _backbone_is_harmful,
 )

@@ -176,7 +176,7 @@ def _log_me(spectrum: _Spectrum, labels: Labels) -> float:
     length = (beta**2 * squares * along / both**2).sum(axis=0)
     residual = (along * (alpha / both) ** 2).sum(axis=0) + beside
     evidence = (
-        len(squares) * np.log(alpha)
+        len(squares) * np.log(np.maximum(alpha, np.finfo(float).tiny))  # 0 where nothing varies
         + n * np.log(beta / (2 * np.pi))
         - np.log(both).sum(axis=0)
         - beta * residual

@@ -161,7 +161,8 @@ class Trials:
 
     def _enqueue(self, strategy: str, number: int, start: Mapping[str, Any]) -> None:
         if self._waiting() is None:  # else an earlier attempt at this got through
-            self._studies[strategy].enqueue_trial(dict(start), user_attrs={"number": number})
+            attributes = {"number": number, "start": dict(start)}
+            self._studies[strategy].enqueue_trial(dict(start), user_attrs=attributes)
 
     @contextlib.contextmanager
     def alive(self, claim: Claim) -> Iterator[None]:
@@ -287,6 +288,7 @@ def _retry(study: Study, dead: FrozenTrial) -> None:
         distributions=dead.distributions,
         user_attrs={
             "number": dead.user_attrs["number"],
+            "start": dead.user_attrs.get("start", {}),
             "attempts": attempts,
             "n_steps": n_steps,
         },

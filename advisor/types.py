@@ -9,6 +9,7 @@ from advisor.probing import BackboneScore as BackboneScore
 from advisor.probing import LearningCurve as LearningCurve
 from advisor.probing import Pilot as Pilot
 from advisor.probing import ProbeResult as ProbeResult
+from advisor.probing import Rival as Rival
 from advisor.similarity import DomainSimilarity
 from strategies.core.metrics import Evaluation, Interval
 from strategies.core.pictures import Skipped
@@ -65,6 +66,9 @@ class Profile:
         where that was not asked.
     passes_per_trained_image
         Measured cost of training on a picture, in forward passes; None: not measured.
+    rival
+        What the embedded backbone reaches on the same pictures, where this one is in doubt; None
+        where that was not measured.
     transferability
         LogME and regularised H-score at the penultimate depth, by name; higher is better.
         Comparable between backbones on one task, not between tasks.
@@ -100,6 +104,7 @@ class Profile:
     build_s: float = 0.0
     passes_per_trained_image: float | None = None
     fine_tune_defaults: Mapping[str, float] = field(default_factory=dict)
+    rival: Rival | None = None
 
     @property
     def n_classes(self) -> int:
@@ -202,6 +207,23 @@ class Choice:
 
 
 @dataclass(frozen=True)
+class TransferRisk:
+    """The chance that a strategy does worse than training from random weights.
+
+    Attributes
+    ----------
+    probability
+        That `gain` is below 0, in [0, 1].
+    gain
+        Predicted transfer gain: accuracy of the strategy minus that of ``from_scratch``.
+    """
+
+    strategy: str
+    probability: float
+    gain: Interval
+
+
+@dataclass(frozen=True)
 class Advice:
     """The answer of ``tl-advise``: strategies best first, and all that it rests on.
 
@@ -211,6 +233,8 @@ class Advice:
         Those that were compared, best first; empty where there was one.
     command
         What gives this advice again.
+    risks
+        Of negative transfer, by strategy; empty where nothing is known of it.
     """
 
     task: str
@@ -228,6 +252,7 @@ class Advice:
     seconds: float
     backbones: tuple[BackboneScore, ...] = ()
     command: str = ""
+    risks: tuple[TransferRisk, ...] = ()
 
     @property
     def best(self) -> Recommendation:

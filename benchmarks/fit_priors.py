@@ -34,6 +34,8 @@ RIDGE = 10.0
 """Weights are drawn to a guess as by so many cases, evidence one standard deviation from usual."""
 GUESS: Mapping[str, float] = {"far": 0.4, "probe": -0.2}
 """The rule of thumb, as log-odds a standard deviation; nothing is guessed of other evidence."""
+SCRATCH_GUESS: Mapping[str, float] = {**GUESS, "control": -0.4}
+"""What pretraining gains over random weights speaks against doing without it."""
 SD_GUESS, COST_SD_GUESS, SD_CASES = 0.8, 0.25, 2.0
 """Spreads start as if so many cases had shown this."""
 PILOT_RIDGE = 3.0
@@ -135,9 +137,10 @@ def _variant(
         return None
     x = np.array([_standardised(profiles[case], usual) for case, _ in gains])
     y = np.array([gain for _, gain in gains])
-    whole = _line(x, y, usual["probe"]["sd"])
+    guess = SCRATCH_GUESS if strategy == "from_scratch" else GUESS
+    whole = _line(x, y, usual["probe"]["sd"], guess)
     missed = y - _apply(whole, x)
-    unseen = y - _unseen(gains, profiles, usual)
+    unseen = y - _unseen(gains, profiles, usual, guess)
     return {
         "strategy": strategy,
         "hyperparameters": grid,
@@ -154,6 +157,7 @@ def _unseen(
     gains: list[tuple[Case, float]],
     profiles: Profiles,
     usual: Mapping[str, Mapping[str, float]],
+    guess: Mapping[str, float] = GUESS,
 ) -> Matrix:
     """Foretell the gain of every case by a line fitted to the other data sets."""
     x = np.array([_standardised(profiles[case], usual) for case, _ in gains])
@@ -163,7 +167,8 @@ def _unseen(
     for name in np.unique(sets):
         out = sets == name
         if not out.all():
-            foretold[out] = _apply(_line(x[~out], y[~out], usual["probe"]["sd"]), x[out])
+            line = _line(x[~out], y[~out], usual["probe"]["sd"], guess)
+            foretold[out] = _apply(line, x[out])
     return foretold
 
 
@@ -194,15 +199,15 @@ def _standardised(profile: Profile, usual: Mapping[str, Mapping[str, float]]) ->
     ]
 
 
-def _line(x: Matrix, y: Matrix, probe_sd: float) -> Matrix:
-    """Fit intercept and weights, each with the sign it may have, leaning on `GUESS`."""
+def _line(x: Matrix, y: Matrix, probe_sd: float, guess: Mapping[str, float]) -> Matrix:
+    """Fit intercept and weights, each with the sign it may have, leaning on a guess."""
     design = np.column_stack([np.ones(len(x)), x])
     drawn = np.column_stack([np.zeros(x.shape[1]), np.sqrt(RIDGE) * np.eye(x.shape[1])])
     signs = SIGNS | {"probe": (SIGNS["probe"][0] * probe_sd, 0.0)}
     low, high = zip((-np.inf, np.inf), *signs.values(), strict=True)
     found = lsq_linear(
         np.vstack([design, drawn]),
-        np.concatenate([y, np.sqrt(RIDGE) * np.array([GUESS.get(n, 0.0) for n in SIGNS])]),
+        np.concatenate([y, np.sqrt(RIDGE) * np.array([guess.get(n, 0.0) for n in SIGNS])]),
         (np.array(low), np.array(high)),
         method="bvls",
     )

@@ -1,7 +1,7 @@
 """All layers trained from the pretrained weights."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, cast, final
+from typing import ClassVar, Self, cast, final, get_args
 
 from optuna.trial import BaseTrial
 
@@ -40,7 +40,7 @@ class FullFineTune(Strategy):
         Whether train pictures are mirrored at random (wrong for letters and hands).
     input_px
         Side of the square input; None: the backbone's.
-    layer_lr_decay, optimiser, batch_norm, label_smoothing, mixup, cutmix, l2_sp, ema
+    layer_lr_decay, optimiser, batch_norm, reset_stages, label_smoothing, mixup, cutmix, l2_sp, ema
         As in `Recipe`.
     """
 
@@ -51,6 +51,7 @@ class FullFineTune(Strategy):
     steps: int | None = None
     optimiser: Optimiser = "adamw"
     batch_norm: BatchNorm = "frozen"
+    reset_stages: int = 0
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -78,7 +79,7 @@ class FullFineTune(Strategy):
             head_lr_factor=trial.suggest_float("head_lr_factor", 1.0, 10.0, log=True),
             steps=trial.suggest_int("steps", base // 2, 2 * base),
             batch_norm=cast(
-                BatchNorm, trial.suggest_categorical("batch_norm", ["frozen", "trained"])
+                BatchNorm, trial.suggest_categorical("batch_norm", get_args(BatchNorm))
             ),
             label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.2),
             hflip=trial.suggest_categorical("hflip", [False, True]),
@@ -99,6 +100,7 @@ class FullFineTune(Strategy):
             layer_lr_decay=self.layer_lr_decay,
             optimiser=self.optimiser,
             batch_norm=self.batch_norm,
+            reset_stages=self.reset_stages,
             label_smoothing=self.label_smoothing,
             mixup=self.mixup,
             cutmix=self.cutmix,
@@ -122,4 +124,11 @@ class FullFineTune(Strategy):
         steps = self.steps or default_steps(len(task.train), BATCH_SIZE)
         scale = (self.input_px or backbone.input_px) / backbone.input_px
         n_train, n_val = len(task.train), len(task.val)
-        return training_passes(n_train, n_val, steps, BATCH_SIZE, 0.0, scale)
+        renewed = self.batch_norm == "reestimated" or self.reset_stages > 0
+        return training_passes(n_train, n_val, steps, BATCH_SIZE, 0.0, scale, renewed=renewed)
+
+    def why_not(self, task: ImageTask, backbone: Backbone) -> str | None:
+        """Refuse to make all stages new: that is training from scratch."""
+        if not 0 <= self.reset_stages < backbone.n_depths:
+            return f"reset_stages must be in 0..{backbone.n_depths - 1}, got {self.reset_stages}"
+        return None

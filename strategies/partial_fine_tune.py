@@ -1,7 +1,7 @@
 """The first stages frozen, the rest trained from the pretrained weights."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, cast, final
+from typing import ClassVar, Self, cast, final, get_args
 
 from optuna.trial import BaseTrial
 
@@ -62,7 +62,7 @@ class PartialFineTune(Strategy):
             head_lr_factor=trial.suggest_float("head_lr_factor", 1.0, 10.0, log=True),
             steps=trial.suggest_int("steps", base // 2, 2 * base),
             batch_norm=cast(
-                BatchNorm, trial.suggest_categorical("batch_norm", ["frozen", "trained"])
+                BatchNorm, trial.suggest_categorical("batch_norm", get_args(BatchNorm))
             ),
             hflip=trial.suggest_categorical("hflip", [False, True]),
         )
@@ -106,7 +106,8 @@ class PartialFineTune(Strategy):
         frozen = backbone.depths[self._frozen(backbone) - 1].flops_share
         scale = (self.input_px or backbone.input_px) / backbone.input_px
         n_train, n_val, steps = len(task.train), len(task.val), self._steps(task)
-        return training_passes(n_train, n_val, steps, BATCH_SIZE, frozen, scale)
+        renewed = self.batch_norm == "reestimated"
+        return training_passes(n_train, n_val, steps, BATCH_SIZE, frozen, scale, renewed=renewed)
 
     def why_not(self, task: ImageTask, backbone: Backbone) -> str | None:
         """Refuse to freeze none or all of the stages."""

@@ -23,6 +23,7 @@ def advice_record(advice: Advice) -> dict[str, Any]:
         "landmarks": [{"name": n, "similarity": s} for n, s in landmarks(advice.profile)],
         "profile": asdict(advice.profile),
         "backbones": [asdict(b) for b in advice.backbones],
+        "risks": [asdict(r) for r in advice.risks],
         "findings": [asdict(f) for f in advice.findings],
         "quarantine": [{"path": shown(s.path), "reason": s.reason} for s in advice.quarantine],
         "choices": [asdict(c) for c in advice.choices],

@@ -49,7 +49,7 @@ def advice_markdown(advice: Advice) -> str:
         f"Size: {advice.quadrant.size}. Domain: {advice.quadrant.domain}, "
         f"{similarity_words(profile.similarity)}.",
         _depth_table(profile),
-        _list(_other_measurements(profile)),
+        _list([*_other_measurements(profile), *_risks(advice)]),
         "## Findings",
         "\n\n".join(_finding(f) for f in advice.findings) or "None.",
         "## How to get this again",
@@ -166,6 +166,14 @@ def _other_measurements(profile: Profile) -> list[str]:
         for n, accuracy in profile.curve.extrapolated:
             said.append(f"With {n:,.0f} pictures a class (extrapolated): {accuracy.percent()}")
     return said
+
+
+def _risks(advice: Advice) -> list[str]:
+    return [
+        f"Chance that training from scratch beats {r.strategy}: {100 * r.probability:.0f}% "
+        f"(predicted gain from pretraining {points(r.gain)})"
+        for r in advice.risks
+    ]
 
 
 def _depth_table(profile: Profile) -> str:

@@ -84,6 +84,10 @@ def measurements(advice: Advice) -> tuple[Fact, ...]:
     if profile.transfer_gain is not None:
         said = "best depth against the same network with random weights"
         facts.append(Fact("Pretraining brings", points(profile.transfer_gain), said))
+    for risk in advice.risks:
+        name = f"Negative transfer, {title(risk.strategy).lower()}"
+        said = f"chance; predicted gain over training from scratch {points(risk.gain)}"
+        facts.append(Fact(name, f"{100 * risk.probability:.0f}%", said))
     if profile.pilot is not None:
         pilot = profile.pilot
         said = f"fine-tuning {pilot.n_train:,} pictures, against a probe on the same"

@@ -13,6 +13,7 @@ from advisor.report.words import (
     duration,
     pairs,
     points,
+    risk_words,
     settings,
     similarity_words,
     size_line,
@@ -62,6 +63,11 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     if best.val_accuracy is not None:
         facts.add_row("val accuracy", best.val_accuracy.percent())
     facts.add_row("hyperparameters", ", ".join(pairs(best.hyperparameters.items())))
+    if outcome.transfer_gain is not None:
+        found = outcome.transfer_gain
+        facts.add_row(
+            "transfer gain", f"{points(found.gain)} against {found.control}: {found.verdict}"
+        )
     if outcome.refitted:
         facts.add_row("last fit", "once more on train and val together")
     facts.add_row("took", f"{duration(outcome.seconds)}, {len(outcome.trials)} trials")
@@ -157,6 +163,9 @@ def _measured(advice: Advice) -> RenderableType:
     facts.add_row("looks like", Text(_lookalikes(profile.similarity)))
     for name, value in _other_measurements(profile):
         facts.add_row(name, Text(value))
+    risks = risk_words(advice)
+    if risks is not None:
+        facts.add_row("scratch wins", Text(f"chance against {risks}"))
     sample = () if profile.n_measured == profile.n else (_sample(profile),)
     return Group(
         facts,

@@ -68,6 +68,13 @@ def points(gain: Interval) -> str:
     return f"{100 * gain.mid:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
 
 
+def risk_words(advice: Advice) -> str | None:
+    """Say how likely each strategy does worse than the same network from random weights."""
+    if not advice.risks:
+        return None
+    return ", ".join(f"{r.strategy} {100 * r.probability:.0f}%" for r in advice.risks)
+
+
 def similarity_words(similarity: DomainSimilarity | None) -> str:
     """Say how near to ImageNet the pictures are, and between which landmarks."""
     if similarity is None:

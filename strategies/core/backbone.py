@@ -209,6 +209,8 @@ def _offline_when_unreachable() -> Iterator[None]:
 def _way_out(name: str, input_px: int | None, error: Exception) -> str:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     embedded = ", ".join(CATALOGUE)
+    if Path(name).is_dir():
+        return f"{name} is a folder: give it as --backbone local-dir:{name}"
     if ":" not in name and not timm.is_model(name.split(".")[0]):
         return unknown_name("backbone", name, timm.list_models())
     at = f" at {input_px} px" if input_px else ""

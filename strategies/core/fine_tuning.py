@@ -7,9 +7,11 @@ import numpy as np
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import make_network, scale_scores, set_head
 from strategies.core.features import extract_features
+from strategies.core.metrics import Scores
 from strategies.core.network import Network
 from strategies.core.probes import Head, cross_validate, fit_head, fold_numbers, temperature
 from strategies.core.recipe import Defaults, Recipe, fine_tune_defaults
+from strategies.core.renewal import PASSES, is_renewed, renew
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, groups_of, labels_of
 from strategies.core.training import ROUNDS, scores_of, train
@@ -38,7 +40,12 @@ def prepare(task: ImageTask, backbone: Backbone, ctx: RunContext) -> Start:
     """
     ctx.check_time()
     features = extract_features(task.train, backbone, ctx)
-    penultimate = features.at([backbone.n_depths])
+    head, accuracy = _probe(features.at([backbone.n_depths]), task, ctx)
+    return Start(head, fine_tune_defaults(features, accuracy))
+
+
+def _probe(penultimate: Scores, task: ImageTask, ctx: RunContext) -> tuple[Head, float]:
+    """Fit a linear probe to train, and return it with its out-of-fold accuracy."""
     labels = labels_of(task.train)
     tried = cross_validate(
         penultimate,
@@ -47,17 +54,17 @@ def prepare(task: ImageTask, backbone: Backbone, ctx: RunContext) -> Start:
         folds=fold_numbers(labels, ctx.seed, groups=groups_of(task.train)),
         device=ctx.device,
     )
-    head = fit_head(
-        penultimate, labels, task.n_classes, tried.strengths[tried.best], device=ctx.device
-    )
-    accuracy = float(tried.correct[tried.best].mean())
-    return Start(head, fine_tune_defaults(features, accuracy))
+    strength = tried.strengths[tried.best]
+    head = fit_head(penultimate, labels, task.n_classes, strength, device=ctx.device)
+    return head, float(tried.correct[tried.best].mean())
 
 
 def fine_tune(
     task: ImageTask, backbone: Backbone, start: Start, recipe: Recipe, ctx: RunContext
 ) -> Network:
     """Train head and body together, beginning with the probe as the head.
+
+    Where the recipe makes part of the network new, the probe is fitted again to what it says then.
 
     References
     ----------
@@ -66,7 +73,10 @@ def fine_tune(
     """
     with ctx.seeded():
         network = make_network(backbone, (backbone.n_depths,), task.n_classes)
-        set_head(network, start.head.weight, start.head.bias)
+        head = start.head
+        if is_renewed(recipe):
+            head, _ = _probe(renew(network, task, backbone, recipe, ctx), task, ctx)
+        set_head(network, head.weight, head.bias)
         train(network, task, backbone, recipe, ctx)
     calibrate(network, task, backbone, ctx)
     return network
@@ -85,7 +95,14 @@ def calibrate(network: Network, task: ImageTask, backbone: Backbone, ctx: RunCon
 
 
 def training_passes(
-    n_train: int, n_val: int, steps: int, batch: int, frozen: float, scale: float = 1.0
+    n_train: int,
+    n_val: int,
+    steps: int,
+    batch: int,
+    frozen: float,
+    scale: float = 1.0,
+    *,
+    renewed: bool = False,
 ) -> float:
     """Return the cost of a training in forward passes of one image.
 
@@ -95,7 +112,10 @@ def training_passes(
         Side of the input as a share of the backbone's own.
     frozen
         Share of the forward pass that lies in frozen stages, which need no backward pass.
+    renewed
+        Whether statistics or stages are made new before (`renewal`).
     """
     per_image = 1 + (PASSES_PER_STEP - 1) * (1 - frozen)
     judged = (ROUNDS + 1) * n_val
-    return (n_train + steps * batch * per_image + judged) * scale**2
+    n_before = (1 + PASSES * renewed) * n_train
+    return (n_before + steps * batch * per_image + judged) * scale**2

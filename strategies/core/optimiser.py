@@ -32,7 +32,9 @@ def freeze(body: Body, stage: Mapping[str, int], recipe: Recipe) -> frozenset[nn
         frozen = stage.get(name, deepest) <= recipe.frozen_stages
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(not frozen)
-        if isinstance(module, nn.BatchNorm2d) and (frozen or recipe.batch_norm == "frozen"):
+        fresh = stage.get(name, deepest) > deepest - recipe.reset_stages
+        moves = not frozen and (fresh or recipe.batch_norm == "trained")
+        if isinstance(module, nn.BatchNorm2d) and not moves:
             kept.add(module)
     return frozenset(kept)
 

@@ -8,7 +8,7 @@ import numpy as np
 from strategies.core.errors import NotApplicable
 from strategies.core.features import Features
 
-BatchNorm = Literal["frozen", "trained"]
+BatchNorm = Literal["frozen", "reestimated", "trained"]
 Optimiser = Literal["adamw", "sgd"]
 
 BATCH_SIZE = 32
@@ -55,10 +55,14 @@ class Recipe:
         How far the final weights go from those that training started from (0) to those that it
         ended with (1).
     batch_norm
-        "frozen" keeps the statistics that the network came with; "trained" replaces them by
-        those of each batch. Layers of frozen stages always keep theirs.
+        "frozen" keeps the statistics that the network came with; "reestimated" takes them once
+        from the train pictures and then keeps them (`renewal`); "trained" replaces them by those
+        of each batch. Layers of frozen stages always keep theirs.
     frozen_stages
         Number of depths, from the input, whose parameters stay as they are.
+    reset_stages
+        Number of depths, from the end, that start from random weights (`renewal`); their
+        BatchNorm statistics are always trained.
     min_area
         Smallest share of a picture that a random crop keeps.
     hflip
@@ -88,6 +92,7 @@ class Recipe:
     clip_norm: float = 1.0
     batch_norm: BatchNorm = "frozen"
     frozen_stages: int = 0
+    reset_stages: int = 0
     min_area: float = 0.5
     hflip: bool = False
 

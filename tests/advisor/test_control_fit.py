@@ -56,3 +56,32 @@ def test_a_control_that_has_no_time_is_left_out_and_said_so(
     assert "left out" in said[0]
     chosen = Control("itself", LinearProbe(views=1).fit(small_task, backbone, ctx))
     assert judge_both(chosen.classifier, None, small_task.val)[1] is None
+
+
+@pytest.mark.parametrize("strategy", ["full_fine_tune", "linear_probe"])
+def test_a_control_ends_with_its_share_of_the_time(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext, strategy: str
+) -> None:
+    share_s = 2.0
+    start = time.monotonic()
+    with_share = replace(ctx, deadline_s=start + share_s)
+
+    fit_control(best(strategy), small_task, backbone, with_share)
+
+    assert time.monotonic() - start < 4 * share_s  # a whole training takes far longer
+
+
+def test_a_probe_as_control_has_no_time_either(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    late = replace(ctx, deadline_s=time.monotonic() - 1)
+    assert fit_control(best("linear_probe"), small_task, backbone, late) is None
+
+
+def test_what_was_trained_from_scratch_needs_no_control(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    said: list[str] = []
+    telling = replace(ctx, on_note=said.append)
+    assert fit_control(best("from_scratch"), small_task, backbone, telling) is None
+    assert "no transfer" in said[0]

@@ -43,4 +43,4 @@ def test_pages_stand_in_the_order_of_their_codes() -> None:
 
 def test_an_unknown_code_is_refused_with_the_nearest() -> None:
     with pytest.raises(TransferError, match="Did you mean TL009"):
-        explanation("TL09")
+        explanation("TL0009")

@@ -6,17 +6,18 @@ from typing import Any
 import pytest
 
 from advisor.priors import Usual
+from advisor.risk import risk_of_harm
 from advisor.similarity import DomainSimilarity, HeadEvidence
-from advisor.transfer_checks import check_transfer, relatedness, risk_of_harm
-from advisor.types import Finding, ProbeResult, Profile
-from strategies.core.metrics import Interval
+from advisor.transfer_checks import Known, check_transfer, relatedness
+from advisor.types import Finding, ProbeResult, Profile, Rival, TransferRisk
+from strategies.core.metrics import Interval, proportion
 from tests.advisor.profiles import curve_of, probe, profile_of, similarity_of
 
 USUAL = Usual(0.2, 0.15)
 
 
 def findings(profile: Profile) -> tuple[Finding, ...]:
-    return check_transfer(profile, USUAL)
+    return check_transfer(profile, Known(USUAL))
 
 
 def codes(profile: Profile) -> dict[str, str]:
@@ -93,7 +94,51 @@ def test_the_cause_of_harm_is_named() -> None:
 
     assert "too far" in detail(similarity_of(0.1))
     assert "unrelated" in detail(with_head(0.9, -2.25))
-    assert "the backbone itself" in detail(with_head(0.9, -0.2))
+    assert "not known" in detail(with_head(0.9, -0.2))
+
+
+def rival(lead: float) -> Rival:
+    return Rival("embedded", proportion(0.8, 200), Interval(lead - 0.1, lead, lead + 0.1))
+
+
+def test_a_measured_rival_goes_before_every_guess_at_the_cause() -> None:
+    harmed = profile_of(**NEAR | {"transfer_gain": Interval(-0.3, -0.2, -0.1)})
+    far = replace(harmed, similarity=similarity_of(0.1))
+
+    worse = {f.code: f for f in findings(replace(far, rival=rival(0.4)))}
+    assert worse["TL209"].severity == "issue"
+    assert "backbone itself" in worse["TL202"].detail
+    assert "--backbone embedded" in worse["TL202"].action
+    assert "--backbone embedded" in worse["TL209"].action
+
+    no_better = {f.code: f for f in findings(replace(far, rival=rival(0.02)))}
+    assert "TL209" not in no_better
+    assert "too far" in no_better["TL202"].detail
+    assert "--backbone embedded" not in no_better["TL202"].action
+
+
+def risks(**probability: float) -> tuple[TransferRisk, ...]:
+    gain = Interval(-0.1, 0.0, 0.1)
+    return tuple(TransferRisk(name, p, gain) for name, p in probability.items())
+
+
+def test_scratch_is_warned_of_by_strategy() -> None:
+    near = profile_of(**NEAR)
+
+    def found(**probability: float) -> Finding | None:
+        said = check_transfer(near, Known(USUAL, risks(**probability)))
+        return next((f for f in said if f.code == "TL208"), None)
+
+    assert found(linear_probe=0.1, full_fine_tune=0.05) is None
+    probe_only = found(linear_probe=0.7, full_fine_tune=0.1)
+    assert probe_only is not None
+    assert probe_only.severity == "tip"
+    assert "than linear_probe" in probe_only.title
+    assert "full_fine_tune" in probe_only.action
+    every = found(linear_probe=0.9, full_fine_tune=0.6)
+    assert every is not None
+    assert every.severity == "issue"
+    assert "from_scratch" in every.action
 
 
 def test_the_risk_falls_with_the_gain_and_leans_on_what_is_usual() -> None:

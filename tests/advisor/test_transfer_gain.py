@@ -63,6 +63,24 @@ def test_equal_classifiers_are_rarely_told_apart_in_any_class() -> None:
     assert named / 200 <= 0.05
 
 
+def test_at_most_one_in_twenty_of_the_classes_that_are_named_is_named_by_chance() -> None:
+    rng = np.random.default_rng(2)
+    labels = np.repeat(np.arange(20), 40)
+    gains = labels < 5
+    names = [str(c) for c in range(20)]
+    false_shares, found_shares = [], []
+    for _ in range(200):
+        hits = rng.random(800) < np.where(gains, 0.95, 0.6)
+        control = rng.random(800) < 0.6
+        sure = np.array(
+            [c.sure for c in transfer_gain(hits, control, labels, names, "x").per_class]
+        )
+        false_shares.append(sure[5:].sum() / max(sure.sum(), 1))
+        found_shares.append(sure[:5].mean())
+    assert np.mean(false_shares) <= 0.05
+    assert np.mean(found_shares) > 0.5
+
+
 def test_pictures_of_different_number_are_refused() -> None:
     with pytest.raises(ValueError, match="one length"):
         transfer_gain(np.ones(3, bool), np.ones(4, bool), np.zeros(3, int), CLASSES, "x")

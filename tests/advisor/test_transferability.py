@@ -103,3 +103,11 @@ def test_ratings_hold_the_score_and_widen_with_fewer_pictures() -> None:
     for name in ("logme", "h_score"):
         assert many[name].low < many[name].mid < many[name].high
         assert few[name].high - few[name].low > many[name].high - many[name].low
+
+
+def test_features_that_hardly_one_picture_moves_are_rated_all_the_same() -> None:
+    labels = np.arange(40) % 4
+    dead = np.zeros((40, 8))
+    dead[3, 0] = 0.5
+    found = rate_features(dead, labels, 0)
+    assert all(np.isfinite([i.low, i.mid, i.high]).all() for i in found.values())

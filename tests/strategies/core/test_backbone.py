@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -168,6 +169,11 @@ def test_a_local_copy_needs_no_hub(
     assert (found.input_px, found.mean, found.licence) == (64, (0.5, 0.5, 0.5), "mit")
     assert (found.interpolation, found.crop_pct) == ("bilinear", 0.9)
     assert weights_digest(found.build()) == found.digest
+
+
+def test_a_bare_folder_is_told_how_to_be_given(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=f"local-dir:{re.escape(str(tmp_path))}"):
+        load_backbone(str(tmp_path))
 
 
 @pytest.mark.parametrize("damage", ["cut", "gone", "not json"])

@@ -1,0 +1,48 @@
+"""What a run tries by itself where a finding warns of negative transfer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from optuna.trial import BaseTrial
+
+from advisor.types import Finding
+from strategies.base import Strategy
+
+AGAIN = {"batch_norm": "reestimated"}
+LET_GO = {"blend": 1.0}
+RESET = {"reset_stages": 2, "blend": 1.0}
+REMEDIES: Mapping[str, Mapping[str, tuple[Mapping[str, Any], ...]]] = {
+    "TL202": {"full_fine_tune": (RESET,)},
+    "TL203": {"full_fine_tune": (RESET,)},
+    "TL205": {"full_fine_tune": (AGAIN,), "partial_fine_tune": (AGAIN,)},
+    "TL208": {"full_fine_tune": (LET_GO, RESET), "partial_fine_tune": (LET_GO,)},
+}
+"""By finding and strategy: changes to the advised hyperparameters, each worth a trial."""
+HARMED = ("TL201", "TL202", "TL208", "TL209")
+"""Issues after which training from scratch is a contender, not only a control."""
+
+
+def remedies(findings: Sequence[Finding]) -> dict[str, list[dict[str, Any]]]:
+    """Return the changes worth a trial, by strategy, each once."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for finding in findings:
+        for strategy, changes in REMEDIES.get(finding.code, {}).items():
+            known = found.setdefault(strategy, [])
+            known += [dict(change) for change in changes if dict(change) not in known]
+    return found
+
+
+def scratch_contends(findings: Sequence[Finding]) -> bool:
+    """Whether a warning of negative transfer stands."""
+    return any(f.code in HARMED and f.severity == "issue" for f in findings)
+
+
+def prescribed(strategy: Strategy, trial: BaseTrial) -> Strategy:
+    """Set what the trial is to start with and the strategy's search space does not draw.
+
+    Remedies stay out of the search spaces: where nothing warns, trials spent on them are wasted.
+    """
+    start = trial.user_attrs.get("start", {})
+    own = {f.name for f in fields(strategy)} - trial.params.keys()
+    return replace(strategy, **{k: v for k, v in start.items() if k in own and v is not None})

@@ -1,0 +1,109 @@
+"""The chance of negative transfer, strategy by strategy: pure, from a profile and the priors."""
+
+import math
+
+from scipy.special import expit
+from scipy.stats import norm
+
+from advisor.gain import Gain, Z, log_odds, predict_gain
+from advisor.priors import Priors, Usual
+from advisor.types import ProbeResult, Profile, TransferRisk
+from strategies.core.metrics import Interval
+
+SCRATCH = "from_scratch"
+FEWEST = 4
+"""With fewer cases of training from scratch in the benchmarks, its chance would be a guess."""
+CLEAR = 0.02
+"""A difference in accuracy that is worth a remark, where it is more than chance."""
+PROBES = ("linear_probe", "layer_svm")
+HOPELESS = 0.25
+"""A probe says nothing if it surely gets less than this share of what guessing leaves."""
+
+
+def transfer_risks(profile: Profile, priors: Priors) -> tuple[TransferRisk, ...]:
+    """Return, for every strategy that transfers, the chance that training from scratch beats it.
+
+    Both are predicted as log-odds gained over the linear probe (`advisor.gain`), and their errors
+    are taken for independent, which makes the chance rather too cautious than too sure. Empty
+    where too little is known of training from scratch, or it does not apply.
+    """
+    known = sum(v.cases for v in priors.variants if v.strategy == SCRATCH)
+    scratch = _gain(SCRATCH, profile, priors)
+    if scratch is None or SCRATCH in profile.why_not or known < FEWEST:
+        return ()
+    risks = []
+    for name in (*PROBES, "partial_fine_tune", "full_fine_tune"):
+        own = _gain(name, profile, priors)
+        if own is not None and name not in profile.why_not:
+            risks.append(_risk(name, own, scratch, profile, priors))
+    return tuple(risks)
+
+
+def risk_of_harm(gain: Interval, usual: Usual) -> float:
+    """Return the probability that pretrained features do worse than random ones, in [0, 1].
+
+    What was measured is weighed against what is usual, so that a few pictures raise no alarm.
+
+    Parameters
+    ----------
+    gain
+        Of pretrained over random features, with its normal interval.
+    """
+    variance = max((gain.high - gain.low) / (2 * Z), 1e-6) ** 2
+    share = usual.sd**2 / (usual.sd**2 + variance)
+    mean = usual.mean + share * (gain.mid - usual.mean)
+    return float(norm.sf(mean / (variance * share) ** 0.5))
+
+
+def says_nothing(profile: Profile) -> bool:
+    """Whether a linear probe is no better than always naming the largest class."""
+    accuracy, majority = profile.linear_probe.accuracy, profile.majority_share
+    most = majority + HOPELESS * (1 - majority)
+    return accuracy.low <= majority and accuracy.high <= most
+
+
+def better_depth(profile: Profile) -> tuple[ProbeResult, ProbeResult] | None:
+    """Return the SVMs of an earlier depth and of the last, if that earlier one is clearly better.
+
+    Then the late features are too special. By more than chance and by more than `CLEAR`, both
+    compared with the same probe.
+    """
+    svms = [p for p in profile.probes if p.loss == "squared_hinge" and p.depth > 0]
+    if not svms:
+        return None
+    best, last = max(svms, key=lambda p: p.accuracy.mid), max(svms, key=lambda p: p.depth)
+    gap = best.gain_over_penultimate.mid - last.gain_over_penultimate.mid
+    sure = best.gain_over_penultimate.low > last.gain_over_penultimate.mid
+    return (best, last) if sure and gap > CLEAR else None
+
+
+def _gain(name: str, profile: Profile, priors: Priors) -> Gain | None:
+    """Return what a strategy gains over the linear probe; None where nothing is known of it."""
+    if name == "linear_probe":
+        return Gain(0.0, 0.0, 0.0)
+    if name == "layer_svm":
+        return _measured_gain(profile, priors)
+    tried = [predict_gain(v, profile, priors) for v in priors.variants if v.strategy == name]
+    return max(tried, key=lambda gain: gain.mean) if tried else None
+
+
+def _measured_gain(profile: Profile, priors: Priors) -> Gain:
+    """Return what the chosen depth gains, as far as cross-validation can be trusted."""
+    n = profile.n_measured
+    svm, probe = profile.layer_svm.accuracy.mid, profile.linear_probe.accuracy.mid
+    trust, base = priors.measured["layer_svm"], priors.measured["linear_probe"]
+    mean = log_odds(svm, n) + trust.offset - log_odds(probe, n) - base.offset
+    return Gain(mean, trust.sd, mean)  # the probe's own error is common to both sides
+
+
+def _risk(name: str, own: Gain, scratch: Gain, profile: Profile, priors: Priors) -> TransferRisk:
+    """Compare a strategy with training from scratch; the gain is one of accuracy."""
+    mean, sd = own.mean - scratch.mean, math.hypot(own.sd, scratch.sd)
+    accuracy = profile.linear_probe.accuracy.mid
+    base = log_odds(accuracy, profile.n_measured) + priors.measured["linear_probe"].offset
+    without = base + scratch.mean
+    low, mid, high = (
+        float(expit(without + gain) - expit(without))
+        for gain in (mean - Z * sd, mean, mean + Z * sd)
+    )
+    return TransferRisk(name, float(norm.sf(mean / max(sd, 1e-6))), Interval(low, mid, high))

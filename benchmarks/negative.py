@@ -1,0 +1,231 @@
+"""Negative transfer where it truly happens, and where it does not, and what the warnings say.
+
+    python benchmarks/negative.py harm --backbone-folder FOLDER      # make a harmful backbone
+    python benchmarks/negative.py warn --backbone-folder FOLDER      # three targets x ten draws
+    python benchmarks/negative.py near                               # near sets x ten draws
+    python benchmarks/negative.py remedies --backbone-folder FOLDER  # what the remedies reach
+    python benchmarks/negative.py table                              # what was found
+
+``harm`` trains the embedded network on random labels of spectrograms at a large learning rate: a
+foreign task with nothing to learn. ``warn`` asks for advice with it on small draws of near sets,
+``near`` with the embedded network itself. Rows are appended to ``negative.jsonl``; what stands
+there is not run again.
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rows import HERE, Row, append_row, read_rows
+from run_suite import subsample
+
+from advisor.options import Options
+from advisor.pipeline import Prepared, advise_on
+from advisor.types import Finding
+from strategies.core.backbone import Backbone, load_backbone
+from strategies.core.catalogue import DEFAULT_BACKBONE
+from strategies.core.classifier import ImageClassifier, evaluate, make_network
+from strategies.core.recipe import Recipe
+from strategies.core.run import make_context
+from strategies.core.task import ImageTask, load_task
+from strategies.core.timm_format import write as write_for_timm
+from strategies.core.training import train
+from strategies.registry import get_strategy
+
+ROWS = HERE / "negative.jsonl"
+FOREIGN, N_FOREIGN = "fsdd_spec", 640
+TARGETS = ("flowers5", "cats_dogs", "trash6")
+NEAR = ("hymenoptera", "cats_dogs", "flowers5")
+N_PER_CLASS = 40
+REMEDIED: dict[str, dict[str, Any]] = {
+    "statistics": {"batch_norm": "reestimated"},
+    "stages": {"reset_stages": 2, "blend": 1.0},
+}
+WARNINGS = ("TL201", "TL202", "TL208", "TL209")
+
+
+def harm(args: argparse.Namespace) -> None:
+    """Train the embedded network on random labels of spectrograms, and save it."""
+    backbone = load_backbone(input_px=args.input_px)
+    task = load_task(args.data_root / FOREIGN)
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(len(task.train))[:N_FOREIGN]
+    labels = rng.integers(task.n_classes, size=len(rows))
+    shuffled = tuple(
+        replace(task.train[row], label=int(label)) for row, label in zip(rows, labels, strict=True)
+    )
+    ctx = make_context(cache_dir=Path(args.cache_dir), seed=0)
+    with ctx.seeded():
+        network = make_network(backbone, (backbone.n_depths,), task.n_classes)
+        recipe = Recipe(steps=args.steps, lr=args.lr, batch_norm="trained")
+        train(network, replace(task, train=shuffled, val=(), test=None), backbone, recipe, ctx)
+    made = ImageClassifier(
+        task.classes, backbone, (backbone.n_depths,), network, "full_fine_tune", {}
+    )
+    write_for_timm(made, args.backbone_folder)
+    print(f"{args.backbone_folder}: {args.steps} steps at learning rate {args.lr:g}")
+
+
+def ask(args: argparse.Namespace) -> None:
+    """Ask for advice on every draw that has no row yet."""
+    harmful = args.part == "warn"
+    name = f"local-dir:{args.backbone_folder}" if harmful else args.backbone
+    backbone = load_backbone(name, input_px=args.input_px)
+    for target in TARGETS if harmful else NEAR:
+        whole = load_task(args.data_root / target)
+        for seed in range(args.seeds):
+            about = {"part": args.part, "set": target, "seed": seed, "n_per_class": N_PER_CLASS}
+            about["backbone"] = "harmful" if harmful else name
+            if any(about.items() <= row.items() for row in read_rows(args.out)):
+                continue
+            task = subsample(whole, N_PER_CLASS, seed).hide_test()
+            row = about | asked(task, backbone, seed, args.cache_dir)
+            append_row(args.out, row)
+            print(row, flush=True)
+
+
+def asked(task: ImageTask, backbone: Backbone, seed: int, cache_dir: Path) -> Row:
+    """Return what advice says of transfer on one draw."""
+    options = Options(backbone=backbone.name, input_px=backbone.input_px, pilot="off", seed=seed)
+    ctx = make_context(cache_dir=cache_dir, seed=seed)
+    advice = advise_on(Prepared(task, backbone, (), (), options, ctx))
+    profile = advice.profile
+    gain, rival = profile.transfer_gain, profile.rival
+    assert gain is not None
+    return {
+        "warnings": [f.code for f in advice.findings if f.code in WARNINGS],
+        "issues": [f.code for f in advice.findings if is_issue(f)],
+        "names_backbone": any("backbone" in f.title for f in advice.findings if is_issue(f)),
+        "probe": round(profile.linear_probe.accuracy.mid, 4),
+        "over_random": [round(v, 4) for v in (gain.low, gain.mid, gain.high)],
+        "rival_lead": None if rival is None else round(rival.lead.mid, 4),
+        "risks": {r.strategy: round(r.probability, 3) for r in advice.risks},
+        "seconds": round(advice.seconds, 1),
+    }
+
+
+def is_issue(finding: Finding) -> bool:
+    """Whether a finding warns of negative transfer, not only remarks on it."""
+    return finding.code in WARNINGS and finding.severity == "issue"
+
+
+def remedy(args: argparse.Namespace) -> None:
+    """Fit what is plain and what a warning calls for, case by case, and judge all on test."""
+    harmful = f"local-dir:{args.backbone_folder}"
+    steps = args.fit_steps
+    plan = [
+        ("plain", "linear_probe", harmful, {}),
+        ("plain", "full_fine_tune", harmful, {"steps": steps}),
+        ("scratch", "from_scratch", harmful, {"steps": 2 * steps}),
+        ("remedy", "full_fine_tune", harmful, {"steps": steps} | REMEDIED["statistics"]),
+        ("remedy", "full_fine_tune", harmful, {"steps": steps} | REMEDIED["stages"]),
+        ("other backbone", "linear_probe", DEFAULT_BACKBONE, {}),
+        ("other backbone", "full_fine_tune", DEFAULT_BACKBONE, {"steps": steps}),
+    ]
+    for seed in range(args.seeds):
+        for target in TARGETS:
+            task = subsample(load_task(args.data_root / target), N_PER_CLASS, seed)
+            for kind, strategy, name, given in plan:
+                about = {"part": "remedies", "set": target, "seed": seed, "kind": kind}
+                about |= {"strategy": strategy, "given": given, "input_px": args.input_px}
+                if any(about.items() <= row.items() for row in read_rows(args.out)):
+                    continue
+                backbone = load_backbone(name, input_px=args.input_px)
+                row = about | fitted(task, backbone, strategy, given, seed, args.cache_dir)
+                append_row(args.out, row)
+                print(row, flush=True)
+
+
+def fitted(
+    task: ImageTask,
+    backbone: Backbone,
+    strategy: str,
+    given: dict[str, Any],
+    seed: int,
+    cache_dir: Path,
+) -> Row:
+    """Fit once; judge on val, by which a run chooses, and on test."""
+    ctx = make_context(cache_dir=cache_dir, seed=seed)
+    start = time.monotonic()
+    classifier = get_strategy(strategy)(**given).fit(task.hide_test(), backbone, ctx)
+    seconds = time.monotonic() - start
+    assert task.test is not None
+    return {
+        "val": round(evaluate(classifier, task.val).accuracy.mid, 4),
+        "test": round(evaluate(classifier, task.test).accuracy.mid, 4),
+        "n_test": len(task.test),
+        "seconds": round(seconds, 1),
+    }
+
+
+def table(args: argparse.Namespace) -> None:
+    """Print how often the warning fired, and what the remedies reached."""
+    rows = read_rows(args.out)
+    print("| backbone | set | draws | warned of | named as the cause |\n|---|---|---|---|---|")
+    asked_for = [r for r in rows if r["part"] != "remedies"]
+    for name in dict.fromkeys(r["backbone"] for r in asked_for):
+        mine = [r for r in asked_for if r["backbone"] == name]
+        for target in dict.fromkeys(r["set"] for r in mine):
+            own = [r for r in mine if r["set"] == target]
+            warned = sum(bool(r["issues"]) for r in own)
+            named = sum(r["names_backbone"] for r in own)
+            print(f"| {name} | {target} | {len(own)} | {warned} | {named} |")
+    print("\n| with | cases | mean test accuracy | spread |\n|---|---|---|---|")
+    tried = [r for r in rows if r["part"] == "remedies"]
+    for name, found in reached(tried).items():
+        spread = np.std(found, ddof=1) if len(found) > 1 else float("nan")
+        print(f"| {name} | {len(found)} | {100 * np.mean(found):.1f} | {100 * spread:.1f} |")
+
+
+def reached(rows: list[Row]) -> dict[str, list[float]]:
+    """Return the test accuracy of everything that was tried, case by case.
+
+    The last lines are choices: the better of plain and scratch in hindsight, and what a run would
+    keep, which is the best on val.
+    """
+    found: dict[str, list[float]] = {}
+    cases: dict[tuple[str, int, int], list[Row]] = {}
+    for row in rows:
+        cases.setdefault((row["set"], row["seed"], row["input_px"]), []).append(row)
+    whole = max(map(len, cases.values()), default=0)
+    for case in (c for c in cases.values() if len(c) == whole):
+        for row in case:
+            given = {k: v for k, v in row["given"].items() if k != "steps"}
+            name = f"{row['kind']}: {row['strategy']} {given or ''}"
+            found.setdefault(name, []).append(row["test"])
+        old = [r for r in case if r["kind"] in ("plain", "scratch")]
+        same = [r for r in case if r["kind"] != "other backbone"]
+        found.setdefault("best of plain and scratch, in hindsight", []).append(
+            max(r["test"] for r in old)
+        )
+        for name, among in (("best on val, this backbone", same), ("best on val, all", case)):
+            best = max(among, key=lambda r: r["val"])
+            found.setdefault(name, []).append(best["test"])
+    return found
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["harm", "warn", "near", "remedies", "table"])
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--backbone-folder", type=Path)
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="of near")
+    parser.add_argument("--cache-dir", type=Path, default=Path(tempfile.gettempdir()) / "negative")
+    parser.add_argument("--input-px", type=int, default=96)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--lr", type=float, default=0.005)
+    parser.add_argument("--fit-steps", type=int, default=60, help="of the remedies' fine-tunes")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--out", type=Path, default=ROWS)
+    args = parser.parse_args()
+    parts = {"harm": harm, "warn": ask, "near": ask, "remedies": remedy, "table": table}
+    parts[args.part](args)
+
+
+if __name__ == "__main__":
+    main()

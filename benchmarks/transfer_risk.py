@@ -1,0 +1,175 @@
+"""Whether the predicted chance of negative transfer holds on data sets that it was not fitted to.
+
+    python benchmarks/transfer_risk.py
+
+A case (set, size, seed) and a strategy are truly negative where the row of ``from_scratch`` has
+the higher test accuracy. The chance is predicted with priors fitted without the set under test.
+Only rows without anything given count, and only cases with both rows. The area under the curve
+has a 90% bootstrap interval over sets.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from fit_priors import fit
+from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
+from sklearn.metrics import roc_auc_score
+
+from advisor.priors import priors_of
+from advisor.risk import SCRATCH, transfer_risks
+from advisor.transfer_checks import HARM
+from advisor.types import Profile
+
+DRAWS = 500
+BINS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was predicted of a strategy on a case, and what was measured.
+
+    Attributes
+    ----------
+    probability
+        Predicted, that training from scratch does better.
+    gain, low, high
+        Test accuracy minus that of ``from_scratch``, measured; the predicted 90% interval.
+    """
+
+    case: Case
+    strategy: str
+    probability: float
+    gain: float
+    low: float
+    high: float
+
+    @property
+    def negative(self) -> bool:
+        """Whether training from scratch did better."""
+        return self.gain < 0
+
+
+def predict(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Told]:
+    """Predict every case by priors without its set."""
+    rows = [r for r in rows if case_of(r) in profiles]
+    accuracy = {(case_of(r), r["strategy"]): r["accuracy"] for r in rows if not r["grid"]}
+    told = []
+    for name in sorted({case[0] for case, strategy in accuracy if strategy == SCRATCH}):
+        priors = priors_of(fit([r for r in rows if r["set"] != name], profiles))
+        for case in sorted(c for c, strategy in accuracy if strategy == SCRATCH and c[0] == name):
+            for risk in transfer_risks(profiles[case], priors):
+                own = accuracy.get((case, risk.strategy))
+                if own is not None:
+                    gain = own - accuracy[case, SCRATCH]
+                    ends = risk.gain.low, risk.gain.high
+                    told.append(Told(case, risk.strategy, risk.probability, gain, *ends))
+    return told
+
+
+def area(told: list[Told]) -> float:
+    """Return the area under the curve; nan where all or none are negative."""
+    negative = [t.negative for t in told]
+    if len(set(negative)) < 2:
+        return float("nan")
+    return float(roc_auc_score(negative, [t.probability for t in told]))
+
+
+def area_interval(told: list[Told]) -> tuple[float, float]:
+    """Return the 90% bootstrap interval over sets; nan where it cannot be had."""
+    by_set: dict[str, list[Told]] = {}
+    for t in told:
+        by_set.setdefault(t.case[0], []).append(t)
+    groups = list(by_set.values())
+    rng = np.random.default_rng(0)
+    drawn = np.array(
+        [
+            area([t for i in rng.integers(len(groups), size=len(groups)) for t in groups[i]])
+            for _ in range(DRAWS)
+        ]
+    )
+    known = drawn[~np.isnan(drawn)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, [0.05, 0.95])
+    return float(low), float(high)
+
+
+def report(told: list[Told]) -> str:
+    """Return discrimination, calibration, and what is warned of, as Markdown."""
+    low, high = area_interval(told)
+    sets = {t.case[0] for t in told}
+    held = np.mean([t.low <= t.gain <= t.high for t in told])
+    lines = [
+        f"{len(told)} predictions, {len({t.case for t in told})} cases, {len(sets)} sets; "
+        f"{sum(t.negative for t in told)} truly negative.",
+        f"Area under the curve {area(told):.2f} [{low:.2f}, {high:.2f}]; the 90% interval of the "
+        f"gain held in {100 * held:.0f}%.",
+        "",
+        "| strategy | cases | truly negative | of these warned of | of the others warned of |",
+        "|---|---|---|---|---|",
+    ]
+    for name in [*dict.fromkeys(t.strategy for t in told), "all"]:
+        mine = [t for t in told if name in (t.strategy, "all")]
+        bad = [t.probability >= HARM for t in mine if t.negative]
+        good = [t.probability >= HARM for t in mine if not t.negative]
+        lines.append(f"| {name} | {len(mine)} | {len(bad)} | {_share(bad)} | {_share(good)} |")
+    lines += ["", "| predicted chance | predictions | mean predicted | truly negative |"]
+    lines.append("|---|---|---|---|")
+    for start, end in pairwise(BINS):
+        mine = [t for t in told if start <= t.probability < end or t.probability == end == 1]
+        if mine:
+            mean, true = (
+                float(np.mean([t.probability for t in mine])),
+                float(np.mean([t.negative for t in mine])),
+            )
+            span = f"{100 * start:.0f} to {100 * end:.0f}%"
+            lines.append(f"| {span} | {len(mine)} | {100 * mean:.0f}% | {100 * true:.0f}% |")
+    return "\n".join(lines)
+
+
+def remedied(rows: list[Row], profiles: Mapping[Case, Profile]) -> str:
+    """Compare what the warning advises with the best of probe and scratch, where probes lose."""
+    rows = [r for r in rows if case_of(r) in profiles]
+    found: dict[Case, dict[str, float]] = {}
+    for row in rows:
+        if not row["grid"]:
+            found.setdefault(case_of(row), {})[row["strategy"]] = row["accuracy"]
+    needed = {"linear_probe", SCRATCH, "full_fine_tune"}
+    lost = [a for a in found.values() if needed <= a.keys() and a[SCRATCH] > a["linear_probe"]]
+    if not lost:
+        return "No case with all rows on which training from scratch beats the linear probe."
+    tuned = 100 * float(np.mean([a["full_fine_tune"] for a in lost]))
+    best = 100 * float(np.mean([max(a[SCRATCH], a["linear_probe"]) for a in lost]))
+    return (
+        f"Where scratch beats the linear probe ({len(lost)} cases): full_fine_tune {tuned:.1f}%, "
+        f"best of scratch and probe {best:.1f}%."
+    )
+
+
+def _share(warned: list[bool]) -> str:
+    return f"{sum(warned)} ({100 * np.mean(warned):.0f}%)" if warned else "none there"
+
+
+def main() -> None:
+    """Print the report."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE)
+    parser.add_argument("--cases", action="store_true", help="list every prediction")
+    args = parser.parse_args()
+    rows, profiles = read_rows(args.results), read_profiles(args.evidence)
+    told = predict(rows, profiles)
+    if not told:
+        print("There is no case with a row of from_scratch and its evidence.")
+        return
+    print(report(told), remedied(rows, profiles), sep="\n\n")
+    for t in told if args.cases else ():
+        print(*t.case, t.strategy, f"{100 * t.probability:.0f}%", f"{100 * t.gain:+.1f}")
+
+
+if __name__ == "__main__":
+    main()
