@@ -7,6 +7,7 @@ from typing import ClassVar, Self, cast, final
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
+from strategies.core.affordable import affordable_views
 from strategies.core.backbone import Backbone, resized
 from strategies.core.body import Pooling
 from strategies.core.classifier import ImageClassifier
@@ -146,17 +147,20 @@ class LayerSVM(Strategy):
         cuts = self._open_cuts(task, backbone)
         if len(cuts) == 1:
             return cuts[0], 1 if cuts[0].pooling == "grid" and self.views is None else self.views
+        open_to = (self.views,) if self.views else open_views(len(task.train))
+        if self.views is None:
+            open_to = affordable_views(task, backbone, ctx, open_to)
         seen = cache(lambda n: extract_views(task.train, backbone, ctx, n))
         settings, losses = [], []
         for cut in cuts:
             tried = []
-            for views in self._open_views(cut, task):
+            for views in self._views_for(cut, open_to):
                 ctx.check_time()
                 how = self._settings(cut, views, backbone)
                 x = seen(views).at(how.depths, how.pooling)
                 found = judged_by_folds(x, task, how, ctx)
                 if found is None:
-                    return cuts[0], self._open_views(cut, task)[-1]
+                    return cuts[0], self._views_for(cut, open_to)[-1]
                 tried.append((views, found[0].losses))
             views, loss = min(tried, key=lambda pair: float(pair[1].mean()))
             settings.append((cut, views))
@@ -175,11 +179,9 @@ class LayerSVM(Strategy):
             fits = [Cut(self.depth, self.pooling or "mean", self.share or 1.0)]
         return list(dict.fromkeys(fits))
 
-    def _open_views(self, cut: Cut, task: ImageTask) -> tuple[int, ...]:
+    def _views_for(self, cut: Cut, open_to: tuple[int, ...]) -> tuple[int, ...]:
         """Return numbers of views to try: mirror images undo what a grid tells apart."""
-        if self.views is not None:
-            return (self.views,)
-        return (1,) if cut.pooling == "grid" else open_views(len(task.train))
+        return (1,) if cut.pooling == "grid" and self.views is None else open_to
 
 
 def depth_set(depth: int, backbone: Backbone) -> tuple[int, ...]:

@@ -142,6 +142,14 @@ def extract_features(pictures: Sequence[Picture], backbone: Backbone, ctx: RunCo
     return _assemble(np.stack([rows[d] for d in digests]), backbone, rows)
 
 
+def not_cached(
+    pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext
+) -> tuple[Picture, ...]:
+    """Return the pictures that a pass would have to be made over."""
+    rows = ctx.cache.get(_space(backbone, ctx), [p.digest for p in pictures])
+    return tuple(p for p in pictures if p.digest not in rows)
+
+
 def _space(backbone: Backbone, ctx: RunContext) -> str:
     weights = ctx.seed if backbone.weights == "random" else backbone.digest
     how = (backbone.input_px, backbone.interpolation, backbone.crop_pct, backbone.mean)

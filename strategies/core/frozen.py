@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies.core.affordable import affordable
 from strategies.core.backbone import Backbone
 from strategies.core.body import Pooling
 from strategies.core.cache import Rows
@@ -91,11 +92,13 @@ def fit_on_features(
     """
     ctx.check_time()
     how = settings
+    tried = open_views(len(task.train)) if how.views is None else (how.views,)
+    if how.views is None:
+        task, tried = affordable(task, backbone, ctx, tried)
 
     def features(views: int) -> Rows:
         return features_at(task.train, backbone, ctx, how.depths, how.pooling, views)
 
-    tried = open_views(len(task.train)) if how.views is None else (how.views,)
     choices = [_choose(features(views), task, how, ctx) for views in tried]
     best = min(choices, key=lambda choice: choice.log_loss)
     weight, bias = _fit(features(best.views), task, how, best, ctx)

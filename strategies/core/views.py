@@ -8,7 +8,6 @@ A. Sharif Razavian et al., CNN features off-the-shelf (CNNaug-SVM), CVPR worksho
 """
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from strategies.core.backbone import Backbone
 from strategies.core.body import Body, Pooling, pool, widths
 from strategies.core.cache import Rows, space_name
-from strategies.core.features import BATCH, extract_features, to_input
+from strategies.core.features import BATCH, ahead, extract_features, to_input
 from strategies.core.images import Box, Pixels, centre_box, read_image, resize_box
 from strategies.core.run import RunContext
 from strategies.core.task import Picture
@@ -95,13 +94,16 @@ def _compute(
     body = Body(net, tuple(range(1, backbone.n_depths + 1)), backbone.n_depths)
     found: dict[str, Rows] = {}
     size = max(1, BATCH // views)
-    with torch.inference_mode(), ThreadPoolExecutor(ctx.n_workers) as workers:
-        for start in range(0, len(pictures), size):
+
+    def read(paths: Sequence[Path]) -> Pixels:
+        return np.concatenate([view_pixels(path, backbone, views) for path in paths])
+
+    with torch.inference_mode(), ctx.cache.kept_open():
+        for pixels in ahead([p.path for p in pictures], read, ctx.n_workers, size):
             ctx.check_time()
-            batch = pictures[start : start + size]
-            read = workers.map(lambda p: view_pixels(p.path, backbone, views), batch)
+            batch = pictures[len(found) : len(found) + size]
             with ctx.autocast():
-                maps, last = body.maps(to_input(np.concatenate(list(read)), backbone, ctx.device))
+                maps, last = body.maps(to_input(pixels, backbone, ctx.device))
                 assert last is not None
                 parts = [pool(m, "mean") for m in maps] + [last] + [pool(m, "grid") for m in maps]
             matrix = torch.cat([p.float() for p in parts], dim=1).cpu().numpy()
@@ -109,7 +111,7 @@ def _compute(
             fresh = {p.digest: row for p, row in zip(batch, by_picture, strict=True)}
             ctx.cache.put(space, fresh)
             found |= fresh
-            ctx.on_progress("views", start + len(batch), len(pictures))
+            ctx.on_progress("views", len(found), len(pictures))
     return found
 
 
