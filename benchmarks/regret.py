@@ -217,6 +217,22 @@ def report(judged: list[Judged], logme: Mapping[Case, list[float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def advice_cost(judged: list[Judged], seconds: Mapping[Case, float]) -> str:
+    """Return what advice cost, in shares of fitting every entry once, over all cases."""
+    fits = [sum(row["seconds"] for row in j.rows.values()) for j in judged]
+    bare = [seconds[j.case] for j in judged]
+    lines = ["| advice | share of fitting all once | dearest case |", "|---|---|---|"]
+    pilots = [0.0 if (p := j.profile.pilot) is None else p.seconds for j in judged]
+    known = {
+        "without pilot": bare,
+        "with pilot": [b + p for b, p in zip(bare, pilots, strict=True)],
+    }
+    for name, costs in known.items():
+        worst = max(c / f for c, f in zip(costs, fits, strict=True))
+        lines.append(f"| {name} | {100 * sum(costs) / sum(fits):.1f}% | {100 * worst:.0f}% |")
+    return "\n".join(lines) + "\n"
+
+
 def cases_table(judged: list[Judged]) -> str:
     """Return every case: what was best, what was advised, and what that cost."""
     lines = ["| set | a class | best | advised | regret |", "|---|---|---|---|---|"]
@@ -241,6 +257,7 @@ def main() -> None:
     if len({j.case[0] for j in judged}) <= FEWEST:
         raise SystemExit("There are too few complete cases to leave a data set out.")
     print(report(judged, logme))
+    print(advice_cost(judged, {case_of(r): r["advice_s"] for r in read_rows(args.evidence)}))
     if args.cases:
         print(cases_table(judged))
 
