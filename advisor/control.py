@@ -10,9 +10,10 @@ from scipy.stats import norm
 from advisor.types import ProbeResult
 from strategies.core.backbone import Backbone
 from strategies.core.features import Features, extract_features
-from strategies.core.metrics import LEVEL, Interval, Labels, Scores
+from strategies.core.metrics import LEVEL, Interval, Scores
 from strategies.core.probes import corrected_accuracy, cross_validate, fold_numbers
 from strategies.core.run import RunContext
+from strategies.core.sampling import content_order
 from strategies.core.task import Picture, groups_of, labels_of
 
 MAX_PICTURES, MIN_PER_CLASS = 256, 4
@@ -54,7 +55,7 @@ def measure_control(
     pretrained
         Features of all `pictures` with the pretrained weights.
     """
-    rows = _some(labels_of(tuple(pictures)), ctx.seed)
+    rows = _some(pictures, ctx.seed)
     chosen = tuple(pictures[i] for i in rows)
     labels = labels_of(chosen)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(chosen))
@@ -136,12 +137,13 @@ def _best(tried: list[tuple[NDArray[np.bool_], int]]) -> NDArray[np.bool_]:
     return max((right[best] for right, best in tried), key=np.mean)
 
 
-def _some(labels: Labels, seed: int) -> NDArray[np.int64]:
+def _some(pictures: Sequence[Picture], seed: int) -> NDArray[np.int64]:
     """Draw rows, each class in proportion but at least a few."""
-    rng = np.random.default_rng(seed)
+    labels = labels_of(tuple(pictures))
+    order = np.array(content_order((p.digest for p in pictures), seed))
     kept: list[int] = []
     for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
+        rows = order[labels[order] == label]
         quota = max(MIN_PER_CLASS, round(MAX_PICTURES * len(rows) / len(labels)))
-        kept += rng.permutation(rows)[:quota].tolist()
+        kept += rows[:quota].tolist()
     return np.array(sorted(kept), dtype=np.int64)

@@ -30,6 +30,7 @@ from strategies.core.probes import (
 )
 from strategies.core.recipe import fine_tune_defaults
 from strategies.core.run import RunContext
+from strategies.core.sampling import content_order
 from strategies.core.task import ImageTask, Picture, groups_of, labels_of
 from strategies.core.timing import measure_training_cost
 from strategies.registry import STRATEGIES
@@ -127,12 +128,12 @@ def sample(
     if len(split) <= most:
         return tuple(split)
     labels = labels_of(tuple(split))
-    rng = np.random.default_rng(seed)
+    order = np.array(content_order((p.digest for p in split), seed))
     kept: list[int] = []
     for label in range(n_classes):
-        rows = np.flatnonzero(labels == label)
+        rows = order[labels[order] == label]
         quota = max(MIN_PER_CLASS, round(most * len(rows) / len(split)))
-        kept += rng.permutation(rows)[:quota].tolist()
+        kept += rows[:quota].tolist()
     return tuple(split[i] for i in sorted(kept))
 
 

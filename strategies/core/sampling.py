@@ -3,6 +3,7 @@
 import hashlib
 import heapq
 import os
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,3 +153,18 @@ class Listing:
 def _some(names: Iterable[str]) -> str:
     listed = [shown(n) for n in sorted(names, key=natural_key)]
     return ", ".join(listed[:20]) + (f", ... ({len(listed)})" if len(listed) > 20 else "")
+
+
+def content_order(digests: Iterable[str], seed: int) -> list[int]:
+    """Return an order of pictures that looks random and follows from each one's own content.
+
+    What is drawn from its beginning hardly changes when pictures are added, so that what was
+    computed for them is not computed for others again.
+    """
+    copies: Counter[str] = Counter()
+    keys = []
+    for digest in digests:
+        copies[digest] += 1
+        text = f"{seed} {digest} {copies[digest]}"
+        keys.append(hashlib.blake2b(text.encode(), digest_size=8).digest())
+    return sorted(range(len(keys)), key=keys.__getitem__)
