@@ -72,7 +72,7 @@ def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
         "measured": {name: _measured(rows, used, name) for name in MEASURED},
         "cost": {name: _cost(rows, used, name) for name in (*MEASURED, *TRAINED)},
     }
-    trained = sorted({v["strategy"] for v in variants} - {"from_scratch"})
+    trained = sorted({v["strategy"] for v in variants})
     record["pilot"] = {name: _pilot(rows, used, usual, name) for name in trained}
     return record
 

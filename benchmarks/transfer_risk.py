@@ -2,8 +2,10 @@
 
     python benchmarks/transfer_risk.py
 
-A case (set, size, seed) and a strategy are truly negative where the row of ``from_scratch`` has
-the higher test accuracy. The chance is predicted with priors fitted without the set under test.
+A case (set, size, seed) and a strategy are truly negative where the 90% interval of its test
+accuracy minus that of ``from_scratch`` lies below 0, truly positive where it lies above; what
+contains 0 is not judged, but counts by its sign in the table of calibration. The chance is
+predicted with priors fitted without the set under test.
 Only rows without anything given count, and only cases with both rows. The area under the curve
 has a 90% bootstrap interval over sets.
 """
@@ -19,6 +21,7 @@ from fit_priors import fit
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 from sklearn.metrics import roc_auc_score
 
+from advisor.gain import Z
 from advisor.priors import priors_of
 from advisor.risk import SCRATCH, transfer_risks
 from advisor.transfer_checks import HARM
@@ -38,6 +41,9 @@ class Told:
         Predicted, that training from scratch does better.
     gain, low, high
         Test accuracy minus that of ``from_scratch``, measured; the predicted 90% interval.
+    noise
+        Half of the 90% interval of the measured gain, as if the pictures were not the same: too
+        wide rather than too narrow.
     """
 
     case: Case
@@ -46,17 +52,24 @@ class Told:
     gain: float
     low: float
     high: float
+    noise: float
 
     @property
     def negative(self) -> bool:
         """Whether training from scratch did better."""
         return self.gain < 0
 
+    @property
+    def sure(self) -> bool:
+        """Whether the sign of the gain is more than chance."""
+        return abs(self.gain) > self.noise
+
 
 def predict(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Told]:
     """Predict every case by priors without its set."""
     rows = [r for r in rows if case_of(r) in profiles]
     accuracy = {(case_of(r), r["strategy"]): r["accuracy"] for r in rows if not r["grid"]}
+    n_test = {case_of(r): r["n_test"] for r in rows}
     told = []
     for name in sorted({case[0] for case, strategy in accuracy if strategy == SCRATCH}):
         priors = priors_of(fit([r for r in rows if r["set"] != name], profiles))
@@ -64,18 +77,23 @@ def predict(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Told]:
             for risk in transfer_risks(profiles[case], priors):
                 own = accuracy.get((case, risk.strategy))
                 if own is not None:
-                    gain = own - accuracy[case, SCRATCH]
+                    other = accuracy[case, SCRATCH]
+                    spread = own * (1 - own) + other * (1 - other)
+                    noise = float(Z * np.sqrt(spread / n_test[case]))
                     ends = risk.gain.low, risk.gain.high
-                    told.append(Told(case, risk.strategy, risk.probability, gain, *ends))
+                    told.append(
+                        Told(case, risk.strategy, risk.probability, own - other, *ends, noise)
+                    )
     return told
 
 
 def area(told: list[Told]) -> float:
-    """Return the area under the curve; nan where all or none are negative."""
-    negative = [t.negative for t in told]
+    """Return the area under the curve of the sure ones; nan where all or none are negative."""
+    judged = [t for t in told if t.sure]
+    negative = [t.negative for t in judged]
     if len(set(negative)) < 2:
         return float("nan")
-    return float(roc_auc_score(negative, [t.probability for t in told]))
+    return float(roc_auc_score(negative, [t.probability for t in judged]))
 
 
 def area_interval(told: list[Told]) -> tuple[float, float]:
@@ -105,19 +123,20 @@ def report(told: list[Told]) -> str:
     held = np.mean([t.low <= t.gain <= t.high for t in told])
     lines = [
         f"{len(told)} predictions, {len({t.case for t in told})} cases, {len(sets)} sets; "
-        f"{sum(t.negative for t in told)} truly negative.",
+        f"{sum(t.sure and t.negative for t in told)} truly negative, "
+        f"{sum(t.sure and not t.negative for t in told)} truly positive.",
         f"Area under the curve {area(told):.2f} [{low:.2f}, {high:.2f}]; the 90% interval of the "
         f"gain held in {100 * held:.0f}%.",
         "",
-        "| strategy | cases | truly negative | of these warned of | of the others warned of |",
+        "| strategy | cases | truly negative | of these warned of | of the positive warned of |",
         "|---|---|---|---|---|",
     ]
     for name in [*dict.fromkeys(t.strategy for t in told), "all"]:
         mine = [t for t in told if name in (t.strategy, "all")]
-        bad = [t.probability >= HARM for t in mine if t.negative]
-        good = [t.probability >= HARM for t in mine if not t.negative]
+        bad = [t.probability >= HARM for t in mine if t.sure and t.negative]
+        good = [t.probability >= HARM for t in mine if t.sure and not t.negative]
         lines.append(f"| {name} | {len(mine)} | {len(bad)} | {_share(bad)} | {_share(good)} |")
-    lines += ["", "| predicted chance | predictions | mean predicted | truly negative |"]
+    lines += ["", "| predicted chance | predictions | mean predicted | negative by sign |"]
     lines.append("|---|---|---|---|")
     for start, end in pairwise(BINS):
         mine = [t for t in told if start <= t.probability < end or t.probability == end == 1]

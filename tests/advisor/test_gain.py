@@ -55,8 +55,9 @@ def test_an_exact_pilot_corrects_the_line_and_a_noisy_one_hardly_moves_it() -> N
     assert exact.before_pilot == without.mean
 
 
-def test_training_from_scratch_has_nothing_to_learn_from_a_pilot() -> None:
+def test_a_strategy_that_no_pilot_was_compared_with_has_nothing_to_learn_from_one() -> None:
     scratch = next(v for v in PRIORS.variants if v.strategy == "from_scratch")
+    assert scratch.strategy not in PRIORS.pilot
     assert predict_gain(scratch, profile_of(pilot=pilot_of(0.2)), PRIORS) == predict_gain(
         scratch, profile_of(), PRIORS
     )
