@@ -17,6 +17,8 @@ from strategies.registry import STRATEGIES
 
 NOISE = 0.01
 """Accuracies that differ by less than this count as equal; the cheaper one is taken."""
+DOUBT = 0.125
+"""So are those that differ by less than this share of a predicted lead's standard deviation."""
 CHEAP = 0.03
 """What ``cheap`` gives up at most, where noise is not more."""
 BATCH = 32
@@ -131,7 +133,7 @@ def noise(a: _Candidate, b: _Candidate, prefer: Prefer) -> float:
         return 0.0
     least = CHEAP if prefer == "cheap" else NOISE
     both_trained = a.lead_sd > 0 and b.lead_sd > 0
-    return least if both_trained else max(least, a.lead_sd / 2, b.lead_sd / 2)
+    return least if both_trained else max(least, DOUBT * a.lead_sd, DOUBT * b.lead_sd)
 
 
 def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:

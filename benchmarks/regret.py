@@ -106,9 +106,8 @@ def _decide(profile: Profile, priors: Priors) -> dict[str, Decision]:
     bare = replace(profile, pilot=None)
     preferences: tuple[Prefer, ...] = ("balanced", "accuracy", "cheap")
     decisions = {f"advisor, {p}": recommend(bare, priors, prefer=p) for p in preferences}
-    if profile.pilot is not None:
-        for p in preferences[:2]:
-            decisions[f"advisor with pilot, {p}"] = recommend(profile, priors, prefer=p)
+    for p in preferences:  # where there were too few pictures for a pilot, both are the same
+        decisions[f"advisor with pilot, {p}"] = recommend(profile, priors, prefer=p)
     return decisions
 
 
