@@ -80,6 +80,14 @@ def _with_pilot(
     return Gain(after, math.sqrt(exact * trust.sd**2 + (1 - exact) * variance), mean)
 
 
+def svm_lead(profile: Profile, priors: Priors) -> Gain:
+    """Return what the SVM gains over the linear probe: as much of what was measured as lasts."""
+    measured = evidence_of(profile)["svm"]
+    assert measured is not None
+    mean = priors.lead.offset + priors.lead.slope * measured
+    return Gain(mean, priors.lead.sd, mean)
+
+
 def reliability(noise: float, spread: float) -> float:
     """Return the share of a noisy value's variance that is not noise, in [0, 1]."""
     return spread**2 / (spread**2 + noise**2)

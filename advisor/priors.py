@@ -54,6 +54,20 @@ class Offset:
 
 
 @dataclass(frozen=True)
+class Lead:
+    """What the SVM leads the linear probe by on new pictures, in log-odds.
+
+    ``offset + slope * measured``: much of a lead that cross-validation measured is luck, as the
+    best of many depths was chosen by it.
+    """
+
+    offset: float
+    slope: float
+    sd: float
+    cases: int
+
+
+@dataclass(frozen=True)
 class PilotTrust:
     """How a strategy's gain follows from what a pilot gained and from what its line foretold.
 
@@ -86,7 +100,9 @@ class Priors:
     evidence
         What each piece of evidence of the `variants` usually is.
     measured
-        By probing strategy: test accuracy against what cross-validation said.
+        Of the linear probe: test accuracy against what cross-validation said.
+    lead
+        Of the SVM over the linear probe.
     pilot
         By trained strategy: what a pilot tells of its gain.
     cost
@@ -97,7 +113,8 @@ class Priors:
     provenance: str
     evidence: Mapping[str, Usual]
     variants: tuple[Variant, ...]
-    measured: Mapping[str, Offset]
+    measured: Offset
+    lead: Lead
     pilot: Mapping[str, PilotTrust]
     cost: Mapping[str, Offset]
 
@@ -108,7 +125,8 @@ def priors_of(record: Mapping[str, Any]) -> Priors:
         record["provenance"],
         {name: Usual(**v) for name, v in record["evidence"].items()},
         tuple(Variant(**v) for v in record["variants"]),
-        {name: Offset(**v) for name, v in record["measured"].items()},
+        Offset(**record["measured"]),
+        Lead(**record["lead"]),
         {name: PilotTrust(**v) for name, v in record["pilot"].items()},
         {name: Offset(**v) for name, v in record["cost"].items()},
     )

@@ -1,6 +1,6 @@
 """Why each strategy stands where it stands, in sentences with numbers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from scipy.stats import norm
 
@@ -17,14 +17,14 @@ def reasons_of(
     ranked: Sequence[Recommendation],
     quadrant: Quadrant,
     profile: Profile,
-    margins: Mapping[str, float],
+    margin: float,
     forced: str | None,
 ) -> dict[str, tuple[str, ...]]:
     """Say why each strategy stands where it stands.
 
     Parameters
     ----------
-    margins
+    margin
         The difference in accuracy to the first below which a strategy counts as its equal.
     """
     best = ranked[0]
@@ -32,10 +32,10 @@ def reasons_of(
     if forced is not None:
         said[best.strategy].append("It stands first because it was asked for (--strategy).")
     else:
-        said[best.strategy].append(_rule(best, ranked, quadrant, margins, profile))
-        said[best.strategy] += _boundary(best, ranked, profile, margins)
+        said[best.strategy].append(_rule(best, ranked, quadrant, margin, profile))
+        said[best.strategy] += _boundary(best, ranked, profile, margin)
     for other in ranked[1:]:
-        said[other.strategy].append(_comparison(best, other, margins[other.strategy], profile))
+        said[other.strategy].append(_comparison(best, other, margin, profile))
     return {name: tuple(sentences) for name, sentences in said.items()}
 
 
@@ -64,7 +64,7 @@ def _rule(
     best: Recommendation,
     ranked: Sequence[Recommendation],
     quadrant: Quadrant,
-    margins: Mapping[str, float],
+    margin: float,
     profile: Profile,
 ) -> str:
     """Say what the rule of thumb names, and where evidence disagrees, which of the two won."""
@@ -76,13 +76,13 @@ def _rule(
         return f"The rule of thumb for {where} is {quadrant.rule}, which does not apply here."
     gap = best.accuracy.mid - rule.accuracy.mid
     words = f"The rule of thumb for {where} is {rule.strategy}; "
-    if gap > margins[rule.strategy]:
+    if gap > margin:
         return words + f"the evidence puts it {100 * gap:.1f} points lower, and evidence decides."
     times = _times(rule, best, profile)
     cost = f"costs {times:.0f} times as much" if times >= 1.5 else "costs no less"
     return (
         f"{words}the evidence expects {_gap_words(-gap)} of it, less than the "
-        f"{100 * margins[rule.strategy]:.1f} that would be clear, and it {cost}."
+        f"{100 * margin:.1f} that would be clear, and it {cost}."
     )
 
 
@@ -90,14 +90,14 @@ def _boundary(
     best: Recommendation,
     ranked: Sequence[Recommendation],
     profile: Profile,
-    margins: Mapping[str, float],
+    margin: float,
 ) -> list[str]:
     """Say how far the decision is from turning, and what would turn it."""
     said = []
     rivals = [r for r in ranked[1:] if r.strategy != "from_scratch"]
     if rivals:
-        rival = min(rivals, key=lambda r: _missing(best, r, margins[r.strategy], profile))
-        missing = _missing(best, rival, margins[rival.strategy], profile)
+        rival = min(rivals, key=lambda r: _missing(best, r, margin, profile))
+        missing = _missing(best, rival, margin, profile)
         chance = _chance(best, rival, missing)
         turn = (
             f"It would be {rival.strategy} if that did {100 * missing:.1f} points better than "

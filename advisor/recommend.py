@@ -1,43 +1,36 @@
 """recommend(): a profile to a decision. Pure: the same profile gives the same advice."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from advisor.cost import fit_seconds
-from advisor.gain import Gain, Z, predict_gain, shifted
+from advisor.gain import Gain, predict_gain, shifted, svm_lead
 from advisor.options import Prefer
 from advisor.priors import Priors, Variant
 from advisor.quadrant import find_quadrant
 from advisor.reasons import MEASURED, reasons_of
 from advisor.types import Decision, Profile, Quadrant, Recommendation, Rejection
 from strategies.core.errors import NotApplicable
-from strategies.core.metrics import Interval
 from strategies.core.recipe import default_steps
 from strategies.registry import STRATEGIES
 
-NOISE = 0.01
-"""Accuracies that differ by less than this count as equal; the cheaper one is taken."""
-DOUBT = 0.125
-"""So are those that differ by less than this share of a predicted lead's standard deviation."""
-CHEAP = 0.03
-"""What ``cheap`` gives up at most, where noise is not more."""
+NOISE: Mapping[Prefer, float] = {"accuracy": 0.0, "balanced": 0.01, "cheap": 0.03}
+"""Accuracies that differ by no more than this count as equal; the cheaper one is taken."""
 BATCH = 32
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A strategy with what is expected of it, and how sure its lead over a probe is.
+    """A strategy with what is expected of it.
 
     Attributes
     ----------
-    lead_sd
-        Standard deviation, in accuracy, of what it gains over the linear probe; 0 for probes.
     cost
         In forward passes, not in measured seconds, so that the same pictures get the same advice.
     """
 
     advice: Recommendation
-    lead_sd: float
     cost: float
 
     @property
@@ -63,10 +56,8 @@ def recommend(
     that it gained over the linear probe in the benchmarks where the evidence was like this, and in
     the pilot where there is one. Of those that count as equal to the best the cheapest is taken:
 
-    - ``balanced``: within `NOISE`; between a probe and a training within half a standard
-      deviation of the training's lead, so that one is advised where it is better in at least 7 of
-      10 such cases. Where costs are alike, the quadrant's rule goes first;
-    - ``cheap``: the same, but at least within `CHEAP`;
+    - ``balanced``: within a point; where costs are alike, the quadrant's rule goes first;
+    - ``cheap``: within three points;
     - ``accuracy``: none count as equal; the highest prediction wins at any cost.
 
     Parameters
@@ -89,8 +80,7 @@ def recommend(
     if forced is not None:
         ranked.sort(key=lambda c: c.name != forced)
     advice = [c.advice for c in ranked]
-    margins = {c.name: noise(ranked[0], c, prefer) for c in ranked[1:]}
-    reasons = reasons_of(advice, quadrant, profile, margins, forced)
+    reasons = reasons_of(advice, quadrant, profile, NOISE[prefer], forced)
     rejections = tuple(Rejection(name, reason) for name, reason in profile.why_not.items())
     return Decision(
         quadrant, tuple(replace(r, reasons=reasons[r.strategy]) for r in advice), rejections
@@ -110,7 +100,7 @@ def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> l
         return left
     ranked = []
     while left:
-        equal = [c for c in left if left[0].mid - c.mid <= noise(left[0], c, prefer)]
+        equal = [c for c in left if left[0].mid - c.mid <= NOISE[prefer]]
         if prefer == "cheap":
             taken = min(equal, key=lambda c: c.rank)
         else:
@@ -123,32 +113,24 @@ def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> l
 def _take_balanced(equal: list[_Candidate], quadrant: Quadrant) -> _Candidate:
     cheapest = min(c.cost for c in equal)
     near = [c for c in equal if c.cost <= 2 * cheapest]
-    alike = [c for c in near if near[0].mid - c.mid <= noise(near[0], c, "balanced")]
+    alike = [c for c in near if near[0].mid - c.mid <= NOISE["balanced"]]
     return min(alike, key=lambda c: (c.name != quadrant.rule, c.rank))
-
-
-def noise(a: _Candidate, b: _Candidate, prefer: Prefer) -> float:
-    """Return the difference below which two accuracies count as equal."""
-    if prefer == "accuracy":
-        return 0.0
-    least = CHEAP if prefer == "cheap" else NOISE
-    both_trained = a.lead_sd > 0 and b.lead_sd > 0
-    return least if both_trained else max(least, DOUBT * a.lead_sd, DOUBT * b.lead_sd)
 
 
 def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
     n = profile.n_measured
-    base = profile.layer_svm if name == "layer_svm" else profile.linear_probe
-    trust = priors.measured["layer_svm" if name == "layer_svm" else "linear_probe"]
-    if name in MEASURED:
-        accuracy, chosen, lead_sd = shifted(base.accuracy, trust.offset, trust.sd, n), {}, 0.0
+    base, trust = profile.linear_probe, priors.measured
+    chosen: dict[str, Any] = {}
+    if name == "linear_probe":
+        accuracy = shifted(base.accuracy, trust.offset, trust.sd, n)
+    elif name == "layer_svm":
+        lead = svm_lead(profile, priors)
+        total_sd = (lead.sd**2 + trust.sd**2) ** 0.5
+        accuracy = shifted(base.accuracy, trust.offset + lead.mean, total_sd, n)
     else:
         variant, gain = _best_variant(name, profile, priors)
         total_sd = (gain.sd**2 + trust.sd**2) ** 0.5
         accuracy = shifted(base.accuracy, trust.offset + gain.mean, total_sd, n)
-        certain = Interval(*(base.accuracy.mid,) * 3)
-        lead = shifted(certain, trust.offset + gain.mean, gain.sd, n)
-        lead_sd = (lead.high - lead.low) / (2 * Z)
         chosen = dict(variant.hyperparameters)
     advice = Recommendation(
         strategy=name,
@@ -158,7 +140,7 @@ def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
         hyperparameters=_first_hyperparameters(name, profile) | chosen,
         reasons=(),
     )
-    return _Candidate(advice, lead_sd, profile.image_passes[name])
+    return _Candidate(advice, profile.image_passes[name])
 
 
 def _best_variant(name: str, profile: Profile, priors: Priors) -> tuple[Variant, Gain]:

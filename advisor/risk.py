@@ -5,7 +5,7 @@ import math
 from scipy.special import expit
 from scipy.stats import norm
 
-from advisor.gain import Gain, Z, log_odds, predict_gain
+from advisor.gain import Gain, Z, log_odds, predict_gain, svm_lead
 from advisor.priors import Priors, Usual
 from advisor.types import ProbeResult, Profile, TransferRisk
 from strategies.core.metrics import Interval
@@ -82,25 +82,16 @@ def _gain(name: str, profile: Profile, priors: Priors) -> Gain | None:
     if name == "linear_probe":
         return Gain(0.0, 0.0, 0.0)
     if name == "layer_svm":
-        return _measured_gain(profile, priors)
+        return svm_lead(profile, priors)
     tried = [predict_gain(v, profile, priors) for v in priors.variants if v.strategy == name]
     return max(tried, key=lambda gain: gain.mean) if tried else None
-
-
-def _measured_gain(profile: Profile, priors: Priors) -> Gain:
-    """Return what the chosen depth gains, as far as cross-validation can be trusted."""
-    n = profile.n_measured
-    svm, probe = profile.layer_svm.accuracy.mid, profile.linear_probe.accuracy.mid
-    trust, base = priors.measured["layer_svm"], priors.measured["linear_probe"]
-    mean = log_odds(svm, n) + trust.offset - log_odds(probe, n) - base.offset
-    return Gain(mean, trust.sd, mean)  # the probe's own error is common to both sides
 
 
 def _risk(name: str, own: Gain, scratch: Gain, profile: Profile, priors: Priors) -> TransferRisk:
     """Compare a strategy with training from scratch; the gain is one of accuracy."""
     mean, sd = own.mean - scratch.mean, math.hypot(own.sd, scratch.sd)
     accuracy = profile.linear_probe.accuracy.mid
-    base = log_odds(accuracy, profile.n_measured) + priors.measured["linear_probe"].offset
+    base = log_odds(accuracy, profile.n_measured) + priors.measured.offset
     without = base + scratch.mean
     low, mid, high = (
         float(expit(without + gain) - expit(without))

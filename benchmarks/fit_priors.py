@@ -38,6 +38,9 @@ SCRATCH_GUESS: Mapping[str, float] = {**GUESS, "control": -0.4}
 """What pretraining gains over random weights speaks against doing without it."""
 SD_GUESS, COST_SD_GUESS, SD_CASES = 0.8, 0.25, 2.0
 """Spreads start as if so many cases had shown this."""
+LEAD_RIDGE, LEAD_SD_GUESS = 3.0, 0.4
+LEAD_GUESS = np.array([0.0, 0.5])
+"""Offset of the SVM's lead, and the share of a measured one that lasts."""
 PILOT_RIDGE = 3.0
 PILOT_GUESS = np.array([0.0, 0.5, 0.5])
 """Offset, weight of the line and weight of the pilot, before any pilot was seen."""
@@ -69,7 +72,8 @@ def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
         "provenance": _provenance(rows),
         "evidence": usual,
         "variants": variants,
-        "measured": {name: _measured(rows, used, name) for name in MEASURED},
+        "measured": _measured(rows, used),
+        "lead": _lead(rows, used),
         "cost": {name: _cost(rows, used, name) for name in (*MEASURED, *TRAINED)},
     }
     trained = sorted({v["strategy"] for v in variants})
@@ -226,14 +230,14 @@ def _spread(missed: Matrix) -> float:
     return round(float(np.sqrt(total / (len(missed) + SD_CASES))), 3)
 
 
-def _measured(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, Any]:
-    """Compare test with cross-validation: the spread beyond what sampling explains."""
+def _measured(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
+    """Compare the linear probe's test with its cross-validation: the spread beyond sampling."""
     gaps, sampling = [], []
     for row in rows:
-        if row["strategy"] != strategy or row["grid"]:
+        if row["strategy"] != "linear_probe" or row["grid"]:
             continue
         profile = profiles[case_of(row)]
-        base = profile.layer_svm if strategy == "layer_svm" else profile.linear_probe
+        base = profile.linear_probe
         n = profile.n_measured
         low, mid, high = (
             log_odds(p, n) for p in (base.accuracy.low, base.accuracy.mid, base.accuracy.high)
@@ -251,6 +255,32 @@ def _measured(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, A
         "sd": round(float(sd), 3),
         "cases": len(gaps),
     }
+
+
+def _lead(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
+    """Fit the SVM's lead on test to the one that was measured; the slope leans on a half."""
+    cases = gains_of(rows, "layer_svm", {})
+    y = np.array([gain for _, gain in cases])
+    x = np.array([[1.0, evidence_of(profiles[case])["svm"]] for case, _ in cases]).reshape(-1, 2)
+    sets = np.array([case[0] for case, _ in cases])
+    missed = np.empty_like(y)
+    for name in np.unique(sets):
+        out = sets == name
+        missed[out] = y[out] - x[out] @ _lead_line(x[~out], y[~out])
+    offset, slope = _lead_line(x, y).tolist()
+    sd = float(np.sqrt((missed @ missed + SD_CASES * LEAD_SD_GUESS**2) / (len(y) + SD_CASES)))
+    found = {"offset": offset, "slope": slope, "sd": sd}
+    return {name: round(value, 3) for name, value in found.items()} | {"cases": len(y)}
+
+
+def _lead_line(x: Matrix, y: Matrix) -> Matrix:
+    drawn = np.sqrt(LEAD_RIDGE) * np.eye(2)
+    low, high = [-np.inf, 0.0], [np.inf, 1.0]
+    found = lsq_linear(
+        np.vstack([x, drawn]), np.concatenate([y, drawn @ LEAD_GUESS]), (low, high), method="bvls"
+    )
+    solution: Matrix = found.x
+    return solution
 
 
 def _cost(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, Any]:

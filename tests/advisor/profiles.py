@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from advisor.priors import Offset, PilotTrust, Priors, Usual, Variant
+from advisor.priors import Lead, Offset, PilotTrust, Priors, Usual, Variant
 from advisor.similarity import DomainSimilarity
 from advisor.types import LearningCurve, Pilot, ProbeResult, Profile
 from strategies.core.metrics import Interval, proportion
@@ -125,7 +125,8 @@ def priors_by_hand() -> Priors:
             variant_of("full_fine_tune", 0.4, lr=1e-3),
             variant_of("from_scratch", -1.0),
         ),
-        measured={"linear_probe": Offset(0.0, 0.2, 12), "layer_svm": Offset(0.0, 0.2, 12)},
+        measured=Offset(0.0, 0.2, 12),
+        lead=Lead(0.0, 1.0, 0.2, 12),
         pilot={
             "partial_fine_tune": PilotTrust(0.1, 0.4, 0.6, 0.4, 0.5, 8),
             "full_fine_tune": PilotTrust(0.1, 0.4, 0.6, 0.3, 0.5, 8),
