@@ -1,10 +1,13 @@
 """What training would gain, in log-odds."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from advisor.gain import Gain, evidence_of, log_odds, pilot_gain, predict_gain, shifted
+from advisor.gain import Gain, evidence_of, log_odds, pilot_gain, predict_gain, shifted, svm_lead
+from advisor.priors import Lead, Priors
+from advisor.recommend import recommend
 from strategies.core.metrics import Interval
 from tests.advisor.profiles import curve_of, pilot_of, priors_by_hand, profile_of
 
@@ -61,6 +64,23 @@ def test_a_strategy_that_no_pilot_was_compared_with_has_nothing_to_learn_from_on
     assert predict_gain(scratch, profile_of(pilot=pilot_of(0.2)), PRIORS) == predict_gain(
         scratch, profile_of(), PRIORS
     )
+
+
+def test_of_a_measured_lead_of_the_svm_only_what_lasts_counts() -> None:
+    profile = profile_of(linear=0.6, svm=0.8)
+    measured = evidence_of(profile)["svm"]
+    assert measured is not None
+    assert svm_lead(profile, PRIORS).mean == pytest.approx(measured)
+    lasting = replace(PRIORS, lead=Lead(0.1, 0.4, 0.5, 28))
+    found = svm_lead(profile, lasting)
+    assert found.mean == pytest.approx(0.1 + 0.4 * measured)
+    assert found.sd == 0.5
+
+    def predicted(priors: Priors) -> float:
+        advice = recommend(profile, priors).recommendations
+        return next(r.accuracy.mid for r in advice if r.strategy == "layer_svm")
+
+    assert 0.6 < predicted(lasting) < predicted(PRIORS)
 
 
 def test_a_shift_keeps_order_and_is_worth_fewer_points_near_certainty() -> None:
