@@ -140,6 +140,10 @@ def test_pointing_at_a_picture_on_the_map_shows_it(name: str, open_page: Open) -
     if name == "hostile":
         seen = tab.locator("#tip").inner_text()
         assert any(class_name in seen for class_name in HOSTILE)
+    tab.evaluate("document.dispatchEvent(new Event('scroll'))")  # of a scroll that is over
+    assert tab.locator("#tip").is_visible()
+    tab.evaluate("window.scrollBy(0, window.scrollY > 200 ? -100 : 100)")
+    tab.wait_for_selector("#tip", state="hidden")
 
 
 def test_arrow_keys_step_through_the_map(open_page: Open) -> None:

@@ -1,6 +1,7 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const tip = document.getElementById("tip");
+let shownAt = 0;
 
 const theme = {
   background: null,
@@ -56,6 +57,7 @@ function showTip(event, value) {
     tip.textContent = String(value);
   }
   tip.hidden = false;
+  shownAt = window.scrollY;
   const box = tip.getBoundingClientRect();
   const left = Math.min(event.clientX + 14, document.documentElement.clientWidth - box.width - 8);
   const below = event.clientY + 14 + box.height < window.innerHeight;
@@ -142,5 +144,8 @@ async function start() {
   }
   document.documentElement.dataset.ready = "yes";
 }
-document.addEventListener("scroll", () => { tip.hidden = true; }, { passive: true });
+// The event of a scroll that ended before the tip was shown may come after it: only moving on hides it.
+document.addEventListener("scroll", () => {
+  if (window.scrollY !== shownAt) tip.hidden = true;
+}, { passive: true });
 start();
