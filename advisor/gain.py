@@ -1,4 +1,4 @@
-"""What training would gain over a linear probe: evidence times priors, sharpened by a pilot."""
+"""What a strategy would gain over a linear probe: evidence times priors, sharpened by a pilot."""
 
 import math
 from collections.abc import Mapping
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from scipy.special import expit, logit
 from scipy.stats import norm
 
-from advisor.priors import Priors, Variant
-from advisor.types import Pilot, Profile
+from advisor.priors import Priors, Usual, Variant
+from advisor.types import LearningCurve, Pilot, Profile
 from strategies.core.metrics import LEVEL, Interval
 
 Z = float(norm.ppf(0.5 + LEVEL / 2))
@@ -23,8 +23,29 @@ class Gain:
     before_pilot: float
 
 
-def evidence_of(profile: Profile) -> Mapping[str, float | None]:
-    """Return what the gain of training is predicted from; None where it was not measured.
+@dataclass(frozen=True)
+class Evidence:
+    """A measured value and the standard deviation of its error."""
+
+    value: float
+    noise: float
+
+    def beside(self, usual: Usual) -> tuple[float, float]:
+        """Return what it probably is, in spreads of what is usual, and the share known of it.
+
+        A noisy value is drawn to the usual one, as far as its noise explains the distance
+        (the posterior mean of a normal value that is usual before it was measured).
+        """
+        share = reliability(self.noise, usual.sd)
+        return share * (self.value - usual.mean) / usual.sd, share
+
+
+UNKNOWN = Evidence(0.0, math.inf)
+"""What was not measured: it counts as usual, and nothing is known of it."""
+
+
+def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
+    """Return what gains are predicted from; `UNKNOWN` where it was not measured.
 
     ==========  ==============================================================================
     far         1 - domain similarity
@@ -36,34 +57,51 @@ def evidence_of(profile: Profile) -> Mapping[str, float | None]:
     ==========  ==============================================================================
     """
     n = profile.n_measured
-    similarity, curve = profile.similarity, profile.curve
-    probe = log_odds(profile.linear_probe.accuracy.mid, n)
-    slope = None
-    if curve is not None and curve.extrapolated:
-        slope = log_odds(curve.extrapolated[0][1].mid, n) - log_odds(curve.measured[-1][1].mid, n)
+    similarity, control = profile.similarity, profile.transfer_gain
+    probe, svm = profile.linear_probe.accuracy, profile.layer_svm
+    lead = log_odds(svm.accuracy.mid, n) - log_odds(probe.mid, n)
     return {
-        "far": None if similarity is None else 1 - similarity.score.mid,
-        "probe": probe,
-        "svm": log_odds(profile.layer_svm.accuracy.mid, n) - probe,
-        "size": math.log10(profile.n_per_class),
-        "control": None if profile.transfer_gain is None else profile.transfer_gain.mid,
-        "slope": slope,
+        "far": UNKNOWN
+        if similarity is None
+        else Evidence(1 - similarity.score.mid, _noise(similarity.score)),
+        "probe": Evidence(log_odds(probe.mid, n), _noise(probe) / _steepness(probe.mid, n)),
+        "svm": Evidence(lead, _noise(svm.gain_over_penultimate) / _steepness(probe.mid, n)),
+        "size": Evidence(math.log10(profile.n_per_class), 0.0),
+        "control": UNKNOWN if control is None else Evidence(control.mid, _noise(control)),
+        "slope": _slope(profile.curve, n),
     }
+
+
+def _slope(curve: LearningCurve | None, n: int) -> Evidence:
+    if curve is None or not curve.extrapolated:
+        return UNKNOWN
+    later, now = curve.extrapolated[0][1], curve.measured[-1][1]
+    return Evidence(
+        log_odds(later.mid, n) - log_odds(now.mid, n), _noise(later) / _steepness(later.mid, n)
+    )
+
+
+def _noise(measured: Interval) -> float:
+    return (measured.high - measured.low) / (2 * Z)
+
+
+def _steepness(accuracy: float, n: int) -> float:
+    """Return the accuracy that one log-odds is worth near an accuracy of `n` pictures."""
+    inside = min(max(accuracy, 0.5 / n), 1 - 0.5 / n)
+    return inside * (1 - inside)
 
 
 def predict_gain(variant: Variant, profile: Profile, priors: Priors) -> Gain:
     """Predict a variant's gain: the priors' line, corrected by a pilot as far as it is exact.
 
-    Evidence that is missing counts as usual, and its usual spread widens what is left open.
+    What is not known of the evidence widens what is left open.
     """
     evidence = evidence_of(profile)
     mean, variance = variant.intercept, variant.sd**2
     for name, weight in variant.weights.items():
-        value, usual = evidence[name], priors.evidence[name]
-        if value is None:
-            variance += weight**2
-        else:
-            mean += weight * (value - usual.mean) / usual.sd
+        distance, share = evidence[name].beside(priors.evidence[name])
+        mean += weight * distance
+        variance += weight**2 * (1 - share)
     return _with_pilot(mean, variance, variant.strategy, profile.pilot, priors)
 
 
@@ -80,14 +118,6 @@ def _with_pilot(
     return Gain(after, math.sqrt(exact * trust.sd**2 + (1 - exact) * variance), mean)
 
 
-def svm_lead(profile: Profile, priors: Priors) -> Gain:
-    """Return what the SVM gains over the linear probe: as much of what was measured as lasts."""
-    measured = evidence_of(profile)["svm"]
-    assert measured is not None
-    mean = priors.lead.offset + priors.lead.slope * measured
-    return Gain(mean, priors.lead.sd, mean)
-
-
 def reliability(noise: float, spread: float) -> float:
     """Return the share of a noisy value's variance that is not noise, in [0, 1]."""
     return spread**2 / (spread**2 + noise**2)
@@ -98,9 +128,7 @@ def pilot_gain(pilot: Pilot) -> tuple[float, float]:
     tuned = pilot.accuracy.mid
     n = pilot.n_judged
     gain = log_odds(tuned, n) - log_odds(tuned - pilot.gain.mid, n)
-    between = min(max(tuned - pilot.gain.mid / 2, 1 / n), 1 - 1 / n)
-    sd = (pilot.gain.high - pilot.gain.low) / (2 * Z) / (between * (1 - between))
-    return gain, sd
+    return gain, _noise(pilot.gain) / _steepness(tuned - pilot.gain.mid / 2, n)
 
 
 def shifted(accuracy: Interval, gain: float, sd: float, n: int) -> Interval:

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Usual:
-    """What a piece of evidence usually is: mean and standard deviation over the benchmarks."""
+    """What a piece of evidence usually is: mean and spread over the benchmarks, without noise."""
 
     mean: float
     sd: float
@@ -18,7 +18,7 @@ class Usual:
 
 @dataclass(frozen=True)
 class Variant:
-    """A trained strategy with its hyperparameters, and what it gained over a linear probe.
+    """A strategy with its hyperparameters, and what it gained over a linear probe.
 
     The gain is one of log-odds of accuracy: `intercept` where all evidence is as usual, plus
     `weights` times the evidence's distance from it, in standard deviations.
@@ -54,20 +54,6 @@ class Offset:
 
 
 @dataclass(frozen=True)
-class Lead:
-    """What the SVM leads the linear probe by on new pictures, in log-odds.
-
-    ``offset + slope * measured``: much of a lead that cross-validation measured is luck, as the
-    best of many depths was chosen by it.
-    """
-
-    offset: float
-    slope: float
-    sd: float
-    cases: int
-
-
-@dataclass(frozen=True)
 class PilotTrust:
     """How a strategy's gain follows from what a pilot gained and from what its line foretold.
 
@@ -91,7 +77,7 @@ class PilotTrust:
 
 @dataclass(frozen=True)
 class Priors:
-    """What training gained where it was measured, and how far measurements can be trusted.
+    """What strategies gained where it was measured, and how far measurements can be trusted.
 
     Attributes
     ----------
@@ -101,8 +87,6 @@ class Priors:
         What each piece of evidence of the `variants` usually is.
     measured
         Of the linear probe: test accuracy against what cross-validation said.
-    lead
-        Of the SVM over the linear probe.
     pilot
         By trained strategy: what a pilot tells of its gain.
     cost
@@ -114,7 +98,6 @@ class Priors:
     evidence: Mapping[str, Usual]
     variants: tuple[Variant, ...]
     measured: Offset
-    lead: Lead
     pilot: Mapping[str, PilotTrust]
     cost: Mapping[str, Offset]
 
@@ -126,7 +109,6 @@ def priors_of(record: Mapping[str, Any]) -> Priors:
         {name: Usual(**v) for name, v in record["evidence"].items()},
         tuple(Variant(**v) for v in record["variants"]),
         Offset(**record["measured"]),
-        Lead(**record["lead"]),
         {name: PilotTrust(**v) for name, v in record["pilot"].items()},
         {name: Offset(**v) for name, v in record["cost"].items()},
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advisor.cost import fit_seconds
-from advisor.gain import Gain, predict_gain, shifted, svm_lead
+from advisor.gain import Gain, predict_gain, shifted
 from advisor.options import Prefer
 from advisor.priors import Priors, Variant
 from advisor.quadrant import find_quadrant
@@ -52,9 +52,10 @@ def recommend(
 ) -> Decision:
     """Rank the strategies for a task.
 
-    Probes are judged by what was measured. What training would reach is predicted: the log-odds
-    that it gained over the linear probe in the benchmarks where the evidence was like this, and in
-    the pilot where there is one. Of those that count as equal to the best the cheapest is taken:
+    The linear probe is judged by what was measured. What the others would reach is predicted: the
+    log-odds that they gained over it in the benchmarks where the evidence was like this (for the
+    SVM, the lead that it was measured to have is part of it), and in the pilot where there is one.
+    Of those that count as equal to the best the cheapest is taken:
 
     - ``balanced``: within a point; where costs are alike, the quadrant's rule goes first;
     - ``cheap``: within three points;
@@ -123,10 +124,6 @@ def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
     chosen: dict[str, Any] = {}
     if name == "linear_probe":
         accuracy = shifted(base.accuracy, trust.offset, trust.sd, n)
-    elif name == "layer_svm":
-        lead = svm_lead(profile, priors)
-        total_sd = (lead.sd**2 + trust.sd**2) ** 0.5
-        accuracy = shifted(base.accuracy, trust.offset + lead.mean, total_sd, n)
     else:
         variant, gain = _best_variant(name, profile, priors)
         total_sd = (gain.sd**2 + trust.sd**2) ** 0.5

@@ -5,7 +5,7 @@ import math
 from scipy.special import expit
 from scipy.stats import norm
 
-from advisor.gain import Gain, Z, log_odds, predict_gain, svm_lead
+from advisor.gain import Gain, Z, log_odds, predict_gain
 from advisor.priors import Priors, Usual
 from advisor.types import ProbeResult, Profile, TransferRisk
 from strategies.core.metrics import Interval
@@ -81,8 +81,6 @@ def _gain(name: str, profile: Profile, priors: Priors) -> Gain | None:
     """Return what a strategy gains over the linear probe; None where nothing is known of it."""
     if name == "linear_probe":
         return Gain(0.0, 0.0, 0.0)
-    if name == "layer_svm":
-        return svm_lead(profile, priors)
     tried = [predict_gain(v, profile, priors) for v in priors.variants if v.strategy == name]
     return max(tried, key=lambda gain: gain.mean) if tried else None
 

@@ -2,17 +2,18 @@
 
     python benchmarks/fit_priors.py
 
-For every trained strategy and every entry of the grid with enough cases: the log-odds of its test
-accuracy minus those of the linear probe, as a straight line over the evidence (`advisor.gain`)
-that stood before the fit. The line is a ridge regression, because cases are few, and is bound to
-common sense: a domain farther away, a poorer probe, more pictures, and middle depths that are
-better than late ones never speak against training. What it leaves open is judged on the data sets
-that it was not fitted to.
+For every strategy but the linear probe and every entry of the grid with enough cases: the log-odds
+of its test accuracy minus those of the linear probe, as a straight line over the evidence
+(`advisor.gain`) that stood before the fit. The line is a ridge regression, because cases are few,
+and is bound to common sense: a domain farther away, a poorer probe, more pictures, and middle
+depths that are better than late ones never speak against training. Noisy evidence counts as far as
+it is exact. What the line leaves open is judged on the data sets that it was not fitted to.
 """
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +23,13 @@ from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 from scipy.optimize import lsq_linear
 
 from advisor.cost import raw_seconds
-from advisor.gain import Z, evidence_of, log_odds, pilot_gain, reliability
+from advisor.gain import UNKNOWN, Z, evidence_of, log_odds, pilot_gain, reliability
+from advisor.priors import Usual
 from advisor.types import Profile
 
 PRIORS = Path(__file__).resolve().parent.parent / "advisor" / "priors.json"
 TRAINED = ("partial_fine_tune", "full_fine_tune", "from_scratch")
-MEASURED = ("linear_probe", "layer_svm")
+PROBE, SVM = "linear_probe", "layer_svm"
 FEWEST = 4
 """A variant with fewer cases than this is not offered."""
 RIDGE = 10.0
@@ -38,9 +40,6 @@ SCRATCH_GUESS: Mapping[str, float] = {**GUESS, "control": -0.4}
 """What pretraining gains over random weights speaks against doing without it."""
 SD_GUESS, COST_SD_GUESS, SD_CASES = 0.8, 0.25, 2.0
 """Spreads start as if so many cases had shown this."""
-LEAD_RIDGE, LEAD_SD_GUESS = 3.0, 0.4
-LEAD_GUESS = np.array([0.0, 0.5])
-"""Offset of the SVM's lead, and the share of a measured one that lasts."""
 PILOT_RIDGE = 3.0
 PILOT_GUESS = np.array([0.0, 0.5, 0.5])
 """Offset, weight of the line and weight of the pilot, before any pilot was seen."""
@@ -53,6 +52,7 @@ SIGNS: dict[str, tuple[float, float]] = {
     "slope": (-np.inf, np.inf),
 }
 Profiles = Mapping[Case, Profile]
+Spreads = Mapping[str, Usual]
 Matrix = NDArray[np.float64]
 
 
@@ -63,21 +63,19 @@ def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
     usual = _usual(used)
     variants = [
         variant
-        for strategy, grid in _grid(rows)
+        for strategy, grid in _grid(rows, (SVM, *TRAINED))
         if (variant := _variant(rows, used, usual, strategy, grid)) is not None
     ]
     known = {variant["strategy"] for variant in variants}
-    variants += [_unsure(rows, name) for name in TRAINED if name not in known]
+    variants += [_unsure(rows, name) for name in (SVM, *TRAINED) if name not in known]
     record: dict[str, Any] = {
         "provenance": _provenance(rows),
-        "evidence": usual,
+        "evidence": {name: asdict(u) for name, u in usual.items()},
         "variants": variants,
         "measured": _measured(rows, used),
-        "lead": _lead(rows, used),
-        "cost": {name: _cost(rows, used, name) for name in (*MEASURED, *TRAINED)},
+        "cost": {name: _cost(rows, used, name) for name in (PROBE, SVM, *TRAINED)},
     }
-    trained = sorted({v["strategy"] for v in variants})
-    record["pilot"] = {name: _pilot(rows, used, usual, name) for name in trained}
+    record["pilot"] = {name: _pilot(rows, used, usual, name) for name in sorted(TRAINED)}
     return record
 
 
@@ -94,23 +92,26 @@ def _provenance(rows: list[Row]) -> str:
     )
 
 
-def _grid(rows: list[Row]) -> list[tuple[str, dict[str, Any]]]:
-    """List the trained strategies with what was given to them, in the order of the rows."""
+def _grid(rows: list[Row], strategies: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
+    """List some strategies with what was given to them, by name and grid entry."""
     seen = {
         (r["strategy"], json.dumps(r["grid"], sort_keys=True)): r["grid"]
         for r in rows
-        if r["strategy"] in TRAINED
+        if r["strategy"] in strategies
     }
     return [(strategy, grid) for (strategy, _), grid in sorted(seen.items(), key=lambda i: i[0])]
 
 
-def _usual(profiles: Profiles) -> dict[str, dict[str, float]]:
+def _usual(profiles: Profiles) -> Spreads:
     """Return mean and spread of every piece of evidence over the cases."""
     usual = {}
     for name in SIGNS:
-        values = [v for p in profiles.values() if (v := evidence_of(p)[name]) is not None]
-        mean, sd = (float(np.mean(values)), float(np.std(values))) if values else (0.0, 1.0)
-        usual[name] = {"mean": round(mean, 3), "sd": round(max(sd, 0.05), 3)}
+        seen = [evidence_of(p)[name] for p in profiles.values()]
+        known = [e for e in seen if e != UNKNOWN]
+        values, noise = np.array([e.value for e in known]), np.array([e.noise for e in known])
+        mean = float(values.mean()) if known else 0.0
+        sd = _exact_spread(values, noise, float(values.std()) if known else 1.0)
+        usual[name] = Usual(round(mean, 3), round(max(sd, 0.05), 3))
     return usual
 
 
@@ -132,7 +133,7 @@ def gains_of(rows: list[Row], strategy: str, grid: Mapping[str, Any]) -> list[tu
 def _variant(
     rows: list[Row],
     profiles: Profiles,
-    usual: Mapping[str, Mapping[str, float]],
+    usual: Spreads,
     strategy: str,
     grid: dict[str, Any],
 ) -> dict[str, Any] | None:
@@ -141,8 +142,8 @@ def _variant(
         return None
     x = np.array([_standardised(profiles[case], usual) for case, _ in gains])
     y = np.array([gain for _, gain in gains])
-    guess = SCRATCH_GUESS if strategy == "from_scratch" else GUESS
-    whole = _line(x, y, usual["probe"]["sd"], guess)
+    guess = {SVM: {"svm": usual["svm"].sd}, "from_scratch": SCRATCH_GUESS}.get(strategy, GUESS)
+    whole = _line(x, y, usual["probe"].sd, guess)
     missed = y - _apply(whole, x)
     unseen = y - _unseen(gains, profiles, usual, guess)
     return {
@@ -160,7 +161,7 @@ def _variant(
 def _unseen(
     gains: list[tuple[Case, float]],
     profiles: Profiles,
-    usual: Mapping[str, Mapping[str, float]],
+    usual: Spreads,
     guess: Mapping[str, float] = GUESS,
 ) -> Matrix:
     """Foretell the gain of every case by a line fitted to the other data sets."""
@@ -171,14 +172,14 @@ def _unseen(
     for name in np.unique(sets):
         out = sets == name
         if not out.all():
-            line = _line(x[~out], y[~out], usual["probe"]["sd"], guess)
+            line = _line(x[~out], y[~out], usual["probe"].sd, guess)
             foretold[out] = _apply(line, x[out])
     return foretold
 
 
 def _unsure(rows: list[Row], strategy: str) -> dict[str, Any]:
     """Return what is believed of a strategy that was hardly tried: about no gain."""
-    grids = [grid for name, grid in _grid(rows) if name == strategy]
+    grids = [grid for _, grid in _grid(rows, (strategy,))]
     gains = np.array([gain for grid in grids for _, gain in gains_of(rows, strategy, grid)])
     guess = -1.0 if strategy == "from_scratch" else 0.0
     middle = float((gains.sum() + SD_CASES * guess) / (len(gains) + SD_CASES))
@@ -195,12 +196,9 @@ def _unsure(rows: list[Row], strategy: str) -> dict[str, Any]:
     }
 
 
-def _standardised(profile: Profile, usual: Mapping[str, Mapping[str, float]]) -> list[float]:
+def _standardised(profile: Profile, usual: Spreads) -> list[float]:
     evidence = evidence_of(profile)
-    return [
-        0.0 if (v := evidence[n]) is None else (v - usual[n]["mean"]) / usual[n]["sd"]
-        for n in SIGNS
-    ]
+    return [evidence[name].beside(usual[name])[0] for name in SIGNS]
 
 
 def _line(x: Matrix, y: Matrix, probe_sd: float, guess: Mapping[str, float]) -> Matrix:
@@ -257,32 +255,6 @@ def _measured(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
     }
 
 
-def _lead(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
-    """Fit the SVM's lead on test to the one that was measured; the slope leans on a half."""
-    cases = gains_of(rows, "layer_svm", {})
-    y = np.array([gain for _, gain in cases])
-    x = np.array([[1.0, evidence_of(profiles[case])["svm"]] for case, _ in cases]).reshape(-1, 2)
-    sets = np.array([case[0] for case, _ in cases])
-    missed = np.empty_like(y)
-    for name in np.unique(sets):
-        out = sets == name
-        missed[out] = y[out] - x[out] @ _lead_line(x[~out], y[~out])
-    offset, slope = _lead_line(x, y).tolist()
-    sd = float(np.sqrt((missed @ missed + SD_CASES * LEAD_SD_GUESS**2) / (len(y) + SD_CASES)))
-    found = {"offset": offset, "slope": slope, "sd": sd}
-    return {name: round(value, 3) for name, value in found.items()} | {"cases": len(y)}
-
-
-def _lead_line(x: Matrix, y: Matrix) -> Matrix:
-    drawn = np.sqrt(LEAD_RIDGE) * np.eye(2)
-    low, high = [-np.inf, 0.0], [np.inf, 1.0]
-    found = lsq_linear(
-        np.vstack([x, drawn]), np.concatenate([y, drawn @ LEAD_GUESS]), (low, high), method="bvls"
-    )
-    solution: Matrix = found.x
-    return solution
-
-
 def _cost(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, Any]:
     """Compare seconds with what measured rates foretold, by the typical case."""
     misses = [
@@ -296,9 +268,7 @@ def _cost(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, Any]:
     return {"offset": round(offset, 3), "sd": round(sd, 3), "cases": len(misses)}
 
 
-def _pilot(
-    rows: list[Row], profiles: Profiles, usual: Mapping[str, Mapping[str, float]], strategy: str
-) -> dict[str, Any]:
+def _pilot(rows: list[Row], profiles: Profiles, usual: Spreads, strategy: str) -> dict[str, Any]:
     """Fit what a strategy gained to what its line foretold unseen and to what the pilot gained.
 
     The weights lean on a guess, half of each, as by `PILOT_RIDGE` exact pilots.
@@ -308,7 +278,7 @@ def _pilot(
     seen = {c: pilot_gain(pilot) for c, _ in cases if (pilot := profiles[c].pilot) is not None}
     noise = np.array([sd for _, sd in seen.values()])
     gained = np.array([gain for gain, _ in seen.values()])
-    spread = _exact_spread(gained, noise)
+    spread = _exact_spread(gained, noise, SD_GUESS)
     exact = np.array([reliability(sd, spread) for sd in noise])
     x = np.array([[1.0, foretold[c], seen[c][0]] for c, _ in cases]).reshape(-1, 3)
     y = np.array([gain for _, gain in cases])
@@ -337,16 +307,16 @@ def _pilot_line(x: Matrix, y: Matrix, exact: Matrix) -> Matrix:
     return solution
 
 
-def _exact_spread(gained: Matrix, noise: Matrix) -> float:
-    """Return the standard deviation of pilots' gains without their noise, leaning on a guess."""
-    if not len(gained):
-        return SD_GUESS
-    weight = 1 / (SD_GUESS**2 + noise**2)
-    middle = weight @ gained / weight.sum()
-    beyond = float(weight @ ((gained - middle) ** 2 - noise**2)) * SD_GUESS**2
-    share = float(weight.sum()) * SD_GUESS**2
-    variance = (beyond + SD_CASES * SD_GUESS**2) / (share + SD_CASES)
-    return float(np.sqrt(max(variance, (SD_GUESS / 4) ** 2)))
+def _exact_spread(values: Matrix, noise: Matrix, guess: float) -> float:
+    """Return the standard deviation of values without their noise, leaning on a guess."""
+    if not len(values):
+        return guess
+    weight = 1 / (guess**2 + noise**2 + 1e-12)
+    middle = weight @ values / weight.sum()
+    beyond = float(weight @ ((values - middle) ** 2 - noise**2)) * guess**2
+    share = float(weight.sum()) * guess**2
+    variance = (beyond + SD_CASES * guess**2) / (share + SD_CASES)
+    return float(np.sqrt(max(variance, (guess / 4) ** 2)))
 
 
 def text_of(rows: list[Row], profiles: Profiles) -> str:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from advisor.priors import Lead, Offset, PilotTrust, Priors, Usual, Variant
+from advisor.priors import Offset, PilotTrust, Priors, Usual, Variant
 from advisor.similarity import DomainSimilarity
 from advisor.types import LearningCurve, Pilot, ProbeResult, Profile
 from strategies.core.metrics import Interval, proportion
@@ -100,6 +100,8 @@ def curve_of(now: float, later: float, n_per_class: float = 30) -> LearningCurve
     )
 
 
+LEAD = {"far": 0.0, "probe": 0.0, "svm": 0.3, "size": 0.0, "control": 0.0, "slope": 0.0}
+"""What an SVM leads by: as much as was measured."""
 WEIGHTS = {"far": 0.5, "probe": -0.2, "svm": 0.1, "size": 0.2, "control": -0.1, "slope": 0.05}
 
 
@@ -120,13 +122,13 @@ def priors_by_hand() -> Priors:
             "slope": Usual(0.2, 0.1),
         },
         variants=(
+            Variant("layer_svm", {}, 0.2, LEAD, 0.2, 0.1, 0.2, 12),
             variant_of("partial_fine_tune", 0.3, lr=1e-3),
             variant_of("full_fine_tune", 0.2, lr=1e-4),
             variant_of("full_fine_tune", 0.4, lr=1e-3),
             variant_of("from_scratch", -1.0),
         ),
         measured=Offset(0.0, 0.2, 12),
-        lead=Lead(0.0, 1.0, 0.2, 12),
         pilot={
             "partial_fine_tune": PilotTrust(0.1, 0.4, 0.6, 0.4, 0.5, 8),
             "full_fine_tune": PilotTrust(0.1, 0.4, 0.6, 0.3, 0.5, 8),

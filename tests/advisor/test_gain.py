@@ -5,23 +5,35 @@ from dataclasses import replace
 
 import pytest
 
-from advisor.gain import Gain, evidence_of, log_odds, pilot_gain, predict_gain, shifted, svm_lead
-from advisor.priors import Lead, Priors
-from advisor.recommend import recommend
+from advisor.gain import (
+    UNKNOWN,
+    Evidence,
+    Gain,
+    evidence_of,
+    log_odds,
+    pilot_gain,
+    predict_gain,
+    shifted,
+)
+from advisor.priors import Usual
 from strategies.core.metrics import Interval
 from tests.advisor.profiles import curve_of, pilot_of, priors_by_hand, profile_of
 
 PRIORS = priors_by_hand()
-VARIANT = PRIORS.variants[0]
+SVM, VARIANT = PRIORS.variants[:2]
 
 
 def test_evidence_names_what_was_not_measured() -> None:
     bare = evidence_of(profile_of(similarity=None))
-    assert [name for name, value in bare.items() if value is None] == ["far", "control", "slope"]
+    assert [name for name, value in bare.items() if value == UNKNOWN] == [
+        "far",
+        "control",
+        "slope",
+    ]
     full = evidence_of(profile_of(curve=curve_of(0.6, 0.7), transfer_gain=Interval(0.1, 0.2, 0.3)))
-    assert None not in full.values()
-    assert full["control"] == 0.2
-    assert full["slope"] == pytest.approx(log_odds(0.7, 400) - log_odds(0.6, 400))
+    assert UNKNOWN not in full.values()
+    assert full["control"].value == 0.2
+    assert full["slope"].value == pytest.approx(log_odds(0.7, 400) - log_odds(0.6, 400))
 
 
 def test_usual_evidence_predicts_the_intercept() -> None:
@@ -29,14 +41,11 @@ def test_usual_evidence_predicts_the_intercept() -> None:
     profile = profile_of(similarity=1 - mean["far"], n_per_class=round(10 ** mean["size"]))
     gain = predict_gain(VARIANT, profile, PRIORS)
     known = evidence_of(profile)
-    rest = sum(
-        VARIANT.weights[k] * (v - PRIORS.evidence[k].mean) / PRIORS.evidence[k].sd
-        for k, v in known.items()
-        if v is not None
-    )
+    beside = {name: known[name].beside(PRIORS.evidence[name]) for name in known}
+    rest = sum(VARIANT.weights[name] * distance for name, (distance, _) in beside.items())
     assert gain.mean == pytest.approx(VARIANT.intercept + rest)
-    missing = [VARIANT.weights[k] for k, v in known.items() if v is None]
-    assert gain.sd == pytest.approx(math.sqrt(VARIANT.sd**2 + sum(w**2 for w in missing)))
+    left_open = [VARIANT.weights[name] ** 2 * (1 - share) for name, (_, share) in beside.items()]
+    assert gain.sd == pytest.approx(math.sqrt(VARIANT.sd**2 + sum(left_open)))
 
 
 def test_an_exact_pilot_corrects_the_line_and_a_noisy_one_hardly_moves_it() -> None:
@@ -66,21 +75,28 @@ def test_a_strategy_that_no_pilot_was_compared_with_has_nothing_to_learn_from_on
     )
 
 
-def test_of_a_measured_lead_of_the_svm_only_what_lasts_counts() -> None:
-    profile = profile_of(linear=0.6, svm=0.8)
-    measured = evidence_of(profile)["svm"]
-    assert measured is not None
-    assert svm_lead(profile, PRIORS).mean == pytest.approx(measured)
-    lasting = replace(PRIORS, lead=Lead(0.1, 0.4, 0.5, 28))
-    found = svm_lead(profile, lasting)
-    assert found.mean == pytest.approx(0.1 + 0.4 * measured)
-    assert found.sd == 0.5
+def test_evidence_counts_as_far_as_it_is_exact() -> None:
+    usual = Usual(0.2, 0.3)
+    assert Evidence(0.8, 0.0).beside(usual) == (pytest.approx(2.0), 1.0)
+    assert Evidence(0.8, 0.3).beside(usual) == (pytest.approx(1.0), pytest.approx(0.5))
+    assert UNKNOWN.beside(usual) == (0.0, 0.0)
 
-    def predicted(priors: Priors) -> float:
-        advice = recommend(profile, priors).recommendations
-        return next(r.accuracy.mid for r in advice if r.strategy == "layer_svm")
 
-    assert 0.6 < predicted(lasting) < predicted(PRIORS)
+def test_of_a_measured_lead_of_the_svm_as_much_counts_as_it_is_exact() -> None:
+    base = profile_of(linear=0.6, svm=0.8)
+    measured = evidence_of(base)["svm"].value
+
+    def lead(half: float) -> Gain:
+        around = replace(
+            base.layer_svm, gain_over_penultimate=Interval(0.2 - half, 0.2, 0.2 + half)
+        )
+        return predict_gain(SVM, replace(base, layer_svm=around), PRIORS)
+
+    exact, noisy = lead(0.001), lead(0.2)
+    assert exact.mean == pytest.approx(measured, abs=0.01)
+    assert exact.sd == pytest.approx(SVM.sd, abs=0.01)
+    assert noisy.sd > exact.sd
+    assert PRIORS.evidence["svm"].mean < noisy.mean < exact.mean
 
 
 def test_a_shift_keeps_order_and_is_worth_fewer_points_near_certainty() -> None:
