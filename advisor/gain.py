@@ -53,6 +53,7 @@ def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
     svm         log-odds that the best depth gains over the probe: late features are too special
     size        powers of ten of pictures a class: what a training can be fed
     control     accuracy that pretraining gains over random weights, same pictures
+    pixels      log-odds that a linear rule on grey thumbnails gains over the probe
     slope       log-odds that the learning curve promises for twice the pictures
     ==========  ==============================================================================
     """
@@ -68,8 +69,17 @@ def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
         "svm": Evidence(lead, _noise(svm.gain_over_penultimate) / _steepness(probe.mid, n)),
         "size": Evidence(math.log10(profile.n_per_class), 0.0),
         "control": UNKNOWN if control is None else Evidence(control.mid, _noise(control)),
+        "pixels": _lead(profile.pixel_probe, probe, n),
         "slope": _slope(profile.curve, n),
     }
+
+
+def _lead(own: Interval | None, probe: Interval, n: int) -> Evidence:
+    """Return the lead of an accuracy over the probe's, as if errors were not shared."""
+    if own is None:
+        return UNKNOWN
+    noise = [_noise(a) / _steepness(a.mid, n) for a in (own, probe)]
+    return Evidence(log_odds(own.mid, n) - log_odds(probe.mid, n), math.hypot(*noise))
 
 
 def _slope(curve: LearningCurve | None, n: int) -> Evidence:

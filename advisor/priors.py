@@ -87,6 +87,8 @@ class Priors:
         What each piece of evidence of the `variants` usually is.
     measured
         Of the linear probe: test accuracy against what cross-validation said.
+    shared
+        Correlation of what the lines of two strategies miss on the same case, in [0, 1].
     pilot
         By trained strategy: what a pilot tells of its gain.
     cost
@@ -98,6 +100,7 @@ class Priors:
     evidence: Mapping[str, Usual]
     variants: tuple[Variant, ...]
     measured: Offset
+    shared: float
     pilot: Mapping[str, PilotTrust]
     cost: Mapping[str, Offset]
 
@@ -109,6 +112,7 @@ def priors_of(record: Mapping[str, Any]) -> Priors:
         {name: Usual(**v) for name, v in record["evidence"].items()},
         tuple(Variant(**v) for v in record["variants"]),
         Offset(**record["measured"]),
+        record["shared"],
         {name: PilotTrust(**v) for name, v in record["pilot"].items()},
         {name: Offset(**v) for name, v in record["cost"].items()},
     )

@@ -23,9 +23,9 @@ HOPELESS = 0.25
 def transfer_risks(profile: Profile, priors: Priors) -> tuple[TransferRisk, ...]:
     """Return, for every strategy that transfers, the chance that training from scratch beats it.
 
-    Both are predicted as log-odds gained over the linear probe (`advisor.gain`), and their errors
-    are taken for independent, which makes the chance rather too cautious than too sure. Empty
-    where too little is known of training from scratch, or it does not apply.
+    Both are predicted as log-odds gained over the linear probe (`advisor.gain`); part of their
+    errors is shared. Empty where too little is known of training from scratch, or it does not
+    apply.
     """
     known = sum(v.cases for v in priors.variants if v.strategy == SCRATCH)
     scratch = _gain(SCRATCH, profile, priors)
@@ -87,7 +87,8 @@ def _gain(name: str, profile: Profile, priors: Priors) -> Gain | None:
 
 def _risk(name: str, own: Gain, scratch: Gain, profile: Profile, priors: Priors) -> TransferRisk:
     """Compare a strategy with training from scratch; the gain is one of accuracy."""
-    mean, sd = own.mean - scratch.mean, math.hypot(own.sd, scratch.sd)
+    shared = priors.shared * own.sd * scratch.sd
+    mean, sd = own.mean - scratch.mean, math.sqrt(own.sd**2 + scratch.sd**2 - 2 * shared)
     accuracy = profile.linear_probe.accuracy.mid
     base = log_odds(accuracy, profile.n_measured) + priors.measured.offset
     without = base + scratch.mean

@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ RIDGE = 10.0
 """Weights are drawn to a guess as by so many cases, evidence one standard deviation from usual."""
 GUESS: Mapping[str, float] = {"far": 0.4, "probe": -0.2}
 """The rule of thumb, as log-odds a standard deviation; nothing is guessed of other evidence."""
-SCRATCH_GUESS: Mapping[str, float] = {**GUESS, "control": -0.4}
-"""What pretraining gains over random weights speaks against doing without it."""
+SCRATCH_GUESS: Mapping[str, float] = {**GUESS, "control": -0.4, "pixels": 0.4}
+"""What pretraining gains over random weights speaks against doing without it, pixels that do
+nearly as well as features speak for it."""
 SD_GUESS, COST_SD_GUESS, SD_CASES = 0.8, 0.25, 2.0
 """Spreads start as if so many cases had shown this."""
 PILOT_RIDGE = 3.0
@@ -49,6 +51,7 @@ SIGNS: dict[str, tuple[float, float]] = {
     "svm": (0.0, np.inf),
     "size": (0.0, np.inf),
     "control": (-np.inf, np.inf),
+    "pixels": (-np.inf, np.inf),
     "slope": (-np.inf, np.inf),
 }
 Profiles = Mapping[Case, Profile]
@@ -73,9 +76,11 @@ def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
         "evidence": {name: asdict(u) for name, u in usual.items()},
         "variants": variants,
         "measured": _measured(rows, used),
+        "shared": _shared(rows, used, usual),
         "cost": {name: _cost(rows, used, name) for name in (PROBE, SVM, *TRAINED)},
     }
-    record["pilot"] = {name: _pilot(rows, used, usual, name) for name in sorted(TRAINED)}
+    trusts = {name: _pilot(rows, used, usual, name) for name in sorted(TRAINED)}
+    record["pilot"] = {name: trust for name, trust in trusts.items() if trust is not None}
     return record
 
 
@@ -142,7 +147,7 @@ def _variant(
         return None
     x = np.array([_standardised(profiles[case], usual) for case, _ in gains])
     y = np.array([gain for _, gain in gains])
-    guess = {SVM: {"svm": usual["svm"].sd}, "from_scratch": SCRATCH_GUESS}.get(strategy, GUESS)
+    guess = _guess(strategy, usual)
     whole = _line(x, y, usual["probe"].sd, guess)
     missed = y - _apply(whole, x)
     unseen = y - _unseen(gains, profiles, usual, guess)
@@ -156,6 +161,12 @@ def _variant(
         "left_out_error": round(float(np.sqrt(np.mean(unseen**2))), 3),
         "cases": len(y),
     }
+
+
+def _guess(strategy: str, usual: Spreads) -> Mapping[str, float]:
+    """Return the weights that a strategy's line leans on; of the SVM: its lead is what it was."""
+    own = {SVM: {"svm": usual["svm"].sd}, "from_scratch": SCRATCH_GUESS}
+    return own.get(strategy, GUESS)
 
 
 def _unseen(
@@ -175,6 +186,22 @@ def _unseen(
             line = _line(x[~out], y[~out], usual["probe"].sd, guess)
             foretold[out] = _apply(line, x[out])
     return foretold
+
+
+def _shared(rows: list[Row], profiles: Profiles, usual: Spreads) -> float:
+    """Return the mean correlation of what two strategies' lines miss on data sets unseen."""
+    missed = {}
+    for strategy in (SVM, *TRAINED):
+        gains = gains_of(rows, strategy, {})
+        unseen = _unseen(gains, profiles, usual, _guess(strategy, usual))
+        missed[strategy] = {case: y - u for (case, y), u in zip(gains, unseen, strict=True)}
+    found = []
+    for one, other in combinations(missed.values(), 2):
+        both = [(one[case], other[case]) for case in one.keys() & other.keys()]
+        a, b = np.array(sorted(both)).reshape(-1, 2).T
+        ridge = SD_CASES * SD_GUESS**2
+        found.append(float(a @ b / np.sqrt((a @ a + ridge) * (b @ b + ridge))))
+    return round(min(max(float(np.mean(found)), 0.0), 1.0), 3)
 
 
 def _unsure(rows: list[Row], strategy: str) -> dict[str, Any]:
@@ -268,13 +295,18 @@ def _cost(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, Any]:
     return {"offset": round(offset, 3), "sd": round(sd, 3), "cases": len(misses)}
 
 
-def _pilot(rows: list[Row], profiles: Profiles, usual: Spreads, strategy: str) -> dict[str, Any]:
+def _pilot(
+    rows: list[Row], profiles: Profiles, usual: Spreads, strategy: str
+) -> dict[str, Any] | None:
     """Fit what a strategy gained to what its line foretold unseen and to what the pilot gained.
 
-    The weights lean on a guess, half of each, as by `PILOT_RIDGE` exact pilots.
+    The weights lean on a guess, half of each, as by `PILOT_RIDGE` exact pilots. None where pilots
+    did not bring what is foretold of unseen data sets nearer to the truth.
     """
-    cases = [(c, y) for c, y in gains_of(rows, strategy, {}) if profiles[c].pilot is not None]
-    foretold = dict(zip((c for c, _ in cases), _unseen(cases, profiles, usual), strict=True))
+    gains = gains_of(rows, strategy, {})
+    lines = _unseen(gains, profiles, usual, _guess(strategy, usual))
+    foretold = dict(zip((c for c, _ in gains), lines, strict=True))
+    cases = [(c, y) for c, y in gains if profiles[c].pilot is not None]
     seen = {c: pilot_gain(pilot) for c, _ in cases if (pilot := profiles[c].pilot) is not None}
     noise = np.array([sd for _, sd in seen.values()])
     gained = np.array([gain for gain, _ in seen.values()])
@@ -287,6 +319,8 @@ def _pilot(rows: list[Row], profiles: Profiles, usual: Spreads, strategy: str) -
     for name in np.unique(sets):
         out = sets == name
         missed[out] = y[out] - x[out] @ _pilot_line(x[~out], y[~out], exact[~out])
+    if len(y) and exact @ missed**2 >= exact @ (y - x[:, 1]) ** 2:
+        return None
     total = float(exact @ missed**2) + SD_CASES * SD_GUESS**2
     sd = float(np.sqrt(total / (exact.sum() + SD_CASES)))
     found = dict(zip(("offset", "line", "pilot"), _pilot_line(x, y, exact), strict=True))

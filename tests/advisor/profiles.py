@@ -100,9 +100,25 @@ def curve_of(now: float, later: float, n_per_class: float = 30) -> LearningCurve
     )
 
 
-LEAD = {"far": 0.0, "probe": 0.0, "svm": 0.3, "size": 0.0, "control": 0.0, "slope": 0.0}
+LEAD = {
+    "far": 0.0,
+    "probe": 0.0,
+    "svm": 0.3,
+    "size": 0.0,
+    "control": 0.0,
+    "pixels": 0.0,
+    "slope": 0.0,
+}
 """What an SVM leads by: as much as was measured."""
-WEIGHTS = {"far": 0.5, "probe": -0.2, "svm": 0.1, "size": 0.2, "control": -0.1, "slope": 0.05}
+WEIGHTS = {
+    "far": 0.5,
+    "probe": -0.2,
+    "svm": 0.1,
+    "size": 0.2,
+    "control": -0.1,
+    "pixels": 0.1,
+    "slope": 0.05,
+}
 
 
 def variant_of(strategy: str, intercept: float, **given: Any) -> Variant:
@@ -119,6 +135,7 @@ def priors_by_hand() -> Priors:
             "svm": Usual(0.2, 0.3),
             "size": Usual(1.2, 0.4),
             "control": Usual(0.2, 0.1),
+            "pixels": Usual(-1.0, 1.0),
             "slope": Usual(0.2, 0.1),
         },
         variants=(
@@ -129,6 +146,7 @@ def priors_by_hand() -> Priors:
             variant_of("from_scratch", -1.0),
         ),
         measured=Offset(0.0, 0.2, 12),
+        shared=0.4,
         pilot={
             "partial_fine_tune": PilotTrust(0.1, 0.4, 0.6, 0.4, 0.5, 8),
             "full_fine_tune": PilotTrust(0.1, 0.4, 0.6, 0.3, 0.5, 8),
