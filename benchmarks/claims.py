@@ -1,9 +1,13 @@
 """What the sources claim, tried on these data: a table of what held and what did not.
 
-    python benchmarks/claims.py --data-root FOLDER --cache-dir FOLDER
+    python benchmarks/claims.py --data-root FOLDER --cache-dir FOLDER --plot FILE.svg
 
 The first claim is computed here (a head on features of 1 picture a class against a head on raw
-pixels of 10, five draws a set); the others are read from the suite's rows and their evidence.
+pixels of 10, five draws a set); the others are read from the suite's rows and their evidence, and
+from ``claims.jsonl``: entries of the grid that only some sets were run with,
+
+    python benchmarks/run_suite.py --out benchmarks/claims.jsonl --no-evidence --seeds 0 \
+        --n-per-class 20 --sets SET ... --grid 0 2 3 4 10 11 12 13 14 15 16 17
 """
 
 import argparse
@@ -14,9 +18,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
+from rows import EVIDENCE, Case, Row, case_of, read_profiles, read_rows
 from run_suite import REFERENCE_SET, subsample
 from scipy.stats import spearmanr
+from vl_convert import vegalite_to_svg
 
 from advisor.types import Profile
 from strategies.core.backbone import Backbone, load_backbone
@@ -27,6 +32,7 @@ from strategies.core.task import Split, labels_of, load_task
 
 PER_CLASS, DRAWS, PIXEL_SIDE = 10, 5, 32
 FEATURES_STRENGTH, PIXELS_STRENGTH = 1e-3, 1e-2
+EXTRA = EVIDENCE.parent / "claims.jsonl"
 
 
 @dataclass(frozen=True)
@@ -177,22 +183,82 @@ def smaller_steps_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> V
 
 
 def freezing_when_few(rows: list[Row]) -> Verdict:
-    """See whether freezing the first half is better than training all with few pictures."""
-
-    def trained(name: str) -> Callable[[Row], bool]:
-        return lambda r: r["strategy"] == name and r["grid"] == {"lr": 1e-3}
-
-    gaps = [
-        gap for _, gap in _pairs(rows, trained("partial_fine_tune"), trained("full_fine_tune"))
-    ]
-    points = 100 * np.array(gaps or [np.nan])
+    """See whether freezing the first two or three stages beats training all with few pictures."""
+    held, said = 0, []
+    curves = freezing(rows)
+    for name, by_stage in curves.items():
+        gap = max(by_stage[k] for k in (2, 3)) - by_stage[0]
+        held += gap > 0
+        best = max(by_stage, key=lambda k: by_stage[k])
+        said.append(f"{name} {100 * gap:+.1f} (best: {best} frozen)")
     return Verdict(
-        "with few pictures freezing the first stages beats training all",
+        "with few pictures freezing the first two or three stages beats training all",
         "Soekhoe 2016",
-        sum(gap > 0 for gap in gaps),
-        len(gaps),
-        f"first half frozen minus none, lr 1e-3: {points.mean():+.1f} points on average",
+        held,
+        len(curves),
+        "the better of 2 and 3 frozen minus none, points: " + ", ".join(said),
     )
+
+
+def freezing(rows: list[Row]) -> dict[str, dict[int, float]]:
+    """Return accuracy by number of frozen stages, set by set, where all of them were tried."""
+    found: dict[str, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        tuned, stages = row["strategy"], row["grid"].get("frozen_stages")
+        if tuned == "partial_fine_tune" and set(row["grid"]) == {"frozen_stages"}:
+            found[row["set"]][stages] = row["accuracy"]
+        elif tuned == "full_fine_tune" and not row["grid"]:
+            found[row["set"]][0] = row["accuracy"]
+    return {name: dict(sorted(by.items())) for name, by in found.items() if {0, 2, 3} <= set(by)}
+
+
+def augmented_is_better(rows: list[Row]) -> Verdict:
+    """See whether an SVM on six views of every picture beats one on a single view."""
+
+    def last_depth(views: int) -> Callable[[Row], bool]:
+        return lambda r: r["grid"] == {"depth": -1, "views": views}
+
+    found = {case[0]: gap for case, gap in _pairs(rows, last_depth(6), last_depth(1))}
+    said = ", ".join(f"{name} {100 * gap:+.1f}" for name, gap in found.items())
+    return Verdict(
+        "an SVM on augmented pictures beats one on plain pictures",
+        "Razavian 2014 (CNNaug-SVM)",
+        sum(gap > 0 for gap in found.values()),
+        len(found),
+        f"six views minus one, last depth, points: {said}",
+    )
+
+
+def plot(rows: list[Row]) -> str:
+    """Draw accuracy over frozen stages, set by set, as SVG; the best of each is filled."""
+    values = [
+        {
+            "set": name,
+            "frozen": k,
+            "accuracy": 100 * accuracy,
+            "best": accuracy == max(by.values()),
+        }
+        for name, by in freezing(rows).items()
+        for k, accuracy in by.items()
+    ]
+    x = {"field": "frozen", "type": "quantitative", "title": "stages frozen (0: full fine-tuning)"}
+    x["axis"] = {"tickMinStep": 1}
+    y = {"field": "accuracy", "type": "quantitative", "title": "test accuracy, %"}
+    y["scale"] = {"zero": False}
+    shown = {"x": x, "y": y, "color": {"field": "set", "type": "nominal", "title": None}}
+    best = {"condition": {"test": "datum.best", "value": 1}, "value": 0}
+    mark = {"type": "line", "point": {"filled": False, "fill": "white", "size": 40}}
+    point = {"type": "point", "filled": True, "size": 60}
+    spec = {
+        "width": 420,
+        "height": 260,
+        "data": {"values": values},
+        "layer": [
+            {"mark": mark, "encoding": shown},
+            {"mark": point, "encoding": {**shown, "opacity": best}},
+        ],
+    }
+    return vegalite_to_svg(spec)
 
 
 def main() -> None:
@@ -200,26 +266,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--cache-dir", type=Path, default=None)
-    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
+    parser.add_argument("--extra", type=Path, default=EXTRA, help="rows of some sets alone")
+    parser.add_argument("--plot", type=Path, help="where to draw the claim on freezing, as SVG")
     parser.add_argument("--sets", nargs="*", help="default: every folder of the data root")
     parser.add_argument("--input-px", type=int, default=96)
     args = parser.parse_args()
     names = args.sets or sorted(
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
     )
-    rows, profiles = read_rows(args.results), read_profiles(args.evidence)
+    profiles, extra = read_profiles(args.evidence), read_rows(args.extra)
     ctx = make_context(cache_dir=args.cache_dir)
     verdicts = [
         one_against_ten(args.data_root, names, ctx, args.input_px),
         on_par(profiles),
         earlier_when_far(profiles),
-        smaller_steps_when_near(rows, profiles),
-        freezing_when_few(rows),
+        smaller_steps_when_near(extra, profiles),
+        freezing_when_few(extra),
+        augmented_is_better(extra),
     ]
     print("| claim | source | held | numbers |\n|---|---|---|---|")
     for verdict in verdicts:
         print(verdict.row())
+    if args.plot is not None:
+        args.plot.write_text(plot(extra))
 
 
 if __name__ == "__main__":

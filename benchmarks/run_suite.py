@@ -56,7 +56,12 @@ GRID: tuple[tuple[str, dict[str, Any]], ...] = (
     ("partial_fine_tune", {"lr": 1e-3}),
     ("full_fine_tune", {"lr": 1e-3, "batch_norm": "trained"}),
     ("partial_fine_tune", {"lr": 1e-3, "frozen_stages": 2}),
+    # for claims.py, on some sets:
+    *(("partial_fine_tune", {"frozen_stages": k}) for k in (1, 2, 3, 4, 5, 6)),
+    *(("layer_svm", {"depth": -1, "views": views}) for views in (1, 6)),
 )
+SUITE = range(10)
+"""Entries of the grid that the whole suite is run with."""
 MAX_TEST, VAL_SHARE = 600, 0.2
 REFERENCE_SET = "imagenet_samples"
 
@@ -200,7 +205,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--sets", nargs="*", help="default: every folder of the data root")
     parser.add_argument(
-        "--grid", nargs="*", type=int, default=range(len(GRID)), help="entries by number, from 0"
+        "--grid", nargs="*", type=int, default=SUITE, help="entries by number, from 0"
     )
     parser.add_argument("--no-evidence", action="store_true", help="fits alone")
     parser.add_argument("--pilot", action="store_true", help="measure pilots too")
