@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
-from advisor.gain import Gain, Z, log_odds, predict_gain
+from advisor.gain import Gain, Z, log_odds, predict_gain, shifted
 from advisor.priors import Priors, Usual
 from advisor.types import ProbeResult, Profile, TransferRisk
 from strategies.core.metrics import Interval
@@ -18,6 +19,8 @@ CLEAR = 0.02
 PROBES = ("linear_probe", "layer_svm")
 HOPELESS = 0.25
 """A probe says nothing if it surely gets less than this share of what guessing leaves."""
+_NORMAL = norm.ppf((np.arange(15) + 0.5) / 15)
+"""A standard normal value, as equally likely ones."""
 
 
 def transfer_risks(profile: Profile, priors: Priors) -> tuple[TransferRisk, ...]:
@@ -86,14 +89,21 @@ def _gain(name: str, profile: Profile, priors: Priors) -> Gain | None:
 
 
 def _risk(name: str, own: Gain, scratch: Gain, profile: Profile, priors: Priors) -> TransferRisk:
-    """Compare a strategy with training from scratch; the gain is one of accuracy."""
-    shared = priors.shared * own.sd * scratch.sd
-    mean, sd = own.mean - scratch.mean, math.sqrt(own.sd**2 + scratch.sd**2 - 2 * shared)
-    accuracy = profile.linear_probe.accuracy.mid
-    base = log_odds(accuracy, profile.n_measured) + priors.measured.offset
-    without = base + scratch.mean
-    low, mid, high = (
-        float(expit(without + gain) - expit(without))
-        for gain in (mean - Z * sd, mean, mean + Z * sd)
-    )
-    return TransferRisk(name, float(norm.sf(mean / max(sd, 1e-6))), Interval(low, mid, high))
+    """Compare a strategy with training from scratch; the gain is one of accuracy.
+
+    What a difference of log-odds is worth in accuracy depends on where it lies, and that is known
+    only as far as the linear probe's accuracy is. Hence quantiles over all errors together.
+    """
+    shared, n = priors.shared, profile.n_measured
+    base = shifted(profile.linear_probe.accuracy, priors.measured.offset, priors.measured.sd, n)
+    low, mid, high = (log_odds(p, n) for p in (base.low, base.mid, base.high))
+    at, of_own, rest = np.meshgrid(_NORMAL, _NORMAL, _NORMAL)
+    centre = mid + at * (high - low) / (2 * Z)
+    reached = own.mean + own.sd * of_own
+    without = scratch.mean + scratch.sd * (shared * of_own + math.sqrt(1 - shared**2) * rest)
+    ends = np.quantile(expit(centre + reached) - expit(centre + without), [0.05, 0.95])
+    middle = float(expit(mid + own.mean) - expit(mid + scratch.mean))
+    sd = math.sqrt(own.sd**2 + scratch.sd**2 - 2 * shared * own.sd * scratch.sd)
+    chance = float(norm.sf((own.mean - scratch.mean) / max(sd, 1e-6)))
+    interval = Interval(min(float(ends[0]), middle), middle, max(float(ends[1]), middle))
+    return TransferRisk(name, chance, interval)

@@ -1,6 +1,6 @@
 """Whether the predicted chance of negative transfer holds on data sets that it was not fitted to.
 
-    python benchmarks/transfer_risk.py
+    python benchmarks/transfer_risk.py --plot FILE.svg
 
 A case (set, size, seed) and a strategy are truly negative where the 90% interval of its test
 accuracy minus that of ``from_scratch`` lies below 0, truly positive where it lies above; what
@@ -15,17 +15,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from fit_priors import fit
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 from sklearn.metrics import roc_auc_score
+from vl_convert import vegalite_to_svg
 
 from advisor.gain import Z
 from advisor.priors import priors_of
 from advisor.risk import SCRATCH, transfer_risks
 from advisor.transfer_checks import HARM
 from advisor.types import Profile
+from strategies.core.metrics import proportion
 
 DRAWS = 500
 BINS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -138,16 +141,49 @@ def report(told: list[Told]) -> str:
         lines.append(f"| {name} | {len(mine)} | {len(bad)} | {_share(bad)} | {_share(good)} |")
     lines += ["", "| predicted chance | predictions | mean predicted | negative by sign |"]
     lines.append("|---|---|---|---|")
+    for (start, end), mine in _binned(told).items():
+        mean = float(np.mean([t.probability for t in mine]))
+        true = float(np.mean([t.negative for t in mine]))
+        span = f"{100 * start:.0f} to {100 * end:.0f}%"
+        lines.append(f"| {span} | {len(mine)} | {100 * mean:.0f}% | {100 * true:.0f}% |")
+    return "\n".join(lines)
+
+
+def plot(told: list[Told]) -> str:
+    """Draw how often scratch won over the chance that was predicted, as SVG."""
+    values = []
+    for mine in _binned(told).values():
+        share = proportion(float(np.mean([t.negative for t in mine])), len(mine))
+        mean = float(np.mean([t.probability for t in mine]))
+        ends = {"low": share.low, "share": share.mid, "high": share.high, "n": len(mine)}
+        values.append({"predicted": mean} | ends)
+    percent: dict[str, Any] = {"type": "quantitative", "scale": {"domain": [0, 1]}}
+    percent["axis"] = {"format": "%"}
+    x = {"field": "predicted", "title": "predicted chance that scratch wins", **percent}
+    y = {"title": "how often it did, with 90% intervals", **percent}
+    at_share = {"x": x, "y": {"field": "share", **y}}
+    ends = {"x": x, "y": {"field": "low", **y}, "y2": {"field": "high"}}
+    diagonal = {"values": [{"predicted": 0, "share": 0}, {"predicted": 1, "share": 1}]}
+    dashes = {"type": "line", "strokeDash": [4, 4], "color": "grey"}
+    label = {"type": "text", "dx": 14, "dy": 10, "fontSize": 10}
+    layers = [
+        {"data": diagonal, "mark": dashes, "encoding": at_share},
+        {"mark": "rule", "encoding": ends},
+        {"mark": {"type": "point", "filled": True, "size": 60}, "encoding": at_share},
+        {"mark": label, "encoding": {**at_share, "text": {"field": "n"}}},
+    ]
+    spec = {"width": 300, "height": 300, "data": {"values": values}, "layer": layers}
+    return vegalite_to_svg(spec)
+
+
+def _binned(told: list[Told]) -> dict[tuple[float, float], list[Told]]:
+    """Sort predictions into bins of chance; empty bins are left out."""
+    binned = {}
     for start, end in pairwise(BINS):
         mine = [t for t in told if start <= t.probability < end or t.probability == end == 1]
         if mine:
-            mean, true = (
-                float(np.mean([t.probability for t in mine])),
-                float(np.mean([t.negative for t in mine])),
-            )
-            span = f"{100 * start:.0f} to {100 * end:.0f}%"
-            lines.append(f"| {span} | {len(mine)} | {100 * mean:.0f}% | {100 * true:.0f}% |")
-    return "\n".join(lines)
+            binned[start, end] = mine
+    return binned
 
 
 def remedied(rows: list[Row], profiles: Mapping[Case, Profile]) -> str:
@@ -179,6 +215,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--cases", action="store_true", help="list every prediction")
+    parser.add_argument("--plot", type=Path, help="where to draw the calibration, as SVG")
     args = parser.parse_args()
     rows, profiles = read_rows(args.results), read_profiles(args.evidence)
     told = predict(rows, profiles)
@@ -186,6 +223,8 @@ def main() -> None:
         print("There is no case with a row of from_scratch and its evidence.")
         return
     print(report(told), remedied(rows, profiles), sep="\n\n")
+    if args.plot is not None:
+        args.plot.write_text(plot(told))
     for t in told if args.cases else ():
         print(*t.case, t.strategy, f"{100 * t.probability:.0f}%", f"{100 * t.gain:+.1f}")
 
