@@ -21,6 +21,10 @@ gets one: its hyperparameters were chosen by cross-validation, and more would on
 WORTH_STARTING = 0.3
 """A training is started if at least this share of its expected time is left. With less, the one
 that needs least of it is: time that is left over may still win."""
+SHARE_OF_TIME = 0.5
+"""Far from the pretraining pictures a training has much to learn: if it is not expected to be over
+in this share of the time that is left, it does better with smaller pictures than with fewer steps
+(benchmarks/README-training.md). Near them it is the other way round."""
 MAX_FAILURES = 3
 """A strategy whose first trials all failed gets no more than this many."""
 
@@ -43,6 +47,9 @@ class Contest:
         A training is not worth starting with less time than this.
     remedies
         Changes to the advised hyperparameters that findings call for, by strategy.
+    sizes
+        Sides of the input that a training may start with where time is short, largest first;
+        empty: the advised one whatever the time.
     """
 
     contenders: tuple[Recommendation, ...]
@@ -51,6 +58,7 @@ class Contest:
     max_trials: int | None
     shortest_s: float
     remedies: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    sizes: Sequence[int] = ()
 
     @property
     def one_picture(self) -> float:
@@ -113,17 +121,32 @@ class Contest:
         return statistics.median(took) if took else c.seconds.mid
 
     def start(
-        self, strategy: str, standing: Standing, space: Mapping[str, BaseDistribution]
+        self,
+        strategy: str,
+        standing: Standing,
+        space: Mapping[str, BaseDistribution],
+        seconds_left: float,
     ) -> dict[str, Any]:
         """Return the hyperparameters that a strategy's next trial starts with.
 
         The advice first, then remedies, then its neighbours; after them none: the sampler draws.
+        Where time is short they start on smaller pictures (see `SHARE_OF_TIME`).
         """
         advised = next(c for c in self.contenders if c.strategy == strategy)
         called_for = self.remedies.get(strategy, ())
         entries = portfolio(advised.hyperparameters, space, called_for)
         n = _n_begun(strategy, standing)
-        return entries[n] if n < len(entries) else {}
+        return self._sized(advised, entries[n], seconds_left) if n < len(entries) else {}
+
+    def _sized(
+        self, advised: Recommendation, entry: dict[str, Any], seconds_left: float
+    ) -> dict[str, Any]:
+        """Give an entry the largest input with which its training is over in time."""
+        if not self.sizes or not _is_trained(advised.strategy):
+            return entry
+        whole = advised.seconds.mid / self.sizes[0] ** 2
+        fits = [px for px in self.sizes if whole * px**2 <= SHARE_OF_TIME * seconds_left]
+        return {**entry, "input_px": max(fits, default=min(self.sizes))}
 
     def best(self, records: Sequence[TrialRecord]) -> TrialRecord | None:
         """Return the best of some trials, taken in their order."""
@@ -151,19 +174,31 @@ class Contest:
 
 
 def make_contest(
-    advice: Advice, n_val: int, *, only: str | None, max_trials: int | None, shortest_s: float
+    advice: Advice,
+    n_val: int,
+    *,
+    only: str | None,
+    max_trials: int | None,
+    shortest_s: float,
+    sizes: Sequence[int] = (),
 ) -> Contest:
     """Line up the floor, the advised strategy, and what may beat it.
 
     That is its runner-up and every training whose interval reaches the advised accuracy; if none
     does, the best of them all the same: a prediction may be wrong, and probes use up no time.
     Where negative transfer is warned of, training from scratch too.
+
+    Parameters
+    ----------
+    sizes
+        Sides of the input that the backbone takes, its own first.
     """
+    sizes = () if advice.quadrant.domain == "similar" else sizes
     by_name = {r.strategy: r for r in advice.recommendations}
+    called_for = remedies(advice.findings)
     if only is not None:
-        called_for = remedies(advice.findings)
         alone = (by_name[only],)
-        return Contest(alone, n_val, PROBE_TRIALS, max_trials, shortest_s, called_for)
+        return Contest(alone, n_val, PROBE_TRIALS, max_trials, shortest_s, called_for, sizes)
     best, *others = advice.recommendations
     may_win = [r for r in others if r.accuracy.high >= best.accuracy.mid]
     ranked = sorted(advice.recommendations, key=lambda r: -r.accuracy.mid)
@@ -172,7 +207,7 @@ def make_contest(
     names = [FLOOR, *(r.strategy for r in [best, *may_win[:1], *trained])]
     names += [CONTROL] if scratch_contends(advice.findings) else []
     kept = tuple(by_name[n] for n in dict.fromkeys(names) if n in by_name)
-    return Contest(kept, n_val, 1, max_trials, shortest_s, remedies(advice.findings))
+    return Contest(kept, n_val, 1, max_trials, shortest_s, called_for, sizes)
 
 
 def portfolio(

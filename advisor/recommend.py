@@ -149,10 +149,10 @@ def _best_variant(name: str, profile: Profile, priors: Priors) -> tuple[Variant,
 def _first_hyperparameters(name: str, profile: Profile) -> dict[str, Any]:
     """Choose where a search starts, apart from what the priors say."""
     if name in MEASURED:
-        head = {"class_weight": "none"}
+        head: dict[str, Any] = {"class_weight": "none", "input_px": profile.input_px}
         cut = {"depth": None, "pooling": None}  # by cross-validation, with views and quarters
         return head if name == "linear_probe" else cut | head
-    chosen = STRATEGIES[name]().hyperparameters()
+    chosen = STRATEGIES[name]().hyperparameters() | {"input_px": profile.input_px}
     left_open = {k: v for k, v in profile.fine_tune_defaults.items() if chosen.get(k, v) is None}
     chosen |= left_open
     steps = default_steps(profile.n_train, BATCH)

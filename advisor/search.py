@@ -102,7 +102,7 @@ class Search:
             start: Mapping[str, Any] = {}
             if strategy is not None:
                 space = self.trials.distributions(strategy)
-                start = self.contest.start(strategy, standing, space)
+                start = self.contest.start(strategy, standing, space, self.clock.left_s())
             claim = self.trials.claim(strategy, start)
         return claim, bool(standing.under_way)
 

@@ -35,6 +35,7 @@ from advisor.settings import (
 from advisor.stored import read_advice
 from advisor.trials import COORDINATOR, Trials
 from advisor.types import Advice, Outcome
+from strategies.core.backbone import input_sizes
 from strategies.core.errors import (
     BackboneError,
     DataError,
@@ -317,6 +318,7 @@ def _search(
         only=None if options.strategy == AUTO else options.strategy,
         max_trials=settings.max_trials,
         shortest_s=max(3.0, 10 * len(task.val) * s_per_image),
+        sizes=input_sizes(prepared.backbone),
     )
     url = storage or settings.storage or f"sqlite:///{(folder.path / 'study.db').resolve()}"
     trials = Trials(

@@ -6,7 +6,7 @@ from typing import ClassVar, Self, final
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone, resized
+from strategies.core.backbone import Backbone, input_sizes, resized
 from strategies.core.classifier import ImageClassifier, make_network
 from strategies.core.fine_tuning import calibrate, training_passes
 from strategies.core.recipe import BATCH_SIZE, Recipe, default_steps
@@ -46,12 +46,13 @@ class FromScratch(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw learning rate, steps and mirroring."""
+        """Draw learning rate, steps, mirroring and input size."""
         base = 2 * default_steps(len(task.train), BATCH_SIZE)
         return cls(
             lr=trial.suggest_float("lr", 3e-4, 1e-2, log=True),
             steps=trial.suggest_int("steps", base // 2, 2 * base),
             hflip=trial.suggest_categorical("hflip", [False, True]),
+            input_px=trial.suggest_categorical("input_px", input_sizes(backbone)),
         )
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:

@@ -6,7 +6,7 @@ from typing import ClassVar, Self, cast, final, get_args
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone, resized
+from strategies.core.backbone import Backbone, input_sizes, resized
 from strategies.core.classifier import ImageClassifier
 from strategies.core.fine_tuning import fine_tune, prepare, training_passes
 from strategies.core.recipe import (
@@ -71,7 +71,7 @@ class FullFineTune(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw learning rates, steps, blend, BatchNorm policy, smoothing and mirroring."""
+        """Draw learning rates, steps, blend, BatchNorm policy, smoothing, mirroring, size."""
         base = default_steps(len(task.train), BATCH_SIZE)
         return cls(
             lr=trial.suggest_float("lr", 3e-5, 3e-3, log=True),
@@ -83,6 +83,7 @@ class FullFineTune(Strategy):
             ),
             label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.2),
             hflip=trial.suggest_categorical("hflip", [False, True]),
+            input_px=trial.suggest_categorical("input_px", input_sizes(backbone)),
         )
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:

@@ -8,7 +8,7 @@ from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
 from strategies.core.affordable import affordable_views
-from strategies.core.backbone import Backbone, resized
+from strategies.core.backbone import Backbone, input_sizes, resized
 from strategies.core.body import Pooling
 from strategies.core.classifier import ImageClassifier
 from strategies.core.frozen import (
@@ -81,7 +81,7 @@ class LayerSVM(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw depth, pooling and class weights; the rest is left to cross-validation."""
+        """Draw depth, pooling, class weights, input size; the rest is left to cross-validation."""
         depths = [None, *range(backbone.n_depths + 1)]
         return cls(
             depth=trial.suggest_categorical("depth", depths),
@@ -89,6 +89,7 @@ class LayerSVM(Strategy):
             class_weight=cast(
                 ClassWeight, trial.suggest_categorical("class_weight", ["none", "balanced"])
             ),
+            input_px=trial.suggest_categorical("input_px", input_sizes(backbone)),
         )
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:

@@ -6,7 +6,7 @@ from typing import ClassVar, Self, cast, final
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone, resized
+from strategies.core.backbone import Backbone, input_sizes, resized
 from strategies.core.classifier import ImageClassifier
 from strategies.core.frozen import LinearSettings, fit_on_features, open_views
 from strategies.core.probes import ClassWeight
@@ -48,9 +48,10 @@ class LinearProbe(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw the class weights; strength and views are left to cross-validation."""
+        """Draw class weights and input size; strength and views are left to cross-validation."""
         weight = trial.suggest_categorical("class_weight", ["none", "balanced"])
-        return cls(class_weight=cast(ClassWeight, weight))
+        px = trial.suggest_categorical("input_px", input_sizes(backbone))
+        return cls(class_weight=cast(ClassWeight, weight), input_px=px)
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Fit on cached features."""

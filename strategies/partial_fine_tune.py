@@ -6,7 +6,7 @@ from typing import ClassVar, Self, cast, final, get_args
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone, resized
+from strategies.core.backbone import Backbone, input_sizes, resized
 from strategies.core.classifier import ImageClassifier
 from strategies.core.fine_tuning import fine_tune, prepare, training_passes
 from strategies.core.recipe import (
@@ -53,7 +53,7 @@ class PartialFineTune(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw the number of frozen stages, learning rates, blend, steps and BatchNorm policy."""
+        """Draw frozen stages, learning rates, blend, steps, BatchNorm policy and input size."""
         base = default_steps(len(task.train), BATCH_SIZE)
         return cls(
             frozen_stages=trial.suggest_int("frozen_stages", 1, backbone.n_depths - 1),
@@ -65,6 +65,7 @@ class PartialFineTune(Strategy):
                 BatchNorm, trial.suggest_categorical("batch_norm", get_args(BatchNorm))
             ),
             hflip=trial.suggest_categorical("hflip", [False, True]),
+            input_px=trial.suggest_categorical("input_px", input_sizes(backbone)),
         )
 
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:

@@ -31,6 +31,8 @@ from strategies.core.errors import BackboneError, unknown_name
 from strategies.core.weight_names import timm_key
 
 Weights = Literal["pretrained", "random"]
+SIZE_STEP, SMALLEST_PX = 32, 64
+"""The stride of most networks; what a search does not go below."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,20 @@ def resized(backbone: Backbone, input_px: int | None) -> Backbone:
         return backbone
     other = load_backbone(backbone.name, input_px=input_px)
     return other if backbone.weights == "pretrained" else other.with_random_weights()
+
+
+def input_sizes(backbone: Backbone) -> tuple[int, ...]:
+    """Return the sides of the input that a search may choose from: its own, then smaller ones.
+
+    About three quarters and half of it, in steps of `SIZE_STEP`; nothing but its own where the
+    network was made for one size.
+    """
+    config = None if ":" in backbone.name else timm.get_pretrained_cfg(backbone.name)
+    if config is None or config.fixed_input_size:
+        return (backbone.input_px,)
+    smaller = [SIZE_STEP * round(share * backbone.input_px / SIZE_STEP) for share in (0.75, 0.5)]
+    fitting = [px for px in smaller if SMALLEST_PX <= px < backbone.input_px]
+    return tuple(dict.fromkeys([backbone.input_px, *fitting]))
 
 
 @cache

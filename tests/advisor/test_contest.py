@@ -126,6 +126,21 @@ def test_the_portfolio_changes_one_thing_at_a_time_within_the_space() -> None:
     assert entries[3] == first | {"batch_norm": "trained"}
 
 
+def test_far_away_and_short_of_time_a_training_starts_on_smaller_pictures() -> None:
+    far = replace(CONTEST, sizes=(224, 160, 128))
+
+    def px(contest: Contest, strategy: str, seconds_left: float) -> int | None:
+        return contest.start(strategy, standing(), {}, seconds_left).get("input_px")
+
+    assert px(far, "full_fine_tune", 120.0) == 224  # predicted to take 60 s
+    assert px(far, "full_fine_tune", 119.0) == 160
+    assert px(far, "full_fine_tune", 60.0) == 128
+    assert px(far, "full_fine_tune", 5.0) == 128
+    assert px(far, "partial_fine_tune", 60.0) == 224
+    assert px(far, "linear_probe", 1.0) is None
+    assert px(CONTEST, "full_fine_tune", 5.0) is None  # near: fewer steps are the better way
+
+
 def test_draws_depend_on_seed_number_and_history_alone() -> None:
     def draw(skip: int) -> list[float]:
         study = optuna.create_study(sampler=SeededTPE(0))

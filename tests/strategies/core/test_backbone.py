@@ -16,7 +16,9 @@ from strategies.core.backbone import (
     CATALOGUE,
     DEFAULT_BACKBONE,
     Backbone,
+    input_sizes,
     load_backbone,
+    resized,
     stages,
     weights_digest,
 )
@@ -221,6 +223,17 @@ def test_an_input_that_is_too_small_for_the_patches_is_refused(
 ) -> None:
     with pytest.raises(BackboneError, match="at 7 px"):
         load_random("test_vit", input_px=7)
+
+
+def test_a_search_may_choose_smaller_inputs_where_the_network_takes_any_size(
+    backbone: Backbone, load_random: Callable[..., Backbone]
+) -> None:
+    sizes = input_sizes(resized(backbone, 224))
+    assert sizes == (224, 160, 128)
+    assert all(resized(backbone, px).input_px == px for px in sizes)
+    assert input_sizes(resized(backbone, 96)) == (96, 64)
+    assert input_sizes(resized(backbone, 64)) == (64,)
+    assert input_sizes(load_random("vit_tiny_patch16_224", input_px=None)) == (224,)
 
 
 def test_an_architecture_without_feature_levels_is_refused() -> None:
