@@ -1,8 +1,11 @@
 """Fixtures: no network, a private cache, small pictures made here, and the shared real ones."""
 
+import importlib
 import socket
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, load_task
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +38,16 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("no ../shared/data beside this checkout: the real pictures are not here")
     return SHARED
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
+    """The benchmarks that work on the suite's rows, by name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    names = ("rows", "run_suite", "fit_priors", "regret", "transfer_risk", "negative", "claims")
+    for name in names:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return {name: importlib.import_module(name) for name in names}
 
 
 @pytest.fixture

@@ -1,29 +1,14 @@
 """The benchmarks of negative transfer count what they say they count."""
 
-import importlib
 import math
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import pytest
 
 from advisor.types import Profile
 from strategies.core.metrics import Interval
 from tests.advisor.profiles import profile_of
 
-ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
-
-
-@pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    names = ("rows", "run_suite", "fit_priors", "transfer_risk", "negative")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return {name: importlib.import_module(name) for name in names}
 
 
 def suite() -> tuple[list[Row], dict[Any, Profile]]:

@@ -1,31 +1,17 @@
 """The priors are what the benchmarks' rows say; regret is judged on sets they never saw."""
 
-import importlib
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-
-import pytest
 
 from advisor.priors import load_priors, priors_of
 from advisor.types import Profile
 from strategies.registry import STRATEGIES
 from tests.advisor.profiles import curve_of, pilot_of, profile_of
 
-ROOT = Path(__file__).resolve().parents[1]
 Row = dict[str, Any]
-
-
-@pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    names = ("rows", "fit_priors", "regret")
-    for name in names:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    return {name: importlib.import_module(name) for name in names}
 
 
 def suite() -> tuple[list[Row], dict[Any, Profile]]:
