@@ -145,10 +145,10 @@ def _backbones(advice: Advice) -> RenderableType | None:
     if not advice.backbones:
         return None
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
-    for name in ("rank", "backbone", "linear probe", "behind the best", "a picture"):
-        table.add_column(name)
+    for name in ("", "backbone", "linear probe", "points behind", "a picture"):
+        table.add_column(name, overflow="fold")
     for b in advice.backbones:
-        behind = "" if b.behind_best is None else points(b.behind_best)
+        behind = "" if b.behind_best is None else points(b.behind_best).replace(" points", "")
         cost = f"{b.ms_per_image:.0f} ms"
         table.add_row(str(b.rank), Text(b.name), b.accuracy.percent(), behind, cost)
     return table

@@ -51,14 +51,20 @@ def test_it_names_what_was_not_considered_and_the_command() -> None:
 
 def test_backbones_that_were_compared_are_ranked() -> None:
     scores = (
-        BackboneScore("lite2", 1, Interval(0.9, 0.92, 0.94), None, 20.0, 0.9, 260),
+        BackboneScore("tf_efficientnet_lite2", 1, Interval(0.9, 0.92, 0.94), None, 20.0, 0.9, 260),
         BackboneScore(
-            "lite0", 2, Interval(0.8, 0.82, 0.84), Interval(0.05, 0.1, 0.15), 9.0, 0.4, 224
+            "tf_efficientnet_lite0",
+            2,
+            Interval(0.8, 0.82, 0.84),
+            Interval(0.05, 0.1, 0.15),
+            9.0,
+            0.4,
+            224,
         ),
     )
     text = printed(made_advice(profile_of(), backbones=scores))
-    assert "+10.0 points [+5.0, +15.0]" in text
-    assert text.index("lite2 ") < text.index("lite0 ")
+    assert "+10.0 [+5.0, +15.0]" in text
+    assert text.index("tf_efficientnet_lite2 ") < text.index("tf_efficientnet_lite0 ")
 
 
 def test_markup_in_a_name_is_printed_as_it_is() -> None:
