@@ -2,7 +2,6 @@
 
 import csv
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ import typer
 
 from advisor.cli_shared import (
     INTERRUPTED,
-    STARTED_S,
     BackboneName,
     CacheDir,
     Data,
@@ -42,6 +40,7 @@ from advisor.cli_shared import (
     parse_duration_s,
     print_json,
     progress,
+    seconds_left,
     stderr,
     stdout,
 )
@@ -121,7 +120,7 @@ def run_command(
             pictures,
             folder,
             options_of(given, on_progress),
-            time_s=limit_s - (time.monotonic() - STARTED_S),
+            time_s=seconds_left(limit_s),
             max_trials=trials,
             storage=storage,
             heartbeat_s=heartbeat_s,
@@ -155,7 +154,7 @@ def resume_command(
                 print_json(RunFolder.open(run).read("outcome.json"))
             return
         if limit_s is not None:
-            limit_s -= time.monotonic() - STARTED_S
+            limit_s = seconds_left(limit_s)
         outcome = resume(
             run,
             time_s=limit_s,
@@ -379,7 +378,7 @@ def _print_outcome(outcome: "Outcome", as_json: bool, quiet: bool) -> None:
         from advisor.report.terminal import print_outcome
 
         print_outcome(stdout, outcome)
-    if outcome.interrupted:
+    if outcome.ended == "interrupted":
         raise typer.Exit(INTERRUPTED)
 
 

@@ -3,10 +3,14 @@
 import time
 from dataclasses import dataclass
 
-SPARE_S = 2.5
-"""For what is not measured: saving, and leaving."""
+SPARE_S = 1.0
+"""For what is not measured: reading the best classifier, writing the outcome."""
 FACTOR = 1.15
-"""Judging takes this much longer than measured, at most."""
+"""Judging and the page take this much longer than measured, at most."""
+SHORTEST_S = 4.0
+"""A training that has less time than this, apart from judging, is not worth starting."""
+JUDGED = 2
+"""A training is judged on val at its start and its end at least."""
 
 
 @dataclass
@@ -21,29 +25,48 @@ class Clock:
         Pictures that are judged once at the end, and once a trial.
     s_per_image
         Seconds to judge one picture, as seen lately.
-    after_s
-        Seconds of what comes after the search, apart from judging: the control, the page.
+    control_s
+        Seconds that the search leaves to the control; what it does not use can be given back.
+    page_s
+        Seconds that the page took when it was drafted.
     """
 
     deadline_s: float
     n_test: int
     n_val: int
     s_per_image: float
-    after_s: float = 0.0
+    control_s: float = 0.0
+    page_s: float = 0.0
 
     def saw(self, n: int, seconds: float) -> None:
         """Learn from having judged `n` pictures; a slow moment is forgotten by and by."""
         self.s_per_image = max(seconds / n, self.s_per_image / 2)
 
+    def page_begins_s(self) -> float:
+        """Return the ``time.monotonic()`` at which all must be judged."""
+        return self.deadline_s - SPARE_S - FACTOR * self.page_s
+
+    def judging_begins_s(self) -> float:
+        """Return the ``time.monotonic()`` at which test must be turned to."""
+        return self.page_begins_s() - FACTOR * self.n_test * self.s_per_image
+
     def search_ends_s(self) -> float:
         """Return the ``time.monotonic()`` at which the last trial must be over."""
-        judging = FACTOR * self.n_test * self.s_per_image
-        return self.deadline_s - SPARE_S - self.after_s - judging
+        return self.judging_begins_s() - self.control_s
 
     def fit_ends_s(self) -> float:
         """Return the ``time.monotonic()`` at which a trial must turn to being judged on val."""
         return self.search_ends_s() - FACTOR * self.n_val * self.s_per_image - 0.3
 
+    def fold_ends_s(self, n_left: int) -> float:
+        """Return when the next of so many fits to one trial must be over: they share the time."""
+        now = time.monotonic()
+        return now + (self.fit_ends_s() - now) / n_left
+
     def left_s(self) -> float:
         """Return the seconds in which trials can still be run."""
         return self.fit_ends_s() - time.monotonic()
+
+    def shortest_s(self) -> float:
+        """Return the least time that a training is worth starting with."""
+        return SHORTEST_S + JUDGED * self.n_val * self.s_per_image

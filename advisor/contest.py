@@ -9,7 +9,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 
 from advisor.remedies import remedies, scratch_contends
 from advisor.trials import Standing
-from advisor.types import Advice, Recommendation, TrialRecord
+from advisor.types import Advice, Ended, Recommendation, TrialRecord
 from strategies.registry import STRATEGIES, get_strategy
 
 FLOOR, CONTROL = "linear_probe", "from_scratch"
@@ -43,8 +43,8 @@ class Contest:
         At most this many trials of a strategy that trains no network.
     max_trials
         Over all strategies; None: as many as the time allows.
-    shortest_s
-        A training is not worth starting with less time than this.
+    n_fits
+        How often a training of a trial is fitted (`scoring`).
     remedies
         Changes to the advised hyperparameters that findings call for, by strategy.
     sizes
@@ -56,28 +56,34 @@ class Contest:
     n_val: int
     probe_trials: int
     max_trials: int | None
-    shortest_s: float
     remedies: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     sizes: Sequence[int] = ()
+    n_fits: int = 1
 
     @property
     def one_picture(self) -> float:
-        """Accuracies that differ by less than this differ by one val picture at most."""
+        """Accuracies that differ by less than this differ by one judged picture at most."""
         return 1.5 / self.n_val
 
-    def choose(self, standing: Standing, seconds_left: float) -> str | None:
+    def choose(
+        self, standing: Standing, seconds_left: float, shortest_s: float = 0.0
+    ) -> str | None:
         """Name the strategy of the next trial, or None if nothing is left to try.
 
         The one with the fewest trials; those of the strategy that leads count half. Out of the
         race is what the leader's interval lies above.
+
+        Parameters
+        ----------
+        shortest_s
+            A training is not worth starting with less time than this.
         """
         if seconds_left <= 0 or (self.max_trials and standing.n >= self.max_trials):
             return None
         leader = self.best(standing.done)
         if self.max_trials is None and leader is not None and self._is_unbeatable(leader):
             return None
-        able = [c for c in self.contenders if self._is_open(c, standing, leader)]
-        able = self._in_time(able, standing, seconds_left)
+        able = self._in_time(self._open(standing, leader), standing, seconds_left, shortest_s)
         if not able:
             return None
 
@@ -87,6 +93,18 @@ class Contest:
             return n / 2 if leads else float(n)
 
         return min(able, key=load).strategy
+
+    def ended(self, standing: Standing) -> Ended:
+        """Say why a search is over that was not interrupted."""
+        leader = self.best(standing.done)
+        if self.max_trials is not None:
+            return "trials" if standing.n >= self.max_trials else "time"
+        if leader is not None and self._is_unbeatable(leader):
+            return "unbeatable"
+        return "time" if self._open(standing, leader) else "no_contender"
+
+    def _open(self, standing: Standing, leader: TrialRecord | None) -> list[Recommendation]:
+        return [c for c in self.contenders if self._is_open(c, standing, leader)]
 
     def _is_unbeatable(self, leader: TrialRecord) -> bool:
         """Whether not even a trial without an error on val would be taken for better."""
@@ -105,20 +123,24 @@ class Contest:
         return max(s.high for s in scores) >= leader.val_accuracy.low
 
     def _in_time(
-        self, able: Sequence[Recommendation], standing: Standing, seconds_left: float
+        self,
+        able: Sequence[Recommendation],
+        standing: Standing,
+        seconds_left: float,
+        shortest_s: float,
     ) -> list[Recommendation]:
         """Keep what fits into the time, or, if no training does, the shortest of them."""
         trained = [c for c in able if _is_trained(c.strategy)]
         needed = {c.strategy: self.expected_s(c, standing) for c in trained}
         fits = [c for c in trained if needed[c.strategy] * WORTH_STARTING <= seconds_left]
-        if not fits and trained and seconds_left > self.shortest_s:
+        if not fits and trained and seconds_left > shortest_s:
             fits = [min(trained, key=lambda c: needed[c.strategy])]
         return [c for c in able if not _is_trained(c.strategy) or c in fits]
 
     def expected_s(self, c: Recommendation, standing: Standing) -> float:
         """Return how long a trial of a strategy takes: as the others did, or as was predicted."""
         took = [r.seconds for r in standing.done if r.strategy == c.strategy and r.reason is None]
-        return statistics.median(took) if took else c.seconds.mid
+        return statistics.median(took) if took else self.n_fits * c.seconds.mid
 
     def start(
         self,
@@ -144,7 +166,7 @@ class Contest:
         """Give an entry the largest input with which its training is over in time."""
         if not self.sizes or not _is_trained(advised.strategy):
             return entry
-        whole = advised.seconds.mid / self.sizes[0] ** 2
+        whole = self.n_fits * advised.seconds.mid / self.sizes[0] ** 2
         fits = [px for px in self.sizes if whole * px**2 <= SHARE_OF_TIME * seconds_left]
         return {**entry, "input_px": max(fits, default=min(self.sizes))}
 
@@ -179,7 +201,6 @@ def make_contest(
     *,
     only: str | None,
     max_trials: int | None,
-    shortest_s: float,
     sizes: Sequence[int] = (),
 ) -> Contest:
     """Line up the floor, the advised strategy, and what may beat it.
@@ -198,7 +219,7 @@ def make_contest(
     called_for = remedies(advice.findings)
     if only is not None:
         alone = (by_name[only],)
-        return Contest(alone, n_val, PROBE_TRIALS, max_trials, shortest_s, called_for, sizes)
+        return Contest(alone, n_val, PROBE_TRIALS, max_trials, called_for, sizes)
     best, *others = advice.recommendations
     may_win = [r for r in others if r.accuracy.high >= best.accuracy.mid]
     ranked = sorted(advice.recommendations, key=lambda r: -r.accuracy.mid)
@@ -207,7 +228,7 @@ def make_contest(
     names = [FLOOR, *(r.strategy for r in [best, *may_win[:1], *trained])]
     names += [CONTROL] if scratch_contends(advice.findings) else []
     kept = tuple(by_name[n] for n in dict.fromkeys(names) if n in by_name)
-    return Contest(kept, n_val, 1, max_trials, shortest_s, called_for, sizes)
+    return Contest(kept, n_val, 1, max_trials, called_for, sizes)
 
 
 def portfolio(

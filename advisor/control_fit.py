@@ -1,20 +1,20 @@
 """The control of a run: what was chosen, once more without pretrained weights."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 
 from advisor.transfer_gain import transfer_gain
 from advisor.types import TransferGain, TrialRecord
-from strategies.core.backbone import Backbone
+from strategies.core.affordable import passes_left
+from strategies.core.backbone import Backbone, resized
 from strategies.core.classifier import ImageClassifier, judge
 from strategies.core.errors import OutOfTime
+from strategies.core.features import not_cached
 from strategies.core.metrics import Evaluation
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, Split, labels_of
 from strategies.from_scratch import FromScratch
 from strategies.registry import get_strategy
-
-CONTROL_SHARE = 0.1
-"""Share of the time limit that the control may take."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,10 @@ def fit_control(
 ) -> Control | None:
     """Fit what the best trial is compared with: a probe on random weights, or all from scratch.
 
-    None, with a note, where the best trial owes nothing to pretraining itself, or the time did
-    not suffice for a single step.
+    A probe is compared with the same probe on random weights, or, if there is no time to pass all
+    pictures through those, with a network from scratch, as trainings are: that fits into any time.
+    None, with a note, where the best trial owes nothing to pretraining itself, or the time did not
+    suffice for a single step.
 
     Parameters
     ----------
@@ -46,9 +48,10 @@ def fit_control(
         return None
     strategy = get_strategy(best.strategy)
     try:
-        if strategy.selects_on_val:
+        if strategy.selects_on_val or not _is_quick(best, task, backbone, ctx):
             fresh = FromScratch(input_px=best.hyperparameters.get("input_px"))
-            return Control(FromScratch.name, fresh.fit(task, backbone, ctx))
+            unjudged = replace(task, val=())  # it has a single setting: nothing is to be selected
+            return Control(FromScratch.name, fresh.fit(unjudged, backbone, ctx))
         same = {**best.hyperparameters, "strength": None}  # that one suits pretrained features
         fitted = strategy(**same).fit(task, backbone.with_random_weights(), ctx)
     except OutOfTime:
@@ -57,16 +60,36 @@ def fit_control(
     return Control(f"{best.strategy} on random weights", fitted)
 
 
+def _is_quick(best: TrialRecord, task: ImageTask, backbone: Backbone, ctx: RunContext) -> bool:
+    """Whether there is time to pass what a probe learns from through random weights."""
+    random = resized(backbone, best.hyperparameters.get("input_px")).with_random_weights()
+    views = best.hyperparameters.get("views") or 1
+    waiting = not_cached(task.train, random, ctx) if views == 1 else task.train
+    return views * len(waiting) <= passes_left(task, random, ctx)
+
+
 def judge_both(
-    classifier: ImageClassifier, control: Control | None, test: Split
+    classifier: ImageClassifier, control: Control | None, test: Split, ctx: RunContext
 ) -> tuple[Evaluation, TransferGain | None]:
-    """Judge a classifier on test, and against its control on the same pictures."""
+    """Judge a classifier on test, and against its control on the same pictures.
+
+    Parameters
+    ----------
+    ctx
+        The control is judged if that will be over by its deadline.
+    """
     paths, labels = [p.path for p in test], labels_of(test)
-    said = classifier.predict_proba(paths)
+    begun = time.monotonic()
+    said = classifier.predict_proba(paths, n_workers=ctx.n_workers, precision=ctx.precision)
+    took_s = time.monotonic() - begun
     found = judge(said, test, classifier.classes)
     if control is None:
         return found, None
-    hits, control_hits = (
-        p.argmax(axis=1) == labels for p in (said, control.classifier.predict_proba(paths))
+    if ctx.seconds_left() < took_s:
+        ctx.on_note("The control without pretrained weights is not judged: there is no time.")
+        return found, None
+    control_said = control.classifier.predict_proba(
+        paths, n_workers=ctx.n_workers, precision=ctx.precision
     )
+    hits, control_hits = (p.argmax(axis=1) == labels for p in (said, control_said))
     return found, transfer_gain(hits, control_hits, labels, classifier.classes, control.name)

@@ -135,7 +135,7 @@ def open_storage(url: str, heartbeat_s: int) -> RDBStorage:
 
 @contextlib.contextmanager
 def experimental() -> Iterator[None]:
-    """Use Optuna's heartbeats, which it calls experimental, without its remark on that."""
+    """Use what Optuna calls experimental (heartbeats, Wilcoxon) without its remark on that."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield

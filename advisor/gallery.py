@@ -3,7 +3,7 @@
 import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,6 @@ def make_gallery(
     task: ImageTask,
     backbone: Backbone,
     ctx: RunContext,
-    test: Evaluation | None = None,
 ) -> Gallery:
     """Draw the map and read the pictures that a page shows; their features are in the cache.
 
@@ -89,8 +88,6 @@ def make_gallery(
     ----------
     task
         What the advice was made from.
-    test
-        The judgement of a run, whose mistakes are to be shown too.
 
     Raises
     ------
@@ -102,10 +99,15 @@ def make_gallery(
     files = {shown(p.path): p.path for p in task.fit_split}
     named = pictures_named(advice.findings, files)
     wanted = dict.fromkeys(path for paths in named.values() for path in paths)
-    mistakes = [] if test is None else [m.path for m in test.mistakes]
-    wanted |= dict.fromkeys([*mistakes, *(p.path for p in points)])
+    wanted |= dict.fromkeys(p.path for p in points)
     paths = {name: files.get(name, Path(name)) for name in wanted}
     return Gallery(points, depth, len(task.fit_split), make_thumbs(paths, ctx.n_workers), named)
+
+
+def with_mistakes(gallery: Gallery, test: Evaluation, n_workers: int) -> Gallery:
+    """Add the pictures that the judgement of a run names; these are few (`judge`)."""
+    paths = {m.path: Path(m.path) for m in test.mistakes if m.path not in gallery.thumbs}
+    return replace(gallery, thumbs={**gallery.thumbs, **make_thumbs(paths, n_workers)})
 
 
 def pictures_named(

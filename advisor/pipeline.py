@@ -9,6 +9,7 @@ import numpy as np
 
 from advisor.checks import check
 from advisor.compare import compare_backbones, why_first
+from advisor.gallery import make_gallery
 from advisor.options import AUTO, DEFAULTS, Options
 from advisor.pilot import PILOTED, is_any_size, run_pilot, why_no_pilot
 from advisor.priors import load_priors
@@ -71,7 +72,8 @@ def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None =
     prepared = prepare(Path(data), options)
     advice = advise_on(prepared)
     if html is not None:
-        write_page(html, advice, prepared.task.hide_test(), prepared.backbone, prepared.ctx)
+        hidden = prepared.task.hide_test()
+        write_page(html, advice, make_gallery(advice, hidden, prepared.backbone, prepared.ctx))
     return advice
 
 

@@ -19,14 +19,15 @@ from advisor.events import Event, OnEvent
 from advisor.interrupt import Interrupt
 from advisor.remedies import prescribed
 from advisor.run_folder import RunFolder
+from advisor.scoring import Scoring
 from advisor.trials import Claim, Trials, report
-from advisor.types import TrialRecord
+from advisor.types import Ended, TrialRecord
 from strategies.core.backbone import Backbone
-from strategies.core.classifier import ImageClassifier, evaluate
+from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError, OutOfTime, StorageError, TransferError
 from strategies.core.metrics import Interval, proportion
 from strategies.core.run import OnEpoch, RunContext
-from strategies.core.task import ImageTask
+from strategies.core.task import ImageTask, Split, labels_of
 from strategies.core.training import ROUNDS
 from strategies.registry import get_strategy
 
@@ -65,9 +66,15 @@ class Search:
     clock: Clock
     interrupt: Interrupt
     on_event: OnEvent
+    scoring: Scoring
 
-    def run(self) -> None:
+    def run(self, *, until_found: bool = False) -> None:
         """Take part: claim a trial, run it, keep the best, until nothing is left to try.
+
+        Parameters
+        ----------
+        until_found
+            Whether a first classifier is enough.
 
         Raises
         ------
@@ -81,7 +88,7 @@ class Search:
                 f"{self.task.root} has no class with three pictures, so none can be set aside to "
                 "select on. Add pictures, or give a folder of them with --val."
             )
-        while not self.interrupt.asked:
+        while not (self.interrupt.asked or (until_found and self.folder.best())):
             claim, others_at_work = self._claim()
             if claim is not None:
                 self._run_trial(claim)
@@ -98,7 +105,8 @@ class Search:
             known = self.folder.best()
             self.trials.mend(own=False, kept=known and known[0])
             standing = self.trials.standing()
-            strategy = self.contest.choose(standing, self.clock.left_s())
+            shortest_s = len(self.scoring.folds) * self.clock.shortest_s()
+            strategy = self.contest.choose(standing, self.clock.left_s(), shortest_s)
             start: Mapping[str, Any] = {}
             if strategy is not None:
                 space = self.trials.distributions(strategy)
@@ -121,7 +129,7 @@ class Search:
                 raise
             reason = "interrupted"
         except optuna.TrialPruned:
-            pruned, reason = True, "pruned: worse than the median of earlier trials at this point"
+            pruned, reason = True, f"pruned: {self.trials.pruned_because}"
         except StorageError as error:  # no fault of the trial's: it waits until there is room
             raise self.folder.needs_room(error) from error
         except TransferError as error:
@@ -133,6 +141,8 @@ class Search:
         record = TrialRecord(claim.number, claim.strategy, dict(used), accuracy, seconds, reason)
         last = self._with_val(claim, record)
         self._finish(claim, record, last or classifier, pruned=pruned, refitted=last is not None)
+        for number in range(1, len(self.scoring.folds)):
+            _beside(checkpoint, number).unlink(missing_ok=True)
         checkpoint.unlink(missing_ok=True)
 
     def _fit(self, claim: Claim, checkpoint: Path) -> tuple[ImageClassifier, Interval]:
@@ -141,17 +151,32 @@ class Search:
         refusal = strategy.why_not(self.task, self.backbone)
         if refusal is not None:
             raise TransferError(refusal)
-        ctx = replace(
-            self.ctx,
-            on_epoch=self._reporter(claim),
-            checkpoint=checkpoint,
-            deadline_s=self.clock.fit_ends_s(),
-        )
-        classifier = strategy.fit(self.task, self.backbone, ctx)
+
+        def fit(fold: ImageTask, number: int, n_left: int) -> ImageClassifier:
+            ctx = replace(
+                self.ctx,
+                on_epoch=self._reporter(claim, fold),
+                checkpoint=checkpoint if not number else _beside(checkpoint, number),
+                deadline_s=self.clock.fold_ends_s(n_left),
+            )
+            return strategy.fit(fold, self.backbone, ctx)
+
+        def hear(hits: Mapping[int, float]) -> None:
+            if by_folds and strategy.selects_on_val and report(claim.trial, hits):
+                raise optuna.TrialPruned
+
+        by_folds = len(self.scoring.folds) > 1
+        known = self.trials.reported(claim) if by_folds else {}
+        return self.scoring.score(fit, self._judge, hear, known)
+
+    def _judge(self, classifier: ImageClassifier, split: Split) -> list[float]:
         start = time.monotonic()
-        accuracy = evaluate(classifier, self.task.val, n_workers=ctx.n_workers).accuracy
-        self.clock.saw(len(self.task.val), time.monotonic() - start)
-        return classifier, accuracy
+        said = classifier.predict_proba(
+            [p.path for p in split], n_workers=self.ctx.n_workers, precision=self.ctx.precision
+        )
+        self.clock.saw(len(split), time.monotonic() - start)
+        hits: list[float] = (said.argmax(axis=1) == labels_of(split)).astype(float).tolist()
+        return hits
 
     def _with_val(self, claim: Claim, record: TrialRecord) -> ImageClassifier | None:
         """Fit a probe that leads once more, with val: at once, while its features are at hand.
@@ -175,14 +200,14 @@ class Search:
         self.ctx.on_note(f"The {record.strategy} learns from train alone, without val: {why}")
         return None
 
-    def _reporter(self, claim: Claim) -> OnEpoch:
+    def _reporter(self, claim: Claim, fold: ImageTask) -> OnEpoch:
         def hear(epoch: int, val_accuracy: float | None) -> None:
             self.ctx.on_progress("this trial", epoch, ROUNDS)
             if val_accuracy is None:
                 return
-            interval = proportion(val_accuracy, len(self.task.val))
+            interval = proportion(val_accuracy, len(fold.val))
             self._tell(claim, "round", step=epoch, accuracy=interval)
-            if report(claim.trial, val_accuracy, epoch):
+            if len(self.scoring.folds) == 1 and report(claim.trial, {epoch: val_accuracy}):
                 raise optuna.TrialPruned
 
         return hear
@@ -230,6 +255,11 @@ class Search:
         )
         self.on_event(event)
 
+    def ended(self) -> Ended:
+        """Say why the search is over."""
+        asked = self.interrupt.asked
+        return "interrupted" if asked else self.contest.ended(self.trials.standing())
+
     def result(self) -> SearchResult:
         """Return the trials and the best classifier.
 
@@ -246,6 +276,11 @@ class Search:
         best, refitted = found
         classifier = ImageClassifier.load(self.folder.classifier(), self.ctx.device)
         return SearchResult(records, best, classifier, refitted)
+
+
+def _beside(checkpoint: Path, fold: int) -> Path:
+    """Return where the training of a fold, other than the task itself, is written down."""
+    return checkpoint.with_name(f"{checkpoint.name}-fold-{fold}")
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> str:

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 
 from advisor.clock import Clock
-from advisor.contest import make_contest
-from advisor.control_fit import CONTROL_SHARE, Control, fit_control, judge_both
+from advisor.closing import CONTROL_SHARE, PAGE_S, draft_page, make_control
+from advisor.contest import Contest, make_contest
+from advisor.control_fit import judge_both
 from advisor.devices import devices_of, workers_on
 from advisor.events import OnEvent, ignore
 from advisor.interrupt import Interrupt
@@ -23,6 +24,7 @@ from advisor.report.as_json import advice_record
 from advisor.report.files import write_run_reports
 from advisor.report.run_json import outcome_record
 from advisor.run_folder import RunFolder
+from advisor.scoring import Scoring, make_scoring, n_folds
 from advisor.search import Search, SearchResult
 from advisor.settings import (
     Settings,
@@ -49,8 +51,6 @@ from strategies.core.task import ImageTask
 from strategies.registry import STRATEGIES
 
 HEARTBEAT_S = 10
-PAGE_S = 6.0
-"""Seconds for the page of a run: its script, and the map of a thousand pictures."""
 
 
 def auto(
@@ -236,15 +236,24 @@ def _session(
             search.trials.mend(own=True, kept=best and best[0])
         if not was_judging:  # else test may have been read already: the search is over
             folder.enter("searching", ends_at)
+            search.run(until_found=True)
+        draft = draft_page(folder, advice, prepared, search.clock.left_s())
+        search.clock.page_s = draft.seconds
+        if not was_judging:
+            search.run()
+        test, control, best = prepared.task.test, None, folder.best()
+        if settings.control and test and best and not interrupt.asked:
+            control = make_control(best, prepared, search.clock, search.ended())
+            search.clock.control_s = 0.0  # what the control left over is searched with
+            search.clock.n_test = (1 + (control is not None)) * len(test)
             search.run()
         with folder.claiming():
             folder.enter("judging", ends_at)
         found = _result(search)
-        test = prepared.task.test
-        control = None
-        if settings.control and test and not interrupt.asked:
-            control = _control(found, prepared, CONTROL_SHARE * settings.time_s)
-        judged, gain = judge_both(found.classifier, control, test) if test else (None, None)
+        judged, gain = None, None
+        if test:
+            judging = replace(prepared.ctx, deadline_s=search.clock.page_begins_s())
+            judged, gain = judge_both(found.classifier, control, test, judging)
         seconds = used_before_s + time.monotonic() - start
         outcome = Outcome(
             advice=advice,
@@ -255,11 +264,12 @@ def _session(
             refitted=found.refitted,
             folder=folder.path,
             seconds=round(seconds, 3),
-            interrupted=interrupt.asked,
+            ended=search.ended(),
+            n_folds=len(search.scoring.folds),
         )
         folder.write_trials(found.trials)
         folder.write("outcome.json", outcome_record(outcome))
-        write_run_reports(outcome, prepared.task.hide_test(), prepared.backbone, prepared.ctx)
+        write_run_reports(outcome, draft.gallery, prepared.ctx.n_workers)
         folder.clear_checkpoints()
         folder.enter("done", ends_at)
         folder.note("done", seconds=outcome.seconds)
@@ -271,14 +281,6 @@ def _devices(settings: Settings, options: Options) -> tuple[str, ...]:
     if settings.devices is not None and options.device != AUTO:
         raise TransferError("--device and --devices were both given. Leave one of them out.")
     return devices_of(settings.devices, torch.cuda.device_count()) or (options.device,)
-
-
-def _control(found: SearchResult, prepared: Prepared, seconds: float) -> Control | None:
-    """Fit the control to the pictures that the classifier was fitted to."""
-    hidden = prepared.task.hide_test()
-    task = hidden.with_val_in_train() if found.refitted else hidden
-    ctx = replace(prepared.ctx, deadline_s=time.monotonic() + seconds)
-    return fit_control(found.best, task, prepared.backbone, ctx)
 
 
 def _result(search: Search) -> SearchResult:
@@ -312,14 +314,11 @@ def _search(
 ) -> Search:
     task, options = prepared.task, prepared.options
     s_per_image = advice.profile.ms_per_image / 1000
-    contest = make_contest(
-        advice,
-        len(task.val),
-        only=None if options.strategy == AUTO else options.strategy,
-        max_trials=settings.max_trials,
-        shortest_s=max(3.0, 10 * len(task.val) * s_per_image),
-        sizes=input_sizes(prepared.backbone),
-    )
+    only = None if options.strategy == AUTO else options.strategy
+    sizes, limit = input_sizes(prepared.backbone), settings.max_trials
+    contest = make_contest(advice, len(task.val), only=only, max_trials=limit, sizes=sizes)
+    scoring = _scoring(folder, task.hide_test(), contest, options.seed, deadline_s)
+    contest = replace(contest, n_val=scoring.n, n_fits=len(scoring.folds))
     url = storage or settings.storage or f"sqlite:///{(folder.path / 'study.db').resolve()}"
     trials = Trials(
         url,
@@ -328,10 +327,11 @@ def _search(
         seed=options.seed,
         owner=owner,
         heartbeat_s=settings.heartbeat_s,
+        by_folds=len(scoring.folds) > 1,
     )
     n_judged = (1 + settings.control) * len(task.test or ())
-    after_s = PAGE_S + settings.control * CONTROL_SHARE * settings.time_s
-    clock = Clock(deadline_s, n_judged, len(task.val), s_per_image, after_s=after_s)
+    control_s = settings.control * CONTROL_SHARE * settings.time_s
+    clock = Clock(deadline_s, n_judged, len(task.val), s_per_image, control_s, PAGE_S)
     return Search(
         task.hide_test(),
         prepared.backbone,
@@ -342,7 +342,20 @@ def _search(
         clock,
         interrupt,
         on_event,
+        scoring,
     )
+
+
+def _scoring(
+    folder: RunFolder, task: ImageTask, contest: Contest, seed: int, deadline_s: float
+) -> Scoring:
+    """Decide once in a run how its trials are scored."""
+    record = folder.settings()
+    if "n_folds" not in record:
+        n = n_folds(task, contest.contenders, deadline_s - time.monotonic())
+        record = {**record, "n_folds": n}
+        folder.write("run.json", record)
+    return make_scoring(task, record["n_folds"], seed)
 
 
 def _check_split(folder: RunFolder, task: ImageTask) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
+from optuna.pruners import BasePruner, MedianPruner, WilcoxonPruner
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
@@ -33,6 +34,9 @@ from strategies.core.metrics import Interval
 MAX_ATTEMPTS = 3
 """A trial that dies this often without getting further is given up: it may be what kills it."""
 COORDINATOR = "coordinator"
+SURELY_WORSE = 0.05
+"""A trial is pruned if it would do so much worse than the best on the same pictures, or more, with
+this probability if it were as good."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ class Trials:
         Who claims trials here; `COORDINATOR` for the one process that holds the run.
     heartbeat_s
         A process gives a sign of life this often; six missed ones are death.
+    by_folds
+        Whether trials report which pictures they name rightly, fold by fold, instead of their
+        accuracy on val, round by round.
 
     Raises
     ------
@@ -86,12 +93,14 @@ class Trials:
         seed: int = 0,
         owner: str = COORDINATOR,
         heartbeat_s: int = 10,
+        by_folds: bool = False,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.owner = owner
         self._storage = open_storage(url, heartbeat_s)
+        pruner, self.pruned_because = _pruner(by_folds)
         self._studies = {
-            name: patient(partial(_study, self._storage, prefix + name, seed))
+            name: patient(partial(_study, self._storage, prefix + name, seed, pruner))
             for name in strategies
         }
 
@@ -186,6 +195,10 @@ class Trials:
         """Finish a trial: a score with its interval, or a reason and no score."""
         self._tell(self._studies[claim.strategy], claim.trial._trial_id, record, pruned=pruned)
 
+    def reported(self, claim: Claim) -> Mapping[int, float]:
+        """Return what an earlier attempt at a trial has reported, by step."""
+        return self._frozen(claim.strategy)[claim.trial.number].intermediate_values
+
     def hand_back(self, claim: Claim) -> None:
         """Let a claimed trial wait for another process."""
         study = self._studies[claim.strategy]
@@ -243,22 +256,35 @@ class Trials:
         return patient(lambda: study.get_trials(deepcopy=False))
 
 
-def report(trial: Trial, value: float, step: int) -> bool:
-    """Report a trial's val accuracy; True if it should be pruned. A repeated step is left out."""
+def report(trial: Trial, values: Mapping[int, float]) -> bool:
+    """Report values by step; True if the trial should be pruned. A known step is left out."""
     known = patient(lambda: trial.study.get_trials(deepcopy=False))[trial.number]
-    if step not in known.intermediate_values:
-        patient(lambda: trial.report(value, step))
+    for step, value in values.items():
+        if step not in known.intermediate_values:
+            patient(partial(trial.report, value, step))
     return bool(patient(trial.should_prune))
 
 
-def _study(storage: RDBStorage, name: str, seed: int) -> Study:
+def _study(storage: RDBStorage, name: str, seed: int, pruner: BasePruner) -> Study:
     return optuna.create_study(
         study_name=name,
         storage=storage,
         direction="maximize",
         sampler=SeededTPE(seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=2, n_warmup_steps=3),
+        pruner=pruner,
         load_if_exists=True,
+    )
+
+
+def _pruner(by_folds: bool) -> tuple[BasePruner, str]:
+    """Return what stops a trial, and the reason that it gives."""
+    if by_folds:
+        with experimental():
+            pruner = WilcoxonPruner(p_threshold=SURELY_WORSE)
+        return pruner, "worse than the best trial on the same pictures by more than chance"
+    return (
+        MedianPruner(n_startup_trials=2, n_warmup_steps=3),
+        "worse than the median of earlier trials at this point",
     )
 
 

@@ -19,6 +19,9 @@ SCHEMA_VERSION = 1
 Size = Literal["small", "large"]
 Domain = Literal["similar", "different", "unknown"]
 Severity = Literal["issue", "tip"]
+Ended = Literal["time", "trials", "unbeatable", "no_contender", "interrupted"]
+"""Why a search was over; "unbeatable": not even a trial without an error on val would win;
+"no_contender": no strategy that may still win is left."""
 TransferVerdict = Literal["positive", "none", "negative", "unclear"]
 
 
@@ -313,8 +316,11 @@ class Outcome:
         Whether the classifier was fitted once more on train and val together.
     transfer_gain
         What pretraining brought; None where no control was trained, or there is no test.
-    interrupted
-        Whether Ctrl-C ended the search before its limit.
+    ended
+        Why the search was over.
+    n_folds
+        How many parts of train and val trials were judged on, each without having learnt from it;
+        1: val alone.
     """
 
     advice: Advice
@@ -325,4 +331,5 @@ class Outcome:
     folder: Path
     seconds: float
     transfer_gain: TransferGain | None = None
-    interrupted: bool = False
+    ended: Ended = "time"
+    n_folds: int = 1

@@ -66,8 +66,8 @@ class FromScratch(Strategy):
         depths = (backbone.n_depths,)
         with ctx.seeded():
             network = make_network(backbone.with_random_weights(), depths, task.n_classes)
-            train(network, task, backbone, recipe, ctx)
-        calibrate(network, task, backbone, ctx)
+            scores = train(network, task, backbone, recipe, ctx)
+        calibrate(network, scores, task)
         return ImageClassifier(
             task.classes, backbone, depths, network, self.name, used.hyperparameters()
         )

@@ -56,10 +56,12 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("advisor.gallery", "advisor.trials", "advisor.settings"),
     ("advisor.control_fit",),
     ("advisor.contest", "advisor.live", "advisor.status", "advisor.predict", "advisor.export"),
+    ("advisor.scoring",),
     ("advisor.cost",),
     ("advisor.search", "advisor.recommend", "advisor.report"),
     ("advisor.answers",),
     ("advisor.pipeline",),
+    ("advisor.closing",),
     ("advisor.session",),
     ("advisor.cli", "advisor.cli_auto", "advisor.cli_shared"),
 )

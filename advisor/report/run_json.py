@@ -24,6 +24,8 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
         "test_accuracy": None if test is None else _interval(test.accuracy),
         "test": None if test is None else asdict(test),
         "transfer_gain": None if outcome.transfer_gain is None else asdict(outcome.transfer_gain),
+        "n_folds": outcome.n_folds,
+        "ended": outcome.ended,
         "n_trials": len(outcome.trials),
         "trials": [asdict(t) for t in outcome.trials],
         "importance": importance_record(outcome),

@@ -10,6 +10,7 @@ from rich.text import Text
 from advisor.report.as_json import versions
 from advisor.report.text_charts import depth_profile, quadrant_map
 from advisor.report.words import (
+    ENDED,
     duration,
     pairs,
     points,
@@ -61,7 +62,8 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         facts.add_row("mean per class", f"{100 * test.mean_per_class:.1f}%")
         facts.add_row("calibration error", f"{100 * test.calibration_error:.1f} points")
     if best.val_accuracy is not None:
-        facts.add_row("val accuracy", best.val_accuracy.percent())
+        folds = f", by {outcome.n_folds} folds of train and val" if outcome.n_folds > 1 else ""
+        facts.add_row("val accuracy", best.val_accuracy.percent() + folds)
     facts.add_row("hyperparameters", ", ".join(pairs(best.hyperparameters.items())))
     if outcome.transfer_gain is not None:
         found = outcome.transfer_gain
@@ -71,6 +73,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     if outcome.refitted:
         facts.add_row("last fit", "once more on train and val together")
     facts.add_row("took", f"{duration(outcome.seconds)}, {len(outcome.trials)} trials")
+    facts.add_row("ended", ENDED[outcome.ended])
     failed = [t for t in outcome.trials if t.reason and not t.reason.startswith("pruned")]
     console.print(
         Text(f"\n{outcome.advice.task}: done", style="bold"),

@@ -5,9 +5,18 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.similarity import DomainSimilarity
-from advisor.types import Advice, Outcome
+from advisor.types import Advice, Ended, Outcome
 from strategies.core.metrics import Interval
 
+ENDED: Mapping[Ended, str] = {
+    "time": "when the time was used up",
+    "trials": "when the trials asked for were done",
+    "unbeatable": "early: nothing is left to try, even a trial without an error on val would "
+    "win by one picture at most",
+    "no_contender": "early: nothing is left to try, no training that may still win",
+    "interrupted": "when it was interrupted",
+}
+"""Why a search was over, for people."""
 _SHOWN = ("strength", "depth", "views", "frozen_stages", "lr", "steps")
 
 

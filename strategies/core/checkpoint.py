@@ -19,7 +19,7 @@ from strategies.core.recipe import Recipe
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
 
-_FORMAT = 1
+_FORMAT = 2
 # What files that are missing, cut short or no checkpoints at all lead to.
 _DAMAGE = (OSError, SafetensorError, ValueError, LookupError, TypeError)
 

@@ -79,15 +79,27 @@ class ImageClassifier:
         """Where the network is."""
         return next(self.network.parameters()).device
 
-    def predict_proba(self, paths: Sequence[Path], *, n_workers: int = 2) -> NDArray[np.float32]:
+    def predict_proba(
+        self,
+        paths: Sequence[Path],
+        *,
+        n_workers: int = 2,
+        precision: torch.dtype = torch.float32,
+    ) -> NDArray[np.float32]:
         """Return the probabilities of every class for picture files, (n, classes), float32.
+
+        Parameters
+        ----------
+        precision
+            As for `classify`.
 
         Raises
         ------
         UnreadableImage
             If one of the files is not a readable picture.
         """
-        parts = [self.classify(pixels) for pixels in batches(paths, self.backbone, n_workers)]
+        chunks = batches(paths, self.backbone, n_workers)
+        parts = [self.classify(pixels, precision) for pixels in chunks]
         empty = np.empty((0, len(self.classes)), dtype=np.float32)
         return np.concatenate(parts) if parts else empty
 

@@ -14,7 +14,7 @@ from strategies.core.recipe import Defaults, Recipe, fine_tune_defaults
 from strategies.core.renewal import PASSES, is_renewed, renew
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, groups_of, labels_of
-from strategies.core.training import ROUNDS, scores_of, train
+from strategies.core.training import ROUNDS, train
 
 TEMPERATURE_SPREAD = float(np.log(2))
 """A trained network's temperature is a half to two, two times in three, before val is seen."""
@@ -77,19 +77,23 @@ def fine_tune(
         if is_renewed(recipe):
             head, _ = _probe(renew(network, task, backbone, recipe, ctx), task, ctx)
         set_head(network, head.weight, head.bias)
-        train(network, task, backbone, recipe, ctx)
-    calibrate(network, task, backbone, ctx)
+        scores = train(network, task, backbone, recipe, ctx)
+    calibrate(network, scores, task)
     return network
 
 
-def calibrate(network: Network, task: ImageTask, backbone: Backbone, ctx: RunContext) -> None:
+def calibrate(network: Network, scores: Scores | None, task: ImageTask) -> None:
     """Scale a trained network's scores by the temperature that fits val; none without val.
 
     A few val pictures move it little from 1, many move it freely (`TEMPERATURE_SPREAD`).
+
+    Parameters
+    ----------
+    scores
+        Of the val pictures, shape (n, classes), as `train` returns them.
     """
-    if not task.val:
+    if scores is None:
         return
-    scores = scores_of(network, task.val, backbone, ctx)
     found, _ = temperature(scores, labels_of(task.val), spread=TEMPERATURE_SPREAD)
     scale_scores(network, 1 / found)
 

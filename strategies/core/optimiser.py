@@ -13,8 +13,10 @@ from strategies.core.network import Network
 from strategies.core.recipe import Recipe
 from strategies.core.run import RunContext
 
-TIME_SHARE = 0.9
-"""Share of the time until the deadline that the steps may take; the rest judges and saves."""
+LEAVING_S = 0.2
+"""Left of a deadline when the last round is judged: for what is not measured."""
+JUDGING_VARIES = 1.15
+"""The last round may take this much longer to judge than the one before."""
 NO_TIME = "There was no time left for a single training step."
 
 
@@ -99,17 +101,24 @@ class Pace:
     step, progress
         Where a resumed training stands. What is left of the schedule is spread over what is left
         of the steps and of the time, whatever the deadline was before.
+    judging_s
+        How long it takes to judge a round: the last one is judged before the deadline.
     """
 
     def __init__(
-        self, recipe: Recipe, ctx: RunContext, step: int = 0, progress: float = 0.0
+        self,
+        recipe: Recipe,
+        ctx: RunContext,
+        step: int = 0,
+        progress: float = 0.0,
+        judging_s: float = 0.0,
     ) -> None:
         self.steps, self.first = recipe.steps, step
         self.behind = progress
         # What time took ahead of the steps; none (and no rounding) if steps alone set the pace.
         self.lead = max(progress - step / recipe.steps, 0.0)
         self.start_s = time.monotonic()
-        self.seconds = ctx.seconds_left() * TIME_SHARE
+        self.seconds = ctx.seconds_left() - JUDGING_VARIES * judging_s - LEAVING_S
         if self.seconds <= 0:
             raise OutOfTime(NO_TIME)
 
@@ -118,5 +127,7 @@ class Pace:
         by_steps = step / self.steps
         if self.lead:
             by_steps += self.lead * (self.steps - step) / max(self.steps - self.first, 1)
-        used = (time.monotonic() - self.start_s) / self.seconds
+        used_s = time.monotonic() - self.start_s
+        step_s = used_s / (step - self.first) if step > self.first else 0.0  # must still fit
+        used = used_s / max(self.seconds - step_s, 1e-3)
         return max(by_steps, self.behind + (1 - self.behind) * used)

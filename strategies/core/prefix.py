@@ -9,6 +9,7 @@ import copy
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ MOST_BYTES = 8 << 30
 DISK_SHARE = 0.5
 """Share of the free disk that the file may take."""
 _PICTURES = 8
+TIME_SHARE = 0.5
+"""Share of the time left that filling the file may take; else the steps have too little of it."""
 _LARGEST_HALF = 6e4
 
 
@@ -227,8 +230,10 @@ def _fill_train(
         starts = list(range(0, n, _PICTURES))
         ahead = ctx.n_workers + 1
         waiting = [pool.submit(draw, start) for start in starts[:ahead]]
+        begun, left_s = time.monotonic(), ctx.seconds_left()
         for number, start in enumerate(starts):
-            ctx.check_time()
+            if number and (time.monotonic() - begun) * len(starts) / number > TIME_SHARE * left_s:
+                raise NotCached("there is no time to run them over every picture first.")
             pixels = result_of(waiting.pop(0))
             if number + ahead < len(starts):
                 waiting.append(pool.submit(draw, starts[number + ahead]))

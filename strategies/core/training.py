@@ -4,6 +4,7 @@ Read `train` first. `_Learner` holds all that changes while it runs, so that it 
 (`checkpoint`) and taken up again; where the inputs come from is the business of `inputs`.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -28,17 +29,20 @@ from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, Split, labels_of
 
 ROUNDS = 6
-"""A training is judged on val this many times; each is one call of ``on_epoch``."""
+"""A training is judged on val so often, each a call of ``on_epoch``; less often if short."""
+JUDGED_SHARE = 0.25
+"""Share of a deadline that the rounds before the last one may take to be judged."""
 CLEARLY = 1.64
 """Standard errors by which an earlier round must beat the last one on val to be kept instead."""
+_WRITTEN = ("step", "round", "brakes", "progress", "micro_batch", "judging_s")
 BRAKES = 3
 """How often the learning rate is halved because a loss was not finite, before giving up."""
 
 
 def train(
     network: Network, task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext
-) -> None:
-    """Train a network in place.
+) -> Scores | None:
+    """Train a network in place; return its scores of the val pictures, (n, classes), if any.
 
     It ends with its last weights, unless those of an earlier round (the starting point is round
     0) were clearly better on val: a few val pictures cannot tell rounds apart. The learning rate
@@ -62,9 +66,10 @@ def train(
         checkpoint = _checkpoint(inputs, task, backbone, recipe, ctx)
         learner = _Learner(inputs, stage, task, recipe, ctx)
         resumed = learner.restore(checkpoint)
-        pace = Pace(recipe, ctx, learner.step, learner.progress)
         if not resumed:
             learner.judge()
+        pace = Pace(recipe, ctx, learner.step, learner.progress, learner.judging_s)
+        learner.rounds = learner.affordable_rounds(pace.seconds)
         for rows, images in inputs.batches(learner.step):
             learner.progress = pace.progress(learner.step)
             if learner.step == 0 and learner.progress >= 1:
@@ -77,10 +82,12 @@ def train(
             if learner.progress >= 1:
                 break
             learner.take_step(rows, images)
-        network.load_state_dict(learner.chosen(), strict=False)  # frozen prefixes are not trained
+        state, scores = learner.chosen()
+        network.load_state_dict(state, strict=False)  # frozen prefixes are not trained
     network.eval()
     if checkpoint:
         checkpoint.remove()
+    return scores if task.val else None
 
 
 def _checkpoint(
@@ -116,14 +123,21 @@ class _Learner:
         self.val_labels = labels_of(task.val)
         self.start = _copy(network.state_dict())
         self.step = self.round = self.brakes = 0
-        self.progress = 0.0
+        self.rounds = ROUNDS
+        self.progress = self.judging_s = 0.0
         self.micro_batch = recipe.batch_size
-        self.best, self.best_hits = self.start, np.zeros(0, dtype=np.bool_)
-        self.hits = self.best_hits
+        nothing = np.zeros((0, network.head.out_features), dtype=np.float32)
+        self.best, self.best_scores, self.scores = self.start, nothing, nothing
+
+    def affordable_rounds(self, seconds: float) -> int:
+        """Return how often a training of so many seconds is judged."""
+        if not self.judging_s:
+            return ROUNDS
+        return int(np.clip(1 + JUDGED_SHARE * seconds / self.judging_s, 1, ROUNDS))
 
     def round_is_over(self) -> bool:
         """Count the rounds that are over; steps that are long may take several at once."""
-        over = min(int(self.progress * ROUNDS + 1e-9), ROUNDS)
+        over = min(int(self.progress * self.rounds + 1e-9), self.rounds) * ROUNDS // self.rounds
         before, self.round = self.round, over
         return over > before
 
@@ -131,23 +145,34 @@ class _Learner:
         """Judge on val what the training would end with now; None without val pictures."""
         if not len(self.val_labels):
             return None
+        begun = time.monotonic()
         current = _copy(self.network.state_dict())
         shown = self._shown()
         self.network.load_state_dict(shown)
         self.network.eval()
         with torch.inference_mode(), self.ctx.autocast():
-            found = [self.network(images).argmax(dim=1).cpu() for images in self.inputs.val()]
+            found = [self.network(images).float().cpu() for images in self.inputs.val()]
         self.network.load_state_dict(current)
-        self.hits = torch.cat(found).numpy() == self.val_labels
-        if self.hits.sum() >= self.best_hits.sum():
-            self.best, self.best_hits = shown, self.hits
-        return float(self.hits.mean())
+        self.scores = torch.cat(found).numpy()
+        hits = self._hits(self.scores)
+        if not len(self.best_scores) or hits.sum() >= self._hits(self.best_scores).sum():
+            self.best, self.best_scores = shown, self.scores
+        self.judging_s = time.monotonic() - begun
+        return float(hits.mean())
 
-    def chosen(self) -> Mapping[str, Tensor]:
-        """Return the last weights, or the best ones where val can tell them apart."""
-        if not len(self.val_labels) or not _clearly_better(self.best_hits, self.hits):
-            return self._shown()
-        return self.best
+    def chosen(self) -> tuple[Mapping[str, Tensor], Scores]:
+        """Return the last weights, or the best ones where val can tell them apart.
+
+        And what they say of the val pictures, (n, classes).
+        """
+        hits, best = self._hits(self.scores), self._hits(self.best_scores)
+        if not len(self.val_labels) or not _clearly_better(best, hits):
+            return self._shown(), self.scores
+        return self.best, self.best_scores
+
+    def _hits(self, scores: Scores) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = scores.argmax(axis=1) == self.val_labels[: len(scores)]
+        return found
 
     def _shown(self) -> dict[str, Tensor]:
         """Return the weights as they would be kept now: averaged, and blended with the start."""
@@ -253,13 +278,12 @@ class _Learner:
         tensors = {f"{group}/{k}": v for group, state in groups.items() for k, v in state.items()}
         for number, state in self.optimiser.state_dict()["state"].items():
             tensors |= {f"optimiser/{number}/{k}": v for k, v in state.items() if v is not None}
-        tensors["hits"] = torch.from_numpy(self.hits)
-        tensors["best_hits"] = torch.from_numpy(self.best_hits)
+        tensors["scores"] = torch.from_numpy(self.scores)
+        tensors["best_scores"] = torch.from_numpy(self.best_scores)
         tensors["rng"] = torch.get_rng_state()
         if self.ctx.device.type == "cuda":
             tensors["cuda_rng"] = torch.cuda.get_rng_state(self.ctx.device)
-        names = ("step", "round", "brakes", "progress", "micro_batch")
-        values = {name: getattr(self, name) for name in names}
+        values = {name: getattr(self, name) for name in _WRITTEN}
         return Snapshot(tensors, values | {"scaler": self.scaler.state_dict()})
 
     def restore(self, checkpoint: Checkpoint | None) -> bool:
@@ -276,12 +300,12 @@ class _Learner:
         if self.average:
             self.average.load_state_dict(groups["average"])
         _restore_optimiser(self.optimiser, groups.get("optimiser", {}))
-        self.hits = found.tensors["hits"].cpu().numpy()
-        self.best_hits = found.tensors["best_hits"].cpu().numpy()
+        self.scores = found.tensors["scores"].cpu().numpy()
+        self.best_scores = found.tensors["best_scores"].cpu().numpy()
         torch.set_rng_state(found.tensors["rng"].cpu())
         if self.ctx.device.type == "cuda":
             torch.cuda.set_rng_state(found.tensors["cuda_rng"].cpu(), self.ctx.device)
-        for name in ("step", "round", "brakes", "progress", "micro_batch"):
+        for name in _WRITTEN:
             setattr(self, name, found.values[name])
         self.scaler.load_state_dict(found.values["scaler"])
         return True

@@ -13,6 +13,7 @@ from advisor.contest import make_contest
 from advisor.events import Event
 from advisor.interrupt import Interrupt
 from advisor.run_folder import RunFolder
+from advisor.scoring import make_scoring
 from advisor.search import Search, SearchResult
 from advisor.trials import COORDINATOR, Trials
 from advisor.types import Advice
@@ -43,26 +44,31 @@ class Runner:
         self.advice, self.task, self.backbone, self.ctx = advice, task, backbone, ctx
         self.folder = RunFolder.create(folder)
         self.deadline_s = math.inf
+        self.n_folds = 1
         self.events: list[Event] = []
 
     def prepare(
         self, max_trials: int | None = None, only: str | None = None, owner: str = COORDINATOR
     ) -> Search:
         n_val = len(self.task.val)
-        contest = make_contest(
-            self.advice, max(n_val, 1), only=only, max_trials=max_trials, shortest_s=1.0
-        )
+        contest = make_contest(self.advice, max(n_val, 1), only=only, max_trials=max_trials)
         self.folder.enter("searching", math.inf)
         return Search(
             self.task.hide_test(),
             self.backbone,
             self.ctx,
             self.folder,
-            Trials(f"sqlite:///{self.folder.path / 'study.db'}", list(STRATEGIES), owner=owner),
+            Trials(
+                f"sqlite:///{self.folder.path / 'study.db'}",
+                list(STRATEGIES),
+                owner=owner,
+                by_folds=self.n_folds > 1,
+            ),
             contest,
             Clock(self.deadline_s, 0, n_val, 0.001),
             Interrupt(),
             self.events.append,
+            make_scoring(self.task.hide_test(), self.n_folds, 0),
         )
 
     def __call__(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:

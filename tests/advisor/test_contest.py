@@ -37,7 +37,6 @@ CONTEST = Contest(
     N_VAL,
     1,
     None,
-    5.0,
 )
 
 
@@ -78,9 +77,9 @@ def test_what_the_leader_is_surely_better_than_is_out() -> None:
 
 def test_left_over_time_goes_to_the_shortest_training_and_the_last_seconds_to_none() -> None:
     done = standing(("linear_probe", 0.8))
-    assert CONTEST.choose(done, 8.9) == "partial_fine_tune"
-    assert CONTEST.choose(done, 4.9) is None
-    assert CONTEST.choose(done, 0.0) is None
+    assert CONTEST.choose(done, 8.9, 5.0) == "partial_fine_tune"
+    assert CONTEST.choose(done, 4.9, 5.0) is None
+    assert CONTEST.choose(done, 0.0, 5.0) is None
 
 
 def test_nothing_is_tried_against_a_perfect_leader_unless_a_number_was_asked_for() -> None:

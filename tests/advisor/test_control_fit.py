@@ -39,7 +39,7 @@ def test_a_training_is_compared_with_one_from_scratch_and_both_are_judged_alike(
     assert found is not None
     assert found.name == "from_scratch"
     chosen: ImageClassifier = LinearProbe(views=1).fit(small_task, backbone, ctx)
-    judged, gain = judge_both(chosen, found, small_task.val)
+    judged, gain = judge_both(chosen, found, small_task.val, ctx)
     control = evaluate(found.classifier, small_task.val)
     assert judged == evaluate(chosen, small_task.val)
     assert gain is not None
@@ -55,7 +55,7 @@ def test_a_control_that_has_no_time_is_left_out_and_said_so(
     assert fit_control(best("full_fine_tune", lr=1e-3), small_task, backbone, late) is None
     assert "left out" in said[0]
     chosen = Control("itself", LinearProbe(views=1).fit(small_task, backbone, ctx))
-    assert judge_both(chosen.classifier, None, small_task.val)[1] is None
+    assert judge_both(chosen.classifier, None, small_task.val, ctx)[1] is None
 
 
 @pytest.mark.parametrize("strategy", ["full_fine_tune", "linear_probe"])

@@ -48,7 +48,7 @@ def test_a_warning_brings_scratch_into_the_contest(measured: tuple[Advice, objec
     alarmed = replace(calm, findings=(finding("TL209"),))
 
     def contenders(advice: Advice) -> set[str]:
-        contest = make_contest(advice, 50, only=None, max_trials=None, shortest_s=1.0)
+        contest = make_contest(advice, 50, only=None, max_trials=None)
         return {c.strategy for c in contest.contenders}
 
     assert contenders(alarmed) == contenders(calm) | {"from_scratch"}

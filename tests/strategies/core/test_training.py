@@ -236,11 +236,14 @@ def _judged_as(monkeypatch: pytest.MonkeyPatch, *right: int) -> list[dict[str, T
 
     def judge(learner: training._Learner) -> float:
         state = learner._shown()
-        learner.hits = np.arange(len(learner.val_labels)) < right[len(shown)]
+        labels = learner.val_labels
+        said = np.where(np.arange(len(labels)) < right[len(shown)], labels, (labels + 1) % 3)
         shown.append(state)
-        if learner.hits.sum() >= learner.best_hits.sum():
-            learner.best, learner.best_hits = state, learner.hits
-        return float(learner.hits.mean())
+        learner.scores = np.eye(3, dtype=np.float32)[said]
+        hits = learner._hits(learner.scores)
+        if hits.sum() >= learner._hits(learner.best_scores).sum():
+            learner.best, learner.best_scores = state, learner.scores
+        return float(hits.mean())
 
     monkeypatch.setattr(training._Learner, "judge", judge)
     return shown
