@@ -35,6 +35,7 @@ from advisor.cli_shared import (
     options_of,
     print_json,
     progress,
+    run_and_leave,
     stderr,
     stdout,
 )
@@ -169,9 +170,9 @@ def _print_laps(laps: "Laps") -> None:
 
 def tl_advise() -> None:
     """Run ``tl-advise``."""
-    advise_app()
+    run_and_leave(advise_app)
 
 
 def tl_auto() -> None:
     """Run ``tl-auto``."""
-    auto_app()
+    run_and_leave(auto_app)

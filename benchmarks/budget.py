@@ -1,7 +1,9 @@
 """Does ``tl-auto run --time`` end when it said? Measured from outside, reports included.
 
 Appends one JSON line a run to --out and leaves out what is there already. A run may end early only
-if it says that nothing was left to try (val without an error, or no training in the race).
+if it says that nothing was left to try (val without an error, or no training in the race); these
+are counted apart. ``load``: how many processes wanted to run, on average over the last minute; on
+a machine that others use too a run has less than its time.
 Example::
 
     python benchmarks/budget.py --data ../shared/data --sets hymenoptera flowers5 --times 1m 3m
@@ -9,6 +11,7 @@ Example::
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,6 +19,7 @@ import time
 from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()"]
+NOTHING_LEFT = ("unbeatable", "no_contender")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
@@ -43,10 +47,12 @@ def measure(data: Path, limit: str, cache: Path, seed: int) -> dict[str, object]
         "exit": done.returncode,
         "took_s": round(took_s, 1),
         "over_s": round(took_s - limit_s, 1),
+        "load": round(os.getloadavg()[0], 1),
         "within": abs(took_s - limit_s) <= max(0.05 * limit_s, 5),
+        "ended": found.get("ended"),
         "trials": len(trials),
         "trainings": sum("fine_tune" in t["strategy"] for t in trials),
-        "best": found.get("best"),
+        "best": found["best"]["strategy"] if found else None,
         "said": done.stderr[-300:],
     }
 
@@ -75,7 +81,9 @@ def main() -> None:
                     file.write(json.dumps(row) + "\n")
                 print(json.dumps(row), flush=True)
     n = sum(bool(r["within"]) for r in rows)
+    done = [r for r in rows if not r["within"] and r["over_s"] < 0 and r["ended"] in NOTHING_LEFT]
     print(f"{n} of {len(rows)} runs ended within max(5%, 5 s) of the limit")
+    print(f"{len(done)} more ended early and said that nothing was left to try")
 
 
 if __name__ == "__main__":

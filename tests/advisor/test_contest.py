@@ -1,6 +1,7 @@
 """Who gets the next trial: the floor first, then what may win, while evidence and time allow."""
 
 import math
+import time
 from dataclasses import replace
 
 import optuna
@@ -88,6 +89,17 @@ def test_nothing_is_tried_against_a_perfect_leader_unless_a_number_was_asked_for
     assert replace(CONTEST, max_trials=3).choose(perfect, 1000) is not None
 
 
+def test_a_search_says_why_it_is_over() -> None:
+    assert CONTEST.ended(standing(("linear_probe", 0.8))) == "time"
+    assert CONTEST.ended(standing(("linear_probe", 0.99))) == "unbeatable"
+    outrun = standing(("linear_probe", 0.95), ("full_fine_tune", 0.5), ("partial_fine_tune", 0.5))
+    assert CONTEST.choose(outrun, 1000) is None
+    assert CONTEST.ended(outrun) == "no_contender"
+    three = replace(CONTEST, max_trials=3)
+    assert three.ended(outrun) == "trials"
+    assert three.ended(standing(("linear_probe", 0.99))) == "time"
+
+
 def test_what_only_fails_is_given_up() -> None:
     failed = standing(("linear_probe", 0.8), *[("full_fine_tune", None)] * 3)
     assert CONTEST.choose(failed, 1000) == "partial_fine_tune"
@@ -166,3 +178,18 @@ def test_a_clock_provides_for_judging_before_it_hands_out_time() -> None:
     assert clock.fit_ends_s() < before < 1000.0 - 1.0
     clock.saw(10, 1.0)
     assert clock.search_ends_s() < before - 5
+
+
+def test_what_control_and_page_turn_out_to_need_is_what_is_set_aside() -> None:
+    clock = Clock(1000.0, n_test=0, n_val=50, s_per_image=0.01, control_s=60.0, page_s=6.0)
+    before = clock.search_ends_s()
+    clock.page_s = 2.0
+    assert clock.search_ends_s() == pytest.approx(before + 1.15 * 4.0)
+    clock.control_s = 0.0
+    assert clock.search_ends_s() == clock.judging_begins_s() == clock.page_begins_s()
+
+
+def test_fits_to_one_trial_share_its_time() -> None:
+    clock = Clock(time.monotonic() + 100.0, n_test=0, n_val=1, s_per_image=0.0)
+    whole, half = (clock.fold_ends_s(n) - time.monotonic() for n in (1, 2))
+    assert half == pytest.approx(whole / 2, abs=0.1)
