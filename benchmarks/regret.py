@@ -2,8 +2,10 @@
 
     python benchmarks/regret.py
 
-Regret is the test accuracy of the best row of a case minus that of the row that a policy takes, in
-points. Priors are fitted anew without the set under test. Only rows of grid entries that are there
+Regret is the test accuracy of the best entry of the grid minus that of the one that a policy
+takes, in points; accuracy is the mean over the seeds (draws of pictures) of a set and size, where
+there are several, because the best of single fits is the luckiest. Priors are fitted anew without
+the set under test. Only rows of grid entries that are there
 for (nearly) all cases count, so that every policy is judged on the same cases. Intervals are 90%
 bootstrap intervals over data sets, because the cases of one set are not independent.
 """
@@ -36,17 +38,23 @@ Cases = Mapping[Case, Mapping[Entry, Row]]
 
 @dataclass(frozen=True)
 class Judged:
-    """A case of the set under test: its rows, and what priors without this set lead to."""
+    """A case of the set under test: its rows, and what priors without this set lead to.
+
+    Attributes
+    ----------
+    expected
+        Test accuracy of every entry, mean over the seeds of this set and size.
+    """
 
     case: Case
     rows: Mapping[Entry, Row]
+    expected: Mapping[Entry, float]
     profile: Profile
     decisions: Mapping[str, Decision]
 
     def regret(self, entry: Entry) -> float:
-        """Return the points lost against the best row."""
-        best = max(row["accuracy"] for row in self.rows.values())
-        return 100 * float(best - self.rows[entry]["accuracy"])
+        """Return the points lost against the best entry."""
+        return 100 * (max(self.expected.values()) - self.expected[entry])
 
 
 def entry_of(row: Row) -> Entry:
@@ -98,8 +106,16 @@ def judge(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Judged]:
         for case, found in cases.items():
             if case[0] == name:
                 decisions = _decide(profiles[case], priors)
-                judged.append(Judged(case, found, profiles[case], decisions))
+                expected = _expected(case, cases)
+                judged.append(Judged(case, found, expected, profiles[case], decisions))
     return judged
+
+
+def _expected(case: Case, cases: Cases) -> dict[Entry, float]:
+    """Return the mean accuracy of every entry over the seeds of a case's set and size."""
+    name, n, _, px = case
+    seeds = [rows for (s, m, _, p), rows in cases.items() if (s, m, p) == (name, n, px)]
+    return {e: float(np.mean([rows[e]["accuracy"] for rows in seeds])) for e in cases[case]}
 
 
 def _decide(profile: Profile, priors: Priors) -> dict[str, Decision]:
@@ -234,12 +250,14 @@ def advice_cost(judged: list[Judged], seconds: Mapping[Case, float]) -> str:
 
 def cases_table(judged: list[Judged]) -> str:
     """Return every case: what was best, what was advised, and what that cost."""
-    lines = ["| set | a class | best | advised | regret |", "|---|---|---|---|---|"]
+    lines = ["| set | a class | seed | best | advised | regret |", "|---|---|---|---|---|---|"]
     for j in judged:
-        best = max(j.rows, key=lambda e: j.rows[e]["accuracy"])
+        best = max(j.rows, key=lambda e: j.expected[e])
         taken = advised_entry(_decision(j).recommendations[0], j.rows)
-        said = [f"{' '.join(e)}: {100 * j.rows[e]['accuracy']:.1f}" for e in (best, taken)]
-        lines.append(f"| {j.case[0]} | {j.case[1]} | {' | '.join(said)} | {j.regret(taken):.1f} |")
+        said = [f"{' '.join(e)}: {100 * j.expected[e]:.1f}" for e in (best, taken)]
+        name, n, seed, _ = j.case
+        cells = (name, str(n), str(seed), *said, f"{j.regret(taken):.1f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

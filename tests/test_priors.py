@@ -6,6 +6,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
+
 from advisor.priors import load_priors, priors_of
 from advisor.types import Profile
 from strategies.registry import STRATEGIES
@@ -78,6 +80,23 @@ def test_advice_learns_to_train_far_away_and_to_probe_nearby(
     assert sum(table["advisor, accuracy"]) < min(fixed)
     assert all(min(v) >= 0 for v in table.values())
     assert "| advisor, balanced |" in scripts["regret"].report(judged, {})
+
+
+def test_a_lucky_draw_is_not_what_advice_is_measured_against(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, profiles = suite()
+    again = [row | {"seed": 1} for row in rows]
+    lucky = {"set": "set0", "n_per_class": 5, "strategy": "full_fine_tune", "grid": {"lr": 1e-4}}
+    for row, gained in ((r, s * 0.05) for s, group in ((1, rows), (-1, again)) for r in group):
+        if lucky.items() <= row.items():
+            row["accuracy"] += gained
+    profiles |= {(name, n, 1, px): p for (name, n, _, px), p in profiles.items()}
+    both = {j.case: j for j in scripts["regret"].judge(rows + again, profiles)}
+    one = {j.case: j for j in scripts["regret"].judge(rows, profiles)}
+    entry, case = ("linear_probe", "{}"), ("set0", 5, 0, 96)
+    assert one[case].regret(entry) == pytest.approx(5.5)
+    assert both[case].regret(entry) == pytest.approx(0.5)
 
 
 def test_the_set_under_test_is_left_out(scripts: dict[str, ModuleType]) -> None:
