@@ -89,9 +89,10 @@ def n_folds(task: ImageTask, contenders: tuple[Recommendation, ...], seconds: fl
     if len(task.val) >= SMALL_VAL or not task.val or "val" in task.listed:
         return 1
     trained = [c.seconds.mid for c in contenders if get_strategy(c.strategy).selects_on_val]
-    if not trained or math.isinf(seconds):
-        return MAX_FOLDS
-    return int(np.clip(seconds / (TRIALS_WORTH * max(trained)), 1, MAX_FOLDS))
+    needed_s = TRIALS_WORTH * max(trained, default=0.0)
+    if needed_s == 0 or math.isinf(seconds):
+        return MAX_FOLDS if seconds > 0 else 1
+    return int(np.clip(seconds / needed_s, 1, MAX_FOLDS))
 
 
 def make_scoring(task: ImageTask, n: int, seed: int) -> Scoring:

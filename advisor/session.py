@@ -352,7 +352,9 @@ def _scoring(
     """Decide once in a run how its trials are scored."""
     record = folder.settings()
     if "n_folds" not in record:
-        n = n_folds(task, contest.contenders, deadline_s - time.monotonic())
+        # A number of trials promises the same ones again: then no clock may decide.
+        left_s = 0.0 if contest.max_trials else deadline_s - time.monotonic()
+        n = n_folds(task, contest.contenders, left_s)
         record = {**record, "n_folds": n}
         folder.write("run.json", record)
     return make_scoring(task, record["n_folds"], seed)

@@ -58,6 +58,31 @@ def test_a_control_that_has_no_time_is_left_out_and_said_so(
     assert judge_both(chosen.classifier, None, small_task.val, ctx)[1] is None
 
 
+def test_a_control_that_cannot_be_judged_in_time_is_not_and_the_classifier_is(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    said: list[str] = []
+    chosen = LinearProbe(views=1).fit(small_task, backbone, ctx)
+    late = replace(ctx, deadline_s=time.monotonic(), on_note=said.append)
+
+    judged, gain = judge_both(chosen, Control("itself", chosen), small_task.val, late)
+
+    assert judged.n == len(small_task.val)
+    assert gain is None
+    assert "not judged" in said[0]
+
+
+def test_a_probe_that_random_weights_have_no_time_for_is_compared_with_a_network_from_scratch(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    """Ever more views of a picture: no more than one of them fits into a second."""
+    many = replace(small_task, train=small_task.train * 500)
+    soon = replace(ctx, deadline_s=time.monotonic() + 3)
+    found = fit_control(best("linear_probe", views=6), many, backbone, soon)
+    assert found is not None
+    assert found.name == "from_scratch"
+
+
 @pytest.mark.parametrize("strategy", ["full_fine_tune", "linear_probe"])
 def test_a_control_ends_with_its_share_of_the_time(
     backbone: Backbone, small_task: ImageTask, ctx: RunContext, strategy: str

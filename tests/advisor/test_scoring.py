@@ -57,7 +57,7 @@ def test_pictures_of_one_group_are_judged_together(small_task: ImageTask) -> Non
 def test_as_many_folds_as_there_is_time_for_three_trainings(small_task: ImageTask) -> None:
     race = (contender("linear_probe", 1.0), contender("full_fine_tune", 100.0))
     assert [n_folds(small_task, race, s) for s in (10, 650, 1e9)] == [1, 2, MAX_FOLDS]
-    assert n_folds(small_task, race[:1], 10) == MAX_FOLDS
+    assert [n_folds(small_task, race[:1], s) for s in (0, 10)] == [1, MAX_FOLDS]
 
 
 def test_a_val_split_that_suffices_or_was_given_stays_alone(small_task: ImageTask) -> None:

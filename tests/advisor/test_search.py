@@ -110,6 +110,18 @@ def test_a_probe_learns_from_val_at_once_so_that_no_time_need_be_set_aside(run: 
     assert search._with_val(claim, longest) is None
 
 
+def test_a_first_classifier_can_be_had_before_the_search_goes_on(run: Runner) -> None:
+    search = run.prepare(max_trials=2, only="layer_svm")
+    search.run(until_found=True)
+    assert len(search.trials.standing().done) == 1
+    assert run.folder.best() is not None
+    search.run(until_found=True)
+    assert len(search.trials.standing().done) == 1
+    search.run()
+    assert len(search.trials.standing().done) == 2
+    assert search.ended() == "trials"
+
+
 def test_no_time_is_out_of_time(run: Runner) -> None:
     run.deadline_s = 0.0
     with pytest.raises(OutOfTime, match="--time"):

@@ -1,3 +1,4 @@
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -162,6 +163,18 @@ def test_nothing_of_the_file_is_left_behind(
     train(_network(backbone, ctx), small_task, backbone, replace(RECIPE, steps=8), ctx)
 
     assert set(folder.iterdir()) == before
+
+
+def test_what_leaves_no_time_to_train_is_not_run_first(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(prefix, "TIME_SHARE", 0.0)
+    limited = replace(ctx, deadline_s=time.monotonic() + 3600, on_note=said.append)
+
+    train(_network(backbone, ctx), small_task, backbone, replace(RECIPE, steps=8), limited)
+
+    assert any("no time" in note for note in said)
 
 
 @pytest.mark.parametrize("value", [7e4, float("inf"), float("nan")])

@@ -657,6 +657,47 @@ def test_a_resumed_training_spreads_its_schedule_over_the_time_that_is_left(
     assert found == pytest.approx([0.6, 0.8, 1.0])
 
 
+def test_the_last_judgement_and_one_more_step_fit_before_the_deadline(ctx: RunContext) -> None:
+    soon = replace(ctx, deadline_s=time.monotonic() + 10.0)
+    pace = optimiser.Pace(Recipe(10**6, 0.1), soon, judging_s=4.0)
+
+    assert pace.seconds == pytest.approx(10.0 - 1.15 * 4.0 - 0.2, abs=0.1)
+    pace.start_s -= 4.0  # four seconds for two steps: the next one would end too late
+    assert pace.progress(2) > 1
+    assert pace.progress(400) < 1
+
+
+def test_a_short_training_is_judged_less_often_but_at_its_end(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    listening = replace(ctx, on_epoch=lambda epoch, _: told.append(epoch))
+    monkeypatch.setattr(training._Learner, "affordable_rounds", lambda self, seconds: 2)
+
+    train(_network(tiny, ctx), small_task, tiny, Recipe(12, 0.01, batch_size=8), listening)
+
+    assert told == [3, ROUNDS]
+
+
+def test_rounds_take_at_most_a_quarter_of_the_time_to_be_judged() -> None:
+    learner = object.__new__(training._Learner)
+    learner.judging_s = 1.0
+    rounds = [learner.affordable_rounds(seconds) for seconds in (0.0, 4.0, 12.0, np.inf)]
+    assert rounds == [1, 2, 4, ROUNDS]
+
+
+def test_training_returns_what_the_kept_weights_say_of_val(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    network = _network(tiny, ctx)
+    said = train(network, small_task, tiny, Recipe(ROUNDS, 0.003, batch_size=8), ctx)
+
+    assert said is not None
+    np.testing.assert_allclose(said, scores_of(network, small_task.val, tiny, ctx), atol=1e-4)
+    unjudged = replace(small_task, val=())
+    assert train(network, unjudged, tiny, Recipe(2, 0.003, batch_size=8), ctx) is None
+
+
 def test_steps_that_set_the_pace_are_counted_without_rounding(ctx: RunContext) -> None:
     recipe = Recipe(13, 0.1)
     fresh, resumed = optimiser.Pace(recipe, ctx), optimiser.Pace(recipe, ctx, 5, 5 / 13)
