@@ -52,6 +52,7 @@ def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
     probe       log-odds of the linear probe's accuracy: what is left to gain
     svm         log-odds that the best depth gains over the probe: late features are too special
     size        powers of ten of pictures a class: what a training can be fed
+    total       powers of ten of pictures in all
     control     accuracy that pretraining gains over random weights, same pictures
     pixels      log-odds that a linear rule on grey thumbnails gains over the probe
     slope       log-odds that the learning curve promises for twice the pictures
@@ -68,6 +69,7 @@ def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
         "probe": Evidence(log_odds(probe.mid, n), _noise(probe) / _steepness(probe.mid, n)),
         "svm": Evidence(lead, _noise(svm.gain_over_penultimate) / _steepness(probe.mid, n)),
         "size": Evidence(math.log10(profile.n_per_class), 0.0),
+        "total": Evidence(math.log10(profile.n), 0.0),
         "control": UNKNOWN if control is None else Evidence(control.mid, _noise(control)),
         "pixels": _lead(profile.pixel_probe, probe, n),
         "slope": _slope(profile.curve, n),

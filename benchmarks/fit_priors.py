@@ -50,6 +50,7 @@ SIGNS: dict[str, tuple[float, float]] = {
     "probe": (-0.9, 0.0),  # by log-odds: a better probe never lowers what training promises
     "svm": (0.0, np.inf),
     "size": (0.0, np.inf),
+    "total": (0.0, np.inf),
     "control": (-np.inf, np.inf),
     "pixels": (-np.inf, np.inf),
     "slope": (-np.inf, np.inf),

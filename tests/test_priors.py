@@ -67,6 +67,7 @@ def test_weights_have_the_sign_of_common_sense(scripts: dict[str, ModuleType]) -
         for variant in priors_of(record).variants:
             assert variant.weights["far"] >= 0
             assert variant.weights["size"] >= 0
+            assert variant.weights["total"] >= 0
             assert variant.weights["probe"] <= 0
 
 

@@ -28,11 +28,19 @@ def test_evidence_names_what_was_not_measured() -> None:
     assert [name for name, value in bare.items() if value == UNKNOWN] == [
         "far",
         "control",
+        "pixels",
         "slope",
     ]
-    full = evidence_of(profile_of(curve=curve_of(0.6, 0.7), transfer_gain=Interval(0.1, 0.2, 0.3)))
+    full = evidence_of(
+        profile_of(
+            curve=curve_of(0.6, 0.7),
+            transfer_gain=Interval(0.1, 0.2, 0.3),
+            pixel_probe=Interval(0.4, 0.5, 0.6),
+        )
+    )
     assert UNKNOWN not in full.values()
     assert full["control"].value == 0.2
+    assert full["pixels"].value == pytest.approx(-full["probe"].value)
     assert full["slope"].value == pytest.approx(log_odds(0.7, 400) - log_odds(0.6, 400))
 
 
