@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from advisor.cli_cache import cache_app
 from advisor.cli_shared import (
     INTERRUPTED,
     BackboneName,
@@ -51,11 +52,16 @@ if TYPE_CHECKING:
     from advisor.types import Outcome
 
 auto_app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mode=None)
+auto_app.add_typer(cache_app, name="cache", help="Look at what was computed before, or forget it.")
 
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
 Storage = Annotated[
     str | None,
     typer.Option(help="Database for trials that other machines reach: postgresql://USER@HOST/DB."),
+]
+Artifacts = Annotated[
+    str | None,
+    typer.Option(help="Folder or s3://BUCKET/PREFIX for machines that do not see the run folder."),
 ]
 WithBoard = Annotated[
     bool, typer.Option("--tensorboard", help="Write val accuracy for TensorBoard too.")
@@ -88,6 +94,7 @@ def run_command(
         str | None,
         typer.Option(help="A worker on each: all GPUs, or names with commas: cuda:0,cuda:2."),
     ] = None,
+    artifacts: Artifacts = None,
     tensorboard: WithBoard = False,
     backbone: BackboneName = "auto",
     input_px: InputPx = None,
@@ -126,6 +133,7 @@ def run_command(
             heartbeat_s=heartbeat_s,
             control=control,
             devices=devices,
+            artifacts=artifacts,
             on_event=on_event,
         )
     _print_outcome(outcome, as_json, quiet)
@@ -168,19 +176,37 @@ def resume_command(
 
 @auto_app.command("worker")
 def worker_command(
-    run: Run,
+    run: Annotated[
+        str, typer.Argument(help="Run folder; or a run's name, with --storage and --artifacts.")
+    ],
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda:N or mps; default: as the run.")
     ] = None,
     storage: Storage = None,
+    artifacts: Artifacts = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where this machine sees the data; default: as the run.")
+    ] = None,
+    cache_dir: CacheDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Help a run that is going on: from this machine, or another that sees data and folder."""
-    with watching(run, quiet, False) as (on_progress, on_event), run_errors(run):
-        from advisor.session import join
+    """Help a run that is going on: from any process or machine that sees the same data.
+
+    It must see the run folder as well, or else the database (--storage) and the --artifacts that
+    the run was started with.
+    """
+    with watching(Path(run), quiet, False) as (on_progress, on_event), run_errors(Path(run)):
+        from advisor.joining import join
 
         helped = join(
-            run, device=device, storage=storage, on_progress=on_progress, on_event=on_event
+            run,
+            device=device,
+            storage=storage,
+            artifacts=artifacts,
+            data=data,
+            cache_dir=cache_dir,
+            on_progress=on_progress,
+            on_event=on_event,
         )
     if not helped:
         stderr.print(f"{run} is not searching any more; nothing was left to help with.")
@@ -250,36 +276,6 @@ def predict_command(
             _predictions_as_csv(found)
         else:
             _predictions_as_table(found, top)
-
-
-cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-auto_app.add_typer(cache_app, name="cache", help="Look at what was computed before, or forget it.")
-
-
-@cache_app.command("info")
-def cache_info_command(cache_dir: CacheDir = None) -> None:
-    """Say where the cache is, and how much it holds."""
-    with errors():
-        from strategies.core.cache import MAX_BYTES, ArrayCache, default_cache_dir
-
-        info = ArrayCache(cache_dir or default_cache_dir()).info()
-    size = f"{info.n_bytes / 2**20:,.1f} MB of at most {MAX_BYTES / 2**20:,.0f}"
-    lines = [str(info.path), f"{info.n_rows:,} entries, {size}"]
-    lines += [f"set aside because it was damaged: {path}" for path in info.damaged]
-    for text in lines:
-        stdout.print(text, highlight=False, markup=False)
-
-
-@cache_app.command("clear")
-def cache_clear_command(cache_dir: CacheDir = None) -> None:
-    """Forget all that was computed; pictures, runs and files set aside stay."""
-    with errors():
-        from strategies.core.cache import ArrayCache, default_cache_dir
-
-        cache = ArrayCache(cache_dir or default_cache_dir())
-        n_rows = cache.info().n_rows
-        cache.clear()
-    stdout.print(f"{n_rows:,} entries forgotten: {cache.path}", highlight=False, markup=False)
 
 
 def _given(pictures: list[Path]) -> Iterator[Path]:

@@ -7,13 +7,15 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import filelock
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import ExperimentalWarning, StorageInternalError
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial
-from sqlalchemy.engine import make_url
+from sqlalchemy import text
+from sqlalchemy.engine import Connection, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from strategies.core.errors import StorageError
@@ -24,6 +26,9 @@ STARTUP_TRIALS = 5
 """Trials of a strategy before TPE models them; until then draws are uniform."""
 PATIENCE_S = 120.0
 """A database that does not answer is asked again for this long."""
+CLAIM_TIMEOUT_S = 600.0
+"""Claims take milliseconds, or as long as a classifier takes to an artifact store; who waits
+longer than this waits for a machine that hangs."""
 # What a database says that waiting does not mend.
 _LASTING = (
     "is full",
@@ -111,7 +116,12 @@ def open_storage(url: str, heartbeat_s: int) -> RDBStorage:
     """
     try:
         name = make_url(url)
-        if name.get_backend_name() == "sqlite":
+        kind = name.get_backend_name()
+        if kind not in ("sqlite", "postgresql") or (
+            kind == "sqlite" and name.database in (None, "", ":memory:")
+        ):
+            raise ValueError(f"{name.render_as_string()} is no database that processes can share")
+        if kind == "sqlite":
             arguments: dict[str, Any] = {"connect_args": {"timeout": 60}}
         else:
             arguments = {"pool_pre_ping": True}
@@ -139,3 +149,89 @@ def experimental() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
+
+
+class LockLost(StorageError):
+    """The database went away meanwhile, and with it the right to be the only one."""
+
+
+def insist(decide: Callable[[], T]) -> T:
+    """Decide something under a lock; again from its start, where the lock was lost."""
+    while True:
+        with contextlib.suppress(LockLost):
+            return decide()
+
+
+class Lock:
+    """Lets one process at a time decide something, for all that share a database.
+
+    It lives where the trials do: beside an SQLite file, which takes its own locks there too, or in
+    the PostgreSQL server. What dies lets go of it.
+    """
+
+    def __init__(self, storage: RDBStorage, name: str) -> None:
+        self._storage, self._name = storage, name
+        self._connection: Connection | None = None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Be the only one in this block.
+
+        Raises
+        ------
+        StorageError
+            If another process does not let go of it.
+        """
+        engine = self._storage.engine
+        if engine.dialect.name == "sqlite":
+            with self._file_lock(f"{engine.url.database}.lock"):
+                yield
+            return
+        self._connection = patient(self._acquire)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(*DATABASE_ERRORS):  # a server that restarts lets go as well
+                self._connection.close()
+            self._connection = None
+
+    def check(self) -> None:
+        """Make sure that this process is still the only one: to be asked before it writes.
+
+        Raises
+        ------
+        LockLost
+            If the server restarted meanwhile.
+        """
+        if self._connection is None:
+            return
+        try:
+            self._connection.execute(text("SELECT 1"))
+        except DATABASE_ERRORS as error:
+            raise LockLost("The trials' database went away in the midst of a claim.") from error
+
+    @contextlib.contextmanager
+    def _file_lock(self, path: str) -> Iterator[None]:
+        try:
+            with filelock.FileLock(path, timeout=CLAIM_TIMEOUT_S):
+                yield
+        except filelock.Timeout as error:
+            raise StorageError(_held_too_long(path)) from error
+
+    def _acquire(self) -> Connection:
+        connection = self._storage.engine.connect()
+        try:
+            connection.execute(text(f"SET LOCAL lock_timeout = '{CLAIM_TIMEOUT_S:.0f}s'"))
+            key = zlib.crc32(self._name.encode())
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+        except DBAPIError as error:
+            connection.close()
+            if "lock timeout" in str(error):
+                said = _held_too_long(f"The lock of {self._name}")
+                raise StorageError(said) from error
+            raise
+        return connection
+
+
+def _held_too_long(lock: str) -> str:
+    return f"{lock} has been held for {CLAIM_TIMEOUT_S:.0f} s. A worker hangs; end it."

@@ -19,8 +19,6 @@ from strategies.core.errors import StorageError
 from strategies.core.metrics import Interval
 
 FORMAT_VERSION = 1
-CLAIM_TIMEOUT_S = 120.0
-"""Claims take milliseconds; who waits longer than this waits for a machine that hangs."""
 _LOCK = "run.lock"
 Phase = Literal["measuring", "searching", "judging", "done"]
 
@@ -126,18 +124,6 @@ class RunFolder:
         lock.release()
         return False
 
-    @contextlib.contextmanager
-    def claiming(self) -> Iterator[None]:
-        """Let one worker at a time decide what is tried next, or what is best."""
-        try:
-            with filelock.FileLock(self.path / "claim.lock", timeout=CLAIM_TIMEOUT_S):
-                yield
-        except filelock.Timeout as error:
-            raise StorageError(
-                f"{self.path / 'claim.lock'} has been held for {CLAIM_TIMEOUT_S:.0f} s. A worker "
-                "hangs; end it."
-            ) from error
-
     def settings(self) -> dict[str, Any]:
         """Return how the run was started."""
         return self.read("run.json")
@@ -171,14 +157,14 @@ class RunFolder:
 
     def write(self, name: str, record: Mapping[str, Any]) -> None:
         """Write a JSON file of the folder, whole or not at all."""
-        with _writing(self.path / name):
+        with self.writing(self.path / name):
             write_json(self.path / name, record)
 
     def write_trials(self, records: tuple[TrialRecord, ...]) -> None:
         """Write the list of finished trials, one JSON object a line."""
         path = self.path / "trials.jsonl"
         part = path.with_name("trials.jsonl.part")
-        with _writing(path):
+        with self.writing(path):
             with part.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
                 file.flush()
@@ -189,7 +175,7 @@ class RunFolder:
         """Append what happened to ``metrics.jsonl``, with the time."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
         path = self.path / "metrics.jsonl"
-        with _writing(path), path.open("a+b") as file:
+        with self.writing(path), path.open("a+b") as file:
             if file.tell() and not _ends_a_line(path):
                 file.write(b"\n")  # a killed process left half a line
             file.write(line.encode() + b"\n")
@@ -214,35 +200,81 @@ class RunFolder:
             last = event["time"]
         return used + (last - start if start is not None else 0.0)
 
-    def checkpoint(self, number: int) -> Path:
-        """Return where trial `number` keeps what it has learnt so far."""
-        folder = self.path / "checkpoints"
-        with _writing(folder):
-            folder.mkdir(exist_ok=True)
-        return folder / f"trial-{number}"
+    def checkpoint(self, number: int, fold: int = 0) -> Path:
+        """Return where trial `number` keeps what it has learnt so far, on one of its folds."""
+        path = self.checkpoint_path(number, fold)
+        with self.writing(path):
+            path.parent.mkdir(exist_ok=True)
+        return path
+
+    def checkpoint_path(self, number: int, fold: int = 0) -> Path:
+        """Return the file of a checkpoint, whether it is there or not."""
+        name = f"trial-{number}-fold-{fold}" if fold else f"trial-{number}"
+        return self.path / "checkpoints" / name
+
+    def share_checkpoint(self, number: int, fold: int = 0) -> None:
+        """Let another process go on with a trial where this one stands: it sees the file."""
+
+    def drop_checkpoint(self, number: int, fold: int = 0) -> None:
+        """Delete what a trial that has ended had learnt."""
+        path = self.checkpoint_path(number, fold)
+        with self.writing(path):
+            path.unlink(missing_ok=True)
 
     def needs_room(self, error: StorageError) -> StorageError:
         """Return a complaint about storage with what is to be done about it in this run."""
-        return StorageError(_to_go_on(str(error), self.path))
+        return StorageError(
+            f"{str(error).rstrip('.')}. Nothing that was finished is lost; once there is room, go "
+            f"on with {self.how_to_go_on()}."
+        )
+
+    def how_to_go_on(self) -> str:
+        """Return the command that goes on after something was mended."""
+        return f"tl-auto resume {self.path}"
+
+    def invitation(self) -> str:
+        """Return the command by which other processes help."""
+        return f"tl-auto worker {self.path}"
+
+    @contextlib.contextmanager
+    def writing(self, path: Path) -> Iterator[None]:
+        """Say of what cannot be written in this block how to go on.
+
+        Raises
+        ------
+        StorageError
+            Instead of any error of the file system.
+        """
+        try:
+            yield
+        except OSError as error:
+            said = f"{path} cannot be written: {error.strerror or error}"
+            raise self.needs_room(StorageError(said)) from error
+        except StorageError as error:
+            raise self.needs_room(error) from error
 
     def clear_checkpoints(self) -> None:
         """Delete what trials learnt that nobody will go on with, once the search is over."""
         folder = self.path / "checkpoints"
-        with _writing(folder):
+        with self.writing(folder):
             if folder.is_dir():
                 shutil.rmtree(folder)
 
     def keep(self, classifier: ImageClassifier, record: TrialRecord, *, refitted: bool) -> None:
         """Make a classifier the best so far, on disk, in one step."""
-        target, new = self.path / "classifier", self.path / "classifier.new"
-        with _writing(target):
+        new = self.path / "classifier.new"
+        with self.writing(self.path / "classifier"):
             shutil.rmtree(new, ignore_errors=True)
             classifier.save(new)
             write_json(new / "trial.json", {**asdict(record), "refitted": refitted})
-            for file in new.iterdir():
-                _sync(file)
-            _swap(new, target)
-            _sync(self.path)
+            self.put_in_place(new)
+
+    def put_in_place(self, new: Path) -> None:
+        """Let a whole folder of this one become its classifier, in one step."""
+        for file in new.iterdir():
+            _sync(file)
+        _swap(new, self.path / "classifier")
+        _sync(self.path)
 
     def best(self) -> tuple[TrialRecord, bool] | None:
         """Return the trial of the classifier on disk, and whether it was fitted on val too."""
@@ -259,7 +291,7 @@ class RunFolder:
     def _mend(self) -> None:
         """Finish what a killed process left half done."""
         target = self.path / "classifier"
-        with _writing(target):
+        with self.writing(target):
             if not target.is_dir() and _old(target).is_dir():
                 _old(target).rename(target)
 
@@ -274,14 +306,6 @@ def read_trial(record: Mapping[str, Any]) -> TrialRecord:
         None if found is None else Interval(**found),
         record["seconds"],
         record["reason"],
-    )
-
-
-def _to_go_on(said: str, run: Path) -> str:
-    """Add to a complaint about storage what is to be done."""
-    return (
-        f"{said.rstrip('.')}. Nothing that was finished is lost; once there is room, go on with "
-        f"tl-auto resume {run}."
     )
 
 
@@ -315,14 +339,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        said = f"{path} cannot be written: {error.strerror or error}"
-        raise StorageError(_to_go_on(said, path.parent)) from error
-    except StorageError as error:
-        raise StorageError(_to_go_on(str(error), path.parent)) from error

@@ -1,13 +1,13 @@
 """search(): advice to trials and the best classifier, under a deadline, with Optuna.
 
-Any number of processes may run it on one folder. What they share is the database of the trials and
-the best classifier on disk; what each of them does next depends on nothing else.
+Any number of processes may run it for one run. What they share is the database of the trials and
+the best classifier, in one folder or in a store; what each does next depends on nothing else.
 """
 
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import optuna
@@ -15,6 +15,7 @@ import torch
 
 from advisor.clock import Clock
 from advisor.contest import Contest
+from advisor.database import insist
 from advisor.events import Event, OnEvent
 from advisor.interrupt import Interrupt
 from advisor.remedies import prescribed
@@ -89,7 +90,7 @@ class Search:
                 "select on. Add pictures, or give a folder of them with --val."
             )
         while not (self.interrupt.asked or (until_found and self.folder.best())):
-            claim, others_at_work = self._claim()
+            claim, others_at_work = insist(self._claim)
             if claim is not None:
                 self._run_trial(claim)
             elif others_at_work and self.clock.left_s() > 0:
@@ -99,8 +100,8 @@ class Search:
 
     def _claim(self) -> tuple[Claim | None, bool]:
         """Claim the next trial; also tell whether other processes are at work on some."""
-        with self.folder.claiming():
-            if self.folder.state().get("phase") != "searching" or self.clock.left_s() <= 0:
+        with self.trials.lock.held():
+            if not self._is_open() or self.clock.left_s() <= 0:
                 return None, False
             known = self.folder.best()
             self.trials.mend(own=False, kept=known and known[0])
@@ -114,16 +115,19 @@ class Search:
             claim = self.trials.claim(strategy, start)
         return claim, bool(standing.under_way)
 
+    def _is_open(self) -> bool:
+        """Whether the search still goes on: what has been judged is not replaced."""
+        return self.folder.state().get("phase") == "searching"
+
     def _run_trial(self, claim: Claim) -> None:
         """Run one trial to its end: a score, or a reason and no score."""
         self._tell(claim, "begun")
-        checkpoint = self.folder.checkpoint(claim.number)
         start = time.monotonic()
         pruned = False
         classifier, accuracy, reason = None, None, None
         try:
             with self.trials.alive(claim), self.interrupt.allowed():
-                classifier, accuracy = self._fit(claim, checkpoint)
+                classifier, accuracy = self._fit(claim)
         except KeyboardInterrupt:
             if self.interrupt.asked_twice:
                 raise
@@ -140,12 +144,16 @@ class Search:
         seconds = round(time.monotonic() - start, 3)
         record = TrialRecord(claim.number, claim.strategy, dict(used), accuracy, seconds, reason)
         last = self._with_val(claim, record)
-        self._finish(claim, record, last or classifier, pruned=pruned, refitted=last is not None)
-        for number in range(1, len(self.scoring.folds)):
-            _beside(checkpoint, number).unlink(missing_ok=True)
-        checkpoint.unlink(missing_ok=True)
+        kept = last or classifier
+        finish = partial(
+            self._finish, claim, record, kept, pruned=pruned, refitted=last is not None
+        )
+        with self.trials.alive(claim):  # to keep a classifier may take long, and to wait for that
+            insist(finish)
+        for number in range(len(self.scoring.folds)):
+            self.folder.drop_checkpoint(claim.number, number)
 
-    def _fit(self, claim: Claim, checkpoint: Path) -> tuple[ImageClassifier, Interval]:
+    def _fit(self, claim: Claim) -> tuple[ImageClassifier, Interval]:
         drawn = get_strategy(claim.strategy).suggest(claim.trial, self.task, self.backbone)
         strategy = prescribed(drawn, claim.trial)
         refusal = strategy.why_not(self.task, self.backbone)
@@ -155,8 +163,8 @@ class Search:
         def fit(fold: ImageTask, number: int, n_left: int) -> ImageClassifier:
             ctx = replace(
                 self.ctx,
-                on_epoch=self._reporter(claim, fold),
-                checkpoint=checkpoint if not number else _beside(checkpoint, number),
+                on_epoch=self._reporter(claim, fold, number),
+                checkpoint=self.folder.checkpoint(claim.number, number),
                 deadline_s=self.clock.fold_ends_s(n_left),
             )
             return strategy.fit(fold, self.backbone, ctx)
@@ -200,7 +208,7 @@ class Search:
         self.ctx.on_note(f"The {record.strategy} learns from train alone, without val: {why}")
         return None
 
-    def _reporter(self, claim: Claim, fold: ImageTask) -> OnEpoch:
+    def _reporter(self, claim: Claim, fold: ImageTask, number: int) -> OnEpoch:
         def hear(epoch: int, val_accuracy: float | None) -> None:
             self.ctx.on_progress("this trial", epoch, ROUNDS)
             if val_accuracy is None:
@@ -209,6 +217,7 @@ class Search:
             self._tell(claim, "round", step=epoch, accuracy=interval)
             if len(self.scoring.folds) == 1 and report(claim.trial, {epoch: val_accuracy}):
                 raise optuna.TrialPruned
+            self.folder.share_checkpoint(claim.number, number)
 
         return hear
 
@@ -225,9 +234,11 @@ class Search:
 
         Killed in between, the trial is found complete: its score stands on the classifier.
         """
-        with self.folder.claiming():
+        with self.trials.lock.held():
             known = self.folder.best()
-            if classifier is not None and self.contest.beats(record, known and known[0]):
+            wins = self._is_open() and self.contest.beats(record, known and known[0])
+            if classifier is not None and wins:
+                self.trials.lock.check()
                 self.folder.keep(classifier, record, refitted=refitted)
             self.trials.tell(claim, record, pruned=pruned)
             self.folder.write_trials(self.trials.standing().done)
@@ -276,11 +287,6 @@ class Search:
         best, refitted = found
         classifier = ImageClassifier.load(self.folder.classifier(), self.ctx.device)
         return SearchResult(records, best, classifier, refitted)
-
-
-def _beside(checkpoint: Path, fold: int) -> Path:
-    """Return where the training of a fold, other than the task itself, is written down."""
-    return checkpoint.with_name(f"{checkpoint.name}-fold-{fold}")
 
 
 def _out_of_memory(error: MemoryError | RuntimeError) -> str:

@@ -1,9 +1,7 @@
-"""A run from its start, or from where it was killed, to its outcome; and joining one."""
+"""A run from its start, or from where it was killed, to its outcome."""
 
 import hashlib
-import math
 import os
-import socket
 import time
 import uuid
 from dataclasses import asdict, replace
@@ -29,11 +27,13 @@ from advisor.search import Search, SearchResult
 from advisor.settings import (
     Settings,
     absolute,
+    artifacts_name,
     options_record,
     read_settings,
     versions,
     without_password,
 )
+from advisor.shared_folder import share
 from advisor.stored import read_advice
 from advisor.trials import COORDINATOR, Trials
 from advisor.types import Advice, Outcome
@@ -64,6 +64,7 @@ def auto(
     heartbeat_s: int = HEARTBEAT_S,
     control: bool = True,
     devices: str | None = None,
+    artifacts: str | None = None,
     on_event: OnEvent = ignore,
 ) -> Outcome:
     """Take the advice: tune it within a time limit and leave a classifier in a run folder.
@@ -87,6 +88,9 @@ def auto(
     devices
         "all" GPUs of this machine, or names with commas between them: a worker on each, this
         process on the first.
+    artifacts
+        A folder, or ``s3://BUCKET/PREFIX``, for machines that see it, the data and the storage,
+        but not the run folder.
     on_event
         Hears of every trial.
 
@@ -108,10 +112,12 @@ def auto(
         heartbeat_s,
         control,
         devices,
+        artifacts_name(artifacts, storage),
     )
     _devices(settings, options)
     folder = RunFolder.create(Path(out))
     with folder.locked():
+        folder = share(folder, settings, storage)
         folder.begin({**asdict(settings), "versions": versions()})
         try:
             return _session(folder, settings, options, deadline_s, storage, on_event)
@@ -152,56 +158,10 @@ def resume(
         if folder.is_done():
             raise StorageError(f"{run} is finished: its outcome is in outcome.json.")
         settings = read_settings(folder)
+        folder = share(folder, settings, storage)
         left_s = settings.time_s - folder.used_s() if time_s is None else time_s
         options = settings.options_of(on_progress, on_note)
         return _session(folder, settings, options, start + left_s, storage, on_event)
-
-
-def join(
-    run: Path | str,
-    *,
-    device: str | None = None,
-    storage: str | None = None,
-    on_progress: OnProgress | None = None,
-    on_event: OnEvent = ignore,
-) -> bool:
-    """Help a run that another process holds, until nothing is left to try.
-
-    The data, the run folder and the database must be the same as there.
-
-    Parameters
-    ----------
-    device
-        Where this process computes; None: as the run does.
-
-    Returns
-    -------
-    Whether the run was still searching when this process was ready.
-    """
-    folder = RunFolder.open(Path(run))
-    settings = read_settings(folder)
-    options = settings.options_of(on_progress)
-    options = options if device is None else replace(options, device=device)
-    prepared = prepare(Path(settings.data), options)
-    _check_split(folder, prepared.task)
-    while (state := folder.state()).get("phase", "measuring") == "measuring":
-        if time.time() > state.get("ends_at", math.inf):
-            return False
-        time.sleep(0.5)
-    if state["phase"] != "searching":
-        return False
-    deadline_s = time.monotonic() + state["ends_at"] - time.time()
-    advice = read_advice(folder.read("advice.json"))
-    owner = f"{socket.gethostname()}-{os.getpid()}"
-    interrupt = Interrupt()
-    search = _search(
-        folder, settings, prepared, advice, deadline_s, storage, owner, interrupt, on_event
-    )
-    with interrupt.watching():
-        search.run()
-    if interrupt.asked:
-        raise KeyboardInterrupt
-    return True
 
 
 def _session(
@@ -218,12 +178,14 @@ def _session(
     was_judging = folder.state().get("phase") == "judging"
     folder.note("session", ends_at=ends_at, process=os.getpid())
     folder.enter("measuring", ends_at)
+    if settings.artifacts:
+        options.on_note(f"Other machines help by: {folder.invitation()}")
     own, *others = _devices(settings, options)
     prepared = prepare(Path(settings.data), replace(options, device=own), deadline_s)
-    _check_split(folder, prepared.task)
+    check_split(folder, prepared.task)
     advice = _advice(folder, prepared)
     interrupt = Interrupt()
-    search = _search(
+    search = make_search(
         folder, settings, prepared, advice, deadline_s, storage, COORDINATOR, interrupt, on_event
     )
     helpers = [] if was_judging else others  # then nothing is left to help with
@@ -231,7 +193,7 @@ def _session(
         interrupt.watching(),
         workers_on(folder.path, helpers, storage, options.on_note),
     ):
-        with folder.claiming():
+        with search.trials.lock.held():
             best = folder.best()
             search.trials.mend(own=True, kept=best and best[0])
         if not was_judging:  # else test may have been read already: the search is over
@@ -247,7 +209,7 @@ def _session(
             search.clock.control_s = 0.0  # what the control left over is searched with
             search.clock.n_test = (1 + (control is not None)) * len(test)
             search.run()
-        with folder.claiming():
+        with search.trials.lock.held():
             folder.enter("judging", ends_at)
         found = _result(search)
         judged, gain = None, None
@@ -301,7 +263,7 @@ def _advice(folder: RunFolder, prepared: Prepared) -> Advice:
     return advice
 
 
-def _search(
+def make_search(
     folder: RunFolder,
     settings: Settings,
     prepared: Prepared,
@@ -312,6 +274,7 @@ def _search(
     interrupt: Interrupt,
     on_event: OnEvent,
 ) -> Search:
+    """Return what one process needs to take part in the search of a run."""
     task, options = prepared.task, prepared.options
     s_per_image = advice.profile.ms_per_image / 1000
     only = None if options.strategy == AUTO else options.strategy
@@ -360,7 +323,7 @@ def _scoring(
     return make_scoring(task, record["n_folds"], seed)
 
 
-def _check_split(folder: RunFolder, task: ImageTask) -> None:
+def check_split(folder: RunFolder, task: ImageTask) -> None:
     """Refuse to go on where the pictures are no longer those that the run began with."""
     splits = (task.train, task.val, task.test or ())
     rows = [f"{p.digest} {p.label}" for split in splits for p in (*split, None) if p]

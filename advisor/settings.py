@@ -27,6 +27,8 @@ class Settings:
         SQLAlchemy's name of a database, without its password; None: ``study.db`` in the folder.
     prefix
         What the studies' names begin with there.
+    artifacts
+        A folder or s3://BUCKET/PREFIX, for machines that do not see the run folder; or None.
     heartbeat_s
         How often a process gives a sign of life.
     control
@@ -44,6 +46,7 @@ class Settings:
     heartbeat_s: int
     control: bool
     devices: str | None
+    artifacts: str | None = None
 
     def options_of(self, on_progress: OnProgress | None, on_note: OnNote = ignore_note) -> Options:
         """Return the options as they were given."""
@@ -57,9 +60,9 @@ def read_settings(folder: RunFolder) -> Settings:
     """Return how a run was started."""
     record = folder.settings()
     try:
-        return Settings(**{f.name: record[f.name] for f in fields(Settings)})
-    except KeyError as error:
-        raise StorageError(f"{folder.path / 'run.json'} lacks {error}.") from error
+        return Settings(**{f.name: record[f.name] for f in fields(Settings) if f.name in record})
+    except TypeError as error:
+        raise StorageError(f"{folder.path / 'run.json'} is not complete: {error}.") from error
 
 
 def options_record(options: Options) -> dict[str, Any]:
@@ -84,6 +87,24 @@ def without_password(storage: str | None) -> str | None:
             f"--storage {storage!r} names no database. Give postgresql://user@host/database."
         ) from error
     return url.set(password=None).render_as_string()
+
+
+def artifacts_name(artifacts: str | None, storage: str | None) -> str | None:
+    """Return an artifact store's name, which means the same in another working folder.
+
+    Raises
+    ------
+    TransferError
+        If there is no database that other machines reach.
+    """
+    if artifacts is None:
+        return None
+    if storage is None:
+        raise TransferError(
+            "--artifacts is for machines that do not see the run folder, and the trials lie there "
+            "too. Give --storage postgresql://user@host/database."
+        )
+    return artifacts if "://" in artifacts else str(Path(artifacts).absolute())
 
 
 def versions() -> dict[str, str]:

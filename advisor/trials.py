@@ -23,6 +23,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 
 from advisor.database import (
     DATABASE_ERRORS,
+    Lock,
+    LockLost,
     SeededTPE,
     experimental,
     open_storage,
@@ -78,6 +80,11 @@ class Trials:
         Whether trials report which pictures they name rightly, fold by fold, instead of their
         accuracy on val, round by round.
 
+    Attributes
+    ----------
+    lock
+        Lets one process at a time decide what is tried next, or what is best.
+
     Raises
     ------
     StorageError
@@ -98,6 +105,7 @@ class Trials:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.owner = owner
         self._storage = open_storage(url, heartbeat_s)
+        self.lock = Lock(self._storage, prefix)
         pruner, self.pruned_because = _pruner(by_folds)
         self._studies = {
             name: patient(partial(_study, self._storage, prefix + name, seed, pruner))
@@ -121,7 +129,7 @@ class Trials:
     def mend(self, *, own: bool, kept: TrialRecord | None) -> None:
         """Let the numbers wait again whose process died.
 
-        Only one process at a time may do this (`RunFolder.claiming`). A process is dead if it
+        Only one process at a time may do this (`lock`). A process is dead if it
         gave no sign of life for too long, if it never got as far as claiming its trial, or, with
         `own`, if it held the run before this one did. Of these, the trial whose classifier is
         `kept` on disk had only not been counted yet.
@@ -135,12 +143,12 @@ class Trials:
                     self._end(study, trial, kept)
         for name, trial in self._latest().values():
             if trial.state == TrialState.FAIL and "reason" not in trial.user_attrs:
-                _retry(self._studies[name], trial)
+                self._retry(self._studies[name], trial)
 
     def claim(self, strategy: str | None, start: Mapping[str, Any]) -> Claim | None:
         """Take up the trial that waits, or else begin one of `strategy`.
 
-        Only one process at a time may claim (`RunFolder.claiming`).
+        Only one process at a time may claim (`lock`).
 
         Parameters
         ----------
@@ -166,10 +174,17 @@ class Trials:
             return None
         self._beat(trial)
         patient(lambda: trial.set_user_attr("owner", self.owner))
-        return Claim(int(trial.user_attrs["number"]), waiting, trial)
+        claim = Claim(int(trial.user_attrs["number"]), waiting, trial)
+        try:
+            self.lock.check()  # else another process may have held it for dead, having no owner
+        except LockLost:
+            self.hand_back(claim)
+            raise
+        return claim
 
     def _enqueue(self, strategy: str, number: int, start: Mapping[str, Any]) -> None:
         if self._waiting() is None:  # else an earlier attempt at this got through
+            self.lock.check()
             attributes = {"number": number, "start": dict(start)}
             self._studies[strategy].enqueue_trial(dict(start), user_attrs=attributes)
 
@@ -231,6 +246,33 @@ class Trials:
         state = TrialState.COMPLETE if found else TrialState.FAIL
         score = found[1] if found else None
         patient(lambda: study.tell(dead.number, score, state, skip_if_finished=True))
+
+    def _retry(self, study: Study, dead: FrozenTrial) -> None:
+        """Let a lost attempt's number wait again, as it was, unless it died too often."""
+        if _is_given_up(dead):
+            return
+        n_steps = len(dead.intermediate_values)
+        stuck = n_steps <= dead.user_attrs.get("n_steps", 0)
+        attempts = dead.user_attrs.get("attempts", 1) + 1 if stuck else 1
+        attempt = create_trial(
+            state=TrialState.WAITING,
+            params=dead.params,
+            distributions=dead.distributions,
+            user_attrs={
+                "number": dead.user_attrs["number"],
+                "start": dead.user_attrs.get("start", {}),
+                "attempts": attempts,
+                "n_steps": n_steps,
+            },
+            system_attrs=dead.system_attrs,
+            intermediate_values=dead.intermediate_values,
+        )
+
+        def add() -> None:
+            self.lock.check()  # else the answer to an earlier attempt at this may have been lost
+            study.add_trial(attempt)
+
+        patient(add)
 
     def _beat(self, trial: Trial) -> None:
         patient(lambda: self._storage.record_heartbeat(trial._trial_id))
@@ -299,29 +341,6 @@ def _is_given_up(lost: FrozenTrial) -> bool:
     died = int(lost.user_attrs.get("attempts", 1))
     known = int(lost.user_attrs.get("n_steps", 0))
     return died >= MAX_ATTEMPTS and len(lost.intermediate_values) <= known
-
-
-def _retry(study: Study, dead: FrozenTrial) -> None:
-    """Let a lost attempt's number wait again, as it was, unless it died too often."""
-    if _is_given_up(dead):
-        return
-    n_steps = len(dead.intermediate_values)
-    stuck = n_steps <= dead.user_attrs.get("n_steps", 0)
-    attempts = dead.user_attrs.get("attempts", 1) + 1 if stuck else 1
-    attempt = create_trial(
-        state=TrialState.WAITING,
-        params=dead.params,
-        distributions=dead.distributions,
-        user_attrs={
-            "number": dead.user_attrs["number"],
-            "start": dead.user_attrs.get("start", {}),
-            "attempts": attempts,
-            "n_steps": n_steps,
-        },
-        system_attrs=dead.system_attrs,
-        intermediate_values=dead.intermediate_values,
-    )
-    patient(lambda: study.add_trial(attempt))
 
 
 def _record(strategy: str, trial: FrozenTrial) -> TrialRecord:

@@ -52,8 +52,9 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "advisor.run_folder",
         "advisor.stored",
         "advisor.database",
+        "advisor.artifacts",
     ),
-    ("advisor.gallery", "advisor.trials", "advisor.settings"),
+    ("advisor.gallery", "advisor.trials", "advisor.settings", "advisor.shared_folder"),
     ("advisor.control_fit",),
     ("advisor.contest", "advisor.live", "advisor.status", "advisor.predict", "advisor.export"),
     ("advisor.scoring",),
@@ -63,9 +64,10 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("advisor.pipeline",),
     ("advisor.closing",),
     ("advisor.session",),
-    ("advisor.cli", "advisor.cli_auto", "advisor.cli_shared"),
+    ("advisor.joining",),
+    ("advisor.cli", "advisor.cli_auto", "advisor.cli_cache", "advisor.cli_shared"),
 )
-COMMAND_LINE = ("advisor.cli", "advisor.cli_auto", "advisor.cli_shared")
+COMMAND_LINE = ("advisor.cli", "advisor.cli_auto", "advisor.cli_cache", "advisor.cli_shared")
 MAY_NOT_KNOW_ITS_NEIGHBOURS = {2}
 
 

@@ -43,6 +43,8 @@ class Runner:
     ) -> None:
         self.advice, self.task, self.backbone, self.ctx = advice, task, backbone, ctx
         self.folder = RunFolder.create(folder)
+        self.url = f"sqlite:///{folder / 'study.db'}"
+        self.heartbeat_s = 10
         self.deadline_s = math.inf
         self.n_folds = 1
         self.events: list[Event] = []
@@ -59,9 +61,10 @@ class Runner:
             self.ctx,
             self.folder,
             Trials(
-                f"sqlite:///{self.folder.path / 'study.db'}",
+                self.url,
                 list(STRATEGIES),
                 owner=owner,
+                heartbeat_s=self.heartbeat_s,
                 by_folds=self.n_folds > 1,
             ),
             contest,
@@ -84,8 +87,7 @@ class Runner:
         return search.result()
 
     def study(self, name: str) -> optuna.Study:
-        storage = f"sqlite:///{self.folder.path / 'study.db'}"
-        return optuna.load_study(study_name=name, storage=storage)
+        return optuna.load_study(study_name=name, storage=self.url)
 
     def lines(self) -> list[dict[str, Any]]:
         text = (self.folder.path / "trials.jsonl").read_text()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
+
+from advisor.database import Lock, insist, open_storage
 
 pytestmark = pytest.mark.postgres
 COMMAND = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()"]
@@ -94,6 +97,41 @@ def under_way(run: Path, owner_ends_with: str) -> int | None:
         if str(event.get("owner", "")).endswith(owner_ends_with):
             begun = event["number"] if event["event"] == "trial round" else None
     return begun
+
+
+def test_a_lock_is_one_processs_and_a_restarted_server_takes_it_away(server: Server) -> None:
+    one, two = (Lock(open_storage(server.url, 1), "a/") for _ in range(2))
+    other_run = Lock(open_storage(server.url, 1), "b/")
+    order: list[str] = []
+
+    def wait() -> None:
+        with two.held():
+            order.append("two")
+
+    waiting = threading.Thread(target=wait)
+    with one.held():
+        with other_run.held():  # runs do not wait for each other
+            waiting.start()
+        time.sleep(0.5)
+        one.check()
+        order.append("one")
+    waiting.join()
+    assert order == ["one", "two"]
+    tries: list[int] = []
+
+    def decide() -> str:
+        with one.held():
+            tries.append(len(tries))
+            if len(tries) == 1:
+                server.control("restart")
+            one.check()
+            return "decided"
+
+    assert insist(decide) == "decided"
+    assert tries == [0, 1]
+    for lock in (one, two, other_run):
+        lock._storage.remove_session()
+        lock._storage.engine.dispose()
 
 
 def test_three_processes_finish_a_run_though_one_is_killed_and_the_server_restarts(
