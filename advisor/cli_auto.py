@@ -95,6 +95,10 @@ def run_command(
         typer.Option(help="A worker on each: all GPUs, or names with commas: cuda:0,cuda:2."),
     ] = None,
     artifacts: Artifacts = None,
+    ddp: Annotated[
+        int,
+        typer.Option(min=1, help="GPUs that share every batch of a training."),
+    ] = 1,
     tensorboard: WithBoard = False,
     backbone: BackboneName = "auto",
     input_px: InputPx = None,

@@ -37,6 +37,9 @@ class Options:
     pilot
         Whether a short fine-tuning is tried; "auto": where it may change the advice at a cost
         that is small against what is advised.
+    ddp
+        Processes that share every batch of a training, each on a GPU of its own (or all on the
+        CPU, to try it).
     on_note
         Called with a sentence where a training goes another way than it was meant to.
     """
@@ -58,6 +61,7 @@ class Options:
     reference: Path | None = None
     prefer: Prefer = "balanced"
     pilot: PilotMode = "auto"
+    ddp: int = 1
     on_note: OnNote = field(default=ignore_note, compare=False)
 
 

@@ -188,6 +188,7 @@ def _context(options: Options) -> RunContext:
         cache_dir=options.cache_dir,
         seed=options.seed,
         workers=options.workers,
+        ddp=options.ddp,
         on_note=options.on_note,
         **given,
     )

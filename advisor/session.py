@@ -48,7 +48,7 @@ from strategies.core.errors import (
 )
 from strategies.core.progress import OnNote, OnProgress, ignore_note
 from strategies.core.task import ImageTask
-from strategies.registry import STRATEGIES
+from strategies.registry import STRATEGIES, get_strategy
 
 HEARTBEAT_S = 10
 
@@ -115,6 +115,7 @@ def auto(
         artifacts_name(artifacts, storage),
     )
     _devices(settings, options)
+    _note_of_ddp(options)
     folder = RunFolder.create(Path(out))
     with folder.locked():
         folder = share(folder, settings, storage)
@@ -242,7 +243,19 @@ def _devices(settings: Settings, options: Options) -> tuple[str, ...]:
     """Return this process's device, and those of its workers."""
     if settings.devices is not None and options.device != AUTO:
         raise TransferError("--device and --devices were both given. Leave one of them out.")
+    if settings.devices is not None and options.ddp > 1:
+        raise TransferError(
+            "--ddp and --devices were both given. A GPU can share a batch, or run a trial of its "
+            "own: leave one of them out."
+        )
     return devices_of(settings.devices, torch.cuda.device_count()) or (options.device,)
+
+
+def _note_of_ddp(options: Options) -> None:
+    """Say where sharing batches is without effect."""
+    name = options.strategy
+    if options.ddp > 1 and name != AUTO and not get_strategy(name).selects_on_val:
+        options.on_note(f"--ddp is without effect: {name} trains no network.")
 
 
 def _result(search: Search) -> SearchResult:

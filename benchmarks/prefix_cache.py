@@ -22,10 +22,11 @@ from strategies.core import prefix
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.classifier import make_network, set_head
 from strategies.core.fine_tuning import Start, prepare
+from strategies.core.network import scores_of
 from strategies.core.recipe import Recipe
 from strategies.core.run import RunContext, make_context
 from strategies.core.task import ImageTask, labels_of, load_task
-from strategies.core.training import scores_of, train
+from strategies.core.training import train
 
 EPOCHS, BATCH_SIZE = 10, 32
 

@@ -15,6 +15,7 @@ from strategies.core.prefix import NotCached, cached_prefix
 from strategies.core.recipe import Recipe
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
+from strategies.core.team import ALONE, Team
 
 
 class Inputs(Protocol):
@@ -34,6 +35,10 @@ class Inputs(Protocol):
         """Yield augmented train batches without end from number `first` on, with their rows."""
         ...
 
+    def shared(self, team: Team) -> "Inputs":
+        """Return inputs that yield a process's share of every train batch."""
+        ...
+
     def val(self) -> Iterator[Tensor]:
         """Yield the val pictures, centre crops, in order."""
         ...
@@ -51,17 +56,24 @@ class Pictures:
         backbone: Backbone,
         recipe: Recipe,
         ctx: RunContext,
+        team: Team = ALONE,
     ) -> None:
         self.network, self.task, self.backbone = network, task, backbone
-        self.recipe, self.ctx = recipe, ctx
+        self.recipe, self.ctx, self.team = recipe, ctx, team
 
     def batches(self, first: int) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Yield augmented train batches without end from number `first` on, with their rows."""
-        found = train_batches(self.task.train, self.backbone, self.recipe, self.ctx, first)
+        found = train_batches(
+            self.task.train, self.backbone, self.recipe, self.ctx, first, self.team
+        )
         with contextlib.closing(found):
             for rows, pixels in found:
                 images = to_input(pixels, self.backbone, self.ctx.device)
                 yield rows, images.to(memory_format=torch.channels_last)
+
+    def shared(self, team: Team) -> Inputs:
+        """Return inputs that yield a process's share of every train batch."""
+        return Pictures(self.network, self.task, self.backbone, self.recipe, self.ctx, team)
 
     def val(self) -> Iterator[Tensor]:
         """Yield the val pictures, centre crops, in order."""

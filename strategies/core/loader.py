@@ -13,6 +13,7 @@ from strategies.core.images import Pixels, UnreadableImage, random_box, read_ima
 from strategies.core.recipe import Recipe
 from strategies.core.run import RunContext
 from strategies.core.task import Split
+from strategies.core.team import ALONE, Team
 
 KEPT_BYTES = 1 << 30
 """Decoded train pictures are kept in memory up to this size."""
@@ -53,7 +54,12 @@ class Crops:
 
 
 def train_batches(
-    split: Split, backbone: Backbone, recipe: Recipe, ctx: RunContext, first: int = 0
+    split: Split,
+    backbone: Backbone,
+    recipe: Recipe,
+    ctx: RunContext,
+    first: int = 0,
+    team: Team = ALONE,
 ) -> Generator[tuple[Sequence[int], Pixels]]:
     """Yield batches without end: row numbers and augmented pixels; the same for the same seed.
 
@@ -61,6 +67,8 @@ def train_batches(
     ----------
     first
         Number of the first batch: a resumed training leaves out those that it has seen.
+    team
+        Whose share of every batch is yielded.
 
     Raises
     ------
@@ -70,16 +78,18 @@ def train_batches(
         If a worker fails for any other reason.
     """
     crops = Crops(split, backbone, recipe, ctx.seed)
+    places = team.share(recipe.batch_size).tolist()
 
     def draw(number: int, rows: Sequence[int]) -> Pixels:
-        return np.stack([crops.crop(row, number, i) for i, row in enumerate(rows)])
+        return np.stack([crops.crop(row, number, i) for i, row in zip(places, rows, strict=True)])
 
     waiting: deque[tuple[list[int], Future[Pixels]]] = deque()
     with ThreadPoolExecutor(ctx.n_workers) as pool:
         try:
-            for number, rows in enumerate(row_batches(len(split), recipe.batch_size, ctx.seed)):
+            for number, drawn in enumerate(row_batches(len(split), recipe.batch_size, ctx.seed)):
                 if number < first:
                     continue
+                rows = [drawn[i] for i in places]
                 waiting.append((rows, pool.submit(draw, number, rows)))
                 if len(waiting) > ctx.n_workers:
                     batch, pixels = waiting.popleft()

@@ -1,7 +1,11 @@
-"""How this process asks the system for memory, which decides how fast a CPU runs a network."""
+"""How this process asks the system for memory, and how it hears that there is none."""
 
 import ctypes
 import sys
+
+import torch
+
+from strategies.core.errors import TransferError
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Numbers of glibc's ``mallopt`` (malloc.h)."""
@@ -25,3 +29,22 @@ def keep_freed_memory() -> bool:
     if not hasattr(libc, "mallopt"):
         return False
     return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
+
+
+def check_short_memory(error: RuntimeError, device: torch.device) -> None:
+    """Return where an error says that memory was short, on any device; raise any other.
+
+    Raises
+    ------
+    TransferError
+        If the device itself failed.
+    """
+    if isinstance(error, torch.AcceleratorError):
+        raise TransferError(
+            f"The device {device} failed: {str(error).splitlines()[0]} Its state is lost, so the "
+            "training cannot go on; start again, or use --device cpu."
+        ) from error
+    said = ("not enough memory", "can't allocate memory", "out of memory")
+    short = isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in said)
+    if not short:
+        raise error

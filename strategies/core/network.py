@@ -1,8 +1,15 @@
 """A body and a linear head."""
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
+from strategies.core.backbone import Backbone
 from strategies.core.body import Body
+from strategies.core.features import batches, to_input
+from strategies.core.metrics import Scores
+from strategies.core.pictures import Split
+from strategies.core.run import RunContext
 
 
 class Network(nn.Module):
@@ -16,3 +23,14 @@ class Network(nn.Module):
         """Return the scores, whose softmax are the probabilities."""
         scores: Tensor = self.head(self.body(images).float())
         return scores
+
+
+@torch.inference_mode()
+def scores_of(network: Network, split: Split, backbone: Backbone, ctx: RunContext) -> Scores:
+    """Return the scores of a split's pictures, centre crops, shape (n, classes)."""
+    network.eval()
+    parts = []
+    for pixels in batches([p.path for p in split], backbone, ctx.n_workers):
+        with ctx.autocast():
+            parts.append(network(to_input(pixels, backbone, ctx.device)).float().cpu().numpy())
+    return np.concatenate(parts)

@@ -71,6 +71,15 @@ def make_optimiser(
     return torch.optim.AdamW(groups, lr=recipe.lr)
 
 
+def restore_optimiser(optimiser: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
+    """Give an optimiser its state back, whose tensors are called "parameter/name"."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in flat.items():
+        number, _, key = name.partition("/")
+        state.setdefault(int(number), {})[key] = value
+    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+
+
 @torch.no_grad()
 def pull_back(network: Network, start: Mapping[str, Tensor], lr: float, strength: float) -> None:
     """Move the body's weights a little towards where they started (decoupled L2-SP).

@@ -28,6 +28,7 @@ from strategies.core.network import Network
 from strategies.core.recipe import Recipe
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
+from strategies.core.team import Team
 
 VIEWS_PER_EPOCH, MOST_VIEWS = 0.3, 16
 """Random crops kept of every train picture: fewer than there are epochs, or nothing is saved."""
@@ -78,6 +79,11 @@ class CachedPrefix:
             if number >= first:
                 epochs = (number * size + np.arange(size)) // n
                 yield rows, self._tensor(self.train[rows, (np.asarray(rows) + epochs) % views])
+
+    def shared(self, team: Team) -> "CachedPrefix":
+        """Return itself: what follows a frozen prefix is trained by one process."""
+        assert team.size == 1
+        return self
 
     def val(self) -> Iterator[Tensor]:
         """Yield the centre views of the val pictures, in order."""

@@ -18,7 +18,7 @@ from strategies.core.progress import OnNote, OnProgress, ignore_note, ignore_pro
 OnEpoch = Callable[[int, float | None], None]
 
 
-def _ignore_epoch(epoch: int, val_accuracy: float | None) -> None:
+def ignore_epoch(epoch: int, val_accuracy: float | None) -> None:
     """Hear of an epoch and do nothing."""
 
 
@@ -43,6 +43,9 @@ class RunContext:
         A file, or None: a training writes its state there every round, goes on from it if it is
         started again, and deletes it when it is done. A file of another training, or a damaged
         one, is replaced; so no two trainings at once may be given the same.
+    n_processes
+        Processes that share every batch of a training (`team`), each on a GPU of its own: `device`
+        and those after it; or all on the CPU.
     """
 
     cache: ArrayCache
@@ -51,10 +54,11 @@ class RunContext:
     seed: int = 0
     n_workers: int = 2
     deadline_s: float | None = None
-    on_epoch: OnEpoch = _ignore_epoch
+    on_epoch: OnEpoch = ignore_epoch
     on_progress: OnProgress = ignore_progress
     on_note: OnNote = ignore_note
     checkpoint: Path | None = None
+    n_processes: int = 1
 
     def seconds_left(self) -> float:
         """Return the seconds until the deadline, infinite without one."""
@@ -86,6 +90,7 @@ def make_context(
     cache_dir: Path | None = None,
     seed: int = 0,
     workers: int | None = None,
+    ddp: int = 1,
     on_progress: OnProgress = ignore_progress,
     on_note: OnNote = ignore_note,
 ) -> RunContext:
@@ -97,13 +102,16 @@ def make_context(
     ----------
     workers
         Threads that read pictures beside the network; None: one a core, 2 to 16.
+    ddp
+        Processes that share every batch of a training.
 
     Raises
     ------
     TransferError
-        If the device is unknown or not there.
+        If the device is unknown or not there, or there are fewer of them than processes.
     """
     chosen = make_device(device)
+    _check_processes(ddp, chosen)
     keep_freed_memory()
     return RunContext(
         cache=ArrayCache(cache_dir or default_cache_dir()),
@@ -113,7 +121,21 @@ def make_context(
         n_workers=workers or max(2, min(16, os.cpu_count() or 2)),
         on_progress=on_progress,
         on_note=on_note,
+        n_processes=ddp,
     )
+
+
+def _check_processes(ddp: int, device: torch.device) -> None:
+    if ddp < 1:
+        raise TransferError(f"--ddp must be at least 1, got {ddp}.")
+    if ddp == 1 or device.type == "cpu":
+        return
+    n_gpus = torch.cuda.device_count() - (device.index or 0) if device.type == "cuda" else 1
+    if ddp > n_gpus:
+        raise TransferError(
+            f"--ddp {ddp} needs as many GPUs from {device} on; {n_gpus} found. Give --ddp "
+            f"{n_gpus}, or another --device."
+        )
 
 
 def make_device(device: str) -> torch.device:

@@ -4,8 +4,11 @@ Read `train` first. `_Learner` holds all that changes while it runs, so that it 
 (`checkpoint`) and taken up again; where the inputs come from is the business of `inputs`.
 """
 
+import contextlib
+import copy
+import pickle
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,17 +19,26 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from strategies.core.backbone import Backbone, stages
 from strategies.core.checkpoint import Checkpoint, Snapshot, identity_of
-from strategies.core.depthwise import QuickDepthwise
+from strategies.core.depthwise import QuickDepthwise, training_precision
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
-from strategies.core.features import batches, to_input
-from strategies.core.inputs import Inputs, open_inputs
+from strategies.core.inputs import Inputs, Pictures, open_inputs
+from strategies.core.memory import check_short_memory
 from strategies.core.metrics import Scores
 from strategies.core.mixing import mixed
 from strategies.core.network import Network
-from strategies.core.optimiser import NO_TIME, Pace, freeze, make_optimiser, pull_back, warm_cosine
+from strategies.core.optimiser import (
+    NO_TIME,
+    Pace,
+    freeze,
+    make_optimiser,
+    pull_back,
+    restore_optimiser,
+    warm_cosine,
+)
 from strategies.core.recipe import Recipe
 from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, Split, labels_of
+from strategies.core.task import ImageTask, labels_of
+from strategies.core.team import Team, assembled
 
 ROUNDS = 6
 """A training is judged on val so often, each a call of ``on_epoch``; less often if short."""
@@ -62,16 +74,20 @@ def train(
     network.to(ctx.device).to(memory_format=torch.channels_last)
     stage = stages(network.body.net, backbone)
     freeze(network.body, stage, recipe)
-    with open_inputs(network, stage, task, backbone, recipe, ctx) as inputs:
+    with (
+        open_inputs(network, stage, task, backbone, recipe, ctx) as found,
+        _team(found, task, backbone, recipe, ctx) as team,
+    ):
+        inputs = found.shared(team)
         checkpoint = _checkpoint(inputs, task, backbone, recipe, ctx)
-        learner = _Learner(inputs, stage, task, recipe, ctx)
+        learner = _Learner(inputs, stage, task, recipe, ctx, team)
         resumed = learner.restore(checkpoint)
         if not resumed:
             learner.judge()
         pace = Pace(recipe, ctx, learner.step, learner.progress, learner.judging_s)
         learner.rounds = learner.affordable_rounds(pace.seconds)
         for rows, images in inputs.batches(learner.step):
-            learner.progress = pace.progress(learner.step)
+            learner.progress = team.agree(pace.progress(learner.step))
             if learner.step == 0 and learner.progress >= 1:
                 raise OutOfTime(NO_TIME)
             if learner.round_is_over():
@@ -88,6 +104,42 @@ def train(
     if checkpoint:
         checkpoint.remove()
     return scores if task.val else None
+
+
+@contextlib.contextmanager
+def _team(
+    inputs: Inputs, task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext
+) -> Iterator[Team]:
+    """Start the other processes that the context asks for, where there is enough to share."""
+    if ctx.n_processes > 1 and inputs.kind != Pictures.kind:
+        ctx.on_note("What follows the frozen stages is trained by one process, in spite of --ddp.")
+        ctx = replace(ctx, n_processes=1)
+    network = copy.deepcopy(inputs.network).cpu() if ctx.n_processes > 1 else None
+    job = (pickle.dumps(network), task, backbone, recipe)  # bytes: no memory is shared
+    with assembled(_help, job, ctx, recipe.batch_size) as team:
+        yield team
+
+
+def _help(
+    team: Team,
+    ctx: RunContext,
+    pickled: bytes,
+    task: ImageTask,
+    backbone: Backbone,
+    recipe: Recipe,
+) -> None:
+    """Do in another process what `train` does, but for all that rank 0 does alone."""
+    network: Network = pickle.loads(pickled)  # from the process that started this one
+    network.to(ctx.device).to(memory_format=torch.channels_last)
+    inputs = Pictures(network, task, backbone, recipe, ctx, team)
+    stage = stages(network.body.net, backbone)
+    learner = _Learner(inputs, stage, task, recipe, ctx, team)
+    learner.restore(_checkpoint(inputs, task, backbone, recipe, ctx))
+    for rows, images in inputs.batches(learner.step):
+        learner.progress = team.agree(learner.progress)
+        if learner.progress >= 1:
+            break
+        learner.take_step(rows, images)
 
 
 def _checkpoint(
@@ -109,8 +161,9 @@ class _Learner:
         task: ImageTask,
         recipe: Recipe,
         ctx: RunContext,
+        team: Team,
     ) -> None:
-        self.inputs, self.recipe, self.ctx = inputs, recipe, ctx
+        self.inputs, self.recipe, self.ctx, self.team = inputs, recipe, ctx, team
         self.network = network = inputs.network
         self.kept = freeze(network.body, stage, recipe)
         self.optimiser = make_optimiser(network.body, network.head, stage, recipe)
@@ -207,7 +260,8 @@ class _Learner:
         """Change the weights; False, and nothing changed, if loss or gradient is not finite."""
         buffers = _copy(dict(self.network.named_buffers()))  # BatchNorm's move on the way
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        if self._gradient(images, targets, buffers):
+        if self.team.all(self._gradient(images, targets, buffers)):
+            self.team.add_up(trained)
             self.scaler.unscale_(self.optimiser)
             norm = nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
             if torch.isfinite(norm):
@@ -239,14 +293,17 @@ class _Learner:
     def _backward(self, images: Tensor, targets: Tensor) -> bool:
         for first in range(0, len(images), self.micro_batch):
             part = slice(first, first + self.micro_batch)
-            with self.training_ctx.autocast(), QuickDepthwise():
+            with self.training_ctx.autocast(), QuickDepthwise(), self.team.norms():
                 scores = self.network(images[part])
-            loss = nn.functional.cross_entropy(
-                scores.float(),
-                targets[part],
-                label_smoothing=self.recipe.label_smoothing,
-                reduction="sum",
-            ) / len(images)
+            loss = (
+                nn.functional.cross_entropy(
+                    scores.float(),
+                    targets[part],
+                    label_smoothing=self.recipe.label_smoothing,
+                    reduction="sum",
+                )
+                / self.recipe.batch_size
+            )
             if not torch.isfinite(loss):
                 return False
             torch.autograd.backward(self.scaler.scale(loss))
@@ -254,21 +311,24 @@ class _Learner:
 
     def _shrink(self, error: RuntimeError) -> None:
         """Halve the parts of a batch after an out-of-memory error; raise after any other."""
-        if isinstance(error, torch.AcceleratorError):
-            raise TransferError(
-                f"The device {self.ctx.device} failed: {str(error).splitlines()[0]} Its state is "
-                "lost, so the training cannot go on; start again, or use --device cpu."
-            ) from error
-        if not is_out_of_memory(error):
-            raise error
+        check_short_memory(error, self.ctx.device)
         if self.micro_batch == 1:
             raise TransferError(
                 f"The memory of {self.ctx.device} does not suffice to train on one picture at a "
                 "time. Use a smaller --input-px, a smaller backbone, or --device cpu."
             ) from error
+        if self.team.size > 1 and self._learns_statistics():
+            raise TransferError(
+                f"The memory of {self.ctx.device} does not suffice for its share of a batch, and "
+                "BatchNorm must see all of it at once. Use a larger --ddp or a smaller --input-px."
+            ) from error
         self.micro_batch = (min(self.micro_batch, self.recipe.batch_size) + 1) // 2
         if self.ctx.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _learns_statistics(self) -> bool:
+        norms = {m for m in self.network.modules() if isinstance(m, nn.BatchNorm2d)}
+        return not norms <= self.kept
 
     def snapshot(self) -> Snapshot:
         """Return all that changes."""
@@ -289,7 +349,8 @@ class _Learner:
     def restore(self, checkpoint: Checkpoint | None) -> bool:
         """Go back to where a checkpoint was written; False if there is none of this training."""
         found = checkpoint.read(self.ctx.device) if checkpoint else None
-        if found is None:
+        resumed = self.team.all(found is not None)  # and all have read it before it is replaced
+        if found is None or not resumed:
             return False
         groups: dict[str, dict[str, Tensor]] = {}
         for name, value in found.tensors.items():
@@ -299,7 +360,7 @@ class _Learner:
         self.best, self.start = groups["best"], groups["start"]
         if self.average:
             self.average.load_state_dict(groups["average"])
-        _restore_optimiser(self.optimiser, groups.get("optimiser", {}))
+        restore_optimiser(self.optimiser, groups.get("optimiser", {}))
         self.scores = found.tensors["scores"].cpu().numpy()
         self.best_scores = found.tensors["best_scores"].cpu().numpy()
         torch.set_rng_state(found.tensors["rng"].cpu())
@@ -316,22 +377,6 @@ def _average_of(network: Network, decay: float) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=step, use_buffers=True)
 
 
-def training_precision(network: nn.Module, ctx: RunContext) -> torch.dtype:
-    """Return the precision that a network trains fastest in, of this and full precision.
-
-    On CPUs the backward pass of depthwise convolutions is slower in bfloat16 than in float32:
-    EfficientNet-Lite0 at 96 px trains on 41 pictures a second against 70 (one core, AVX512-BF16).
-    """
-    depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
-    return torch.float32 if ctx.device.type == "cpu" and depthwise else ctx.precision
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory was short, on any device."""
-    said = ("not enough memory", "can't allocate memory", "out of memory")
-    return isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in said)
-
-
 def _clearly_better(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
     """Whether hits on the same pictures differ by more than chance would let them (`CLEARLY`)."""
     gap = one.astype(np.float64) - other
@@ -346,22 +391,3 @@ def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _restore(network: nn.Module, buffers: Mapping[str, Tensor]) -> None:
     for name, buffer in network.named_buffers():
         buffer.copy_(buffers[name])
-
-
-def _restore_optimiser(optimiser: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in flat.items():
-        number, _, key = name.partition("/")
-        state.setdefault(int(number), {})[key] = value
-    optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
-
-
-@torch.inference_mode()
-def scores_of(network: Network, split: Split, backbone: Backbone, ctx: RunContext) -> Scores:
-    """Return the scores of a split's pictures, centre crops, shape (n, classes)."""
-    network.eval()
-    parts = []
-    for pixels in batches([p.path for p in split], backbone, ctx.n_workers):
-        with ctx.autocast():
-            parts.append(network(to_input(pixels, backbone, ctx.device)).float().cpu().numpy())
-    return np.concatenate(parts)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from typer.testing import CliRunner
 from advisor import devices
 from advisor.cli import auto_app
 from advisor.devices import devices_of, worker_command, worker_environment, workers_on
+from advisor.options import DEFAULTS
+from advisor.session import _note_of_ddp
 from strategies.core.errors import TransferError
 from strategies.core.progress import ignore_note
 
@@ -79,6 +82,15 @@ def test_device_and_devices_together_are_refused(
 
     assert "both given" in run("--device", "cpu", "--devices", "cpu,cpu")
     assert "names no device" in run("--devices", "cpu,")
+    assert "both given" in run("--ddp", "2", "--devices", "cpu,cpu")
+
+
+def test_sharing_batches_is_without_effect_on_a_probe_and_says_so() -> None:
+    notes: list[str] = []
+    options = replace(DEFAULTS, ddp=2, on_note=notes.append)
+    for strategy in ("linear_probe", "full_fine_tune", "auto"):
+        _note_of_ddp(replace(options, strategy=strategy))
+    assert notes == ["--ddp is without effect: linear_probe trains no network."]
 
 
 def owners(lines: Sequence[str]) -> set[str]:

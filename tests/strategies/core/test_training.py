@@ -10,13 +10,15 @@ from torch import Tensor, nn
 from strategies.core import loader, optimiser, training
 from strategies.core.backbone import Backbone, stages
 from strategies.core.classifier import make_network
+from strategies.core.depthwise import training_precision
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
 from strategies.core.inputs import Pictures
-from strategies.core.network import Network
+from strategies.core.network import Network, scores_of
 from strategies.core.recipe import Recipe
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask
-from strategies.core.training import ROUNDS, scores_of, train
+from strategies.core.team import ALONE
+from strategies.core.training import ROUNDS, train
 
 
 @pytest.fixture
@@ -143,7 +145,8 @@ def _learner(
     network: Network, task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext
 ) -> training._Learner:
     fed = Pictures(network, task, backbone, recipe, ctx)
-    return training._Learner(fed, stages(network.body.net, backbone), task, recipe, ctx)
+    stage = stages(network.body.net, backbone)
+    return training._Learner(fed, stage, task, recipe, ctx, ALONE)
 
 
 def test_a_batch_that_is_not_finite_leaves_no_trace(
@@ -181,7 +184,7 @@ def test_overflow_in_float16_lowers_the_scale_and_not_the_learning_rate(
     tiny: Backbone, small_task: ImageTask, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx).train()
-    learner = _learner(network, small_task, tiny, Recipe(1, 0.1), ctx)
+    learner = _learner(network, small_task, tiny, Recipe(1, 0.1, batch_size=4), ctx)
     learner.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
     before = _state(network)
 
@@ -454,8 +457,8 @@ def test_networks_with_depthwise_convolutions_train_in_full_precision_on_a_cpu(
 ) -> None:
     half = replace(ctx, precision=torch.bfloat16)
 
-    assert training.training_precision(backbone.build(), half) == torch.float32
-    assert training.training_precision(_network(tiny, ctx), half) == torch.bfloat16
+    assert training_precision(backbone.build(), half) == torch.float32
+    assert training_precision(_network(tiny, ctx), half) == torch.bfloat16
 
 
 def test_every_round_is_told_with_its_accuracy_on_val(
