@@ -86,6 +86,18 @@ def test_a_killed_workers_training_goes_on_at_the_coordinator(
     assert found.best.val_accuracy is not None
 
 
+def test_every_fold_of_a_trial_has_its_own_checkpoint(pair: tuple[Runner, Runner]) -> None:
+    here, there = (runner.folder for runner in pair)
+    for fold in (0, 1):
+        there.checkpoint(3, fold).write_text(f"fold {fold}")
+        there.share_checkpoint(3, fold)
+    assert [here.checkpoint(3, fold).read_text() for fold in (0, 1)] == ["fold 0", "fold 1"]
+    there.drop_checkpoint(3, 1)
+    here.drop_checkpoint(3, 0)
+    assert not here.checkpoint(3, 0).exists()
+    assert not there.checkpoint(3, 1).exists()
+
+
 def test_nothing_is_left_in_the_store_once_the_run_is_over(
     pair: tuple[Runner, Runner], tmp_path: Path
 ) -> None:
