@@ -26,7 +26,11 @@ class Clock:
     s_per_image
         Seconds to judge one picture, as seen lately.
     control_s
-        Seconds that the search leaves to the control; what it does not use can be given back.
+        Seconds that the search leaves to the control.
+    has_control
+        Whether the probe that leads has its control already; a training that leads needs its own.
+    training_leads
+        Whether the best trial so far is a training.
     page_s
         Seconds that the page took when it was drafted.
     """
@@ -37,6 +41,8 @@ class Clock:
     s_per_image: float
     control_s: float = 0.0
     page_s: float = 0.0
+    has_control: bool = False
+    training_leads: bool = False
 
     def saw(self, n: int, seconds: float) -> None:
         """Learn from having judged `n` pictures; a slow moment is forgotten by and by."""
@@ -52,7 +58,8 @@ class Clock:
 
     def search_ends_s(self) -> float:
         """Return the ``time.monotonic()`` at which the last trial must be over."""
-        return self.judging_begins_s() - self.control_s
+        is_due = self.training_leads or not self.has_control
+        return self.judging_begins_s() - is_due * self.control_s
 
     def fit_ends_s(self) -> float:
         """Return the ``time.monotonic()`` at which a trial must turn to being judged on val."""

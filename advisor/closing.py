@@ -4,12 +4,16 @@ import time
 from dataclasses import dataclass, replace
 
 from advisor.clock import Clock
-from advisor.control_fit import Control, fit_control
+from advisor.control_fit import Control, fit_control, is_quick
 from advisor.gallery import Gallery, make_gallery
 from advisor.pipeline import Prepared
 from advisor.report.files import PAGE_FILE, write_page
 from advisor.run_folder import RunFolder
+from advisor.search import Search
 from advisor.types import Advice, Ended, TrialRecord
+from strategies.core.task import ImageTask
+from strategies.from_scratch import FromScratch
+from strategies.registry import get_strategy
 
 CONTROL_SHARE = 0.1
 """Share of the time limit that the search leaves to the control."""
@@ -31,6 +35,31 @@ class Draft:
 
     gallery: Gallery
     seconds: float
+
+
+def search_with_control(
+    search: Search, advice: Advice, prepared: Prepared, *, wanted: bool
+) -> tuple[Draft, Control | None]:
+    """Search until the time is up; on the way draft the page and fit the control, if it is wanted.
+
+    What both turn out to cost is all that is set aside for them.
+    """
+    folder, clock = search.folder, search.clock
+    search.run(until_found=True)
+    draft = draft_page(folder, advice, prepared, clock.left_s())
+    clock.page_s = draft.seconds
+    control = None
+    if wanted and not search.interrupt.asked:
+        control = early_control(folder, prepared, clock)
+        clock.has_control = control is not None
+    search.run()
+    if wanted and not search.interrupt.asked:
+        control = last_control(folder, prepared, clock, search.ended(), control)
+        clock.control_s = 0.0  # what the control left over is searched with
+        if control is None:
+            clock.n_test //= 2  # nothing but the classifier will be judged
+        search.run()
+    return draft, control
 
 
 def draft_page(
@@ -55,18 +84,42 @@ def draft_page(
     return Draft(gallery, time.monotonic() - begun)
 
 
-def make_control(
-    best: tuple[TrialRecord, bool], prepared: Prepared, clock: Clock, ended: Ended
-) -> Control | None:
-    """Fit the control to the pictures that the best classifier was fitted to.
+def early_control(folder: RunFolder, prepared: Prepared, clock: Clock) -> Control | None:
+    """Fit the control of a probe that leads before the search goes on, if that is soon done.
 
-    It may use up what the search has left, unless that ended before its time.
+    Then the search needs to leave no time to it, and its last training can have all that is left.
     """
-    record, refitted = best
-    hidden = prepared.task.hide_test()
-    task = hidden.with_val_in_train() if refitted else hidden
+    best = folder.best()
+    if best is None or get_strategy(best[0].strategy).selects_on_val:
+        return None
+    task = _learnt_from(best, prepared)
+    ctx = replace(prepared.ctx, deadline_s=time.monotonic() + clock.control_s)
+    if not is_quick(best[0], task, prepared.backbone, ctx):
+        return None
+    return fit_control(best[0], task, prepared.backbone, ctx)
+
+
+def last_control(
+    folder: RunFolder, prepared: Prepared, clock: Clock, ended: Ended, early: Control | None
+) -> Control | None:
+    """Fit the control of what leads at the end; the early one stands if it is of that strategy.
+
+    It also stands where there is no time for another. This one may use up what the search has
+    left, unless that ended before its time.
+    """
+    best = folder.best()
+    if best is None or (early is not None and early.of == best[0].strategy):
+        return early
     deadline_s = clock.judging_begins_s()
     if ended != "time":
         deadline_s = min(deadline_s, time.monotonic() + clock.control_s)
     ctx = replace(prepared.ctx, deadline_s=deadline_s)
-    return fit_control(record, task, prepared.backbone, ctx)
+    late = fit_control(best[0], _learnt_from(best, prepared), prepared.backbone, ctx)
+    owes_nothing = best[0].strategy == FromScratch.name
+    return late if owes_nothing else late or early
+
+
+def _learnt_from(best: tuple[TrialRecord, bool], prepared: Prepared) -> ImageTask:
+    """Return the pictures that the best classifier was fitted to."""
+    hidden = prepared.task.hide_test()
+    return hidden.with_val_in_train() if best[1] else hidden

@@ -19,9 +19,16 @@ from strategies.registry import get_strategy
 
 @dataclass(frozen=True)
 class Control:
-    """A classifier that owes nothing to pretraining, and what it is, for people."""
+    """A classifier that owes nothing to pretraining, and what it is, for people.
+
+    Attributes
+    ----------
+    of
+        The strategy that it is the control of.
+    """
 
     name: str
+    of: str
     classifier: ImageClassifier
 
 
@@ -48,19 +55,22 @@ def fit_control(
         return None
     strategy = get_strategy(best.strategy)
     try:
-        if strategy.selects_on_val or not _is_quick(best, task, backbone, ctx):
+        if strategy.selects_on_val or not is_quick(best, task, backbone, ctx):
             fresh = FromScratch(input_px=best.hyperparameters.get("input_px"))
             unjudged = replace(task, val=())  # it has a single setting: nothing is to be selected
-            return Control(FromScratch.name, fresh.fit(unjudged, backbone, ctx))
+            return Control(FromScratch.name, best.strategy, fresh.fit(unjudged, backbone, ctx))
         same = {**best.hyperparameters, "strength": None}  # that one suits pretrained features
         fitted = strategy(**same).fit(task, backbone.with_random_weights(), ctx)
     except OutOfTime:
-        ctx.on_note("The control without pretrained weights was left out: there was no time.")
+        ctx.on_note(
+            f"A control of the {best.strategy} without pretrained weights was left out: there was "
+            "no time."
+        )
         return None
-    return Control(f"{best.strategy} on random weights", fitted)
+    return Control(f"{best.strategy} on random weights", best.strategy, fitted)
 
 
-def _is_quick(best: TrialRecord, task: ImageTask, backbone: Backbone, ctx: RunContext) -> bool:
+def is_quick(best: TrialRecord, task: ImageTask, backbone: Backbone, ctx: RunContext) -> bool:
     """Whether there is time to pass what a probe learns from through random weights."""
     random = resized(backbone, best.hyperparameters.get("input_px")).with_random_weights()
     views = best.hyperparameters.get("views") or 1

@@ -104,6 +104,8 @@ class Search:
             if not self._is_open() or self.clock.left_s() <= 0:
                 return None, False
             known = self.folder.best()
+            if known:
+                self.clock.training_leads = get_strategy(known[0].strategy).selects_on_val
             self.trials.mend(own=False, kept=known and known[0])
             standing = self.trials.standing()
             shortest_s = len(self.scoring.folds) * self.clock.shortest_s()

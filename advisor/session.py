@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from advisor.clock import Clock
-from advisor.closing import CONTROL_SHARE, PAGE_S, draft_page, make_control
+from advisor.closing import CONTROL_SHARE, PAGE_S, search_with_control
 from advisor.contest import Contest, make_contest
 from advisor.control_fit import judge_both
 from advisor.devices import devices_of, workers_on
@@ -199,17 +199,9 @@ def _session(
             search.trials.mend(own=True, kept=best and best[0])
         if not was_judging:  # else test may have been read already: the search is over
             folder.enter("searching", ends_at)
-            search.run(until_found=True)
-        draft = draft_page(folder, advice, prepared, search.clock.left_s())
-        search.clock.page_s = draft.seconds
-        if not was_judging:
-            search.run()
-        test, control, best = prepared.task.test, None, folder.best()
-        if settings.control and test and best and not interrupt.asked:
-            control = make_control(best, prepared, search.clock, search.ended())
-            search.clock.control_s = 0.0  # what the control left over is searched with
-            search.clock.n_test = (1 + (control is not None)) * len(test)
-            search.run()
+        test = prepared.task.test
+        wanted = bool(settings.control and test)
+        draft, control = search_with_control(search, advice, prepared, wanted=wanted)
         with search.trials.lock.held():
             folder.enter("judging", ends_at)
         found = _result(search)

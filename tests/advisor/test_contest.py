@@ -186,7 +186,9 @@ def test_what_control_and_page_turn_out_to_need_is_what_is_set_aside() -> None:
     before = clock.search_ends_s()
     clock.page_s = 2.0
     assert clock.search_ends_s() == pytest.approx(before + 1.15 * 4.0)
-    clock.control_s = 0.0
+    clock.training_leads, clock.has_control = True, True
+    assert clock.search_ends_s() == clock.judging_begins_s() - 60.0
+    clock.training_leads = False
     assert clock.search_ends_s() == clock.judging_begins_s() == clock.page_begins_s()
 
 

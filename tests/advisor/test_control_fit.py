@@ -54,7 +54,7 @@ def test_a_control_that_has_no_time_is_left_out_and_said_so(
 
     assert fit_control(best("full_fine_tune", lr=1e-3), small_task, backbone, late) is None
     assert "left out" in said[0]
-    chosen = Control("itself", LinearProbe(views=1).fit(small_task, backbone, ctx))
+    chosen = Control("itself", "linear_probe", LinearProbe(views=1).fit(small_task, backbone, ctx))
     assert judge_both(chosen.classifier, None, small_task.val, ctx)[1] is None
 
 
@@ -65,7 +65,9 @@ def test_a_control_that_cannot_be_judged_in_time_is_not_and_the_classifier_is(
     chosen = LinearProbe(views=1).fit(small_task, backbone, ctx)
     late = replace(ctx, deadline_s=time.monotonic(), on_note=said.append)
 
-    judged, gain = judge_both(chosen, Control("itself", chosen), small_task.val, late)
+    judged, gain = judge_both(
+        chosen, Control("itself", "linear_probe", chosen), small_task.val, late
+    )
 
     assert judged.n == len(small_task.val)
     assert gain is None
