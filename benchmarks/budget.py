@@ -3,7 +3,7 @@
 Appends one JSON line a run to --out and leaves out what is there already. A run may end early only
 if it says that nothing was left to try (val without an error, or no training in the race); these
 are counted apart. ``load``: how many processes wanted to run, on average over the last minute; on
-a machine that others use too a run has less than its time.
+a machine that others use too a run has less than its time: ``cpu_s`` of it.
 Example::
 
     python benchmarks/budget.py --data ../shared/data --sets hymenoptera flowers5 --times 1m 3m
@@ -12,6 +12,7 @@ Example::
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ def measure(data: Path, limit: str, cache: Path, seed: int) -> dict[str, object]
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "run"
         arguments = ["run", str(data), "--out", str(run), "--time", limit, "--seed", str(seed)]
-        begun = time.monotonic()
+        begun, used_s = time.monotonic(), _children_s()
         done = subprocess.run(
             [*COMMAND, *arguments, "--cache-dir", str(cache), "--quiet"],
             capture_output=True,
@@ -47,6 +48,7 @@ def measure(data: Path, limit: str, cache: Path, seed: int) -> dict[str, object]
         "exit": done.returncode,
         "took_s": round(took_s, 1),
         "over_s": round(took_s - limit_s, 1),
+        "cpu_s": round(_children_s() - used_s, 1),
         "load": round(os.getloadavg()[0], 1),
         "within": abs(took_s - limit_s) <= max(0.05 * limit_s, 5),
         "ended": found.get("ended"),
@@ -55,6 +57,12 @@ def measure(data: Path, limit: str, cache: Path, seed: int) -> dict[str, object]
         "best": found["best"]["strategy"] if found else None,
         "said": done.stderr[-300:],
     }
+
+
+def _children_s() -> float:
+    """Return the processor seconds of all runs so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
