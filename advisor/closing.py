@@ -17,6 +17,9 @@ from strategies.registry import get_strategy
 
 CONTROL_SHARE = 0.1
 """Share of the time limit that the search leaves to the control."""
+MAP_S = 8.0
+"""A map of a thousand pictures is left out if the search has less time than this: it takes as long
+on a slow core."""
 PAGE_S = 6.0
 """Seconds for map and page on one core, until they have been made once."""
 
@@ -68,7 +71,7 @@ def draft_page(
     """Write the page of the advice into the run folder, and see how long that takes.
 
     What is made before most of the search needs no time set aside behind it. The map is left out
-    if the search has no seconds left.
+    in a hurry (`MAP_S`).
 
     Raises
     ------
@@ -77,7 +80,7 @@ def draft_page(
     """
     task, ctx = prepared.task.hide_test(), replace(prepared.ctx, deadline_s=None)
     gallery = Gallery(n_pictures=len(task.fit_split))
-    if seconds_left > 0:
+    if seconds_left > MAP_S:
         gallery = make_gallery(advice, task, prepared.backbone, ctx)
     begun = time.monotonic()
     write_page(folder.path / PAGE_FILE, advice, gallery)
