@@ -7,7 +7,7 @@ from advisor.clock import Clock
 from advisor.control_fit import Control, fit_control, is_quick
 from advisor.gallery import Gallery, make_gallery
 from advisor.pipeline import Prepared
-from advisor.report.files import PAGE_FILE, write_page
+from advisor.report.files import PAGE_FILE, load_scripts, write_page
 from advisor.run_folder import RunFolder
 from advisor.search import Search
 from advisor.types import Advice, Ended, TrialRecord
@@ -82,6 +82,7 @@ def draft_page(
     gallery = Gallery(n_pictures=len(task.fit_split))
     if seconds_left > MAP_S:
         gallery = make_gallery(advice, task, prepared.backbone, ctx)
+    load_scripts()
     begun = time.monotonic()
     write_page(folder.path / PAGE_FILE, advice, gallery)
     return Draft(gallery, time.monotonic() - begun)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from advisor.gallery import Gallery, with_mistakes
 from advisor.report.as_markdown import model_card
+from advisor.report.html import load_scripts as load_scripts
 from advisor.report.html import page
 from advisor.types import Advice, Outcome
 from strategies.core.classifier import write_text

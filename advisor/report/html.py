@@ -217,6 +217,11 @@ def _script_json(value: object) -> str:
     return text
 
 
+def load_scripts() -> None:
+    """Get ready what the first page of a process would have to wait for: some seconds."""
+    _vega()
+
+
 @cache
 def _vega() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script, from the package that ships them."""
