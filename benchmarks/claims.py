@@ -287,7 +287,8 @@ def main() -> None:
     ]
     print("| claim | source | held | numbers |\n|---|---|---|---|")
     for verdict in verdicts:
-        print(verdict.row())
+        if verdict.cases:
+            print(verdict.row())
     if args.plot is not None:
         args.plot.write_text(plot(extra))
 
