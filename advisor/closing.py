@@ -108,13 +108,17 @@ def last_control(
 ) -> Control | None:
     """Fit the control of what leads at the end; the early one stands if it is of that strategy.
 
-    It also stands where there is no time for another. This one may use up what the search has
-    left, unless that ended before its time.
+    It also stands where there is no time for another: to another probe nothing was set aside, so
+    its control must find its whole share. This one may use up what the search has left, unless
+    that ended before its time.
     """
     best = folder.best()
     if best is None or (early is not None and early.of == best[0].strategy):
         return early
     deadline_s = clock.judging_begins_s()
+    is_due = get_strategy(best[0].strategy).selects_on_val
+    if early is not None and not is_due and deadline_s - time.monotonic() < clock.control_s:
+        return early
     if ended != "time":
         deadline_s = min(deadline_s, time.monotonic() + clock.control_s)
     ctx = replace(prepared.ctx, deadline_s=deadline_s)

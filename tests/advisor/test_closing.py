@@ -55,6 +55,18 @@ def test_the_early_control_of_a_probe_stands_while_that_probe_leads(
     assert closing.last_control(run.folder, prepared, clock(-1), "time", other) is other
 
 
+def test_another_probe_gets_a_control_of_its_own_only_if_its_whole_share_is_left(
+    run: Runner, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(max_trials=1)
+    early = closing.early_control(run.folder, prepared, clock(600))
+    assert early is not None
+    other = replace(early, of="layer_svm")
+    short = replace(clock(600), control_s=700.0)
+    monkeypatch.setattr(closing, "fit_control", lambda *given: pytest.fail("a futile fit"))
+    assert closing.last_control(run.folder, prepared, short, "time", other) is other
+
+
 def test_a_training_that_leads_waits_for_its_control_until_the_end(
     run: Runner, prepared: Prepared, monkeypatch: pytest.MonkeyPatch
 ) -> None:
