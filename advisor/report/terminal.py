@@ -151,7 +151,7 @@ def _backbones(advice: Advice) -> RenderableType | None:
     for name in ("", "backbone", "linear probe", "points behind", "a picture"):
         table.add_column(name, overflow="fold")
     for b in advice.backbones:
-        behind = "" if b.behind_best is None else points(b.behind_best).replace(" points", "")
+        behind = "" if b.behind_best is None else points(b.behind_best, unit="")
         cost = f"{b.ms_per_image:.0f} ms"
         table.add_row(str(b.rank), Text(b.name), b.accuracy.percent(), behind, cost)
     return table

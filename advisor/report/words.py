@@ -72,9 +72,9 @@ def size_line(advice: Advice) -> str:
     )
 
 
-def points(gain: Interval) -> str:
+def points(gain: Interval, unit: str = " points") -> str:
     """Format a difference of accuracies: ``"+1.2 points [-0.3, +2.8]"``."""
-    return f"{100 * gain.mid:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    return f"{100 * gain.mid:+.1f}{unit} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
 
 
 def risk_words(advice: Advice) -> str | None:
