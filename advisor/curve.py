@@ -71,6 +71,11 @@ def learning_curve(
     )
 
 
+def continued(curve: LearningCurve, n_per_class: float) -> Interval:
+    """Return the accuracy that a measured curve promises for so many pictures a class."""
+    return _predict([Point(*measured) for measured in curve.measured], n_per_class)
+
+
 def exponent(points: list[Point]) -> tuple[float, float]:
     """Return the exponent of the error's power law and its standard deviation, see `_fit`."""
     mean, covariance = _fit(points)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from scipy.special import expit, logit
 from scipy.stats import norm
 
+from advisor.curve import continued
 from advisor.priors import Priors, Usual, Variant
 from advisor.types import LearningCurve, Pilot, Profile
 from strategies.core.metrics import LEVEL, Interval
@@ -108,13 +109,37 @@ def predict_gain(variant: Variant, profile: Profile, priors: Priors) -> Gain:
 
     What is not known of the evidence widens what is left open.
     """
-    evidence = evidence_of(profile)
+    return gain_by(variant, evidence_of(profile), profile.pilot, priors)
+
+
+def gain_by(
+    variant: Variant, evidence: Mapping[str, Evidence], pilot: Pilot | None, priors: Priors
+) -> Gain:
+    """Predict a variant's gain where this is the evidence."""
     mean, variance = variant.intercept, variant.sd**2
     for name, weight in variant.weights.items():
         distance, share = evidence[name].beside(priors.evidence[name])
         mean += weight * distance
         variance += weight**2 * (1 - share)
-    return _with_pilot(mean, variance, variant.strategy, profile.pilot, priors)
+    return _with_pilot(mean, variance, variant.strategy, pilot, priors)
+
+
+def with_more_pictures(
+    evidence: Mapping[str, Evidence], profile: Profile, factor: float
+) -> Mapping[str, Evidence]:
+    """Return what the evidence would be with so many times the pictures.
+
+    The probe's accuracy follows its learning curve, where there is one; what else is known stays.
+    """
+    if factor == 1:
+        return evidence
+    more, n = math.log10(factor), profile.n_measured
+    sizes = {k: Evidence(evidence[k].value + more, 0.0) for k in ("size", "total")}
+    if profile.curve is None:
+        return {**evidence, **sizes}
+    then = continued(profile.curve, factor * profile.curve.measured[-1][0])
+    probe = Evidence(log_odds(then.mid, n), _noise(then) / _steepness(then.mid, n))
+    return {**evidence, **sizes, "probe": probe}
 
 
 def _with_pilot(

@@ -27,6 +27,8 @@ class Variant:
     ----------
     sd
         Standard deviation of a new case around that.
+    drift
+        Standard deviation of how the gain changes with ten times the pictures.
     fit_error, left_out_error
         Root mean square of what the line misses on its own cases, and on those of a data set that
         it was not fitted to.
@@ -39,6 +41,7 @@ class Variant:
     intercept: float
     weights: Mapping[str, float]
     sd: float
+    drift: float
     fit_error: float
     left_out_error: float
     cases: int

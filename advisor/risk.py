@@ -1,12 +1,21 @@
 """The chance of negative transfer, strategy by strategy: pure, from a profile and the priors."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
-from advisor.gain import Gain, Z, log_odds, predict_gain, shifted
+from advisor.gain import (
+    Gain,
+    Z,
+    evidence_of,
+    gain_by,
+    log_odds,
+    shifted,
+    with_more_pictures,
+)
 from advisor.priors import Priors, Usual
 from advisor.types import ProbeResult, Profile, TransferRisk
 from strategies.core.metrics import Interval
@@ -19,6 +28,8 @@ CLEAR = 0.02
 PROBES = ("linear_probe", "layer_svm")
 HOPELESS = 0.25
 """A probe says nothing if it surely gets less than this share of what guessing leaves."""
+FARTHEST, POINTS = 10_000, 41
+"""Pictures a class up to which lines are continued, and at how many sizes."""
 _NORMAL = norm.ppf((np.arange(15) + 0.5) / 15)
 """A standard normal value, as equally likely ones."""
 
@@ -80,12 +91,50 @@ def better_depth(profile: Profile) -> tuple[ProbeResult, ProbeResult] | None:
     return (best, last) if sure and gap > CLEAR else None
 
 
-def _gain(name: str, profile: Profile, priors: Priors) -> Gain | None:
+def catches_up(name: str, profile: Profile, priors: Priors) -> Interval | None:
+    """Return from how many pictures a class on training from scratch does as well.
+
+    What both gain is predicted for ever more pictures (`gain.with_more_pictures`): the median, and
+    where the chance that scratch has caught up passes 5 and 95%. None where it has caught up
+    already, or is not expected to within `FARTHEST`.
+    """
+    most = FARTHEST / profile.n_per_class
+    if most <= 1:
+        return None
+    factors = np.geomspace(1, most, POINTS)
+    chances = np.maximum.accumulate([_chance_with(f, name, profile, priors) for f in factors])
+    if not chances[0] < 0.5 <= chances[-1]:
+        return None
+    at = [min(int(np.searchsorted(chances, c)), POINTS - 1) for c in (0.05, 0.5, 0.95)]
+    return Interval(*(float(f"{profile.n_per_class * factors[i]:.2g}") for i in at))
+
+
+def _chance_with(factor: float, name: str, profile: Profile, priors: Priors) -> float:
+    """Return the chance that scratch does better with so many times the pictures."""
+    own, scratch = (_gain(s, profile, priors, factor) for s in (name, SCRATCH))
+    assert own is not None and scratch is not None
+    return _chance(own, scratch, priors.shared)
+
+
+def _chance(own: Gain, scratch: Gain, shared: float) -> float:
+    sd = math.sqrt(own.sd**2 + scratch.sd**2 - 2 * shared * own.sd * scratch.sd)
+    return float(norm.sf((own.mean - scratch.mean) / max(sd, 1e-6)))
+
+
+def _gain(name: str, profile: Profile, priors: Priors, factor: float = 1.0) -> Gain | None:
     """Return what a strategy gains over the linear probe; None where nothing is known of it."""
     if name == "linear_probe":
         return Gain(0.0, 0.0, 0.0)
-    tried = [predict_gain(v, profile, priors) for v in priors.variants if v.strategy == name]
-    return max(tried, key=lambda gain: gain.mean) if tried else None
+    evidence = with_more_pictures(evidence_of(profile), profile, factor)
+    tried = [
+        (gain_by(v, evidence, profile.pilot, priors), v.drift * math.log10(factor))
+        for v in priors.variants
+        if v.strategy == name
+    ]
+    if not tried:
+        return None
+    best, drift = max(tried, key=lambda pair: pair[0].mean)
+    return replace(best, sd=math.hypot(best.sd, drift))
 
 
 def _risk(name: str, own: Gain, scratch: Gain, profile: Profile, priors: Priors) -> TransferRisk:
@@ -103,7 +152,6 @@ def _risk(name: str, own: Gain, scratch: Gain, profile: Profile, priors: Priors)
     without = scratch.mean + scratch.sd * (shared * of_own + math.sqrt(1 - shared**2) * rest)
     ends = np.quantile(expit(centre + reached) - expit(centre + without), [0.05, 0.95])
     middle = float(expit(mid + own.mean) - expit(mid + scratch.mean))
-    sd = math.sqrt(own.sd**2 + scratch.sd**2 - 2 * shared * own.sd * scratch.sd)
-    chance = float(norm.sf((own.mean - scratch.mean) / max(sd, 1e-6)))
     interval = Interval(min(float(ends[0]), middle), middle, max(float(ends[1]), middle))
-    return TransferRisk(name, chance, interval)
+    chance = _chance(own, scratch, shared)
+    return TransferRisk(name, chance, interval, catches_up(name, profile, priors))

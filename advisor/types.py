@@ -65,8 +65,8 @@ class Profile:
     build_s
         Measured seconds of making the network.
     fine_tune_defaults
-        Learning rate and blend that the fine-tuning strategies would choose by themselves; empty
-        where that was not asked.
+        Learning rate, blend and mirroring that the fine-tuning strategies would choose by
+        themselves; empty where that was not asked.
     passes_per_trained_image
         Measured cost of training on a picture, in forward passes; None: not measured.
     rival
@@ -106,7 +106,7 @@ class Profile:
     head_s: Mapping[str, float] = field(default_factory=dict)
     build_s: float = 0.0
     passes_per_trained_image: float | None = None
-    fine_tune_defaults: Mapping[str, float] = field(default_factory=dict)
+    fine_tune_defaults: Mapping[str, float | bool] = field(default_factory=dict)
     rival: Rival | None = None
 
     @property
@@ -219,11 +219,15 @@ class TransferRisk:
         That `gain` is below 0, in [0, 1].
     gain
         Predicted transfer gain: accuracy of the strategy minus that of ``from_scratch``.
+    catches_up
+        Pictures a class from which on training from scratch is predicted to do as well, not
+        beyond `risk.FARTHEST`; None if it does now, or is not expected to before that.
     """
 
     strategy: str
     probability: float
     gain: Interval
+    catches_up: Interval | None = None
 
 
 @dataclass(frozen=True)

@@ -158,6 +158,7 @@ def _variant(
         "intercept": round(float(whole[0]), 3),
         "weights": {n: round(float(w), 3) for n, w in zip(SIGNS, whole[1:], strict=True)},
         "sd": _spread(unseen),
+        "drift": _drift(x, usual, _spread(unseen)),
         "fit_error": round(float(np.sqrt(np.mean(missed**2))), 3),
         "left_out_error": round(float(np.sqrt(np.mean(unseen**2))), 3),
         "cases": len(y),
@@ -218,6 +219,7 @@ def _unsure(rows: list[Row], strategy: str) -> dict[str, Any]:
         "intercept": round(middle, 3),
         "weights": dict.fromkeys(SIGNS, 0.0),
         "sd": round(float(np.hypot(_spread(gains - middle), SD_GUESS)), 3),
+        "drift": SD_GUESS,
         "fit_error": error,
         "left_out_error": error,
         "cases": len(gains),
@@ -243,6 +245,14 @@ def _line(x: Matrix, y: Matrix, probe_sd: float, guess: Mapping[str, float]) -> 
     )
     solution: Matrix = found.x
     return solution
+
+
+def _drift(x: Matrix, usual: Spreads, sd: float) -> float:
+    """Return the standard deviation of the line's change with ten times the pictures."""
+    design = np.column_stack([np.ones(len(x)), x])
+    ridge = RIDGE * np.diag([0.0, *np.ones(x.shape[1])])
+    ways = np.array([0.0, *((n in ("size", "total")) / usual[n].sd for n in SIGNS)])
+    return round(float(sd * np.sqrt(ways @ np.linalg.inv(design.T @ design + ridge) @ ways)), 3)
 
 
 def _apply(line: Matrix, x: Matrix) -> Matrix:

@@ -33,7 +33,7 @@ from rows import (
     read_rows,
 )
 
-from advisor.pilot import run_pilot
+from advisor.pilot import FEWEST, run_pilot
 from advisor.priors import load_priors
 from advisor.profile import measure
 from advisor.recommend import recommend
@@ -96,16 +96,12 @@ def main() -> None:
 
 
 def measure_all(cases: list[Case], task_of: Any, backbone: Backbone, args: Any) -> None:
-    """Write the profile of every case that has none yet, or none with a pilot if asked for.
-
-    With ``--again`` every profile is measured anew, and the pilots that were run are kept.
-    """
-    before = read_profiles(args.evidence)
+    """Write the profile of every case that has none yet, or none with a pilot if asked for."""
     known = {
-        case for case, profile in before.items() if profile.pilot is not None or not args.pilot
+        case
+        for case, profile in read_profiles(args.evidence).items()
+        if profile.pilot is not None or not args.pilot or profile.n < FEWEST
     }
-    pilots = {case: before[case].pilot for case in known} if args.again else {}
-    known -= pilots.keys()
     for case in cases:
         if case in known:
             continue
@@ -117,9 +113,7 @@ def measure_all(cases: list[Case], task_of: Any, backbone: Backbone, args: Any) 
             pooled = extract_features(task.fit_split, backbone, ctx).pooled
             labels = labels_of(task.fit_split)
             by_depth = [rate_features(x, labels, ctx.seed)["logme"].mid for x in pooled]
-            if case in pilots:
-                profile = replace(profile, pilot=pilots[case])
-            elif args.pilot:
+            if args.pilot:
                 advised = recommend(profile, load_priors(), "full_fine_tune").recommendations[0]
                 pilot = run_pilot(task, backbone, ctx, advised.hyperparameters, any_size=True)
                 profile = replace(profile, pilot=pilot)
@@ -209,7 +203,6 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--no-evidence", action="store_true", help="fits alone")
     parser.add_argument("--pilot", action="store_true", help="measure pilots too")
-    parser.add_argument("--again", action="store_true", help="measure evidence anew, not pilots")
     parser.add_argument("--n-per-class", nargs="*", type=int, default=[20, 5, 100])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)

@@ -11,6 +11,7 @@ from strategies.core.classifier import ImageClassifier
 from strategies.core.fine_tuning import fine_tune, prepare, training_passes
 from strategies.core.recipe import (
     BATCH_SIZE,
+    LABEL_SMOOTHING,
     BatchNorm,
     Optimiser,
     Recipe,
@@ -37,7 +38,8 @@ class FullFineTune(Strategy):
     steps
         Optimiser steps of 32 pictures; None: eight epochs, within 150 and 600.
     hflip
-        Whether train pictures are mirrored at random (wrong for letters and hands).
+        Whether train pictures are mirrored at random (wrong for letters and hands); None: near
+        the pretraining domain.
     input_px
         Side of the square input; None: the backbone's.
     layer_lr_decay, optimiser, batch_norm, reset_stages, label_smoothing, mixup, cutmix, l2_sp, ema
@@ -52,12 +54,12 @@ class FullFineTune(Strategy):
     optimiser: Optimiser = "adamw"
     batch_norm: BatchNorm = "frozen"
     reset_stages: int = 0
-    label_smoothing: float = 0.0
+    label_smoothing: float = LABEL_SMOOTHING
     mixup: float = 0.0
     cutmix: float = 0.0
     l2_sp: float = 0.0
     ema: float = 0.0
-    hflip: bool = False
+    hflip: bool | None = None
     input_px: int | None = None
 
     name: ClassVar[str] = "full_fine_tune"
@@ -92,6 +94,7 @@ class FullFineTune(Strategy):
         start = prepare(task, backbone, ctx)
         lr = self.lr or start.defaults.lr
         blend = self.blend or start.defaults.blend
+        hflip = start.defaults.hflip if self.hflip is None else self.hflip
         steps = self.steps or default_steps(len(task.train), BATCH_SIZE)
         recipe = Recipe(
             steps=steps,
@@ -107,10 +110,11 @@ class FullFineTune(Strategy):
             cutmix=self.cutmix,
             l2_sp=self.l2_sp,
             ema=self.ema,
-            hflip=self.hflip,
+            hflip=hflip,
         )
         network = fine_tune(task, backbone, start, recipe, ctx)
-        used = replace(self, lr=lr, blend=blend, steps=steps, input_px=backbone.input_px)
+        px = backbone.input_px
+        used = replace(self, lr=lr, blend=blend, steps=steps, hflip=hflip, input_px=px)
         return ImageClassifier(
             task.classes,
             backbone,

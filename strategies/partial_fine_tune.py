@@ -11,6 +11,7 @@ from strategies.core.classifier import ImageClassifier
 from strategies.core.fine_tuning import fine_tune, prepare, training_passes
 from strategies.core.recipe import (
     BATCH_SIZE,
+    LABEL_SMOOTHING,
     BatchNorm,
     Recipe,
     default_steps,
@@ -30,7 +31,7 @@ class PartialFineTune(Strategy):
     ----------
     frozen_stages
         How many depths, from the input, stay as they are; None: half of them.
-    lr, blend, head_lr_factor, steps, batch_norm, hflip, input_px
+    lr, blend, head_lr_factor, steps, batch_norm, label_smoothing, hflip, input_px
         As for full fine-tuning, for the stages that learn.
     """
 
@@ -40,7 +41,8 @@ class PartialFineTune(Strategy):
     head_lr_factor: float = 1.0
     steps: int | None = None
     batch_norm: BatchNorm = "frozen"
-    hflip: bool = False
+    label_smoothing: float = LABEL_SMOOTHING
+    hflip: bool | None = None
     input_px: int | None = None
 
     name: ClassVar[str] = "partial_fine_tune"
@@ -53,7 +55,7 @@ class PartialFineTune(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
-        """Draw frozen stages, learning rates, blend, steps, BatchNorm policy and input size."""
+        """Draw frozen stages, learning rates, blend, steps, BatchNorm policy, smoothing, size."""
         base = default_steps(len(task.train), BATCH_SIZE)
         return cls(
             frozen_stages=trial.suggest_int("frozen_stages", 1, backbone.n_depths - 1),
@@ -64,6 +66,7 @@ class PartialFineTune(Strategy):
             batch_norm=cast(
                 BatchNorm, trial.suggest_categorical("batch_norm", get_args(BatchNorm))
             ),
+            label_smoothing=trial.suggest_float("label_smoothing", 0.0, 0.2),
             hflip=trial.suggest_categorical("hflip", [False, True]),
             input_px=trial.suggest_categorical("input_px", input_sizes(backbone)),
         )
@@ -74,6 +77,7 @@ class PartialFineTune(Strategy):
         start = prepare(task, backbone, ctx)
         lr = self.lr or start.defaults.lr
         blend = self.blend or start.defaults.blend
+        hflip = start.defaults.hflip if self.hflip is None else self.hflip
         steps, frozen = self._steps(task), self._frozen(backbone)
         recipe = Recipe(
             steps=steps,
@@ -82,7 +86,8 @@ class PartialFineTune(Strategy):
             head_lr_factor=self.head_lr_factor,
             batch_norm=self.batch_norm,
             frozen_stages=frozen,
-            hflip=self.hflip,
+            label_smoothing=self.label_smoothing,
+            hflip=hflip,
         )
         network = fine_tune(task, backbone, start, recipe, ctx)
         used = replace(
@@ -91,6 +96,7 @@ class PartialFineTune(Strategy):
             blend=blend,
             steps=steps,
             frozen_stages=frozen,
+            hflip=hflip,
             input_px=backbone.input_px,
         )
         return ImageClassifier(

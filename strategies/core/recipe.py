@@ -12,12 +12,16 @@ BatchNorm = Literal["frozen", "reestimated", "trained"]
 Optimiser = Literal["adamw", "sgd"]
 
 BATCH_SIZE = 32
+LABEL_SMOOTHING = 0.1
+"""Of both fine-tunes, as in C. Szegedy et al., Rethinking the Inception architecture, 2016."""
 NEAR_SHIFT, FAR_SHIFT = 0.13, 0.18
 """Shifts (`domain_shift`) up to which, and from which on, pictures count as near and as far."""
 PROBE_ERRORS = 0.25, 0.5
 """Shares of errors up to which a probe counts as right, and from which on as failing."""
 NEAR_LR, FAR_LR = 3e-4, 1e-3
 NEAR_BLEND = 0.5
+MIRRORED = 1 / 3
+"""Farness up to which pictures are like those of pretraining, which were mirrored too."""
 SOFTENING = 0.1
 WARM_STEPS = 50
 
@@ -133,19 +137,22 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a fine-tune does unless told otherwise: peak learning rate and blend."""
+    """What a fine-tune does unless told otherwise: peak learning rate, blend and mirroring."""
 
     lr: float
     blend: float
+    hflip: bool
 
 
 def fine_tune_defaults(features: Features, probe_accuracy: float) -> Defaults:
-    """Choose learning rate and blend by how much there is to gain and to lose.
+    """Choose learning rate, blend and mirroring by how much there is to gain and to lose.
 
     Near the pretraining domain, and where a linear probe is already right, the pretrained weights
     are nearly right and a few pictures teach little but themselves: small steps, and the final
     weights stay half-way. Far from it, or where the probe fails, the body has to change: large
     steps, taken in full. Without BatchNorm layers the distance is unknown and the middle is taken.
+    Mirror images are new pictures of the same things near the pretraining domain, where the
+    network was taught to see them so; letters, signs and hands mean something else in a mirror.
 
     Parameters
     ----------
@@ -159,7 +166,8 @@ def fine_tune_defaults(features: Features, probe_accuracy: float) -> Defaults:
     failing = float(np.clip((1 - probe_accuracy - safe) / (risky - safe), 0, 1))
     position = 1 - (1 - far) * (1 - failing)
     lr = NEAR_LR * (FAR_LR / NEAR_LR) ** position
-    return Defaults(float(f"{lr:.2g}"), round(NEAR_BLEND + (1 - NEAR_BLEND) * position, 2))
+    blend = round(NEAR_BLEND + (1 - NEAR_BLEND) * position, 2)
+    return Defaults(float(f"{lr:.2g}"), blend, hflip=far < MIRRORED)
 
 
 def farness(shift: float) -> float:

@@ -124,7 +124,7 @@ WEIGHTS = {
 
 
 def variant_of(strategy: str, intercept: float, **given: Any) -> Variant:
-    return Variant(strategy, given, intercept, WEIGHTS, 0.6, 0.5, 0.6, 12)
+    return Variant(strategy, given, intercept, WEIGHTS, 0.6, 0.2, 0.5, 0.6, 12)
 
 
 def priors_by_hand() -> Priors:
@@ -142,7 +142,7 @@ def priors_by_hand() -> Priors:
             "slope": Usual(0.2, 0.1),
         },
         variants=(
-            Variant("layer_svm", {}, 0.2, LEAD, 0.2, 0.1, 0.2, 12),
+            Variant("layer_svm", {}, 0.2, LEAD, 0.2, 0.2, 0.1, 0.2, 12),
             variant_of("partial_fine_tune", 0.3, lr=1e-3),
             variant_of("full_fine_tune", 0.2, lr=1e-4),
             variant_of("full_fine_tune", 0.4, lr=1e-3),

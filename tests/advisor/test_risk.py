@@ -57,7 +57,7 @@ def test_a_depth_that_beats_the_probe_is_less_at_risk_than_the_probe() -> None:
 
 
 def test_a_probe_can_lose_where_fine_tuning_does_not() -> None:
-    tuned = Variant("full_fine_tune", {}, 2.0, PRIORS.variants[0].weights, 0.3, 0.3, 0.3, 12)
+    tuned = Variant("full_fine_tune", {}, 2.0, PRIORS.variants[0].weights, 0.3, 0.2, 0.3, 0.3, 12)
     priors = with_scratch(1.0)
     priors = replace(priors, variants=(*priors.variants, tuned))
     found = chances(profile_of(), priors)

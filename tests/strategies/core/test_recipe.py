@@ -45,6 +45,7 @@ def test_near_pictures_that_a_probe_names_rightly_get_small_steps_half_way() -> 
     found = fine_tune_defaults(_features(0.0), probe_accuracy=0.95)
 
     assert (found.lr, found.blend) == (NEAR_LR, NEAR_BLEND)
+    assert found.hflip
 
 
 @pytest.mark.parametrize(("offset", "accuracy"), [(2.0, 0.95), (0.0, 0.3)])
@@ -61,6 +62,12 @@ def test_without_batch_norm_the_middle_is_taken() -> None:
 
     assert NEAR_LR < found.lr < FAR_LR
     assert NEAR_BLEND < found.blend < 1
+    assert not found.hflip
+
+
+def test_only_near_pictures_are_mirrored_whatever_a_probe_says_of_them() -> None:
+    assert fine_tune_defaults(_features(0.0), 0.3).hflip
+    assert not fine_tune_defaults(_features(2.0), 0.95).hflip
 
 
 def test_farness_rises_from_near_to_far() -> None:
