@@ -24,8 +24,8 @@ from strategies.linear_probe import LinearProbe
 
 MAX_TRAIN, MAX_JUDGED = 300, 300
 STEPS, MAX_INPUT_PX = 150, 96
-"""As many steps as the shortest fine-tuning takes by default: after fewer, what training gains does
-not show yet. About a minute on two cores; a network that must have its own input size keeps it."""
+"""As many steps as the shortest fine-tuning by default: after fewer, what training gains does not
+show yet. About a minute on two cores; a network that must have its own input size keeps it."""
 FEWEST = 40
 """With fewer pictures a pilot could not tell anything."""
 BATCH = 32

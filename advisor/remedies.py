@@ -11,12 +11,13 @@ from strategies.base import Strategy
 
 AGAIN = {"batch_norm": "reestimated"}
 LET_GO = {"blend": 1.0}
+SHRINK = {"spectral": 0.001}
 RESET = {"reset_stages": 2, "blend": 1.0}
 REMEDIES: Mapping[str, Mapping[str, tuple[Mapping[str, Any], ...]]] = {
     "TL202": {"full_fine_tune": (RESET,)},
     "TL203": {"full_fine_tune": (RESET,)},
     "TL205": {"full_fine_tune": (AGAIN,), "partial_fine_tune": (AGAIN,)},
-    "TL208": {"full_fine_tune": (LET_GO, RESET), "partial_fine_tune": (LET_GO,)},
+    "TL208": {"full_fine_tune": (LET_GO, RESET, SHRINK), "partial_fine_tune": (LET_GO,)},
 }
 """By finding and strategy: changes to the advised hyperparameters, each worth a trial."""
 HARMED = ("TL201", "TL202", "TL208", "TL209")

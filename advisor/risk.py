@@ -112,7 +112,8 @@ def catches_up(name: str, profile: Profile, priors: Priors) -> Interval | None:
 def _chance_with(factor: float, name: str, profile: Profile, priors: Priors) -> float:
     """Return the chance that scratch does better with so many times the pictures."""
     own, scratch = (_gain(s, profile, priors, factor) for s in (name, SCRATCH))
-    assert own is not None and scratch is not None
+    assert own is not None
+    assert scratch is not None
     return _chance(own, scratch, priors.shared)
 
 

@@ -44,6 +44,7 @@ N_PER_CLASS = 40
 REMEDIED: dict[str, dict[str, Any]] = {
     "statistics": {"batch_norm": "reestimated"},
     "stages": {"reset_stages": 2, "blend": 1.0},
+    "spectrum": {"spectral": 0.001},
 }
 WARNINGS = ("TL201", "TL202", "TL208", "TL209")
 
@@ -121,8 +122,7 @@ def remedy(args: argparse.Namespace) -> None:
         ("plain", "linear_probe", harmful, {}),
         ("plain", "full_fine_tune", harmful, {"steps": steps}),
         ("scratch", "from_scratch", harmful, {"steps": 2 * steps}),
-        ("remedy", "full_fine_tune", harmful, {"steps": steps} | REMEDIED["statistics"]),
-        ("remedy", "full_fine_tune", harmful, {"steps": steps} | REMEDIED["stages"]),
+        *(("remedy", "full_fine_tune", harmful, {"steps": steps} | v) for v in REMEDIED.values()),
         ("other backbone", "linear_probe", DEFAULT_BACKBONE, {}),
         ("other backbone", "full_fine_tune", DEFAULT_BACKBONE, {"steps": steps}),
     ]

@@ -42,7 +42,8 @@ class FullFineTune(Strategy):
         the pretraining domain.
     input_px
         Side of the square input; None: the backbone's.
-    layer_lr_decay, optimiser, batch_norm, reset_stages, label_smoothing, mixup, cutmix, l2_sp, ema
+    layer_lr_decay, optimiser, batch_norm, reset_stages, label_smoothing, mixup, cutmix, l2_sp, \
+    spectral, ema
         As in `Recipe`.
     """
 
@@ -58,6 +59,7 @@ class FullFineTune(Strategy):
     mixup: float = 0.0
     cutmix: float = 0.0
     l2_sp: float = 0.0
+    spectral: float = 0.0
     ema: float = 0.0
     hflip: bool | None = None
     input_px: int | None = None
@@ -109,6 +111,7 @@ class FullFineTune(Strategy):
             mixup=self.mixup,
             cutmix=self.cutmix,
             l2_sp=self.l2_sp,
+            spectral=self.spectral,
             ema=self.ema,
             hflip=hflip,
         )

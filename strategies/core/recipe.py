@@ -36,6 +36,10 @@ class Recipe:
         Optimiser steps of `batch_size` pictures; fewer if the deadline is nearer.
     lr
         Peak learning rate of the body (linear warm-up, then a cosine to zero).
+    spectral
+        Weight in the loss of the smallest squared singular value of a batch's features (batch
+        spectral shrinkage): directions that hardly matter fade, and with them what pretraining
+        left that only harms; 0: none.
     warmup_share
         Share of the steps that the learning rate rises in; see `warmup`.
     head_lr_factor
@@ -75,8 +79,10 @@ class Recipe:
     References
     ----------
     X. Li et al., Explicit inductive bias for transfer learning with convolutional networks, 2018
-    (L2-SP). H. Zhang et al., mixup: Beyond empirical risk minimization, 2018. M. Wortsman et al.,
-    Robust fine-tuning of zero-shot models, 2022 (WiSE-FT: `blend`).
+    (L2-SP). X. Chen et al., Catastrophic forgetting meets negative transfer: batch spectral
+    shrinkage for safe transfer learning, 2019 (`spectral`; they use 0.001). H. Zhang et al., mixup:
+    Beyond empirical risk minimization, 2018. M. Wortsman et al., Robust fine-tuning of zero-shot
+    models, 2022 (WiSE-FT: `blend`).
     """
 
     steps: int
@@ -87,6 +93,7 @@ class Recipe:
     optimiser: Optimiser = "adamw"
     weight_decay: float = 0.01
     l2_sp: float = 0.0
+    spectral: float = 0.0
     warmup_share: float = 0.1
     label_smoothing: float = 0.0
     mixup: float = 0.0
@@ -131,6 +138,9 @@ class Recipe:
                 f"mixup and cutmix pair the pictures of a batch, so batch_size must be even, "
                 f"got {self.batch_size}"
             )
+        for name, value in {"l2_sp": self.l2_sp, "spectral": self.spectral}.items():
+            if not 0 <= value < np.inf:
+                raise NotApplicable(f"{name} must be at least 0, got {value}")
         if not 0 <= self.ema < 1:
             raise NotApplicable(f"ema must be at least 0 and below 1, got {self.ema}")
 

@@ -294,16 +294,18 @@ class _Learner:
         for first in range(0, len(images), self.micro_batch):
             part = slice(first, first + self.micro_batch)
             with self.training_ctx.autocast(), QuickDepthwise(), self.team.norms():
-                scores = self.network(images[part])
-            loss = (
-                nn.functional.cross_entropy(
-                    scores.float(),
-                    targets[part],
-                    label_smoothing=self.recipe.label_smoothing,
-                    reduction="sum",
-                )
-                / self.recipe.batch_size
+                features = self.network.body(images[part]).float()
+                scores = self.network.head(features)
+            loss = nn.functional.cross_entropy(
+                scores.float(),
+                targets[part],
+                label_smoothing=self.recipe.label_smoothing,
+                reduction="sum",
             )
+            if self.recipe.spectral:
+                least = torch.linalg.svdvals(features)[-1]
+                loss = loss + len(features) * self.recipe.spectral * least.square()
+            loss = loss / self.recipe.batch_size
             if not torch.isfinite(loss):
                 return False
             torch.autograd.backward(self.scaler.scale(loss))

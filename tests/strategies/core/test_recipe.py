@@ -87,7 +87,9 @@ def test_more_pictures_get_more_steps_within_bounds() -> None:
     assert steps[-1] == 600
 
 
-@pytest.mark.parametrize("wrong", [{"blend": 0.0}, {"layer_lr_decay": 1.5}, {"ema": 1.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"blend": 0.0}, {"layer_lr_decay": 1.5}, {"ema": 1.0}, {"spectral": -1.0}]
+)
 def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(NotApplicable, match=next(iter(wrong))):
         Recipe(1, 0.1, **wrong)

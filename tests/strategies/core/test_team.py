@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from strategies.core.backbone import Backbone
+from strategies.core.body import Body
 from strategies.core.classifier import make_network
 from strategies.core.errors import TransferError
 from strategies.core.images import read_image
-from strategies.core.network import Network
 from strategies.core.recipe import Recipe
 from strategies.core.run import RunContext, make_context
 from strategies.core.task import ImageTask
@@ -76,15 +76,15 @@ def test_short_memory_in_one_process_changes_nothing(
 ) -> None:
     recipe = Recipe(3, 0.01, batch_size=8, optimiser="sgd")
     expected = trained(tiny, small_task, recipe, ctx)
-    original, sizes = Network.forward, []
+    original, sizes = Body.forward, []
 
-    def forward(self: Network, images: Tensor) -> Tensor:
+    def forward(self: Body, images: Tensor) -> Tensor:
         if self.training and len(images) > 2:  # here alone: the other process imports it anew
             raise torch.OutOfMemoryError("out of memory")
         sizes.append(len(images))
         return original(self, images)
 
-    monkeypatch.setattr(Network, "forward", forward)
+    monkeypatch.setattr(Body, "forward", forward)
     assert_same(expected, trained(tiny, small_task, recipe, replace(ctx, n_processes=2)))
     assert 2 in sizes
 

@@ -12,6 +12,7 @@ from strategies.core.backbone import Backbone, stages
 from strategies.core.classifier import make_network
 from strategies.core.depthwise import training_precision
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
+from strategies.core.features import batches, to_input
 from strategies.core.inputs import Pictures
 from strategies.core.network import Network, scores_of
 from strategies.core.recipe import Recipe
@@ -204,7 +205,7 @@ def _spoil(
     def spoil(module: nn.Module, inputs: object, scores: Tensor) -> Tensor | None:
         return scores * torch.nan if module.training and spoilt(next(steps)) else None
 
-    network.register_forward_hook(spoil)
+    network.head.register_forward_hook(spoil)
 
 
 def test_a_training_survives_three_bad_batches(
@@ -350,6 +351,23 @@ def test_l2_sp_keeps_the_body_near_its_start(
     assert 0 < way(pulled) < 0.8 * way(free)
 
 
+def test_spectral_shrinkage_lets_the_least_of_the_directions_fade(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    recipe = Recipe(6, 0.01, batch_size=8)
+
+    def least(weight: float) -> float:
+        network = _network(tiny, ctx)
+        _, after = _train(tiny, small_task, ctx, replace(recipe, spectral=weight))
+        network.load_state_dict(after)
+        pictures = [p.path for p in small_task.train[:8]]
+        shown = torch.cat([to_input(b, tiny, ctx.device) for b in batches(pictures, tiny, 1)])
+        with torch.inference_mode():
+            return float(torch.linalg.svdvals(network.eval().body(shown).float())[-1])
+
+    assert least(50.0) < 0.8 * least(0.0)
+
+
 @pytest.mark.parametrize(
     "change", [{"mixup": 0.4}, {"cutmix": 1.0}, {"optimiser": "sgd"}, {"layer_lr_decay": 0.5}]
 )
@@ -382,7 +400,7 @@ class _Short:
     def __init__(self, network: Network, most: int, error: type[RuntimeError], said: str) -> None:
         self.sizes: list[int] = []
         self.most, self.error, self.said = most, error, said
-        network.register_forward_pre_hook(self)
+        network.body.register_forward_pre_hook(self)
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
         if module.training:
