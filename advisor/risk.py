@@ -17,7 +17,7 @@ from advisor.gain import (
     with_more_pictures,
 )
 from advisor.priors import Priors, Usual
-from advisor.types import ProbeResult, Profile, TransferRisk
+from advisor.types import FARTHEST, ProbeResult, Profile, TransferRisk
 from strategies.core.metrics import Interval
 
 SCRATCH = "from_scratch"
@@ -28,8 +28,8 @@ CLEAR = 0.02
 PROBES = ("linear_probe", "layer_svm")
 HOPELESS = 0.25
 """A probe says nothing if it surely gets less than this share of what guessing leaves."""
-FARTHEST, POINTS = 10_000, 41
-"""Pictures a class up to which lines are continued, and at how many sizes."""
+POINTS = 41
+"""Sizes at which it is looked whether training from scratch has caught up."""
 _NORMAL = norm.ppf((np.arange(15) + 0.5) / 15)
 """A standard normal value, as equally likely ones."""
 

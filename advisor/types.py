@@ -209,6 +209,10 @@ class Choice:
     source: str
 
 
+FARTHEST = 10_000
+"""Pictures a class up to which it is predicted when training from scratch catches up."""
+
+
 @dataclass(frozen=True)
 class TransferRisk:
     """The chance that a strategy does worse than training from random weights.
@@ -221,7 +225,7 @@ class TransferRisk:
         Predicted transfer gain: accuracy of the strategy minus that of ``from_scratch``.
     catches_up
         Pictures a class from which on training from scratch is predicted to do as well, not
-        beyond `risk.FARTHEST`; None if it does now, or is not expected to before that.
+        beyond `FARTHEST`; None if it does now, or is not expected to before that.
     """
 
     strategy: str

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from advisor.report.as_json import versions
 from advisor.report.words import (
+    crossing_words,
     duration,
     pairs,
     points,
@@ -171,7 +172,7 @@ def _other_measurements(profile: Profile) -> list[str]:
 def _risks(advice: Advice) -> list[str]:
     return [
         f"Chance that training from scratch beats {r.strategy}: {100 * r.probability:.0f}% "
-        f"(predicted gain from pretraining {points(r.gain)})"
+        f"(predicted gain from pretraining {points(r.gain)}{crossing_words(r)})"
         for r in advice.risks
     ]
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from advisor.report.words import duration, points, similarity_words, title
+from advisor.report.words import crossing_words, duration, points, similarity_words, title
 from advisor.types import Advice, Outcome
 from strategies.core.metrics import Interval
 
@@ -87,6 +87,7 @@ def measurements(advice: Advice) -> tuple[Fact, ...]:
     for risk in advice.risks:
         name = f"Negative transfer, {title(risk.strategy).lower()}"
         said = f"chance; predicted gain over training from scratch {points(risk.gain)}"
+        said += crossing_words(risk)
         facts.append(Fact(name, f"{100 * risk.probability:.0f}%", said))
     if profile.pilot is not None:
         pilot = profile.pilot

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.similarity import DomainSimilarity
-from advisor.types import Advice, Ended, Outcome
+from advisor.types import FARTHEST, Advice, Ended, Outcome, TransferRisk
 from strategies.core.metrics import Interval
 
 ENDED: Mapping[Ended, str] = {
@@ -82,6 +82,17 @@ def risk_words(advice: Advice) -> str | None:
     if not advice.risks:
         return None
     return ", ".join(f"{r.strategy} {100 * r.probability:.0f}%" for r in advice.risks)
+
+
+def crossing_words(risk: TransferRisk) -> str:
+    """Say from how many pictures a class on training from scratch does as well; else nothing."""
+    found = risk.catches_up
+    if found is None:
+        return ""
+    high = f"{found.high:,.0f}" if found.high < FARTHEST else f"beyond {FARTHEST:,}"
+    return (
+        f"; from about {found.mid:,.0f} a class on scratch catches up [{found.low:,.0f}, {high}]"
+    )
 
 
 def similarity_words(similarity: DomainSimilarity | None) -> str:

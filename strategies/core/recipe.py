@@ -80,7 +80,7 @@ class Recipe:
     ----------
     X. Li et al., Explicit inductive bias for transfer learning with convolutional networks, 2018
     (L2-SP). X. Chen et al., Catastrophic forgetting meets negative transfer: batch spectral
-    shrinkage for safe transfer learning, 2019 (`spectral`; they use 0.001). H. Zhang et al., mixup:
+    shrinkage for safe transfer learning, 2019 (`spectral`; there 0.001). H. Zhang et al., mixup:
     Beyond empirical risk minimization, 2018. M. Wortsman et al., Robust fine-tuning of zero-shot
     models, 2022 (WiSE-FT: `blend`).
     """

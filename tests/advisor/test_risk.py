@@ -6,7 +6,7 @@ import pytest
 
 from advisor.priors import Priors, Variant
 from advisor.risk import says_nothing, transfer_risks
-from advisor.types import Profile
+from advisor.types import FARTHEST, Profile
 from strategies.core.metrics import Interval
 from tests.advisor.profiles import priors_by_hand, profile_of, variant_of
 
@@ -80,3 +80,37 @@ def test_a_probe_says_nothing_at_the_share_of_the_largest_class_only() -> None:
     few = profile_of(linear=0.55, svm=0.55, n_classes=2, majority_share=0.5)
     wide = replace(few.probes[0], accuracy=Interval(0.3, 0.55, 0.8))
     assert not says_nothing(replace(few, probes=(wide, *few.probes[1:])))
+
+
+def growing(slope: float, drift: float = 0.1) -> Priors:
+    """Priors in which scratch loses to the probe where sizes are usual, and gains with them."""
+    scratch = replace(with_scratch(-4.0, 0.2).variants[-1], drift=drift)
+    scratch = replace(scratch, weights={**scratch.weights, "size": slope})
+    return replace(PRIORS, variants=(*with_scratch(0.0).variants[:-1], scratch))
+
+
+def caught_up(profile: Profile, priors: Priors) -> Interval | None:
+    return transfer_risks(profile, priors)[0].catches_up
+
+
+def test_scratch_catches_up_the_sooner_the_more_it_gains_by_pictures() -> None:
+    profile = profile_of()
+    found = [caught_up(profile, growing(slope)) for slope in (0.7, 1.0, 1.5)]
+    assert all(f is not None for f in found)
+    mids = [f.mid for f in found if f is not None]
+    assert mids == sorted(mids, reverse=True)
+    for f in found:
+        assert f is not None
+        assert profile.n_per_class <= f.low <= f.mid <= f.high <= FARTHEST
+
+
+def test_a_line_that_may_bend_is_sure_of_its_crossing_less() -> None:
+    sure, unsure = (caught_up(profile_of(), growing(1.0, drift)) for drift in (0.01, 1.0))
+    assert sure is not None
+    assert unsure is not None
+    assert unsure.high / unsure.low > 1.5 * sure.high / sure.low
+
+
+def test_nothing_crosses_where_scratch_has_won_or_gains_nothing_by_pictures() -> None:
+    assert caught_up(profile_of(), growing(0.0)) is None
+    assert caught_up(profile_of(), with_scratch(2.0)) is None
