@@ -102,14 +102,14 @@ def catches_up(name: str, profile: Profile, priors: Priors) -> Interval | None:
     if most <= 1:
         return None
     factors = np.geomspace(1, most, POINTS)
-    chances = np.maximum.accumulate([_chance_with(f, name, profile, priors) for f in factors])
+    chances = np.maximum.accumulate([chance_with_more(f, name, profile, priors) for f in factors])
     if not chances[0] < 0.5 <= chances[-1]:
         return None
     at = [min(int(np.searchsorted(chances, c)), POINTS - 1) for c in (0.05, 0.5, 0.95)]
     return Interval(*(float(f"{profile.n_per_class * factors[i]:.2g}") for i in at))
 
 
-def _chance_with(factor: float, name: str, profile: Profile, priors: Priors) -> float:
+def chance_with_more(factor: float, name: str, profile: Profile, priors: Priors) -> float:
     """Return the chance that scratch does better with so many times the pictures."""
     own, scratch = (_gain(s, profile, priors, factor) for s in (name, SCRATCH))
     assert own is not None

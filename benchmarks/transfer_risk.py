@@ -25,7 +25,7 @@ from vl_convert import vegalite_to_svg
 
 from advisor.gain import Z
 from advisor.priors import priors_of
-from advisor.risk import SCRATCH, transfer_risks
+from advisor.risk import SCRATCH, chance_with_more, transfer_risks
 from advisor.transfer_checks import HARM
 from advisor.types import Profile
 from strategies.core.metrics import proportion
@@ -66,6 +66,47 @@ class Told:
     def sure(self) -> bool:
         """Whether the sign of the gain is more than chance."""
         return abs(self.gain) > self.noise
+
+
+def look_ahead(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[tuple[float, bool]]:
+    """Predict from the evidence of few pictures whether scratch wins with more, and tell if so.
+
+    By priors without the set; what is measured is the mean gain over the seeds of the larger size.
+    """
+    rows = [r for r in rows if case_of(r) in profiles and not r["grid"]]
+    accuracy = {(case_of(r), r["strategy"]): r["accuracy"] for r in rows}
+    found: list[tuple[float, bool]] = []
+    for name in sorted({c[0] for c in profiles}):
+        priors = priors_of(fit([r for r in rows if r["set"] != name], profiles))
+        own = [(c, p) for c, p in profiles.items() if c[0] == name]
+        for size in sorted({c[1] for c, _ in own}):
+            larger = [c for c, _ in own if c[1] == size]
+            for case, profile in ((c, p) for c, p in own if c[1] < size):
+                for risk in transfer_risks(profile, priors):
+                    gains = [
+                        accuracy[c, risk.strategy] - accuracy[c, SCRATCH]
+                        for c in larger
+                        if {(c, risk.strategy), (c, SCRATCH)} <= accuracy.keys()
+                    ]
+                    if gains:
+                        factor = size / case[1]
+                        chance = chance_with_more(factor, risk.strategy, profile, priors)
+                        found.append((chance, bool(np.mean(gains) < 0)))
+    return found
+
+
+def ahead(found: list[tuple[float, bool]]) -> str:
+    """Return how often scratch won with more pictures, by the chance that was predicted."""
+    chances, won = (np.array(v) for v in zip(*found, strict=True))
+    lines = ["| predicted for more pictures | predictions | mean predicted | scratch won |"]
+    lines.append("|---|---|---|---|")
+    for start, end in pairwise(BINS):
+        mine = (chances >= start) & ((chances < end) | (end == 1))
+        if mine.any():
+            span = f"{100 * start:.0f} to {100 * end:.0f}%"
+            mean, true = 100 * chances[mine].mean(), 100 * won[mine].mean()
+            lines.append(f"| {span} | {mine.sum()} | {mean:.0f}% | {true:.0f}% |")
+    return "\n".join(lines)
 
 
 def predict(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Told]:
@@ -222,7 +263,8 @@ def main() -> None:
     if not told:
         print("There is no case with a row of from_scratch and its evidence.")
         return
-    print(report(told), remedied(rows, profiles), sep="\n\n")
+    parts = report(told), remedied(rows, profiles), ahead(look_ahead(rows, profiles))
+    print(*parts, sep="\n\n")
     if args.plot is not None:
         args.plot.write_text(plot(told))
     for t in told if args.cases else ():
