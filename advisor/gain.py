@@ -145,10 +145,11 @@ def with_more_pictures(
 def _with_pilot(
     mean: float, variance: float, strategy: str, pilot: Pilot | None, priors: Priors
 ) -> Gain:
-    if pilot is None or strategy not in priors.pilot:
+    found = None if pilot is None else pilot_gain(pilot, strategy)
+    if found is None or strategy not in priors.pilot:
         return Gain(mean, math.sqrt(variance), mean)
     trust = priors.pilot[strategy]
-    gained, noise = pilot_gain(pilot)
+    gained, noise = found
     exact = reliability(noise, trust.spread)
     corrected = trust.offset + trust.line * mean + trust.pilot * gained
     after = mean + exact * (corrected - mean)
@@ -160,12 +161,19 @@ def reliability(noise: float, spread: float) -> float:
     return spread**2 / (spread**2 + noise**2)
 
 
-def pilot_gain(pilot: Pilot) -> tuple[float, float]:
-    """Return the log-odds that a pilot gained over its probe, and their standard deviation."""
-    tuned = pilot.accuracy.mid
+def pilot_gain(pilot: Pilot, strategy: str) -> tuple[float, float] | None:
+    """Return the log-odds that a pilot gained over its probe, and their standard deviation.
+
+    The SVM's own for the SVM, the fine-tuning's for all that train; None where there is none.
+    """
+    reached, gain = pilot.accuracy, pilot.gain
+    if strategy == "layer_svm":
+        if pilot.svm_accuracy is None or pilot.svm_gain is None:
+            return None
+        reached, gain = pilot.svm_accuracy, pilot.svm_gain
     n = pilot.n_judged
-    gain = log_odds(tuned, n) - log_odds(tuned - pilot.gain.mid, n)
-    return gain, _noise(pilot.gain) / _steepness(tuned - pilot.gain.mid / 2, n)
+    gained = log_odds(reached.mid, n) - log_odds(reached.mid - gain.mid, n)
+    return gained, _noise(gain) / _steepness(reached.mid - gain.mid / 2, n)
 
 
 def shifted(accuracy: Interval, gain: float, sd: float, n: int) -> Interval:

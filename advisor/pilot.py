@@ -1,4 +1,4 @@
-"""A pilot: a short full fine-tuning on some pictures, against a probe on the same ones."""
+"""A pilot: a short full fine-tuning and an SVM on some pictures, against a probe on the same."""
 
 import math
 import time
@@ -7,12 +7,13 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from advisor.control import paired_gain
 from advisor.options import PilotMode
 from advisor.types import Decision, Pilot, Profile
+from strategies.base import Strategy
 from strategies.core.backbone import Backbone
-from strategies.core.classifier import ImageClassifier
 from strategies.core.metrics import proportion
 from strategies.core.pictures import Split
 from strategies.core.probes import fold_numbers
@@ -20,13 +21,14 @@ from strategies.core.progress import ignore_progress
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, groups_of, labels_of
 from strategies.full_fine_tune import FullFineTune
+from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
 
 MAX_TRAIN, MAX_JUDGED = 300, 300
 STEPS, MAX_INPUT_PX = 150, 96
 """As many steps as the shortest fine-tuning by default: after fewer, what training gains does not
 show yet. About a minute on two cores; a network that must have its own input size keeps it."""
-FEWEST = 40
+FEWEST = 24
 """With fewer pictures a pilot could not tell anything."""
 BATCH = 32
 TIME_SHARE = 0.1
@@ -36,6 +38,8 @@ PATIENCE_GMACS = 2000.0
 the same advice on a busy machine. Two cores do some 20 to 30 of these a second."""
 PASSES_A_STEP = 3.0
 """A trained picture costs its forward pass and a backward pass of about twice that."""
+PROBED = 5.0
+"""Passes of a picture for the probe and the SVM: half are learnt from, most of these in views."""
 PILOTED = "full_fine_tune"
 
 
@@ -84,7 +88,7 @@ def pilot_passes(profile: Profile, per_trained_image: float) -> float:
     """Return the cost of a pilot in forward passes of one picture at the profile's input size."""
     side = min(profile.input_px, MAX_INPUT_PX) / profile.input_px if is_any_size(profile) else 1.0
     n = min(profile.n, MAX_TRAIN + MAX_JUDGED)
-    return (STEPS * BATCH * per_trained_image + 2 * n) * side**2
+    return (STEPS * BATCH * per_trained_image + PROBED * n) * side**2
 
 
 def is_any_size(profile: Profile) -> bool:
@@ -125,16 +129,21 @@ def run_pilot(
         backbone = replace(backbone, input_px=min(backbone.input_px, MAX_INPUT_PX))
     used = {**hyperparameters, "steps": STEPS}
     quiet = replace(ctx, on_epoch=_ignore, on_progress=ignore_progress)
-    tuned = FullFineTune(**used).fit(small, backbone, quiet)
-    probe = LinearProbe().fit(small, backbone, quiet)
     labels = labels_of(judged)
-    hits = [_predicted(c, judged, ctx) == labels for c in (tuned, probe)]
+
+    def hits(strategy: Strategy) -> NDArray[np.bool_]:
+        found: NDArray[np.bool_] = _predicted(strategy, small, judged, backbone, quiet) == labels
+        return found
+
+    tuned, svm, probe = hits(FullFineTune(**used)), hits(LayerSVM()), hits(LinearProbe())
     return Pilot(
-        gain=paired_gain(hits[0], hits[1]),
-        accuracy=proportion(float(hits[0].mean()), len(judged)),
+        gain=paired_gain(tuned, probe),
+        accuracy=proportion(float(tuned.mean()), len(judged)),
         n_train=len(learnt),
         n_judged=len(judged),
         hyperparameters=used,
+        svm_accuracy=proportion(float(svm.mean()), len(judged)),
+        svm_gain=paired_gain(svm, probe),
         seconds=round(time.monotonic() - start, 3),
     )
 
@@ -159,9 +168,11 @@ def _first_of_each(rows: list[int], pictures: Split, most: int) -> list[int]:
     return list(dict.fromkeys([*first.values(), *rows]))[: max(most, len(first))]
 
 
-def _predicted(classifier: ImageClassifier, split: Split, ctx: RunContext) -> Any:
-    found = classifier.predict_proba([p.path for p in split])
-    return found.argmax(axis=1)
+def _predicted(
+    strategy: Strategy, task: ImageTask, judged: Split, backbone: Backbone, ctx: RunContext
+) -> Any:
+    classifier = strategy.fit(task, backbone, ctx)
+    return classifier.predict_proba([p.path for p in judged]).argmax(axis=1)
 
 
 def _ignore(epoch: int, accuracy: float | None) -> None:

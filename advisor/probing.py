@@ -53,6 +53,9 @@ class Pilot:
         Pictures that it was trained and judged on.
     hyperparameters
         What it was trained with.
+    svm_accuracy, svm_gain
+        Of the layer SVM as it would be fitted, quarters and views included, on the same pictures;
+        None where it does not apply.
     """
 
     gain: Interval
@@ -61,6 +64,8 @@ class Pilot:
     n_judged: int
     hyperparameters: Mapping[str, Any]
     seconds: float
+    svm_accuracy: Interval | None = None
+    svm_gain: Interval | None = None
 
 
 @dataclass(frozen=True)

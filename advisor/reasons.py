@@ -47,7 +47,8 @@ def _evidence(r: Recommendation, profile: Profile) -> str:
         svm = profile.layer_svm
         where = "all depths together" if svm.depth == 0 else f"depth {svm.depth}"
         over = _points(svm.gain_over_penultimate)
-        return f"Measured: {svm.accuracy.percent()} at {where}; over the linear probe {over}."
+        said = f"Measured: {svm.accuracy.percent()} at {where}; over the linear probe {over}."
+        return said + _pilot_of_svm(profile)
     error = 1 - profile.linear_probe.accuracy.mid
     share = 100 * (1 - (1 - r.accuracy.mid) / error) if error > 0 else 0.0
     does = f"removes {share:.0f}% of" if share >= 0 else f"adds {-share:.0f}% to"
@@ -58,6 +59,13 @@ def _evidence(r: Recommendation, profile: Profile) -> str:
         f"Predicted: it {does} the linear probe's error. A short pilot on "
         f"{pilot.n_train} pictures gained {_points(pilot.gain)} over a probe on the same ones."
     )
+
+
+def _pilot_of_svm(profile: Profile) -> str:
+    pilot = profile.pilot
+    if pilot is None or pilot.svm_gain is None:
+        return ""
+    return f" With quarters and views, on {pilot.n_train} pictures: {_points(pilot.svm_gain)}."
 
 
 def _rule(

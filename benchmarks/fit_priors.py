@@ -80,7 +80,7 @@ def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
         "shared": _shared(rows, used, usual),
         "cost": {name: _cost(rows, used, name) for name in (PROBE, SVM, *TRAINED)},
     }
-    trusts = {name: _pilot(rows, used, usual, name) for name in sorted(TRAINED)}
+    trusts = {name: _pilot(rows, used, usual, name) for name in sorted((SVM, *TRAINED))}
     record["pilot"] = {name: trust for name, trust in trusts.items() if trust is not None}
     return record
 
@@ -317,8 +317,10 @@ def _pilot(
     gains = gains_of(rows, strategy, {})
     lines = _unseen(gains, profiles, usual, _guess(strategy, usual))
     foretold = dict(zip((c for c, _ in gains), lines, strict=True))
-    cases = [(c, y) for c, y in gains if profiles[c].pilot is not None]
-    seen = {c: pilot_gain(pilot) for c, _ in cases if (pilot := profiles[c].pilot) is not None}
+    pilots = {c: pilot for c, _ in gains if (pilot := profiles[c].pilot) is not None}
+    told = {c: pilot_gain(pilot, strategy) for c, pilot in pilots.items()}
+    seen = {c: found for c, found in told.items() if found is not None}
+    cases = [(c, y) for c, y in gains if c in seen]
     noise = np.array([sd for _, sd in seen.values()])
     gained = np.array([gain for gain, _ in seen.values()])
     spread = _exact_spread(gained, noise, SD_GUESS)

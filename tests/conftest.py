@@ -32,6 +32,12 @@ def _offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
+@pytest.fixture(autouse=True)
+def _short_pilots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pilots take a few steps: whole ones would be most of the time of all tests."""
+    monkeypatch.setattr("advisor.pilot.STEPS", 5)
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of real data sets beside the checkout."""

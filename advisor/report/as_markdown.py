@@ -161,6 +161,8 @@ def _other_measurements(profile: Profile) -> list[str]:
         said.append(f"Pretraining brings {points(profile.transfer_gain)} over random weights")
     if profile.pilot is not None:
         said.append(f"Pilot fine-tuning over a probe on the same: {points(profile.pilot.gain)}")
+        if profile.pilot.svm_gain is not None:
+            said.append(f"Layer SVM over a probe on the same: {points(profile.pilot.svm_gain)}")
     for name, score in profile.transferability.items():
         said.append(f"{name}: {_ends(score, 3)}")
     if profile.curve is not None:

@@ -93,6 +93,9 @@ def measurements(advice: Advice) -> tuple[Fact, ...]:
         pilot = profile.pilot
         said = f"fine-tuning {pilot.n_train:,} pictures, against a probe on the same"
         facts.append(Fact("Pilot", points(pilot.gain), said))
+        if pilot.svm_gain is not None:
+            same = "layer SVM, quarters and views included, on the same pictures"
+            facts.append(Fact("Pilot of the SVM", points(pilot.svm_gain), same))
     for name, score in profile.transferability.items():
         text = f"[{score.low:.3f}, {score.high:.3f}]; to compare backbones on one task"
         facts.append(Fact(name, f"{score.mid:.3f}", text))

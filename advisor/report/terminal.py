@@ -194,6 +194,8 @@ def _other_measurements(profile: Profile) -> list[tuple[str, str]]:
         said.append((name, f"{score.mid:.3f} [{score.low:.3f}, {score.high:.3f}]"))
     if profile.pilot is not None:
         said.append(("pilot", f"fine-tuning gained {points(profile.pilot.gain)} over a probe"))
+        if profile.pilot.svm_gain is not None:
+            said.append(("", f"layer_svm gained {points(profile.pilot.svm_gain)}"))
     if profile.curve is not None and profile.curve.extrapolated:
         n, accuracy = profile.curve.extrapolated[-1]
         said.append(("more data", f"{accuracy.percent()} with {n:,.0f} a class (extrapolated)"))
