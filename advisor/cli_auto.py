@@ -90,6 +90,10 @@ def run_command(
         bool,
         typer.Option(help="Spend a tenth of the time on a control without pretrained weights."),
     ] = True,
+    soup: Annotated[
+        bool,
+        typer.Option(help="Average the best trainings' weights; keep that if it wins on val."),
+    ] = True,
     devices: Annotated[
         str | None,
         typer.Option(help="A worker on each: all GPUs, or names with commas: cuda:0,cuda:2."),
@@ -136,6 +140,7 @@ def run_command(
             storage=storage,
             heartbeat_s=heartbeat_s,
             control=control,
+            soup=soup,
             devices=devices,
             artifacts=artifacts,
             on_event=on_event,

@@ -7,6 +7,8 @@ SPARE_S = 1.0
 """For what is not measured: reading the best classifier, writing the outcome."""
 FACTOR = 1.15
 """Judging and the page take this much longer than measured, at most."""
+SOUP_S = 2.0
+"""For reading the best trainings from disk, and writing their average."""
 SHORTEST_S = 4.0
 """A training that has less time than this, apart from judging, is not worth starting."""
 JUDGED = 2
@@ -31,6 +33,8 @@ class Clock:
         Whether the probe that leads has its control already; a training that leads needs its own.
     training_leads
         Whether the best trial so far is a training.
+    n_soup
+        Pictures that will be looked at to judge averages of the best trainings (`soup`).
     page_s
         Seconds that the page took when it was drafted.
     """
@@ -43,6 +47,7 @@ class Clock:
     page_s: float = 0.0
     has_control: bool = False
     training_leads: bool = False
+    n_soup: int = 0
 
     def saw(self, n: int, seconds: float) -> None:
         """Learn from having judged `n` pictures; a slow moment is forgotten by and by."""
@@ -56,10 +61,15 @@ class Clock:
         """Return the ``time.monotonic()`` at which test must be turned to."""
         return self.page_begins_s() - FACTOR * self.n_test * self.s_per_image
 
-    def search_ends_s(self) -> float:
-        """Return the ``time.monotonic()`` at which the last trial must be over."""
+    def soup_ends_s(self) -> float:
+        """Return the ``time.monotonic()`` at which no more averages may be judged."""
         is_due = self.training_leads or not self.has_control
         return self.judging_begins_s() - is_due * self.control_s
+
+    def search_ends_s(self) -> float:
+        """Return the ``time.monotonic()`` at which the last trial must be over."""
+        soup_s = FACTOR * self.n_soup * self.s_per_image + SOUP_S if self.n_soup else 0.0
+        return self.soup_ends_s() - soup_s
 
     def fit_ends_s(self) -> float:
         """Return the ``time.monotonic()`` at which a trial must turn to being judged on val."""

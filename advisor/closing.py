@@ -10,7 +10,8 @@ from advisor.pipeline import Prepared
 from advisor.report.files import PAGE_FILE, load_scripts, write_page
 from advisor.run_folder import RunFolder
 from advisor.search import Search
-from advisor.types import Advice, Ended, TrialRecord
+from advisor.soup import make_soup
+from advisor.types import Advice, Ended, Soup, TrialRecord
 from strategies.core.task import ImageTask
 from strategies.from_scratch import FromScratch
 from strategies.registry import get_strategy
@@ -40,9 +41,18 @@ class Draft:
     seconds: float
 
 
+@dataclass(frozen=True)
+class Found:
+    """What there is beside the classifier once a search is over."""
+
+    draft: Draft
+    control: Control | None
+    soup: Soup | None
+
+
 def search_with_control(
     search: Search, advice: Advice, prepared: Prepared, *, wanted: bool
-) -> tuple[Draft, Control | None]:
+) -> Found:
     """Search until the time is up; on the way draft the page and fit the control, if it is wanted.
 
     What both turn out to cost is all that is set aside for them.
@@ -56,13 +66,17 @@ def search_with_control(
         control = early_control(folder, prepared, clock)
         clock.has_control = control is not None
     search.run()
+    soup = make_soup(search)
+    n_done = len(search.trials.standing().done)
     if wanted and not search.interrupt.asked:
         control = last_control(folder, prepared, clock, search.ended(), control)
         clock.control_s = 0.0  # what the control left over is searched with
         if control is None:
             clock.n_test //= 2  # nothing but the classifier will be judged
         search.run()
-    return draft, control
+    if len(search.trials.standing().done) > n_done:
+        soup = make_soup(search) or soup
+    return Found(draft, control, soup)
 
 
 def draft_page(

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -260,13 +260,28 @@ class RunFolder:
             if folder.is_dir():
                 shutil.rmtree(folder)
 
-    def keep(self, classifier: ImageClassifier, record: TrialRecord, *, refitted: bool) -> None:
-        """Make a classifier the best so far, on disk, in one step."""
+    def keep(
+        self,
+        classifier: ImageClassifier,
+        record: TrialRecord,
+        *,
+        refitted: bool,
+        averaged: Sequence[int] = (),
+    ) -> None:
+        """Make a classifier the best so far, on disk, in one step.
+
+        Parameters
+        ----------
+        averaged
+            Numbers of the trials whose weights it is the average of; empty: it is that of
+            `record` alone.
+        """
         new = self.path / "classifier.new"
         with self.writing(self.path / "classifier"):
             shutil.rmtree(new, ignore_errors=True)
             classifier.save(new)
-            write_json(new / "trial.json", {**asdict(record), "refitted": refitted})
+            about = {"refitted": refitted, "averaged": list(averaged)}
+            write_json(new / "trial.json", {**asdict(record), **about})
             self.put_in_place(new)
 
     def put_in_place(self, new: Path) -> None:
@@ -282,6 +297,12 @@ class RunFolder:
             return None
         record = json.loads((self.classifier() / "trial.json").read_text(encoding="utf-8"))
         return read_trial(record), bool(record["refitted"])
+
+    def averaged(self) -> tuple[int, ...]:
+        """Return the trials whose weights were averaged to the best classifier; empty: none."""
+        path = self.classifier() / "trial.json"
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return tuple(record.get("averaged", ()))
 
     def classifier(self) -> Path:
         """Return the folder of the best classifier so far."""

@@ -17,6 +17,7 @@ from advisor.clock import Clock
 from advisor.contest import Contest
 from advisor.database import insist
 from advisor.events import Event, OnEvent
+from advisor.ingredients import Ingredients
 from advisor.interrupt import Interrupt
 from advisor.remedies import prescribed
 from advisor.run_folder import RunFolder
@@ -56,6 +57,8 @@ class Search:
         Without its test split.
     on_event
         Hears of every trial of this process.
+    ingredients
+        Where the best trainings are kept for a soup; None: nowhere, there will be none.
     """
 
     task: ImageTask
@@ -68,6 +71,7 @@ class Search:
     interrupt: Interrupt
     on_event: OnEvent
     scoring: Scoring
+    ingredients: Ingredients | None = None
 
     def run(self, *, until_found: bool = False) -> None:
         """Take part: claim a trial, run it, keep the best, until nothing is left to try.
@@ -101,13 +105,15 @@ class Search:
     def _claim(self) -> tuple[Claim | None, bool]:
         """Claim the next trial; also tell whether other processes are at work on some."""
         with self.trials.lock.held():
-            if not self._is_open() or self.clock.left_s() <= 0:
+            if not self.is_open() or self.clock.left_s() <= 0:
                 return None, False
             known = self.folder.best()
             if known:
                 self.clock.training_leads = get_strategy(known[0].strategy).selects_on_val
             self.trials.mend(own=False, kept=known and known[0])
             standing = self.trials.standing()
+            if self.ingredients:
+                self.clock.n_soup = self.ingredients.n_reserved(standing.done, self.scoring)
             shortest_s = len(self.scoring.folds) * self.clock.shortest_s()
             strategy = self.contest.choose(standing, self.clock.left_s(), shortest_s)
             start: Mapping[str, Any] = {}
@@ -117,7 +123,7 @@ class Search:
             claim = self.trials.claim(strategy, start)
         return claim, bool(standing.under_way)
 
-    def _is_open(self) -> bool:
+    def is_open(self) -> bool:
         """Whether the search still goes on: what has been judged is not replaced."""
         return self.folder.state().get("phase") == "searching"
 
@@ -141,7 +147,7 @@ class Search:
         except TransferError as error:
             reason = str(error)
         except (MemoryError, RuntimeError) as error:
-            reason = _out_of_memory(error)
+            reason = out_of_memory(error)
         used = classifier.hyperparameters if classifier else claim.trial.params
         seconds = round(time.monotonic() - start, 3)
         record = TrialRecord(claim.number, claim.strategy, dict(used), accuracy, seconds, reason)
@@ -169,7 +175,10 @@ class Search:
                 checkpoint=self.folder.checkpoint(claim.number, number),
                 deadline_s=self.clock.fold_ends_s(n_left),
             )
-            return strategy.fit(fold, self.backbone, ctx)
+            classifier = strategy.fit(fold, self.backbone, ctx)
+            if self.ingredients and self.ingredients.suits(claim.strategy):
+                self.ingredients.keep(classifier, claim.number, number)
+            return classifier
 
         def hear(hits: Mapping[int, float]) -> None:
             if by_folds and strategy.selects_on_val and report(claim.trial, hits):
@@ -206,7 +215,7 @@ class Search:
         except OutOfTime as error:
             why = str(error)
         except (MemoryError, RuntimeError) as error:
-            why = _out_of_memory(error)
+            why = out_of_memory(error)
         self.ctx.on_note(f"The {record.strategy} learns from train alone, without val: {why}")
         return None
 
@@ -238,12 +247,15 @@ class Search:
         """
         with self.trials.lock.held():
             known = self.folder.best()
-            wins = self._is_open() and self.contest.beats(record, known and known[0])
+            wins = self.is_open() and self.contest.beats(record, known and known[0])
             if classifier is not None and wins:
                 self.trials.lock.check()
                 self.folder.keep(classifier, record, refitted=refitted)
             self.trials.tell(claim, record, pruned=pruned)
-            self.folder.write_trials(self.trials.standing().done)
+            done = self.trials.standing().done
+            self.folder.write_trials(done)
+            if self.ingredients:
+                self.ingredients.drop_others(done)
         self._tell(claim, "ended", accuracy=record.val_accuracy, reason=record.reason)
 
     def _tell(self, claim: Claim, kind: Any, **facts: Any) -> None:
@@ -291,7 +303,7 @@ class Search:
         return SearchResult(records, best, classifier, refitted)
 
 
-def _out_of_memory(error: MemoryError | RuntimeError) -> str:
+def out_of_memory(error: MemoryError | RuntimeError) -> str:
     """Return the reason of a trial that ran out of memory; let other errors pass."""
     said = str(error)
     if not isinstance(error, MemoryError | torch.OutOfMemoryError) and (

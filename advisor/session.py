@@ -15,6 +15,7 @@ from advisor.contest import Contest, make_contest
 from advisor.control_fit import judge_both
 from advisor.devices import devices_of, workers_on
 from advisor.events import OnEvent, ignore
+from advisor.ingredients import Ingredients
 from advisor.interrupt import Interrupt
 from advisor.options import AUTO, DEFAULTS, Options
 from advisor.pipeline import Prepared, advise_on, prepare
@@ -63,6 +64,7 @@ def auto(
     storage: str | None = None,
     heartbeat_s: int = HEARTBEAT_S,
     control: bool = True,
+    soup: bool = True,
     devices: str | None = None,
     artifacts: str | None = None,
     on_event: OnEvent = ignore,
@@ -85,6 +87,8 @@ def auto(
     control
         Whether a tenth of the time goes to a control without pretrained weights, to measure what
         transfer gains.
+    soup
+        Whether the weights of the best trainings are averaged, and that is kept if it wins on val.
     devices
         "all" GPUs of this machine, or names with commas between them: a worker on each, this
         process on the first.
@@ -113,6 +117,7 @@ def auto(
         control,
         devices,
         artifacts_name(artifacts, storage),
+        soup,
     )
     _devices(settings, options)
     _note_of_ddp(options)
@@ -201,14 +206,14 @@ def _session(
             folder.enter("searching", ends_at)
         test = prepared.task.test
         wanted = bool(settings.control and test)
-        draft, control = search_with_control(search, advice, prepared, wanted=wanted)
+        closing = search_with_control(search, advice, prepared, wanted=wanted)
         with search.trials.lock.held():
             folder.enter("judging", ends_at)
         found = _result(search)
         judged, gain = None, None
         if test:
             judging = replace(prepared.ctx, deadline_s=search.clock.page_begins_s())
-            judged, gain = judge_both(found.classifier, control, test, judging)
+            judged, gain = judge_both(found.classifier, closing.control, test, judging)
         seconds = used_before_s + time.monotonic() - start
         outcome = Outcome(
             advice=advice,
@@ -221,11 +226,14 @@ def _session(
             seconds=round(seconds, 3),
             ended=search.ended(),
             n_folds=len(search.scoring.folds),
+            soup=closing.soup,
         )
         folder.write_trials(found.trials)
         folder.write("outcome.json", outcome_record(outcome))
-        write_run_reports(outcome, draft.gallery, prepared.ctx.n_workers)
+        write_run_reports(outcome, closing.draft.gallery, prepared.ctx.n_workers)
         folder.clear_checkpoints()
+        if search.ingredients:
+            search.ingredients.clear()
         folder.enter("done", ends_at)
         folder.note("done", seconds=outcome.seconds)
     return outcome
@@ -311,6 +319,7 @@ def make_search(
         interrupt,
         on_event,
         scoring,
+        Ingredients(folder, len(scoring.folds)) if settings.soup else None,
     )
 
 

@@ -33,6 +33,8 @@ class Settings:
         How often a process gives a sign of life.
     control
         Whether the best trial is compared with a control without pretrained weights.
+    soup
+        Whether the weights of the best trainings are averaged at the end.
     devices
         What ``--devices`` said; None: one process, on the device of the options.
     """
@@ -47,6 +49,7 @@ class Settings:
     control: bool
     devices: str | None
     artifacts: str | None = None
+    soup: bool = True
 
     def options_of(self, on_progress: OnProgress | None, on_note: OnNote = ignore_note) -> Options:
         """Return the options as they were given."""

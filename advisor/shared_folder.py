@@ -3,7 +3,7 @@
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,16 @@ class SharedFolder(RunFolder):
         super().clear_checkpoints()
         self.board.clear()
 
-    def keep(self, classifier: ImageClassifier, record: TrialRecord, *, refitted: bool) -> None:
+    def keep(
+        self,
+        classifier: ImageClassifier,
+        record: TrialRecord,
+        *,
+        refitted: bool,
+        averaged: Sequence[int] = (),
+    ) -> None:
         """Make a classifier the best so far, for all, in one step."""
-        super().keep(classifier, record, refitted=refitted)
+        super().keep(classifier, record, refitted=refitted, averaged=averaged)
         archive = self.path / _ARCHIVE
         with self.writing(archive):
             shutil.make_archive(str(archive.with_suffix("")), "tar", self.path / "classifier")

@@ -29,6 +29,7 @@ def status_record(folder: RunFolder) -> dict[str, Any]:
         "used_s": round(folder.used_s(), 1),
         "left_s": round(max(0.0, state["ends_at"] - time.time()), 1) if at_work else None,
         "best": None if best is None else asdict(best[0]),
+        "averaged": list(folder.averaged()),
         "trials": _trials(folder.path / "trials.jsonl"),
         "under_way": [e for n, e in begun.items() if n not in ended] if phase != "done" else [],
     }
@@ -55,7 +56,9 @@ def status_lines(folder: RunFolder, record: dict[str, Any]) -> list[str]:
     if record["best"] is not None:
         best = read_trial(record["best"])
         assert best.val_accuracy is not None
-        lines.append(f"Best: {best.strategy} {best.val_accuracy.percent()} on val")
+        numbers = ", ".join(str(n) for n in record["averaged"])
+        averaged = f", weights of trials {numbers} averaged" if numbers else ""
+        lines.append(f"Best: {best.strategy} {best.val_accuracy.percent()} on val{averaged}")
     if record["state"] == "stopped":
         lines.append(f"Go on with it: tl-auto resume {folder.path}")
     if (folder.path / "study.db").exists():

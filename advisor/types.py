@@ -313,6 +313,31 @@ class TransferGain:
 
 
 @dataclass(frozen=True)
+class Soup:
+    """What came of averaging the weights of the best trainings of a run.
+
+    Attributes
+    ----------
+    trials
+        Those whose weights were averaged, in the order in which they were put in.
+    val_accuracy
+        Of the average, on the pictures that chose it; None if no average was judged.
+    alone
+        Of the best trial alone, which it had to beat.
+    kept
+        Whether it won, and is the classifier.
+    reason
+        Why the trial was kept instead.
+    """
+
+    trials: tuple[int, ...]
+    val_accuracy: Interval | None
+    alone: Interval
+    kept: bool
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """The answer of ``tl-auto run``.
 
@@ -329,6 +354,9 @@ class Outcome:
     n_folds
         How many parts of train and val trials were judged on, each without having learnt from it;
         1: val alone.
+    soup
+        What came of averaging the best trainings; None where there were not two, or it was not
+        asked for. If it was kept, the val accuracy of `best` is the average's.
     """
 
     advice: Advice
@@ -341,3 +369,4 @@ class Outcome:
     transfer_gain: TransferGain | None = None
     ended: Ended = "time"
     n_folds: int = 1
+    soup: Soup | None = None

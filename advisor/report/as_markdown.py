@@ -13,6 +13,7 @@ from advisor.report.words import (
     settings,
     similarity_words,
     size_line,
+    soup_words,
     why,
 )
 from advisor.types import Advice, Finding, Outcome, Profile
@@ -146,6 +147,9 @@ def _judgement(outcome: Outcome) -> list[str]:
         said.append(
             f"Transfer gain {points(found.gain)} against {found.control}: {found.verdict}."
         )
+    averaged = soup_words(outcome)
+    if averaged is not None:
+        said.append(averaged)
     if outcome.refitted:
         said.append("Fitted once more on train and val together.")
     return said

@@ -28,6 +28,7 @@ from advisor.report.words import (
     result,
     settings,
     size_line,
+    soup_words,
     spoken,
     title,
     why,
@@ -143,7 +144,7 @@ def _answer(advice: Advice, outcome: Outcome | None) -> dict[str, str]:
         "answer": result(outcome).replace(outcome.best.strategy, title(outcome.best.strategy), 1),
         "answer_text": f"Found in {duration(outcome.seconds)}; "
         f"advised was {title(best.strategy)}, {best.accuracy.percent()}.",
-        "run_text": f"{len(outcome.trials)} trials: {counts}. "
+        "run_text": f"{len(outcome.trials)} trials: {counts}. {soup_words(outcome) or ''} "
         + ("The classifier was fitted once more on train and val." if outcome.refitted else ""),
     }
 

@@ -25,6 +25,7 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
         "test": None if test is None else asdict(test),
         "transfer_gain": None if outcome.transfer_gain is None else asdict(outcome.transfer_gain),
         "n_folds": outcome.n_folds,
+        "soup": None if outcome.soup is None else asdict(outcome.soup),
         "ended": outcome.ended,
         "n_trials": len(outcome.trials),
         "trials": [asdict(t) for t in outcome.trials],

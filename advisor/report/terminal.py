@@ -18,6 +18,7 @@ from advisor.report.words import (
     settings,
     similarity_words,
     size_line,
+    soup_words,
     why,
 )
 from advisor.similarity import DomainSimilarity
@@ -70,6 +71,8 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         facts.add_row(
             "transfer gain", f"{points(found.gain)} against {found.control}: {found.verdict}"
         )
+    if outcome.soup is not None:
+        facts.add_row("averaged", Text(soup_words(outcome) or ""))
     if outcome.refitted:
         facts.add_row("last fit", "once more on train and val together")
     facts.add_row("took", f"{duration(outcome.seconds)}, {len(outcome.trials)} trials")

@@ -63,6 +63,22 @@ def result(outcome: Outcome) -> str:
     return f"{outcome.best.strategy}: {test.accuracy.percent()} on {test.n:,} test {pictures}"
 
 
+def soup_words(outcome: Outcome) -> str | None:
+    """Say in a sentence what came of averaging weights; None where nothing was to be averaged."""
+    soup = outcome.soup
+    if soup is None:
+        return None
+    numbers = [str(n) for n in soup.trials]
+    trials = f"{', '.join(numbers[:-1])} and {numbers[-1]}"
+    if soup.kept and soup.val_accuracy is not None:
+        return (
+            f"The classifier is the average of the weights of trials {trials}: "
+            f"{soup.val_accuracy.percent()} on val, which chose it, against "
+            f"{soup.alone.percent()} of the best trial alone."
+        )
+    return f"The weights of trials {trials} averaged were not kept: {soup.reason}."
+
+
 def size_line(advice: Advice) -> str:
     """Say how many pictures there are and how they are split."""
     profile = advice.profile

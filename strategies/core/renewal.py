@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -56,10 +56,24 @@ def renew(
         if isinstance(module, nn.BatchNorm2d) and stage[name] >= first
     ]
     ctx.check_time()
-    with _collecting(norms):
-        _run(network, task, backbone, ctx)
+    take_statistics(network, norms, task, backbone, ctx)
     ctx.check_time()
     return _run(network, task, backbone, ctx)
+
+
+def take_statistics(
+    network: Network,
+    norms: Sequence[nn.BatchNorm2d],
+    task: ImageTask,
+    backbone: Backbone,
+    ctx: RunContext,
+) -> None:
+    """Give some BatchNorm layers the statistics of the train pictures as they see them now.
+
+    All others stay in the mode that they are in.
+    """
+    with _collecting(norms):
+        _run(network, task, backbone, ctx)
 
 
 @torch.no_grad()
@@ -80,7 +94,7 @@ def _reset(net: nn.Module, stage: Mapping[str, int], first_reset: int, backbone:
 
 
 @contextlib.contextmanager
-def _collecting(norms: list[nn.BatchNorm2d]) -> Iterator[None]:
+def _collecting(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
     """Let layers average the statistics of every batch that passes, from nothing."""
     before = [norm.momentum for norm in norms]
     for norm in norms:
