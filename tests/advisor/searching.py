@@ -11,6 +11,7 @@ import optuna
 from advisor.clock import Clock
 from advisor.contest import make_contest
 from advisor.events import Event
+from advisor.ingredients import Ingredients
 from advisor.interrupt import Interrupt
 from advisor.run_folder import RunFolder
 from advisor.scoring import make_scoring
@@ -47,6 +48,7 @@ class Runner:
         self.heartbeat_s = 10
         self.deadline_s = math.inf
         self.n_folds = 1
+        self.soup = False
         self.events: list[Event] = []
 
     def prepare(
@@ -72,6 +74,7 @@ class Runner:
             Interrupt(),
             self.events.append,
             make_scoring(self.task.hide_test(), self.n_folds, 0),
+            Ingredients(self.folder, self.n_folds) if self.soup else None,
         )
 
     def __call__(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
