@@ -303,6 +303,7 @@ def make_search(
         seed=options.seed,
         owner=owner,
         heartbeat_s=settings.heartbeat_s,
+        n_val=len(task.val),
         by_folds=len(scoring.folds) > 1,
     )
     n_judged = (1 + settings.control) * len(task.test or ())

@@ -16,7 +16,7 @@ from typing import Any
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.pruners import BasePruner, MedianPruner, WilcoxonPruner
+from optuna.pruners import BasePruner
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
@@ -30,15 +30,13 @@ from advisor.database import (
     open_storage,
     patient,
 )
+from advisor.pruning import make_pruner
 from advisor.types import TrialRecord
 from strategies.core.metrics import Interval
 
 MAX_ATTEMPTS = 3
 """A trial that dies this often without getting further is given up: it may be what kills it."""
 COORDINATOR = "coordinator"
-SURELY_WORSE = 0.05
-"""A trial is pruned if it would do so much worse than the best on the same pictures, or more, with
-this probability if it were as good."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,8 @@ class Trials:
         Who claims trials here; `COORDINATOR` for the one process that holds the run.
     heartbeat_s
         A process gives a sign of life this often; six missed ones are death.
+    n_val
+        Pictures that accuracies are reported on.
     by_folds
         Whether trials report which pictures they name rightly, fold by fold, instead of their
         accuracy on val, round by round.
@@ -100,13 +100,14 @@ class Trials:
         seed: int = 0,
         owner: str = COORDINATOR,
         heartbeat_s: int = 10,
+        n_val: int,
         by_folds: bool = False,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.owner = owner
         self._storage = open_storage(url, heartbeat_s)
         self.lock = Lock(self._storage, prefix)
-        pruner, self.pruned_because = _pruner(by_folds)
+        pruner, self.pruned_because = make_pruner(n_val, by_folds=by_folds)
         self._studies = {
             name: patient(partial(_study, self._storage, prefix + name, seed, pruner))
             for name in strategies
@@ -315,18 +316,6 @@ def _study(storage: RDBStorage, name: str, seed: int, pruner: BasePruner) -> Stu
         sampler=SeededTPE(seed),
         pruner=pruner,
         load_if_exists=True,
-    )
-
-
-def _pruner(by_folds: bool) -> tuple[BasePruner, str]:
-    """Return what stops a trial, and the reason that it gives."""
-    if by_folds:
-        with experimental():
-            pruner = WilcoxonPruner(p_threshold=SURELY_WORSE)
-        return pruner, "worse than the best trial on the same pictures by more than chance"
-    return (
-        MedianPruner(n_startup_trials=2, n_warmup_steps=3),
-        "worse than the median of earlier trials at this point",
     )
 
 

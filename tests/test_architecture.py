@@ -53,6 +53,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "advisor.stored",
         "advisor.database",
         "advisor.artifacts",
+        "advisor.pruning",
     ),
     ("advisor.gallery", "advisor.trials", "advisor.settings", "advisor.shared_folder"),
     ("advisor.control_fit",),

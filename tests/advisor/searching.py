@@ -67,6 +67,7 @@ class Runner:
                 list(STRATEGIES),
                 owner=owner,
                 heartbeat_s=self.heartbeat_s,
+                n_val=n_val,
                 by_folds=self.n_folds > 1,
             ),
             contest,

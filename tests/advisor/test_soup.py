@@ -39,7 +39,9 @@ def searched(run: Runner, monkeypatch: pytest.MonkeyPatch) -> Searched:
         ) -> ImageClassifier:
             found = LinearProbe(1e-3).fit(task, backbone, ctx)
             weight = found.network.head.weight
-            noise = np.random.default_rng(0).normal(0, 3 * weight.detach().std().item(), weight.shape)
+            noise = np.random.default_rng(0).normal(
+                0, 3 * weight.detach().std().item(), weight.shape
+            )
             with torch.no_grad():
                 weight += next(waiting) * torch.as_tensor(noise, dtype=torch.float32)
             return replace(found, strategy=self.name, hyperparameters=self.hyperparameters())

@@ -1,0 +1,236 @@
+"""Trainings recorded once, to ask of them what pruners would stop, and whether soups are better.
+
+    python benchmarks/curves.py --data-root FOLDER --weights FOLDER
+
+`record` runs what is missing of twelve full fine-tunings a set at 64 px with half the usual steps
+(the advice, its neighbours, then what TPE draws) to their ends, and appends a row each; `soups`
+averages their weights; `pruners` replays the curves, which takes no pictures. Without a name: all.
+"""
+
+import argparse
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    SuccessiveHalvingPruner,
+)
+from rows import append_row, read_rows
+
+from advisor.contest import portfolio
+from advisor.database import SeededTPE
+from advisor.ingredients import MOST
+from advisor.pruning import PatientHalving
+from strategies.core.averaging import averaged
+from strategies.core.backbone import load_backbone
+from strategies.core.classifier import ImageClassifier
+from strategies.core.run import RunContext, make_context
+from strategies.core.task import ImageTask, Split, labels_of, load_task
+from strategies.full_fine_tune import FullFineTune
+
+HERE = Path(__file__).resolve().parent
+SETS = {
+    "sign_digits": 20,
+    "flowers5": 30,
+    "neu_surface": 12,
+    "trash6": 25,
+    "gtsrb": 5,
+    "pacs_sketch": 20,
+    "dtd10": 15,
+    "hymenoptera": 50,
+}
+"""Train pictures a class; a quarter as many are val."""
+N_TRIALS, MOST_TEST, PX, SEED = 12, 400, 64, 0
+START = {
+    "head_lr_factor": 1.0,
+    "batch_norm": "frozen",
+    "label_smoothing": 0.0,
+    "hflip": False,
+    "input_px": PX,
+    "steps": 75,
+}
+PRUNERS: dict[str, Callable[[int], BasePruner]] = {
+    "none": lambda n_val: NopPruner(),
+    "median of earlier ones (before)": lambda n_val: MedianPruner(2, 3),
+    "ASHA": lambda n_val: SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+    "ASHA, from round 3": lambda n_val: SuccessiveHalvingPruner(
+        min_resource=3, reduction_factor=2
+    ),
+    "Hyperband, 1 to 6, halves": lambda n_val: HyperbandPruner(1, 6, 2),
+    "Hyperband, 1 to 6, thirds": lambda n_val: HyperbandPruner(1, 6, 3),
+    "ASHA, patient (now)": PatientHalving,
+}
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Do what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="*", default=["record", "soups", "pruners"])
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=HERE / "curves.jsonl")
+    parser.add_argument("--weights", type=Path, help="folder for the classifiers")
+    parser.add_argument("--cache-dir", type=Path, default=None)
+    parser.add_argument("--sets", nargs="*", default=list(SETS))
+    args = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    for name in args.sets if {"record", "soups"} & set(args.what) else ():
+        task = draw(load_task(args.data_root / name), SETS[name])
+        ctx = make_context(cache_dir=args.cache_dir, seed=SEED, workers=1)
+        if "record" in args.what and not rows_of(args.out)[name]:
+            record(name, task, ctx, args)
+        if "soups" in args.what:
+            soups(name, task, ctx, rows_of(args.out)[name], args.weights)
+    if "pruners" in args.what:
+        print(pruner_table(rows_of(args.out)))
+
+
+def draw(task: ImageTask, n: int) -> ImageTask:
+    """Draw `n` train pictures a class, a quarter as many for val, at most `MOST_TEST` for test."""
+    rng = np.random.default_rng(SEED)
+    train, val = [], []
+    for label in range(task.n_classes):
+        rows = [p for p in task.fit_split if p.label == label]
+        rows = [rows[i] for i in rng.permutation(len(rows))]
+        train += rows[:n]
+        val += rows[n : n + max(1, n // 4)]
+    assert task.test is not None
+    order = np.random.default_rng(0).permutation(len(task.test))[:MOST_TEST]
+    test = tuple(task.test[i] for i in sorted(order))
+    return replace(task, train=tuple(train), val=tuple(val), test=test)
+
+
+def record(name: str, task: ImageTask, ctx: RunContext, args: argparse.Namespace) -> None:
+    """Train; nothing is pruned."""
+    hidden, backbone = task.hide_test(), load_backbone(input_px=PX)
+    study = optuna.create_study(direction="maximize", sampler=SeededTPE(SEED))
+    entries: list[Row] = [START]
+    for number in range(N_TRIALS):
+        if number < len(entries):
+            study.enqueue_trial(entries[number])
+        trial = study.ask()
+        drawn = FullFineTune.suggest(trial, hidden, backbone)
+        steps = drawn.steps or 0
+        drawn = replace(drawn, steps=steps // 2)
+        if number == 0:
+            drawn = replace(drawn, lr=None, blend=None)  # the advice follows from the pictures
+        curve: list[float | None] = []
+        heard = replace(ctx, on_epoch=lambda _, accuracy, curve=curve: curve.append(accuracy))
+        found = drawn.fit(hidden, backbone, heard)
+        if number == 0:
+            used = {k: found.hyperparameters[k] for k in ("lr", "blend")}
+            entries = portfolio({**START, **used}, trial.distributions)
+        found.save(args.weights / f"{name}-{number}")
+        val, test = (float(hits(found, s).mean()) for s in (task.val, task.test or ()))
+        study.tell(trial, val)
+        row = {"set": name, "trial": number, "n_val": len(task.val), "curve": curve}
+        how = {"val": val, "test": test, "hyperparameters": dict(found.hyperparameters)}
+        append_row(args.out, row | how)
+
+
+def hits(classifier: ImageClassifier, split: Split) -> Any:
+    """Say which pictures are named rightly."""
+    said = classifier.predict_proba([p.path for p in split], n_workers=1)
+    return said.argmax(axis=1) == labels_of(split)
+
+
+def soups(name: str, task: ImageTask, ctx: RunContext, rows: Sequence[Row], weights: Path) -> None:
+    """Print what greedy soups of all, of the first 6 and 4, and of four draws of 6 come to."""
+    draws = [np.random.default_rng(s).permutation(N_TRIALS)[:6] for s in range(4)]
+    for chosen in (range(N_TRIALS), range(6), range(4), *draws):
+        pool = sorted((rows[i] for i in sorted(chosen)), key=lambda r: (-r["val"], r["trial"]))
+        soup, best, accuracy = [pool[0]["trial"]], None, pool[0]["val"]
+        for row in pool[1:MOST]:
+            members = [
+                ImageClassifier.load(weights / f"{name}-{n}") for n in (*soup, row["trial"])
+            ]
+            tried = averaged(members, task.hide_test(), ctx)
+            found = float(hits(tried, task.val).mean())
+            if found >= accuracy:
+                soup, best, accuracy = [*soup, row["trial"]], tried, found
+        kept = best is not None and accuracy - pool[0]["val"] > 1.5 / len(task.val)
+        test = hits(best, task.test or ()).mean() if best else pool[0]["test"]
+        print(
+            f"{name}, {len(chosen)} trials: {soup}, val {pool[0]['val']:.3f} -> {accuracy:.3f}, "
+            f"test {pool[0]['test']:.3f} -> {test:.3f}, {'kept' if kept else 'not kept'}"
+        )
+
+
+def pruner_table(by_set: dict[str, list[Row]], n_orders: int = 40) -> str:
+    """Return, for searches of 4, 6 and 12 trials in random orders, what every pruner does."""
+    lines = ["| pruner | rounds saved, % | the best on val stopped, % | test, points |"]
+    lines += ["|---|---|---|---|"]
+    for name in PRUNERS:
+        cells = [replayed(by_set, name, n, n_orders) for n in (4, 6, 12)]
+        columns = [
+            ", ".join(f"{100 * c['saved']:.0f}" for c in cells),
+            ", ".join(f"{100 * c['stopped_best']:.1f}" for c in cells),
+            ", ".join(f"{100 * c['test']:+.1f} ± {100 * c['error']:.1f}" for c in cells),
+        ]
+        lines.append(f"| {name} | {' | '.join(columns)} |")
+    return "\n".join(lines)
+
+
+def replayed(
+    by_set: dict[str, list[Row]], pruner: str, n_trials: int, n_orders: int
+) -> dict[str, float]:
+    """Replay searches: share of rounds saved, how often the best on val was stopped, test lost."""
+    saved, stopped, test = [], [], defaultdict(list)
+    for name, rows in by_set.items():
+        for order in range(n_orders):
+            chosen = np.random.default_rng(order).permutation(len(rows))[:n_trials]
+            trials = [rows[i] for i in chosen]
+            n_rounds, ended = search(trials, PRUNERS[pruner](rows[0]["n_val"]), order)
+            best = max(trials, key=lambda r: r["val"])
+            found = max(ended, key=lambda r: r["val"])
+            saved.append(1 - n_rounds / sum(len(r["curve"]) for r in trials))
+            stopped.append(found["val"] < best["val"])
+            test[name].append(found["test"] - best["test"])
+    means = [np.mean(v) for v in test.values()]
+    error = np.std(means, ddof=1) / np.sqrt(len(means))
+    found = {"saved": saved, "stopped_best": stopped, "test": means}
+    return {k: float(np.mean(v)) for k, v in found.items()} | {"error": float(error)}
+
+
+def search(trials: Sequence[Row], pruner: BasePruner, order: int) -> tuple[int, list[Row]]:
+    """Replay one search; return the rounds it took, and the trials that came to their end."""
+    n_rounds, ended = 0, []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            study_name=f"order {order}", direction="maximize", pruner=pruner
+        )
+    for row in trials:
+        trial = study.ask()
+        state = optuna.trial.TrialState.COMPLETE
+        for step, accuracy in enumerate(row["curve"], start=1):
+            trial.report(accuracy, step)
+            n_rounds += 1
+            if trial.should_prune():
+                state = optuna.trial.TrialState.PRUNED
+                break
+        else:
+            ended.append(row)
+        study.tell(trial, row["val"] if row in ended else None, state)
+    return n_rounds, ended
+
+
+def rows_of(path: Path) -> dict[str, list[Row]]:
+    """Return the rows by set."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for row in read_rows(path):
+        found[row["set"]].append(row)
+    return found
+
+
+if __name__ == "__main__":
+    main()
