@@ -24,9 +24,10 @@ class PatientHalving(BasePruner):
     those that reached a rung the worse half is stopped, unless its best accuracy so far is within
     `BEHIND` standard errors of the best one at this round.
 
-    Plain ASHA and Hyperband stop twice as much, but with four to twelve trials and val splits of
-    18 to 50 pictures the best training is among what they stop in one search of three to ten
-    (benchmarks/README.md); Hyperband would also let every bracket have its own start-up trials.
+    Plain ASHA saves two to three times as much, but in searches of four to twelve trials on 18 to
+    50 val pictures it stopped the best one in a fifth to a third of them, Hyperband in a tenth to
+    a sixth; this rule in at most one of forty (benchmarks/README.md). Nor are there trials enough
+    for Hyperband: TPE, which models every bracket by itself, needs its start-up trials in each.
 
     Parameters
     ----------

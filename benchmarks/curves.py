@@ -165,7 +165,7 @@ def soups(name: str, task: ImageTask, ctx: RunContext, rows: Sequence[Row], weig
         )
 
 
-def pruner_table(by_set: dict[str, list[Row]], n_orders: int = 40) -> str:
+def pruner_table(by_set: dict[str, list[Row]], n_orders: int = 20) -> str:
     """Return, for searches of 4, 6 and 12 trials in random orders, what every pruner does."""
     lines = ["| pruner | rounds saved, % | the best on val stopped, % | test, points |"]
     lines += ["|---|---|---|---|"]
