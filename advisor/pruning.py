@@ -26,7 +26,7 @@ class PatientHalving(BasePruner):
 
     Plain ASHA saves two to three times as much, but in searches of four to twelve trials on 18 to
     50 val pictures it stopped the best one in a fifth to a third of them, Hyperband in a tenth to
-    a sixth; this rule in at most one of forty (benchmarks/README.md). Nor are there trials enough
+    a fifth; this rule in at most one of forty (benchmarks/README.md). Nor are there trials enough
     for Hyperband: TPE, which models every bracket by itself, needs its start-up trials in each.
 
     Parameters

@@ -208,6 +208,8 @@ def test_run_then_predict(
     assert record["test_accuracy"]["low"] <= record["test_accuracy"]["high"]
     for name in ("advice.json", "study.db", "trials.jsonl", "classifier", "report.html"):
         assert (out / name).exists()
+    for name in ("checkpoints", "ingredients"):
+        assert not (out / name).exists()
 
     again = runner.invoke(auto_app, ["run", str(data), "--out", str(out), *cache])
     assert again.exit_code == 2
