@@ -75,7 +75,7 @@ def search_with_control(
             clock.n_test //= 2  # nothing but the classifier will be judged
         search.run()
     if len(search.trials.standing().done) > n_done:
-        soup = make_soup(search) or soup
+        soup = make_soup(search)
     return Found(draft, control, soup)
 
 

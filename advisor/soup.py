@@ -131,6 +131,9 @@ def _greedy(
             tried = _judge(search, pool, tuple(r.number for r in [*members, record]))
         except OutOfTime:
             return best, None if best else NO_TIME
+        except StorageError as error:
+            search.ctx.on_note(f"Trial {record.number} is left out of averages: {error}")
+            continue
         except (MemoryError, RuntimeError) as error:
             return best, out_of_memory(error)
         if tried.val_accuracy.mid >= accuracy:
