@@ -3,7 +3,7 @@
 import importlib
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -32,10 +32,12 @@ def _offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
-@pytest.fixture(autouse=True)
-def _short_pilots(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="session", autouse=True)
+def _short_pilots() -> Iterator[None]:
     """Let pilots take a few steps: whole ones would be most of the time of all tests."""
-    monkeypatch.setattr("advisor.pilot.STEPS", 5)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("advisor.pilot.STEPS", 5)
+        yield
 
 
 @pytest.fixture(scope="session")
