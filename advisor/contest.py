@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from advisor.remedies import remedies, scratch_contends
+from advisor.remedies import other_backbone, remedies, scratch_contends
 from advisor.trials import Standing
 from advisor.types import Advice, Ended, Recommendation, TrialRecord
 from strategies.registry import STRATEGIES, get_strategy
@@ -115,7 +115,8 @@ class Contest:
         own = [r for r in standing.done if r.strategy == c.strategy]
         scores = [r.val_accuracy for r in own if r.val_accuracy is not None]
         if not _is_trained(c.strategy):
-            return _n_begun(c.strategy, standing) < self.probe_trials
+            called_for = len(self.remedies.get(c.strategy, ()))
+            return _n_begun(c.strategy, standing) < self.probe_trials + called_for
         if len(own) >= MAX_FAILURES and not scores and not any(map(was_pruned, own)):
             return False
         if leader is None or leader.val_accuracy is None or not scores:
@@ -207,7 +208,8 @@ def make_contest(
 
     That is its runner-up and every training whose interval reaches the advised accuracy; if none
     does, the best of them all the same: a prediction may be wrong, and probes use up no time.
-    Where negative transfer is warned of, training from scratch too.
+    Where negative transfer is warned of, training from scratch too; where another backbone does
+    clearly better, every strategy's second trial takes that one.
 
     Parameters
     ----------
@@ -217,6 +219,11 @@ def make_contest(
     sizes = () if advice.quadrant.domain == "similar" else sizes
     by_name = {r.strategy: r for r in advice.recommendations}
     called_for = remedies(advice.findings)
+    other = other_backbone(advice)
+    if other is not None:
+        called_for = {
+            name: [other, *called_for.get(name, [])] for name in by_name if name != CONTROL
+        }
     if only is not None:
         alone = (by_name[only],)
         return Contest(alone, n_val, PROBE_TRIALS, max_trials, called_for, sizes)

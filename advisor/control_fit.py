@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass, replace
 
+from advisor.remedies import backbone_of, hyperparameters_of
 from advisor.transfer_gain import transfer_gain
 from advisor.types import TransferGain, TrialRecord
 from strategies.core.affordable import passes_left
@@ -53,13 +54,14 @@ def fit_control(
     if best.strategy == FromScratch.name:
         ctx.on_note("The best trial was trained from scratch: no transfer is left to measure.")
         return None
-    strategy = get_strategy(best.strategy)
+    strategy, backbone = get_strategy(best.strategy), backbone_of(best.hyperparameters, backbone)
     try:
         if strategy.selects_on_val or not is_quick(best, task, backbone, ctx):
             fresh = FromScratch(input_px=best.hyperparameters.get("input_px"))
             unjudged = replace(task, val=())  # it has a single setting: nothing is to be selected
             return Control(FromScratch.name, best.strategy, fresh.fit(unjudged, backbone, ctx))
-        same = {**best.hyperparameters, "strength": None}  # that one suits pretrained features
+        # the strength suits pretrained features
+        same = hyperparameters_of(best.hyperparameters) | {"strength": None}
         fitted = strategy(**same).fit(task, backbone.with_random_weights(), ctx)
     except OutOfTime:
         ctx.on_note(
@@ -72,6 +74,7 @@ def fit_control(
 
 def is_quick(best: TrialRecord, task: ImageTask, backbone: Backbone, ctx: RunContext) -> bool:
     """Whether there is time to pass what a probe learns from through random weights."""
+    backbone = backbone_of(best.hyperparameters, backbone)
     random = resized(backbone, best.hyperparameters.get("input_px")).with_random_weights()
     views = best.hyperparameters.get("views") or 1
     waiting = not_cached(task.train, random, ctx) if views == 1 else task.train

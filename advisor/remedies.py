@@ -6,8 +6,9 @@ from typing import Any
 
 from optuna.trial import BaseTrial
 
-from advisor.types import Finding
+from advisor.types import Advice, Finding
 from strategies.base import Strategy
+from strategies.core.backbone import Backbone, load_backbone
 
 AGAIN = {"batch_norm": "reestimated"}
 LET_GO = {"blend": 1.0}
@@ -20,6 +21,8 @@ REMEDIES: Mapping[str, Mapping[str, tuple[Mapping[str, Any], ...]]] = {
     "TL208": {"full_fine_tune": (LET_GO, RESET, SHRINK), "partial_fine_tune": (LET_GO,)},
 }
 """By finding and strategy: changes to the advised hyperparameters, each worth a trial."""
+BACKBONE = "backbone"
+"""Name of a trial's setting, beside its hyperparameters, where a remedy is another backbone."""
 HARMED = ("TL201", "TL202", "TL208", "TL209")
 """Issues after which training from scratch is a contender, not only a control."""
 
@@ -32,6 +35,24 @@ def remedies(findings: Sequence[Finding]) -> dict[str, list[dict[str, Any]]]:
             known = found.setdefault(strategy, [])
             known += [dict(change) for change in changes if dict(change) not in known]
     return found
+
+
+def other_backbone(advice: Advice) -> dict[str, str] | None:
+    """Return the change to a backbone that is clearly better on the same pictures; else None."""
+    rival = advice.profile.rival
+    named = any(finding.code == "TL209" for finding in advice.findings)
+    return {BACKBONE: rival.name} if named and rival is not None else None
+
+
+def backbone_of(settings: Mapping[str, Any], own: Backbone) -> Backbone:
+    """Return the backbone of a trial: the run's own, unless a remedy put another in its place."""
+    name = settings.get(BACKBONE, own.name)
+    return own if name == own.name else load_backbone(name, input_px=own.input_px)
+
+
+def hyperparameters_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a trial's strategy is made with, which the backbone is no part of."""
+    return {k: v for k, v in settings.items() if k != BACKBONE}
 
 
 def scratch_contends(findings: Sequence[Finding]) -> bool:

@@ -19,7 +19,7 @@ from advisor.database import insist
 from advisor.events import Event, OnEvent
 from advisor.ingredients import Ingredients
 from advisor.interrupt import Interrupt
-from advisor.remedies import prescribed
+from advisor.remedies import BACKBONE, backbone_of, hyperparameters_of, prescribed
 from advisor.run_folder import RunFolder
 from advisor.scoring import Scoring
 from advisor.trials import Claim, Trials, report
@@ -148,9 +148,11 @@ class Search:
             reason = str(error)
         except (MemoryError, RuntimeError) as error:
             reason = out_of_memory(error)
-        used = classifier.hyperparameters if classifier else claim.trial.params
+        used = dict(classifier.hyperparameters if classifier else claim.trial.params)
+        if BACKBONE in claim.start:
+            used[BACKBONE] = claim.start[BACKBONE]
         seconds = round(time.monotonic() - start, 3)
-        record = TrialRecord(claim.number, claim.strategy, dict(used), accuracy, seconds, reason)
+        record = TrialRecord(claim.number, claim.strategy, used, accuracy, seconds, reason)
         last = self._with_val(claim, record)
         kept = last or classifier
         finish = partial(
@@ -164,7 +166,8 @@ class Search:
     def _fit(self, claim: Claim) -> tuple[ImageClassifier, Interval]:
         drawn = get_strategy(claim.strategy).suggest(claim.trial, self.task, self.backbone)
         strategy = prescribed(drawn, claim.trial)
-        refusal = strategy.why_not(self.task, self.backbone)
+        backbone = backbone_of(claim.start, self.backbone)
+        refusal = strategy.why_not(self.task, backbone)
         if refusal is not None:
             raise TransferError(refusal)
 
@@ -175,7 +178,7 @@ class Search:
                 checkpoint=self.folder.checkpoint(claim.number, number),
                 deadline_s=self.clock.fold_ends_s(n_left),
             )
-            classifier = strategy.fit(fold, self.backbone, ctx)
+            classifier = strategy.fit(fold, backbone, ctx)
             if self.ingredients and self.ingredients.suits(claim.strategy):
                 self.ingredients.keep(classifier, claim.number, number)
             return classifier
@@ -211,7 +214,9 @@ class Search:
         ctx = replace(self.ctx, deadline_s=self.clock.search_ends_s())
         try:
             with self.trials.alive(claim):
-                return strategy(**record.hyperparameters).fit(everything, self.backbone, ctx)
+                backbone = backbone_of(record.hyperparameters, self.backbone)
+                chosen = strategy(**hyperparameters_of(record.hyperparameters))
+                return chosen.fit(everything, backbone, ctx)
         except OutOfTime as error:
             why = str(error)
         except (MemoryError, RuntimeError) as error:

@@ -255,7 +255,7 @@ def _backbone_is_harmful(profile: Profile, _: Known) -> Iterator[Finding]:
         f"the backbone is a likely cause: {rival.name} does better",
         f"A linear probe on {rival.name} reaches {rival.accuracy.percent()} on the same "
         f"pictures, {_points(rival.lead)} against {profile.backbone}.",
-        f"Use it: --backbone {rival.name}.",
+        f"Use it: --backbone {rival.name}; tl-auto run tries it beside this one.",
     )
 
 

@@ -47,6 +47,12 @@ class Claim:
     strategy: str
     trial: Trial
 
+    @property
+    def start(self) -> Mapping[str, Any]:
+        """What the trial starts with; empty: all is drawn."""
+        found: Mapping[str, Any] = self.trial.user_attrs.get("start", {})
+        return found
+
 
 @dataclass(frozen=True)
 class Standing:

@@ -6,10 +6,19 @@ import optuna
 import pytest
 
 from advisor.contest import make_contest, portfolio
-from advisor.remedies import REMEDIES, prescribed, remedies, scratch_contends
-from advisor.types import Advice, Finding, Severity
+from advisor.remedies import (
+    REMEDIES,
+    backbone_of,
+    hyperparameters_of,
+    prescribed,
+    remedies,
+    scratch_contends,
+)
+from advisor.types import Advice, Finding, Rival, Severity
 from strategies.core.errors import OutOfTime, TrainingDiverged
+from strategies.core.metrics import Interval
 from strategies.full_fine_tune import FullFineTune
+from strategies.linear_probe import LinearProbe
 from strategies.registry import STRATEGIES
 from tests.advisor.searching import Runner
 
@@ -52,6 +61,43 @@ def test_a_warning_brings_scratch_into_the_contest(measured: tuple[Advice, objec
         return {c.strategy for c in contest.contenders}
 
     assert contenders(alarmed) == contenders(calm) | {"from_scratch"}
+
+
+def doubtful(advice: Advice, rival: str) -> Advice:
+    """Advice that names another backbone as clearly better."""
+    lead = Interval(0.1, 0.2, 0.3)
+    profile = replace(advice.profile, rival=Rival(rival, Interval(0.8, 0.85, 0.9), lead))
+    return replace(advice, profile=profile, findings=(finding("TL209"),))
+
+
+def test_the_second_trial_of_every_strategy_takes_the_backbone_that_does_better(
+    measured: tuple[Advice, object],
+) -> None:
+    advice = doubtful(measured[0], "better")
+    contest = make_contest(advice, 50, only=None, max_trials=None)
+    for c in contest.contenders:
+        entries = portfolio(c.hyperparameters, {}, contest.remedies.get(c.strategy, ()))
+        assert "backbone" not in entries[0]
+        expected = None if c.strategy == "from_scratch" else "better"
+        assert entries[1].get("backbone") == expected
+    nothing = replace(advice, findings=())
+    assert not make_contest(nothing, 50, only=None, max_trials=None).remedies
+
+
+def test_a_trial_with_another_backbone_is_of_it_whether_it_wins_or_not(
+    run: Runner, small_network: str
+) -> None:
+    run.advice = doubtful(run.advice, small_network)
+    run.prepare(max_trials=2, only="linear_probe").run()
+    first, second = run.lines()
+    assert "backbone" not in first["hyperparameters"]
+    assert second["hyperparameters"]["backbone"] == small_network
+    assert first["val_accuracy"]
+    assert second["val_accuracy"]
+    for line, name in ((first, run.backbone.name), (second, small_network)):
+        assert backbone_of(line["hyperparameters"], run.backbone).name == name
+        made = LinearProbe(**hyperparameters_of(line["hyperparameters"]))
+        assert made.input_px == run.backbone.input_px
 
 
 def test_what_the_search_space_does_not_draw_is_set_and_what_it_draws_is_kept() -> None:
