@@ -15,7 +15,7 @@ from advisor.risk import (
 from advisor.types import Finding, Profile, TransferRisk
 from strategies.core.metrics import Interval
 
-HARM = 0.4
+HARM = 0.38
 """From this probability on, negative transfer is warned of."""
 NARROW = 0.05
 """A gain is as good as none if its interval contains 0 and ends below this."""

@@ -42,7 +42,6 @@ SCRATCH_GUESS: Mapping[str, float] = {**GUESS, "control": -0.4, "pixels": 0.4}
 nearly as well as features speak for it."""
 SD_GUESS, COST_SD_GUESS, SD_CASES = 0.8, 0.25, 2.0
 """Spreads start as if so many cases had shown this."""
-PILOT_RIDGE = 3.0
 PILOT_GUESS = np.array([0.0, 0.5, 0.5])
 """Offset, weight of the line and weight of the pilot, before any pilot was seen."""
 SIGNS: dict[str, tuple[float, float]] = {
@@ -311,7 +310,7 @@ def _pilot(
 ) -> dict[str, Any] | None:
     """Fit what a strategy gained to what its line foretold unseen and to what the pilot gained.
 
-    The weights lean on a guess, half of each, as by `PILOT_RIDGE` exact pilots. None where pilots
+    The weights lean on a guess, half of each, as by `RIDGE` exact pilots. None where pilots
     did not bring what is foretold of unseen data sets nearer to the truth.
     """
     gains = gains_of(rows, strategy, {})
@@ -343,7 +342,7 @@ def _pilot(
 
 def _pilot_line(x: Matrix, y: Matrix, exact: Matrix) -> Matrix:
     weight = np.sqrt(exact)
-    drawn = np.sqrt(PILOT_RIDGE) * np.eye(3)
+    drawn = np.sqrt(RIDGE) * np.eye(3)
     found = lsq_linear(
         np.vstack([x * weight[:, None], drawn]),
         np.concatenate([y * weight, drawn @ PILOT_GUESS]),

@@ -232,6 +232,21 @@ def report(judged: list[Judged], logme: Mapping[Case, list[float]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def by_size(judged: list[Judged], logme: Mapping[Case, list[float]]) -> str:
+    """Return the mean regret of every policy by pictures a class."""
+    sizes = sorted({j.case[1] for j in judged})
+    counts = [sum(j.case[1] == n for j in judged) for n in sizes]
+    heads = [f"{n} a class ({count} cases)" for n, count in zip(sizes, counts, strict=True)]
+    lines = [f"| policy | {' | '.join(heads)} |", "|---" * (len(sizes) + 1) + "|"]
+    for name, values in policies(judged, logme).items():
+        if len(values) == len(judged):
+            at = zip(values, judged, strict=True)
+            found = [(v, j.case[1]) for v, j in at]
+            means = [float(np.mean([v for v, n in found if n == size])) for size in sizes]
+            lines.append(f"| {name} | {' | '.join(f'{m:.1f}' for m in means)} |")
+    return "\n".join(lines) + "\n"
+
+
 def advice_cost(judged: list[Judged], seconds: Mapping[Case, float]) -> str:
     """Return what advice cost, in shares of fitting every entry once, over all cases."""
     fits = [sum(row["seconds"] for row in j.rows.values()) for j in judged]
@@ -274,6 +289,7 @@ def main() -> None:
     if len({j.case[0] for j in judged}) <= FEWEST:
         raise SystemExit("There are too few complete cases to leave a data set out.")
     print(report(judged, logme))
+    print(by_size(judged, logme))
     print(advice_cost(judged, {case_of(r): r["advice_s"] for r in read_rows(args.evidence)}))
     if args.cases:
         print(cases_table(judged))
