@@ -7,7 +7,7 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
-from advisor.remedies import other_backbone, remedies, scratch_contends
+from advisor.remedies import BACKBONE, other_backbone, remedies, scratch_contends
 from advisor.trials import Standing
 from advisor.types import Advice, Ended, Recommendation, TrialRecord
 from strategies.registry import STRATEGIES, get_strategy
@@ -70,8 +70,9 @@ class Contest:
     ) -> str | None:
         """Name the strategy of the next trial, or None if nothing is left to try.
 
-        The one with the fewest trials; those of the strategy that leads count half. Out of the
-        race is what the leader's interval lies above.
+        The floor first, as it is nearly free; then the one with the fewest trials, where those of
+        the strategy that leads count half. Out of the race is what the leader's interval lies
+        above.
 
         Parameters
         ----------
@@ -88,6 +89,8 @@ class Contest:
             return None
 
         def load(c: Recommendation) -> float:
+            if c.strategy == FLOOR:
+                return 0.0
             leads = leader is not None and leader.strategy == c.strategy
             n = _n_begun(c.strategy, standing)
             return n / 2 if leads else float(n)
@@ -158,6 +161,8 @@ class Contest:
         advised = next(c for c in self.contenders if c.strategy == strategy)
         called_for = self.remedies.get(strategy, ())
         entries = portfolio(advised.hyperparameters, space, called_for)
+        if _is_trained(strategy):  # a backbone that is clearly better needs no second look
+            entries.sort(key=lambda entry: BACKBONE not in entry)
         n = _n_begun(strategy, standing)
         return self._sized(advised, entries[n], seconds_left) if n < len(entries) else {}
 
@@ -209,7 +214,7 @@ def make_contest(
     That is its runner-up and every training whose interval reaches the advised accuracy; if none
     does, the best of them all the same: a prediction may be wrong, and probes use up no time.
     Where negative transfer is warned of, training from scratch too; where another backbone does
-    clearly better, every strategy's second trial takes that one.
+    clearly better, probes try it second and trainings first.
 
     Parameters
     ----------

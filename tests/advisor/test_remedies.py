@@ -1,5 +1,6 @@
 """What a run tries by itself after a warning."""
 
+import math
 from dataclasses import replace
 
 import optuna
@@ -14,6 +15,7 @@ from advisor.remedies import (
     remedies,
     scratch_contends,
 )
+from advisor.trials import Standing
 from advisor.types import Advice, Finding, Rival, Severity
 from strategies.core.errors import OutOfTime, TrainingDiverged
 from strategies.core.metrics import Interval
@@ -70,16 +72,23 @@ def doubtful(advice: Advice, rival: str) -> Advice:
     return replace(advice, profile=profile, findings=(finding("TL209"),))
 
 
-def test_the_second_trial_of_every_strategy_takes_the_backbone_that_does_better(
+def test_probes_try_the_backbone_that_does_better_second_and_trainings_first(
     measured: tuple[Advice, object],
 ) -> None:
     advice = doubtful(measured[0], "better")
     contest = make_contest(advice, 50, only=None, max_trials=None)
-    for c in contest.contenders:
-        entries = portfolio(c.hyperparameters, {}, contest.remedies.get(c.strategy, ()))
-        assert "backbone" not in entries[0]
-        expected = None if c.strategy == "from_scratch" else "better"
-        assert entries[1].get("backbone") == expected
+    begun: dict[str, list[str | None]] = {}
+    standing = Standing((), ())
+    for _ in range(10):
+        name = contest.choose(standing, math.inf)
+        assert name is not None
+        start = contest.start(name, standing, {}, math.inf)
+        begun.setdefault(name, []).append(start.get("backbone"))
+        standing = replace(standing, under_way=(*standing.under_way, name))
+    assert next(iter(begun)) == "linear_probe"
+    assert begun["linear_probe"] == [None, "better"]
+    assert begun["full_fine_tune"][:2] == ["better", None]
+    assert set(begun["from_scratch"]) == {None}
     nothing = replace(advice, findings=())
     assert not make_contest(nothing, 50, only=None, max_trials=None).remedies
 
