@@ -32,7 +32,8 @@ def test_a_pilot_runs_where_fine_tuning_may_win_and_it_is_cheap() -> None:
     assert against("auto", QUICK, 600.0) is None
 
 
-def test_no_pilot_where_it_is_dear_against_the_time_left() -> None:
+def test_no_pilot_where_it_is_dear_against_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STEPS", 150)  # as a user has it
     assert "share of the time" in str(against("auto", QUICK, 5.0))
     slow = replace(QUICK, ms_per_image=100.0)
     assert pilot_seconds(slow) > pilot_seconds(QUICK)
