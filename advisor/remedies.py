@@ -11,14 +11,15 @@ from strategies.base import Strategy
 from strategies.core.backbone import Backbone, load_backbone
 
 AGAIN = {"batch_norm": "reestimated"}
-LET_GO = {"blend": 1.0}
+LET_GO, HOLD = {"blend": 1.0}, {"l2_sp": 10.0}
+"""A weaker and a stronger pull towards the pretrained weights."""
 SHRINK = {"spectral": 0.001}
 RESET = {"reset_stages": 2, "blend": 1.0}
 REMEDIES: Mapping[str, Mapping[str, tuple[Mapping[str, Any], ...]]] = {
     "TL202": {"full_fine_tune": (RESET,)},
     "TL203": {"full_fine_tune": (RESET,)},
     "TL205": {"full_fine_tune": (AGAIN,), "partial_fine_tune": (AGAIN,)},
-    "TL208": {"full_fine_tune": (LET_GO, RESET, SHRINK), "partial_fine_tune": (LET_GO,)},
+    "TL208": {"full_fine_tune": (LET_GO, RESET, SHRINK, HOLD), "partial_fine_tune": (LET_GO,)},
 }
 """By finding and strategy: changes to the advised hyperparameters, each worth a trial."""
 BACKBONE = "backbone"
