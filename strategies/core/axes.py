@@ -11,6 +11,10 @@ from torch import Tensor
 from strategies.core.metrics import Scores
 
 _CHUNK = 8192
+ALIKE = 30.0
+"""What is known of a feature's variance beforehand, in rows: that it is as usual among features.
+A few pictures show some features hardly at all; divided by their spread there, they would drown
+all others on the pictures to come (benchmarks/README-probes.md)."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class Basis:
 def principal_axes(features: Scores, row_weights: Tensor, *, exact: bool = True) -> Basis:
     """Standardise features, scale them to unit mean squared length, find their principal axes.
 
+    Variances are drawn to their mean, as by `ALIKE` rows; features without any count for nothing.
+
     Parameters
     ----------
     features
@@ -58,8 +64,12 @@ def principal_axes(features: Scores, row_weights: Tensor, *, exact: bool = True)
     share = (row_weights.double() / row_weights.sum())[:, None]
     mean = total_over(lambda rows, s: (rows.double() * s).sum(0), x, share).float()
     x = x - mean
-    std = total_over(lambda rows, s: (rows.square() * s).sum(0), x, share).sqrt().float()
-    scale = torch.where(std > 1e-6 * (std.max() + 1e-12), std, torch.inf) * x.shape[1] ** 0.5
+    variance = total_over(lambda rows, s: (rows.square() * s).sum(0), x, share).float()
+    shown = variance > 1e-12 * (variance.max() + 1e-24)
+    usual = variance.sum() / shown.sum().clamp_min(1)
+    drawn = (row_weights.sum() * variance + ALIKE * usual) / (row_weights.sum() + ALIKE)
+    length = (variance / drawn)[shown].sum().sqrt()
+    scale = torch.where(shown, drawn.sqrt() * length, torch.inf)
     x /= scale
     n, d = x.shape
     root = (share * n).sqrt()

@@ -17,6 +17,16 @@ from strategies.core.probes import (
     row_weights,
 )
 
+
+@pytest.fixture(autouse=True)
+def _standardised_by_the_pictures_alone(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Let others' solutions, on features that are simply standardised, be compared with ours."""
+    if "drawn" not in request.node.name:
+        monkeypatch.setattr(axes, "ALIKE", 0.0)
+
+
 Data = tuple[np.ndarray, np.ndarray]
 
 
@@ -176,10 +186,30 @@ def test_constant_features_change_nothing(n: int, value: float) -> None:
 
     head = fit_head(padded, labels, 3, 1e-3)
 
-    # Twice as many columns halve the scaled squares, hence half the strength.
-    expected = fit_head(x, labels, 3, 2e-3).scores(x)
+    expected = fit_head(x, labels, 3, 1e-3).scores(x)
     np.testing.assert_allclose(head.scores(padded), expected, atol=0.05)
     assert np.abs(head.weight[:, 20:]).max() == 0
+
+
+def test_a_feature_that_few_pictures_hardly_show_is_drawn_to_the_usual_spread() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 2
+    x = rng.normal(size=(400, 40)).astype(np.float32)
+    x[:, :5] += 1.5 * labels[:, None]
+    x[:, 5:] *= rng.random((400, 35)) < 0.05  # silent on most pictures, as many features are
+
+    def right(n: int, alike: float) -> float:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(axes, "ALIKE", alike)
+            hits = []
+            for first in range(0, 200, n):
+                seen = slice(first, first + n)
+                head = fit_head(x[seen], labels[seen], 2, 1e-2)
+                hits.append(np.mean(head.scores(x[200:]).argmax(1) == labels[200:]))
+        return float(np.mean(hits))
+
+    assert right(10, 30.0) > right(10, 0.0) + 0.02
+    assert right(200, 30.0) == pytest.approx(right(200, 0.0), abs=0.02)
 
 
 def test_features_that_say_nothing_at_all_give_the_class_shares() -> None:
