@@ -56,6 +56,9 @@ class Pilot:
     svm_accuracy, svm_gain
         Of the layer SVM as it would be fitted, quarters and views included, on the same pictures;
         None where it does not apply.
+    loss_gain, svm_loss_gain
+        Logarithm of the probe's log-loss over theirs on the pictures judged, each at its best
+        temperature: above 0 where theirs is lower. None in older records.
     """
 
     gain: Interval
@@ -66,6 +69,8 @@ class Pilot:
     seconds: float
     svm_accuracy: Interval | None = None
     svm_gain: Interval | None = None
+    loss_gain: Interval | None = None
+    svm_loss_gain: Interval | None = None
 
 
 @dataclass(frozen=True)
