@@ -9,7 +9,7 @@ FACTOR = 1.15
 """Judging and the page take this much longer than measured, at most."""
 SOUP_S = 2.0
 """For reading the best trainings from disk, and writing their average."""
-SHORTEST_S = 4.0
+SHORTEST_S = 2.5
 """A training that has less time than this, apart from judging, is not worth starting."""
 JUDGED = 2
 """A training is judged on val at its start and its end at least."""

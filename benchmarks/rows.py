@@ -7,6 +7,9 @@ from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+from numpy.typing import NDArray
+
 from advisor.types import Profile
 
 HERE = Path(__file__).resolve().parent
@@ -21,6 +24,17 @@ T = TypeVar("T")
 def case_of(row: Row) -> Case:
     """Return what a row is about."""
     return row["set"], row["n_per_class"], row["seed"], row["input_px"]
+
+
+def packed(hits: NDArray[np.bool_]) -> str:
+    """Write which test pictures were classified correctly as hexadecimal digits, eight a byte."""
+    return np.packbits(hits).tobytes().hex()
+
+
+def hits_of(row: Row) -> NDArray[np.bool_]:
+    """Return which test pictures a fit classified correctly, (n_test,), in the test's order."""
+    bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["hits"]), dtype=np.uint8))
+    return bits[: row["n_test"]].astype(bool)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -28,6 +28,7 @@ from rows import (
     Row,
     append_row,
     case_of,
+    packed,
     profile_record,
     read_profiles,
     read_rows,
@@ -39,7 +40,7 @@ from advisor.profile import measure
 from advisor.recommend import recommend
 from advisor.transferability import rate_features
 from strategies.core.backbone import Backbone, load_backbone
-from strategies.core.classifier import evaluate
+from strategies.core.classifier import judge
 from strategies.core.features import extract_features
 from strategies.core.run import RunContext, make_context
 from strategies.core.task import ImageTask, Split, labels_of, load_task
@@ -132,7 +133,9 @@ def fit(
         fitted = get_strategy(strategy)(**given).fit(task.hide_test(), backbone, ctx)
         seconds = time.monotonic() - start
     assert task.test is not None
-    result = evaluate(fitted, task.test)
+    probabilities = fitted.predict_proba([p.path for p in task.test])
+    result = judge(probabilities, task.test, task.classes)
+    hits = probabilities.argmax(axis=1) == labels_of(task.test)
     return _about(case) | {
         "strategy": strategy,
         "grid": given,
@@ -141,6 +144,7 @@ def fit(
         "n_test": result.n,
         "accuracy": round(result.accuracy.mid, 6),
         "mean_per_class": round(result.mean_per_class, 6),
+        "hits": packed(hits),
     }
 
 
