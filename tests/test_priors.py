@@ -6,6 +6,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
 from advisor.priors import load_priors, priors_of
@@ -122,3 +123,25 @@ def test_a_profile_comes_back_from_its_row(scripts: dict[str, ModuleType], tmp_p
     assert type(back.curve) is type(full.curve)
     assert back.pilot is not None
     assert back.pilot.n_train == 200
+
+
+def test_regret_by_halves_leaves_out_the_luck_of_the_best(scripts: dict[str, ModuleType]) -> None:
+    rng = np.random.default_rng(0)
+    plain, halves, behind = [], [], []
+    for _ in range(100):
+        right = rng.random((5, 300)) < 0.8
+        plain.append(right.mean(axis=1).max() - right[0].mean())
+        halves.append(scripts["regret"]._lost_by_halves(right.astype(float), rng)[0])
+        right[1:] |= rng.random((4, 300)) < 0.5  # the others are better by ten points
+        behind.append(scripts["regret"]._lost_by_halves(right.astype(float), rng)[0])
+    assert np.mean(plain) > 0.015
+    assert abs(np.mean(halves)) < 0.005
+    assert np.mean(behind) == pytest.approx(0.1, abs=0.01)
+
+
+def test_hits_are_read_as_they_were_written(scripts: dict[str, ModuleType]) -> None:
+    rows = scripts["rows"]
+    for n in (1, 8, 599):
+        hits = np.random.default_rng(n).random(n) < 0.7
+        row = {"hits": rows.packed(hits), "n_test": n}
+        assert rows.hits_of(row).tolist() == hits.tolist()
