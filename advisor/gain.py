@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from scipy.special import expit, logit
+import numpy as np
+from scipy.special import expit, log_expit, logit
 from scipy.stats import norm
 
 from advisor.curve import continued
@@ -13,6 +14,9 @@ from advisor.types import LearningCurve, Pilot, Profile
 from strategies.core.metrics import LEVEL, Interval
 
 Z = float(norm.ppf(0.5 + LEVEL / 2))
+_LOG_ODDS = np.linspace(-12, 12, 4801)
+_MOST_SEEN = 100_000
+"""So many trials are as good as any more; the grid is fine enough for them."""
 
 
 @dataclass(frozen=True)
@@ -176,17 +180,46 @@ def pilot_gain(pilot: Pilot, strategy: str) -> tuple[float, float] | None:
     return gained, _noise(gain) / _steepness(reached.mid - gain.mid / 2, n)
 
 
-def shifted(accuracy: Interval, gain: float, sd: float, n: int) -> Interval:
-    """Move an accuracy by log-odds that are only known with a standard deviation.
+@dataclass(frozen=True)
+class Odds:
+    """An accuracy that is expected, as log-odds with the standard deviation of their error."""
 
-    In log-odds the same gain means ever fewer points the nearer an accuracy is to perfect.
+    mean: float
+    sd: float
+
+    def gaining(self, gain: Gain) -> "Odds":
+        """Return what is expected where so much is gained over this.
+
+        In log-odds the same gain means ever fewer points the nearer an accuracy is to perfect.
+        """
+        return Odds(self.mean + gain.mean, math.hypot(self.sd, gain.sd))
+
+    @property
+    def accuracy(self) -> Interval:
+        """The accuracy with its interval."""
+        ends = (self.mean - Z * self.sd, self.mean, self.mean + Z * self.sd)
+        return Interval(*(float(expit(x)) for x in ends))
+
+
+def expected_probe(profile: Profile, priors: Priors) -> Odds:
+    """Expect the linear probe's test accuracy, from what cross-validation said of it."""
+    measured, trust = profile.linear_probe.accuracy.mid, priors.measured
+    odds = drawn_to_usual(measured, profile.n_measured, priors.evidence["probe"])
+    return Odds(odds.mean + trust.offset, math.hypot(odds.sd, trust.sd))
+
+
+def drawn_to_usual(share: float, n: int, usual: Usual) -> Odds:
+    """Return what is known of a chance after `n` trials, where its log-odds are usually like that.
+
+    The posterior of a binomial share under a normal prior, by quadrature: ten pictures that were
+    all classified correctly do not make a classifier certain.
     """
-    low, mid, high = (log_odds(p, n) for p in (accuracy.low, accuracy.mid, accuracy.high))
-    below, above = math.hypot(Z * sd, mid - low), math.hypot(Z * sd, high - mid)
-    centre = mid + gain
-    middle = float(expit(centre)) if gain else accuracy.mid
-    ends = float(expit(centre - below)), float(expit(centre + above))
-    return Interval(min(ends[0], middle), middle, max(ends[1], middle))
+    x = _LOG_ODDS
+    seen = min(n, _MOST_SEEN) * (share * log_expit(x) + (1 - share) * log_expit(-x))
+    log_weight = seen - ((x - usual.mean) / usual.sd) ** 2 / 2
+    weight = np.exp(log_weight - log_weight.max())
+    mean = float(np.average(x, weights=weight))
+    return Odds(mean, math.sqrt(float(np.average((x - mean) ** 2, weights=weight))))
 
 
 def log_odds(share: float, n: float) -> float:

@@ -12,6 +12,9 @@ from strategies.core.metrics import Interval
 MEASURED = ("linear_probe", "layer_svm")
 """Strategies whose accuracy is measured by cross-validation; the others' is predicted."""
 
+WORTH_SAYING = 0.03
+"""By so much less than was measured must be expected, that a sentence says so."""
+
 
 def reasons_of(
     ranked: Sequence[Recommendation],
@@ -28,7 +31,9 @@ def reasons_of(
         The difference in accuracy to the first below which a strategy counts as its equal.
     """
     best = ranked[0]
-    said: dict[str, list[str]] = {r.strategy: [_evidence(r, profile)] for r in ranked}
+    expected = {r.strategy: r.accuracy.mid for r in ranked}
+    probe = expected.get("linear_probe", profile.linear_probe.accuracy.mid)
+    said: dict[str, list[str]] = {r.strategy: [_evidence(r, probe, profile)] for r in ranked}
     if forced is not None:
         said[best.strategy].append("It stands first because it was asked for (--strategy).")
     else:
@@ -39,17 +44,21 @@ def reasons_of(
     return {name: tuple(sentences) for name, sentences in said.items()}
 
 
-def _evidence(r: Recommendation, profile: Profile) -> str:
+def _evidence(r: Recommendation, probe: float, profile: Profile) -> str:
+    """Say what a strategy was measured or predicted to do; `probe` is what a probe is to reach."""
     if r.strategy == "linear_probe":
-        said = profile.linear_probe.accuracy.percent()
-        return f"Measured: {said} by cross-validation on {profile.n_measured} pictures."
+        measured = profile.linear_probe.accuracy
+        said = f"{measured.percent()} by cross-validation on {profile.n_measured} pictures"
+        gap = r.accuracy.mid - measured.mid
+        few = "; so few say little, and less is expected" if gap < -WORTH_SAYING else ""
+        return f"Measured: {said}{few}."
     if r.strategy == "layer_svm":
         svm = profile.layer_svm
         where = "all depths together" if svm.depth == 0 else f"depth {svm.depth}"
         over = _points(svm.gain_over_penultimate)
         said = f"Measured: {svm.accuracy.percent()} at {where}; over the linear probe {over}."
         return said + _pilot_of_svm(profile)
-    error = 1 - profile.linear_probe.accuracy.mid
+    error = 1 - probe
     share = 100 * (1 - (1 - r.accuracy.mid) / error) if error > 0 else 0.0
     does = f"removes {share:.0f}% of" if share >= 0 else f"adds {-share:.0f}% to"
     pilot = profile.pilot

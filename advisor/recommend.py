@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advisor.cost import fit_seconds
-from advisor.gain import Gain, predict_gain, shifted
+from advisor.gain import Gain, expected_probe, predict_gain
 from advisor.options import Prefer
 from advisor.priors import Priors, Variant
 from advisor.quadrant import find_quadrant
@@ -52,7 +52,8 @@ def recommend(
 ) -> Decision:
     """Rank the strategies for a task.
 
-    The linear probe is judged by what was measured. What the others would reach is predicted: the
+    The linear probe is judged by what was measured, drawn to what is usual as far as that is few
+    pictures' word. What the others would reach is predicted: the
     log-odds that they gained over it in the benchmarks where the evidence was like this (for the
     SVM, the lead that it was measured to have is part of it), and in the pilot where there is one.
     Of those that count as equal to the best the cheapest is taken:
@@ -119,20 +120,16 @@ def _take_balanced(equal: list[_Candidate], quadrant: Quadrant) -> _Candidate:
 
 
 def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
-    n = profile.n_measured
-    base, trust = profile.linear_probe, priors.measured
+    odds = expected_probe(profile, priors)
     chosen: dict[str, Any] = {}
-    if name == "linear_probe":
-        accuracy = shifted(base.accuracy, trust.offset, trust.sd, n)
-    else:
+    if name != "linear_probe":
         variant, gain = _best_variant(name, profile, priors)
-        total_sd = (gain.sd**2 + trust.sd**2) ** 0.5
-        accuracy = shifted(base.accuracy, trust.offset + gain.mean, total_sd, n)
+        odds = odds.gaining(gain)
         chosen = dict(variant.hyperparameters)
     advice = Recommendation(
         strategy=name,
         backbone=profile.backbone,
-        accuracy=accuracy,
+        accuracy=odds.accuracy,
         seconds=fit_seconds(name, profile, priors),
         hyperparameters=_first_hyperparameters(name, profile) | chosen,
         reasons=(),

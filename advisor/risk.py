@@ -11,9 +11,8 @@ from advisor.gain import (
     Gain,
     Z,
     evidence_of,
+    expected_probe,
     gain_by,
-    log_odds,
-    shifted,
     with_more_pictures,
 )
 from advisor.priors import Priors, Usual
@@ -144,15 +143,13 @@ def _risk(name: str, own: Gain, scratch: Gain, profile: Profile, priors: Priors)
     What a difference of log-odds is worth in accuracy depends on where it lies, and that is known
     only as far as the linear probe's accuracy is. Hence quantiles over all errors together.
     """
-    shared, n = priors.shared, profile.n_measured
-    base = shifted(profile.linear_probe.accuracy, priors.measured.offset, priors.measured.sd, n)
-    low, mid, high = (log_odds(p, n) for p in (base.low, base.mid, base.high))
+    shared, base = priors.shared, expected_probe(profile, priors)
     at, of_own, rest = np.meshgrid(_NORMAL, _NORMAL, _NORMAL)
-    centre = mid + at * (high - low) / (2 * Z)
+    centre = base.mean + at * base.sd
     reached = own.mean + own.sd * of_own
     without = scratch.mean + scratch.sd * (shared * of_own + math.sqrt(1 - shared**2) * rest)
     ends = np.quantile(expit(centre + reached) - expit(centre + without), [0.05, 0.95])
-    middle = float(expit(mid + own.mean) - expit(mid + scratch.mean))
+    middle = float(expit(base.mean + own.mean) - expit(base.mean + scratch.mean))
     interval = Interval(min(float(ends[0]), middle), middle, max(float(ends[1]), middle))
     chance = _chance(own, scratch, shared)
     return TransferRisk(name, chance, interval, catches_up(name, profile, priors))

@@ -24,7 +24,14 @@ from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 from scipy.optimize import lsq_linear
 
 from advisor.cost import raw_seconds
-from advisor.gain import UNKNOWN, Z, evidence_of, log_odds, pilot_gain, reliability
+from advisor.gain import (
+    UNKNOWN,
+    drawn_to_usual,
+    evidence_of,
+    log_odds,
+    pilot_gain,
+    reliability,
+)
 from advisor.priors import Usual
 from advisor.types import Profile
 
@@ -75,7 +82,7 @@ def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
         "provenance": _provenance(rows),
         "evidence": {name: asdict(u) for name, u in usual.items()},
         "variants": variants,
-        "measured": _measured(rows, used),
+        "measured": _measured(rows, used, usual),
         "shared": _shared(rows, used, usual),
         "cost": {name: _cost(rows, used, name) for name in (PROBE, SVM, *TRAINED)},
     }
@@ -265,20 +272,16 @@ def _spread(missed: Matrix) -> float:
     return round(float(np.sqrt(total / (len(missed) + SD_CASES))), 3)
 
 
-def _measured(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
-    """Compare the linear probe's test with its cross-validation: the spread beyond sampling."""
+def _measured(rows: list[Row], profiles: Profiles, usual: Spreads) -> dict[str, Any]:
+    """Compare the linear probe's test with what is expected of it: the spread beyond that."""
     gaps, sampling = [], []
     for row in rows:
-        if row["strategy"] != "linear_probe" or row["grid"]:
-            continue
-        profile = profiles[case_of(row)]
-        base = profile.linear_probe
-        n = profile.n_measured
-        low, mid, high = (
-            log_odds(p, n) for p in (base.accuracy.low, base.accuracy.mid, base.accuracy.high)
-        )
-        gaps.append(log_odds_of(row) - mid)
-        sampling.append(((high - low) / (2 * Z)) ** 2)
+        if row["strategy"] == PROBE and not row["grid"]:
+            profile = profiles[case_of(row)]
+            said = profile.linear_probe.accuracy.mid
+            odds = drawn_to_usual(said, profile.n_measured, usual["probe"])
+            gaps.append(log_odds_of(row) - odds.mean)
+            sampling.append(odds.sd**2)
     if not gaps:
         return {"offset": 0.0, "sd": SD_GUESS / 2, "cases": 0}
     offset = float(np.sum(gaps) / (len(gaps) + SD_CASES))

@@ -3,17 +3,20 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
+from scipy.special import expit
 
 from advisor.gain import (
     UNKNOWN,
     Evidence,
     Gain,
+    Odds,
+    drawn_to_usual,
     evidence_of,
     log_odds,
     pilot_gain,
     predict_gain,
-    shifted,
 )
 from advisor.priors import Usual
 from strategies.core.metrics import Interval
@@ -119,13 +122,35 @@ def test_of_a_measured_lead_of_the_svm_as_much_counts_as_it_is_exact() -> None:
     assert PRIORS.evidence["svm"].mean < noisy.mean < exact.mean
 
 
-def test_a_shift_keeps_order_and_is_worth_fewer_points_near_certainty() -> None:
-    def around(mid: float) -> Interval:
-        return Interval(mid - 0.02, mid, mid + 0.02)
+def test_a_gain_is_worth_fewer_points_near_certainty() -> None:
+    gain = Gain(1.0, 0.3, 1.0)
+    low, high = Odds(0.0, 0.1).gaining(gain), Odds(3.0, 0.1).gaining(gain)
+    assert low.sd == pytest.approx(np.hypot(0.1, 0.3))
+    assert low.accuracy.mid - 0.5 > high.accuracy.mid - Odds(3.0, 0.1).accuracy.mid > 0
+    assert 0.95 < high.accuracy.low < high.accuracy.mid < high.accuracy.high < 1
 
-    low, high = shifted(around(0.5), 1.0, 0.3, 400), shifted(around(0.95), 1.0, 0.3, 400)
-    assert 0.95 < high.mid < 1
-    assert low.mid - 0.5 > high.mid - 0.95
-    assert shifted(around(0.5), 0.0, 0.3, 400).mid == 0.5
-    certain = shifted(Interval(0.98, 1.0, 1.0), 0.0, 0.3, 40)
-    assert certain.low < certain.mid == certain.high == 1.0
+
+def test_a_few_pictures_that_were_all_right_do_not_make_certain() -> None:
+    usual = Usual(1.0, 1.3)
+    few, many = drawn_to_usual(1.0, 8, usual), drawn_to_usual(1.0, 10_000, usual)
+    assert 0.8 < few.accuracy.mid < 0.95
+    assert few.accuracy.high > 0.98
+    assert many.accuracy.low > 0.999
+    exact = drawn_to_usual(0.9, 20_000, usual).accuracy
+    assert exact.mid == pytest.approx(0.9, abs=1e-3)
+    assert exact.high - exact.low < 0.01
+
+
+def test_what_is_expected_after_few_pictures_holds_as_often_as_promised() -> None:
+    rng = np.random.default_rng(0)
+    usual = Usual(1.0, 1.2)
+    held, errors, plain = [], [], []
+    for truth in rng.normal(usual.mean, usual.sd, 400):
+        n = int(rng.choice([10, 30, 100]))
+        hits = rng.binomial(n, expit(truth))
+        told = drawn_to_usual(hits / n, n, usual).accuracy
+        held.append(told.low <= expit(truth) <= told.high)
+        errors.append(abs(told.mid - expit(truth)))
+        plain.append(abs(hits / n - expit(truth)))
+    assert 0.86 < np.mean(held) < 0.94
+    assert np.mean(errors) < np.mean(plain)
