@@ -41,9 +41,7 @@ class QuickDepthwise(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         if func is functional.conv2d and not kwargs and _is_eligible(*args):
-            images, weight, bias, stride, padding = args[:5]
-            found: Tensor = _Convolution.apply(images, weight, stride, padding)
-            return found if bias is None else found + bias[:, None, None]
+            return _Convolution.apply(*args[:5])
         return func(*args, **(kwargs or {}))
 
 
@@ -77,20 +75,27 @@ def _is_eligible(
 
 
 class _Convolution(torch.autograd.Function):
-    """A depthwise convolution without bias."""
+    """A depthwise convolution."""
 
     @staticmethod
     def forward(
-        ctx: Any, images: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+        ctx: Any,
+        images: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
     ) -> Tensor:
         ctx.save_for_backward(images, weight)
         ctx.stride, ctx.padding = stride, padding
-        return functional.conv2d(images, weight, None, stride, padding, 1, len(weight))
+        return functional.conv2d(images, weight, bias, stride, padding, 1, len(weight))
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(
+        ctx: Any, slope: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         images, weight = ctx.saved_tensors
-        by_images = by_weight = None
+        by_images = by_weight = by_bias = None
         if ctx.needs_input_grad[0]:
             by_images = torch.ops.aten.convolution_backward(
                 *(slope, images, weight, None, ctx.stride, ctx.padding, [1, 1], False, [0, 0]),
@@ -98,7 +103,9 @@ class _Convolution(torch.autograd.Function):
             )[0]
         if ctx.needs_input_grad[1]:
             by_weight = _by_weight(images, slope, weight.shape, ctx.stride, ctx.padding)
-        return by_images, by_weight, None, None
+        if ctx.needs_input_grad[2]:
+            by_bias = slope.sum((0, 2, 3))
+        return by_images, by_weight, by_bias, None, None
 
 
 def _by_weight(

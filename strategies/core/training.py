@@ -21,6 +21,7 @@ from strategies.core.backbone import Backbone, stages
 from strategies.core.checkpoint import Checkpoint, Snapshot, identity_of
 from strategies.core.depthwise import QuickDepthwise, training_precision
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
+from strategies.core.folding import FoldedNorms, Norms, norms_to_fold
 from strategies.core.inputs import Inputs, Pictures, open_inputs
 from strategies.core.memory import check_short_memory
 from strategies.core.metrics import Scores
@@ -179,6 +180,7 @@ class _Learner:
         self.rounds = ROUNDS
         self.progress = self.judging_s = 0.0
         self.micro_batch = recipe.batch_size
+        self.norms: Norms | None = None
         nothing = np.zeros((0, network.head.out_features), dtype=np.float32)
         self.best, self.best_scores, self.scores = self.start, nothing, nothing
 
@@ -245,6 +247,8 @@ class _Learner:
         self.network.train()
         for module in self.kept:
             module.eval()
+        if self.norms is None:
+            self.norms = norms_to_fold(self.network, self.kept, images[:1])
         seed, n_classes = [self.ctx.seed, self.step, 1], self.network.head.out_features
         images, targets = mixed(images, self.labels[list(rows)], n_classes, self.recipe, seed)
         if not self._update(images, targets, rate):
@@ -293,7 +297,8 @@ class _Learner:
     def _backward(self, images: Tensor, targets: Tensor) -> bool:
         for first in range(0, len(images), self.micro_batch):
             part = slice(first, first + self.micro_batch)
-            with self.training_ctx.autocast(), QuickDepthwise(), self.team.norms():
+            folded = FoldedNorms(self.norms or {})
+            with self.training_ctx.autocast(), QuickDepthwise(), folded, self.team.norms():
                 features = self.network.body(images[part]).float()
                 scores = self.network.head(features)
             loss = nn.functional.cross_entropy(
