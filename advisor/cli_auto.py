@@ -377,8 +377,10 @@ def _print_outcome(outcome: "Outcome", as_json: bool, quiet: bool) -> None:
 
         print_json(outcome_record(outcome))
     elif quiet:
+        from advisor.report.words import winner
+
         said = "no test" if outcome.test is None else outcome.test.accuracy.percent()
-        stdout.print(f"{outcome.best.strategy}: {said} -> {outcome.folder}", highlight=False)
+        stdout.print(f"{winner(outcome)}: {said} -> {outcome.folder}", highlight=False)
     else:
         from advisor.report.terminal import print_outcome
 

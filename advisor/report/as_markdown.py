@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from advisor.report.as_json import versions
 from advisor.report.words import (
+    backbone_used,
     crossing_words,
     duration,
     pairs,
@@ -17,6 +18,7 @@ from advisor.report.words import (
     why,
 )
 from advisor.types import Advice, Finding, Outcome, Profile
+from strategies.core.catalogue import CATALOGUE
 from strategies.core.metrics import LEVEL, Interval
 
 _MOST_EXAMPLES = 5
@@ -96,13 +98,13 @@ def model_card(outcome: Outcome) -> str:
         found = judged.get(name)
         rows.append((name, f"{n:,}", "not judged" if found is None else found.percent()))
     fitted = ", ".join(pairs(best.hyperparameters.items()))
-    licence = next((c.value for c in advice.choices if c.name == "weights' licence"), None)
+    licence = _licence(outcome)
     parts = [
         f"# Image classifier: {escape(advice.task)}",
         _list(
             [
                 f"What it does: names one of {len(classes)} classes for a picture.",
-                f"How it was made: {best.strategy} on {advice.profile.backbone} at "
+                f"How it was made: {best.strategy} on {backbone_used(outcome)} at "
                 f"{advice.profile.input_px} px with {fitted}.",
                 *([] if licence is None else [f"Licence of the pretrained weights: {licence}."]),
                 f"Made by tl-advisor, seed {advice.seed}; "
@@ -245,3 +247,12 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _code(text: str) -> str:
     fence = "`" * (3 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{text}\n{fence}"
+
+
+def _licence(outcome: Outcome) -> str | None:
+    """Return the licence of the weights that were used, where it was asked for or is known."""
+    used = backbone_used(outcome)
+    if used != outcome.advice.profile.backbone:
+        return CATALOGUE[used].licence if used in CATALOGUE else None
+    found = (c.value for c in outcome.advice.choices if c.name == "weights' licence")
+    return next(found, None)

@@ -20,6 +20,7 @@ from advisor.report.words import (
     size_line,
     soup_words,
     why,
+    winner,
 )
 from advisor.similarity import DomainSimilarity
 from advisor.types import Advice, Finding, Outcome, Profile
@@ -57,7 +58,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         "no test pictures" if test is None else f"{test.accuracy.percent()} on {test.n} pictures"
     )
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("best strategy", Text(best.strategy, style="bold"))
+    facts.add_row("best strategy", Text(winner(outcome), style="bold"))
     facts.add_row("test accuracy", Text(said, style="bold"))
     if test is not None:
         facts.add_row("mean per class", f"{100 * test.mean_per_class:.1f}%")

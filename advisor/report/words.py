@@ -54,13 +54,24 @@ def headline(advice: Advice) -> str:
     )
 
 
+def backbone_used(outcome: Outcome) -> str:
+    """Return the backbone of the best trial: a run may find another better than its own."""
+    return str(outcome.best.hyperparameters.get("backbone", outcome.advice.profile.backbone))
+
+
+def winner(outcome: Outcome) -> str:
+    """Return the best trial's strategy, and its backbone if that is another than was given."""
+    used, strategy = backbone_used(outcome), outcome.best.strategy
+    return strategy if used == outcome.advice.profile.backbone else f"{strategy} on {used}"
+
+
 def result(outcome: Outcome) -> str:
     """Return what a run reached in one line."""
     test = outcome.test
     if test is None:
-        return f"{outcome.best.strategy}: there are no test pictures to judge it on"
+        return f"{winner(outcome)}: there are no test pictures to judge it on"
     pictures = "picture" if test.n == 1 else "pictures"
-    return f"{outcome.best.strategy}: {test.accuracy.percent()} on {test.n:,} test {pictures}"
+    return f"{winner(outcome)}: {test.accuracy.percent()} on {test.n:,} test {pictures}"
 
 
 def soup_words(outcome: Outcome) -> str | None:

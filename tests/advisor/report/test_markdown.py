@@ -58,3 +58,17 @@ def test_a_model_card_says_how_well_and_for_what() -> None:
     untested = rendered(model_card(replace(outcome, test=None)))
     assert "not known" in untested
     assert "not judged" in untested
+
+
+def test_where_another_backbone_won_it_is_named_with_the_licence_of_its_weights() -> None:
+    outcome = made_outcome(made_advice(full_profile(("ants", "bees"))))
+    own, other = outcome.advice.profile.backbone, "tf_efficientnet_lite2"
+    best = replace(
+        outcome.best, hyperparameters={**outcome.best.hyperparameters, "backbone": other}
+    )
+    assert own not in outcome_markdown(outcome).splitlines()[0]
+    won = replace(outcome, best=best)
+    assert f"{best.strategy} on {other}:" in outcome_markdown(won).splitlines()[0]
+    card = rendered(model_card(won))
+    assert f"on {other} at" in card
+    assert "apache-2.0" in card
