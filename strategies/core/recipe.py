@@ -18,6 +18,9 @@ NEAR_SHIFT, FAR_SHIFT = 0.13, 0.18
 """Shifts (`domain_shift`) up to which, and from which on, pictures count as near and as far."""
 PROBE_ERRORS = 0.25, 0.5
 """Shares of errors up to which a probe counts as right, and from which on as failing."""
+FEW, MANY = 50, 150
+"""Pictures up to which a failing probe says that they are few, and from which on that its features
+do not tell the classes."""
 NEAR_LR, FAR_LR = 3e-4, 1e-3
 NEAR_BLEND = 0.5
 MIRRORED = 1 / 3
@@ -159,10 +162,11 @@ def fine_tune_defaults(features: Features, probe_accuracy: float) -> Defaults:
 
     Near the pretraining domain, and where a linear probe is already right, the pretrained weights
     are nearly right and a few pictures teach little but themselves: small steps, and the final
-    weights stay half-way. Far from it, or where the probe fails, the body has to change: large
-    steps, taken in full. Without BatchNorm layers the distance is unknown and the middle is taken.
-    Mirror images are new pictures of the same things near the pretraining domain, where the
-    network was taught to see them so; letters, signs and hands mean something else in a mirror.
+    weights stay half-way. Far from it, or where the probe fails on many pictures, the body has to
+    change: large steps, taken in full. Without BatchNorm layers the distance is unknown and the
+    middle is taken. Mirror images are new pictures of the same things near the pretraining domain,
+    where the network was taught to see them so; letters, signs and hands mean something else in a
+    mirror.
 
     Parameters
     ----------
@@ -174,6 +178,7 @@ def fine_tune_defaults(features: Features, probe_accuracy: float) -> Defaults:
     far = 0.5 if features.moments is None else farness(domain_shift(features))
     safe, risky = PROBE_ERRORS
     failing = float(np.clip((1 - probe_accuracy - safe) / (risky - safe), 0, 1))
+    failing *= float(np.clip(np.log(len(features.pooled[0]) / FEW) / np.log(MANY / FEW), 0, 1))
     position = 1 - (1 - far) * (1 - failing)
     lr = NEAR_LR * (FAR_LR / NEAR_LR) ** position
     blend = round(NEAR_BLEND + (1 - NEAR_BLEND) * position, 2)

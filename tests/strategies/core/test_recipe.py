@@ -57,6 +57,14 @@ def test_far_pictures_or_a_failing_probe_get_large_steps_in_full(
     assert (found.lr, found.blend) == (FAR_LR, 1.0)
 
 
+def test_a_probe_that_fails_on_few_near_pictures_says_only_that_they_are_few() -> None:
+    few, some, many = (fine_tune_defaults(_features(0.0, n=n), 0.3) for n in (40, 90, 200))
+
+    assert (few.lr, few.blend) == (NEAR_LR, NEAR_BLEND)
+    assert few.lr < some.lr < many.lr == FAR_LR
+    assert fine_tune_defaults(_features(2.0, n=10), 0.3).lr == FAR_LR
+
+
 def test_without_batch_norm_the_middle_is_taken() -> None:
     found = fine_tune_defaults(_without_moments(), 0.95)
 
