@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
+from strategies.core.calls import Calls
 from strategies.core.run import RunContext
 
 SMALLEST = 5
@@ -30,19 +30,16 @@ def training_precision(network: nn.Module, ctx: RunContext) -> torch.dtype:
     return torch.float32 if ctx.device.type == "cpu" and depthwise else ctx.precision
 
 
-class QuickDepthwise(TorchFunctionMode):
+class QuickDepthwise(Calls):
     """Inside this context large depthwise convolutions on the CPU have the quicker gradient."""
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
+        """Take the quicker way where it is known to be right."""
         if func is functional.conv2d and not kwargs and _is_eligible(*args):
             return _Convolution.apply(*args[:5])
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 def _is_eligible(

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
+
+from strategies.core.calls import Calls
 
 _TOLERANCE = 1e-3
 """Share of the largest output by which rounding may change any; else nothing is folded."""
@@ -22,7 +23,7 @@ Norms = Mapping[int, nn.BatchNorm2d]
 """The BatchNorm layer that follows a convolution, by the id of the convolution's weights."""
 
 
-class FoldedNorms(TorchFunctionMode):
+class FoldedNorms(Calls):
     """Inside this context some convolutions do what the BatchNorm layers behind them would."""
 
     def __init__(self, norms: Norms) -> None:
@@ -30,26 +31,23 @@ class FoldedNorms(TorchFunctionMode):
         self.norms = norms
         self._done = {id(norm.weight) for norm in norms.values()}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
+        """Normalise with the convolution; leave the BatchNorm layer nothing to do."""
         if func is functional.conv2d and len(args) > 1 and id(args[1]) in self.norms:
-            bias = args[2] if len(args) > 2 else (kwargs or {}).get("bias")
+            bias = args[2] if len(args) > 2 else kwargs.get("bias")
             folded = _folded(args[1], bias, self.norms[id(args[1])])
-            others = {k: v for k, v in (kwargs or {}).items() if k != "bias"}
+            others = {k: v for k, v in kwargs.items() if k != "bias"}
             return func(args[0], *folded, *args[3:], **others)
         if func is functional.batch_norm and _norm_of(args, kwargs) in self._done:
             return args[0]
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
-def _norm_of(args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> int:
+def _norm_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
     """Return the id of the scale in a call of batch_norm."""
-    return id((kwargs or {}).get("weight", args[3] if len(args) > 3 else None))
+    return id(kwargs.get("weight", args[3] if len(args) > 3 else None))
 
 
 def _folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
@@ -92,7 +90,7 @@ def norms_to_fold(network: nn.Module, kept: Collection[nn.Module], images: Tenso
     return norms if same else {}
 
 
-class _Seen(TorchFunctionMode):
+class _Seen(Calls):
     """Notes which convolution's output each BatchNorm layer was given."""
 
     def __init__(self) -> None:
@@ -102,14 +100,10 @@ class _Seen(TorchFunctionMode):
         self._convolved: Counter[int] = Counter()
         self._normed: Counter[int] = Counter()
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        made = func(*args, **(kwargs or {}))
+        made = func(*args, **kwargs)
         if func is functional.conv2d and len(args) > 1:
             self._made[id(made)] = made, id(args[1])  # kept, so that no other gets its id
             self._convolved[id(args[1])] += 1

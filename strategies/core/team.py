@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 
+from strategies.core.calls import Calls
 from strategies.core.errors import TransferError
 from strategies.core.progress import ignore_note, ignore_progress
 from strategies.core.run import RunContext, ignore_epoch
@@ -190,23 +190,19 @@ def _met(meeting: str, team: Team) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-class _SharedNorms(TorchFunctionMode):
+class _SharedNorms(Calls):
     """Inside this context BatchNorm takes its statistics from the batches of all processes.
 
     torch's SyncBatchNorm does so too, on GPUs alone and as another module, which would change what
     a classifier is saved as.
     """
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
+    def call(
+        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
         if func is functional.batch_norm:
-            return _batch_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+            return _batch_norm(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def _batch_norm(
