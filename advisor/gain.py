@@ -149,11 +149,10 @@ def with_more_pictures(
 def _with_pilot(
     mean: float, variance: float, strategy: str, pilot: Pilot | None, priors: Priors
 ) -> Gain:
-    found = None if pilot is None else pilot_gain(pilot, strategy)
-    if found is None or strategy not in priors.pilot:
+    if pilot is None or strategy not in priors.pilot:
         return Gain(mean, math.sqrt(variance), mean)
     trust = priors.pilot[strategy]
-    gained, noise = found
+    gained, noise = pilot_gain(pilot, strategy)
     exact = reliability(noise, trust.spread)
     corrected = trust.offset + trust.line * mean + trust.pilot * gained
     after = mean + exact * (corrected - mean)
@@ -165,19 +164,22 @@ def reliability(noise: float, spread: float) -> float:
     return spread**2 / (spread**2 + noise**2)
 
 
-def pilot_gain(pilot: Pilot, strategy: str) -> tuple[float, float] | None:
+def pilot_gain(pilot: Pilot, strategy: str) -> tuple[float, float]:
     """Return the log-odds that a pilot gained over its probe, and their standard deviation.
 
-    The SVM's own for the SVM, the fine-tuning's for all that train; None where there is none.
+    The SVM's own for the SVM, the fine-tuning's for all that train. Told by hits, and by the
+    log-loss, which falls about as errors do: each counts as far as it is exact. What misleads one
+    misleads the other, so both together are not held for more exact than they are on the average.
     """
-    reached, gain = pilot.accuracy, pilot.gain
+    reached, hits, losses = pilot.accuracy, pilot.gain, pilot.loss_gain
     if strategy == "layer_svm":
-        if pilot.svm_accuracy is None or pilot.svm_gain is None:
-            return None
-        reached, gain = pilot.svm_accuracy, pilot.svm_gain
+        reached, hits, losses = pilot.svm_accuracy, pilot.svm_gain, pilot.svm_loss_gain
     n = pilot.n_judged
-    gained = log_odds(reached.mid, n) - log_odds(reached.mid - gain.mid, n)
-    return gained, _noise(gain) / _steepness(reached.mid - gain.mid / 2, n)
+    by_hits = log_odds(reached.mid, n) - log_odds(reached.mid - hits.mid, n)
+    told = np.array([by_hits, losses.mid])
+    noise = np.array([_noise(hits) / _steepness(reached.mid - hits.mid / 2, n), _noise(losses)])
+    exact = 1 / np.maximum(noise, 1e-6) ** 2
+    return float(np.average(told, weights=exact)), float(np.average(noise, weights=exact))
 
 
 @dataclass(frozen=True)

@@ -49,28 +49,27 @@ class Pilot:
     ----------
     gain
         Its accuracy minus that of a linear probe on the same pictures, in [-1, 1].
+    loss_gain
+        Logarithm of the probe's log-loss over its own on the pictures judged, each at its best
+        temperature: above 0 where its own is lower.
     n_train, n_judged
         Pictures that it was trained and judged on.
     hyperparameters
         What it was trained with.
-    svm_accuracy, svm_gain
-        Of the layer SVM as it would be fitted, quarters and views included, on the same pictures;
-        None where it does not apply.
-    loss_gain, svm_loss_gain
-        Logarithm of the probe's log-loss over theirs on the pictures judged, each at its best
-        temperature: above 0 where theirs is lower. None in older records.
+    svm_accuracy, svm_gain, svm_loss_gain
+        Of the layer SVM as it would be fitted, quarters and views included, on the same pictures.
     """
 
     gain: Interval
     accuracy: Interval
+    loss_gain: Interval
+    svm_gain: Interval
+    svm_accuracy: Interval
+    svm_loss_gain: Interval
     n_train: int
     n_judged: int
     hyperparameters: Mapping[str, Any]
     seconds: float
-    svm_accuracy: Interval | None = None
-    svm_gain: Interval | None = None
-    loss_gain: Interval | None = None
-    svm_loss_gain: Interval | None = None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Why each strategy stands where it stands, in sentences with numbers."""
 
+import math
 from collections.abc import Sequence
 
 from scipy.stats import norm
@@ -66,15 +67,17 @@ def _evidence(r: Recommendation, probe: float, profile: Profile) -> str:
         return f"Predicted: where the evidence was like this it {does} the linear probe's error."
     return (
         f"Predicted: it {does} the linear probe's error. A short pilot on "
-        f"{pilot.n_train} pictures gained {_points(pilot.gain)} over a probe on the same ones."
+        f"{pilot.n_train} pictures gained {_points(pilot.gain)} over a probe on the same ones, "
+        f"{loss_words(pilot.loss_gain)}."
     )
 
 
 def _pilot_of_svm(profile: Profile) -> str:
     pilot = profile.pilot
-    if pilot is None or pilot.svm_gain is None:
+    if pilot is None:
         return ""
-    return f" With quarters and views, on {pilot.n_train} pictures: {_points(pilot.svm_gain)}."
+    said = f"{_points(pilot.svm_gain)}, {loss_words(pilot.svm_loss_gain)}"
+    return f" With quarters and views, on {pilot.n_train} pictures: {said}."
 
 
 def _rule(
@@ -175,6 +178,12 @@ def _quadrant_words(quadrant: Quadrant) -> str:
         "unknown": "at an unknown distance from ImageNet",
     }[quadrant.domain]
     return f"{size} {domain}"
+
+
+def loss_words(gain: Interval) -> str:
+    """Say a logarithm of log-losses (`Pilot.loss_gain`) as a change in per cent."""
+    low, mid, high = (100 * math.expm1(-g) for g in (gain.high, gain.mid, gain.low))
+    return f"log-loss {mid:+.0f}% [{low:+.0f}, {high:+.0f}]"
 
 
 def _gap_words(gap: float) -> str:

@@ -320,8 +320,7 @@ def _pilot(
     lines = _unseen(gains, profiles, usual, _guess(strategy, usual))
     foretold = dict(zip((c for c, _ in gains), lines, strict=True))
     pilots = {c: pilot for c, _ in gains if (pilot := profiles[c].pilot) is not None}
-    told = {c: pilot_gain(pilot, strategy) for c, pilot in pilots.items()}
-    seen = {c: found for c, found in told.items() if found is not None}
+    seen = {c: pilot_gain(pilot, strategy) for c, pilot in pilots.items()}
     cases = [(c, y) for c, y in gains if c in seen]
     noise = np.array([sd for _, sd in seen.values()])
     gained = np.array([gain for gain, _ in seen.values()])

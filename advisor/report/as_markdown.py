@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from advisor.reasons import loss_words
 from advisor.report.as_json import versions
 from advisor.report.words import (
     backbone_used,
@@ -166,9 +167,11 @@ def _other_measurements(profile: Profile) -> list[str]:
     if profile.transfer_gain is not None:
         said.append(f"Pretraining brings {points(profile.transfer_gain)} over random weights")
     if profile.pilot is not None:
-        said.append(f"Pilot fine-tuning over a probe on the same: {points(profile.pilot.gain)}")
-        if profile.pilot.svm_gain is not None:
-            said.append(f"Layer SVM over a probe on the same: {points(profile.pilot.svm_gain)}")
+        for name, gain, loss in (
+            ("Pilot fine-tuning", profile.pilot.gain, profile.pilot.loss_gain),
+            ("Layer SVM", profile.pilot.svm_gain, profile.pilot.svm_loss_gain),
+        ):
+            said.append(f"{name} over a probe on the same: {points(gain)}, {loss_words(loss)}")
     for name, score in profile.transferability.items():
         said.append(f"{name}: {_ends(score, 3)}")
     if profile.curve is not None:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from advisor.reasons import loss_words
 from advisor.report.words import crossing_words, duration, points, similarity_words, title
 from advisor.types import Advice, Outcome
 from strategies.core.metrics import Interval
@@ -92,10 +93,11 @@ def measurements(advice: Advice) -> tuple[Fact, ...]:
     if profile.pilot is not None:
         pilot = profile.pilot
         said = f"fine-tuning {pilot.n_train:,} pictures, against a probe on the same"
+        said += f"; {loss_words(pilot.loss_gain)}"
         facts.append(Fact("Pilot", points(pilot.gain), said))
-        if pilot.svm_gain is not None:
-            same = "layer SVM, quarters and views included, on the same pictures"
-            facts.append(Fact("Pilot of the SVM", points(pilot.svm_gain), same))
+        same = "layer SVM, quarters and views included, on the same pictures"
+        same += f"; {loss_words(pilot.svm_loss_gain)}"
+        facts.append(Fact("Pilot of the SVM", points(pilot.svm_gain), same))
     for name, score in profile.transferability.items():
         text = f"[{score.low:.3f}, {score.high:.3f}]; to compare backbones on one task"
         facts.append(Fact(name, f"{score.mid:.3f}", text))

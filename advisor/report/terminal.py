@@ -7,6 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from advisor.reasons import loss_words
 from advisor.report.as_json import versions
 from advisor.report.text_charts import depth_profile, quadrant_map
 from advisor.report.words import (
@@ -197,9 +198,11 @@ def _other_measurements(profile: Profile) -> list[tuple[str, str]]:
     for name, score in profile.transferability.items():
         said.append((name, f"{score.mid:.3f} [{score.low:.3f}, {score.high:.3f}]"))
     if profile.pilot is not None:
-        said.append(("pilot", f"fine-tuning gained {points(profile.pilot.gain)} over a probe"))
-        if profile.pilot.svm_gain is not None:
-            said.append(("", f"layer_svm gained {points(profile.pilot.svm_gain)}"))
+        pilot = profile.pilot
+        said.append(("pilot", f"fine-tuning gained {points(pilot.gain)} over a probe,"))
+        said.append(("", loss_words(pilot.loss_gain)))
+        said.append(("", f"layer_svm gained {points(pilot.svm_gain)},"))
+        said.append(("", loss_words(pilot.svm_loss_gain)))
     if profile.curve is not None and profile.curve.extrapolated:
         n, accuracy = profile.curve.extrapolated[-1]
         said.append(("more data", f"{accuracy.percent()} with {n:,.0f} a class (extrapolated)"))

@@ -1,5 +1,6 @@
 """Profiles made by hand, for tests of what is decided from them."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -83,9 +84,14 @@ def profile_of(
 
 def pilot_of(gain: float, accuracy: float = 0.8, n: int = 200) -> Pilot:
     half = 0.04 * (200 / n) ** 0.5
+    loss = math.log((1 - accuracy + gain) / (1 - accuracy))  # losses fall as errors do
     return Pilot(
         gain=Interval(max(gain - half, -1), gain, min(gain + half, 1)),
         accuracy=proportion(accuracy, n),
+        loss_gain=Interval(loss - 5 * half, loss, loss + 5 * half),
+        svm_gain=Interval(-half, 0.0, half),
+        svm_accuracy=proportion(accuracy - gain, n),
+        svm_loss_gain=Interval(-0.1 - 5 * half, -0.1, -0.1 + 5 * half),
         n_train=n,
         n_judged=n,
         hyperparameters={"lr": 1e-3},

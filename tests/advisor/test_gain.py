@@ -67,9 +67,7 @@ def test_an_exact_pilot_corrects_the_line_and_a_noisy_one_hardly_moves_it() -> N
         return predict_gain(VARIANT, profile_of(pilot=pilot_of(gain, 0.8, n)), PRIORS)
 
     exact = after(0.2, 10_000_000)
-    found = pilot_gain(pilot_of(0.2, 0.8, 10_000_000), VARIANT.strategy)
-    assert found is not None
-    gained, noise = found
+    gained, noise = pilot_gain(pilot_of(0.2, 0.8, 10_000_000), VARIANT.strategy)
     assert noise < 0.01
     foretold = trust.offset + trust.line * without.mean + trust.pilot * gained
     assert exact.mean == pytest.approx(foretold, abs=1e-3)
@@ -90,12 +88,18 @@ def test_a_strategy_that_no_pilot_was_compared_with_has_nothing_to_learn_from_on
 
 def test_a_pilot_tells_of_the_svm_what_the_svm_gained_in_it() -> None:
     pilot = pilot_of(0.2)
-    assert pilot_gain(pilot, "layer_svm") is None
-    svm = replace(pilot, svm_accuracy=pilot.accuracy, svm_gain=Interval(-0.14, -0.1, -0.06))
-    told = [pilot_gain(svm, name) for name in ("full_fine_tune", "layer_svm")]
-    assert told[0] == pilot_gain(pilot, "full_fine_tune")
-    assert told[1] is not None
-    assert told[1][0] < 0 < told[1][1]
+    tuned, svm = (pilot_gain(pilot, name) for name in ("full_fine_tune", "layer_svm"))
+    assert tuned == pilot_gain(pilot, "partial_fine_tune")
+    assert svm[0] < 0 < tuned[0]
+
+
+def test_of_hits_and_losses_the_more_exact_tells_more_of_a_pilot() -> None:
+    pilot = replace(pilot_of(0.0, 0.8, 30), loss_gain=Interval(0.35, 0.5, 0.65))
+    vague = replace(pilot, loss_gain=Interval(-4.5, 0.5, 5.5))
+    clear, unclear = (pilot_gain(p, "full_fine_tune") for p in (pilot, vague))
+    assert 0.4 < clear[0] < 0.5
+    assert 0.0 < unclear[0] < 0.1
+    assert 0.09 < clear[1] < 0.2 < unclear[1]
 
 
 def test_evidence_counts_as_far_as_it_is_exact() -> None:

@@ -79,11 +79,8 @@ def test_both_sides_learn_from_the_same_pictures_and_are_judged_on_others(
     assert (pilot.n_train, pilot.n_judged) == (len(learnt), len(judged))
     assert pilot.hyperparameters == {"lr": 1e-4, "steps": 2}
     assert pilot.gain.low <= pilot.gain.mid <= pilot.gain.high
-    assert pilot.svm_gain is not None
-    assert pilot.svm_accuracy is not None
     assert -1 <= pilot.svm_gain.low <= pilot.svm_gain.high <= 1
     for told in (pilot.loss_gain, pilot.svm_loss_gain):
-        assert told is not None
         assert told.low <= told.mid <= told.high
     assert epochs == []
     late = replace(ctx, deadline_s=0.0)

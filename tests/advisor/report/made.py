@@ -19,14 +19,13 @@ from advisor.types import (
     Finding,
     LearningCurve,
     Outcome,
-    Pilot,
     Profile,
     TransferGain,
     TrialRecord,
 )
 from strategies.core.metrics import CalibrationBin, Evaluation, Interval, Mistake, proportion
 from strategies.core.pictures import Skipped
-from tests.advisor.profiles import probe, profile_of
+from tests.advisor.profiles import pilot_of, probe, profile_of
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -43,7 +42,7 @@ HOSTILE_FILE = 'data/cats/"><img src=x onerror=alert(1)>.png'
 
 def full_profile(classes: Sequence[str], n_per_class: int = 40) -> Profile:
     """A profile in which everything was measured."""
-    around, gained = Interval(0.8, 0.85, 0.9), Interval(-0.05, 0.01, 0.07)
+    around = Interval(0.8, 0.85, 0.9)
     return profile_of(
         n_classes=len(classes),
         n_per_class=n_per_class,
@@ -57,7 +56,7 @@ def full_profile(classes: Sequence[str], n_per_class: int = 40) -> Profile:
         transfer_gain=Interval(0.2, 0.3, 0.4),
         pixel_probe=proportion(0.3, 400),
         transferability={"LogME": Interval(0.2, 0.3, 0.4)},
-        pilot=Pilot(gained, around, 200, 100, {"lr": 1e-3}, 12.0, around, gained),
+        pilot=pilot_of(0.01, 0.85),
     )
 
 
