@@ -42,6 +42,8 @@ PASSES_A_STEP = 3.0
 PROBED = 5.0
 """Passes of a picture for the probe and the SVM: half are learnt from, most of these in views."""
 PILOTED = "full_fine_tune"
+WORTH_KNOWING = 0.01
+"""By more than this in accuracy it must be able to win."""
 TINY = 1e-12
 """The least probability that a loss is taken of."""
 
@@ -52,7 +54,7 @@ def why_no_pilot(
     """Return the reason against a pilot, for people, or None if there shall be one.
 
     It is worth its time where the strategy that it tries could turn the decision: where it leads
-    a cheaper one, or its interval reaches above the one that leads.
+    a cheaper one, or its interval reaches clearly above the one that leads.
 
     Parameters
     ----------
@@ -71,8 +73,8 @@ def why_no_pilot(
     if mode == "on":
         return None
     best = decision.recommendations[0]
-    if tuned is not best and tuned.accuracy.high <= best.accuracy.mid:
-        return f"{PILOTED} is not expected to come near {best.strategy}"
+    if tuned is not best and tuned.accuracy.high <= best.accuracy.mid + WORTH_KNOWING:
+        return f"{PILOTED} is not expected to win clearly over {best.strategy}"
     if math.isinf(seconds_left):
         is_dear = pilot_passes(profile, PASSES_A_STEP) * gmacs > PATIENCE_GMACS
         return "this network is too large for a quick one; --pilot on runs it" if is_dear else None

@@ -1,5 +1,6 @@
 """The nouns of what probes and pilots measure; `advisor.types` holds all others."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,12 @@ class Pilot:
     n_judged: int
     hyperparameters: Mapping[str, Any]
     seconds: float
+
+
+def loss_words(gain: Interval) -> str:
+    """Say a logarithm of log-losses (`Pilot.loss_gain`) as a change in per cent."""
+    low, mid, high = (100 * math.expm1(-g) for g in (gain.high, gain.mid, gain.low))
+    return f"log-loss {mid:+.0f}% [{low:+.0f}, {high:+.0f}]"
 
 
 @dataclass(frozen=True)

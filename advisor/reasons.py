@@ -1,11 +1,11 @@
 """Why each strategy stands where it stands, in sentences with numbers."""
 
-import math
 from collections.abc import Sequence
 
 from scipy.stats import norm
 
 from advisor.gain import Z
+from advisor.probing import loss_words
 from advisor.quadrant import SIMILAR_FROM
 from advisor.types import Profile, Quadrant, Recommendation
 from strategies.core.metrics import Interval
@@ -178,12 +178,6 @@ def _quadrant_words(quadrant: Quadrant) -> str:
         "unknown": "at an unknown distance from ImageNet",
     }[quadrant.domain]
     return f"{size} {domain}"
-
-
-def loss_words(gain: Interval) -> str:
-    """Say a logarithm of log-losses (`Pilot.loss_gain`) as a change in per cent."""
-    low, mid, high = (100 * math.expm1(-g) for g in (gain.high, gain.mid, gain.low))
-    return f"log-loss {mid:+.0f}% [{low:+.0f}, {high:+.0f}]"
 
 
 def _gap_words(gap: float) -> str:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from advisor.reasons import loss_words
+from advisor.probing import loss_words
 from advisor.report.as_json import versions
 from advisor.report.words import (
     backbone_used,

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from advisor.reasons import loss_words
+from advisor.probing import loss_words
 from advisor.report.words import crossing_words, duration, points, similarity_words, title
 from advisor.types import Advice, Outcome
 from strategies.core.metrics import Interval

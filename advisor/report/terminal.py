@@ -7,7 +7,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from advisor.reasons import loss_words
+from advisor.probing import loss_words
 from advisor.report.as_json import versions
 from advisor.report.text_charts import depth_profile, quadrant_map
 from advisor.report.words import (
