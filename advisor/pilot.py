@@ -31,6 +31,8 @@ STEPS, MAX_INPUT_PX = 150, 96
 show yet. About a minute on two cores; a network that must have its own input size keeps it."""
 FEWEST = 24
 """With fewer pictures a pilot could not tell anything."""
+FEWEST_JUDGED = 2
+"""Nor does one picture tell how far chance reaches, and lone ones are not judged."""
 BATCH = 32
 TIME_SHARE = 0.1
 """What "auto" spends at most of the time that is left, where there is a limit."""
@@ -111,7 +113,7 @@ def run_pilot(
 ) -> Pilot | None:
     """Fine-tune briefly on half of the pictures, or fewer, and judge on others.
 
-    None where there are fewer than `FEWEST` pictures.
+    None where there are fewer than `FEWEST` pictures, or next to none that can be judged.
 
     Parameters
     ----------
@@ -129,6 +131,8 @@ def run_pilot(
         return None
     start = time.monotonic()
     learnt, judged = _halves(task, ctx.seed)
+    if len(judged) < FEWEST_JUDGED:
+        return None
     small = replace(task, train=learnt, val=(), test=None, pairs=())
     if any_size:
         backbone = replace(backbone, input_px=min(backbone.input_px, MAX_INPUT_PX))

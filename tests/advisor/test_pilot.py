@@ -106,3 +106,12 @@ def test_too_few_pictures_make_no_pilot(
 ) -> None:
     few = replace(small_task.hide_test(), train=small_task.train[:9], val=())
     assert run_pilot(few, backbone, ctx, {}, any_size=True) is None
+
+
+def test_where_nearly_every_class_has_one_picture_there_is_nothing_to_judge(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FEWEST", 3)
+    one_each = {p.label: p for p in small_task.train}
+    lonely = replace(small_task.hide_test(), train=tuple(one_each.values()), val=())
+    assert run_pilot(lonely, backbone, ctx, {}, any_size=True) is None
