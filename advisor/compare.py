@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from advisor.control import paired_gain
+from advisor.paired import paired_gain
 from advisor.types import BackboneScore
 from strategies.core.backbone import Backbone
 from strategies.core.features import extract_features

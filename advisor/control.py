@@ -1,17 +1,22 @@
 """What the pictures give without pretraining: the same network with random weights, and pixels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
+from advisor.paired import loss_gain, paired_gain
 from advisor.types import ProbeResult
-from strategies.core.backbone import Backbone
+from strategies.core.backbone import Backbone, half_size
 from strategies.core.features import Features, extract_features
-from strategies.core.metrics import LEVEL, Interval, Scores
-from strategies.core.probes import corrected_accuracy, cross_validate, fold_numbers
+from strategies.core.metrics import Interval, Scores
+from strategies.core.probes import (
+    CrossValidated,
+    corrected_accuracy,
+    cross_validate,
+    fold_numbers,
+)
 from strategies.core.run import RunContext
 from strategies.core.sampling import content_order
 from strategies.core.task import Picture, groups_of, labels_of
@@ -59,41 +64,29 @@ def measure_control(
     chosen = tuple(pictures[i] for i in rows)
     labels = labels_of(chosen)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(chosen))
-    small = half_size(backbone) if any_size(pretrained) else backbone
+    small = half_size(backbone) if pretrained.any_size else backbone
     random = extract_features(chosen, small.with_random_weights(), ctx).pooled
 
-    def hits(pooled: Scores) -> tuple[NDArray[np.bool_], int]:
-        tried = cross_validate(
+    def judged(pooled: Scores) -> CrossValidated:
+        return cross_validate(
             pooled, labels, n_classes, folds=folds, loss="squared_hinge", strengths=STRENGTHS
         )
-        right = tried.correct
-        return right, int(right.mean(axis=1).argmax())
 
-    without = [hits(pooled) for pooled in random]
-    with_it = [hits(pooled[rows]) for pooled in pretrained.pooled]
-    last, at = without[-1]
+    without = [judged(pooled) for pooled in random]
+    with_it = [judged(pooled[rows]) for pooled in pretrained.pooled]
+    last = without[-1]
     probes = tuple(
         ProbeResult(
             depth + 1,
             "squared_hinge",
-            corrected_accuracy(right, ctx.seed),
-            STRENGTHS[best],
-            paired_gain(right[best], last[at]),
+            corrected_accuracy(t.correct, ctx.seed),
+            STRENGTHS[_most_hits(t)],
+            paired_gain(_best_hits(t), _best_hits(last)),
+            loss_gain(t.losses, last.losses),
         )
-        for depth, (right, best) in enumerate(without)
+        for depth, t in enumerate(without)
     )
     return Control(probes, paired_gain(_best(with_it), _best(without)))
-
-
-def any_size(features: Features) -> bool:
-    """Whether the network takes pictures of any size: those with BatchNorm are convolutional."""
-    return features.moments is not None
-
-
-def half_size(backbone: Backbone, at_least_px: int = 32) -> Backbone:
-    """Return the network for inputs of half the side, rounded up to whole strides of 32 pixels."""
-    half_px = max(at_least_px, -(-backbone.input_px // 64) * 32)
-    return replace(backbone, input_px=min(half_px, backbone.input_px))
 
 
 def pixel_probe(pictures: Sequence[Picture], n_classes: int, seed: int) -> Interval | None:
@@ -113,28 +106,18 @@ def pixel_probe(pictures: Sequence[Picture], n_classes: int, seed: int) -> Inter
     return corrected_accuracy(tried.correct, seed)
 
 
-def paired_gain(hits: NDArray[np.bool_], others: NDArray[np.bool_]) -> Interval:
-    """Difference of two accuracies on the same pictures, in [-1, 1], with its interval.
-
-    A normal interval on the discordant pairs, with Agresti and Min's half pair added to each side
-    so that it keeps a width where the two never disagree.
-
-    References
-    ----------
-    A. Agresti, Y. Min, Simple improved confidence intervals for comparing matched proportions,
-    2005.
-    """
-    n = len(hits)
-    gained, lost = np.sum(hits & ~others) + 0.5, np.sum(~hits & others) + 0.5
-    gap = float(np.mean(hits) - np.mean(others))
-    spread = np.sqrt(gained + lost - (gained - lost) ** 2 / (n + 2)) / (n + 2)
-    half = float(spread * norm.ppf(0.5 + LEVEL / 2))
-    return Interval(max(gap - half, -1.0), gap, min(gap + half, 1.0))
-
-
-def _best(tried: list[tuple[NDArray[np.bool_], int]]) -> NDArray[np.bool_]:
+def _best(tried: Sequence[CrossValidated]) -> NDArray[np.bool_]:
     """Return the hits of the best depth and strength; both sides are equally optimistic so."""
-    return max((right[best] for right, best in tried), key=np.mean)
+    return max((_best_hits(t) for t in tried), key=np.mean)
+
+
+def _best_hits(tried: CrossValidated) -> NDArray[np.bool_]:
+    hits: NDArray[np.bool_] = tried.correct[_most_hits(tried)]
+    return hits
+
+
+def _most_hits(tried: CrossValidated) -> int:
+    return int(tried.correct.mean(axis=1).argmax())
 
 
 def _some(pictures: Sequence[Picture], seed: int) -> NDArray[np.int64]:

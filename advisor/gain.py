@@ -55,7 +55,7 @@ def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
     ==========  ==============================================================================
     far         1 - domain similarity
     probe       log-odds of the linear probe's accuracy: what is left to gain
-    svm         log-odds that the best depth gains over the probe: late features are too special
+    svm         log of the probe's log-loss over the best depth's: late features are too special
     size        powers of ten of pictures a class: what a training can be fed
     total       powers of ten of pictures in all
     control     accuracy that pretraining gains over random weights, same pictures
@@ -66,13 +66,12 @@ def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
     n = profile.n_measured
     similarity, control = profile.similarity, profile.transfer_gain
     probe, svm = profile.linear_probe.accuracy, profile.layer_svm
-    lead = log_odds(svm.accuracy.mid, n) - log_odds(probe.mid, n)
     return {
         "far": UNKNOWN
         if similarity is None
         else Evidence(1 - similarity.score.mid, _noise(similarity.score)),
         "probe": Evidence(log_odds(probe.mid, n), _noise(probe) / _steepness(probe.mid, n)),
-        "svm": Evidence(lead, _noise(svm.gain_over_penultimate) / _steepness(probe.mid, n)),
+        "svm": Evidence(svm.loss_gain.mid, _noise(svm.loss_gain)),
         "size": Evidence(math.log10(profile.n_per_class), 0.0),
         "total": Evidence(math.log10(profile.n), 0.0),
         "control": UNKNOWN if control is None else Evidence(control.mid, _noise(control)),

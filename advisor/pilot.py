@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
-from advisor.control import paired_gain
 from advisor.options import PilotMode
+from advisor.paired import loss_gain, paired_gain
 from advisor.types import Decision, Pilot, Profile
 from strategies.base import Strategy
 from strategies.core.backbone import Backbone
-from strategies.core.metrics import LEVEL, Interval, Labels, Scores, proportion
+from strategies.core.metrics import Interval, Labels, Scores, proportion
 from strategies.core.pictures import Split
 from strategies.core.probes import CrossValidated, fold_numbers
 from strategies.core.progress import ignore_progress
@@ -182,19 +181,6 @@ class _Judged:
         """Log-loss of every picture in nats, (n,), at the temperature that fits them best."""
         scores = np.log(np.maximum(self.probabilities, TINY))
         return CrossValidated(scores[None], self.labels, (0.0,)).losses
-
-
-def loss_gain(losses: NDArray[np.float64], others: NDArray[np.float64]) -> Interval:
-    """Logarithm of the others' mean log-loss over one's own, on the same pictures.
-
-    Above 0 where one's own is lower. The interval is normal, by the delta method. It tells finer
-    than hits do: of a few pictures most are right, or wrong, with both.
-    """
-    own, other = float(losses.mean()), float(others.mean())
-    gap = math.log(other / own)
-    error = np.std(others / other - losses / own, ddof=1) / math.sqrt(len(losses))
-    half = float(error * norm.ppf(0.5 + LEVEL / 2))
-    return Interval(gap - half, gap, gap + half)
 
 
 def _halves(task: ImageTask, seed: int) -> tuple[Split, Split]:

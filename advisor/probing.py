@@ -18,6 +18,9 @@ class ProbeResult:
         The L2 strength that was best.
     gain_over_penultimate
         Accuracy minus that of the penultimate depth, paired picture by picture.
+    loss_gain
+        Logarithm of the penultimate depth's log-loss over its own on the same pictures, each at
+        its best strength and temperature: above 0 where its own is lower.
     """
 
     depth: int
@@ -25,6 +28,7 @@ class ProbeResult:
     accuracy: Interval
     strength: float
     gain_over_penultimate: Interval
+    loss_gain: Interval
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,20 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from advisor.control import any_size, half_size, measure_control, paired_gain, pixel_probe
+from advisor.control import measure_control, pixel_probe
 from advisor.curve import Point, learning_curve
 from advisor.domain import measure_similarity
 from advisor.evidence import Measured
 from advisor.neighbours import knn_accuracy
+from advisor.paired import loss_gain, paired_gain
 from advisor.reference import Reference, shipped_reference
 from advisor.similarity import DomainSimilarity
 from advisor.transferability import rate_features
 from advisor.types import LearningCurve, ProbeResult, Profile
-from strategies.core.backbone import Backbone
+from strategies.core.backbone import Backbone, half_size
 from strategies.core.features import Features, extract_features
 from strategies.core.metrics import Labels, Scores
+from strategies.core.mirror import measure_lean
 from strategies.core.probes import (
     CrossValidated,
     Loss,
@@ -78,8 +80,9 @@ def examine(
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(pictures))
     tried = _probe_depths(features, labels, task.n_classes, folds, ctx)
     control = measure_control(pictures, features, task.n_classes, backbone, ctx)
-    small = half_size(backbone, TIMED_PX) if any_size(features) else backbone
+    small = half_size(backbone, TIMED_PX) if features.any_size else backbone
     training = measure_training_cost(task, small, ctx)
+    lean = measure_lean(pictures, backbone, ctx, any_size=features.any_size)
     last = features.pooled[-1]
     measured = Measured(
         backbone.input_px, pictures, tried.scores, train_features=last, seed=ctx.seed
@@ -116,7 +119,9 @@ def examine(
         head_s=tried.seconds,
         build_s=training.build_s,
         passes_per_trained_image=training.passes_per_image,
-        fine_tune_defaults=asdict(fine_tune_defaults(features, tried.probes[0].accuracy.mid)),
+        fine_tune_defaults=asdict(
+            fine_tune_defaults(features, tried.probes[0].accuracy.mid, lean)
+        ),
     )
     return profile, measured
 
@@ -235,6 +240,7 @@ def _probe_depths(
             corrected_accuracy(t.correct, ctx.seed),
             t.strengths[t.best],
             paired_gain(hit, hits[0]),
+            loss_gain(t.losses, tried[0].losses),
         )
         for (depth, loss), t, hit in zip(plan, tried, hits, strict=True)
     )

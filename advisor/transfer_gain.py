@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-from advisor.control import paired_gain
+from advisor.paired import paired_gain
 from advisor.types import ClassGain, TransferGain, TransferVerdict
 from strategies.core.metrics import Interval, Labels
 

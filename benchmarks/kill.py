@@ -52,6 +52,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--input-px", type=int, default=64)
     parser.add_argument("--strategy", default="auto")
+    parser.add_argument("--pilot", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder to work in")
     given = parser.parse_args()
@@ -60,8 +61,8 @@ def main() -> int:
 
     def run_arguments(folder: Path) -> list[str]:
         values = {"--trials": given.trials, "--input-px": given.input_px, "--time": "2h"}
-        values |= {"--strategy": given.strategy, "--cache-dir": given.out / "cache"}
-        values |= {"--out": folder}
+        values |= {"--strategy": given.strategy, "--pilot": given.pilot, "--out": folder}
+        values |= {"--cache-dir": given.out / "cache"}
         flat = [str(v) for pair in values.items() for v in pair]
         return ["run", str(given.data), "--quiet", *flat]
 

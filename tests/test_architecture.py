@@ -29,6 +29,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("advisor.kernel_distance", "advisor.head_evidence"),
     ("advisor.reference",),
     ("advisor.domain", "advisor.quadrant", "advisor.doubts", "advisor.evidence"),
+    ("advisor.paired",),
     ("advisor.control", "advisor.curve", "advisor.neighbours", "advisor.gain"),
     (
         "advisor.profile",

@@ -147,6 +147,12 @@ def input_sizes(backbone: Backbone) -> tuple[int, ...]:
     return tuple(dict.fromkeys([backbone.input_px, *fitting]))
 
 
+def half_size(backbone: Backbone, at_least_px: int = 32) -> Backbone:
+    """Return the network for inputs of half the side, rounded up to whole strides of 32 pixels."""
+    half_px = max(at_least_px, -(-backbone.input_px // 64) * 32)
+    return replace(backbone, input_px=min(half_px, backbone.input_px))
+
+
 @cache
 def _inspect(name: str, input_px: int | None) -> Backbone:
     entry = CATALOGUE.get(name)

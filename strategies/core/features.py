@@ -104,6 +104,11 @@ class Features:
     old_head: OldHead | None = None
     ms_per_image: float = 0.0
 
+    @property
+    def any_size(self) -> bool:
+        """Whether the network takes pictures of any size: with BatchNorm it is convolutional."""
+        return self.moments is not None
+
     def at(self, depths: Iterable[int]) -> Rows:
         """Return the activations of some depths (counted from 1) side by side, (n, d)."""
         return np.concatenate([self.pooled[d - 1] for d in depths], axis=1)

@@ -8,6 +8,7 @@ from strategies.core.backbone import Backbone
 from strategies.core.classifier import make_network, scale_scores, set_head
 from strategies.core.features import extract_features
 from strategies.core.metrics import Scores
+from strategies.core.mirror import measure_lean
 from strategies.core.network import Network
 from strategies.core.probes import Head, cross_validate, fit_head, fold_numbers, temperature
 from strategies.core.recipe import Defaults, Recipe, fine_tune_defaults
@@ -31,7 +32,7 @@ class Start:
 
 
 def prepare(task: ImageTask, backbone: Backbone, ctx: RunContext) -> Start:
-    """Fit a linear probe on train by cross-validation, and see what it leaves to learn.
+    """Fit a linear probe on train by cross-validation, and see what it leaves to learn, and how.
 
     Raises
     ------
@@ -41,7 +42,8 @@ def prepare(task: ImageTask, backbone: Backbone, ctx: RunContext) -> Start:
     ctx.check_time()
     features = extract_features(task.train, backbone, ctx)
     head, accuracy = _probe(features.at([backbone.n_depths]), task, ctx)
-    return Start(head, fine_tune_defaults(features, accuracy))
+    lean = measure_lean(task.train, backbone, ctx, any_size=features.any_size)
+    return Start(head, fine_tune_defaults(features, accuracy, lean))
 
 
 def _probe(penultimate: Scores, task: ImageTask, ctx: RunContext) -> tuple[Head, float]:

@@ -7,6 +7,7 @@ import numpy as np
 
 from strategies.core.errors import NotApplicable
 from strategies.core.features import Features
+from strategies.core.mirror import Lean
 
 BatchNorm = Literal["frozen", "reestimated", "trained"]
 Optimiser = Literal["adamw", "sgd"]
@@ -23,8 +24,12 @@ FEW, MANY = 50, 150
 do not tell the classes."""
 NEAR_LR, FAR_LR = 3e-4, 1e-3
 NEAR_BLEND = 0.5
-MIRRORED = 1 / 3
-"""Farness up to which pictures are like those of pretraining, which were mirrored too."""
+ONE_SIDED, BEYOND_CHANCE = 0.05, 2.0
+"""Classes have sides where they lean by more than this, and by more than so many deviations of
+chance."""
+NEAR, SEEN = 1 / 3, 0.03
+"""Farness up to which pictures are like those of pretraining, which were mirrored too; of others
+it must be seen that they have no sides, where chance moves the lean by no more than this."""
 SOFTENING = 0.1
 WARM_STEPS = 50
 
@@ -157,16 +162,15 @@ class Defaults:
     hflip: bool
 
 
-def fine_tune_defaults(features: Features, probe_accuracy: float) -> Defaults:
+def fine_tune_defaults(features: Features, probe_accuracy: float, lean: Lean) -> Defaults:
     """Choose learning rate, blend and mirroring by how much there is to gain and to lose.
 
     Near the pretraining domain, and where a linear probe is already right, the pretrained weights
     are nearly right and a few pictures teach little but themselves: small steps, and the final
     weights stay half-way. Far from it, or where the probe fails on many pictures, the body has to
     change: large steps, taken in full. Without BatchNorm layers the distance is unknown and the
-    middle is taken. Mirror images are new pictures of the same things near the pretraining domain,
-    where the network was taught to see them so; letters, signs and hands mean something else in a
-    mirror.
+    middle is taken. Mirror images are new pictures of the same things where a class does not lean
+    to one side; letters, signs and hands mean something else in a mirror.
 
     Parameters
     ----------
@@ -174,6 +178,8 @@ def fine_tune_defaults(features: Features, probe_accuracy: float) -> Defaults:
         Of the train pictures.
     probe_accuracy
         Out-of-fold accuracy of a linear probe on them.
+    lean
+        Whether they lean to one side.
     """
     far = 0.5 if features.moments is None else farness(domain_shift(features))
     safe, risky = PROBE_ERRORS
@@ -182,7 +188,12 @@ def fine_tune_defaults(features: Features, probe_accuracy: float) -> Defaults:
     position = 1 - (1 - far) * (1 - failing)
     lr = NEAR_LR * (FAR_LR / NEAR_LR) ** position
     blend = round(NEAR_BLEND + (1 - NEAR_BLEND) * position, 2)
-    return Defaults(float(f"{lr:.2g}"), blend, hflip=far < MIRRORED)
+    return Defaults(float(f"{lr:.2g}"), blend, hflip=_has_no_sides(lean, far))
+
+
+def _has_no_sides(lean: Lean, far: float) -> bool:
+    sided = lean.cosine > max(ONE_SIDED, BEYOND_CHANCE * lean.noise)
+    return not sided and (far < NEAR or lean.noise < SEEN)
 
 
 def farness(shift: float) -> float:

@@ -23,7 +23,8 @@ from strategies.core.run import RunContext
 from strategies.core.task import Picture
 
 VIEWS = (1, 6)
-"""Numbers of views there are: the centre crop; with its mirror image and the four corners too."""
+"""Numbers of views that linear heads learn from: the centre crop; its mirror image and the four
+corners too. With 2 there are the first two of them."""
 CORNER = 0.75
 """Side of a corner's square as a share of the picture's short side; two corners are mirrored."""
 _FORMAT = 1
@@ -124,8 +125,8 @@ def view_pixels(path: Path, backbone: Backbone, views: int) -> Pixels:
         return resize_box(image, box, px, backbone.interpolation)
 
     centre = cut(centre_box(image.width, image.height, px, backbone.crop_pct))
-    if views == 1:
-        return centre[None]
+    if views < VIEWS[-1]:
+        return np.stack([centre, centre[:, ::-1]])[:views]
     right, low = image.width, image.height
     side = CORNER * min(right, low)
     corners = [

@@ -31,7 +31,10 @@ def similarity_of(score: float) -> DomainSimilarity:
 
 def probe(depth: int, loss: str, accuracy: float, gain: float = 0.0, n: int = 400) -> ProbeResult:
     around = Interval(gain - 0.02, gain, gain + 0.02)
-    return ProbeResult(depth, loss, proportion(accuracy, n), 1e-4, around)
+    error = 1 - min(accuracy, 1 - 0.5 / n)
+    gap = math.log((error + gain) / error) if error + gain > 0 else 0.0
+    losses = Interval(gap - 0.05, gap, gap + 0.05)
+    return ProbeResult(depth, loss, proportion(accuracy, n), 1e-4, around, losses)
 
 
 def profile_of(

@@ -115,7 +115,7 @@ def test_of_a_measured_lead_of_the_svm_as_much_counts_as_it_is_exact() -> None:
 
     def lead(half: float) -> Gain:
         around = replace(
-            base.layer_svm, gain_over_penultimate=Interval(0.2 - half, 0.2, 0.2 + half)
+            base.layer_svm, loss_gain=Interval(measured - half, measured, measured + half)
         )
         return predict_gain(SVM, replace(base, layer_svm=around), PRIORS)
 

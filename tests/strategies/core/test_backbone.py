@@ -16,6 +16,7 @@ from strategies.core.backbone import (
     CATALOGUE,
     DEFAULT_BACKBONE,
     Backbone,
+    half_size,
     input_sizes,
     load_backbone,
     resized,
@@ -428,3 +429,10 @@ def test_the_default_backbone_knows_imagenet(shared: Path) -> None:
     # Measured: 84.6% with one look at every picture, 85.4% with a second one at its mirror image.
     assert np.mean(np.array(once) == np.arange(1000)) >= 0.84
     assert np.mean(np.array(mirrored) == np.arange(1000)) >= 0.85
+
+
+def test_half_a_side_is_whole_strides_and_never_more_than_the_side(backbone: Backbone) -> None:
+    sides = {224: 128, 96: 64, 64: 32, 32: 32, 260: 160}
+    for side, half in sides.items():
+        assert half_size(replace(backbone, input_px=side)).input_px == half
+    assert half_size(replace(backbone, input_px=64), 96).input_px == 64

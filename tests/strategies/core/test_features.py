@@ -525,3 +525,11 @@ def test_rounding_is_measured_against_full_precision(
     assert features._rounding_error(pictures, body, backbone, ctx) == 0
     (error,) = features._rounding_error(pictures, body, backbone, low)
     assert 1e-4 < error < features.ROUNDING_TOLERANCE
+
+
+def test_a_network_with_batch_norm_takes_any_size(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    seen = extract_features(small_task.train[:2], backbone, ctx)
+    assert seen.any_size
+    assert not replace(seen, moments=None).any_size

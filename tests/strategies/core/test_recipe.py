@@ -4,18 +4,23 @@ from numpy.typing import NDArray
 
 from strategies.core.errors import NotApplicable
 from strategies.core.features import Features, Moments
+from strategies.core.mirror import Lean
 from strategies.core.recipe import (
     FAR_LR,
     FAR_SHIFT,
     NEAR_BLEND,
     NEAR_LR,
     NEAR_SHIFT,
+    ONE_SIDED,
+    SEEN,
     Recipe,
     default_steps,
     domain_shift,
     farness,
     fine_tune_defaults,
 )
+
+EVEN = Lean(0.0, 0.01)
 
 
 def _features(offset: float, spread: float = 1.0, n: int = 400) -> Features:
@@ -42,40 +47,57 @@ def test_another_mean_or_spread_is_a_shift(far: tuple[float, float]) -> None:
 
 
 def test_near_pictures_that_a_probe_names_rightly_get_small_steps_half_way() -> None:
-    found = fine_tune_defaults(_features(0.0), probe_accuracy=0.95)
+    found = fine_tune_defaults(_features(0.0), 0.95, EVEN)
 
     assert (found.lr, found.blend) == (NEAR_LR, NEAR_BLEND)
-    assert found.hflip
 
 
 @pytest.mark.parametrize(("offset", "accuracy"), [(2.0, 0.95), (0.0, 0.3)])
 def test_far_pictures_or_a_failing_probe_get_large_steps_in_full(
     offset: float, accuracy: float
 ) -> None:
-    found = fine_tune_defaults(_features(offset), accuracy)
+    found = fine_tune_defaults(_features(offset), accuracy, EVEN)
 
     assert (found.lr, found.blend) == (FAR_LR, 1.0)
 
 
 def test_a_probe_that_fails_on_few_near_pictures_says_only_that_they_are_few() -> None:
-    few, some, many = (fine_tune_defaults(_features(0.0, n=n), 0.3) for n in (40, 90, 200))
+    few, some, many = (fine_tune_defaults(_features(0.0, n=n), 0.3, EVEN) for n in (40, 90, 200))
 
     assert (few.lr, few.blend) == (NEAR_LR, NEAR_BLEND)
     assert few.lr < some.lr < many.lr == FAR_LR
-    assert fine_tune_defaults(_features(2.0, n=10), 0.3).lr == FAR_LR
+    assert fine_tune_defaults(_features(2.0, n=10), 0.3, EVEN).lr == FAR_LR
 
 
 def test_without_batch_norm_the_middle_is_taken() -> None:
-    found = fine_tune_defaults(_without_moments(), 0.95)
+    found = fine_tune_defaults(_without_moments(), 0.95, EVEN)
 
     assert NEAR_LR < found.lr < FAR_LR
     assert NEAR_BLEND < found.blend < 1
-    assert not found.hflip
 
 
-def test_only_near_pictures_are_mirrored_whatever_a_probe_says_of_them() -> None:
-    assert fine_tune_defaults(_features(0.0), 0.3).hflip
-    assert not fine_tune_defaults(_features(2.0), 0.95).hflip
+LEFT, SLIGHT = Lean(1.2 * ONE_SIDED, 0.01), Lean(0.8 * ONE_SIDED, 0.01)
+VAGUE, UNSEEN = Lean(1.2 * ONE_SIDED, 2 * SEEN), Lean(0.0, np.inf)
+
+
+@pytest.mark.parametrize(
+    ("offset", "lean", "mirrored"),
+    [
+        (0.0, EVEN, True),
+        (2.0, EVEN, True),
+        (0.0, LEFT, False),
+        (2.0, LEFT, False),
+        (2.0, SLIGHT, True),
+        (0.0, VAGUE, True),
+        (2.0, VAGUE, False),
+        (0.0, UNSEEN, True),
+        (2.0, UNSEEN, False),
+    ],
+)
+def test_pictures_are_mirrored_where_they_have_no_sides_and_unseen_only_near_ones(
+    offset: float, lean: Lean, mirrored: bool
+) -> None:
+    assert fine_tune_defaults(_features(offset), 0.5, lean).hflip == mirrored
 
 
 def test_farness_rises_from_near_to_far() -> None:
