@@ -27,7 +27,7 @@ NEAR_BLEND = 0.5
 ONE_SIDED, BEYOND_CHANCE = 0.05, 2.0
 """Classes have sides where they lean by more than this, and by more than so many deviations of
 chance."""
-NEAR, SEEN = 1 / 3, 0.03
+NEAR, SEEN = 1 / 3, 0.1
 """Farness up to which pictures are like those of pretraining, which were mirrored too; of others
 it must be seen that they have no sides, where chance moves the lean by no more than this."""
 SOFTENING = 0.1
