@@ -24,7 +24,7 @@ FEW, MANY = 50, 150
 do not tell the classes."""
 NEAR_LR, FAR_LR = 3e-4, 1e-3
 NEAR_BLEND = 0.5
-ONE_SIDED, BEYOND_CHANCE = 0.05, 2.0
+ONE_SIDED, BEYOND_CHANCE = 0.04, 2.0
 """Classes have sides where they lean by more than this, and by more than so many deviations of
 chance."""
 NEAR, SEEN = 1 / 3, 0.1
