@@ -39,6 +39,23 @@ def test_outputs_and_gradients_are_those_of_the_library(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("px", [1, 2, 4, 9])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_neither_tiny_maps_nor_pictures_taken_in_parts_change_the_gradient(
+    px: int, stride: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(depthwise, "IN_CACHE", 4 * 6 * px * px * 3)  # three pictures of seven
+    torch.manual_seed(1)
+    layer = nn.Conv2d(6, 6, 5, stride, 2, groups=6)
+    images = torch.randn(7, 6, px, px)
+
+    found = _gradients(layer, images, QuickDepthwise())
+    expected = _gradients(layer, images, contextlib.nullcontext())
+
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("layer", "quick"),
     [
