@@ -13,6 +13,8 @@ from strategies.core.metrics import Interval, Labels
 NARROW = 0.05
 """An interval around zero whose arms are no longer than this says that pretraining brings nothing;
 a wider one says nothing."""
+CHANCE = 0.05
+"""A control that is as good as this by chance this often was not shown to have learnt anything."""
 FALSE_DISCOVERIES = 0.05
 """Share of the classes named as gaining or losing that may be named by chance."""
 
@@ -44,22 +46,27 @@ def transfer_gain(
         shapes = (hits.shape, control_hits.shape, labels.shape)
         raise ValueError(f"hits, control hits and labels must be of one length > 0, got {shapes}")
     gain = paired_gain(hits, control_hits)
-    return TransferGain(
-        control=control,
-        gain=gain,
-        verdict=verdict(gain),
-        n=len(hits),
-        per_class=_per_class(hits, control_hits, labels, classes),
-    )
+    said = verdict(gain, learnt=_learnt(control_hits, labels))
+    told = () if said == "untold" else _per_class(hits, control_hits, labels, classes)
+    return TransferGain(control, gain, said, len(hits), told)
 
 
-def verdict(gain: Interval) -> TransferVerdict:
-    """Say in a word what an interval of the gain allows to say."""
+def verdict(gain: Interval, *, learnt: bool) -> TransferVerdict:
+    """Say in a word what an interval of the gain allows to say, if the control learnt anything."""
     if gain.high < 0:
         return "negative"
+    if not learnt:
+        return "untold"
     if gain.low > 0:
         return "positive"
     return "none" if max(-gain.low, gain.high) <= NARROW else "unclear"
+
+
+def _learnt(control_hits: NDArray[np.bool_], labels: Labels) -> bool:
+    """Whether a control is better than always naming the commonest class, beyond chance."""
+    n_hits, n = int(control_hits.sum()), len(labels)
+    commonest = np.bincount(labels).max() / n
+    return bool(binomtest(n_hits, n, commonest, "greater").pvalue < CHANCE)
 
 
 def _per_class(

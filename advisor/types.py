@@ -22,7 +22,7 @@ Severity = Literal["issue", "tip"]
 Ended = Literal["time", "trials", "unbeatable", "no_contender", "interrupted"]
 """Why a search was over; "unbeatable": not even a trial without an error on val would win;
 "no_contender": no strategy that may still win is left."""
-TransferVerdict = Literal["positive", "none", "negative", "unclear"]
+TransferVerdict = Literal["positive", "none", "negative", "unclear", "untold"]
 
 
 @dataclass(frozen=True)
@@ -302,7 +302,11 @@ class TransferGain:
     control
         What the control was.
     verdict
-        "negative" where the interval lies below 0, "none" where it is narrow around 0.
+        "negative" where the interval lies below 0, "none" where it is narrow around 0; "untold"
+        where the control itself is no better than always naming the commonest class, so that what
+        it would reach with more time is not known.
+    per_class
+        Empty where nothing is told.
     """
 
     control: str

@@ -16,6 +16,7 @@ from advisor.report.words import (
     similarity_words,
     size_line,
     soup_words,
+    transfer_words,
     why,
 )
 from advisor.types import Advice, Finding, Outcome, Profile
@@ -146,10 +147,7 @@ def _judgement(outcome: Outcome) -> list[str]:
     if val is not None:
         said.append(f"Val accuracy, on which it was selected, {val.percent()}.")
     if outcome.transfer_gain is not None:
-        found = outcome.transfer_gain
-        said.append(
-            f"Transfer gain {points(found.gain)} against {found.control}: {found.verdict}."
-        )
+        said.append(f"Transfer gain {transfer_words(outcome.transfer_gain)}.")
     averaged = soup_words(outcome)
     if averaged is not None:
         said.append(averaged)

@@ -3,7 +3,14 @@
 from dataclasses import dataclass
 
 from advisor.probing import loss_words
-from advisor.report.words import crossing_words, duration, points, similarity_words, title
+from advisor.report.words import (
+    crossing_words,
+    duration,
+    points,
+    similarity_words,
+    title,
+    transfer_words,
+)
 from advisor.types import Advice, Outcome
 from strategies.core.metrics import Interval
 
@@ -61,8 +68,10 @@ def _run_facts(outcome: Outcome) -> tuple[Fact, ...]:
         facts.append(Fact("Val accuracy", _mid(best.val_accuracy), _ends(best.val_accuracy)))
     if outcome.transfer_gain is not None:
         found = outcome.transfer_gain
-        said = f"{found.verdict}; against {found.control}"
-        facts.append(Fact("Transfer gain", points(found.gain), said))
+        value, said = points(found.gain), f"{found.verdict}; against {found.control}"
+        if found.verdict == "untold":
+            value, _, said = transfer_words(found).partition(": ")
+        facts.append(Fact("Transfer gain", value, said))
     facts.append(Fact("Took", duration(outcome.seconds), f"{len(outcome.trials)} trials"))
     return tuple(facts)
 

@@ -20,6 +20,7 @@ from advisor.report.words import (
     similarity_words,
     size_line,
     soup_words,
+    transfer_words,
     why,
     winner,
 )
@@ -69,10 +70,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         facts.add_row("val accuracy", best.val_accuracy.percent() + folds)
     facts.add_row("hyperparameters", ", ".join(pairs(best.hyperparameters.items())))
     if outcome.transfer_gain is not None:
-        found = outcome.transfer_gain
-        facts.add_row(
-            "transfer gain", f"{points(found.gain)} against {found.control}: {found.verdict}"
-        )
+        facts.add_row("transfer gain", transfer_words(outcome.transfer_gain))
     if outcome.soup is not None:
         facts.add_row("averaged", Text(soup_words(outcome) or ""))
     if outcome.refitted:

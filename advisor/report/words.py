@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.similarity import DomainSimilarity
-from advisor.types import FARTHEST, Advice, Ended, Outcome, TransferRisk
+from advisor.types import FARTHEST, Advice, Ended, Outcome, TransferGain, TransferRisk
 from strategies.core.metrics import Interval
 
 ENDED: Mapping[Ended, str] = {
@@ -102,6 +102,13 @@ def size_line(advice: Advice) -> str:
 def points(gain: Interval, unit: str = " points") -> str:
     """Format a difference of accuracies: ``"+1.2 points [-0.3, +2.8]"``."""
     return f"{100 * gain.mid:+.1f}{unit} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+
+
+def transfer_words(found: TransferGain) -> str:
+    """Say what pretraining brought to a run: against what, and what that allows to say."""
+    if found.verdict == "untold":
+        return f"untold: {found.control} learnt nothing in the time that it had"
+    return f"{points(found.gain)} against {found.control}: {found.verdict}"
 
 
 def risk_words(advice: Advice) -> str | None:

@@ -9,13 +9,13 @@ CLASSES = ("ant", "bee", "wasp")
 
 def test_a_classifier_that_beats_its_control_has_gained() -> None:
     labels = np.repeat([0, 1, 2], 50)
-    hits, control = np.ones(150, dtype=bool), labels == 0
+    hits, control = np.ones(150, dtype=bool), labels != 0
 
     found = transfer_gain(hits, control, labels, CLASSES, "from_scratch")
 
     assert found.verdict == "positive"
-    assert found.gain.mid == pytest.approx(2 / 3)
-    assert [c.sure for c in found.per_class] == [False, True, True]
+    assert found.gain.mid == pytest.approx(1 / 3)
+    assert [c.sure for c in found.per_class] == [True, False, False]
 
 
 def test_a_classifier_that_loses_to_its_control_has_transferred_negatively() -> None:
@@ -39,7 +39,19 @@ def test_a_classifier_that_loses_to_its_control_has_transferred_negatively() -> 
     ],
 )
 def test_the_verdict_claims_no_more_than_the_interval(interval: Interval, word: str) -> None:
-    assert verdict(interval) == word
+    assert verdict(interval, learnt=True) == word
+
+
+def test_a_control_that_learnt_nothing_tells_of_losses_only() -> None:
+    labels = np.repeat([0, 1, 2], 50)
+    hits, chance = np.ones(150, dtype=bool), labels == 0
+
+    found = transfer_gain(hits, chance, labels, CLASSES, "from_scratch")
+
+    assert found.verdict == "untold"
+    assert found.per_class == ()
+    assert transfer_gain(hits, labels > 0, labels, CLASSES, "x").verdict == "positive"
+    assert verdict(Interval(-0.3, -0.2, -0.1), learnt=False) == "negative"
 
 
 def test_swapping_the_two_turns_the_gain_around() -> None:
