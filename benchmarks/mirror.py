@@ -1,0 +1,103 @@
+"""May pictures be mirrored? What their lean says, and what mirroring does to a full fine-tuning.
+
+    python benchmarks/mirror.py --data-root FOLDER --sets gtsrb pacs_sketch --n-per-class 5 20
+
+Pictures are drawn as in the suite (`run_suite.py`). For every case one line with the lean of the
+train pictures (`strategies/core/mirror.py`); with ``--fit`` also the accuracy of a full
+fine-tuning that mirrors its crops at random and of one that does not, all other defaults alike, on
+up to 400 pictures that could be trained on and were not: test is not looked at. Appended to
+``--out`` as it is done; what stands there is not run again. Ends with the table.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rows import append_row, read_rows
+from run_suite import REFERENCE_SET, subsample
+
+from strategies.core.backbone import Backbone, load_backbone
+from strategies.core.classifier import evaluate
+from strategies.core.mirror import measure_lean
+from strategies.core.run import RunContext, make_context
+from strategies.core.task import ImageTask, load_task
+from strategies.full_fine_tune import FullFineTune
+
+MAX_JUDGED = 400
+
+
+def main() -> None:
+    """Measure what is missing, and print all."""
+    args = _arguments()
+    names = args.sets or sorted(
+        p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
+    )
+    backbone = load_backbone(input_px=args.input_px)
+    rows = read_rows(args.out)
+    known = {(r["set"], r["n_per_class"], r["seed"], r.get("hflip")) for r in rows}
+    for name in names:
+        whole = load_task(args.data_root / name)
+        for n in args.n_per_class:
+            for seed in args.seeds:
+                task = subsample(whole, n, seed).hide_test()
+                ctx = make_context(cache_dir=args.cache_dir, seed=seed)
+                about = {"set": name, "n_per_class": n, "seed": seed}
+                for hflip in (None, *((False, True) if args.fit else ())):
+                    if (name, n, seed, hflip) in known:
+                        continue
+                    row = about | measure(task, whole, backbone, ctx, hflip)
+                    append_row(args.out, row)
+                    rows.append(row)
+                    print(json.dumps(row), flush=True)
+    print(table(rows))
+
+
+def measure(
+    task: ImageTask, whole: ImageTask, backbone: Backbone, ctx: RunContext, hflip: bool | None
+) -> dict[str, Any]:
+    """Return the lean of a task's train pictures for None, else what a fine-tuning reaches."""
+    if hflip is None:
+        found = measure_lean(task.train, backbone, ctx, any_size=True)
+        return {"lean": round(found.cosine, 4), "noise": round(found.noise, 4)}
+    used = {p.path for p in task.fit_split}
+    left = [p for p in whole.fit_split if p.path not in used]
+    order = np.random.default_rng(ctx.seed).permutation(len(left))[:MAX_JUDGED]
+    judged = tuple(left[i] for i in sorted(order))
+    fitted = FullFineTune(hflip=hflip).fit(task, backbone, ctx)
+    accuracy = evaluate(fitted, judged).accuracy.mid
+    return {"hflip": hflip, "accuracy": round(accuracy, 4), "n_judged": len(judged)}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return leans, and what mirroring gained in points, by set and size; ranges over seeds."""
+    cases = sorted({(r["set"], r["n_per_class"]) for r in rows})
+    lines = ["| set, pictures a class | lean | noise | mirrored, gain |", "|---|---|---|---|"]
+    for name, n in cases:
+        own = [r for r in rows if (r["set"], r["n_per_class"]) == (name, n)]
+        leans = [r["lean"] for r in own if "lean" in r]
+        noise = [r["noise"] for r in own if "noise" in r]
+        judged = {(r["seed"], r["hflip"]): r["accuracy"] for r in own if "hflip" in r}
+        seeds = sorted({s for s, _ in judged if {(s, True), (s, False)} <= judged.keys()})
+        gains = [f"{100 * (judged[s, True] - judged[s, False]):+.1f}" for s in seeds]
+        spans = [f"{min(v):.3f} to {max(v):.3f}" if v else "–" for v in (leans, noise)]
+        lines.append(f"| {name}, {n} | {spans[0]} | {spans[1]} | {', '.join(gains) or '–'} |")
+    return "\n".join(lines)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/mirror.jsonl"))
+    parser.add_argument("--cache-dir", type=Path, default=None)
+    parser.add_argument("--sets", nargs="*", help="default: every folder of the data root")
+    parser.add_argument("--n-per-class", nargs="*", type=int, default=[5, 20])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--input-px", type=int, default=96)
+    parser.add_argument("--fit", action="store_true", help="fine-tune, mirrored and not")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
