@@ -250,13 +250,11 @@ def portfolio(
 ) -> list[dict[str, Any]]:
     """Return where the first trials of a strategy start: the advice, then one change each.
 
-    What findings call for, pictures mirrored at random where the advice does not, learning rates
-    three times as high and as low, and the other BatchNorm policy: what matters most when a
-    pretrained network is trained. Learning rates stay within the search space.
+    What findings call for, learning rates three times as high and as low, and the other BatchNorm
+    policy: what matters most when a pretrained network is trained. Learning rates stay within the
+    search space.
     """
     entries = [dict(advised), *({**advised, **change} for change in called_for)]
-    if advised.get("hflip") is False:
-        entries.append({**advised, "hflip": True})
     lr = space.get("lr")
     if isinstance(lr, FloatDistribution) and "lr" in advised:
         changed = [min(max(advised["lr"] * f, lr.low), lr.high) for f in (3.0, 1 / 3)]

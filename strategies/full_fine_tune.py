@@ -38,8 +38,8 @@ class FullFineTune(Strategy):
     steps
         Optimiser steps of 32 pictures; None: eight epochs, within 150 and 600.
     hflip
-        Whether train pictures are mirrored at random (wrong for letters and hands); None: near
-        the pretraining domain.
+        Whether train pictures are mirrored at random (wrong for letters and hands); None: unless
+        the pictures of a class are seen to lean to one side (`core.mirror`).
     input_px
         Side of the square input; None: the backbone's.
     layer_lr_decay, optimiser, batch_norm, reset_stages, label_smoothing, mixup, cutmix, l2_sp, \
