@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--input-px", type=int, default=64)
     parser.add_argument("--strategy", default="auto")
     parser.add_argument("--pilot", choices=("auto", "on", "off"), default="auto")
+    parser.add_argument("--no-control", action="store_true", help="leave the control out")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder to work in")
     given = parser.parse_args()
@@ -64,6 +65,7 @@ def main() -> int:
         values |= {"--strategy": given.strategy, "--pilot": given.pilot, "--out": folder}
         values |= {"--cache-dir": given.out / "cache"}
         flat = [str(v) for pair in values.items() for v in pair]
+        flat += ["--no-control"] if given.no_control else []
         return ["run", str(given.data), "--quiet", *flat]
 
     for name in ("warm", "alone"):

@@ -1,4 +1,4 @@
-"""Fine-tuning as a user of timm or of fastai would write it; run by `peers.py`, not by people.
+"""Fine-tuning as users of timm, fastai or AutoGluon write it; run by `peers.py`, not by people.
 
 Reads a JSON file (pictures, weights, seconds, seed) and prints one line of JSON. It stands alone,
 so that it runs in an environment without this project.
@@ -111,6 +111,46 @@ def with_fastai(spec):
     return (scores.argmax(1) == labels).numpy(), seconds, {"epochs": epochs}
 
 
+def with_autogluon(spec):
+    """`MultiModalPredictor` on these weights with all other defaults; it selects on val."""
+    import pandas as pd
+    from autogluon.multimodal import MultiModalPredictor
+    from safetensors.torch import load_file
+
+    weights = Path(spec["weights"])
+    tensors = load_file(weights / "model.safetensors")
+    head = timm.create_model(json.loads((weights / "config.json").read_text())["architecture"])
+    name = head.default_cfg["classifier"]
+    body = {k: v for k, v in tensors.items() if not k.startswith(name)}
+    torch.save(body, weights / "pytorch_model.bin")  # what it reads weights from
+
+    def frame(files):
+        return pd.DataFrame(files, columns=["image", "label"])
+
+    held = {tuple(f) for f in spec["val"]}
+    train = frame([f for f in spec["train"] if tuple(f) not in held])
+    how = {
+        "model.names": ["timm_image"],
+        "model.timm_image.checkpoint_name": str(weights),
+        "model.timm_image.image_size": spec["px"],
+        "env.num_gpus": 0,
+        "env.num_workers": 0,
+        "env.num_workers_inference": 0,
+    }
+    start = time.monotonic()
+    predictor = MultiModalPredictor(label="label", path=str(weights / "predictor"), verbosity=0)
+    predictor.fit(
+        train,
+        tuning_data=frame(spec["val"]),
+        time_limit=spec["seconds"],
+        hyperparameters=how,
+        seed=spec["seed"],
+    )
+    seconds = time.monotonic() - start
+    test = frame(spec["test"])
+    return predictor.predict(test).to_numpy() == test["label"].to_numpy(), seconds, {}
+
+
 def seconds_per_epoch(learner):
     """Time some steps of the whole network; the learner is of no use afterwards."""
     learner.model.train()
@@ -127,7 +167,8 @@ def main():
     torch.manual_seed(spec["seed"])
     np.random.seed(spec["seed"])  # noqa: NPY002 (what fastai draws from)
     random.seed(spec["seed"])
-    right, seconds, used = {"timm": with_timm, "fastai": with_fastai}[spec["how"]](spec)
+    peers = {"timm": with_timm, "fastai": with_fastai, "autogluon": with_autogluon}
+    right, seconds, used = peers[spec["how"]](spec)
     row = {"accuracy": float(right.mean()), "n_test": len(right), "seconds": round(seconds, 2)}
     print(json.dumps(row | {"hyperparameters": used}))
 

@@ -137,6 +137,7 @@ def run_training(
             "lr": float(who.partition("_")[2] or 0),
             "weights": str(Path(folder) / "weights"),
             "train": [(str(p.path), p.label) for p in task.fit_split],
+            "val": [(str(p.path), p.label) for p in task.val],
             "test": [(str(p.path), p.label) for p in task.test],
             "n_classes": task.n_classes,
             "px": backbone.input_px,

@@ -1,6 +1,6 @@
 """``tl-auto run`` against simpler ways to spend the same wall-clock time on the same pictures.
 
-    python benchmarks/tuning.py --seconds 300 --peers PEERS/bin/python
+    python benchmarks/tuning.py --seconds 300 --fastai PEERS/bin/python --autogluon AG/bin/python
 
 A cell is a set, a number of pictures a class (train and val together, a fifth of them val) and a
 seed. In every cell each rival gets `--seconds` for everything from the start of its process to its
@@ -13,11 +13,11 @@ optuna    Optuna's TPE and median pruner over full fine-tuning alone
 fastai    ``fine_tune`` of fastai for as many epochs as fit (`peer_training.py`; `--seconds` of
           training alone: its imports and judging are free), in an environment of its own:
           ``pip install torch torchvision timm``, then ``pip install fastai``
+autogluon AutoGluon's ``MultiModalPredictor`` with its own defaults (as fastai), in an environment
+          of its own: as fastai's, then ``pip install autogluon.multimodal`` and torch again
 
 `random` and `optuna` keep the trial that is best on val and fit a probe once more with val, as we
-do. AutoGluon would be run in an environment of its own too: ``pip install autogluon.multimodal``,
-then ``MultiModalPredictor(label="label").fit(frame, tuning_data=val, time_limit=SECONDS,
-hyperparameters={"model.timm_image.checkpoint_name": WEIGHTS})`` on frames of paths and labels.
+do.
 
 One JSON line a fit, appended as it is done; what stands in the file already is not run again.
 Ends with the mean accuracies and the differences to `run`, paired by cell, with 95% intervals.
@@ -52,7 +52,9 @@ from strategies.registry import STRATEGIES, get_strategy
 
 STARTED_S = time.monotonic()
 SETS = ("hymenoptera", "flowers5", "sign_digits", "neu_surface", "dtd10")
-WHO = ("run", "advice", "random", "optuna", "fastai")
+PEERS = ("fastai", "autogluon")
+"""Run in environments of their own."""
+WHO = ("run", "advice", "random", "optuna", *PEERS)
 SEARCHED = tuple(name for name in STRATEGIES if name != "from_scratch")
 AUTO = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()"]
 
@@ -74,7 +76,8 @@ def main() -> None:
                 todo = [who for who in args.who if who not in known]
                 task = subsample(load_task(args.data_root / name), n, seed) if todo else None
                 for who in todo:
-                    row = cell | {"who": who} | compete(who, task, backbone, cell, args.peers)
+                    python = getattr(args, who) if who in PEERS else None
+                    row = cell | {"who": who} | compete(who, task, backbone, cell, python)
                     rows.append(row)
                     with args.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
@@ -83,14 +86,14 @@ def main() -> None:
 
 
 def compete(
-    who: str, task: ImageTask, backbone: Backbone, cell: dict[str, Any], peers: Path
+    who: str, task: ImageTask, backbone: Backbone, cell: dict[str, Any], python: Path | None
 ) -> dict[str, Any]:
     """Let one rival have its time on a cell."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tuning-") as name:
         folder = Path(name)
-        if who == "fastai":
-            row = run_training(who, task, backbone, cell["seed"], cell["limit_s"], peers)
+        if python is not None:
+            row = run_training(who, task, backbone, cell["seed"], cell["limit_s"], python)
         else:
             manifest = write_manifest(task, folder / "pictures.csv")
             if who == "run":
@@ -277,7 +280,8 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/tuning.jsonl"))
-    parser.add_argument("--peers", type=Path, default=Path("peers/bin/python"))
+    for who in PEERS:
+        parser.add_argument(f"--{who}", type=Path, default=Path(f"{who}/bin/python"))
     parser.add_argument("--sets", nargs="*", default=SETS)
     parser.add_argument("--who", nargs="*", choices=WHO, default=WHO)
     parser.add_argument("--n-per-class", nargs="*", type=int, default=[20, 100])
