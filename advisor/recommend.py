@@ -15,7 +15,7 @@ from strategies.core.errors import NotApplicable
 from strategies.core.recipe import default_steps
 from strategies.registry import STRATEGIES
 
-NOISE: Mapping[Prefer, float] = {"accuracy": 0.0, "balanced": 0.01, "cheap": 0.03}
+NOISE: Mapping[Prefer, float] = {"accuracy": 0.0, "balanced": 0.005, "cheap": 0.03}
 """Accuracies that differ by no more than this count as equal; the cheaper one is taken."""
 BATCH = 32
 
@@ -58,7 +58,7 @@ def recommend(
     SVM, the lead that it was measured to have is part of it), and in the pilot where there is one.
     Of those that count as equal to the best the cheapest is taken:
 
-    - ``balanced``: within a point; where costs are alike, the quadrant's rule goes first;
+    - ``balanced``: within half a point; among those at like costs the highest prediction;
     - ``cheap``: within three points;
     - ``accuracy``: none count as equal; the highest prediction wins at any cost.
 
@@ -96,7 +96,7 @@ def place(profile: Profile) -> Quadrant:
 
 
 def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> list[_Candidate]:
-    """Sort best first; of equals the cheapest, and at like costs the better or the rule's."""
+    """Sort best first; of equals the cheapest, at like costs the better."""
     left = sorted(candidates, key=lambda c: (-c.mid, c.rank))
     if prefer == "accuracy":
         return left
@@ -113,10 +113,10 @@ def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> l
 
 
 def _take_balanced(equal: list[_Candidate], quadrant: Quadrant) -> _Candidate:
+    """Take the best of those that cost hardly more than the cheapest; of the same, the rule's."""
     cheapest = min(c.cost for c in equal)
     near = [c for c in equal if c.cost <= 2 * cheapest]
-    alike = [c for c in near if near[0].mid - c.mid <= NOISE["balanced"]]
-    return min(alike, key=lambda c: (c.name != quadrant.rule, c.rank))
+    return max(near, key=lambda c: (c.mid, c.name == quadrant.rule))
 
 
 def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
