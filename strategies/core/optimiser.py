@@ -137,6 +137,9 @@ class Pace:
         if self.lead:
             by_steps += self.lead * (self.steps - step) / max(self.steps - self.first, 1)
         used_s = time.monotonic() - self.start_s
-        step_s = used_s / (step - self.first) if step > self.first else 0.0  # must still fit
+        if step == self.first:  # what was read until now is not the steps' time
+            self.start_s, self.seconds = self.start_s + used_s, self.seconds - used_s
+            return max(by_steps, self.behind) if self.seconds > 0 else 1.0
+        step_s = used_s / (step - self.first)  # one more must still fit
         used = used_s / max(self.seconds - step_s, 1e-3)
         return max(by_steps, self.behind + (1 - self.behind) * used)

@@ -681,6 +681,7 @@ def test_a_resumed_training_spreads_its_schedule_over_the_time_that_is_left(
 def test_the_last_judgement_and_one_more_step_fit_before_the_deadline(ctx: RunContext) -> None:
     soon = replace(ctx, deadline_s=time.monotonic() + 10.0)
     pace = optimiser.Pace(Recipe(10**6, 0.1), soon, judging_s=4.0)
+    assert pace.progress(0) == 0
 
     assert pace.seconds == pytest.approx(10.0 - 1.15 * 4.0 - 0.2, abs=0.1)
     pace.start_s -= 4.0  # four seconds for two steps: the next one would end too late
@@ -724,6 +725,25 @@ def test_steps_that_set_the_pace_are_counted_without_rounding(ctx: RunContext) -
     fresh, resumed = optimiser.Pace(recipe, ctx), optimiser.Pace(recipe, ctx, 5, 5 / 13)
 
     assert [fresh.progress(s) for s in range(5, 14)] == [resumed.progress(s) for s in range(5, 14)]
+
+
+def test_where_there_is_time_enough_it_does_not_set_the_pace(ctx: RunContext) -> None:
+    timed = replace(ctx, deadline_s=time.monotonic() + 1000.0)
+    fresh = optimiser.Pace(Recipe(13, 0.1), timed)
+    resumed = optimiser.Pace(Recipe(13, 0.1), timed, 5, 5 / 13)
+    for pace in (fresh, resumed):
+        pace.start_s -= 1.0  # inputs were read for a second
+
+    assert [fresh.progress(s) for s in range(14)] == [s / 13 for s in range(14)]
+    assert [resumed.progress(s) for s in range(5, 14)] == [s / 13 for s in range(5, 14)]
+    assert resumed.seconds == pytest.approx(999.0 - optimiser.LEAVING_S, abs=0.1)
+
+
+def test_time_that_is_over_before_the_first_step_ends_the_training(ctx: RunContext) -> None:
+    pace = optimiser.Pace(Recipe(13, 0.1), replace(ctx, deadline_s=time.monotonic() + 10.0))
+    pace.start_s -= 10.0
+
+    assert pace.progress(0) >= 1
 
 
 def test_time_that_is_short_is_not_spent_on_judging_after_every_step(
