@@ -55,7 +55,11 @@ def main() -> None:
 
 
 def draw(task: ImageTask, n: int, seed: int) -> ImageTask:
-    """Draw `n` train pictures a class, a fifth as many for val, and at most 600 for test."""
+    """Draw `n` train pictures a class, a fifth as many for val, and at most 600 for test.
+
+    Where the test split is smaller, pictures that could be trained on and were not fill it up,
+    but none of a group (duplicates, frames of one track) that others were drawn from.
+    """
     rng = np.random.default_rng(seed)
     train: list[Picture] = []
     val: list[Picture] = []
@@ -66,8 +70,12 @@ def draw(task: ImageTask, n: int, seed: int) -> ImageTask:
         val += rows[n : n + max(1, n // 5)]
     assert task.test is not None
     order = np.random.default_rng(0).permutation(len(task.test))[:MAX_TEST]
-    test = tuple(task.test[i] for i in sorted(order))
-    return replace(task, train=tuple(train), val=tuple(val), test=test)
+    test = [task.test[i] for i in sorted(order)]
+    used = {p.path for p in (*train, *val)}
+    groups = {p.group for p in (*train, *val) if p.group >= 0}
+    left = [p for p in task.fit_split if p.path not in used and p.group not in groups]
+    test += [left[i] for i in rng.permutation(len(left))[: MAX_TEST - len(test)]]
+    return replace(task, train=tuple(train), val=tuple(val), test=tuple(test))
 
 
 def fit(task: ImageTask, strategy: str, seed: int, args: argparse.Namespace) -> dict[str, object]:
