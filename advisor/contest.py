@@ -2,14 +2,17 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
 
+from advisor.gain import drawn_to_usual, usual_of
+from advisor.options import NOISE
 from advisor.remedies import BACKBONE, other_backbone, remedies, scratch_contends
 from advisor.trials import Standing
 from advisor.types import Advice, Ended, Recommendation, TrialRecord
+from strategies.core.metrics import Interval
 from strategies.registry import STRATEGIES, get_strategy
 
 FLOOR, CONTROL = "linear_probe", "from_scratch"
@@ -25,6 +28,8 @@ SHARE_OF_TIME = 0.5
 """Far from the pretraining pictures a training has much to learn: if it is not expected to be over
 in this share of the time that is left, it does better with smaller pictures than with fewer steps
 (benchmarks/README-training.md). Near them it is the other way round."""
+EQUAL = NOISE["balanced"]
+PERFECT = Interval(1.0, 1.0, 1.0)
 MAX_FAILURES = 3
 """A strategy whose first trials all failed gets no more than this many."""
 
@@ -111,8 +116,11 @@ class Contest:
 
     def _is_unbeatable(self, leader: TrialRecord) -> bool:
         """Whether not even a trial without an error on val would be taken for better."""
-        assert leader.val_accuracy is not None
-        return 1.0 - leader.val_accuracy.mid <= self.one_picture
+        perfect = (
+            replace(leader, strategy=c.strategy, hyperparameters={}, val_accuracy=PERFECT)
+            for c in self.contenders
+        )
+        return not any(self.beats(record, leader) for record in perfect)
 
     def _is_open(self, c: Recommendation, standing: Standing, leader: TrialRecord | None) -> bool:
         own = [r for r in standing.done if r.strategy == c.strategy]
@@ -187,18 +195,34 @@ class Contest:
     def beats(self, record: TrialRecord, best: TrialRecord | None) -> bool:
         """Whether a trial is better than the best so far.
 
-        What is dearer, or the same strategy with other hyperparameters than came first, must win
-        by more than one val picture; what is cheaper may lose by one.
+        The same strategy with other hyperparameters than came first must win by more than one val
+        picture. A dearer strategy must be `expected` to be better by more than counts as equal; a
+        cheaper one may be worse by that.
         """
         if record.val_accuracy is None:
             return False
         if best is None or best.val_accuracy is None:
             return True
+        if record.strategy == best.strategy:
+            return record.val_accuracy.mid - best.val_accuracy.mid > self.one_picture
+        gap = self.expected(record) - self.expected(best)
         order = list(STRATEGIES)
-        gap = record.val_accuracy.mid - best.val_accuracy.mid
-        if order.index(record.strategy) < order.index(best.strategy):
-            return gap >= -self.one_picture
-        return gap > self.one_picture
+        cheaper = order.index(record.strategy) < order.index(best.strategy)
+        return gap >= -EQUAL if cheaper else gap > EQUAL
+
+    def expected(self, record: TrialRecord) -> float:
+        """Return the accuracy that a judged trial is expected to have on new pictures.
+
+        What val says of it, drawn to what the advice expects of its strategy: a few val pictures
+        say less than the evidence that the advice rests on, many of them say more. On another
+        backbone than that of the advice val alone speaks.
+        """
+        assert record.val_accuracy is not None
+        advised = next((c for c in self.contenders if c.strategy == record.strategy), None)
+        if advised is None or BACKBONE in record.hyperparameters:
+            return record.val_accuracy.mid
+        prior = usual_of(advised.accuracy)
+        return drawn_to_usual(record.val_accuracy.mid, self.n_val, prior).accuracy.mid
 
 
 def make_contest(

@@ -223,6 +223,12 @@ def drawn_to_usual(share: float, n: int, usual: Usual) -> Odds:
     return Odds(mean, math.sqrt(float(np.average((x - mean) ** 2, weights=weight))))
 
 
+def usual_of(accuracy: Interval) -> Usual:
+    """Return log-odds that are as usual as an expected accuracy says."""
+    low, mid, high = (log_odds(x, _MOST_SEEN) for x in (accuracy.low, accuracy.mid, accuracy.high))
+    return Usual(mid, max((high - low) / (2 * Z), 1e-3))
+
+
 def log_odds(share: float, n: float) -> float:
     """Return the log-odds of a share of `n` pictures, half a picture away from 0 and 1."""
     return float(logit(min(max(share, 0.5 / n), 1 - 0.5 / n)))

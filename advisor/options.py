@@ -1,5 +1,6 @@
 """What both commands take: as data, so that asking costs no import of a network library."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,8 @@ from strategies.core.sampling import MAX_IMAGES, MAX_QUARANTINE
 AUTO = "auto"
 Prefer = Literal["accuracy", "balanced", "cheap"]
 PilotMode = Literal["auto", "on", "off"]
+NOISE: Mapping[Prefer, float] = {"accuracy": 0.0, "balanced": 0.005, "cheap": 0.03}
+"""Accuracies that differ by no more than this count as equal; the cheaper one is taken."""
 
 
 @dataclass(frozen=True)

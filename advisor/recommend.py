@@ -1,12 +1,11 @@
 """recommend(): a profile to a decision. Pure: the same profile gives the same advice."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from advisor.cost import fit_seconds
 from advisor.gain import Gain, expected_probe, predict_gain
-from advisor.options import Prefer
+from advisor.options import NOISE, Prefer
 from advisor.priors import Priors, Variant
 from advisor.quadrant import find_quadrant
 from advisor.reasons import MEASURED, reasons_of
@@ -15,8 +14,6 @@ from strategies.core.errors import NotApplicable
 from strategies.core.recipe import default_steps
 from strategies.registry import STRATEGIES
 
-NOISE: Mapping[Prefer, float] = {"accuracy": 0.0, "balanced": 0.005, "cheap": 0.03}
-"""Accuracies that differ by no more than this count as equal; the cheaper one is taken."""
 BATCH = 32
 
 

@@ -145,7 +145,9 @@ def _judgement(outcome: Outcome) -> list[str]:
     else:
         said.append("There were no test pictures: its accuracy on new pictures is not known.")
     if val is not None:
-        said.append(f"Val accuracy, on which it was selected, {val.percent()}.")
+        said.append(
+            f"Val accuracy, by which (and by the advice) it was selected, {val.percent()}."
+        )
     if outcome.transfer_gain is not None:
         said.append(f"Transfer gain {transfer_words(outcome.transfer_gain)}.")
     averaged = soup_words(outcome)

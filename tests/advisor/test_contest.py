@@ -18,11 +18,13 @@ from strategies.core.metrics import Interval, proportion
 N_VAL = 100
 
 
-def advised(strategy: str, accuracy: float, seconds: float = 10.0) -> Recommendation:
+def advised(
+    strategy: str, accuracy: float, seconds: float = 10.0, half: float = 0.05
+) -> Recommendation:
     return Recommendation(
         strategy,
         "net",
-        Interval(accuracy - 0.05, accuracy, min(accuracy + 0.05, 1.0)),
+        Interval(accuracy - half, accuracy, accuracy + half),
         Interval(seconds, seconds, seconds),
         {"lr": 1e-3, "batch_norm": "frozen"} if "tune" in strategy else {},
         (),
@@ -39,6 +41,17 @@ CONTEST = Contest(
     1,
     None,
 )
+
+
+EASY = replace(
+    CONTEST,
+    contenders=(
+        advised("linear_probe", 0.97, half=0.02),
+        advised("full_fine_tune", 0.97, 60.0, half=0.02),
+        advised("partial_fine_tune", 0.97, 30.0, half=0.02),
+    ),
+)
+"""The advice expects as much of each of them."""
 
 
 def standing(*scores: tuple[str, float | None]) -> Standing:
@@ -85,18 +98,25 @@ def test_left_over_time_goes_to_the_shortest_training_and_the_last_seconds_to_no
 
 def test_nothing_is_tried_against_a_perfect_leader_unless_a_number_was_asked_for() -> None:
     perfect = standing(("linear_probe", 0.99))
-    assert CONTEST.choose(perfect, 1000) is None
-    assert replace(CONTEST, max_trials=3).choose(perfect, 1000) is not None
+    assert EASY.choose(perfect, 1000) is None
+    assert replace(EASY, max_trials=3).choose(perfect, 1000) is not None
+
+
+def test_what_the_advice_expects_more_of_is_tried_against_a_perfect_leader() -> None:
+    few = replace(CONTEST, n_val=10)
+    perfect = standing(("linear_probe", 1.0))
+    assert few.choose(perfect, 1000) == "full_fine_tune"
+    assert few.ended(perfect) == "time"
 
 
 def test_a_search_says_why_it_is_over() -> None:
     assert CONTEST.ended(standing(("linear_probe", 0.8))) == "time"
-    assert CONTEST.ended(standing(("linear_probe", 0.99))) == "unbeatable"
+    assert EASY.ended(standing(("linear_probe", 0.99))) == "unbeatable"
     outrun = standing(("linear_probe", 0.95), ("full_fine_tune", 0.5), ("partial_fine_tune", 0.5))
     assert CONTEST.choose(outrun, 1000) is None
     assert CONTEST.ended(outrun) == "no_contender"
-    three = replace(CONTEST, max_trials=3)
-    assert three.ended(outrun) == "trials"
+    assert replace(CONTEST, max_trials=3).ended(outrun) == "trials"
+    three = replace(EASY, max_trials=3)
     assert three.ended(standing(("linear_probe", 0.99))) == "time"
 
 
@@ -121,12 +141,32 @@ def test_trials_under_way_count() -> None:
 
 
 def test_ties_go_to_the_cheaper() -> None:
-    best = CONTEST.best(standing(("full_fine_tune", 0.85), ("linear_probe", 0.84)).done)
-    assert best is not None
-    assert best.strategy == "linear_probe"
-    best = CONTEST.best(standing(("linear_probe", 0.84), ("full_fine_tune", 0.85)).done)
-    assert best is not None
-    assert best.strategy == "linear_probe"
+    pair = (("full_fine_tune", 0.97), ("linear_probe", 0.97))
+    for done in (standing(*pair), standing(*pair[::-1])):
+        best = EASY.best(done.done)
+        assert best is not None
+        assert best.strategy == "linear_probe"
+
+
+def test_few_val_pictures_are_weighed_against_what_the_advice_expects() -> None:
+    done = standing(("linear_probe", 0.85), ("full_fine_tune", 0.8)).done
+    few, many = (replace(CONTEST, n_val=n).best(done) for n in (20, 2000))
+    assert few is not None
+    assert many is not None
+    assert (few.strategy, many.strategy) == ("full_fine_tune", "linear_probe")
+
+
+def test_what_is_expected_lies_between_advice_and_val_and_on_another_backbone_is_val() -> None:
+    (record,) = standing(("full_fine_tune", 0.7)).done
+    found = [replace(CONTEST, n_val=n).expected(record) for n in (1, 10, 100, 10_000)]
+    assert 0.85 > found[0] > found[1] > found[2] > found[3] > 0.7
+    elsewhere = replace(record, hyperparameters={"backbone": "other"})
+    assert CONTEST.expected(elsewhere) == pytest.approx(0.7)
+
+
+def test_other_hyperparameters_must_win_by_more_than_one_val_picture() -> None:
+    first, *later = standing(*[("full_fine_tune", s) for s in (0.8, 0.81, 0.82)]).done
+    assert [CONTEST.beats(r, first) for r in later] == [False, True]
 
 
 def test_the_portfolio_changes_one_thing_at_a_time_within_the_space() -> None:

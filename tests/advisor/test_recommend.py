@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from advisor.options import NOISE, Prefer
 from advisor.quadrant import RULES, SIMILAR_FROM
-from advisor.recommend import NOISE, Prefer, place, recommend
+from advisor.recommend import place, recommend
 from advisor.types import Domain, Profile, Recommendation, Size
 from strategies.core.errors import NotApplicable
 from strategies.core.metrics import Interval
