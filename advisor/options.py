@@ -13,6 +13,8 @@ Prefer = Literal["accuracy", "balanced", "cheap"]
 PilotMode = Literal["auto", "on", "off"]
 NOISE: Mapping[Prefer, float] = {"accuracy": 0.0, "balanced": 0.005, "cheap": 0.03}
 """Accuracies that differ by no more than this count as equal; the cheaper one is taken."""
+LIKE_COSTS = 2.0
+"""What costs no more than so many times as much is no dearer: there the better one is taken."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from scipy.stats import norm
 
 from advisor.gain import Z
+from advisor.options import LIKE_COSTS
 from advisor.probing import loss_words
 from advisor.quadrant import SIMILAR_FROM
 from advisor.types import Profile, Quadrant, Recommendation
@@ -144,9 +145,12 @@ def _missing(
     best: Recommendation, rival: Recommendation, margin: float, profile: Profile
 ) -> float:
     """Return the accuracy by which a rival must do better than expected to be advised."""
-    gap = best.accuracy.mid - rival.accuracy.mid
-    cheaper = _times(rival, best, profile) < 1
-    return max(gap - margin if cheaper else gap + margin, 0.0)
+    gap, times = best.accuracy.mid - rival.accuracy.mid, _times(rival, best, profile)
+    if times < 1 / LIKE_COSTS:
+        gap -= margin
+    elif times > LIKE_COSTS:
+        gap += margin
+    return max(gap, 0.0)
 
 
 def _chance(best: Recommendation, rival: Recommendation, missing: float) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 from advisor.cost import fit_seconds
 from advisor.gain import Gain, expected_probe, predict_gain
-from advisor.options import NOISE, Prefer
+from advisor.options import LIKE_COSTS, NOISE, Prefer
 from advisor.priors import Priors, Variant
 from advisor.quadrant import find_quadrant
 from advisor.reasons import MEASURED, reasons_of
@@ -112,7 +112,7 @@ def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> l
 def _take_balanced(equal: list[_Candidate], quadrant: Quadrant) -> _Candidate:
     """Take the best of those that cost hardly more than the cheapest; of the same, the rule's."""
     cheapest = min(c.cost for c in equal)
-    near = [c for c in equal if c.cost <= 2 * cheapest]
+    near = [c for c in equal if c.cost <= LIKE_COSTS * cheapest]
     return max(near, key=lambda c: (c.mid, c.name == quadrant.rule))
 
 
