@@ -82,7 +82,6 @@ def examine(
     control = measure_control(pictures, features, task.n_classes, backbone, ctx)
     small = half_size(backbone, TIMED_PX) if features.any_size else backbone
     training = measure_training_cost(task, small, ctx)
-    lean = measure_lean(pictures, backbone, ctx, any_size=features.any_size)
     last = features.pooled[-1]
     measured = Measured(
         backbone.input_px, pictures, tried.scores, train_features=last, seed=ctx.seed
@@ -119,11 +118,21 @@ def examine(
         head_s=tried.seconds,
         build_s=training.build_s,
         passes_per_trained_image=training.passes_per_image,
-        fine_tune_defaults=asdict(
-            fine_tune_defaults(features, tried.probes[0].accuracy.mid, lean)
-        ),
+        fine_tune_defaults=_defaults(pictures, features, tried.probes[0], backbone, ctx),
     )
     return profile, measured
+
+
+def _defaults(
+    pictures: Sequence[Picture],
+    features: Features,
+    probe: ProbeResult,
+    backbone: Backbone,
+    ctx: RunContext,
+) -> Mapping[str, float | bool]:
+    """Return what a fine-tune would choose by itself on these pictures."""
+    lean = measure_lean(pictures, backbone, ctx, any_size=features.any_size)
+    return asdict(fine_tune_defaults(features, probe.accuracy.mid, lean))
 
 
 def sample(

@@ -93,10 +93,10 @@ class FullFineTune(Strategy):
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Train; an earlier round is kept only where val says clearly that it was better."""
         backbone = resized(backbone, self.input_px)
-        start = prepare(task, backbone, ctx)
+        start = prepare(task, backbone, ctx, self.hflip)
         lr = self.lr or start.defaults.lr
         blend = self.blend or start.defaults.blend
-        hflip = start.defaults.hflip if self.hflip is None else self.hflip
+        hflip = start.defaults.hflip
         steps = self.steps or default_steps(len(task.train), BATCH_SIZE)
         recipe = Recipe(
             steps=steps,

@@ -74,10 +74,10 @@ class PartialFineTune(Strategy):
     def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Train; an earlier round is kept only where val says clearly that it was better."""
         backbone = resized(backbone, self.input_px)
-        start = prepare(task, backbone, ctx)
+        start = prepare(task, backbone, ctx, self.hflip)
         lr = self.lr or start.defaults.lr
         blend = self.blend or start.defaults.blend
-        hflip = start.defaults.hflip if self.hflip is None else self.hflip
+        hflip = start.defaults.hflip
         steps, frozen = self._steps(task), self._frozen(backbone)
         recipe = Recipe(
             steps=steps,

@@ -1,6 +1,6 @@
 """Training from a pretrained network whose head already knows the task (LP-FT)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from strategies.core.backbone import Backbone
 from strategies.core.classifier import make_network, scale_scores, set_head
 from strategies.core.features import extract_features
 from strategies.core.metrics import Scores
-from strategies.core.mirror import measure_lean
+from strategies.core.mirror import UNSEEN, measure_lean
 from strategies.core.network import Network
 from strategies.core.probes import Head, cross_validate, fit_head, fold_numbers, temperature
 from strategies.core.recipe import Defaults, Recipe, fine_tune_defaults
@@ -31,8 +31,15 @@ class Start:
     defaults: Defaults
 
 
-def prepare(task: ImageTask, backbone: Backbone, ctx: RunContext) -> Start:
+def prepare(
+    task: ImageTask, backbone: Backbone, ctx: RunContext, hflip: bool | None = None
+) -> Start:
     """Fit a linear probe on train by cross-validation, and see what it leaves to learn, and how.
+
+    Parameters
+    ----------
+    hflip
+        Whether pictures are mirrored, where that is settled; None: as they allow.
 
     Raises
     ------
@@ -42,8 +49,10 @@ def prepare(task: ImageTask, backbone: Backbone, ctx: RunContext) -> Start:
     ctx.check_time()
     features = extract_features(task.train, backbone, ctx)
     head, accuracy = _probe(features.at([backbone.n_depths]), task, ctx)
-    lean = measure_lean(task.train, backbone, ctx, any_size=features.any_size)
-    return Start(head, fine_tune_defaults(features, accuracy, lean))
+    if hflip is None:
+        lean = measure_lean(task.train, backbone, ctx, any_size=features.any_size)
+        return Start(head, fine_tune_defaults(features, accuracy, lean))
+    return Start(head, replace(fine_tune_defaults(features, accuracy, UNSEEN), hflip=hflip))
 
 
 def _probe(penultimate: Scores, task: ImageTask, ctx: RunContext) -> tuple[Head, float]:

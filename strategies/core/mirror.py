@@ -45,6 +45,10 @@ class Lean:
     noise: float
 
 
+UNSEEN = Lean(0.0, np.inf)
+"""Where no two pictures tell."""
+
+
 def measure_lean(
     pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext, *, any_size: bool
 ) -> Lean:
@@ -74,7 +78,7 @@ def lean(plain: Sequence[Rows], mirrored: Sequence[Rows], pictures: Sequence[Pic
     labels, groups = labels_of(tuple(pictures)), groups_of(tuple(pictures))
     pairs = (labels[:, None] == labels) & (groups[:, None] != groups)
     if not pairs.any():
-        return Lean(0.0, np.inf)
+        return UNSEEN
     cosines = np.mean([_cosines(a, b) for a, b in zip(plain, mirrored, strict=True)], axis=0)
     terms = np.where(pairs, cosines, 0) / pairs.sum()
     between = _summed(_summed(terms, groups).T, groups)  # a group's differences have one sign

@@ -1,13 +1,15 @@
 """The decision, from profiles made by hand."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
-from advisor.options import NOISE, Prefer
+from advisor.options import LIKE_COSTS, NOISE, Prefer
 from advisor.quadrant import RULES, SIMILAR_FROM
+from advisor.reasons import _missing
 from advisor.recommend import place, recommend
 from advisor.types import Domain, Profile, Recommendation, Size
 from strategies.core.errors import NotApplicable
@@ -236,3 +238,40 @@ def test_the_winner_leads_or_is_cheaper() -> None:
         for other in others:
             if other.accuracy.mid > best.accuracy.mid + NOISE["balanced"]:
                 assert other.seconds.mid > best.seconds.mid
+
+
+def test_half_a_point_is_worth_its_cost_and_at_like_costs_the_better_goes_first() -> None:
+    rng = np.random.default_rng(1)
+    dearer = cheaper = 0
+    for _ in range(400):
+        linear = rng.uniform(0.8, 0.97)
+        svm = linear + rng.normal(0, 0.005)
+        profile = profile_of(similarity=float(rng.uniform(0.7, 1)), linear=linear, svm=svm)
+        ranked = recommend(profile, PRIORS).recommendations
+        cost, best = profile.image_passes, ranked[0]
+        most = max(r.accuracy.mid for r in ranked)
+        equal = [r for r in ranked if most - r.accuracy.mid <= NOISE["balanced"]]
+        dear = LIKE_COSTS * min(cost[r.strategy] for r in equal)
+        assert best in equal
+        assert cost[best.strategy] <= dear
+        for other in equal[1:]:
+            if cost[other.strategy] <= dear:
+                assert best.accuracy.mid >= other.accuracy.mid
+                dearer += cost[other.strategy] < cost[best.strategy]
+            else:
+                cheaper += other.accuracy.mid > best.accuracy.mid
+    assert dearer > 0
+    assert cheaper > 0
+
+
+@pytest.mark.parametrize(
+    ("times", "missing"), [(0.1, 0.015), (0.6, 0.02), (1.7, 0.02), (10.0, 0.025)]
+)
+def test_a_rival_at_like_costs_must_only_be_better(times: float, missing: float) -> None:
+    base = profile_of()
+    best, rival, *_ = recommend(base, PRIORS).recommendations
+    best = replace(best, accuracy=Interval(0.85, 0.9, 0.95))
+    rival = replace(rival, accuracy=Interval(0.83, 0.88, 0.93))
+    passes = {**base.image_passes, best.strategy: 100.0, rival.strategy: 100.0 * times}
+    profile = replace(base, image_passes=passes)
+    assert _missing(best, rival, 0.005, profile) == pytest.approx(missing)

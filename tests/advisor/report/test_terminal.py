@@ -6,6 +6,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from advisor.report.as_markdown import outcome_markdown
+from advisor.report.facts import main_facts
+from advisor.report.run_charts import gain_chart
 from advisor.report.terminal import print_advice, print_outcome
 from advisor.report.text_charts import depth_profile, quadrant_map
 from advisor.types import Advice, BackboneScore, Rejection
@@ -117,3 +120,19 @@ def test_the_depth_profile_has_a_row_for_every_depth() -> None:
     assert "random weights" in lines[0]
     for line, name in zip(lines[1:], profile.depth_names, strict=True):
         assert name in line
+
+
+def test_a_control_that_learnt_nothing_is_no_gain_in_any_report() -> None:
+    made = made_outcome(made_advice(full_profile(["ants", "bees"])))
+    assert made.transfer_gain is not None
+    untold = replace(made.transfer_gain, verdict="untold", per_class=())
+    outcome = replace(made, transfer_gain=untold)
+    page = io.StringIO()
+    print_outcome(Console(file=page, width=80, no_color=True), outcome)
+    (fact,) = [f for f in main_facts(outcome.advice, outcome) if f.what == "Transfer gain"]
+
+    for said in (" ".join(page.getvalue().split()), outcome_markdown(outcome)):
+        assert "untold: random weights learnt nothing" in said
+    assert fact.value == "untold"
+    assert fact.more.startswith("random weights learnt nothing")
+    assert gain_chart(outcome) is None

@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from strategies.core import fine_tuning
 from strategies.core.backbone import Backbone
 from strategies.core.errors import OutOfTime
+from strategies.core.fine_tuning import prepare
 from strategies.core.mirror import MAX_PICTURES, Lean, lean, measure_lean
 from strategies.core.mirror import _some_of_each as some_of_each
 from strategies.core.run import RunContext
@@ -118,6 +120,23 @@ def test_arrows_to_the_right_have_a_side_and_arrows_to_both_have_none(
     sided, even = found(right=True), found(right=False)
     assert sided.cosine > 5 * sided.noise
     assert even.cosine < 2 * even.noise
+
+
+def test_pictures_are_not_looked_at_for_sides_where_mirroring_is_settled(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = [prepare(small_task, backbone, ctx).defaults]
+
+    def refuse(*args: object, **kwargs: object) -> Lean:
+        raise AssertionError("a lean was measured")
+
+    monkeypatch.setattr(fine_tuning, "measure_lean", refuse)
+    settled = [prepare(small_task, backbone, ctx, hflip).defaults for hflip in (False, True)]
+
+    assert [d.hflip for d in settled] == [False, True]
+    assert {(d.lr, d.blend) for d in settled} == {(d.lr, d.blend) for d in measured}
+    with pytest.raises(AssertionError, match="a lean was measured"):
+        prepare(small_task, backbone, ctx)
 
 
 def test_no_time_left_is_said(small_task: ImageTask, backbone: Backbone, ctx: RunContext) -> None:
