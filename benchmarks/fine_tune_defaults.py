@@ -55,11 +55,7 @@ def main() -> None:
 
 
 def draw(task: ImageTask, n: int, seed: int) -> ImageTask:
-    """Draw `n` train pictures a class, a fifth as many for val, and at most 600 for test.
-
-    Where the test split is smaller, pictures that could be trained on and were not fill it up,
-    but none of a group (duplicates, frames of one track) that others were drawn from.
-    """
+    """Draw `n` train pictures a class, a fifth as many for val, and at most 600 for test."""
     rng = np.random.default_rng(seed)
     train: list[Picture] = []
     val: list[Picture] = []
@@ -68,14 +64,23 @@ def draw(task: ImageTask, n: int, seed: int) -> ImageTask:
         rows = [rows[i] for i in rng.permutation(len(rows))]
         train += rows[:n]
         val += rows[n : n + max(1, n // 5)]
+    return fill_test(task, replace(task, train=tuple(train), val=tuple(val)), seed)
+
+
+def fill_test(task: ImageTask, drawn: ImageTask, seed: int) -> ImageTask:
+    """Give what was drawn of a task at most 600 test pictures.
+
+    Where the test split is smaller, pictures that could be trained on and were not fill it up,
+    but none of a group (duplicates, frames of one track) that others were drawn from.
+    """
     assert task.test is not None
     order = np.random.default_rng(0).permutation(len(task.test))[:MAX_TEST]
     test = [task.test[i] for i in sorted(order)]
-    used = {p.path for p in (*train, *val)}
-    groups = {p.group for p in (*train, *val) if p.group >= 0}
+    used = {p.path for p in drawn.fit_split}
+    groups = {p.group for p in drawn.fit_split if p.group >= 0}
     left = [p for p in task.fit_split if p.path not in used and p.group not in groups]
-    test += [left[i] for i in rng.permutation(len(left))[: MAX_TEST - len(test)]]
-    return replace(task, train=tuple(train), val=tuple(val), test=tuple(test))
+    order = np.random.default_rng(seed).permutation(len(left))[: MAX_TEST - len(test)]
+    return replace(drawn, test=(*test, *(left[i] for i in order)))
 
 
 def fit(task: ImageTask, strategy: str, seed: int, args: argparse.Namespace) -> dict[str, object]:

@@ -7,7 +7,8 @@ an environment of its own: ``pip install torch torchvision timm``, then ``pip in
 
 Every cell has `n` pictures a class. Peers learn from all of them; so do our probes, while our
 fine-tuning holds a fifth back to select on. Fine-tuning peers get the seconds that our
-`full_fine_tune` took in the same cell, so that one is run first.
+`full_fine_tune` took in the same cell, so that one is run first. All are judged on the same test
+pictures, filled up to 600 with pictures that could be learnt from and were not.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from fine_tune_defaults import fill_test
 from run_suite import subsample
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -52,7 +54,8 @@ def main() -> None:
                 todo = [who for who in args.who if who not in {r["who"] for r in rows}]
                 if not todo:
                     continue
-                task = subsample(load_task(args.data_root / name), n, seed)
+                whole = load_task(args.data_root / name)
+                task = fill_test(whole, subsample(whole, n, seed), seed)
                 for who in todo:
                     row = {"set": name, "n_per_class": n, "seed": seed, "who": who}
                     row |= {"input_px": args.input_px} | run(who, task, backbone, ctx, rows, args)
