@@ -3,6 +3,10 @@
 import time
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
+from advisor.clock import FACTOR
 from advisor.remedies import backbone_of, hyperparameters_of
 from advisor.transfer_gain import transfer_gain
 from advisor.types import TransferGain, TrialRecord
@@ -16,6 +20,9 @@ from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, Split, labels_of
 from strategies.from_scratch import FromScratch
 from strategies.registry import get_strategy
+
+FEWEST = 30
+"""On fewer pictures a control is not judged: they would hardly tell anything."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +96,31 @@ def judge_both(
     Parameters
     ----------
     ctx
-        The control is judged if that will be over by its deadline.
+        By its deadline the control must be judged. Where there is no time for all pictures it is
+        judged on as many of them, drawn at random, as there is time for, and not on too few.
     """
-    paths, labels = [p.path for p in test], labels_of(test)
     begun = time.monotonic()
-    said = classifier.predict_proba(paths, n_workers=ctx.n_workers, precision=ctx.precision)
-    took_s = time.monotonic() - begun
-    found = judge(said, test, classifier.classes)
+    said = _said(classifier, test, ctx)
+    took_s = FACTOR * (time.monotonic() - begun)
+    found, n = judge(said, test, classifier.classes), len(test)
     if control is None:
         return found, None
     if ctx.seconds_left() < took_s:
-        ctx.on_note("The control without pretrained weights is not judged: there is no time.")
-        return found, None
-    control_said = control.classifier.predict_proba(
-        paths, n_workers=ctx.n_workers, precision=ctx.precision
-    )
-    hits, control_hits = (p.argmax(axis=1) == labels for p in (said, control_said))
+        n = int(n * max(ctx.seconds_left(), 0) / took_s)
+        if n < FEWEST:
+            ctx.on_note("The control without pretrained weights is not judged: there is no time.")
+            return found, None
+        ctx.on_note(
+            f"The control without pretrained weights is judged on {n} of {len(test)} test "
+            "pictures: there is no time for more."
+        )
+    drawn = np.sort(np.random.default_rng(ctx.seed).permutation(len(test))[:n])
+    some, labels = tuple(test[i] for i in drawn), labels_of(test)[drawn]
+    hits = said[drawn].argmax(axis=1) == labels
+    control_hits = _said(control.classifier, some, ctx).argmax(axis=1) == labels
     return found, transfer_gain(hits, control_hits, labels, classifier.classes, control.name)
+
+
+def _said(classifier: ImageClassifier, pictures: Split, ctx: RunContext) -> NDArray[np.float32]:
+    paths = [p.path for p in pictures]
+    return classifier.predict_proba(paths, n_workers=ctx.n_workers, precision=ctx.precision)

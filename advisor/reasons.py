@@ -171,7 +171,10 @@ def _comparison(
         clear = max(round(100 * margin, 1), 0.1)
         return f"Within {clear:g} point{'' if clear == 1 else 's'} of {best.strategy}, at {cost}."
     side = "below" if gap > 0 else "above"
-    return f"{100 * abs(gap):.1f} points {side} {best.strategy}, at {cost}."
+    said = f"{100 * abs(gap):.1f} points {side} {best.strategy}, at {cost}."
+    if other.strategy == "from_scratch" and gap < 0:
+        said += " As the control it comes first only where its lead is beyond chance."
+    return said
 
 
 def _quadrant_words(quadrant: Quadrant) -> str:

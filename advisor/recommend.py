@@ -9,12 +9,15 @@ from advisor.options import LIKE_COSTS, NOISE, Prefer
 from advisor.priors import Priors, Variant
 from advisor.quadrant import find_quadrant
 from advisor.reasons import MEASURED, reasons_of
+from advisor.risk import SCRATCH, chance_with_more
 from advisor.types import Decision, Profile, Quadrant, Recommendation, Rejection
 from strategies.core.errors import NotApplicable
 from strategies.core.recipe import default_steps
 from strategies.registry import STRATEGIES
 
 BATCH = 32
+PROVEN = 0.9
+"""Training from scratch is the control: only with this chance of being better is it advised."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,9 @@ def recommend(
     - ``cheap``: within three points;
     - ``accuracy``: none count as equal; the highest prediction wins at any cost.
 
+    Training from scratch is the control: what transfers stands before it, unless it is better with
+    a chance of 90%.
+
     Parameters
     ----------
     forced
@@ -75,7 +81,7 @@ def recommend(
     candidates = [
         _predict(name, profile, priors) for name in STRATEGIES if name not in profile.why_not
     ]
-    ranked = _rank(candidates, quadrant, prefer)
+    ranked = _behind_transfer(_rank(candidates, quadrant, prefer), profile, priors)
     if forced is not None:
         ranked.sort(key=lambda c: c.name != forced)
     advice = [c.advice for c in ranked]
@@ -107,6 +113,19 @@ def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> l
         left.remove(taken)
         ranked.append(taken)
     return ranked
+
+
+def _behind_transfer(
+    ranked: list[_Candidate], profile: Profile, priors: Priors
+) -> list[_Candidate]:
+    """Put training from scratch second where its lead is less than proven."""
+    first, *others = ranked
+    if first.name != SCRATCH or not others:
+        return ranked
+    best = max(others, key=lambda c: c.mid)
+    if chance_with_more(1, best.name, profile, priors) >= PROVEN:
+        return ranked
+    return [others[0], first, *others[1:]]
 
 
 def _take_balanced(equal: list[_Candidate], quadrant: Quadrant) -> _Candidate:

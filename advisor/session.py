@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from advisor.clock import Clock
-from advisor.closing import CONTROL_SHARE, PAGE_S, search_with_control
+from advisor.closing import CONTROL_SHARE, PAGE_S, Found, search_with_control
 from advisor.contest import Contest, make_contest
 from advisor.control_fit import judge_both
 from advisor.devices import devices_of, workers_on
@@ -204,31 +204,12 @@ def _session(
             search.trials.mend(own=True, kept=best and best[0])
         if not was_judging:  # else test may have been read already: the search is over
             folder.enter("searching", ends_at)
-        test = prepared.task.test
-        wanted = bool(settings.control and test)
+        wanted = settings.control and bool(prepared.task.test)
         closing = search_with_control(search, advice, prepared, wanted=wanted)
         with search.trials.lock.held():
             folder.enter("judging", ends_at)
-        found = _result(search)
-        judged, gain = None, None
-        if test:
-            judging = replace(prepared.ctx, deadline_s=search.clock.page_begins_s())
-            judged, gain = judge_both(found.classifier, closing.control, test, judging)
-        seconds = used_before_s + time.monotonic() - start
-        outcome = Outcome(
-            advice=advice,
-            trials=found.trials,
-            best=found.best,
-            test=judged,
-            transfer_gain=gain,
-            refitted=found.refitted,
-            folder=folder.path,
-            seconds=round(seconds, 3),
-            ended=search.ended(),
-            n_folds=len(search.scoring.folds),
-            soup=closing.soup,
-        )
-        folder.write_trials(found.trials)
+        outcome = _outcome(search, closing, advice, prepared, start - used_before_s)
+        folder.write_trials(outcome.trials)
         folder.write("outcome.json", outcome_record(outcome))
         write_run_reports(outcome, closing.draft.gallery, prepared.ctx.n_workers)
         folder.clear_checkpoints()
@@ -237,6 +218,30 @@ def _session(
         folder.enter("done", ends_at)
         folder.note("done", seconds=outcome.seconds)
     return outcome
+
+
+def _outcome(
+    search: Search, closing: Found, advice: Advice, prepared: Prepared, start: float
+) -> Outcome:
+    """Judge what was found on test, if there is one: nothing has seen it before."""
+    found, test = _result(search), prepared.task.test
+    judged, gain = None, None
+    if test:
+        judging = replace(prepared.ctx, deadline_s=search.clock.page_begins_s())
+        judged, gain = judge_both(found.classifier, closing.control, test, judging)
+    return Outcome(
+        advice=advice,
+        trials=found.trials,
+        best=found.best,
+        test=judged,
+        transfer_gain=gain,
+        refitted=found.refitted,
+        folder=search.folder.path,
+        seconds=round(time.monotonic() - start, 3),
+        ended=search.ended(),
+        n_folds=len(search.scoring.folds),
+        soup=closing.soup,
+    )
 
 
 def _devices(settings: Settings, options: Options) -> tuple[str, ...]:

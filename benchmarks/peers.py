@@ -5,8 +5,8 @@
 One row a fit, appended as it is done; what stands in the file already is not run again. `PEERS` is
 an environment of its own: ``pip install torch torchvision timm``, then ``pip install fastai``.
 
-Every cell has `n` pictures a class. Peers learn from all of them; so do our probes, while our
-fine-tuning holds a fifth back to select on. Fine-tuning peers get the seconds that our
+Every cell has `n` pictures a class. All learn from all of them, with their defaults: nothing is
+held back to select on. Fine-tuning peers get the seconds that our
 `full_fine_tune` took in the same cell, so that one is run first. All are judged on the same test
 pictures, filled up to 600 with pictures that could be learnt from and were not.
 """
@@ -82,9 +82,8 @@ def run(
             raise SystemExit(f"{who} gets the time of full_fine_tune: run that first.")
         return run_training(who, task, backbone, ctx.seed, given, args.python)
     strategy = get_strategy(who)()
-    fitted_on = task.hide_test()
+    fitted_on = task.hide_test().with_val_in_train()
     if not strategy.selects_on_val:
-        fitted_on = fitted_on.with_val_in_train()
         extract_features(fitted_on.train, backbone, ctx)  # as for scikit-learn: not in the seconds
     start = time.monotonic()
     fitted = strategy.fit(fitted_on, backbone, ctx)

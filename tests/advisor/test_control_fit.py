@@ -1,9 +1,14 @@
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from advisor.clock import FACTOR
 from advisor.control_fit import Control, fit_control, judge_both
 from advisor.types import TrialRecord
 from strategies.core.backbone import Backbone
@@ -72,6 +77,36 @@ def test_a_control_that_cannot_be_judged_in_time_is_not_and_the_classifier_is(
     assert judged.n == len(small_task.val)
     assert gain is None
     assert "not judged" in said[0]
+
+
+def test_a_control_that_there_is_half_the_time_for_is_judged_on_some_of_the_pictures(
+    small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, said = [0.0], list[str]()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    chosen = cast(ImageClassifier, _Slow(small_task.classes, now))
+    soon = replace(ctx, deadline_s=150.0, on_note=said.append)
+    hundred = (small_task.val * 100)[:100]
+
+    judged, gain = judge_both(chosen, Control("itself", "linear_probe", chosen), hundred, soon)
+
+    assert judged.n == 100
+    assert gain is not None
+    assert gain.n == int(50 / FACTOR)
+    assert gain.gain.mid == 0
+    assert now[0] < 150
+    assert f"on {gain.n} of 100" in said[0]
+
+
+class _Slow:
+    """Needs a second for every picture, and always names the first class."""
+
+    def __init__(self, classes: tuple[str, ...], now: list[float]) -> None:
+        self.classes, self.now = classes, now
+
+    def predict_proba(self, paths: Sequence[Path], **_: object) -> NDArray[np.float32]:
+        self.now[0] += len(paths)
+        return np.eye(len(self.classes), dtype=np.float32)[np.zeros(len(paths), dtype=int)]
 
 
 def test_a_probe_that_random_weights_have_no_time_for_is_compared_with_a_network_from_scratch(

@@ -15,7 +15,7 @@ from advisor.types import Domain, Profile, Recommendation, Size
 from strategies.core.errors import NotApplicable
 from strategies.core.metrics import Interval
 from strategies.registry import STRATEGIES, get_strategy
-from tests.advisor.profiles import curve_of, pilot_of, priors_by_hand, profile_of
+from tests.advisor.profiles import curve_of, pilot_of, priors_by_hand, profile_of, variant_of
 
 PRIORS = priors_by_hand()
 PREFERENCES: tuple[Prefer, ...] = ("accuracy", "balanced", "cheap")
@@ -275,3 +275,17 @@ def test_a_rival_at_like_costs_must_only_be_better(times: float, missing: float)
     passes = {**base.image_passes, best.strategy: 100.0, rival.strategy: 100.0 * times}
     profile = replace(base, image_passes=passes)
     assert _missing(best, rival, 0.005, profile) == pytest.approx(missing)
+
+
+@pytest.mark.parametrize(("gain", "is_advised"), [(1.0, False), (4.0, True)])
+def test_training_from_scratch_is_advised_only_where_its_lead_is_beyond_chance(
+    gain: float, *, is_advised: bool
+) -> None:
+    control = variant_of("from_scratch", gain)
+    priors = replace(PRIORS, variants=(*PRIORS.variants[:-1], control))
+    ranked = recommend(profile_of(linear=0.5, svm=0.5), priors).recommendations
+    assert max(ranked, key=lambda r: r.accuracy.mid).strategy == "from_scratch"
+    assert (ranked[0].strategy == "from_scratch") is is_advised
+    if not is_advised:
+        assert ranked[1].strategy == "from_scratch"
+        assert any("beyond chance" in reason for reason in ranked[1].reasons)
