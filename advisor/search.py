@@ -196,7 +196,7 @@ class Search:
         said = classifier.predict_proba(
             [p.path for p in split], n_workers=self.ctx.n_workers, precision=self.ctx.precision
         )
-        self.clock.saw(len(split), time.monotonic() - start)
+        self.clock.saw(len(split), time.monotonic() - start, classifier.backbone.input_px)
         hits: list[float] = (said.argmax(axis=1) == labels_of(split)).astype(float).tolist()
         return hits
 

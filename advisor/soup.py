@@ -153,7 +153,8 @@ def _judge(search: Search, pool: Ingredients, numbers: tuple[int, ...]) -> _Trie
         ctx.check_time()
         begun = time.monotonic()
         scores = scores_of(classifier.network, fold.val, classifier.backbone, ctx)
-        search.clock.saw(len(fold.val), time.monotonic() - begun)
+        took_s = time.monotonic() - begun
+        search.clock.saw(len(fold.val), took_s, classifier.backbone.input_px)
         hits += (scores.argmax(axis=1) == labels_of(fold.val)).tolist()
     calibrate(classifier.network, scores, search.task)  # the last fold is the task itself
     return _Tried(numbers, proportion(float(np.mean(hits)), len(hits)), classifier)

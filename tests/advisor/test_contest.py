@@ -216,8 +216,18 @@ def test_a_clock_provides_for_judging_before_it_hands_out_time() -> None:
     clock = Clock(deadline_s=1000.0, n_test=100, n_val=50, s_per_image=0.01)
     before = clock.search_ends_s()
     assert clock.fit_ends_s() < before < 1000.0 - 1.0
-    clock.saw(10, 1.0)
+    clock.saw(10, 1.0, px=224)
     assert clock.search_ends_s() < before - 5
+
+
+def test_small_pictures_that_are_soon_judged_leave_the_time_that_large_ones_need() -> None:
+    clock = Clock(deadline_s=1000.0, n_test=100, n_val=50, s_per_image=0.01)
+    clock.saw(10, 1.0, px=224)
+    for _ in range(5):
+        clock.saw(10, 0.1, px=96)
+    assert clock.s_per_image == 0.1
+    clock.saw(10, 0.8, px=224)
+    assert clock.s_per_image == 0.08
 
 
 def test_what_control_and_page_turn_out_to_need_is_what_is_set_aside() -> None:
