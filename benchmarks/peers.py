@@ -1,6 +1,7 @@
 """Our strategies against what others would do with the same pictures, backbone and time.
 
     python benchmarks/peers.py --python PEERS/bin/python
+    python benchmarks/peers.py --table
 
 One row a fit, appended as it is done; what stands in the file already is not run again. `PEERS` is
 an environment of its own: ``pip install torch torchvision timm``, then ``pip install fastai``.
@@ -43,8 +44,11 @@ TRAINING = Path(__file__).with_name("peer_training.py")
 
 
 def main() -> None:
-    """Run what is missing."""
+    """Run what is missing, or print what is known."""
     args = _arguments()
+    if args.table:
+        print(table(read_rows(args.out)))
+        return
     backbone = load_backbone(input_px=args.input_px)
     for seed in args.seeds:
         ctx = make_context(cache_dir=args.cache_dir, seed=seed)
@@ -156,6 +160,36 @@ def run_training(
     return answer
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return mean accuracies over seeds in Markdown, and what each strategy has over the peers.
+
+    Linear heads are compared with scikit-learn's, what is trained with all peers: in every cell
+    with the best of them.
+    """
+    found: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for row in rows:
+        cell = found.setdefault((row["set"], row["n_per_class"]), {})
+        cell.setdefault(row["who"], []).append(100 * row["accuracy"])
+    peers = (*SKLEARN, *TRAINED)
+    names = [w for w in (*peers, *STRATEGIES) if all(w in cell for cell in found.values())]
+    lines = [f"| set, a class | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    ahead: dict[str, list[float]] = {name: [] for name in names if name in STRATEGIES}
+    for (name, n), cell in found.items():
+        means = {who: float(np.mean(cell[who])) for who in names}
+        best = {w: max(means[p] for p in _peers_of(w) if p in means) for w in ahead}
+        shown = [f"{means[w]:.1f}" for w in names]
+        lines.append(f"| {name}, {n} ({len(cell[names[0]])}) | {' | '.join(shown)} |")
+        for who in ahead:
+            ahead[who].append(means[who] - best[who])
+    lines += ["", "| strategy | mean lead over the best peer | least |", "|---|---|---|"]
+    lines += [f"| {w} | {np.mean(v):+.1f} | {min(v):+.1f} |" for w, v in ahead.items()]
+    return "\n".join(lines)
+
+
+def _peers_of(strategy: str) -> tuple[str, ...]:
+    return (*SKLEARN, *TRAINED) if STRATEGIES[strategy].selects_on_val else SKLEARN
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a file of JSON lines, none if there is no file."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -177,6 +211,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--n-per-class", nargs="*", type=int, default=[10, 100])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)
+    parser.add_argument("--table", action="store_true", help="print the rows that are there")
     return parser.parse_args()
 
 
