@@ -82,7 +82,6 @@ class Pictures:
             yield to_input(pixels, self.backbone, self.ctx.device)
 
 
-@contextlib.contextmanager
 def open_inputs(
     network: Network,
     stage: Mapping[str, int],
@@ -90,18 +89,14 @@ def open_inputs(
     backbone: Backbone,
     recipe: Recipe,
     ctx: RunContext,
-) -> Iterator[Inputs]:
+) -> Inputs:
     """Run a frozen prefix once and feed on what it made; feed on pictures where that cannot be.
 
     The reason why not is told by ``ctx.on_note``.
     """
-    with contextlib.ExitStack() as stack:
-        inputs: Inputs
-        try:
-            cached = cached_prefix(network, stage, task, backbone, recipe, ctx)
-            inputs = stack.enter_context(cached)
-        except NotCached as reason:
-            if str(reason):
-                ctx.on_note(f"The frozen stages run anew for every picture: {reason}")
-            inputs = Pictures(network, task, backbone, recipe, ctx)
-        yield inputs
+    try:
+        return cached_prefix(network, stage, task, backbone, recipe, ctx)
+    except NotCached as reason:
+        if str(reason):
+            ctx.on_note(f"The frozen stages run anew for every picture: {reason}")
+        return Pictures(network, task, backbone, recipe, ctx)

@@ -1,16 +1,18 @@
 """The frozen first stages run once: their activations are kept in a file while the rest learns.
 
 Every train picture is seen in a few random crops, every val picture in its centre crop.
-The file has no name, so nothing of it is left behind, however the training ends.
+The file has no name, so nothing of it is left behind, however the training ends. Trainings that
+freeze the same stages of the same network and see the same crops share it (`RunContext.kept`).
 """
 
 import contextlib
 import copy
+import hashlib
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +97,6 @@ class CachedPrefix:
         return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
 
 
-@contextlib.contextmanager
 def cached_prefix(
     network: Network,
     stage: Mapping[str, int],
@@ -103,8 +104,8 @@ def cached_prefix(
     backbone: Backbone,
     recipe: Recipe,
     ctx: RunContext,
-) -> Iterator[CachedPrefix]:
-    """Fill the file, for as long as the training lasts.
+) -> CachedPrefix:
+    """Fill the file, or take up what another training left.
 
     Raises
     ------
@@ -121,12 +122,39 @@ def cached_prefix(
     rest = _rest(network, stage, recipe.frozen_stages)
     _check_same(network, prefix, rest, images)
     shape = prefix(images).shape[1:]
-    with _file(len(task.train) * views + len(task.val), shape, ctx) as rows:
-        n = len(task.train) * views
-        train, val = rows[:n].reshape(len(task.train), views, *shape), rows[n:]
+    key = _key(network, stage, task, backbone, recipe, views, ctx)
+    n = len(task.train) * views
+    rows = None if ctx.kept is None else ctx.kept.find(key)
+    known = rows is not None
+    if rows is None:
+        rows = _file(n + len(task.val), shape, ctx)
+    train, val = rows[:n].reshape(len(task.train), views, *shape), rows[n:]
+    if not known:
         _fill_train(train, prefix, crops, backbone, ctx)
         _fill_val(val, prefix, task, backbone, ctx)
-        yield CachedPrefix(rest, train, val, recipe, ctx)
+        if ctx.kept is not None:
+            ctx.kept.keep(key, rows)
+    return CachedPrefix(rest, train, val, recipe, ctx)
+
+
+def _key(
+    network: Network,
+    stage: Mapping[str, int],
+    task: ImageTask,
+    backbone: Backbone,
+    recipe: Recipe,
+    views: int,
+    ctx: RunContext,
+) -> Hashable:
+    """Return all that the activations depend on: weights, pictures, crops, rounding."""
+    weights = hashlib.sha256()
+    for name, value in network.body.net.state_dict().items():
+        if stage.get(name.rpartition(".")[0], 0) <= recipe.frozen_stages:
+            weights.update(f"{name}\n".encode())
+            weights.update(value.cpu().numpy().tobytes())
+    pictures = tuple(tuple(p.path for p in split) for split in (task.train, task.val))
+    crops = (backbone, views, recipe.min_area, recipe.hflip, ctx.seed)
+    return recipe.frozen_stages, weights.digest(), pictures, crops, ctx.device, ctx.precision
 
 
 def _views(task: ImageTask, recipe: Recipe) -> int:
@@ -194,28 +222,32 @@ def _check_same(network: Network, prefix: _Prefix, rest: Network, images: Tensor
         raise NotCached(why)
 
 
-@contextlib.contextmanager
-def _file(n: int, shape: Sequence[int], ctx: RunContext) -> Iterator[NDArray[np.float16]]:
-    """Map a nameless file of `n` rows of half precision, in the cache's folder."""
+def _file(n: int, shape: Sequence[int], ctx: RunContext) -> NDArray[np.float16]:
+    """Map a nameless file of `n` rows of half precision, in the cache's folder.
+
+    It is gone from the disk as soon as nobody reads it.
+    """
     size = 2 * n * int(np.prod(shape))
     folder = ctx.cache.path.parent
+    if ctx.kept is not None:
+        ctx.kept.make_room(size, MOST_BYTES)
+        if size > DISK_SHARE * shutil.disk_usage(folder).free:
+            ctx.kept.make_room(size, 0)
     free = shutil.disk_usage(folder).free
     if size > min(MOST_BYTES, DISK_SHARE * free):
         raise NotCached(
             f"what they make of all pictures takes {size / 1e9:.1f} GB; at most "
             f"{MOST_BYTES / 1e9:.1f} GB and half of the {free / 1e9:.1f} GB free are used."
         )
-    with contextlib.ExitStack() as stack:
-        try:
-            file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
             if hasattr(os, "posix_fallocate"):  # a full disk is told now, not by a signal later
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)
-            rows = np.memmap(file, dtype=np.float16, shape=(n, *shape))
-        except OSError as error:
-            raise NotCached(f"{folder} cannot hold them: {error}.") from error
-        yield rows
+            return np.memmap(file, dtype=np.float16, shape=(n, *shape))
+    except OSError as error:
+        raise NotCached(f"{folder} cannot hold them: {error}.") from error
 
 
 def _fill_train(

@@ -12,6 +12,7 @@ import torch
 
 from strategies.core.cache import ArrayCache, default_cache_dir
 from strategies.core.errors import OutOfTime, TransferError
+from strategies.core.kept import KeptFiles
 from strategies.core.memory import keep_freed_memory
 from strategies.core.progress import OnNote, OnProgress, ignore_note, ignore_progress
 
@@ -46,6 +47,9 @@ class RunContext:
     n_processes
         Processes that share every batch of a training (`team`), each on a GPU of its own: `device`
         and those after it; or all on the CPU.
+    kept
+        Where trainings leave what frozen stages make of the pictures, for others that freeze the
+        same; None: nothing is left.
     """
 
     cache: ArrayCache
@@ -59,6 +63,7 @@ class RunContext:
     on_note: OnNote = ignore_note
     checkpoint: Path | None = None
     n_processes: int = 1
+    kept: KeptFiles | None = None
 
     def seconds_left(self) -> float:
         """Return the seconds until the deadline, infinite without one."""

@@ -145,6 +145,7 @@ def _context_of(ctx: RunContext, rank: int) -> RunContext:
         on_epoch=ignore_epoch,
         on_progress=ignore_progress,
         on_note=ignore_note,
+        kept=None,
     )
 
 

@@ -75,10 +75,8 @@ def train(
     network.to(ctx.device).to(memory_format=torch.channels_last)
     stage = stages(network.body.net, backbone)
     freeze(network.body, stage, recipe)
-    with (
-        open_inputs(network, stage, task, backbone, recipe, ctx) as found,
-        _team(found, task, backbone, recipe, ctx) as team,
-    ):
+    found = open_inputs(network, stage, task, backbone, recipe, ctx)
+    with _team(found, task, backbone, recipe, ctx) as team:
         inputs = found.shared(team)
         checkpoint = _checkpoint(inputs, task, backbone, recipe, ctx)
         learner = _Learner(inputs, stage, task, recipe, ctx, team)

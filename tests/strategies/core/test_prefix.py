@@ -2,6 +2,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from strategies.core.backbone import Backbone, stages
 from strategies.core.classifier import make_network
 from strategies.core.features import batches, to_input
 from strategies.core.inputs import Pictures, open_inputs
+from strategies.core.kept import KeptFiles
 from strategies.core.network import Network
 from strategies.core.prefix import CachedPrefix
 from strategies.core.recipe import Recipe
@@ -47,11 +49,9 @@ def test_the_rest_computes_from_the_cache_what_the_network_computes_from_picture
     paths = [p.path for p in small_task.val]
     images = torch.cat([to_input(p, backbone, ctx.device) for p in batches(paths, backbone, 1)])
 
-    with (
-        torch.no_grad(),
-        open_inputs(network, stage, small_task, backbone, recipe, ctx) as inputs,
-    ):
-        assert isinstance(inputs, CachedPrefix)
+    inputs = open_inputs(network, stage, small_task, backbone, recipe, ctx)
+    assert isinstance(inputs, CachedPrefix)
+    with torch.no_grad():
         found = torch.cat([inputs.network.eval()(part) for part in inputs.val()])
         expected = network(images)
 
@@ -66,20 +66,18 @@ def test_a_row_of_a_batch_is_a_view_of_its_picture_and_views_take_turns(
     network = _network(backbone, ctx)
     stage = stages(network.body.net, backbone)
     recipe = replace(RECIPE, batch_size=6)
-    with open_inputs(network, stage, task, backbone, recipe, ctx) as inputs:
-        assert isinstance(inputs, CachedPrefix)
-        n, views = inputs.train.shape[:2]
-        assert n == 6
-        assert 1 < views < recipe.steps
-        seen: dict[int, list[int]] = {row: [] for row in range(6)}
-        for rows, values in islice(inputs.batches(0), views):
-            for row, value in zip(rows, values.numpy(), strict=True):
-                own = [
-                    np.array_equal(value, view.astype(np.float32)) for view in inputs.train[row]
-                ]
-                seen[row].append(own.index(True))
-        late = next(iter(inputs.batches(2)))
-        third = next(islice(inputs.batches(0), 2, None))
+    inputs = open_inputs(network, stage, task, backbone, recipe, ctx)
+    assert isinstance(inputs, CachedPrefix)
+    n, views = inputs.train.shape[:2]
+    assert n == 6
+    assert 1 < views < recipe.steps
+    seen: dict[int, list[int]] = {row: [] for row in range(6)}
+    for rows, values in islice(inputs.batches(0), views):
+        for row, value in zip(rows, values.numpy(), strict=True):
+            own = [np.array_equal(value, view.astype(np.float32)) for view in inputs.train[row]]
+            seen[row].append(own.index(True))
+    late = next(iter(inputs.batches(2)))
+    third = next(islice(inputs.batches(0), 2, None))
 
     assert all(sorted(turns) == list(range(views)) for turns in seen.values())
     assert late[0] == third[0]
@@ -107,6 +105,76 @@ def test_frozen_stages_run_once_however_many_epochs_there_are(
     assert any("blocks.5." in k for k in changed)
 
 
+def test_trainings_that_freeze_the_same_share_the_file_and_learn_the_same(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[object] = []
+    fill = prefix._fill_train
+    monkeypatch.setattr(prefix, "_fill_train", lambda *a: (filled.append(a[0]), fill(*a)))
+    sharing = replace(ctx, kept=KeptFiles())
+    other_lr = replace(RECIPE, lr=0.003)
+    alone = _trained(backbone, small_task, other_lr, ctx)
+    assert len(filled) == 1
+    _trained(backbone, small_task, RECIPE, sharing)
+    shared = _trained(backbone, small_task, other_lr, sharing)
+
+    assert len(filled) == 2
+    assert all(torch.equal(alone[k], shared[k]) for k in alone)
+
+
+@pytest.mark.parametrize(
+    "change", [{"frozen_stages": 3}, {"hflip": not RECIPE.hflip}, {"min_area": 0.3}, {"steps": 60}]
+)
+def test_what_is_frozen_or_seen_otherwise_is_not_shared(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext, change: dict[str, Any]
+) -> None:
+    ctx = replace(ctx, kept=KeptFiles())
+    first, again, other = (
+        _opened(backbone, small_task, r, ctx) for r in (RECIPE, RECIPE, replace(RECIPE, **change))
+    )
+    assert np.shares_memory(first.train, again.train)
+    assert not np.shares_memory(first.train, other.train)
+
+
+def test_other_weights_or_pictures_are_not_shared(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    ctx = replace(ctx, kept=KeptFiles())
+    first = _opened(backbone, small_task, RECIPE, ctx)
+    fewer = replace(small_task, train=small_task.train[1:])
+    random = backbone.with_random_weights()
+    assert not np.shares_memory(first.train, _opened(backbone, fewer, RECIPE, ctx).train)
+    assert not np.shares_memory(first.train, _opened(random, small_task, RECIPE, ctx).train)
+
+
+def test_files_that_are_kept_make_room_for_new_ones(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ctx = replace(ctx, kept=KeptFiles())
+    first = _opened(backbone, small_task, RECIPE, ctx)
+    n_bytes = first.train.nbytes + first.centre.nbytes
+    monkeypatch.setattr(prefix, "MOST_BYTES", 1.5 * n_bytes)
+    _opened(backbone, small_task, replace(RECIPE, hflip=not RECIPE.hflip), ctx)
+    again = _opened(backbone, small_task, RECIPE, ctx)
+    assert not np.shares_memory(first.train, again.train)
+    assert np.array_equal(first.train, again.train)
+
+
+def _trained(
+    backbone: Backbone, task: ImageTask, recipe: Recipe, ctx: RunContext
+) -> dict[str, torch.Tensor]:
+    network = _network(backbone, ctx)
+    train(network, task, backbone, recipe, ctx)
+    return network.state_dict()
+
+
+def _opened(backbone: Backbone, task: ImageTask, recipe: Recipe, ctx: RunContext) -> CachedPrefix:
+    network = _network(backbone, ctx)
+    found = open_inputs(network, stages(network.body.net, backbone), task, backbone, recipe, ctx)
+    assert isinstance(found, CachedPrefix)
+    return found
+
+
 def test_what_does_not_fit_is_told_and_trained_from_pictures(
     backbone: Backbone,
     small_task: ImageTask,
@@ -118,9 +186,9 @@ def test_what_does_not_fit_is_told_and_trained_from_pictures(
     network = _network(backbone, ctx)
     stage = stages(network.body.net, backbone)
 
-    with open_inputs(network, stage, small_task, backbone, RECIPE, ctx) as inputs:
-        assert isinstance(inputs, Pictures)
+    inputs = open_inputs(network, stage, small_task, backbone, RECIPE, ctx)
 
+    assert isinstance(inputs, Pictures)
     assert len(notes) == 1
     assert "GB" in notes[0]
 
@@ -150,8 +218,7 @@ def test_nothing_is_kept_and_nothing_said_where_it_would_not_pay(
     stage = stages(network.body.net, backbone)
     recipe = replace(RECIPE, **change)
 
-    with open_inputs(network, stage, small_task, backbone, recipe, ctx) as inputs:
-        assert isinstance(inputs, Pictures)
+    assert isinstance(open_inputs(network, stage, small_task, backbone, recipe, ctx), Pictures)
     assert not notes
 
 
