@@ -16,7 +16,7 @@ sets, because the cases of one set are not independent.
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -109,10 +109,18 @@ def advised_entry(best: Recommendation, rows: Mapping[Entry, Row]) -> Entry:
     return best.strategy, DEFAULT
 
 
-def judge(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Judged]:
-    """Advise on every case with priors that never saw its data set."""
-    cases = complete_cases(rows, profiles)
-    kept = [row for found in cases.values() for row in found.values()]
+def judge(
+    rows: list[Row], profiles: Mapping[Case, Profile], beside: Sequence[Row] = ()
+) -> list[Judged]:
+    """Advise on every case with priors that never saw its data set.
+
+    Parameters
+    ----------
+    beside
+        Rows that advice is compared with too, but that priors are not fitted to.
+    """
+    cases = complete_cases([*rows, *beside], profiles)
+    kept = [row for row in rows if entry_of(row) in cases.get(case_of(row), {})]
     judged = []
     for name in sorted({case[0] for case in cases}):
         priors = priors_of(fit([r for r in kept if r["set"] != name], profiles))
@@ -334,11 +342,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
+    parser.add_argument("--beside", type=Path, help="rows that priors are not fitted to")
+    parser.add_argument("--seeds", type=int, nargs="*", help="of the cases; default: all")
     parser.add_argument("--cases", action="store_true", help="list every case too")
     args = parser.parse_args()
-    profiles = read_profiles(args.evidence)
+    profiles = {
+        case: profile
+        for case, profile in read_profiles(args.evidence).items()
+        if args.seeds is None or case[2] in args.seeds
+    }
     logme = {case_of(r): r["logme_by_depth"] for r in read_rows(args.evidence)}
-    judged = judge(read_rows(args.results), profiles)
+    beside = read_rows(args.beside) if args.beside else []
+    judged = judge(read_rows(args.results), profiles, beside)
     if len({j.case[0] for j in judged}) <= FEWEST:
         raise SystemExit("There are too few complete cases to leave a data set out.")
     print(report(judged, logme))
