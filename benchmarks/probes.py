@@ -12,6 +12,7 @@ intervals are of paired differences.
 import argparse
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,9 @@ def run(who: str, task: ImageTask, backbone: Backbone, ctx: RunContext) -> dict[
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print both accuracies, their paired difference with its interval, and the cuts chosen."""
-    print("| set, a class | probe | SVM | SVM minus probe | of seeds | depth, pooling |")
+    print(
+        "| set, a class (draws) | probe | SVM | SVM minus probe | sd of draws | depth, pooling |"
+    )
     print("|---|---|---|---|---|---|")
     for name, n in dict.fromkeys((r["set"], r["n_per_class"]) for r in rows):
         cell = [r for r in rows if (r["set"], r["n_per_class"]) == (name, n)]
@@ -101,11 +104,12 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         half = 100 * norm.ppf(0.5 + LEVEL / 2) * np.sqrt(np.mean([x.var() / len(x) for x in each]))
         mid, means = np.mean(gaps), [100 * np.mean([x.mean() for x in w]) for w in (probe, svm)]
         used = [by[WHO[1], s]["hyperparameters"] for s in seeds]
-        cuts = ", ".join(f"{h['depth']} {h['pooling']}" for h in used)
+        cuts = Counter(f"{h['depth']} {h['pooling']}" for h in used)
+        said = ", ".join(f"{cut} ({times})" for cut, times in cuts.most_common())
         print(
-            f"| {name}, {n} | {means[0]:.1f} | {means[1]:.1f} | "
+            f"| {name}, {n} ({len(seeds)}) | {means[0]:.1f} | {means[1]:.1f} | "
             f"{mid:+.1f} [{mid - half:+.1f}, {mid + half:+.1f}] | "
-            f"{', '.join(f'{g:+.1f}' for g in gaps)} | {cuts} |"
+            f"{np.std(gaps, ddof=1) if len(gaps) > 1 else 0:.1f} | {said} |"
         )
 
 
