@@ -48,8 +48,8 @@ class LayerSVM(Strategy):
     ----------
     depth
         The depth, counted from 1; 0 for all depths side by side, -k for the last k of them; None:
-        by cross-validation, where the last half stands until another cut is better by more than two
-        standard errors, and the cheapest of those that are as good as the best is taken.
+        by cross-validation, where the last half stands until another cut is better by two standard
+        errors, and the cheapest of those that are as good as the best is taken.
     strength
         L2 strength, for features scaled to unit mean squared length; None: by cross-validation.
     pooling
