@@ -1,7 +1,7 @@
 """What is left of the time limit once judging, saving and reporting are provided for."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 SPARE_S = 1.0
 """For what is not measured: reading the best classifier, writing the outcome."""
@@ -25,8 +25,8 @@ class Clock:
         ``time.monotonic()`` at which the program must have ended.
     n_test, n_val
         Pictures that are judged once at the end, and once a trial.
-    s_per_image
-        Seconds to judge one picture, as seen lately, at the slowest of the input sizes in use.
+    by_px
+        Seconds to judge one picture, as seen lately, at every input size in use.
     control_s
         Seconds that the search leaves to the control.
     has_control
@@ -37,29 +37,26 @@ class Clock:
         Pictures that will be looked at to judge averages of the best trainings (`soup`).
     page_s
         Seconds that the page took when it was drafted.
-    by_px
-        Seconds to judge one picture at every input size that was judged at.
     """
 
     deadline_s: float
     n_test: int
     n_val: int
-    s_per_image: float
+    by_px: dict[int, float]
     control_s: float = 0.0
     page_s: float = 0.0
     has_control: bool = False
     training_leads: bool = False
     n_soup: int = 0
-    by_px: dict[int, float] = field(default_factory=dict)
+
+    @property
+    def s_per_image(self) -> float:
+        """Seconds to judge one picture at the slowest size: the best classifier may have it."""
+        return max(self.by_px.values())
 
     def saw(self, n: int, seconds: float, px: int) -> None:
-        """Learn from having judged `n` pictures; a slow moment is forgotten by and by.
-
-        But not because smaller pictures are judged: the best classifier may read the larger ones.
-        """
-        last = self.by_px.get(px, 0.0) if self.by_px else self.s_per_image
-        self.by_px[px] = max(seconds / n, last / 2)
-        self.s_per_image = max(self.by_px.values())
+        """Learn from having judged `n` pictures; a slow moment is forgotten by and by."""
+        self.by_px[px] = max(seconds / n, self.by_px.get(px, 0.0) / 2)
 
     def page_begins_s(self) -> float:
         """Return the ``time.monotonic()`` at which all must be judged."""

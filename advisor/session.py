@@ -295,7 +295,7 @@ def make_search(
 ) -> Search:
     """Return what one process needs to take part in the search of a run."""
     task, options = prepared.task, prepared.options
-    s_per_image = advice.profile.ms_per_image / 1000
+    by_px = {prepared.backbone.input_px: advice.profile.ms_per_image / 1000}
     only = None if options.strategy == AUTO else options.strategy
     sizes, limit = input_sizes(prepared.backbone), settings.max_trials
     contest = make_contest(advice, len(task.val), only=only, max_trials=limit, sizes=sizes)
@@ -314,7 +314,7 @@ def make_search(
     )
     n_judged = (1 + settings.control) * len(task.test or ())
     control_s = settings.control * CONTROL_SHARE * settings.time_s
-    clock = Clock(deadline_s, n_judged, len(task.val), s_per_image, control_s, PAGE_S)
+    clock = Clock(deadline_s, n_judged, len(task.val), by_px, control_s, PAGE_S)
     return Search(
         task.hide_test(),
         prepared.backbone,

@@ -1,6 +1,6 @@
 """Activations of frozen stages that several trainings share, in nameless files on disk."""
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from numpy.typing import NDArray
@@ -15,16 +15,13 @@ class KeptFiles:
     def __init__(self) -> None:
         self._rows: dict[Hashable, NDArray[Any]] = {}
 
-    def find(self, key: Hashable) -> NDArray[Any] | None:
-        """Return an array, None if it is not kept, or not any more."""
-        if key not in self._rows:
-            return None
-        self._rows[key] = self._rows.pop(key)  # the last is the one used last
-        return self._rows[key]
-
-    def keep(self, key: Hashable, rows: NDArray[Any]) -> None:
-        """Keep an array until there is need of its room."""
-        self._rows[key] = rows
+    def get(self, key: Hashable, fill: Callable[[], NDArray[Any]]) -> NDArray[Any]:
+        """Return the array of a key; fill it and keep it, if it is not kept, or not any more."""
+        rows = self._rows.pop(key, None)
+        if rows is None:
+            rows = fill()
+        self._rows[key] = rows  # the last is the one used last
+        return rows
 
     def make_room(self, n_bytes: int, most: int) -> None:
         """Drop arrays until so many bytes more would be `most` at most."""

@@ -122,19 +122,23 @@ def cached_prefix(
     rest = _rest(network, stage, recipe.frozen_stages)
     _check_same(network, prefix, rest, images)
     shape = prefix(images).shape[1:]
-    key = _key(network, stage, task, backbone, recipe, views, ctx)
     n = len(task.train) * views
-    rows = None if ctx.kept is None else ctx.kept.find(key)
-    known = rows is not None
-    if rows is None:
+
+    def parts(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+        return rows[:n].reshape(len(task.train), views, *shape), rows[n:]
+
+    def fill() -> NDArray[Any]:
         rows = _file(n + len(task.val), shape, ctx)
-    train, val = rows[:n].reshape(len(task.train), views, *shape), rows[n:]
-    if not known:
+        train, val = parts(rows)
         _fill_train(train, prefix, crops, backbone, ctx)
         _fill_val(val, prefix, task, backbone, ctx)
-        if ctx.kept is not None:
-            ctx.kept.keep(key, rows)
-    return CachedPrefix(rest, train, val, recipe, ctx)
+        return rows
+
+    if ctx.kept is None:
+        rows = fill()
+    else:
+        rows = ctx.kept.get(_key(network, stage, task, backbone, recipe, views, ctx), fill)
+    return CachedPrefix(rest, *parts(rows), recipe, ctx)
 
 
 def _key(

@@ -71,7 +71,7 @@ class Runner:
                 by_folds=self.n_folds > 1,
             ),
             contest,
-            Clock(self.deadline_s, 0, n_val, 0.001),
+            Clock(self.deadline_s, 0, n_val, {self.backbone.input_px: 0.001}),
             Interrupt(),
             self.events.append,
             make_scoring(self.task.hide_test(), self.n_folds, 0),

@@ -21,7 +21,7 @@ def prepared(run: Runner) -> Prepared:
 
 
 def clock(seconds: float) -> Clock:
-    return Clock(time.monotonic() + seconds, 0, 1, 0.001, control_s=0.4 * seconds)
+    return Clock(time.monotonic() + seconds, 0, 1, {64: 0.001}, control_s=0.4 * seconds)
 
 
 def test_a_page_is_there_before_the_search_and_its_last_version_needs_no_map(

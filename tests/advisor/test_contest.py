@@ -213,7 +213,7 @@ def test_draws_depend_on_seed_number_and_history_alone() -> None:
 
 
 def test_a_clock_provides_for_judging_before_it_hands_out_time() -> None:
-    clock = Clock(deadline_s=1000.0, n_test=100, n_val=50, s_per_image=0.01)
+    clock = Clock(deadline_s=1000.0, n_test=100, n_val=50, by_px={224: 0.01})
     before = clock.search_ends_s()
     assert clock.fit_ends_s() < before < 1000.0 - 1.0
     clock.saw(10, 1.0, px=224)
@@ -221,7 +221,7 @@ def test_a_clock_provides_for_judging_before_it_hands_out_time() -> None:
 
 
 def test_small_pictures_that_are_soon_judged_leave_the_time_that_large_ones_need() -> None:
-    clock = Clock(deadline_s=1000.0, n_test=100, n_val=50, s_per_image=0.01)
+    clock = Clock(deadline_s=1000.0, n_test=100, n_val=50, by_px={224: 0.01})
     clock.saw(10, 1.0, px=224)
     for _ in range(5):
         clock.saw(10, 0.1, px=96)
@@ -231,7 +231,7 @@ def test_small_pictures_that_are_soon_judged_leave_the_time_that_large_ones_need
 
 
 def test_what_control_and_page_turn_out_to_need_is_what_is_set_aside() -> None:
-    clock = Clock(1000.0, n_test=0, n_val=50, s_per_image=0.01, control_s=60.0, page_s=6.0)
+    clock = Clock(1000.0, n_test=0, n_val=50, by_px={224: 0.01}, control_s=60.0, page_s=6.0)
     before = clock.search_ends_s()
     clock.page_s = 2.0
     assert clock.search_ends_s() == pytest.approx(before + 1.15 * 4.0)
@@ -242,6 +242,6 @@ def test_what_control_and_page_turn_out_to_need_is_what_is_set_aside() -> None:
 
 
 def test_fits_to_one_trial_share_its_time() -> None:
-    clock = Clock(time.monotonic() + 100.0, n_test=0, n_val=1, s_per_image=0.0)
+    clock = Clock(time.monotonic() + 100.0, n_test=0, n_val=1, by_px={224: 0.0})
     whole, half = (clock.fold_ends_s(n) - time.monotonic() for n in (1, 2))
     assert half == pytest.approx(whole / 2, abs=0.1)

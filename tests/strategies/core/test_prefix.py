@@ -147,6 +147,21 @@ def test_other_weights_or_pictures_are_not_shared(
     assert not np.shares_memory(first.train, _opened(random, small_task, RECIPE, ctx).train)
 
 
+@pytest.mark.parametrize(("module", "shared"), [("bn1", False), ("blocks.6", True)])
+def test_what_was_changed_in_the_frozen_stages_is_not_shared_what_follows_them_may_change(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext, module: str, *, shared: bool
+) -> None:
+    ctx = replace(ctx, kept=KeptFiles())
+    first = _opened(backbone, small_task, RECIPE, ctx)
+    network = _network(backbone, ctx)
+    for value in network.body.net.get_submodule(module).state_dict().values():
+        value += 1
+    stage = stages(network.body.net, backbone)
+    found = open_inputs(network, stage, small_task, backbone, RECIPE, ctx)
+    assert isinstance(found, CachedPrefix)
+    assert np.shares_memory(first.train, found.train) is shared
+
+
 def test_files_that_are_kept_make_room_for_new_ones(
     backbone: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
