@@ -6,7 +6,7 @@ the best classifier, in one folder or in a store; what each does next depends on
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -27,6 +27,7 @@ from advisor.types import Ended, TrialRecord
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError, OutOfTime, StorageError, TransferError
+from strategies.core.kept import KeptFiles
 from strategies.core.metrics import Interval, proportion
 from strategies.core.run import OnEpoch, RunContext
 from strategies.core.task import ImageTask, Split, labels_of
@@ -59,6 +60,8 @@ class Search:
         Hears of every trial of this process.
     ingredients
         Where the best trainings are kept for a soup; None: nowhere, there will be none.
+    kept
+        What frozen stages make of the pictures, for all trainings of this process.
     """
 
     task: ImageTask
@@ -72,6 +75,7 @@ class Search:
     on_event: OnEvent
     scoring: Scoring
     ingredients: Ingredients | None = None
+    kept: KeptFiles = field(default_factory=KeptFiles)
 
     def run(self, *, until_found: bool = False) -> None:
         """Take part: claim a trial, run it, keep the best, until nothing is left to try.
@@ -177,6 +181,7 @@ class Search:
                 on_epoch=self._reporter(claim, fold, number),
                 checkpoint=self.folder.checkpoint(claim.number, number),
                 deadline_s=self.clock.fold_ends_s(n_left),
+                kept=self.kept,
             )
             classifier = strategy.fit(fold, backbone, ctx)
             if self.ingredients and self.ingredients.suits(claim.strategy):

@@ -47,7 +47,6 @@ from strategies.core.errors import (
     StorageError,
     TransferError,
 )
-from strategies.core.kept import KeptFiles
 from strategies.core.progress import OnNote, OnProgress, ignore_note
 from strategies.core.task import ImageTask
 from strategies.registry import STRATEGIES, get_strategy
@@ -318,7 +317,7 @@ def make_search(
     return Search(
         task.hide_test(),
         prepared.backbone,
-        replace(prepared.ctx, deadline_s=None, kept=KeptFiles()),
+        replace(prepared.ctx, deadline_s=None),
         folder,
         trials,
         contest,

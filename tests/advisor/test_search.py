@@ -9,6 +9,7 @@ import pytest
 
 from advisor.events import Event
 from advisor.types import TrialRecord
+from strategies.core import prefix
 from strategies.core.backbone import Backbone
 from strategies.core.classifier import ImageClassifier
 from strategies.core.errors import DataError, OutOfTime, TrainingDiverged
@@ -163,6 +164,20 @@ def test_a_training_that_is_clearly_in_the_worse_half_is_pruned(
     assert list(pruned.intermediate_values) == [1]
     kinds = [(e.kind, e.step) for e in run.events if e.number == 3]
     assert kinds == [("begun", 0), ("round", 1), ("ended", 0)]
+
+
+def test_trainings_that_freeze_the_same_stages_run_them_once(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[object] = []
+    fill = prefix._fill_train
+    monkeypatch.setattr(prefix, "_fill_train", lambda *a: (filled.append(a), fill(*a)))
+
+    found = run(max_trials=3, only="partial_fine_tune")
+
+    frozen = [t.hyperparameters["frozen_stages"] for t in found.trials]
+    assert len(frozen) == 3
+    assert len(set(frozen)) == len(filled) == 1
 
 
 def test_a_hopeless_training_is_really_stopped_and_leaves_nothing_behind(
