@@ -7,7 +7,7 @@ pixels of 10, five draws a set); the others are read from the suite's rows and t
 from ``claims.jsonl``: entries of the grid that only some sets were run with,
 
     python benchmarks/run_suite.py --out benchmarks/claims.jsonl --no-evidence --seeds 0 \
-        --n-per-class 20 --sets SET ... --grid 0 2 3 4 10 11 12 13 14 15 16
+        --n-per-class 20 --sets SET ... --grid 0 2 12 13 14 15 16 17 18
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rows import EVIDENCE, Case, Row, case_of, read_profiles, read_rows
-from run_suite import REFERENCE_SET, subsample
+from run_suite import PLAIN, REFERENCE_SET, subsample
 from scipy.stats import spearmanr
 from vl_convert import vegalite_to_svg
 
@@ -162,7 +162,7 @@ def smaller_steps_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> V
     """See whether a small learning rate is the better one near ImageNet and not far from it."""
 
     def tuned(lr: float) -> Callable[[Row], bool]:
-        return lambda r: r["strategy"] == "full_fine_tune" and r["grid"] == {"lr": lr}
+        return lambda r: r["strategy"] == "full_fine_tune" and r["grid"] == {"lr": lr, **PLAIN}
 
     found = []
     for case, gap in _pairs(rows, tuned(1e-4), tuned(1e-3)):

@@ -46,22 +46,26 @@ from strategies.core.run import RunContext, make_context
 from strategies.core.task import ImageTask, Split, labels_of, load_task
 from strategies.registry import get_strategy
 
+PLAIN: dict[str, Any] = {"blend": 1.0}
+"""Every step taken in full: where the learning rate is given too, both follow no evidence."""
 GRID: tuple[tuple[str, dict[str, Any]], ...] = (
     ("linear_probe", {}),
     ("layer_svm", {}),
     ("full_fine_tune", {}),
-    ("full_fine_tune", {"lr": 1e-3}),
-    ("full_fine_tune", {"lr": 1e-4}),
+    ("full_fine_tune", {"lr": 1e-3, **PLAIN}),
+    ("full_fine_tune", {"lr": 1e-4, **PLAIN}),
     ("partial_fine_tune", {}),
     ("from_scratch", {}),
-    ("partial_fine_tune", {"lr": 1e-3}),
-    ("full_fine_tune", {"lr": 1e-3, "batch_norm": "trained"}),
-    ("partial_fine_tune", {"lr": 1e-3, "frozen_stages": 2}),
+    ("partial_fine_tune", {"lr": 1e-3, **PLAIN}),
+    ("full_fine_tune", {"lr": 1e-3, **PLAIN, "batch_norm": "trained"}),
+    ("partial_fine_tune", {"lr": 1e-3, **PLAIN, "frozen_stages": 2}),
+    ("full_fine_tune", {"lr": 3e-4, **PLAIN}),
+    ("partial_fine_tune", {"lr": 3e-4, **PLAIN}),
     # for claims.py, on some sets:
     *(("partial_fine_tune", {"frozen_stages": k}) for k in (1, 2, 3, 4, 5)),
     *(("layer_svm", {"depth": -1, "views": views}) for views in (1, 6)),
 )
-SUITE = range(10)
+SUITE = range(12)
 """Entries of the grid that the whole suite is run with."""
 MAX_TEST, VAL_SHARE = 600, 0.2
 REFERENCE_SET = "imagenet_samples"
