@@ -17,164 +17,20 @@ import argparse
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from fit_priors import FEWEST, fit
-from numpy.typing import NDArray
-from rows import EVIDENCE, RESULTS, Case, Row, case_of, hits_of, read_profiles, read_rows
+from fit_priors import FEWEST
+from judged import COMPARED, DEFAULT, Entry, Judged, advised_entry, judge
+from rows import EVIDENCE, RESULTS, Case, case_of, read_profiles, read_rows
 
-from advisor.priors import Priors, priors_of
-from advisor.recommend import Prefer, place, recommend
-from advisor.types import Decision, Profile, Recommendation
+from advisor.recommend import place
+from advisor.types import Decision
 
-DRAWS, WIDELY = 2000, 0.8
-"""Bootstrap draws; share of the cases that a grid entry must cover to count."""
-HALVES = 500
-"""Random halves of the test pictures."""
+DRAWS = 2000
+"""Bootstrap draws."""
 FACTOR = 1.5
-DEFAULT = "{}"
-COMPARED = ("partial_fine_tune", "full_fine_tune")
-
-Entry = tuple[str, str]
-"""A strategy and what was given to it, as JSON."""
-Cases = Mapping[Case, Mapping[Entry, Row]]
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A case of the set under test: its rows, and what priors without this set lead to.
-
-    Attributes
-    ----------
-    expected
-        Test accuracy of every entry, mean over the seeds of this set and size.
-    by_halves
-        What an entry loses, in points, against the one that was best on other pictures.
-    """
-
-    case: Case
-    rows: Mapping[Entry, Row]
-    expected: Mapping[Entry, float]
-    by_halves: Mapping[Entry, float]
-    profile: Profile
-    decisions: Mapping[str, Decision]
-
-    def regret(self, entry: Entry) -> float:
-        """Return the points lost against the best entry."""
-        return 100 * (max(self.expected.values()) - self.expected[entry])
-
-    def regret_by_halves(self, entry: Entry) -> float:
-        """Return the same without the luck of the best, where single hits are known."""
-        return self.by_halves.get(entry, self.regret(entry))
-
-
-def entry_of(row: Row) -> Entry:
-    """Return the grid entry that a row belongs to."""
-    return row["strategy"], json.dumps(row["grid"], sort_keys=True)
-
-
-def complete_cases(rows: list[Row], known: Mapping[Case, Profile]) -> Cases:
-    """Keep the grid entries that nearly all cases have, and the cases that have them all.
-
-    A case counts once something was trained on it.
-    """
-    found_rows: dict[Case, dict[Entry, Row]] = defaultdict(dict)
-    for row in (r for r in rows if case_of(r) in known):
-        found_rows[case_of(row)][entry_of(row)] = row
-    cases = {
-        case: found
-        for case, found in found_rows.items()
-        if any(name in COMPARED for name, _ in found)
-    }
-    entries = {e for found in cases.values() for e in found}
-    wide = {e for e in entries if sum(e in c for c in cases.values()) >= WIDELY * len(cases)}
-    return {
-        case: {e: r for e, r in found.items() if e in wide}
-        for case, found in cases.items()
-        if wide <= found.keys()
-    }
-
-
-def advised_entry(best: Recommendation, rows: Mapping[Entry, Row]) -> Entry:
-    """Return the entry that was advised: the one that names most of its hyperparameters."""
-    fitting = []
-    for name, given in rows:
-        settings = json.loads(given)
-        if name == best.strategy and settings.items() <= dict(best.hyperparameters).items():
-            fitting.append((len(settings), (name, given)))
-    if fitting:
-        return max(fitting)[1]
-    return best.strategy, DEFAULT
-
-
-def judge(
-    rows: list[Row], profiles: Mapping[Case, Profile], beside: Sequence[Row] = ()
-) -> list[Judged]:
-    """Advise on every case with priors that never saw its data set.
-
-    Parameters
-    ----------
-    beside
-        Rows that advice is compared with too, but that priors are not fitted to.
-    """
-    cases = complete_cases([*rows, *beside], profiles)
-    kept = [row for row in rows if entry_of(row) in cases.get(case_of(row), {})]
-    judged = []
-    for name in sorted({case[0] for case in cases}):
-        priors = priors_of(fit([r for r in kept if r["set"] != name], profiles))
-        for case, found in cases.items():
-            if case[0] == name:
-                decisions = _decide(profiles[case], priors)
-                expected, halves = _expected(case, cases), _by_halves(case, cases)
-                judged.append(Judged(case, found, expected, halves, profiles[case], decisions))
-    return judged
-
-
-def _seeds_of(case: Case, cases: Cases) -> list[Mapping[Entry, Row]]:
-    name, n, _, px = case
-    return [rows for (s, m, _, p), rows in cases.items() if (s, m, p) == (name, n, px)]
-
-
-def _expected(case: Case, cases: Cases) -> dict[Entry, float]:
-    """Return the mean accuracy of every entry over the seeds of a case's set and size."""
-    seeds = _seeds_of(case, cases)
-    return {e: float(np.mean([rows[e]["accuracy"] for rows in seeds])) for e in cases[case]}
-
-
-def _by_halves(case: Case, cases: Cases) -> dict[Entry, float]:
-    """Return the points that every entry loses on one half to what was best on the other.
-
-    Entries whose single hits are not known are left out; all are if the best of all is one of
-    them, so that nothing looks better than it is.
-    """
-    seeds, expected = _seeds_of(case, cases), _expected(case, cases)
-    known = [e for e in expected if all("hits" in rows[e] for rows in seeds)]
-    if not known or max(expected, key=lambda e: expected[e]) not in known:
-        return {}
-    right = np.array([np.mean([hits_of(rows[e]) for rows in seeds], axis=0) for e in known])
-    lost = 100 * _lost_by_halves(right, np.random.default_rng(0))
-    return dict(zip(known, lost.tolist(), strict=True))
-
-
-def _lost_by_halves(right: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return what each of some entries loses to the best, (entries,), from hits (entries, n)."""
-    n = right.shape[1]
-    first = rng.permuted(np.tile(np.arange(n) < n // 2, (HALVES, 1)), axis=1).T
-    there, here = right @ first / (n // 2), right @ ~first / (n - n // 2)
-    best = here[there.argmax(axis=0), np.arange(HALVES)]
-    lost: NDArray[np.float64] = (best - here).mean(axis=1)
-    return lost
-
-
-def _decide(profile: Profile, priors: Priors) -> dict[str, Decision]:
-    bare = replace(profile, pilot=None)
-    preferences: tuple[Prefer, ...] = ("balanced", "accuracy", "cheap")
-    decisions = {f"advisor, {p}": recommend(bare, priors, prefer=p) for p in preferences}
-    for p in preferences:  # where there were too few pictures for a pilot, both are the same
-        decisions[f"advisor with pilot, {p}"] = recommend(profile, priors, prefer=p)
-    return decisions
 
 
 def policies(
@@ -183,8 +39,6 @@ def policies(
     regret: Callable[[Judged, Entry], float] = Judged.regret,
 ) -> dict[str, list[float]]:
     """Return the regret of every policy, case by case."""
-    entries = sorted(judged[0].rows)
-    names = sorted({name for name, _ in entries})
     table: dict[str, list[float]] = {}
     for policy in judged[0].decisions:
         if all(policy in j.decisions for j in judged):
@@ -192,14 +46,8 @@ def policies(
                 regret(j, advised_entry(j.decisions[policy].recommendations[0], j.rows))
                 for j in judged
             ]
-    for name in names:
-        mine = [e for e in entries if e[0] == name]
-        if (name, DEFAULT) in mine:
-            table[f"always {name}, default"] = [regret(j, (name, DEFAULT)) for j in judged]
-        best = min(mine, key=lambda e: float(np.mean([regret(j, e) for j in judged])))
-        if len(mine) > 1:
-            title = f"always {name}, best in hindsight ({best[1]})"
-            table[title] = [regret(j, best) for j in judged]
+    for entry in sorted(judged[0].rows):
+        table[title_of(entry)] = [regret(j, entry) for j in judged]
     by_rule = [(place(j.profile).rule, DEFAULT) for j in judged]
     table["rule of four quadrants"] = [
         regret(j, e) for j, e in zip(judged, by_rule, strict=True) if e in j.rows
@@ -212,16 +60,34 @@ def policies(
     return table
 
 
+def is_fixed(entry: Entry) -> bool:
+    """Whether an entry is the same on all data; what fine-tunes do by default follows evidence."""
+    name, given = entry
+    return name not in COMPARED or json.loads(given).keys() >= {"lr", "blend"}
+
+
+def title_of(entry: Entry) -> str:
+    """Name the policy of taking an entry always."""
+    name, given = entry
+    if not is_fixed(entry):
+        given = f"default {given}, by evidence" if given != DEFAULT else "default, by evidence"
+    elif given == DEFAULT:
+        given = "default"
+    else:
+        given = ", ".join(f"{k} {v}" for k, v in json.loads(given).items())
+    return f"always {name}, {given}"
+
+
 def _by_logme(values: list[float]) -> str:
     return "linear_probe" if int(np.argmax(values)) == len(values) - 1 else "layer_svm"
 
 
 def bootstrap(
-    values: list[float], sets: list[str], statistic: Callable[[np.ndarray], float]
+    values: Sequence[Any], sets: list[str], statistic: Callable[[np.ndarray], float]
 ) -> tuple[float, float, float]:
     """Return low, middle and high of a statistic; whole data sets are drawn."""
     rng = np.random.default_rng(0)
-    by_set: dict[str, list[float]] = defaultdict(list)
+    by_set: dict[str, list[Any]] = defaultdict(list)
     for name, value in zip(sets, values, strict=True):
         by_set[name].append(value)
     groups = [np.array(v) for v in by_set.values()]
@@ -233,9 +99,9 @@ def bootstrap(
     return float(low), statistic(np.array(values)), float(high)
 
 
-def _spoken(interval: tuple[float, float, float]) -> str:
-    low, mid, high = interval
-    return f"{mid:.1f} [{low:.1f}, {high:.1f}]"
+def _spoken(interval: tuple[float, float, float], digits: int = 1) -> str:
+    low, mid, high = (f"{v:.{digits}f}" for v in interval)
+    return f"{mid} [{low}, {high}]"
 
 
 def predictions(judged: list[Judged]) -> dict[str, list[tuple[bool, float]]]:
@@ -291,6 +157,31 @@ def report(judged: list[Judged], logme: Mapping[Case, list[float]]) -> str:
             f"{float(np.median(ratios)):.2f} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def against_best_fixed(judged: list[Judged], logme: Mapping[Case, list[float]]) -> str:
+    """Return what advice loses as a share of what the best fixed pair of the grid loses.
+
+    That pair is the one with the lowest mean regret over all cases, known in hindsight.
+    """
+    sets = [j.case[0] for j in judged]
+    plain = policies(judged, logme)
+    halves = policies(judged, logme, Judged.regret_by_halves)
+    fixed = [title_of(e) for e in judged[0].rows if is_fixed(e)]
+    best = min(fixed, key=lambda title: float(np.mean(plain[title])))
+    lines = [f"| share of: {best} | regret | by halves |", "|---|---|---|"]
+    for policy in judged[0].decisions:
+        shares = [
+            _spoken(bootstrap(list(zip(t[policy], t[best], strict=True)), sets, _share), 2)
+            for t in (plain, halves)
+        ]
+        lines.append(f"| {policy} | {' | '.join(shares)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _share(pairs: np.ndarray) -> float:
+    mine, best = pairs.mean(axis=0)
+    return float(mine / max(best, 1e-9))
 
 
 def by_size(judged: list[Judged], logme: Mapping[Case, list[float]]) -> str:
@@ -357,6 +248,7 @@ def main() -> None:
     if len({j.case[0] for j in judged}) <= FEWEST:
         raise SystemExit("There are too few complete cases to leave a data set out.")
     print(report(judged, logme))
+    print(against_best_fixed(judged, logme))
     print(by_size(judged, logme))
     print(advice_cost(judged, {case_of(r): r["advice_s"] for r in read_rows(args.evidence)}))
     if args.cases:

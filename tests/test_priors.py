@@ -75,7 +75,7 @@ def test_weights_have_the_sign_of_common_sense(scripts: dict[str, ModuleType]) -
 def test_advice_learns_to_train_far_away_and_to_probe_nearby(
     scripts: dict[str, ModuleType],
 ) -> None:
-    judged = scripts["regret"].judge(*suite())
+    judged = scripts["judged"].judge(*suite())
     table = scripts["regret"].policies(judged, {})
     assert len(judged) == 16
     fixed = [sum(v) for name, v in table.items() if name.startswith("always")]
@@ -94,8 +94,8 @@ def test_a_lucky_draw_is_not_what_advice_is_measured_against(
         if lucky.items() <= row.items():
             row["accuracy"] += gained
     profiles |= {(name, n, 1, px): p for (name, n, _, px), p in profiles.items()}
-    both = {j.case: j for j in scripts["regret"].judge(rows + again, profiles)}
-    one = {j.case: j for j in scripts["regret"].judge(rows, profiles)}
+    both = {j.case: j for j in scripts["judged"].judge(rows + again, profiles)}
+    one = {j.case: j for j in scripts["judged"].judge(rows, profiles)}
     entry, case = ("linear_probe", "{}"), ("set0", 5, 0, 96)
     assert one[case].regret(entry) == pytest.approx(5.5)
     assert both[case].regret(entry) == pytest.approx(0.5)
@@ -106,8 +106,8 @@ def test_the_set_under_test_is_left_out(scripts: dict[str, ModuleType]) -> None:
     for row in rows:
         if row["set"] == "set3" and row["strategy"] == "full_fine_tune":
             row["accuracy"] = 0.01
-    spoilt = {j.case: j for j in scripts["regret"].judge(rows, profiles)}
-    plain = {j.case: j for j in scripts["regret"].judge(*suite())}
+    spoilt = {j.case: j for j in scripts["judged"].judge(rows, profiles)}
+    plain = {j.case: j for j in scripts["judged"].judge(*suite())}
     case = ("set3", 20, 0, 96)
     assert spoilt[case].decisions == plain[case].decisions
     assert spoilt[("set4", 20, 0, 96)].decisions != plain[("set4", 20, 0, 96)].decisions
@@ -131,9 +131,9 @@ def test_regret_by_halves_leaves_out_the_luck_of_the_best(scripts: dict[str, Mod
     for _ in range(100):
         right = rng.random((5, 300)) < 0.8
         plain.append(right.mean(axis=1).max() - right[0].mean())
-        halves.append(scripts["regret"]._lost_by_halves(right.astype(float), rng)[0])
+        halves.append(scripts["judged"]._lost_by_halves(right.astype(float), rng)[0])
         right[1:] |= rng.random((4, 300)) < 0.5  # the others are better by ten points
-        behind.append(scripts["regret"]._lost_by_halves(right.astype(float), rng)[0])
+        behind.append(scripts["judged"]._lost_by_halves(right.astype(float), rng)[0])
     assert np.mean(plain) > 0.015
     assert abs(np.mean(halves)) < 0.005
     assert np.mean(behind) == pytest.approx(0.1, abs=0.01)

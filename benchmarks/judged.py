@@ -1,0 +1,161 @@
+"""Cases on which advice is judged by priors that never saw their data set."""
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from fit_priors import fit
+from numpy.typing import NDArray
+from rows import Case, Row, case_of, hits_of
+
+from advisor.priors import Priors, priors_of
+from advisor.recommend import Prefer, recommend
+from advisor.types import Decision, Profile, Recommendation
+
+WIDELY = 0.8
+"""Share of the cases that a grid entry must cover to count."""
+HALVES = 500
+"""Random halves of the test pictures."""
+DEFAULT = "{}"
+COMPARED = ("partial_fine_tune", "full_fine_tune")
+
+Entry = tuple[str, str]
+"""A strategy and what was given to it, as JSON."""
+Cases = Mapping[Case, Mapping[Entry, Row]]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A case of the set under test: its rows, and what priors without this set lead to.
+
+    Attributes
+    ----------
+    expected
+        Test accuracy of every entry, mean over the seeds of this set and size.
+    by_halves
+        What an entry loses, in points, against the one that was best on other pictures.
+    """
+
+    case: Case
+    rows: Mapping[Entry, Row]
+    expected: Mapping[Entry, float]
+    by_halves: Mapping[Entry, float]
+    profile: Profile
+    decisions: Mapping[str, Decision]
+
+    def regret(self, entry: Entry) -> float:
+        """Return the points lost against the best entry."""
+        return 100 * (max(self.expected.values()) - self.expected[entry])
+
+    def regret_by_halves(self, entry: Entry) -> float:
+        """Return the same without the luck of the best, where single hits are known."""
+        return self.by_halves.get(entry, self.regret(entry))
+
+
+def entry_of(row: Row) -> Entry:
+    """Return the grid entry that a row belongs to."""
+    return row["strategy"], json.dumps(row["grid"], sort_keys=True)
+
+
+def complete_cases(rows: list[Row], known: Mapping[Case, Profile]) -> Cases:
+    """Keep the grid entries that nearly all cases have, and the cases that have them all.
+
+    A case counts once something was trained on it.
+    """
+    found_rows: dict[Case, dict[Entry, Row]] = defaultdict(dict)
+    for row in (r for r in rows if case_of(r) in known):
+        found_rows[case_of(row)][entry_of(row)] = row
+    cases = {
+        case: found
+        for case, found in found_rows.items()
+        if any(name in COMPARED for name, _ in found)
+    }
+    entries = {e for found in cases.values() for e in found}
+    wide = {e for e in entries if sum(e in c for c in cases.values()) >= WIDELY * len(cases)}
+    return {
+        case: {e: r for e, r in found.items() if e in wide}
+        for case, found in cases.items()
+        if wide <= found.keys()
+    }
+
+
+def advised_entry(best: Recommendation, rows: Mapping[Entry, Row]) -> Entry:
+    """Return the entry that was advised: the one that names most of its hyperparameters."""
+    fitting = []
+    for name, given in rows:
+        settings = json.loads(given)
+        if name == best.strategy and settings.items() <= dict(best.hyperparameters).items():
+            fitting.append((len(settings), (name, given)))
+    if fitting:
+        return max(fitting)[1]
+    return best.strategy, DEFAULT
+
+
+def judge(
+    rows: list[Row], profiles: Mapping[Case, Profile], beside: Sequence[Row] = ()
+) -> list[Judged]:
+    """Advise on every case with priors that never saw its data set.
+
+    Parameters
+    ----------
+    beside
+        Rows that advice is compared with too, but that priors are not fitted to.
+    """
+    cases = complete_cases([*rows, *beside], profiles)
+    kept = [row for row in rows if entry_of(row) in cases.get(case_of(row), {})]
+    judged = []
+    for name in sorted({case[0] for case in cases}):
+        priors = priors_of(fit([r for r in kept if r["set"] != name], profiles))
+        for case, found in cases.items():
+            if case[0] == name:
+                decisions = _decide(profiles[case], priors)
+                expected, halves = _expected(case, cases), _by_halves(case, cases)
+                judged.append(Judged(case, found, expected, halves, profiles[case], decisions))
+    return judged
+
+
+def _seeds_of(case: Case, cases: Cases) -> list[Mapping[Entry, Row]]:
+    name, n, _, px = case
+    return [rows for (s, m, _, p), rows in cases.items() if (s, m, p) == (name, n, px)]
+
+
+def _expected(case: Case, cases: Cases) -> dict[Entry, float]:
+    """Return the mean accuracy of every entry over the seeds of a case's set and size."""
+    seeds = _seeds_of(case, cases)
+    return {e: float(np.mean([rows[e]["accuracy"] for rows in seeds])) for e in cases[case]}
+
+
+def _by_halves(case: Case, cases: Cases) -> dict[Entry, float]:
+    """Return the points that every entry loses on one half to what was best on the other.
+
+    Entries whose single hits are not known are left out; all are if the best of all is one of
+    them, so that nothing looks better than it is.
+    """
+    seeds, expected = _seeds_of(case, cases), _expected(case, cases)
+    known = [e for e in expected if all("hits" in rows[e] for rows in seeds)]
+    if not known or max(expected, key=lambda e: expected[e]) not in known:
+        return {}
+    right = np.array([np.mean([hits_of(rows[e]) for rows in seeds], axis=0) for e in known])
+    lost = 100 * _lost_by_halves(right, np.random.default_rng(0))
+    return dict(zip(known, lost.tolist(), strict=True))
+
+
+def _lost_by_halves(right: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return what each of some entries loses to the best, (entries,), from hits (entries, n)."""
+    n = right.shape[1]
+    first = rng.permuted(np.tile(np.arange(n) < n // 2, (HALVES, 1)), axis=1).T
+    there, here = right @ first / (n // 2), right @ ~first / (n - n // 2)
+    best = here[there.argmax(axis=0), np.arange(HALVES)]
+    lost: NDArray[np.float64] = (best - here).mean(axis=1)
+    return lost
+
+
+def _decide(profile: Profile, priors: Priors) -> dict[str, Decision]:
+    bare = replace(profile, pilot=None)
+    preferences: tuple[Prefer, ...] = ("balanced", "accuracy", "cheap")
+    decisions = {f"advisor, {p}": recommend(bare, priors, prefer=p) for p in preferences}
+    for p in preferences:  # where there were too few pictures for a pilot, both are the same
+        decisions[f"advisor with pilot, {p}"] = recommend(profile, priors, prefer=p)
+    return decisions
