@@ -16,6 +16,8 @@ MEASURED = ("linear_probe", "layer_svm")
 
 WORTH_SAYING = 0.03
 """By so much less than was measured must be expected, that a sentence says so."""
+LEAST_SAID = 0.0005
+"""A smaller difference would be printed as none."""
 
 
 def reasons_of(
@@ -120,9 +122,10 @@ def _boundary(
         rival = min(rivals, key=lambda r: _missing(best, r, margin, profile))
         missing = _missing(best, rival, margin, profile)
         chance = _chance(best, rival, missing)
+        more = "any" if missing < LEAST_SAID else f"{100 * missing:.1f} points"
         turn = (
-            f"It would be {rival.strategy} if that did {100 * missing:.1f} points better than "
-            f"expected (chance about {100 * chance:.0f}%)"
+            f"It would be {rival.strategy} if that did {more} better than expected "
+            f"(chance about {100 * chance:.0f}%)"
         )
         can_ask = rival.strategy not in MEASURED or best.strategy not in MEASURED
         asks = can_ask and profile.pilot is None

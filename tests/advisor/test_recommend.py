@@ -172,6 +172,16 @@ def test_the_boundary_is_said_and_what_would_cross_it() -> None:
     assert "--pilot on" not in " ".join(recommend(piloted, PRIORS).recommendations[0].reasons)
 
 
+def test_of_two_that_promise_the_same_the_other_needs_any_more() -> None:
+    alike = tuple(variant_of(name, 1.0) for name in ("partial_fine_tune", "full_fine_tune"))
+    others = tuple(variant_of(name, -1.0) for name in ("layer_svm", "from_scratch"))
+    profile = profile_of(similarity=0.2, linear=0.5, svm=0.5)
+    cost = dict.fromkeys(profile.image_passes, 1000.0)
+    profile = replace(profile, image_passes=cost)
+    first = recommend(profile, replace(PRIORS, variants=alike + others)).recommendations[0]
+    assert "if that did any better than expected (chance about 50%)" in " ".join(first.reasons)
+
+
 def test_a_pilot_is_told_of_with_its_numbers() -> None:
     profile = profile_of(pilot=pilot_of(0.123))
     assert "+12.3 points" in " ".join(by_name(profile)["full_fine_tune"].reasons)
