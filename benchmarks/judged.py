@@ -124,7 +124,21 @@ def _seeds_of(case: Case, cases: Cases) -> list[Mapping[Entry, Row]]:
 def _expected(case: Case, cases: Cases) -> dict[Entry, float]:
     """Return the mean accuracy of every entry over the seeds of a case's set and size."""
     seeds = _seeds_of(case, cases)
-    return {e: float(np.mean([rows[e]["accuracy"] for rows in seeds])) for e in cases[case]}
+
+    def accuracy(rows: Mapping[Entry, Row], e: Entry) -> float:
+        return float(np.mean([row["accuracy"] for row in _repeats(rows, e)]))
+
+    return {e: float(np.mean([accuracy(rows, e) for rows in seeds])) for e in cases[case]}
+
+
+def _repeats(rows: Mapping[Entry, Row], entry: Entry) -> list[Row]:
+    """Return the rows of a case that were fitted as an entry was.
+
+    Where the evidence leads a default to what another entry has fixed, both are the same fit,
+    and the better of two is only the luckier.
+    """
+    fitted = ("strategy", "hyperparameters")
+    return [r for r in rows.values() if all(r[key] == rows[entry][key] for key in fitted)]
 
 
 def _by_halves(case: Case, cases: Cases) -> dict[Entry, float]:
@@ -137,9 +151,17 @@ def _by_halves(case: Case, cases: Cases) -> dict[Entry, float]:
     known = [e for e in expected if all("hits" in rows[e] for rows in seeds)]
     if not known or max(expected, key=lambda e: expected[e]) not in known:
         return {}
-    right = np.array([np.mean([hits_of(rows[e]) for rows in seeds], axis=0) for e in known])
+    right = np.array([np.mean([_hits(rows, e) for rows in seeds], axis=0) for e in known])
     lost = 100 * _lost_by_halves(right, np.random.default_rng(0))
     return dict(zip(known, lost.tolist(), strict=True))
+
+
+def _hits(rows: Mapping[Entry, Row], entry: Entry) -> NDArray[np.float64]:
+    """Return how often each test picture was classified correctly by an entry's fits."""
+    mean: NDArray[np.float64] = np.mean(
+        [hits_of(r) for r in _repeats(rows, entry) if "hits" in r], axis=0
+    )
+    return mean
 
 
 def _lost_by_halves(right: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:

@@ -37,7 +37,7 @@ def suite() -> tuple[list[Row], dict[Any, Profile]]:
                 ("from_scratch", {}, 0.4),
             ):
                 row = {"strategy": strategy, "grid": grid, "accuracy": min(accuracy, 0.99)}
-                rows.append(about | row | {"seconds": 1.0})
+                rows.append(about | row | {"hyperparameters": grid, "seconds": 1.0})
     return rows, profiles
 
 
@@ -99,6 +99,35 @@ def test_a_lucky_draw_is_not_what_advice_is_measured_against(
     entry, case = ("linear_probe", "{}"), ("set0", 5, 0, 96)
     assert one[case].regret(entry) == pytest.approx(5.5)
     assert both[case].regret(entry) == pytest.approx(0.5)
+
+
+def test_two_fits_with_the_same_hyperparameters_count_with_their_mean(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, profiles = suite()
+    by_default = [
+        row | {"grid": {}, "accuracy": row["accuracy"] + 0.02}
+        for row in rows
+        if row["grid"] == {"lr": 1e-4}
+    ]
+    for j in scripts["judged"].judge(rows + by_default, profiles):
+        one, other = (j.expected["full_fine_tune", grid] for grid in ("{}", '{"lr": 0.0001}'))
+        assert one == other == pytest.approx(j.rows["full_fine_tune", "{}"]["accuracy"] - 0.01)
+
+
+def test_a_fixed_pair_is_what_advice_is_a_share_of(scripts: dict[str, ModuleType]) -> None:
+    regret = scripts["regret"]
+    assert not regret.is_fixed(("full_fine_tune", "{}"))
+    assert not regret.is_fixed(("full_fine_tune", '{"lr": 0.001}'))
+    assert regret.is_fixed(("full_fine_tune", '{"blend": 1.0, "lr": 0.001}'))
+    assert regret.is_fixed(("layer_svm", "{}"))
+    judged = scripts["judged"].judge(*suite())
+    best = "always linear_probe, default"
+    lost = {name: np.mean(v) for name, v in regret.policies(judged, {}).items()}
+    lines = regret.against_best_fixed(judged, {}).splitlines()
+    assert lines[0].startswith(f"| share of: {best} |")
+    share = lost["advisor, accuracy"] / lost[best]
+    assert f"| advisor, accuracy | {share:.2f} [" in "\n".join(lines)
 
 
 def test_the_set_under_test_is_left_out(scripts: dict[str, ModuleType]) -> None:
