@@ -151,7 +151,7 @@ def _by_halves(case: Case, cases: Cases) -> dict[Entry, float]:
     known = [e for e in expected if all("hits" in rows[e] for rows in seeds)]
     if not known or max(expected, key=lambda e: expected[e]) not in known:
         return {}
-    right = np.array([np.mean([_hits(rows, e) for rows in seeds], axis=0) for e in known])
+    right = np.array([[_hits(rows, e) for e in known] for rows in seeds])
     lost = 100 * _lost_by_halves(right, np.random.default_rng(0))
     return dict(zip(known, lost.tolist(), strict=True))
 
@@ -165,13 +165,25 @@ def _hits(rows: Mapping[Entry, Row], entry: Entry) -> NDArray[np.float64]:
 
 
 def _lost_by_halves(right: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return what each of some entries loses to the best, (entries,), from hits (entries, n)."""
-    n = right.shape[1]
-    first = rng.permuted(np.tile(np.arange(n) < n // 2, (HALVES, 1)), axis=1).T
-    there, here = right @ first / (n // 2), right @ ~first / (n - n // 2)
-    best = here[there.argmax(axis=0), np.arange(HALVES)]
-    lost: NDArray[np.float64] = (best - here).mean(axis=1)
-    return lost
+    """Return what each of some entries loses to the best, (entries,).
+
+    Parameters
+    ----------
+    right
+        How often each test picture was classified correctly, (seeds, entries, pictures). The best
+        is found on one half of the pictures and with some of the seeds, and compared on the other
+        half with the other seeds; a single seed has to do for both.
+    """
+    seeds, entries, n = right.shape
+    lost = np.zeros(entries)
+    for _ in range(HALVES):
+        first, some = rng.permutation(n) < n // 2, rng.permutation(seeds) < (seeds + 1) // 2
+        others = some if seeds == 1 else ~some
+        there = right[some][:, :, first].mean(axis=(0, 2))
+        here = right[others][:, :, ~first].mean(axis=(0, 2))
+        lost += here[there.argmax()] - here
+    mean: NDArray[np.float64] = lost / HALVES
+    return mean
 
 
 def _decide(profile: Profile, priors: Priors) -> dict[str, Decision]:

@@ -4,13 +4,14 @@
 
 Regret is the test accuracy of the best entry of the grid minus that of the one that a policy
 takes, in points; accuracy is the mean over the seeds (draws of pictures) of a set and size, where
-there are several, because the best of single fits is the luckiest. What is best on a finite
-test split is lucky too, so beside it stands the regret by halves: the best entry is found on one
-half of the test pictures and compared on the other, over many halves. It is a little too low where
-the plain one is too high, as the best of a half need not be the best. Priors are fitted anew
-without the set under test. Only rows of grid entries that are there for (nearly) all cases count,
-so that every policy is judged on the same cases. Intervals are 90% bootstrap intervals over data
-sets, because the cases of one set are not independent.
+there are several, because the best of single fits is the luckiest. That is too high all the same:
+test splits are finite and trainings differ by chance. So beside it stands the regret by halves:
+the best entry is found on one half of the test pictures with some of the seeds, and compared on
+the other half with the others, over many halves. That is too low, as the best of a half need not
+be the best, and below 0 where advice does better than such a look at the test pictures. Priors are
+fitted anew without the set under test. Only rows of grid entries that are there for (nearly) all
+cases count, so that every policy is judged on the same cases. Intervals are 90% bootstrap
+intervals over data sets, because the cases of one set are not independent.
 """
 
 import argparse

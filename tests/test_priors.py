@@ -160,12 +160,27 @@ def test_regret_by_halves_leaves_out_the_luck_of_the_best(scripts: dict[str, Mod
     for _ in range(100):
         right = rng.random((5, 300)) < 0.8
         plain.append(right.mean(axis=1).max() - right[0].mean())
-        halves.append(scripts["judged"]._lost_by_halves(right.astype(float), rng)[0])
+        halves.append(scripts["judged"]._lost_by_halves(right[None].astype(float), rng)[0])
         right[1:] |= rng.random((4, 300)) < 0.5  # the others are better by ten points
-        behind.append(scripts["judged"]._lost_by_halves(right.astype(float), rng)[0])
+        behind.append(scripts["judged"]._lost_by_halves(right[None].astype(float), rng)[0])
     assert np.mean(plain) > 0.015
     assert abs(np.mean(halves)) < 0.005
     assert np.mean(behind) == pytest.approx(0.1, abs=0.01)
+
+
+def test_regret_by_halves_leaves_out_the_luck_of_a_training(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rng = np.random.default_rng(0)
+    plain, halves = [], []
+    for _ in range(60):
+        luck = rng.normal(0, 0.05, (3, 5, 1))  # every fit has its own; no entry is better
+        right = (rng.random((3, 5, 600)) < 0.7 + luck).astype(float)
+        accuracy = right.mean(axis=(0, 2))
+        plain.append(accuracy.max() - accuracy[0])
+        halves.append(scripts["judged"]._lost_by_halves(right, rng)[0])
+    assert np.mean(plain) > 0.02
+    assert abs(np.mean(halves)) < 0.01
 
 
 def test_hits_are_read_as_they_were_written(scripts: dict[str, ModuleType]) -> None:
