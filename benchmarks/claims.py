@@ -15,10 +15,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rows import EVIDENCE, Case, Row, case_of, read_profiles, read_rows
+from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 from run_suite import PLAIN, REFERENCE_SET, subsample
 from scipy.stats import spearmanr
 from vl_convert import vegalite_to_svg
@@ -158,14 +159,16 @@ def _pairs(
     yield from ((case, found[0] - found[1]) for case, found in cases.items() if len(found) == 2)
 
 
+def _fixed(strategy: str, **given: Any) -> Callable[[Row], bool]:
+    """Tell the rows of a fine-tuning whose steps are taken in full, at 1e-3 unless given."""
+    grid = {"lr": 1e-3, **PLAIN, **given}
+    return lambda r: r["strategy"] == strategy and r["grid"] == grid
+
+
 def smaller_steps_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> Verdict:
     """See whether a small learning rate is the better one near ImageNet and not far from it."""
-
-    def tuned(lr: float) -> Callable[[Row], bool]:
-        return lambda r: r["strategy"] == "full_fine_tune" and r["grid"] == {"lr": lr, **PLAIN}
-
     found = []
-    for case, gap in _pairs(rows, tuned(1e-4), tuned(1e-3)):
+    for case, gap in _pairs(rows, _fixed("full_fine_tune", lr=3e-4), _fixed("full_fine_tune")):
         profile = profiles.get(case)
         if profile is not None and profile.similarity is not None:
             found.append((profile.similarity.score.mid, gap))
@@ -177,8 +180,8 @@ def smaller_steps_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> V
         "CS231n",
         held,
         len(found),
-        f"lr 1e-4 minus 1e-3, full fine-tuning: {near.mean():+.1f} points near, "
-        f"{far.mean():+.1f} far",
+        f"lr 3e-4 minus 1e-3, full fine-tuning, steps taken in full: "
+        f"{near.mean():+.1f} points near, {far.mean():+.1f} far",
     )
 
 
@@ -197,6 +200,30 @@ def freezing_when_few(rows: list[Row]) -> Verdict:
         held,
         len(curves),
         "the better of 2 and 3 frozen minus none, points: " + ", ".join(said),
+    )
+
+
+def freezing_by_size(rows: list[Row]) -> Verdict:
+    """See with how many pictures a class two or three frozen stages beat none."""
+    none, by_size = _fixed("full_fine_tune"), defaultdict(list)
+    for frozen in (_fixed("partial_fine_tune", frozen_stages=2), _fixed("partial_fine_tune")):
+        for (name, n, _, _), gap in _pairs(rows, frozen, none):
+            by_size[n].append((name, gap))
+    held, said = [], []
+    for n, gaps in sorted(by_size.items()):
+        by_set: dict[str, list[float]] = defaultdict(list)
+        for name, gap in gaps:
+            by_set[name].append(gap)
+        means = [float(np.mean(of_set)) for of_set in by_set.values()]
+        held += means
+        said.append(f"{100 * np.mean(means):+.1f} with {n} a class")
+    return Verdict(
+        "the fewer pictures, the more freezing the first two or three stages gains",
+        "Soekhoe 2016",
+        sum(gap > 0 for gap in held),
+        len(held),
+        "sets and sizes where it gained; mean of 2 and 3 frozen minus none, lr 1e-3, points: "
+        + ", ".join(said),
     )
 
 
@@ -266,6 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--cache-dir", type=Path, default=None)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--extra", type=Path, default=EXTRA, help="rows of some sets alone")
     parser.add_argument("--plot", type=Path, help="where to draw the claim on freezing, as SVG")
@@ -275,14 +303,16 @@ def main() -> None:
     names = args.sets or sorted(
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
     )
-    profiles, extra = read_profiles(args.evidence), read_rows(args.extra)
+    profiles, suite = read_profiles(args.evidence), read_rows(args.results)
+    extra = read_rows(args.extra)
     ctx = make_context(cache_dir=args.cache_dir)
     verdicts = [
         one_against_ten(args.data_root, names, ctx, args.input_px),
         on_par(profiles),
         earlier_when_far(profiles),
-        smaller_steps_when_near(extra, profiles),
+        smaller_steps_when_near(suite, profiles),
         freezing_when_few(extra),
+        freezing_by_size(suite),
         augmented_is_better(extra),
     ]
     print("| claim | source | held | numbers |\n|---|---|---|---|")

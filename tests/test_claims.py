@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.advisor.profiles import profile_of
+
 
 def row(name: str, strategy: str, grid: dict[str, Any], accuracy: float) -> dict[str, Any]:
     case = {"set": name, "n_per_class": 20, "seed": 0, "input_px": 96}
@@ -29,6 +31,41 @@ def test_freezing_holds_where_two_or_three_stages_beat_none(
     assert (verdict.held, verdict.cases) == (1, 2)
     assert "near +10.0 (best: 2 frozen)" in verdict.detail
     assert "far -10.0 (best: 1 frozen)" in verdict.detail
+
+
+def test_freezing_is_compared_at_one_learning_rate_by_pictures_a_class(
+    scripts: dict[str, ModuleType],
+) -> None:
+    plain = {"lr": 1e-3, "blend": 1.0}
+    rows = [
+        row("a", "full_fine_tune", plain, 0.7),
+        row("a", "full_fine_tune", {**plain, "batch_norm": "trained"}, 0.1),
+        row("a", "partial_fine_tune", plain, 0.75),
+        row("a", "partial_fine_tune", {**plain, "frozen_stages": 2}, 0.73),
+        row("b", "full_fine_tune", plain, 0.8),
+        row("b", "partial_fine_tune", plain, 0.7),
+    ]
+    few = [
+        row("a", "full_fine_tune", plain, 0.5) | {"n_per_class": 5},
+        row("a", "partial_fine_tune", plain, 0.6) | {"n_per_class": 5},
+    ]
+    verdict = scripts["claims"].freezing_by_size(rows + few)
+    assert (verdict.held, verdict.cases) == (2, 3)
+    assert "+10.0 with 5 a class, -3.0 with 20 a class" in verdict.detail
+
+
+def test_small_steps_are_held_against_large_ones_near_and_far(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, profiles = [], {}
+    for name, similarity, small in (("near", 0.9, 0.8), ("far", 0.1, 0.6), ("odd", 0.2, 0.75)):
+        case = (name, 20, 0, 96)
+        profiles[case] = profile_of(similarity=similarity)
+        for lr, accuracy in ((3e-4, small), (1e-3, 0.7)):
+            rows.append(row(name, "full_fine_tune", {"lr": lr, "blend": 1.0}, accuracy))
+    verdict = scripts["claims"].smaller_steps_when_near(rows, profiles)
+    assert (verdict.held, verdict.cases) == (2, 3)
+    assert "+10.0 points near, -2.5 far" in verdict.detail
 
 
 def test_a_set_without_all_stages_does_not_count(scripts: dict[str, ModuleType]) -> None:
