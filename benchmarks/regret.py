@@ -39,7 +39,7 @@ def policies(
     logme: Mapping[Case, list[float]],
     regret: Callable[[Judged, Entry], float] = Judged.regret,
 ) -> dict[str, list[float]]:
-    """Return the regret of every policy, case by case."""
+    """Return the regret, or what else an entry has, of what every policy takes, case by case."""
     table: dict[str, list[float]] = {}
     for policy in judged[0].decisions:
         if all(policy in j.decisions for j in judged):
@@ -135,17 +135,19 @@ def report(judged: list[Judged], logme: Mapping[Case, list[float]]) -> str:
         f"{len(judged)} cases: {len(set(sets))} sets, {sizes} pictures a class, "
         f"seeds {sorted({j.case[2] for j in judged})}. Rows of each: {'; '.join(entries)}.",
         "",
-        "| policy | mean regret, points | 90th percentile | mean by halves |",
-        "|---|---|---|---|",
+        "| policy | mean regret, points | 90th percentile | mean by halves | seconds of a fit |",
+        "|---|---|---|---|---|",
     ]
     table = policies(judged, logme)
     halves = policies(judged, logme, Judged.regret_by_halves)
+    took = policies(judged, logme, lambda j, entry: float(j.rows[entry]["seconds"]))
     for name, values in sorted(table.items(), key=lambda item: float(np.mean(item[1]))):
         if len(values) == len(sets):
             plain = _spoken(bootstrap(values, sets, lambda v: float(v.mean())))
             top = float(np.quantile(values, 0.9))
             fair = _spoken(bootstrap(halves[name], sets, lambda v: float(v.mean())))
-            lines.append(f"| {name} | {plain} | {top:.1f} | {fair} |")
+            spent = float(np.mean(took[name]))
+            lines.append(f"| {name} | {plain} | {top:.1f} | {fair} | {spent:.0f} |")
     lines += ["", "| predicted | cases | 90% interval held | seconds within 1.5 | median ratio |"]
     lines.append("|---|---|---|---|---|")
     found = predictions(judged)
