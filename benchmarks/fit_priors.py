@@ -2,8 +2,8 @@
 
     python benchmarks/fit_priors.py
 
-For every strategy but the linear probe and every entry of the grid with enough cases: the log-odds
-of its test accuracy minus those of the linear probe, as a straight line over the evidence
+For every strategy but the linear probe, and every entry of the grid that beats its default: the
+log-odds of test accuracy minus those of the linear probe, as a straight line over the evidence
 (`advisor.gain`) that stood before the fit. The line is a ridge regression, because cases are few,
 and is bound to common sense: a domain farther away, a poorer probe, more pictures, and middle
 depths that are better than late ones never speak against training. Noisy evidence counts as far as
@@ -12,6 +12,7 @@ it is exact. What the line leaves open is judged on the data sets that it was no
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
@@ -19,51 +20,44 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from gain_lines import (
+    PROBE,
+    RIDGE,
+    SD_CASES,
+    SD_GUESS,
+    SIGNS,
+    SVM,
+    Matrix,
+    Profiles,
+    Spreads,
+    apply_line,
+    drift_of,
+    exact_spread,
+    fit_line,
+    gains_of,
+    guess_of,
+    log_odds_of,
+    spread_of,
+    standardised,
+    unseen_gains,
+)
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 from scipy.optimize import lsq_linear
 
 from advisor.cost import raw_seconds
-from advisor.gain import (
-    UNKNOWN,
-    drawn_to_usual,
-    evidence_of,
-    log_odds,
-    pilot_gain,
-    reliability,
-)
+from advisor.gain import UNKNOWN, drawn_to_usual, evidence_of, pilot_gain, reliability
 from advisor.priors import Usual
-from advisor.types import Profile
 
 PRIORS = Path(__file__).resolve().parent.parent / "advisor" / "priors.json"
 TRAINED = ("partial_fine_tune", "full_fine_tune", "from_scratch")
-PROBE, SVM = "linear_probe", "layer_svm"
 FEWEST = 4
 """A variant with fewer cases than this is not offered."""
-RIDGE = 10.0
-"""Weights are drawn to a guess as by so many cases, evidence one standard deviation from usual."""
-GUESS: Mapping[str, float] = {"far": 0.4, "probe": -0.2}
-"""The rule of thumb, as log-odds a standard deviation; nothing is guessed of other evidence."""
-SCRATCH_GUESS: Mapping[str, float] = {**GUESS, "control": -0.4, "pixels": 0.4}
-"""What pretraining gains over random weights speaks against doing without it, pixels that do
-nearly as well as features speak for it."""
-SD_GUESS, COST_SD_GUESS, SD_CASES = 0.8, 0.25, 2.0
-"""Spreads start as if so many cases had shown this."""
+CLEAR = 2.0
+"""Hyperparameters are offered beside the default where they lead by so many standard errors."""
+COST_SD_GUESS = 0.25
+"""Spread of the logarithms of seconds, as if `SD_CASES` cases had shown it."""
 PILOT_GUESS = np.array([0.0, 0.5, 0.5])
 """Offset, weight of the line and weight of the pilot, before any pilot was seen."""
-SIGNS: dict[str, tuple[float, float]] = {
-    "far": (0.0, np.inf),
-    "probe": (-0.9, 0.0),  # by log-odds: a better probe never lowers what training promises
-    "svm": (0.0, np.inf),
-    "size": (0.0, np.inf),
-    "total": (0.0, np.inf),
-    "control": (-np.inf, np.inf),
-    "pixels": (-np.inf, np.inf),
-    "slope": (-np.inf, np.inf),
-}
-Profiles = Mapping[Case, Profile]
-Spreads = Mapping[str, Usual]
-Matrix = NDArray[np.float64]
 
 
 def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
@@ -74,7 +68,8 @@ def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
     variants = [
         variant
         for strategy, grid in _grid(rows, (SVM, *TRAINED))
-        if (variant := _variant(rows, used, usual, strategy, grid)) is not None
+        if _is_worth_offering(rows, used, usual, strategy, grid)
+        and (variant := _variant(rows, used, usual, strategy, grid)) is not None
     ]
     known = {variant["strategy"] for variant in variants}
     variants += [_unsure(rows, name) for name in (SVM, *TRAINED) if name not in known]
@@ -122,24 +117,9 @@ def _usual(profiles: Profiles) -> Spreads:
         known = [e for e in seen if e != UNKNOWN]
         values, noise = np.array([e.value for e in known]), np.array([e.noise for e in known])
         mean = float(values.mean()) if known else 0.0
-        sd = _exact_spread(values, noise, float(values.std()) if known else 1.0)
+        sd = exact_spread(values, noise, float(values.std()) if known else 1.0)
         usual[name] = Usual(round(mean, 3), round(max(sd, 0.05), 3))
     return usual
-
-
-def log_odds_of(row: Row) -> float:
-    """Return the log-odds of a row's test accuracy."""
-    return log_odds(row["accuracy"], row["n_test"])
-
-
-def gains_of(rows: list[Row], strategy: str, grid: Mapping[str, Any]) -> list[tuple[Case, float]]:
-    """Return the log-odds gained over the linear probe of the same case, case by case."""
-    probes = {case_of(r): log_odds_of(r) for r in rows if r["strategy"] == "linear_probe"}
-    return [
-        (case_of(r), log_odds_of(r) - probes[case_of(r)])
-        for r in rows
-        if r["strategy"] == strategy and r["grid"] == grid and case_of(r) in probes
-    ]
 
 
 def _variant(
@@ -152,57 +132,72 @@ def _variant(
     gains = gains_of(rows, strategy, grid)
     if len(gains) < FEWEST:
         return None
-    x = np.array([_standardised(profiles[case], usual) for case, _ in gains])
+    x = np.array([standardised(profiles[case], usual) for case, _ in gains])
     y = np.array([gain for _, gain in gains])
-    guess = _guess(strategy, usual)
-    whole = _line(x, y, usual["probe"].sd, guess)
-    missed = y - _apply(whole, x)
-    unseen = y - _unseen(gains, profiles, usual, guess)
+    guess = guess_of(strategy, usual)
+    whole = fit_line(x, y, usual["probe"].sd, guess)
+    missed = y - apply_line(whole, x)
+    unseen = y - unseen_gains(gains, profiles, usual, guess)
     return {
         "strategy": strategy,
         "hyperparameters": grid,
         "intercept": round(float(whole[0]), 3),
         "weights": {n: round(float(w), 3) for n, w in zip(SIGNS, whole[1:], strict=True)},
-        "sd": _spread(unseen),
-        "drift": _drift(x, usual, _spread(unseen)),
+        "sd": spread_of(unseen),
+        "drift": drift_of(x, usual, spread_of(unseen)),
         "fit_error": round(float(np.sqrt(np.mean(missed**2))), 3),
         "left_out_error": round(float(np.sqrt(np.mean(unseen**2))), 3),
         "cases": len(y),
     }
 
 
-def _guess(strategy: str, usual: Spreads) -> Mapping[str, float]:
-    """Return the weights that a strategy's line leans on; of the SVM: its lead is what it was."""
-    own = {SVM: {"svm": usual["svm"].sd}, "from_scratch": SCRATCH_GUESS}
-    return own.get(strategy, GUESS)
-
-
-def _unseen(
-    gains: list[tuple[Case, float]],
+def _foretold(
+    rows: list[Row],
     profiles: Profiles,
     usual: Spreads,
-    guess: Mapping[str, float] = GUESS,
-) -> Matrix:
-    """Foretell the gain of every case by a line fitted to the other data sets."""
-    x = np.array([_standardised(profiles[case], usual) for case, _ in gains])
-    y = np.array([gain for _, gain in gains])
-    sets = np.array([case[0] for case, _ in gains])
-    foretold = np.zeros_like(y)
-    for name in np.unique(sets):
-        out = sets == name
-        if not out.all():
-            line = _line(x[~out], y[~out], usual["probe"].sd, guess)
-            foretold[out] = _apply(line, x[out])
-    return foretold
+    strategy: str,
+    grid: Mapping[str, Any],
+) -> dict[Case, float]:
+    """Return the gain that lines fitted to the other data sets foretell of every case."""
+    gains = gains_of(rows, strategy, grid)
+    values = unseen_gains(gains, profiles, usual, guess_of(strategy, usual))
+    return {case: float(value) for (case, _), value in zip(gains, values, strict=True)}
+
+
+def _is_worth_offering(
+    rows: list[Row],
+    profiles: Profiles,
+    usual: Spreads,
+    strategy: str,
+    grid: Mapping[str, Any],
+) -> bool:
+    """Whether given hyperparameters beat a strategy's default, which follows the evidence.
+
+    Clearly so, over data sets that the lines were not fitted to, on the cases where they promise
+    more than the default.
+    """
+    gains, default = gains_of(rows, strategy, grid), dict(gains_of(rows, strategy, {}))
+    if not grid or not default:
+        return True
+    promised = _foretold(rows, profiles, usual, strategy, grid)
+    usually = _foretold(rows, profiles, usual, strategy, {})
+    led: dict[str, list[float]] = defaultdict(list)
+    for case, gain in gains:
+        if case in usually and promised[case] > usually[case]:
+            led[case[0]].append(gain - default[case])
+    leads = np.array([np.mean(of_set) for of_set in led.values()])
+    if len(leads) < FEWEST:
+        return False
+    error = float(leads.std(ddof=1)) / np.sqrt(len(leads))
+    return float(leads.mean()) > CLEAR * error
 
 
 def _shared(rows: list[Row], profiles: Profiles, usual: Spreads) -> float:
     """Return the mean correlation of what two strategies' lines miss on data sets unseen."""
     missed = {}
     for strategy in (SVM, *TRAINED):
-        gains = gains_of(rows, strategy, {})
-        unseen = _unseen(gains, profiles, usual, _guess(strategy, usual))
-        missed[strategy] = {case: y - u for (case, y), u in zip(gains, unseen, strict=True)}
+        foretold = _foretold(rows, profiles, usual, strategy, {})
+        missed[strategy] = {c: y - foretold[c] for c, y in gains_of(rows, strategy, {})}
     found = []
     for one, other in combinations(missed.values(), 2):
         both = [(one[case], other[case]) for case in one.keys() & other.keys()]
@@ -224,52 +219,12 @@ def _unsure(rows: list[Row], strategy: str) -> dict[str, Any]:
         "hyperparameters": grids[0] if grids else {},
         "intercept": round(middle, 3),
         "weights": dict.fromkeys(SIGNS, 0.0),
-        "sd": round(float(np.hypot(_spread(gains - middle), SD_GUESS)), 3),
+        "sd": round(float(np.hypot(spread_of(gains - middle), SD_GUESS)), 3),
         "drift": SD_GUESS,
         "fit_error": error,
         "left_out_error": error,
         "cases": len(gains),
     }
-
-
-def _standardised(profile: Profile, usual: Spreads) -> list[float]:
-    evidence = evidence_of(profile)
-    return [evidence[name].beside(usual[name])[0] for name in SIGNS]
-
-
-def _line(x: Matrix, y: Matrix, probe_sd: float, guess: Mapping[str, float]) -> Matrix:
-    """Fit intercept and weights, each with the sign it may have, leaning on a guess."""
-    design = np.column_stack([np.ones(len(x)), x])
-    drawn = np.column_stack([np.zeros(x.shape[1]), np.sqrt(RIDGE) * np.eye(x.shape[1])])
-    signs = SIGNS | {"probe": (SIGNS["probe"][0] * probe_sd, 0.0)}
-    low, high = zip((-np.inf, np.inf), *signs.values(), strict=True)
-    found = lsq_linear(
-        np.vstack([design, drawn]),
-        np.concatenate([y, np.sqrt(RIDGE) * np.array([guess.get(n, 0.0) for n in SIGNS])]),
-        (np.array(low), np.array(high)),
-        method="bvls",
-    )
-    solution: Matrix = found.x
-    return solution
-
-
-def _drift(x: Matrix, usual: Spreads, sd: float) -> float:
-    """Return the standard deviation of the line's change with ten times the pictures."""
-    design = np.column_stack([np.ones(len(x)), x])
-    ridge = RIDGE * np.diag([0.0, *np.ones(x.shape[1])])
-    ways = np.array([0.0, *((n in ("size", "total")) / usual[n].sd for n in SIGNS)])
-    return round(float(sd * np.sqrt(ways @ np.linalg.inv(design.T @ design + ridge) @ ways)), 3)
-
-
-def _apply(line: Matrix, x: Matrix) -> Matrix:
-    values: Matrix = line[0] + x @ line[1:]
-    return values
-
-
-def _spread(missed: Matrix) -> float:
-    """Return the standard deviation of what is missed, leaning on a guess while cases are few."""
-    total = float(np.sum(missed**2)) + SD_CASES * SD_GUESS**2
-    return round(float(np.sqrt(total / (len(missed) + SD_CASES))), 3)
 
 
 def _measured(rows: list[Row], profiles: Profiles, usual: Spreads) -> dict[str, Any]:
@@ -317,14 +272,13 @@ def _pilot(
     did not bring what is foretold of unseen data sets nearer to the truth.
     """
     gains = gains_of(rows, strategy, {})
-    lines = _unseen(gains, profiles, usual, _guess(strategy, usual))
-    foretold = dict(zip((c for c, _ in gains), lines, strict=True))
+    foretold = _foretold(rows, profiles, usual, strategy, {})
     pilots = {c: pilot for c, _ in gains if (pilot := profiles[c].pilot) is not None}
     seen = {c: pilot_gain(pilot, strategy) for c, pilot in pilots.items()}
     cases = [(c, y) for c, y in gains if c in seen]
     noise = np.array([sd for _, sd in seen.values()])
     gained = np.array([gain for gain, _ in seen.values()])
-    spread = _exact_spread(gained, noise, SD_GUESS)
+    spread = exact_spread(gained, noise, SD_GUESS)
     exact = np.array([reliability(sd, spread) for sd in noise])
     x = np.array([[1.0, foretold[c], seen[c][0]] for c, _ in cases]).reshape(-1, 3)
     y = np.array([gain for _, gain in cases])
@@ -353,18 +307,6 @@ def _pilot_line(x: Matrix, y: Matrix, exact: Matrix) -> Matrix:
     )
     solution: Matrix = found.x
     return solution
-
-
-def _exact_spread(values: Matrix, noise: Matrix, guess: float) -> float:
-    """Return the standard deviation of values without their noise, leaning on a guess."""
-    if not len(values):
-        return guess
-    weight = 1 / (guess**2 + noise**2 + 1e-12)
-    middle = weight @ values / weight.sum()
-    beyond = float(weight @ ((values - middle) ** 2 - noise**2)) * guess**2
-    share = float(weight.sum()) * guess**2
-    variance = (beyond + SD_CASES * guess**2) / (share + SD_CASES)
-    return float(np.sqrt(max(variance, (guess / 4) ** 2)))
 
 
 def text_of(rows: list[Row], profiles: Profiles) -> str:

@@ -52,7 +52,7 @@ def shared() -> Path:
 def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The benchmarks that work on the suite's rows, by name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("rows", "run_suite", "fit_priors", "judged", "regret")
+    names = ("rows", "run_suite", "gain_lines", "fit_priors", "judged", "regret")
     names += ("transfer_risk", "negative", "claims")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)

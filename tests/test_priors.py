@@ -101,6 +101,16 @@ def test_a_lucky_draw_is_not_what_advice_is_measured_against(
     assert both[case].regret(entry) == pytest.approx(0.5)
 
 
+def test_given_hyperparameters_are_offered_where_they_clearly_beat_the_default(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, profiles = suite()
+    by_default = [row | {"grid": {}} for row in rows if row["grid"] == {"lr": 1e-4}]
+    variants = scripts["fit_priors"].fit(rows + by_default, profiles)["variants"]
+    offered = [v["hyperparameters"] for v in variants if v["strategy"] == "full_fine_tune"]
+    assert offered == [{"lr": 1e-3}, {}]  # 1e-4 does what the default does
+
+
 def test_two_fits_with_the_same_hyperparameters_count_with_their_mean(
     scripts: dict[str, ModuleType],
 ) -> None:
