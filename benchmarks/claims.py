@@ -7,7 +7,7 @@ pixels of 10, five draws a set); the others are read from the suite's rows and t
 from ``claims.jsonl``: entries of the grid that only some sets were run with,
 
     python benchmarks/run_suite.py --out benchmarks/claims.jsonl --no-evidence --seeds 0 \
-        --n-per-class 20 --sets SET ... --grid 0 2 12 13 14 15 16 17 18
+        --n-per-class 20 --sets SET ... --grid 0 2 11 12 13 14 15 16 17
 """
 
 import argparse
