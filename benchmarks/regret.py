@@ -168,17 +168,13 @@ def against_best_fixed(judged: list[Judged], logme: Mapping[Case, list[float]]) 
     That pair is the one with the lowest mean regret over all cases, known in hindsight.
     """
     sets = [j.case[0] for j in judged]
-    plain = policies(judged, logme)
-    halves = policies(judged, logme, Judged.regret_by_halves)
+    table = policies(judged, logme)
     fixed = [title_of(e) for e in judged[0].rows if is_fixed(e)]
-    best = min(fixed, key=lambda title: float(np.mean(plain[title])))
-    lines = [f"| share of: {best} | regret | by halves |", "|---|---|---|"]
+    best = min(fixed, key=lambda title: float(np.mean(table[title])))
+    lines = [f"| regret as a share of: {best} | |", "|---|---|"]
     for policy in judged[0].decisions:
-        shares = [
-            _spoken(bootstrap(list(zip(t[policy], t[best], strict=True)), sets, _share), 2)
-            for t in (plain, halves)
-        ]
-        lines.append(f"| {policy} | {' | '.join(shares)} |")
+        pairs = list(zip(table[policy], table[best], strict=True))
+        lines.append(f"| {policy} | {_spoken(bootstrap(pairs, sets, _share), 2)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -203,8 +199,11 @@ def by_size(judged: list[Judged], logme: Mapping[Case, list[float]]) -> str:
 
 
 def advice_cost(judged: list[Judged], seconds: Mapping[Case, float]) -> str:
-    """Return what advice cost, in shares of fitting every entry once, over all cases."""
-    fits = [sum(row["seconds"] for row in j.rows.values()) for j in judged]
+    """Return what advice cost, in shares of fitting every strategy once, over all cases."""
+    fits = [
+        sum(row["seconds"] for (_, given), row in j.rows.items() if given == DEFAULT)
+        for j in judged
+    ]
     bare = [seconds[j.case] for j in judged]
     lines = ["| advice | share of fitting all once | dearest case |", "|---|---|---|"]
     pilots = [0.0 if (p := j.profile.pilot) is None else p.seconds for j in judged]

@@ -135,7 +135,7 @@ def test_a_fixed_pair_is_what_advice_is_a_share_of(scripts: dict[str, ModuleType
     best = "always linear_probe, default"
     lost = {name: np.mean(v) for name, v in regret.policies(judged, {}).items()}
     lines = regret.against_best_fixed(judged, {}).splitlines()
-    assert lines[0].startswith(f"| share of: {best} |")
+    assert lines[0].startswith(f"| regret as a share of: {best} |")
     share = lost["advisor, accuracy"] / lost[best]
     assert f"| advisor, accuracy | {share:.2f} [" in "\n".join(lines)
 
