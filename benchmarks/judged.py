@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,7 +17,7 @@ from advisor.types import Decision, Profile, Recommendation
 WIDELY = 0.8
 """Share of the cases that a grid entry must cover to count."""
 HALVES = 500
-"""Random halves of the test pictures."""
+"""Random halves of the test pictures and of the seeds."""
 DEFAULT = "{}"
 COMPARED = ("partial_fine_tune", "full_fine_tune")
 
@@ -35,7 +35,8 @@ class Judged:
     expected
         Test accuracy of every entry, mean over the seeds of this set and size.
     by_halves
-        What an entry loses, in points, against the one that was best on other pictures.
+        What an entry loses, in points, against the one that was best with other seeds on other
+        pictures; none where single hits are not known.
     """
 
     case: Case
@@ -93,17 +94,9 @@ def advised_entry(best: Recommendation, rows: Mapping[Entry, Row]) -> Entry:
     return best.strategy, DEFAULT
 
 
-def judge(
-    rows: list[Row], profiles: Mapping[Case, Profile], beside: Sequence[Row] = ()
-) -> list[Judged]:
-    """Advise on every case with priors that never saw its data set.
-
-    Parameters
-    ----------
-    beside
-        Rows that advice is compared with too, but that priors are not fitted to.
-    """
-    cases = complete_cases([*rows, *beside], profiles)
+def judge(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Judged]:
+    """Advise on every case with priors that never saw its data set."""
+    cases = complete_cases(rows, profiles)
     kept = [row for row in rows if entry_of(row) in cases.get(case_of(row), {})]
     judged = []
     for name in sorted({case[0] for case in cases}):

@@ -235,7 +235,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
-    parser.add_argument("--beside", type=Path, help="rows that priors are not fitted to")
     parser.add_argument("--seeds", type=int, nargs="*", help="of the cases; default: all")
     parser.add_argument("--cases", action="store_true", help="list every case too")
     args = parser.parse_args()
@@ -245,8 +244,7 @@ def main() -> None:
         if args.seeds is None or case[2] in args.seeds
     }
     logme = {case_of(r): r["logme_by_depth"] for r in read_rows(args.evidence)}
-    beside = read_rows(args.beside) if args.beside else []
-    judged = judge(read_rows(args.results), profiles, beside)
+    judged = judge(read_rows(args.results), profiles)
     if len({j.case[0] for j in judged}) <= FEWEST:
         raise SystemExit("There are too few complete cases to leave a data set out.")
     print(report(judged, logme))
