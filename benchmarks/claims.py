@@ -165,6 +165,14 @@ def _fixed(strategy: str, **given: Any) -> Callable[[Row], bool]:
     return lambda r: r["strategy"] == strategy and r["grid"] == grid
 
 
+def _with_error(gaps: list[float]) -> str:
+    """Write the mean of some differences in points, with its standard error."""
+    if len(gaps) < 2:
+        return f"{100 * np.mean(gaps or [np.nan]):+.1f}"
+    error = float(np.std(gaps, ddof=1)) / np.sqrt(len(gaps))
+    return f"{100 * np.mean(gaps):+.1f} ± {100 * error:.1f}"
+
+
 def smaller_steps_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> Verdict:
     """See whether a small learning rate is the better one near ImageNet and not far from it."""
     found = []
@@ -173,15 +181,15 @@ def smaller_steps_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> V
         if profile is not None and profile.similarity is not None:
             found.append((profile.similarity.score.mid, gap))
     held = sum((gap > 0) == (score >= 0.5) for score, gap in found)
-    near = 100 * np.array([gap for score, gap in found if score >= 0.5] or [np.nan])
-    far = 100 * np.array([gap for score, gap in found if score < 0.5] or [np.nan])
+    near = [gap for score, gap in found if score >= 0.5]
+    far = [gap for score, gap in found if score < 0.5]
     return Verdict(
         "small learning rates for the body near ImageNet, large ones far from it",
         "CS231n",
         held,
         len(found),
         f"lr 3e-4 minus 1e-3, full fine-tuning, steps taken in full: "
-        f"{near.mean():+.1f} points near, {far.mean():+.1f} far",
+        f"{_with_error(near)} points near, {_with_error(far)} far",
     )
 
 
@@ -216,7 +224,7 @@ def freezing_by_size(rows: list[Row]) -> Verdict:
             by_set[name].append(gap)
         means = [float(np.mean(of_set)) for of_set in by_set.values()]
         held += means
-        said.append(f"{100 * np.mean(means):+.1f} with {n} a class")
+        said.append(f"{_with_error(means)} with {n} a class")
     return Verdict(
         "the fewer pictures, the more freezing the first two or three stages gains",
         "Soekhoe 2016",

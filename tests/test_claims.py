@@ -51,7 +51,7 @@ def test_freezing_is_compared_at_one_learning_rate_by_pictures_a_class(
     ]
     verdict = scripts["claims"].freezing_by_size(rows + few)
     assert (verdict.held, verdict.cases) == (2, 3)
-    assert "+10.0 with 5 a class, -3.0 with 20 a class" in verdict.detail
+    assert "+10.0 with 5 a class, -3.0 ± 7.0 with 20 a class" in verdict.detail
 
 
 def test_small_steps_are_held_against_large_ones_near_and_far(
@@ -65,7 +65,7 @@ def test_small_steps_are_held_against_large_ones_near_and_far(
             rows.append(row(name, "full_fine_tune", {"lr": lr, "blend": 1.0}, accuracy))
     verdict = scripts["claims"].smaller_steps_when_near(rows, profiles)
     assert (verdict.held, verdict.cases) == (2, 3)
-    assert "+10.0 points near, -2.5 far" in verdict.detail
+    assert "+10.0 points near, -2.5 ± 7.5 far" in verdict.detail
 
 
 def test_a_set_without_all_stages_does_not_count(scripts: dict[str, ModuleType]) -> None:
