@@ -7,7 +7,7 @@ pixels of 10, five draws a set); the others are read from the suite's rows and t
 from ``claims.jsonl``: entries of the grid that only some sets were run with,
 
     python benchmarks/run_suite.py --out benchmarks/claims.jsonl --no-evidence --seeds 0 \
-        --n-per-class 20 --sets SET ... --grid 0 2 11 12 13 14 15 16 17
+        --n-per-class 5 20 100 --sets SET ... --grid 11 12 13 14 15 16 17
 """
 
 import argparse
@@ -194,20 +194,20 @@ def smaller_steps_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> V
 
 
 def freezing_when_few(rows: list[Row]) -> Verdict:
-    """See whether freezing the first two or three stages beats training all with few pictures."""
-    held, said = 0, []
-    curves = freezing(rows)
-    for name, by_stage in curves.items():
-        gap = max(by_stage[k] for k in (2, 3)) - by_stage[0]
-        held += gap > 0
-        best = max(by_stage, key=lambda k: by_stage[k])
-        said.append(f"{name} {100 * gap:+.1f} (best: {best} frozen)")
+    """See whether freezing the first two or three stages beats training all, whatever the size."""
+    held, by_size = [], defaultdict(list)
+    for (_, n, _, _), by_stage in freezing(rows).items():
+        gap = (by_stage[2] + by_stage[3]) / 2 - by_stage[0]
+        held.append(gap > 0)
+        by_size[n].append(gap)
+    said = [f"{_with_error(gaps)} with {n} a class" for n, gaps in sorted(by_size.items())]
     return Verdict(
         "with few pictures freezing the first two or three stages beats training all",
         "Soekhoe 2016",
-        held,
-        len(curves),
-        "the better of 2 and 3 frozen minus none, points: " + ", ".join(said),
+        sum(held),
+        len(held),
+        "sets and sizes where it does; mean of 2 and 3 frozen minus none, learning rates by "
+        "evidence, points: " + ", ".join(said),
     )
 
 
@@ -235,16 +235,45 @@ def freezing_by_size(rows: list[Row]) -> Verdict:
     )
 
 
-def freezing(rows: list[Row]) -> dict[str, dict[int, float]]:
-    """Return accuracy by number of frozen stages, set by set, where all of them were tried."""
-    found: dict[str, dict[int, float]] = defaultdict(dict)
+def freezing(rows: list[Row]) -> dict[Case, dict[int, float]]:
+    """Return accuracy by number of frozen stages, case by case, where 0, 2 and 3 were tried.
+
+    Learning rates are those by default; with all stages frozen only the head is trained.
+    """
+    found: dict[Case, dict[int, float]] = defaultdict(dict)
+    heads = {case_of(row): row["accuracy"] for row in rows if _is_default(row, "linear_probe")}
     for row in rows:
-        tuned, stages = row["strategy"], row["grid"].get("frozen_stages")
-        if tuned == "partial_fine_tune" and set(row["grid"]) == {"frozen_stages"}:
-            found[row["set"]][stages] = row["accuracy"]
-        elif tuned == "full_fine_tune" and not row["grid"]:
-            found[row["set"]][0] = row["accuracy"]
-    return {name: dict(sorted(by.items())) for name, by in found.items() if {0, 2, 3} <= set(by)}
+        if row["strategy"] == "partial_fine_tune" and set(row["grid"]) == {"frozen_stages"}:
+            found[case_of(row)][row["grid"]["frozen_stages"]] = row["accuracy"]
+        elif _is_default(row, "full_fine_tune"):
+            found[case_of(row)][0] = row["accuracy"]
+    curves = {case: dict(sorted(by.items())) for case, by in found.items() if {0, 2, 3} <= set(by)}
+    for case, by_stage in curves.items():
+        if case in heads:
+            by_stage[max(by_stage) + 1] = heads[case]
+    return curves
+
+
+def _is_default(row: Row, strategy: str) -> bool:
+    return row["strategy"] == strategy and not row["grid"]
+
+
+def freezing_table(rows: list[Row]) -> str:
+    """Return what each number of frozen stages gains over none, by size, as Markdown."""
+    gains: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (_, n, _, _), by_stage in freezing(rows).items():
+        for k, accuracy in by_stage.items():
+            if k:
+                gains[n][k].append(accuracy - by_stage[0])
+    stages = sorted({k for by_stage in gains.values() for k in by_stage})
+    lines = [
+        "| pictures a class (sets) | " + " | ".join(f"{k} frozen" for k in stages) + " |",
+        "|---|" + "---|" * len(stages),
+    ]
+    for n, by_stage in sorted(gains.items()):
+        cells = " | ".join(_with_error(by_stage[k]) for k in stages)
+        lines.append(f"| {n} ({len(by_stage[stages[0]])}) | {cells} |")
+    return "\n".join(lines)
 
 
 def augmented_is_better(rows: list[Row]) -> Verdict:
@@ -265,18 +294,19 @@ def augmented_is_better(rows: list[Row]) -> Verdict:
 
 
 def plot(rows: list[Row]) -> str:
-    """Draw accuracy over frozen stages, set by set, as SVG; the best of each is filled."""
+    """Draw accuracy over frozen stages, a panel a size, as SVG; the best of each is filled."""
     values = [
         {
             "set": name,
+            "pictures": n,
             "frozen": k,
             "accuracy": 100 * accuracy,
             "best": accuracy == max(by.values()),
         }
-        for name, by in freezing(rows).items()
+        for (name, n, _, _), by in freezing(rows).items()
         for k, accuracy in by.items()
     ]
-    x = {"field": "frozen", "type": "quantitative", "title": "stages frozen (0: full fine-tuning)"}
+    x = {"field": "frozen", "type": "quantitative", "title": "stages frozen"}
     x["axis"] = {"tickMinStep": 1}
     y = {"field": "accuracy", "type": "quantitative", "title": "test accuracy, %"}
     y["scale"] = {"zero": False}
@@ -284,14 +314,16 @@ def plot(rows: list[Row]) -> str:
     best = {"condition": {"test": "datum.best", "value": 1}, "value": 0}
     mark = {"type": "line", "point": {"filled": False, "fill": "white", "size": 40}}
     point = {"type": "point", "filled": True, "size": 60}
+    layers = [
+        {"mark": mark, "encoding": shown},
+        {"mark": point, "encoding": {**shown, "opacity": best}},
+    ]
+    column = {"field": "pictures", "type": "ordinal", "title": "pictures a class"}
     spec = {
-        "width": 420,
-        "height": 260,
         "data": {"values": values},
-        "layer": [
-            {"mark": mark, "encoding": shown},
-            {"mark": point, "encoding": {**shown, "opacity": best}},
-        ],
+        "facet": {"column": column},
+        "spec": {"width": 200, "height": 240, "layer": layers},
+        "resolve": {"scale": {"y": "independent"}},
     }
     return vegalite_to_svg(spec)
 
@@ -319,7 +351,7 @@ def main() -> None:
         on_par(profiles),
         earlier_when_far(profiles),
         smaller_steps_when_near(suite, profiles),
-        freezing_when_few(extra),
+        freezing_when_few(suite + extra),
         freezing_by_size(suite),
         augmented_is_better(extra),
     ]
@@ -327,8 +359,9 @@ def main() -> None:
     for verdict in verdicts:
         if verdict.cases:
             print(verdict.row())
+    print("\n" + freezing_table(suite + extra))
     if args.plot is not None:
-        args.plot.write_text(plot(extra))
+        args.plot.write_text(plot(suite + extra))
 
 
 if __name__ == "__main__":

@@ -23,14 +23,29 @@ def frozen(name: str, *accuracies: float) -> list[dict[str, Any]]:
     return [row(name, "full_fine_tune", {}, full), *by_stage]
 
 
-def test_freezing_holds_where_two_or_three_stages_beat_none(
+def test_freezing_holds_where_two_and_three_stages_beat_none(
     scripts: dict[str, ModuleType],
 ) -> None:
-    rows = [*frozen("near", 0.7, 0.6, 0.8, 0.75), *frozen("far", 0.9, 0.95, 0.8, 0.8)]
+    rows = [*frozen("near", 0.7, 0.6, 0.8, 0.76), *frozen("far", 0.9, 0.95, 0.8, 0.8)]
     verdict = scripts["claims"].freezing_when_few(rows)
     assert (verdict.held, verdict.cases) == (1, 2)
-    assert "near +10.0 (best: 2 frozen)" in verdict.detail
-    assert "far -10.0 (best: 1 frozen)" in verdict.detail
+    assert "-1.0 ± 9.0 with 20 a class" in verdict.detail
+
+
+def test_a_table_of_freezing_ends_with_the_head_alone(scripts: dict[str, ModuleType]) -> None:
+    rows = [
+        *frozen("near", 0.7, 0.6, 0.8, 0.75),
+        *frozen("far", 0.9, 0.95, 0.8, 0.8),
+        row("near", "linear_probe", {}, 0.65),
+        row("far", "linear_probe", {}, 0.45),
+        row("near", "linear_probe", {"strength": 1.0}, 0.1),
+    ]
+    table = scripts["claims"].freezing_table(rows)
+    assert table.splitlines() == [
+        "| pictures a class (sets) | 1 frozen | 2 frozen | 3 frozen | 4 frozen |",
+        "|---|---|---|---|---|",
+        "| 20 (2) | -2.5 ± 7.5 | +0.0 ± 10.0 | -2.5 ± 7.5 | -25.0 ± 20.0 |",
+    ]
 
 
 def test_freezing_is_compared_at_one_learning_rate_by_pictures_a_class(
@@ -82,7 +97,7 @@ def test_views_are_compared_set_by_set(scripts: dict[str, ModuleType]) -> None:
     assert "a +10.0, b +0.0" in verdict.detail
 
 
-@pytest.mark.parametrize("text", ["near", "stages frozen", "test accuracy"])
+@pytest.mark.parametrize("text", ["near", "stages frozen", "test accuracy", "pictures a class"])
 def test_the_plot_names_what_it_shows(scripts: dict[str, ModuleType], text: str) -> None:
     svg = scripts["claims"].plot(frozen("near", 0.7, 0.6, 0.8, 0.75))
     assert svg.startswith("<svg")
