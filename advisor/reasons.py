@@ -167,7 +167,7 @@ def _comparison(
 ) -> str:
     gap = best.accuracy.mid - other.accuracy.mid
     times = _times(other, best, profile)
-    cost = f"{times:.0f} times the cost" if times >= 1.5 else "no more cost"
+    cost = f"{times:.0f} times the cost" if times >= 1.5 else "about the same cost"
     if times < 1 / 1.5:
         cost = f"1/{1 / times:.0f} of the cost"
     if abs(gap) <= margin:
