@@ -16,8 +16,9 @@ from strategies.core.training import ROUNDS, train
 
 STEPS = 3
 """The first only warms up; with at most `ROUNDS` steps the loop reports after each."""
-N_PASSED = 2 * BATCH
-"""Pictures whose feature pass training is compared with; the first batch only warms up."""
+N_PASSED = 4 * BATCH
+"""Pictures whose feature pass training is compared with: the first batch only warms up, and of the
+others the median counts, so that one slow write to the disk does not."""
 _KEY = "feature passes per trained image, seconds to build"
 
 
@@ -33,7 +34,7 @@ def measure_training_cost(task: ImageTask, backbone: Backbone, ctx: RunContext) 
     """Train on a few real pictures, and compare with the feature pass at the same size.
 
     The ratio belongs to network, input size and machine, not to the pictures: it is kept in the
-    cache.
+    cache. It is at least 1, as training passes every picture forward too.
     """
     name = [backbone.name, backbone.digest, backbone.input_px, ctx.precision, ctx.device.type]
     space = space_name([_KEY, *name])
@@ -61,4 +62,4 @@ def _measure(task: ImageTask, backbone: Backbone, ctx: RunContext) -> tuple[floa
         train(network, few, backbone, recipe, replace(ctx, on_epoch=note, deadline_s=None))
     trained_ms = 1000 * float(np.min(np.diff(stamps))) / BATCH
     passed = extract_features(task.train[:N_PASSED], backbone, ctx)
-    return trained_ms / passed.ms_per_image, build_s
+    return max(1.0, trained_ms / passed.ms_per_image), build_s
