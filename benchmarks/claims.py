@@ -267,7 +267,7 @@ def freezing_table(rows: list[Row]) -> str:
                 gains[n][k].append(accuracy - by_stage[0])
     stages = sorted({k for by_stage in gains.values() for k in by_stage})
     lines = [
-        "| pictures a class (sets) | " + " | ".join(f"{k} frozen" for k in stages) + " |",
+        "| pictures a class (sets), frozen: | " + " | ".join(map(str, stages)) + " |",
         "|---|" + "---|" * len(stages),
     ]
     for n, by_stage in sorted(gains.items()):
@@ -282,14 +282,17 @@ def augmented_is_better(rows: list[Row]) -> Verdict:
     def last_depth(views: int) -> Callable[[Row], bool]:
         return lambda r: r["grid"] == {"depth": -1, "views": views}
 
-    found = {case[0]: gap for case, gap in _pairs(rows, last_depth(6), last_depth(1))}
-    said = ", ".join(f"{name} {100 * gap:+.1f}" for name, gap in found.items())
+    by_size: dict[int, list[float]] = defaultdict(list)
+    for (_, n, _, _), gap in _pairs(rows, last_depth(6), last_depth(1)):
+        by_size[n].append(gap)
+    gaps = [gap for of_size in by_size.values() for gap in of_size]
+    said = [f"{_with_error(of_size)} with {n} a class" for n, of_size in sorted(by_size.items())]
     return Verdict(
         "an SVM on augmented pictures beats one on plain pictures",
         "Razavian 2014 (CNNaug-SVM)",
-        sum(gap > 0 for gap in found.values()),
-        len(found),
-        f"six views minus one, last depth, points: {said}",
+        sum(gap > 0 for gap in gaps),
+        len(gaps),
+        "sets and sizes; six views minus one, last depth, points: " + ", ".join(said),
     )
 
 

@@ -42,7 +42,7 @@ def test_a_table_of_freezing_ends_with_the_head_alone(scripts: dict[str, ModuleT
     ]
     table = scripts["claims"].freezing_table(rows)
     assert table.splitlines() == [
-        "| pictures a class (sets) | 1 frozen | 2 frozen | 3 frozen | 4 frozen |",
+        "| pictures a class (sets), frozen: | 1 | 2 | 3 | 4 |",
         "|---|---|---|---|---|",
         "| 20 (2) | -2.5 ± 7.5 | +0.0 ± 10.0 | -2.5 ± 7.5 | -25.0 ± 20.0 |",
     ]
@@ -87,14 +87,21 @@ def test_a_set_without_all_stages_does_not_count(scripts: dict[str, ModuleType])
     assert scripts["claims"].freezing(frozen("short", 0.7, 0.8)) == {}
 
 
-def test_views_are_compared_set_by_set(scripts: dict[str, ModuleType]) -> None:
+def test_views_are_compared_case_by_case(scripts: dict[str, ModuleType]) -> None:
     rows = [
-        row(name, "layer_svm", {"depth": -1, "views": views}, a)
-        for name, views, a in (("a", 1, 0.5), ("a", 6, 0.6), ("b", 1, 0.5), ("b", 6, 0.5))
+        row(name, "layer_svm", {"depth": -1, "views": views}, a) | {"n_per_class": n}
+        for name, n, views, a in (
+            ("a", 20, 1, 0.5),
+            ("a", 20, 6, 0.6),
+            ("b", 20, 1, 0.5),
+            ("b", 20, 6, 0.5),
+            ("a", 5, 1, 0.4),
+            ("a", 5, 6, 0.7),
+        )
     ]
     verdict = scripts["claims"].augmented_is_better([*rows, row("c", "layer_svm", {}, 0.9)])
-    assert (verdict.held, verdict.cases) == (1, 2)
-    assert "a +10.0, b +0.0" in verdict.detail
+    assert (verdict.held, verdict.cases) == (2, 3)
+    assert "+30.0 with 5 a class, +5.0 ± 5.0 with 20 a class" in verdict.detail
 
 
 @pytest.mark.parametrize("text", ["near", "stages frozen", "test accuracy", "pictures a class"])
