@@ -324,6 +324,7 @@ def plot(rows: list[Row]) -> str:
     column = {"field": "pictures", "type": "ordinal", "title": "pictures a class"}
     spec = {
         "data": {"values": values},
+        "padding": {"left": 5, "top": 5, "bottom": 5, "right": 30},  # fonts differ in width
         "facet": {"column": column},
         "spec": {"width": 200, "height": 240, "layer": layers},
         "resolve": {"scale": {"y": "independent"}},
