@@ -11,6 +11,7 @@ entry to its last over all cases, so that a suite that is stopped early is wide 
 
 import argparse
 import contextlib
+import functools
 import json
 import subprocess
 import tempfile
@@ -66,6 +67,7 @@ GRID: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 SUITE = range(10)
 """Entries of the grid that the whole suite is run with."""
+SIZES = (5, 20, 100, 500)
 MAX_TEST, VAL_SHARE = 600, 0.2
 REFERENCE_SET = "imagenet_samples"
 
@@ -77,18 +79,18 @@ def main() -> None:
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
     )
     backbone = load_backbone(input_px=args.input_px)
+    whole = functools.cache(lambda name: load_task(args.data_root / name))
     cases = [
         (name, n, seed, args.input_px)
         for seed in args.seeds
         for n in args.n_per_class
         for name in names
+        if takes_more(whole(name), n)
     ]
-    tasks: dict[Case, ImageTask] = {}
 
+    @functools.cache
     def task_of(case: Case) -> ImageTask:
-        if case not in tasks:
-            tasks[case] = subsample(load_task(args.data_root / case[0]), case[1], case[2])
-        return tasks[case]
+        return subsample(whole(case[0]), case[1], case[2])
 
     if not args.no_evidence:
         measure_all(cases, task_of, backbone, args)
@@ -168,6 +170,12 @@ def subsample(task: ImageTask, n_per_class: int, seed: int) -> ImageTask:
     return replace(task, train=tuple(train), val=tuple(val), test=test)
 
 
+def takes_more(task: ImageTask, n_per_class: int) -> bool:
+    """Whether a size takes pictures that the next smaller one leaves, and is no repeat of it."""
+    below = max((size for size in SIZES if size < n_per_class), default=0)
+    return int(np.bincount(labels_of(task.fit_split)).max()) > below
+
+
 @contextlib.contextmanager
 def _fresh_context(seed: int) -> Iterator[RunContext]:
     """Give a context whose cache is empty, and is gone afterwards."""
@@ -210,7 +218,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--no-evidence", action="store_true", help="fits alone")
     parser.add_argument("--pilot", action="store_true", help="measure pilots too")
-    parser.add_argument("--n-per-class", nargs="*", type=int, default=[20, 5, 100])
+    parser.add_argument("--n-per-class", nargs="*", type=int, default=SIZES)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)
     return parser.parse_args()

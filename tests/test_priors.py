@@ -11,6 +11,7 @@ import pytest
 
 from advisor.priors import load_priors, priors_of
 from advisor.types import Profile
+from strategies.core.task import ImageTask, labels_of
 from strategies.registry import STRATEGIES
 from tests.advisor.profiles import curve_of, pilot_of, profile_of
 
@@ -47,6 +48,15 @@ def test_the_priors_are_rebuilt_from_the_rows_byte_for_byte(
     rows, fit_priors = scripts["rows"], scripts["fit_priors"]
     text = fit_priors.text_of(rows.read_rows(rows.RESULTS), rows.read_profiles())
     assert text == fit_priors.PRIORS.read_text()
+
+
+def test_a_size_that_takes_no_further_picture_is_no_case_of_its_own(
+    scripts: dict[str, ModuleType], small_task: ImageTask
+) -> None:
+    suite = scripts["run_suite"]
+    most = max(np.bincount(labels_of(small_task.fit_split)))
+    assert 5 < most <= 20
+    assert [suite.takes_more(small_task, n) for n in suite.SIZES] == [True, True, False, False]
 
 
 def test_the_shipped_priors_know_their_strategies_and_their_error() -> None:
