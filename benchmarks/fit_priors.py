@@ -6,8 +6,9 @@ For every strategy but the linear probe, and every entry of the grid that beats 
 log-odds of test accuracy minus those of the linear probe, as a straight line over the evidence
 (`advisor.gain`) that stood before the fit. The line is a ridge regression, because cases are few,
 and is bound to common sense: a domain farther away, a poorer probe, more pictures, and middle
-depths that are better than late ones never speak against training. Noisy evidence counts as far as
-it is exact. What the line leaves open is judged on the data sets that it was not fitted to.
+depths that are better than late ones never speak against training. Noisy evidence, and cases with
+few test pictures, count as far as they are exact. What the line leaves open is judged on the data
+sets that it was not fitted to.
 """
 
 import argparse
@@ -32,13 +33,14 @@ from gain_lines import (
     Spreads,
     apply_line,
     drift_of,
+    evidence_matrix,
     exact_spread,
     fit_line,
+    gained_by_case,
     gains_of,
     guess_of,
     log_odds_of,
     spread_of,
-    standardised,
     unseen_gains,
 )
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
@@ -132,10 +134,10 @@ def _variant(
     gains = gains_of(rows, strategy, grid)
     if len(gains) < FEWEST:
         return None
-    x = np.array([standardised(profiles[case], usual) for case, _ in gains])
-    y = np.array([gain for _, gain in gains])
+    x = evidence_matrix(gains, profiles, usual)
+    y = np.array([g.gain for g in gains])
     guess = guess_of(strategy, usual)
-    whole = fit_line(x, y, usual["probe"].sd, guess)
+    whole = fit_line(gains, profiles, usual, guess)
     missed = y - apply_line(whole, x)
     unseen = y - unseen_gains(gains, profiles, usual, guess)
     return {
@@ -161,7 +163,7 @@ def _foretold(
     """Return the gain that lines fitted to the other data sets foretell of every case."""
     gains = gains_of(rows, strategy, grid)
     values = unseen_gains(gains, profiles, usual, guess_of(strategy, usual))
-    return {case: float(value) for (case, _), value in zip(gains, values, strict=True)}
+    return {g.case: float(value) for g, value in zip(gains, values, strict=True)}
 
 
 def _is_worth_offering(
@@ -176,13 +178,13 @@ def _is_worth_offering(
     Clearly so, over data sets that the lines were not fitted to, on the cases where they promise
     more than the default.
     """
-    gains, default = gains_of(rows, strategy, grid), dict(gains_of(rows, strategy, {}))
+    gains, default = gained_by_case(rows, strategy, grid), gained_by_case(rows, strategy, {})
     if not grid or not default:
         return True
     promised = _foretold(rows, profiles, usual, strategy, grid)
     usually = _foretold(rows, profiles, usual, strategy, {})
     led: dict[str, list[float]] = defaultdict(list)
-    for case, gain in gains:
+    for case, gain in gains.items():
         if case in usually and promised[case] > usually[case]:
             led[case[0]].append(gain - default[case])
     leads = np.array([np.mean(of_set) for of_set in led.values()])
@@ -197,7 +199,10 @@ def _shared(rows: list[Row], profiles: Profiles, usual: Spreads) -> float:
     missed = {}
     for strategy in (SVM, *TRAINED):
         foretold = _foretold(rows, profiles, usual, strategy, {})
-        missed[strategy] = {c: y - foretold[c] for c, y in gains_of(rows, strategy, {})}
+        missed[strategy] = {
+            case: gain - foretold[case]
+            for case, gain in gained_by_case(rows, strategy, {}).items()
+        }
     found = []
     for one, other in combinations(missed.values(), 2):
         both = [(one[case], other[case]) for case in one.keys() & other.keys()]
@@ -210,7 +215,7 @@ def _shared(rows: list[Row], profiles: Profiles, usual: Spreads) -> float:
 def _unsure(rows: list[Row], strategy: str) -> dict[str, Any]:
     """Return what is believed of a strategy that was hardly tried: about no gain."""
     grids = [grid for _, grid in _grid(rows, (strategy,))]
-    gains = np.array([gain for grid in grids for _, gain in gains_of(rows, strategy, grid)])
+    gains = np.array([g.gain for grid in grids for g in gains_of(rows, strategy, grid)])
     guess = -1.0 if strategy == "from_scratch" else 0.0
     middle = float((gains.sum() + SD_CASES * guess) / (len(gains) + SD_CASES))
     error = round(float(np.sqrt(np.mean((gains - middle) ** 2))), 3) if len(gains) else 0.0
@@ -271,11 +276,11 @@ def _pilot(
     The weights lean on a guess, half of each, as by `RIDGE` exact pilots. None where pilots
     did not bring what is foretold of unseen data sets nearer to the truth.
     """
-    gains = gains_of(rows, strategy, {})
+    gains = gained_by_case(rows, strategy, {})
     foretold = _foretold(rows, profiles, usual, strategy, {})
-    pilots = {c: pilot for c, _ in gains if (pilot := profiles[c].pilot) is not None}
+    pilots = {c: pilot for c in gains if (pilot := profiles[c].pilot) is not None}
     seen = {c: pilot_gain(pilot, strategy) for c, pilot in pilots.items()}
-    cases = [(c, y) for c, y in gains if c in seen]
+    cases = [(c, y) for c, y in gains.items() if c in seen]
     noise = np.array([sd for _, sd in seen.values()])
     gained = np.array([gain for gain, _ in seen.values()])
     spread = exact_spread(gained, noise, SD_GUESS)

@@ -1,14 +1,14 @@
 """Straight lines of what a strategy gains over the evidence that stood before it was fitted."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from rows import Case, Row, case_of
 from scipy.optimize import lsq_linear
 
-from advisor.gain import evidence_of, log_odds
+from advisor.gain import evidence_of, log_odds, reliability
 from advisor.priors import Usual
 from advisor.types import Profile
 
@@ -37,19 +37,43 @@ Spreads = Mapping[str, Usual]
 Matrix = NDArray[np.float64]
 
 
+class Gained(NamedTuple):
+    """The log-odds that a fit gained over the linear probe of its case.
+
+    `noise` is their standard deviation from test pictures being few, as if the two did not share
+    their errors.
+    """
+
+    case: Case
+    gain: float
+    noise: float
+
+
 def log_odds_of(row: Row) -> float:
     """Return the log-odds of a row's test accuracy."""
     return log_odds(row["accuracy"], row["n_test"])
 
 
-def gains_of(rows: list[Row], strategy: str, grid: Mapping[str, Any]) -> list[tuple[Case, float]]:
-    """Return the log-odds gained over the linear probe of the same case, case by case."""
-    probes = {case_of(r): log_odds_of(r) for r in rows if r["strategy"] == "linear_probe"}
+def gains_of(rows: list[Row], strategy: str, grid: Mapping[str, Any]) -> list[Gained]:
+    """Return what a strategy gained over the linear probe of the same case, case by case."""
+    probes = {case_of(r): r for r in rows if r["strategy"] == "linear_probe"}
     return [
-        (case_of(r), log_odds_of(r) - probes[case_of(r)])
-        for r in rows
-        if r["strategy"] == strategy and r["grid"] == grid and case_of(r) in probes
+        Gained(case, log_odds_of(row) - log_odds_of(probe), np.hypot(_noise(row), _noise(probe)))
+        for row in rows
+        if row["strategy"] == strategy
+        and row["grid"] == grid
+        and (probe := probes.get(case := case_of(row))) is not None
     ]
+
+
+def gained_by_case(rows: list[Row], strategy: str, grid: Mapping[str, Any]) -> dict[Case, float]:
+    """Return the log-odds gained over the linear probe, by case."""
+    return {g.case: g.gain for g in gains_of(rows, strategy, grid)}
+
+
+def _noise(row: Row) -> float:
+    """Return the standard deviation of a row's log-odds, were its test pictures drawn again."""
+    return float(2 * np.cosh(log_odds_of(row) / 2) / np.sqrt(row["n_test"]))
 
 
 def guess_of(strategy: str, usual: Spreads) -> Mapping[str, float]:
@@ -59,22 +83,26 @@ def guess_of(strategy: str, usual: Spreads) -> Mapping[str, float]:
 
 
 def unseen_gains(
-    gains: list[tuple[Case, float]],
+    gains: Sequence[Gained],
     profiles: Profiles,
     usual: Spreads,
     guess: Mapping[str, float] = GUESS,
 ) -> Matrix:
     """Foretell the gain of every case by a line fitted to the other data sets."""
-    x = np.array([standardised(profiles[case], usual) for case, _ in gains])
-    y = np.array([gain for _, gain in gains])
-    sets = np.array([case[0] for case, _ in gains])
-    foretold = np.zeros_like(y)
+    sets = np.array([g.case[0] for g in gains])
+    foretold = np.zeros(len(gains))
     for name in np.unique(sets):
-        out = sets == name
-        if not out.all():
-            line = fit_line(x[~out], y[~out], usual["probe"].sd, guess)
-            foretold[out] = apply_line(line, x[out])
+        others = [g for g in gains if g.case[0] != name]
+        if others:
+            line = fit_line(others, profiles, usual, guess)
+            own = evidence_matrix([g for g in gains if g.case[0] == name], profiles, usual)
+            foretold[sets == name] = apply_line(line, own)
     return foretold
+
+
+def evidence_matrix(gains: Sequence[Gained], profiles: Profiles, usual: Spreads) -> Matrix:
+    """Return the standardised evidence of cases, a row each."""
+    return np.array([standardised(profiles[g.case], usual) for g in gains])
 
 
 def standardised(profile: Profile, usual: Spreads) -> list[float]:
@@ -83,15 +111,34 @@ def standardised(profile: Profile, usual: Spreads) -> list[float]:
     return [evidence[name].beside(usual[name])[0] for name in SIGNS]
 
 
-def fit_line(x: Matrix, y: Matrix, probe_sd: float, guess: Mapping[str, float]) -> Matrix:
-    """Fit intercept and weights, each with the sign it may have, leaning on a guess."""
-    design = np.column_stack([np.ones(len(x)), x])
+def fit_line(
+    gains: Sequence[Gained], profiles: Profiles, usual: Spreads, guess: Mapping[str, float]
+) -> Matrix:
+    """Fit intercept and weights, each with the sign it may have, leaning on a guess.
+
+    A case counts as far as its test is exact: in full without noise, and by half where noise is as
+    large as what such a line leaves open.
+    """
+    x = evidence_matrix(gains, profiles, usual)
+    y, noise = (np.array([g[i] for g in gains]) for i in (1, 2))
+    probe_sd = usual["probe"].sd
+    alike = _ridge(x, y, np.ones(len(y)), probe_sd, guess)
+    spread = exact_spread(y - apply_line(alike, x), noise, SD_GUESS)
+    exact = np.array([reliability(sd, spread) for sd in noise])
+    return _ridge(x, y, exact, probe_sd, guess)
+
+
+def _ridge(
+    x: Matrix, y: Matrix, exact: Matrix, probe_sd: float, guess: Mapping[str, float]
+) -> Matrix:
+    design = np.column_stack([np.ones(len(x)), x]) * np.sqrt(exact)[:, None]
     drawn = np.column_stack([np.zeros(x.shape[1]), np.sqrt(RIDGE) * np.eye(x.shape[1])])
     signs = SIGNS | {"probe": (SIGNS["probe"][0] * probe_sd, 0.0)}
     low, high = zip((-np.inf, np.inf), *signs.values(), strict=True)
+    leaning = np.sqrt(RIDGE) * np.array([guess.get(n, 0.0) for n in SIGNS])
     found = lsq_linear(
         np.vstack([design, drawn]),
-        np.concatenate([y, np.sqrt(RIDGE) * np.array([guess.get(n, 0.0) for n in SIGNS])]),
+        np.concatenate([y * np.sqrt(exact), leaning]),
         (np.array(low), np.array(high)),
         method="bvls",
     )

@@ -111,6 +111,19 @@ def test_a_lucky_draw_is_not_what_advice_is_measured_against(
     assert both[case].regret(entry) == pytest.approx(0.5)
 
 
+def test_a_case_with_few_test_pictures_counts_for_little(scripts: dict[str, ModuleType]) -> None:
+    rows, profiles = suite()
+    lines = {}
+    for n_test in (500, 10):
+        for row in rows:
+            if row["set"] == "set3":
+                row["n_test"] = n_test
+                row["accuracy"] = 0.85 if row["strategy"] == "from_scratch" else row["accuracy"]
+        record = scripts["fit_priors"].fit(rows, profiles)
+        lines[n_test] = next(v for v in record["variants"] if v["strategy"] == "from_scratch")
+    assert lines[10]["intercept"] < lines[500]["intercept"] - 0.05
+
+
 def test_given_hyperparameters_are_offered_where_they_clearly_beat_the_default(
     scripts: dict[str, ModuleType],
 ) -> None:
