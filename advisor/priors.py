@@ -124,4 +124,6 @@ def priors_of(record: Mapping[str, Any]) -> Priors:
 @cache
 def load_priors() -> Priors:
     """Read the priors that come with the program."""
-    return priors_of(json.loads(files("advisor").joinpath("priors.json").read_text()))
+    return priors_of(
+        json.loads(files("advisor").joinpath("priors.json").read_text(encoding="utf-8"))
+    )

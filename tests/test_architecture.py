@@ -125,6 +125,14 @@ def test_only_the_command_line_imports_inside_functions(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_text_is_utf_8_wherever_this_runs(path: Path) -> None:
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        called = getattr(call.func, "attr", "") if isinstance(call, ast.Call) else ""
+        if called in ("read_text", "write_text"):
+            assert "encoding" in [k.arg for k in call.keywords], f"line {call.lineno}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_only_the_backbone_knows_timm(path: Path) -> None:
     # Its models, that is: mixing borrows its mixup and cutmix.
     if module_name(path) not in ("strategies.core.backbone", "strategies.core.mixing"):

@@ -162,7 +162,7 @@ class ImageClassifier:
             If files are missing, damaged, or of another format version.
         """
         try:
-            record = json.loads((folder / RECORD_FILE).read_text())
+            record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
             if record["format_version"] != FORMAT_VERSION:
                 raise StorageError(
                     f"{folder} has classifier format {record['format_version']}; this program "
