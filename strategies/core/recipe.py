@@ -21,7 +21,7 @@ PROBE_ERRORS = 0.25, 0.5
 """Shares of errors up to which a probe counts as right, and from which on as failing."""
 FEW, MANY = 50, 150
 """Pictures up to which a failing probe says that they are few, and from which on that its features
-do not tell the classes."""
+do not tell the classes; of those that it names wrongly, as many that teach little, and much."""
 NEAR_LR, FAR_LR = 3e-4, 1e-3
 NEAR_BLEND = 0.5
 ONE_SIDED, BEYOND_CHANCE = 0.04, 2.0
@@ -167,10 +167,11 @@ def fine_tune_defaults(features: Features, probe_accuracy: float, lean: Lean) ->
 
     Near the pretraining domain, and where a linear probe is already right, the pretrained weights
     are nearly right and a few pictures teach little but themselves: small steps, and the final
-    weights stay half-way. Far from it, or where the probe fails on many pictures, the body has to
-    change: large steps, taken in full. Without BatchNorm layers the distance is unknown and the
-    middle is taken. Mirror images are new pictures of the same things where a class does not lean
-    to one side; letters, signs and hands mean something else in a mirror.
+    weights stay half-way; where the probe names many pictures wrongly there is more to learn, and
+    the same small steps are taken in full. Far from it, or where the probe fails on many pictures,
+    the body has to change: large steps, taken in full. Without BatchNorm layers the distance is
+    unknown and the middle is taken. Mirror images are new pictures of the same things where a
+    class does not lean to one side; letters, signs and hands mean something else in a mirror.
 
     Parameters
     ----------
@@ -182,13 +183,18 @@ def fine_tune_defaults(features: Features, probe_accuracy: float, lean: Lean) ->
         Whether they lean to one side.
     """
     far = 0.5 if features.moments is None else farness(domain_shift(features))
+    n, errors = len(features.pooled[0]), 1 - probe_accuracy
     safe, risky = PROBE_ERRORS
-    failing = float(np.clip((1 - probe_accuracy - safe) / (risky - safe), 0, 1))
-    failing *= float(np.clip(np.log(len(features.pooled[0]) / FEW) / np.log(MANY / FEW), 0, 1))
+    failing = float(np.clip((errors - safe) / (risky - safe), 0, 1)) * _abundance(n)
     position = 1 - (1 - far) * (1 - failing)
     lr = NEAR_LR * (FAR_LR / NEAR_LR) ** position
-    blend = round(NEAR_BLEND + (1 - NEAR_BLEND) * position, 2)
-    return Defaults(float(f"{lr:.2g}"), blend, hflip=_has_no_sides(lean, far))
+    blend = NEAR_BLEND + (1 - NEAR_BLEND) * max(position, _abundance(n * errors))
+    return Defaults(float(f"{lr:.2g}"), round(blend, 2), hflip=_has_no_sides(lean, far))
+
+
+def _abundance(n: float) -> float:
+    """Map a number of pictures to 0 (few) ... 1 (many), linear in its logarithm."""
+    return float(np.clip(np.log(max(n, 1) / FEW) / np.log(MANY / FEW), 0, 1))
 
 
 def _has_no_sides(lean: Lean, far: float) -> bool:

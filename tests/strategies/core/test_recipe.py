@@ -69,6 +69,18 @@ def test_a_probe_that_fails_on_few_near_pictures_says_only_that_they_are_few() -
     assert fine_tune_defaults(_features(2.0, n=10), 0.3, EVEN).lr == FAR_LR
 
 
+def test_small_steps_are_taken_in_full_where_a_probe_is_wrong_on_many_pictures() -> None:
+    sizes = (100, 250, 500, 750, 2000)
+    found = [fine_tune_defaults(_features(0.0, n=n), 0.8, EVEN) for n in sizes]
+    blends = [d.blend for d in found]
+
+    assert {d.lr for d in found} == {NEAR_LR}
+    assert blends == sorted(blends)
+    assert blends[:2] == [NEAR_BLEND, NEAR_BLEND]
+    assert NEAR_BLEND < blends[2] < blends[3] == blends[4] == 1
+    assert fine_tune_defaults(_features(0.0, n=2000), 1.0, EVEN).blend == NEAR_BLEND
+
+
 def test_without_batch_norm_the_middle_is_taken() -> None:
     found = fine_tune_defaults(_without_moments(), 0.95, EVEN)
 
