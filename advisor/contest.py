@@ -8,7 +8,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from advisor.gain import drawn_to_usual, usual_of
-from advisor.options import NOISE
+from advisor.options import NOISE, equal_within
 from advisor.remedies import BACKBONE, other_backbone, remedies, scratch_contends
 from advisor.trials import Standing
 from advisor.types import Advice, Ended, Recommendation, TrialRecord
@@ -28,7 +28,8 @@ SHARE_OF_TIME = 0.5
 """Far from the pretraining pictures a training has much to learn: if it is not expected to be over
 in this share of the time that is left, it does better with smaller pictures than with fewer steps
 (benchmarks/README-training.md). Near them it is the other way round."""
-EQUAL = NOISE["balanced"]
+WORTH_SEARCHING = NOISE["balanced"]
+"""A search is over where not even a trial without an error would be better by more than this."""
 PERFECT = Interval(1.0, 1.0, 1.0)
 MAX_FAILURES = 3
 """A strategy whose first trials all failed gets no more than this many."""
@@ -115,12 +116,12 @@ class Contest:
         return [c for c in self.contenders if self._is_open(c, standing, leader)]
 
     def _is_unbeatable(self, leader: TrialRecord) -> bool:
-        """Whether not even a trial without an error on val would be taken for better."""
+        """Whether not even a trial without an error on val would be better by what is worth it."""
         perfect = (
             replace(leader, strategy=c.strategy, hyperparameters={}, val_accuracy=PERFECT)
             for c in self.contenders
         )
-        return not any(self.beats(record, leader) for record in perfect)
+        return not any(self._wins(record, leader, WORTH_SEARCHING) for record in perfect)
 
     def _is_open(self, c: Recommendation, standing: Standing, leader: TrialRecord | None) -> bool:
         own = [r for r in standing.done if r.strategy == c.strategy]
@@ -203,12 +204,19 @@ class Contest:
             return False
         if best is None or best.val_accuracy is None:
             return True
+        most = max(self.expected(record), self.expected(best))
+        return self._wins(record, best, equal_within(most, "balanced"))
+
+    def _wins(self, record: TrialRecord, best: TrialRecord, margin: float) -> bool:
+        """Whether a judged trial is better than another where so much counts as equal."""
         if record.strategy == best.strategy:
+            assert record.val_accuracy is not None
+            assert best.val_accuracy is not None
             return record.val_accuracy.mid - best.val_accuracy.mid > self.one_picture
         gap = self.expected(record) - self.expected(best)
         order = list(STRATEGIES)
         cheaper = order.index(record.strategy) < order.index(best.strategy)
-        return gap >= -EQUAL if cheaper else gap > EQUAL
+        return gap >= -margin if cheaper else gap > margin
 
     def expected(self, record: TrialRecord) -> float:
         """Return the accuracy that a judged trial is expected to have on new pictures.

@@ -13,8 +13,22 @@ Prefer = Literal["accuracy", "balanced", "cheap"]
 PilotMode = Literal["auto", "on", "off"]
 NOISE: Mapping[Prefer, float] = {"accuracy": 0.0, "balanced": 0.005, "cheap": 0.03}
 """Accuracies that differ by no more than this count as equal; the cheaper one is taken."""
+RARE_ERRORS = 0.05
+"""Where fewer pictures than this are named wrongly, `NOISE` shrinks with their share: half a point
+is a tenth of the errors at 95%, and would be all of them at 99.5%."""
 LIKE_COSTS = 2.0
 """What costs no more than so many times as much is no dearer: there the better one is taken."""
+
+
+def equal_within(accuracy: float, prefer: Prefer) -> float:
+    """Return by how much less than this accuracy another may be and still count as its equal."""
+    return NOISE[prefer] * min(1.0, (1 - accuracy) / RARE_ERRORS)
+
+
+def least_better(accuracy: float, prefer: Prefer) -> float:
+    """Return the least accuracy whose equal this one no longer is (`equal_within`, inverted)."""
+    per_error = NOISE[prefer] / RARE_ERRORS
+    return min(accuracy + NOISE[prefer], (accuracy + per_error) / (1 + per_error))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from scipy.stats import norm
 
 from advisor.gain import Z
-from advisor.options import LIKE_COSTS
+from advisor.options import LIKE_COSTS, Prefer, equal_within, least_better
 from advisor.probing import loss_words
 from advisor.quadrant import SIMILAR_FROM
 from advisor.types import Profile, Quadrant, Recommendation
@@ -24,17 +24,18 @@ def reasons_of(
     ranked: Sequence[Recommendation],
     quadrant: Quadrant,
     profile: Profile,
-    margin: float,
+    prefer: Prefer,
     forced: str | None,
 ) -> dict[str, tuple[str, ...]]:
     """Say why each strategy stands where it stands.
 
     Parameters
     ----------
-    margin
-        The difference in accuracy to the first below which a strategy counts as its equal.
+    prefer
+        What counted as equal when they were ranked.
     """
     best = ranked[0]
+    margin = equal_within(max(r.accuracy.mid for r in ranked), prefer)
     expected = {r.strategy: r.accuracy.mid for r in ranked}
     probe = expected.get("linear_probe", profile.linear_probe.accuracy.mid)
     said: dict[str, list[str]] = {r.strategy: [_evidence(r, probe, profile)] for r in ranked}
@@ -42,7 +43,7 @@ def reasons_of(
         said[best.strategy].append("It stands first because it was asked for (--strategy).")
     else:
         said[best.strategy].append(_rule(best, ranked, quadrant, margin, profile))
-        said[best.strategy] += _boundary(best, ranked, profile, margin)
+        said[best.strategy] += _boundary(best, ranked, profile, prefer)
     for other in ranked[1:]:
         said[other.strategy].append(_comparison(best, other, margin, profile))
     return {name: tuple(sentences) for name, sentences in said.items()}
@@ -113,14 +114,14 @@ def _boundary(
     best: Recommendation,
     ranked: Sequence[Recommendation],
     profile: Profile,
-    margin: float,
+    prefer: Prefer,
 ) -> list[str]:
     """Say how far the decision is from turning, and what would turn it."""
     said = []
     rivals = [r for r in ranked[1:] if r.strategy != "from_scratch"]
     if rivals:
-        rival = min(rivals, key=lambda r: _missing(best, r, margin, profile))
-        missing = _missing(best, rival, margin, profile)
+        rival = min(rivals, key=lambda r: _missing(best, r, prefer, profile))
+        missing = _missing(best, rival, prefer, profile)
         chance = _chance(best, rival, missing)
         more = "any" if missing < LEAST_SAID else f"{100 * missing:.1f} points"
         turn = (
@@ -145,15 +146,15 @@ def _times(dear: Recommendation, cheap: Recommendation, profile: Profile) -> flo
 
 
 def _missing(
-    best: Recommendation, rival: Recommendation, margin: float, profile: Profile
+    best: Recommendation, rival: Recommendation, prefer: Prefer, profile: Profile
 ) -> float:
     """Return the accuracy by which a rival must do better than expected to be advised."""
-    gap, times = best.accuracy.mid - rival.accuracy.mid, _times(rival, best, profile)
+    needed, times = best.accuracy.mid, _times(rival, best, profile)
     if times < 1 / LIKE_COSTS:
-        gap -= margin
+        needed -= equal_within(needed, prefer)
     elif times > LIKE_COSTS:
-        gap += margin
-    return max(gap, 0.0)
+        needed = least_better(needed, prefer)
+    return max(needed - rival.accuracy.mid, 0.0)
 
 
 def _chance(best: Recommendation, rival: Recommendation, missing: float) -> float:

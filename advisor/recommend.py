@@ -5,7 +5,7 @@ from typing import Any
 
 from advisor.cost import fit_seconds
 from advisor.gain import Gain, expected_probe, predict_gain
-from advisor.options import LIKE_COSTS, NOISE, Prefer
+from advisor.options import LIKE_COSTS, Prefer, equal_within
 from advisor.priors import Priors, Variant
 from advisor.quadrant import find_quadrant
 from advisor.reasons import MEASURED, reasons_of
@@ -59,7 +59,8 @@ def recommend(
     Of those that count as equal to the best the cheapest is taken:
 
     - ``balanced``: within half a point; among those at like costs the highest prediction;
-    - ``cheap``: within three points;
+    - ``cheap``: within three points, both in proportion to the errors where those are rarer than
+      one in twenty (`equal_within`);
     - ``accuracy``: none count as equal; the highest prediction wins at any cost.
 
     Training from scratch is the control: what transfers stands before it, unless it is better with
@@ -85,7 +86,7 @@ def recommend(
     if forced is not None:
         ranked.sort(key=lambda c: c.name != forced)
     advice = [c.advice for c in ranked]
-    reasons = reasons_of(advice, quadrant, profile, NOISE[prefer], forced)
+    reasons = reasons_of(advice, quadrant, profile, prefer, forced)
     rejections = tuple(Rejection(name, reason) for name, reason in profile.why_not.items())
     return Decision(
         quadrant, tuple(replace(r, reasons=reasons[r.strategy]) for r in advice), rejections
@@ -105,7 +106,8 @@ def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> l
         return left
     ranked = []
     while left:
-        equal = [c for c in left if left[0].mid - c.mid <= NOISE[prefer]]
+        most = left[0].mid
+        equal = [c for c in left if most - c.mid <= equal_within(most, prefer)]
         if prefer == "cheap":
             taken = min(equal, key=lambda c: c.rank)
         else:

@@ -148,6 +148,16 @@ def test_ties_go_to_the_cheaper() -> None:
         assert best.strategy == "linear_probe"
 
 
+@pytest.mark.parametrize(("errors", "best"), [(0.03, "linear_probe"), (0.015, "full_fine_tune")])
+def test_a_fifth_of_a_point_decides_where_errors_are_few(errors: float, best: str) -> None:
+    many = replace(EASY, n_val=1_000_000)
+    pair = (("full_fine_tune", 1 - errors + 0.002), ("linear_probe", 1 - errors))
+    for done in (standing(*pair), standing(*pair[::-1])):
+        found = many.best(done.done)
+        assert found is not None
+        assert found.strategy == best
+
+
 def test_few_val_pictures_are_weighed_against_what_the_advice_expects() -> None:
     done = standing(("linear_probe", 0.85), ("full_fine_tune", 0.8)).done
     few, many = (replace(CONTEST, n_val=n).best(done) for n in (20, 2000))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from advisor.options import LIKE_COSTS, NOISE, Prefer
+from advisor.options import LIKE_COSTS, NOISE, Prefer, equal_within, least_better
 from advisor.quadrant import RULES, SIMILAR_FROM
 from advisor.reasons import _missing
 from advisor.recommend import place, recommend
@@ -246,7 +246,7 @@ def test_the_winner_leads_or_is_cheaper() -> None:
         profile = profile_of(similarity=float(rng.uniform()), linear=linear, svm=svm)
         best, *others = recommend(profile, PRIORS).recommendations
         for other in others:
-            if other.accuracy.mid > best.accuracy.mid + NOISE["balanced"]:
+            if other.accuracy.mid >= least_better(best.accuracy.mid, "balanced"):
                 assert other.seconds.mid > best.seconds.mid
 
 
@@ -260,7 +260,7 @@ def test_half_a_point_is_worth_its_cost_and_at_like_costs_the_better_goes_first(
         ranked = recommend(profile, PRIORS).recommendations
         cost, best = profile.image_passes, ranked[0]
         most = max(r.accuracy.mid for r in ranked)
-        equal = [r for r in ranked if most - r.accuracy.mid <= NOISE["balanced"]]
+        equal = [r for r in ranked if most - r.accuracy.mid <= equal_within(most, "balanced")]
         dear = LIKE_COSTS * min(cost[r.strategy] for r in equal)
         assert best in equal
         assert cost[best.strategy] <= dear
@@ -274,6 +274,39 @@ def test_half_a_point_is_worth_its_cost_and_at_like_costs_the_better_goes_first(
     assert cheaper > 0
 
 
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_what_counts_as_equal_shrinks_with_the_errors_and_is_inverted_exactly(
+    prefer: Prefer,
+) -> None:
+    for accuracy in (0.2, 0.7, 0.94):
+        assert equal_within(accuracy, prefer) == pytest.approx(NOISE[prefer])
+    for accuracy in (0.96, 0.98, 0.999):
+        assert equal_within(accuracy, prefer) <= NOISE[prefer] * (1 - accuracy) / 0.05 + 1e-12
+    assert equal_within(1.0, prefer) == 0
+    for accuracy in np.linspace(0, 1, 201):
+        least = least_better(float(accuracy), prefer)
+        assert least <= 1
+        assert least - equal_within(least, prefer) == pytest.approx(accuracy)
+
+
+def test_a_tenth_of_the_errors_is_the_most_that_is_given_away() -> None:
+    rng = np.random.default_rng(2)
+    kept = given = 0
+    for _ in range(400):
+        linear = rng.uniform(0.95, 0.995)
+        svm = linear + rng.uniform(0, 0.006)
+        profile = profile_of(similarity=1.0, linear=linear, svm=svm)
+        costs = {**profile.image_passes, "layer_svm": 10 * profile.image_passes["linear_probe"]}
+        ranked = recommend(replace(profile, image_passes=costs), PRIORS).recommendations
+        most = max(r.accuracy.mid for r in ranked)
+        lost = most - ranked[0].accuracy.mid
+        assert lost <= min(0.005, 0.1 * (1 - most)) + 1e-9
+        kept += lost == 0 and 0 < most - sorted(r.accuracy.mid for r in ranked)[-2] < 0.004
+        given += lost > 0
+    assert kept > 0
+    assert given > 0
+
+
 @pytest.mark.parametrize(
     ("times", "missing"), [(0.1, 0.015), (0.6, 0.02), (1.7, 0.02), (10.0, 0.025)]
 )
@@ -284,7 +317,7 @@ def test_a_rival_at_like_costs_must_only_be_better(times: float, missing: float)
     rival = replace(rival, accuracy=Interval(0.83, 0.88, 0.93))
     passes = {**base.image_passes, best.strategy: 100.0, rival.strategy: 100.0 * times}
     profile = replace(base, image_passes=passes)
-    assert _missing(best, rival, 0.005, profile) == pytest.approx(missing)
+    assert _missing(best, rival, "balanced", profile) == pytest.approx(missing)
 
 
 @pytest.mark.parametrize(("gain", "is_advised"), [(1.0, False), (4.0, True)])
