@@ -114,18 +114,24 @@ def standardised(profile: Profile, usual: Spreads) -> list[float]:
 def fit_line(
     gains: Sequence[Gained], profiles: Profiles, usual: Spreads, guess: Mapping[str, float]
 ) -> Matrix:
-    """Fit intercept and weights, each with the sign it may have, leaning on a guess.
+    """Fit intercept and weights, each with the sign it may have, leaning on a guess."""
+    x, y = evidence_matrix(gains, profiles, usual), np.array([g.gain for g in gains])
+    exact = exactness(gains, profiles, usual, guess)
+    return _ridge(x, y, exact, usual["probe"].sd, guess)
 
-    A case counts as far as its test is exact: in full without noise, and by half where noise is as
-    large as what such a line leaves open.
+
+def exactness(
+    gains: Sequence[Gained], profiles: Profiles, usual: Spreads, guess: Mapping[str, float]
+) -> Matrix:
+    """Return how far each case counts: as far as its test is exact.
+
+    In full without noise, and by half where noise is as large as what a line leaves open.
     """
     x = evidence_matrix(gains, profiles, usual)
     y, noise = (np.array([g[i] for g in gains]) for i in (1, 2))
-    probe_sd = usual["probe"].sd
-    alike = _ridge(x, y, np.ones(len(y)), probe_sd, guess)
+    alike = _ridge(x, y, np.ones(len(y)), usual["probe"].sd, guess)
     spread = exact_spread(y - apply_line(alike, x), noise, SD_GUESS)
-    exact = np.array([reliability(sd, spread) for sd in noise])
-    return _ridge(x, y, exact, probe_sd, guess)
+    return np.array([reliability(sd, spread) for sd in noise])
 
 
 def _ridge(
@@ -152,9 +158,9 @@ def apply_line(line: Matrix, x: Matrix) -> Matrix:
     return values
 
 
-def drift_of(x: Matrix, usual: Spreads, sd: float) -> float:
+def drift_of(x: Matrix, exact: Matrix, usual: Spreads, sd: float) -> float:
     """Return the standard deviation of the line's change with ten times the pictures."""
-    design = np.column_stack([np.ones(len(x)), x])
+    design = np.column_stack([np.ones(len(x)), x]) * np.sqrt(exact)[:, None]
     ridge = RIDGE * np.diag([0.0, *np.ones(x.shape[1])])
     ways = np.array([0.0, *((n in ("size", "total")) / usual[n].sd for n in SIGNS)])
     return round(float(sd * np.sqrt(ways @ np.linalg.inv(design.T @ design + ridge) @ ways)), 3)

@@ -124,6 +124,22 @@ def test_a_case_with_few_test_pictures_counts_for_little(scripts: dict[str, Modu
     assert lines[10]["intercept"] < lines[500]["intercept"] - 0.05
 
 
+def test_with_more_pictures_a_line_fitted_to_inexact_tests_is_less_certain(
+    scripts: dict[str, ModuleType],
+) -> None:
+    lines = scripts["gain_lines"]
+    rows, profiles = suite()
+    usual = scripts["fit_priors"]._usual(profiles)
+    drift = {}
+    for n_test in (5000, 50):
+        gains = lines.gains_of([r | {"n_test": n_test} for r in rows], "from_scratch", {})
+        exact = lines.exactness(gains, profiles, usual, lines.GUESS)
+        assert ((exact > 0) & (exact < 1)).all()
+        x = lines.evidence_matrix(gains, profiles, usual)
+        drift[n_test] = lines.drift_of(x, exact, usual, sd=0.5)
+    assert 0 < drift[5000] < drift[50]
+
+
 def test_given_hyperparameters_are_offered_where_they_clearly_beat_the_default(
     scripts: dict[str, ModuleType],
 ) -> None:
