@@ -8,7 +8,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, FloatDistribution
 
 from advisor.gain import drawn_to_usual, usual_of
-from advisor.options import NOISE, equal_within
+from advisor.options import NOISE, Prefer, equal_within
 from advisor.remedies import BACKBONE, other_backbone, remedies, scratch_contends
 from advisor.trials import Standing
 from advisor.types import Advice, Ended, Recommendation, TrialRecord
@@ -29,7 +29,8 @@ SHARE_OF_TIME = 0.5
 in this share of the time that is left, it does better with smaller pictures than with fewer steps
 (benchmarks/README-training.md). Near them it is the other way round."""
 WORTH_SEARCHING = NOISE["balanced"]
-"""A search is over where not even a trial without an error would be better by more than this."""
+"""A search is over where not even a trial without an error would be better by more than this, or
+by more than counts as equal if that is more."""
 PERFECT = Interval(1.0, 1.0, 1.0)
 MAX_FAILURES = 3
 """A strategy whose first trials all failed gets no more than this many."""
@@ -56,6 +57,8 @@ class Contest:
     sizes
         Sides of the input that a training may start with where time is short, largest first;
         empty: the advised one whatever the time.
+    prefer
+        What counts as equal between strategies, see `recommend`.
     """
 
     contenders: tuple[Recommendation, ...]
@@ -65,6 +68,7 @@ class Contest:
     remedies: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     sizes: Sequence[int] = ()
     n_fits: int = 1
+    prefer: Prefer = "balanced"
 
     @property
     def one_picture(self) -> float:
@@ -121,7 +125,10 @@ class Contest:
             replace(leader, strategy=c.strategy, hyperparameters={}, val_accuracy=PERFECT)
             for c in self.contenders
         )
-        return not any(self._wins(record, leader, WORTH_SEARCHING) for record in perfect)
+        return not any(
+            self._wins(record, leader, max(self._margin(record, leader), WORTH_SEARCHING))
+            for record in perfect
+        )
 
     def _is_open(self, c: Recommendation, standing: Standing, leader: TrialRecord | None) -> bool:
         own = [r for r in standing.done if r.strategy == c.strategy]
@@ -204,8 +211,11 @@ class Contest:
             return False
         if best is None or best.val_accuracy is None:
             return True
-        most = max(self.expected(record), self.expected(best))
-        return self._wins(record, best, equal_within(most, "balanced"))
+        return self._wins(record, best, self._margin(record, best))
+
+    def _margin(self, record: TrialRecord, best: TrialRecord) -> float:
+        """Return by how much two judged trials may differ and still count as equal."""
+        return equal_within(max(map(self.expected, (record, best))), self.prefer)
 
     def _wins(self, record: TrialRecord, best: TrialRecord, margin: float) -> bool:
         """Whether a judged trial is better than another where so much counts as equal."""
@@ -239,6 +249,7 @@ def make_contest(
     *,
     only: str | None,
     max_trials: int | None,
+    prefer: Prefer,
     sizes: Sequence[int] = (),
 ) -> Contest:
     """Line up the floor, the advised strategy, and what may beat it.
@@ -250,6 +261,8 @@ def make_contest(
 
     Parameters
     ----------
+    prefer
+        What counts as equal between strategies, see `recommend`.
     sizes
         Sides of the input that the backbone takes, its own first.
     """
@@ -263,7 +276,7 @@ def make_contest(
         }
     if only is not None:
         alone = (by_name[only],)
-        return Contest(alone, n_val, PROBE_TRIALS, max_trials, called_for, sizes)
+        return Contest(alone, n_val, PROBE_TRIALS, max_trials, called_for, sizes, prefer=prefer)
     best, *others = advice.recommendations
     may_win = [r for r in others if r.accuracy.high >= best.accuracy.mid]
     ranked = sorted(advice.recommendations, key=lambda r: -r.accuracy.mid)
@@ -272,7 +285,7 @@ def make_contest(
     names = [FLOOR, *(r.strategy for r in [best, *may_win[:1], *trained])]
     names += [CONTROL] if scratch_contends(advice.findings) else []
     kept = tuple(by_name[n] for n in dict.fromkeys(names) if n in by_name)
-    return Contest(kept, n_val, 1, max_trials, called_for, sizes)
+    return Contest(kept, n_val, 1, max_trials, called_for, sizes, prefer=prefer)
 
 
 def portfolio(

@@ -297,7 +297,9 @@ def make_search(
     by_px = {prepared.backbone.input_px: advice.profile.ms_per_image / 1000}
     only = None if options.strategy == AUTO else options.strategy
     sizes, limit = input_sizes(prepared.backbone), settings.max_trials
-    contest = make_contest(advice, len(task.val), only=only, max_trials=limit, sizes=sizes)
+    contest = make_contest(
+        advice, len(task.val), only=only, max_trials=limit, prefer=options.prefer, sizes=sizes
+    )
     scoring = _scoring(folder, task.hide_test(), contest, options.seed, deadline_s)
     contest = replace(contest, n_val=scoring.n, n_fits=len(scoring.folds))
     url = storage or settings.storage or f"sqlite:///{(folder.path / 'study.db').resolve()}"

@@ -55,7 +55,9 @@ class Runner:
         self, max_trials: int | None = None, only: str | None = None, owner: str = COORDINATOR
     ) -> Search:
         n_val = len(self.task.val)
-        contest = make_contest(self.advice, max(n_val, 1), only=only, max_trials=max_trials)
+        contest = make_contest(
+            self.advice, max(n_val, 1), only=only, max_trials=max_trials, prefer="balanced"
+        )
         self.folder.enter("searching", math.inf)
         return Search(
             self.task.hide_test(),

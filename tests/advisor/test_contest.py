@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import replace
+from typing import get_args
 
 import optuna
 import pytest
@@ -11,6 +12,7 @@ from optuna.distributions import FloatDistribution
 from advisor.clock import Clock
 from advisor.contest import Contest, portfolio
 from advisor.database import SeededTPE
+from advisor.options import Prefer
 from advisor.trials import Standing
 from advisor.types import Recommendation, TrialRecord
 from strategies.core.metrics import Interval, proportion
@@ -156,6 +158,22 @@ def test_a_fifth_of_a_point_decides_where_errors_are_few(errors: float, best: st
         found = many.best(done.done)
         assert found is not None
         assert found.strategy == best
+
+
+def test_what_counts_as_equal_is_what_was_preferred() -> None:
+    val = (("linear_probe", 0.88), ("full_fine_tune", 0.90), ("partial_fine_tune", 0.897))
+    best = {}
+    for prefer in get_args(Prefer):
+        contest = replace(EASY, n_val=1_000_000, prefer=prefer)
+        for done in (standing(*val), standing(*val[::-1])):
+            found = contest.best(done.done)
+            assert found is not None
+            best.setdefault(prefer, set()).add(found.strategy)
+    assert best == {
+        "accuracy": {"full_fine_tune"},
+        "balanced": {"partial_fine_tune"},
+        "cheap": {"linear_probe"},
+    }
 
 
 def test_few_val_pictures_are_weighed_against_what_the_advice_expects() -> None:

@@ -59,7 +59,7 @@ def test_a_warning_brings_scratch_into_the_contest(measured: tuple[Advice, objec
     alarmed = replace(calm, findings=(finding("TL209"),))
 
     def contenders(advice: Advice) -> set[str]:
-        contest = make_contest(advice, 50, only=None, max_trials=None)
+        contest = make_contest(advice, 50, only=None, max_trials=None, prefer="balanced")
         return {c.strategy for c in contest.contenders}
 
     assert contenders(alarmed) == contenders(calm) | {"from_scratch"}
@@ -76,7 +76,7 @@ def test_probes_try_the_backbone_that_does_better_second_and_trainings_first(
     measured: tuple[Advice, object],
 ) -> None:
     advice = doubtful(measured[0], "better")
-    contest = make_contest(advice, 50, only=None, max_trials=None)
+    contest = make_contest(advice, 50, only=None, max_trials=None, prefer="balanced")
     begun: dict[str, list[str | None]] = {}
     standing = Standing((), ())
     for _ in range(10):
@@ -90,7 +90,7 @@ def test_probes_try_the_backbone_that_does_better_second_and_trainings_first(
     assert begun["full_fine_tune"][:2] == ["better", None]
     assert set(begun["from_scratch"]) == {None}
     nothing = replace(advice, findings=())
-    assert not make_contest(nothing, 50, only=None, max_trials=None).remedies
+    assert not make_contest(nothing, 50, only=None, max_trials=None, prefer="balanced").remedies
 
 
 def test_a_trial_with_another_backbone_is_of_it_whether_it_wins_or_not(
