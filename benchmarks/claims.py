@@ -12,43 +12,31 @@ from ``claims.jsonl``: entries of the grid that only some sets were run with,
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from freezing import freezing_by_size, freezing_table, freezing_when_few, plot
 from numpy.typing import NDArray
-from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
-from run_suite import PLAIN, REFERENCE_SET, subsample
+from rows import EVIDENCE, RESULTS, Case, Row, read_profiles, read_rows
+from run_suite import REFERENCE_SET, subsample
 from scipy.stats import spearmanr
-from vl_convert import vegalite_to_svg
+from verdicts import Verdict, fixed, is_default, pairs, with_error
 
 from advisor.types import Profile
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.features import eval_pixels, extract_features
 from strategies.core.probes import fit_head
+from strategies.core.recipe import FEW, MANY, NEAR_LR
 from strategies.core.run import RunContext, make_context
 from strategies.core.task import Split, labels_of, load_task
 
 PER_CLASS, DRAWS, PIXEL_SIDE = 10, 5, 32
 FEATURES_STRENGTH, PIXELS_STRENGTH = 1e-3, 1e-2
+SMALL_STEPS = 1.5
+"""Learning rates below so many times the smallest default are compared with it."""
 EXTRA = EVIDENCE.parent / "claims.jsonl"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A claim, where it comes from, and on how many cases it held."""
-
-    claim: str
-    source: str
-    held: int
-    cases: int
-    detail: str
-
-    def row(self) -> str:
-        """Return a line of the table."""
-        return f"| {self.claim} | {self.source} | {self.held} of {self.cases} | {self.detail} |"
 
 
 def one_against_ten(root: Path, names: list[str], ctx: RunContext, px: int) -> Verdict:
@@ -147,36 +135,10 @@ def earlier_when_far(profiles: dict[Case, Profile]) -> Verdict:
     )
 
 
-def _pairs(
-    rows: list[Row], first: Callable[[Row], bool], second: Callable[[Row], bool]
-) -> Iterator[tuple[Case, float]]:
-    """Yield the accuracy of the first minus that of the second, where a case has both."""
-    cases: dict[Case, dict[int, float]] = defaultdict(dict)
-    for row in rows:
-        for i, chosen in enumerate((first, second)):
-            if chosen(row):
-                cases[case_of(row)][i] = row["accuracy"]
-    yield from ((case, found[0] - found[1]) for case, found in cases.items() if len(found) == 2)
-
-
-def _fixed(strategy: str, **given: Any) -> Callable[[Row], bool]:
-    """Tell the rows of a fine-tuning whose steps are taken in full, at 1e-3 unless given."""
-    grid = {"lr": 1e-3, **PLAIN, **given}
-    return lambda r: r["strategy"] == strategy and r["grid"] == grid
-
-
-def _with_error(gaps: list[float]) -> str:
-    """Write the mean of some differences in points, with its standard error."""
-    if len(gaps) < 2:
-        return f"{100 * np.mean(gaps or [np.nan]):+.1f}"
-    error = float(np.std(gaps, ddof=1)) / np.sqrt(len(gaps))
-    return f"{100 * np.mean(gaps):+.1f} ± {100 * error:.1f}"
-
-
 def smaller_steps_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> Verdict:
     """See whether a small learning rate is the better one near ImageNet and not far from it."""
     found = []
-    for case, gap in _pairs(rows, _fixed("full_fine_tune", lr=3e-4), _fixed("full_fine_tune")):
+    for case, gap in pairs(rows, fixed("full_fine_tune", lr=3e-4), fixed("full_fine_tune")):
         profile = profiles.get(case)
         if profile is not None and profile.similarity is not None:
             found.append((profile.similarity.score.mid, gap))
@@ -189,91 +151,42 @@ def smaller_steps_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> V
         held,
         len(found),
         f"lr 3e-4 minus 1e-3, full fine-tuning, steps taken in full: "
-        f"{_with_error(near)} points near, {_with_error(far)} far",
+        f"{with_error(near)} points near, {with_error(far)} far",
     )
 
 
-def freezing_when_few(rows: list[Row]) -> Verdict:
-    """See whether freezing the first two or three stages beats training all, whatever the size."""
-    held, by_size = [], defaultdict(list)
-    for (_, n, _, _), by_stage in freezing(rows).items():
-        gap = (by_stage[2] + by_stage[3]) / 2 - by_stage[0]
-        held.append(gap > 0)
-        by_size[n].append(gap)
-    said = [f"{_with_error(gaps)} with {n} a class" for n, gaps in sorted(by_size.items())]
+def half_way_when_few(rows: list[Row], profiles: dict[Case, Profile]) -> Verdict:
+    """See where weights between start and end beat the end, by what there is to learn."""
+    found: list[dict[str, list[float]]] = [defaultdict(list) for _ in range(3)]
+    for case, gap in pairs(rows, _stops_between, fixed("full_fine_tune", lr=NEAR_LR)):
+        if case in profiles:
+            errors = 1 - profiles[case].linear_probe.accuracy.mid
+            size = int(np.digitize(profiles[case].n_train * errors, (FEW, MANY)))
+            found[size][case[0]].append(gap)
+    gaps = [gap for by_set in found for of_set in by_set.values() for gap in of_set]
+    where = (f"fewer than {FEW}", f"{FEW} to {MANY}", f"more than {MANY}")
+    said = [
+        f"{with_error([float(np.mean(g)) for g in by_set.values()])} where it is {words}"
+        for words, by_set in zip(where, found, strict=True)
+        if by_set
+    ]
     return Verdict(
-        "with few pictures freezing the first two or three stages beats training all",
-        "Soekhoe 2016",
-        sum(held),
-        len(held),
-        "sets and sizes where it does; mean of 2 and 3 frozen minus none, learning rates by "
-        "evidence, points: " + ", ".join(said),
-    )
-
-
-def freezing_by_size(rows: list[Row]) -> Verdict:
-    """See with how many pictures a class two or three frozen stages beat none."""
-    none, by_size = _fixed("full_fine_tune"), defaultdict(list)
-    for frozen in (_fixed("partial_fine_tune", frozen_stages=2), _fixed("partial_fine_tune")):
-        for (name, n, _, _), gap in _pairs(rows, frozen, none):
-            by_size[n].append((name, gap))
-    held, said = [], []
-    for n, gaps in sorted(by_size.items()):
-        by_set: dict[str, list[float]] = defaultdict(list)
-        for name, gap in gaps:
-            by_set[name].append(gap)
-        means = [float(np.mean(of_set)) for of_set in by_set.values()]
-        held += means
-        said.append(f"{_with_error(means)} with {n} a class")
-    return Verdict(
-        "the fewer pictures, the more freezing the first two or three stages gains",
-        "Soekhoe 2016",
-        sum(gap > 0 for gap in held),
-        len(held),
-        "sets and sizes where it gained; mean of 2 and 3 frozen minus none, lr 1e-3, points: "
+        "weights between start and end beat the end",
+        "WiSE-FT 2022",
+        sum(gap > 0 for gap in gaps),
+        len(gaps),
+        f"full fine-tuning where its defaults take small steps part of the way, minus lr "
+        f"{NEAR_LR:g} in full, by the train pictures that a probe names wrongly, points: "
         + ", ".join(said),
     )
 
 
-def freezing(rows: list[Row]) -> dict[Case, dict[int, float]]:
-    """Return accuracy by number of frozen stages, case by case, where 0, 2 and 3 were tried.
-
-    Learning rates are those by default; with all stages frozen only the head is trained.
-    """
-    found: dict[Case, dict[int, float]] = defaultdict(dict)
-    heads = {case_of(row): row["accuracy"] for row in rows if _is_default(row, "linear_probe")}
-    for row in rows:
-        if row["strategy"] == "partial_fine_tune" and set(row["grid"]) == {"frozen_stages"}:
-            found[case_of(row)][row["grid"]["frozen_stages"]] = row["accuracy"]
-        elif _is_default(row, "full_fine_tune"):
-            found[case_of(row)][0] = row["accuracy"]
-    curves = {case: dict(sorted(by.items())) for case, by in found.items() if {0, 2, 3} <= set(by)}
-    for case, by_stage in curves.items():
-        if case in heads:
-            by_stage[max(by_stage) + 1] = heads[case]
-    return curves
-
-
-def _is_default(row: Row, strategy: str) -> bool:
-    return row["strategy"] == strategy and not row["grid"]
-
-
-def freezing_table(rows: list[Row]) -> str:
-    """Return what each number of frozen stages gains over none, by size, as Markdown."""
-    gains: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for (_, n, _, _), by_stage in freezing(rows).items():
-        for k, accuracy in by_stage.items():
-            if k:
-                gains[n][k].append(accuracy - by_stage[0])
-    stages = sorted({k for by_stage in gains.values() for k in by_stage})
-    lines = [
-        "| pictures a class (sets), frozen: | " + " | ".join(map(str, stages)) + " |",
-        "|---|" + "---|" * len(stages),
-    ]
-    for n, by_stage in sorted(gains.items()):
-        cells = " | ".join(_with_error(by_stage[k]) for k in stages)
-        lines.append(f"| {n} ({len(by_stage[stages[0]])}) | {cells} |")
-    return "\n".join(lines)
+def _stops_between(row: Row) -> bool:
+    """Whether a row's defaults are steps like the smallest, not taken in full."""
+    if not is_default(row, "full_fine_tune"):
+        return False
+    used = row["hyperparameters"]
+    return bool(used["lr"] < SMALL_STEPS * NEAR_LR and used["blend"] < 1)
 
 
 def augmented_is_better(rows: list[Row]) -> Verdict:
@@ -283,10 +196,10 @@ def augmented_is_better(rows: list[Row]) -> Verdict:
         return lambda r: r["grid"] == {"depth": -1, "views": views}
 
     by_size: dict[int, list[float]] = defaultdict(list)
-    for (_, n, _, _), gap in _pairs(rows, last_depth(6), last_depth(1)):
+    for (_, n, _, _), gap in pairs(rows, last_depth(6), last_depth(1)):
         by_size[n].append(gap)
     gaps = [gap for of_size in by_size.values() for gap in of_size]
-    said = [f"{_with_error(of_size)} with {n} a class" for n, of_size in sorted(by_size.items())]
+    said = [f"{with_error(of_size)} with {n} a class" for n, of_size in sorted(by_size.items())]
     return Verdict(
         "an SVM on augmented pictures beats one on plain pictures",
         "Razavian 2014 (CNNaug-SVM)",
@@ -294,42 +207,6 @@ def augmented_is_better(rows: list[Row]) -> Verdict:
         len(gaps),
         "sets and sizes; six views minus one, last depth, points: " + ", ".join(said),
     )
-
-
-def plot(rows: list[Row]) -> str:
-    """Draw accuracy over frozen stages, a panel a size, as SVG; the best of each is filled."""
-    values = [
-        {
-            "set": name,
-            "pictures": n,
-            "frozen": k,
-            "accuracy": 100 * accuracy,
-            "best": accuracy == max(by.values()),
-        }
-        for (name, n, _, _), by in freezing(rows).items()
-        for k, accuracy in by.items()
-    ]
-    x = {"field": "frozen", "type": "quantitative", "title": "stages frozen"}
-    x["axis"] = {"tickMinStep": 1}
-    y = {"field": "accuracy", "type": "quantitative", "title": "test accuracy, %"}
-    y["scale"] = {"zero": False}
-    shown = {"x": x, "y": y, "color": {"field": "set", "type": "nominal", "title": None}}
-    best = {"condition": {"test": "datum.best", "value": 1}, "value": 0}
-    mark = {"type": "line", "point": {"filled": False, "fill": "white", "size": 40}}
-    point = {"type": "point", "filled": True, "size": 60}
-    layers = [
-        {"mark": mark, "encoding": shown},
-        {"mark": point, "encoding": {**shown, "opacity": best}},
-    ]
-    column = {"field": "pictures", "type": "ordinal", "title": "pictures a class"}
-    spec = {
-        "data": {"values": values},
-        "padding": {"left": 5, "top": 5, "bottom": 5, "right": 30},  # fonts differ in width
-        "facet": {"column": column},
-        "spec": {"width": 200, "height": 240, "layer": layers},
-        "resolve": {"scale": {"y": "independent"}},
-    }
-    return vegalite_to_svg(spec)
 
 
 def main() -> None:
@@ -355,6 +232,7 @@ def main() -> None:
         on_par(profiles),
         earlier_when_far(profiles),
         smaller_steps_when_near(suite, profiles),
+        half_way_when_few(suite, profiles),
         freezing_when_few(suite + extra),
         freezing_by_size(suite),
         augmented_is_better(extra),

@@ -53,7 +53,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """The benchmarks that work on the suite's rows, by name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     names = ("rows", "run_suite", "gain_lines", "fit_priors", "judged", "regret")
-    names += ("transfer_risk", "negative", "claims")
+    names += ("transfer_risk", "negative", "verdicts", "freezing", "claims")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     return {name: importlib.import_module(name) for name in names}

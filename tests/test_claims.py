@@ -27,7 +27,7 @@ def test_freezing_holds_where_two_and_three_stages_beat_none(
     scripts: dict[str, ModuleType],
 ) -> None:
     rows = [*frozen("near", 0.7, 0.6, 0.8, 0.76), *frozen("far", 0.9, 0.95, 0.8, 0.8)]
-    verdict = scripts["claims"].freezing_when_few(rows)
+    verdict = scripts["freezing"].freezing_when_few(rows)
     assert (verdict.held, verdict.cases) == (1, 2)
     assert "-1.0 ± 9.0 with 20 a class" in verdict.detail
 
@@ -40,7 +40,7 @@ def test_a_table_of_freezing_ends_with_the_head_alone(scripts: dict[str, ModuleT
         row("far", "linear_probe", {}, 0.45),
         row("near", "linear_probe", {"strength": 1.0}, 0.1),
     ]
-    table = scripts["claims"].freezing_table(rows)
+    table = scripts["freezing"].freezing_table(rows)
     assert table.splitlines() == [
         "| pictures a class (sets), frozen: | 1 | 2 | 3 | 4 |",
         "|---|---|---|---|---|",
@@ -64,7 +64,7 @@ def test_freezing_is_compared_at_one_learning_rate_by_pictures_a_class(
         row("a", "full_fine_tune", plain, 0.5) | {"n_per_class": 5},
         row("a", "partial_fine_tune", plain, 0.6) | {"n_per_class": 5},
     ]
-    verdict = scripts["claims"].freezing_by_size(rows + few)
+    verdict = scripts["freezing"].freezing_by_size(rows + few)
     assert (verdict.held, verdict.cases) == (2, 3)
     assert "+10.0 with 5 a class, -3.0 ± 7.0 with 20 a class" in verdict.detail
 
@@ -83,8 +83,30 @@ def test_small_steps_are_held_against_large_ones_near_and_far(
     assert "+10.0 points near, -2.5 ± 7.5 far" in verdict.detail
 
 
+def test_half_the_way_is_held_against_the_whole_by_what_a_probe_leaves_to_learn(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, profiles = [], {}
+    for name, n_per_class, lr, blend, half in (
+        ("few", 20, 3e-4, 0.5, 0.75),  # 160 train pictures, 32 of them wrong
+        ("some", 50, 3e-4, 0.7, 0.72),
+        ("many", 500, 4e-4, 0.6, 0.6),
+        ("many2", 500, 4e-4, 0.6, 0.5),
+        ("large steps", 500, 1e-3, 0.9, 0.9),
+        ("whole", 500, 3e-4, 1.0, 0.9),
+    ):
+        profiles[name, 20, 0, 96] = profile_of(n_per_class=n_per_class, linear=0.8)
+        used = {"hyperparameters": {"lr": lr, "blend": blend}}
+        rows.append(row(name, "full_fine_tune", {}, half) | used)
+        rows.append(row(name, "full_fine_tune", {"lr": 3e-4, "blend": 1.0}, 0.7))
+    verdict = scripts["claims"].half_way_when_few(rows, profiles)
+    assert (verdict.held, verdict.cases) == (2, 4)
+    for said in ("+5.0 where it is fewer", "+2.0 where it is 50 to 150", "-15.0 ± 5.0 where"):
+        assert said in verdict.detail
+
+
 def test_a_set_without_all_stages_does_not_count(scripts: dict[str, ModuleType]) -> None:
-    assert scripts["claims"].freezing(frozen("short", 0.7, 0.8)) == {}
+    assert scripts["freezing"].freezing(frozen("short", 0.7, 0.8)) == {}
 
 
 def test_views_are_compared_case_by_case(scripts: dict[str, ModuleType]) -> None:
@@ -106,6 +128,6 @@ def test_views_are_compared_case_by_case(scripts: dict[str, ModuleType]) -> None
 
 @pytest.mark.parametrize("text", ["near", "stages frozen", "test accuracy", "pictures a class"])
 def test_the_plot_names_what_it_shows(scripts: dict[str, ModuleType], text: str) -> None:
-    svg = scripts["claims"].plot(frozen("near", 0.7, 0.6, 0.8, 0.75))
+    svg = scripts["freezing"].plot(frozen("near", 0.7, 0.6, 0.8, 0.75))
     assert svg.startswith("<svg")
     assert text in svg

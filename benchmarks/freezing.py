@@ -1,0 +1,123 @@
+"""What freezing the first stages gains, by pictures a class: two claims, a table and a plot."""
+
+from collections import defaultdict
+
+import numpy as np
+from rows import Case, Row, case_of
+from verdicts import Verdict, fixed, is_default, pairs, with_error
+from vl_convert import vegalite_to_svg
+
+
+def freezing_when_few(rows: list[Row]) -> Verdict:
+    """See whether freezing the first two or three stages beats training all, whatever the size."""
+    held, by_size = [], defaultdict(list)
+    for (_, n, _, _), by_stage in freezing(rows).items():
+        gap = (by_stage[2] + by_stage[3]) / 2 - by_stage[0]
+        held.append(gap > 0)
+        by_size[n].append(gap)
+    said = [f"{with_error(gaps)} with {n} a class" for n, gaps in sorted(by_size.items())]
+    return Verdict(
+        "with few pictures freezing the first two or three stages beats training all",
+        "Soekhoe 2016",
+        sum(held),
+        len(held),
+        "sets and sizes where it does; mean of 2 and 3 frozen minus none, learning rates by "
+        "evidence, points: " + ", ".join(said),
+    )
+
+
+def freezing_by_size(rows: list[Row]) -> Verdict:
+    """See with how many pictures a class two or three frozen stages beat none."""
+    none, by_size = fixed("full_fine_tune"), defaultdict(list)
+    for frozen in (fixed("partial_fine_tune", frozen_stages=2), fixed("partial_fine_tune")):
+        for (name, n, _, _), gap in pairs(rows, frozen, none):
+            by_size[n].append((name, gap))
+    held, said = [], []
+    for n, gaps in sorted(by_size.items()):
+        by_set: dict[str, list[float]] = defaultdict(list)
+        for name, gap in gaps:
+            by_set[name].append(gap)
+        means = [float(np.mean(of_set)) for of_set in by_set.values()]
+        held += means
+        said.append(f"{with_error(means)} with {n} a class")
+    return Verdict(
+        "the fewer pictures, the more freezing the first two or three stages gains",
+        "Soekhoe 2016",
+        sum(gap > 0 for gap in held),
+        len(held),
+        "sets and sizes where it gained; mean of 2 and 3 frozen minus none, lr 1e-3, points: "
+        + ", ".join(said),
+    )
+
+
+def freezing(rows: list[Row]) -> dict[Case, dict[int, float]]:
+    """Return accuracy by number of frozen stages, case by case, where 0, 2 and 3 were tried.
+
+    Learning rates are those by default; with all stages frozen only the head is trained.
+    """
+    found: dict[Case, dict[int, float]] = defaultdict(dict)
+    heads = {case_of(row): row["accuracy"] for row in rows if is_default(row, "linear_probe")}
+    for row in rows:
+        if row["strategy"] == "partial_fine_tune" and set(row["grid"]) == {"frozen_stages"}:
+            found[case_of(row)][row["grid"]["frozen_stages"]] = row["accuracy"]
+        elif is_default(row, "full_fine_tune"):
+            found[case_of(row)][0] = row["accuracy"]
+    curves = {case: dict(sorted(by.items())) for case, by in found.items() if {0, 2, 3} <= set(by)}
+    for case, by_stage in curves.items():
+        if case in heads:
+            by_stage[max(by_stage) + 1] = heads[case]
+    return curves
+
+
+def freezing_table(rows: list[Row]) -> str:
+    """Return what each number of frozen stages gains over none, by size, as Markdown."""
+    gains: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for (_, n, _, _), by_stage in freezing(rows).items():
+        for k, accuracy in by_stage.items():
+            if k:
+                gains[n][k].append(accuracy - by_stage[0])
+    stages = sorted({k for by_stage in gains.values() for k in by_stage})
+    lines = [
+        "| pictures a class (sets), frozen: | " + " | ".join(map(str, stages)) + " |",
+        "|---|" + "---|" * len(stages),
+    ]
+    for n, by_stage in sorted(gains.items()):
+        cells = " | ".join(with_error(by_stage[k]) for k in stages)
+        lines.append(f"| {n} ({len(by_stage[stages[0]])}) | {cells} |")
+    return "\n".join(lines)
+
+
+def plot(rows: list[Row]) -> str:
+    """Draw accuracy over frozen stages, a panel a size, as SVG; the best of each is filled."""
+    values = [
+        {
+            "set": name,
+            "pictures": n,
+            "frozen": k,
+            "accuracy": 100 * accuracy,
+            "best": accuracy == max(by.values()),
+        }
+        for (name, n, _, _), by in freezing(rows).items()
+        for k, accuracy in by.items()
+    ]
+    x = {"field": "frozen", "type": "quantitative", "title": "stages frozen"}
+    x["axis"] = {"tickMinStep": 1}
+    y = {"field": "accuracy", "type": "quantitative", "title": "test accuracy, %"}
+    y["scale"] = {"zero": False}
+    shown = {"x": x, "y": y, "color": {"field": "set", "type": "nominal", "title": None}}
+    best = {"condition": {"test": "datum.best", "value": 1}, "value": 0}
+    mark = {"type": "line", "point": {"filled": False, "fill": "white", "size": 40}}
+    point = {"type": "point", "filled": True, "size": 60}
+    layers = [
+        {"mark": mark, "encoding": shown},
+        {"mark": point, "encoding": {**shown, "opacity": best}},
+    ]
+    column = {"field": "pictures", "type": "ordinal", "title": "pictures a class"}
+    spec = {
+        "data": {"values": values},
+        "padding": {"left": 5, "top": 5, "bottom": 5, "right": 30},  # fonts differ in width
+        "facet": {"column": column},
+        "spec": {"width": 200, "height": 240, "layer": layers},
+        "resolve": {"scale": {"y": "independent"}},
+    }
+    return vegalite_to_svg(spec)
