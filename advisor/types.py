@@ -20,8 +20,8 @@ Size = Literal["small", "large"]
 Domain = Literal["similar", "different", "unknown"]
 Severity = Literal["issue", "tip"]
 Ended = Literal["time", "trials", "unbeatable", "no_contender", "interrupted"]
-"""Why a search was over; "unbeatable": not even a trial without an error on val would win;
-"no_contender": no strategy that may still win is left."""
+"""Why a search was over; "unbeatable": even a trial without an error on val would gain too
+little to count; "no_contender": no strategy that may still win is left."""
 TransferVerdict = Literal["positive", "none", "negative", "unclear", "untold"]
 
 

@@ -12,7 +12,7 @@ ENDED: Mapping[Ended, str] = {
     "time": "when the time was used up",
     "trials": "when the trials asked for were done",
     "unbeatable": "early: nothing is left to try, even a trial without an error on val would "
-    "not be taken for better",
+    "gain too little to count",
     "no_contender": "early: nothing is left to try, no training that may still win",
     "interrupted": "when it was interrupted",
 }
