@@ -35,7 +35,6 @@ from gain_lines import (
     drift_of,
     evidence_matrix,
     exact_spread,
-    exactness,
     fit_line,
     gained_by_case,
     gains_of,
@@ -138,17 +137,16 @@ def _variant(
     x = evidence_matrix(gains, profiles, usual)
     y = np.array([g.gain for g in gains])
     guess = guess_of(strategy, usual)
-    exact = exactness(gains, profiles, usual, guess)
     whole = fit_line(gains, profiles, usual, guess)
     missed = y - apply_line(whole, x)
     unseen = y - unseen_gains(gains, profiles, usual, guess)
     return {
         "strategy": strategy,
         "hyperparameters": grid,
-        "intercept": round(float(whole[0]), 3),
-        "weights": {n: round(float(w), 3) for n, w in zip(SIGNS, whole[1:], strict=True)},
+        "intercept": round(float(whole.weights[0]), 3),
+        "weights": {n: round(float(w), 3) for n, w in zip(SIGNS, whole.weights[1:], strict=True)},
         "sd": spread_of(unseen),
-        "drift": drift_of(x, exact, usual, spread_of(unseen)),
+        "drift": drift_of(whole, x, usual, spread_of(unseen)),
         "fit_error": round(float(np.sqrt(np.mean(missed**2))), 3),
         "left_out_error": round(float(np.sqrt(np.mean(unseen**2))), 3),
         "cases": len(y),

@@ -49,6 +49,13 @@ class Gained(NamedTuple):
     noise: float
 
 
+class Line(NamedTuple):
+    """Intercept and weights, (1 + evidence,), and how far each case counted, (cases,)."""
+
+    weights: Matrix
+    exact: Matrix
+
+
 def log_odds_of(row: Row) -> float:
     """Return the log-odds of a row's test accuracy."""
     return log_odds(row["accuracy"], row["n_test"])
@@ -113,25 +120,19 @@ def standardised(profile: Profile, usual: Spreads) -> list[float]:
 
 def fit_line(
     gains: Sequence[Gained], profiles: Profiles, usual: Spreads, guess: Mapping[str, float]
-) -> Matrix:
-    """Fit intercept and weights, each with the sign it may have, leaning on a guess."""
-    x, y = evidence_matrix(gains, profiles, usual), np.array([g.gain for g in gains])
-    exact = exactness(gains, profiles, usual, guess)
-    return _ridge(x, y, exact, usual["probe"].sd, guess)
+) -> Line:
+    """Fit intercept and weights, each with the sign it may have, leaning on a guess.
 
-
-def exactness(
-    gains: Sequence[Gained], profiles: Profiles, usual: Spreads, guess: Mapping[str, float]
-) -> Matrix:
-    """Return how far each case counts: as far as its test is exact.
-
-    In full without noise, and by half where noise is as large as what a line leaves open.
+    A case counts as far as its test is exact: in full without noise, and by half where noise is as
+    large as what such a line leaves open.
     """
     x = evidence_matrix(gains, profiles, usual)
     y, noise = (np.array([g[i] for g in gains]) for i in (1, 2))
-    alike = _ridge(x, y, np.ones(len(y)), usual["probe"].sd, guess)
+    probe_sd = usual["probe"].sd
+    alike = Line(_ridge(x, y, np.ones(len(y)), probe_sd, guess), np.ones(len(y)))
     spread = exact_spread(y - apply_line(alike, x), noise, SD_GUESS)
-    return np.array([reliability(sd, spread) for sd in noise])
+    exact = np.array([reliability(sd, spread) for sd in noise])
+    return Line(_ridge(x, y, exact, probe_sd, guess), exact)
 
 
 def _ridge(
@@ -152,15 +153,15 @@ def _ridge(
     return solution
 
 
-def apply_line(line: Matrix, x: Matrix) -> Matrix:
+def apply_line(line: Line, x: Matrix) -> Matrix:
     """Return what a line says of some evidence, (cases,)."""
-    values: Matrix = line[0] + x @ line[1:]
+    values: Matrix = line.weights[0] + x @ line.weights[1:]
     return values
 
 
-def drift_of(x: Matrix, exact: Matrix, usual: Spreads, sd: float) -> float:
-    """Return the standard deviation of the line's change with ten times the pictures."""
-    design = np.column_stack([np.ones(len(x)), x]) * np.sqrt(exact)[:, None]
+def drift_of(line: Line, x: Matrix, usual: Spreads, sd: float) -> float:
+    """Return the standard deviation of a line's change with ten times the pictures."""
+    design = np.column_stack([np.ones(len(x)), x]) * np.sqrt(line.exact)[:, None]
     ridge = RIDGE * np.diag([0.0, *np.ones(x.shape[1])])
     ways = np.array([0.0, *((n in ("size", "total")) / usual[n].sd for n in SIGNS)])
     return round(float(sd * np.sqrt(ways @ np.linalg.inv(design.T @ design + ridge) @ ways)), 3)

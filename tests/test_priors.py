@@ -133,10 +133,10 @@ def test_with_more_pictures_a_line_fitted_to_inexact_tests_is_less_certain(
     drift = {}
     for n_test in (5000, 50):
         gains = lines.gains_of([r | {"n_test": n_test} for r in rows], "from_scratch", {})
-        exact = lines.exactness(gains, profiles, usual, lines.GUESS)
-        assert ((exact > 0) & (exact < 1)).all()
+        line = lines.fit_line(gains, profiles, usual, lines.GUESS)
+        assert ((line.exact > 0) & (line.exact < 1)).all()
         x = lines.evidence_matrix(gains, profiles, usual)
-        drift[n_test] = lines.drift_of(x, exact, usual, sd=0.5)
+        drift[n_test] = lines.drift_of(line, x, usual, sd=0.5)
     assert 0 < drift[5000] < drift[50]
 
 
