@@ -26,7 +26,7 @@ def equal_within(accuracy: float, prefer: Prefer) -> float:
 
 
 def least_better(accuracy: float, prefer: Prefer) -> float:
-    """Return the least accuracy whose equal this one no longer is (`equal_within`, inverted)."""
+    """Return the accuracy above which this one is no equal any more (`equal_within` inverted)."""
     per_error = NOISE[prefer] / RARE_ERRORS
     return min(accuracy + NOISE[prefer], (accuracy + per_error) / (1 + per_error))
 

@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from advisor.cli import advise_app, auto_app
 from advisor.cli_shared import parse_duration_s
+from advisor.contest import Contest, make_contest
 
 runner = CliRunner()
 
@@ -238,6 +240,26 @@ def test_a_forced_strategy_is_the_only_one_searched(
     assert found.exit_code == 0, found.output
     lines = [json.loads(x) for x in (out / "trials.jsonl").read_text().splitlines()]
     assert [x["strategy"] for x in lines] == ["layer_svm", "layer_svm"]
+
+
+def test_a_run_chooses_by_what_is_preferred(
+    make_folder: Callable[..., Path],
+    cache: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    contests: list[Contest] = []
+
+    def kept(*args: Any, **given: Any) -> Contest:
+        contests.append(make_contest(*args, **given))
+        return contests[-1]
+
+    monkeypatch.setattr("advisor.session.make_contest", kept)
+    arguments = ["run", str(make_folder("data", 8)), "--out", str(tmp_path / "run")]
+    arguments += ["--trials", "1", "--no-control", "--prefer", "cheap", *cache]
+    found = runner.invoke(auto_app, arguments)
+    assert found.exit_code == 0, found.output
+    assert [c.prefer for c in contests] == ["cheap"]
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,14 @@ def test_what_counts_as_equal_is_what_was_preferred() -> None:
     }
 
 
+@pytest.mark.parametrize(("prefer", "ended"), [("balanced", "time"), ("cheap", "unbeatable")])
+def test_a_search_ends_where_a_perfect_trial_would_count_as_equal(
+    prefer: Prefer, ended: str
+) -> None:
+    one_error = standing(("linear_probe", 0.95))
+    assert replace(EASY, n_val=20, prefer=prefer).ended(one_error) == ended
+
+
 def test_few_val_pictures_are_weighed_against_what_the_advice_expects() -> None:
     done = standing(("linear_probe", 0.85), ("full_fine_tune", 0.8)).done
     few, many = (replace(CONTEST, n_val=n).best(done) for n in (20, 2000))
