@@ -1,0 +1,185 @@
+"""What the golden tests pin: decisions, advice and runs as plain values, without their wording.
+
+``python -m tests.advisor.golden.behaviour`` writes decisions and advice again after a change that
+is meant.
+"""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits, load_sample_images
+
+from advisor.options import Options, Prefer
+from advisor.pipeline import Prepared, advise_on, prepare
+from advisor.priors import load_priors
+from advisor.recommend import recommend
+from advisor.types import Advice, Decision, TrialRecord
+from strategies.core import run as context
+from tests.conftest import BENCHMARKS, write_folder
+
+HERE = Path(__file__).parent
+PREFERENCES: tuple[Prefer, ...] = ("accuracy", "cheap")
+DATASETS = ("stripes", "digits", "photos")
+N_PER_CLASS = 14
+
+Record = dict[str, Any]
+
+
+def golden(name: str) -> Any:
+    """Read a golden file."""
+    return json.loads((HERE / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def decisions() -> Iterator[tuple[str, Record]]:
+    """Yield what is decided for every profile of the benchmarks, with today's priors."""
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        profiles = importlib.import_module("rows").read_profiles()
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+    priors = load_priors()
+    for case, profile in profiles.items():
+        record = decision_record(recommend(profile, priors, None, "balanced"))
+        for prefer in PREFERENCES:
+            ranked = recommend(profile, priors, None, prefer).recommendations
+            record[prefer] = [r.strategy for r in ranked]
+        yield " ".join(map(str, case)), record
+
+
+def decision_record(decision: Decision | Advice) -> Record:
+    """Return order, accuracies, hyperparameters and place of a decision."""
+    place = decision.quadrant
+    return {
+        "recommended": [
+            [r.strategy, *_interval(r.accuracy), dict(r.hyperparameters)]
+            for r in decision.recommendations
+        ],
+        "rejected": sorted(r.strategy for r in decision.rejections),
+        "quadrant": [place.size, place.domain, place.rule, *place.candidates],
+    }
+
+
+def write_dataset(name: str, folder: Path) -> Path:
+    """Write class folders of small images that come with a dependency, or are drawn here."""
+    if name == "stripes":
+        return write_folder(folder, N_PER_CLASS)
+    if name == "digits":
+        found = load_digits()
+        of_class = {str(d): found.images[found.target == d][:N_PER_CLASS] for d in range(4)}
+        images = {
+            k: [_on_paper(image, i) for i, image in enumerate(v)] for k, v in of_class.items()
+        }
+    else:
+        images = {
+            f"{name}{half}": list(_crops(photo[:, 320 * half : 320 * (half + 1)]))
+            for name, photo in zip(("china", "flower"), load_sample_images().images, strict=True)
+            for half in (0, 1)
+        }
+    for label, members in images.items():
+        (folder / label).mkdir(parents=True)
+        for number, pixels in enumerate(members):
+            Image.fromarray(np.asarray(pixels)).save(folder / label / f"{number:02d}.png")
+    return folder
+
+
+def _on_paper(digit: Any, seed: int) -> Any:
+    """Enlarge a digit of 8 px to 48 px, in some colour on noise: no two are near-duplicates."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(90, 25, (48, 48, 3))
+    ink = np.kron(digit / 16, np.ones((6, 6)))[..., None] * rng.uniform(60, 140, 3)
+    return (noise + ink).clip(0, 255).astype(np.uint8)
+
+
+def _crops(photo: Any) -> Iterator[Any]:
+    """Yield crops of 64 px from anywhere in a photo."""
+    rng = np.random.default_rng(0)
+    for _ in range(N_PER_CLASS):
+        top, left = (rng.integers(side - 64) for side in photo.shape[:2])
+        yield photo[top : top + 64, left : left + 64]
+
+
+def prepared(folder: Path, cache: Path, *, pilot: bool) -> Prepared:
+    """Read a dataset as the golden advice does: full precision, costs without weight."""
+    options = Options(
+        input_px=64,
+        cache_dir=cache,
+        device="cpu",
+        prefer="accuracy",
+        pilot="on" if pilot else "off",
+    )
+    return prepare(folder, options)
+
+
+def in_full_precision(device: torch.device) -> torch.dtype:
+    """Take the place of what chooses a precision for a processor."""
+    return torch.float32
+
+
+def advice_record(advice: Advice) -> Record:
+    """Return all numbers of an advice that are no times, and which findings it has."""
+    profile = advice.profile
+    similarity = profile.similarity
+    return {
+        **decision_record(advice),
+        "n": [profile.n, profile.n_train, profile.n_val, advice.n_test, profile.n_measured],
+        "similarity": None if similarity is None else _interval(similarity.score),
+        "shifts": [] if similarity is None else [x.mid for x in similarity.per_depth],
+        "probes": [[p.depth, p.accuracy.mid] for p in profile.probes],
+        "random_probes": [[p.depth, p.accuracy.mid] for p in profile.random_probes],
+        "layer_svm": [profile.layer_svm.depth, profile.layer_svm.accuracy.mid],
+        "transfer_gain": profile.transfer_gain and profile.transfer_gain.mid,
+        "knn": profile.knn and profile.knn.mid,
+        "pilot": profile.pilot and [profile.pilot.n_train, profile.pilot.n_judged],
+        "findings": [[f.code, f.severity] for f in advice.findings],
+        "quarantined": len(advice.quarantine),
+        "risks": {r.strategy: r.probability for r in advice.risks},
+    }
+
+
+def trial_record(trial: TrialRecord) -> Record:
+    """Return a trial without its time and the wording of its reason."""
+    return {
+        "number": trial.number,
+        "strategy": trial.strategy,
+        "hyperparameters": json.loads(json.dumps(dict(trial.hyperparameters))),
+        "val_accuracy": trial.val_accuracy and _interval(trial.val_accuracy),
+        "has_reason": trial.reason is not None,
+    }
+
+
+def _interval(interval: Any) -> list[float]:
+    return [round(value, 6) for value in asdict(interval).values()]
+
+
+def write(name: str, record: object) -> None:
+    """Write a golden file, one entry a line."""
+    lines = json.dumps(record, separators=(",", ":"), sort_keys=True)
+    text = lines.replace('},"', '},\n"').replace("},{", "},\n{")
+    (HERE / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Write decisions and advice; the run's golden file is written by its test."""
+    import tempfile
+
+    write("decisions", dict(decisions()))
+    context.choose_precision = in_full_precision
+    found = {}
+    for name in DATASETS:
+        with tempfile.TemporaryDirectory() as place:
+            folder = write_dataset(name, Path(place) / "data" / name)
+            p = prepared(folder, Path(place) / "cache", pilot=False)
+            found[name] = advice_record(advise_on(p))
+    write("advice", found)
+
+
+if __name__ == "__main__":
+    main()

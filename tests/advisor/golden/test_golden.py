@@ -1,0 +1,96 @@
+"""Behaviour that a change of names or places must not touch."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from advisor.pipeline import advise_on
+from strategies.core import run as context
+from tests.advisor.golden import behaviour
+from tests.advisor.searching import Runner
+
+ORDER_KEYS = ("rejected", "quadrant", "n", "findings", "quarantined", "pilot")
+
+
+def test_every_profile_of_the_benchmarks_leads_to_the_same_decision() -> None:
+    known = behaviour.golden("decisions")
+    found = dict(behaviour.decisions())
+    assert found.keys() == known.keys()
+    for case, decision in found.items():
+        expected = known[case]
+        assert decision["rejected"] == expected["rejected"], case
+        assert decision["quadrant"] == expected["quadrant"], case
+        for ours, theirs in zip(decision["recommended"], expected["recommended"], strict=True):
+            assert ours[0] == theirs[0], case
+            assert ours[1:4] == pytest.approx(theirs[1:4], abs=1e-6), case
+            assert_same_settings(ours[4], theirs[4], rel=1e-6)
+        for prefer in behaviour.PREFERENCES:
+            assert decision[prefer] == expected[prefer], case
+
+
+@pytest.mark.parametrize("name", behaviour.DATASETS)
+def test_small_datasets_get_the_same_advice(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "choose_precision", behaviour.in_full_precision)
+    known = behaviour.golden("advice")[name]
+    folder = behaviour.write_dataset(name, tmp_path / "data" / name)
+    prepared = behaviour.prepared(folder, tmp_path / "cache", pilot=False)
+    found = behaviour.advice_record(advise_on(prepared))
+    for key in ORDER_KEYS:
+        assert found[key] == known[key], key
+    for ours, theirs in zip(found["recommended"], known["recommended"], strict=True):
+        assert ours[0] == theirs[0]
+        assert ours[1:4] == pytest.approx(theirs[1:4], abs=0.02)
+        assert_same_settings(ours[4], theirs[4], rel=0.02)
+    assert found["similarity"] == pytest.approx(known["similarity"], abs=0.01)
+    assert found["shifts"] == pytest.approx(known["shifts"], rel=0.02, abs=1e-3)
+    for key in ("probes", "random_probes", "layer_svm"):
+        assert _flat(found[key]) == pytest.approx(_flat(known[key]), abs=0.03), key
+    for key in ("transfer_gain", "knn"):
+        assert found[key] == pytest.approx(known[key], abs=0.03), key
+    assert found["risks"] == pytest.approx(known["risks"], abs=0.02)
+
+
+def test_a_run_of_so_many_trials_has_the_same_trials_and_the_same_best(run: Runner) -> None:
+    found = run(max_trials=4)
+    assert_same_run([*found.trials], found.best)
+
+
+@pytest.mark.parametrize("killed_after", [1, 3])
+def test_a_run_that_was_killed_and_resumed_is_the_same_run(killed_after: int, run: Runner) -> None:
+    def die(event: Any) -> None:
+        if event.kind == "ended" and event.number == killed_after - 1:
+            raise SystemExit
+
+    search = run.prepare(4)
+    object.__setattr__(search, "on_event", die)
+    with pytest.raises(SystemExit):
+        search.run()
+    found = run.resumed(4)
+    assert_same_run([*found.trials], found.best)
+
+
+def assert_same_run(trials: list[Any], best: Any) -> None:
+    known = behaviour.golden("run")
+    found = [behaviour.trial_record(t) for t in trials]
+    assert len(found) == len(known["trials"])
+    for ours, theirs in zip(found, known["trials"], strict=True):
+        for key in ("number", "strategy", "has_reason"):
+            assert ours[key] == theirs[key]
+        assert_same_settings(ours["hyperparameters"], theirs["hyperparameters"], rel=0.02)
+        assert ours["val_accuracy"] == pytest.approx(theirs["val_accuracy"], abs=0.12)
+    assert best.number == known["best"]
+
+
+def assert_same_settings(ours: Any, theirs: Any, rel: float) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        is_exact = isinstance(value, str | bool | int | None)
+        assert ours[name] == (value if is_exact else pytest.approx(value, rel=rel)), name
+
+
+def _flat(rows: Any) -> list[float]:
+    rows = rows if rows and isinstance(rows[0], list) else [rows]
+    return [value for row in rows for value in row]
