@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()"]
@@ -24,12 +25,15 @@ NOTHING_LEFT = ("unbeatable", "no_contender")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
-def measure(data: Path, limit: str, cache: Path, seed: int) -> dict[str, object]:
+def measure(
+    data: Path, limit: str, cache: Path, seed: int, input_px: int | None
+) -> dict[str, object]:
     """Run once; return the wall-clock seconds from start to end of the process."""
     limit_s = float(limit[:-1]) * SECONDS[limit[-1]]
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "run"
         arguments = ["run", str(data), "--out", str(run), "--time", limit, "--seed", str(seed)]
+        arguments += [] if input_px is None else ["--input-px", str(input_px)]
         begun, used_s = time.monotonic(), _children_s()
         done = subprocess.run(
             [*COMMAND, *arguments, "--cache-dir", str(cache), "--quiet"],
@@ -65,7 +69,7 @@ def _children_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure what has not been measured yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True, help="the folder of the sets")
@@ -73,8 +77,9 @@ def main() -> None:
     parser.add_argument("--times", nargs="+", default=["1m", "3m", "8m"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--cache-dir", type=Path, required=True)
+    parser.add_argument("--input-px", type=int, help="default: what the run chooses")
     parser.add_argument("--out", type=Path, default=Path("budget.jsonl"))
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     lines = given.out.read_text().splitlines() if given.out.exists() else []
     rows = [json.loads(line) for line in lines]
     known = {(r["set"], r["limit"], r["seed"]) for r in rows}
@@ -83,7 +88,7 @@ def main() -> None:
             for seed in given.seeds:
                 if (name, limit, seed) in known:
                     continue
-                row = measure(given.data / name, limit, given.cache_dir, seed)
+                row = measure(given.data / name, limit, given.cache_dir, seed, given.input_px)
                 rows.append(row)
                 with given.out.open("a") as file:
                     file.write(json.dumps(row) + "\n")

@@ -12,7 +12,7 @@ from ``claims.jsonl``: entries of the grid that only some sets were run with,
 
 import argparse
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +83,8 @@ def _pixels(backbone: Backbone) -> Reader:
 
     def read(split: Split) -> NDArray[np.float32]:
         rows = [eval_pixels(p.path, small).ravel() for p in split]
-        return np.stack(rows).astype(np.float32) / 255
+        pixels: NDArray[np.float32] = np.stack(rows).astype(np.float32) / np.float32(255)
+        return pixels
 
     return read
 
@@ -209,7 +210,7 @@ def augmented_is_better(rows: list[Row]) -> Verdict:
     )
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
@@ -220,7 +221,7 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, help="where to draw the claim on freezing, as SVG")
     parser.add_argument("--sets", nargs="*", help="default: every folder of the data root")
     parser.add_argument("--input-px", type=int, default=96)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     names = args.sets or sorted(
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
     )

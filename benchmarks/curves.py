@@ -50,6 +50,10 @@ SETS = {
 }
 """Train pictures a class; a quarter as many are val."""
 N_TRIALS, MOST_TEST, PX, SEED = 12, 400, 64, 0
+POOLS = (6, 4)
+"""So many trials are averaged too."""
+FEWER_STEPS = 2
+"""Steps are what is drawn over this."""
 START = {
     "head_lr_factor": 1.0,
     "batch_norm": "frozen",
@@ -72,7 +76,7 @@ PRUNERS: dict[str, Callable[[int], BasePruner]] = {
 Row = dict[str, Any]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Do what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", nargs="*", default=["record", "soups", "pruners"])
@@ -81,7 +85,8 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, help="folder for the classifiers")
     parser.add_argument("--cache-dir", type=Path, default=None)
     parser.add_argument("--sets", nargs="*", default=list(SETS))
-    args = parser.parse_args()
+    parser.add_argument("--orders", type=int, default=20, help="of the trials, for pruners")
+    args = parser.parse_args(argv)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name in args.sets if {"record", "soups"} & set(args.what) else ():
         task = draw(load_task(args.data_root / name), SETS[name])
@@ -91,7 +96,7 @@ def main() -> None:
         if "soups" in args.what:
             soups(name, task, ctx, rows_of(args.out)[name], args.weights)
     if "pruners" in args.what:
-        print(pruner_table(rows_of(args.out)))
+        print(pruner_table(rows_of(args.out), args.orders))
 
 
 def draw(task: ImageTask, n: int) -> ImageTask:
@@ -120,12 +125,15 @@ def record(name: str, task: ImageTask, ctx: RunContext, args: argparse.Namespace
         trial = study.ask()
         drawn = FullFineTune.suggest(trial, hidden, backbone)
         steps = drawn.steps or 0
-        drawn = replace(drawn, steps=steps // 2)
+        drawn = replace(drawn, steps=steps // FEWER_STEPS)
         if number == 0:
             drawn = replace(drawn, lr=None, blend=None)  # the advice follows from the pictures
         curve: list[float | None] = []
-        heard = replace(ctx, on_epoch=lambda _, accuracy, curve=curve: curve.append(accuracy))
-        found = drawn.fit(hidden, backbone, heard)
+
+        def hear(_: int, accuracy: float | None, curve: list[float | None] = curve) -> None:
+            curve.append(accuracy)
+
+        found = drawn.fit(hidden, backbone, replace(ctx, on_epoch=hear))
         if number == 0:
             used = {k: found.hyperparameters[k] for k in ("lr", "blend")}
             entries = portfolio({**START, **used}, trial.distributions)
@@ -145,8 +153,8 @@ def hits(classifier: ImageClassifier, split: Split) -> Any:
 
 def soups(name: str, task: ImageTask, ctx: RunContext, rows: Sequence[Row], weights: Path) -> None:
     """Print what greedy soups of all, of the first 6 and 4, and of four draws of 6 come to."""
-    draws = [np.random.default_rng(s).permutation(N_TRIALS)[:6] for s in range(4)]
-    for chosen in (range(N_TRIALS), range(6), range(4), *draws):
+    draws = [np.random.default_rng(s).permutation(N_TRIALS)[: POOLS[0]] for s in range(4)]
+    for chosen in (range(N_TRIALS), *map(range, POOLS), *draws):
         pool = sorted((rows[i] for i in sorted(chosen)), key=lambda r: (-r["val"], r["trial"]))
         soup, best, accuracy = [pool[0]["trial"]], None, pool[0]["val"]
         for row in pool[1:MOST]:

@@ -14,7 +14,7 @@ See README-data.md for the results.
 import argparse
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 
@@ -23,26 +23,31 @@ from PIL import Image
 
 from strategies.core.task import ImageTask, labels_of, load_task
 
-LEAK_SETS = ("flowers5", "cats_dogs", "trash6", "neu_surface", "pneumonia_cxr", "hymenoptera")
+SETS = {
+    "leaks": ("flowers5", "cats_dogs", "trash6", "neu_surface", "pneumonia_cxr", "hymenoptera"),
+    "series": ("gtsrb",),
+    "labels": ("flowers5", "cats_dogs"),
+}
 SEEDS = (0, 1, 2)
 MAX_PER_SET = 1000
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run one part and print a line a set and seed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("shared", type=Path)
-    parser.add_argument("--part", choices=("leaks", "series", "labels"), required=True)
+    parser.add_argument("--part", choices=tuple(SETS), required=True)
     parser.add_argument("--cache-dir", type=Path)
-    args = parser.parse_args()
-    if args.part == "leaks":
-        for name in LEAK_SETS:
-            leaks(args.shared / name)
-    elif args.part == "series":
-        series(args.shared / "gtsrb")
-    else:
-        for name in ("flowers5", "cats_dogs"):
-            wrong_labels(args.shared / name, args.cache_dir)
+    parser.add_argument("--sets", nargs="+", help="default: those of the results, by part")
+    parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
+    args = parser.parse_args(argv)
+    for name in args.sets or SETS[args.part]:
+        if args.part == "leaks":
+            leaks(args.shared / name, args.seeds)
+        elif args.part == "series":
+            series(args.shared / name, args.seeds)
+        else:
+            wrong_labels(args.shared / name, args.cache_dir, args.seeds)
 
 
 def as_it_is(path: Path, to: Path) -> None:
@@ -71,12 +76,12 @@ def turned(path: Path, to: Path) -> None:
 WAYS: tuple[Callable[[Path, Path], None], ...] = (as_it_is, reencoded, resized, turned)
 
 
-def leaks(source: Path) -> None:
+def leaks(source: Path, seeds: Sequence[int] = SEEDS) -> None:
     """Plant copies of a tenth of test into train and count those that are found."""
     files = [p for p in sorted(source.rglob("*.*")) if p.is_file() and "test" not in p.parts]
     for way in WAYS:
         found, false, share = [], [], []
-        for seed in SEEDS:
+        for seed in seeds:
             rng = np.random.default_rng(seed)
             chosen = [files[i] for i in rng.permutation(len(files))[:MAX_PER_SET]]
             n_test = len(chosen) // 5
@@ -112,8 +117,8 @@ def leaks(source: Path) -> None:
         )
 
 
-def series(source: Path) -> None:
-    """Merge gtsrb and count the pairs of one track that stay on one side."""
+def series(source: Path, seeds: Sequence[int] = SEEDS) -> None:
+    """Merge train and test of tracks and count the pairs of one track that stay on one side."""
     files = [p for p in sorted(source.rglob("*.*")) if p.is_file()]
     for naming in ("own names", "meaningless names"):
         track: dict[str, str] = {}
@@ -126,7 +131,7 @@ def series(source: Path) -> None:
                 target.symlink_to(path.resolve())
                 number = re.split(r"_", path.stem)[0]
                 track[str(target)] = f"{path.parent.name}/{number}"
-            for seed in SEEDS:
+            for seed in seeds:
                 task = load_task(root, seed=seed)
                 same, near = together(task, track)
                 print(
@@ -149,7 +154,7 @@ def together(task: ImageTask, track: dict[str, str]) -> tuple[float, float]:
     return float(np.mean(same)), float(np.mean(near))
 
 
-def wrong_labels(source: Path, cache_dir: Path | None) -> None:
+def wrong_labels(source: Path, cache_dir: Path | None, seeds: Sequence[int] = SEEDS) -> None:
     """Change 5% of the labels and count those in the first tenth of the suspicion list."""
     from advisor.doubts import suspect_labels
     from strategies.core.backbone import load_backbone
@@ -164,7 +169,7 @@ def wrong_labels(source: Path, cache_dir: Path | None) -> None:
     ctx = make_context(cache_dir=cache_dir)
     features = extract_features(pictures, load_backbone(), ctx).pooled[-1]
     n = len(truth)
-    for seed in SEEDS:
+    for seed in seeds:
         rng = np.random.default_rng(seed)
         planted = rng.choice(n, round(0.05 * n), replace=False)
         labels = truth.copy()

@@ -10,7 +10,7 @@ other sizes and in other colours. Some 25 minutes on two cores from nothing.
 import argparse
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -52,9 +52,12 @@ GREY = ("pacs_sketch", "neu_surface", "pneumonia_cxr", "fsdd_spec", "mnist5k", "
 class Bench:
     """What every line needs: features of the sets, the shipped reference and scale."""
 
-    def __init__(self, cache_dir: Path | None) -> None:
+    def __init__(
+        self, cache_dir: Path | None, most_draws: int | None, input_px: int | None
+    ) -> None:
+        self.most_draws = most_draws
         self.ctx: RunContext = make_context(cache_dir=cache_dir)
-        self.backbone: Backbone = load_backbone()
+        self.backbone: Backbone = load_backbone(input_px=input_px)
         reference = shipped_reference(self.backbone)
         if reference is None:
             raise SystemExit("Run benchmarks/make_reference.py first.")
@@ -86,14 +89,13 @@ class Bench:
         """Return the middle of the similarity."""
         return self.scale.score(self.shift(features, labels))
 
-
-def draws(sample: Sample, n: int, count: int, seed: int) -> Iterator[Sample]:
-    """Yield random samples of n pictures, without replacement."""
-    features, labels = sample
-    rng = np.random.default_rng(seed)
-    for _ in range(count):
-        rows = rng.permutation(len(labels))[:n]
-        yield rows_of(features, rows), labels[rows]
+    def draws(self, sample: Sample, n: int, count: int, seed: int) -> Iterator[Sample]:
+        """Yield random samples of n pictures, without replacement."""
+        features, labels = sample
+        rng = np.random.default_rng(seed)
+        for _ in range(count if self.most_draws is None else min(count, self.most_draws)):
+            rows = rng.permutation(len(labels))[:n]
+            yield rows_of(features, rows), labels[rows]
 
 
 def frechet(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
@@ -114,7 +116,7 @@ def line_1(bench: Bench) -> None:
     assert bench.known is not None
     for n in (30, 100, 300):
         scores, p_values = [], []
-        for features, labels in draws(sample, n, 200, n):
+        for features, labels in bench.draws(sample, n, 200, n):
             scores.append(bench.score(features, labels))
             kernels = cubic_kernels(features.pooled[-1], bench.known)
             p_values.append(permutation_p_value(kernels, balanced(labels).share, 199, rng))
@@ -128,13 +130,15 @@ def line_2(bench: Bench) -> None:
     """Whether the score depends on how many pictures there are."""
     print("| set | score, all | abs. difference n = 50 to 500: mean | max ", end="")
     print("| mean signed | Fréchet/d at 50 | at 500 |\n|---|---|---|---|---|---|---|")
+    known = bench.known
+    assert known is not None
     for name in ("imagenet (unseen half)", *SPOKEN):
         sample = bench.of(name) if name in SPOKEN else bench.imagenet()
-        few = [bench.score(*s) for s in draws(sample, 50, 20, 1)]
-        many = [bench.score(*s) for s in draws(sample, 500, 20, 2)]
+        few = [bench.score(*s) for s in bench.draws(sample, 50, 20, 1)]
+        many = [bench.score(*s) for s in bench.draws(sample, 500, 20, 2)]
         change = np.array(few) - many
         plain = [
-            np.mean([frechet(f.pooled[-1], bench.known) for f, _ in draws(sample, n, 2, 3)])
+            np.mean([frechet(f.pooled[-1], known) for f, _ in bench.draws(sample, n, 2, 3)])
             for n in (50, 500)
         ]
         print(f"| {name} | {bench.score(*sample):.3f} | {np.abs(change).mean():.4f} ", end="")
@@ -169,7 +173,9 @@ def line_3(bench: Bench) -> None:
     areas: dict[str, list[str]] = {name: [] for name in statistics}
     for n in (50, 20):
         samples = [
-            (name in FAR, *s) for name in (*NEAR, *FAR) for s in draws(bench.of(name), n, 20, n)
+            (name in FAR, *s)
+            for name in (*NEAR, *FAR)
+            for s in bench.draws(bench.of(name), n, 20, n)
         ]
         for name, statistic in statistics.items():
             values = [statistic(f, y) for _, f, y in samples]
@@ -194,7 +200,7 @@ def line_4(bench: Bench) -> None:
         row: list[list[float]] = [[], []]
         for n in sizes:
             shift_hits, kernel_hits = [], []
-            for features, labels in draws(sample, n, count, n + 7):
+            for features, labels in bench.draws(sample, n, count, n + 7):
                 assert features.moments is not None
                 shift, _ = shift_intervals(features.moments, labels, bench.source, 1, rng)
                 shift_hits.append(shift.low <= whole <= shift.high)
@@ -217,7 +223,7 @@ def line_5(bench: Bench) -> None:
     for name in SPOKEN:
         pictures = _probed(name)
         labels = labels_of(tuple(pictures))
-        accuracies = []
+        accuracies: list[list[float]] = []
         for backbone in (bench.backbone, bench.backbone.with_random_weights()):
             features = extract_features(pictures, backbone, bench.ctx)
             depths = range(len(features.pooled)) if not accuracies else [-1]
@@ -374,13 +380,15 @@ def line_7(bench: Bench) -> None:
 LINES = {1: line_1, 2: line_2, 3: line_3, 4: line_4, 5: line_5, 6: line_6, 7: line_7, 8: line_8}
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache-dir", type=Path)
     parser.add_argument("--lines", type=int, nargs="*", default=list(LINES), choices=list(LINES))
-    options = parser.parse_args()
-    bench = Bench(options.cache_dir)
+    parser.add_argument("--most-draws", type=int, help="of samples; default: as in the results")
+    parser.add_argument("--input-px", type=int, help="default: the backbone's own")
+    options = parser.parse_args(argv)
+    bench = Bench(options.cache_dir, options.most_draws, options.input_px)
     for number in options.lines:
         print(f"\n### {number}. {LINES[number].__doc__}\n", flush=True)
         start = time.monotonic()

@@ -10,6 +10,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,9 +35,9 @@ ROWS = {
 MAX_TEST = 600
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, then print the table."""
-    args = _arguments()
+    args = _arguments(argv)
     for name, n in ROWS:
         todo = [
             (seed, strategy)
@@ -88,7 +89,8 @@ def fit(task: ImageTask, strategy: str, seed: int, args: argparse.Namespace) -> 
     backbone = load_backbone(input_px=args.input_px)
     ctx = make_context(cache_dir=args.cache_dir, seed=seed)
     start = time.monotonic()
-    fitted = get_strategy(strategy)().fit(task.hide_test(), backbone, ctx)
+    given = {"steps": args.steps} if args.steps and strategy == "full_fine_tune" else {}
+    fitted = get_strategy(strategy)(**given).fit(task.hide_test(), backbone, ctx)
     seconds = time.monotonic() - start
     assert task.test is not None
     found = evaluate(fitted, task.test)
@@ -129,7 +131,7 @@ def _rows(out: Path) -> dict[tuple[str, int, int, str], float]:
     return {(r["set"], r["n_per_class"], r["seed"], r["strategy"]): r["accuracy"] for r in rows}
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/fine_tune_defaults.jsonl"))
@@ -137,7 +139,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--sets", nargs="*", default=sorted({name for name, _ in ROWS}))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)
-    return parser.parse_args()
+    parser.add_argument("--steps", type=int, help="of the fine-tuning; default: its own")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ imagenet_samples is not read. About 3 minutes on two cores once the features are
 import argparse
 import datetime
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from strategies.core.task import labels_of
 
 N_SAME, N_SCATTER, DRAWS = 30, 50, 100
 MOST = 400
+MAPS = Path(advisor.domain.__file__).with_name("domain.json")
 Distance = Callable[[Features, Labels, Reference], float]
 
 
@@ -72,11 +73,12 @@ DISTANCES: dict[str, Distance] = {
 }
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache-dir", type=Path)
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=MAPS)
+    options = parser.parse_args(argv)
     ctx = make_context(cache_dir=options.cache_dir)
     backbone = load_backbone()
     reference = shipped_reference(backbone)
@@ -115,8 +117,7 @@ def main() -> None:
             "pictures": f"500 of imagenet_samples, at most 1000 of each of {len(SPOKEN)} sets",
         },
     }
-    path = Path(advisor.domain.__file__).with_name("domain.json")
-    path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def fresh_distance(distance: Distance, imagenet: Features, backbone: Backbone) -> float:

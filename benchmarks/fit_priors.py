@@ -190,7 +190,7 @@ def _is_worth_offering(
     leads = np.array([np.mean(of_set) for of_set in led.values()])
     if len(leads) < FEWEST:
         return False
-    error = float(leads.std(ddof=1)) / np.sqrt(len(leads))
+    error = float(leads.std(ddof=1) / np.sqrt(len(leads)))
     return float(leads.mean()) > CLEAR * error
 
 
@@ -319,13 +319,13 @@ def text_of(rows: list[Row], profiles: Profiles) -> str:
     return json.dumps(fit(rows, profiles), indent=2) + "\n"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Write the priors."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--out", type=Path, default=PRIORS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     args.out.write_text(text_of(read_rows(args.results), read_profiles(args.evidence)))
     print(args.out.read_text())
 

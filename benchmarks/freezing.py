@@ -76,14 +76,14 @@ def freezing_table(rows: list[Row]) -> str:
         for k, accuracy in by_stage.items():
             if k:
                 gains[n][k].append(accuracy - by_stage[0])
-    stages = sorted({k for by_stage in gains.values() for k in by_stage})
+    stages = sorted({k for gained in gains.values() for k in gained})
     lines = [
         "| pictures a class (sets), frozen: | " + " | ".join(map(str, stages)) + " |",
         "|---|" + "---|" * len(stages),
     ]
-    for n, by_stage in sorted(gains.items()):
-        cells = " | ".join(with_error(by_stage[k]) for k in stages)
-        lines.append(f"| {n} ({len(by_stage[stages[0]])}) | {cells} |")
+    for n, gained in sorted(gains.items()):
+        cells = " | ".join(with_error(gained[k]) for k in stages)
+        lines.append(f"| {n} ({len(gained[stages[0]])}) | {cells} |")
     return "\n".join(lines)
 
 
@@ -100,10 +100,10 @@ def plot(rows: list[Row]) -> str:
         for (name, n, _, _), by in freezing(rows).items()
         for k, accuracy in by.items()
     ]
-    x = {"field": "frozen", "type": "quantitative", "title": "stages frozen"}
+    x: dict[str, object] = {"field": "frozen", "type": "quantitative", "title": "stages frozen"}
     x["axis"] = {"tickMinStep": 1}
-    y = {"field": "accuracy", "type": "quantitative", "title": "test accuracy, %"}
-    y["scale"] = {"zero": False}
+    y: dict[str, object] = {"field": "accuracy", "type": "quantitative"}
+    y |= {"title": "test accuracy, %", "scale": {"zero": False}}
     shown = {"x": x, "y": y, "color": {"field": "set", "type": "nominal", "title": None}}
     best = {"condition": {"test": "datum.best", "value": 1}, "value": 0}
     mark = {"type": "line", "point": {"filled": False, "fill": "white", "size": 40}}

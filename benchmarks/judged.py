@@ -10,8 +10,9 @@ from fit_priors import fit
 from numpy.typing import NDArray
 from rows import Case, Row, case_of, hits_of
 
+from advisor.options import Prefer
 from advisor.priors import Priors, priors_of
-from advisor.recommend import Prefer, recommend
+from advisor.recommend import recommend
 from advisor.types import Decision, Profile, Recommendation
 
 WIDELY = 0.8

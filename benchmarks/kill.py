@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def trials_of(run: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("data", type=Path)
@@ -56,7 +57,7 @@ def main() -> int:
     parser.add_argument("--no-control", action="store_true", help="leave the control out")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder to work in")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     given.out.mkdir(parents=True, exist_ok=True)
     log = given.out / "output.log"
 

@@ -10,6 +10,7 @@ cores; numbers only, no picture is copied.
 
 import argparse
 import datetime
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,12 +34,13 @@ FEATURES = {
 NAME = "500 ImageNet pictures"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the script."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cache-dir", type=Path)
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the references")
     parser.add_argument("backbones", nargs="*", default=list(SIZES))
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     ctx = make_context(cache_dir=options.cache_dir)
     pictures, _ = imagenet_halves()
     for name in options.backbones:
@@ -58,7 +60,7 @@ def main() -> None:
             whole = found if whole is None else _joined(whole, found)
             print(f"{name} at {px} px: {len(pictures)} pictures", flush=True)
         assert whole is not None
-        path = FOLDER / f"{name}.safetensors"
+        path = options.out / f"{name}.safetensors"
         write_reference(whole, path)
         print(f"{path.name}: {path.stat().st_size:,} bytes")
 

@@ -17,11 +17,12 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Make the links, measure in a fresh process, remove the links."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=Path, nargs="+", required=True)
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--per-class", type=int, default=1000)
     parser.add_argument("--max-images", type=int, default=5000)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.measure:
         measure(args.scratch, args.max_images)
         return

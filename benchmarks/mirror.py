@@ -11,6 +11,7 @@ up to 400 pictures that could be trained on and were not: test is not looked at.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from strategies.full_fine_tune import FullFineTune
 MAX_JUDGED = 400
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, and print all."""
-    args = _arguments()
+    args = _arguments(argv)
     names = args.sets or sorted(
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
     )
@@ -47,7 +48,7 @@ def main() -> None:
                 for hflip in (None, *((False, True) if args.fit else ())):
                     if (name, n, seed, hflip) in known:
                         continue
-                    row = about | measure(task, whole, backbone, ctx, hflip)
+                    row = about | measure(task, whole, backbone, ctx, hflip, args.steps)
                     append_row(args.out, row)
                     rows.append(row)
                     print(json.dumps(row), flush=True)
@@ -55,7 +56,12 @@ def main() -> None:
 
 
 def measure(
-    task: ImageTask, whole: ImageTask, backbone: Backbone, ctx: RunContext, hflip: bool | None
+    task: ImageTask,
+    whole: ImageTask,
+    backbone: Backbone,
+    ctx: RunContext,
+    hflip: bool | None,
+    steps: int | None,
 ) -> dict[str, Any]:
     """Return the lean of a task's train pictures for None, else what a fine-tuning reaches."""
     if hflip is None:
@@ -65,7 +71,7 @@ def measure(
     left = [p for p in whole.fit_split if p.path not in used]
     order = np.random.default_rng(ctx.seed).permutation(len(left))[:MAX_JUDGED]
     judged = tuple(left[i] for i in sorted(order))
-    fitted = FullFineTune(hflip=hflip).fit(task, backbone, ctx)
+    fitted = FullFineTune(hflip=hflip, steps=steps).fit(task, backbone, ctx)
     accuracy = evaluate(fitted, judged).accuracy.mid
     return {"hflip": hflip, "accuracy": round(accuracy, 4), "n_judged": len(judged)}
 
@@ -86,7 +92,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/mirror.jsonl"))
@@ -96,7 +102,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)
     parser.add_argument("--fit", action="store_true", help="fine-tune, mirrored and not")
-    return parser.parse_args()
+    parser.add_argument("--steps", type=int, help="of the fine-tuning; default: its own")
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ there is not run again.
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -208,7 +209,7 @@ def reached(rows: list[Row]) -> dict[str, list[float]]:
     return found
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=["harm", "warn", "near", "remedies", "table"])
@@ -222,7 +223,7 @@ def main() -> None:
     parser.add_argument("--fit-steps", type=int, default=60, help="of the remedies' fine-tunes")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=ROWS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     parts = {"harm": harm, "warn": ask, "near": ask, "remedies": remedy, "table": table}
     parts[args.part](args)
 

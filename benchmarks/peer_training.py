@@ -8,35 +8,68 @@ import json
 import random
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import timm
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 BATCH, TIMED = 32, 3
+FEWEST = 11
+"""Steps: a tenth of them warm up, and ``OneCycleLR`` cannot with a single one."""
+File = tuple[str, int]
+"""A picture's path and label; a list of both, as JSON has it."""
+Judged = tuple[NDArray[np.bool_], float, dict[str, float]]
+"""Which test pictures were named rightly, seconds of training, and hyperparameters."""
 
 
-class Pictures(Dataset):
+class Spec(TypedDict):
+    """What `peers.py` writes: how to train on which pictures."""
+
+    how: str
+    lr: float
+    weights: str
+    train: list[File]
+    val: list[File]
+    test: list[File]
+    n_classes: int
+    px: int
+    seconds: float
+    seed: int
+
+
+class Transform(Protocol):
+    """What makes a tensor of a picture."""
+
+    def __call__(self, image: Image.Image, /) -> Tensor:
+        """Return channels, rows and columns."""
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
     """Picture files as timm's transforms see them."""
 
-    def __init__(self, files, transform):
+    def __init__(self, files: Sequence[File], transform: Transform) -> None:
         self.files, self.transform = files, transform
 
-    def __len__(self):
+    def __len__(self) -> int:
         """Return the number of pictures."""
         return len(self.files)
 
-    def __getitem__(self, i):
+    def __getitem__(self, i: int) -> tuple[Tensor, int]:
         """Return a picture and its label."""
         path, label = self.files[i]
         return self.transform(Image.open(path).convert("RGB")), label
 
 
-def with_timm(spec):
+def with_timm(spec: Spec) -> Judged:
     """AdamW, warm-up and cosine, timm's own augmentation, a new head; everything trained."""
     net = timm.create_model(
         f"local-dir:{spec['weights']}", pretrained=True, num_classes=spec["n_classes"]
@@ -55,7 +88,7 @@ def with_timm(spec):
         if step == 0:  # a first one allocates
             begun = time.monotonic()
     per_step = (time.monotonic() - begun) / TIMED
-    steps = max(10, int(spec["seconds"] / per_step))
+    steps = max(FEWEST, int(spec["seconds"] / per_step))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, spec["lr"], steps, pct_start=0.1, anneal_strategy="cos", cycle_momentum=False
     )
@@ -76,7 +109,7 @@ def with_timm(spec):
     return np.concatenate(right), seconds, {"steps": steps, "lr": spec["lr"]}
 
 
-def with_fastai(spec):
+def with_fastai(spec: Spec) -> Judged:
     """`vision_learner(...).fine_tune(...)` with fastai's own augmentation and learning rate."""
     from fastai.vision.all import (
         CategoryBlock,
@@ -113,7 +146,7 @@ def with_fastai(spec):
     return (scores.argmax(1) == labels).numpy(), seconds, {"epochs": epochs}
 
 
-def with_autogluon(spec):
+def with_autogluon(spec: Spec) -> Judged:
     """`MultiModalPredictor` on these weights with all other defaults; it selects on val."""
     import pandas as pd
     from autogluon.multimodal import MultiModalPredictor
@@ -121,12 +154,14 @@ def with_autogluon(spec):
 
     weights = Path(spec["weights"])
     tensors = load_file(weights / "model.safetensors")
-    head = timm.create_model(json.loads((weights / "config.json").read_text())["architecture"])
-    name = head.default_cfg["classifier"]
+    config = json.loads((weights / "config.json").read_text())
+    known = timm.get_pretrained_cfg(config["architecture"])
+    assert known is not None
+    name = str(known.classifier)
     body = {k: v for k, v in tensors.items() if not k.startswith(name)}
     torch.save(body, weights / "pytorch_model.bin")  # what it reads weights from
 
-    def frame(files):
+    def frame(files: Sequence[File]) -> pd.DataFrame:
         return pd.DataFrame(files, columns=["image", "label"])
 
     held = {tuple(f) for f in spec["val"]}
@@ -153,7 +188,7 @@ def with_autogluon(spec):
     return predictor.predict(test).to_numpy() == test["label"].to_numpy(), seconds, {}
 
 
-def seconds_per_epoch(learner):
+def seconds_per_epoch(learner: Any) -> float:
     """Time some steps of the whole network, a first one left out; the learner is spent then."""
     learner.model.train()
     batches = (batch for _ in range(TIMED + 1) for batch in learner.dls.train)
@@ -161,12 +196,13 @@ def seconds_per_epoch(learner):
         learner.loss_func(learner.model(images), labels).backward()
         if step == 0:
             start = time.monotonic()
-    return (time.monotonic() - start) / TIMED * len(learner.dls.train)
+    n_batches: int = len(learner.dls.train)
+    return (time.monotonic() - start) / TIMED * n_batches
 
 
-def main():
-    """Train and judge on test."""
-    spec = json.loads(Path(sys.argv[1]).read_text())
+def main(argv: Sequence[str]) -> None:
+    """Train and judge on test, as the file says that is the only argument."""
+    spec: Spec = json.loads(Path(argv[0]).read_text())
     torch.manual_seed(spec["seed"])
     np.random.seed(spec["seed"])  # noqa: NPY002 (what fastai draws from)
     random.seed(spec["seed"])
@@ -177,4 +213,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

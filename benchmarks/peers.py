@@ -16,6 +16,7 @@ import argparse
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,9 +44,9 @@ TRAINED = ("timm_1e-4", "timm_1e-3", "fastai")
 TRAINING = Path(__file__).with_name("peer_training.py")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, or print what is known."""
-    args = _arguments()
+    args = _arguments(argv)
     if args.table:
         print(table(read_rows(args.out)))
         return
@@ -85,7 +86,9 @@ def run(
         if given is None:
             raise SystemExit(f"{who} gets the time of full_fine_tune: run that first.")
         return run_training(who, task, backbone, ctx.seed, given, args.python)
-    strategy = get_strategy(who)()
+    chosen = get_strategy(who)
+    fewer = {"steps": args.steps} if args.steps and chosen.selects_on_val else {}
+    strategy = chosen(**fewer)
     fitted_on = task.hide_test().with_val_in_train()
     if not strategy.selects_on_val:
         extract_features(fitted_on.train, backbone, ctx)  # as for scikit-learn: not in the seconds
@@ -111,7 +114,12 @@ def run_sklearn(who: str, task: ImageTask, backbone: Backbone, ctx: RunContext) 
     strengths = np.logspace(-5, 2, 10)
     head = (
         LogisticRegressionCV(
-            Cs=strengths, cv=folds, max_iter=1000, scoring="accuracy", use_legacy_attributes=False
+            Cs=strengths,
+            l1_ratios=(0.0,),
+            cv=folds,
+            max_iter=1000,
+            scoring="accuracy",
+            use_legacy_attributes=False,
         )
         if who == "sklearn_logistic"
         else GridSearchCV(LinearSVC(max_iter=5000), {"C": strengths}, cv=folds)
@@ -199,7 +207,7 @@ def _cell(row: dict[str, Any]) -> tuple[str, int, int]:
     return row["set"], row["n_per_class"], row["seed"]
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/peers.jsonl"))
@@ -211,8 +219,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--n-per-class", nargs="*", type=int, default=[10, 100])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)
+    parser.add_argument("--steps", type=int, help="of our trainings; default: their own")
     parser.add_argument("--table", action="store_true", help="print the rows that are there")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ from strategies.core.training import train
 EPOCHS, BATCH_SIZE = 10, 32
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, then print the table."""
-    args = _arguments()
+    args = _arguments(argv)
     backbone = load_backbone(input_px=args.input_px)
     for name in args.sets:
         task = load_task(args.data_root / name)
@@ -118,7 +119,7 @@ def _rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/prefix_cache.jsonl"))
@@ -128,7 +129,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--frozen", nargs="*", type=int, default=[3, 4])
     parser.add_argument("--n-per-class", type=int, default=20)
     parser.add_argument("--input-px", type=int, default=224)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import json
 import resource
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,9 @@ from strategies.layer_svm import depth_set
 STRENGTHS = tuple(float(s) for s in np.logspace(-2, -6.5, 10))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run the depths asked for, or print what is known."""
-    args = _arguments()
+    args = _arguments(argv)
     if args.table:
         print_table(read_rows(args.out))
         return
@@ -125,7 +126,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         print(f"| together | | {ours:.1f} s | {theirs:.0f} s | {theirs / ours:.0f} | |\n")
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/probe_speed.jsonl"))
@@ -136,7 +137,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-iter", type=int, default=1000)
     parser.add_argument("--synthetic", type=int, help="pictures' worth of made-up features")
     parser.add_argument("--table", action="store_true", help="print the rows that are there")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,9 @@ SETS = (
 WHO = ("linear_probe", "layer_svm")
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, or print what is known."""
-    args = _arguments()
+    args = _arguments(argv)
     if args.table:
         print_table(read_rows(args.out))
         return
@@ -122,7 +123,7 @@ def _cell(row: dict[str, Any]) -> tuple[str, int, int]:
     return row["set"], row["n_per_class"], row["seed"]
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/probes.jsonl"))
@@ -132,7 +133,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)
     parser.add_argument("--table", action="store_true", help="print the rows that are there")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

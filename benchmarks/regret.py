@@ -230,14 +230,14 @@ def cases_table(judged: list[Judged]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--seeds", type=int, nargs="*", help="of the cases; default: all")
     parser.add_argument("--cases", action="store_true", help="list every case too")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     profiles = {
         case: profile
         for case, profile in read_profiles(args.evidence).items()

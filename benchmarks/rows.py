@@ -78,7 +78,7 @@ def _build(kind: Any, value: Any) -> Any:
         return None
     if origin in (Union, types.UnionType):
         return _build(next(k for k in inner if k is not type(None)), value)
-    if is_dataclass(kind):
+    if isinstance(kind, type) and is_dataclass(kind):
         hints = get_type_hints(kind)
         known = [f.name for f in fields(kind) if f.name in value]
         return kind(**{name: _build(hints[name], value[name]) for name in known})

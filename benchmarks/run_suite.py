@@ -16,7 +16,7 @@ import json
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.classifier import judge
 from strategies.core.features import extract_features
 from strategies.core.run import RunContext, make_context
-from strategies.core.task import ImageTask, Split, labels_of, load_task
+from strategies.core.task import ImageTask, Picture, Split, labels_of, load_task
 from strategies.registry import get_strategy
 
 PLAIN: dict[str, Any] = {"blend": 1.0}
@@ -72,9 +72,9 @@ MAX_TEST, VAL_SHARE = 600, 0.2
 REFERENCE_SET = "imagenet_samples"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing."""
-    args = _arguments()
+    args = _arguments(argv)
     names = args.sets or sorted(
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
     )
@@ -156,8 +156,8 @@ def fit(
 def subsample(task: ImageTask, n_per_class: int, seed: int) -> ImageTask:
     """Keep `n_per_class` pictures of train and val together, and a fixed set of test pictures."""
     rng = np.random.default_rng(seed)
-    train: list = []
-    val: list = []
+    train: list[Picture] = []
+    val: list[Picture] = []
     for label in range(task.n_classes):
         rows = [p for p in task.fit_split if p.label == label]
         rows = [rows[i] for i in rng.permutation(len(rows))[:n_per_class]]
@@ -207,7 +207,7 @@ def _missing(out: Path, cases: list[Case], strategy: str, given: dict[str, Any])
             yield case
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -221,7 +221,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--n-per-class", nargs="*", type=int, default=SIZES)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -8,20 +8,27 @@ Needs ``pip install -e '.[browser]'`` and a chromium. Seconds, once the run is t
 import argparse
 import io
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from PIL import Image
-from playwright.sync_api import Browser, sync_playwright
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 WIDTH_PX, COLOURS = 1100, 96
+Scheme = Literal["light", "dark"]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Take the top of the page in light and the map of the pictures in dark."""
+    from playwright.sync_api import sync_playwright
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="run folder of the demo")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     given.out.mkdir(parents=True, exist_ok=True)
     page = (given.run / "report.html").resolve()
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -33,11 +40,10 @@ def main() -> None:
 
 
 def shot(
-    browser: Browser, page: Path, scheme: str, start: str, height: int, *, hover: bool = False
+    browser: "Browser", page: Path, scheme: Scheme, start: str, height: int, *, hover: bool = False
 ) -> bytes:
     """Return a PNG of the page: from its top, or from an element with a picture pointed at."""
-    size = {"width": WIDTH_PX, "height": height}
-    tab = browser.new_page(color_scheme=scheme, viewport=size)  # type: ignore[arg-type]
+    tab = browser.new_page(color_scheme=scheme, viewport={"width": WIDTH_PX, "height": height})
     tab.goto(page.as_uri())
     tab.wait_for_selector("html[data-ready=yes]", state="attached")
     if hover:
@@ -48,7 +54,7 @@ def shot(
         assert box is not None
         tab.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
         tab.wait_for_selector("#tip img")
-    taken = tab.screenshot()
+    taken: bytes = tab.screenshot()
     tab.close()
     return taken
 

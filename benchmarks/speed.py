@@ -19,13 +19,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 PROGRAM = "from advisor.cli import tl_{0}; tl_{0}()"
 N, N_NEW = 1000, 100
+MANY, SOME, FEW = 50_000, 5_000, 2_000
 SETTLED_S = 2.5
 """Pictures that were written a moment ago are not believed to be unchanged."""
 
@@ -158,11 +159,13 @@ def plain_script() -> None:
     """Compute features as a careful person would without this program: ``sys.argv[1]``."""
     import timm
     import torch
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
     net = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(net))
+    transform = create_transform(**resolve_model_data_config(net))
     pictures = ImageFolder(sys.argv[1], transform)
     found = []
     with torch.inference_mode():
@@ -265,12 +268,12 @@ def some_new(bench: Bench, i: int) -> Pair:
 
 def memory(bench: Bench, i: int) -> Pair:
     """Look at the peak memory with 50,000 pictures and with 2,000."""
-    return bench.of_many(50_000, i).peak_mb, bench.of_many(2_000, i).peak_mb
+    return bench.of_many(MANY, i).peak_mb, bench.of_many(FEW, i).peak_mb
 
 
 def sizes(bench: Bench, i: int) -> Pair:
     """Time 50,000 pictures and 5,000, as many of which are read."""
-    return bench.of_many(50_000, i).seconds, bench.of_many(5_000, i).seconds
+    return bench.of_many(MANY, i).seconds, bench.of_many(SOME, i).seconds
 
 
 def help_text(bench: Bench, i: int) -> Pair:
@@ -328,7 +331,7 @@ GUARDED, GUARD_N, GUARD_REPEAT, SLACK = (2, 3, 7), 200, 3, 2.5
 """What the guard looks at, and by which factor a ratio must miss its bar to fail."""
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Measure the figures asked for and print them as a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = Path(__file__).parents[1].parent / "shared" / "data" / "flowers5"
@@ -337,7 +340,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, default=default, help="folder of class folders")
     parser.add_argument("--cpu", action="store_true", help="processor time, not wall-clock time")
     parser.add_argument("--guard", action="store_true", help="quick, on digits; fails if slow")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="speed-") as scratch:
         room = Path(scratch)
         if args.guard:

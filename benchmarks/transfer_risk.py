@@ -11,7 +11,7 @@ has a 90% bootstrap interval over sets.
 """
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -196,8 +196,8 @@ def plot(told: list[Told]) -> str:
     for mine in _binned(told).values():
         share = proportion(float(np.mean([t.negative for t in mine])), len(mine))
         mean = float(np.mean([t.probability for t in mine]))
-        ends = {"low": share.low, "share": share.mid, "high": share.high, "n": len(mine)}
-        values.append({"predicted": mean} | ends)
+        bars = {"low": share.low, "share": share.mid, "high": share.high, "n": len(mine)}
+        values.append({"predicted": mean} | bars)
     percent: dict[str, Any] = {"type": "quantitative", "scale": {"domain": [0, 1]}}
     percent["axis"] = {"format": "%"}
     x = {"field": "predicted", "title": "predicted chance that scratch wins", **percent}
@@ -250,14 +250,14 @@ def _share(warned: list[bool]) -> str:
     return f"{sum(warned)} ({100 * np.mean(warned):.0f}%)" if warned else "none there"
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Print the report."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--cases", action="store_true", help="list every prediction")
     parser.add_argument("--plot", type=Path, help="where to draw the calibration, as SVG")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     rows, profiles = read_rows(args.results), read_profiles(args.evidence)
     told = predict(rows, profiles)
     if not told:

@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ from strategies.core.task import ImageTask, load_task
 from strategies.registry import STRATEGIES, get_strategy
 
 STARTED_S = time.monotonic()
+JUDGED_S = 0.05
+"""Seconds to judge one picture, before any was judged."""
 SETS = ("hymenoptera", "flowers5", "sign_digits", "neu_surface", "dtd10")
 PEERS = ("fastai", "autogluon")
 """Run in environments of their own."""
@@ -59,9 +62,9 @@ SEARCHED = tuple(name for name in STRATEGIES if name != "from_scratch")
 AUTO = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()"]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run what is missing, and sum up."""
-    args = _arguments()
+    args = _arguments(argv)
     if args.one:
         print(json.dumps(answer(json.loads(args.one.read_text()))))
         return
@@ -74,7 +77,9 @@ def main() -> None:
                 cell["input_px"] = args.input_px
                 known = {r["who"] for r in rows if cell.items() <= r.items()}
                 todo = [who for who in args.who if who not in known]
-                task = subsample(load_task(args.data_root / name), n, seed) if todo else None
+                if not todo:
+                    continue
+                task = subsample(load_task(args.data_root / name), n, seed)
                 for who in todo:
                     python = getattr(args, who) if who in PEERS else None
                     row = cell | {"who": who} | compete(who, task, backbone, cell, python)
@@ -145,7 +150,8 @@ def answer(spec: dict[str, Any]) -> dict[str, Any]:
     options = Options(input_px=spec["input_px"], seed=spec["seed"], cache_dir=Path(spec["cache"]))
     prepared = prepare(Path(spec["manifest"]), options, STARTED_S + spec["limit_s"])
     task, test = prepared.task.hide_test(), prepared.task.test or ()
-    clock = Clock(STARTED_S + spec["limit_s"], len(test), len(task.val), 0.05)
+    by_px = {prepared.backbone.input_px: JUDGED_S}
+    clock = Clock(STARTED_S + spec["limit_s"], len(test), len(task.val), by_px)
     if spec["who"] == "advice":
         best, n_trials = follow(prepared, task, clock), 1
     else:
@@ -217,7 +223,7 @@ def fit_trial(
         return None
     begun = time.monotonic()
     accuracy = evaluate(classifier, task.val).accuracy.mid
-    clock.saw(len(task.val), time.monotonic() - begun)
+    clock.saw(len(task.val), time.monotonic() - begun, classifier.backbone.input_px)
     study.tell(trial, accuracy)
     return accuracy, classifier
 
@@ -276,7 +282,7 @@ def _study(who: str, seed: int) -> optuna.Study:
     return optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner)
 
 
-def _arguments() -> argparse.Namespace:
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/tuning.jsonl"))
@@ -289,7 +295,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=300.0)
     parser.add_argument("--input-px", type=int, default=96)
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,9 @@
+"""No script is without a test that runs it."""
+
+from tests.benchmarks import test_fits, test_processes, test_tables
+from tests.conftest import BENCHMARKS
+
+
+def test_every_script_has_a_smoke_test() -> None:
+    tested = [*test_fits.SMOKE, *test_processes.SMOKE, *test_tables.SMOKE]
+    assert sorted(tested) == sorted(p.stem for p in BENCHMARKS.glob("*.py"))
