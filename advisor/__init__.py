@@ -7,14 +7,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from advisor.pipeline import advise as advise
-    from advisor.session import auto as auto
-    from advisor.session import resume as resume
+    from advisor.advise import advise as advise
+    from advisor.tune.driver import auto as auto
+    from advisor.tune.resume import resume as resume
 
 _LAZY = {
-    "advise": "advisor.pipeline",
-    "auto": "advisor.session",
-    "resume": "advisor.session",
+    "advise": "advisor.advise",
+    "auto": "advisor.tune.driver",
+    "resume": "advisor.tune.resume",
 }
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-COMMAND = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()"]
+COMMAND = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()"]
 NOTHING_LEFT = ("unbeatable", "no_contender")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 

@@ -24,13 +24,13 @@ from run_suite import REFERENCE_SET, subsample
 from scipy.stats import spearmanr
 from verdicts import Verdict, fixed, is_default, pairs, with_error
 
-from advisor.types import Profile
-from strategies.core.backbone import Backbone, load_backbone
-from strategies.core.features import eval_pixels, extract_features
-from strategies.core.probes import fit_head
-from strategies.core.recipe import FEW, MANY, NEAR_LR
-from strategies.core.run import RunContext, make_context
-from strategies.core.task import Split, labels_of, load_task
+from advisor.types.profile import Profile
+from strategies.core.context import RunContext, make_context
+from strategies.data.dataset import Split, labels_of, load_task
+from strategies.heads.cross_validation import fit_head
+from strategies.models.backbone import Backbone, load_backbone
+from strategies.models.features import eval_pixels, extract_features
+from strategies.training.recipe import FEW, MANY, NEAR_LR
 
 PER_CLASS, DRAWS, PIXEL_SIDE = 10, 5, 32
 FEATURES_STRENGTH, PIXELS_STRENGTH = 1e-3, 1e-2

@@ -26,16 +26,16 @@ from optuna.pruners import (
 )
 from rows import append_row, read_rows
 
-from advisor.contest import portfolio
-from advisor.database import SeededTPE
-from advisor.ingredients import MOST
-from advisor.pruning import PatientHalving
-from strategies.core.averaging import averaged
-from strategies.core.backbone import load_backbone
-from strategies.core.classifier import ImageClassifier
-from strategies.core.run import RunContext, make_context
-from strategies.core.task import ImageTask, Split, labels_of, load_task
+from advisor.tune.distributed.database import SeededTPE
+from advisor.tune.interventions import portfolio
+from advisor.tune.pruning import PatientHalving
+from advisor.tune.run_dir.soup_candidates import MOST
+from strategies.core.context import RunContext, make_context
+from strategies.data.dataset import ImageTask, Split, labels_of, load_task
 from strategies.full_fine_tune import FullFineTune
+from strategies.models.backbone import load_backbone
+from strategies.models.classifier import ImageClassifier
+from strategies.training.weight_averaging import averaged
 
 HERE = Path(__file__).resolve().parent
 SETS = {

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from strategies.core.task import ImageTask, labels_of, load_task
+from strategies.data.dataset import ImageTask, labels_of, load_task
 
 SETS = {
     "leaks": ("flowers5", "cats_dogs", "trash6", "neu_surface", "pneumonia_cxr", "hymenoptera"),
@@ -156,12 +156,12 @@ def together(task: ImageTask, track: dict[str, str]) -> tuple[float, float]:
 
 def wrong_labels(source: Path, cache_dir: Path | None, seeds: Sequence[int] = SEEDS) -> None:
     """Change 5% of the labels and count those in the first tenth of the suspicion list."""
-    from advisor.doubts import suspect_labels
-    from strategies.core.backbone import load_backbone
-    from strategies.core.features import extract_features
-    from strategies.core.probes import cross_validate, fold_numbers, temperature
-    from strategies.core.run import make_context
-    from strategies.core.task import groups_of
+    from advisor.findings.statistics import suspect_labels
+    from strategies.core.context import make_context
+    from strategies.data.dataset import groups_of
+    from strategies.heads.cross_validation import cross_validate, fold_numbers, temperature
+    from strategies.models.backbone import load_backbone
+    from strategies.models.features import extract_features
 
     task = load_task(source)
     pictures = task.fit_split

@@ -1,4 +1,4 @@
-"""Measure what advisor/domain.py promises, on the sets of ``../shared/data``.
+"""Measure what `advisor.similarity.domain_similarity` promises, on the sets of ``../shared/data``.
 
     python benchmarks/domain.py [--lines 1 2 3 4 5 6 7 8] [--cache-dir FOLDER]
 
@@ -23,26 +23,26 @@ from scipy.stats import spearmanr
 from shared_sets import FAR, NEAR, SPOKEN, classes_of, imagenet_halves, pictures_of
 from sklearn.metrics import roc_auc_score
 
-from advisor.domain import few_pictures, measure_similarity, shift_intervals
-from advisor.head_evidence import predict
-from advisor.kernel_distance import (
+from advisor.decide.quadrant import SIMILAR_FROM
+from advisor.similarity.bn_shift import Source, balanced, layer_shifts
+from advisor.similarity.calibration import Scale, scales
+from advisor.similarity.domain_similarity import few_pictures, measure_similarity, shift_intervals
+from advisor.similarity.kernel_distance import (
     bootstrap_kernel_distance,
     cubic_kernels,
     kernel_distance,
     mmd2,
     permutation_p_value,
 )
-from advisor.moment_shift import Source, balanced, layer_shifts
-from advisor.quadrant import SIMILAR_FROM
-from advisor.reference import Reference, shipped_reference
-from advisor.scale import Scale, scales
-from strategies.core import features as module
-from strategies.core.backbone import Backbone, load_backbone
-from strategies.core.features import Features, extract_features
+from advisor.similarity.reference import Reference, shipped_reference
+from advisor.similarity.source_head import predict
+from strategies.core.context import RunContext, make_context
 from strategies.core.metrics import Labels
-from strategies.core.probes import cross_validate, fold_numbers
-from strategies.core.run import RunContext, make_context
-from strategies.core.task import Picture, labels_of
+from strategies.data.dataset import Picture, labels_of
+from strategies.heads.cross_validation import cross_validate, fold_numbers
+from strategies.models import features as module
+from strategies.models.backbone import Backbone, load_backbone
+from strategies.models.features import Features, extract_features
 
 Sample = tuple[Features, Labels]
 N_PROBED, N_VARIANTS = 200, 40

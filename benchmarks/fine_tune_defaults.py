@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from strategies.core.backbone import load_backbone
-from strategies.core.classifier import evaluate
-from strategies.core.run import make_context
-from strategies.core.task import ImageTask, Picture, load_task
+from strategies.core.context import make_context
+from strategies.data.dataset import ImageTask, Picture, load_task
+from strategies.models.backbone import load_backbone
+from strategies.models.classifier import evaluate
 from strategies.registry import get_strategy
 
 ROWS = {

@@ -3,7 +3,7 @@
     python benchmarks/fit_domain.py
 
 Reads the shipped reference of the default backbone and the sets of ``../shared/data``; writes
-``advisor/domain.json``. A map has three numbers, each with one meaning: `same` is what 95% of
+``advisor/similarity/calibration.json``. A map has three numbers, each with one meaning: `same` is what 95% of
 fresh ImageNet samples of 30 pictures stay below (half of the seen half against the other half);
 `far` is the farthest set; `power` makes equal steps of the score equally well resolved, from how
 the scatter over samples of 50 pictures grows with the distance. The unseen half of
@@ -20,19 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 from shared_sets import SPOKEN, imagenet_halves, pictures_of
 
-import advisor.domain
-from advisor.kernel_distance import cubic_kernels, kernel_distance
-from advisor.moment_shift import Source, balanced, layer_shifts
-from advisor.reference import Reference, make_reference, shipped_reference
-from strategies.core.backbone import Backbone, load_backbone
-from strategies.core.features import Features, Moments, extract_features
+import advisor.similarity.domain_similarity
+from advisor.similarity.bn_shift import Source, balanced, layer_shifts
+from advisor.similarity.kernel_distance import cubic_kernels, kernel_distance
+from advisor.similarity.reference import Reference, make_reference, shipped_reference
+from strategies.core.context import make_context
 from strategies.core.metrics import Labels
-from strategies.core.run import make_context
-from strategies.core.task import labels_of
+from strategies.data.dataset import labels_of
+from strategies.models.backbone import Backbone, load_backbone
+from strategies.models.features import Features, Moments, extract_features
 
 N_SAME, N_SCATTER, DRAWS = 30, 50, 100
 MOST = 400
-MAPS = Path(advisor.domain.__file__).with_name("domain.json")
+MAPS = Path(advisor.similarity.domain_similarity.__file__).with_name("calibration.json")
 Distance = Callable[[Features, Labels, Reference], float]
 
 

@@ -1,12 +1,12 @@
-"""Rebuild advisor/priors.json from the suite's rows, byte for byte.
+"""Rebuild advisor/decide/priors.json from the suite's rows, byte for byte.
 
     python benchmarks/fit_priors.py
 
 For every strategy but the linear probe, and every entry of the grid that beats its default: the
 log-odds of test accuracy minus those of the linear probe, as a straight line over the evidence
-(`advisor.gain`) that stood before the fit. The line is a ridge regression, because cases are few,
-and is bound to common sense: a domain farther away, a poorer probe, more pictures, and middle
-depths that are better than late ones never speak against training. Noisy evidence, and cases with
+(`advisor.decide.gain_model`) that stood before the fit. The line is a ridge regression, because
+cases are few, and is bound to common sense: a domain farther away, a poorer probe, more
+pictures, and middle depths that are better than late ones never speak against training. Noisy evidence, and cases with
 few test pictures, count as far as they are exact. What the line leaves open is judged on the data
 sets that it was not fitted to.
 """
@@ -46,11 +46,11 @@ from gain_lines import (
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 from scipy.optimize import lsq_linear
 
-from advisor.cost import raw_seconds
-from advisor.gain import UNKNOWN, drawn_to_usual, evidence_of, pilot_gain, reliability
-from advisor.priors import Usual
+from advisor.decide.cost import raw_seconds
+from advisor.decide.gain_model import UNKNOWN, drawn_to_usual, evidence_of, pilot_gain, reliability
+from advisor.decide.priors import Usual
 
-PRIORS = Path(__file__).resolve().parent.parent / "advisor" / "priors.json"
+PRIORS = Path(__file__).resolve().parent.parent / "advisor" / "decide" / "priors.json"
 TRAINED = ("partial_fine_tune", "full_fine_tune", "from_scratch")
 FEWEST = 4
 """A variant with fewer cases than this is not offered."""

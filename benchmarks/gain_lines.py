@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from rows import Case, Row, case_of
 from scipy.optimize import lsq_linear
 
-from advisor.gain import evidence_of, log_odds, reliability
-from advisor.priors import Usual
-from advisor.types import Profile
+from advisor.decide.gain_model import evidence_of, log_odds, reliability
+from advisor.decide.priors import Usual
+from advisor.types.profile import Profile
 
 PROBE, SVM = "linear_probe", "layer_svm"
 RIDGE = 10.0

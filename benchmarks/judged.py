@@ -10,10 +10,11 @@ from fit_priors import fit
 from numpy.typing import NDArray
 from rows import Case, Row, case_of, hits_of
 
-from advisor.options import Prefer
-from advisor.priors import Priors, priors_of
-from advisor.recommend import recommend
-from advisor.types import Decision, Profile, Recommendation
+from advisor.decide.priors import Priors, priors_of
+from advisor.decide.recommend import recommend
+from advisor.types.advice import Decision, Recommendation
+from advisor.types.options import Prefer
+from advisor.types.profile import Profile
 
 WIDELY = 0.8
 """Share of the cases that a grid entry must cover to count."""

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-COMMAND = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()"]
+COMMAND = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()"]
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:

@@ -2,7 +2,7 @@
 
     python benchmarks/make_reference.py
 
-Writes ``advisor/references/<backbone>.safetensors``: moments of every BatchNorm layer at several
+Writes ``advisor/similarity/references/<backbone>.safetensors``: moments of every BatchNorm layer at several
 input sizes and penultimate activations (8 bits) of 500 pictures, a fixed random half of
 ``../shared/data/imagenet_samples``. The other half is left for tests. About 10 minutes on two
 cores; numbers only, no picture is copied.
@@ -16,10 +16,10 @@ from pathlib import Path
 
 from shared_sets import imagenet_halves
 
-from advisor.reference import FOLDER, Reference, make_reference, write_reference
-from strategies.core.backbone import load_backbone
-from strategies.core.features import extract_features
-from strategies.core.run import make_context
+from advisor.similarity.reference import FOLDER, Reference, make_reference, write_reference
+from strategies.core.context import make_context
+from strategies.models.backbone import load_backbone
+from strategies.models.features import extract_features
 
 SIZES = {
     "tf_efficientnet_lite0": (96, 128, 160, 192, 224),

@@ -68,7 +68,7 @@ def make_links(root: Path, folders: list[Path], n_classes: int, n_per_class: int
 def measure(root: Path, max_images: int) -> None:
     """Print how long it takes until measuring can begin, and the peak memory of this process."""
     start = time.monotonic()
-    from strategies.core.task import load_task
+    from strategies.data.dataset import load_task
 
     task = load_task(root / "data", max_images=max_images)
     record = {

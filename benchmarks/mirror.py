@@ -3,7 +3,7 @@
     python benchmarks/mirror.py --data-root FOLDER --sets gtsrb pacs_sketch --n-per-class 5 20
 
 Pictures are drawn as in the suite (`run_suite.py`). For every case one line with the lean of the
-train pictures (`strategies/core/mirror.py`); with ``--fit`` also the accuracy of a full
+train pictures (`strategies/training/flip_symmetry.py`); with ``--fit`` also the accuracy of a full
 fine-tuning that mirrors its crops at random and of one that does not, all other defaults alike, on
 up to 400 pictures that could be trained on and were not: test is not looked at. Appended to
 ``--out`` as it is done; what stands there is not run again. Ends with the table.
@@ -19,12 +19,12 @@ import numpy as np
 from rows import append_row, read_rows
 from run_suite import REFERENCE_SET, subsample
 
-from strategies.core.backbone import Backbone, load_backbone
-from strategies.core.classifier import evaluate
-from strategies.core.mirror import measure_lean
-from strategies.core.run import RunContext, make_context
-from strategies.core.task import ImageTask, load_task
+from strategies.core.context import RunContext, make_context
+from strategies.data.dataset import ImageTask, load_task
 from strategies.full_fine_tune import FullFineTune
+from strategies.models.backbone import Backbone, load_backbone
+from strategies.models.classifier import evaluate
+from strategies.training.flip_symmetry import measure_lean
 
 MAX_JUDGED = 400
 

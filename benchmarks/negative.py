@@ -24,18 +24,18 @@ import numpy as np
 from rows import HERE, Row, append_row, read_rows
 from run_suite import subsample
 
-from advisor.options import Options
-from advisor.pipeline import Prepared, advise_on
-from advisor.types import Finding
-from strategies.core.backbone import Backbone, load_backbone
-from strategies.core.catalogue import DEFAULT_BACKBONE
-from strategies.core.classifier import ImageClassifier, evaluate, make_network
-from strategies.core.recipe import Recipe
-from strategies.core.run import make_context
-from strategies.core.task import ImageTask, load_task
-from strategies.core.timm_format import write as write_for_timm
-from strategies.core.training import train
+from advisor.advise import Prepared, advise_on
+from advisor.types.advice import Finding
+from advisor.types.options import Options
+from strategies.core.context import make_context
+from strategies.data.dataset import ImageTask, load_task
+from strategies.models.backbone import Backbone, load_backbone
+from strategies.models.catalogue import DEFAULT_BACKBONE
+from strategies.models.classifier import ImageClassifier, evaluate, make_network
+from strategies.models.timm_format import write as write_for_timm
 from strategies.registry import get_strategy
+from strategies.training.recipe import Recipe
+from strategies.training.trainer import train
 
 ROWS = HERE / "negative.jsonl"
 FOREIGN, N_FOREIGN = "fsdd_spec", 640

@@ -30,12 +30,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from strategies.core.backbone import Backbone, load_backbone, save_for_timm
-from strategies.core.classifier import evaluate
-from strategies.core.features import extract_features
+from strategies.core.context import RunContext, make_context
 from strategies.core.folds import MAX_FOLDS
-from strategies.core.run import RunContext, make_context
-from strategies.core.task import ImageTask, labels_of, load_task
+from strategies.data.dataset import ImageTask, labels_of, load_task
+from strategies.models.backbone import Backbone, load_backbone, save_for_timm
+from strategies.models.classifier import evaluate
+from strategies.models.features import extract_features
 from strategies.registry import STRATEGIES, get_strategy
 
 SETS = ("hymenoptera", "flowers5", "sign_digits", "neu_surface", "dtd10")

@@ -22,16 +22,16 @@ from unittest import mock
 import numpy as np
 from fine_tune_defaults import draw
 
-from strategies.core import prefix
-from strategies.core.backbone import Backbone, load_backbone
-from strategies.core.classifier import make_network, set_head
-from strategies.core.fine_tuning import Start, prepare
-from strategies.core.kept import KeptFiles
-from strategies.core.network import scores_of
-from strategies.core.recipe import Recipe
-from strategies.core.run import RunContext, make_context
-from strategies.core.task import ImageTask, labels_of, load_task
-from strategies.core.training import train
+from strategies.core.activation_store import KeptFiles
+from strategies.core.context import RunContext, make_context
+from strategies.data.dataset import ImageTask, labels_of, load_task
+from strategies.models.backbone import Backbone, load_backbone
+from strategies.models.classifier import make_network, set_head
+from strategies.models.network import scores_of
+from strategies.training import frozen_activations as prefix
+from strategies.training.lp_ft import Start, prepare
+from strategies.training.recipe import Recipe
+from strategies.training.trainer import train
 
 EPOCHS, BATCH_SIZE = 10, 32
 

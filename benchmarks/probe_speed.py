@@ -25,13 +25,13 @@ from run_suite import subsample
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from strategies.core.backbone import load_backbone
-from strategies.core.features import extract_features
+from strategies.core.context import make_context
 from strategies.core.folds import fold_numbers
-from strategies.core.probes import cross_validate, fit_head
-from strategies.core.run import make_context
-from strategies.core.task import groups_of, labels_of, load_task
+from strategies.data.dataset import groups_of, labels_of, load_task
+from strategies.heads.cross_validation import cross_validate, fit_head
 from strategies.layer_svm import depth_set
+from strategies.models.backbone import load_backbone
+from strategies.models.features import extract_features
 
 STRENGTHS = tuple(float(s) for s in np.logspace(-2, -6.5, 10))
 

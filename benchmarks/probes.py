@@ -25,10 +25,10 @@ from run_suite import subsample
 from scipy.stats import norm
 from shared_sets import NEAR
 
-from strategies.core.backbone import Backbone, load_backbone
+from strategies.core.context import RunContext, make_context
 from strategies.core.metrics import LEVEL
-from strategies.core.run import RunContext, make_context
-from strategies.core.task import ImageTask, labels_of, load_task
+from strategies.data.dataset import ImageTask, labels_of, load_task
+from strategies.models.backbone import Backbone, load_backbone
 from strategies.registry import get_strategy
 
 SETS = (

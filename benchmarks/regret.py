@@ -26,8 +26,8 @@ from fit_priors import FEWEST
 from judged import COMPARED, DEFAULT, Entry, Judged, advised_entry, judge
 from rows import EVIDENCE, RESULTS, Case, case_of, read_profiles, read_rows
 
-from advisor.recommend import place
-from advisor.types import Decision
+from advisor.decide.recommend import place
+from advisor.types.advice import Decision
 
 DRAWS = 2000
 """Bootstrap draws."""

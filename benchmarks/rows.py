@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from advisor.types import Profile
+from advisor.types.profile import Profile
 
 HERE = Path(__file__).resolve().parent
 RESULTS, EVIDENCE = HERE / "results.jsonl", HERE / "evidence.jsonl"

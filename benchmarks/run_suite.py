@@ -35,16 +35,16 @@ from rows import (
     read_rows,
 )
 
-from advisor.pilot import FEWEST, run_pilot
-from advisor.priors import load_priors
-from advisor.profile import measure
-from advisor.recommend import recommend
-from advisor.transferability import rate_features
-from strategies.core.backbone import Backbone, load_backbone
-from strategies.core.classifier import judge
-from strategies.core.features import extract_features
-from strategies.core.run import RunContext, make_context
-from strategies.core.task import ImageTask, Picture, Split, labels_of, load_task
+from advisor.decide.priors import load_priors
+from advisor.decide.recommend import recommend
+from advisor.measure.pilot import FEWEST, run_pilot
+from advisor.measure.profile import measure
+from advisor.similarity.transferability import rate_features
+from strategies.core.context import RunContext, make_context
+from strategies.data.dataset import ImageTask, Picture, Split, labels_of, load_task
+from strategies.models.backbone import Backbone, load_backbone
+from strategies.models.classifier import judge
+from strategies.models.features import extract_features
 from strategies.registry import get_strategy
 
 PLAIN: dict[str, Any] = {"blend": 1.0}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from strategies.core.task import Picture
+from strategies.data.dataset import Picture
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 IMAGENET = "imagenet_samples"

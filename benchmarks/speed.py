@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-PROGRAM = "from advisor.cli import tl_{0}; tl_{0}()"
+PROGRAM = "from advisor.cli.app import tl_{0}; tl_{0}()"
 N, N_NEW = 1000, 100
 MANY, SOME, FEW = 50_000, 5_000, 2_000
 SETTLED_S = 2.5
@@ -205,10 +205,10 @@ def _rate(bench: Bench, function: str, *arguments: object) -> float:
 
 def our_pass() -> None:
     """Print pictures per second of this program's pass: ``sys.argv[1:3]`` are data and cache."""
-    from strategies.core.backbone import load_backbone
-    from strategies.core.features import extract_features
-    from strategies.core.run import make_context
-    from strategies.core.task import load_task
+    from strategies.core.context import make_context
+    from strategies.data.dataset import load_task
+    from strategies.models.backbone import load_backbone
+    from strategies.models.features import extract_features
 
     ctx = make_context(cache_dir=Path(sys.argv[2]))
     pictures = load_task(sys.argv[1]).fit_split
@@ -223,11 +223,11 @@ def bare_pass() -> None:
     """Print pictures per second of the network alone, in the same precision, in batches."""
     import torch
 
-    from strategies.core.backbone import load_backbone
-    from strategies.core.features import BATCH, batches, to_input
-    from strategies.core.memory import keep_freed_memory
-    from strategies.core.run import choose_precision
-    from strategies.core.task import load_task
+    from strategies.core.allocator import keep_freed_memory
+    from strategies.core.context import choose_precision
+    from strategies.data.dataset import load_task
+    from strategies.models.backbone import load_backbone
+    from strategies.models.features import BATCH, batches, to_input
 
     if "kept" in sys.argv:
         keep_freed_memory()
@@ -370,7 +370,7 @@ def measure(bench: Bench, figures: list[int], repeat: int) -> dict[int, float]:
 
 def guard(room: Path) -> None:
     """Measure a few figures on digits, and fail where one is far beyond its bar."""
-    from advisor.demo import write_digits
+    from advisor.cli.demo import write_digits
 
     bench = Bench(write_digits(room), room, GUARD_N)
     medians = measure(bench, list(GUARDED), GUARD_REPEAT)

@@ -23,11 +23,11 @@ from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 from sklearn.metrics import roc_auc_score
 from vl_convert import vegalite_to_svg
 
-from advisor.gain import Z
-from advisor.priors import priors_of
-from advisor.risk import SCRATCH, chance_with_more, transfer_risks
-from advisor.transfer_checks import HARM
-from advisor.types import Profile
+from advisor.decide.gain_model import Z
+from advisor.decide.negative_transfer import SCRATCH, chance_with_more, transfer_risks
+from advisor.decide.priors import priors_of
+from advisor.findings.transfer import HARM
+from advisor.types.profile import Profile
 from strategies.core.metrics import proportion
 
 DRAWS = 500

@@ -37,18 +37,18 @@ from typing import Any
 
 import numpy as np
 import optuna
-from peers import read_rows, run_training
-from run_suite import subsample
-from scipy.stats import t as student
-
 from advisor.clock import Clock
 from advisor.options import Options
 from advisor.pipeline import Prepared, advise_on, prepare
+from peers import read_rows, run_training
+from run_suite import subsample
+from scipy.stats import t as student
 from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.classifier import ImageClassifier, evaluate
-from strategies.core.errors import OutOfTime, TrainingDiverged
 from strategies.core.run import RunContext
 from strategies.core.task import ImageTask, load_task
+
+from strategies.core.errors import OutOfTime, TrainingDiverged
 from strategies.registry import STRATEGIES, get_strategy
 
 STARTED_S = time.monotonic()

@@ -6,10 +6,10 @@ from typing import Any, ClassVar, Self
 
 from optuna.trial import BaseTrial
 
-from strategies.core.backbone import Backbone
-from strategies.core.classifier import ImageClassifier
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask
+from strategies.core.context import RunContext
+from strategies.data.dataset import ImageTask
+from strategies.models.backbone import Backbone
+from strategies.models.classifier import ImageClassifier
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from typing import ClassVar, Self, final
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone, input_sizes, resized
-from strategies.core.classifier import ImageClassifier, make_network
-from strategies.core.fine_tuning import calibrate, training_passes
-from strategies.core.recipe import BATCH_SIZE, Recipe, default_steps
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask
-from strategies.core.training import train
+from strategies.core.context import RunContext
+from strategies.data.dataset import ImageTask
+from strategies.models.backbone import Backbone, input_sizes, resized
+from strategies.models.classifier import ImageClassifier, make_network
+from strategies.training.lp_ft import calibrate, training_passes
+from strategies.training.recipe import BATCH_SIZE, Recipe, default_steps
+from strategies.training.trainer import train
 
 
 @final

@@ -6,10 +6,12 @@ from typing import ClassVar, Self, cast, final, get_args
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone, input_sizes, resized
-from strategies.core.classifier import ImageClassifier
-from strategies.core.fine_tuning import fine_tune, prepare, training_passes
-from strategies.core.recipe import (
+from strategies.core.context import RunContext
+from strategies.data.dataset import ImageTask
+from strategies.models.backbone import Backbone, input_sizes, resized
+from strategies.models.classifier import ImageClassifier
+from strategies.training.lp_ft import fine_tune, prepare, training_passes
+from strategies.training.recipe import (
     BATCH_SIZE,
     LABEL_SMOOTHING,
     BatchNorm,
@@ -17,8 +19,6 @@ from strategies.core.recipe import (
     Recipe,
     default_steps,
 )
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask
 
 
 @final

@@ -7,21 +7,21 @@ from typing import ClassVar, Self, cast, final
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.affordable import affordable_views
-from strategies.core.backbone import Backbone, input_sizes, resized
-from strategies.core.body import Pooling
-from strategies.core.classifier import ImageClassifier
-from strategies.core.frozen import (
+from strategies.core.context import RunContext
+from strategies.data.dataset import ImageTask
+from strategies.heads.compute_budget import affordable_views
+from strategies.heads.cross_validation import ClassWeight, one_error_rule
+from strategies.heads.linear_head import (
     MAX_VIEWED,
     LinearSettings,
     fit_on_features,
     judged_by_folds,
     open_views,
 )
-from strategies.core.probes import ClassWeight, one_error_rule
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask
-from strategies.core.views import extract_views
+from strategies.models.backbone import Backbone, input_sizes, resized
+from strategies.models.body import Pooling
+from strategies.models.classifier import ImageClassifier
+from strategies.models.multi_view import extract_views
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "grid")
 SHARE = 0.25

@@ -6,12 +6,12 @@ from typing import ClassVar, Self, cast, final
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone, input_sizes, resized
-from strategies.core.classifier import ImageClassifier
-from strategies.core.frozen import LinearSettings, fit_on_features, open_views
-from strategies.core.probes import ClassWeight
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask
+from strategies.core.context import RunContext
+from strategies.data.dataset import ImageTask
+from strategies.heads.cross_validation import ClassWeight
+from strategies.heads.linear_head import LinearSettings, fit_on_features, open_views
+from strategies.models.backbone import Backbone, input_sizes, resized
+from strategies.models.classifier import ImageClassifier
 
 
 @final

@@ -6,18 +6,18 @@ from typing import ClassVar, Self, cast, final, get_args
 from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone, input_sizes, resized
-from strategies.core.classifier import ImageClassifier
-from strategies.core.fine_tuning import fine_tune, prepare, training_passes
-from strategies.core.recipe import (
+from strategies.core.context import RunContext
+from strategies.data.dataset import ImageTask
+from strategies.models.backbone import Backbone, input_sizes, resized
+from strategies.models.classifier import ImageClassifier
+from strategies.training.lp_ft import fine_tune, prepare, training_passes
+from strategies.training.recipe import (
     BATCH_SIZE,
     LABEL_SMOOTHING,
     BatchNorm,
     Recipe,
     default_steps,
 )
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask
 
 
 @final
@@ -25,7 +25,8 @@ from strategies.core.task import ImageTask
 class PartialFineTune(Strategy):
     """The first stages keep parameters and BatchNorm statistics; the rest learns with the head.
 
-    The frozen stages run once over a few crops of every picture (`strategies.core.prefix`).
+    The frozen stages run once over a few crops of every image
+    (`strategies.training.frozen_activations`).
 
     Attributes
     ----------

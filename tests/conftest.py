@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from strategies.core.backbone import Backbone, load_backbone
 from strategies.core.cache import ArrayCache
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, load_task
+from strategies.core.context import RunContext
+from strategies.data.dataset import ImageTask, load_task
+from strategies.models.backbone import Backbone, load_backbone
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -36,7 +36,7 @@ def _offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 def _short_pilots() -> Iterator[None]:
     """Let pilots take a few steps: whole ones would be most of the time of all tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("advisor.pilot.STEPS", 5)
+        patch.setattr("advisor.measure.pilot.STEPS", 5)
         yield
 
 

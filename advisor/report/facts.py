@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from advisor.probing import loss_words
 from advisor.report.words import (
     crossing_words,
     duration,
@@ -11,7 +10,9 @@ from advisor.report.words import (
     title,
     transfer_words,
 )
-from advisor.types import Advice, Outcome
+from advisor.types.advice import Advice
+from advisor.types.outcome import Outcome
+from advisor.types.profile import loss_words
 from strategies.core.metrics import Interval
 
 

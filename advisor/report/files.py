@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
-from advisor.gallery import Gallery, with_mistakes
-from advisor.report.as_markdown import model_card
+from advisor.report.gallery import Gallery, with_mistakes
 from advisor.report.html import load_scripts as load_scripts
 from advisor.report.html import page
-from advisor.types import Advice, Outcome
-from strategies.core.classifier import write_text
+from advisor.report.markdown import model_card
+from advisor.types.advice import Advice
+from advisor.types.outcome import Outcome
+from strategies.core.atomic_files import write_text
 
 PAGE_FILE, CARD_FILE = "report.html", "classifier/README.md"
 

@@ -15,13 +15,13 @@ import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from advisor.gallery import MAX_EXAMPLES_SHOWN, Gallery
-from advisor.report.as_json import versions
-from advisor.report.charts import HUES, SHAPES, advice_charts, map_chart
+from advisor.report.charts.advice import HUES, SHAPES, advice_charts, map_chart
+from advisor.report.charts.run import outcome_charts
+from advisor.report.charts.vega import Chart
 from advisor.report.facts import class_table, main_facts, measurements
-from advisor.report.run_charts import outcome_charts
-from advisor.report.run_json import importance_record
-from advisor.report.vega import Chart
+from advisor.report.gallery import MAX_EXAMPLES_SHOWN, Gallery
+from advisor.report.outcome_json import importance_record
+from advisor.report.to_json import versions
 from advisor.report.words import (
     duration,
     points,
@@ -33,9 +33,10 @@ from advisor.report.words import (
     title,
     why,
 )
-from advisor.types import Advice, Finding, Outcome
+from advisor.types.advice import Advice, Finding
+from advisor.types.outcome import Outcome
 from strategies.core.metrics import LEVEL, Evaluation, Mistake
-from strategies.core.pictures import shown
+from strategies.data.image import shown
 
 MARKS = "●■▲◆✚▼"
 """The characters of `SHAPES`."""

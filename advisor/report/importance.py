@@ -13,7 +13,7 @@ from optuna.distributions import (
 )
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
-from advisor.types import TrialRecord
+from advisor.types.outcome import TrialRecord
 
 FEWEST_TRIALS = 8
 """With fewer scored trials of a strategy, nothing can be said about its hyperparameters."""

@@ -7,9 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from advisor.probing import loss_words
-from advisor.report.as_json import versions
-from advisor.report.text_charts import depth_profile, quadrant_map
+from advisor.report.charts.text import depth_profile, quadrant_map
+from advisor.report.to_json import versions
 from advisor.report.words import (
     ENDED,
     duration,
@@ -24,8 +23,10 @@ from advisor.report.words import (
     why,
     winner,
 )
-from advisor.similarity import DomainSimilarity
-from advisor.types import Advice, Finding, Outcome, Profile
+from advisor.types.advice import Advice, Finding
+from advisor.types.outcome import Outcome
+from advisor.types.profile import Profile, loss_words
+from advisor.types.similarity import DomainSimilarity
 from strategies.core.metrics import LEVEL
 
 _EXAMPLES = 2

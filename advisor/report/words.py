@@ -4,8 +4,9 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from advisor.similarity import DomainSimilarity
-from advisor.types import FARTHEST, Advice, Ended, Outcome, TransferGain, TransferRisk
+from advisor.types.advice import FARTHEST, Advice, TransferRisk
+from advisor.types.outcome import Ended, Outcome, TransferGain
+from advisor.types.similarity import DomainSimilarity
 from strategies.core.metrics import Interval
 
 ENDED: Mapping[Ended, str] = {

@@ -1,1 +1,1 @@
-"""What every strategy stands on: tasks, backbones, features, probes, training, classifiers."""
+"""What every strategy stands on: errors, context, cache, metrics."""

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import timm
 
-from advisor.pipeline import DEFAULTS, advise
-from advisor.types import Advice
+from advisor.advise import DEFAULTS, advise
+from advisor.types.advice import Advice
 from strategies import full_fine_tune, partial_fine_tune
-from strategies.core.backbone import Backbone
 from strategies.core.cache import ArrayCache
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, load_task
-from strategies.core.training import ROUNDS
+from strategies.core.context import RunContext
+from strategies.data.dataset import ImageTask, load_task
+from strategies.models.backbone import Backbone
+from strategies.training.trainer import ROUNDS
 from tests.advisor.searching import Runner, shortened
 from tests.conftest import write_folder
 

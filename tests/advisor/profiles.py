@@ -4,9 +4,9 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from advisor.priors import Offset, PilotTrust, Priors, Usual, Variant
-from advisor.similarity import DomainSimilarity
-from advisor.types import LearningCurve, Pilot, ProbeResult, Profile
+from advisor.decide.priors import Offset, PilotTrust, Priors, Usual, Variant
+from advisor.types.profile import LearningCurve, Pilot, ProbeResult, Profile
+from advisor.types.similarity import DomainSimilarity
 from strategies.core.metrics import Interval, proportion
 from strategies.registry import STRATEGIES
 

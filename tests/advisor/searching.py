@@ -8,21 +8,21 @@ from typing import Any
 
 import optuna
 
-from advisor.clock import Clock
-from advisor.contest import make_contest
-from advisor.events import Event
-from advisor.ingredients import Ingredients
-from advisor.interrupt import Interrupt
-from advisor.run_folder import RunFolder
-from advisor.scoring import make_scoring
-from advisor.search import Search, SearchResult
-from advisor.trials import COORDINATOR, Trials
-from advisor.types import Advice
-from strategies.core.backbone import Backbone
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask
-from strategies.core.training import ROUNDS
+from advisor.tune.interrupt import Interrupt
+from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.run_dir.soup_candidates import Ingredients
+from advisor.tune.scheduler import make_contest
+from advisor.tune.search import Search, SearchResult
+from advisor.tune.study import COORDINATOR, Trials
+from advisor.tune.time_budget import Clock
+from advisor.tune.validation import make_scoring
+from advisor.types.advice import Advice
+from advisor.types.events import Event
+from strategies.core.context import RunContext
+from strategies.data.dataset import ImageTask
+from strategies.models.backbone import Backbone
 from strategies.registry import STRATEGIES
+from strategies.training.trainer import ROUNDS
 
 
 def shortened(advice: Advice) -> Advice:

@@ -24,7 +24,7 @@ from PIL import Image, ImageColor
 from torch.utils.data import DataLoader
 from typer.core import TyperGroup
 
-from advisor.cli import auto_app
+from advisor.cli.app import auto_app
 from tests.conftest import BENCHMARKS, write_folder
 
 NAMES = sorted(p.stem for p in BENCHMARKS.glob("*.py"))
@@ -42,7 +42,7 @@ Here = Callable[..., subprocess.CompletedProcess[str]]
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
     """Import a script anew, and what it imports."""
     # Finding what is alike by chance costs half a second a task, however small.
-    monkeypatch.setattr("strategies.core.duplicates.TAIL_PAIRS", 1000)
+    monkeypatch.setattr("strategies.data.near_duplicates.TAIL_PAIRS", 1000)
     before = {p: p.read_bytes() for p in BENCHMARKS.glob("*.jsonl")}
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     for name in NAMES:
@@ -127,7 +127,7 @@ def run_here(command: Sequence[object], **_: Any) -> subprocess.CompletedProcess
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "_exit", leave)
         patch.setattr(DataLoader, "__init__", partialmethod(_load_here, DataLoader.__init__))
-        patch.setattr("advisor.cli_shared.STARTED_S", time.monotonic())
+        patch.setattr("advisor.cli.console.STARTED_S", time.monotonic())
         patch.setattr(sys, "argv", [what, *arguments])
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -159,7 +159,7 @@ def finished(easy: Path, kept: Path, tmp_path_factory: pytest.TempPathFactory) -
     """A run that ended before its time, because nothing was left to try."""
     out = tmp_path_factory.mktemp("finished") / "run"
     given = ["--time", "60s", "--input-px", "32", "--pilot", "off", "--no-control", "--quiet"]
-    command = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()", "run"]
+    command = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()", "run"]
     command += [str(easy / "coloured"), "--out", str(out), "--cache-dir", str(kept), *given]
     done = run_here(command)
     assert done.returncode == 0, done.stderr

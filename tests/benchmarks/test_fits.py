@@ -9,8 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from advisor.reference import read_reference
-from strategies.core.catalogue import CATALOGUE
+from advisor.similarity.reference import read_reference
+from strategies.models.catalogue import CATALOGUE
 from strategies.registry import get_strategy
 from tests.benchmarks.conftest import rows_in
 

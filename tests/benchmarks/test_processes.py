@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from advisor.options import Options
-from advisor.pipeline import advise
+from advisor.advise import advise
+from advisor.types.options import Options
 from tests.benchmarks.conftest import rows_in, run_here
 
 Load = Callable[[str], ModuleType]

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from advisor.options import Options
-from advisor.pipeline import advise
+from advisor.advise import advise
 from advisor.report.html import page
-from advisor.session import auto
+from advisor.tune.driver import auto
+from advisor.types.options import Options
 from tests.advisor.report.made import (
     HOSTILE,
     full_profile,

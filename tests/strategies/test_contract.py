@@ -11,11 +11,11 @@ import torch
 from optuna.trial import FixedTrial
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone
-from strategies.core.classifier import ImageClassifier
+from strategies.core.context import RunContext
 from strategies.core.errors import NotApplicable, OutOfTime
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask
+from strategies.data.dataset import ImageTask
+from strategies.models.backbone import Backbone
+from strategies.models.classifier import ImageClassifier
 from strategies.registry import STRATEGIES, get_strategy
 
 QUICK = {

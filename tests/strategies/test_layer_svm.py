@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from strategies import layer_svm
-from strategies.core.backbone import Backbone
-from strategies.core.body import Pooling
 from strategies.core.cache import Rows
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, labels_of
-from strategies.core.views import Views
+from strategies.core.context import RunContext
+from strategies.data.dataset import ImageTask, labels_of
 from strategies.layer_svm import LayerSVM, candidates, depth_set
+from strategies.models.backbone import Backbone
+from strategies.models.body import Pooling
+from strategies.models.multi_view import Views
 
 
 def test_depths_are_counted_from_both_ends(backbone: Backbone) -> None:

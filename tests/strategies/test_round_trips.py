@@ -18,14 +18,14 @@ import torch
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
-from advisor.cli import auto_app
-from strategies.core.backbone import Backbone
+from advisor.cli.app import auto_app
 from strategies.core.cache import ArrayCache
-from strategies.core.classifier import ImageClassifier
+from strategies.core.context import RunContext
 from strategies.core.errors import NotApplicable
-from strategies.core.export import export
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, load_task
+from strategies.data.dataset import ImageTask, load_task
+from strategies.models.backbone import Backbone
+from strategies.models.classifier import ImageClassifier
+from strategies.models.export import export
 from strategies.registry import STRATEGIES
 from tests.conftest import SHARED, write_folder
 
@@ -83,7 +83,7 @@ def test_what_is_saved_predicts_at_the_command_line_what_it_did_before(
 ) -> None:
     classifier: ImageClassifier = fit(name)
     classifier.save(tmp_path / "saved")
-    monkeypatch.setattr("advisor.predict.choose_precision", lambda _: torch.float32)
+    monkeypatch.setattr("advisor.deploy.predict.choose_precision", lambda _: torch.float32)
     command = ["predict", str(tmp_path / "saved"), *map(str, paths), "--json", "--device", "cpu"]
 
     said = CliRunner().invoke(auto_app, command)

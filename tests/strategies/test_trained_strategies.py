@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from strategies.base import Strategy
-from strategies.core.backbone import Backbone
+from strategies.core.context import RunContext
 from strategies.core.errors import BackboneError
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask
+from strategies.data.dataset import ImageTask
 from strategies.from_scratch import FromScratch
 from strategies.full_fine_tune import FullFineTune
+from strategies.models.backbone import Backbone
 from strategies.partial_fine_tune import PartialFineTune
 
 TRAINED = (FullFineTune(steps=2), PartialFineTune(steps=2), FromScratch(steps=2))

@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits, load_sample_images
 
-from advisor.options import Options, Prefer
-from advisor.pipeline import Prepared, advise_on, prepare
-from advisor.priors import load_priors
-from advisor.recommend import recommend
-from advisor.types import Advice, Decision, TrialRecord
-from strategies.core import run as context
+from advisor.advise import Prepared, advise_on, prepare
+from advisor.decide.priors import load_priors
+from advisor.decide.recommend import recommend
+from advisor.types.advice import Advice, Decision
+from advisor.types.options import Options, Prefer
+from advisor.types.outcome import TrialRecord
+from strategies.core import context
 from tests.conftest import BENCHMARKS, write_folder
 
 HERE = Path(__file__).parent

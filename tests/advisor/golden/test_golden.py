@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from advisor.pipeline import advise_on
-from strategies.core import run as context
+from advisor.advise import advise_on
+from strategies.core import context
 from tests.advisor.golden import behaviour
 from tests.advisor.searching import Runner
 

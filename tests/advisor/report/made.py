@@ -9,22 +9,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from advisor.gallery import Gallery, Point, pictures_named
-from advisor.priors import load_priors
-from advisor.recommend import recommend
-from advisor.types import (
-    Advice,
-    Choice,
-    ClassGain,
-    Finding,
-    LearningCurve,
-    Outcome,
-    Profile,
-    TransferGain,
-    TrialRecord,
-)
+from advisor.decide.priors import load_priors
+from advisor.decide.recommend import recommend
+from advisor.report.gallery import Gallery, Point, pictures_named
+from advisor.types.advice import Advice, Choice, Finding
+from advisor.types.outcome import ClassGain, Outcome, TransferGain, TrialRecord
+from advisor.types.profile import LearningCurve, Profile
 from strategies.core.metrics import CalibrationBin, Evaluation, Interval, Mistake, proportion
-from strategies.core.pictures import Skipped
+from strategies.data.image import Skipped
 from tests.advisor.profiles import pilot_of, probe, profile_of
 
 HOSTILE = (

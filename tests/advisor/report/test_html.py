@@ -9,14 +9,14 @@ from typing import Any
 
 import pytest
 
-from advisor.gallery import Gallery
-from advisor.report.as_json import advice_record
-from advisor.report.charts import advice_charts
+from advisor.report.charts.advice import advice_charts
+from advisor.report.charts.run import outcome_charts
+from advisor.report.gallery import Gallery
 from advisor.report.html import page
 from advisor.report.importance import importance
-from advisor.report.run_charts import outcome_charts
-from advisor.report.run_json import outcome_record
-from advisor.types import Advice
+from advisor.report.outcome_json import outcome_record
+from advisor.report.to_json import advice_record
+from advisor.types.advice import Advice
 from tests.advisor.profiles import profile_of
 from tests.advisor.report.made import (
     HOSTILE,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from advisor.report.importance import FEWEST_TRIALS, importance
-from advisor.types import TrialRecord
+from advisor.types.outcome import TrialRecord
 from strategies.core.metrics import proportion
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from markdown_it import MarkdownIt
 
-from advisor.report.as_markdown import advice_markdown, escape, model_card, outcome_markdown
+from advisor.report.markdown import advice_markdown, escape, model_card, outcome_markdown
 from tests.advisor.report.made import (
     HOSTILE,
     full_profile,

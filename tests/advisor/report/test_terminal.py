@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from advisor.report.as_markdown import outcome_markdown
+from advisor.report.charts.run import gain_chart
+from advisor.report.charts.text import depth_profile, quadrant_map
 from advisor.report.facts import main_facts
-from advisor.report.run_charts import gain_chart
+from advisor.report.markdown import outcome_markdown
 from advisor.report.terminal import print_advice, print_outcome
-from advisor.report.text_charts import depth_profile, quadrant_map
-from advisor.types import Advice, BackboneScore, Rejection
+from advisor.types.advice import Advice, Rejection
+from advisor.types.profile import BackboneScore
 from strategies.core.metrics import Interval
 from tests.advisor.profiles import profile_of
 from tests.advisor.report.made import full_profile, hostile_advice, made_advice, made_outcome

@@ -2,8 +2,9 @@ import inspect
 
 import pytest
 
-from strategies.core import errors, images
+from strategies.core import errors
 from strategies.core.errors import TransferError, unknown_name
+from strategies.data import decoding as images
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from strategies.core.probes import (
+from strategies.heads.cross_validation import (
     MAX_FOLDS,
     fold_numbers,
 )

@@ -1,0 +1,279 @@
+"""The program on one page: a folder of pictures to advice, and to a classifier."""
+
+import shlex
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from advisor.decide.negative_transfer import transfer_risks
+from advisor.decide.priors import load_priors
+from advisor.decide.recommend import recommend
+from advisor.findings.backbone_check import with_rival
+from advisor.findings.check import check
+from advisor.measure.backbone_comparison import compare_backbones, why_first
+from advisor.measure.pilot import PILOTED, is_any_size, run_pilot, why_no_pilot
+from advisor.measure.profile import examine, sample
+from advisor.report.files import write_page
+from advisor.report.gallery import make_gallery
+from advisor.similarity.reference import build_reference
+from advisor.types.advice import Advice, Choice, Decision
+from advisor.types.options import AUTO, DEFAULTS, Options
+from advisor.types.profile import BackboneScore, Profile
+from strategies.core.context import RunContext, make_context
+from strategies.data.dataset import ImageTask, Split, load_task
+from strategies.data.image import shown
+from strategies.data.sampling import MAX_IMAGES, MAX_QUARANTINE
+from strategies.models.backbone import Backbone, load_backbone
+from strategies.models.catalogue import CATALOGUE, DEFAULT_BACKBONE
+from strategies.models.features import extract_features
+from strategies.registry import get_strategy
+
+TINY_PX = 64
+"""Pictures with a smaller median side gain nothing from the backbone's full input size."""
+TINY_INPUT_PX = 128
+MAX_COMPARED = 500
+"""At most this many test pictures are compared with train."""
+COMPARED = 1000
+"""Backbones are compared on at most about this many pictures."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task that was read, and what it is to be learnt with.
+
+    Attributes
+    ----------
+    backbones
+        Those that were compared, best first; empty where there was one.
+    """
+
+    task: ImageTask
+    backbone: Backbone
+    backbones: tuple[BackboneScore, ...]
+    choices: tuple[Choice, ...]
+    options: Options
+    ctx: RunContext
+
+
+def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None = None) -> Advice:
+    """Say which strategy suits a folder of labelled pictures, from measurements on them.
+
+    Parameters
+    ----------
+    html
+        A file to write the report to, as one page.
+
+    Raises
+    ------
+    TransferError
+        If the data, the backbone or a setting cannot be used; the message says what to do.
+    """
+    prepared = prepare(Path(data), options)
+    advice = advise_on(prepared)
+    if html is not None:
+        hidden = prepared.task.hide_test()
+        write_page(html, advice, make_gallery(advice, hidden, prepared.backbone, prepared.ctx))
+    return advice
+
+
+def prepare(data: Path, options: Options, deadline_s: float | None = None) -> Prepared:
+    """Read a task and choose its backbone.
+
+    Parameters
+    ----------
+    deadline_s
+        ``time.monotonic()`` at which to stop measuring, or None.
+    """
+    ctx = replace(_context(options), deadline_s=deadline_s)
+    task = _load(data, options, ctx)
+    ranked, backbone, choices = _backbone(task, options, ctx)
+    return Prepared(task, backbone, ranked, choices, options, ctx)
+
+
+def advise_on(p: Prepared) -> Advice:
+    """Advise on a task that was read; its test labels are hidden from what follows."""
+    hidden, pictures = p.task.hide_test(), _unlabelled_test(p.task)
+    advice = _advise(hidden, pictures, p.backbone, p.choices, p.options, p.ctx)
+    return replace(advice, backbones=p.backbones)
+
+
+def _unlabelled_test(task: ImageTask) -> Split:
+    """Return some pictures of a given test split, without labels, to compare with train.
+
+    A test split that was cut off at random does not.
+    """
+    if not task.test or "test" not in task.listed:
+        return ()
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(len(task.test))[:MAX_COMPARED]
+    return tuple(replace(task.test[row], label=-1) for row in sorted(rows))
+
+
+def _advise(
+    task: ImageTask,
+    test_pictures: Split,
+    backbone: Backbone,
+    choices: tuple[Choice, ...],
+    options: Options,
+    ctx: RunContext,
+) -> Advice:
+    start = time.monotonic()
+    priors = load_priors()
+    folder = options.reference
+    own = None if folder is None else build_reference(folder, backbone, ctx)
+    ctx.on_progress("network", 1, 1)
+    profile, measured = examine(task, backbone, ctx, own)
+    ctx.on_progress("similarity", 1, 1)
+    if test_pictures:
+        features = extract_features(test_pictures, backbone, ctx).pooled[-1]
+        measured = replace(measured, test_features=features)
+    forced = None if options.strategy == AUTO else options.strategy
+    decision = recommend(profile, priors, forced, options.prefer)
+    no_pilot = why_no_pilot(options.pilot, decision, profile, backbone.gmacs, ctx.seconds_left())
+    if no_pilot is None:
+        profile = _with_pilot(profile, decision, task, backbone, ctx)
+        decision = recommend(profile, priors, forced, options.prefer)
+    choices = (*choices, *_sample_choice(task, options), *_decision_choices(options, no_pilot))
+    profile = with_rival(profile, task, backbone, priors, ctx)
+    findings = check(task, profile, measured)
+    ctx.on_progress("findings", 1, 1)
+    return Advice(
+        task=task.name,
+        data=task.root,
+        recommendations=decision.recommendations,
+        rejections=decision.rejections,
+        quadrant=decision.quadrant,
+        profile=profile,
+        findings=findings,
+        quarantine=task.skipped,
+        choices=(*choices, *_device_choice(options, ctx)),
+        split=task.split_source,
+        n_test=task.n_hidden,
+        seed=options.seed,
+        seconds=round(time.monotonic() - start, 3),
+        command=_command(task, backbone, options),
+        risks=transfer_risks(profile, priors),
+    )
+
+
+def _with_pilot(
+    profile: Profile, decision: Decision, task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> Profile:
+    tuned = next(r for r in decision.recommendations if r.strategy == PILOTED)
+    any_size = is_any_size(profile)
+    pilot = run_pilot(task, backbone, ctx, tuned.hyperparameters, any_size=any_size)
+    ctx.on_progress("pilot", 1, 1)
+    return replace(profile, pilot=pilot)
+
+
+def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, ...]:
+    """Say what was weighed how, where it was chosen here."""
+    chosen = []
+    if options.pilot == AUTO:
+        said = no_pilot or "it can turn the decision; leave it out with --pilot off"
+        chosen.append(Choice("pilot", "on" if no_pilot is None else "off", said))
+    if options.prefer == DEFAULTS.prefer:
+        why = "equals go to the cheaper; pin with --prefer accuracy, balanced or cheap"
+        chosen.append(Choice("prefer", options.prefer, why))
+    return tuple(chosen)
+
+
+def _context(options: Options) -> RunContext:
+    if options.strategy != AUTO:
+        get_strategy(options.strategy)
+    given = {} if options.on_progress is None else {"on_progress": options.on_progress}
+    return make_context(
+        device=options.device,
+        cache_dir=options.cache_dir,
+        seed=options.seed,
+        workers=options.workers,
+        ddp=options.ddp,
+        on_note=options.on_note,
+        **given,
+    )
+
+
+def _load(data: Path, options: Options, ctx: RunContext) -> ImageTask:
+    return load_task(
+        data,
+        val=options.val,
+        test=options.test,
+        root=options.root,
+        group_by=options.group_by,
+        max_images=options.max_images,
+        max_quarantine=options.max_quarantine,
+        seed=options.seed,
+        n_workers=ctx.n_workers,
+        cache=ctx.cache,
+        on_progress=ctx.on_progress,
+    )
+
+
+def _backbone(
+    task: ImageTask, options: Options, ctx: RunContext
+) -> tuple[tuple[BackboneScore, ...], Backbone, tuple[Choice, ...]]:
+    """Choose the backbone and its input size, and say so; compare where several were named."""
+    given = DEFAULT_BACKBONE if options.backbone == AUTO else options.backbone
+    names = list(dict.fromkeys(name.strip() for name in given.split(",")))
+    choices = []
+    if options.backbone == AUTO:
+        choices.append(Choice("backbone", given, "embedded default; pin with --backbone"))
+    px = options.input_px
+    side = float(np.median([min(p.width_px, p.height_px) for p in task.train]))
+    if px is None and side < TINY_PX:
+        px = TINY_INPUT_PX
+        why = f"the pictures' median side is {side:.0f} px; pin with --input-px"
+        choices.append(Choice("input_px", str(px), why))
+    candidates = {name: load_backbone(name, input_px=px) for name in names}
+    ranked: tuple[BackboneScore, ...] = ()
+    if len(candidates) > 1:
+        pictures = sample(task.fit_split, task.n_classes, ctx.seed, COMPARED)
+        ranked = compare_backbones(tuple(candidates.values()), pictures, task.n_classes, ctx)
+        names = [score.name for score in ranked]
+        choices.append(Choice("backbone", names[0], why_first(ranked)))
+    backbone = candidates[names[0]]
+    if px is None:
+        why = "what the backbone was trained with; pin with --input-px"
+        choices.append(Choice("input_px", str(backbone.input_px), why))
+    if backbone.name not in CATALOGUE:
+        choices.append(Choice("weights' licence", backbone.licence, "stated by timm"))
+    return ranked, backbone, tuple(choices)
+
+
+def _command(task: ImageTask, backbone: Backbone, options: Options) -> str:
+    """Return the command that gives this advice again, with every choice pinned."""
+    given: dict[str, object] = {
+        "backbone": backbone.name,
+        "input-px": backbone.input_px,
+        "strategy": None if options.strategy == AUTO else options.strategy,
+        "val": options.val,
+        "test": options.test,
+        "root": options.root,
+        "group-by": options.group_by,
+        "max-images": None if options.max_images == MAX_IMAGES else options.max_images or 0,
+        "max-quarantine": None
+        if options.max_quarantine == MAX_QUARANTINE
+        else options.max_quarantine,
+        "reference": options.reference,
+        "prefer": None if options.prefer == DEFAULTS.prefer else options.prefer,
+        "pilot": None if options.pilot == AUTO else options.pilot,
+        "seed": options.seed,
+    }
+    pinned = [f"--{k} {shlex.quote(shown(str(v)))}" for k, v in given.items() if v is not None]
+    return " ".join(["tl-advise", shlex.quote(shown(task.root)), *pinned])
+
+
+def _sample_choice(task: ImageTask, options: Options) -> tuple[Choice, ...]:
+    if not task.is_sampled:
+        return ()
+    why = "a stratified sample of a larger folder; all of it with --max-images 0"
+    return (Choice("pictures", str(options.max_images), why),)
+
+
+def _device_choice(options: Options, ctx: RunContext) -> tuple[Choice, ...]:
+    if options.device != AUTO:
+        return ()
+    precision = str(ctx.precision).removeprefix("torch.")
+    return (Choice("device", f"{ctx.device} ({precision})", "found here; pin with --device"),)

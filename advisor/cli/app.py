@@ -1,0 +1,191 @@
+"""tl-advise and tl-auto: with its two helpers below, the only module that prints or exits."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from advisor.cli.cache import cache_app
+from advisor.cli.classifier import export_command, predict_command
+from advisor.cli.console import (
+    STARTED_S,
+    errors,
+    fail,
+    print_json,
+    progress,
+    run_and_leave,
+    stderr,
+    stdout,
+)
+from advisor.cli.options import (
+    BackboneName,
+    CacheDir,
+    Data,
+    Demo,
+    Device,
+    GroupBy,
+    InputPx,
+    Json,
+    MaxImages,
+    MaxQuarantine,
+    PilotOption,
+    PreferOption,
+    Quiet,
+    ReferenceFolder,
+    Root,
+    Seed,
+    StrategyName,
+    Test,
+    Val,
+    Workers,
+    data_folder,
+    options_of,
+)
+from advisor.cli.run import about_auto, resume_command, run_command, status_command, worker_command
+
+if TYPE_CHECKING:
+    from advisor.types.advice import Advice
+    from advisor.types.options import Options
+    from strategies.core.progress import Laps
+
+advise_app = typer.Typer(add_completion=True, rich_markup_mode=None)
+auto_app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mode=None)
+auto_app.callback()(about_auto)
+auto_app.command("run")(run_command)
+auto_app.command("resume")(resume_command)
+auto_app.command("worker")(worker_command)
+auto_app.command("status")(status_command)
+auto_app.command("export")(export_command)
+auto_app.command("predict")(predict_command)
+auto_app.add_typer(cache_app, name="cache", help="Look at what was computed before, or forget it.")
+
+
+@advise_app.command()
+def advise_command(
+    data: Data = None,
+    demo: Demo = False,
+    backbone: BackboneName = "auto",
+    input_px: InputPx = None,
+    strategy: StrategyName = "auto",
+    val: Val = None,
+    test: Test = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    workers: Workers = None,
+    cache_dir: CacheDir = None,
+    root: Root = None,
+    group_by: GroupBy = None,
+    max_images: MaxImages = 5000,
+    max_quarantine: MaxQuarantine = 0.1,
+    reference: ReferenceFolder = None,
+    prefer: PreferOption = "balanced",
+    pilot: PilotOption = "auto",
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write the report to this file, as one page.")
+    ] = None,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print Markdown, and nothing else, to stdout.")
+    ] = False,
+    explain: Annotated[
+        str | None, typer.Option("--explain", help="Print what a finding means, e.g. TL003.")
+    ] = None,
+    as_json: Json = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Say on stderr where the time went.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say which kind of transfer learning suits a folder of labelled pictures."""
+    given = locals()
+    if explain is not None:
+        _explain(explain)
+        return
+    if as_json and as_markdown:
+        fail("--json and --markdown were both given. Leave one of them out.")
+    if html is not None and not html.resolve().parent.is_dir():
+        fail(f"--html {html}: there is no folder {html.resolve().parent}. Make it first.")
+    folder = data_folder(data, demo, cache_dir)
+    with progress(quiet) as on_progress, errors():
+        from strategies.core.progress import Laps
+
+        laps = Laps(on_progress, last_s=STARTED_S)
+        advice = _answer(folder, options_of(given, laps), laps, html)
+    _print_advice(advice, as_json, as_markdown, quiet)
+    if profile:
+        laps.end("report")
+        _print_laps(laps)
+
+
+def _print_advice(advice: "Advice", as_json: bool, as_markdown: bool, quiet: bool) -> None:
+    if as_json:
+        from advisor.report.to_json import advice_record
+
+        print_json(advice_record(advice))
+    elif as_markdown:
+        from advisor.report.markdown import advice_markdown
+
+        sys.stdout.write(advice_markdown(advice))
+    elif quiet:
+        from advisor.report.words import headline
+
+        stdout.print(headline(advice), highlight=False)
+    else:
+        from advisor.report.terminal import print_advice
+
+        print_advice(stdout, advice)
+
+
+def _answer(folder: Path, options: "Options", laps: "Laps", html: Path | None) -> "Advice":
+    """Return the advice that was given before if nothing has changed; else measure.
+
+    A page shows pictures, which are not kept: it is always made anew, from cached features.
+    """
+    from advisor.cli.advice_cache import question, recall, remember
+    from strategies.core.cache import ArrayCache, default_cache_dir
+
+    cache = ArrayCache(options.cache_dir or default_cache_dir())
+    asked = question(folder, options)
+    known = recall(cache, asked) if html is None else None
+    laps.end("looking for an earlier answer")
+    if known is not None:
+        said = "Nothing has changed since this was measured: answered from the cache."
+        stderr.print(said, highlight=False)
+        return known
+    from advisor.advise import advise
+
+    laps.end("imports")
+    advice = advise(folder, options, html=html)
+    remember(cache, asked, advice)
+    return advice
+
+
+def _explain(code: str) -> None:
+    """Print the page of a finding."""
+    from rich.markdown import Markdown
+
+    from advisor.findings.explain import explanation
+    from strategies.core.errors import TransferError
+
+    try:
+        text = explanation(code)
+    except TransferError as error:
+        fail(str(error))
+    stdout.print(Markdown(text) if stdout.is_terminal else text, markup=False, highlight=False)
+
+
+def _print_laps(laps: "Laps") -> None:
+    total = sum(laps.seconds.values())
+    for name, seconds in laps.seconds.items():
+        said = f"{name:<32}{seconds:8.2f} s{seconds / total:6.0%}"
+        stderr.print(said, highlight=False, markup=False)
+
+
+def tl_advise() -> None:
+    """Run ``tl-advise``."""
+    run_and_leave(advise_app)
+
+
+def tl_auto() -> None:
+    """Run ``tl-auto``."""
+    run_and_leave(auto_app)

@@ -1,0 +1,1 @@
+"""From measurements to a decision: pure functions, without torch, files or a clock."""

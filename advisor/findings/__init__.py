@@ -1,0 +1,1 @@
+"""Coded remarks about data, domain and transfer, each with an action."""

@@ -1,0 +1,1 @@
+"""Measurements on the user's own images, before anything is decided."""

@@ -1,0 +1,1 @@
+"""Charts of the reports, each with its numbers as a table."""

@@ -1,0 +1,208 @@
+"""The quadrant map: few or many pictures, near to or far from ImageNet."""
+
+from collections.abc import Sequence
+
+from advisor.decide.quadrant import RULES, SIMILAR_FROM
+from advisor.report.charts.vega import Chart, Row, Spec
+from advisor.report.words import title
+from advisor.similarity.calibration import scales
+from advisor.types.advice import Advice, Domain, Size
+from advisor.types.profile import Profile
+from strategies.core.metrics import Interval
+
+
+def landmarks(profile: Profile) -> tuple[tuple[str, float], ...]:
+    """Return data sets measured before, with their similarity, on the scale of this profile."""
+    if profile.similarity is None:
+        return ()
+    scale = scales()[profile.similarity.basis]
+    return tuple((name, scale.score(distance)) for name, distance in scale.landmarks)
+
+
+def quadrant_chart(advice: Advice) -> Chart:
+    """Draw where the task lies between few and many pictures, near to and far from ImageNet."""
+    size, similarity = advice.quadrant.size_decades, advice.quadrant.similarity
+    reach = max(3.0, abs(size.low) + 0.3, abs(size.high) + 0.3)
+    layers = [*_fields(reach), *_landmark_layers(advice.profile, reach)]
+    here = {"x": size.mid, "xl": size.low, "xh": size.high}
+    if similarity is not None:
+        here |= {"y": similarity.mid, "yl": similarity.low, "yh": similarity.high}
+    layers += _position(here, reach)
+    rows = [
+        ("your pictures", _decades(size), "unknown" if similarity is None else _two(similarity))
+    ]
+    rows += [(name, "", f"{score:.2f}") for name, score in landmarks(advice.profile)]
+    return Chart(
+        "quadrant",
+        "Where your pictures lie",
+        "Across: how many pictures there are, against the border between few and many. Up: how "
+        "much they look, to the network, like ImageNet. Each field names its rule of thumb; the "
+        "bars are the intervals of your position. At the right, sets that were measured before.",
+        {"height": 330, "layer": layers},
+        ("what", "size, decades above the border", "similarity"),
+        tuple(rows),
+        wide=True,
+    )
+
+
+def _fields(reach: float) -> list[Spec]:
+    """Draw the four fields with the names of their rules."""
+    values = []
+    places: Sequence[tuple[Size, float, float]] = (("small", -reach, 0), ("large", 0, reach))
+    heights: Sequence[tuple[Domain, float, float]] = (
+        ("different", 0, SIMILAR_FROM),
+        ("similar", SIMILAR_FROM, 1),
+    )
+    for size, left, right in places:
+        for domain, low, high in heights:
+            rule = title(RULES[size, domain])
+            values.append({"x": left, "x2": right, "y": low, "y2": high, "rule": rule})
+    decades = (
+        "datum.value == 0 ? 'border' : (datum.value < 0 ? '÷' : '×') + pow(10, abs(datum.value))"
+    )
+    x = {
+        "field": "x",
+        "type": "quantitative",
+        "title": "Number of pictures (÷ below, × above the border)",
+        "scale": {"domain": [-reach, reach * 2.25], "nice": False},
+        "axis": {
+            "values": list(range(-int(reach), int(reach) + 1)),
+            "labelExpr": decades,
+            "grid": False,
+            "domain": False,
+            "titleAnchor": "start",
+        },
+    }
+    y = {
+        "field": "y",
+        "type": "quantitative",
+        "title": "Similarity to ImageNet (1 = alike)",
+        "scale": {"domain": [0, 1]},
+        "axis": {"grid": False},
+    }
+    ends = {"x2": {"field": "x2"}, "y2": {"field": "y2"}}
+    data = {"values": values}
+    corner = {"calculate": "datum.y2 - 0.03", "as": "top"}
+    return [
+        {
+            "data": data,
+            "mark": {"type": "rect", "fill": "var(--field)", "stroke": "var(--line)"},
+            "encoding": {"x": x, "y": y, **ends},
+        },
+        {
+            "data": data,
+            "transform": [corner, {"calculate": "datum.x + 0.1", "as": "left"}],
+            "mark": {"type": "text", "align": "left", "baseline": "top", "color": "var(--soft)"},
+            "encoding": {
+                "x": {"field": "left", "type": "quantitative"},
+                "y": {"field": "top", "type": "quantitative"},
+                "text": {"field": "rule"},
+            },
+        },
+    ]
+
+
+def _landmark_layers(profile: Profile, reach: float) -> list[Spec]:
+    """Draw the landmarks as a scale to the right of the fields, their names apart."""
+    values: list[Row] = []
+    place = -1.0
+    for name, score in sorted(landmarks(profile), key=lambda pair: pair[1]):
+        place = max(score, place + 0.048)
+        values.append({"name": name, "similarity": score, "place": place})
+    over = max((v["place"] for v in values), default=0.0) - 1.0
+    for below, value in enumerate(reversed(values)):
+        if over > 0:
+            value["place"] = min(value["place"], 1.0 - 0.048 * below)
+    if not values:
+        return []
+    data = {"values": values}
+    name_at = {"field": "place", "type": "quantitative"}
+    tip = [
+        {"field": "name", "title": "set"},
+        {"field": "similarity", "title": "similarity", "format": ".2f"},
+    ]
+    return [
+        {
+            "data": data,
+            "mark": {"type": "rule", "color": "var(--soft)", "strokeWidth": 1},
+            "encoding": {
+                "x": {"datum": reach},
+                "x2": {"datum": reach * 1.07},
+                "y": {"field": "similarity", "type": "quantitative"},
+                "y2": {"field": "place"},
+            },
+        },
+        {
+            "data": data,
+            "mark": {
+                "type": "text",
+                "align": "left",
+                "dx": 2,
+                "fontSize": 9.5,
+                "color": "var(--soft)",
+            },
+            "encoding": {
+                "x": {"datum": reach * 1.08},
+                "y": name_at,
+                "text": {"field": "name"},
+                "tooltip": tip,
+            },
+        },
+    ]
+
+
+def _position(here: Row, reach: float) -> list[Spec]:
+    """Draw the task: a cross of its intervals and a point, or a line where one is unknown."""
+    data = {"values": [here]}
+    x = {"field": "x", "type": "quantitative"}
+    across = {"x": {"field": "xl", "type": "quantitative"}, "x2": {"field": "xh"}}
+    bar = {"type": "rule", "color": "var(--accent)", "strokeWidth": 3, "opacity": 0.75}
+    if "y" not in here:
+        unknown = {**bar, "strokeDash": [4, 4]}
+        return [
+            {
+                "data": data,
+                "mark": unknown,
+                "encoding": {"x": x, "y": {"datum": 0}, "y2": {"datum": 1}},
+            }
+        ]
+    y = {"field": "y", "type": "quantitative"}
+    up = {"y": {"field": "yl", "type": "quantitative"}, "y2": {"field": "yh"}}
+    tip = [
+        {"field": "x", "title": "decades above the border", "format": "+.2f"},
+        {"field": "y", "title": "similarity", "format": ".2f"},
+    ]
+    side: Row = (
+        {"align": "right", "dx": -9} if here["x"] > reach / 2 else {"align": "left", "dx": 9}
+    )
+    side["dy"] = 14 if here["y"] > 0.12 else -12
+    label = {"type": "text", "fontWeight": 600, **side}
+    return [
+        {"data": data, "mark": bar, "encoding": {"y": y, **across}},
+        {"data": data, "mark": bar, "encoding": {"x": x, **up}},
+        {
+            "data": data,
+            "mark": {
+                "type": "point",
+                "filled": True,
+                "size": 110,
+                "color": "var(--accent)",
+                "opacity": 1,
+                "stroke": "var(--paper)",
+            },
+            "encoding": {"x": x, "y": y, "tooltip": tip},
+        },
+        {
+            "data": data,
+            "mark": {**label, "color": "var(--accent)"},
+            "encoding": {"x": x, "y": y, "text": {"value": "your pictures"}},
+        },
+    ]
+
+
+def _two(interval: Interval) -> str:
+    return f"{interval.mid:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def _decades(interval: Interval) -> str:
+    return f"{interval.mid:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"

@@ -1,0 +1,89 @@
+"""The quadrant map and the depth profile in characters: readable without colour, 80 columns."""
+
+from advisor.decide.quadrant import RULES, SIMILAR_FROM
+from advisor.types.advice import Advice, Domain, Size
+from advisor.types.profile import Profile
+
+REACH = 3.0
+"""Decades that the map shows on either side of the border; what lies farther is at its edge."""
+_HALF, _ROWS, _BAR = 24, 3, 20
+
+
+def quadrant_map(advice: Advice) -> tuple[str, ...]:
+    """Draw the four fields with their rules, the task and its intervals."""
+    width = 2 * _HALF + 1
+    rows = [[" "] * width for _ in range(2 * _ROWS)]
+    for row in rows:
+        row[_HALF] = "│"
+    size, similarity = advice.quadrant.size_decades, advice.quadrant.similarity
+    here = None if similarity is None else _row(similarity.mid)
+    places: tuple[tuple[Size, int], ...] = (("small", 1), ("large", _HALF + 2))
+    fields: tuple[tuple[Domain, int], ...] = (("similar", 0), ("different", _ROWS))
+    for domain, top in fields:
+        free = top if here != top else top + _ROWS - 1
+        for size_name, left in places:
+            _write(rows[free], left, RULES[size_name, domain])
+    if similarity is None:
+        for row in rows:
+            row[_column(size.mid)] = "?"
+    else:
+        for r in range(_row(similarity.high), _row(similarity.low) + 1):
+            rows[r][_column(size.mid)] = "|"
+        for c in range(_column(size.low), _column(size.high) + 1):
+            rows[_row(similarity.mid)][c] = "-"
+        rows[_row(similarity.mid)][_column(size.mid)] = "●"
+    return _framed(["".join(row) for row in rows])
+
+
+def _framed(rows: list[str]) -> tuple[str, ...]:
+    line = "─" * _HALF
+    body = [f"     │{row}│" for row in rows]
+    return (
+        f"     {'few pictures':^{_HALF + 2}}{'many pictures':^{_HALF}}",
+        f" 1.0 ┌{line}┬{line}┐",
+        *body[:_ROWS],
+        f" {SIMILAR_FROM:.1f} ├{line}┼{line}┤",
+        *body[_ROWS:],
+        f" 0.0 └{line}┴{line}┘",
+        f"     ÷1000{'border':^{2 * _HALF - 7}}×1000",
+        "     (up: similarity to ImageNet; across: pictures, against the border)",
+    )
+
+
+def depth_profile(profile: Profile) -> tuple[str, ...]:
+    """Draw shift and probe accuracy depth by depth, with random weights where measured."""
+    svms = {p.depth: p for p in profile.probes if p.loss == "squared_hinge"}
+    random = {p.depth: p for p in profile.random_probes}
+    lines = [f"{'depth':<18}{'shift':>9}  {'accuracy of a linear SVM':<{_BAR}}"]
+    lines[0] += "  random weights" if random else ""
+    for depth, name in enumerate(profile.depth_names, start=1):
+        shift = None if profile.similarity is None else profile.similarity.shift_at(depth)
+        nats = "" if shift is None else f"{shift:.3f} nat"
+        accuracy = svms[depth].accuracy
+        line = f"{depth} {name:<15.15} {nats:>9}  {bar(accuracy.mid)} {accuracy.percent()}"
+        if depth in random:
+            line += f"  {100 * random[depth].accuracy.mid:.1f}%"
+        lines.append(line)
+    return tuple(lines)
+
+
+def bar(share: float) -> str:
+    """Draw a share of 1 as a bar."""
+    n = round(_BAR * share)
+    return "█" * n + "░" * (_BAR - n)
+
+
+def _column(decades: float) -> int:
+    place = round((decades + REACH) / (2 * REACH) * 2 * _HALF)
+    return min(max(place, 0), 2 * _HALF)
+
+
+def _row(similarity: float) -> int:
+    within = similarity - SIMILAR_FROM if similarity >= SIMILAR_FROM else similarity
+    share = within / (1 - SIMILAR_FROM if similarity >= SIMILAR_FROM else SIMILAR_FROM)
+    row = _ROWS - 1 - min(int(share * _ROWS), _ROWS - 1)
+    return row if similarity >= SIMILAR_FROM else _ROWS + row
+
+
+def _write(row: list[str], left: int, text: str) -> None:
+    row[left : left + len(text)] = text

@@ -1,0 +1,41 @@
+"""Advice from its JSON in a run folder."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from cattrs.errors import BaseValidationError
+from cattrs.preconf.json import make_converter
+
+from advisor.types.advice import Advice
+from strategies.core.errors import StorageError
+
+_CONVERTER = make_converter()
+
+
+def read_advice(record: Mapping[str, Any]) -> Advice:
+    """Return advice from what `advice_record` made of it.
+
+    Raises
+    ------
+    StorageError
+        If it is not advice of this release.
+    """
+    kinds = get_type_hints(Advice)
+    try:
+        renamed = {
+            "data": Path(record["data"]),
+            "split": record["split"]["description"],
+            "n_test": record["split"]["test"] or 0,
+        }
+        same = {
+            f.name: _CONVERTER.structure(record[f.name], kinds[f.name])
+            for f in fields(Advice)
+            if f.name in record and f.name not in renamed
+        }
+        return Advice(**same, **renamed)
+    except (LookupError, TypeError, ValueError, BaseValidationError) as error:
+        raise StorageError(
+            f"advice.json is not advice of this release: {error!r}. Use the release that wrote it."
+        ) from error

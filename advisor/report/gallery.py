@@ -1,0 +1,249 @@
+"""Pictures for a report: a map of them, and small re-encoded copies of those that it shows."""
+
+import io
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.decomposition import PCA
+from sklearn.manifold import TSNE
+
+from advisor.measure.profile import sample
+from advisor.types.advice import Advice, Finding
+from strategies.core.context import RunContext
+from strategies.core.metrics import Evaluation, Labels, Scores
+from strategies.data.dataset import ImageTask
+from strategies.data.decoding import UnreadableImage, read_image
+from strategies.data.image import Split, groups_of, labels_of, shown
+from strategies.heads.cross_validation import cross_validate, fold_numbers
+from strategies.models.backbone import Backbone
+from strategies.models.features import extract_features
+
+MAX_ON_MAP = 1000
+"""More points than this hide each other, and their thumbnails would fill the page."""
+FEWEST_ON_MAP = 5
+MAX_EXAMPLES_SHOWN = 12
+SIDES_PX = (88, 64, 48, 32)
+"""Thumbnails have the first of these sides with which all of them fit into `BUDGET_BYTES`."""
+BUDGET_BYTES = 2_200_000
+"""Of encoded thumbnails; base64 makes a third more of it, and the page is to stay below 5 MB."""
+WEBP_QUALITY = 60
+PERPLEXITY, MAX_AXES = 30.0, 50
+
+
+@dataclass(frozen=True)
+class Point:
+    """A picture on the map: where it lies (no unit), its label, and what the probe says.
+
+    Attributes
+    ----------
+    guess
+        The class that a linear probe fitted without this picture finds likeliest.
+    """
+
+    path: str
+    label: str
+    guess: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """What a page shows besides numbers.
+
+    Attributes
+    ----------
+    points
+        The map of the pictures; empty where there are too few.
+    depth
+        The depth whose activations it is made of; 0: all together.
+    n_pictures
+        How many there are, of which the map may be a sample.
+    thumbs
+        WebP files by the path as it is shown; a picture that is gone meanwhile has none.
+    named
+        The pictures that the examples of a finding name, by its position and the example's.
+    """
+
+    points: tuple[Point, ...] = ()
+    depth: int = 0
+    n_pictures: int = 0
+    thumbs: Mapping[str, bytes] = field(default_factory=dict)
+    named: Mapping[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
+
+
+def make_gallery(
+    advice: Advice,
+    task: ImageTask,
+    backbone: Backbone,
+    ctx: RunContext,
+) -> Gallery:
+    """Draw the map and read the pictures that a page shows; their features are in the cache.
+
+    Parameters
+    ----------
+    task
+        What the advice was made from.
+
+    Raises
+    ------
+    OutOfTime
+        If the deadline passes.
+    """
+    depth = advice.profile.layer_svm.depth
+    points = _map(advice, task, backbone, ctx)
+    files = {shown(p.path): p.path for p in task.fit_split}
+    named = pictures_named(advice.findings, files)
+    wanted = dict.fromkeys(path for paths in named.values() for path in paths)
+    wanted |= dict.fromkeys(p.path for p in points)
+    paths = {name: files.get(name, Path(name)) for name in wanted}
+    return Gallery(points, depth, len(task.fit_split), make_thumbs(paths, ctx.n_workers), named)
+
+
+def with_mistakes(gallery: Gallery, test: Evaluation, n_workers: int) -> Gallery:
+    """Add the pictures that the judgement of a run names; these are few (`judge`)."""
+    paths = {m.path: Path(m.path) for m in test.mistakes if m.path not in gallery.thumbs}
+    return replace(gallery, thumbs={**gallery.thumbs, **make_thumbs(paths, n_workers)})
+
+
+def pictures_named(
+    findings: Sequence[Finding], names: Collection[str]
+) -> dict[tuple[int, int], tuple[str, ...]]:
+    """Find the pictures that examples name: every longest known path that stands in a line.
+
+    Returns
+    -------
+    Paths by the number of the finding and of its example; nothing where none is named.
+    """
+    known = set(names)
+    lengths = sorted({len(name) for name in known}, reverse=True)
+    shortest = lengths[-1] if lengths else 0
+    starts = {name[:shortest] for name in known}
+    found: dict[tuple[int, int], tuple[str, ...]] = {}
+    for f, finding in enumerate(findings):
+        for e, line in enumerate(finding.examples[:MAX_EXAMPLES_SHOWN]):
+            at, inside = 0, []
+            while at < len(line):
+                name = None
+                if line[at : at + shortest] in starts:
+                    ends = (line[at : at + n] for n in lengths if at + n <= len(line))
+                    name = next((end for end in ends if end in known), None)
+                if name is not None:
+                    inside.append(name)
+                at += len(name or " ")
+            if inside:
+                found[f, e] = tuple(inside)
+    return found
+
+
+def make_thumbs(paths: Mapping[str, Path], n_workers: int = 2) -> dict[str, bytes]:
+    """Encode small copies anew, so that nothing of the files but their pixels is passed on.
+
+    A file that has become unreadable since it was first read has no thumbnail.
+    """
+    with ThreadPoolExecutor(n_workers) as pool:
+        images = dict(zip(paths, pool.map(_small, paths.values()), strict=True))
+    for side in SIDES_PX:
+        thumbs = {name: _webp(image, side) for name, image in images.items() if image}
+        if sum(map(len, thumbs.values())) <= BUDGET_BYTES:
+            return thumbs
+    return dict(_first(thumbs.items(), BUDGET_BYTES))
+
+
+def _first(thumbs: Iterable[tuple[str, bytes]], budget: int) -> Iterable[tuple[str, bytes]]:
+    for name, data in thumbs:
+        budget -= len(data)
+        if budget < 0:
+            return
+        yield name, data
+
+
+def _small(path: Path) -> Image.Image | None:
+    try:
+        image = read_image(path)
+    except UnreadableImage:
+        return None
+    image.thumbnail((SIDES_PX[0], SIDES_PX[0]), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return Image.fromarray(np.asarray(image))  # pixels alone, no metadata
+
+
+def _webp(image: Image.Image, side: int) -> bytes:
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    stream = io.BytesIO()
+    small.save(stream, "WEBP", quality=WEBP_QUALITY, method=4)
+    return stream.getvalue()
+
+
+def _map(
+    advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> tuple[Point, ...]:
+    """Lay some of the measured pictures out in two dimensions by their activations."""
+    measured = sample(task.fit_split, task.n_classes, ctx.seed)
+    if len(measured) < FEWEST_ON_MAP:
+        return ()
+    pictures = tuple(measured[row] for row in sample_rows(labels_of(measured), ctx.seed))
+    features = extract_features(pictures, backbone, ctx)
+    depth = advice.profile.layer_svm.depth
+    places = lay_out(features.at(range(1, backbone.n_depths + 1) if depth == 0 else [depth]), 0)
+    guesses = _guesses(features.pooled[-1], pictures, task.n_classes, ctx)
+    return tuple(
+        Point(
+            shown(picture.path),
+            task.classes[picture.label],
+            task.classes[guess],
+            round(float(place[0]), 4),
+            round(float(place[1]), 4),
+        )
+        for picture, guess, place in zip(pictures, guesses, places, strict=True)
+    )
+
+
+def _guesses(penultimate: Scores, pictures: Split, n_classes: int, ctx: RunContext) -> Labels:
+    """Name every picture by a linear probe that was fitted without it."""
+    labels = labels_of(pictures)
+    folds = fold_numbers(labels, ctx.seed, groups=groups_of(pictures))
+    found = cross_validate(penultimate, labels, n_classes, folds=folds, device=ctx.device)
+    return np.asarray(found.scores[found.best].argmax(axis=1), dtype=np.int64)
+
+
+def sample_rows(labels: Labels, seed: int) -> Labels:
+    """Draw at most `MAX_ON_MAP` rows, every class by turns, in order."""
+    if len(labels) <= MAX_ON_MAP:
+        return np.arange(len(labels))
+    rng = np.random.default_rng(seed)
+    shuffled = rng.permutation(len(labels))
+    turn = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = shuffled[labels[shuffled] == label]
+        turn[rows] = np.arange(len(rows)) / len(rows)
+    return np.sort(np.argsort(turn, kind="stable")[:MAX_ON_MAP])
+
+
+def lay_out(x: Scores, seed: int) -> Scores:
+    """Place rows (n, d) in the unit square, like beside like: t-SNE on the principal axes.
+
+    Only who lies beside whom means something; distances between groups do not.
+
+    References
+    ----------
+    L. van der Maaten, G. Hinton, Visualizing data using t-SNE, 2008.
+    """
+    n = len(x)
+    centred = x - x.mean(axis=0)
+    centred = centred / max(float(centred.std()), 1e-9)
+    # Copies would lie on one point, and pictures that are all alike have no axes.
+    centred = centred + np.random.default_rng(seed).normal(0, 1e-3, centred.shape)
+    axes = PCA(min(MAX_AXES, n, x.shape[1]), svd_solver="randomized", random_state=seed)
+    reduced = axes.fit_transform(centred.astype(np.float64))
+    perplexity = min(PERPLEXITY, max((n - 1) / 3, 1.0))
+    places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(
+        reduced.astype(np.float32)
+    )
+    low, high = places.min(axis=0), places.max(axis=0)
+    scaled: Scores = (places - low) / np.maximum(high - low, 1e-9)
+    return scaled

@@ -1,0 +1,45 @@
+"""Advice as JSON: the same facts as the reports, in a versioned schema."""
+
+from dataclasses import asdict
+from importlib.metadata import version
+from typing import Any
+
+from advisor.report.charts.quadrant import landmarks
+from advisor.types.advice import SCHEMA_VERSION, Advice
+from strategies.data.image import shown
+
+
+def advice_record(advice: Advice) -> dict[str, Any]:
+    """Return the advice as plain JSON values."""
+    similarity = advice.profile.similarity
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "task": advice.task,
+        "data": shown(advice.data),
+        "recommendations": [asdict(r) for r in advice.recommendations],
+        "rejections": [asdict(r) for r in advice.rejections],
+        "quadrant": asdict(advice.quadrant),
+        "similarity": None if similarity is None else asdict(similarity.score),
+        "landmarks": [{"name": n, "similarity": s} for n, s in landmarks(advice.profile)],
+        "profile": asdict(advice.profile),
+        "backbones": [asdict(b) for b in advice.backbones],
+        "risks": [asdict(r) for r in advice.risks],
+        "findings": [asdict(f) for f in advice.findings],
+        "quarantine": [{"path": shown(s.path), "reason": s.reason} for s in advice.quarantine],
+        "choices": [asdict(c) for c in advice.choices],
+        "split": {
+            "description": advice.split,
+            "train": advice.profile.n_train,
+            "val": advice.profile.n_val,
+            "test": advice.n_test or None,
+        },
+        "seed": advice.seed,
+        "command": advice.command,
+        "versions": versions(),
+        "seconds": advice.seconds,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return the releases that numbers depend on."""
+    return {name: version(name) for name in ("tl-advisor", "torch", "timm")}

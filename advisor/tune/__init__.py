@@ -1,0 +1,1 @@
+"""From advice to trials, a classifier and its outcome, within a time budget."""

@@ -1,0 +1,322 @@
+"""A run from its start, or from where it was killed, to its outcome."""
+
+import hashlib
+import os
+import time
+import uuid
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from advisor.advise import Prepared, advise_on, prepare
+from advisor.report.files import write_run_reports
+from advisor.report.from_json import read_advice
+from advisor.report.outcome_json import outcome_record
+from advisor.report.to_json import advice_record
+from advisor.tune.closing import CONTROL_SHARE, PAGE_S, Found, search_with_control
+from advisor.tune.control import judge_both
+from advisor.tune.distributed.devices import devices_of, workers_on
+from advisor.tune.distributed.shared_folder import share
+from advisor.tune.interrupt import Interrupt
+from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.run_dir.settings import (
+    Settings,
+    absolute,
+    artifacts_name,
+    options_record,
+    versions,
+    without_password,
+)
+from advisor.tune.run_dir.soup_candidates import Ingredients
+from advisor.tune.scheduler import Contest, make_contest
+from advisor.tune.search import Search, SearchResult
+from advisor.tune.study import COORDINATOR, Trials
+from advisor.tune.time_budget import Clock
+from advisor.tune.validation import Scoring, make_scoring, n_folds
+from advisor.types.advice import Advice
+from advisor.types.events import OnEvent, ignore
+from advisor.types.options import AUTO, DEFAULTS, Options
+from advisor.types.outcome import Outcome
+from strategies.core.errors import (
+    BackboneError,
+    DataError,
+    NotApplicable,
+    OutOfTime,
+    TransferError,
+)
+from strategies.data.dataset import ImageTask
+from strategies.models.backbone import input_sizes
+from strategies.registry import STRATEGIES, get_strategy
+
+HEARTBEAT_S = 10
+
+
+def auto(
+    data: Path | str,
+    out: Path | str,
+    options: Options = DEFAULTS,
+    *,
+    time_s: float = 600.0,
+    max_trials: int | None = None,
+    storage: str | None = None,
+    heartbeat_s: int = HEARTBEAT_S,
+    control: bool = True,
+    soup: bool = True,
+    devices: str | None = None,
+    artifacts: str | None = None,
+    on_event: OnEvent = ignore,
+) -> Outcome:
+    """Take the advice: tune it within a time limit and leave a classifier in a run folder.
+
+    Parameters
+    ----------
+    out
+        The run folder; it must not exist yet, or be empty.
+    time_s
+        Wall-clock limit of everything: measuring, tuning, judging, saving.
+    max_trials
+        At most this many trials.
+    storage
+        A database for the trials that other machines reach; None: a file in the run folder.
+    heartbeat_s
+        How often a process gives a sign of life; after six missed ones its trial is taken up by
+        another.
+    control
+        Whether a tenth of the time goes to a control without pretrained weights, to measure what
+        transfer gains.
+    soup
+        Whether the weights of the best trainings are averaged, and that is kept if it wins on val.
+    devices
+        "all" GPUs of this machine, or names with commas between them: a worker on each, this
+        process on the first.
+    artifacts
+        A folder, or ``s3://BUCKET/PREFIX``, for machines that see it, the data and the storage,
+        but not the run folder.
+    on_event
+        Hears of every trial.
+
+    Raises
+    ------
+    TransferError
+        If the data, the backbone or a setting cannot be used, or the time was too short.
+    KeyboardInterrupt
+        If Ctrl-C was pressed before there was a classifier, or twice.
+    """
+    deadline_s = time.monotonic() + time_s
+    settings = Settings(
+        absolute(Path(data)),
+        options_record(options),
+        time_s,
+        max_trials,
+        without_password(storage),
+        f"{Path(out).name}-{uuid.uuid4().hex[:8]}/" if storage else "",
+        heartbeat_s,
+        control,
+        devices,
+        artifacts_name(artifacts, storage),
+        soup,
+    )
+    _devices(settings, options)
+    _note_of_ddp(options)
+    folder = RunFolder.create(Path(out))
+    with folder.locked():
+        folder = share(folder, settings, storage)
+        folder.begin({**asdict(settings), "versions": versions()})
+        try:
+            return run_session(folder, settings, options, deadline_s, storage, on_event)
+        except (DataError, BackboneError, NotApplicable):
+            if not (folder.path / "advice.json").exists():
+                folder.abandon()
+            raise
+
+
+def run_session(
+    folder: RunFolder,
+    settings: Settings,
+    options: Options,
+    deadline_s: float,
+    storage: str | None,
+    on_event: OnEvent,
+) -> Outcome:
+    """Carry a run to its outcome; the caller holds its lock."""
+    used_before_s, start = folder.used_s(), time.monotonic()
+    ends_at = time.time() + deadline_s - start
+    was_judging = folder.state().get("phase") == "judging"
+    folder.note("session", ends_at=ends_at, process=os.getpid())
+    folder.enter("measuring", ends_at)
+    if settings.artifacts:
+        options.on_note(f"Other machines help by: {folder.invitation()}")
+    own, *others = _devices(settings, options)
+    prepared = prepare(Path(settings.data), replace(options, device=own), deadline_s)
+    check_split(folder, prepared.task)
+    advice = _advice(folder, prepared)
+    interrupt = Interrupt()
+    search = make_search(
+        folder, settings, prepared, advice, deadline_s, storage, COORDINATOR, interrupt, on_event
+    )
+    helpers = [] if was_judging else others  # then nothing is left to help with
+    with (
+        interrupt.watching(),
+        workers_on(folder.path, helpers, storage, options.on_note),
+    ):
+        with search.trials.lock.held():
+            best = folder.best()
+            search.trials.mend(own=True, kept=best and best[0])
+        if not was_judging:  # else test may have been read already: the search is over
+            folder.enter("searching", ends_at)
+        wanted = settings.control and bool(prepared.task.test)
+        closing = search_with_control(search, advice, prepared, wanted=wanted)
+        with search.trials.lock.held():
+            folder.enter("judging", ends_at)
+        outcome = _outcome(search, closing, advice, prepared, start - used_before_s)
+        folder.write_trials(outcome.trials)
+        folder.write("outcome.json", outcome_record(outcome))
+        write_run_reports(outcome, closing.draft.gallery, prepared.ctx.n_workers)
+        folder.clear_checkpoints()
+        if search.ingredients:
+            search.ingredients.clear()
+        folder.enter("done", ends_at)
+        folder.note("done", seconds=outcome.seconds)
+    return outcome
+
+
+def _outcome(
+    search: Search, closing: Found, advice: Advice, prepared: Prepared, start: float
+) -> Outcome:
+    """Judge what was found on test, if there is one: nothing has seen it before."""
+    found, test = _result(search), prepared.task.test
+    judged, gain = None, None
+    if test:
+        judging = replace(prepared.ctx, deadline_s=search.clock.page_begins_s())
+        judged, gain = judge_both(found.classifier, closing.control, test, judging)
+    return Outcome(
+        advice=advice,
+        trials=found.trials,
+        best=found.best,
+        test=judged,
+        transfer_gain=gain,
+        refitted=found.refitted,
+        folder=search.folder.path,
+        seconds=round(time.monotonic() - start, 3),
+        ended=search.ended(),
+        n_folds=len(search.scoring.folds),
+        soup=closing.soup,
+    )
+
+
+def _devices(settings: Settings, options: Options) -> tuple[str, ...]:
+    """Return this process's device, and those of its workers."""
+    if settings.devices is not None and options.device != AUTO:
+        raise TransferError("--device and --devices were both given. Leave one of them out.")
+    if settings.devices is not None and options.ddp > 1:
+        raise TransferError(
+            "--ddp and --devices were both given. A GPU can share a batch, or run a trial of its "
+            "own: leave one of them out."
+        )
+    return devices_of(settings.devices, torch.cuda.device_count()) or (options.device,)
+
+
+def _note_of_ddp(options: Options) -> None:
+    """Say where sharing batches is without effect."""
+    name = options.strategy
+    if options.ddp > 1 and name != AUTO and not get_strategy(name).selects_on_val:
+        options.on_note(f"--ddp is without effect: {name} trains no network.")
+
+
+def _result(search: Search) -> SearchResult:
+    try:
+        return search.result()
+    except OutOfTime:
+        if search.interrupt.asked:
+            raise KeyboardInterrupt from None
+        raise
+
+
+def _advice(folder: RunFolder, prepared: Prepared) -> Advice:
+    """Return the advice of an earlier session, or measure."""
+    if (folder.path / "advice.json").exists():
+        return read_advice(folder.read("advice.json"))
+    advice = advise_on(prepared)
+    folder.write("advice.json", advice_record(advice))
+    return advice
+
+
+def make_search(
+    folder: RunFolder,
+    settings: Settings,
+    prepared: Prepared,
+    advice: Advice,
+    deadline_s: float,
+    storage: str | None,
+    owner: str,
+    interrupt: Interrupt,
+    on_event: OnEvent,
+) -> Search:
+    """Return what one process needs to take part in the search of a run."""
+    task, options = prepared.task, prepared.options
+    by_px = {prepared.backbone.input_px: advice.profile.ms_per_image / 1000}
+    only = None if options.strategy == AUTO else options.strategy
+    sizes, limit = input_sizes(prepared.backbone), settings.max_trials
+    contest = make_contest(
+        advice, len(task.val), only=only, max_trials=limit, prefer=options.prefer, sizes=sizes
+    )
+    scoring = _scoring(folder, task.hide_test(), contest, options.seed, deadline_s)
+    contest = replace(contest, n_val=scoring.n, n_fits=len(scoring.folds))
+    url = storage or settings.storage or f"sqlite:///{(folder.path / 'study.db').resolve()}"
+    trials = Trials(
+        url,
+        list(STRATEGIES),
+        prefix=settings.prefix,
+        seed=options.seed,
+        owner=owner,
+        heartbeat_s=settings.heartbeat_s,
+        n_val=len(task.val),
+        by_folds=len(scoring.folds) > 1,
+    )
+    n_judged = (1 + settings.control) * len(task.test or ())
+    control_s = settings.control * CONTROL_SHARE * settings.time_s
+    clock = Clock(deadline_s, n_judged, len(task.val), by_px, control_s, PAGE_S)
+    return Search(
+        task.hide_test(),
+        prepared.backbone,
+        replace(prepared.ctx, deadline_s=None),
+        folder,
+        trials,
+        contest,
+        clock,
+        interrupt,
+        on_event,
+        scoring,
+        Ingredients(folder, len(scoring.folds)) if settings.soup else None,
+    )
+
+
+def _scoring(
+    folder: RunFolder, task: ImageTask, contest: Contest, seed: int, deadline_s: float
+) -> Scoring:
+    """Decide once in a run how its trials are scored."""
+    record = folder.settings()
+    if "n_folds" not in record:
+        # A number of trials promises the same ones again: then no clock may decide.
+        left_s = 0.0 if contest.max_trials else deadline_s - time.monotonic()
+        n = n_folds(task, contest.contenders, left_s)
+        record = {**record, "n_folds": n}
+        folder.write("run.json", record)
+    return make_scoring(task, record["n_folds"], seed)
+
+
+def check_split(folder: RunFolder, task: ImageTask) -> None:
+    """Refuse to go on where the pictures are no longer those that the run began with."""
+    splits = (task.train, task.val, task.test or ())
+    rows = [f"{p.digest} {p.label}" for split in splits for p in (*split, None) if p]
+    digest = hashlib.sha256("\n".join([*rows, *task.classes]).encode()).hexdigest()
+    record = folder.settings()
+    known = record.get("split_sha256")
+    if known is None:
+        folder.write("run.json", {**record, "split_sha256": digest})
+    elif known != digest:
+        raise DataError(
+            f"{task.root} is no longer what {folder.path} was started with: pictures, labels or "
+            "splits have changed. Start a new run."
+        )

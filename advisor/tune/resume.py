@@ -1,0 +1,50 @@
+"""Going on with a run that was killed."""
+
+import time
+from pathlib import Path
+
+from advisor.tune.distributed.shared_folder import share
+from advisor.tune.driver import run_session
+from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.run_dir.settings import read_settings
+from advisor.types.events import OnEvent, ignore
+from advisor.types.outcome import Outcome
+from strategies.core.errors import StorageError
+from strategies.core.progress import OnNote, OnProgress, ignore_note
+
+
+def resume(
+    run: Path | str,
+    *,
+    time_s: float | None = None,
+    storage: str | None = None,
+    on_progress: OnProgress | None = None,
+    on_note: OnNote = ignore_note,
+    on_event: OnEvent = ignore,
+) -> Outcome:
+    """Go on with a run that was killed: no finished trial is lost, and a started one goes on.
+
+    Parameters
+    ----------
+    time_s
+        Seconds from now on; None: what was left of the run's own limit.
+    storage
+        The database once more, where it needs a password.
+
+    Raises
+    ------
+    StorageError
+        If there is no run, it is finished, or another process holds it.
+    TransferError
+        If the data or the backbone are no longer what they were.
+    """
+    start = time.monotonic()
+    folder = RunFolder.open(Path(run))
+    with folder.locked():
+        if folder.is_done():
+            raise StorageError(f"{run} is finished: its outcome is in outcome.json.")
+        settings = read_settings(folder)
+        folder = share(folder, settings, storage)
+        left_s = settings.time_s - folder.used_s() if time_s is None else time_s
+        options = settings.options_of(on_progress, on_note)
+        return run_session(folder, settings, options, start + left_s, storage, on_event)

@@ -1,0 +1,1 @@
+"""The nouns of the advisor: frozen dataclasses that every room above may pass on."""

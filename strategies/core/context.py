@@ -1,0 +1,179 @@
+"""What surrounds a fit: device, precision, seed, deadline, cache, and who wants to hear of it."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from strategies.core.activation_store import KeptFiles
+from strategies.core.allocator import keep_freed_memory
+from strategies.core.cache import ArrayCache, default_cache_dir
+from strategies.core.errors import OutOfTime, TransferError
+from strategies.core.progress import OnNote, OnProgress, ignore_note, ignore_progress
+
+OnEpoch = Callable[[int, float | None], None]
+
+
+def ignore_epoch(epoch: int, val_accuracy: float | None) -> None:
+    """Hear of an epoch and do nothing."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """Everything a fit needs besides the task, the backbone and its hyperparameters.
+
+    Attributes
+    ----------
+    precision
+        Autocast type of forward and backward passes; ``torch.float32`` means none.
+    deadline_s
+        ``time.monotonic()`` at which to stop, or None.
+    on_epoch
+        Called with (epoch from 1, val accuracy or None without val pictures); may raise to end
+        the fit.
+    on_progress
+        Called with (what, done, total).
+    on_note
+        Called with a sentence when a fit goes another way than it was meant to.
+    checkpoint
+        A file, or None: a training writes its state there every round, goes on from it if it is
+        started again, and deletes it when it is done. A file of another training, or a damaged
+        one, is replaced; so no two trainings at once may be given the same.
+    n_processes
+        Processes that share every batch of a training (`team`), each on a GPU of its own: `device`
+        and those after it; or all on the CPU.
+    kept
+        Where trainings leave what frozen stages make of the pictures, for others that freeze the
+        same; None: nothing is left.
+    """
+
+    cache: ArrayCache
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: torch.dtype = torch.float32
+    seed: int = 0
+    n_workers: int = 2
+    deadline_s: float | None = None
+    on_epoch: OnEpoch = ignore_epoch
+    on_progress: OnProgress = ignore_progress
+    on_note: OnNote = ignore_note
+    checkpoint: Path | None = None
+    n_processes: int = 1
+    kept: KeptFiles | None = None
+
+    def seconds_left(self) -> float:
+        """Return the seconds until the deadline, infinite without one."""
+        return np.inf if self.deadline_s is None else self.deadline_s - time.monotonic()
+
+    def check_time(self) -> None:
+        """Raise `OutOfTime` once the deadline has passed."""
+        if self.seconds_left() <= 0:
+            raise OutOfTime("The time limit was reached before there was a result.")
+
+    def autocast(self) -> contextlib.AbstractContextManager[None]:
+        """Return the autocast context of this precision on this device."""
+        if self.precision == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, self.precision)
+
+    @contextlib.contextmanager
+    def seeded(self) -> Iterator[None]:
+        """Seed torch's global generators inside the block; leave them untouched outside."""
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(self.seed)
+            yield
+
+
+def make_context(
+    *,
+    device: str = "auto",
+    cache_dir: Path | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    ddp: int = 1,
+    on_progress: OnProgress = ignore_progress,
+    on_note: OnNote = ignore_note,
+) -> RunContext:
+    """Choose device and precision for this machine, and prepare the process for networks.
+
+    See `keep_freed_memory` for the latter.
+
+    Parameters
+    ----------
+    workers
+        Threads that read pictures beside the network; None: one a core, 2 to 16.
+    ddp
+        Processes that share every batch of a training.
+
+    Raises
+    ------
+    TransferError
+        If the device is unknown or not there, or there are fewer of them than processes.
+    """
+    chosen = make_device(device)
+    _check_processes(ddp, chosen)
+    keep_freed_memory()
+    return RunContext(
+        cache=ArrayCache(cache_dir or default_cache_dir()),
+        device=chosen,
+        precision=choose_precision(chosen),
+        seed=seed,
+        n_workers=workers or max(2, min(16, os.cpu_count() or 2)),
+        on_progress=on_progress,
+        on_note=on_note,
+        n_processes=ddp,
+    )
+
+
+def _check_processes(ddp: int, device: torch.device) -> None:
+    if ddp < 1:
+        raise TransferError(f"--ddp must be at least 1, got {ddp}.")
+    if ddp == 1 or device.type == "cpu":
+        return
+    n_gpus = torch.cuda.device_count() - (device.index or 0) if device.type == "cuda" else 1
+    if ddp > n_gpus:
+        raise TransferError(
+            f"--ddp {ddp} needs as many GPUs from {device} on; {n_gpus} found. Give --ddp "
+            f"{n_gpus}, or another --device."
+        )
+
+
+def make_device(device: str) -> torch.device:
+    """Return a device by name; "auto" is the fastest that is there.
+
+    Raises
+    ------
+    TransferError
+        If the device is unknown or not there.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        if chosen.type not in ("cpu", "cuda", "mps"):
+            raise RuntimeError(f"{chosen.type} is not supported.")
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise TransferError(
+            f"--device {device} cannot be used here: {reason} Use auto, cpu, cuda or cuda:N."
+        ) from error
+    return chosen
+
+
+def choose_precision(device: torch.device) -> torch.dtype:
+    """Return the type that forward passes are fastest in on a device."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
+        return torch.bfloat16
+    return torch.float32

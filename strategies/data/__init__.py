@@ -1,0 +1,1 @@
+"""From files on disk to a labelled, split dataset. Knows no network."""

@@ -1,0 +1,275 @@
+"""Labelled pictures as a task: listed, read, de-duplicated, split; what was left out and why."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from strategies.core.cache import ArrayCache
+from strategies.core.errors import DataError
+from strategies.core.progress import OnProgress, ignore_progress
+from strategies.data.image import (
+    Leak,
+    Look,
+    Pair,
+    Picture,
+    Skipped,
+    Split,
+    groups_of,
+    labels_of,
+    shown,
+)
+from strategies.data.inspection import check_quarantine, read_pictures
+from strategies.data.layouts import same_spelling
+from strategies.data.listing import list_everything
+from strategies.data.near_duplicates import duplicate_groups, find_leaks, find_matches, pairs_of
+from strategies.data.sampling import MAX_IMAGES, MAX_QUARANTINE, Listing
+from strategies.data.splitting import cut, with_groups
+
+__all__ = [
+    "ImageTask",
+    "Leak",
+    "Look",
+    "Pair",
+    "Picture",
+    "Skipped",
+    "Split",
+    "groups_of",
+    "labels_of",
+    "load_task",
+    "shown",
+]
+
+TEST_SHARE, VAL_SHARE = 0.2, 0.2
+"""Shares cut off where the data bring no split: test of all, then val of what is left."""
+
+
+@dataclass(frozen=True)
+class ImageTask:
+    """Labelled pictures with a split: train fits, val selects, test judges once.
+
+    Attributes
+    ----------
+    split_source
+        Where each split comes from and how many pictures it has, for people.
+    skipped
+        Files that were left out. No file is ever changed or deleted.
+    listed
+        Exact number of files by class, before sampling and reading, for every split that the
+        data bring ("train" alone if they bring none).
+    pairs
+        Duplicates among all pictures, exact and near.
+    leaks
+        How much of a given split occurs in another; kept when test is hidden.
+    alike
+        Class names that differ only in case or Unicode form.
+    is_sampled
+        Whether there are more pictures than were read.
+    n_hidden
+        How many test pictures `hide_test` dropped.
+    """
+
+    name: str
+    root: Path
+    classes: tuple[str, ...]
+    train: Split
+    val: Split
+    test: Split | None
+    split_source: str
+    skipped: tuple[Skipped, ...] = ()
+    listed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    pairs: tuple[Pair, ...] = ()
+    leaks: tuple[Leak, ...] = ()
+    alike: tuple[tuple[str, str], ...] = ()
+    is_sampled: bool = False
+    n_hidden: int = 0
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def fit_split(self) -> Split:
+        """Train and val together: all that may be learnt from once nothing is selected."""
+        return self.train + self.val
+
+    @property
+    def n_per_class(self) -> float:
+        """Mean number of pictures a class in train and val."""
+        return len(self.fit_split) / self.n_classes
+
+    @property
+    def n_by_class(self) -> tuple[int, ...]:
+        """Files of every class in all splits: counted exactly, even where only some were read."""
+        if not self.listed:
+            labels = labels_of(self.fit_split + (self.test or ()))
+            return tuple(np.bincount(labels, minlength=self.n_classes).tolist())
+        return tuple(map(sum, zip(*self.listed.values(), strict=True)))
+
+    def hide_test(self) -> "ImageTask":
+        """Return the task without the test pictures and labels."""
+        hidden = {p.path for p in self.test or ()}
+        pairs = tuple(p for p in self.pairs if not {p.first.path, p.second.path} & hidden)
+        n_hidden = self.n_hidden + len(self.test or ())
+        return replace(self, test=None, pairs=pairs, n_hidden=n_hidden)
+
+    def with_val_in_train(self) -> "ImageTask":
+        """Return the task with val moved into train, for a last fit that selects nothing."""
+        return replace(self, train=self.fit_split, val=())
+
+
+def load_task(
+    data: Path | str,
+    *,
+    val: Path | None = None,
+    test: Path | None = None,
+    root: Path | None = None,
+    group_by: str | None = None,
+    max_images: int | None = MAX_IMAGES,
+    max_quarantine: float = MAX_QUARANTINE,
+    seed: int = 0,
+    n_workers: int = 2,
+    cache: ArrayCache | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> ImageTask:
+    """Read a folder, archive, manifest or Hugging Face data set as a task.
+
+    Splits that the data bring (or that `val` and `test` give apart) are kept. Otherwise test and
+    val are cut off class by class at random, in whole groups: exact and near-duplicates, series
+    that the file names tell and the pictures confirm, or what `group_by` ties together. A class
+    of one group stays in train, one of two or three gives one to test, a larger one gives at least
+    one to each.
+
+    Parameters
+    ----------
+    data
+        A folder of class folders or of ``train/ [val/] [test/]``, a CSV, TSV or Parquet manifest,
+        a tar archive, or ``hfds/NAME``. It is only read.
+    val, test
+        Folders of class folders, kept apart from `data`.
+    root
+        Where a manifest's relative paths start; by default its own folder.
+    group_by
+        A regular expression searched in the path below the data folder: equal first groups (or
+        matches) stay together. ``"none"`` keeps only duplicates together.
+    max_images
+        At most this many pictures of every given split are read, but at least
+        `sampling.MIN_PER_CLASS` of every class; None reads all.
+    max_quarantine
+        The largest share of unreadable pictures that is put up with.
+    seed
+        Seed of the sample and the cut.
+    cache
+        Spares decoding pictures that were read before and are unchanged.
+
+    Raises
+    ------
+    DataError
+        If the layout is not one of these, too many pictures cannot be read, or fewer than two
+        classes have a readable one.
+    """
+    if not 0 <= max_quarantine <= 1:
+        raise DataError(f"--max-quarantine must lie between 0 and 1, got {max_quarantine}.")
+    data = Path(data)
+    listing = list_everything(
+        data, val=val, test=test, root=root, max_images=max_images, seed=seed
+    )
+    index = {name: i for i, name in enumerate(listing.classes)}
+    splits: dict[str, Split] = {}
+    bad: list[Skipped] = []
+    for name in ("train", "val", "test"):
+        if name in listing.splits:
+            files = [(path, index[label]) for path, label in listing.files(name)]
+            splits[name], unreadable = read_pictures(files, n_workers, cache, on_progress)
+            bad += unreadable
+    n_read = sum(map(len, splits.values()))
+    check_quarantine(data, bad, n_read, max_quarantine)
+    task = _assemble(data, listing, splits, bad, group_by, seed)
+    on_progress("duplicates", n_read, n_read)
+    return task
+
+
+def _assemble(
+    data: Path,
+    listing: Listing,
+    splits: dict[str, Split],
+    bad: list[Skipped],
+    group_by: str | None,
+    seed: int,
+) -> ImageTask:
+    """Find duplicates over all splits, group, and cut the splits that are missing."""
+    skipped = listing.skipped + bad
+    names, splits = _drop_empty_classes(data, listing.classes, splits, skipped)
+    everything = tuple(p for split in splits.values() for p in split)
+    matches = find_matches(everything, seed)
+    groups = duplicate_groups(len(everything), matches)
+    n_train = len(splits["train"])
+    grouped, ties = with_groups(everything, groups, group_by, data, seed, n_train)
+    pairs = pairs_of(grouped, matches)
+    start = 0
+    for name, split in splits.items():
+        splits[name] = grouped[start : start + len(split)]
+        start += len(split)
+    leaks = find_leaks(splits, pairs)
+    source = listing.origin
+    made = [name for name in ("test", "val") if name not in splits]
+    if made:
+        splits = _cut_missing_splits(splits, len(names), seed)
+        source += f"; {' and '.join(made)} cut at random by class and {ties} (seed {seed})"
+    counts = ", ".join(f"{len(splits[name])} {name}" for name in ("train", "val", "test"))
+    return ImageTask(
+        name=shown(data.resolve().name),
+        root=data,
+        classes=tuple(shown(name) for name in names),
+        train=splits["train"],
+        val=splits["val"],
+        test=splits["test"],
+        split_source=f"{source}: {counts}",
+        skipped=tuple(skipped),
+        listed={
+            name: tuple(reservoir.counts.get(label, 0) for label in names)
+            for name, reservoir in listing.splits.items()
+        },
+        pairs=pairs,
+        leaks=leaks,
+        alike=_alike(names, listing.merged),
+        is_sampled=any(r.is_full for r in listing.splits.values()),
+    )
+
+
+def _alike(names: tuple[str, ...], merged: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    first: dict[str, str] = {}
+    found = [(first.setdefault(same_spelling(name), name), name) for name in names]
+    return tuple((shown(a), shown(b)) for a, b in [*found, *merged] if a != b)
+
+
+def _drop_empty_classes(
+    data: Path, classes: tuple[str, ...], splits: dict[str, Split], skipped: list[Skipped]
+) -> tuple[tuple[str, ...], dict[str, Split]]:
+    used = sorted({p.label for p in splits["train"]})
+    if len(used) < 2:
+        listed = ", ".join(map(shown, classes[:20])) or "none"
+        raise DataError(
+            f"{shown(data)} has readable pictures of {len(used)} class(es); at least two are "
+            f"needed. Classes seen: {listed}; files left out: {len(skipped)}"
+            + "".join(f"\n  {shown(s.path)}: {s.reason}" for s in skipped[:5])
+        )
+    for label, name in enumerate(classes):
+        if label not in used:
+            skipped.append(Skipped(data / name, "a class without a readable picture in train"))
+    index = {old: new for new, old in enumerate(used)}
+    kept = {
+        name: tuple(replace(p, label=index[p.label]) for p in split if p.label in index)
+        for name, split in splits.items()
+    }
+    return tuple(classes[label] for label in used), kept
+
+
+def _cut_missing_splits(splits: dict[str, Split], n_classes: int, seed: int) -> dict[str, Split]:
+    result = dict(splits)
+    for name, share, smallest in (("test", TEST_SHARE, 2), ("val", VAL_SHARE, 3)):
+        if name not in splits:
+            result["train"], result[name] = cut(result["train"], n_classes, share, seed, smallest)
+    return result

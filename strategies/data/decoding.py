@@ -1,0 +1,231 @@
+"""Bytes to RGB pictures, safely, and pictures to the squares that a network sees."""
+
+import errno
+import functools
+import importlib
+import importlib.util
+import io
+import stat
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+from strategies.core.errors import DataError
+from strategies.data.archives import read_member
+
+MAX_PIXELS = 89_478_485
+"""Larger pictures are refused before they are decoded (decompression bombs)."""
+MAX_BYTES = 1 << 30
+"""Larger files are refused before they are read."""
+DRAFT_SIDE_PX = 1024
+"""A JPEG whose short side is at least twice this is decoded at 1/2, 1/4 or 1/8, not below it."""
+_NEVER_OPENED = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
+# EPS is drawn by running a program, WMF by the system; Pillow cannot decode the others at all.
+
+Box = tuple[float, float, float, float]
+Pixels = NDArray[np.uint8]
+
+
+class UnreadableImage(DataError):
+    """A file that cannot be decoded to a picture; the message is the reason alone."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A decoded picture and what its file said.
+
+    Attributes
+    ----------
+    image
+        RGB, upright; a large JPEG is reduced (`DRAFT_SIDE_PX`).
+    width_px, height_px
+        The size that the file has, upright.
+    """
+
+    image: Image.Image
+    format: str
+    width_px: int
+    height_px: int
+
+
+@functools.cache
+def known_formats() -> tuple[str, ...]:
+    """Return the names of the formats that are tried, the frequent ones first."""
+    if importlib.util.find_spec("pillow_heif"):
+        importlib.import_module("pillow_heif").register_heif_opener()
+    Image.init()
+    first = ["JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF"]
+    return tuple(first + [f for f in Image.ID if f not in first and f not in _NEVER_OPENED])
+
+
+@functools.cache
+def known_suffixes() -> frozenset[str]:
+    """Return the lower-case suffixes (``".jpg"``) of the formats that are tried."""
+    formats = set(known_formats())
+    return frozenset(s for s, name in Image.registered_extensions().items() if name in formats)
+
+
+def read_image(path: Path) -> Image.Image:
+    """Read and fully decode a picture file, or a member of a tar archive, as RGB, upright.
+
+    Raises
+    ------
+    UnreadableImage
+        If the file is missing, empty, damaged, truncated, too large, or not a picture.
+    """
+    return decode_image(read_bytes(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Read a regular file, or ``archive.tar/member``.
+
+    Raises
+    ------
+    UnreadableImage
+        If it is missing, no regular file (a pipe would never end), or too large.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableImage("not a regular file")
+        if status.st_size > MAX_BYTES:
+            raise UnreadableImage(f"{status.st_size:,} bytes: over the limit of {MAX_BYTES:,}")
+        return path.read_bytes()
+    except OSError as error:
+        if error.errno == errno.ENOTDIR:
+            return _member_bytes(path)
+        raise UnreadableImage(error.strerror or str(error)) from error
+    except ValueError as error:
+        raise UnreadableImage(f"not a path: {error}") from error
+
+
+def _member_bytes(path: Path) -> bytes:
+    try:
+        return read_member(path, MAX_BYTES)
+    except (DataError, OSError) as error:
+        raise UnreadableImage(str(error)) from error
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode a picture as RGB, upright (EXIF), transparency on white, deep pixels scaled.
+
+    Raises
+    ------
+    UnreadableImage
+        If the bytes are not a whole picture of at most `MAX_PIXELS` pixels.
+    """
+    return decode(data).image
+
+
+def decode(data: bytes) -> Decoded:
+    """Decode a picture like `decode_image`, and say what its file said."""
+    if not data:
+        raise UnreadableImage("empty file")
+    hush_pillow()
+    try:
+        image = Image.open(io.BytesIO(data), formats=known_formats())
+        width, height = image.size
+        drafted = None
+        if image.format in ("JPEG", "MPO") and min(width, height) >= 2 * DRAFT_SIDE_PX:
+            drafted = image.draft(None, (DRAFT_SIDE_PX, DRAFT_SIDE_PX))
+        if image.width * image.height > MAX_PIXELS:
+            raise UnreadableImage(f"{width} x {height} pixels: over the limit of {MAX_PIXELS:,}")
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if drafted is None:
+            width, height = upright.size  # icons learn their size by loading
+        elif upright.size != image.size:
+            width, height = height, width
+        return Decoded(_to_rgb(upright), image.format or "", width, height)
+    except UnreadableImage:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UnreadableImage(f"over the limit of {MAX_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise UnreadableImage("not a picture in a format that Pillow knows") from error
+    except _DECODER_ERRORS as error:
+        raise UnreadableImage(f"damaged: {error or type(error).__name__}") from error
+
+
+# What Pillow's decoders are known to raise on damaged input, besides UnidentifiedImageError.
+_DECODER_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    ImageCms.PyCMSError,
+)
+
+
+def hush_pillow() -> None:
+    """Keep Pillow's remarks on a user's file out of the terminal, or from becoming errors.
+
+    ``warnings.catch_warnings`` is not safe in threads; one filter for Pillow's own modules is.
+    """
+    if not any(f[0] == "ignore" and _is_pillow(f[3]) for f in warnings.filters):
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def _is_pillow(module: object) -> bool:
+    return getattr(module, "pattern", None) == r"PIL\."
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = _scaled_to_8_bits(image)
+    if image.mode == "LAB":
+        return _from_lab(image)
+    if "transparency" in image.info or {"A", "a"} & set(image.getbands()):
+        if image.mode == "La":
+            image = image.convert("LA")
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    if converted is None:
+        raise UnreadableImage("damaged: colours that cannot be converted")
+    return converted
+
+
+def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale a deep grey picture by its true range (Pillow's own conversion clips at 255).
+
+    Whole numbers that fit 16 bits are scaled by the smallest usual depth (8, 10, 12, 14, 16 bits)
+    that holds them: a 12-bit X-ray in a 16-bit file is not black. Fractions in [0, 1] are taken
+    as they are. Everything else is scaled from its least to its greatest value.
+    """
+    values = np.asarray(image, dtype=np.float64)
+    finite = values[np.isfinite(values)]
+    least, greatest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    low, high = least, greatest
+    if image.mode == "F":
+        if least >= 0 and greatest <= 1:
+            low, high = 0.0, 1.0
+    elif least >= 0 and greatest < 2**16:
+        depth = next(bits for bits in (8, 10, 12, 14, 16) if greatest < 2**bits)
+        low, high = 0.0, float(2**depth - 1)
+    if high <= low:
+        return Image.new("L", image.size, 0)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    scaled = 255 * ((values - low) / (high - low)).clip(0, 1)
+    return Image.fromarray(np.round(scaled).astype(np.uint8))

@@ -1,0 +1,206 @@
+"""Every way in which people bring pictures, as one list of (file, class) for every split."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+
+from strategies.core.errors import DataError
+from strategies.data.archives import is_archive, members
+from strategies.data.hub import is_hub_name, list_hub
+from strategies.data.image import Skipped, shown
+from strategies.data.layouts import (
+    FolderTree,
+    NameTree,
+    Prefix,
+    Tree,
+    ambiguous,
+    find_splits,
+    outline,
+    same_spelling,
+    split_of,
+    walk,
+)
+from strategies.data.manifests import MANIFEST_SUFFIXES, manifest_rows
+from strategies.data.sampling import Listing
+
+
+def list_folder(data: Path, *, limit: int | None, seed: int) -> Listing:
+    """List a folder of class folders, or of split folders of class folders."""
+    tree = FolderTree(data)
+    splits = find_splits(tree)
+    listing = Listing(_origin(splits), limit, seed)
+    for split, prefix in _train_first(splits):
+        list_split(listing, tree, split, prefix)
+    return listing.finish(data)
+
+
+def list_split(listing: Listing, tree: Tree, split: str, prefix: Prefix) -> None:
+    """List the class folders below `prefix` as one split."""
+    names = tree.folders(prefix)
+    if not names:
+        raise DataError(
+            f"{shown(tree.root.joinpath(*prefix))} has no subfolders. Give a folder with one "
+            f"subfolder per class.{outline(tree)}"
+        )
+    if n_stray := tree.n_files(prefix):
+        where = tree.root.joinpath(*prefix)
+        listing.skipped.append(Skipped(where, f"{n_stray:,} files beside the class folders"))
+    for name, label in _class_names(listing, split, names):
+        folder = tree.root.joinpath(*prefix, name)
+        counts = listing.reservoir(split).counts
+        counts.setdefault(label, 0)
+        _refuse_inner_splits(tree, (*prefix, name))
+        start = len(str(folder)) + 1
+        for entry in walk(folder, listing.skipped):
+            listing.take(split, label, entry.path, f"{label}/{entry.path[start:]}")
+
+
+def _refuse_inner_splits(tree: Tree, prefix: Prefix) -> None:
+    """Refuse ``cat/train/1.jpg``: its splits would be mixed without a word."""
+    folder = tree.root.joinpath(*prefix)
+    if folder.is_dir() and any(split_of(p.name) for p in _first_folders(folder)):
+        raise ambiguous(tree)
+
+
+def _first_folders(folder: Path) -> Iterator[Path]:
+    """Yield the subfolders of a folder whose name could be a split's."""
+    for words in ("train", "test", "val", "valid", "training", "testing", "validation"):
+        for spelling in (words, words.capitalize(), words.upper()):
+            if (folder / spelling).is_dir():
+                yield folder / spelling
+
+
+def _class_names(listing: Listing, split: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Yield (folder name, class): a name that only differs in case from one of train is it."""
+    known = [] if split == "train" else listing.classes
+    alike: dict[str, list[str]] = {}
+    for label in known:
+        alike.setdefault(same_spelling(label), []).append(label)
+    for name in names:
+        candidates = alike.get(same_spelling(name), [])
+        if split != "train" and name not in known and len(candidates) == 1:
+            listing.merged.append((candidates[0], name))
+            yield name, candidates[0]
+        else:
+            yield name, name
+
+
+def list_archive(data: Path, *, limit: int | None, seed: int) -> Listing:
+    """List an uncompressed tar archive laid out like a folder."""
+    tree = NameTree(data, (name for name, _, _ in members(data)))
+    splits = find_splits(tree)
+    listing = Listing(f"{_origin(splits)}, in a tar archive", limit, seed)
+    labels: dict[Prefix, tuple[str, str]] = {}
+    for split, prefix in _train_first(splits):
+        names = tree.folders(prefix)
+        for name, label in _class_names(listing, split, names):
+            labels[*prefix, name] = (split, label)
+            listing.reservoir(split).counts[label] = 0
+            if any(split_of(inner) for inner in tree.folders((*prefix, name))):
+                raise ambiguous(tree)
+    depths = {len(key) for key in labels}
+    for name, _, _ in members(data):
+        parts = PurePosixPath(name).parts
+        if any(part.startswith(".") for part in parts):
+            continue
+        found = next((labels[parts[:d]] for d in depths if parts[:d] in labels), None)
+        if found is None or len(parts) < 2:
+            listing.skipped.append(Skipped(data / name, "lies in no class folder"))
+            continue
+        listing.take(*found, str(data / name), name)
+    return listing.finish(data)
+
+
+def list_manifest(data: Path, *, root: Path | None, limit: int | None, seed: int) -> Listing:
+    """List the files that a CSV, TSV or Parquet manifest names."""
+    base = data.parent if root is None else root
+    listing = Listing(f"as the manifest {shown(data.name)} says", limit, seed)
+    for row in manifest_rows(data):
+        split = split_of(row.split) if row.split else "train"
+        if split is None:
+            raise DataError(
+                f"{shown(data)}, row {row.number}: split {row.split!r} is none of "
+                "train, val, test. Correct it, or leave the column out."
+            )
+        listing.reservoir(split).offer(row.path, row.label, str(base / row.path))
+    if "train" not in listing.splits:
+        raise DataError(f"{shown(data)} names no picture for train.")
+    if len(listing.splits) > 1:
+        listing.origin += f": {', '.join(sorted(listing.splits))}"
+    return listing.finish(data)
+
+
+def list_data(data: Path, *, root: Path | None, limit: int | None, seed: int) -> Listing:
+    """List whatever `data` is: a folder, an archive, a manifest, or ``hfds/NAME``.
+
+    Raises
+    ------
+    DataError
+        If it does not exist or is none of the layouts that are known.
+    """
+    if root is not None and data.suffix.lower() not in MANIFEST_SUFFIXES:
+        raise DataError(f"--root {shown(root)} is for a manifest; {shown(data)} is none.")
+    if data.is_dir():
+        return list_folder(data, limit=limit, seed=seed)
+    if is_hub_name(data):
+        return list_hub(data, Listing(f"as {shown(data)} gives them", limit, seed)).finish(data)
+    if not data.exists():
+        raise DataError(
+            f"{shown(data)} does not exist. Give a folder with one subfolder per class, a CSV "
+            "manifest (path,label[,split]), a .tar archive, or hfds/NAME."
+        )
+    if is_archive(data):
+        return list_archive(data, limit=limit, seed=seed)
+    if data.suffix.lower() in MANIFEST_SUFFIXES:
+        return list_manifest(data, root=root, limit=limit, seed=seed)
+    raise DataError(
+        f"{shown(data)} is a file of no known kind. Give a folder with one subfolder per class, "
+        "a CSV, TSV or Parquet manifest (path,label[,split]), or an uncompressed .tar archive."
+    )
+
+
+def _origin(splits: dict[str, Prefix]) -> str:
+    named = [f"{shown('/'.join(p))}/" for _, p in _train_first(splits) if p]
+    if len(splits) > 1:
+        return "as given: " + ", ".join(named)
+    return f"one folder per class{f' in {named[0]}' if named else ''}"
+
+
+def _train_first(splits: dict[str, Prefix]) -> list[tuple[str, Prefix]]:
+    return [(s, splits[s]) for s in ("train", "val", "test") if s in splits]
+
+
+def list_everything(
+    data: Path,
+    *,
+    val: Path | None,
+    test: Path | None,
+    root: Path | None,
+    max_images: int | None,
+    seed: int,
+) -> Listing:
+    """List a data set with the splits that were given apart; see `task.load_task`."""
+    if max_images is not None and max_images < 1:
+        raise DataError(f"--max-images must be at least 1, got {max_images}.")
+    listing = list_data(data, root=root, limit=max_images, seed=seed)
+    for name, folder in (("val", val), ("test", test)):
+        if folder is not None:
+            _add_folder(listing, data, name, folder)
+    return listing
+
+
+def _add_folder(listing: Listing, data: Path, name: str, folder: Path) -> None:
+    """List a folder given with --val or --test."""
+    if name in listing.splits:
+        raise DataError(
+            f"--{name} {shown(folder)} was given, but {shown(data)} has a {name} split of its "
+            "own. Leave one of the two out."
+        )
+    if not folder.is_dir():
+        problem = "is a file" if folder.exists() else "does not exist"
+        raise DataError(f"--{name} {shown(folder)} {problem}. Give a folder of class folders.")
+    tree = FolderTree(folder)
+    found = find_splits(tree) if tree.folders(()) else {}
+    prefix = found["train"] if len(found) == 1 and "train" in found else ()
+    list_split(listing, tree, name, prefix)
+    listing.finish(folder)
+    listing.origin += f", {name} from --{name}"

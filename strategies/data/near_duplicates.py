@@ -1,0 +1,225 @@
+"""Pictures that show the same: exact copies by their bytes, near ones by their fine detail.
+
+A perceptual hash of real numbers proposes: the grey thumbnail minus its own blur, at unit length.
+Two unrelated photographs may share a bright sky and a dark ground, but not the texture: their
+detail correlates by chance only (below 0.3), that of a re-encoded or rescaled copy by 0.97 and
+more, of one rotated by a degree by 0.6 to 0.9. The pixels then confirm: the thumbnails themselves
+must correlate, and the aspect ratios must agree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from strategies.data.image import THUMB_PX, Leak, Pair, Picture, Split, shown
+
+THRESHOLD = (0.60, 0.75)
+"""Range of the detail correlation from which pictures are near-duplicates. Within it, the
+threshold is where pairs of different classes, their upper tail carried on, would give less than
+one false pair in these data: where all pictures look alike (X-rays, digits), more is asked for."""
+TAIL, TAIL_PAIRS = (0.999, 0.9999), 400_000
+SMALL_PX = 2 * THUMB_PX
+"""Pictures with a shorter side have no detail : most is asked for."""
+PIXEL_CORRELATION = 0.70
+ASPECT_TOLERANCE = 0.06
+MIN_CONTRAST = 8
+"""Blank pictures (brightest minus darkest grey level below this) have no detail to compare."""
+CERTAIN = 0.90
+"""Chains of near-duplicates that grow larger than `LARGEST_SHARE` keep only links above this."""
+LARGEST_SHARE, LARGEST_ANYWAY = 0.05, 50
+MAX_PARTNERS, MAX_PAIRS, MAX_EXAMPLES = 50, 50_000, 5
+_BLOCK = 512
+
+Vectors = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """A `Pair` by row numbers."""
+
+    first: int
+    second: int
+    exact: bool
+    similarity: float
+
+
+def find_matches(pictures: Sequence[Picture], seed: int = 0) -> tuple[Match, ...]:
+    """Find exact copies (each matched with the first of its kind) and near-duplicates.
+
+    Copies stand in for each other: a near-duplicate of a picture is matched with its first copy.
+    """
+    first: dict[str, int] = {}
+    exact = []
+    for row, picture in enumerate(pictures):
+        original = first.setdefault(picture.digest, row)
+        if original != row:
+            exact.append(Match(original, row, True, 1.0))
+    rows = list(first.values())
+    near = [
+        Match(rows[i], rows[j], False, similarity)
+        for i, j, similarity in _near([pictures[row] for row in rows], seed)
+    ]
+    return (*exact, *near)
+
+
+def pairs_of(pictures: Sequence[Picture], matches: Sequence[Match]) -> tuple[Pair, ...]:
+    """Return the pairs that matches stand for."""
+    return tuple(
+        Pair(pictures[m.first], pictures[m.second], m.exact, m.similarity) for m in matches
+    )
+
+
+def fingerprints(pictures: Sequence[Picture]) -> tuple[Vectors, Vectors]:
+    """Return the detail and the thumbnails of pictures, each row of length 1 (0 if blank)."""
+    thumbs = np.zeros((len(pictures), THUMB_PX, THUMB_PX), dtype=np.float32)
+    for row, picture in enumerate(pictures):
+        if picture.look and picture.look.contrast >= MIN_CONTRAST:
+            flat = np.frombuffer(picture.look.thumb, dtype=np.uint8)
+            thumbs[row] = flat.reshape(THUMB_PX, THUMB_PX)
+    padded = np.pad(thumbs, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    views = [padded[:, i : i + THUMB_PX, j : j + THUMB_PX] for i in range(3) for j in range(3)]
+    blurred = np.add.reduce(views) / 9
+    return _unit(thumbs - blurred), _unit(thumbs)
+
+
+def _unit(images: Vectors) -> Vectors:
+    flat = images.reshape(len(images), -1)
+    flat = flat - flat.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(flat, axis=1, keepdims=True)
+    return np.where(length > 1e-3, flat / np.maximum(length, 1e-3), 0).astype(np.float32)
+
+
+def _near(pictures: Sequence[Picture], seed: int) -> list[tuple[int, int, float]]:
+    """Return the near-duplicates as (row, later row, similarity), most similar first."""
+    if len(pictures) < 2:
+        return []
+    detail, thumbs = fingerprints(pictures)
+    threshold = chance_threshold(detail, np.array([p.label for p in pictures]), seed)
+    aspect = np.log([p.width_px / p.height_px for p in pictures])
+    small = np.array([min(p.width_px, p.height_px) < SMALL_PX for p in pictures])
+    found: list[tuple[int, int, float]] = []
+    for start in range(0, len(pictures), _BLOCK):
+        block = detail[start : start + _BLOCK] @ detail.T
+        rows, columns = np.nonzero(block >= threshold)
+        similarity = block[rows, columns]
+        rows += start
+        same_shape = np.abs(aspect[rows] - aspect[columns]) <= ASPECT_TOLERANCE
+        asked = np.where(small[rows] | small[columns], THRESHOLD[1], threshold)
+        kept = (rows != columns) & same_shape & (similarity >= asked)
+        rows, columns, similarity = rows[kept], columns[kept], similarity[kept]
+        kept = _products(thumbs, rows, columns) >= PIXEL_CORRELATION
+        rows, columns, similarity = rows[kept], columns[kept], similarity[kept]
+        found += _best_partners(rows, columns, similarity)
+    once = {(min(i, j), max(i, j)): s for i, j, s in found}
+    ranked = sorted(((i, j, s) for (i, j), s in once.items()), key=lambda p: (-p[2], p[:2]))
+    return ranked[:MAX_PAIRS]
+
+
+def chance_threshold(detail: Vectors, labels: Rows, seed: int) -> float:
+    """Return the correlation of detail that chance does not reach in these pictures."""
+    rng = np.random.default_rng(seed)
+    left, right = rng.integers(0, len(detail), size=(2, TAIL_PAIRS))
+    kept = labels[left] != labels[right]
+    left, right = left[kept], right[kept]
+    if len(left) < 1 / (1 - TAIL[1]):
+        return THRESHOLD[1]
+    chance = _products(detail, left, right)
+    low, high = np.quantile(chance, TAIL)
+    # From one pair in 10**4 on to less than one (half an order more) in all n (n - 1) / 2.
+    decades = max(0.0, np.log10(len(detail) * (len(detail) - 1) / 2) - 3.5)
+    return float(np.clip(high + decades * (high - low), *THRESHOLD))
+
+
+def _products(vectors: Vectors, left: Rows, right: Rows) -> Vectors:
+    """Return the inner products of pairs of rows, some at a time."""
+    result = np.empty(len(left), dtype=np.float32)
+    for start in range(0, len(left), 8192):
+        part = slice(start, start + 8192)
+        result[part] = np.einsum("ij,ij->i", vectors[left[part]], vectors[right[part]])
+    return result
+
+
+def _best_partners(
+    rows: Rows, columns: Rows, similarity: NDArray[np.float32]
+) -> list[tuple[int, int, float]]:
+    """Keep the `MAX_PARTNERS` most similar of every row: thousands of alike frames stay linear."""
+    order = np.lexsort((-similarity, rows))
+    rows, columns, similarity = rows[order], columns[order], similarity[order]
+    starts = np.searchsorted(rows, rows)
+    kept = np.arange(len(rows)) - starts < MAX_PARTNERS
+    return list(
+        zip(rows[kept].tolist(), columns[kept].tolist(), similarity[kept].tolist(), strict=True)
+    )
+
+
+def connected(n: int, links: Sequence[tuple[int, int]]) -> Rows:
+    """Return the number of the connected component of each of n things, (n,)."""
+    ends = np.array(links, dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(n, n))
+    _, component = connected_components(graph, directed=False)
+    return np.asarray(component, dtype=np.int64)
+
+
+def duplicate_groups(n: int, matches: Sequence[Match]) -> Rows:
+    """Return group numbers that keep duplicates together, (n,).
+
+    Near-duplicates are linked in chains. A chain that would take a twentieth of the data with it
+    is cut where its links are not certain.
+    """
+    component = connected(n, [(m.first, m.second) for m in matches])
+    sizes = np.bincount(component)
+    limit = max(LARGEST_ANYWAY, LARGEST_SHARE * n)
+    kept = [
+        (m.first, m.second)
+        for m in matches
+        if m.similarity >= CERTAIN or sizes[component[m.first]] <= limit
+    ]
+    return component if len(kept) == len(matches) else connected(n, kept)
+
+
+def find_leaks(splits: dict[str, Split], pairs: Sequence[Pair]) -> tuple[Leak, ...]:
+    """Count the pictures of val and test that occur in a split that is learnt from."""
+    where = {id(p): name for name, split in splits.items() for p in split}
+    copies: dict[str, list[Picture]] = {}
+    for picture in chain.from_iterable(splits.values()):
+        copies.setdefault(picture.digest, []).append(picture)
+    leaks = []
+    for name, source in (("test", "train"), ("test", "val"), ("val", "train")):
+        if name not in splits or source not in splits:
+            continue
+        exact: dict[int, tuple[Picture, Picture]] = {}
+        near: dict[int, tuple[Picture, Picture]] = {}
+        for same in copies.values():
+            _note(exact, same, same, where, name, source)
+        for pair in pairs:
+            if not pair.exact:
+                first, second = copies[pair.first.digest], copies[pair.second.digest]
+                _note(near, first, second, where, name, source)
+                _note(near, second, first, where, name, source)
+        only_near = [both for key, both in near.items() if key not in exact]
+        if exact or only_near:
+            shown_pairs = [*exact.values(), *only_near][:MAX_EXAMPLES]
+            examples = tuple(f"{shown(a.path)} = {shown(b.path)}" for a, b in shown_pairs)
+            n = len(splits[name])
+            leaks.append(Leak(name, source, n, len(exact), len(only_near), examples))
+    return tuple(leaks)
+
+
+def _note(
+    found: dict[int, tuple[Picture, Picture]],
+    ours: Sequence[Picture],
+    theirs: Sequence[Picture],
+    where: dict[int, str],
+    name: str,
+    source: str,
+) -> None:
+    """Note each of `ours` in split `name` that has a counterpart of `theirs` in `source`."""
+    twin = next((p for p in theirs if where[id(p)] == source), None)
+    if twin is not None:
+        found |= {id(p): (p, twin) for p in ours if where[id(p)] == name and id(p) not in found}

@@ -1,0 +1,205 @@
+"""Which pictures must stay together, and the cut that keeps them so."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.core.errors import DataError
+from strategies.core.metrics import LEVEL, Labels, proportion
+from strategies.data.image import Picture, Split, groups_of, labels_of
+from strategies.data.near_duplicates import connected, fingerprints
+
+NO_GROUPS = "none"
+"""``--group-by none``: keep only duplicates together."""
+MIN_SERIES, MIN_IN_SERIES = 10, 0.1
+"""Names can tell series only if the median class has this many of them, and this share of all
+pictures has company in its series."""
+SERIES_RESEMBLANCE = 0.6
+"""How often a picture must resemble one of its series more than another of its class (chance:
+0.5)."""
+_DRAWS = 600
+_LAST_NUMBER = re.compile(r"^(.*?)[^0-9A-Za-z]*[0-9]+[^0-9]*$")
+
+Rows = NDArray[np.int64]
+Names = list[str | None]
+
+
+def with_groups(
+    pictures: Sequence[Picture],
+    duplicates: Rows,
+    group_by: str | None,
+    root: PurePath,
+    seed: int,
+    n_train: int,
+) -> tuple[Split, str]:
+    """Give every picture its group: duplicates, and what the names or `group_by` tie together.
+
+    Parameters
+    ----------
+    duplicates
+        Group numbers of duplicates, (n,).
+    group_by
+        A regular expression searched in the path below `root`; pictures with equal first groups
+        (or matches) belong together. None looks for series in the names by itself.
+    n_train
+        Series are looked for in the first so many pictures: the ones that may be cut.
+
+    Returns
+    -------
+    split, source
+        The same pictures, and what they were grouped by, for people.
+    """
+    ties: dict[str, Names] = {"duplicates": [str(d) for d in duplicates]}
+    if group_by is None:
+        ties |= _series(pictures[:n_train], root, seed)
+    elif group_by != NO_GROUPS:
+        ties[f"--group-by {group_by}"] = _matches(pictures, group_by, root)
+    links: list[tuple[int, int]] = []
+    for names in ties.values():
+        first: dict[str, int] = {}
+        links += [(first.setdefault(n, row), row) for row, n in enumerate(names) if n is not None]
+    component = connected(len(pictures), links)
+    grouped = (
+        replace(p, group=int(number)) for p, number in zip(pictures, component, strict=True)
+    )
+    return tuple(grouped), " and ".join(ties)
+
+
+def _matches(pictures: Sequence[Picture], group_by: str, root: PurePath) -> Names:
+    try:
+        pattern = re.compile(group_by)
+    except re.error as error:
+        raise DataError(f"--group-by {group_by!r} is no regular expression: {error}.") from error
+    found = [pattern.search(_below(p, root)) for p in pictures]
+    if not any(found):
+        examples = ", ".join(_below(p, root) for p in pictures[:3])
+        raise DataError(
+            f"--group-by {group_by!r} matches none of the {len(pictures)} paths, for example "
+            f"{examples}. It is searched in the path below the data folder."
+        )
+    return [
+        None if m is None else (m.group(1) if pattern.groups and m.group(1) else m.group())
+        for m in found
+    ]
+
+
+def _below(picture: Picture, root: PurePath) -> str:
+    if picture.path.is_relative_to(root):
+        return picture.path.relative_to(root).as_posix()
+    return picture.path.as_posix()
+
+
+def _series(pictures: Sequence[Picture], root: PurePath, seed: int) -> dict[str, Names]:
+    """Find series that names tell, where pictures of one series do look more alike than others."""
+    ways: dict[str, Callable[[Picture], str | None]] = {
+        "file names up to the last number": _before_last_number,
+        "folders below the class": _folder_below_class(root),
+    }
+    labels = labels_of(tuple(pictures))
+    found = {}
+    for way, name_of in ways.items():
+        names = [name_of(p) for p in pictures]
+        if _tells_series(pictures, labels, names, seed):
+            tied = zip(labels, names, strict=True)
+            found[way] = [None if n is None else f"{label}/{n}" for label, n in tied]
+    return found
+
+
+def _before_last_number(picture: Picture) -> str | None:
+    match = _LAST_NUMBER.match(picture.path.stem)
+    if match is None or not match.group(1):
+        return None
+    return f"{picture.path.parent}/{match.group(1)}"
+
+
+def _folder_below_class(root: PurePath) -> Callable[[Picture], str | None]:
+    def name_of(picture: Picture) -> str | None:
+        parts = PurePath(_below(picture, root)).parts
+        return "/".join(parts[:-1]) if len(parts) > 2 else None
+
+    return name_of
+
+
+def _tells_series(pictures: Sequence[Picture], labels: Labels, names: Names, seed: int) -> bool:
+    """Whether names fall into many series whose pictures resemble each other (a rank test)."""
+    _, thumbs = fingerprints(pictures)
+    rng = np.random.default_rng(seed)
+    known = np.unique([n or "" for n in names], return_inverse=True)[1]
+    n_series, n_accompanied, wins = [], 0, []
+    rows_by_class = [np.flatnonzero(labels == c) for c in np.unique(labels)]
+    for rows in rows_by_class:
+        rows = rows[[names[r] is not None for r in rows]]
+        series, counts = np.unique(known[rows], return_counts=True)
+        n_series.append(len(series))
+        several = series[counts > 1]
+        n_accompanied += int(counts[counts > 1].sum())
+        if len(series) < 2 or not len(several):
+            continue
+        for _ in range(max(1, _DRAWS // len(rows_by_class))):
+            mine = rows[known[rows] == rng.choice(several)]
+            others = rows[known[rows] != known[mine[0]]]
+            one, two = rng.choice(mine, 2, replace=False)
+            other = rng.choice(others)
+            wins.append(thumbs[one] @ thumbs[two] > thumbs[one] @ thumbs[other])
+    too_few = n_accompanied < MIN_IN_SERIES * len(pictures) or np.median(n_series) < MIN_SERIES
+    if too_few or len(wins) < 30:
+        return False
+    return proportion(float(np.mean(wins)), len(wins), LEVEL).low > SERIES_RESEMBLANCE
+
+
+def cut(
+    split: Split, n_classes: int, share: float, seed: int, smallest: int
+) -> tuple[Split, Split]:
+    """Cut a share of every class off, group by group: (what is left, what was cut).
+
+    A class with fewer than `smallest` groups is not cut. Any other gives at least one group and
+    keeps at least one; a group is taken only if that brings its classes closer to the share.
+    """
+    if not split:
+        return (), ()
+    labels = labels_of(split)
+    group = np.unique(groups_of(split), return_inverse=True)[1]
+    counts = np.zeros((int(group.max()) + 1, n_classes), dtype=np.int64)
+    np.add.at(counts, (group, labels), 1)
+    n_groups = (counts > 0).sum(axis=0)
+    share_of_class = np.maximum(1, np.round(share * counts.sum(axis=0))).astype(np.int64)
+    wanted = np.where(n_groups >= smallest, share_of_class, 0)
+    taken = _choose_groups(counts, wanted, np.random.default_rng(seed))
+    off = taken[group]
+    return (
+        tuple(p for p, gone in zip(split, off, strict=True) if not gone),
+        tuple(p for p, gone in zip(split, off, strict=True) if gone),
+    )
+
+
+def _choose_groups(counts: Rows, wanted: Rows, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Choose groups at random until every class has what is wanted of it, as nearly as they allow.
+
+    Parameters
+    ----------
+    counts
+        Pictures of every class in every group, (groups, classes).
+    """
+    taken = np.zeros(len(counts), dtype=bool)
+    left, missing = (counts > 0).sum(axis=0), wanted.copy()
+
+    def take(g: int) -> None:
+        taken[g] = True
+        left[counts[g] > 0] -= 1
+        missing[:] -= counts[g]
+
+    order = rng.permutation(len(counts))
+    for g in order:
+        gain = np.minimum(counts[g], np.maximum(missing, 0)).sum()
+        if 2 * gain > counts[g].sum() and (left[counts[g] > 0] > 1).all():
+            take(g)
+    # A class whose groups were all too large still gives its smallest one.
+    for g in sorted(order, key=lambda g: int(counts[g].sum())):
+        needed = ((counts[g] > 0) & (wanted > 0) & (missing == wanted)).any()
+        if needed and not taken[g] and (left[counts[g] > 0] > 1).all():
+            take(g)
+    return taken

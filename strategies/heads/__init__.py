@@ -1,0 +1,1 @@
+"""Linear heads on frozen features: fitted, regularised and cross-validated."""

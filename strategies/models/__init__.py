@@ -1,0 +1,1 @@
+"""Pretrained networks, their features at every depth, and the classifiers made of them."""

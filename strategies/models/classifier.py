@@ -1,0 +1,276 @@
+"""What every strategy ends in: a network that names pictures, and can be saved and exported."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as weights_of
+from safetensors.torch import save as bytes_of
+from torch import nn
+
+from strategies.core.atomic_files import write_json
+from strategies.core.errors import BackboneError, StorageError
+from strategies.core.metrics import (
+    Evaluation,
+    Labels,
+    Mistake,
+    Scores,
+    accuracy,
+    calibration_bins,
+    calibration_error,
+    mean_per_class,
+    proportion,
+    top_k,
+)
+from strategies.data.decoding import Pixels
+from strategies.data.image import Split, labels_of, shown
+from strategies.models.backbone import Backbone, Depth
+from strategies.models.body import Body, Pooling, widths
+from strategies.models.features import batches, to_input
+from strategies.models.network import Network
+
+FORMAT_VERSION = 1
+WEIGHTS_FILE, RECORD_FILE = "classifier.safetensors", "classifier.json"
+# What files that are missing, cut short or tampered with lead to.
+_DAMAGE = (
+    OSError,
+    LookupError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    SafetensorError,
+    BackboneError,
+)
+
+
+@dataclass(frozen=True)
+class ImageClassifier:
+    """A body, perhaps cut at a depth, plus a linear head, fitted to a task.
+
+    Attributes
+    ----------
+    backbone
+        What the body is made of and how pictures are prepared for it.
+    depths, pooling
+        The depths whose activations the head reads, and how these are pooled.
+    strategy, hyperparameters
+        How it was fitted.
+    """
+
+    classes: tuple[str, ...]
+    backbone: Backbone
+    depths: tuple[int, ...]
+    network: Network
+    strategy: str
+    hyperparameters: Mapping[str, Any]
+    pooling: Pooling = "mean"
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return next(self.network.parameters()).device
+
+    def predict_proba(
+        self,
+        paths: Sequence[Path],
+        *,
+        n_workers: int = 2,
+        precision: torch.dtype = torch.float32,
+    ) -> NDArray[np.float32]:
+        """Return the probabilities of every class for picture files, (n, classes), float32.
+
+        Parameters
+        ----------
+        precision
+            As for `classify`.
+
+        Raises
+        ------
+        UnreadableImage
+            If one of the files is not a readable picture.
+        """
+        chunks = batches(paths, self.backbone, n_workers)
+        parts = [self.classify(pixels, precision) for pixels in chunks]
+        empty = np.empty((0, len(self.classes)), dtype=np.float32)
+        return np.concatenate(parts) if parts else empty
+
+    @torch.inference_mode()
+    def classify(
+        self, pixels: Pixels, precision: torch.dtype = torch.float32
+    ) -> NDArray[np.float32]:
+        """Return the probabilities of every class for pixels, (n, classes), float32.
+
+        Parameters
+        ----------
+        pixels
+            What `features.eval_pixels` makes of pictures, uint8 (n, px, px, 3).
+        precision
+            Of the forward pass: bfloat16, where the machine has it, is faster.
+        """
+        self.network.eval()
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+            scores = self.network(to_input(pixels, self.backbone, self.device))
+        found: NDArray[np.float32] = scores.float().softmax(dim=1).cpu().numpy()
+        return found
+
+    def save(self, folder: Path) -> None:
+        """Write weights (safetensors) and record (JSON) to a folder.
+
+        Raises
+        ------
+        StorageError
+            If the folder cannot be written.
+        """
+        state = {k: v.cpu().contiguous() for k, v in self.network.state_dict().items()}
+        weights = bytes_of(state)
+        record = {
+            "format_version": FORMAT_VERSION,
+            "classes": self.classes,
+            "strategy": self.strategy,
+            "hyperparameters": dict(self.hyperparameters),
+            "depths": self.depths,
+            "pooling": self.pooling,
+            "backbone": asdict(self.backbone),
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "versions": {name: version(name) for name in ("tl-advisor", "torch", "timm")},
+        }
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            written = folder / (WEIGHTS_FILE + ".part")
+            written.write_bytes(weights)
+            written.replace(folder / WEIGHTS_FILE)
+            write_json(folder / RECORD_FILE, record)
+        except OSError as error:
+            raise StorageError(f"The classifier cannot be saved to {folder}: {error}") from error
+
+    @staticmethod
+    def load(folder: Path, device: torch.device | None = None) -> "ImageClassifier":
+        """Read what `save` wrote. Nothing in it is run.
+
+        Raises
+        ------
+        StorageError
+            If files are missing, damaged, or of another format version.
+        """
+        try:
+            record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
+            if record["format_version"] != FORMAT_VERSION:
+                raise StorageError(
+                    f"{folder} has classifier format {record['format_version']}; this program "
+                    f"reads {FORMAT_VERSION}. Use the release that wrote it."
+                )
+            backbone = _backbone_from(record["backbone"])
+            depths = tuple(record["depths"])
+            pooling = record.get("pooling", "mean")  # older records pool by the mean
+            with torch.random.fork_rng([]):
+                network = make_network(
+                    backbone.with_random_weights(), depths, len(record["classes"]), pooling
+                )
+            weights = (folder / WEIGHTS_FILE).read_bytes()
+            if hashlib.sha256(weights).hexdigest() != record["weights_sha256"]:
+                raise StorageError(
+                    f"{folder / WEIGHTS_FILE} is not what {RECORD_FILE} was written for. "
+                    "Save the classifier again."
+                )
+            network.load_state_dict(weights_of(weights), strict=True)
+            return ImageClassifier(
+                tuple(record["classes"]),
+                backbone,
+                depths,
+                network.to(device or torch.device("cpu")).eval(),
+                record["strategy"],
+                record["hyperparameters"],
+                pooling,
+            )
+        except _DAMAGE as error:
+            raise StorageError(f"{folder} holds no readable classifier: {error!r}") from error
+
+
+def make_network(
+    backbone: Backbone, depths: tuple[int, ...], n_classes: int, pooling: Pooling = "mean"
+) -> Network:
+    """Build the body up to the deepest of `depths`, with an untrained head."""
+    body = Body(backbone.build(), depths, backbone.n_depths, pooling).cut()
+    wide = widths([d.channels for d in backbone.depths], pooling)
+    return Network(body, nn.Linear(sum(wide[d - 1] for d in depths), n_classes))
+
+
+def set_head(network: Network, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
+    """Give the network a fitted linear head: (classes, d) and (classes,)."""
+    device = network.head.weight.device
+    with torch.no_grad():
+        network.head.weight.copy_(torch.as_tensor(weight, device=device))
+        network.head.bias.copy_(torch.as_tensor(bias, device=device))
+
+
+def scale_scores(network: Network, factor: float) -> None:
+    """Multiply the head's scores, and so the sharpness of the probabilities."""
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter.mul_(factor)
+
+
+def _backbone_from(record: dict[str, Any]) -> Backbone:
+    depths = tuple(Depth(**d) for d in record["depths"])
+    fixed = {"depths": depths, "mean": tuple(record["mean"]), "std": tuple(record["std"])}
+    return Backbone(**(record | fixed))
+
+
+MOST_PAIRS, MOST_OF_A_PAIR = 12, 4
+"""How many of the most confused pairs of classes are told with pictures, and with how many."""
+
+
+def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -> Evaluation:
+    """Judge a classifier on labelled pictures."""
+    probabilities = classifier.predict_proba([p.path for p in split], n_workers=n_workers)
+    return judge(probabilities, split, classifier.classes)
+
+
+def judge(probabilities: Scores, split: Split, classes: tuple[str, ...]) -> Evaluation:
+    """Judge what a classifier said of labelled pictures: probabilities (n, classes)."""
+    labels = labels_of(split)
+    predicted = probabilities.argmax(axis=1)
+    n_classes = len(classes)
+    confusion = np.bincount(n_classes * labels + predicted, minlength=n_classes**2)
+    table = confusion.reshape(n_classes, n_classes)
+    return Evaluation(
+        accuracy(predicted, labels),
+        top_k(probabilities, labels, 5) if n_classes > 5 else None,
+        mean_per_class(predicted, labels),
+        calibration_error(probabilities, labels),
+        len(labels),
+        classes,
+        tuple(
+            proportion(float(row[c] / row.sum()), int(row.sum())) if row.sum() else None
+            for c, row in enumerate(table)
+        ),
+        tuple(tuple(row) for row in table.tolist()),
+        calibration_bins(probabilities, labels),
+        _mistakes(split, classes, probabilities, labels),
+    )
+
+
+def _mistakes(
+    split: Split, classes: Sequence[str], probabilities: Scores, labels: Labels
+) -> tuple[Mistake, ...]:
+    """List the surest mistakes of the most confused pairs of classes."""
+    predicted = probabilities.argmax(axis=1)
+    sure = probabilities.max(axis=1)
+    by_pair: dict[tuple[int, int], list[int]] = {}
+    for row in np.flatnonzero(predicted != labels)[np.argsort(-sure[predicted != labels])]:
+        by_pair.setdefault((int(labels[row]), int(predicted[row])), []).append(int(row))
+    worst = sorted(by_pair.items(), key=lambda pair: (-len(pair[1]), pair[0]))[:MOST_PAIRS]
+    return tuple(
+        Mistake(shown(split[row].path), classes[label], classes[taken], float(sure[row]))
+        for (label, taken), rows in worst
+        for row in rows[:MOST_OF_A_PAIR]
+    )

@@ -1,0 +1,41 @@
+"""Classifiers in the formats of others: ONNX, and timm's folders."""
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from strategies.core.errors import NotApplicable, unknown_name
+from strategies.models.classifier import ImageClassifier
+
+FORMATS: Mapping[str, str] = {
+    "onnx": "strategies.models.onnx_format",
+    "timm": "strategies.models.timm_format",
+}
+"""Where each format's ``write(classifier, target)`` is; what it needs is only imported with it."""
+
+
+def export(classifier: ImageClassifier, target: Path, format: str) -> None:
+    """Write a classifier in a format of `FORMATS`.
+
+    Parameters
+    ----------
+    target
+        The file ("onnx") or folder ("timm") to write.
+
+    Raises
+    ------
+    NotApplicable
+        If the format is unknown, needs a package that is not installed, or cannot hold this
+        classifier.
+    StorageError
+        If it cannot be written.
+    """
+    if format not in FORMATS:
+        raise NotApplicable(unknown_name("format", format, FORMATS))
+    try:
+        module = importlib.import_module(FORMATS[format])
+    except ModuleNotFoundError as error:
+        raise NotApplicable(
+            f"Writing {format} needs the package {error.name}: pip install 'tl-advisor[{format}]'"
+        ) from error
+    module.write(classifier, target)

@@ -1,0 +1,36 @@
+"""A body and a linear head."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from strategies.core.context import RunContext
+from strategies.core.metrics import Scores
+from strategies.data.image import Split
+from strategies.models.backbone import Backbone
+from strategies.models.body import Body
+from strategies.models.features import batches, to_input
+
+
+class Network(nn.Module):
+    """A body and a linear head: normalised images (n, 3, h, w) to scores (n, classes)."""
+
+    def __init__(self, body: Body, head: nn.Linear) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the scores, whose softmax are the probabilities."""
+        scores: Tensor = self.head(self.body(images).float())
+        return scores
+
+
+@torch.inference_mode()
+def scores_of(network: Network, split: Split, backbone: Backbone, ctx: RunContext) -> Scores:
+    """Return the scores of a split's pictures, centre crops, shape (n, classes)."""
+    network.eval()
+    parts = []
+    for pixels in batches([p.path for p in split], backbone, ctx.n_workers):
+        with ctx.autocast():
+            parts.append(network(to_input(pixels, backbone, ctx.device)).float().cpu().numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,116 @@
+"""Whether pictures may be mirrored: whether those of a class lean to one side.
+
+References
+----------
+Z. Lin et al., Visual chirality, CVPR 2020.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from strategies.core.cache import Rows
+from strategies.core.context import RunContext
+from strategies.core.metrics import Labels
+from strategies.data.dataset import Picture, groups_of, labels_of
+from strategies.data.sampling import content_order
+from strategies.models.backbone import Backbone, half_size
+from strategies.models.multi_view import extract_views
+
+MAX_PICTURES, PER_CLASS = 128, 8
+"""What a class leans to is seen on about this many pictures, so many of a class or more."""
+SMALLEST_PX = 96
+_TINY = 1e-3
+
+
+@dataclass(frozen=True)
+class Lean:
+    """How much alike the pictures of a class differ from their mirror images.
+
+    Attributes
+    ----------
+    cosine
+        Between the differences (activations of a picture minus those of its mirror image) of two
+        pictures of a class, mean over such pairs and over depths, in [-1, 1]: 0 on the average
+        where a mirror image is as likely as the picture, as of animals; above 0 where a class has
+        a side, as letters have. Unbiased. Comparable between tasks on one backbone.
+    noise
+        Its standard deviation were the classes without sides; infinite if no class has two
+        pictures.
+    """
+
+    cosine: float
+    noise: float
+
+
+UNSEEN = Lean(0.0, np.inf)
+"""Where no two pictures tell."""
+
+
+def measure_lean(
+    pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext, *, any_size: bool
+) -> Lean:
+    """See by some of the pictures, at half the input size, whether their classes have sides.
+
+    Parameters
+    ----------
+    any_size
+        Whether the network takes smaller pictures too.
+
+    Raises
+    ------
+    OutOfTime
+        If the deadline passes first.
+    """
+    chosen = _some_of_each(pictures, ctx.seed)
+    small = half_size(backbone, SMALLEST_PX) if any_size else backbone
+    seen = extract_views(chosen, small, ctx, 2).mean
+    return lean([both[:, 0] for both in seen], [both[:, 1] for both in seen], chosen)
+
+
+def lean(plain: Sequence[Rows], mirrored: Sequence[Rows], pictures: Sequence[Picture]) -> Lean:
+    """Compare activations of pictures, (n, d) for every depth, with those of their mirror images.
+
+    Pairs within a group (duplicates, frames of one track) do not count.
+    """
+    labels, groups = labels_of(tuple(pictures)), groups_of(tuple(pictures))
+    pairs = (labels[:, None] == labels) & (groups[:, None] != groups)
+    if not pairs.any():
+        return UNSEEN
+    cosines = np.mean([_cosines(a, b) for a, b in zip(plain, mirrored, strict=True)], axis=0)
+    terms = np.where(pairs, cosines, 0) / pairs.sum()
+    between = _summed(_summed(terms, groups).T, groups)  # a group's differences have one sign
+    return Lean(float(between.sum()), float(np.sqrt(2 * np.square(between).sum())))
+
+
+def _cosines(plain: Rows, mirrored: Rows) -> NDArray[np.float64]:
+    both = np.concatenate([plain, mirrored]).astype(np.float64)
+    scale = both.std(axis=0) + _TINY * both.std()
+    difference = (plain - mirrored) / np.where(scale > 0, scale, 1)
+    length = np.linalg.norm(difference, axis=1, keepdims=True)
+    unit = np.divide(difference, length, out=np.zeros_like(difference), where=length > 0)
+    cosines: NDArray[np.float64] = unit @ unit.T
+    return cosines
+
+
+def _summed(terms: NDArray[np.float64], groups: Labels) -> NDArray[np.float64]:
+    numbers = np.unique(groups, return_inverse=True)[1]
+    total = np.zeros((numbers.max() + 1, terms.shape[1]))
+    np.add.at(total, numbers, terms)
+    return total
+
+
+def _some_of_each(pictures: Sequence[Picture], seed: int) -> tuple[Picture, ...]:
+    """Draw pictures of as many classes as there is room for, some of each."""
+    by_class: dict[int, list[Picture]] = {}
+    for i in content_order((p.digest for p in pictures), seed):
+        by_class.setdefault(pictures[i].label, []).append(pictures[i])
+    quota = max(PER_CLASS, MAX_PICTURES // len(by_class))
+    kept: list[Picture] = []
+    for own in by_class.values():
+        kept += own[:quota]
+        if len(kept) >= MAX_PICTURES:
+            break
+    return tuple(kept)

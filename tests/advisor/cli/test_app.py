@@ -1,0 +1,275 @@
+"""The commands as their user meets them."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from advisor.cli.app import advise_app, auto_app
+from advisor.cli.options import parse_duration_s
+from advisor.tune.scheduler import Contest, make_contest
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> list[str]:
+    return ["--cache-dir", str(tmp_path / "cache"), "--input-px", "64"]
+
+
+def test_a_wrong_path_is_answered_at_once_with_what_to_do() -> None:
+    start = time.perf_counter()
+    code = "from advisor.cli.app import tl_advise; tl_advise()"
+    found = subprocess.run(
+        [sys.executable, "-c", code, "/does/not/exist"], capture_output=True, text=True
+    )
+    seconds = time.perf_counter() - start
+    assert found.returncode == 2
+    assert found.stdout == ""
+    assert "/does/not/exist does not exist. Give a folder" in found.stderr
+    assert "Traceback" not in found.stderr
+    baseline = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import typer, rich.console"], check=True)
+    assert seconds < 0.5 + (time.perf_counter() - baseline)
+
+
+@pytest.mark.parametrize("app", [advise_app, auto_app])
+def test_help_lists_the_options(app: object) -> None:
+    found = runner.invoke(app, ["--help"])  # type: ignore[arg-type]
+    assert found.exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "--demo"),
+        (["{data}", "--demo"], "both"),
+        (["{data}", "--strategy", "linear_prob"], "linear_probe"),
+        (["{data}", "--backbone", "resnet1"], "resnet"),
+        (["{data}", "--device", "warp"], "--device warp"),
+        (["{data}/class0"], "no subfolders"),
+    ],
+)
+def test_what_the_user_can_mend_is_exit_2_and_a_sentence(
+    arguments: list[str], said: str, make_folder: Callable[..., Path], cache: list[str]
+) -> None:
+    data = make_folder("data", 4)
+    found = runner.invoke(advise_app, [a.format(data=data) for a in arguments] + cache)
+    assert found.exit_code == 2
+    assert found.stdout == ""
+    assert said in " ".join(found.stderr.split())
+
+
+def test_json_is_alone_on_stdout_and_complete(
+    make_folder: Callable[..., Path], cache: list[str]
+) -> None:
+    data = make_folder("data", 12)
+    (data / "class0" / "broken.png").write_bytes(b"no picture")
+    found = runner.invoke(advise_app, [str(data), "--json", *cache])
+    assert found.exit_code == 0, found.output
+    record = json.loads(found.stdout)
+    assert record["schema_version"] == 1
+    best = record["recommendations"][0]
+    assert set(best) == {
+        "strategy",
+        "backbone",
+        "accuracy",
+        "seconds",
+        "hyperparameters",
+        "reasons",
+    }
+    assert best["accuracy"]["low"] <= best["accuracy"]["mid"] <= best["accuracy"]["high"]
+    assert len(record["recommendations"]) + len(record["rejections"]) == 5
+    assert {"size", "domain", "rule", "borderline"} <= set(record["quadrant"])
+    assert 0 <= record["similarity"]["mid"] <= 1
+    assert record["quarantine"][0]["path"].endswith("broken.png")
+    assert any(f["code"] == "TL001" for f in record["findings"])
+    assert record["findings"][0].keys() >= {"code", "severity", "title", "detail", "action"}
+
+
+def test_the_report_fits_80_columns_and_names_every_strategy(
+    make_folder: Callable[..., Path], cache: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rich.console import Console
+
+    from advisor.cli import app as cli
+
+    page = io.StringIO()
+    monkeypatch.setattr(cli, "stdout", Console(file=page, width=80))
+    found = runner.invoke(advise_app, [str(make_folder("data", 12)), *cache])
+    assert found.exit_code == 0, found.output
+    text = page.getvalue()
+    assert max(map(len, text.splitlines())) <= 80
+    for name in ("linear_probe", "layer_svm", "partial_fine_tune", "full_fine_tune"):
+        assert name in text
+    assert "Runner-up: " in text
+    assert "tl-advise" in text
+    assert "●" in text
+
+
+def test_html_and_markdown_hold_the_same_answer(
+    make_folder: Callable[..., Path], cache: list[str], tmp_path: Path
+) -> None:
+    page = tmp_path / "report.html"
+    asked = [str(make_folder("data", 8)), "--html", str(page), "--markdown", *cache]
+    found = runner.invoke(advise_app, asked)
+    assert found.exit_code == 0, found.output
+    assert found.stdout.startswith("# data: ")
+    best = found.stdout.split("\n")[0].removeprefix("# data: ")
+    expected = next(
+        x for x in found.stdout.splitlines() if f"| {best.replace('_', chr(92) + '_')} |" in x
+    )
+    accuracy = expected.split("|")[3].strip().replace("\\", "")
+    assert accuracy in page.read_text(encoding="utf-8")
+
+
+def test_two_forms_on_one_stdout_are_refused(make_folder: Callable[..., Path]) -> None:
+    found = runner.invoke(advise_app, [str(make_folder("data", 4)), "--json", "--markdown"])
+    assert found.exit_code == 2
+    assert "both" in found.stderr
+
+
+def test_a_page_without_a_folder_to_go_to_is_refused_at_once(tmp_path: Path) -> None:
+    aim = tmp_path / "none" / "report.html"
+    found = runner.invoke(advise_app, [str(tmp_path), "--html", str(aim)])
+    assert found.exit_code == 2
+    assert "there is no folder" in " ".join(found.stderr.split())
+
+
+def test_explain_prints_the_page_of_a_code_and_knows_near_ones() -> None:
+    found = runner.invoke(advise_app, ["--explain", "tl003"])
+    assert found.exit_code == 0
+    assert found.stdout.startswith("## TL003: ")
+    assert "TL004" not in found.stdout
+    wrong = runner.invoke(advise_app, ["--explain", "TL903"])
+    assert wrong.exit_code == 2
+    assert "Did you mean TL" in " ".join(wrong.stderr.split())
+
+
+@pytest.mark.parametrize(("app", "name"), [(advise_app, "TL_ADVISE"), (auto_app, "TL_AUTO")])
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shell_completion_can_be_had(app: object, name: str, shell: str) -> None:
+    program = name.lower().replace("_", "-")
+    found = runner.invoke(
+        app,  # type: ignore[arg-type]
+        [],
+        prog_name=program,
+        env={f"_{name}_COMPLETE": f"source_{shell}"},
+    )
+    assert found.exit_code == 0, found.output
+    assert f"_{name}_COMPLETE" in found.stdout
+
+
+def test_profile_says_on_stderr_where_the_time_went(
+    make_folder: Callable[..., Path], cache: list[str]
+) -> None:
+    found = runner.invoke(advise_app, [str(make_folder("data", 8)), "--json", "--profile", *cache])
+    assert found.exit_code == 0, found.output
+    json.loads(found.stdout)
+    rows = [line.rsplit(maxsplit=3) for line in found.stderr.splitlines()]
+    seconds = {row[0].strip(): float(row[1]) for row in rows if len(row) == 4 and row[2] == "s"}
+    assert {"imports", "pictures", "features", "probes", "similarity"} <= seconds.keys()
+    assert all(s >= 0 for s in seconds.values())
+
+
+def test_the_cache_is_shown_and_forgotten(
+    make_folder: Callable[..., Path], cache: list[str], tmp_path: Path
+) -> None:
+    where = ["--cache-dir", str(tmp_path / "cache")]
+    runner.invoke(advise_app, [str(make_folder("data", 8)), *cache])
+
+    full = runner.invoke(auto_app, ["cache", "info", *where])
+    cleared = runner.invoke(auto_app, ["cache", "clear", *where])
+    empty = runner.invoke(auto_app, ["cache", "info", *where])
+
+    assert full.exit_code == cleared.exit_code == empty.exit_code == 0
+    assert "cache.sqlite" in full.stdout.replace("\n", "")
+    assert int(full.stdout.splitlines()[-1].split()[0]) > 20
+    assert int(empty.stdout.splitlines()[-1].split()[0]) == 0
+
+
+def test_run_then_predict(
+    make_folder: Callable[..., Path], cache: list[str], tmp_path: Path
+) -> None:
+    data, out = make_folder("data", 12), tmp_path / "run"
+    found = runner.invoke(
+        auto_app, ["run", str(data), "--out", str(out), "--trials", "2", "--json", *cache]
+    )
+    assert found.exit_code == 0, found.output
+    record = json.loads(found.stdout)
+    assert record == json.loads((out / "outcome.json").read_text())
+    assert set(record["best"]) >= {"strategy", "hyperparameters", "val_accuracy"}
+    assert record["test_accuracy"]["low"] <= record["test_accuracy"]["high"]
+    for name in ("advice.json", "study.db", "trials.jsonl", "classifier", "report.html"):
+        assert (out / name).exists()
+    for name in ("checkpoints", "ingredients"):
+        assert not (out / name).exists()
+
+    again = runner.invoke(auto_app, ["run", str(data), "--out", str(out), *cache])
+    assert again.exit_code == 2
+    assert "not empty" in " ".join(again.stderr.split())
+
+    (data / "class0" / "broken.png").write_bytes(b"no picture")
+    said = runner.invoke(auto_app, ["predict", str(out), str(data), "--json", "--top", "2"])
+    assert said.exit_code == 0, said.output
+    predictions = json.loads(said.stdout)
+    assert len(predictions["predictions"]) == 36
+    assert all(len(p["classes"]) == 2 for p in predictions["predictions"])
+    assert [Path(q["path"]).name for q in predictions["quarantine"]] == ["broken.png"]
+
+    table = runner.invoke(auto_app, ["predict", str(out), str(data / "class1"), "--csv"])
+    rows = list(csv.DictReader(io.StringIO(table.stdout)))
+    assert len(rows) == 12
+    assert {r["class"] for r in rows} <= {"class0", "class1", "class2"}
+
+
+def test_a_forced_strategy_is_the_only_one_searched(
+    make_folder: Callable[..., Path], cache: list[str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    arguments = ["run", str(make_folder("data", 8)), "--out", str(out), "--trials", "2"]
+    found = runner.invoke(auto_app, [*arguments, "--strategy", "layer_svm", "--json", *cache])
+    assert found.exit_code == 0, found.output
+    lines = [json.loads(x) for x in (out / "trials.jsonl").read_text().splitlines()]
+    assert [x["strategy"] for x in lines] == ["layer_svm", "layer_svm"]
+
+
+def test_a_run_chooses_by_what_is_preferred(
+    make_folder: Callable[..., Path],
+    cache: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    contests: list[Contest] = []
+
+    def kept(*args: Any, **given: Any) -> Contest:
+        contests.append(make_contest(*args, **given))
+        return contests[-1]
+
+    monkeypatch.setattr("advisor.tune.driver.make_contest", kept)
+    arguments = ["run", str(make_folder("data", 8)), "--out", str(tmp_path / "run")]
+    arguments += ["--trials", "1", "--no-control", "--prefer", "cheap", *cache]
+    found = runner.invoke(auto_app, arguments)
+    assert found.exit_code == 0, found.output
+    assert [c.prefer for c in contests] == ["cheap"]
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("45", 45)]
+)
+def test_durations_are_read(text: str, seconds: float) -> None:
+    assert parse_duration_s(text) == seconds
+
+
+def test_a_wrong_duration_is_refused(make_folder: Callable[..., Path]) -> None:
+    found = runner.invoke(auto_app, ["run", str(make_folder("data", 4)), "--time", "soon"])
+    assert found.exit_code == 2
+    assert "10m" in found.stderr

@@ -1,0 +1,34 @@
+from dataclasses import replace
+
+import pytest
+
+from advisor.decide.cost import fit_seconds, raw_seconds
+from advisor.decide.priors import Offset
+from strategies.registry import STRATEGIES
+from strategies.training.lp_ft import PASSES_PER_STEP
+from tests.advisor.profiles import priors_by_hand, profile_of
+
+PRIORS = priors_by_hand()
+
+
+def test_seconds_are_measured_rates_times_what_forecasts_missed_before() -> None:
+    profile = profile_of(passes_per_trained_image=PASSES_PER_STEP, build_s=1.0)
+    raw = raw_seconds("full_fine_tune", profile)
+    assert raw == pytest.approx(1.0 + 1.0 + 15_000 * 0.01)
+    late = replace(PRIORS, cost={**PRIORS.cost, "full_fine_tune": Offset(0.5, 0.1, 9)})
+    found = fit_seconds("full_fine_tune", profile, late)
+    assert found.mid == pytest.approx(raw * 1.6487, rel=1e-3)
+    assert found.high / found.mid == pytest.approx(found.mid / found.low)
+    assert found.high < fit_seconds("full_fine_tune", profile, PRIORS).high * 1.6487
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_training_that_was_not_timed_widens_the_interval(name: str) -> None:
+    untimed, timed = (
+        fit_seconds(name, profile_of(passes_per_trained_image=p), PRIORS) for p in (None, 6.0)
+    )
+    spreads = [s.high / s.low for s in (untimed, timed)]
+    if name in ("linear_probe", "layer_svm"):
+        assert spreads[0] == spreads[1]
+    else:
+        assert spreads[0] > spreads[1]

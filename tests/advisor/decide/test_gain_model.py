@@ -1,0 +1,160 @@
+"""What training would gain, in log-odds."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from advisor.decide.gain_model import (
+    UNKNOWN,
+    Evidence,
+    Gain,
+    Odds,
+    drawn_to_usual,
+    evidence_of,
+    log_odds,
+    pilot_gain,
+    predict_gain,
+)
+from advisor.decide.priors import Usual
+from strategies.core.metrics import Interval
+from tests.advisor.profiles import curve_of, pilot_of, priors_by_hand, profile_of
+
+PRIORS = priors_by_hand()
+SVM, VARIANT = PRIORS.variants[:2]
+
+
+def test_evidence_names_what_was_not_measured() -> None:
+    bare = evidence_of(profile_of(similarity=None))
+    assert [name for name, value in bare.items() if value == UNKNOWN] == [
+        "far",
+        "control",
+        "pixels",
+        "slope",
+    ]
+    full = evidence_of(
+        profile_of(
+            curve=curve_of(0.6, 0.7),
+            transfer_gain=Interval(0.1, 0.2, 0.3),
+            pixel_probe=Interval(0.4, 0.5, 0.6),
+        )
+    )
+    assert UNKNOWN not in full.values()
+    assert full["control"].value == 0.2
+    assert full["pixels"].value == pytest.approx(-full["probe"].value)
+    assert full["slope"].value == pytest.approx(log_odds(0.7, 400) - log_odds(0.6, 400))
+
+
+def test_usual_evidence_predicts_the_intercept() -> None:
+    mean = {name: usual.mean for name, usual in PRIORS.evidence.items()}
+    profile = profile_of(similarity=1 - mean["far"], n_per_class=round(10 ** mean["size"]))
+    gain = predict_gain(VARIANT, profile, PRIORS)
+    known = evidence_of(profile)
+    beside = {name: known[name].beside(PRIORS.evidence[name]) for name in known}
+    rest = sum(VARIANT.weights[name] * distance for name, (distance, _) in beside.items())
+    assert gain.mean == pytest.approx(VARIANT.intercept + rest)
+    left_open = [VARIANT.weights[name] ** 2 * (1 - share) for name, (_, share) in beside.items()]
+    assert gain.sd == pytest.approx(math.sqrt(VARIANT.sd**2 + sum(left_open)))
+
+
+def test_an_exact_pilot_corrects_the_line_and_a_noisy_one_hardly_moves_it() -> None:
+    without = predict_gain(VARIANT, profile_of(), PRIORS)
+    trust = PRIORS.pilot[VARIANT.strategy]
+
+    def after(gain: float, n: int) -> Gain:
+        return predict_gain(VARIANT, profile_of(pilot=pilot_of(gain, 0.8, n)), PRIORS)
+
+    exact = after(0.2, 10_000_000)
+    gained, noise = pilot_gain(pilot_of(0.2, 0.8, 10_000_000), VARIANT.strategy)
+    assert noise < 0.01
+    foretold = trust.offset + trust.line * without.mean + trust.pilot * gained
+    assert exact.mean == pytest.approx(foretold, abs=1e-3)
+    assert exact.sd == pytest.approx(trust.sd, abs=1e-3)
+    assert exact.sd < without.sd
+    assert abs(after(0.2, 4).mean - without.mean) < abs(exact.mean - without.mean) / 3
+    assert after(0.1, 200).mean < after(0.2, 200).mean < after(0.3, 200).mean
+    assert exact.before_pilot == without.mean
+
+
+def test_a_strategy_that_no_pilot_was_compared_with_has_nothing_to_learn_from_one() -> None:
+    scratch = next(v for v in PRIORS.variants if v.strategy == "from_scratch")
+    assert scratch.strategy not in PRIORS.pilot
+    assert predict_gain(scratch, profile_of(pilot=pilot_of(0.2)), PRIORS) == predict_gain(
+        scratch, profile_of(), PRIORS
+    )
+
+
+def test_a_pilot_tells_of_the_svm_what_the_svm_gained_in_it() -> None:
+    pilot = pilot_of(0.2)
+    tuned, svm = (pilot_gain(pilot, name) for name in ("full_fine_tune", "layer_svm"))
+    assert tuned == pilot_gain(pilot, "partial_fine_tune")
+    assert svm[0] < 0 < tuned[0]
+
+
+def test_of_hits_and_losses_the_more_exact_tells_more_of_a_pilot() -> None:
+    pilot = replace(pilot_of(0.0, 0.8, 30), loss_gain=Interval(0.35, 0.5, 0.65))
+    vague = replace(pilot, loss_gain=Interval(-4.5, 0.5, 5.5))
+    clear, unclear = (pilot_gain(p, "full_fine_tune") for p in (pilot, vague))
+    assert 0.4 < clear[0] < 0.5
+    assert 0.0 < unclear[0] < 0.1
+    assert 0.09 < clear[1] < 0.2 < unclear[1]
+
+
+def test_evidence_counts_as_far_as_it_is_exact() -> None:
+    usual = Usual(0.2, 0.3)
+    assert Evidence(0.8, 0.0).beside(usual) == (pytest.approx(2.0), 1.0)
+    assert Evidence(0.8, 0.3).beside(usual) == (pytest.approx(1.0), pytest.approx(0.5))
+    assert UNKNOWN.beside(usual) == (0.0, 0.0)
+
+
+def test_of_a_measured_lead_of_the_svm_as_much_counts_as_it_is_exact() -> None:
+    base = profile_of(linear=0.6, svm=0.8)
+    measured = evidence_of(base)["svm"].value
+
+    def lead(half: float) -> Gain:
+        around = replace(
+            base.layer_svm, loss_gain=Interval(measured - half, measured, measured + half)
+        )
+        return predict_gain(SVM, replace(base, layer_svm=around), PRIORS)
+
+    exact, noisy = lead(0.001), lead(0.2)
+    assert exact.mean == pytest.approx(measured, abs=0.01)
+    assert exact.sd == pytest.approx(SVM.sd, abs=0.01)
+    assert noisy.sd > exact.sd
+    assert PRIORS.evidence["svm"].mean < noisy.mean < exact.mean
+
+
+def test_a_gain_is_worth_fewer_points_near_certainty() -> None:
+    gain = Gain(1.0, 0.3, 1.0)
+    low, high = Odds(0.0, 0.1).gaining(gain), Odds(3.0, 0.1).gaining(gain)
+    assert low.sd == pytest.approx(np.hypot(0.1, 0.3))
+    assert low.accuracy.mid - 0.5 > high.accuracy.mid - Odds(3.0, 0.1).accuracy.mid > 0
+    assert 0.95 < high.accuracy.low < high.accuracy.mid < high.accuracy.high < 1
+
+
+def test_a_few_pictures_that_were_all_right_do_not_make_certain() -> None:
+    usual = Usual(1.0, 1.3)
+    few, many = drawn_to_usual(1.0, 8, usual), drawn_to_usual(1.0, 10_000, usual)
+    assert 0.8 < few.accuracy.mid < 0.95
+    assert few.accuracy.high > 0.98
+    assert many.accuracy.low > 0.999
+    exact = drawn_to_usual(0.9, 20_000, usual).accuracy
+    assert exact.mid == pytest.approx(0.9, abs=1e-3)
+    assert exact.high - exact.low < 0.01
+
+
+def test_what_is_expected_after_few_pictures_holds_as_often_as_promised() -> None:
+    rng = np.random.default_rng(0)
+    usual = Usual(1.0, 1.2)
+    held, errors, plain = [], [], []
+    for truth in rng.normal(usual.mean, usual.sd, 400):
+        n = int(rng.choice([10, 30, 100]))
+        hits = rng.binomial(n, expit(truth))
+        told = drawn_to_usual(hits / n, n, usual).accuracy
+        held.append(told.low <= expit(truth) <= told.high)
+        errors.append(abs(told.mid - expit(truth)))
+        plain.append(abs(hits / n - expit(truth)))
+    assert 0.86 < np.mean(held) < 0.94
+    assert np.mean(errors) < np.mean(plain)

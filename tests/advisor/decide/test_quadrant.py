@@ -1,0 +1,96 @@
+from dataclasses import replace
+
+import pytest
+
+from advisor.decide.quadrant import ENOUGH_PER_CLASS, RULES, find_quadrant, size_position
+from advisor.types.similarity import DomainSimilarity
+from strategies.core.metrics import Interval
+
+WIDTH = 1280
+
+
+def similarity(low: float, mid: float, high: float) -> DomainSimilarity:
+    return DomainSimilarity(
+        score=Interval(low, mid, high),
+        basis="bn_shift",
+        reference="",
+        shift_nats=None,
+        per_depth=(),
+        kernel_distance=None,
+        p_value=None,
+        between=(None, None),
+        evidence=None,
+    )
+
+
+NEAR, FAR = similarity(0.88, 0.9, 0.92), similarity(0.08, 0.1, 0.12)
+
+
+@pytest.mark.parametrize(
+    ("per_class", "size"), [(20, "small"), (2000, "large")], ids=["few", "many"]
+)
+@pytest.mark.parametrize(("where", "domain"), [(NEAR, "similar"), (FAR, "different")])
+def test_a_clear_place_has_the_textbook_rule_alone(
+    per_class: int, size: str, where: DomainSimilarity, domain: str
+) -> None:
+    found = find_quadrant([per_class] * 10, WIDTH, where)
+    assert (found.size, found.domain) == (size, domain)
+    assert not found.borderline
+    assert found.candidates == (found.rule,) == (RULES[size, domain],)
+
+
+def test_a_similarity_interval_across_the_border_makes_both_rules_stand() -> None:
+    found = find_quadrant([20] * 5, WIDTH, similarity(0.3, 0.55, 0.7))
+    assert found.borderline
+    assert found.candidates == ("linear_probe", "layer_svm")
+
+
+def test_a_narrow_interval_beside_the_border_is_not_trusted() -> None:
+    assert find_quadrant([20] * 5, WIDTH, similarity(0.51, 0.52, 0.53)).borderline
+
+
+def test_size_measures_that_disagree_are_borderline() -> None:
+    few_wide_classes = find_quadrant([600, 600], WIDTH, NEAR)
+    many_thin_classes = find_quadrant([30] * 500, WIDTH, NEAR)
+    for found in (few_wide_classes, many_thin_classes):
+        assert found.borderline
+        assert set(found.candidates) == {"linear_probe", "full_fine_tune"}
+
+
+def test_an_unknown_domain_is_said_and_leaves_both_rules() -> None:
+    found = find_quadrant([20] * 5, WIDTH, None)
+    assert found.domain == "unknown"
+    assert found.similarity is None
+    assert not found.borderline
+    assert found.candidates == ("linear_probe", "layer_svm")
+
+
+def test_more_pictures_are_never_smaller() -> None:
+    positions = [size_position([n, 2 * n, 3 * n], WIDTH).mid for n in (1, 5, 50, 500)]
+    assert positions == sorted(positions)
+
+
+def test_a_wider_network_makes_the_same_pictures_fewer() -> None:
+    assert size_position([300] * 4, 2048).mid < size_position([300] * 4, 512).mid
+
+
+def test_the_border_is_where_both_measures_say_enough() -> None:
+    n_classes = 2 * WIDTH // ENOUGH_PER_CLASS
+    at = size_position([ENOUGH_PER_CLASS] * n_classes, WIDTH)
+    assert at.mid == pytest.approx(0, abs=0.02)
+
+
+def test_a_starved_class_pulls_the_size_down() -> None:
+    assert size_position([1000, 1000, 5], WIDTH).low < size_position([700, 700, 605], WIDTH).low
+
+
+@pytest.mark.parametrize("sizes", [[], [10, 0]])
+def test_classes_without_pictures_are_refused(sizes: list[int]) -> None:
+    with pytest.raises(ValueError, match="at least one picture"):
+        size_position(sizes, WIDTH)
+
+
+def test_the_position_is_on_record() -> None:
+    found = find_quadrant([20] * 5, WIDTH, replace(NEAR, basis="kernel"))
+    assert found.similarity == NEAR.score
+    assert found.size_decades == size_position([20] * 5, WIDTH)

@@ -1,0 +1,345 @@
+"""The decision, from profiles made by hand."""
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advisor.decide.quadrant import RULES, SIMILAR_FROM
+from advisor.decide.rationale import _missing
+from advisor.decide.recommend import place, recommend
+from advisor.types.advice import Domain, Recommendation, Size
+from advisor.types.options import LIKE_COSTS, NOISE, Prefer, equal_within, least_better
+from advisor.types.profile import Profile
+from strategies.core.errors import NotApplicable
+from strategies.core.metrics import Interval
+from strategies.registry import STRATEGIES, get_strategy
+from tests.advisor.profiles import curve_of, pilot_of, priors_by_hand, profile_of, variant_of
+
+PRIORS = priors_by_hand()
+PREFERENCES: tuple[Prefer, ...] = ("accuracy", "balanced", "cheap")
+
+
+def by_name(profile: Profile) -> dict[str, Recommendation]:
+    decision = recommend(profile, PRIORS)
+    return {r.strategy: r for r in decision.recommendations}
+
+
+def test_every_strategy_that_applies_is_ranked_once() -> None:
+    decision = recommend(profile_of(), PRIORS)
+    assert sorted(r.strategy for r in decision.recommendations) == sorted(STRATEGIES)
+    assert decision.rejections == ()
+
+
+def test_a_strategy_that_does_not_apply_is_rejected_with_its_reason() -> None:
+    decision = recommend(profile_of(why_not={"layer_svm": "no depths"}), PRIORS)
+    assert "layer_svm" not in {r.strategy for r in decision.recommendations}
+    assert [(r.strategy, r.reason) for r in decision.rejections] == [("layer_svm", "no depths")]
+
+
+def test_forcing_what_does_not_apply_is_refused() -> None:
+    with pytest.raises(NotApplicable, match="no depths"):
+        recommend(profile_of(why_not={"layer_svm": "no depths"}), PRIORS, "layer_svm")
+
+
+def test_a_forced_strategy_stands_first_and_says_so() -> None:
+    decision = recommend(profile_of(), PRIORS, "from_scratch")
+    assert decision.recommendations[0].strategy == "from_scratch"
+    assert any("--strategy" in reason for reason in decision.recommendations[0].reasons)
+
+
+def test_a_perfect_probe_is_never_beaten_by_a_dearer_strategy() -> None:
+    decision = recommend(profile_of(linear=1.0, svm=1.0), PRIORS)
+    assert decision.recommendations[0].strategy in ("linear_probe", "layer_svm")
+
+
+def test_equals_go_to_the_cheaper() -> None:
+    profile = profile_of(similarity=1.0, linear=0.985, svm=0.98)
+    assert recommend(profile, PRIORS).recommendations[0].strategy == "linear_probe"
+
+
+def test_an_earlier_depth_that_is_clearly_better_wins_over_the_probe() -> None:
+    ranked = [
+        r.strategy for r in recommend(profile_of(linear=0.7, svm=0.9), PRIORS).recommendations
+    ]
+    assert ranked.index("layer_svm") < ranked.index("linear_probe")
+
+
+def test_a_poor_probe_far_from_imagenet_calls_for_fine_tuning() -> None:
+    best = recommend(profile_of(similarity=0.0, linear=0.5, svm=0.5), PRIORS).recommendations[0]
+    assert best.strategy in ("partial_fine_tune", "full_fine_tune")
+
+
+def test_fine_tuning_is_predicted_to_gain_no_less_the_farther_the_domain() -> None:
+    gains = [
+        by_name(profile_of(similarity=s))["full_fine_tune"].accuracy.mid
+        for s in np.linspace(1, 0, 11)
+    ]
+    assert all(later >= earlier for earlier, later in pairwise(gains))
+
+
+def test_a_better_probe_never_lowers_any_prediction() -> None:
+    worse, better = by_name(profile_of(linear=0.6)), by_name(profile_of(linear=0.8))
+    for name in ("linear_probe", "partial_fine_tune", "full_fine_tune", "from_scratch"):
+        assert better[name].accuracy.mid >= worse[name].accuracy.mid
+
+
+def width(r: Recommendation) -> float:
+    return r.accuracy.high - r.accuracy.low
+
+
+EVIDENCE = {"curve": curve_of(0.6, 0.65), "transfer_gain": Interval(0.1, 0.2, 0.3)}
+
+
+@pytest.mark.parametrize(
+    "missing", [{"similarity": None}, {"curve": None}, {"transfer_gain": None}]
+)
+def test_missing_evidence_widens_what_is_predicted(missing: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"similarity": 0.6, "linear": 0.6, "svm": 0.6, **EVIDENCE}
+    known = by_name(profile_of(**given))["full_fine_tune"]
+    unknown = by_name(profile_of(**given | missing))["full_fine_tune"]
+    assert width(unknown) > width(known)
+
+
+def test_a_pilot_narrows_what_is_predicted_and_pulls_towards_what_it_saw() -> None:
+    without = by_name(profile_of(linear=0.7, svm=0.7))["full_fine_tune"]
+    for gain in (-0.2, 0.2):
+        pilot = pilot_of(gain, accuracy=0.7 + gain / 2)
+        with_it = by_name(profile_of(linear=0.7, svm=0.7, pilot=pilot))["full_fine_tune"]
+        assert with_it.accuracy.high - with_it.accuracy.low < width(without)
+        assert (with_it.accuracy.mid > without.accuracy.mid) == (gain > 0)
+
+
+def test_a_larger_pilot_is_trusted_more() -> None:
+    gains = [
+        by_name(profile_of(linear=0.7, svm=0.7, pilot=pilot_of(-0.3, 0.4, n)))["full_fine_tune"]
+        for n in (40, 400)
+    ]
+    assert gains[1].accuracy.mid < gains[0].accuracy.mid
+
+
+def test_more_pictures_never_make_fine_tuning_look_worse() -> None:
+    for name in ("partial_fine_tune", "full_fine_tune"):
+        expected = [
+            by_name(profile_of(n_per_class=n, linear=0.7, svm=0.7))[name].accuracy.mid
+            for n in (5, 20, 100, 500)
+        ]
+        assert all(later >= earlier for earlier, later in pairwise(expected))
+
+
+def test_preferences_are_in_order_of_cost_and_of_accuracy() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        linear, svm = rng.uniform(0.2, 1.0, 2)
+        profile = profile_of(similarity=float(rng.uniform()), linear=linear, svm=svm)
+        best = {p: recommend(profile, PRIORS, prefer=p).recommendations[0] for p in PREFERENCES}
+        assert best["cheap"].seconds.mid <= best["balanced"].seconds.mid
+        assert best["balanced"].accuracy.mid <= best["accuracy"].accuracy.mid
+        assert best["accuracy"].accuracy.mid == max(
+            r.accuracy.mid for r in recommend(profile, PRIORS).recommendations
+        )
+
+
+@pytest.mark.parametrize("prefer", PREFERENCES)
+@pytest.mark.parametrize("refused", list(STRATEGIES))
+def test_what_does_not_apply_is_never_advised(prefer: Prefer, refused: str) -> None:
+    for similarity in (0.1, 0.9):
+        profile = profile_of(similarity=similarity, linear=0.6, why_not={refused: "no"})
+        names = {r.strategy for r in recommend(profile, PRIORS, prefer=prefer).recommendations}
+        assert refused not in names
+
+
+def test_the_hyperparameters_advised_are_those_that_promise_most() -> None:
+    best = by_name(profile_of())["full_fine_tune"].hyperparameters
+    assert best["lr"] == 1e-3
+
+
+def test_seconds_follow_the_measured_cost_of_training() -> None:
+    cheap = by_name(profile_of(passes_per_trained_image=3.0))
+    dear = by_name(profile_of(passes_per_trained_image=9.0))
+    ratio = dear["full_fine_tune"].seconds.mid / cheap["full_fine_tune"].seconds.mid
+    assert 2.5 < ratio < 3
+    assert dear["linear_probe"].seconds == cheap["linear_probe"].seconds
+
+
+def test_the_boundary_is_said_and_what_would_cross_it() -> None:
+    decision = recommend(profile_of(similarity=0.6, linear=0.8, svm=0.8), PRIORS)
+    said = " ".join(decision.recommendations[0].reasons)
+    assert "It would be" in said
+    assert "--pilot on" in said
+    piloted = profile_of(similarity=0.6, linear=0.8, svm=0.8, pilot=pilot_of(0.1))
+    assert "--pilot on" not in " ".join(recommend(piloted, PRIORS).recommendations[0].reasons)
+
+
+def test_of_two_that_promise_the_same_the_other_needs_any_more() -> None:
+    alike = tuple(variant_of(name, 1.0) for name in ("partial_fine_tune", "full_fine_tune"))
+    others = tuple(variant_of(name, -1.0) for name in ("layer_svm", "from_scratch"))
+    profile = profile_of(similarity=0.2, linear=0.5, svm=0.5)
+    cost = dict.fromkeys(profile.image_passes, 1000.0)
+    profile = replace(profile, image_passes=cost)
+    first = recommend(profile, replace(PRIORS, variants=alike + others)).recommendations[0]
+    assert "if that did any better than expected (chance about 50%)" in " ".join(first.reasons)
+
+
+def test_a_pilot_is_told_of_with_its_numbers() -> None:
+    profile = profile_of(pilot=pilot_of(0.123))
+    assert "+12.3 points" in " ".join(by_name(profile)["full_fine_tune"].reasons)
+
+
+def test_predictions_stay_between_guessing_and_certainty() -> None:
+    for linear in (0.1, 0.5, 1.0):
+        for r in by_name(profile_of(linear=linear, svm=linear, similarity=0.0)).values():
+            assert 0 <= r.accuracy.low <= r.accuracy.mid <= r.accuracy.high <= 1
+
+
+def test_cost_follows_the_forward_passes() -> None:
+    slow = by_name(profile_of(ms_per_image=100.0))
+    fast = by_name(profile_of(ms_per_image=10.0))
+    for name in STRATEGIES:
+        assert slow[name].seconds.mid > fast[name].seconds.mid
+
+
+def test_first_hyperparameters_construct_their_strategy() -> None:
+    for name, r in by_name(profile_of()).items():
+        strategy = get_strategy(name)(**r.hyperparameters)
+        assert strategy.hyperparameters().items() >= dict(r.hyperparameters).items()
+
+
+@pytest.mark.parametrize(
+    ("n_per_class", "similarity", "size", "domain"),
+    [
+        (20, 0.9, "small", "similar"),
+        (20, 0.1, "small", "different"),
+        (5000, 0.9, "large", "similar"),
+        (5000, 0.1, "large", "different"),
+        (20, None, "small", "unknown"),
+    ],
+)
+def test_the_four_quadrants_and_the_unknown_have_their_rules(
+    n_per_class: int, similarity: float | None, size: Size, domain: Domain
+) -> None:
+    quadrant = place(profile_of(n_per_class=n_per_class, similarity=similarity))
+    assert (quadrant.size, quadrant.domain) == (size, domain)
+    assert quadrant.rule == RULES[size, domain]
+    assert not quadrant.borderline
+
+
+def test_a_position_near_a_threshold_is_borderline() -> None:
+    at_size = profile_of(n_per_class=250)
+    at_domain = profile_of(similarity=SIMILAR_FROM)
+    assert place(at_size).borderline
+    assert place(at_domain).borderline
+
+
+def test_disagreement_with_the_rule_is_said_with_numbers() -> None:
+    decision = recommend(profile_of(similarity=0.9, linear=0.4, svm=0.8), PRIORS)
+    best = decision.recommendations[0]
+    assert best.strategy != decision.quadrant.rule
+    assert any("rule of thumb" in reason and "points" in reason for reason in best.reasons)
+
+
+def test_the_winner_leads_or_is_cheaper() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        linear, svm = rng.uniform(0.2, 1.0, 2)
+        profile = profile_of(similarity=float(rng.uniform()), linear=linear, svm=svm)
+        best, *others = recommend(profile, PRIORS).recommendations
+        for other in others:
+            if other.accuracy.mid > least_better(best.accuracy.mid, "balanced"):
+                assert other.seconds.mid > best.seconds.mid
+
+
+def test_half_a_point_is_worth_its_cost_and_at_like_costs_the_better_goes_first() -> None:
+    rng = np.random.default_rng(1)
+    dearer = cheaper = 0
+    for _ in range(400):
+        linear = rng.uniform(0.8, 0.97)
+        svm = linear + rng.normal(0, 0.005)
+        profile = profile_of(similarity=float(rng.uniform(0.7, 1)), linear=linear, svm=svm)
+        ranked = recommend(profile, PRIORS).recommendations
+        cost, best = profile.image_passes, ranked[0]
+        most = max(r.accuracy.mid for r in ranked)
+        equal = [r for r in ranked if most - r.accuracy.mid <= equal_within(most, "balanced")]
+        dear = LIKE_COSTS * min(cost[r.strategy] for r in equal)
+        assert best in equal
+        assert cost[best.strategy] <= dear
+        for other in equal[1:]:
+            if cost[other.strategy] <= dear:
+                assert best.accuracy.mid >= other.accuracy.mid
+                dearer += cost[other.strategy] < cost[best.strategy]
+            else:
+                cheaper += other.accuracy.mid > best.accuracy.mid
+    assert dearer > 0
+    assert cheaper > 0
+
+
+@pytest.mark.parametrize("prefer", PREFERENCES)
+def test_what_counts_as_equal_shrinks_with_the_errors_and_is_inverted_exactly(
+    prefer: Prefer,
+) -> None:
+    for accuracy in (0.2, 0.7, 0.94):
+        assert equal_within(accuracy, prefer) == pytest.approx(NOISE[prefer])
+    for accuracy in (0.96, 0.98, 0.999):
+        assert equal_within(accuracy, prefer) <= NOISE[prefer] * (1 - accuracy) / 0.05 + 1e-12
+    assert equal_within(1.0, prefer) == 0
+    for accuracy in np.linspace(0, 1, 201):
+        least = least_better(float(accuracy), prefer)
+        assert least <= 1
+        assert least - equal_within(least, prefer) == pytest.approx(accuracy)
+
+
+def test_a_tenth_of_the_errors_is_the_most_that_is_given_away() -> None:
+    rng = np.random.default_rng(2)
+    kept = given = 0
+    for _ in range(400):
+        linear = rng.uniform(0.95, 0.995)
+        svm = linear + rng.uniform(0, 0.006)
+        profile = profile_of(similarity=1.0, linear=linear, svm=svm)
+        costs = {**profile.image_passes, "layer_svm": 10 * profile.image_passes["linear_probe"]}
+        ranked = recommend(replace(profile, image_passes=costs), PRIORS).recommendations
+        most = max(r.accuracy.mid for r in ranked)
+        lost = most - ranked[0].accuracy.mid
+        assert lost <= min(0.005, 0.1 * (1 - most)) + 1e-9
+        kept += lost == 0 and 0 < most - sorted(r.accuracy.mid for r in ranked)[-2] < 0.004
+        given += lost > 0
+    assert kept > 0
+    assert given > 0
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "times", "missing"),
+    [
+        (0.9, 0.1, 0.015),
+        (0.9, 0.6, 0.02),
+        (0.9, 1.7, 0.02),
+        (0.9, 10.0, 0.025),
+        (0.98, 0.1, 0.018),
+        (0.98, 10.0, 0.02 + 0.02 / 11),
+    ],
+)
+def test_a_rival_at_like_costs_must_only_be_better(
+    accuracy: float, times: float, missing: float
+) -> None:
+    base = profile_of()
+    best, rival, *_ = recommend(base, PRIORS).recommendations
+    best = replace(best, accuracy=Interval(accuracy - 0.05, accuracy, 0.99))
+    rival = replace(rival, accuracy=Interval(accuracy - 0.07, accuracy - 0.02, 0.99))
+    passes = {**base.image_passes, best.strategy: 100.0, rival.strategy: 100.0 * times}
+    profile = replace(base, image_passes=passes)
+    assert _missing(best, rival, "balanced", profile) == pytest.approx(missing)
+
+
+@pytest.mark.parametrize(("gain", "is_advised"), [(1.0, False), (4.0, True)])
+def test_training_from_scratch_is_advised_only_where_its_lead_is_beyond_chance(
+    gain: float, *, is_advised: bool
+) -> None:
+    control = variant_of("from_scratch", gain)
+    priors = replace(PRIORS, variants=(*PRIORS.variants[:-1], control))
+    ranked = recommend(profile_of(linear=0.5, svm=0.5), priors).recommendations
+    assert max(ranked, key=lambda r: r.accuracy.mid).strategy == "from_scratch"
+    assert (ranked[0].strategy == "from_scratch") is is_advised
+    if not is_advised:
+        assert ranked[1].strategy == "from_scratch"
+        assert any("beyond chance" in reason for reason in ranked[1].reasons)

@@ -1,0 +1,58 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from advisor.deploy.predict import predict
+from strategies.core.errors import DataError
+from strategies.core.progress import ignore_progress
+from strategies.models.backbone import Backbone
+from strategies.models.classifier import ImageClassifier, make_network
+
+
+@pytest.fixture
+def saved(backbone: Backbone, tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    depths = (backbone.n_depths,)
+    network = make_network(backbone, depths, 3).eval()
+    folder = tmp_path / "classifier"
+    ImageClassifier(("a", "b", "c"), backbone, depths, network, "linear_probe", {}).save(folder)
+    return folder
+
+
+def test_every_picture_gets_what_the_classifier_says_of_it_and_the_rest_a_reason(
+    saved: Path, make_folder: Callable[..., Path]
+) -> None:
+    data = make_folder("data", 25)  # more than one batch
+    bad = [data / "class0" / "000x.png", data / "class2" / "zzz.png"]
+    for path in bad:
+        path.write_bytes(b"no picture")
+    paths = sorted(p for p in data.rglob("*.png") if p not in bad)
+    told: list[tuple[int, int]] = []
+
+    (found,) = predict(saved, [data], on_progress=lambda _, *counts: told.append(counts))
+
+    assert [path for path, _ in found.rows] == paths
+    assert [s.path for s in found.skipped] == bad
+    assert told[-1][0] == 77
+    expected = ImageClassifier.load(saved).predict_proba(paths)
+    rows = [[dict(row)[name] for name in "abc"] for _, row in found.rows]
+    np.testing.assert_allclose(rows, expected, atol=0.02)  # the pass may be in bfloat16
+    assert all(row[0][1] >= row[1][1] >= row[2][1] for _, row in found.rows)
+
+
+def test_a_batch_without_a_readable_picture_is_left_out(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+
+    (found,) = predict(saved, [tmp_path / "bad.png"], on_progress=ignore_progress)
+
+    assert found.rows == ()
+    assert [s.path.name for s in found.skipped] == ["bad.png"]
+
+
+def test_no_picture_at_all_is_said(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no picture"):
+        list(predict(saved, [tmp_path / "empty"], on_progress=ignore_progress))

@@ -1,0 +1,72 @@
+"""The embedded backbone is asked where another one is in doubt, and only there."""
+
+from dataclasses import replace
+
+import pytest
+
+from advisor.findings import backbone_check as rival
+from advisor.findings.backbone_check import in_doubt, with_rival
+from advisor.types.profile import BackboneScore, Profile
+from strategies.core.context import RunContext
+from strategies.core.metrics import Interval, proportion
+from strategies.data.dataset import ImageTask
+from strategies.models.backbone import Backbone
+from tests.advisor.profiles import priors_by_hand, probe, profile_of
+
+PRIORS = priors_by_hand()
+HARMED = profile_of(transfer_gain=Interval(-0.2, -0.1, 0.0))
+FINE = profile_of(transfer_gain=Interval(0.3, 0.4, 0.5))
+
+
+def test_doubt_is_raised_by_features_that_are_useless_too_special_or_of_little_gain() -> None:
+    assert not in_doubt(FINE, PRIORS)
+    assert in_doubt(HARMED, PRIORS)
+    special = (*FINE.probes[:2], probe(1, "squared_hinge", 0.95, 0.05), *FINE.probes[3:])
+    assert in_doubt(replace(FINE, probes=special), PRIORS)
+    assert in_doubt(replace(FINE, probes=profile_of(linear=0.1, svm=0.1).probes), PRIORS)
+
+
+@pytest.mark.parametrize("profile", [FINE, HARMED], ids=["fine", "harmed"])
+def test_the_embedded_backbone_has_no_rival(
+    profile: Profile, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    assert with_rival(profile, small_task, backbone, PRIORS, ctx) is profile
+
+
+def test_a_backbone_without_doubt_is_not_compared(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("compared")
+
+    monkeypatch.setattr(rival, "compare_backbones", refuse)
+    other = replace(backbone, name="local-dir:another")
+    assert with_rival(FINE, small_task, other, PRIORS, ctx).rival is None
+    with pytest.raises(AssertionError, match="compared"):
+        with_rival(HARMED, small_task, other, PRIORS, ctx)
+
+
+@pytest.mark.parametrize("embedded_wins", [True, False])
+def test_the_lead_is_that_of_the_embedded_one(
+    small_task: ImageTask,
+    backbone: Backbone,
+    ctx: RunContext,
+    monkeypatch: pytest.MonkeyPatch,
+    embedded_wins: bool,
+) -> None:
+    behind = Interval(0.1, 0.2, 0.35)
+
+    def score(name: str, *, best: bool) -> BackboneScore:
+        accuracy = proportion(0.8 if best else 0.6, 100)
+        return BackboneScore(name, 1, accuracy, None if best else behind, 1.0, 1.0, 64)
+
+    found = (
+        score(backbone.name, best=embedded_wins),
+        score("local-dir:another", best=not embedded_wins),
+    )
+    monkeypatch.setattr(rival, "compare_backbones", lambda *args: found)
+    other = replace(backbone, name="local-dir:another")
+    seen = with_rival(HARMED, small_task, other, PRIORS, ctx).rival
+    assert seen is not None
+    assert seen.name == backbone.name
+    assert seen.lead == (behind if embedded_wins else Interval(-0.35, -0.2, -0.1))

@@ -1,0 +1,204 @@
+"""Findings about transfer: each fires where its cause was made, and not beside it."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from advisor.decide.negative_transfer import risk_of_harm
+from advisor.decide.priors import Usual
+from advisor.findings.transfer import Known, check_transfer, relatedness
+from advisor.types.advice import Finding, TransferRisk
+from advisor.types.profile import ProbeResult, Profile, Rival
+from advisor.types.similarity import DomainSimilarity, HeadEvidence
+from strategies.core.metrics import Interval, proportion
+from tests.advisor.profiles import curve_of, probe, profile_of, similarity_of
+
+USUAL = Usual(0.2, 0.15)
+
+
+def findings(profile: Profile) -> tuple[Finding, ...]:
+    return check_transfer(profile, Known(USUAL))
+
+
+def codes(profile: Profile) -> dict[str, str]:
+    return {f.code: f.severity for f in findings(profile)}
+
+
+def exactly(value: float) -> Interval:
+    return Interval(value, value, value)
+
+
+def with_head(score: float, leep: float) -> DomainSimilarity:
+    head = HeadEvidence(
+        entropy=exactly(2.0),
+        energy=exactly(-8.0),
+        confident_share=Interval(0.4, 0.5, 0.6),
+        source_confident_share=0.6,
+        lands_on=(),
+        leep=Interval(leep - 0.1, leep, leep + 0.1),
+        nce=exactly(leep),
+    )
+    return replace(similarity_of(score), evidence=head)
+
+
+NEAR: dict[str, Any] = {
+    "similarity": 0.9,
+    "transfer_gain": Interval(0.3, 0.4, 0.5),
+    "pixel_probe": Interval(0.2, 0.3, 0.4),
+    "curve": curve_of(0.9, 0.91),
+}
+
+
+def test_nothing_is_said_of_a_near_domain_that_the_features_suit() -> None:
+    near = profile_of(**NEAR)
+    assert codes(near) == {}
+    assert codes(replace(near, similarity=with_head(0.9, -0.5))) == {}
+
+
+def test_features_no_better_than_guessing_are_an_issue() -> None:
+    assert codes(profile_of(**NEAR | {"linear": 0.1, "svm": 0.1}))["TL201"] == "issue"
+
+
+@pytest.mark.parametrize(
+    ("gain", "severity"),
+    [
+        (Interval(-0.2, -0.1, 0.0), "issue"),
+        (Interval(-0.08, -0.01, 0.06), "issue"),
+        (Interval(-0.01, 0.015, 0.04), "tip"),
+    ],
+)
+def test_random_weights_that_do_as_well_are_remarked(gain: Interval, severity: str) -> None:
+    assert codes(profile_of(**NEAR | {"transfer_gain": gain}))["TL202"] == severity
+
+
+def test_a_few_pictures_raise_no_alarm() -> None:
+    gain = Interval(-0.21, -0.03, 0.14)
+    assert codes(profile_of(**NEAR | {"transfer_gain": gain})) == {}
+    few = {"linear": 0.57, "svm": 0.57, "n_per_class": 5, "n_classes": 2}
+    assert "TL201" not in codes(profile_of(**NEAR | few | {"probes": wide_probes()}))
+
+
+def wide_probes() -> tuple[ProbeResult, ...]:
+    return tuple(probe(d, "softmax", 0.57, n=10) for d in (3, 0))
+
+
+def test_a_wide_interval_around_a_clear_gain_is_no_warning() -> None:
+    assert codes(profile_of(**NEAR | {"transfer_gain": Interval(-0.05, 0.15, 0.35)})) == {}
+
+
+def test_the_cause_of_harm_is_named() -> None:
+    def detail(similarity: DomainSimilarity | None) -> str:
+        harmed = profile_of(**NEAR | {"transfer_gain": Interval(-0.3, -0.2, -0.1)})
+        found = findings(replace(harmed, similarity=similarity))
+        return next(f.detail for f in found if f.code == "TL202")
+
+    assert "too far" in detail(similarity_of(0.1))
+    assert "unrelated" in detail(with_head(0.9, -2.25))
+    assert "not known" in detail(with_head(0.9, -0.2))
+
+
+def rival(lead: float) -> Rival:
+    return Rival("embedded", proportion(0.8, 200), Interval(lead - 0.1, lead, lead + 0.1))
+
+
+def test_a_measured_rival_goes_before_every_guess_at_the_cause() -> None:
+    harmed = profile_of(**NEAR | {"transfer_gain": Interval(-0.3, -0.2, -0.1)})
+    far = replace(harmed, similarity=similarity_of(0.1))
+
+    worse = {f.code: f for f in findings(replace(far, rival=rival(0.4)))}
+    assert worse["TL209"].severity == "issue"
+    assert "backbone itself" in worse["TL202"].detail
+    assert "--backbone embedded" in worse["TL202"].action
+    assert "--backbone embedded" in worse["TL209"].action
+
+    no_better = {f.code: f for f in findings(replace(far, rival=rival(0.02)))}
+    assert "TL209" not in no_better
+    assert "too far" in no_better["TL202"].detail
+    assert "--backbone embedded" not in no_better["TL202"].action
+
+
+def risks(**probability: float) -> tuple[TransferRisk, ...]:
+    gain = Interval(-0.1, 0.0, 0.1)
+    return tuple(TransferRisk(name, p, gain) for name, p in probability.items())
+
+
+def test_scratch_is_warned_of_by_strategy() -> None:
+    near = profile_of(**NEAR)
+
+    def found(**probability: float) -> Finding | None:
+        said = check_transfer(near, Known(USUAL, risks(**probability)))
+        return next((f for f in said if f.code == "TL208"), None)
+
+    assert found(linear_probe=0.1, full_fine_tune=0.05) is None
+    probe_only = found(linear_probe=0.7, full_fine_tune=0.1)
+    assert probe_only is not None
+    assert probe_only.severity == "tip"
+    assert "than linear_probe" in probe_only.title
+    assert "full_fine_tune" in probe_only.action
+    every = found(linear_probe=0.9, full_fine_tune=0.6)
+    assert every is not None
+    assert every.severity == "issue"
+    assert "from_scratch" in every.action
+
+
+def test_the_risk_falls_with_the_gain_and_leans_on_what_is_usual() -> None:
+    risks = [risk_of_harm(Interval(g - 0.1, g, g + 0.1), USUAL) for g in (-0.2, -0.1, 0.0, 0.2)]
+    assert risks == sorted(risks, reverse=True)
+    assert risks[0] > 0.9
+    assert risks[3] < 0.01
+    sure = risk_of_harm(Interval(-0.11, -0.1, -0.09), USUAL)
+    unsure = risk_of_harm(Interval(-0.5, -0.1, 0.3), USUAL)
+    assert unsure < 0.5 < 0.99 < sure
+
+
+def test_a_middle_depth_that_is_clearly_better_is_named() -> None:
+    base = profile_of(**NEAR)
+    softmax = base.probes[:2]
+
+    def with_middle(gain: float) -> Profile:
+        svms = [probe(1, "squared_hinge", 0.7, -0.2), probe(2, "squared_hinge", 0.9 + gain, gain)]
+        last = [probe(3, "squared_hinge", 0.9, 0.0), probe(0, "squared_hinge", 0.9, 0.0)]
+        return replace(base, probes=(*softmax, *svms, *last))
+
+    assert "TL203" in codes(with_middle(0.06))
+    assert "TL203" not in codes(with_middle(0.015))
+    found = next(f for f in findings(with_middle(0.06)) if f.code == "TL203")
+    assert "depth 2" in found.action
+
+
+def test_an_old_head_that_says_nothing_of_the_labels_is_remarked() -> None:
+    unrelated = profile_of(**NEAR)
+    assert relatedness(replace(unrelated, similarity=with_head(0.4, -2.303))) == pytest.approx(
+        0, abs=1e-3
+    )
+    assert "TL204" in codes(replace(unrelated, similarity=with_head(0.4, -2.25)))
+    assert relatedness(unrelated) is None
+
+
+def test_foreign_statistics_are_remarked_only_far_away() -> None:
+    def shifted(score: float, nats: float) -> Profile:
+        depths = (exactly(0.05), exactly(nats), exactly(0.05))
+        similarity = replace(similarity_of(score), per_depth=depths)
+        return replace(profile_of(**NEAR), similarity=similarity)
+
+    assert "TL205" in codes(shifted(0.2, 0.5))
+    assert "TL205" not in codes(shifted(0.9, 0.5))
+    assert "TL205" not in codes(shifted(0.2, 0.1))
+
+
+def test_thumbnails_that_do_as_well_as_the_network_are_remarked() -> None:
+    assert (
+        codes(profile_of(**NEAR | {"pixel_probe": Interval(0.88, 0.91, 0.94)}))["TL206"] == "tip"
+    )
+    poor = {"pixel_probe": Interval(0.78, 0.83, 0.87), "linear": 0.48, "svm": 0.48}
+    assert codes(profile_of(**NEAR | poor))["TL206"] == "issue"
+    at_chance = {"pixel_probe": Interval(0.05, 0.1, 0.2), "linear": 0.15, "svm": 0.15}
+    assert "TL206" not in codes(profile_of(**NEAR | at_chance))
+
+
+def test_more_pictures_are_asked_for_only_where_the_curve_is_sure() -> None:
+    rising = replace(profile_of(**NEAR), curve=curve_of(0.7, 0.74, n_per_class=30))
+    found = {f.code: f for f in findings(rising)}
+    assert "About 15 more a class would buy the probe 2 points" in found["TL207"].detail
+    assert "TL207" not in codes(replace(rising, curve=curve_of(0.7, 0.705)))

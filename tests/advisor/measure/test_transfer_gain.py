@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+
+from advisor.measure.transfer_gain import transfer_gain, verdict
+from strategies.core.metrics import Interval
+
+CLASSES = ("ant", "bee", "wasp")
+
+
+def test_a_classifier_that_beats_its_control_has_gained() -> None:
+    labels = np.repeat([0, 1, 2], 50)
+    hits, control = np.ones(150, dtype=bool), labels != 0
+
+    found = transfer_gain(hits, control, labels, CLASSES, "from_scratch")
+
+    assert found.verdict == "positive"
+    assert found.gain.mid == pytest.approx(1 / 3)
+    assert [c.sure for c in found.per_class] == [True, False, False]
+
+
+def test_a_classifier_that_loses_to_its_control_has_transferred_negatively() -> None:
+    labels = np.repeat([0, 1], 50)
+    hits, control = labels == 0, np.ones(100, dtype=bool)
+
+    found = transfer_gain(hits, control, labels, CLASSES, "from_scratch")
+
+    assert found.verdict == "negative"
+    assert found.gain.high < 0
+    assert [(c.name, c.sure) for c in found.per_class] == [("ant", False), ("bee", True)]
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [
+        (Interval(0.01, 0.2, 0.3), "positive"),
+        (Interval(-0.3, -0.2, -0.01), "negative"),
+        (Interval(-0.04, 0.0, 0.03), "none"),
+        (Interval(-0.2, 0.0, 0.2), "unclear"),
+    ],
+)
+def test_the_verdict_claims_no_more_than_the_interval(interval: Interval, word: str) -> None:
+    assert verdict(interval, learnt=True) == word
+
+
+def test_a_control_that_learnt_nothing_tells_of_losses_only() -> None:
+    labels = np.repeat([0, 1, 2], 50)
+    hits, chance = np.ones(150, dtype=bool), labels == 0
+
+    found = transfer_gain(hits, chance, labels, CLASSES, "from_scratch")
+
+    assert found.verdict == "untold"
+    assert found.per_class == ()
+    assert transfer_gain(hits, labels > 0, labels, CLASSES, "x").verdict == "positive"
+    assert verdict(Interval(-0.3, -0.2, -0.1), learnt=False) == "negative"
+
+
+def test_swapping_the_two_turns_the_gain_around() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 200)
+    hits, control = rng.random(200) < 0.8, rng.random(200) < 0.6
+    forward = transfer_gain(hits, control, labels, CLASSES, "x").gain
+    backward = transfer_gain(control, hits, labels, CLASSES, "x").gain
+    assert forward.mid == pytest.approx(-backward.mid)
+    assert forward.low == pytest.approx(-backward.high)
+
+
+def test_equal_classifiers_are_rarely_told_apart_in_any_class() -> None:
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(20), 30)
+    names = [str(c) for c in range(20)]
+    named = 0
+    for _ in range(200):
+        hits, control = rng.random(600) < 0.7, rng.random(600) < 0.7
+        named += any(c.sure for c in transfer_gain(hits, control, labels, names, "x").per_class)
+    assert named / 200 <= 0.05
+
+
+def test_at_most_one_in_twenty_of_the_classes_that_are_named_is_named_by_chance() -> None:
+    rng = np.random.default_rng(2)
+    labels = np.repeat(np.arange(20), 40)
+    gains = labels < 5
+    names = [str(c) for c in range(20)]
+    false_shares, found_shares = [], []
+    for _ in range(200):
+        hits = rng.random(800) < np.where(gains, 0.95, 0.6)
+        control = rng.random(800) < 0.6
+        sure = np.array(
+            [c.sure for c in transfer_gain(hits, control, labels, names, "x").per_class]
+        )
+        false_shares.append(sure[5:].sum() / max(sure.sum(), 1))
+        found_shares.append(sure[:5].mean())
+    assert np.mean(false_shares) <= 0.05
+    assert np.mean(found_shares) > 0.5
+
+
+def test_pictures_of_different_number_are_refused() -> None:
+    with pytest.raises(ValueError, match="one length"):
+        transfer_gain(np.ones(3, bool), np.ones(4, bool), np.zeros(3, int), CLASSES, "x")

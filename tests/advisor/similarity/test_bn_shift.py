@@ -1,0 +1,134 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from advisor.similarity.bn_shift import (
+    SOFTENING,
+    Source,
+    balanced,
+    bn_shift,
+    bootstrap_layer_shifts,
+    layer_shifts,
+    resampled,
+)
+from strategies.models.features import Moments
+
+CHANNELS = 40
+STANDARD = Source(np.zeros(CHANNELS), np.ones(CHANNELS))
+
+
+def make_moments(
+    n: int, seed: int, offset: float = 0.0, scale: float = 1.0, positions: int = 16
+) -> Moments:
+    """Moments of normal activations: pictures differ in their mean, positions within them."""
+    rng = np.random.default_rng(seed)
+    picture = rng.normal(0, 0.6, (n, 1, CHANNELS))
+    z = offset + scale * (picture + rng.normal(0, 0.8, (n, positions, CHANNELS)))
+    return Moments(
+        z.mean(axis=1).astype(np.float32),
+        np.square(z).mean(axis=1).astype(np.float32),
+        np.repeat(np.arange(4), CHANNELS // 4),
+        np.linspace(0, 1, 4),
+        np.array([1, 1, 2, 2]),
+    )
+
+
+def one_class(n: int) -> np.ndarray:
+    return np.zeros(n, dtype=np.int64)
+
+
+def test_zero_when_the_moments_are_those_of_the_source() -> None:
+    source = Source(np.array([0.3, -1.0]), np.array([0.5, 2.0]))
+    assert bn_shift(source.mean, source.variance, source) == pytest.approx([0, 0])
+
+
+@pytest.mark.parametrize(("mean", "variance"), [(0.5, 1.0), (0.0, 0.4), (0.0, 3.0), (-1.0, 0.1)])
+def test_is_the_divergence_of_two_normal_distributions(mean: float, variance: float) -> None:
+    x = np.linspace(-30, 30, 200_001)
+    v, s = variance + SOFTENING, 1 + SOFTENING
+    p = np.exp(-((x - mean) ** 2) / (2 * v)) / np.sqrt(2 * np.pi * v)
+    log_ratio = -((x - mean) ** 2) / (2 * v) + x**2 / (2 * s) + 0.5 * np.log(s / v)
+    expected = np.trapezoid(p * log_ratio, x)
+    found = bn_shift(np.array([mean]), np.array([variance]), Source(np.zeros(1), np.ones(1)))
+    assert found[0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_channel_without_variance_stays_bounded() -> None:
+    found = bn_shift(np.zeros(1), np.zeros(1), Source(np.zeros(1), np.ones(1)))
+    assert np.isfinite(found).all()
+    assert found[0] < 2
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.4])
+def test_few_pictures_do_not_look_farther_than_many(offset: float) -> None:
+    few = [
+        layer_shifts(make_moments(20, seed, offset), balanced(one_class(20)), STANDARD).mean()
+        for seed in range(80)
+    ]
+    many = layer_shifts(
+        make_moments(8000, 999, offset), balanced(one_class(8000)), STANDARD
+    ).mean()
+    error = np.std(few) / np.sqrt(len(few))
+    assert np.mean(few) == pytest.approx(many, abs=4 * error + 0.002)
+
+
+def test_a_class_with_many_pictures_does_not_pull_the_shift_to_itself() -> None:
+    near, far = make_moments(400, 1), make_moments(400, 2, offset=1.0)
+
+    def joined(n_near: int, n_far: int) -> float:
+        moments = replace(
+            near,
+            mean=np.concatenate([near.mean[:n_near], far.mean[:n_far]]),
+            square=np.concatenate([near.square[:n_near], far.square[:n_far]]),
+        )
+        labels = np.repeat([0, 1], [n_near, n_far])
+        return float(layer_shifts(moments, balanced(labels), STANDARD).mean())
+
+    even = joined(200, 200)
+    assert joined(400, 40) == pytest.approx(even, abs=0.03)
+    assert joined(40, 400) == pytest.approx(even, abs=0.03)
+
+
+def test_the_bootstrap_scatters_like_fresh_samples() -> None:
+    weights = balanced(one_class(60))
+    fresh = [
+        layer_shifts(make_moments(60, seed, 0.5), weights, STANDARD).mean() for seed in range(200)
+    ]
+    scatter = bootstrap_layer_shifts(
+        make_moments(60, 500, 0.5), weights, STANDARD, 400, np.random.default_rng(0)
+    ).mean(axis=1)
+    assert scatter.mean() == pytest.approx(0, abs=1e-6)
+    assert scatter.std() == pytest.approx(np.std(fresh), rel=0.3)
+
+
+@pytest.mark.parametrize("sizes", [[2, 2, 2], [3, 3], [10, 2], [30]])
+def test_resampling_has_the_variance_of_an_unbiased_estimate(sizes: list[int]) -> None:
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    weights = balanced(labels)
+    values = np.random.default_rng(3).normal(size=len(labels))
+    expected = sum(
+        weights.share[labels == c].sum() ** 2 * values[labels == c].var(ddof=1) / size
+        for c, size in enumerate(sizes)
+    )
+    drawn = resampled(weights, 20_000, np.random.default_rng(4)) @ values
+    assert drawn.mean() == pytest.approx(weights.share @ values, abs=0.02)
+    assert drawn.var() == pytest.approx(expected, rel=0.06)
+
+
+def test_resampled_weights_sum_to_one_and_keep_every_class_its_share() -> None:
+    labels = np.array([0, 0, 0, 1, 1, 2, 2, 2])
+    weights = balanced(labels)
+    drawn = resampled(weights, 50, np.random.default_rng(0))
+    assert (drawn >= 0).all()
+    assert drawn.sum(axis=1) == pytest.approx(np.ones(50))
+    for label in range(3):
+        own = labels == label
+        assert drawn[:, own].sum(axis=1) == pytest.approx(weights.share[own].sum())
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, 0, 0, 1], [0, 0, 1, 2], [0], [5, 5, 9, 9]])
+def test_no_stratum_has_a_single_picture_unless_there_is_one_alone(labels: list[int]) -> None:
+    weights = balanced(np.array(labels))
+    assert weights.share.sum() == pytest.approx(1)
+    assert weights.sizes.min() >= min(2, len(labels))

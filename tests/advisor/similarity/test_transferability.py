@@ -1,0 +1,113 @@
+import numpy as np
+import pytest
+from scipy.stats import entropy
+
+from advisor.similarity.transferability import h_score, leep, log_me, nce, rate_features
+
+
+def one_hot(named: np.ndarray, n_classes: int) -> np.ndarray:
+    return np.eye(n_classes)[named]
+
+
+def test_zero_when_the_old_class_determines_the_label() -> None:
+    named, labels = np.array([0, 3, 5, 3, 0]), np.array([1, 0, 1, 0, 1])
+    assert nce(named, labels) == pytest.approx(0)
+    assert leep(one_hot(named, 6), labels) == pytest.approx(0)
+
+
+def test_minus_the_entropy_of_the_labels_when_the_old_head_says_nothing() -> None:
+    labels = np.array([0, 0, 0, 1, 2, 2])
+    expected = -entropy([3, 1, 2])
+    assert nce(np.zeros(6, dtype=np.int64), labels) == pytest.approx(expected)
+    assert leep(np.full((6, 4), 0.25), labels) == pytest.approx(expected)
+
+
+def test_leep_of_certain_predictions_is_nce() -> None:
+    rng = np.random.default_rng(0)
+    named, labels = rng.integers(4, size=80), rng.integers(3, size=80)
+    assert leep(one_hot(named, 4), labels) == pytest.approx(nce(named, labels))
+
+
+def test_never_above_zero_nor_below_what_ignoring_the_old_head_gives() -> None:
+    rng = np.random.default_rng(1)
+    for _ in range(20):
+        labels = rng.integers(3, size=50)
+        named = rng.integers(6, size=50)
+        share = np.bincount(labels) / 50
+        assert -entropy(share) - 1e-9 <= nce(named, labels) <= 0
+        assert leep(rng.dirichlet(np.ones(6), size=50), labels) <= 0
+
+
+def test_the_numbers_of_labels_do_not_matter() -> None:
+    rng = np.random.default_rng(2)
+    named, labels = rng.integers(4, size=40), rng.integers(3, size=40)
+    assert nce(named * 7 + 1, labels * 5 + 2) == pytest.approx(nce(named, labels))
+
+
+def test_different_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="as many"):
+        nce(np.array([0, 1]), np.array([0]))
+    with pytest.raises(ValueError, match="at least one"):
+        leep(np.empty((0, 3)), np.empty(0, dtype=np.int64))
+
+
+def clusters(spread: float, n: int = 120, d: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(2)
+    labels = np.arange(n) % 3
+    x = rng.normal(size=(n, d))
+    x[np.arange(n), labels] += spread
+    return x, labels
+
+
+def test_features_that_tell_the_classes_score_higher() -> None:
+    for score in (log_me, h_score):
+        found = [score(*clusters(spread)) for spread in (0.0, 2.0, 6.0)]
+        assert found == sorted(found)
+        assert found[0] < found[2]
+
+
+def test_rotating_or_moving_the_features_changes_nothing() -> None:
+    x, labels = clusters(2.0)
+    turn = np.linalg.qr(np.random.default_rng(3).normal(size=(20, 20)))[0]
+    for score in (log_me, h_score):
+        assert score(x @ turn + 5, labels) == pytest.approx(score(x, labels), rel=1e-6)
+
+
+def test_log_me_is_the_largest_evidence_of_its_model() -> None:
+    """Against the density of a Gaussian with covariance X X' / alpha + 1 / beta, on a grid."""
+    x, labels = clusters(2.0, n=40, d=5)
+    x = x - x.mean(axis=0)
+    best = 0.0
+    grid = np.exp(np.linspace(-4, 8, 60))
+    for c in range(3):
+        y = (labels == c) - np.mean(labels == c)
+        values, axes = np.linalg.eigh(x @ x.T)
+        z = (axes.T @ y) ** 2
+        variance = (
+            np.maximum(values, 0)[None, None] / grid[:, None, None] + (1 / grid)[None, :, None]
+        )
+        density = -0.5 * (np.log(2 * np.pi * variance) + z / variance).sum(axis=2)
+        best += density.max() / len(y) / 3
+    assert log_me(x, labels) == pytest.approx(best, abs=0.01)
+
+
+def test_h_score_lies_between_nothing_and_the_number_of_classes_less_one() -> None:
+    for spread in (0.0, 1.0, 20.0):
+        assert 0 <= h_score(*clusters(spread)) <= 2 + 1e-9
+
+
+def test_ratings_hold_the_score_and_widen_with_fewer_pictures() -> None:
+    x, labels = clusters(2.0, n=400)
+    many, few = rate_features(x, labels, 0), rate_features(x[:40], labels[:40], 0)
+    assert many["logme"].mid == pytest.approx(log_me(x, labels))
+    for name in ("logme", "h_score"):
+        assert many[name].low < many[name].mid < many[name].high
+        assert few[name].high - few[name].low > many[name].high - many[name].low
+
+
+def test_features_that_hardly_one_picture_moves_are_rated_all_the_same() -> None:
+    labels = np.arange(40) % 4
+    dead = np.zeros((40, 8))
+    dead[3, 0] = 0.5
+    found = rate_features(dead, labels, 0)
+    assert all(np.isfinite([i.low, i.mid, i.high]).all() for i in found.values())

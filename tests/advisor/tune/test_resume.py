@@ -1,0 +1,180 @@
+"""A search that is cut short anywhere goes on: nothing finished is lost, nothing counts twice."""
+
+import signal
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.search import Search, SearchResult
+from advisor.tune.study import Trials
+from advisor.types.outcome import TrialRecord
+from strategies.core.errors import StorageError
+from strategies.layer_svm import LayerSVM
+from strategies.models.classifier import ImageClassifier
+from tests.advisor.searching import Runner
+
+
+class Killed(BaseException):
+    """What nothing catches: as near to kill -9 as a process can come from within."""
+
+
+def killed_at(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *, call: int, before: bool
+) -> None:
+    """Let the `call`-th call of a method be the last thing that a process does."""
+    original = getattr(owner, name)
+    calls = 0
+
+    def last(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == call and before:
+            raise Killed
+        result = original(*args, **kwargs)
+        if calls == call:
+            raise Killed
+        return result
+
+    monkeypatch.setattr(owner, name, last)
+
+
+def timeless(records: tuple[TrialRecord, ...]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in asdict(r).items() if k != "seconds"} for r in records]
+
+
+MOMENTS: list[tuple[type, str, int, bool]] = [
+    (optuna.Study, "ask", 2, False),
+    (Trials, "claim", 2, False),
+    (LayerSVM, "fit", 3, False),
+    (RunFolder, "keep", 1, False),
+    (optuna.Study, "tell", 2, True),
+    (Trials, "tell", 3, False),
+    (RunFolder, "write_trials", 3, True),
+]
+
+
+@pytest.fixture(scope="module")
+def alone(
+    make_runner: Callable[[Path], Runner], tmp_path_factory: pytest.TempPathFactory
+) -> SearchResult:
+    """What a search finds that nobody kills."""
+    return make_runner(tmp_path_factory.mktemp("alone") / "run")(max_trials=3, only="layer_svm")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "before"), MOMENTS, ids=[f"{m[1]}-{m[2]}" for m in MOMENTS]
+)
+def test_a_killed_search_ends_as_if_it_had_not_been(
+    run: Runner,
+    alone: SearchResult,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: type,
+    name: str,
+    call: int,
+    before: bool,
+) -> None:
+    with monkeypatch.context() as patch:
+        killed_at(patch, owner, name, call=call, before=before)
+        with pytest.raises(Killed):
+            run(max_trials=3, only="layer_svm")
+    known = timeless(run.prepare().trials.standing().done)
+    found = run.resumed(max_trials=3, only="layer_svm")
+    assert timeless(found.trials) == timeless(alone.trials)
+    assert timeless(found.trials)[: len(known)] == known
+    assert found.best.number == alone.best.number
+    on_disk = run.folder.best()
+    assert on_disk is not None
+    assert on_disk[0] == found.best
+
+
+def test_a_trial_that_kills_its_process_every_time_is_given_up(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*args: object) -> ImageClassifier:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerSVM, "fit", die)
+        for _ in range(3):
+            with pytest.raises(Killed):
+                run.resumed(max_trials=2, only="layer_svm")
+    found = run.resumed(max_trials=2, only="layer_svm")
+    assert [r.number for r in found.trials] == [0, 1]
+    assert found.trials[0].val_accuracy is None
+    assert "ended before it did" in str(found.trials[0].reason)
+    assert found.best.number == 1
+
+
+def test_a_swap_that_was_cut_short_leaves_the_old_classifier(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = run(max_trials=1)
+    with monkeypatch.context() as patch:
+        killed_at(patch, Path, "rename", call=1, before=False)
+        with pytest.raises(Killed):
+            run.folder.keep(found.classifier, found.best, refitted=False)
+    assert not (run.folder.path / "classifier").exists()
+    assert run.folder.best() == (found.best, True)
+    with run.folder.locked():
+        assert (run.folder.path / "classifier").is_dir()
+    ImageClassifier.load(run.folder.path / "classifier")
+
+
+def test_a_half_written_line_spoils_no_other(run: Runner) -> None:
+    run.folder.note("session")
+    with (run.folder.path / "metrics.jsonl").open("a") as file:
+        file.write('{"time": 1, "eve')
+    run.folder.note("done")
+    assert [e["event"] for e in run.folder.events()] == ["session", "done"]
+
+
+def test_one_process_at_a_time_holds_a_run(run: Runner) -> None:
+    other = RunFolder(run.folder.path)
+    with run.folder.locked():
+        assert other.is_locked()
+        with pytest.raises(StorageError, match="in use"), other.locked():
+            pass
+    assert not other.is_locked()
+
+
+def test_one_ctrl_c_keeps_the_best_and_two_stop_at_once(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, calls = LayerSVM.fit, 0
+
+    def fit(*args: Any) -> ImageClassifier:
+        nonlocal calls
+        calls += 1
+        if calls == 3:  # 2: the first trial once more, with val
+            signal.raise_signal(signal.SIGINT)
+        return original(*args)
+
+    monkeypatch.setattr(LayerSVM, "fit", fit)
+    search = run.prepare(max_trials=3, only="layer_svm")
+    with search.interrupt.watching():
+        search.run()
+    found = search.result()
+    assert search.interrupt.asked
+    assert [r.reason for r in found.trials] == [None, "interrupted"]
+    assert found.best.number == 0
+    with search.interrupt.watching(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_two_processes_share_the_trials_and_none_runs_twice(run: Runner) -> None:
+    searches: list[Search] = [
+        run.prepare(max_trials=4, only="layer_svm", owner=name) for name in ("one", "two")
+    ]
+    for _ in range(2):
+        for search in searches:
+            claim, _ = search._claim()
+            assert claim is not None
+            search._run_trial(claim)
+    for search in searches:
+        assert search._claim()[0] is None
+        assert [r.number for r in search.trials.standing().done] == [0, 1, 2, 3]

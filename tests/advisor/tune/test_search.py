@@ -1,0 +1,205 @@
+"""The search: floor first, records without holes, the best one kept on disk."""
+
+import time
+from dataclasses import replace
+
+import numpy as np
+import optuna
+import pytest
+
+from advisor.types.events import Event
+from advisor.types.outcome import TrialRecord
+from strategies.core.context import RunContext
+from strategies.core.errors import DataError, OutOfTime, TrainingDiverged
+from strategies.core.metrics import Interval
+from strategies.data.dataset import ImageTask
+from strategies.full_fine_tune import FullFineTune
+from strategies.layer_svm import LayerSVM
+from strategies.linear_probe import LinearProbe
+from strategies.models.backbone import Backbone
+from strategies.models.classifier import ImageClassifier
+from strategies.training import frozen_activations as prefix
+from strategies.training.trainer import ROUNDS
+from tests.advisor.searching import Runner
+
+
+def score(record: TrialRecord) -> float:
+    assert record.val_accuracy is not None
+    return record.val_accuracy.mid
+
+
+def test_the_probe_comes_first_and_a_classifier_is_on_disk(run: Runner) -> None:
+    found = run(max_trials=1)
+    assert [t.strategy for t in found.trials] == ["linear_probe"]
+    saved = ImageClassifier.load(run.folder.classifier())
+    paths = [p.path for p in run.task.val]
+    np.testing.assert_allclose(
+        saved.predict_proba(paths), found.classifier.predict_proba(paths), atol=1e-6
+    )
+
+
+def test_every_trial_is_in_the_study_and_in_the_list(run: Runner) -> None:
+    found = run(max_trials=4, only="layer_svm")
+    trials = run.study("layer_svm").trials
+    assert len(found.trials) == len(run.lines()) == len(trials) == 4
+    assert [t.value for t in trials] == [score(t) for t in found.trials]
+    one_picture = 1.5 / len(run.task.val)
+    assert score(found.best) >= max(map(score, found.trials)) - one_picture
+
+
+def test_the_first_trial_is_the_advice(run: Runner) -> None:
+    run(max_trials=1, only="layer_svm")
+    advised = next(r for r in run.advice.recommendations if r.strategy == "layer_svm")
+    assert run.study("layer_svm").trials[0].params == dict(advised.hyperparameters)
+
+
+def test_a_failed_trial_has_a_reason_and_no_score(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def diverge(*args: object) -> ImageClassifier:
+        raise TrainingDiverged("the loss was not finite")
+
+    monkeypatch.setattr(FullFineTune, "fit", diverge)
+    with pytest.raises(OutOfTime, match="not finite"):
+        run(max_trials=1, only="full_fine_tune")
+    (record,) = run.lines()
+    assert record["val_accuracy"] is None
+    assert "not finite" in record["reason"]
+    (trial,) = run.study("full_fine_tune").trials
+    assert trial.value is None
+    assert trial.state == optuna.trial.TrialState.FAIL
+
+
+def test_a_failure_does_not_end_the_search(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*args: object) -> ImageClassifier:
+        raise TrainingDiverged("the loss was not finite")
+
+    advised = run.advice.recommendations
+    ranked = sorted(advised, key=lambda r: r.strategy != "layer_svm")
+    run.advice = replace(run.advice, recommendations=tuple(ranked))
+    monkeypatch.setattr(LayerSVM, "fit", diverge)
+    found = run(max_trials=2)
+    assert found.best.strategy == "linear_probe"
+    assert any(t.reason for t in found.trials)
+
+
+def test_a_winning_probe_is_fitted_once_more_with_val(run: Runner) -> None:
+    found = run(max_trials=1)
+    assert found.refitted
+    expected = LinearProbe(**found.best.hyperparameters).fit(
+        run.task.hide_test().with_val_in_train(), run.backbone, run.ctx
+    )
+    paths = [p.path for p in run.task.fit_split]
+    np.testing.assert_allclose(
+        found.classifier.predict_proba(paths), expected.predict_proba(paths), atol=1e-6
+    )
+
+
+def test_a_probe_learns_from_val_at_once_so_that_no_time_need_be_set_aside(run: Runner) -> None:
+    run.deadline_s = time.monotonic() + 3600
+    search = run.prepare(max_trials=1)
+    before = search.clock.search_ends_s()
+    claim, _ = search._claim()
+    assert claim is not None
+    search._run_trial(claim)
+    best = run.folder.best()
+    assert best is not None
+    assert best[1]
+    assert search.clock.search_ends_s() == before
+    longest = replace(best[0], number=1, seconds=4000.0, val_accuracy=Interval(1.0, 1.0, 1.0))
+    assert search._with_val(claim, replace(longest, strategy="full_fine_tune")) is None
+    assert search._with_val(claim, longest) is None
+
+
+def test_a_first_classifier_can_be_had_before_the_search_goes_on(run: Runner) -> None:
+    search = run.prepare(max_trials=2, only="layer_svm")
+    search.run(until_found=True)
+    assert len(search.trials.standing().done) == 1
+    assert run.folder.best() is not None
+    search.run(until_found=True)
+    assert len(search.trials.standing().done) == 1
+    search.run()
+    assert len(search.trials.standing().done) == 2
+    assert search.ended() == "trials"
+
+
+def test_no_time_is_out_of_time(run: Runner) -> None:
+    run.deadline_s = 0.0
+    with pytest.raises(OutOfTime, match="--time"):
+        run()
+
+
+def test_nothing_to_select_on_is_refused(run: Runner) -> None:
+    run.task = replace(run.task, val=())
+    with pytest.raises(DataError, match="--val"):
+        run()
+
+
+def test_a_probe_is_tried_once_and_the_rest_of_the_time_goes_to_a_training(run: Runner) -> None:
+    tried = [t.strategy for t in run(max_trials=4).trials]
+    assert tried.count("linear_probe") == 1
+    assert set(tried) & {"partial_fine_tune", "full_fine_tune"}
+    assert "from_scratch" not in tried
+
+
+def test_a_training_that_is_clearly_in_the_worse_half_is_pruned(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curves = [[0.9] * ROUNDS, [0.8] * ROUNDS, [0.95] * ROUNDS, [0.1] * ROUNDS]
+    waiting = iter(curves)
+
+    def fit(
+        self: FullFineTune, task: ImageTask, backbone: Backbone, ctx: RunContext
+    ) -> ImageClassifier:
+        for step, accuracy in enumerate(next(waiting), start=1):
+            ctx.on_epoch(step, accuracy)
+        return LinearProbe(0.01).fit(task, backbone, ctx)
+
+    monkeypatch.setattr(FullFineTune, "fit", fit)
+    found = run(max_trials=4, only="full_fine_tune")
+    assert [r.val_accuracy is None for r in found.trials] == [False, False, False, True]
+    assert "pruned" in str(found.trials[3].reason)
+    pruned = run.study("full_fine_tune").trials[3]
+    assert pruned.state == optuna.trial.TrialState.PRUNED
+    assert list(pruned.intermediate_values) == [1]
+    kinds = [(e.kind, e.step) for e in run.events if e.number == 3]
+    assert kinds == [("begun", 0), ("round", 1), ("ended", 0)]
+
+
+def test_trainings_that_freeze_the_same_stages_run_them_once(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled: list[object] = []
+    fill = prefix._fill_train
+    monkeypatch.setattr(prefix, "_fill_train", lambda *a: (filled.append(a), fill(*a)))
+
+    found = run(max_trials=3, only="partial_fine_tune")
+
+    frozen = [t.hyperparameters["frozen_stages"] for t in found.trials]
+    assert len(frozen) == 3
+    assert len(set(frozen)) == len(filled) == 1
+
+
+def test_a_hopeless_training_is_really_stopped_and_leaves_nothing_behind(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates = iter([1e-5, 1e-5, 1.0])
+    seen: list[bool] = []
+
+    def suggest(trial: optuna.Trial, *args: object) -> FullFineTune:
+        trial.suggest_float("lr", 1e-5, 1.0)  # drawn, so that no advice takes its place
+        return FullFineTune(lr=next(rates), blend=1.0, steps=ROUNDS)
+
+    def hear(event: Event) -> None:
+        seen.append((run.folder.path / "checkpoints" / "trial-2").exists())
+
+    run.task = replace(run.task, val=(*run.task.val, *run.task.train))  # enough to tell by
+    monkeypatch.setattr(FullFineTune, "suggest", suggest)
+    search = replace(run.prepare(max_trials=3, only="full_fine_tune"), on_event=hear)
+    search.run()
+    good, also_good, hopeless = search.result().trials
+    assert min(score(good), score(also_good)) > 0.6
+    assert hopeless.val_accuracy is None
+    assert "pruned" in str(hopeless.reason)
+    assert any(seen)
+    assert not list((run.folder.path / "checkpoints").iterdir())

@@ -1,0 +1,169 @@
+"""A soup of trainings: kept if it wins on val, else as if it had never been tried."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.advisor.tune.test_resume import Killed, killed_at
+
+from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.run_dir.soup_candidates import Ingredients
+from advisor.tune.run_dir.status import status_lines, status_record
+from advisor.tune.search import Search
+from advisor.tune.soup import NO_TIME, make_soup
+from advisor.types.outcome import TrialRecord
+from strategies.core.context import RunContext
+from strategies.data.dataset import ImageTask
+from strategies.full_fine_tune import FullFineTune
+from strategies.linear_probe import LinearProbe
+from strategies.models.backbone import Backbone
+from strategies.models.classifier import WEIGHTS_FILE, ImageClassifier
+from tests.advisor.searching import Runner
+
+Searched = Callable[..., Search]
+
+
+@pytest.fixture
+def searched(run: Runner, monkeypatch: pytest.MonkeyPatch) -> Searched:
+    """Search over trainings that end as a good probe plus so many times one and the same error."""
+
+    def search(errors: Sequence[float], n_folds: int = 1) -> Search:
+        waiting = iter([e for e in errors for _ in range(n_folds)])
+
+        def fit(
+            self: FullFineTune, task: ImageTask, backbone: Backbone, ctx: RunContext
+        ) -> ImageClassifier:
+            found = LinearProbe(1e-3).fit(task, backbone, ctx)
+            weight = found.network.head.weight
+            noise = np.random.default_rng(1).normal(
+                0, 3 * weight.detach().std().item(), weight.shape
+            )
+            with torch.no_grad():
+                weight += next(waiting) * torch.as_tensor(noise, dtype=torch.float32)
+            return replace(found, strategy=self.name, hyperparameters=self.hyperparameters())
+
+        monkeypatch.setattr(FullFineTune, "fit", fit)
+        run.soup, run.n_folds = True, n_folds
+        prepared = run.prepare(max_trials=len(errors), only="full_fine_tune")
+        prepared.run()
+        return prepared
+
+    return search
+
+
+def accuracy(record: TrialRecord) -> float:
+    assert record.val_accuracy is not None
+    return record.val_accuracy.mid
+
+
+@pytest.mark.parametrize("n_folds", [1, 3])
+def test_an_average_that_wins_on_val_is_the_classifier(
+    searched: Searched, run: Runner, n_folds: int
+) -> None:
+    search = searched([5.0, -5.0], n_folds)
+    alone = search.contest.best(search.trials.standing().done)
+    assert alone is not None
+    soup = make_soup(search)
+    assert soup is not None
+    assert soup.kept
+    assert sorted(soup.trials) == [0, 1]
+    assert soup.val_accuracy is not None
+    assert soup.val_accuracy.mid > accuracy(alone) + 1 / search.scoring.n
+    assert soup.alone == alone.val_accuracy
+    result = search.result()
+    assert result.best.number == soup.trials[0]
+    assert result.best.val_accuracy == soup.val_accuracy
+    if n_folds == 1:
+        hits = search._judge(ImageClassifier.load(run.folder.classifier()), search.task.val)
+        assert np.mean(hits) == soup.val_accuracy.mid
+    run.folder.begin({"data": "striped"})
+    said = status_lines(run.folder, status_record(run.folder))
+    assert any("weights of trials" in line and "averaged" in line for line in said)
+
+
+def test_an_average_that_loses_leaves_the_best_alone(searched: Searched, run: Runner) -> None:
+    search = searched([5.0, 5.5])
+    before = run.folder.best()
+    soup = make_soup(search)
+    assert soup is not None
+    assert not soup.kept
+    assert soup.reason
+    assert run.folder.best() == before
+    assert run.folder.averaged() == ()
+
+
+def test_without_time_the_best_alone_stays_and_no_picture_is_looked_at(
+    searched: Searched, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = searched([5.0, -5.0])
+    before = run.folder.best()
+    search.clock.deadline_s = time.monotonic()
+    monkeypatch.setattr("advisor.tune.soup.scores_of", None)
+    soup = make_soup(search)
+    assert soup is not None
+    assert not soup.kept
+    assert soup.reason == NO_TIME
+    assert run.folder.best() == before
+
+
+def test_the_search_leaves_time_to_it_once_there_may_be_two_trainings(
+    searched: Searched, run: Runner
+) -> None:
+    search = searched([5.0])
+    clock, pool = search.clock, search.ingredients
+    assert pool is not None
+    assert pool.n_reserved((), search.scoring) == 0
+    assert clock.n_soup == pool.n_reserved(search.trials.standing().done, search.scoring) > 0
+    clock.deadline_s = time.monotonic() + 100
+    assert clock.search_ends_s() < clock.soup_ends_s()
+    clock.n_soup = 0
+    assert clock.search_ends_s() == clock.soup_ends_s()
+
+
+def test_a_run_killed_while_it_averages_does_it_again(
+    searched: Searched, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = searched([5.0, -5.0])
+    with monkeypatch.context() as patch:
+        killed_at(patch, RunFolder, "put_in_place", call=1, before=True)
+        with pytest.raises(Killed):
+            make_soup(search)
+    assert run.folder.averaged() == ()
+    resumed = run.prepare(max_trials=2, only="full_fine_tune")
+    soup = make_soup(resumed)
+    assert soup is not None
+    assert soup.kept
+    assert make_soup(run.prepare(max_trials=2, only="full_fine_tune")) == soup
+
+
+def test_what_has_been_judged_is_not_averaged_any_more(searched: Searched, run: Runner) -> None:
+    search = searched([5.0, -5.0])
+    run.folder.enter("judging", math.inf)
+    assert make_soup(search) is None
+    assert run.folder.averaged() == ()
+
+
+def test_one_training_alone_or_one_that_is_damaged_makes_no_soup(
+    searched: Searched, run: Runner
+) -> None:
+    search = searched([5.0, -5.0])
+    weights = run.folder.path / "ingredients" / "trial-1-fold-0" / WEIGHTS_FILE
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert make_soup(search) is None
+
+
+def test_only_the_best_are_kept_and_nothing_at_the_end(
+    searched: Searched, run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("advisor.tune.run_dir.soup_candidates.MOST", 2)
+    search = searched([8.0, 0.0, 8.0, 1.0])
+    pool = Ingredients(run.folder, 1)
+    here = pool.best(search.trials.standing().done)
+    done = sorted(search.trials.standing().done, key=lambda r: (-accuracy(r), r.number))
+    assert [r.number for r in here] == [r.number for r in done[:2]]
+    pool.clear()
+    assert not (run.folder.path / "ingredients").exists()

@@ -1,0 +1,101 @@
+"""The benchmarks of negative transfer count what they say they count."""
+
+import math
+from types import ModuleType
+from typing import Any
+
+from advisor.types.profile import Profile
+from strategies.core.metrics import Interval
+from tests.advisor.profiles import profile_of
+
+Row = dict[str, Any]
+
+
+def suite() -> tuple[list[Row], dict[Any, Profile]]:
+    """Ten sets: far away a probe loses to training from scratch; no fine-tune does."""
+    rows: list[Row] = []
+    profiles = {}
+    for i in range(10):
+        for n in (20, 100):
+            case = (f"set{i}", n, 0, 96)
+            probe = 0.95 - 0.06 * i
+            gain = 0.4 - 0.045 * i
+            profiles[case] = profile_of(
+                n_per_class=n,
+                similarity=1 - i / 10,
+                linear=probe,
+                svm=probe,
+                transfer_gain=Interval(gain - 0.05, gain, gain + 0.05),
+            )
+            about = {"set": case[0], "n_per_class": n, "seed": 0, "input_px": 96, "n_test": 500}
+            scratch = probe - 0.4 + 0.08 * i
+            for strategy, accuracy in (
+                ("linear_probe", probe),
+                ("layer_svm", probe),
+                ("full_fine_tune", max(probe, scratch) + 0.03),
+                ("from_scratch", scratch),
+            ):
+                rows.append(
+                    about
+                    | {"strategy": strategy, "grid": {}, "accuracy": min(accuracy, 0.99)}
+                    | {"seconds": 1.0}
+                )
+    return rows, profiles
+
+
+def test_a_chance_from_other_sets_tells_where_scratch_wins(
+    scripts: dict[str, ModuleType],
+) -> None:
+    module = scripts["transfer_risk"]
+    told = module.predict(*suite())
+    assert {t.strategy for t in told} == {"linear_probe", "layer_svm", "full_fine_tune"}
+    probes = [t for t in told if t.strategy == "linear_probe"]
+    assert len(probes) == 20
+    assert {t.case[0] for t in probes if t.negative} == {f"set{i}" for i in range(6, 10)}
+    assert module.area(probes) > 0.9
+    low, high = module.area_interval(probes)
+    assert 0.5 < low <= high <= 1
+    assert not any(t.negative for t in told if t.strategy == "full_fine_tune")
+    assert "| linear_probe | 20 | 8 |" in module.report(told)
+    assert "(8 cases)" in module.remedied(*suite())
+
+
+def test_the_set_under_test_does_not_teach_its_own_chance(scripts: dict[str, ModuleType]) -> None:
+    module = scripts["transfer_risk"]
+    rows, profiles = suite()
+    plain = {(t.case, t.strategy): t.probability for t in module.predict(rows, profiles)}
+    for row in rows:
+        if row["set"] == "set3" and row["strategy"] == "from_scratch":
+            row["accuracy"] = 0.99
+    spoilt = {(t.case, t.strategy): t.probability for t in module.predict(rows, profiles)}
+    own = (("set3", 20, 0, 96), "linear_probe")
+    other = (("set4", 20, 0, 96), "linear_probe")
+    assert spoilt[own] == plain[own]
+    assert spoilt[other] != plain[other]
+
+
+def test_an_area_needs_both_kinds(scripts: dict[str, ModuleType]) -> None:
+    module = scripts["transfer_risk"]
+    near = [t for t in module.predict(*suite()) if t.case[0] < "set3"]
+    assert math.isnan(module.area(near))
+
+
+def test_what_a_run_would_keep_is_the_best_on_val_not_on_test(
+    scripts: dict[str, ModuleType],
+) -> None:
+    def row(kind: str, strategy: str, val: float, test: float, **given: Any) -> Row:
+        about = {"set": "a", "seed": 0, "input_px": 64, "kind": kind, "strategy": strategy}
+        return about | {"given": given, "val": val, "test": test}
+
+    found = scripts["negative"].reached(
+        [
+            row("plain", "linear_probe", 0.2, 0.3),
+            row("scratch", "from_scratch", 0.5, 0.4, steps=60),
+            row("remedy", "full_fine_tune", 0.6, 0.35, steps=60, reset_stages=2),
+            row("other backbone", "linear_probe", 0.9, 0.8),
+        ]
+    )
+    assert found["best of plain and scratch, in hindsight"] == [0.4]
+    assert found["best on val, this backbone"] == [0.35]
+    assert found["best on val, all"] == [0.8]
+    assert found["remedy: full_fine_tune {'reset_stages': 2}"] == [0.35]

@@ -1,0 +1,240 @@
+"""The priors are what the benchmarks' rows say; regret is judged on sets they never saw."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from advisor.decide.priors import load_priors, priors_of
+from advisor.types.profile import Profile
+from strategies.data.dataset import ImageTask, labels_of
+from strategies.registry import STRATEGIES
+from tests.advisor.profiles import curve_of, pilot_of, profile_of
+
+Row = dict[str, Any]
+
+
+def suite() -> tuple[list[Row], dict[Any, Profile]]:
+    """Eight sets on which training gains the more the farther they are."""
+    rows: list[Row] = []
+    profiles = {}
+    for i in range(8):
+        for n in (5, 20):
+            case = (f"set{i}", n, 0, 96)
+            probe = 0.9 - 0.05 * i
+            profiles[case] = profile_of(
+                n_per_class=n, similarity=1 - i / 8, linear=probe, svm=probe
+            )
+            about = {"set": case[0], "n_per_class": n, "seed": 0, "input_px": 96, "n_test": 500}
+            for strategy, grid, accuracy in (
+                ("linear_probe", {}, probe),
+                ("layer_svm", {}, probe),
+                ("full_fine_tune", {"lr": 1e-4}, probe + 0.005),
+                ("full_fine_tune", {"lr": 1e-3}, probe - 0.1 + 0.06 * i),
+                ("from_scratch", {}, 0.4),
+            ):
+                row = {"strategy": strategy, "grid": grid, "accuracy": min(accuracy, 0.99)}
+                rows.append(about | row | {"hyperparameters": grid, "seconds": 1.0})
+    return rows, profiles
+
+
+def test_the_priors_are_rebuilt_from_the_rows_byte_for_byte(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, fit_priors = scripts["rows"], scripts["fit_priors"]
+    text = fit_priors.text_of(rows.read_rows(rows.RESULTS), rows.read_profiles())
+    assert text == fit_priors.PRIORS.read_text()
+
+
+def test_a_size_that_takes_no_further_picture_is_no_case_of_its_own(
+    scripts: dict[str, ModuleType], small_task: ImageTask
+) -> None:
+    suite = scripts["run_suite"]
+    most = max(np.bincount(labels_of(small_task.fit_split)))
+    assert 5 < most <= 20
+    assert [suite.takes_more(small_task, n) for n in suite.SIZES] == [True, True, False, False]
+
+
+def test_the_shipped_priors_know_their_strategies_and_their_error() -> None:
+    priors = load_priors()
+    assert {v.strategy for v in priors.variants} <= set(STRATEGIES)
+    for variant in priors.variants:
+        assert set(variant.weights) == set(priors.evidence)
+        assert variant.left_out_error >= variant.fit_error
+        assert (variant.fit_error > 0) == (variant.cases > 0)
+        assert STRATEGIES[variant.strategy](**variant.hyperparameters)
+
+
+def test_weights_have_the_sign_of_common_sense(scripts: dict[str, ModuleType]) -> None:
+    rows, profiles = suite()
+    for record in (
+        scripts["fit_priors"].fit(rows, profiles),
+        json.loads(scripts["fit_priors"].PRIORS.read_text()),
+    ):
+        for variant in priors_of(record).variants:
+            assert variant.weights["far"] >= 0
+            assert variant.weights["size"] >= 0
+            assert variant.weights["total"] >= 0
+            assert variant.weights["probe"] <= 0
+
+
+def test_advice_learns_to_train_far_away_and_to_probe_nearby(
+    scripts: dict[str, ModuleType],
+) -> None:
+    judged = scripts["judged"].judge(*suite())
+    table = scripts["regret"].policies(judged, {})
+    assert len(judged) == 16
+    fixed = [sum(v) for name, v in table.items() if name.startswith("always")]
+    assert sum(table["advisor, accuracy"]) < min(fixed)
+    assert all(min(v) >= 0 for v in table.values())
+    assert "| advisor, balanced |" in scripts["regret"].report(judged, {})
+
+
+def test_a_lucky_draw_is_not_what_advice_is_measured_against(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, profiles = suite()
+    again = [row | {"seed": 1} for row in rows]
+    lucky = {"set": "set0", "n_per_class": 5, "strategy": "full_fine_tune", "grid": {"lr": 1e-4}}
+    for row, gained in ((r, s * 0.05) for s, group in ((1, rows), (-1, again)) for r in group):
+        if lucky.items() <= row.items():
+            row["accuracy"] += gained
+    profiles |= {(name, n, 1, px): p for (name, n, _, px), p in profiles.items()}
+    both = {j.case: j for j in scripts["judged"].judge(rows + again, profiles)}
+    one = {j.case: j for j in scripts["judged"].judge(rows, profiles)}
+    entry, case = ("linear_probe", "{}"), ("set0", 5, 0, 96)
+    assert one[case].regret(entry) == pytest.approx(5.5)
+    assert both[case].regret(entry) == pytest.approx(0.5)
+
+
+def test_a_case_with_few_test_pictures_counts_for_little(scripts: dict[str, ModuleType]) -> None:
+    rows, profiles = suite()
+    lines = {}
+    for n_test in (500, 10):
+        for row in rows:
+            if row["set"] == "set3":
+                row["n_test"] = n_test
+                row["accuracy"] = 0.85 if row["strategy"] == "from_scratch" else row["accuracy"]
+        record = scripts["fit_priors"].fit(rows, profiles)
+        lines[n_test] = next(v for v in record["variants"] if v["strategy"] == "from_scratch")
+    assert lines[10]["intercept"] < lines[500]["intercept"] - 0.05
+
+
+def test_with_more_pictures_a_line_fitted_to_inexact_tests_is_less_certain(
+    scripts: dict[str, ModuleType],
+) -> None:
+    lines = scripts["gain_lines"]
+    rows, profiles = suite()
+    usual = scripts["fit_priors"]._usual(profiles)
+    drift = {}
+    for n_test in (5000, 50):
+        gains = lines.gains_of([r | {"n_test": n_test} for r in rows], "from_scratch", {})
+        line = lines.fit_line(gains, profiles, usual, lines.GUESS)
+        assert ((line.exact > 0) & (line.exact < 1)).all()
+        x = lines.evidence_matrix(gains, profiles, usual)
+        drift[n_test] = lines.drift_of(line, x, usual, sd=0.5)
+    assert 0 < drift[5000] < drift[50]
+
+
+def test_given_hyperparameters_are_offered_where_they_clearly_beat_the_default(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, profiles = suite()
+    by_default = [row | {"grid": {}} for row in rows if row["grid"] == {"lr": 1e-4}]
+    variants = scripts["fit_priors"].fit(rows + by_default, profiles)["variants"]
+    offered = [v["hyperparameters"] for v in variants if v["strategy"] == "full_fine_tune"]
+    assert offered == [{"lr": 1e-3}, {}]  # 1e-4 does what the default does
+
+
+def test_two_fits_with_the_same_hyperparameters_count_with_their_mean(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, profiles = suite()
+    by_default = [
+        row | {"grid": {}, "accuracy": row["accuracy"] + 0.02}
+        for row in rows
+        if row["grid"] == {"lr": 1e-4}
+    ]
+    for j in scripts["judged"].judge(rows + by_default, profiles):
+        one, other = (j.expected["full_fine_tune", grid] for grid in ("{}", '{"lr": 0.0001}'))
+        assert one == other == pytest.approx(j.rows["full_fine_tune", "{}"]["accuracy"] - 0.01)
+
+
+def test_a_fixed_pair_is_what_advice_is_a_share_of(scripts: dict[str, ModuleType]) -> None:
+    regret = scripts["regret"]
+    assert not regret.is_fixed(("full_fine_tune", "{}"))
+    assert not regret.is_fixed(("full_fine_tune", '{"lr": 0.001}'))
+    assert regret.is_fixed(("full_fine_tune", '{"blend": 1.0, "lr": 0.001}'))
+    assert regret.is_fixed(("layer_svm", "{}"))
+    judged = scripts["judged"].judge(*suite())
+    best = "always linear_probe, default"
+    lost = {name: np.mean(v) for name, v in regret.policies(judged, {}).items()}
+    lines = regret.against_best_fixed(judged, {}).splitlines()
+    assert lines[0].startswith(f"| regret as a share of: {best} |")
+    share = lost["advisor, accuracy"] / lost[best]
+    assert f"| advisor, accuracy | {share:.2f} [" in "\n".join(lines)
+
+
+def test_the_set_under_test_is_left_out(scripts: dict[str, ModuleType]) -> None:
+    rows, profiles = suite()
+    for row in rows:
+        if row["set"] == "set3" and row["strategy"] == "full_fine_tune":
+            row["accuracy"] = 0.01
+    spoilt = {j.case: j for j in scripts["judged"].judge(rows, profiles)}
+    plain = {j.case: j for j in scripts["judged"].judge(*suite())}
+    case = ("set3", 20, 0, 96)
+    assert spoilt[case].decisions == plain[case].decisions
+    assert spoilt[("set4", 20, 0, 96)].decisions != plain[("set4", 20, 0, 96)].decisions
+
+
+def test_a_profile_comes_back_from_its_row(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    full = replace(profile_of(curve=curve_of(0.5, 0.5625)), pilot=pilot_of(0.125, 0.75, 200))
+    rows = scripts["rows"]
+    about = {"set": "a", "n_per_class": 20, "seed": 0, "input_px": 96}
+    rows.append_row(tmp_path / "e.jsonl", about | {"profile": rows.profile_record(full)})
+    back = rows.read_profiles(tmp_path / "e.jsonl")["a", 20, 0, 96]
+    assert rows.profile_record(back) == rows.profile_record(full)
+    assert type(back.curve) is type(full.curve)
+    assert back.pilot is not None
+    assert back.pilot.n_train == 200
+
+
+def test_regret_by_halves_leaves_out_the_luck_of_the_best(scripts: dict[str, ModuleType]) -> None:
+    rng = np.random.default_rng(0)
+    plain, halves, behind = [], [], []
+    for _ in range(100):
+        right = rng.random((5, 300)) < 0.8
+        plain.append(right.mean(axis=1).max() - right[0].mean())
+        halves.append(scripts["judged"]._lost_by_halves(right[None].astype(float), rng)[0])
+        right[1:] |= rng.random((4, 300)) < 0.5  # the others are better by ten points
+        behind.append(scripts["judged"]._lost_by_halves(right[None].astype(float), rng)[0])
+    assert np.mean(plain) > 0.015
+    assert abs(np.mean(halves)) < 0.005
+    assert np.mean(behind) == pytest.approx(0.1, abs=0.01)
+
+
+def test_regret_by_halves_leaves_out_the_luck_of_a_training(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rng = np.random.default_rng(0)
+    plain, halves = [], []
+    for _ in range(60):
+        luck = rng.normal(0, 0.05, (3, 5, 1))  # every fit has its own; no entry is better
+        right = (rng.random((3, 5, 600)) < 0.7 + luck).astype(float)
+        accuracy = right.mean(axis=(0, 2))
+        plain.append(accuracy.max() - accuracy[0])
+        halves.append(scripts["judged"]._lost_by_halves(right, rng)[0])
+    assert np.mean(plain) > 0.02
+    assert abs(np.mean(halves)) < 0.01
+
+
+def test_hits_are_read_as_they_were_written(scripts: dict[str, ModuleType]) -> None:
+    rows = scripts["rows"]
+    for n in (1, 8, 599):
+        hits = np.random.default_rng(n).random(n) < 0.7
+        row = {"hits": rows.packed(hits), "n_test": n}
+        assert rows.hits_of(row).tolist() == hits.tolist()

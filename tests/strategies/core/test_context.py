@@ -1,0 +1,110 @@
+import contextlib
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from strategies.core import context as run
+from strategies.core.cache import ArrayCache
+from strategies.core.context import RunContext, make_context, make_device
+from strategies.core.errors import OutOfTime, TransferError
+
+
+def _context(tmp_path: Path, **settings: object) -> RunContext:
+    return RunContext(cache=ArrayCache(tmp_path), **settings)
+
+
+def test_without_a_deadline_time_never_runs_out(ctx: RunContext) -> None:
+    assert ctx.seconds_left() == float("inf")
+    ctx.check_time()
+
+
+def test_time_left_is_measured_to_the_deadline(tmp_path: Path) -> None:
+    ctx = _context(tmp_path, deadline_s=time.monotonic() + 100)
+
+    assert 95 < ctx.seconds_left() <= 100
+    ctx.check_time()
+
+
+def test_a_passed_deadline_raises(tmp_path: Path) -> None:
+    ctx = _context(tmp_path, deadline_s=time.monotonic() - 1)
+
+    assert ctx.seconds_left() < 0
+    with pytest.raises(OutOfTime):
+        ctx.check_time()
+
+
+def test_the_same_seed_draws_the_same_numbers(tmp_path: Path) -> None:
+    def draw(seed: int) -> torch.Tensor:
+        with _context(tmp_path, seed=seed).seeded():
+            return torch.rand(5)
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+
+
+def test_seeding_leaves_the_global_generator_as_it_was(ctx: RunContext) -> None:
+    before = torch.random.get_rng_state()
+
+    with ctx.seeded():
+        torch.rand(100)
+    with contextlib.suppress(KeyError), ctx.seeded():
+        torch.rand(100)
+        raise KeyError
+
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_full_precision_casts_nothing(ctx: RunContext) -> None:
+    with ctx.autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_lower_precision_casts_products(tmp_path: Path) -> None:
+    with _context(tmp_path, precision=torch.bfloat16).autocast():
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+
+
+def test_a_context_ignores_reports_by_default(ctx: RunContext) -> None:
+    ctx.on_epoch(1, 0.5)
+    ctx.on_progress("features", 1, 2)
+
+
+def test_the_default_device_is_one_that_works() -> None:
+    assert torch.zeros(1, device=make_device("auto")).sum().item() == 0
+
+
+def test_the_processor_is_always_there() -> None:
+    assert make_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["banana", "meta", "", "cuda:99", "cpu cuda"])
+def test_a_device_that_cannot_compute_is_refused_with_what_can(name: str) -> None:
+    with pytest.raises(TransferError, match="Use auto, cpu, cuda"):
+        make_device(name)
+
+
+def test_a_context_keeps_its_cache_where_it_is_told(tmp_path: Path) -> None:
+    ctx = make_context(device="cpu", cache_dir=tmp_path / "here", seed=7)
+
+    assert ctx.cache.path.parent == tmp_path / "here"
+    assert ctx.seed == 7
+    assert ctx.n_workers >= 2
+
+
+def test_the_cache_is_in_the_users_folder_by_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "default_cache_dir", lambda: tmp_path / "user")
+
+    assert make_context(device="cpu").cache.path.parent == tmp_path / "user"
+
+
+@pytest.mark.parametrize(("capable", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_processor_computes_in_the_precision_that_it_is_fast_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capable: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable})
+
+    assert make_context(device="cpu", cache_dir=tmp_path).precision == expected

@@ -1,0 +1,107 @@
+"""Nothing people have in a folder ends in a traceback, is misread, or is changed."""
+
+import hashlib
+import io
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms, ImageOps
+
+from strategies.data.dataset import load_task
+from strategies.data.decoding import DRAFT_SIDE_PX, MAX_PIXELS, read_image
+from tests.corpus import write_corpus
+
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    root = tmp_path_factory.mktemp("corpus") / "data"
+    return root, write_corpus(root)
+
+
+def tree_digest(root: Path) -> str:
+    """Hash names, kinds, times and contents of everything below a folder."""
+    total = hashlib.sha256()
+    for parent, folders, files in os.walk(root):
+        for name in sorted([*folders, *files]):
+            path = Path(parent) / name
+            status = path.lstat()
+            total.update(os.fsencode(path) + repr((status.st_mode, status.st_mtime_ns)).encode())
+            if path.is_file():
+                total.update(path.read_bytes())
+    return total.hexdigest()
+
+
+def reference(data: bytes) -> np.ndarray | None:
+    """Decode with Pillow alone, by other means than the program; None if that cannot be done."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+            if image.width * image.height > MAX_PIXELS:
+                return None
+            image.load()
+            image = ImageOps.exif_transpose(image)
+            if image.mode == "LAB":
+                lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+                image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+            rgba = np.asarray(image.convert("RGBA") if image.mode not in DEEP else image)
+    except Exception:
+        # Whatever goes wrong here, in a library or in a torn file: there is no reference.
+        return None
+    if image.mode in DEEP:
+        values = rgba.astype(float)
+        finite = values[np.isfinite(values)]
+        low, high = finite.min(), finite.max()
+        if image.mode == "F" and low >= 0 and high <= 1:
+            low, high = 0.0, 1.0
+        elif image.mode != "F" and low >= 0 and high < 65536:
+            low, high = 0.0, float(2 ** max(8, 2 * int(np.ceil(np.log2(high + 1) / 2))) - 1)
+        scaled = (np.clip(np.nan_to_num(values, nan=low), low, high) - low) / (high - low)
+        return np.repeat(np.round(255 * scaled)[..., None], 3, axis=2)
+    colour, alpha = rgba[..., :3].astype(float), rgba[..., 3:] / 255
+    return np.asarray(np.round(colour * alpha + 255 * (1 - alpha)))
+
+
+def test_every_file_is_read_to_the_reference_pixels_or_quarantined(
+    corpus: tuple[Path, int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, n_files = corpus
+    before = tree_digest(root)
+    start = time.monotonic()
+    task = load_task(root, max_quarantine=1.0, max_images=None)
+    seconds = time.monotonic() - start
+    assert tree_digest(root) == before
+    assert n_files >= 400
+    read = [*task.fit_split, *(task.test or ())]
+    assert len(read) + len(task.skipped) == n_files
+    assert all(s.reason and len(s.reason) < 300 for s in task.skipped)
+    for picture in read:
+        pixels = np.asarray(read_image(picture.path), dtype=float)
+        expected = reference(picture.path.read_bytes())
+        assert expected is not None, picture.path
+        if min(expected.shape[:2]) >= 2 * DRAFT_SIDE_PX:
+            assert (picture.height_px, picture.width_px) == expected.shape[:2]
+            continue
+        assert np.abs(pixels - expected).max() <= 1, picture.path
+        assert (picture.height_px, picture.width_px) == expected.shape[:2]
+    refused = [s for s in task.skipped if reference_of(s.path) is not None]
+    assert not refused, [(s.path.name, s.reason) for s in refused]
+    with capsys.disabled():
+        sys.stdout.write(
+            f"\ncorpus: {n_files} files, {len(read)} read to the reference pixels, "
+            f"{len(task.skipped)} set aside, in {seconds:.1f} s\n"
+        )
+
+
+def reference_of(path: Path) -> np.ndarray | None:
+    """Return the reference of a regular file; what is set aside by its name has none."""
+    if not path.is_file() or path.suffix == ".txt":
+        return None
+    return reference(path.read_bytes())

@@ -1,0 +1,109 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from strategies.core.cache import ArrayCache
+from strategies.data import inspection as reading
+from strategies.data.dataset import load_task
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArrayCache:
+    """A cache that believes files which were written a moment ago."""
+    monkeypatch.setattr(reading, "SETTLED_S", 0.0)
+    return ArrayCache(tmp_path / "cache")
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The files that were decoded."""
+    seen: list[Path] = []
+    read_bytes = reading.read_bytes
+
+    def note(path: Path) -> bytes:
+        seen.append(path)
+        return read_bytes(path)
+
+    monkeypatch.setattr(reading, "read_bytes", note)
+    return seen
+
+
+def test_a_task_read_again_is_the_same_and_decodes_nothing(
+    make_folder: Callable[..., Path], cache: ArrayCache, decoded: list[Path]
+) -> None:
+    data = make_folder("data", 6)
+    first = load_task(data, cache=cache)
+    decoded.clear()
+
+    assert load_task(data, cache=cache) == first
+    assert decoded == []
+    assert load_task(data) == first
+
+
+def test_a_changed_picture_is_decoded_again_though_size_and_time_stay(
+    make_folder: Callable[..., Path], cache: ArrayCache, decoded: list[Path]
+) -> None:
+    data = make_folder("data", 6)
+    path = data / "class0" / "000.png"
+    load_task(data, cache=cache)
+    decoded.clear()
+    before, status = path.read_bytes(), path.stat()
+    other = (data / "class0" / "001.png").read_bytes()
+    path.write_bytes(other[: len(before)].ljust(len(before), b"\0"))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size
+    assert path.stat().st_mtime_ns == status.st_mtime_ns
+
+    load_task(data, cache=cache)
+
+    assert decoded == [path]
+
+
+def test_a_new_picture_alone_is_decoded(
+    make_folder: Callable[..., Path], cache: ArrayCache, decoded: list[Path]
+) -> None:
+    data = make_folder("data", 6)
+    load_task(data, cache=cache)
+    decoded.clear()
+    new = data / "class1" / "new.png"
+    new.write_bytes((data / "class1" / "003.png").read_bytes())
+
+    assert len(load_task(data, cache=cache).pairs) == 1
+    assert decoded == [new]
+
+
+def test_a_picture_in_another_class_has_the_other_label(
+    make_folder: Callable[..., Path], cache: ArrayCache
+) -> None:
+    data = make_folder("data", 6)
+    load_task(data, cache=cache)
+    (data / "class0" / "000.png").rename(data / "class1" / "moved.png")
+
+    task = load_task(data, cache=cache)
+
+    labels = {p.path.name: p.label for p in task.fit_split + (task.test or ())}
+    assert labels["moved.png"] == 1
+
+
+def test_what_could_not_be_read_is_tried_again(
+    make_folder: Callable[..., Path], cache: ArrayCache, decoded: list[Path]
+) -> None:
+    data = make_folder("data", 6)
+    bad = data / "class0" / "bad.png"
+    bad.write_bytes(b"no picture")
+    first = load_task(data, cache=cache)
+    decoded.clear()
+
+    assert load_task(data, cache=cache).skipped == first.skipped
+    assert decoded == [bad]
+
+
+def test_a_file_changed_a_moment_ago_has_no_signature(tmp_path: Path) -> None:
+    path = tmp_path / "new.png"
+    path.write_bytes(b"new")
+
+    assert reading.signature(path) is None
+    assert reading.signature(tmp_path) is None
+    assert reading.signature(tmp_path / "absent.png") is None

@@ -1,0 +1,115 @@
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from strategies.data.decoding import decode
+from strategies.data.image import Picture
+from strategies.data.inspection import look_at
+from strategies.data.near_duplicates import (
+    LARGEST_ANYWAY,
+    Match,
+    connected,
+    duplicate_groups,
+    find_leaks,
+    find_matches,
+    pairs_of,
+)
+
+
+def scene(seed: int, px: int = 160) -> Image.Image:
+    """Draw something like a photograph: noise whose power falls with frequency."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(px), np.fft.fftfreq(px)))
+    channels = []
+    for _ in range(3):
+        spectrum = np.fft.fft2(rng.normal(size=(px, px))) / (frequency + 1 / px)
+        values = np.real(np.fft.ifft2(spectrum))
+        channels.append((values - values.min()) / np.ptp(values))
+    return Image.fromarray((255 * np.stack(channels, axis=2)).astype(np.uint8))
+
+
+def picture(image: Image.Image, name: str, label: int = 0, digest: str | None = None) -> Picture:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    decoded = decode(stream.getvalue())
+    look = look_at(decoded, stream.tell())
+    return Picture(Path(name), label, digest or name, *image.size, look=look)
+
+
+def jpeg(image: Image.Image, quality: int = 60) -> Image.Image:
+    stream = io.BytesIO()
+    image.save(stream, "JPEG", quality=quality)
+    return Image.open(stream)
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[Picture]:
+    return [picture(scene(i), f"{i}", i % 4) for i in range(120)]
+
+
+def near(pictures: list[Picture]) -> set[tuple[str, str]]:
+    found = pairs_of(pictures, find_matches(pictures))
+    return {(p.first.path.name, p.second.path.name) for p in found}
+
+
+def test_unrelated_pictures_are_not_accused(scenes: list[Picture]) -> None:
+    assert near(scenes) == set()
+
+
+@pytest.mark.parametrize("what", ["encoded again", "resized", "turned", "brighter"])
+def test_a_changed_copy_is_found(scenes: list[Picture], what: str) -> None:
+    original = scene(3)
+    copies = {
+        "encoded again": jpeg(original),
+        "resized": original.resize((144, 144), Image.Resampling.BICUBIC),
+        "turned": original.rotate(1, Image.Resampling.BICUBIC),
+        "brighter": original.point(lambda v: min(255, round(1.1 * v))),
+    }
+    assert near([*scenes, picture(copies[what], "copy")]) == {("3", "copy")}
+
+
+def test_a_stretched_copy_has_another_shape(scenes: list[Picture]) -> None:
+    assert near([*scenes, picture(scene(3).resize((160, 120)), "stretched")]) == set()
+
+
+def test_exact_copies_are_matched_with_the_first(scenes: list[Picture]) -> None:
+    copies = [replace(scenes[5], path=Path(name)) for name in ("a", "b")]
+    matches = find_matches([*scenes, *copies])
+    assert matches == (Match(5, 120, True, 1.0), Match(5, 121, True, 1.0))
+
+
+def test_blank_pictures_are_not_near_duplicates_of_each_other() -> None:
+    blanks = [picture(Image.new("RGB", (64, 64), (i, i, i)), f"{i}") for i in range(5)]
+    assert find_matches(blanks) == ()
+    assert find_matches(blanks[:1]) == ()
+    assert find_matches([]) == ()
+
+
+def test_groups_follow_links_and_long_doubtful_chains_are_cut() -> None:
+    assert connected(4, [(0, 2)]).tolist() == [0, 1, 0, 2]
+    sure = [Match(0, 1, False, 0.95)]
+    doubtful = [Match(i, i + 1, False, 0.7) for i in range(1, LARGEST_ANYWAY + 5)]
+    n = LARGEST_ANYWAY + 10
+    assert len(set(duplicate_groups(n, [*sure, *doubtful[:5]]).tolist())) == n - 6
+    assert len(set(duplicate_groups(n, [*sure, *doubtful]).tolist())) == n - 1
+
+
+def test_leaks_count_exact_and_near_copies_once(scenes: list[Picture]) -> None:
+    train, test = scenes[:60], scenes[60:80]
+    train += [replace(test[0], path=Path("copy")), picture(jpeg(scene(61)), "again")]
+    splits = {"train": tuple(train), "test": tuple(test)}
+    everything = [*train, *test]
+    (leak,) = find_leaks(splits, pairs_of(everything, find_matches(everything)))
+    assert (leak.split, leak.source, leak.n, leak.n_exact, leak.n_near) == (
+        "test",
+        "train",
+        20,
+        1,
+        1,
+    )
+    assert leak.examples == ("60 = copy", "61 = again")
+    assert find_leaks({"train": tuple(train)}, ()) == ()

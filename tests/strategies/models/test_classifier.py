@@ -1,0 +1,358 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+
+from strategies.core.atomic_files import write_json
+from strategies.core.context import RunContext
+from strategies.core.errors import StorageError
+from strategies.core.metrics import proportion
+from strategies.data.dataset import ImageTask
+from strategies.data.decoding import UnreadableImage
+from strategies.models.backbone import Backbone
+from strategies.models.classifier import (
+    FORMAT_VERSION,
+    RECORD_FILE,
+    WEIGHTS_FILE,
+    ImageClassifier,
+    evaluate,
+    make_network,
+    scale_scores,
+    set_head,
+)
+from strategies.models.features import extract_features
+
+CLASSES = ("ant", "bee", "ohm Ω")
+
+
+def _classifier(backbone: Backbone, depths: tuple[int, ...] | None = None) -> ImageClassifier:
+    depths = depths or (backbone.n_depths,)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        network = make_network(backbone, depths, 3).eval()
+    return ImageClassifier(
+        CLASSES, backbone, depths, network, "a_strategy", {"lr": 0.1, "k": None}
+    )
+
+
+@pytest.fixture
+def tiny(load_random: Callable[..., Backbone]) -> Backbone:
+    return load_random("test_resnet", input_px=64)
+
+
+@pytest.fixture
+def paths(small_task: ImageTask) -> list[Path]:
+    return [p.path for p in small_task.train[:5]]
+
+
+@pytest.fixture
+def saved(tiny: Backbone, tmp_path: Path) -> Path:
+    _classifier(tiny).save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def _tamper(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    record = json.loads((folder / RECORD_FILE).read_text())
+    change(record)
+    (folder / RECORD_FILE).write_text(json.dumps(record))
+
+
+def test_probabilities_are_a_distribution_for_every_picture(
+    tiny: Backbone, paths: list[Path]
+) -> None:
+    found = _classifier(tiny).predict_proba(paths)
+
+    assert found.shape == (5, 3)
+    assert found.dtype == np.float32
+    assert (found >= 0).all()
+    np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
+
+
+def test_no_pictures_have_no_probabilities(tiny: Backbone) -> None:
+    assert _classifier(tiny).predict_proba([]).shape == (0, 3)
+
+
+def test_probabilities_follow_the_order_of_the_pictures(tiny: Backbone, paths: list[Path]) -> None:
+    classifier = _classifier(tiny)
+
+    forth, back = classifier.predict_proba(paths), classifier.predict_proba(paths[::-1])
+
+    np.testing.assert_allclose(forth, back[::-1], rtol=1e-4)
+    assert len(np.unique(forth, axis=0)) == 5
+
+
+def test_a_file_that_is_no_picture_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("no picture")
+
+    with pytest.raises(UnreadableImage):
+        _classifier(tiny).predict_proba([tmp_path / "x.png"])
+
+
+def test_predicting_does_not_depend_on_the_mode_that_the_network_was_left_in(
+    tiny: Backbone, paths: list[Path]
+) -> None:
+    classifier = _classifier(tiny)
+    expected = classifier.predict_proba(paths)
+    classifier.network.train()
+
+    np.testing.assert_array_equal(classifier.predict_proba(paths), expected)
+
+
+@pytest.mark.parametrize("depths", [(1,), (2, 4), (6,), (1, 6)])
+def test_what_is_loaded_predicts_what_was_saved(
+    backbone: Backbone, paths: list[Path], tmp_path: Path, depths: tuple[int, ...]
+) -> None:
+    classifier = _classifier(backbone, depths)
+    classifier.save(tmp_path / "saved")
+
+    loaded = ImageClassifier.load(tmp_path / "saved")
+
+    np.testing.assert_allclose(
+        loaded.predict_proba(paths), classifier.predict_proba(paths), rtol=1e-5, atol=1e-7
+    )
+    for name in ("classes", "backbone", "depths", "strategy", "hyperparameters"):
+        assert getattr(loaded, name) == getattr(classifier, name)
+
+
+def test_a_transformer_is_saved_and_loaded(
+    load_random: Callable[..., Backbone], paths: list[Path], tmp_path: Path
+) -> None:
+    vit = load_random("test_vit")
+    for depths in ((2,), (vit.n_depths,)):
+        classifier = _classifier(vit, depths)
+        classifier.save(tmp_path / "saved")
+
+        loaded = ImageClassifier.load(tmp_path / "saved")
+
+        np.testing.assert_allclose(
+            loaded.predict_proba(paths), classifier.predict_proba(paths), rtol=1e-5, atol=1e-7
+        )
+
+
+def test_a_cut_classifier_holds_no_more_than_it_uses(backbone: Backbone, tmp_path: Path) -> None:
+    _classifier(backbone, (1,)).save(tmp_path / "early")
+    _classifier(backbone).save(tmp_path / "whole")
+
+    early, whole = ((tmp_path / n / WEIGHTS_FILE).stat().st_size for n in ("early", "whole"))
+    assert early < whole / 20
+
+
+def test_a_network_in_another_memory_layout_is_saved_all_the_same(
+    tiny: Backbone, paths: list[Path], tmp_path: Path
+) -> None:
+    classifier = _classifier(tiny)
+    classifier.network.to(memory_format=torch.channels_last)
+    classifier.save(tmp_path)
+
+    np.testing.assert_allclose(
+        ImageClassifier.load(tmp_path).predict_proba(paths),
+        classifier.predict_proba(paths),
+        rtol=1e-4,
+    )
+
+
+def test_loading_leaves_the_global_generator_as_it_was(saved: Path) -> None:
+    before = torch.random.get_rng_state()
+
+    ImageClassifier.load(saved)
+
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_saved_classifier_is_one_record_and_one_safetensors_file(saved: Path) -> None:
+    assert {f.name for f in saved.iterdir()} == {RECORD_FILE, WEIGHTS_FILE}
+    json.loads((saved / RECORD_FILE).read_text())
+    weights = (saved / WEIGHTS_FILE).read_bytes()
+    header = int.from_bytes(weights[:8], "little")
+    assert json.loads(weights[8 : 8 + header])
+    assert not weights.startswith((b"PK", b"\x80"))  # neither torch's archive nor a pickle
+
+
+def test_saving_twice_replaces_the_first(tiny: Backbone, saved: Path, paths: list[Path]) -> None:
+    classifier = _classifier(tiny)
+    scale_scores(classifier.network, 3.0)
+    classifier.save(saved)
+
+    np.testing.assert_allclose(
+        ImageClassifier.load(saved).predict_proba(paths),
+        classifier.predict_proba(paths),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("name", [RECORD_FILE, WEIGHTS_FILE])
+def test_a_missing_file_is_a_storage_error(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+
+    with pytest.raises(StorageError, match="no readable classifier"):
+        ImageClassifier.load(saved)
+
+
+def test_a_folder_that_does_not_exist_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError):
+        ImageClassifier.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", '"text"', "{}", "null", "\x00"])
+def test_a_record_that_is_none_is_a_storage_error(saved: Path, text: str) -> None:
+    (saved / RECORD_FILE).write_text(text)
+
+    with pytest.raises(StorageError):
+        ImageClassifier.load(saved)
+
+
+def test_a_record_that_is_not_text_is_a_storage_error(saved: Path) -> None:
+    (saved / RECORD_FILE).write_bytes(b"\xff\xfe\x00\x80")
+
+    with pytest.raises(StorageError):
+        ImageClassifier.load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda r: r.pop("strategy"),
+        lambda r: r.pop("classes"),
+        lambda r: r.pop("backbone"),
+        lambda r: r.pop("hyperparameters"),
+        lambda r: r.pop("weights_sha256"),
+        lambda r: r["classes"].append("one more"),
+        lambda r: r.update(depths=[]),
+        lambda r: r.update(depths=[99]),
+        lambda r: r.update(depths=["1"]),
+        lambda r: r.update(depths=[1]),
+        lambda r: r.update(backbone="resnet18"),
+        lambda r: r.update(classes=3),
+        lambda r: r["backbone"].update(name="no_such_network"),
+        lambda r: r["backbone"].update(name="test_vit"),
+        lambda r: r["backbone"].update(name=["test_resnet"]),
+        lambda r: r["backbone"].update(unknown=1),
+        lambda r: r["backbone"].update(depths=[{"name": "act1"}]),
+        lambda r: r["backbone"].pop("mean"),
+    ],
+)
+def test_a_record_that_was_tampered_with_is_a_storage_error(
+    saved: Path, change: Callable[[dict[str, Any]], object]
+) -> None:
+    _tamper(saved, change)
+
+    with pytest.raises(StorageError):
+        ImageClassifier.load(saved)
+
+
+@pytest.mark.parametrize("change", ["cut", "flipped", "empty", "text"])
+def test_weights_that_were_damaged_are_a_storage_error(saved: Path, change: str) -> None:
+    file = saved / WEIGHTS_FILE
+    data = file.read_bytes()
+    damaged = {
+        "cut": data[:-10],
+        "flipped": data[:-10] + bytes([data[-10] ^ 1]) + data[-9:],
+        "empty": b"",
+        "text": b"not weights",
+    }
+    file.write_bytes(damaged[change])
+
+    with pytest.raises(StorageError):
+        ImageClassifier.load(saved)
+
+
+def test_weights_of_another_classifier_of_the_same_shape_are_refused(
+    tiny: Backbone, saved: Path, tmp_path: Path
+) -> None:
+    other = _classifier(tiny)
+    scale_scores(other.network, 2.0)
+    other.save(tmp_path / "other")
+    (tmp_path / "other" / WEIGHTS_FILE).replace(saved / WEIGHTS_FILE)
+
+    with pytest.raises(StorageError, match="is not what"):
+        ImageClassifier.load(saved)
+
+
+def test_another_format_version_is_refused_with_the_reason(saved: Path) -> None:
+    _tamper(saved, lambda r: r.update(format_version=FORMAT_VERSION + 1))
+
+    with pytest.raises(StorageError, match=f"classifier format {FORMAT_VERSION + 1}.*reads"):
+        ImageClassifier.load(saved)
+
+
+def test_a_folder_that_cannot_be_written_is_a_storage_error(
+    tiny: Backbone, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+
+    with pytest.raises(StorageError, match="cannot be saved"):
+        _classifier(tiny).save(tmp_path / "file" / "saved")
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
+    write_json(tmp_path / "x.json", {"old": "Ω"})
+
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "x.json", {"new": object()})
+
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"old": "Ω"}
+
+
+@pytest.mark.parametrize("depths", [(6,), (2, 5)])
+def test_a_head_reads_the_cached_features_of_its_depths(
+    backbone: Backbone, small_task: ImageTask, ctx: RunContext, depths: tuple[int, ...]
+) -> None:
+    pictures = small_task.train[:4]
+    x = extract_features(pictures, backbone, ctx).at(depths)
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(3, x.shape[1])).astype(np.float32) / x.shape[1]
+    bias = np.array([0.1, 0.0, -0.3], dtype=np.float32)
+    classifier = _classifier(backbone, depths)
+
+    set_head(classifier.network, weight, bias)
+
+    np.testing.assert_allclose(
+        classifier.predict_proba([p.path for p in pictures]),
+        softmax(x @ weight.T + bias, axis=1),
+        rtol=1e-3,
+    )
+
+
+def test_scaling_scores_sharpens_but_does_not_reorder(tiny: Backbone, paths: list[Path]) -> None:
+    classifier = _classifier(tiny)
+    before = classifier.predict_proba(paths)
+
+    scale_scores(classifier.network, 2.0)
+
+    after = classifier.predict_proba(paths)
+    expected = before**2 / (before**2).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(after, expected, rtol=1e-3)
+
+
+def test_an_evaluation_says_how_the_predictions_did(tiny: Backbone, small_task: ImageTask) -> None:
+    classifier = _classifier(tiny)
+    set_head(
+        classifier.network,
+        np.zeros((3, tiny.depths[-1].channels), dtype=np.float32),
+        np.array([50.0, 0.0, 0.0], dtype=np.float32),
+    )
+
+    found = evaluate(classifier, small_task.val)
+
+    share = np.mean([p.label == 0 for p in small_task.val])
+    assert found.n == len(small_task.val)
+    assert found.accuracy == proportion(float(share), found.n)
+    assert found.mean_per_class == pytest.approx(1 / 3)
+    assert found.calibration_error == pytest.approx(1 - share, abs=1e-4)
+    assert found.top_5 is None
+    assert found.classes == classifier.classes
+    sizes = [sum(p.label == c for p in small_task.val) for c in range(3)]
+    assert found.confusion == tuple((size, 0, 0) for size in sizes)
+    assert found.per_class == tuple(proportion(float(c == 0), s) for c, s in enumerate(sizes))
+    assert sum(b.n for b in found.calibration) == found.n
+    assert {(m.label, m.predicted) for m in found.mistakes} == {
+        ("bee", "ant"),
+        ("ohm Ω", "ant"),
+    }
+    assert {m.path for m in found.mistakes} <= {str(p.path) for p in small_task.val if p.label}
+    assert all(m.probability > 0.9 for m in found.mistakes)

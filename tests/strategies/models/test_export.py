@@ -1,0 +1,148 @@
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from strategies.core.errors import NotApplicable, StorageError
+from strategies.data.dataset import ImageTask
+from strategies.models.backbone import Backbone
+from strategies.models.classifier import ImageClassifier, make_network
+from strategies.models.export import export
+from strategies.models.features import batches, to_input
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+
+def _classifier(backbone: Backbone, depths: tuple[int, ...]) -> ImageClassifier:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        network = make_network(backbone, depths, 3).eval()
+        torch.nn.init.normal_(network.head.weight)
+    return ImageClassifier(("a", "b", "Ω"), backbone, depths, network, "some", {})
+
+
+def _export(classifier: ImageClassifier, path: Path) -> None:
+    export(classifier, path, "onnx")
+
+
+def _inputs(task: ImageTask, backbone: Backbone, n: int) -> np.ndarray:
+    (pixels,) = batches([p.path for p in task.train[:n]], backbone, 1)
+    return to_input(pixels, backbone, torch.device("cpu")).numpy()
+
+
+@pytest.mark.parametrize(("name", "depths"), [("test_resnet", (1, 3)), ("test_vit", (7,))])
+def test_an_exported_model_gives_the_same_probabilities_for_any_number_of_pictures(
+    load_random: Callable[..., Backbone],
+    small_task: ImageTask,
+    tmp_path: Path,
+    name: str,
+    depths: tuple[int, ...],
+) -> None:
+    classifier = _classifier(load_random(name), depths)
+    _export(classifier, tmp_path / "deep" / "model.onnx")
+
+    session = ort.InferenceSession(
+        tmp_path / "deep" / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+
+    for n in (1, 2, 5):
+        (found,) = session.run(None, {"images": _inputs(small_task, classifier.backbone, n)})
+        expected = classifier.predict_proba([p.path for p in small_task.train[:n]])
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert len(np.unique(expected, axis=0)) == 5
+    assert [o.name for o in session.get_outputs()] == ["probabilities"]
+
+
+def test_an_exported_model_comes_with_all_that_is_needed_to_use_it(
+    load_random: Callable[..., Backbone], small_task: ImageTask, tmp_path: Path
+) -> None:
+    backbone = load_random("test_efficientnet", input_px=64)
+    classifier = _classifier(backbone, (backbone.n_depths,))
+    classifier.network.to(memory_format=torch.channels_last)  # as training leaves it
+    logging.getLogger("torch.onnx").setLevel(logging.INFO)
+    _export(classifier, tmp_path / "model.onnx")
+
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": _inputs(small_task, backbone, 4)})
+
+    expected = classifier.predict_proba([p.path for p in small_task.train[:4]])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    contract = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    assert contract["classes"] == ["a", "b", "Ω"]
+    assert contract["input_px"] == backbone.input_px
+    assert tuple(contract["mean"]) == backbone.mean
+    assert tuple(contract["std"]) == backbone.std
+    assert contract["crop_pct"] == backbone.crop_pct
+    assert contract["interpolation"] == backbone.interpolation
+    onnx.checker.check_model(str(tmp_path / "model.onnx"))
+    assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {"model.onnx"}
+    assert logging.getLogger("torch.onnx").level == logging.INFO
+
+
+@pytest.mark.parametrize(
+    ("name", "px"), [("test_efficientnet", 64), ("test_resnet", 96), ("test_vit", 160)]
+)
+def test_timm_reads_its_own_format_and_gives_the_same_probabilities(
+    load_random: Callable[..., Backbone],
+    small_task: ImageTask,
+    tmp_path: Path,
+    name: str,
+    px: int,
+) -> None:
+    backbone = load_random(name, input_px=px)
+    classifier = _classifier(backbone, (backbone.n_depths,))
+    export(classifier, tmp_path / "mine", "timm")
+
+    net = timm.create_model(f"local-dir:{tmp_path / 'mine'}", pretrained=True).eval()
+
+    with torch.inference_mode():
+        images = torch.from_numpy(_inputs(small_task, backbone, 5))
+        found = net(images).softmax(1).numpy()
+    expected = classifier.predict_proba([p.path for p in small_task.train[:5]])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert len(np.unique(expected, axis=0)) == 5
+    data = timm.data.resolve_model_data_config(net)
+    assert data["input_size"] == (3, px, px)
+    assert tuple(data["mean"]) == backbone.mean
+    assert tuple(data["std"]) == backbone.std
+    assert data["crop_pct"] == backbone.crop_pct
+    assert data["interpolation"] == backbone.interpolation
+    assert net.pretrained_cfg["label_names"] == ["a", "b", "Ω"]
+
+
+@pytest.mark.parametrize("depths", [(1,), (1, 3)])
+def test_a_network_that_timm_does_not_have_is_refused_with_a_way_out(
+    load_random: Callable[..., Backbone], tmp_path: Path, depths: tuple[int, ...]
+) -> None:
+    classifier = _classifier(load_random("test_resnet"), depths)
+
+    with pytest.raises(NotApplicable, match="Export it as onnx"):
+        export(classifier, tmp_path / "mine", "timm")
+    assert not (tmp_path / "mine").exists()
+
+
+def test_an_unknown_format_is_answered_with_the_right_one(
+    load_random: Callable[..., Backbone], tmp_path: Path
+) -> None:
+    classifier = _classifier(load_random("test_resnet"), (1,))
+
+    with pytest.raises(NotApplicable, match="Did you mean 'onnx'"):
+        export(classifier, tmp_path / "mine", "onxx")
+
+
+@pytest.mark.parametrize("format", ["onnx", "timm"])
+def test_whatever_the_format_a_place_that_is_taken_is_a_storage_error(
+    load_random: Callable[..., Backbone], tmp_path: Path, format: str
+) -> None:
+    backbone = load_random("test_resnet")
+    (tmp_path / "file").write_text("in the way")
+
+    with pytest.raises(StorageError, match="cannot be written"):
+        export(_classifier(backbone, (backbone.n_depths,)), tmp_path / "file" / "x", format)

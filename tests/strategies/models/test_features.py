@@ -1,0 +1,535 @@
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from strategies.core.cache import ArrayCache
+from strategies.core.context import RunContext
+from strategies.core.errors import OutOfTime
+from strategies.data.dataset import ImageTask, load_task
+from strategies.models import features
+from strategies.models.backbone import Backbone
+from strategies.models.body import Body
+from strategies.models.features import (
+    CHANNELS_PER_LAYER,
+    Features,
+    batches,
+    eval_pixels,
+    extract_features,
+    to_input,
+)
+
+CPU = torch.device("cpu")
+
+
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Backbone) -> nn.Module:
+        raise AssertionError("a network was built")
+
+    monkeypatch.setattr(Backbone, "build", refuse)
+
+
+def _rows_computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the size of every batch that goes through the network."""
+    seen: list[int] = []
+    activations = Body.activations
+
+    def count(self: Body, images: torch.Tensor) -> list[torch.Tensor]:
+        seen.append(len(images))
+        return activations(self, images)
+
+    monkeypatch.setattr(Body, "activations", count)
+    return seen
+
+
+def _assert_equal(left: Features, right: Features) -> None:
+    for a, b in zip(left.pooled, right.pooled, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    if left.moments and right.moments:
+        np.testing.assert_allclose(left.moments.mean, right.moments.mean, rtol=1e-3, atol=1e-4)
+
+
+def _damage_one_row(path: Path, digest: str) -> None:
+    db = sqlite3.connect(path)
+    with db:
+        db.execute("UPDATE rows SET crc = crc + 1 WHERE digest = ?", (digest,))
+    db.close()
+
+
+@torch.no_grad()
+def test_pooled_activations_are_those_of_a_forward_pass_with_hooks(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    pictures = small_task.train[:5]
+    net, caught = backbone.build(), []
+    for depth in backbone.depths[:-1]:
+        net.get_submodule(depth.name).register_forward_hook(
+            lambda module, inputs, output: caught.append(output.mean((2, 3)))
+        )
+    net.get_submodule("classifier").register_forward_pre_hook(
+        lambda module, inputs: caught.append(inputs[0])
+    )
+    pixels = np.stack([eval_pixels(p.path, backbone) for p in pictures])
+    net(to_input(pixels, backbone, CPU))
+
+    found = extract_features(pictures, backbone, ctx)
+
+    assert len(found.pooled) == len(caught) == backbone.n_depths
+    for array, expected in zip(found.pooled, caught, strict=True):
+        np.testing.assert_allclose(array, expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_moments_are_the_standardised_inputs_of_batch_norm(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    picture = small_task.train[0]
+    net, z = backbone.build(), []
+
+    def standardise(norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
+        mean, var = norm.running_mean[:, None, None], norm.running_var[:, None, None]
+        z.append((inputs[0][0] - mean) / (var + norm.eps).sqrt())
+
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_forward_pre_hook(standardise)
+    net(to_input(np.stack([eval_pixels(picture.path, backbone)]), backbone, CPU))
+
+    moments = extract_features([picture], backbone, ctx).moments
+
+    assert moments is not None
+    assert len(moments.layer_share) == len(norms)
+    assert moments.mean.shape == moments.square.shape == (1, len(moments.layer))
+    for number, everywhere in enumerate(z):
+        mean = moments.mean[0, moments.layer == number]
+        square = moments.square[0, moments.layer == number]
+        assert 0 < len(mean) <= CHANNELS_PER_LAYER
+        assert (square >= mean**2 - 1e-4).all()
+        stride = max(1, min(everywhere.shape[1:]) // features.GRID)
+        values = everywhere[:, ::stride, ::stride]
+        expected_mean, expected_square = values.mean((1, 2)), values.square().mean((1, 2))
+        if len(mean) == len(expected_mean):  # every channel is measured, in order
+            np.testing.assert_allclose(mean, expected_mean, rtol=1e-3, atol=1e-3)
+            np.testing.assert_allclose(square, expected_square, rtol=1e-3, atol=1e-3)
+
+
+def test_inputs_like_those_of_pretraining_have_mean_zero_and_square_one() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(6)
+    norm.running_mean.uniform_(-5, 5)
+    norm.running_var.uniform_(0.1, 9)
+    layout = features._Layout((("0", torch.arange(6)),), np.ones(1, np.float32))
+    x = torch.randn(16, 6, 100, 100) * norm.running_var.sqrt()[:, None, None]
+    x += norm.running_mean[:, None, None]
+
+    with features._watch(nn.Sequential(norm.eval()), layout) as seen:
+        norm(x)
+
+    mean, square = seen["0"].mean(0).split(6)
+    assert mean.abs().max() < 0.05
+    assert (square - 1).abs().max() < 0.05
+
+
+def test_moments_notice_a_shift_and_a_stretch_in_units_of_the_source() -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(3).eval()
+    norm.running_var.fill_(4.0)
+    layout = features._Layout((("0", torch.arange(3)),), np.ones(1, np.float32))
+
+    with features._watch(nn.Sequential(norm), layout) as seen:
+        norm(6 * torch.randn(8, 3, 64, 64) + 2)
+
+    mean, square = seen["0"].mean(0).split(3)
+    assert mean.mean().item() == pytest.approx(1, abs=0.05)
+    assert square.mean().item() == pytest.approx(9 + 1, abs=0.3)
+
+
+def test_watching_ends_with_its_block() -> None:
+    norm = nn.BatchNorm2d(3)
+    with features._watch(
+        nn.Sequential(norm), features._Layout((("0", torch.arange(3)),), np.ones(1, np.float32))
+    ):
+        assert norm._forward_pre_hooks
+    assert not norm._forward_pre_hooks
+
+
+def test_dead_channels_are_left_out() -> None:
+    norm = nn.BatchNorm2d(200)
+    norm.running_var[::3] = 1e-9
+
+    chosen = features._live_channels(norm)
+
+    assert len(chosen) == CHANNELS_PER_LAYER
+    assert (chosen % 3 != 0).all()
+    assert (chosen.diff() > 0).all()
+
+
+def test_rows_follow_the_order_of_the_pictures(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    pictures = small_task.train[:6]
+    forth = extract_features(pictures, backbone, ctx)
+
+    back = extract_features(pictures[::-1], backbone, ctx)
+
+    for a, b in zip(forth.pooled, back.pooled, strict=True):
+        np.testing.assert_array_equal(a, b[::-1])
+        assert len(np.unique(a, axis=0)) == len(pictures)
+
+
+def test_equal_contents_are_computed_once(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = small_task.train[:2]
+    computed = _rows_computed(monkeypatch)
+
+    found = extract_features([one, two, one, one], backbone, ctx).pooled[-1]
+
+    assert sum(computed) == 2
+    assert found.shape[0] == 4
+    np.testing.assert_array_equal(found[0], found[3])
+
+
+def test_a_second_call_needs_no_network(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = extract_features(small_task.train[:4], backbone, ctx)
+    _poison(monkeypatch)
+
+    second = extract_features(small_task.train[:4], backbone, ctx)
+
+    for a, b in zip(first.pooled, second.pooled, strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(first.moments.mean, second.moments.mean)
+    np.testing.assert_array_equal(first.moments.square, second.moments.square)
+    np.testing.assert_array_equal(first.moments.layer, second.moments.layer)
+
+
+def test_only_new_pictures_are_computed(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract_features(small_task.train[:4], backbone, ctx)
+    computed = _rows_computed(monkeypatch)
+
+    extract_features(small_task.train[:7], backbone, ctx)
+
+    assert sum(computed) == 3
+
+
+def test_a_damaged_row_is_computed_again(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = small_task.train[:3]
+    before = extract_features(pictures, backbone, ctx)
+    _damage_one_row(ctx.cache.path, pictures[1].digest)
+    computed = _rows_computed(monkeypatch)
+
+    after = extract_features(pictures, backbone, ctx)
+
+    assert sum(computed) == 1
+    _assert_equal(before, after)
+
+
+def test_a_damaged_layout_is_measured_again(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = small_task.train[:3]
+    before = extract_features(pictures, backbone, ctx)
+    _damage_one_row(ctx.cache.path, features._COUNTS)
+    computed = _rows_computed(monkeypatch)
+
+    after = extract_features(pictures, backbone, ctx)
+
+    assert not computed
+    _assert_equal(before, after)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"input_px": 32},
+        {"crop_pct": 0.5},
+        {"mean": (0.4, 0.4, 0.4)},
+        {"interpolation": "nearest"},
+        {"weights": "random", "digest": "random"},
+    ],
+)
+def test_what_changes_the_features_changes_the_space(
+    backbone: Backbone, ctx: RunContext, change: dict[str, object]
+) -> None:
+    assert features._space(replace(backbone, **change), ctx) != features._space(backbone, ctx)
+
+
+def test_precision_belongs_to_the_space_and_the_seed_only_to_random_weights(
+    backbone: Backbone, ctx: RunContext
+) -> None:
+    low, reseeded = replace(ctx, precision=torch.bfloat16), replace(ctx, seed=1)
+    random = backbone.with_random_weights()
+
+    assert features._space(backbone, low) != features._space(backbone, ctx)
+    assert features._space(backbone, reseeded) == features._space(backbone, ctx)
+    assert features._space(random, reseeded) != features._space(random, ctx)
+
+
+def test_random_weights_give_the_same_features_for_the_same_seed(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, tmp_path: Path
+) -> None:
+    pictures, random = small_task.train[:3], backbone.with_random_weights()
+    elsewhere = replace(ctx, cache=type(ctx.cache)(tmp_path / "elsewhere"))
+
+    _assert_equal(
+        extract_features(pictures, random, ctx), extract_features(pictures, random, elsewhere)
+    )
+
+
+def test_a_transformer_has_no_moments(
+    small_task: ImageTask,
+    ctx: RunContext,
+    load_random: Callable[..., Backbone],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vit = load_random("test_vit")
+    first = extract_features(small_task.train[:3], vit, ctx)
+    _poison(monkeypatch)
+    second = extract_features(small_task.train[:3], vit, ctx)
+
+    assert first.moments is None
+    assert second.moments is None
+    assert [p.shape for p in first.pooled] == [(3, d.channels) for d in vit.depths]
+    np.testing.assert_array_equal(first.pooled[-1], second.pooled[-1])
+
+
+def test_depths_are_laid_side_by_side(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    found = extract_features(small_task.train[:2], backbone, ctx)
+
+    np.testing.assert_array_equal(found.at([2]), found.pooled[1])
+    np.testing.assert_array_equal(
+        found.at([1, 3]), np.concatenate([found.pooled[0], found.pooled[2]], axis=1)
+    )
+
+
+def test_a_deadline_keeps_what_was_computed_before_it(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = small_task.train[:8]
+    monkeypatch.setattr(features, "batches", partial(batches, size=3))
+    clock = iter([0.0, 0.0, 100.0])
+    monkeypatch.setattr(RunContext, "seconds_left", lambda self: 50 - next(clock), raising=True)
+
+    with pytest.raises(OutOfTime):
+        extract_features(pictures, backbone, ctx)
+
+    kept = ctx.cache.get(features._space(backbone, ctx), [p.digest for p in pictures])
+    assert kept.keys() == {p.digest for p in pictures[:6]}
+
+
+def test_a_passed_deadline_computes_nothing_but_reads_the_cache(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    late = replace(ctx, deadline_s=time.monotonic() - 1)
+    extract_features(small_task.train[:2], backbone, ctx)
+
+    extract_features(small_task.train[:2], backbone, late)
+    with pytest.raises(OutOfTime):
+        extract_features(small_task.train[:3], backbone, late)
+
+
+def test_progress_is_told_up_to_the_end(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    extract_features(
+        small_task.train[:5], backbone, replace(ctx, on_progress=lambda *a: told.append(a))
+    )
+
+    assert told[-1] == ("features", 5, 5)
+
+
+def test_the_global_generator_is_left_as_it_was(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    before = torch.random.get_rng_state()
+
+    extract_features(small_task.train[:2], backbone.with_random_weights(), ctx)
+
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("n_workers", [1, 4])
+def test_batches_keep_the_order_and_the_rest(
+    small_task: ImageTask, backbone: Backbone, n_workers: int
+) -> None:
+    paths = [p.path for p in small_task.train[:11]]
+
+    found = list(batches(paths, backbone, n_workers, size=2))
+
+    assert [len(b) for b in found] == [2, 2, 2, 2, 2, 1]
+    expected = np.stack([eval_pixels(path, backbone) for path in paths])
+    np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+def test_no_paths_make_no_batches(backbone: Backbone) -> None:
+    assert list(batches([], backbone, 2)) == []
+
+
+def test_network_input_is_normalised_channel_by_channel(backbone: Backbone) -> None:
+    odd = replace(backbone, mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 0.125))
+    pixels = np.full((2, 4, 5, 3), [51, 102, 255], dtype=np.uint8)
+
+    found = to_input(pixels, odd, CPU)
+
+    assert found.shape == (2, 3, 4, 5)
+    expected = [(0.2 - 0.1) / 0.5, (0.4 - 0.2) / 0.25, (1.0 - 0.3) / 0.125]
+    np.testing.assert_allclose(found[1, :, 2, 2], expected, rtol=1e-5)
+
+
+def test_the_pass_is_timed_and_a_pass_over_a_few_new_pictures_keeps_the_time(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    first = extract_features(small_task.train[:3], backbone, ctx).ms_per_image
+    again = extract_features(small_task.train[:3], backbone, ctx).ms_per_image
+    more = extract_features(small_task.train[:4], backbone, ctx).ms_per_image
+
+    assert 0 < first < 10_000
+    assert again == first
+    assert more == first
+
+
+def test_a_lost_time_is_measured_again(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    pictures = small_task.train[:3]
+    before = extract_features(pictures, backbone, ctx)
+    _damage_one_row(ctx.cache.path, features._TIME)
+
+    after = extract_features(pictures, backbone, ctx)
+
+    assert after.ms_per_image > 0
+    _assert_equal(before, after)
+
+
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_cold_and_warm_passes_and_any_number_of_readers_give_the_same_features(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, tmp_path: Path, n_workers: int
+) -> None:
+    pictures = small_task.train[:5]
+    cold = extract_features(pictures, backbone, ctx)
+    elsewhere = type(ctx.cache)(tmp_path / "elsewhere")
+    other = extract_features(
+        pictures, backbone, replace(ctx, cache=elsewhere, n_workers=n_workers)
+    )
+    warm = extract_features(pictures, backbone, ctx)
+
+    for a, b, c in zip(cold.pooled, other.pooled, warm.pooled, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+
+
+KILLED = """
+import sys
+from functools import partial
+from pathlib import Path
+from strategies.models import features
+from strategies.models.backbone import load_backbone
+from strategies.core.cache import ArrayCache
+from strategies.core.context import RunContext
+from strategies.data.dataset import load_task
+
+features.batches = partial(features.batches, size=4)
+task = load_task(Path(sys.argv[1]), n_workers=1)
+ctx = RunContext(
+    cache=ArrayCache(Path(sys.argv[2])),
+    on_progress=lambda what, done, total: print(done, flush=True),
+)
+features.extract_features(task.fit_split, load_backbone(input_px=64), ctx)
+"""
+
+
+def test_a_killed_pass_keeps_all_batches_that_were_done(
+    make_folder: Callable[..., Path], backbone: Backbone, ctx: RunContext
+) -> None:
+    data = make_folder("data", 40)
+    command = [sys.executable, "-c", KILLED, str(data), str(ctx.cache.path.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        told = [int(process.stdout.readline()) for _ in range(3)]
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert told == [4, 8, 12]
+
+    wanted = load_task(data).fit_split
+    kept = ctx.cache.get(features._space(backbone, ctx), [p.digest for p in wanted])
+    assert {p.digest for p in wanted[:12]} <= kept.keys()
+    assert len(kept) % 4 == 0
+    whole = extract_features(wanted[:16], backbone, ctx)
+    fresh = replace(ctx, cache=ArrayCache(ctx.cache.path.parent / "fresh"))
+    _assert_equal(whole, extract_features(wanted[:16], backbone, fresh))
+
+
+def test_a_damaged_cache_file_costs_a_second_pass_and_nothing_else(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    pictures = small_task.train[:3]
+    before = extract_features(pictures, backbone, ctx)
+    data = bytearray(ctx.cache.path.read_bytes())
+    for start in range(0, len(data), 1024):
+        data[start : start + 64] = b"\xff" * 64
+    ctx.cache.path.write_bytes(data)
+
+    _assert_equal(before, extract_features(pictures, backbone, ctx))
+    _assert_equal(before, extract_features(pictures, backbone, ctx))
+
+
+@pytest.mark.parametrize("error", [features.ROUNDING_TOLERANCE * 2, np.inf, np.nan])
+def test_a_precision_that_rounds_too_much_is_not_used_now_or_later(
+    small_task: ImageTask,
+    backbone: Backbone,
+    ctx: RunContext,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: float,
+) -> None:
+    pictures = small_task.train[:4]
+    exact = extract_features(pictures, backbone, ctx)
+    monkeypatch.setattr(
+        features, "_rounding_error", lambda *_: np.array([error], dtype=np.float32)
+    )
+    low = replace(ctx, precision=torch.bfloat16, cache=ArrayCache(tmp_path / "low"))
+
+    _assert_equal(
+        extract_features(pictures[:2], backbone, low),
+        extract_features(pictures[:2], backbone, ctx),
+    )
+    monkeypatch.undo()
+    _assert_equal(extract_features(pictures, backbone, low), exact)
+
+
+def test_rounding_is_measured_against_full_precision(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    pictures, (body, _) = small_task.train[:3], features._prepare(backbone, ctx)
+    low = replace(ctx, precision=torch.bfloat16)
+
+    assert features._rounding_error(pictures, body, backbone, ctx) == 0
+    (error,) = features._rounding_error(pictures, body, backbone, low)
+    assert 1e-4 < error < features.ROUNDING_TOLERANCE
+
+
+def test_a_network_with_batch_norm_takes_any_size(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    seen = extract_features(small_task.train[:2], backbone, ctx)
+    assert seen.any_size
+    assert not replace(seen, moments=None).any_size

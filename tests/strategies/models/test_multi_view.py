@@ -1,0 +1,142 @@
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from strategies.core.context import RunContext
+from strategies.core.errors import OutOfTime
+from strategies.data.dataset import ImageTask
+from strategies.models import multi_view as module
+from strategies.models.backbone import Backbone
+from strategies.models.body import Body, pool
+from strategies.models.classifier import ImageClassifier, make_network
+from strategies.models.features import eval_pixels, extract_features
+from strategies.models.multi_view import VIEWS, extract_views, features_at, view_pixels
+
+
+def test_the_first_view_is_what_prediction_sees_and_the_second_its_mirror_image(
+    small_task: ImageTask, backbone: Backbone
+) -> None:
+    path = small_task.train[0].path
+    seen = eval_pixels(path, backbone)
+
+    one, six = (view_pixels(path, backbone, n) for n in VIEWS)
+
+    np.testing.assert_array_equal(one, seen[None])
+    np.testing.assert_array_equal(six[0], seen)
+    np.testing.assert_array_equal(six[1], seen[:, ::-1])
+    assert len({v.tobytes() for v in six}) == len(six) == VIEWS[-1]
+
+
+@pytest.mark.parametrize("size", [(90, 40), (40, 90)])
+def test_every_corner_of_a_picture_is_in_one_view(
+    backbone: Backbone, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    image = Image.new("RGB", size, "white")
+    colours = {(0, 0): "red", (1, 0): "lime", (0, 1): "blue", (1, 1): "black"}
+    for (right, low), colour in colours.items():
+        image.paste(colour, (right * (size[0] - 8), low * (size[1] - 8), *_end(right, low, size)))
+    image.save(tmp_path / "corners.png")
+
+    _, _, *corners = view_pixels(tmp_path / "corners.png", backbone, 6)
+
+    # The right ones are mirrored, so that every corner of the picture lies on the left.
+    found = [
+        tuple(int(v) for v in view[y, 0]) for view, y in zip(corners, (0, 0, -1, -1), strict=True)
+    ]
+    assert found == [(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)]
+
+
+def _end(right: int, low: int, size: tuple[int, int]) -> tuple[int, int]:
+    return (size[0] if right else 8, size[1] if low else 8)
+
+
+def test_one_view_by_means_is_the_plain_features(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    pictures = small_task.train[:5]
+    plain = extract_features(pictures, backbone, ctx)
+
+    seen = extract_views(pictures, backbone, ctx, 1)
+
+    for depth in range(1, backbone.n_depths + 1):
+        found = seen.at([depth], "mean")
+        np.testing.assert_allclose(found[:, 0], plain.at([depth]), rtol=1e-4, atol=1e-4)
+    depths = (2, backbone.n_depths)
+    np.testing.assert_array_equal(
+        features_at(pictures, backbone, ctx, depths, "mean", 1)[:, 0], plain.at(depths)
+    )
+
+
+def test_what_a_head_learns_from_is_what_the_cut_network_computes(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    pictures = small_task.train[:4]
+    for depths in ((2,), (2, 4), (3, backbone.n_depths)):
+        learnt = features_at(pictures, backbone, ctx, depths, "grid", 1)[:, 0]
+        network = make_network(backbone, depths, 2, "grid").eval()
+        assert network.head.in_features == learnt.shape[1]
+        pixels = np.stack([eval_pixels(p.path, backbone) for p in pictures])
+        with torch.inference_mode():
+            found = network.body(module.to_input(pixels, backbone, ctx.device)).numpy()
+        np.testing.assert_allclose(found, learnt, rtol=1e-4, atol=1e-4)
+
+
+def test_views_are_computed_once_for_every_picture(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = small_task.train[0], small_task.train[1]
+    before = extract_views((first, second, first), backbone, ctx, 6)
+
+    monkeypatch.setattr(Body, "maps", lambda *_: pytest.fail("computed again"))
+    again = extract_views((second, first), backbone, ctx, 6)
+
+    assert before.mean[0].shape[:2] == (3, 6)
+    np.testing.assert_array_equal(before.mean[-1][[1, 0]], again.mean[-1])
+    np.testing.assert_array_equal(before.grid[1][0], before.grid[1][2])
+
+
+def test_no_time_left_is_out_of_time(
+    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+) -> None:
+    with pytest.raises(OutOfTime):
+        extract_views(small_task.train[:2], backbone, replace(ctx, deadline_s=0.0), 6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (3, 3), (1, 1), (5, 2)])
+def test_a_grid_holds_the_means_of_the_quarters(height: int, width: int) -> None:
+    maps = torch.arange(2 * 3 * height * width, dtype=torch.float32).view(2, 3, height, width)
+
+    found = pool(maps, "grid").view(2, 4, 3)
+
+    expected = torch.nn.functional.adaptive_avg_pool2d(maps, 2).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(pool(maps, "mean"), maps.mean((2, 3)))
+
+
+def test_a_grid_tells_a_picture_from_its_mirror_image_and_a_mean_does_not() -> None:
+    maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+    torch.testing.assert_close(pool(maps, "mean"), pool(maps.flip(3), "mean"))
+    assert (pool(maps, "grid") - pool(maps.flip(3), "grid")).abs().max() > 0.1
+
+
+def test_a_saved_classifier_remembers_its_pooling(
+    load_random: Callable[..., Backbone], small_task: ImageTask, tmp_path: Path
+) -> None:
+    backbone = load_random("test_resnet")
+    network = make_network(backbone, (1, 2), 2, "grid").eval()
+    classifier = ImageClassifier(("a", "b"), backbone, (1, 2), network, "some", {}, "grid")
+    paths = [p.path for p in small_task.val]
+
+    classifier.save(tmp_path / "saved")
+    loaded = ImageClassifier.load(tmp_path / "saved")
+
+    assert loaded.pooling == "grid"
+    np.testing.assert_allclose(
+        loaded.predict_proba(paths), classifier.predict_proba(paths), atol=1e-6
+    )

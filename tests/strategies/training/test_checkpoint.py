@@ -1,0 +1,167 @@
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from strategies.core.context import RunContext
+from strategies.core.errors import StorageError
+from strategies.data.dataset import ImageTask
+from strategies.models.backbone import Backbone
+from strategies.models.classifier import make_network
+from strategies.models.network import Network
+from strategies.training import trainer as training
+from strategies.training.checkpoint import Checkpoint, Snapshot, identity_of
+from strategies.training.recipe import Recipe
+from strategies.training.trainer import train
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(14, 0.01, batch_size=8, batch_norm="trained", hflip=True, blend=0.7, ema=0.5)
+
+
+@pytest.fixture
+def tiny(load_random: Callable[..., Backbone]) -> Backbone:
+    """A ResNet of half a million parameters at 32 px."""
+    return replace(load_random("test_resnet", input_px=64), input_px=32)
+
+
+@pytest.fixture
+def kept(ctx: RunContext, tmp_path: Path) -> RunContext:
+    return replace(ctx, checkpoint=tmp_path / "run" / "training.safetensors")
+
+
+def _trained(
+    task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext
+) -> dict[str, Tensor]:
+    with ctx.seeded():
+        network: Network = make_network(backbone, (backbone.n_depths,), task.n_classes)
+        train(network, task, backbone, recipe, ctx)
+    return network.state_dict()
+
+
+def _interrupt_before(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
+    """Interrupt the step of this number, once; record the steps that are taken."""
+    taken: list[int] = []
+    step = training._Learner.take_step
+    left = [1]
+
+    def watch(learner: training._Learner, *args: object) -> None:
+        if learner.step == number and left:
+            left.pop()
+            raise KeyboardInterrupt
+        taken.append(learner.step)
+        step(learner, *args)
+
+    monkeypatch.setattr(training._Learner, "take_step", watch)
+    return taken
+
+
+@pytest.mark.parametrize(
+    ("recipe", "times"),
+    [
+        (RECIPE, 5),
+        (replace(RECIPE, frozen_stages=2), 2),
+        (replace(RECIPE, optimiser="sgd", mixup=0.3, cutmix=1.0), 2),
+    ],
+    ids=["full", "frozen prefix", "sgd and mixing"],
+)
+def test_a_training_interrupted_anywhere_ends_with_the_same_weights(
+    tiny: Backbone,
+    small_task: ImageTask,
+    kept: RunContext,
+    monkeypatch: pytest.MonkeyPatch,
+    recipe: Recipe,
+    times: int,
+) -> None:
+    kept = replace(kept, deadline_s=time.monotonic() + 1e4)  # a limit that is far away
+    expected = _trained(small_task, tiny, recipe, kept)
+    for number in np.random.default_rng(0).choice(recipe.steps, size=times, replace=False):
+        with monkeypatch.context() as patch:
+            taken = _interrupt_before(patch, int(number))
+            with pytest.raises(KeyboardInterrupt):
+                _trained(small_task, tiny, recipe, kept)
+            found = _trained(small_task, tiny, recipe, kept)
+
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+        a_round = int(np.ceil(recipe.steps / training.ROUNDS))
+        assert len(taken) - recipe.steps <= a_round
+        assert not list(kept.checkpoint.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda task, recipe, ctx: (task, replace(recipe, lr=0.02), ctx),
+        lambda task, recipe, ctx: (task, recipe, replace(ctx, seed=1)),
+        lambda task, recipe, ctx: (replace(task, train=task.train[:-1]), recipe, ctx),
+    ],
+    ids=["recipe", "seed", "pictures"],
+)
+def test_another_training_does_not_go_on_from_it(
+    tiny: Backbone,
+    small_task: ImageTask,
+    kept: RunContext,
+    monkeypatch: pytest.MonkeyPatch,
+    other: Callable[..., tuple[ImageTask, Recipe, RunContext]],
+) -> None:
+    task, recipe, ctx = other(small_task, RECIPE, kept)
+    expected = _trained(task, tiny, recipe, replace(ctx, checkpoint=None))
+    _interrupt_before(monkeypatch, 8)
+    with pytest.raises(KeyboardInterrupt):
+        _trained(small_task, tiny, RECIPE, kept)
+    assert kept.checkpoint.exists()
+
+    found = _trained(task, tiny, recipe, ctx)
+
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("damage", ["cut short", "one bit", "empty", "text"])
+def test_a_damaged_file_counts_as_absent(tmp_path: Path, damage: str) -> None:
+    checkpoint = Checkpoint(tmp_path / "c", "me")
+    checkpoint.write(Snapshot({"a": torch.arange(50.0)}, {"step": 3}))
+    data = bytearray(checkpoint.path.read_bytes())
+    if damage == "one bit":
+        data[-7] ^= 1
+    damaged = {"cut short": data[:-9], "one bit": data, "empty": b"", "text": b"hello there"}
+    checkpoint.path.write_bytes(damaged[damage])
+
+    assert checkpoint.read(CPU) is None
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "folder" / "c", "me")
+    tensors = {
+        "a/b": torch.randn(3, 4).to(torch.bfloat16),
+        "scalar": torch.tensor(7),
+        "none": torch.zeros(0, dtype=torch.bool),
+    }
+    checkpoint.write(Snapshot(tensors, {"step": 3, "progress": 0.1 + 0.2}))
+
+    found = checkpoint.read(CPU)
+
+    assert found is not None
+    assert found.values == {"step": 3, "progress": 0.1 + 0.2}
+    assert all(torch.equal(found.tensors[name], value) for name, value in tensors.items())
+    assert Checkpoint(checkpoint.path, "someone else").read(CPU) is None
+    checkpoint.remove()
+    assert checkpoint.read(CPU) is None
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="cannot be written"):
+        Checkpoint(tmp_path / "file" / "c", "me").write(Snapshot({}, {}))
+
+
+def test_the_deadline_is_no_part_of_a_trainings_identity(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    one = identity_of(small_task, tiny, RECIPE, ctx)
+
+    assert identity_of(small_task, tiny, RECIPE, replace(ctx, deadline_s=1e9)) == one
+    assert identity_of(small_task, tiny, RECIPE, replace(ctx, seed=5)) != one

@@ -1,0 +1,155 @@
+"""What is made new before a training, and what is not touched."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from strategies.core.context import RunContext
+from strategies.data.dataset import ImageTask
+from strategies.full_fine_tune import FullFineTune
+from strategies.models.backbone import Backbone, stages
+from strategies.models.classifier import make_network
+from strategies.models.features import eval_pixels, to_input
+from strategies.models.network import Network
+from strategies.partial_fine_tune import PartialFineTune
+from strategies.training.recipe import Recipe
+from strategies.training.reinit import is_renewed, renew
+
+AGAIN = Recipe(3, 0.01, batch_norm="reestimated")
+
+
+@pytest.fixture
+def tiny(load_random: Callable[..., Backbone]) -> Backbone:
+    """A ResNet of half a million parameters at 32 px."""
+    return replace(load_random("test_resnet", input_px=64), input_px=32)
+
+
+def network_of(backbone: Backbone) -> Network:
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        return make_network(backbone, (backbone.n_depths,), 3)
+
+
+def state_of(network: Network) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in network.state_dict().items()}
+
+
+def changed(network: Network, before: dict[str, Tensor]) -> set[str]:
+    return {k for k, v in network.state_dict().items() if not torch.equal(before[k], v)}
+
+
+def is_statistic(key: str) -> bool:
+    return "running_" in key or "num_batches" in key
+
+
+def test_what_reaches_a_layer_has_mean_0_and_variance_1_by_the_new_statistics(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    network = network_of(tiny)
+    renew(network, small_task, tiny, AGAIN, ctx)
+
+    norm = next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    seen: list[Tensor] = []
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    pixels = np.stack([eval_pixels(p.path, tiny) for p in small_task.train])
+    with torch.no_grad():
+        network(to_input(pixels, tiny, ctx.device))
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, variance = seen[0].mean((0, 2, 3)), seen[0].var((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, mean, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(norm.running_var, variance, rtol=0.1, atol=1e-3)
+
+
+def test_only_statistics_are_taken_again_and_frozen_stages_keep_theirs(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    network = network_of(tiny)
+    before = state_of(network)
+    renew(network, small_task, tiny, replace(AGAIN, frozen_stages=2), ctx)
+
+    stage = stages(network.body.net, tiny)
+    moved = changed(network, before)
+    assert moved
+    assert all(is_statistic(key) for key in moved)
+    owners = {key.removeprefix("body.net.").rpartition(".")[0] for key in moved}
+    assert min(stage[name] for name in owners) == 3
+    assert not any(m.training for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+
+
+def test_the_last_stages_start_from_random_weights_and_the_first_are_kept(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    network = network_of(tiny)
+    before = state_of(network)
+    other = replace(ctx, seed=1)  # the network itself was drawn with seed 0
+    with other.seeded():
+        renew(network, small_task, tiny, Recipe(3, 0.01, reset_stages=2), other)
+
+    stage = stages(network.body.net, tiny)
+    moved = {k for k in changed(network, before) if not is_statistic(k)}
+    owners = {key.removeprefix("body.net.").rpartition(".")[0] for key in moved}
+    assert min(stage[name] for name in owners) == tiny.n_depths - 1
+    convolutions = {
+        f"body.net.{n}.weight"
+        for n, m in network.body.net.named_modules()
+        if isinstance(m, nn.Conv2d) and stage[n] >= tiny.n_depths - 1
+    }
+    assert convolutions <= moved
+
+
+def test_activations_come_in_the_order_of_the_pictures(
+    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+) -> None:
+    network = network_of(tiny)
+    found = renew(network, small_task, tiny, AGAIN, ctx)
+    pixels = np.stack([eval_pixels(small_task.train[0].path, tiny)])
+    with torch.no_grad():
+        alone = network.body(to_input(pixels, tiny, ctx.device))
+    np.testing.assert_allclose(found[0], alone[0].numpy(), rtol=1e-3, atol=1e-4)
+
+
+def test_a_recipe_renews_nothing_unless_told() -> None:
+    assert not is_renewed(Recipe(3, 0.01))
+    assert not is_renewed(Recipe(3, 0.01, batch_norm="trained"))
+    assert is_renewed(AGAIN)
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        FullFineTune(steps=2, batch_norm="reestimated"),
+        FullFineTune(steps=2, reset_stages=1),
+        PartialFineTune(steps=2, batch_norm="reestimated"),
+    ],
+    ids=lambda s: f"{s.name}-{s.batch_norm}",
+)
+def test_a_renewed_training_costs_more_passes_and_is_the_same_twice(
+    strategy: FullFineTune | PartialFineTune,
+    small_task: ImageTask,
+    tiny: Backbone,
+    ctx: RunContext,
+) -> None:
+    backbone = tiny
+    task = small_task.hide_test()
+    plain = type(strategy)(steps=2)
+    more = strategy.image_passes(task, backbone) - plain.image_passes(task, backbone)
+    assert more == pytest.approx(2 * len(task.train))
+
+    first = strategy.fit(task, backbone, ctx)
+    again = type(strategy)(**first.hyperparameters).fit(task, backbone, ctx)
+    paths = [p.path for p in task.val]
+    np.testing.assert_array_equal(first.predict_proba(paths), again.predict_proba(paths))
+    other = plain.fit(task, backbone, ctx).predict_proba(paths)
+    assert not np.allclose(first.predict_proba(paths), other)
+
+
+def test_making_all_stages_new_is_refused(small_task: ImageTask, backbone: Backbone) -> None:
+    refusal = FullFineTune(reset_stages=backbone.n_depths).why_not(small_task, backbone)
+    assert refusal is not None
+    assert "reset_stages" in refusal
+    assert FullFineTune(reset_stages=1).why_not(small_task, backbone) is None

@@ -1,0 +1,45 @@
+"""What training costs is a ratio that chance does not turn upside down."""
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from strategies.core.cache import ArrayCache
+from strategies.core.context import RunContext
+from strategies.data.dataset import load_task
+from strategies.models.backbone import Backbone
+from strategies.models.features import BATCH
+from strategies.training.throughput import measure_training_cost
+
+SLEPT_S = 3.0
+
+
+@pytest.mark.parametrize(("n_per_class", "batches"), [(20, 2), (80, 4)])
+def test_a_slow_write_in_a_feature_pass_does_not_make_training_look_cheap(
+    n_per_class: int,
+    batches: int,
+    make_folder: Callable[..., Path],
+    backbone: Backbone,
+    ctx: RunContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = load_task(make_folder("many", n_per_class))
+    assert min(4, -(-len(task.train) // BATCH)) == batches
+    slept = []
+    put = ArrayCache.put
+
+    def hang_once(self: ArrayCache, space: str, rows: Mapping[str, np.ndarray]) -> None:
+        if not slept and len(rows) >= BATCH:
+            slept.append(space)
+            time.sleep(SLEPT_S)
+        put(self, space, rows)
+
+    monkeypatch.setattr(ArrayCache, "put", hang_once)
+    busy = measure_training_cost(task, backbone, ctx).passes_per_image
+    assert slept
+    assert busy >= 1.0
+    if batches > 2:  # with one batch after the first there is nothing to tell it by
+        assert busy > 1.0
