@@ -9,8 +9,9 @@ demo: $(VENV)/.run
 	$(BIN)/tl-advise --demo
 	$(BIN)/tl-auto run --demo --time 90s --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
+# One process a core; each computes with one thread.
 test: $(VENV)/.dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --durations=20
 
 # A server is started from Debian's postgresql (or any initdb on the PATH); without one the test is skipped and says so.
 postgres: $(VENV)/.dev
@@ -30,6 +31,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/speed.py --guard

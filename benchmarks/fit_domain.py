@@ -3,7 +3,7 @@
     python benchmarks/fit_domain.py
 
 Reads the shipped reference of the default backbone and the sets of ``../shared/data``; writes
-``advisor/similarity/calibration.json``. A map has three numbers, each with one meaning: `same` is what 95% of
+``advisor/similarity/calibration.json``. A map has three numbers: `same` is what 95% of
 fresh ImageNet samples of 30 pictures stay below (half of the seen half against the other half);
 `far` is the farthest set; `power` makes equal steps of the score equally well resolved, from how
 the scatter over samples of 50 pictures grows with the distance. The unseen half of

@@ -6,9 +6,9 @@ For every strategy but the linear probe, and every entry of the grid that beats 
 log-odds of test accuracy minus those of the linear probe, as a straight line over the evidence
 (`advisor.decide.gain_model`) that stood before the fit. The line is a ridge regression, because
 cases are few, and is bound to common sense: a domain farther away, a poorer probe, more
-pictures, and middle depths that are better than late ones never speak against training. Noisy evidence, and cases with
-few test pictures, count as far as they are exact. What the line leaves open is judged on the data
-sets that it was not fitted to.
+pictures, and middle depths that are better than late ones never speak against training. Noisy
+evidence, and cases with few test images, count as far as they are exact. What the line leaves
+open is judged on the data sets that it was not fitted to.
 """
 
 import argparse

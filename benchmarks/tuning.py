@@ -37,18 +37,18 @@ from typing import Any
 
 import numpy as np
 import optuna
-from advisor.clock import Clock
-from advisor.options import Options
-from advisor.pipeline import Prepared, advise_on, prepare
 from peers import read_rows, run_training
 from run_suite import subsample
 from scipy.stats import t as student
-from strategies.core.backbone import Backbone, load_backbone
-from strategies.core.classifier import ImageClassifier, evaluate
-from strategies.core.run import RunContext
-from strategies.core.task import ImageTask, load_task
 
+from advisor.advise import Prepared, advise_on, prepare
+from advisor.tune.time_budget import Clock
+from advisor.types.options import Options
+from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TrainingDiverged
+from strategies.data.dataset import ImageTask, load_task
+from strategies.models.backbone import Backbone, load_backbone
+from strategies.models.classifier import ImageClassifier, evaluate
 from strategies.registry import STRATEGIES, get_strategy
 
 STARTED_S = time.monotonic()
@@ -59,7 +59,7 @@ PEERS = ("fastai", "autogluon")
 """Run in environments of their own."""
 WHO = ("run", "advice", "random", "optuna", *PEERS)
 SEARCHED = tuple(name for name in STRATEGIES if name != "from_scratch")
-AUTO = [sys.executable, "-c", "from advisor.cli import tl_auto; tl_auto()"]
+AUTO = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

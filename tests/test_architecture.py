@@ -1,4 +1,4 @@
-"""The house: how large a room may be, and what import-linter cannot see (`make check` runs that)."""
+"""The house: how large a room may be, and what import-linter (`make check`) cannot see."""
 
 import ast
 import re
@@ -94,7 +94,9 @@ def test_documents_name_files_that_exist(page: Path) -> None:
     folders = "advisor|strategies|tests|benchmarks|docs"
     for name in re.findall(rf"(?<![\w/.-])(?:{folders})/[\w./-]*\w\.\w+", text):
         assert (ROOT / name).exists(), name
-    dotted = re.findall(r"^from ((?:advisor|strategies)[\w.]*) import|^::: ([\w.]+)\.\w+$", text, re.M)
+    dotted = re.findall(
+        r"^from ((?:advisor|strategies)[\w.]*) import|^::: ([\w.]+)\.\w+$", text, re.M
+    )
     for module in filter(None, (a or b for a, b in dotted)):
         place = ROOT / module.replace(".", "/")
         assert place.is_dir() or place.with_suffix(".py").exists(), module

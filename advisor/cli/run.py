@@ -49,6 +49,26 @@ if TYPE_CHECKING:
     from advisor.types.outcome import Outcome
 
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME-1.")]
+TimeLimit = Annotated[str, typer.Option("--time", help="Limit of everything: 90s, 10m, 2h.")]
+MaxTrials = Annotated[int | None, typer.Option(min=1, help="At most this many trials.")]
+Heartbeat = Annotated[
+    int, typer.Option("--heartbeat", min=1, help="Seconds between two heartbeats of a worker.")
+]
+WithControl = Annotated[
+    bool, typer.Option(help="Spend a tenth of the time on a control without pretrained weights.")
+]
+WithSoup = Annotated[
+    bool,
+    typer.Option(help="Average the weights of the best trials; keep that if validation says so."),
+]
+Devices = Annotated[
+    str | None,
+    typer.Option(help="A worker on each: all GPUs, or names with commas: cuda:0,cuda:2."),
+]
+DataParallel = Annotated[
+    int, typer.Option(min=1, help="GPUs that share every batch of a training run.")
+]
 Storage = Annotated[
     str | None,
     typer.Option(help="Database for trials that other machines reach: postgresql://USER@HOST/DB."),
@@ -69,32 +89,16 @@ def about_auto() -> None:
 def run_command(
     data: Data = None,
     demo: Demo = False,
-    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME-1.")] = None,
-    time_limit: Annotated[
-        str, typer.Option("--time", help="Limit of everything: 90s, 10m, 2h.")
-    ] = "10m",
-    trials: Annotated[int | None, typer.Option(min=1, help="At most this many trials.")] = None,
+    out: Out = None,
+    time_limit: TimeLimit = "10m",
+    trials: MaxTrials = None,
     storage: Storage = None,
-    heartbeat_s: Annotated[
-        int, typer.Option("--heartbeat", min=1, help="Seconds between a worker's signs of life.")
-    ] = 10,
-    control: Annotated[
-        bool,
-        typer.Option(help="Spend a tenth of the time on a control without pretrained weights."),
-    ] = True,
-    soup: Annotated[
-        bool,
-        typer.Option(help="Average the best trainings' weights; keep that if it wins on val."),
-    ] = True,
-    devices: Annotated[
-        str | None,
-        typer.Option(help="A worker on each: all GPUs, or names with commas: cuda:0,cuda:2."),
-    ] = None,
+    heartbeat_s: Heartbeat = 10,
+    control: WithControl = True,
+    soup: WithSoup = True,
+    devices: Devices = None,
     artifacts: Artifacts = None,
-    ddp: Annotated[
-        int,
-        typer.Option(min=1, help="GPUs that share every batch of a training."),
-    ] = 1,
+    ddp: DataParallel = 1,
     tensorboard: WithBoard = False,
     backbone: BackboneName = "auto",
     input_px: InputPx = None,

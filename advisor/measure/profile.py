@@ -35,7 +35,7 @@ from strategies.models.features import Features, extract_features
 from strategies.registry import STRATEGIES
 from strategies.training.flip_symmetry import measure_lean
 from strategies.training.recipe import fine_tune_defaults
-from strategies.training.throughput import measure_training_cost
+from strategies.training.throughput import TrainingCost, measure_training_cost
 
 MAX_MEASURED, MIN_PER_CLASS = 2000, 5
 """Probes and similarity are measured on at most this many pictures, but these many a class."""
@@ -57,10 +57,7 @@ def measure(
 
 
 def examine(
-    task: ImageTask,
-    backbone: Backbone,
-    ctx: RunContext,
-    reference: Reference | None = None,
+    task: ImageTask, backbone: Backbone, ctx: RunContext, reference: Reference | None = None
 ) -> tuple[Profile, Measured]:
     """Measure a task without training a network, and keep what the data findings rest on.
 
@@ -80,12 +77,9 @@ def examine(
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(pictures))
     tried = _probe_depths(features, labels, task.n_classes, folds, ctx)
     control = measure_control(pictures, features, task.n_classes, backbone, ctx)
-    small = half_size(backbone, TIMED_PX) if features.any_size else backbone
-    training = measure_training_cost(task, small, ctx)
+    training = _training_cost(task, features, backbone, ctx)
     last = features.pooled[-1]
-    measured = Measured(
-        backbone.input_px, pictures, tried.scores, train_features=last, seed=ctx.seed
-    )
+    measured = Measured(backbone.input_px, pictures, tried.scores, last, seed=ctx.seed)
     counts = np.bincount(labels_of(task.fit_split), minlength=task.n_classes)
     defaults = {name: strategy() for name, strategy in STRATEGIES.items()}
     reasons = {name: s.why_not(task, backbone) for name, s in defaults.items()}
@@ -121,6 +115,14 @@ def examine(
         fine_tune_defaults=_defaults(pictures, features, tried.probes[0], backbone, ctx),
     )
     return profile, measured
+
+
+def _training_cost(
+    task: ImageTask, features: Features, backbone: Backbone, ctx: RunContext
+) -> TrainingCost:
+    """Measure the cost of training, at half the input size where the network takes any size."""
+    small = half_size(backbone, TIMED_PX) if features.any_size else backbone
+    return measure_training_cost(task, small, ctx)
 
 
 def _defaults(

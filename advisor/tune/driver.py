@@ -72,29 +72,18 @@ def auto(
     Parameters
     ----------
     out
-        The run folder; it must not exist yet, or be empty.
-    time_s
+        The run folder: new or empty.
+    time_s, max_trials
         Wall-clock limit of everything: measuring, tuning, judging, saving.
-    max_trials
-        At most this many trials.
-    storage
-        A database for the trials that other machines reach; None: a file in the run folder.
-    heartbeat_s
-        How often a process gives a sign of life; after six missed ones its trial is taken up by
-        another.
-    control
-        Whether a tenth of the time goes to a control without pretrained weights, to measure what
-        transfer gains.
-    soup
-        Whether the weights of the best trainings are averaged, and that is kept if it wins on val.
-    devices
-        "all" GPUs of this machine, or names with commas between them: a worker on each, this
-        process on the first.
-    artifacts
-        A folder, or ``s3://BUCKET/PREFIX``, for machines that see it, the data and the storage,
-        but not the run folder.
-    on_event
-        Hears of every trial.
+    storage, heartbeat_s
+        A database for the trials that other machines reach; None: a file in the run folder. After
+        six missed heartbeats a worker is presumed dead, and another takes up its trial.
+    control, soup
+        Whether a tenth of the time goes to a control without pretrained weights; whether the
+        weights of the best trials are averaged, and kept if validation says so.
+    devices, artifacts
+        "all" GPUs of this machine, or names with commas between them; a folder, or
+        ``s3://BUCKET/PREFIX``, for machines that do not see the run folder.
 
     Raises
     ------
@@ -123,12 +112,24 @@ def auto(
     with folder.locked():
         folder = share(folder, settings, storage)
         folder.begin({**asdict(settings), "versions": versions()})
-        try:
-            return run_session(folder, settings, options, deadline_s, storage, on_event)
-        except (DataError, BackboneError, NotApplicable):
-            if not (folder.path / "advice.json").exists():
-                folder.abandon()
-            raise
+        return _first_session(folder, settings, options, deadline_s, storage, on_event)
+
+
+def _first_session(
+    folder: RunFolder,
+    settings: Settings,
+    options: Options,
+    deadline_s: float,
+    storage: str | None,
+    on_event: OnEvent,
+) -> Outcome:
+    """Carry a new run to its outcome; leave an empty folder where it could not even begin."""
+    try:
+        return run_session(folder, settings, options, deadline_s, storage, on_event)
+    except (DataError, BackboneError, NotApplicable):
+        if not (folder.path / "advice.json").exists():
+            folder.abandon()
+        raise
 
 
 def run_session(

@@ -3,9 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-from optuna.distributions import BaseDistribution
+from typing import TYPE_CHECKING, Any
 
 from advisor.decide.gain_model import drawn_to_usual, usual_of
 from advisor.tune.interventions import (
@@ -21,6 +19,9 @@ from advisor.types.options import NOISE, Prefer, equal_within
 from advisor.types.outcome import Ended, TrialRecord
 from strategies.core.metrics import Interval
 from strategies.registry import STRATEGIES, get_strategy
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
 
 FLOOR, CONTROL = "linear_probe", "from_scratch"
 """The one is always tried first: nearly free, and a valid classifier after the first minutes. The
@@ -173,7 +174,7 @@ class Contest:
         self,
         strategy: str,
         standing: Standing,
-        space: Mapping[str, BaseDistribution],
+        space: Mapping[str, "BaseDistribution"],
         seconds_left: float,
     ) -> dict[str, Any]:
         """Return the hyperparameters that a strategy's next trial starts with.

@@ -158,9 +158,7 @@ def load_task(
         At most this many pictures of every given split are read, but at least
         `sampling.MIN_PER_CLASS` of every class; None reads all.
     max_quarantine
-        The largest share of unreadable pictures that is put up with.
-    seed
-        Seed of the sample and the cut.
+        The largest share of unreadable images that is accepted.
     cache
         Spares decoding pictures that were read before and are unchanged.
 
@@ -176,6 +174,18 @@ def load_task(
     listing = list_everything(
         data, val=val, test=test, root=root, max_images=max_images, seed=seed
     )
+    splits, bad = _read_splits(listing, n_workers, cache, on_progress)
+    n_read = sum(map(len, splits.values()))
+    check_quarantine(data, bad, n_read, max_quarantine)
+    task = _assemble(data, listing, splits, bad, group_by, seed)
+    on_progress("duplicates", n_read, n_read)
+    return task
+
+
+def _read_splits(
+    listing: Listing, n_workers: int, cache: ArrayCache | None, on_progress: OnProgress
+) -> tuple[dict[str, Split], list[Skipped]]:
+    """Read the listed files of every split; return what can be read, and what cannot."""
     index = {name: i for i, name in enumerate(listing.classes)}
     splits: dict[str, Split] = {}
     bad: list[Skipped] = []
@@ -184,11 +194,7 @@ def load_task(
             files = [(path, index[label]) for path, label in listing.files(name)]
             splits[name], unreadable = read_pictures(files, n_workers, cache, on_progress)
             bad += unreadable
-    n_read = sum(map(len, splits.values()))
-    check_quarantine(data, bad, n_read, max_quarantine)
-    task = _assemble(data, listing, splits, bad, group_by, seed)
-    on_progress("duplicates", n_read, n_read)
-    return task
+    return splits, bad
 
 
 def _assemble(

@@ -201,19 +201,7 @@ def map_chart(gallery: Gallery, classes: Sequence[str]) -> Chart | None:
     """Draw the pictures where like lies beside like."""
     if not gallery.points:
         return None
-    number = {name: i for i, name in enumerate(classes)}
-    values = [
-        {
-            "i": i,
-            "label": p.label,
-            "x": p.x,
-            "y": p.y,
-            "hue": number[p.label] % HUES,
-            "shape": number[p.label] // HUES % len(SHAPES),
-            "agrees": p.guess == p.label,
-        }
-        for i, p in enumerate(gallery.points)
-    ]
+    values = _map_rows(gallery, classes)
     place = {"type": "quantitative", "axis": None, "scale": {"domain": [-0.03, 1.03]}}
     hue = {
         "field": "hue",
@@ -263,3 +251,19 @@ def map_chart(gallery: Gallery, classes: Sequence[str]) -> Chart | None:
         (),
         wide=True,
     )
+
+
+def _map_rows(gallery: Gallery, classes: Sequence[str]) -> list[Row]:
+    number = {name: i for i, name in enumerate(classes)}
+    return [
+        {
+            "i": i,
+            "label": p.label,
+            "x": p.x,
+            "y": p.y,
+            "hue": number[p.label] % HUES,
+            "shape": number[p.label] // HUES % len(SHAPES),
+            "agrees": p.guess == p.label,
+        }
+        for i, p in enumerate(gallery.points)
+    ]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from advisor.report.charts.vega import (
@@ -47,22 +48,7 @@ def outcome_charts(
 
 def trials_chart(trials: Sequence[TrialRecord]) -> Chart | None:
     """Draw the val accuracy of every trial, and the best so far."""
-    values: list[Row] = []
-    best = 0.0
-    for trial in trials:
-        if trial.val_accuracy is None:
-            continue
-        best = max(best, trial.val_accuracy.mid)
-        values.append(
-            {
-                "trial": trial.number,
-                "strategy": title(trial.strategy),
-                **ends(trial.val_accuracy),
-                "best": best,
-                "settings": ", ".join(pairs(trial.hyperparameters.items())),
-                "seconds": trial.seconds,
-            }
-        )
+    values = _trial_rows(trials)
     if not values:
         return None
     x = {
@@ -110,6 +96,26 @@ def trials_chart(trials: Sequence[TrialRecord]) -> Chart | None:
         ),
         wide=True,
     )
+
+
+def _trial_rows(trials: Sequence[TrialRecord]) -> list[Row]:
+    values: list[Row] = []
+    best = 0.0
+    for trial in trials:
+        if trial.val_accuracy is None:
+            continue
+        best = max(best, trial.val_accuracy.mid)
+        values.append(
+            {
+                "trial": trial.number,
+                "strategy": title(trial.strategy),
+                **ends(trial.val_accuracy),
+                "best": best,
+                "settings": ", ".join(pairs(trial.hyperparameters.items())),
+                "seconds": trial.seconds,
+            }
+        )
+    return values
 
 
 def parallel_chart(strategy: str, trials: Sequence[TrialRecord]) -> Chart | None:
@@ -273,19 +279,7 @@ def confusion_chart(test: Evaluation) -> Chart:
     wrong = table - np.diag(np.diag(table))
     involved = wrong.sum(axis=0) + wrong.sum(axis=1)
     chosen = np.sort(np.argsort(-involved, kind="stable")[:MOST_CLASSES])
-    total = np.maximum(table.sum(axis=1), 1)
-    values: list[Row] = [
-        {
-            "true": test.classes[r],
-            "taken": test.classes[c],
-            "n": int(table[r, c]),
-            "dark": float(table[r, c] / total[r]),
-            "right": bool(r == c),
-        }
-        for r in chosen
-        for c in chosen
-        if table[r, c] or r == c
-    ]
+    values = _confusion_rows(test, chosen)
     names = [test.classes[r] for r in chosen]
     axis = {"grid": False, "labelLimit": 110}
     x = {
@@ -330,6 +324,23 @@ def confusion_chart(test: Evaluation) -> Chart:
         tuple((v["true"], v["taken"], str(v["n"])) for v in values if v["n"]),
         wide=True,
     )
+
+
+def _confusion_rows(test: Evaluation, chosen: NDArray[np.intp]) -> list[Row]:
+    table = np.array(test.confusion)
+    total = np.maximum(table.sum(axis=1), 1)
+    return [
+        {
+            "true": test.classes[r],
+            "taken": test.classes[c],
+            "n": int(table[r, c]),
+            "dark": float(table[r, c] / total[r]),
+            "right": bool(r == c),
+        }
+        for r in chosen
+        for c in chosen
+        if table[r, c] or r == c
+    ]
 
 
 def gain_chart(outcome: Outcome) -> Chart | None:

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.advisor.tune.test_resume import Killed, killed_at
 
 from advisor.tune.run_dir.directory import RunFolder
 from advisor.tune.run_dir.soup_candidates import Ingredients
@@ -23,6 +22,7 @@ from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import WEIGHTS_FILE, ImageClassifier
 from tests.advisor.searching import Runner
+from tests.advisor.tune.test_resume import Killed, killed_at
 
 Searched = Callable[..., Search]
 

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.advisor.tune.test_resume import Killed, killed_at
 from typer.testing import CliRunner
 
 from advisor.cli.app import auto_app
@@ -20,6 +19,7 @@ from strategies.core.errors import StorageError
 from strategies.models.classifier import ImageClassifier
 from strategies.training.trainer import ROUNDS
 from tests.advisor.searching import Runner
+from tests.advisor.tune.test_resume import Killed, killed_at
 
 NAME = "shared-1/"
 COMMAND = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()"]
