@@ -4,8 +4,8 @@
 
 Writes ``advisor/similarity/references/<backbone>.safetensors``: moments of every BatchNorm
 layer at several input sizes and penultimate activations (8 bits) of 500 images, a fixed random
-half of ``../shared/data/imagenet_samples``. The other half is left for tests. About 10 minutes on two
-cores; numbers only, no picture is copied.
+half of ``../shared/data/imagenet_samples``. The other half is left for tests.
+About 10 minutes on two cores; numbers only, no image is copied.
 """
 
 import argparse

@@ -79,8 +79,7 @@ def auto(
         A database for the trials that other machines reach; None: a file in the run folder. After
         six missed heartbeats a worker is presumed dead, and another takes up its trial.
     control, soup
-        Whether a tenth of the time goes to a control without pretrained weights; whether the
-        weights of the best trials are averaged, and kept if validation says so.
+        Whether a control without pretrained weights is fitted, and weights are averaged.
     devices, artifacts
         "all" GPUs of this machine, or names with commas between them; a folder, or
         ``s3://BUCKET/PREFIX``, for machines that do not see the run folder.
