@@ -168,7 +168,7 @@ def write(name: str, record: object) -> None:
 
 
 def main() -> None:
-    """Write decisions and advice; the run's golden file is written by its test."""
+    """Write decisions and advice; a run's test writes its own where `WRITE_GOLDEN` is set."""
     import tempfile
 
     write("decisions", dict(decisions()))

@@ -1,5 +1,6 @@
 """Behaviour that a change of names or places must not touch."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,9 @@ def test_small_datasets_get_the_same_advice(
 
 def test_a_run_of_so_many_trials_has_the_same_trials_and_the_same_best(run: Runner) -> None:
     found = run(max_trials=4)
+    if "WRITE_GOLDEN" in os.environ:
+        trials = [behaviour.trial_record(t) for t in found.trials]
+        behaviour.write("run", {"trials": trials, "best": found.best.number})
     assert_same_run([*found.trials], found.best)
 
 
