@@ -1,4 +1,4 @@
-"""Which way to learn: measures a task, advises a strategy, tunes it.
+"""Which way to learn: measures a dataset, advises a strategy, tunes it.
 
 ``from advisor import advise, auto, resume`` is the Python interface; importing this costs nothing.
 """

@@ -1,4 +1,4 @@
-"""The program on one page: a folder of pictures to advice, and to a classifier."""
+"""The program on one page: a folder of images to advice, and to a classifier."""
 
 import shlex
 import time
@@ -10,11 +10,11 @@ import numpy as np
 from advisor.decide.negative_transfer import transfer_risks
 from advisor.decide.priors import load_priors
 from advisor.decide.recommend import recommend
-from advisor.findings.backbone_check import with_rival
+from advisor.findings.backbone_check import with_alternative
 from advisor.findings.check import check
 from advisor.measure.backbone_comparison import compare_backbones, why_first
 from advisor.measure.pilot import PILOTED, is_any_size, run_pilot, why_no_pilot
-from advisor.measure.profile import examine, sample
+from advisor.measure.profile import measure_with_evidence, sample
 from advisor.report.files import write_page
 from advisor.report.gallery import make_gallery
 from advisor.similarity.reference import build_reference
@@ -22,7 +22,7 @@ from advisor.types.advice import Advice, Choice, Decision
 from advisor.types.options import AUTO, DEFAULTS, Options
 from advisor.types.profile import BackboneScore, Profile
 from strategies.core.context import RunContext, make_context
-from strategies.data.dataset import ImageTask, Split, load_task
+from strategies.data.dataset import Dataset, Split, load_dataset
 from strategies.data.image import shown
 from strategies.data.sampling import MAX_IMAGES, MAX_QUARANTINE
 from strategies.models.backbone import Backbone, load_backbone
@@ -31,17 +31,17 @@ from strategies.models.features import extract_features
 from strategies.registry import get_strategy
 
 TINY_PX = 64
-"""Pictures with a smaller median side gain nothing from the backbone's full input size."""
+"""Images with a smaller median side gain nothing from the backbone's full input size."""
 TINY_INPUT_PX = 128
 MAX_COMPARED = 500
-"""At most this many test pictures are compared with train."""
+"""At most this many test images are compared with train."""
 COMPARED = 1000
-"""Backbones are compared on at most about this many pictures."""
+"""Backbones are compared on at most about this many images."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task that was read, and what it is to be learnt with.
+    """A dataset that was read, and what it is to be learnt with.
 
     Attributes
     ----------
@@ -49,7 +49,7 @@ class Prepared:
         Those that were compared, best first; empty where there was one.
     """
 
-    task: ImageTask
+    dataset: Dataset
     backbone: Backbone
     backbones: tuple[BackboneScore, ...]
     choices: tuple[Choice, ...]
@@ -58,7 +58,7 @@ class Prepared:
 
 
 def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None = None) -> Advice:
-    """Say which strategy suits a folder of labelled pictures, from measurements on them.
+    """Say which strategy suits a folder of labelled images, from measurements on them.
 
     Parameters
     ----------
@@ -73,13 +73,13 @@ def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None =
     prepared = prepare(Path(data), options)
     advice = advise_on(prepared)
     if html is not None:
-        hidden = prepared.task.hide_test()
+        hidden = prepared.dataset.hide_test()
         write_page(html, advice, make_gallery(advice, hidden, prepared.backbone, prepared.ctx))
     return advice
 
 
 def prepare(data: Path, options: Options, deadline_s: float | None = None) -> Prepared:
-    """Read a task and choose its backbone.
+    """Read a dataset and choose its backbone.
 
     Parameters
     ----------
@@ -87,33 +87,33 @@ def prepare(data: Path, options: Options, deadline_s: float | None = None) -> Pr
         ``time.monotonic()`` at which to stop measuring, or None.
     """
     ctx = replace(_context(options), deadline_s=deadline_s)
-    task = _load(data, options, ctx)
-    ranked, backbone, choices = _backbone(task, options, ctx)
-    return Prepared(task, backbone, ranked, choices, options, ctx)
+    dataset = _load(data, options, ctx)
+    ranked, backbone, choices = _backbone(dataset, options, ctx)
+    return Prepared(dataset, backbone, ranked, choices, options, ctx)
 
 
 def advise_on(p: Prepared) -> Advice:
-    """Advise on a task that was read; its test labels are hidden from what follows."""
-    hidden, pictures = p.task.hide_test(), _unlabelled_test(p.task)
-    advice = _advise(hidden, pictures, p.backbone, p.choices, p.options, p.ctx)
+    """Advise on a dataset that was read; its test labels are hidden from what follows."""
+    hidden, images = p.dataset.hide_test(), _unlabelled_test(p.dataset)
+    advice = _advise(hidden, images, p.backbone, p.choices, p.options, p.ctx)
     return replace(advice, backbones=p.backbones)
 
 
-def _unlabelled_test(task: ImageTask) -> Split:
-    """Return some pictures of a given test split, without labels, to compare with train.
+def _unlabelled_test(dataset: Dataset) -> Split:
+    """Return some images of a given test split, without labels, to compare with train.
 
     A test split that was cut off at random does not.
     """
-    if not task.test or "test" not in task.listed:
+    if not dataset.test or "test" not in dataset.listed:
         return ()
     rng = np.random.default_rng(0)
-    rows = rng.permutation(len(task.test))[:MAX_COMPARED]
-    return tuple(replace(task.test[row], label=-1) for row in sorted(rows))
+    rows = rng.permutation(len(dataset.test))[:MAX_COMPARED]
+    return tuple(replace(dataset.test[row], label=-1) for row in sorted(rows))
 
 
 def _advise(
-    task: ImageTask,
-    test_pictures: Split,
+    dataset: Dataset,
+    test_images: Split,
     backbone: Backbone,
     choices: tuple[Choice, ...],
     options: Options,
@@ -124,46 +124,46 @@ def _advise(
     folder = options.reference
     own = None if folder is None else build_reference(folder, backbone, ctx)
     ctx.on_progress("network", 1, 1)
-    profile, measured = examine(task, backbone, ctx, own)
+    profile, measured = measure_with_evidence(dataset, backbone, ctx, own)
     ctx.on_progress("similarity", 1, 1)
-    if test_pictures:
-        features = extract_features(test_pictures, backbone, ctx).pooled[-1]
+    if test_images:
+        features = extract_features(test_images, backbone, ctx).pooled[-1]
         measured = replace(measured, test_features=features)
     forced = None if options.strategy == AUTO else options.strategy
     decision = recommend(profile, priors, forced, options.prefer)
     no_pilot = why_no_pilot(options.pilot, decision, profile, backbone.gmacs, ctx.seconds_left())
     if no_pilot is None:
-        profile = _with_pilot(profile, decision, task, backbone, ctx)
+        profile = _with_pilot(profile, decision, dataset, backbone, ctx)
         decision = recommend(profile, priors, forced, options.prefer)
-    choices = (*choices, *_sample_choice(task, options), *_decision_choices(options, no_pilot))
-    profile = with_rival(profile, task, backbone, priors, ctx)
-    findings = check(task, profile, measured)
+    choices = (*choices, *_sample_choice(dataset, options), *_decision_choices(options, no_pilot))
+    profile = with_alternative(profile, dataset, backbone, priors, ctx)
+    findings = check(dataset, profile, measured)
     ctx.on_progress("findings", 1, 1)
     return Advice(
-        task=task.name,
-        data=task.root,
+        dataset=dataset.name,
+        data=dataset.root,
         recommendations=decision.recommendations,
         rejections=decision.rejections,
         quadrant=decision.quadrant,
         profile=profile,
         findings=findings,
-        quarantine=task.skipped,
+        quarantine=dataset.skipped,
         choices=(*choices, *_device_choice(options, ctx)),
-        split=task.split_source,
-        n_test=task.n_hidden,
+        split=dataset.split_source,
+        n_test=dataset.n_hidden,
         seed=options.seed,
         seconds=round(time.monotonic() - start, 3),
-        command=_command(task, backbone, options),
+        command=_command(dataset, backbone, options),
         risks=transfer_risks(profile, priors),
     )
 
 
 def _with_pilot(
-    profile: Profile, decision: Decision, task: ImageTask, backbone: Backbone, ctx: RunContext
+    profile: Profile, decision: Decision, dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> Profile:
     tuned = next(r for r in decision.recommendations if r.strategy == PILOTED)
     any_size = is_any_size(profile)
-    pilot = run_pilot(task, backbone, ctx, tuned.hyperparameters, any_size=any_size)
+    pilot = run_pilot(dataset, backbone, ctx, tuned.hyperparameters, any_size=any_size)
     ctx.on_progress("pilot", 1, 1)
     return replace(profile, pilot=pilot)
 
@@ -195,8 +195,8 @@ def _context(options: Options) -> RunContext:
     )
 
 
-def _load(data: Path, options: Options, ctx: RunContext) -> ImageTask:
-    return load_task(
+def _load(data: Path, options: Options, ctx: RunContext) -> Dataset:
+    return load_dataset(
         data,
         val=options.val,
         test=options.test,
@@ -212,7 +212,7 @@ def _load(data: Path, options: Options, ctx: RunContext) -> ImageTask:
 
 
 def _backbone(
-    task: ImageTask, options: Options, ctx: RunContext
+    dataset: Dataset, options: Options, ctx: RunContext
 ) -> tuple[tuple[BackboneScore, ...], Backbone, tuple[Choice, ...]]:
     """Choose the backbone and its input size, and say so; compare where several were named."""
     given = DEFAULT_BACKBONE if options.backbone == AUTO else options.backbone
@@ -221,16 +221,16 @@ def _backbone(
     if options.backbone == AUTO:
         choices.append(Choice("backbone", given, "embedded default; pin with --backbone"))
     px = options.input_px
-    side = float(np.median([min(p.width_px, p.height_px) for p in task.train]))
+    side = float(np.median([min(p.width_px, p.height_px) for p in dataset.train]))
     if px is None and side < TINY_PX:
         px = TINY_INPUT_PX
-        why = f"the pictures' median side is {side:.0f} px; pin with --input-px"
+        why = f"the images' median side is {side:.0f} px; pin with --input-px"
         choices.append(Choice("input_px", str(px), why))
     candidates = {name: load_backbone(name, input_px=px) for name in names}
     ranked: tuple[BackboneScore, ...] = ()
     if len(candidates) > 1:
-        pictures = sample(task.fit_split, task.n_classes, ctx.seed, COMPARED)
-        ranked = compare_backbones(tuple(candidates.values()), pictures, task.n_classes, ctx)
+        images = sample(dataset.fit_split, dataset.n_classes, ctx.seed, COMPARED)
+        ranked = compare_backbones(tuple(candidates.values()), images, dataset.n_classes, ctx)
         names = [score.name for score in ranked]
         choices.append(Choice("backbone", names[0], why_first(ranked)))
     backbone = candidates[names[0]]
@@ -242,7 +242,7 @@ def _backbone(
     return ranked, backbone, tuple(choices)
 
 
-def _command(task: ImageTask, backbone: Backbone, options: Options) -> str:
+def _command(dataset: Dataset, backbone: Backbone, options: Options) -> str:
     """Return the command that gives this advice again, with every choice pinned."""
     given: dict[str, object] = {
         "backbone": backbone.name,
@@ -262,14 +262,14 @@ def _command(task: ImageTask, backbone: Backbone, options: Options) -> str:
         "seed": options.seed,
     }
     pinned = [f"--{k} {shlex.quote(shown(str(v)))}" for k, v in given.items() if v is not None]
-    return " ".join(["tl-advise", shlex.quote(shown(task.root)), *pinned])
+    return " ".join(["tl-advise", shlex.quote(shown(dataset.root)), *pinned])
 
 
-def _sample_choice(task: ImageTask, options: Options) -> tuple[Choice, ...]:
-    if not task.is_sampled:
+def _sample_choice(dataset: Dataset, options: Options) -> tuple[Choice, ...]:
+    if not dataset.is_sampled:
         return ()
     why = "a stratified sample of a larger folder; all of it with --max-images 0"
-    return (Choice("pictures", str(options.max_images), why),)
+    return (Choice("images", str(options.max_images), why),)
 
 
 def _device_choice(options: Options, ctx: RunContext) -> tuple[Choice, ...]:

@@ -1,7 +1,7 @@
 """Does ``tl-auto run --time`` end when it said? Measured from outside, reports included.
 
 Appends one JSON line a run to --out and leaves out what is there already. A run may end early only
-if it says that nothing was left to try (val without an error, or no training in the race); these
+if it says that nothing was left to try (validation without an error, or no training in the race); these
 are counted apart. ``load``: how many processes wanted to run, on average over the last minute; on
 a machine that others use too a run has less than its time: ``cpu_s`` of it.
 Example::
@@ -57,7 +57,7 @@ def measure(
         "within": abs(took_s - limit_s) <= max(0.05 * limit_s, 5),
         "ended": found.get("ended"),
         "trials": len(trials),
-        "trainings": sum("fine_tune" in t["strategy"] for t in trials),
+        "training_runs": sum("fine_tune" in t["strategy"] for t in trials),
         "best": found["best"]["strategy"] if found else None,
         "said": done.stderr[-300:],
     }

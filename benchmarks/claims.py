@@ -2,7 +2,7 @@
 
     python benchmarks/claims.py --data-root FOLDER --cache-dir FOLDER --plot FILE.svg
 
-The first claim is computed here (a head on features of 1 picture a class against a head on raw
+The first claim is computed here (a head on features of 1 image per class against a head on raw
 pixels of 10, five draws a set); the others are read from the suite's rows and their evidence, and
 from ``claims.jsonl``: entries of the grid that only some sets were run with,
 
@@ -26,7 +26,7 @@ from verdicts import Verdict, fixed, is_default, pairs, with_error
 
 from advisor.types.profile import Profile
 from strategies.core.context import RunContext, make_context
-from strategies.data.dataset import Split, labels_of, load_task
+from strategies.data.dataset import Split, labels_of, load_dataset
 from strategies.heads.cross_validation import fit_head
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.features import eval_pixels, extract_features
@@ -40,26 +40,26 @@ EXTRA = EVIDENCE.parent / "claims.jsonl"
 
 
 def one_against_ten(root: Path, names: list[str], ctx: RunContext, px: int) -> Verdict:
-    """Compare features of one picture a class with raw pixels of ten."""
+    """Compare features of one image per class with raw pixels of ten."""
     backbone = load_backbone(input_px=px)
     held, said = 0, []
     for name in names:
         gaps = []
-        whole = load_task(root / name)
+        whole = load_dataset(root / name)
         for draw in range(DRAWS):
-            task = subsample(whole, PER_CLASS, draw)
-            assert task.test is not None
-            ten = task.fit_split
+            dataset = subsample(whole, PER_CLASS, draw)
+            assert dataset.test is not None
+            ten = dataset.fit_split
             one = _first_of_each(ten)
             gaps.append(
-                _accuracy(one, task.test, task.n_classes, _features(backbone, ctx), 1)
-                - _accuracy(ten, task.test, task.n_classes, _pixels(backbone), 10)
+                _accuracy(one, dataset.test, dataset.n_classes, _features(backbone, ctx), 1)
+                - _accuracy(ten, dataset.test, dataset.n_classes, _pixels(backbone), 10)
             )
         held += float(np.mean(gaps)) > 0
         said.append(f"{name} {100 * np.mean(gaps):+.0f}")
         print(f"  {said[-1]} points", flush=True)
     return Verdict(
-        "features with 1 picture a class beat raw pixels with 10",
+        "features with 1 image per class beat raw pixels with 10",
         "DeCAF 2014",
         held,
         len(names),
@@ -177,7 +177,7 @@ def half_way_when_few(rows: list[Row], profiles: dict[Case, Profile]) -> Verdict
         sum(gap > 0 for gap in gaps),
         len(gaps),
         f"full fine-tuning where its defaults take small steps part of the way, minus lr "
-        f"{NEAR_LR:g} in full, by the train pictures that a probe names wrongly, points: "
+        f"{NEAR_LR:g} in full, by the train images that a probe names wrongly, points: "
         + ", ".join(said),
     )
 
@@ -191,7 +191,7 @@ def _stops_between(row: Row) -> bool:
 
 
 def augmented_is_better(rows: list[Row]) -> Verdict:
-    """See whether an SVM on six views of every picture beats one on a single view."""
+    """See whether an SVM on six views of every image beats one on a single view."""
 
     def last_depth(views: int) -> Callable[[Row], bool]:
         return lambda r: r["grid"] == {"depth": -1, "views": views}
@@ -200,9 +200,9 @@ def augmented_is_better(rows: list[Row]) -> Verdict:
     for (_, n, _, _), gap in pairs(rows, last_depth(6), last_depth(1)):
         by_size[n].append(gap)
     gaps = [gap for of_size in by_size.values() for gap in of_size]
-    said = [f"{with_error(of_size)} with {n} a class" for n, of_size in sorted(by_size.items())]
+    said = [f"{with_error(of_size)} with {n} per class" for n, of_size in sorted(by_size.items())]
     return Verdict(
-        "an SVM on augmented pictures beats one on plain pictures",
+        "an SVM on augmented images beats one on plain images",
         "Razavian 2014 (CNNaug-SVM)",
         sum(gap > 0 for gap in gaps),
         len(gaps),

@@ -1,10 +1,10 @@
-"""Trainings recorded once, to ask of them what pruners would stop, and whether soups are better.
+"""Training runs recorded once, to ask of them what pruners would stop, and whether soups are better.
 
     python benchmarks/curves.py --data-root FOLDER --weights FOLDER
 
 `record` runs what is missing of twelve full fine-tunings a set at 64 px with half the usual steps
 (the advice, its neighbours, then what TPE draws) to their ends, and appends a row each; `soups`
-averages their weights; `pruners` replays the curves, which takes no pictures. Without a name: all.
+averages their weights; `pruners` replays the curves, which takes no images. Without a name: all.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from optuna.pruners import (
 from rows import append_row, read_rows
 
 from advisor.tune.distributed.database import SeededTPE
-from advisor.tune.interventions import portfolio
+from advisor.tune.interventions import initial_trials
 from advisor.tune.pruning import PatientHalving
 from advisor.tune.run_dir.soup_candidates import MOST
 from strategies.core.context import RunContext, make_context
-from strategies.data.dataset import ImageTask, Split, labels_of, load_task
+from strategies.data.dataset import Dataset, Split, labels_of, load_dataset
 from strategies.full_fine_tune import FullFineTune
 from strategies.models.backbone import load_backbone
 from strategies.models.classifier import ImageClassifier
@@ -48,7 +48,7 @@ SETS = {
     "dtd10": 15,
     "hymenoptera": 50,
 }
-"""Train pictures a class; a quarter as many are val."""
+"""Train images per class; a quarter as many are val."""
 N_TRIALS, MOST_TEST, PX, SEED = 12, 400, 64, 0
 POOLS = (6, 4)
 """So many trials are averaged too."""
@@ -89,34 +89,34 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name in args.sets if {"record", "soups"} & set(args.what) else ():
-        task = draw(load_task(args.data_root / name), SETS[name])
+        dataset = draw(load_dataset(args.data_root / name), SETS[name])
         ctx = make_context(cache_dir=args.cache_dir, seed=SEED, workers=1)
         if "record" in args.what and not rows_of(args.out)[name]:
-            record(name, task, ctx, args)
+            record(name, dataset, ctx, args)
         if "soups" in args.what:
-            soups(name, task, ctx, rows_of(args.out)[name], args.weights)
+            soups(name, dataset, ctx, rows_of(args.out)[name], args.weights)
     if "pruners" in args.what:
         print(pruner_table(rows_of(args.out), args.orders))
 
 
-def draw(task: ImageTask, n: int) -> ImageTask:
-    """Draw `n` train pictures a class, a quarter as many for val, at most `MOST_TEST` for test."""
+def draw(dataset: Dataset, n: int) -> Dataset:
+    """Draw `n` train images per class, a quarter as many for validation, at most `MOST_TEST` for test."""
     rng = np.random.default_rng(SEED)
     train, val = [], []
-    for label in range(task.n_classes):
-        rows = [p for p in task.fit_split if p.label == label]
+    for label in range(dataset.n_classes):
+        rows = [p for p in dataset.fit_split if p.label == label]
         rows = [rows[i] for i in rng.permutation(len(rows))]
         train += rows[:n]
         val += rows[n : n + max(1, n // 4)]
-    assert task.test is not None
-    order = np.random.default_rng(0).permutation(len(task.test))[:MOST_TEST]
-    test = tuple(task.test[i] for i in sorted(order))
-    return replace(task, train=tuple(train), val=tuple(val), test=test)
+    assert dataset.test is not None
+    order = np.random.default_rng(0).permutation(len(dataset.test))[:MOST_TEST]
+    test = tuple(dataset.test[i] for i in sorted(order))
+    return replace(dataset, train=tuple(train), val=tuple(val), test=test)
 
 
-def record(name: str, task: ImageTask, ctx: RunContext, args: argparse.Namespace) -> None:
+def record(name: str, dataset: Dataset, ctx: RunContext, args: argparse.Namespace) -> None:
     """Train; nothing is pruned."""
-    hidden, backbone = task.hide_test(), load_backbone(input_px=PX)
+    hidden, backbone = dataset.hide_test(), load_backbone(input_px=PX)
     study = optuna.create_study(direction="maximize", sampler=SeededTPE(SEED))
     entries: list[Row] = [START]
     for number in range(N_TRIALS):
@@ -127,7 +127,7 @@ def record(name: str, task: ImageTask, ctx: RunContext, args: argparse.Namespace
         steps = drawn.steps or 0
         drawn = replace(drawn, steps=steps // FEWER_STEPS)
         if number == 0:
-            drawn = replace(drawn, lr=None, blend=None)  # the advice follows from the pictures
+            drawn = replace(drawn, lr=None, blend=None)  # the advice follows from the images
         curve: list[float | None] = []
 
         def hear(_: int, accuracy: float | None, curve: list[float | None] = curve) -> None:
@@ -136,22 +136,24 @@ def record(name: str, task: ImageTask, ctx: RunContext, args: argparse.Namespace
         found = drawn.fit(hidden, backbone, replace(ctx, on_epoch=hear))
         if number == 0:
             used = {k: found.hyperparameters[k] for k in ("lr", "blend")}
-            entries = portfolio({**START, **used}, trial.distributions)
+            entries = initial_trials({**START, **used}, trial.distributions)
         found.save(args.weights / f"{name}-{number}")
-        val, test = (float(hits(found, s).mean()) for s in (task.val, task.test or ()))
+        val, test = (float(hits(found, s).mean()) for s in (dataset.val, dataset.test or ()))
         study.tell(trial, val)
-        row = {"set": name, "trial": number, "n_val": len(task.val), "curve": curve}
+        row = {"set": name, "trial": number, "n_val": len(dataset.val), "curve": curve}
         how = {"val": val, "test": test, "hyperparameters": dict(found.hyperparameters)}
         append_row(args.out, row | how)
 
 
 def hits(classifier: ImageClassifier, split: Split) -> Any:
-    """Say which pictures are named rightly."""
+    """Say which images are named rightly."""
     said = classifier.predict_proba([p.path for p in split], n_workers=1)
     return said.argmax(axis=1) == labels_of(split)
 
 
-def soups(name: str, task: ImageTask, ctx: RunContext, rows: Sequence[Row], weights: Path) -> None:
+def soups(
+    name: str, dataset: Dataset, ctx: RunContext, rows: Sequence[Row], weights: Path
+) -> None:
     """Print what greedy soups of all, of the first 6 and 4, and of four draws of 6 come to."""
     draws = [np.random.default_rng(s).permutation(N_TRIALS)[: POOLS[0]] for s in range(4)]
     for chosen in (range(N_TRIALS), *map(range, POOLS), *draws):
@@ -161,21 +163,21 @@ def soups(name: str, task: ImageTask, ctx: RunContext, rows: Sequence[Row], weig
             members = [
                 ImageClassifier.load(weights / f"{name}-{n}") for n in (*soup, row["trial"])
             ]
-            tried = averaged(members, task.hide_test(), ctx)
-            found = float(hits(tried, task.val).mean())
+            tried = averaged(members, dataset.hide_test(), ctx)
+            found = float(hits(tried, dataset.val).mean())
             if found >= accuracy:
                 soup, best, accuracy = [*soup, row["trial"]], tried, found
-        kept = best is not None and accuracy - pool[0]["val"] > 1.5 / len(task.val)
-        test = hits(best, task.test or ()).mean() if best else pool[0]["test"]
+        kept = best is not None and accuracy - pool[0]["val"] > 1.5 / len(dataset.val)
+        test = hits(best, dataset.test or ()).mean() if best else pool[0]["test"]
         print(
-            f"{name}, {len(chosen)} trials: {soup}, val {pool[0]['val']:.3f} -> {accuracy:.3f}, "
+            f"{name}, {len(chosen)} trials: {soup}, validation {pool[0]['val']:.3f} -> {accuracy:.3f}, "
             f"test {pool[0]['test']:.3f} -> {test:.3f}, {'kept' if kept else 'not kept'}"
         )
 
 
 def pruner_table(by_set: dict[str, list[Row]], n_orders: int = 20) -> str:
     """Return, for searches of 4, 6 and 12 trials in random orders, what every pruner does."""
-    lines = ["| pruner | rounds saved, % | the best on val stopped, % | test, points |"]
+    lines = ["| pruner | rounds saved, % | the best on validation stopped, % | test, points |"]
     lines += ["|---|---|---|---|"]
     for name in PRUNERS:
         cells = [replayed(by_set, name, n, n_orders) for n in (4, 6, 12)]
@@ -191,7 +193,7 @@ def pruner_table(by_set: dict[str, list[Row]], n_orders: int = 20) -> str:
 def replayed(
     by_set: dict[str, list[Row]], pruner: str, n_trials: int, n_orders: int
 ) -> dict[str, float]:
-    """Replay searches: share of rounds saved, how often the best on val was stopped, test lost."""
+    """Replay searches: share of rounds saved, how often the best on validation was stopped, test lost."""
     saved, stopped, test = [], [], defaultdict(list)
     for name, rows in by_set.items():
         for order in range(n_orders):

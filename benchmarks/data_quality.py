@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from strategies.data.dataset import ImageTask, labels_of, load_task
+from strategies.data.dataset import Dataset, labels_of, load_dataset
 
 SETS = {
     "leaks": ("flowers5", "cats_dogs", "trash6", "neu_surface", "pneumonia_cxr", "hymenoptera"),
@@ -96,9 +96,9 @@ def leaks(source: Path, seeds: Sequence[int] = SEEDS) -> None:
                 for i in range(n_test // 10):
                     way(chosen[i], root / "train" / chosen[i].parent.name / f"planted-{i}")
                     planted.add(str(i))
-                task = load_task(root)
+                dataset = load_dataset(root)
             hits, wrong = set(), 0
-            for pair in task.pairs:
+            for pair in dataset.pairs:
                 stems = {pair.first.path.stem, pair.second.path.stem}
                 original = next(iter(stems & planted), None)
                 if original is not None and f"planted-{original}" in stems:
@@ -108,7 +108,7 @@ def leaks(source: Path, seeds: Sequence[int] = SEEDS) -> None:
             n = len(chosen) + len(planted)
             found.append(len(hits) / len(planted))
             false.append(wrong / (n * (n - 1) / 2))
-            leak = next((k for k in task.leaks if k.split == "test"), None)
+            leak = next((k for k in dataset.leaks if k.split == "test"), None)
             share.append(0.0 if leak is None else (leak.n_exact + leak.n_near) / leak.n)
         print(
             f"{source.name:14} {way.__name__:10} found {spread(found)}  not planted, of all "
@@ -132,25 +132,25 @@ def series(source: Path, seeds: Sequence[int] = SEEDS) -> None:
                 number = re.split(r"_", path.stem)[0]
                 track[str(target)] = f"{path.parent.name}/{number}"
             for seed in seeds:
-                task = load_task(root, seed=seed)
-                same, near = together(task, track)
+                dataset = load_dataset(root, seed=seed)
+                same, near = together(dataset, track)
                 print(
                     f"{naming:18} seed {seed}: pairs of one track on one side {100 * same:.1f}%, "
-                    f"near-duplicate pairs {100 * near:.1f}%; {len(task.train)} train, "
-                    f"{len(task.val)} val, {len(task.test or ())} test",
+                    f"near-duplicate pairs {100 * near:.1f}%; {len(dataset.train)} train, "
+                    f"{len(dataset.val)} validation, {len(dataset.test or ())} test",
                     flush=True,
                 )
 
 
-def together(task: ImageTask, track: dict[str, str]) -> tuple[float, float]:
+def together(dataset: Dataset, track: dict[str, str]) -> tuple[float, float]:
     """Return the shares of pairs of one track, and of near-duplicates, that share a side."""
-    splits = {"train": task.train, "val": task.val, "test": task.test or ()}
+    splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test or ()}
     side = {str(p.path): name for name, split in splits.items() for p in split}
     members: dict[str, list[str]] = {}
     for path in side:
         members.setdefault(track[path], []).append(path)
     same = [side[a] == side[b] for paths in members.values() for a, b in combinations(paths, 2)]
-    near = [side[str(p.first.path)] == side[str(p.second.path)] for p in task.pairs]
+    near = [side[str(p.first.path)] == side[str(p.second.path)] for p in dataset.pairs]
     return float(np.mean(same)), float(np.mean(near))
 
 
@@ -163,20 +163,20 @@ def wrong_labels(source: Path, cache_dir: Path | None, seeds: Sequence[int] = SE
     from strategies.models.backbone import load_backbone
     from strategies.models.features import extract_features
 
-    task = load_task(source)
-    pictures = task.fit_split
-    truth = labels_of(pictures)
+    dataset = load_dataset(source)
+    images = dataset.fit_split
+    truth = labels_of(images)
     ctx = make_context(cache_dir=cache_dir)
-    features = extract_features(pictures, load_backbone(), ctx).pooled[-1]
+    features = extract_features(images, load_backbone(), ctx).pooled[-1]
     n = len(truth)
     for seed in seeds:
         rng = np.random.default_rng(seed)
         planted = rng.choice(n, round(0.05 * n), replace=False)
         labels = truth.copy()
-        labels[planted] += rng.integers(1, task.n_classes, len(planted))
-        labels %= task.n_classes
-        folds = fold_numbers(labels, seed, groups=groups_of(pictures))
-        tried = cross_validate(features, labels, task.n_classes, folds=folds)
+        labels[planted] += rng.integers(1, dataset.n_classes, len(planted))
+        labels %= dataset.n_classes
+        folds = fold_numbers(labels, seed, groups=groups_of(images))
+        tried = cross_validate(features, labels, dataset.n_classes, folds=folds)
         scores = tried.scores[tried.best]
         found = suspect_labels(scores / temperature(scores, labels)[0], labels)
         top = found.order[: round(0.1 * n)]

@@ -3,7 +3,7 @@
     python benchmarks/domain.py [--lines 1 2 3 4 5 6 7 8] [--cache-dir FOLDER]
 
 Prints one Markdown section for every line; benchmarks/README-domain.md holds the results. Needs
-the pictures of 14 sets at 224 px (about 12,000, cached), 2,800 with random weights, and 2,000 at
+the images of 14 sets at 224 px (about 12,000, cached), 2,800 with random weights, and 2,000 at
 other sizes and in other colours. Some 25 minutes on two cores from nothing.
 """
 
@@ -20,13 +20,13 @@ from fit_domain import rows_of
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
-from shared_sets import FAR, NEAR, SPOKEN, classes_of, imagenet_halves, pictures_of
+from shared_sets import FAR, NEAR, SPOKEN, classes_of, imagenet_halves, images_of
 from sklearn.metrics import roc_auc_score
 
 from advisor.decide.quadrant import SIMILAR_FROM
 from advisor.similarity.bn_shift import Source, balanced, layer_shifts
-from advisor.similarity.calibration import Scale, scales
-from advisor.similarity.domain_similarity import few_pictures, measure_similarity, shift_intervals
+from advisor.similarity.calibration import Calibration, calibrations
+from advisor.similarity.domain_similarity import few_images, measure_similarity, shift_intervals
 from advisor.similarity.kernel_distance import (
     bootstrap_kernel_distance,
     cubic_kernels,
@@ -38,7 +38,7 @@ from advisor.similarity.reference import Reference, shipped_reference
 from advisor.similarity.source_head import predict
 from strategies.core.context import RunContext, make_context
 from strategies.core.metrics import Labels
-from strategies.data.dataset import Picture, labels_of
+from strategies.data.dataset import LabelledImage, labels_of
 from strategies.heads.cross_validation import cross_validate, fold_numbers
 from strategies.models import features as module
 from strategies.models.backbone import Backbone, load_backbone
@@ -62,7 +62,7 @@ class Bench:
         if reference is None:
             raise SystemExit("Run benchmarks/make_reference.py first.")
         self.reference: Reference = reference
-        self.scale: Scale = scales()["bn_shift"]
+        self.scale: Calibration = calibrations()["bn_shift"]
         self.known = reference.rows(self.backbone.input_px)
         source = reference.source(self.backbone.input_px)
         assert source is not None
@@ -76,8 +76,8 @@ class Bench:
 
     def of(self, name: str, most: int = 1000) -> Sample:
         """Return features and labels of a set."""
-        pictures = pictures_of(name, most)
-        return extract_features(pictures, self.backbone, self.ctx), labels_of(tuple(pictures))
+        images = images_of(name, most)
+        return extract_features(images, self.backbone, self.ctx), labels_of(tuple(images))
 
     def shift(self, features: Features, labels: Labels, source: Source | None = None) -> float:
         """Return the mean BatchNorm shift."""
@@ -90,7 +90,7 @@ class Bench:
         return self.scale.score(self.shift(features, labels))
 
     def draws(self, sample: Sample, n: int, count: int, seed: int) -> Iterator[Sample]:
-        """Yield random samples of n pictures, without replacement."""
+        """Yield random samples of n images, without replacement."""
         features, labels = sample
         rng = np.random.default_rng(seed)
         for _ in range(count if self.most_draws is None else min(count, self.most_draws)):
@@ -127,7 +127,7 @@ def line_1(bench: Bench) -> None:
 
 
 def line_2(bench: Bench) -> None:
-    """Whether the score depends on how many pictures there are."""
+    """Whether the score depends on how many images there are."""
     print("| set | score, all | abs. difference n = 50 to 500: mean | max ", end="")
     print("| mean signed | Fréchet/d at 50 | at 500 |\n|---|---|---|---|---|---|---|")
     known = bench.known
@@ -154,8 +154,8 @@ def line_3(bench: Bench) -> None:
     axes = np.linalg.svd(known - centre, full_matrices=False)[2][:32].T
 
     def entropy(features: Features, labels: Labels) -> float:
-        assert features.old_head is not None
-        said = predict(features.old_head, features.pooled[-1]).entropy
+        assert features.source_head is not None
+        said = predict(features.source_head, features.pooled[-1]).entropy
         return float(balanced(labels).share @ said)
 
     statistics: dict[str, Callable[[Features, Labels], float]] = {
@@ -185,7 +185,7 @@ def line_3(bench: Bench) -> None:
 
 
 def line_4(bench: Bench) -> None:
-    """Share of 90% intervals that hold the value of all pictures."""
+    """Share of 90% intervals that hold the value of all images."""
     assert bench.known is not None
     rng = np.random.default_rng(5)
     sizes, count = (30, 50, 100), 200
@@ -207,7 +207,7 @@ def line_4(bench: Bench) -> None:
                 kernels = cubic_kernels(features.pooled[-1], bench.known)
                 weights = balanced(labels)
                 scatter = bootstrap_kernel_distance(kernels, weights, 200, rng)
-                low, high = np.quantile(scatter * few_pictures(weights), [0.05, 0.95])
+                low, high = np.quantile(scatter * few_images(weights), [0.05, 0.95])
                 mid = kernel_distance(kernels, weights.share)
                 kernel_hits.append(mid + low <= whole_kernel <= mid + high)
             row[0].append(float(np.mean(shift_hits)))
@@ -221,11 +221,11 @@ def line_5(bench: Bench) -> None:
     """Rank correlation of the score with what transfer gains, and with the best depth."""
     rows = []
     for name in SPOKEN:
-        pictures = _probed(name)
-        labels = labels_of(tuple(pictures))
+        images = _probed(name)
+        labels = labels_of(tuple(images))
         accuracies: list[list[float]] = []
         for backbone in (bench.backbone, bench.backbone.with_random_weights()):
-            features = extract_features(pictures, backbone, bench.ctx)
+            features = extract_features(images, backbone, bench.ctx)
             depths = range(len(features.pooled)) if not accuracies else [-1]
             accuracies.append([_probe(features.pooled[d], labels) for d in depths])
         gap = max(accuracies[0]) - max(accuracies[1])
@@ -247,15 +247,15 @@ def line_5(bench: Bench) -> None:
         print(f"Rank correlation of similarity and {what}: {found:.2f} [{low:.2f}, {high:.2f}]")
 
 
-def _probed(name: str) -> list[Picture]:
-    """List pictures to probe: of at most 20 classes with three pictures or more."""
-    pictures = pictures_of(name, N_PROBED)
-    counts = np.bincount([p.label for p in pictures])
+def _probed(name: str) -> list[LabelledImage]:
+    """List images to probe: of at most 20 classes with three images or more."""
+    images = images_of(name, N_PROBED)
+    counts = np.bincount([p.label for p in images])
     kept = [c for c in np.argsort(-counts, kind="stable") if counts[c] >= 3][:20]
     number = {int(c): i for i, c in enumerate(kept)}
     return [
-        Picture(p.path, number[p.label], p.digest, p.width_px, p.height_px)
-        for p in pictures
+        LabelledImage(p.path, number[p.label], p.digest, p.width_px, p.height_px)
+        for p in images
         if p.label in number
     ]
 
@@ -276,19 +276,19 @@ def line_6(bench: Bench) -> None:
     unseen = imagenet_halves()[1][:N_VARIANTS]
     with TemporaryDirectory() as folder:
         for name in ("imagenet (unseen half)", *SPOKEN):
-            pictures = pictures_of(name, N_VARIANTS) if name in SPOKEN else unseen
-            labels = labels_of(tuple(pictures)) if name in SPOKEN else np.zeros(len(unseen), int)
-            plain = bench.score(extract_features(pictures, bench.backbone, bench.ctx), labels)
+            images = images_of(name, N_VARIANTS) if name in SPOKEN else unseen
+            labels = labels_of(tuple(images)) if name in SPOKEN else np.zeros(len(unseen), int)
+            plain = bench.score(extract_features(images, bench.backbone, bench.ctx), labels)
             found: dict[str, float] = {}
             for px in (96, 128):
                 smaller = load_backbone(input_px=px)
                 source = bench.reference.source(px)
-                features = extract_features(pictures, smaller, bench.ctx)
+                features = extract_features(images, smaller, bench.ctx)
                 found[f"{px} px"] = bench.scale.score(bench.shift(features, labels, source))
             for what in ("grey", "JPEG 50"):
                 if what == "grey" and name in GREY:
                     continue
-                changed = [_changed(p, what, Path(folder)) for p in pictures]
+                changed = [_changed(p, what, Path(folder)) for p in images]
                 features = extract_features(changed, bench.backbone, bench.ctx)
                 found[what] = bench.score(features, labels)
             for what, score in found.items():
@@ -303,18 +303,18 @@ def line_6(bench: Bench) -> None:
         print(f"{what}: moves the score by {size.mean():.3f} on average, at most {size.max():.3f}")
 
 
-def _changed(picture: Picture, what: str, folder: Path) -> Picture:
-    """Write a changed copy of a picture, named by its content."""
-    path = folder / f"{picture.digest}-{what.replace(' ', '')}"
-    with Image.open(picture.path) as image:
-        rgb = image.convert("RGB")
+def _changed(image: LabelledImage, what: str, folder: Path) -> LabelledImage:
+    """Write a changed copy of an image, named by its content."""
+    path = folder / f"{image.digest}-{what.replace(' ', '')}"
+    with Image.open(image.path) as opened:
+        rgb = opened.convert("RGB")
     if what == "grey":
         path = path.with_suffix(".png")
         rgb.convert("L").save(path)
     else:
         path = path.with_suffix(".jpg")
         rgb.save(path, quality=50)
-    return Picture(path, picture.label, path.stem, picture.width_px, picture.height_px)
+    return LabelledImage(path, image.label, path.stem, image.width_px, image.height_px)
 
 
 def line_8(bench: Bench) -> None:
@@ -323,14 +323,14 @@ def line_8(bench: Bench) -> None:
     print("| set | " + " | ".join(names) + " |\n|---|---|---|---|")
     table = []
     for name in SPOKEN:
-        pictures = pictures_of(name, N_VARIANTS)
-        labels = labels_of(tuple(pictures))
+        images = images_of(name, N_VARIANTS)
+        labels = labels_of(tuple(images))
         row = []
         for which in names:
             backbone = load_backbone(which, input_px=128)
             reference = shipped_reference(backbone)
             assert reference is not None
-            features = extract_features(pictures, backbone, bench.ctx)
+            features = extract_features(images, backbone, bench.ctx)
             row.append(bench.scale.score(bench.shift(features, labels, reference.source(128))))
         table.append(row)
         print(f"| {name} | " + " | ".join(f"{v:.3f}" for v in row) + " |", flush=True)
@@ -340,12 +340,12 @@ def line_8(bench: Bench) -> None:
 
 
 def line_7(bench: Bench) -> None:
-    """Measure what the similarity costs on top of the pass over the pictures."""
+    """Measure what the similarity costs on top of the pass over the images."""
     n = 192
-    pictures = pictures_of("flowers5", n)
-    labels = labels_of(tuple(pictures))
+    images = images_of("flowers5", n)
+    labels = labels_of(tuple(images))
     body, layout = module._prepare(bench.backbone, bench.ctx)
-    pixels = list(module.batches([p.path for p in pictures], bench.backbone, 2))
+    pixels = list(module.batches([p.path for p in images], bench.backbone, 2))
     print("| | s |\n|---|---|")
     times: dict[bool, list[float]] = {True: [], False: []}
     with torch.inference_mode(), bench.ctx.autocast():
@@ -358,7 +358,7 @@ def line_7(bench: Bench) -> None:
                         body.activations(module.to_input(batch, bench.backbone, bench.ctx.device))
                 times[watched].append(time.process_time() - start)
     bare, watched_s = min(times[False]), min(times[True])
-    features = extract_features(pictures, bench.backbone, bench.ctx)
+    features = extract_features(images, bench.backbone, bench.ctx)
     spent = []
     for _ in range(2):
         start = time.process_time()
@@ -371,7 +371,7 @@ def line_7(bench: Bench) -> None:
             seed=0,
         )
         spent.append(time.process_time() - start)
-    print(f"| forward pass of {n} pictures, nothing watched | {bare:.2f} |")
+    print(f"| forward pass of {n} images, nothing watched | {bare:.2f} |")
     print(f"| the same with BatchNorm moments | {watched_s:.2f} |")
     print(f"| measure_similarity | {min(spent):.2f} |")
     print(f"CPU seconds. On top: {(watched_s + min(spent) - bare) / bare:.1%}")

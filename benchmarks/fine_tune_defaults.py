@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from strategies.core.context import make_context
-from strategies.data.dataset import ImageTask, Picture, load_task
+from strategies.data.dataset import Dataset, LabelledImage, load_dataset
 from strategies.models.backbone import load_backbone
 from strategies.models.classifier import evaluate
 from strategies.registry import get_strategy
@@ -31,7 +31,7 @@ ROWS = {
     ("gtsrb", 10): 79.9,
     ("hymenoptera", 15): None,
 }
-"""Set and train pictures a class, with the best accuracy that was reached by hand (one seed)."""
+"""Set and train images per class, with the best accuracy that was reached by hand (one seed)."""
 MAX_TEST = 600
 
 
@@ -45,58 +45,58 @@ def main(argv: Sequence[str] | None = None) -> None:
             for strategy in ("linear_probe", "full_fine_tune")
             if (name in args.sets) and (name, n, seed, strategy) not in _rows(args.out)
         ]
-        task = load_task(args.data_root / name) if todo else None
+        dataset = load_dataset(args.data_root / name) if todo else None
         for seed, strategy in todo:
-            assert task is not None
+            assert dataset is not None
             row = {"set": name, "n_per_class": n, "seed": seed, "strategy": strategy}
-            row |= fit(draw(task, n, seed), strategy, seed, args)
+            row |= fit(draw(dataset, n, seed), strategy, seed, args)
             with args.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
     print(table(_rows(args.out)))
 
 
-def draw(task: ImageTask, n: int, seed: int) -> ImageTask:
-    """Draw `n` train pictures a class, a fifth as many for val, and at most 600 for test."""
+def draw(dataset: Dataset, n: int, seed: int) -> Dataset:
+    """Draw `n` train images per class, a fifth as many for validation, and at most 600 for test."""
     rng = np.random.default_rng(seed)
-    train: list[Picture] = []
-    val: list[Picture] = []
-    for label in range(task.n_classes):
-        rows = [p for p in task.fit_split if p.label == label]
+    train: list[LabelledImage] = []
+    val: list[LabelledImage] = []
+    for label in range(dataset.n_classes):
+        rows = [p for p in dataset.fit_split if p.label == label]
         rows = [rows[i] for i in rng.permutation(len(rows))]
         train += rows[:n]
         val += rows[n : n + max(1, n // 5)]
-    return fill_test(task, replace(task, train=tuple(train), val=tuple(val)), seed)
+    return fill_test(dataset, replace(dataset, train=tuple(train), val=tuple(val)), seed)
 
 
-def fill_test(task: ImageTask, drawn: ImageTask, seed: int) -> ImageTask:
-    """Give what was drawn of a task at most 600 test pictures.
+def fill_test(dataset: Dataset, drawn: Dataset, seed: int) -> Dataset:
+    """Give what was drawn of a dataset at most 600 test images.
 
-    Where the test split is smaller, pictures that could be trained on and were not fill it up,
+    Where the test split is smaller, images that could be trained on and were not fill it up,
     but none of a group (duplicates, frames of one track) that others were drawn from.
     """
-    assert task.test is not None
-    order = np.random.default_rng(0).permutation(len(task.test))[:MAX_TEST]
-    test = [task.test[i] for i in sorted(order)]
+    assert dataset.test is not None
+    order = np.random.default_rng(0).permutation(len(dataset.test))[:MAX_TEST]
+    test = [dataset.test[i] for i in sorted(order)]
     used = {p.path for p in drawn.fit_split}
     groups = {p.group for p in drawn.fit_split if p.group >= 0}
-    left = [p for p in task.fit_split if p.path not in used and p.group not in groups]
+    left = [p for p in dataset.fit_split if p.path not in used and p.group not in groups]
     order = np.random.default_rng(seed).permutation(len(left))[: MAX_TEST - len(test)]
     return replace(drawn, test=(*test, *(left[i] for i in order)))
 
 
-def fit(task: ImageTask, strategy: str, seed: int, args: argparse.Namespace) -> dict[str, object]:
+def fit(dataset: Dataset, strategy: str, seed: int, args: argparse.Namespace) -> dict[str, object]:
     """Fit once with default hyperparameters and judge on test."""
     backbone = load_backbone(input_px=args.input_px)
     ctx = make_context(cache_dir=args.cache_dir, seed=seed)
     start = time.monotonic()
     given = {"steps": args.steps} if args.steps and strategy == "full_fine_tune" else {}
-    fitted = get_strategy(strategy)(**given).fit(task.hide_test(), backbone, ctx)
+    fitted = get_strategy(strategy)(**given).fit(dataset.hide_test(), backbone, ctx)
     seconds = time.monotonic() - start
-    assert task.test is not None
-    found = evaluate(fitted, task.test)
+    assert dataset.test is not None
+    found = evaluate(fitted, dataset.test)
     return {
-        "n_train": len(task.train),
-        "n_val": len(task.val),
+        "n_train": len(dataset.train),
+        "n_val": len(dataset.val),
         "n_test": found.n,
         "accuracy": found.accuracy.mid,
         "calibration_error": found.calibration_error,
@@ -111,7 +111,7 @@ def table(rows: dict[tuple[str, int, int, str], float]) -> str:
     for (name, n, _, strategy), accuracy in rows.items():
         found[name, n, strategy].append(100 * accuracy)
     lines = [
-        "| set, train pictures a class | probe | full fine-tune | by hand |",
+        "| set, train images per class | probe | full fine-tune | by hand |",
         "|---|---|---|---|",
     ]
     for (name, n), by_hand in ROWS.items():

@@ -4,9 +4,9 @@
 
 Reads the shipped reference of the default backbone and the sets of ``../shared/data``; writes
 ``advisor/similarity/calibration.json``. A map has three numbers: `same` is what 95% of
-fresh ImageNet samples of 30 pictures stay below (half of the seen half against the other half);
+fresh ImageNet samples of 30 images stay below (half of the seen half against the other half);
 `far` is the farthest set; `power` makes equal steps of the score equally well resolved, from how
-the scatter over samples of 50 pictures grows with the distance. The unseen half of
+the scatter over samples of 50 images grows with the distance. The unseen half of
 imagenet_samples is not read. About 3 minutes on two cores once the features are cached.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from shared_sets import SPOKEN, imagenet_halves, pictures_of
+from shared_sets import SPOKEN, imagenet_halves, images_of
 
 import advisor.similarity.domain_similarity
 from advisor.similarity.bn_shift import Source, balanced, layer_shifts
@@ -41,7 +41,7 @@ def rows_of(features: Features, rows: NDArray[np.int64]) -> Features:
     m = features.moments
     assert m is not None
     moments = Moments(m.mean[rows], m.square[rows], m.layer, m.layer_share, m.layer_depth)
-    return Features(tuple(p[rows] for p in features.pooled), moments, features.old_head)
+    return Features(tuple(p[rows] for p in features.pooled), moments, features.source_head)
 
 
 def bn_shift(features: Features, labels: Labels, reference: Reference) -> float:
@@ -100,21 +100,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     imagenet = extract_features(seen, backbone, ctx)
     sets = {}
     for name in SPOKEN:
-        pictures = pictures_of(name)
-        sets[name] = (extract_features(pictures, backbone, ctx), labels_of(tuple(pictures)))
+        images = images_of(name)
+        sets[name] = (extract_features(images, backbone, ctx), labels_of(tuple(images)))
     fitted = {}
     for name, distance in DISTANCES.items():
         same = fresh_distance(distance, imagenet, backbone)
         fitted[name] = fit(name, distance, same, sets, at_px)
     record = {
-        "scales": fitted,
+        "calibrations": fitted,
         "provenance": {
             "script": "benchmarks/fit_domain.py",
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "backbone": backbone.name,
             "digest": backbone.digest,
             "input_px": px,
-            "pictures": f"500 of imagenet_samples, at most 1000 of each of {len(SPOKEN)} sets",
+            "images": f"500 of imagenet_samples, at most 1000 of each of {len(SPOKEN)} sets",
         },
     }
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")

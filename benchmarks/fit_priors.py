@@ -6,9 +6,9 @@ For every strategy but the linear probe, and every entry of the grid that beats 
 log-odds of test accuracy minus those of the linear probe, as a straight line over the evidence
 (`advisor.decide.gain_model`) that stood before the fit. The line is a ridge regression, because
 cases are few, and is bound to common sense: a domain farther away, a poorer probe, more
-pictures, and middle depths that are better than late ones never speak against training. Noisy
+images, and middle depths that are better than late ones never speak against training. Noisy
 evidence, and cases with few test images, count as far as they are exact. What the line leaves
-open is judged on the data sets that it was not fitted to.
+open is judged on the datasets that it was not fitted to.
 """
 
 import argparse
@@ -47,8 +47,14 @@ from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 from scipy.optimize import lsq_linear
 
 from advisor.decide.cost import raw_seconds
-from advisor.decide.gain_model import UNKNOWN, drawn_to_usual, evidence_of, pilot_gain, reliability
-from advisor.decide.priors import Usual
+from advisor.decide.gain_model import (
+    UNKNOWN,
+    evidence_of,
+    pilot_gain,
+    reliability,
+    shrunk_to_prior,
+)
+from advisor.decide.priors import Prior
 
 PRIORS = Path(__file__).resolve().parent.parent / "advisor" / "decide" / "priors.json"
 TRAINED = ("partial_fine_tune", "full_fine_tune", "from_scratch")
@@ -66,24 +72,24 @@ def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
     """Return the contents of priors.json."""
     rows = [r for r in rows if case_of(r) in profiles]
     used = {case_of(r): profiles[case_of(r)] for r in rows}
-    usual = _usual(used)
+    prior = _prior(used)
     variants = [
         variant
         for strategy, grid in _grid(rows, (SVM, *TRAINED))
-        if _is_worth_offering(rows, used, usual, strategy, grid)
-        and (variant := _variant(rows, used, usual, strategy, grid)) is not None
+        if _is_worth_offering(rows, used, prior, strategy, grid)
+        and (variant := _variant(rows, used, prior, strategy, grid)) is not None
     ]
     known = {variant["strategy"] for variant in variants}
     variants += [_unsure(rows, name) for name in (SVM, *TRAINED) if name not in known]
     record: dict[str, Any] = {
         "provenance": _provenance(rows),
-        "evidence": {name: asdict(u) for name, u in usual.items()},
+        "evidence": {name: asdict(u) for name, u in prior.items()},
         "variants": variants,
-        "measured": _measured(rows, used, usual),
-        "shared": _shared(rows, used, usual),
+        "measured": _measured(rows, used, prior),
+        "shared": _shared(rows, used, prior),
         "cost": {name: _cost(rows, used, name) for name in (PROBE, SVM, *TRAINED)},
     }
-    trusts = {name: _pilot(rows, used, usual, name) for name in sorted((SVM, *TRAINED))}
+    trusts = {name: _pilot(rows, used, prior, name) for name in sorted((SVM, *TRAINED))}
     record["pilot"] = {name: trust for name, trust in trusts.items() if trust is not None}
     return record
 
@@ -97,7 +103,7 @@ def _provenance(rows: list[Row]) -> str:
     newest = max(r.get("date", "") for r in rows)
     return (
         f"benchmarks/fit_priors.py on {len(rows)} rows of benchmarks/results.jsonl to {newest}: "
-        f"{len(sets)} sets ({', '.join(sets)}), {sizes} a class, seeds {seeds}, {sides} px"
+        f"{len(sets)} sets ({', '.join(sets)}), {sizes} per class, seeds {seeds}, {sides} px"
     )
 
 
@@ -111,42 +117,42 @@ def _grid(rows: list[Row], strategies: Sequence[str]) -> list[tuple[str, dict[st
     return [(strategy, grid) for (strategy, _), grid in sorted(seen.items(), key=lambda i: i[0])]
 
 
-def _usual(profiles: Profiles) -> Spreads:
+def _prior(profiles: Profiles) -> Spreads:
     """Return mean and spread of every piece of evidence over the cases."""
-    usual = {}
+    prior = {}
     for name in SIGNS:
         seen = [evidence_of(p)[name] for p in profiles.values()]
         known = [e for e in seen if e != UNKNOWN]
         values, noise = np.array([e.value for e in known]), np.array([e.noise for e in known])
         mean = float(values.mean()) if known else 0.0
         sd = exact_spread(values, noise, float(values.std()) if known else 1.0)
-        usual[name] = Usual(round(mean, 3), round(max(sd, 0.05), 3))
-    return usual
+        prior[name] = Prior(round(mean, 3), round(max(sd, 0.05), 3))
+    return prior
 
 
 def _variant(
     rows: list[Row],
     profiles: Profiles,
-    usual: Spreads,
+    prior: Spreads,
     strategy: str,
     grid: dict[str, Any],
 ) -> dict[str, Any] | None:
     gains = gains_of(rows, strategy, grid)
     if len(gains) < FEWEST:
         return None
-    x = evidence_matrix(gains, profiles, usual)
+    x = evidence_matrix(gains, profiles, prior)
     y = np.array([g.gain for g in gains])
-    guess = guess_of(strategy, usual)
-    whole = fit_line(gains, profiles, usual, guess)
+    guess = guess_of(strategy, prior)
+    whole = fit_line(gains, profiles, prior, guess)
     missed = y - apply_line(whole, x)
-    unseen = y - unseen_gains(gains, profiles, usual, guess)
+    unseen = y - unseen_gains(gains, profiles, prior, guess)
     return {
         "strategy": strategy,
         "hyperparameters": grid,
         "intercept": round(float(whole.weights[0]), 3),
         "weights": {n: round(float(w), 3) for n, w in zip(SIGNS, whole.weights[1:], strict=True)},
         "sd": spread_of(unseen),
-        "drift": drift_of(whole, x, usual, spread_of(unseen)),
+        "drift": drift_of(whole, x, prior, spread_of(unseen)),
         "fit_error": round(float(np.sqrt(np.mean(missed**2))), 3),
         "left_out_error": round(float(np.sqrt(np.mean(unseen**2))), 3),
         "cases": len(y),
@@ -156,33 +162,33 @@ def _variant(
 def _foretold(
     rows: list[Row],
     profiles: Profiles,
-    usual: Spreads,
+    prior: Spreads,
     strategy: str,
     grid: Mapping[str, Any],
 ) -> dict[Case, float]:
-    """Return the gain that lines fitted to the other data sets foretell of every case."""
+    """Return the gain that lines fitted to the other datasets foretell of every case."""
     gains = gains_of(rows, strategy, grid)
-    values = unseen_gains(gains, profiles, usual, guess_of(strategy, usual))
+    values = unseen_gains(gains, profiles, prior, guess_of(strategy, prior))
     return {g.case: float(value) for g, value in zip(gains, values, strict=True)}
 
 
 def _is_worth_offering(
     rows: list[Row],
     profiles: Profiles,
-    usual: Spreads,
+    prior: Spreads,
     strategy: str,
     grid: Mapping[str, Any],
 ) -> bool:
     """Whether given hyperparameters beat a strategy's default, which follows the evidence.
 
-    Clearly so, over data sets that the lines were not fitted to, on the cases where they promise
+    Clearly so, over datasets that the lines were not fitted to, on the cases where they promise
     more than the default.
     """
     gains, default = gained_by_case(rows, strategy, grid), gained_by_case(rows, strategy, {})
     if not grid or not default:
         return True
-    promised = _foretold(rows, profiles, usual, strategy, grid)
-    usually = _foretold(rows, profiles, usual, strategy, {})
+    promised = _foretold(rows, profiles, prior, strategy, grid)
+    usually = _foretold(rows, profiles, prior, strategy, {})
     led: dict[str, list[float]] = defaultdict(list)
     for case, gain in gains.items():
         if case in usually and promised[case] > usually[case]:
@@ -194,11 +200,11 @@ def _is_worth_offering(
     return float(leads.mean()) > CLEAR * error
 
 
-def _shared(rows: list[Row], profiles: Profiles, usual: Spreads) -> float:
-    """Return the mean correlation of what two strategies' lines miss on data sets unseen."""
+def _shared(rows: list[Row], profiles: Profiles, prior: Spreads) -> float:
+    """Return the mean correlation of what two strategies' lines miss on datasets unseen."""
     missed = {}
     for strategy in (SVM, *TRAINED):
-        foretold = _foretold(rows, profiles, usual, strategy, {})
+        foretold = _foretold(rows, profiles, prior, strategy, {})
         missed[strategy] = {
             case: gain - foretold[case]
             for case, gain in gained_by_case(rows, strategy, {}).items()
@@ -232,14 +238,14 @@ def _unsure(rows: list[Row], strategy: str) -> dict[str, Any]:
     }
 
 
-def _measured(rows: list[Row], profiles: Profiles, usual: Spreads) -> dict[str, Any]:
+def _measured(rows: list[Row], profiles: Profiles, prior: Spreads) -> dict[str, Any]:
     """Compare the linear probe's test with what is expected of it: the spread beyond that."""
     gaps, sampling = [], []
     for row in rows:
         if row["strategy"] == PROBE and not row["grid"]:
             profile = profiles[case_of(row)]
             said = profile.linear_probe.accuracy.mid
-            odds = drawn_to_usual(said, profile.n_measured, usual["probe"])
+            odds = shrunk_to_prior(said, profile.n_measured, prior["probe"])
             gaps.append(log_odds_of(row) - odds.mean)
             sampling.append(odds.sd**2)
     if not gaps:
@@ -269,15 +275,15 @@ def _cost(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, Any]:
 
 
 def _pilot(
-    rows: list[Row], profiles: Profiles, usual: Spreads, strategy: str
+    rows: list[Row], profiles: Profiles, prior: Spreads, strategy: str
 ) -> dict[str, Any] | None:
     """Fit what a strategy gained to what its line foretold unseen and to what the pilot gained.
 
     The weights lean on a guess, half of each, as by `RIDGE` exact pilots. None where pilots
-    did not bring what is foretold of unseen data sets nearer to the truth.
+    did not bring what is foretold of unseen datasets nearer to the truth.
     """
     gains = gained_by_case(rows, strategy, {})
-    foretold = _foretold(rows, profiles, usual, strategy, {})
+    foretold = _foretold(rows, profiles, prior, strategy, {})
     pilots = {c: pilot for c in gains if (pilot := profiles[c].pilot) is not None}
     seen = {c: pilot_gain(pilot, strategy) for c, pilot in pilots.items()}
     cases = [(c, y) for c, y in gains.items() if c in seen]

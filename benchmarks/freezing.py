@@ -1,4 +1,4 @@
-"""What freezing the first stages gains, by pictures a class: two claims, a table and a plot."""
+"""What freezing the first stages gains, by images per class: two claims, a table and a plot."""
 
 from collections import defaultdict
 
@@ -15,9 +15,9 @@ def freezing_when_few(rows: list[Row]) -> Verdict:
         gap = (by_stage[2] + by_stage[3]) / 2 - by_stage[0]
         held.append(gap > 0)
         by_size[n].append(gap)
-    said = [f"{with_error(gaps)} with {n} a class" for n, gaps in sorted(by_size.items())]
+    said = [f"{with_error(gaps)} with {n} per class" for n, gaps in sorted(by_size.items())]
     return Verdict(
-        "with few pictures freezing the first two or three stages beats training all",
+        "with few images freezing the first two or three stages beats training all",
         "Soekhoe 2016",
         sum(held),
         len(held),
@@ -27,7 +27,7 @@ def freezing_when_few(rows: list[Row]) -> Verdict:
 
 
 def freezing_by_size(rows: list[Row]) -> Verdict:
-    """See with how many pictures a class two or three frozen stages beat none."""
+    """See with how many images per class two or three frozen stages beat none."""
     none, by_size = fixed("full_fine_tune"), defaultdict(list)
     for frozen in (fixed("partial_fine_tune", frozen_stages=2), fixed("partial_fine_tune")):
         for (name, n, _, _), gap in pairs(rows, frozen, none):
@@ -39,9 +39,9 @@ def freezing_by_size(rows: list[Row]) -> Verdict:
             by_set[name].append(gap)
         means = [float(np.mean(of_set)) for of_set in by_set.values()]
         held += means
-        said.append(f"{with_error(means)} with {n} a class")
+        said.append(f"{with_error(means)} with {n} per class")
     return Verdict(
-        "the fewer pictures, the more freezing the first two or three stages gains",
+        "the fewer images, the more freezing the first two or three stages gains",
         "Soekhoe 2016",
         sum(gap > 0 for gap in held),
         len(held),
@@ -78,7 +78,7 @@ def freezing_table(rows: list[Row]) -> str:
                 gains[n][k].append(accuracy - by_stage[0])
     stages = sorted({k for gained in gains.values() for k in gained})
     lines = [
-        "| pictures a class (sets), frozen: | " + " | ".join(map(str, stages)) + " |",
+        "| images per class (sets), frozen: | " + " | ".join(map(str, stages)) + " |",
         "|---|" + "---|" * len(stages),
     ]
     for n, gained in sorted(gains.items()):
@@ -92,7 +92,7 @@ def plot(rows: list[Row]) -> str:
     values = [
         {
             "set": name,
-            "pictures": n,
+            "images": n,
             "frozen": k,
             "accuracy": 100 * accuracy,
             "best": accuracy == max(by.values()),
@@ -112,7 +112,7 @@ def plot(rows: list[Row]) -> str:
         {"mark": mark, "encoding": shown},
         {"mark": point, "encoding": {**shown, "opacity": best}},
     ]
-    column = {"field": "pictures", "type": "ordinal", "title": "pictures a class"}
+    column = {"field": "images", "type": "ordinal", "title": "images per class"}
     spec = {
         "data": {"values": values},
         "padding": {"left": 5, "top": 5, "bottom": 5, "right": 30},  # fonts differ in width

@@ -9,7 +9,7 @@ from rows import Case, Row, case_of
 from scipy.optimize import lsq_linear
 
 from advisor.decide.gain_model import evidence_of, log_odds, reliability
-from advisor.decide.priors import Usual
+from advisor.decide.priors import Prior
 from advisor.types.profile import Profile
 
 PROBE, SVM = "linear_probe", "layer_svm"
@@ -33,14 +33,14 @@ SIGNS: dict[str, tuple[float, float]] = {
     "slope": (-np.inf, np.inf),
 }
 Profiles = Mapping[Case, Profile]
-Spreads = Mapping[str, Usual]
+Spreads = Mapping[str, Prior]
 Matrix = NDArray[np.float64]
 
 
 class Gained(NamedTuple):
     """The log-odds that a fit gained over the linear probe of its case.
 
-    `noise` is their standard deviation from test pictures being few, as if the two did not share
+    `noise` is their standard deviation from test images being few, as if the two did not share
     their errors.
     """
 
@@ -79,56 +79,56 @@ def gained_by_case(rows: list[Row], strategy: str, grid: Mapping[str, Any]) -> d
 
 
 def _noise(row: Row) -> float:
-    """Return the standard deviation of a row's log-odds, were its test pictures drawn again."""
+    """Return the standard deviation of a row's log-odds, were its test images drawn again."""
     return float(2 * np.cosh(log_odds_of(row) / 2) / np.sqrt(row["n_test"]))
 
 
-def guess_of(strategy: str, usual: Spreads) -> Mapping[str, float]:
+def guess_of(strategy: str, prior: Spreads) -> Mapping[str, float]:
     """Return the weights that a strategy's line leans on; of the SVM: its lead is what it was."""
-    own = {SVM: {"svm": usual["svm"].sd}, "from_scratch": SCRATCH_GUESS}
+    own = {SVM: {"svm": prior["svm"].sd}, "from_scratch": SCRATCH_GUESS}
     return own.get(strategy, GUESS)
 
 
 def unseen_gains(
     gains: Sequence[Gained],
     profiles: Profiles,
-    usual: Spreads,
+    prior: Spreads,
     guess: Mapping[str, float] = GUESS,
 ) -> Matrix:
-    """Foretell the gain of every case by a line fitted to the other data sets."""
+    """Foretell the gain of every case by a line fitted to the other datasets."""
     sets = np.array([g.case[0] for g in gains])
     foretold = np.zeros(len(gains))
     for name in np.unique(sets):
         others = [g for g in gains if g.case[0] != name]
         if others:
-            line = fit_line(others, profiles, usual, guess)
-            own = evidence_matrix([g for g in gains if g.case[0] == name], profiles, usual)
+            line = fit_line(others, profiles, prior, guess)
+            own = evidence_matrix([g for g in gains if g.case[0] == name], profiles, prior)
             foretold[sets == name] = apply_line(line, own)
     return foretold
 
 
-def evidence_matrix(gains: Sequence[Gained], profiles: Profiles, usual: Spreads) -> Matrix:
+def evidence_matrix(gains: Sequence[Gained], profiles: Profiles, prior: Spreads) -> Matrix:
     """Return the standardised evidence of cases, a row each."""
-    return np.array([standardised(profiles[g.case], usual) for g in gains])
+    return np.array([standardised(profiles[g.case], prior) for g in gains])
 
 
-def standardised(profile: Profile, usual: Spreads) -> list[float]:
+def standardised(profile: Profile, prior: Spreads) -> list[float]:
     """Return the evidence of a case in spreads of what is usual, drawn to it by its noise."""
     evidence = evidence_of(profile)
-    return [evidence[name].beside(usual[name])[0] for name in SIGNS]
+    return [evidence[name].standardised(prior[name])[0] for name in SIGNS]
 
 
 def fit_line(
-    gains: Sequence[Gained], profiles: Profiles, usual: Spreads, guess: Mapping[str, float]
+    gains: Sequence[Gained], profiles: Profiles, prior: Spreads, guess: Mapping[str, float]
 ) -> Line:
     """Fit intercept and weights, each with the sign it may have, leaning on a guess.
 
     A case counts as far as its test is exact: in full without noise, and by half where noise is as
     large as what such a line leaves open.
     """
-    x = evidence_matrix(gains, profiles, usual)
+    x = evidence_matrix(gains, profiles, prior)
     y, noise = (np.array([g[i] for g in gains]) for i in (1, 2))
-    probe_sd = usual["probe"].sd
+    probe_sd = prior["probe"].sd
     alike = Line(_ridge(x, y, np.ones(len(y)), probe_sd, guess), np.ones(len(y)))
     spread = exact_spread(y - apply_line(alike, x), noise, SD_GUESS)
     exact = np.array([reliability(sd, spread) for sd in noise])
@@ -159,11 +159,11 @@ def apply_line(line: Line, x: Matrix) -> Matrix:
     return values
 
 
-def drift_of(line: Line, x: Matrix, usual: Spreads, sd: float) -> float:
-    """Return the standard deviation of a line's change with ten times the pictures."""
+def drift_of(line: Line, x: Matrix, prior: Spreads, sd: float) -> float:
+    """Return the standard deviation of a line's change with ten times the images."""
     design = np.column_stack([np.ones(len(x)), x]) * np.sqrt(line.exact)[:, None]
     ridge = RIDGE * np.diag([0.0, *np.ones(x.shape[1])])
-    ways = np.array([0.0, *((n in ("size", "total")) / usual[n].sd for n in SIGNS)])
+    ways = np.array([0.0, *((n in ("size", "total")) / prior[n].sd for n in SIGNS)])
     return round(float(sd * np.sqrt(ways @ np.linalg.inv(design.T @ design + ridge) @ ways)), 3)
 
 

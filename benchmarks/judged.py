@@ -1,4 +1,4 @@
-"""Cases on which advice is judged by priors that never saw their data set."""
+"""Cases on which advice is judged by priors that never saw their dataset."""
 
 import json
 from collections import defaultdict
@@ -19,7 +19,7 @@ from advisor.types.profile import Profile
 WIDELY = 0.8
 """Share of the cases that a grid entry must cover to count."""
 HALVES = 500
-"""Random halves of the test pictures and of the seeds."""
+"""Random halves of the test images and of the seeds."""
 DEFAULT = "{}"
 COMPARED = ("partial_fine_tune", "full_fine_tune")
 
@@ -38,7 +38,7 @@ class Judged:
         Test accuracy of every entry, mean over the seeds of this set and size.
     by_halves
         What an entry loses, in points, against the one that was best with other seeds on other
-        pictures; none where single hits are not known.
+        images; none where single hits are not known.
     """
 
     case: Case
@@ -97,7 +97,7 @@ def advised_entry(best: Recommendation, rows: Mapping[Entry, Row]) -> Entry:
 
 
 def judge(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Judged]:
-    """Advise on every case with priors that never saw its data set."""
+    """Advise on every case with priors that never saw its dataset."""
     cases = complete_cases(rows, profiles)
     kept = [row for row in rows if entry_of(row) in cases.get(case_of(row), {})]
     judged = []
@@ -152,7 +152,7 @@ def _by_halves(case: Case, cases: Cases) -> dict[Entry, float]:
 
 
 def _hits(rows: Mapping[Entry, Row], entry: Entry) -> NDArray[np.float64]:
-    """Return how often each test picture was classified correctly by an entry's fits."""
+    """Return how often each test image was classified correctly by an entry's fits."""
     mean: NDArray[np.float64] = np.mean(
         [hits_of(r) for r in _repeats(rows, entry) if "hits" in r], axis=0
     )
@@ -165,8 +165,8 @@ def _lost_by_halves(right: NDArray[np.float64], rng: np.random.Generator) -> NDA
     Parameters
     ----------
     right
-        How often each test picture was classified correctly, (seeds, entries, pictures). The best
-        is found on one half of the pictures and with some of the seeds, and compared on the other
+        How often each test image was classified correctly, (seeds, entries, images). The best
+        is found on one half of the images and with some of the seeds, and compared on the other
         half with the other seeds; a single seed has to do for both.
     """
     seeds, entries, n = right.shape
@@ -185,6 +185,6 @@ def _decide(profile: Profile, priors: Priors) -> dict[str, Decision]:
     bare = replace(profile, pilot=None)
     preferences: tuple[Prefer, ...] = ("balanced", "accuracy", "cheap")
     decisions = {f"advisor, {p}": recommend(bare, priors, prefer=p) for p in preferences}
-    for p in preferences:  # where there were too few pictures for a pilot, both are the same
+    for p in preferences:  # where there were too few images for a pilot, both are the same
         decisions[f"advisor with pilot, {p}"] = recommend(profile, priors, prefer=p)
     return decisions

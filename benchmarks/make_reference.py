@@ -1,4 +1,4 @@
-"""Measure what ImageNet's own pictures look like to the embedded backbones, and store it.
+"""Measure what ImageNet's own images look like to the embedded backbones, and store it.
 
     python benchmarks/make_reference.py
 
@@ -31,7 +31,7 @@ FEATURES = {
     "tf_efficientnet_lite1": (240,),
     "tf_efficientnet_lite2": (260,),
 }
-NAME = "500 ImageNet pictures"
+NAME = "500 ImageNet images"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("backbones", nargs="*", default=list(SIZES))
     options = parser.parse_args(argv)
     ctx = make_context(cache_dir=options.cache_dir)
-    pictures, _ = imagenet_halves()
+    images, _ = imagenet_halves()
     for name in options.backbones:
         whole: Reference | None = None
         for px in SIZES[name]:
@@ -53,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
                 "precision": str(ctx.precision).removeprefix("torch."),
             }
-            features = extract_features(pictures, backbone, ctx)
+            features = extract_features(images, backbone, ctx)
             found = make_reference(NAME, backbone, features, about)
             if px not in FEATURES[name]:
                 found = replace(found, features={})
             whole = found if whole is None else _joined(whole, found)
-            print(f"{name} at {px} px: {len(pictures)} pictures", flush=True)
+            print(f"{name} at {px} px: {len(images)} images", flush=True)
         assert whole is not None
         path = options.out / f"{name}.safetensors"
         write_reference(whole, path)

@@ -1,11 +1,11 @@
 """Time and memory until measuring begins on a million files in a thousand class folders.
 
-The files are hard links to the pictures of some folders (ext4 allows 65,000 links a file), made in
+The files are hard links to the images of some folders (ext4 allows 65,000 links a file), made in
 a scratch folder and removed again. Listing, sampling, decoding, duplicates and the split run in a
 process of their own, whose peak resident memory is read from the kernel.
 
-Run:   python benchmarks/million_files.py --pictures PICTURES... --scratch FOLDER
-Cost:  about 2 minutes on 2 cores; no copy of a picture is made.
+Run:   python benchmarks/million_files.py --pictures IMAGES... --scratch FOLDER
+Cost:  about 2 minutes on 2 cores; no copy of an image is made.
 See README-data.md for the result.
 """
 
@@ -25,7 +25,7 @@ from pathlib import Path
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the links, measure in a fresh process, remove the links."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=Path, nargs="+", required=True)
+    parser.add_argument("--images", type=Path, nargs="+", required=True)
     parser.add_argument("--scratch", type=Path, required=True)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--per-class", type=int, default=1000)
@@ -36,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         measure(args.scratch, args.max_images)
         return
     root = args.scratch / "million-files"
-    make_links(root, args.pictures, args.classes, args.per_class)
+    make_links(root, args.images, args.classes, args.per_class)
     try:
-        command = [sys.executable, __file__, "--measure", "--pictures", "."]
+        command = [sys.executable, __file__, "--measure", "--images", "."]
         command += ["--scratch", str(root), "--max-images", str(args.max_images)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         print(done.stdout.strip())
@@ -47,34 +47,34 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_links(root: Path, folders: list[Path], n_classes: int, n_per_class: int) -> None:
-    """Fill class folders with hard links to the pictures of some folders, in turn."""
+    """Fill class folders with hard links to the images of some folders, in turn."""
     root.mkdir(parents=True)
     found = (p for folder in folders for p in sorted(folder.rglob("*.*")) if p.is_file())
-    seed = root / "seed"  # hard links do not cross file systems: one copy of each picture does
+    seed = root / "seed"  # hard links do not cross file systems: one copy of each image does
     seed.mkdir()
     sources = []
-    for i, picture in enumerate(islice(found, 5000)):
-        sources.append(seed / f"{i:05d}{picture.suffix}")
-        shutil.copyfile(picture, sources[-1])
+    for i, image in enumerate(islice(found, 5000)):
+        sources.append(seed / f"{i:05d}{image.suffix}")
+        shutil.copyfile(image, sources[-1])
     turn = cycle(sources)
     for c in range(n_classes):
         folder = root / "data" / f"class_{c}"
         folder.mkdir(parents=True)
         for i in range(n_per_class):
             source = next(turn)
-            os.link(source, folder / f"picture_{i}{source.suffix}")
+            os.link(source, folder / f"image_{i}{source.suffix}")
 
 
 def measure(root: Path, max_images: int) -> None:
     """Print how long it takes until measuring can begin, and the peak memory of this process."""
     start = time.monotonic()
-    from strategies.data.dataset import load_task
+    from strategies.data.dataset import load_dataset
 
-    task = load_task(root / "data", max_images=max_images)
+    dataset = load_dataset(root / "data", max_images=max_images)
     record = {
-        "files": sum(task.n_by_class),
-        "classes": task.n_classes,
-        "read": len(task.fit_split) + len(task.test or ()),
+        "files": sum(dataset.n_by_class),
+        "classes": dataset.n_classes,
+        "read": len(dataset.fit_split) + len(dataset.test or ()),
         "seconds_until_measuring": round(time.monotonic() - start, 1),
         "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "torch_imported": "torch" in sys.modules,

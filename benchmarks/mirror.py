@@ -1,11 +1,11 @@
-"""May pictures be mirrored? What their lean says, and what mirroring does to a full fine-tuning.
+"""May images be mirrored? What their lean says, and what mirroring does to a full fine-tuning.
 
     python benchmarks/mirror.py --data-root FOLDER --sets gtsrb pacs_sketch --n-per-class 5 20
 
-Pictures are drawn as in the suite (`run_suite.py`). For every case one line with the lean of the
-train pictures (`strategies/training/flip_symmetry.py`); with ``--fit`` also the accuracy of a full
+Images are drawn as in the suite (`run_suite.py`). For every case one line with the lean of the
+train images (`strategies/training/flip_symmetry.py`); with ``--fit`` also the accuracy of a full
 fine-tuning that mirrors its crops at random and of one that does not, all other defaults alike, on
-up to 400 pictures that could be trained on and were not: test is not looked at. Appended to
+up to 400 images that could be trained on and were not: test is not looked at. Appended to
 ``--out`` as it is done; what stands there is not run again. Ends with the table.
 """
 
@@ -20,11 +20,11 @@ from rows import append_row, read_rows
 from run_suite import REFERENCE_SET, subsample
 
 from strategies.core.context import RunContext, make_context
-from strategies.data.dataset import ImageTask, load_task
+from strategies.data.dataset import Dataset, load_dataset
 from strategies.full_fine_tune import FullFineTune
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import evaluate
-from strategies.training.flip_symmetry import measure_lean
+from strategies.training.flip_symmetry import measure_flip_asymmetry
 
 MAX_JUDGED = 400
 
@@ -39,16 +39,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = read_rows(args.out)
     known = {(r["set"], r["n_per_class"], r["seed"], r.get("hflip")) for r in rows}
     for name in names:
-        whole = load_task(args.data_root / name)
+        whole = load_dataset(args.data_root / name)
         for n in args.n_per_class:
             for seed in args.seeds:
-                task = subsample(whole, n, seed).hide_test()
+                dataset = subsample(whole, n, seed).hide_test()
                 ctx = make_context(cache_dir=args.cache_dir, seed=seed)
                 about = {"set": name, "n_per_class": n, "seed": seed}
                 for hflip in (None, *((False, True) if args.fit else ())):
                     if (name, n, seed, hflip) in known:
                         continue
-                    row = about | measure(task, whole, backbone, ctx, hflip, args.steps)
+                    row = about | measure(dataset, whole, backbone, ctx, hflip, args.steps)
                     append_row(args.out, row)
                     rows.append(row)
                     print(json.dumps(row), flush=True)
@@ -56,22 +56,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(
-    task: ImageTask,
-    whole: ImageTask,
+    dataset: Dataset,
+    whole: Dataset,
     backbone: Backbone,
     ctx: RunContext,
     hflip: bool | None,
     steps: int | None,
 ) -> dict[str, Any]:
-    """Return the lean of a task's train pictures for None, else what a fine-tuning reaches."""
+    """Return the lean of a dataset's train images for None, else what a fine-tuning reaches."""
     if hflip is None:
-        found = measure_lean(task.train, backbone, ctx, any_size=True)
-        return {"lean": round(found.cosine, 4), "noise": round(found.noise, 4)}
-    used = {p.path for p in task.fit_split}
+        found = measure_flip_asymmetry(dataset.train, backbone, ctx, any_size=True)
+        return {"flip_asymmetry": round(found.cosine, 4), "noise": round(found.noise, 4)}
+    used = {p.path for p in dataset.fit_split}
     left = [p for p in whole.fit_split if p.path not in used]
     order = np.random.default_rng(ctx.seed).permutation(len(left))[:MAX_JUDGED]
     judged = tuple(left[i] for i in sorted(order))
-    fitted = FullFineTune(hflip=hflip, steps=steps).fit(task, backbone, ctx)
+    fitted = FullFineTune(hflip=hflip, steps=steps).fit(dataset, backbone, ctx)
     accuracy = evaluate(fitted, judged).accuracy.mid
     return {"hflip": hflip, "accuracy": round(accuracy, 4), "n_judged": len(judged)}
 
@@ -79,10 +79,10 @@ def measure(
 def table(rows: list[dict[str, Any]]) -> str:
     """Return leans, and what mirroring gained in points, by set and size; ranges over seeds."""
     cases = sorted({(r["set"], r["n_per_class"]) for r in rows})
-    lines = ["| set, pictures a class | lean | noise | mirrored, gain |", "|---|---|---|---|"]
+    lines = ["| set, images per class | lean | noise | mirrored, gain |", "|---|---|---|---|"]
     for name, n in cases:
         own = [r for r in rows if (r["set"], r["n_per_class"]) == (name, n)]
-        leans = [r["lean"] for r in own if "lean" in r]
+        leans = [r["flip_asymmetry"] for r in own if "flip_asymmetry" in r]
         noise = [r["noise"] for r in own if "noise" in r]
         judged = {(r["seed"], r["hflip"]): r["accuracy"] for r in own if "hflip" in r}
         seeds = sorted({s for s, _ in judged if {(s, True), (s, False)} <= judged.keys()})

@@ -7,7 +7,7 @@
     python benchmarks/negative.py table                              # what was found
 
 ``harm`` trains the embedded network on random labels of spectrograms at a large learning rate: a
-foreign task with nothing to learn. ``warn`` asks for advice with it on small draws of near sets,
+foreign dataset with nothing to learn. ``warn`` asks for advice with it on small draws of near sets,
 ``near`` with the embedded network itself. Rows are appended to ``negative.jsonl``; what stands
 there is not run again.
 """
@@ -28,7 +28,7 @@ from advisor.advise import Prepared, advise_on
 from advisor.types.advice import Finding
 from advisor.types.options import Options
 from strategies.core.context import make_context
-from strategies.data.dataset import ImageTask, load_task
+from strategies.data.dataset import Dataset, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.catalogue import DEFAULT_BACKBONE
 from strategies.models.classifier import ImageClassifier, evaluate, make_network
@@ -53,20 +53,21 @@ WARNINGS = ("TL201", "TL202", "TL208", "TL209")
 def harm(args: argparse.Namespace) -> None:
     """Train the embedded network on random labels of spectrograms, and save it."""
     backbone = load_backbone(input_px=args.input_px)
-    task = load_task(args.data_root / FOREIGN)
+    dataset = load_dataset(args.data_root / FOREIGN)
     rng = np.random.default_rng(0)
-    rows = rng.permutation(len(task.train))[:N_FOREIGN]
-    labels = rng.integers(task.n_classes, size=len(rows))
+    rows = rng.permutation(len(dataset.train))[:N_FOREIGN]
+    labels = rng.integers(dataset.n_classes, size=len(rows))
     shuffled = tuple(
-        replace(task.train[row], label=int(label)) for row, label in zip(rows, labels, strict=True)
+        replace(dataset.train[row], label=int(label))
+        for row, label in zip(rows, labels, strict=True)
     )
     ctx = make_context(cache_dir=Path(args.cache_dir), seed=0)
     with ctx.seeded():
-        network = make_network(backbone, (backbone.n_depths,), task.n_classes)
+        network = make_network(backbone, (backbone.n_depths,), dataset.n_classes)
         recipe = Recipe(steps=args.steps, lr=args.lr, batch_norm="trained")
-        train(network, replace(task, train=shuffled, val=(), test=None), backbone, recipe, ctx)
+        train(network, replace(dataset, train=shuffled, val=(), test=None), backbone, recipe, ctx)
     made = ImageClassifier(
-        task.classes, backbone, (backbone.n_depths,), network, "full_fine_tune", {}
+        dataset.classes, backbone, (backbone.n_depths,), network, "full_fine_tune", {}
     )
     write_for_timm(made, args.backbone_folder)
     print(f"{args.backbone_folder}: {args.steps} steps at learning rate {args.lr:g}")
@@ -78,25 +79,25 @@ def ask(args: argparse.Namespace) -> None:
     name = f"local-dir:{args.backbone_folder}" if harmful else args.backbone
     backbone = load_backbone(name, input_px=args.input_px)
     for target in TARGETS if harmful else NEAR:
-        whole = load_task(args.data_root / target)
+        whole = load_dataset(args.data_root / target)
         for seed in range(args.seeds):
             about = {"part": args.part, "set": target, "seed": seed, "n_per_class": N_PER_CLASS}
             about["backbone"] = "harmful" if harmful else name
             if any(about.items() <= row.items() for row in read_rows(args.out)):
                 continue
-            task = subsample(whole, N_PER_CLASS, seed).hide_test()
-            row = about | asked(task, backbone, seed, args.cache_dir)
+            dataset = subsample(whole, N_PER_CLASS, seed).hide_test()
+            row = about | asked(dataset, backbone, seed, args.cache_dir)
             append_row(args.out, row)
             print(row, flush=True)
 
 
-def asked(task: ImageTask, backbone: Backbone, seed: int, cache_dir: Path) -> Row:
+def asked(dataset: Dataset, backbone: Backbone, seed: int, cache_dir: Path) -> Row:
     """Return what advice says of transfer on one draw."""
     options = Options(backbone=backbone.name, input_px=backbone.input_px, pilot="off", seed=seed)
     ctx = make_context(cache_dir=cache_dir, seed=seed)
-    advice = advise_on(Prepared(task, backbone, (), (), options, ctx))
+    advice = advise_on(Prepared(dataset, backbone, (), (), options, ctx))
     profile = advice.profile
-    gain, rival = profile.transfer_gain, profile.rival
+    gain, alternative = profile.transfer_gain, profile.alternative
     assert gain is not None
     return {
         "warnings": [f.code for f in advice.findings if f.code in WARNINGS],
@@ -104,7 +105,7 @@ def asked(task: ImageTask, backbone: Backbone, seed: int, cache_dir: Path) -> Ro
         "names_backbone": any("backbone" in f.title for f in advice.findings if is_issue(f)),
         "probe": round(profile.linear_probe.accuracy.mid, 4),
         "over_random": [round(v, 4) for v in (gain.low, gain.mid, gain.high)],
-        "rival_lead": None if rival is None else round(rival.lead.mid, 4),
+        "alternative_lead": None if alternative is None else round(alternative.lead.mid, 4),
         "risks": {r.strategy: round(r.probability, 3) for r in advice.risks},
         "seconds": round(advice.seconds, 1),
     }
@@ -115,7 +116,7 @@ def is_issue(finding: Finding) -> bool:
     return finding.code in WARNINGS and finding.severity == "issue"
 
 
-def remedy(args: argparse.Namespace) -> None:
+def intervention(args: argparse.Namespace) -> None:
     """Fit what is plain and what a warning calls for, case by case, and judge all on test."""
     harmful = f"local-dir:{args.backbone_folder}"
     steps = args.fit_steps
@@ -123,42 +124,45 @@ def remedy(args: argparse.Namespace) -> None:
         ("plain", "linear_probe", harmful, {}),
         ("plain", "full_fine_tune", harmful, {"steps": steps}),
         ("scratch", "from_scratch", harmful, {"steps": 2 * steps}),
-        *(("remedy", "full_fine_tune", harmful, {"steps": steps} | v) for v in REMEDIED.values()),
+        *(
+            ("intervention", "full_fine_tune", harmful, {"steps": steps} | v)
+            for v in REMEDIED.values()
+        ),
         ("other backbone", "linear_probe", DEFAULT_BACKBONE, {}),
         ("other backbone", "full_fine_tune", DEFAULT_BACKBONE, {"steps": steps}),
     ]
     for seed in range(args.seeds):
         for target in TARGETS:
-            task = subsample(load_task(args.data_root / target), N_PER_CLASS, seed)
+            dataset = subsample(load_dataset(args.data_root / target), N_PER_CLASS, seed)
             for kind, strategy, name, given in plan:
-                about = {"part": "remedies", "set": target, "seed": seed, "kind": kind}
+                about = {"part": "interventions", "set": target, "seed": seed, "kind": kind}
                 about |= {"strategy": strategy, "given": given, "input_px": args.input_px}
                 if any(about.items() <= row.items() for row in read_rows(args.out)):
                     continue
                 backbone = load_backbone(name, input_px=args.input_px)
-                row = about | fitted(task, backbone, strategy, given, seed, args.cache_dir)
+                row = about | fitted(dataset, backbone, strategy, given, seed, args.cache_dir)
                 append_row(args.out, row)
                 print(row, flush=True)
 
 
 def fitted(
-    task: ImageTask,
+    dataset: Dataset,
     backbone: Backbone,
     strategy: str,
     given: dict[str, Any],
     seed: int,
     cache_dir: Path,
 ) -> Row:
-    """Fit once; judge on val, by which a run chooses, and on test."""
+    """Fit once; judge on validation, by which a run chooses, and on test."""
     ctx = make_context(cache_dir=cache_dir, seed=seed)
     start = time.monotonic()
-    classifier = get_strategy(strategy)(**given).fit(task.hide_test(), backbone, ctx)
+    classifier = get_strategy(strategy)(**given).fit(dataset.hide_test(), backbone, ctx)
     seconds = time.monotonic() - start
-    assert task.test is not None
+    assert dataset.test is not None
     return {
-        "val": round(evaluate(classifier, task.val).accuracy.mid, 4),
-        "test": round(evaluate(classifier, task.test).accuracy.mid, 4),
-        "n_test": len(task.test),
+        "val": round(evaluate(classifier, dataset.val).accuracy.mid, 4),
+        "test": round(evaluate(classifier, dataset.test).accuracy.mid, 4),
+        "n_test": len(dataset.test),
         "seconds": round(seconds, 1),
     }
 
@@ -167,7 +171,7 @@ def table(args: argparse.Namespace) -> None:
     """Print how often the warning fired, and what the remedies reached."""
     rows = read_rows(args.out)
     print("| backbone | set | draws | warned of | named as the cause |\n|---|---|---|---|---|")
-    asked_for = [r for r in rows if r["part"] != "remedies"]
+    asked_for = [r for r in rows if r["part"] != "interventions"]
     for name in dict.fromkeys(r["backbone"] for r in asked_for):
         mine = [r for r in asked_for if r["backbone"] == name]
         for target in dict.fromkeys(r["set"] for r in mine):
@@ -176,7 +180,7 @@ def table(args: argparse.Namespace) -> None:
             named = sum(r["names_backbone"] for r in own)
             print(f"| {name} | {target} | {len(own)} | {warned} | {named} |")
     print("\n| with | cases | mean test accuracy | spread |\n|---|---|---|---|")
-    tried = [r for r in rows if r["part"] == "remedies"]
+    tried = [r for r in rows if r["part"] == "interventions"]
     for name, found in reached(tried).items():
         spread = np.std(found, ddof=1) if len(found) > 1 else float("nan")
         print(f"| {name} | {len(found)} | {100 * np.mean(found):.1f} | {100 * spread:.1f} |")
@@ -203,7 +207,10 @@ def reached(rows: list[Row]) -> dict[str, list[float]]:
         found.setdefault("best of plain and scratch, in hindsight", []).append(
             max(r["test"] for r in old)
         )
-        for name, among in (("best on val, this backbone", same), ("best on val, all", case)):
+        for name, among in (
+            ("best on validation, this backbone", same),
+            ("best on validation, all", case),
+        ):
             best = max(among, key=lambda r: r["val"])
             found.setdefault(name, []).append(best["test"])
     return found
@@ -212,7 +219,7 @@ def reached(rows: list[Row]) -> dict[str, list[float]]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["harm", "warn", "near", "remedies", "table"])
+    parser.add_argument("part", choices=["harm", "warn", "near", "interventions", "table"])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--backbone-folder", type=Path)
     parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="of near")
@@ -224,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=ROWS)
     args = parser.parse_args(argv)
-    parts = {"harm": harm, "warn": ask, "near": ask, "remedies": remedy, "table": table}
+    parts = {"harm": harm, "warn": ask, "near": ask, "interventions": intervention, "table": table}
     parts[args.part](args)
 
 

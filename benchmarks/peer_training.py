@@ -1,6 +1,6 @@
 """Fine-tuning as users of timm, fastai or AutoGluon write it; run by `peers.py`, not by people.
 
-Reads a JSON file (pictures, weights, seconds, seed) and prints one line of JSON. It stands alone,
+Reads a JSON file (images, weights, seconds, seed) and prints one line of JSON. It stands alone,
 so that it runs in an environment without this project.
 """
 
@@ -26,13 +26,13 @@ BATCH, TIMED = 32, 3
 FEWEST = 11
 """Steps: a tenth of them warm up, and ``OneCycleLR`` cannot with a single one."""
 File = tuple[str, int]
-"""A picture's path and label; a list of both, as JSON has it."""
+"""An image's path and label; a list of both, as JSON has it."""
 Judged = tuple[NDArray[np.bool_], float, dict[str, float]]
-"""Which test pictures were named rightly, seconds of training, and hyperparameters."""
+"""Which test images were named rightly, seconds of training, and hyperparameters."""
 
 
 class Spec(TypedDict):
-    """What `peers.py` writes: how to train on which pictures."""
+    """What `peers.py` writes: how to train on which images."""
 
     how: str
     lr: float
@@ -47,24 +47,24 @@ class Spec(TypedDict):
 
 
 class Transform(Protocol):
-    """What makes a tensor of a picture."""
+    """What makes a tensor of an image."""
 
     def __call__(self, image: Image.Image, /) -> Tensor:
         """Return channels, rows and columns."""
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
-    """Picture files as timm's transforms see them."""
+class ImageInputs(Dataset[tuple[Tensor, int]]):
+    """Image files as timm's transforms see them."""
 
     def __init__(self, files: Sequence[File], transform: Transform) -> None:
         self.files, self.transform = files, transform
 
     def __len__(self) -> int:
-        """Return the number of pictures."""
+        """Return the number of images."""
         return len(self.files)
 
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
-        """Return a picture and its label."""
+        """Return an image and its label."""
         path, label = self.files[i]
         return self.transform(Image.open(path).convert("RGB")), label
 
@@ -75,8 +75,10 @@ def with_timm(spec: Spec) -> Judged:
         f"local-dir:{spec['weights']}", pretrained=True, num_classes=spec["n_classes"]
     )
     how = resolve_model_data_config(net)
-    train = Pictures(spec["train"], create_transform(**how, is_training=True, auto_augment=None))
-    test = Pictures(spec["test"], create_transform(**how, is_training=False))
+    train = ImageInputs(
+        spec["train"], create_transform(**how, is_training=True, auto_augment=None)
+    )
+    test = ImageInputs(spec["test"], create_transform(**how, is_training=False))
     size = min(BATCH, len(train))
     start = time.monotonic()
     optimizer = torch.optim.AdamW(net.parameters(), lr=spec["lr"], weight_decay=0.05)

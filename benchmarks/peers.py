@@ -1,4 +1,4 @@
-"""Our strategies against what others would do with the same pictures, backbone and time.
+"""Our strategies against what others would do with the same images, backbone and time.
 
     python benchmarks/peers.py --python PEERS/bin/python
     python benchmarks/peers.py --table
@@ -6,10 +6,10 @@
 One row a fit, appended as it is done; what stands in the file already is not run again. `PEERS` is
 an environment of its own: ``pip install torch torchvision timm``, then ``pip install fastai``.
 
-Every cell has `n` pictures a class. All learn from all of them, with their defaults: nothing is
+Every cell has `n` images per class. All learn from all of them, with their defaults: nothing is
 held back to select on. Fine-tuning peers get the seconds that our
 `full_fine_tune` took in the same cell, so that one is run first. All are judged on the same test
-pictures, filled up to 600 with pictures that could be learnt from and were not.
+images, filled up to 600 with images that could be learnt from and were not.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from sklearn.svm import LinearSVC
 
 from strategies.core.context import RunContext, make_context
 from strategies.core.folds import MAX_FOLDS
-from strategies.data.dataset import ImageTask, labels_of, load_task
+from strategies.data.dataset import Dataset, labels_of, load_dataset
 from strategies.models.backbone import Backbone, load_backbone, save_for_timm
 from strategies.models.classifier import evaluate
 from strategies.models.features import extract_features
@@ -59,11 +59,13 @@ def main(argv: Sequence[str] | None = None) -> None:
                 todo = [who for who in args.who if who not in {r["who"] for r in rows}]
                 if not todo:
                     continue
-                whole = load_task(args.data_root / name)
-                task = fill_test(whole, subsample(whole, n, seed), seed)
+                whole = load_dataset(args.data_root / name)
+                dataset = fill_test(whole, subsample(whole, n, seed), seed)
                 for who in todo:
                     row = {"set": name, "n_per_class": n, "seed": seed, "who": who}
-                    row |= {"input_px": args.input_px} | run(who, task, backbone, ctx, rows, args)
+                    row |= {"input_px": args.input_px} | run(
+                        who, dataset, backbone, ctx, rows, args
+                    )
                     rows.append(row)
                     with args.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
@@ -72,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(
     who: str,
-    task: ImageTask,
+    dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
     rows: list[dict[str, Any]],
@@ -80,23 +82,23 @@ def run(
 ) -> dict[str, Any]:
     """Fit once and judge on test."""
     if who in SKLEARN:
-        return run_sklearn(who, task, backbone, ctx)
+        return run_sklearn(who, dataset, backbone, ctx)
     if who in TRAINED:
         given = next((r["seconds"] for r in rows if r["who"] == "full_fine_tune"), None)
         if given is None:
             raise SystemExit(f"{who} gets the time of full_fine_tune: run that first.")
-        return run_training(who, task, backbone, ctx.seed, given, args.python)
+        return run_training(who, dataset, backbone, ctx.seed, given, args.python)
     chosen = get_strategy(who)
     fewer = {"steps": args.steps} if args.steps and chosen.selects_on_val else {}
     strategy = chosen(**fewer)
-    fitted_on = task.hide_test().with_val_in_train()
+    fitted_on = dataset.hide_test().with_val_in_train()
     if not strategy.selects_on_val:
         extract_features(fitted_on.train, backbone, ctx)  # as for scikit-learn: not in the seconds
     start = time.monotonic()
     fitted = strategy.fit(fitted_on, backbone, ctx)
     seconds = time.monotonic() - start
-    assert task.test is not None
-    result = evaluate(fitted, task.test)
+    assert dataset.test is not None
+    result = evaluate(fitted, dataset.test)
     return {
         "accuracy": result.accuracy.mid,
         "n_test": result.n,
@@ -105,11 +107,14 @@ def run(
     }
 
 
-def run_sklearn(who: str, task: ImageTask, backbone: Backbone, ctx: RunContext) -> dict[str, Any]:
+def run_sklearn(who: str, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> dict[str, Any]:
     """Cross-validate scikit-learn's linear classifiers on the penultimate activations."""
-    assert task.test is not None
+    assert dataset.test is not None
     depth = [backbone.n_depths]
-    x, y = extract_features(task.fit_split, backbone, ctx).at(depth), labels_of(task.fit_split)
+    x, y = (
+        extract_features(dataset.fit_split, backbone, ctx).at(depth),
+        labels_of(dataset.fit_split),
+    )
     folds = StratifiedKFold(min(MAX_FOLDS, np.bincount(y).min()), shuffle=True, random_state=0)
     strengths = np.logspace(-5, 2, 10)
     head = (
@@ -118,7 +123,7 @@ def run_sklearn(who: str, task: ImageTask, backbone: Backbone, ctx: RunContext) 
             l1_ratios=(0.0,),
             cv=folds,
             max_iter=1000,
-            scoring="accuracy",
+            validation="accuracy",
             use_legacy_attributes=False,
         )
         if who == "sklearn_logistic"
@@ -127,8 +132,8 @@ def run_sklearn(who: str, task: ImageTask, backbone: Backbone, ctx: RunContext) 
     start = time.monotonic()
     model = make_pipeline(StandardScaler(), head).fit(x, y)
     seconds = time.monotonic() - start
-    found = model.predict(extract_features(task.test, backbone, ctx).at(depth))
-    right = found == labels_of(task.test)
+    found = model.predict(extract_features(dataset.test, backbone, ctx).at(depth))
+    right = found == labels_of(dataset.test)
     chosen = head.C_ if who == "sklearn_logistic" else head.best_params_["C"]
     return {
         "accuracy": float(right.mean()),
@@ -139,10 +144,10 @@ def run_sklearn(who: str, task: ImageTask, backbone: Backbone, ctx: RunContext) 
 
 
 def run_training(
-    who: str, task: ImageTask, backbone: Backbone, seed: int, seconds: float, python: Path
+    who: str, dataset: Dataset, backbone: Backbone, seed: int, seconds: float, python: Path
 ) -> dict[str, Any]:
     """Let another library fine-tune the same weights, in a process of its own."""
-    assert task.test is not None
+    assert dataset.test is not None
     with TemporaryDirectory() as folder:
         names = [str(i) for i in range(1000)]
         save_for_timm(backbone.build(), backbone, names, Path(folder) / "weights")
@@ -150,10 +155,10 @@ def run_training(
             "how": who.partition("_")[0],
             "lr": float(who.partition("_")[2] or 0),
             "weights": str(Path(folder) / "weights"),
-            "train": [(str(p.path), p.label) for p in task.fit_split],
-            "val": [(str(p.path), p.label) for p in task.val],
-            "test": [(str(p.path), p.label) for p in task.test],
-            "n_classes": task.n_classes,
+            "train": [(str(p.path), p.label) for p in dataset.fit_split],
+            "val": [(str(p.path), p.label) for p in dataset.val],
+            "test": [(str(p.path), p.label) for p in dataset.test],
+            "n_classes": dataset.n_classes,
             "px": backbone.input_px,
             "seconds": seconds,
             "seed": seed,
@@ -181,16 +186,16 @@ def table(rows: list[dict[str, Any]]) -> str:
     peers = (*SKLEARN, *TRAINED)
     names = [w for w in (*peers, *STRATEGIES) if all(w in cell for cell in found.values())]
     lines = [f"| set, a class | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    ahead: dict[str, list[float]] = {name: [] for name in names if name in STRATEGIES}
+    read_ahead: dict[str, list[float]] = {name: [] for name in names if name in STRATEGIES}
     for (name, n), cell in found.items():
         means = {who: float(np.mean(cell[who])) for who in names}
-        best = {w: max(means[p] for p in _peers_of(w) if p in means) for w in ahead}
+        best = {w: max(means[p] for p in _peers_of(w) if p in means) for w in read_ahead}
         shown = [f"{means[w]:.1f}" for w in names]
         lines.append(f"| {name}, {n} ({len(cell[names[0]])}) | {' | '.join(shown)} |")
-        for who in ahead:
-            ahead[who].append(means[who] - best[who])
+        for who in read_ahead:
+            read_ahead[who].append(means[who] - best[who])
     lines += ["", "| strategy | mean lead over the best peer | least |", "|---|---|---|"]
-    lines += [f"| {w} | {np.mean(v):+.1f} | {min(v):+.1f} |" for w, v in ahead.items()]
+    lines += [f"| {w} | {np.mean(v):+.1f} | {min(v):+.1f} |" for w, v in read_ahead.items()]
     return "\n".join(lines)
 
 
@@ -219,7 +224,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n-per-class", nargs="*", type=int, default=[10, 100])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)
-    parser.add_argument("--steps", type=int, help="of our trainings; default: their own")
+    parser.add_argument("--steps", type=int, help="of our training runs; default: their own")
     parser.add_argument("--table", action="store_true", help="print the rows that are there")
     return parser.parse_args(argv)
 

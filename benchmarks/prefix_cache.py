@@ -1,10 +1,10 @@
-"""Training behind a frozen prefix that runs once, against running it for every picture.
+"""Training behind a frozen prefix that runs once, against running it for every image.
 
     python benchmarks/prefix_cache.py --data-root FOLDER --out FILE
 
 Ten epochs from image files, the filling of the cache included; the same start, recipe, seeds and
-pictures on both sides. Then once more with the file that the first one filled, as later trials of
-a search do: no cache can be faster. One row for the three trainings, appended as it is done; then
+images on both sides. Then once more with the file that the first one filled, as later trials of
+a search do: no cache can be faster. One row for the three training runs, appended as it is done; then
 the table. Its times are CPU seconds: run it with OMP_NUM_THREADS=1, so that a busy machine does
 not matter.
 """
@@ -22,9 +22,9 @@ from unittest import mock
 import numpy as np
 from fine_tune_defaults import draw
 
-from strategies.core.activation_store import KeptFiles
+from strategies.core.activation_store import ActivationStore
 from strategies.core.context import RunContext, make_context
-from strategies.data.dataset import ImageTask, labels_of, load_task
+from strategies.data.dataset import Dataset, labels_of, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import make_network, set_head
 from strategies.models.network import scores_of
@@ -41,9 +41,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     backbone = load_backbone(input_px=args.input_px)
     for name in args.sets:
-        task = load_task(args.data_root / name)
+        dataset = load_dataset(args.data_root / name)
         for seed in args.seeds:
-            drawn = draw(task, args.n_per_class, seed)
+            drawn = draw(dataset, args.n_per_class, seed)
             ctx = make_context(cache_dir=args.cache_dir, seed=seed)
             start = prepare(drawn, backbone, ctx)
             for frozen in args.frozen:
@@ -58,38 +58,38 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compare(
-    task: ImageTask, backbone: Backbone, start: Start, frozen: int, ctx: RunContext
+    dataset: Dataset, backbone: Backbone, start: Start, frozen: int, ctx: RunContext
 ) -> dict[str, Any]:
     """Train both ways; seconds and test accuracy of each."""
     recipe = Recipe(
-        steps=EPOCHS * len(task.train) // BATCH_SIZE,
+        steps=EPOCHS * len(dataset.train) // BATCH_SIZE,
         lr=start.defaults.lr,
         batch_size=BATCH_SIZE,
         frozen_stages=frozen,
     )
-    row: dict[str, Any] = {"n_train": len(task.train), "steps": recipe.steps}
-    sharing = replace(ctx, kept=KeptFiles())
+    row: dict[str, Any] = {"n_train": len(dataset.train), "steps": recipe.steps}
+    sharing = replace(ctx, activation_store=ActivationStore())
     for name in ("cached", "again"):
-        found = _trained(task, backbone, start, recipe, sharing)
+        found = _trained(dataset, backbone, start, recipe, sharing)
         row |= {f"{name}{k}": v for k, v in found.items()}
     with mock.patch.object(prefix, "MOST_BYTES", 0):
-        row |= {f"plain{k}": v for k, v in _trained(task, backbone, start, recipe, ctx).items()}
+        row |= {f"plain{k}": v for k, v in _trained(dataset, backbone, start, recipe, ctx).items()}
     return row
 
 
 def _trained(
-    task: ImageTask, backbone: Backbone, start: Start, recipe: Recipe, ctx: RunContext
+    dataset: Dataset, backbone: Backbone, start: Start, recipe: Recipe, ctx: RunContext
 ) -> dict[str, float]:
-    assert task.test is not None
+    assert dataset.test is not None
     with ctx.seeded():
-        network = make_network(backbone, (backbone.n_depths,), task.n_classes)
+        network = make_network(backbone, (backbone.n_depths,), dataset.n_classes)
         set_head(network, start.head.weight, start.head.bias)
         wall, cpu = time.perf_counter(), time.process_time()
-        train(network, task.hide_test(), backbone, recipe, ctx)
+        train(network, dataset.hide_test(), backbone, recipe, ctx)
         times = {"_s": time.perf_counter() - wall, "_cpu_s": time.process_time() - cpu}
-    found = scores_of(network, task.test, backbone, ctx).argmax(axis=1)
+    found = scores_of(network, dataset.test, backbone, ctx).argmax(axis=1)
     times = {name: round(seconds, 2) for name, seconds in times.items()}
-    return times | {"": float(np.mean(found == labels_of(task.test)))}
+    return times | {"": float(np.mean(found == labels_of(dataset.test)))}
 
 
 def table(rows: list[dict[str, Any]]) -> str:

@@ -27,7 +27,7 @@ from sklearn.linear_model import LogisticRegression
 
 from strategies.core.context import make_context
 from strategies.core.folds import fold_numbers
-from strategies.data.dataset import groups_of, labels_of, load_task
+from strategies.data.dataset import groups_of, labels_of, load_dataset
 from strategies.heads.cross_validation import cross_validate, fit_head
 from strategies.layer_svm import depth_set
 from strategies.models.backbone import load_backbone
@@ -47,16 +47,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     backbone = load_backbone(input_px=96)
     ctx = make_context(cache_dir=args.cache_dir, seed=0)
-    task = subsample(load_task(args.data_root / args.set), args.n_per_class, 0)
-    pictures = task.fit_split
-    features, labels = extract_features(pictures, backbone, ctx), labels_of(pictures)
-    folds = fold_numbers(labels, 0, groups=groups_of(pictures))
+    dataset = subsample(load_dataset(args.data_root / args.set), args.n_per_class, 0)
+    images = dataset.fit_split
+    features, labels = extract_features(images, backbone, ctx), labels_of(images)
+    folds = fold_numbers(labels, 0, groups=groups_of(images))
     for depth in args.depths:
         x = features.at(depth_set(depth, backbone))
         start = time.process_time()
-        ours = cross_validate(x, labels, task.n_classes, folds=folds, strengths=STRENGTHS).correct
+        ours = cross_validate(
+            x, labels, dataset.n_classes, folds=folds, strengths=STRENGTHS
+        ).correct
         row = {"set": args.set, "depth": depth, "n": len(x), "width": x.shape[1]}
-        row |= {"n_classes": task.n_classes, "max_iter": args.max_iter}
+        row |= {"n_classes": dataset.n_classes, "max_iter": args.max_iter}
         row |= {"ours_s": time.process_time() - start, "ours": ours.mean(1).tolist()}
         start = time.process_time()
         theirs, unfinished = scikit_learn(x, labels, folds, args.max_iter)
@@ -135,7 +137,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n-per-class", type=int, default=100)
     parser.add_argument("--depths", nargs="*", type=int, default=[1, 2, 3, 4, 5, 6, 0])
     parser.add_argument("--max-iter", type=int, default=1000)
-    parser.add_argument("--synthetic", type=int, help="pictures' worth of made-up features")
+    parser.add_argument("--synthetic", type=int, help="images' worth of made-up features")
     parser.add_argument("--table", action="store_true", help="print the rows that are there")
     return parser.parse_args(argv)
 

@@ -1,11 +1,11 @@
-"""The layer SVM against the linear probe: near sets, far sets, few pictures and more.
+"""The layer SVM against the linear probe: near sets, far sets, few images and more.
 
     python benchmarks/probes.py --out benchmarks/probes.jsonl
     python benchmarks/probes.py --table
 
 One row a fit, appended as it is done; what stands in the file already is not run again. Both learn
-from all pictures of a cell, with their default hyperparameters, and are judged on the same test
-pictures (filled up to 600 with pictures that could be learnt from and were not), so the table's
+from all images of a cell, with their default hyperparameters, and are judged on the same test
+images (filled up to 600 with images that could be learnt from and were not), so the table's
 intervals are of paired differences.
 """
 
@@ -27,7 +27,7 @@ from shared_sets import NEAR
 
 from strategies.core.context import RunContext, make_context
 from strategies.core.metrics import LEVEL
-from strategies.data.dataset import ImageTask, labels_of, load_task
+from strategies.data.dataset import Dataset, labels_of, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.registry import get_strategy
 
@@ -59,24 +59,24 @@ def main(argv: Sequence[str] | None = None) -> None:
                 done = {r["who"] for r in read_rows(args.out) if _cell(r) == (name, n, seed)}
                 todo = [who for who in WHO if who not in done]
                 if todo:
-                    whole = load_task(args.data_root / name)
-                    task = fill_test(whole, subsample(whole, n, seed), seed)
+                    whole = load_dataset(args.data_root / name)
+                    dataset = fill_test(whole, subsample(whole, n, seed), seed)
                 for who in todo:
                     row = {"set": name, "n_per_class": n, "seed": seed, "who": who}
-                    row |= run(who, task, backbone, ctx)
+                    row |= run(who, dataset, backbone, ctx)
                     with args.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(json.dumps({k: v for k, v in row.items() if k != "hits"}), flush=True)
 
 
-def run(who: str, task: ImageTask, backbone: Backbone, ctx: RunContext) -> dict[str, Any]:
+def run(who: str, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> dict[str, Any]:
     """Fit once and judge on test."""
-    assert task.test is not None
+    assert dataset.test is not None
     start = time.monotonic()
-    fitted = get_strategy(who)().fit(task.hide_test().with_val_in_train(), backbone, ctx)
+    fitted = get_strategy(who)().fit(dataset.hide_test().with_val_in_train(), backbone, ctx)
     seconds = time.monotonic() - start
-    found = fitted.predict_proba([p.path for p in task.test])
-    hits = found.argmax(1) == labels_of(task.test)
+    found = fitted.predict_proba([p.path for p in dataset.test])
+    hits = found.argmax(1) == labels_of(dataset.test)
     return {
         "accuracy": float(hits.mean()),
         "n_test": len(hits),
@@ -101,7 +101,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         probe, svm = ([_hits(by[w, s]) for s in seeds] for w in WHO)
         each = [b - a for a, b in zip(probe, svm, strict=True)]
         gaps = [100 * x.mean() for x in each]
-        # Seeds share test pictures: as if they shared all of them.
+        # Seeds share test images: as if they shared all of them.
         half = 100 * norm.ppf(0.5 + LEVEL / 2) * np.sqrt(np.mean([x.var() / len(x) for x in each]))
         mid, means = np.mean(gaps), [100 * np.mean([x.mean() for x in w]) for w in (probe, svm)]
         used = [by[WHO[1], s]["hyperparameters"] for s in seeds]

@@ -1,17 +1,17 @@
-"""What following the advice costs: regret on data sets that the priors were not fitted to.
+"""What following the advice costs: regret on datasets that the priors were not fitted to.
 
     python benchmarks/regret.py
 
 Regret is the test accuracy of the best entry of the grid minus that of the one that a policy
-takes, in points; accuracy is the mean over the seeds (draws of pictures) of a set and size, where
+takes, in points; accuracy is the mean over the seeds (draws of images) of a set and size, where
 there are several, because the best of single fits is the luckiest. That is too high all the same:
-test splits are finite and trainings differ by chance. So beside it stands the regret by halves:
-the best entry is found on one half of the test pictures with some of the seeds, and compared on
+test splits are finite and training runs differ by chance. So beside it stands the regret by halves:
+the best entry is found on one half of the test images with some of the seeds, and compared on
 the other half with the others, over many halves. That is too low, as the best of a half need not
-be the best, and below 0 where advice does better than such a look at the test pictures. Priors are
-fitted anew without the set under test. Only rows of grid entries that are there for (nearly) all
+be the best, and below 0 where advice does better than such a look at the test images. Priors are
+fitted again without the set under test. Only rows of grid entries that are there for (nearly) all
 cases count, so that every policy is judged on the same cases. Intervals are 90% bootstrap
-intervals over data sets, because the cases of one set are not independent.
+intervals over datasets, because the cases of one set are not independent.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def _by_logme(values: list[float]) -> str:
 def bootstrap(
     values: Sequence[Any], sets: list[str], statistic: Callable[[np.ndarray], float]
 ) -> tuple[float, float, float]:
-    """Return low, middle and high of a statistic; whole data sets are drawn."""
+    """Return low, middle and high of a statistic; whole datasets are drawn."""
     rng = np.random.default_rng(0)
     by_set: dict[str, list[Any]] = defaultdict(list)
     for name, value in zip(sets, values, strict=True):
@@ -132,7 +132,7 @@ def report(judged: list[Judged], logme: Mapping[Case, list[float]]) -> str:
     sizes = sorted({j.case[1] for j in judged})
     entries = [f"{name} {given}" for name, given in sorted(judged[0].rows)]
     lines = [
-        f"{len(judged)} cases: {len(set(sets))} sets, {sizes} pictures a class, "
+        f"{len(judged)} cases: {len(set(sets))} sets, {sizes} images per class, "
         f"seeds {sorted({j.case[2] for j in judged})}. Rows of each: {'; '.join(entries)}.",
         "",
         "| policy | mean regret, points | 90th percentile | mean by halves | seconds of a fit |",
@@ -184,10 +184,10 @@ def _share(pairs: np.ndarray) -> float:
 
 
 def by_size(judged: list[Judged], logme: Mapping[Case, list[float]]) -> str:
-    """Return the mean regret of every policy by pictures a class."""
+    """Return the mean regret of every policy by images per class."""
     sizes = sorted({j.case[1] for j in judged})
     counts = [sum(j.case[1] == n for j in judged) for n in sizes]
-    heads = [f"{n} a class ({count} cases)" for n, count in zip(sizes, counts, strict=True)]
+    heads = [f"{n} per class ({count} cases)" for n, count in zip(sizes, counts, strict=True)]
     lines = [f"| policy | {' | '.join(heads)} |", "|---" * (len(sizes) + 1) + "|"]
     for name, values in policies(judged, logme).items():
         if len(values) == len(judged):
@@ -246,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logme = {case_of(r): r["logme_by_depth"] for r in read_rows(args.evidence)}
     judged = judge(read_rows(args.results), profiles)
     if len({j.case[0] for j in judged}) <= FEWEST:
-        raise SystemExit("There are too few complete cases to leave a data set out.")
+        raise SystemExit("There are too few complete cases to leave a dataset out.")
     print(report(judged, logme))
     print(against_best_fixed(judged, logme))
     print(by_size(judged, logme))

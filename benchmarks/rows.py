@@ -17,7 +17,7 @@ RESULTS, EVIDENCE = HERE / "results.jsonl", HERE / "evidence.jsonl"
 
 Row = dict[str, Any]
 Case = tuple[str, int, int, int]
-"""Set, pictures a class, seed, input side."""
+"""Set, images per class, seed, input side."""
 T = TypeVar("T")
 
 
@@ -27,12 +27,12 @@ def case_of(row: Row) -> Case:
 
 
 def packed(hits: NDArray[np.bool_]) -> str:
-    """Write which test pictures were classified correctly as hexadecimal digits, eight a byte."""
+    """Write which test images were classified correctly as hexadecimal digits, eight a byte."""
     return np.packbits(hits).tobytes().hex()
 
 
 def hits_of(row: Row) -> NDArray[np.bool_]:
-    """Return which test pictures a fit classified correctly, (n_test,), in the test's order."""
+    """Return which test images a fit classified correctly, (n_test,), in the test's order."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["hits"]), dtype=np.uint8))
     return bits[: row["n_test"]].astype(bool)
 
@@ -51,7 +51,7 @@ def append_row(path: Path, row: Row) -> None:
 def profile_record(profile: Profile) -> Row:
     """Return a profile as plain values, numbers short, without the names of lookalikes."""
     if profile.similarity is not None and profile.similarity.evidence is not None:
-        head = replace(profile.similarity.evidence, lands_on=())
+        head = replace(profile.similarity.evidence, nearest_source_classes=())
         profile = replace(profile, similarity=replace(profile.similarity, evidence=head))
     record: Row = _short(asdict(profile))
     return record

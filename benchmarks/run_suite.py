@@ -1,10 +1,10 @@
-"""The suite: strategies on data sets of several sizes, and the evidence that advice would have.
+"""The suite: strategies on datasets of several sizes, and the evidence that advice would have.
 
     python benchmarks/run_suite.py --data-root FOLDER --n-per-class 5 20 --seeds 0
 
 One row a fit in ``results.jsonl`` and one row a case (set, size, seed) with its whole profile in
 ``evidence.jsonl``, appended as they are done: what stands there already is not run again. Any
-folder of class folders (or train/ test/) below the data root is a data set. Every fit starts with
+folder of class folders (or train/ test/) below the data root is a dataset. Every fit starts with
 nothing cached, so its seconds are those of a first fit. The grid is worked through from its first
 entry to its last over all cases, so that a suite that is stopped early is wide rather than deep.
 """
@@ -41,7 +41,7 @@ from advisor.measure.pilot import FEWEST, run_pilot
 from advisor.measure.profile import measure
 from advisor.similarity.transferability import rate_features
 from strategies.core.context import RunContext, make_context
-from strategies.data.dataset import ImageTask, Picture, Split, labels_of, load_task
+from strategies.data.dataset import Dataset, LabelledImage, Split, labels_of, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import judge
 from strategies.models.features import extract_features
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
     )
     backbone = load_backbone(input_px=args.input_px)
-    whole = functools.cache(lambda name: load_task(args.data_root / name))
+    whole = functools.cache(lambda name: load_dataset(args.data_root / name))
     cases = [
         (name, n, seed, args.input_px)
         for seed in args.seeds
@@ -89,19 +89,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
 
     @functools.cache
-    def task_of(case: Case) -> ImageTask:
+    def dataset_of(case: Case) -> Dataset:
         return subsample(whole(case[0]), case[1], case[2])
 
     if not args.no_evidence:
-        measure_all(cases, task_of, backbone, args)
+        measure_all(cases, dataset_of, backbone, args)
     for strategy, given in [GRID[i] for i in args.grid]:
         for case in _missing(args.out, cases, strategy, given):
-            row = fit(task_of(case), backbone, case, strategy, given)
+            row = fit(dataset_of(case), backbone, case, strategy, given)
             append_row(args.out, row)
             print(*case, strategy, given, row["accuracy"], row["seconds"], flush=True)
 
 
-def measure_all(cases: list[Case], task_of: Any, backbone: Backbone, args: Any) -> None:
+def measure_all(cases: list[Case], dataset_of: Any, backbone: Backbone, args: Any) -> None:
     """Write the profile of every case that has none yet, or none with a pilot if asked for."""
     known = {
         case
@@ -111,17 +111,17 @@ def measure_all(cases: list[Case], task_of: Any, backbone: Backbone, args: Any) 
     for case in cases:
         if case in known:
             continue
-        task = task_of(case).hide_test()
+        dataset = dataset_of(case).hide_test()
         with _fresh_context(case[2]) as ctx:
             start = time.monotonic()
-            profile = measure(task, backbone, ctx)
+            profile = measure(dataset, backbone, ctx)
             seconds = time.monotonic() - start
-            pooled = extract_features(task.fit_split, backbone, ctx).pooled
-            labels = labels_of(task.fit_split)
+            pooled = extract_features(dataset.fit_split, backbone, ctx).pooled
+            labels = labels_of(dataset.fit_split)
             by_depth = [rate_features(x, labels, ctx.seed)["logme"].mid for x in pooled]
             if args.pilot:
                 advised = recommend(profile, load_priors(), "full_fine_tune").recommendations[0]
-                pilot = run_pilot(task, backbone, ctx, advised.hyperparameters, any_size=True)
+                pilot = run_pilot(dataset, backbone, ctx, advised.hyperparameters, any_size=True)
                 profile = replace(profile, pilot=pilot)
         row = _about(case) | {"advice_s": round(seconds, 2), "profile": profile_record(profile)}
         row["logme_by_depth"] = [round(v, 4) for v in by_depth]
@@ -130,17 +130,17 @@ def measure_all(cases: list[Case], task_of: Any, backbone: Backbone, args: Any) 
 
 
 def fit(
-    task: ImageTask, backbone: Backbone, case: Case, strategy: str, given: dict[str, Any]
+    dataset: Dataset, backbone: Backbone, case: Case, strategy: str, given: dict[str, Any]
 ) -> Row:
     """Fit once with nothing cached, and judge on test."""
     with _fresh_context(case[2]) as ctx:
         start = time.monotonic()
-        fitted = get_strategy(strategy)(**given).fit(task.hide_test(), backbone, ctx)
+        fitted = get_strategy(strategy)(**given).fit(dataset.hide_test(), backbone, ctx)
         seconds = time.monotonic() - start
-    assert task.test is not None
-    probabilities = fitted.predict_proba([p.path for p in task.test])
-    result = judge(probabilities, task.test, task.classes)
-    hits = probabilities.argmax(axis=1) == labels_of(task.test)
+    assert dataset.test is not None
+    probabilities = fitted.predict_proba([p.path for p in dataset.test])
+    result = judge(probabilities, dataset.test, dataset.classes)
+    hits = probabilities.argmax(axis=1) == labels_of(dataset.test)
     return _about(case) | {
         "strategy": strategy,
         "grid": given,
@@ -153,27 +153,27 @@ def fit(
     }
 
 
-def subsample(task: ImageTask, n_per_class: int, seed: int) -> ImageTask:
-    """Keep `n_per_class` pictures of train and val together, and a fixed set of test pictures."""
+def subsample(dataset: Dataset, n_per_class: int, seed: int) -> Dataset:
+    """Keep `n_per_class` images of train and validation together, and a fixed set of test images."""
     rng = np.random.default_rng(seed)
-    train: list[Picture] = []
-    val: list[Picture] = []
-    for label in range(task.n_classes):
-        rows = [p for p in task.fit_split if p.label == label]
+    train: list[LabelledImage] = []
+    val: list[LabelledImage] = []
+    for label in range(dataset.n_classes):
+        rows = [p for p in dataset.fit_split if p.label == label]
         rows = [rows[i] for i in rng.permutation(len(rows))[:n_per_class]]
         n_val = max(1, round(VAL_SHARE * len(rows))) if len(rows) > 2 else 0
         val += rows[:n_val]
         train += rows[n_val:]
-    assert task.test is not None
-    order = np.random.default_rng(0).permutation(len(task.test))[:MAX_TEST]
-    test: Split = tuple(task.test[i] for i in sorted(order))
-    return replace(task, train=tuple(train), val=tuple(val), test=test)
+    assert dataset.test is not None
+    order = np.random.default_rng(0).permutation(len(dataset.test))[:MAX_TEST]
+    test: Split = tuple(dataset.test[i] for i in sorted(order))
+    return replace(dataset, train=tuple(train), val=tuple(val), test=test)
 
 
-def takes_more(task: ImageTask, n_per_class: int) -> bool:
-    """Whether a size takes pictures that the next smaller one leaves, and is no repeat of it."""
+def takes_more(dataset: Dataset, n_per_class: int) -> bool:
+    """Whether a size takes images that the next smaller one leaves, and is no repeat of it."""
     below = max((size for size in SIZES if size < n_per_class), default=0)
-    return int(np.bincount(labels_of(task.fit_split)).max()) > below
+    return int(np.bincount(labels_of(dataset.fit_split)).max()) > below
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Screenshots of a real page for the README: scikit-learn's digits, no one else's pictures.
+"""Screenshots of a real page for the README: scikit-learn's digits, no one else's images.
 
 Command: ``python benchmarks/screenshots.py --run runs/demo`` after
 ``tl-auto run --demo --input-px 64 --max-images 900 --time 4m --trials 12 --out runs/demo``.
@@ -22,7 +22,7 @@ Scheme = Literal["light", "dark"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Take the top of the page in light and the map of the pictures in dark."""
+    """Take the top of the page in light and the map of the images in dark."""
     from playwright.sync_api import sync_playwright
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -35,14 +35,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     with sync_playwright() as p:
         browser = p.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
         save(shot(browser, page, "light", "#answer", 760), given.out / "report-light.png")
-        save(shot(browser, page, "dark", "#pictures", 680, hover=True), given.out / "map-dark.png")
+        save(shot(browser, page, "dark", "#images", 680, hover=True), given.out / "map-dark.png")
         browser.close()
 
 
 def shot(
     browser: "Browser", page: Path, scheme: Scheme, start: str, height: int, *, hover: bool = False
 ) -> bytes:
-    """Return a PNG of the page: from its top, or from an element with a picture pointed at."""
+    """Return a PNG of the page: from its top, or from an element with an image pointed at."""
     tab = browser.new_page(color_scheme=scheme, viewport={"width": WIDTH_PX, "height": height})
     tab.goto(page.as_uri())
     tab.wait_for_selector("html[data-ready=yes]", state="attached")

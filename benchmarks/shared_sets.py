@@ -1,11 +1,11 @@
-"""The real picture sets beside the repository: what is in them, and samples of them."""
+"""The real image sets beside the repository: what is in them, and samples of them."""
 
 import hashlib
 from pathlib import Path
 
 import numpy as np
 
-from strategies.data.dataset import Picture
+from strategies.data.dataset import LabelledImage
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 IMAGENET = "imagenet_samples"
@@ -30,8 +30,8 @@ FAR = ("mnist5k", "fsdd_spec", "omniglot_small1", "neu_surface", "pneumonia_cxr"
 _HALF_SEED = 0
 
 
-def pictures_of(name: str, most: int = 1000, seed: int = 0) -> list[Picture]:
-    """List at most `most` training pictures of a set at random, in a stable order."""
+def images_of(name: str, most: int = 1000, seed: int = 0) -> list[LabelledImage]:
+    """List at most `most` training images of a set at random, in a stable order."""
     root = DATA / name
     root = root / "train" if (root / "train").is_dir() else root
     if name == IMAGENET:
@@ -48,7 +48,7 @@ def pictures_of(name: str, most: int = 1000, seed: int = 0) -> list[Picture]:
         chosen = np.random.default_rng(seed).permutation(len(files))[:most]
         files = [files[i] for i in np.sort(chosen)]
     return [
-        Picture(path, label, hashlib.sha256(path.read_bytes()).hexdigest(), 0, 0)
+        LabelledImage(path, label, hashlib.sha256(path.read_bytes()).hexdigest(), 0, 0)
         for path, label in files
     ]
 
@@ -60,9 +60,9 @@ def classes_of(name: str) -> list[str]:
     return sorted(p.name for p in root.iterdir() if p.is_dir())
 
 
-def imagenet_halves() -> tuple[list[Picture], list[Picture]]:
-    """Split the ImageNet pictures: what reference and mapping may see, and what nothing sees."""
-    pictures = pictures_of(IMAGENET)
-    order = np.random.default_rng(_HALF_SEED).permutation(len(pictures))
-    half = len(pictures) // 2
-    return [pictures[i] for i in order[:half]], [pictures[i] for i in order[half:]]
+def imagenet_halves() -> tuple[list[LabelledImage], list[LabelledImage]]:
+    """Split the ImageNet images: what reference and mapping may see, and what nothing sees."""
+    images = images_of(IMAGENET)
+    order = np.random.default_rng(_HALF_SEED).permutation(len(images))
+    half = len(images) // 2
+    return [images[i] for i in order[:half]], [images[i] for i in order[half:]]

@@ -28,7 +28,7 @@ PROGRAM = "from advisor.cli.app import tl_{0}; tl_{0}()"
 N, N_NEW = 1000, 100
 MANY, SOME, FEW = 50_000, 5_000, 2_000
 SETTLED_S = 2.5
-"""Pictures that were written a moment ago are not believed to be unchanged."""
+"""Images that were written a moment ago are not believed to be unchanged."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Bench:
-    """Where pictures come from, and where there is room. What figures share is measured once.
+    """Where images come from, and where there is room. What figures share is measured once.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class Bench:
     def data(self, i: int) -> Path:
         """Return a folder of class folders for the i-th repetition."""
         root = self.scratch / f"data-{i}"
-        copy_pictures(self.source, root, self.n)
+        copy_images(self.source, root, self.n)
         time.sleep(SETTLED_S)
         return root
 
@@ -102,20 +102,20 @@ class Bench:
 
     @cache  # noqa: B019
     def plain(self, i: int) -> Spent:
-        """Run the plain script on the same pictures."""
+        """Run the plain script on the same images."""
         code = f"import runpy; runpy.run_path({__file__!r})['plain_script']()"
         return self.run(code, self.data(i))
 
     @cache  # noqa: B019
     def links(self, n: int) -> Path:
-        """Return a folder of `n` hard links to the pictures of the first repetition."""
+        """Return a folder of `n` hard links to the images of the first repetition."""
         root = self.scratch / f"links-{n}"
         make_links(self.data(0), root, n)
         return root
 
     @cache  # noqa: B019
     def of_many(self, n: int, i: int) -> Spent:
-        """Advise on `n` pictures, nothing cached."""
+        """Advise on `n` images, nothing cached."""
         folder = self.scratch / "cache-of-many"
         spent = self.advise(self.links(n), folder)
         shutil.rmtree(folder)
@@ -130,8 +130,8 @@ class Bench:
         return out
 
 
-def copy_pictures(source: Path, root: Path, n: int, skip: int = 0) -> None:
-    """Copy `n` pictures of a folder of class folders, the same number of every class."""
+def copy_images(source: Path, root: Path, n: int, skip: int = 0) -> None:
+    """Copy `n` images of a folder of class folders, the same number of every class."""
     classes = sorted(p for p in source.iterdir() if p.is_dir())
     for folder in classes:
         (root / folder.name).mkdir(parents=True, exist_ok=True)
@@ -141,9 +141,9 @@ def copy_pictures(source: Path, root: Path, n: int, skip: int = 0) -> None:
 
 
 def make_links(source: Path, root: Path, n: int) -> None:
-    """Fill class folders with hard links to pictures in turn.
+    """Fill class folders with hard links to images in turn.
 
-    Many names of one picture are exact copies: its features are computed once, so that the pass
+    Many names of one image are exact copies: its features are computed once, so that the pass
     over few links and over many is equally long.
     """
     classes = sorted(p for p in source.iterdir() if p.is_dir())
@@ -166,10 +166,10 @@ def plain_script() -> None:
 
     net = timm.create_model("tf_efficientnet_lite0", num_classes=0).eval()
     transform = create_transform(**resolve_model_data_config(net))
-    pictures = ImageFolder(sys.argv[1], transform)
+    dataset = ImageFolder(sys.argv[1], transform)
     found = []
     with torch.inference_mode():
-        for images, _ in DataLoader(pictures, batch_size=32, num_workers=os.cpu_count() or 1):
+        for images, _ in DataLoader(dataset, batch_size=32, num_workers=os.cpu_count() or 1):
             found.append(net(images))
     torch.cat(found)
 
@@ -183,7 +183,7 @@ def cold(bench: Bench, i: int) -> Pair:
 
 
 def feature_pass(bench: Bench, i: int) -> Pair:
-    """Count pictures per second from files, and of the bare network on tensors in memory.
+    """Count images per second from files, and of the bare network on tensors in memory.
 
     Each in a process of its own: ours makes glibc keep freed memory, a plain loop does not.
     """
@@ -204,49 +204,49 @@ def _rate(bench: Bench, function: str, *arguments: object) -> float:
 
 
 def our_pass() -> None:
-    """Print pictures per second of this program's pass: ``sys.argv[1:3]`` are data and cache."""
+    """Print images per second of this program's pass: ``sys.argv[1:3]`` are data and cache."""
     from strategies.core.context import make_context
-    from strategies.data.dataset import load_task
+    from strategies.data.dataset import load_dataset
     from strategies.models.backbone import load_backbone
     from strategies.models.features import extract_features
 
     ctx = make_context(cache_dir=Path(sys.argv[2]))
-    pictures = load_task(sys.argv[1]).fit_split
+    images = load_dataset(sys.argv[1]).fit_split
     backbone = load_backbone()
-    clock = time.process_time if "cpu" in sys.argv else time.perf_counter
-    start = clock()
-    extract_features(pictures, backbone, ctx)
-    print(len(pictures) / (clock() - start))
+    budget = time.process_time if "cpu" in sys.argv else time.perf_counter
+    start = budget()
+    extract_features(images, backbone, ctx)
+    print(len(images) / (budget() - start))
 
 
 def bare_pass() -> None:
-    """Print pictures per second of the network alone, in the same precision, in batches."""
+    """Print images per second of the network alone, in the same precision, in batches."""
     import torch
 
     from strategies.core.allocator import keep_freed_memory
     from strategies.core.context import choose_precision
-    from strategies.data.dataset import load_task
+    from strategies.data.dataset import load_dataset
     from strategies.models.backbone import load_backbone
     from strategies.models.features import BATCH, batches, to_input
 
     if "kept" in sys.argv:
         keep_freed_memory()
     device = torch.device("cpu")
-    paths = [p.path for p in load_task(sys.argv[1]).fit_split[: 10 * BATCH]]
+    paths = [p.path for p in load_dataset(sys.argv[1]).fit_split[: 10 * BATCH]]
     backbone = load_backbone()
     net = backbone.build()
     ready = [to_input(b, backbone, device) for b in batches(paths, backbone, 2)]
-    clock = time.process_time if "cpu" in sys.argv else time.perf_counter
+    budget = time.process_time if "cpu" in sys.argv else time.perf_counter
     precision = choose_precision(device)
     with (
         torch.inference_mode(),
         torch.autocast("cpu", precision, enabled=precision != torch.float32),
     ):
         net(ready[0])
-        start = clock()
+        start = budget()
         for images in ready:
             net(images)
-    print(len(paths) / (clock() - start))
+    print(len(paths) / (budget() - start))
 
 
 def warm(bench: Bench, i: int) -> Pair:
@@ -256,23 +256,23 @@ def warm(bench: Bench, i: int) -> Pair:
 
 
 def some_new(bench: Bench, i: int) -> Pair:
-    """Time a call with a tenth more pictures in the folder, and the first."""
+    """Time a call with a tenth more images in the folder, and the first."""
     data, kept = bench.scratch / f"more-{i}", bench.scratch / f"more-cache-{i}"
-    copy_pictures(bench.source, data, bench.n)
+    copy_images(bench.source, data, bench.n)
     time.sleep(SETTLED_S)
     first = bench.advise(data, kept).seconds
-    copy_pictures(bench.source, data, N_NEW, skip=bench.n)
+    copy_images(bench.source, data, N_NEW, skip=bench.n)
     time.sleep(SETTLED_S)
     return bench.advise(data, kept).seconds, first
 
 
 def memory(bench: Bench, i: int) -> Pair:
-    """Look at the peak memory with 50,000 pictures and with 2,000."""
+    """Look at the peak memory with 50,000 images and with 2,000."""
     return bench.of_many(MANY, i).peak_mb, bench.of_many(FEW, i).peak_mb
 
 
 def sizes(bench: Bench, i: int) -> Pair:
-    """Time 50,000 pictures and 5,000, as many of which are read."""
+    """Time 50,000 images and 5,000, as many of which are read."""
     return bench.of_many(MANY, i).seconds, bench.of_many(SOME, i).seconds
 
 
@@ -283,16 +283,18 @@ def help_text(bench: Bench, i: int) -> Pair:
 
 
 def predict(bench: Bench, i: int) -> Pair:
-    """Time ``tl-auto predict`` on all pictures, and the plain script."""
+    """Time ``tl-auto predict`` on all images, and the plain script."""
     arguments = ["predict", bench.classifier(), bench.data(i), "--csv"]
     return bench.run(PROGRAM.format("auto"), *arguments).seconds, bench.plain(i).seconds
 
 
 def tail(bench: Bench, i: int) -> Pair:
     """Time what follows the feature pass, and the pass, by the table of ``--profile``."""
-    laps = read_laps(bench.first(i).said)
-    names = list(laps)
-    return sum(laps[n] for n in names[names.index("features") + 1 :]), laps["features"]
+    phase_timer = read_laps(bench.first(i).said)
+    names = list(phase_timer)
+    return sum(phase_timer[n] for n in names[names.index("features") + 1 :]), phase_timer[
+        "features"
+    ]
 
 
 def read_laps(said: str) -> dict[str, float]:
@@ -317,11 +319,11 @@ class Figure:
 
 FIGURES = {
     1: Figure("`tl-advise`, nothing cached / plain script", 0.9, cold),
-    2: Figure("feature pass / bare forward pass, pictures per second", 0.85, feature_pass, True),
+    2: Figure("feature pass / bare forward pass, images per second", 0.85, feature_pass, True),
     3: Figure("second `tl-advise` / first", 0.15, warm),
-    4: Figure("a tenth of the pictures new / first", 0.3, some_new),
-    5: Figure("peak memory, 50,000 pictures / 2,000", 1.2, memory),
-    6: Figure("time, 50,000 pictures / 5,000", 1.5, sizes),
+    4: Figure("a tenth of the images new / first", 0.3, some_new),
+    5: Figure("peak memory, 50,000 images / 2,000", 1.2, memory),
+    6: Figure("time, 50,000 images / 5,000", 1.5, sizes),
     7: Figure("`tl-advise --help` / importing typer and rich", 1.5, help_text),
     8: Figure("`tl-auto predict` / plain script", 0.9, predict),
     10: Figure("as 2, the bare pass with this program's memory", 0.85, tuned_pass, True),
@@ -337,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     default = Path(__file__).parents[1].parent / "shared" / "data" / "flowers5"
     parser.add_argument("--figures", type=int, nargs="+", choices=FIGURES, default=list(FIGURES))
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--pictures", type=Path, default=default, help="folder of class folders")
+    parser.add_argument("--images", type=Path, default=default, help="folder of class folders")
     parser.add_argument("--cpu", action="store_true", help="processor time, not wall-clock time")
     parser.add_argument("--guard", action="store_true", help="quick, on digits; fails if slow")
     args = parser.parse_args(argv)
@@ -346,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.guard:
             guard(room)
         else:
-            measure(Bench(args.pictures, room, cpu=args.cpu), args.figures, args.repeat)
+            measure(Bench(args.images, room, cpu=args.cpu), args.figures, args.repeat)
 
 
 def measure(bench: Bench, figures: list[int], repeat: int) -> dict[int, float]:

@@ -1,4 +1,4 @@
-"""Whether the predicted chance of negative transfer holds on data sets that it was not fitted to.
+"""Whether the predicted chance of negative transfer holds on datasets that it was not fitted to.
 
     python benchmarks/transfer_risk.py --plot FILE.svg
 
@@ -45,7 +45,7 @@ class Told:
     gain, low, high
         Test accuracy minus that of ``from_scratch``, measured; the predicted 90% interval.
     noise
-        Half of the 90% interval of the measured gain, as if the pictures were not the same: too
+        Half of the 90% interval of the measured gain, as if the images were not the same: too
         wide rather than too narrow.
     """
 
@@ -69,7 +69,7 @@ class Told:
 
 
 def look_ahead(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[tuple[float, bool]]:
-    """Predict from the evidence of few pictures whether scratch wins with more, and tell if so.
+    """Predict from the evidence of few images whether scratch wins with more, and tell if so.
 
     By priors without the set; what is measured is the mean gain over the seeds of the larger size.
     """
@@ -95,10 +95,10 @@ def look_ahead(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[tuple[
     return found
 
 
-def ahead(found: list[tuple[float, bool]]) -> str:
-    """Return how often scratch won with more pictures, by the chance that was predicted."""
+def read_ahead(found: list[tuple[float, bool]]) -> str:
+    """Return how often scratch won with more images, by the chance that was predicted."""
     chances, won = (np.array(v) for v in zip(*found, strict=True))
-    lines = ["| predicted for more pictures | predictions | mean predicted | scratch won |"]
+    lines = ["| predicted for more images | predictions | mean predicted | scratch won |"]
     lines.append("|---|---|---|---|")
     for start, end in pairwise(BINS):
         mine = (chances >= start) & ((chances < end) | (end == 1))
@@ -263,7 +263,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not told:
         print("There is no case with a row of from_scratch and its evidence.")
         return
-    parts = report(told), remedied(rows, profiles), ahead(look_ahead(rows, profiles))
+    parts = report(told), remedied(rows, profiles), read_ahead(look_ahead(rows, profiles))
     print(*parts, sep="\n\n")
     if args.plot is not None:
         args.plot.write_text(plot(told))

@@ -1,8 +1,8 @@
-"""``tl-auto run`` against simpler ways to spend the same wall-clock time on the same pictures.
+"""``tl-auto run`` against simpler ways to spend the same wall-clock time on the same images.
 
     python benchmarks/tuning.py --seconds 300 --fastai PEERS/bin/python --autogluon AG/bin/python
 
-A cell is a set, a number of pictures a class (train and val together, a fifth of them val) and a
+A cell is a set, a number of images per class (train and validation together, a fifth of them validation) and a
 seed. In every cell each rival gets `--seconds` for everything from the start of its process to its
 judgement on test, the same backbone and input size, the same split, and nothing cached:
 
@@ -16,7 +16,7 @@ fastai    ``fine_tune`` of fastai for as many epochs as fit (`peer_training.py`;
 autogluon AutoGluon's ``MultiModalPredictor`` with its own defaults (as fastai), in an environment
           of its own: as fastai's, then ``pip install autogluon.multimodal`` and torch again
 
-`random` and `optuna` keep the trial that is best on val and fit a probe once more with val, as we
+`random` and `optuna` keep the trial that is best on validation and fit a probe once more with validation, as we
 do.
 
 One JSON line a fit, appended as it is done; what stands in the file already is not run again.
@@ -42,18 +42,18 @@ from run_suite import subsample
 from scipy.stats import t as student
 
 from advisor.advise import Prepared, advise_on, prepare
-from advisor.tune.time_budget import Clock
+from advisor.tune.time_budget import TimeBudget
 from advisor.types.options import Options
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TrainingDiverged
-from strategies.data.dataset import ImageTask, load_task
+from strategies.data.dataset import Dataset, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import ImageClassifier, evaluate
 from strategies.registry import STRATEGIES, get_strategy
 
 STARTED_S = time.monotonic()
 JUDGED_S = 0.05
-"""Seconds to judge one picture, before any was judged."""
+"""Seconds to judge one image, before any was judged."""
 SETS = ("hymenoptera", "flowers5", "sign_digits", "neu_surface", "dtd10")
 PEERS = ("fastai", "autogluon")
 """Run in environments of their own."""
@@ -79,10 +79,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 todo = [who for who in args.who if who not in known]
                 if not todo:
                     continue
-                task = subsample(load_task(args.data_root / name), n, seed)
+                dataset = subsample(load_dataset(args.data_root / name), n, seed)
                 for who in todo:
                     python = getattr(args, who) if who in PEERS else None
-                    row = cell | {"who": who} | compete(who, task, backbone, cell, python)
+                    row = cell | {"who": who} | compete(who, dataset, backbone, cell, python)
                     rows.append(row)
                     with args.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
@@ -91,32 +91,32 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compete(
-    who: str, task: ImageTask, backbone: Backbone, cell: dict[str, Any], python: Path | None
+    who: str, dataset: Dataset, backbone: Backbone, cell: dict[str, Any], python: Path | None
 ) -> dict[str, Any]:
     """Let one rival have its time on a cell."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tuning-") as name:
         folder = Path(name)
         if python is not None:
-            row = run_training(who, task, backbone, cell["seed"], cell["limit_s"], python)
+            row = run_training(who, dataset, backbone, cell["seed"], cell["limit_s"], python)
         else:
-            manifest = write_manifest(task, folder / "pictures.csv")
+            manifest = write_manifest(dataset, folder / "images.csv")
             if who == "run":
                 row = run_auto(manifest, cell, folder)
             else:
                 row = run_alone(who, manifest, cell, folder)
-    sizes = {"n_train": len(task.train), "n_val": len(task.val)}
+    sizes = {"n_train": len(dataset.train), "n_val": len(dataset.val)}
     return row | sizes | {"took_s": round(time.monotonic() - begun, 1)}
 
 
-def write_manifest(task: ImageTask, path: Path) -> Path:
-    """Write a task with its split as others can read it."""
+def write_manifest(dataset: Dataset, path: Path) -> Path:
+    """Write a dataset with its split as others can read it."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
         for split in ("train", "val", "test"):
-            for p in getattr(task, split):
-                writer.writerow([p.path, task.classes[p.label], split])
+            for p in getattr(dataset, split):
+                writer.writerow([p.path, dataset.classes[p.label], split])
     return path
 
 
@@ -149,45 +149,45 @@ def answer(spec: dict[str, Any]) -> dict[str, Any]:
     """Find a classifier within the time, and judge it on test."""
     options = Options(input_px=spec["input_px"], seed=spec["seed"], cache_dir=Path(spec["cache"]))
     prepared = prepare(Path(spec["manifest"]), options, STARTED_S + spec["limit_s"])
-    task, test = prepared.task.hide_test(), prepared.task.test or ()
+    dataset, test = prepared.dataset.hide_test(), prepared.dataset.test or ()
     by_px = {prepared.backbone.input_px: JUDGED_S}
-    clock = Clock(STARTED_S + spec["limit_s"], len(test), len(task.val), by_px)
+    budget = TimeBudget(STARTED_S + spec["limit_s"], len(test), len(dataset.val), by_px)
     if spec["who"] == "advice":
-        best, n_trials = follow(prepared, task, clock), 1
+        best, n_trials = follow(prepared, dataset, budget), 1
     else:
-        best, n_trials = search(spec["who"], prepared, task, clock)
+        best, n_trials = search(spec["who"], prepared, dataset, budget)
     row = {"accuracy": None, "n_test": len(test), "best": None, "trials": n_trials}
     if best is None:
         return row
-    classifier = with_val(best, task, prepared.backbone, prepared.ctx, clock)
+    classifier = with_val(best, dataset, prepared.backbone, prepared.ctx, budget)
     accuracy = evaluate(classifier, test).accuracy.mid
     return row | {"accuracy": accuracy, "best": classifier.strategy}
 
 
-def follow(prepared: Prepared, task: ImageTask, clock: Clock) -> ImageClassifier | None:
+def follow(prepared: Prepared, dataset: Dataset, budget: TimeBudget) -> ImageClassifier | None:
     """Ask for advice and fit it once."""
     try:
         advised = advise_on(prepared).recommendations[0]
         strategy = get_strategy(advised.strategy)(**advised.hyperparameters)
-        ctx = replace(prepared.ctx, deadline_s=clock.fit_ends_s())
-        return strategy.fit(task, prepared.backbone, ctx)
+        ctx = replace(prepared.ctx, deadline_s=budget.fit_ends_s())
+        return strategy.fit(dataset, prepared.backbone, ctx)
     except (OutOfTime, TrainingDiverged):
         return None
 
 
 def search(
-    who: str, prepared: Prepared, task: ImageTask, clock: Clock
+    who: str, prepared: Prepared, dataset: Dataset, budget: TimeBudget
 ) -> tuple[ImageClassifier | None, int]:
-    """Draw trials until the time is over; return the best on val, and their number."""
+    """Draw trials until the time is over; return the best on validation, and their number."""
     ctx, backbone = prepared.ctx, prepared.backbone
     names = SEARCHED if who == "random" else ("full_fine_tune",)
     studies = {name: _study(who, ctx.seed) for name in names}
     rng = np.random.default_rng(ctx.seed)
     best: tuple[float, ImageClassifier] | None = None
     n_trials = 0
-    while clock.left_s() > 0:
+    while budget.left_s() > 0:
         name = str(rng.choice(names))
-        found = fit_trial(studies[name], name, task, backbone, ctx, clock)
+        found = fit_trial(studies[name], name, dataset, backbone, ctx, budget)
         n_trials += 1
         if found is not None and (best is None or found[0] > best[0]):
             best = found
@@ -197,10 +197,10 @@ def search(
 def fit_trial(
     study: optuna.Study,
     name: str,
-    task: ImageTask,
+    dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
-    clock: Clock,
+    budget: TimeBudget,
 ) -> tuple[float, ImageClassifier] | None:
     """Draw one trial and fit it; None if nothing came of it."""
     trial = study.ask()
@@ -212,9 +212,9 @@ def fit_trial(
                 raise optuna.TrialPruned
 
     try:
-        strategy = get_strategy(name).suggest(trial, task, backbone)
-        own = replace(ctx, deadline_s=clock.fit_ends_s(), on_epoch=hear)
-        classifier = strategy.fit(task, backbone, own)
+        strategy = get_strategy(name).suggest(trial, dataset, backbone)
+        own = replace(ctx, deadline_s=budget.fit_ends_s(), on_epoch=hear)
+        classifier = strategy.fit(dataset, backbone, own)
     except (OutOfTime, TrainingDiverged):
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
         return None
@@ -222,22 +222,26 @@ def fit_trial(
         study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         return None
     begun = time.monotonic()
-    accuracy = evaluate(classifier, task.val).accuracy.mid
-    clock.saw(len(task.val), time.monotonic() - begun, classifier.backbone.input_px)
+    accuracy = evaluate(classifier, dataset.val).accuracy.mid
+    budget.saw(len(dataset.val), time.monotonic() - begun, classifier.backbone.input_px)
     study.tell(trial, accuracy)
     return accuracy, classifier
 
 
 def with_val(
-    best: ImageClassifier, task: ImageTask, backbone: Backbone, ctx: RunContext, clock: Clock
+    best: ImageClassifier,
+    dataset: Dataset,
+    backbone: Backbone,
+    ctx: RunContext,
+    budget: TimeBudget,
 ) -> ImageClassifier:
-    """Fit a probe once more with val, as far as there is time."""
+    """Fit a probe once more with validation, as far as there is time."""
     strategy = get_strategy(best.strategy)
     if strategy.selects_on_val:
         return best
-    own = replace(ctx, deadline_s=clock.search_ends_s())
+    own = replace(ctx, deadline_s=budget.search_ends_s())
     try:
-        everything = task.with_val_in_train()
+        everything = dataset.with_val_in_train()
         return strategy(**best.hyperparameters).fit(everything, backbone, own)
     except OutOfTime:
         return best

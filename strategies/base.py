@@ -7,14 +7,14 @@ from typing import Any, ClassVar, Self
 from optuna.trial import BaseTrial
 
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 
 
 @dataclass(frozen=True)
 class Strategy(ABC):
-    """A way to adapt a pretrained backbone to a task.
+    """A way to adapt a pretrained backbone to a dataset.
 
     Every subclass is a final, frozen dataclass whose fields are its hyperparameters, all with
     defaults.
@@ -27,17 +27,17 @@ class Strategy(ABC):
     references: ClassVar[tuple[str, ...]]
     """Where the method comes from."""
     selects_on_val: ClassVar[bool]
-    """Whether `fit` needs val pictures to choose its weights. One that does not may be fitted on
-    train and val together once its hyperparameters are chosen."""
+    """Whether `fit` needs validation images to choose its weights. One that does not may be fitted on
+    train and validation together once its hyperparameters are chosen."""
 
     @classmethod
     @abstractmethod
-    def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
+    def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
         """Draw hyperparameters; the same ones from a FixedTrial of the same parameters."""
 
     @abstractmethod
-    def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Fit to ``task.train``, selecting on ``task.val``.
+    def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
+        """Fit to ``dataset.train``, selecting on ``dataset.val``.
 
         Raises
         ------
@@ -46,10 +46,10 @@ class Strategy(ABC):
         """
 
     @abstractmethod
-    def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
+    def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
         """Return the cost of `fit` in forward passes of one image, nothing cached."""
 
-    def why_not(self, task: ImageTask, backbone: Backbone) -> str | None:
+    def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
         """Return the reason why this strategy does not apply here, or None if it does."""
         return None
 

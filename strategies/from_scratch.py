@@ -7,7 +7,7 @@ from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.classifier import ImageClassifier, make_network
 from strategies.training.lp_ft import calibrate, training_passes
@@ -25,9 +25,9 @@ class FromScratch(Strategy):
     lr
         Peak learning rate.
     steps
-        Optimiser steps of 32 pictures; None: twice those of a fine-tune.
+        Optimiser steps of 32 images; None: twice those of a fine-tune.
     hflip
-        Whether train pictures are mirrored at random.
+        Whether train images are mirrored at random.
     input_px
         Side of the square input; None: the backbone's.
     """
@@ -45,9 +45,9 @@ class FromScratch(Strategy):
     selects_on_val: ClassVar[bool] = True
 
     @classmethod
-    def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
+    def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
         """Draw learning rate, steps, mirroring and input size."""
-        base = 2 * default_steps(len(task.train), BATCH_SIZE)
+        base = 2 * default_steps(len(dataset.train), BATCH_SIZE)
         return cls(
             lr=trial.suggest_float("lr", 3e-4, 1e-2, log=True),
             steps=trial.suggest_int("steps", base // 2, 2 * base),
@@ -55,28 +55,28 @@ class FromScratch(Strategy):
             input_px=trial.suggest_categorical("input_px", input_sizes(backbone)),
         )
 
-    def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Train; an earlier round is kept only where val says clearly that it was better."""
+    def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
+        """Train; an earlier round is kept only where validation says clearly that it was better."""
         ctx.check_time()
         backbone = resized(backbone, self.input_px)
-        used = replace(self, steps=self._steps(task), input_px=backbone.input_px)
+        used = replace(self, steps=self._steps(dataset), input_px=backbone.input_px)
         recipe = Recipe(
-            steps=self._steps(task), lr=self.lr, batch_norm="trained", hflip=self.hflip
+            steps=self._steps(dataset), lr=self.lr, batch_norm="trained", hflip=self.hflip
         )
         depths = (backbone.n_depths,)
         with ctx.seeded():
-            network = make_network(backbone.with_random_weights(), depths, task.n_classes)
-            scores = train(network, task, backbone, recipe, ctx)
-        calibrate(network, scores, task)
+            network = make_network(backbone.with_random_weights(), depths, dataset.n_classes)
+            scores = train(network, dataset, backbone, recipe, ctx)
+        calibrate(network, scores, dataset)
         return ImageClassifier(
-            task.classes, backbone, depths, network, self.name, used.hyperparameters()
+            dataset.classes, backbone, depths, network, self.name, used.hyperparameters()
         )
 
-    def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
+    def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
         """Return the passes of all steps and of judging on val."""
         scale = (self.input_px or backbone.input_px) / backbone.input_px
-        n_train, n_val, steps = len(task.train), len(task.val), self._steps(task)
+        n_train, n_val, steps = len(dataset.train), len(dataset.val), self._steps(dataset)
         return training_passes(n_train, n_val, steps, BATCH_SIZE, 0.0, scale)
 
-    def _steps(self, task: ImageTask) -> int:
-        return self.steps or 2 * default_steps(len(task.train), BATCH_SIZE)
+    def _steps(self, dataset: Dataset) -> int:
+        return self.steps or 2 * default_steps(len(dataset.train), BATCH_SIZE)

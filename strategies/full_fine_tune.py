@@ -7,7 +7,7 @@ from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.classifier import ImageClassifier
 from strategies.training.lp_ft import fine_tune, prepare, training_passes
@@ -29,17 +29,17 @@ class FullFineTune(Strategy):
     Attributes
     ----------
     lr
-        Peak learning rate of the body; None: by how far the pictures are from the pretraining
+        Peak learning rate of the body; None: by how far the images are from the pretraining
         ones, and what a probe leaves to learn (`recipe.fine_tune_defaults`).
     blend
         How far to go from the starting weights (0) to the trained ones (1); None: likewise.
     head_lr_factor
         The head learns this many times faster.
     steps
-        Optimiser steps of 32 pictures; None: eight epochs, within 150 and 600.
+        Optimiser steps of 32 images; None: eight epochs, within 150 and 600.
     hflip
-        Whether train pictures are mirrored at random (wrong for letters and hands); None: unless
-        the pictures of a class are seen to lean to one side (`core.mirror`).
+        Whether train images are mirrored at random (wrong for letters and hands); None: unless
+        the images of a class are seen to lean to one side (`core.mirror`).
     input_px
         Side of the square input; None: the backbone's.
     layer_lr_decay, optimiser, batch_norm, reset_stages, label_smoothing, mixup, cutmix, l2_sp, \
@@ -74,9 +74,9 @@ class FullFineTune(Strategy):
     selects_on_val: ClassVar[bool] = True
 
     @classmethod
-    def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
+    def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
         """Draw learning rates, steps, blend, BatchNorm policy, smoothing, mirroring, size."""
-        base = default_steps(len(task.train), BATCH_SIZE)
+        base = default_steps(len(dataset.train), BATCH_SIZE)
         return cls(
             lr=trial.suggest_float("lr", 3e-5, 3e-3, log=True),
             blend=trial.suggest_float("blend", 0.25, 1.0),
@@ -90,14 +90,14 @@ class FullFineTune(Strategy):
             input_px=trial.suggest_categorical("input_px", input_sizes(backbone)),
         )
 
-    def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Train; an earlier round is kept only where val says clearly that it was better."""
+    def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
+        """Train; an earlier round is kept only where validation says clearly that it was better."""
         backbone = resized(backbone, self.input_px)
-        start = prepare(task, backbone, ctx, self.hflip)
+        start = prepare(dataset, backbone, ctx, self.hflip)
         lr = self.lr or start.defaults.lr
         blend = self.blend or start.defaults.blend
         hflip = start.defaults.hflip
-        steps = self.steps or default_steps(len(task.train), BATCH_SIZE)
+        steps = self.steps or default_steps(len(dataset.train), BATCH_SIZE)
         recipe = Recipe(
             steps=steps,
             lr=lr,
@@ -115,11 +115,11 @@ class FullFineTune(Strategy):
             ema=self.ema,
             hflip=hflip,
         )
-        network = fine_tune(task, backbone, start, recipe, ctx)
+        network = fine_tune(dataset, backbone, start, recipe, ctx)
         px = backbone.input_px
         used = replace(self, lr=lr, blend=blend, steps=steps, hflip=hflip, input_px=px)
         return ImageClassifier(
-            task.classes,
+            dataset.classes,
             backbone,
             (backbone.n_depths,),
             network,
@@ -127,15 +127,15 @@ class FullFineTune(Strategy):
             used.hyperparameters(),
         )
 
-    def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
+    def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
         """Return the passes of the probe, of all steps, and of judging on val."""
-        steps = self.steps or default_steps(len(task.train), BATCH_SIZE)
+        steps = self.steps or default_steps(len(dataset.train), BATCH_SIZE)
         scale = (self.input_px or backbone.input_px) / backbone.input_px
-        n_train, n_val = len(task.train), len(task.val)
+        n_train, n_val = len(dataset.train), len(dataset.val)
         renewed = self.batch_norm == "reestimated" or self.reset_stages > 0
         return training_passes(n_train, n_val, steps, BATCH_SIZE, 0.0, scale, renewed=renewed)
 
-    def why_not(self, task: ImageTask, backbone: Backbone) -> str | None:
+    def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
         """Refuse to make all stages new: that is training from scratch."""
         if not 0 <= self.reset_stages < backbone.n_depths:
             return f"reset_stages must be in 0..{backbone.n_depths - 1}, got {self.reset_stages}"

@@ -8,15 +8,15 @@ from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.heads.compute_budget import affordable_views
-from strategies.heads.cross_validation import ClassWeight, one_error_rule
+from strategies.heads.cross_validation import ClassWeight, one_standard_error_rule
 from strategies.heads.linear_head import (
     MAX_VIEWED,
     LinearSettings,
+    cross_validate_head,
     fit_on_features,
-    judged_by_folds,
-    open_views,
+    view_counts,
 )
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.body import Pooling
@@ -53,7 +53,7 @@ class LayerSVM(Strategy):
     strength
         L2 strength, for features scaled to unit mean squared length; None: by cross-validation.
     pooling
-        "mean" over the picture, "grid" over each of its quarters, so that it matters where things
+        "mean" over the image, "grid" over each of its quarters, so that it matters where things
         are; None: by cross-validation.
     share
         Of the activations, how many are used: those with the largest coefficients (Head2Toe);
@@ -80,7 +80,7 @@ class LayerSVM(Strategy):
     selects_on_val: ClassVar[bool] = False
 
     @classmethod
-    def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
+    def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
         """Draw depth, pooling, class weights, input size; the rest is left to cross-validation."""
         depths = [None, *range(backbone.n_depths + 1)]
         return cls(
@@ -92,12 +92,14 @@ class LayerSVM(Strategy):
             input_px=trial.suggest_categorical("input_px", input_sizes(backbone)),
         )
 
-    def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
+    def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Fit on cached features."""
         ctx.check_time()
         backbone = resized(backbone, self.input_px)
-        cut, views = self._cut(task, backbone, ctx)
-        network, found = fit_on_features(task, backbone, ctx, self._settings(cut, views, backbone))
+        cut, views = self._cut(dataset, backbone, ctx)
+        network, found = fit_on_features(
+            dataset, backbone, ctx, self._settings(cut, views, backbone)
+        )
         used = replace(
             self,
             depth=cut.depth,
@@ -108,7 +110,7 @@ class LayerSVM(Strategy):
             input_px=backbone.input_px,
         )
         return ImageClassifier(
-            task.classes,
+            dataset.classes,
             backbone,
             depth_set(cut.depth, backbone),
             network,
@@ -117,13 +119,13 @@ class LayerSVM(Strategy):
             cut.pooling,
         )
 
-    def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
+    def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
         """Return one pass for every view, and one for quarters: they serve all depths."""
-        views = self.views or max(open_views(len(task.train)))
+        views = self.views or max(view_counts(len(dataset.train)))
         scale = (self.input_px or backbone.input_px) / backbone.input_px
-        return len(task.train) * (1 + views) * scale**2
+        return len(dataset.train) * (1 + views) * scale**2
 
-    def why_not(self, task: ImageTask, backbone: Backbone) -> str | None:
+    def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
         """Refuse depths that are not there, and shares that are none."""
         n = backbone.n_depths
         if self.depth is not None and not -n <= self.depth <= n:
@@ -143,15 +145,17 @@ class LayerSVM(Strategy):
             cut.share,
         )
 
-    def _cut(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> tuple[Cut, int | None]:
+    def _cut(
+        self, dataset: Dataset, backbone: Backbone, ctx: RunContext
+    ) -> tuple[Cut, int | None]:
         """Return what to read, by cross-validation where it is open, and the views if known."""
-        cuts = self._open_cuts(task, backbone)
+        cuts = self._open_cuts(dataset, backbone)
         if len(cuts) == 1:
             return cuts[0], 1 if cuts[0].pooling == "grid" and self.views is None else self.views
-        open_to = (self.views,) if self.views else open_views(len(task.train))
+        open_to = (self.views,) if self.views else view_counts(len(dataset.train))
         if self.views is None:
-            open_to = affordable_views(task, backbone, ctx, open_to)
-        seen = cache(lambda n: extract_views(task.train, backbone, ctx, n))
+            open_to = affordable_views(dataset, backbone, ctx, open_to)
+        seen = cache(lambda n: extract_views(dataset.train, backbone, ctx, n))
         settings, losses = [], []
         for cut in cuts:
             tried = []
@@ -159,7 +163,7 @@ class LayerSVM(Strategy):
                 ctx.check_time()
                 how = self._settings(cut, views, backbone)
                 x = seen(views).at(how.depths, how.pooling)
-                found = judged_by_folds(x, task, how, ctx)
+                found = cross_validate_head(x, dataset, how, ctx)
                 if found is None:
                     return cuts[0], self._views_for(cut, open_to)[-1]
                 tried.append((views, found[0].losses))
@@ -167,13 +171,13 @@ class LayerSVM(Strategy):
             settings.append((cut, views))
             losses.append(loss)
         costs = [backbone.depths[depth_set(c.depth, backbone)[-1] - 1].flops_share for c in cuts]
-        return settings[one_error_rule(losses, costs)]
+        return settings[one_standard_error_rule(losses, costs)]
 
-    def _open_cuts(self, task: ImageTask, backbone: Backbone) -> list[Cut]:
+    def _open_cuts(self, dataset: Dataset, backbone: Backbone) -> list[Cut]:
         """Return the candidates that agree with what is set; what is set alone if none does."""
         fits = [
             replace(cut, share=self.share or cut.share)
-            for cut in candidates(backbone, len(task.train))
+            for cut in candidates(backbone, len(dataset.train))
             if self.depth in (None, cut.depth) and self.pooling in (None, cut.pooling)
         ]
         if self.depth is not None and not fits:
@@ -194,7 +198,7 @@ def depth_set(depth: int, backbone: Backbone) -> tuple[int, ...]:
 def candidates(backbone: Backbone, n_train: int) -> list[Cut]:
     """Return what is tried: the one that stands without evidence comes first.
 
-    A share of the features is for few pictures; ranking them again in every fold takes long.
+    A share of the features is for few images; ranking them again in every fold takes long.
     """
     n = backbone.n_depths
     together = [Cut(-max(1, n // 2), "mean"), Cut(0, "mean"), Cut(0, "grid")]

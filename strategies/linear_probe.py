@@ -7,9 +7,9 @@ from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.heads.cross_validation import ClassWeight
-from strategies.heads.linear_head import LinearSettings, fit_on_features, open_views
+from strategies.heads.linear_head import LinearSettings, fit_on_features, view_counts
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.classifier import ImageClassifier
 
@@ -24,11 +24,11 @@ class LinearProbe(Strategy):
     strength
         L2 strength, for features scaled to unit mean squared length; None: by cross-validation.
     views
-        What is learnt from of every train picture: 1 its centre, 6 also its mirror image and its
-        corners; None: by cross-validation, for up to 1,000 pictures. Prediction looks at the
+        What is learnt from of every train image: 1 its centre, 6 also its mirror image and its
+        corners; None: by cross-validation, for up to 1,000 images. Prediction looks at the
         centre alone.
     class_weight
-        "balanced" lets every class count alike, however many pictures it has.
+        "balanced" lets every class count alike, however many images it has.
     input_px
         Side of the square input; None: the backbone's.
     """
@@ -47,29 +47,29 @@ class LinearProbe(Strategy):
     selects_on_val: ClassVar[bool] = False
 
     @classmethod
-    def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
+    def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
         """Draw class weights and input size; strength and views are left to cross-validation."""
         weight = trial.suggest_categorical("class_weight", ["none", "balanced"])
         px = trial.suggest_categorical("input_px", input_sizes(backbone))
         return cls(class_weight=cast(ClassWeight, weight), input_px=px)
 
-    def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
+    def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Fit on cached features."""
         backbone = resized(backbone, self.input_px)
         depths = (backbone.n_depths,)
         settings = LinearSettings(
             depths, "softmax", self.strength, views=self.views, class_weight=self.class_weight
         )
-        network, found = fit_on_features(task, backbone, ctx, settings)
+        network, found = fit_on_features(dataset, backbone, ctx, settings)
         used = replace(
             self, strength=found.strength, views=found.views, input_px=backbone.input_px
         )
         return ImageClassifier(
-            task.classes, backbone, depths, network, self.name, used.hyperparameters()
+            dataset.classes, backbone, depths, network, self.name, used.hyperparameters()
         )
 
-    def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
-        """Return one pass for every view of every train picture."""
-        views = self.views or max(open_views(len(task.train)))
+    def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
+        """Return one pass for every view of every train image."""
+        views = self.views or max(view_counts(len(dataset.train)))
         scale = (self.input_px or backbone.input_px) / backbone.input_px
-        return len(task.train) * views * scale**2
+        return len(dataset.train) * views * scale**2

@@ -7,7 +7,7 @@ from optuna.trial import BaseTrial
 
 from strategies.base import Strategy
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.classifier import ImageClassifier
 from strategies.training.lp_ft import fine_tune, prepare, training_passes
@@ -49,15 +49,15 @@ class PartialFineTune(Strategy):
     name: ClassVar[str] = "partial_fine_tune"
     summary: ClassVar[str] = "first stages frozen, the rest trained from the pretrained weights"
     references: ClassVar[tuple[str, ...]] = (
-        "D. Soekhoe, P. van der Putten, A. Plaat, On the impact of data set size in transfer "
+        "D. Soekhoe, P. van der Putten, A. Plaat, On the impact of dataset size in transfer "
         "learning using deep neural networks, IDA 2016",
     )
     selects_on_val: ClassVar[bool] = True
 
     @classmethod
-    def suggest(cls, trial: BaseTrial, task: ImageTask, backbone: Backbone) -> Self:
+    def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
         """Draw frozen stages, learning rates, blend, steps, BatchNorm policy, smoothing, size."""
-        base = default_steps(len(task.train), BATCH_SIZE)
+        base = default_steps(len(dataset.train), BATCH_SIZE)
         return cls(
             frozen_stages=trial.suggest_int("frozen_stages", 1, backbone.n_depths - 1),
             lr=trial.suggest_float("lr", 3e-5, 3e-3, log=True),
@@ -72,14 +72,14 @@ class PartialFineTune(Strategy):
             input_px=trial.suggest_categorical("input_px", input_sizes(backbone)),
         )
 
-    def fit(self, task: ImageTask, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Train; an earlier round is kept only where val says clearly that it was better."""
+    def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
+        """Train; an earlier round is kept only where validation says clearly that it was better."""
         backbone = resized(backbone, self.input_px)
-        start = prepare(task, backbone, ctx, self.hflip)
+        start = prepare(dataset, backbone, ctx, self.hflip)
         lr = self.lr or start.defaults.lr
         blend = self.blend or start.defaults.blend
         hflip = start.defaults.hflip
-        steps, frozen = self._steps(task), self._frozen(backbone)
+        steps, frozen = self._steps(dataset), self._frozen(backbone)
         recipe = Recipe(
             steps=steps,
             lr=lr,
@@ -90,7 +90,7 @@ class PartialFineTune(Strategy):
             label_smoothing=self.label_smoothing,
             hflip=hflip,
         )
-        network = fine_tune(task, backbone, start, recipe, ctx)
+        network = fine_tune(dataset, backbone, start, recipe, ctx)
         used = replace(
             self,
             lr=lr,
@@ -101,7 +101,7 @@ class PartialFineTune(Strategy):
             input_px=backbone.input_px,
         )
         return ImageClassifier(
-            task.classes,
+            dataset.classes,
             backbone,
             (backbone.n_depths,),
             network,
@@ -109,23 +109,23 @@ class PartialFineTune(Strategy):
             used.hyperparameters(),
         )
 
-    def image_passes(self, task: ImageTask, backbone: Backbone) -> float:
+    def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
         """Return the passes of the probe, of all steps (part of them forward only), of judging."""
         frozen = backbone.depths[self._frozen(backbone) - 1].flops_share
         scale = (self.input_px or backbone.input_px) / backbone.input_px
-        n_train, n_val, steps = len(task.train), len(task.val), self._steps(task)
+        n_train, n_val, steps = len(dataset.train), len(dataset.val), self._steps(dataset)
         renewed = self.batch_norm == "reestimated"
         return training_passes(n_train, n_val, steps, BATCH_SIZE, frozen, scale, renewed=renewed)
 
-    def why_not(self, task: ImageTask, backbone: Backbone) -> str | None:
+    def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
         """Refuse to freeze none or all of the stages."""
         k = self.frozen_stages
         if k is not None and not 1 <= k < backbone.n_depths:
             return f"frozen_stages must be in 1..{backbone.n_depths - 1}, got {k}"
         return None
 
-    def _steps(self, task: ImageTask) -> int:
-        return self.steps or default_steps(len(task.train), BATCH_SIZE)
+    def _steps(self, dataset: Dataset) -> int:
+        return self.steps or default_steps(len(dataset.train), BATCH_SIZE)
 
     def _frozen(self, backbone: Backbone) -> int:
         return self.frozen_stages or backbone.n_depths // 2

@@ -1,4 +1,4 @@
-"""Fixtures: no network, a private cache, small pictures made here, and the shared real ones."""
+"""Fixtures: no network, a private cache, small images made here, and the shared real ones."""
 
 import importlib
 import socket
@@ -13,7 +13,7 @@ from PIL import Image
 
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask, load_task
+from strategies.data.dataset import Dataset, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -42,9 +42,9 @@ def _short_pilots() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data sets beside the checkout."""
+    """The folder of real datasets beside the checkout."""
     if not SHARED.is_dir():
-        pytest.skip("no ../shared/data beside this checkout: the real pictures are not here")
+        pytest.skip("no ../shared/data beside this checkout: the real images are not here")
     return SHARED
 
 
@@ -72,7 +72,7 @@ def backbone() -> Backbone:
 
 
 def stripes(label: int, rng: np.random.Generator, px: int = 48) -> Image.Image:
-    """Draw a picture whose class is the direction of its stripes; colours say nothing."""
+    """Draw an image whose class is the direction of its stripes; colours say nothing."""
     y, x = np.mgrid[0:px, 0:px] / px
     angle = np.pi * label / 3 + rng.normal(0, 0.05)
     wave = np.sin(2 * np.pi * (4 * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform()))
@@ -82,7 +82,7 @@ def stripes(label: int, rng: np.random.Generator, px: int = 48) -> Image.Image:
 
 
 def write_folder(root: Path, n_per_class: int, n_classes: int = 3, seed: int = 0) -> Path:
-    """Write class folders of striped pictures."""
+    """Write class folders of striped images."""
     rng = np.random.default_rng(seed)
     for label in range(n_classes):
         folder = root / f"class{label}"
@@ -103,6 +103,6 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def small_task(tmp_path_factory: pytest.TempPathFactory) -> ImageTask:
-    """Three classes of sixteen striped pictures."""
-    return load_task(write_folder(tmp_path_factory.mktemp("striped"), 16))
+def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Three classes of sixteen striped images."""
+    return load_dataset(write_folder(tmp_path_factory.mktemp("striped"), 16))

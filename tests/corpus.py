@@ -33,7 +33,7 @@ def photo(seed: int = 0, size: tuple[int, int] = (61, 47)) -> Image.Image:
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
-    """Return a picture as the bytes of a file."""
+    """Return an image as the bytes of a file."""
     stream = io.BytesIO()
     image.save(stream, kind, **options)
     return stream.getvalue()
@@ -168,7 +168,7 @@ def impostors() -> Iterator[tuple[str, bytes]]:
         yield f"{name}.png", encode(photo(len(name)), "PNG")
     yield os.fsdecode(b"in\xff\xfevalid.png"), good
     yield "no_suffix", good
-    yield "notes.txt", b"not a picture by its name"
+    yield "notes.txt", b"not an image by its name"
 
 
 def write_corpus(root: Path, n_good: int = 0) -> int:
@@ -177,7 +177,7 @@ def write_corpus(root: Path, n_good: int = 0) -> int:
     Parameters
     ----------
     n_good
-        Sound pictures to add to each class.
+        Sound images to add to each class.
     """
     n = 0
     for label in ("cat", "dog"):

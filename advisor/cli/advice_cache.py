@@ -1,4 +1,4 @@
-"""Answers already given: the same pictures, options and program need no second measurement.
+"""Answers already given: the same images, options and program need no second measurement.
 
 An advice is kept under a name made of all that it depends on. Images are known by what the file
 system says of them (`strategies.data.inspection.signature`): asking again reads none of them, and
@@ -70,19 +70,19 @@ def question(data: Path, options: Options) -> str | None:
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def recall(cache: ArrayCache, name: str | None) -> Advice | None:
+def stored_advice(cache: ArrayCache, name: str | None) -> Advice | None:
     """Return the advice that was kept under a name, if there is one."""
-    found = {} if name is None else cache.recall(_SPACE, [name])
+    found = {} if name is None else cache.get_json(_SPACE, [name])
     return None if name not in found else read_advice(found[name])
 
 
-def remember(cache: ArrayCache, name: str | None, advice: Advice) -> None:
+def store_advice(cache: ArrayCache, name: str | None, advice: Advice) -> None:
     """Keep an advice under its name: only if it reads back as what it was."""
     if name is None:
         return
     record = json.loads(json.dumps(advice_record(advice)))
     if read_advice(record) == advice:
-        cache.remember(_SPACE, {name: record})
+        cache.put_json(_SPACE, {name: record})
 
 
 def _files_below(folder: Path | None) -> list[Path]:

@@ -47,7 +47,7 @@ from advisor.cli.run import about_auto, resume_command, run_command, status_comm
 if TYPE_CHECKING:
     from advisor.types.advice import Advice
     from advisor.types.options import Options
-    from strategies.core.progress import Laps
+    from strategies.core.progress import PhaseTimer
 
 advise_app = typer.Typer(add_completion=True, rich_markup_mode=None)
 auto_app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mode=None)
@@ -96,7 +96,7 @@ def advise_command(
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say which kind of transfer learning suits a folder of labelled pictures."""
+    """Say which kind of transfer learning suits a folder of labelled images."""
     given = locals()
     if explain is not None:
         _explain(explain)
@@ -107,14 +107,14 @@ def advise_command(
         fail(f"--html {html}: there is no folder {html.resolve().parent}. Make it first.")
     folder = data_folder(data, demo, cache_dir)
     with progress(quiet) as on_progress, errors():
-        from strategies.core.progress import Laps
+        from strategies.core.progress import PhaseTimer
 
-        laps = Laps(on_progress, last_s=STARTED_S)
-        advice = _answer(folder, options_of(given, laps), laps, html)
+        phase_timer = PhaseTimer(on_progress, last_s=STARTED_S)
+        advice = _answer(folder, options_of(given, phase_timer), phase_timer, html)
     _print_advice(advice, as_json, as_markdown, quiet)
     if profile:
-        laps.end("report")
-        _print_laps(laps)
+        phase_timer.end("report")
+        _print_phase_times(phase_timer)
 
 
 def _print_advice(advice: "Advice", as_json: bool, as_markdown: bool, quiet: bool) -> None:
@@ -136,27 +136,29 @@ def _print_advice(advice: "Advice", as_json: bool, as_markdown: bool, quiet: boo
         print_advice(stdout, advice)
 
 
-def _answer(folder: Path, options: "Options", laps: "Laps", html: Path | None) -> "Advice":
+def _answer(
+    folder: Path, options: "Options", phase_timer: "PhaseTimer", html: Path | None
+) -> "Advice":
     """Return the advice that was given before if nothing has changed; else measure.
 
-    A page shows pictures, which are not kept: it is always made anew, from cached features.
+    A page shows images, which are not kept: it is always made again, from cached features.
     """
-    from advisor.cli.advice_cache import question, recall, remember
+    from advisor.cli.advice_cache import question, store_advice, stored_advice
     from strategies.core.cache import ArrayCache, default_cache_dir
 
     cache = ArrayCache(options.cache_dir or default_cache_dir())
     asked = question(folder, options)
-    known = recall(cache, asked) if html is None else None
-    laps.end("looking for an earlier answer")
+    known = stored_advice(cache, asked) if html is None else None
+    phase_timer.end("looking for an earlier answer")
     if known is not None:
         said = "Nothing has changed since this was measured: answered from the cache."
         stderr.print(said, highlight=False)
         return known
     from advisor.advise import advise
 
-    laps.end("imports")
+    phase_timer.end("imports")
     advice = advise(folder, options, html=html)
-    remember(cache, asked, advice)
+    store_advice(cache, asked, advice)
     return advice
 
 
@@ -174,9 +176,9 @@ def _explain(code: str) -> None:
     stdout.print(Markdown(text) if stdout.is_terminal else text, markup=False, highlight=False)
 
 
-def _print_laps(laps: "Laps") -> None:
-    total = sum(laps.seconds.values())
-    for name, seconds in laps.seconds.items():
+def _print_phase_times(phase_timer: "PhaseTimer") -> None:
+    total = sum(phase_timer.seconds.values())
+    for name, seconds in phase_timer.seconds.items():
         said = f"{name:<32}{seconds:8.2f} s{seconds / total:6.0%}"
         stderr.print(said, highlight=False, markup=False)
 

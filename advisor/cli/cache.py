@@ -24,7 +24,7 @@ def cache_info_command(cache_dir: CacheDir = None) -> None:
 
 @cache_app.command("clear")
 def cache_clear_command(cache_dir: CacheDir = None) -> None:
-    """Forget all that was computed; pictures, runs and files set aside stay."""
+    """Forget all that was computed; images, runs and files set aside stay."""
     with errors():
         from strategies.core.cache import ArrayCache, default_cache_dir
 

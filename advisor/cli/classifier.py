@@ -45,8 +45,8 @@ def export_command(
 
 def predict_command(
     run: Annotated[Path, typer.Argument(help="Run folder, or its classifier folder.")],
-    pictures: Annotated[
-        list[Path], typer.Argument(help="Picture files or folders; - reads a list from stdin.")
+    images: Annotated[
+        list[Path], typer.Argument(help="Image files or folders; - reads a list from stdin.")
     ],
     top: Annotated[int, typer.Option("--top-k", "--top", min=1, help="Classes to name.")] = 3,
     device: Device = "auto",
@@ -54,18 +54,18 @@ def predict_command(
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV to stdout.")] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print classes and probabilities for pictures."""
+    """Print classes and probabilities for images."""
     if as_json and as_csv:
         fail("--json and --csv were both given. Leave one of them out.")
     if not run.is_dir():
         fail(f"{run} is not a folder. Give the folder that tl-auto run wrote (--out).")
-    missing = [p for p in pictures if str(p) != "-" and not p.exists()]
+    missing = [p for p in images if str(p) != "-" and not p.exists()]
     if missing:
         fail(f"{missing[0]} does not exist.")
     with progress(quiet) as on_progress, errors():
         from advisor.deploy.predict import predict
 
-        found = predict(run, _given(pictures), device=device, on_progress=on_progress)
+        found = predict(run, _given(images), device=device, on_progress=on_progress)
         if as_json:
             _predictions_as_json(found, top)
         elif as_csv:
@@ -74,9 +74,9 @@ def predict_command(
             _predictions_as_table(found, top)
 
 
-def _given(pictures: list[Path]) -> Iterator[Path]:
+def _given(images: list[Path]) -> Iterator[Path]:
     """Yield what was given; ``-`` stands for the lines of stdin."""
-    for path in pictures:
+    for path in images:
         if str(path) == "-":
             yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
         else:

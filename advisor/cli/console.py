@@ -106,7 +106,7 @@ def progress(quiet: bool) -> Iterator[OnProgress]:
         TimeElapsedColumn,
     )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{dataset.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=stderr, transient=True) as bars:
         known: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""A real data set that comes with a dependency: scikit-learn's handwritten digits, as files."""
+"""A real dataset that comes with a dependency: scikit-learn's handwritten digits, as files."""
 
 from pathlib import Path
 
@@ -38,5 +38,5 @@ def write_digits(folder: Path) -> Path:
             Image.fromarray(grey).save(part, format="PNG")
             part.replace(path)
     except OSError as error:
-        raise StorageError(f"The demo's pictures cannot be written to {root}: {error}") from error
+        raise StorageError(f"The demo's images cannot be written to {root}: {error}") from error
     return root

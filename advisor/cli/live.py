@@ -17,7 +17,7 @@ def line_of(event: Event) -> str | None:
         return f"{name}: begun{_left(event.seconds_left)}"
     if event.kind == "round":
         return None
-    said = event.reason if event.accuracy is None else f"{event.accuracy.percent()} on val"
+    said = event.reason if event.accuracy is None else f"{event.accuracy.percent()} on validation"
     return f"{name}: {said}{_best(event.best)}{_left(event.seconds_left)}"
 
 
@@ -35,7 +35,7 @@ def _left(seconds: float) -> str:
 
 
 class TensorBoard:
-    """Writes val accuracies for TensorBoard, from the first event on.
+    """Writes validation accuracies for TensorBoard, from the first event on.
 
     Raises
     ------

@@ -34,30 +34,30 @@ BackboneName = Annotated[
 ]
 InputPx = Annotated[int | None, typer.Option(min=16, help="Side of the network's input.")]
 StrategyName = Annotated[str, typer.Option(help="Force a strategy by name, or auto.")]
-Val = Annotated[Path | None, typer.Option(help="Folder of val pictures, given apart.")]
-Test = Annotated[Path | None, typer.Option(help="Folder of test pictures, given apart.")]
+Val = Annotated[Path | None, typer.Option(help="Folder of validation images, given apart.")]
+Test = Annotated[Path | None, typer.Option(help="Folder of test images, given apart.")]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of splits, folds and training.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Workers = Annotated[
-    int | None, typer.Option(min=1, help="Threads that read pictures; default: one a core.")
+    int | None, typer.Option(min=1, help="Threads that read images; default: one a core.")
 ]
 CacheDir = Annotated[Path | None, typer.Option(help="Where features are kept.")]
 Root = Annotated[Path | None, typer.Option(help="Where a manifest's relative paths start.")]
 GroupBy = Annotated[
     str | None,
     typer.Option(
-        help="Regular expression: pictures whose paths match alike stay together; or none."
+        help="Regular expression: images whose paths match alike stay together; or none."
     ),
 ]
 MaxImages = Annotated[
-    int, typer.Option(min=0, help="Read at most this many pictures of a split; 0: all.")
+    int, typer.Option(min=0, help="Read at most this many images of a split; 0: all.")
 ]
 MaxQuarantine = Annotated[
-    float, typer.Option(min=0, max=1, help="Largest share of unreadable pictures.")
+    float, typer.Option(min=0, max=1, help="Largest share of unreadable images.")
 ]
 ReferenceFolder = Annotated[
     Path | None,
-    typer.Option("--reference", help="Pictures like those that the backbone was pretrained with."),
+    typer.Option("--reference", help="Images like those that the backbone was pretrained with."),
 ]
 PreferOption = Annotated[
     Literal["accuracy", "balanced", "cheap"],

@@ -78,7 +78,7 @@ Artifacts = Annotated[
     typer.Option(help="Folder or s3://BUCKET/PREFIX for machines that do not see the run folder."),
 ]
 WithBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="Write val accuracy for TensorBoard too.")
+    bool, typer.Option("--tensorboard", help="Write validation accuracy for TensorBoard too.")
 ]
 
 
@@ -122,13 +122,13 @@ def run_command(
     """Take the advice: tune it under a time limit and leave a classifier in a run folder."""
     given = locals()
     limit_s = parse_duration_s(time_limit)
-    pictures = data_folder(data, demo, cache_dir)
-    folder = out or _fresh_run(pictures)
+    images = data_folder(data, demo, cache_dir)
+    folder = out or _fresh_run(images)
     with watching(folder, quiet, tensorboard) as (on_progress, on_event), run_errors(folder):
         from advisor.tune.driver import auto
 
         outcome = auto(
-            pictures,
+            images,
             folder,
             options_of(given, on_progress),
             time_s=seconds_left(limit_s),
@@ -158,12 +158,12 @@ def resume_command(
     limit_s = parse_duration_s(time_limit) if time_limit else None
     with watching(run, quiet, tensorboard) as (on_progress, on_event), run_errors(run):
         from advisor.tune.resume import resume
-        from advisor.tune.run_dir.directory import RunFolder
+        from advisor.tune.run_dir.directory import RunDir
 
-        if RunFolder.open(run).is_done():
+        if RunDir.open(run).is_done():
             stderr.print(f"{run} is finished; nothing is left to do.", highlight=False)
             if as_json:
-                print_json(RunFolder.open(run).read("outcome.json"))
+                print_json(RunDir.open(run).read("outcome.json"))
             return
         if limit_s is not None:
             limit_s = seconds_left(limit_s)
@@ -218,10 +218,10 @@ def worker_command(
 def status_command(run: Run, as_json: Json = False) -> None:
     """Say how far a run is."""
     with errors():
-        from advisor.tune.run_dir.directory import RunFolder
+        from advisor.tune.run_dir.directory import RunDir
         from advisor.tune.run_dir.status import status_lines, status_record
 
-        folder = RunFolder.open(run)
+        folder = RunDir.open(run)
         record = status_record(folder)
         lines = status_lines(folder, record)
     if as_json:

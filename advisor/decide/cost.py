@@ -25,7 +25,7 @@ def fit_seconds(name: str, profile: Profile, priors: Priors) -> Interval:
 def raw_seconds(name: str, profile: Profile) -> float:
     """Return what the measured rates alone foretell.
 
-    The strategies count their forward passes, a trained picture as `PASSES_PER_STEP` of them; what
+    The strategies count their forward passes, a trained image as `PASSES_PER_STEP` of them; what
     it really costs here was measured.
     """
     head = profile.head_s.get("layer_svm" if name == "layer_svm" else "linear_probe", 1.0)

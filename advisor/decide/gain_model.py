@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import expit, log_expit, logit
 from scipy.stats import norm
 
-from advisor.decide.priors import Priors, Usual, Variant
+from advisor.decide.priors import Prior, Priors, Variant
 from advisor.measure.learning_curve import continued
 from advisor.types.profile import LearningCurve, Pilot, Profile
 from strategies.core.metrics import LEVEL, Interval
@@ -35,14 +35,14 @@ class Evidence:
     value: float
     noise: float
 
-    def beside(self, usual: Usual) -> tuple[float, float]:
+    def standardised(self, prior: Prior) -> tuple[float, float]:
         """Return what it probably is, in spreads of what is usual, and the share known of it.
 
         A noisy value is drawn to the usual one, as far as its noise explains the distance
         (the posterior mean of a normal value that is usual before it was measured).
         """
-        share = reliability(self.noise, usual.sd)
-        return share * (self.value - usual.mean) / usual.sd, share
+        share = reliability(self.noise, prior.sd)
+        return share * (self.value - prior.mean) / prior.sd, share
 
 
 UNKNOWN = Evidence(0.0, math.inf)
@@ -56,11 +56,11 @@ def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
     far         1 - domain similarity
     probe       log-odds of the linear probe's accuracy: what is left to gain
     svm         log of the probe's log-loss over the best depth's: late features are too special
-    size        powers of ten of pictures a class: what a training can be fed
-    total       powers of ten of pictures in all
-    control     accuracy that pretraining gains over random weights, same pictures
+    size        powers of ten of images per class: what a training can be fed
+    total       powers of ten of images in all
+    control     accuracy that pretraining gains over random weights, same images
     pixels      log-odds that a linear rule on grey thumbnails gains over the probe
-    slope       log-odds that the learning curve promises for twice the pictures
+    slope       log-odds that the learning curve promises for twice the images
     ==========  ==============================================================================
     """
     n = profile.n_measured
@@ -102,7 +102,7 @@ def _noise(measured: Interval) -> float:
 
 
 def _steepness(accuracy: float, n: int) -> float:
-    """Return the accuracy that one log-odds is worth near an accuracy of `n` pictures."""
+    """Return the accuracy that one log-odds is worth near an accuracy of `n` images."""
     inside = min(max(accuracy, 0.5 / n), 1 - 0.5 / n)
     return inside * (1 - inside)
 
@@ -121,16 +121,16 @@ def gain_by(
     """Predict a variant's gain where this is the evidence."""
     mean, variance = variant.intercept, variant.sd**2
     for name, weight in variant.weights.items():
-        distance, share = evidence[name].beside(priors.evidence[name])
+        distance, share = evidence[name].standardised(priors.evidence[name])
         mean += weight * distance
         variance += weight**2 * (1 - share)
     return _with_pilot(mean, variance, variant.strategy, pilot, priors)
 
 
-def with_more_pictures(
+def with_more_images(
     evidence: Mapping[str, Evidence], profile: Profile, factor: float
 ) -> Mapping[str, Evidence]:
-    """Return what the evidence would be with so many times the pictures.
+    """Return what the evidence would be with so many times the images.
 
     The probe's accuracy follows its learning curve, where there is one; what else is known stays.
     """
@@ -202,33 +202,33 @@ class Odds:
         return Interval(*(float(expit(x)) for x in ends))
 
 
-def expected_probe(profile: Profile, priors: Priors) -> Odds:
+def expected_probe_accuracy(profile: Profile, priors: Priors) -> Odds:
     """Expect the linear probe's test accuracy, from what cross-validation said of it."""
     measured, trust = profile.linear_probe.accuracy.mid, priors.measured
-    odds = drawn_to_usual(measured, profile.n_measured, priors.evidence["probe"])
+    odds = shrunk_to_prior(measured, profile.n_measured, priors.evidence["probe"])
     return Odds(odds.mean + trust.offset, math.hypot(odds.sd, trust.sd))
 
 
-def drawn_to_usual(share: float, n: int, usual: Usual) -> Odds:
+def shrunk_to_prior(share: float, n: int, prior: Prior) -> Odds:
     """Return what is known of a chance after `n` trials, where its log-odds are usually like that.
 
-    The posterior of a binomial share under a normal prior, by quadrature: ten pictures that were
+    The posterior of a binomial share under a normal prior, by quadrature: ten images that were
     all classified correctly do not make a classifier certain.
     """
     x = _LOG_ODDS
     seen = min(n, _MOST_SEEN) * (share * log_expit(x) + (1 - share) * log_expit(-x))
-    log_weight = seen - ((x - usual.mean) / usual.sd) ** 2 / 2
+    log_weight = seen - ((x - prior.mean) / prior.sd) ** 2 / 2
     weight = np.exp(log_weight - log_weight.max())
     mean = float(np.average(x, weights=weight))
     return Odds(mean, math.sqrt(float(np.average((x - mean) ** 2, weights=weight))))
 
 
-def usual_of(accuracy: Interval) -> Usual:
+def prior_of(accuracy: Interval) -> Prior:
     """Return log-odds that are as usual as an expected accuracy says."""
     low, mid, high = (log_odds(x, _MOST_SEEN) for x in (accuracy.low, accuracy.mid, accuracy.high))
-    return Usual(mid, max((high - low) / (2 * Z), 1e-3))
+    return Prior(mid, max((high - low) / (2 * Z), 1e-3))
 
 
 def log_odds(share: float, n: float) -> float:
-    """Return the log-odds of a share of `n` pictures, half a picture away from 0 and 1."""
+    """Return the log-odds of a share of `n` images, half an image away from 0 and 1."""
     return float(logit(min(max(share, 0.5 / n), 1 - 0.5 / n)))

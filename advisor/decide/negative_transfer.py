@@ -11,11 +11,11 @@ from advisor.decide.gain_model import (
     Gain,
     Z,
     evidence_of,
-    expected_probe,
+    expected_probe_accuracy,
     gain_by,
-    with_more_pictures,
+    with_more_images,
 )
-from advisor.decide.priors import Priors, Usual
+from advisor.decide.priors import Prior, Priors
 from advisor.types.advice import FARTHEST, TransferRisk
 from advisor.types.profile import ProbeResult, Profile
 from strategies.core.metrics import Interval
@@ -43,20 +43,20 @@ def transfer_risks(profile: Profile, priors: Priors) -> tuple[TransferRisk, ...]
     """
     known = sum(v.cases for v in priors.variants if v.strategy == SCRATCH)
     scratch = _gain(SCRATCH, profile, priors)
-    if scratch is None or SCRATCH in profile.why_not or known < FEWEST:
+    if scratch is None or SCRATCH in profile.inapplicable or known < FEWEST:
         return ()
     risks = []
     for name in (*PROBES, "partial_fine_tune", "full_fine_tune"):
         own = _gain(name, profile, priors)
-        if own is not None and name not in profile.why_not:
+        if own is not None and name not in profile.inapplicable:
             risks.append(_risk(name, own, scratch, profile, priors))
     return tuple(risks)
 
 
-def risk_of_harm(gain: Interval, usual: Usual) -> float:
+def risk_of_harm(gain: Interval, prior: Prior) -> float:
     """Return the probability that pretrained features do worse than random ones, in [0, 1].
 
-    What was measured is weighed against what is usual, so that a few pictures raise no alarm.
+    What was measured is weighed against what is usual, so that a few images raise no alarm.
 
     Parameters
     ----------
@@ -64,12 +64,12 @@ def risk_of_harm(gain: Interval, usual: Usual) -> float:
         Of pretrained over random features, with its normal interval.
     """
     variance = max((gain.high - gain.low) / (2 * Z), 1e-6) ** 2
-    share = usual.sd**2 / (usual.sd**2 + variance)
-    mean = usual.mean + share * (gain.mid - usual.mean)
+    share = prior.sd**2 / (prior.sd**2 + variance)
+    mean = prior.mean + share * (gain.mid - prior.mean)
     return float(norm.sf(mean / (variance * share) ** 0.5))
 
 
-def says_nothing(profile: Profile) -> bool:
+def is_at_chance(profile: Profile) -> bool:
     """Whether a linear probe is no better than always naming the largest class."""
     accuracy, majority = profile.linear_probe.accuracy, profile.majority_share
     most = majority + HOPELESS * (1 - majority)
@@ -91,10 +91,10 @@ def better_depth(profile: Profile) -> tuple[ProbeResult, ProbeResult] | None:
     return (best, last) if sure and gap > CLEAR else None
 
 
-def catches_up(name: str, profile: Profile, priors: Priors) -> Interval | None:
-    """Return from how many pictures a class on training from scratch does as well.
+def break_even_n_per_class(name: str, profile: Profile, priors: Priors) -> Interval | None:
+    """Return from how many images per class on training from scratch does as well.
 
-    What both gain is predicted for ever more pictures (`gain.with_more_pictures`): the median, and
+    What both gain is predicted for ever more images (`gain.with_more_images`): the median, and
     where the chance that scratch has caught up passes 5 and 95%. None where it has caught up
     already, or is not expected to within `FARTHEST`.
     """
@@ -110,7 +110,7 @@ def catches_up(name: str, profile: Profile, priors: Priors) -> Interval | None:
 
 
 def chance_with_more(factor: float, name: str, profile: Profile, priors: Priors) -> float:
-    """Return the chance that scratch does better with so many times the pictures."""
+    """Return the chance that scratch does better with so many times the images."""
     own, scratch = (_gain(s, profile, priors, factor) for s in (name, SCRATCH))
     assert own is not None
     assert scratch is not None
@@ -126,7 +126,7 @@ def _gain(name: str, profile: Profile, priors: Priors, factor: float = 1.0) -> G
     """Return what a strategy gains over the linear probe; None where nothing is known of it."""
     if name == "linear_probe":
         return Gain(0.0, 0.0, 0.0)
-    evidence = with_more_pictures(evidence_of(profile), profile, factor)
+    evidence = with_more_images(evidence_of(profile), profile, factor)
     tried = [
         (gain_by(v, evidence, profile.pilot, priors), v.drift * math.log10(factor))
         for v in priors.variants
@@ -144,7 +144,7 @@ def _risk(name: str, own: Gain, scratch: Gain, profile: Profile, priors: Priors)
     What a difference of log-odds is worth in accuracy depends on where it lies, and that is known
     only as far as the linear probe's accuracy is. Hence quantiles over all errors together.
     """
-    shared, base = priors.shared, expected_probe(profile, priors)
+    shared, base = priors.shared, expected_probe_accuracy(profile, priors)
     at, of_own, rest = np.meshgrid(_NORMAL, _NORMAL, _NORMAL)
     centre = base.mean + at * base.sd
     reached = own.mean + own.sd * of_own
@@ -153,4 +153,4 @@ def _risk(name: str, own: Gain, scratch: Gain, profile: Profile, priors: Priors)
     middle = float(expit(base.mean + own.mean) - expit(base.mean + scratch.mean))
     interval = Interval(min(float(ends[0]), middle), middle, max(float(ends[1]), middle))
     chance = _chance(own, scratch, shared)
-    return TransferRisk(name, chance, interval, catches_up(name, profile, priors))
+    return TransferRisk(name, chance, interval, break_even_n_per_class(name, profile, priors))

@@ -1,4 +1,4 @@
-"""What the benchmarks showed before this task was seen, as a few dozen numbers."""
+"""What the benchmarks showed before this dataset was seen, as a few dozen numbers."""
 
 import json
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Usual:
+class Prior:
     """What a piece of evidence usually is: mean and spread over the benchmarks, without noise."""
 
     mean: float
@@ -28,9 +28,9 @@ class Variant:
     sd
         Standard deviation of a new case around that.
     drift
-        Standard deviation of how the gain changes with ten times the pictures.
+        Standard deviation of how the gain changes with ten times the images.
     fit_error, left_out_error
-        Root mean square of what the line misses on its own cases, and on those of a data set that
+        Root mean square of what the line misses on its own cases, and on those of a dataset that
         it was not fitted to.
     cases
         Number of measured cases.
@@ -65,7 +65,7 @@ class PilotTrust:
     Attributes
     ----------
     sd
-        How far that misses, on data sets that it was not fitted to.
+        How far that misses, on datasets that it was not fitted to.
     spread
         Standard deviation of what exact pilots gain: noise of that size makes one worth half.
     """
@@ -100,7 +100,7 @@ class Priors:
     """
 
     provenance: str
-    evidence: Mapping[str, Usual]
+    evidence: Mapping[str, Prior]
     variants: tuple[Variant, ...]
     measured: Offset
     shared: float
@@ -112,7 +112,7 @@ def priors_of(record: Mapping[str, Any]) -> Priors:
     """Read priors from plain values."""
     return Priors(
         record["provenance"],
-        {name: Usual(**v) for name, v in record["evidence"].items()},
+        {name: Prior(**v) for name, v in record["evidence"].items()},
         tuple(Variant(**v) for v in record["variants"]),
         Offset(**record["measured"]),
         record["shared"],

@@ -1,4 +1,4 @@
-"""Small or large, similar or different: where a task lies, and what the textbook says of it."""
+"""Small or large, similar or different: where a dataset lies, and what the textbook says of it."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -16,9 +16,9 @@ SIMILAR_FROM = 0.5
 SIMILARITY_TOLERANCE = 0.1
 """How far input size and compression can move a similarity (benchmarks/README-domain.md)."""
 ENOUGH_PER_CLASS = 200
-"""Pictures a class from which a class is well known: a convention; the sources name no number."""
+"""Images a class from which a class is well known: a convention; the sources name no number."""
 SIZE_TOLERANCE = 0.15
-"""Decades: a factor of 1.4 in the number of pictures is not worth a verdict."""
+"""Decades: a factor of 1.4 in the number of images is not worth a verdict."""
 
 RULES: Mapping[tuple[Size, Domain], str] = {
     ("small", "similar"): "linear_probe",
@@ -34,13 +34,13 @@ cautious rule for the size."""
 
 
 def size_position(class_sizes: Sequence[int], feature_width: int) -> Interval:
-    """Place a task between small and large: decades above the border, 0 = on it.
+    """Place a dataset between small and large: decades above the border, 0 = on it.
 
     Two measures that need not agree are its ends, their mean is its middle:
 
-    - all pictures against twice the feature width: with fewer, a linear head can fit more than
+    - all images against twice the feature width: with fewer, a linear head can fit more than
       half of all ways to label points in general position, right or wrong (Cover);
-    - the harmonic mean of pictures a class against `ENOUGH_PER_CLASS`: the accuracy averaged
+    - the harmonic mean of images per class against `ENOUGH_PER_CLASS`: the accuracy averaged
       over the classes is held back by the classes with the fewest.
 
     With many classes the second is the smaller one, with a wide network the first.
@@ -51,7 +51,7 @@ def size_position(class_sizes: Sequence[int], feature_width: int) -> Interval:
     """
     sizes = np.asarray(class_sizes, dtype=np.float64)
     if len(sizes) == 0 or sizes.min() < 1:
-        raise ValueError(f"every class needs at least one picture, got {class_sizes}")
+        raise ValueError(f"every class needs at least one image, got {class_sizes}")
     total = float(np.log10(sizes.sum() / (2 * feature_width)))
     a_class = float(np.log10(len(sizes) / np.sum(1 / sizes) / ENOUGH_PER_CLASS))
     return Interval(min(total, a_class), (total + a_class) / 2, max(total, a_class))
@@ -60,7 +60,7 @@ def size_position(class_sizes: Sequence[int], feature_width: int) -> Interval:
 def find_quadrant(
     class_sizes: Sequence[int], feature_width: int, similarity: DomainSimilarity | None
 ) -> Quadrant:
-    """Place a task on both axes and look up the rule.
+    """Place a dataset on both axes and look up the rule.
 
     An axis is clear when its whole interval, and the tolerance around its middle, lie on one
     side; the rules of all places that it may be in stand as candidates.
@@ -68,7 +68,7 @@ def find_quadrant(
     Parameters
     ----------
     class_sizes
-        Pictures to learn from, class by class.
+        Images to learn from, class by class.
     feature_width
         Channels of the backbone's penultimate activations.
     """

@@ -20,7 +20,7 @@ LEAST_SAID = 0.0005
 """A smaller difference would be printed as none."""
 
 
-def reasons_of(
+def rationale_of(
     ranked: Sequence[Recommendation],
     quadrant: Quadrant,
     profile: Profile,
@@ -53,7 +53,7 @@ def _evidence(r: Recommendation, probe: float, profile: Profile) -> str:
     """Say what a strategy was measured or predicted to do; `probe` is what a probe is to reach."""
     if r.strategy == "linear_probe":
         measured = profile.linear_probe.accuracy
-        said = f"{measured.percent()} by cross-validation on {profile.n_measured} pictures"
+        said = f"{measured.percent()} by cross-validation on {profile.n_measured} images"
         gap = r.accuracy.mid - measured.mid
         few = "; so few say little, and less is expected" if gap < -WORTH_SAYING else ""
         return f"Measured: {said}{few}."
@@ -71,7 +71,7 @@ def _evidence(r: Recommendation, probe: float, profile: Profile) -> str:
         return f"Predicted: where the evidence was like this it {does} the linear probe's error."
     return (
         f"Predicted: it {does} the linear probe's error. A short pilot on "
-        f"{pilot.n_train} pictures gained {_points(pilot.gain)} over a probe on the same ones, "
+        f"{pilot.n_train} images gained {_points(pilot.gain)} over a probe on the same ones, "
         f"{loss_words(pilot.loss_gain)}."
     )
 
@@ -81,7 +81,7 @@ def _pilot_of_svm(profile: Profile) -> str:
     if pilot is None:
         return ""
     said = f"{_points(pilot.svm_gain)}, {loss_words(pilot.svm_loss_gain)}"
-    return f" With quarters and views, on {pilot.n_train} pictures: {said}."
+    return f" With quarters and views, on {pilot.n_train} images: {said}."
 
 
 def _rule(
@@ -118,17 +118,17 @@ def _boundary(
 ) -> list[str]:
     """Say how far the decision is from turning, and what would turn it."""
     said = []
-    rivals = [r for r in ranked[1:] if r.strategy != "from_scratch"]
-    if rivals:
-        rival = min(rivals, key=lambda r: _missing(best, r, prefer, profile))
-        missing = _missing(best, rival, prefer, profile)
-        chance = _chance(best, rival, missing)
+    alternatives = [r for r in ranked[1:] if r.strategy != "from_scratch"]
+    if alternatives:
+        alternative = min(alternatives, key=lambda r: _missing(best, r, prefer, profile))
+        missing = _missing(best, alternative, prefer, profile)
+        chance = _chance(best, alternative, missing)
         more = "any" if missing < LEAST_SAID else f"{100 * missing:.1f} points"
         turn = (
-            f"It would be {rival.strategy} if that did {more} better than expected "
+            f"It would be {alternative.strategy} if that did {more} better than expected "
             f"(chance about {100 * chance:.0f}%)"
         )
-        can_ask = rival.strategy not in MEASURED or best.strategy not in MEASURED
+        can_ask = alternative.strategy not in MEASURED or best.strategy not in MEASURED
         asks = can_ask and profile.pilot is None
         said.append(turn + ("; --pilot on would measure it." if asks else "."))
     similarity = profile.similarity
@@ -146,20 +146,20 @@ def _times(dear: Recommendation, cheap: Recommendation, profile: Profile) -> flo
 
 
 def _missing(
-    best: Recommendation, rival: Recommendation, prefer: Prefer, profile: Profile
+    best: Recommendation, alternative: Recommendation, prefer: Prefer, profile: Profile
 ) -> float:
     """Return the accuracy by which a rival must do better than expected to be advised."""
-    needed, times = best.accuracy.mid, _times(rival, best, profile)
+    needed, times = best.accuracy.mid, _times(alternative, best, profile)
     if times < 1 / LIKE_COSTS:
         needed -= equal_within(needed, prefer)
     elif times > LIKE_COSTS:
         needed = least_better(needed, prefer)
-    return max(needed - rival.accuracy.mid, 0.0)
+    return max(needed - alternative.accuracy.mid, 0.0)
 
 
-def _chance(best: Recommendation, rival: Recommendation, missing: float) -> float:
+def _chance(best: Recommendation, alternative: Recommendation, missing: float) -> float:
     """Return the chance that a difference is off by so much, taking the wider interval's word."""
-    width = max(r.accuracy.high - r.accuracy.low for r in (best, rival))
+    width = max(r.accuracy.high - r.accuracy.low for r in (best, alternative))
     return float(norm.sf(missing / max(width / (2 * Z), 1e-6)))
 
 
@@ -182,7 +182,7 @@ def _comparison(
 
 
 def _quadrant_words(quadrant: Quadrant) -> str:
-    size = "few pictures" if quadrant.size == "small" else "many pictures"
+    size = "few images" if quadrant.size == "small" else "many images"
     domain = {
         "similar": "near ImageNet",
         "different": "far from ImageNet",

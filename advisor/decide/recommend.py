@@ -4,11 +4,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from advisor.decide.cost import fit_seconds
-from advisor.decide.gain_model import Gain, expected_probe, predict_gain
+from advisor.decide.gain_model import Gain, expected_probe_accuracy, predict_gain
 from advisor.decide.negative_transfer import SCRATCH, chance_with_more
 from advisor.decide.priors import Priors, Variant
 from advisor.decide.quadrant import find_quadrant
-from advisor.decide.rationale import MEASURED, reasons_of
+from advisor.decide.rationale import MEASURED, rationale_of
 from advisor.types.advice import Decision, Quadrant, Recommendation, Rejection
 from advisor.types.options import LIKE_COSTS, Prefer, equal_within
 from advisor.types.profile import Profile
@@ -28,7 +28,7 @@ class _Candidate:
     Attributes
     ----------
     cost
-        In forward passes, not in measured seconds, so that the same pictures get the same advice.
+        In forward passes, not in measured seconds, so that the same images get the same advice.
     """
 
     advice: Recommendation
@@ -51,10 +51,10 @@ class _Candidate:
 def recommend(
     profile: Profile, priors: Priors, forced: str | None = None, prefer: Prefer = "balanced"
 ) -> Decision:
-    """Rank the strategies for a task.
+    """Rank the strategies for a dataset.
 
     The linear probe is judged by what was measured, drawn to what is usual as far as that is few
-    pictures' word. What the others would reach is predicted: the
+    images' word. What the others would reach is predicted: the
     log-odds that they gained over it in the benchmarks where the evidence was like this (for the
     SVM, the lead that it was measured to have is part of it), and in the pilot where there is one.
     Of those that count as equal to the best the cheapest is taken:
@@ -75,27 +75,27 @@ def recommend(
     Raises
     ------
     NotApplicable
-        If the forced strategy does not apply to this task.
+        If the forced strategy does not apply to this dataset.
     """
-    if forced is not None and forced in profile.why_not:
-        raise NotApplicable(f"{forced} does not apply here: {profile.why_not[forced]}")
+    if forced is not None and forced in profile.inapplicable:
+        raise NotApplicable(f"{forced} does not apply here: {profile.inapplicable[forced]}")
     quadrant = place(profile)
     candidates = [
-        _predict(name, profile, priors) for name in STRATEGIES if name not in profile.why_not
+        _predict(name, profile, priors) for name in STRATEGIES if name not in profile.inapplicable
     ]
     ranked = _behind_transfer(_rank(candidates, quadrant, prefer), profile, priors)
     if forced is not None:
         ranked.sort(key=lambda c: c.name != forced)
     advice = [c.advice for c in ranked]
-    reasons = reasons_of(advice, quadrant, profile, prefer, forced)
-    rejections = tuple(Rejection(name, reason) for name, reason in profile.why_not.items())
+    reasons = rationale_of(advice, quadrant, profile, prefer, forced)
+    rejections = tuple(Rejection(name, reason) for name, reason in profile.inapplicable.items())
     return Decision(
         quadrant, tuple(replace(r, reasons=reasons[r.strategy]) for r in advice), rejections
     )
 
 
 def place(profile: Profile) -> Quadrant:
-    """Place a task in one of the four quadrants of size and domain."""
+    """Place a dataset in one of the four quadrants of size and domain."""
     sizes = list(profile.n_by_class.values())
     return find_quadrant(sizes, profile.feature_width, profile.similarity)
 
@@ -139,7 +139,7 @@ def _take_balanced(equal: list[_Candidate], quadrant: Quadrant) -> _Candidate:
 
 
 def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
-    odds = expected_probe(profile, priors)
+    odds = expected_probe_accuracy(profile, priors)
     chosen: dict[str, Any] = {}
     if name != "linear_probe":
         variant, gain = _best_variant(name, profile, priors)

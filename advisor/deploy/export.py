@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.run_dir.directory import RunDir
 from strategies.core.errors import NotApplicable, StorageError, unknown_name
 from strategies.models.classifier import ImageClassifier
 from strategies.models.export import FORMATS, export
@@ -32,7 +32,7 @@ def export_run(run: Path, kind: str, out: Path | None) -> Path:
     known = (*FORMATS, HUB)
     if kind not in known:
         raise NotApplicable(unknown_name("format", kind, known))
-    folder = RunFolder.open(run)
+    folder = RunDir.open(run)
     if not folder.is_done():
         raise StorageError(f"{run} has no outcome yet. Finish it by tl-auto resume {run}.")
     classifier = ImageClassifier.load(folder.classifier())
@@ -69,9 +69,9 @@ def model_card(
 {header}
 ---
 
-# {outcome["task"]}
+# {outcome["dataset"]}
 
-Tells {len(classifier.classes)} classes of pictures apart: {names}.
+Tells {len(classifier.classes)} classes of images apart: {names}.
 
 | | |
 |---|---|
@@ -79,19 +79,19 @@ Tells {len(classifier.classes)} classes of pictures apart: {names}.
 | backbone | `{backbone.name}`, {backbone.input_px} px, weights from {backbone.source} |
 | data | {split["description"]} |
 | accuracy on test | {_judged(outcome)} |
-| accuracy on val, which chose it | {_percent(outcome["best"]["val_accuracy"])} |
+| accuracy on validation, which chose it | {_percent(outcome["best"]["val_accuracy"])} |
 
-Intervals are 90% intervals (Wilson). The test pictures were judged once, after everything was
+Intervals are 90% intervals (Wilson). The test images were judged once, after everything was
 chosen.
 
 ## Limits
 
-- It was judged on pictures like those it was trained on. On others, accuracy is unknown.
-- It always names one of its classes, also for pictures of none of them.
+- It was judged on images like those it was trained on. On others, accuracy is unknown.
+- It always names one of its classes, also for images of none of them.
 {_findings(advice)}
 ## Licence
 
-The pretrained weights: {licence}. The licence of the training pictures is not known to the program
+The pretrained weights: {licence}. The licence of the training images is not known to the program
 that wrote this card; state it here before you publish.
 """
 
@@ -99,9 +99,9 @@ that wrote this card; state it here before you publish.
 def _judged(outcome: dict[str, Any]) -> str:
     test = outcome["test"]
     if test is None:
-        return "not measured: there were no test pictures"
+        return "not measured: there were no test images"
     per_class = f"{100 * test['mean_per_class']:.1f}% mean per class"
-    return f"{_percent(test['accuracy'])} on {test['n']} pictures; {per_class}"
+    return f"{_percent(test['accuracy'])} on {test['n']} images; {per_class}"
 
 
 def _percent(interval: dict[str, float]) -> str:

@@ -1,4 +1,4 @@
-"""A saved classifier on new pictures, batch by batch; what cannot be read is set aside."""
+"""A saved classifier on new images, batch by batch; what cannot be read is set aside."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.run_dir.directory import RunDir
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import choose_precision, make_device
 from strategies.core.errors import DataError
@@ -19,16 +19,16 @@ from strategies.data.dataset import Skipped
 from strategies.data.decoding import Pixels, UnreadableImage, known_suffixes
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
-from strategies.models.features import ahead, eval_pixels
+from strategies.models.features import eval_pixels, read_ahead
 
 CHUNK = 512
-"""As many pictures of a list are taken at a time: some are read while others are classified."""
+"""As many images of a list are taken at a time: some are read while others are classified."""
 Ranked = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Classes with probabilities, likeliest first, for every picture that could be read."""
+    """Classes with probabilities, likeliest first, for every image that could be read."""
 
     rows: tuple[tuple[Path, Ranked], ...]
     skipped: tuple[Skipped, ...]
@@ -37,7 +37,7 @@ class Predictions:
 def predict(
     run: Path, given: Iterable[Path], *, device: str = "auto", on_progress: OnProgress
 ) -> Iterator[Predictions]:
-    """Classify picture files and all pictures below folders, and yield them batch by batch.
+    """Classify image files and all images below folders, and yield them batch by batch.
 
     What was given may be an endless list: no more than a batch of it is held.
 
@@ -51,21 +51,21 @@ def predict(
     StorageError
         If there is no readable classifier.
     DataError
-        If there is no picture.
+        If there is no image.
     """
     keep_freed_memory()
-    folder = RunFolder(run).classifier()
+    folder = RunDir(run).classifier()
     classifier = ImageClassifier.load(folder if folder.is_dir() else run, make_device(device))
     precision = choose_precision(classifier.device)
     done = 0
-    paths = _list_pictures(given)
+    paths = _list_images(given)
     while chunk := list(islice(paths, CHUNK)):
         found = _predict_chunk(classifier, chunk, precision)
         done += len(chunk)
         on_progress("predictions", done, 0)
         yield found
     if not done:
-        raise DataError("There is no picture in what was given.")
+        raise DataError("There is no image in what was given.")
 
 
 def _predict_chunk(
@@ -79,7 +79,7 @@ def _predict_chunk(
     def read(some: Sequence[Path]) -> list[Pixels | str]:
         return [_pixels(path, classifier.backbone) for path in some]
 
-    for found in ahead(chunk, read, n_workers):
+    for found in read_ahead(chunk, read, n_workers):
         both = list(zip(islice(waiting, len(found)), found, strict=True))
         skipped += [Skipped(path, reason) for path, reason in both if isinstance(reason, str)]
         good = [(path, pixels) for path, pixels in both if not isinstance(pixels, str)]
@@ -93,7 +93,7 @@ def _predict_chunk(
 
 
 def _pixels(path: Path, backbone: Backbone) -> Pixels | str:
-    """Read a picture as the network is to see it, or say why it cannot be read."""
+    """Read an image as the network is to see it, or say why it cannot be read."""
     try:
         return eval_pixels(path, backbone)
     except UnreadableImage as error:
@@ -104,7 +104,7 @@ def _ranked(classes: Sequence[str], row: NDArray[np.float32]) -> Ranked:
     return tuple(sorted(zip(classes, row.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 
-def _list_pictures(given: Iterable[Path]) -> Iterator[Path]:
+def _list_images(given: Iterable[Path]) -> Iterator[Path]:
     suffixes = known_suffixes()
     for entry in given:
         if entry.is_dir():

@@ -3,15 +3,15 @@
 from advisor.decide.negative_transfer import transfer_risks
 from advisor.decide.priors import load_priors
 from advisor.findings.data import check_data
-from advisor.findings.transfer import Known, check_transfer
-from advisor.measure.probe_evidence import Measured
+from advisor.findings.transfer import TransferContext, check_transfer
+from advisor.measure.probe_evidence import ProbeEvidence
 from advisor.types.advice import Finding
 from advisor.types.profile import Profile
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 
 
-def check(task: ImageTask, profile: Profile, measured: Measured) -> tuple[Finding, ...]:
+def check(dataset: Dataset, profile: Profile, measured: ProbeEvidence) -> tuple[Finding, ...]:
     """Return what a careful colleague would remark, in the order of the codes."""
     priors = load_priors()
-    known = Known(priors.evidence["control"], transfer_risks(profile, priors))
-    return check_data(task, measured) + check_transfer(profile, known)
+    known = TransferContext(priors.evidence["control"], transfer_risks(profile, priors))
+    return check_data(dataset, measured) + check_transfer(profile, known)

@@ -2,21 +2,21 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
-from advisor.measure.probe_evidence import Measured
+from advisor.measure.probe_evidence import ProbeEvidence
 from advisor.types.advice import Finding
-from strategies.data.dataset import ImageTask
-from strategies.data.image import Look, Picture, Split
+from strategies.data.dataset import Dataset
+from strategies.data.image import ImageStats, LabelledImage, Split
 
 MAX_EXAMPLES = 5
 
 
-Rule = Callable[[ImageTask, Measured], Iterator[Finding]]
+Rule = Callable[[Dataset, ProbeEvidence], Iterator[Finding]]
 """Yields a finding where it applies; opens no file."""
 
 
-def looks(split: Split) -> tuple[tuple[Picture, Look], ...]:
-    """Return the pictures that were looked at, with what was seen."""
-    return tuple((p, p.look) for p in split if p.look is not None)
+def with_stats(split: Split) -> tuple[tuple[LabelledImage, ImageStats], ...]:
+    """Return the images that were looked at, with what was seen."""
+    return tuple((p, p.stats) for p in split if p.stats is not None)
 
 
 def examples(lines: Iterable[str]) -> tuple[str, ...]:
@@ -25,5 +25,5 @@ def examples(lines: Iterable[str]) -> tuple[str, ...]:
 
 
 def count(n: int, one: str, many: str | None = None) -> str:
-    """Return ``"1 picture"``, ``"1,200 pictures"``."""
+    """Return ``"1 image"``, ``"1,200 images"``."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"

@@ -12,14 +12,14 @@ from strategies.core.metrics import Labels, Scores
 
 CONFIDENT = 9.0
 """A label is in doubt if another class is this many times as probable to a classifier that never
-saw the picture."""
+saw the image."""
 
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Suspicion:
-    """Pictures whose labels an honest classifier disputes.
+    """Images whose labels an honest classifier disputes.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class Suspicion:
 
 
 def suspect_labels(scores: Scores, labels: Labels) -> Suspicion:
-    """Rank pictures by how confidently out-of-fold scores disagree with their labels.
+    """Rank images by how confidently out-of-fold scores disagree with their labels.
 
     Parameters
     ----------
@@ -129,12 +129,12 @@ def _discriminant(x: NDArray[np.float64], side: Rows) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """How well something that is not the picture's content tells the label.
+    """How well something that is not the image's content tells the label.
 
     Attributes
     ----------
     accuracy, chance
-        Share of held-out pictures whose class it names; the same for the largest class.
+        Share of held-out images whose class it names; the same for the largest class.
     p_value
         Probability of such an accuracy by chance.
     """
@@ -145,9 +145,9 @@ class Shortcut:
 
 
 def predicts_label(values: Sequence[object], labels: Labels, seed: int) -> Shortcut:
-    """Name the commonest class of equal values, on pictures that were held out.
+    """Name the commonest class of equal values, on images that were held out.
 
-    Half of the pictures say which class goes with which value, the other half is judged, and the
+    Half of the images say which class goes with which value, the other half is judged, and the
     other way round.
     """
     code = np.unique([str(v) for v in values], return_inverse=True)[1]

@@ -8,10 +8,10 @@ from advisor.decide.negative_transfer import (
     CLEAR,
     PROBES,
     better_depth,
+    is_at_chance,
     risk_of_harm,
-    says_nothing,
 )
-from advisor.decide.priors import Usual
+from advisor.decide.priors import Prior
 from advisor.types.advice import Finding, TransferRisk
 from advisor.types.profile import Profile
 from strategies.core.metrics import Interval
@@ -28,7 +28,7 @@ WORTH = 0.02
 
 
 @dataclass(frozen=True)
-class Known:
+class TransferContext:
     """What is known beside the profile.
 
     Attributes
@@ -39,21 +39,21 @@ class Known:
         Of negative transfer, by strategy.
     """
 
-    usual: Usual
+    prior: Prior
     risks: tuple[TransferRisk, ...] = ()
 
 
-Rule = Callable[[Profile, Known], Iterator[Finding]]
+Rule = Callable[[Profile, TransferContext], Iterator[Finding]]
 
 
-def check_transfer(profile: Profile, known: Known) -> tuple[Finding, ...]:
+def check_transfer(profile: Profile, known: TransferContext) -> tuple[Finding, ...]:
     """Return the findings about transfer, in the order of their codes."""
     return tuple(finding for rule in _RULES for finding in rule(profile, known))
 
 
-def _no_better_than_guessing(profile: Profile, _: Known) -> Iterator[Finding]:
+def _no_better_than_guessing(profile: Profile, _: TransferContext) -> Iterator[Finding]:
     accuracy = profile.linear_probe.accuracy
-    if says_nothing(profile):
+    if is_at_chance(profile):
         yield Finding(
             "TL201",
             "issue",
@@ -64,11 +64,11 @@ def _no_better_than_guessing(profile: Profile, _: Known) -> Iterator[Finding]:
         )
 
 
-def _random_weights_do_as_well(profile: Profile, known: Known) -> Iterator[Finding]:
+def _random_weights_do_as_well(profile: Profile, known: TransferContext) -> Iterator[Finding]:
     gain = profile.transfer_gain
     if gain is None:
         return
-    risk = risk_of_harm(gain, known.usual)
+    risk = risk_of_harm(gain, known.prior)
     no_benefit = gain.low <= 0 and gain.high < NARROW
     if risk < HARM and not no_benefit:
         return
@@ -89,31 +89,31 @@ def _random_weights_do_as_well(profile: Profile, known: Known) -> Iterator[Findi
 
 def _cause(profile: Profile) -> str:
     """Name what most likely makes the features useless; what was measured goes first."""
-    rival, similarity = profile.rival, profile.similarity
-    if rival is not None and rival.lead.low > 0:
+    alternative, similarity = profile.alternative, profile.similarity
+    if alternative is not None and alternative.lead.low > 0:
         return (
-            f"the backbone itself, as {rival.name} does better by {_points(rival.lead)} on the "
-            "same pictures"
+            f"the backbone itself, as {alternative.name} does better by {_points(alternative.lead)} on the "
+            "same images"
         )
     if similarity is not None and similarity.score.high < TYPICAL:
         return f"the domain is too far from ImageNet (similarity {similarity.score.mid:.2f})"
     related = relatedness(profile)
     if related is not None and related < UNRELATED:
-        return "the task is unrelated to what the network was trained for"
-    if rival is not None:
-        return f"not known; it is not this backbone alone, as {rival.name} is not clearly better"
-    return "not known, as neither the domain nor the task is far; perhaps the backbone itself"
+        return "the dataset is unrelated to what the network was trained for"
+    if alternative is not None:
+        return f"not known; it is not this backbone alone, as {alternative.name} is not clearly better"
+    return "not known, as neither the domain nor the dataset is far; perhaps the backbone itself"
 
 
 def _instead(profile: Profile) -> str | None:
     """Say what to use where another backbone was found to be better."""
-    rival = profile.rival
-    if rival is None or rival.lead.low <= 0:
+    alternative = profile.alternative
+    if alternative is None or alternative.lead.low <= 0:
         return None
-    return f"Use the other backbone: --backbone {rival.name}."
+    return f"Use the other backbone: --backbone {alternative.name}."
 
 
-def _late_features_are_too_special(profile: Profile, _: Known) -> Iterator[Finding]:
+def _late_features_are_too_special(profile: Profile, _: TransferContext) -> Iterator[Finding]:
     found = better_depth(profile)
     if found is None:
         return
@@ -121,7 +121,7 @@ def _late_features_are_too_special(profile: Profile, _: Known) -> Iterator[Findi
     yield Finding(
         "TL203",
         "tip",
-        "late features are too special for these pictures",
+        "late features are too special for these images",
         f"A linear SVM reaches {best.accuracy.percent()} at depth {best.depth} "
         f"({profile.depth_names[best.depth - 1]}) and {last.accuracy.percent()} at the last.",
         f"Use layer_svm at depth {best.depth}, or train the stages behind it "
@@ -132,7 +132,7 @@ def _late_features_are_too_special(profile: Profile, _: Known) -> Iterator[Findi
 def relatedness(profile: Profile) -> float | None:
     """Return the share of the labels' entropy that the old head's predictions remove, at most 1.
 
-    From LEEP; optimistic where there are few pictures for the old classes in use.
+    From LEEP; optimistic where there are few images for the old classes in use.
     """
     similarity = profile.similarity
     if similarity is None or similarity.evidence is None:
@@ -142,21 +142,21 @@ def relatedness(profile: Profile) -> float | None:
     return 1 + similarity.evidence.leep.mid / entropy if entropy > 0 else None
 
 
-def _unrelated_task(profile: Profile, _: Known) -> Iterator[Finding]:
+def _unrelated_dataset(profile: Profile, _: TransferContext) -> Iterator[Finding]:
     related, similarity = relatedness(profile), profile.similarity
     if related is None or similarity is None or related >= UNRELATED:
         return
     yield Finding(
         "TL204",
         "tip",
-        "the task has little to do with what the network was trained for",
-        f"What its old head calls the pictures tells {100 * max(related, 0):.0f}% of what there "
+        "the dataset has little to do with what the network was trained for",
+        f"What its old head calls the images tells {100 * max(related, 0):.0f}% of what there "
         "is to know of the labels.",
         "Expect more from training than from a probe; let tl-auto compare both.",
     )
 
 
-def _foreign_statistics(profile: Profile, _: Known) -> Iterator[Finding]:
+def _foreign_statistics(profile: Profile, _: TransferContext) -> Iterator[Finding]:
     similarity = profile.similarity
     if similarity is None or similarity.score.high >= TYPICAL:
         return
@@ -169,15 +169,15 @@ def _foreign_statistics(profile: Profile, _: Known) -> Iterator[Finding]:
     yield Finding(
         "TL205",
         "tip",
-        "BatchNorm's statistics do not fit these pictures",
+        "BatchNorm's statistics do not fit these images",
         f"At depth {depth} ({profile.depth_names[depth - 1]}) activations are {shift.mid:.2f} "
         f"nats [{shift.low:.2f}, {shift.high:.2f}] away from those of pretraining.",
-        "When training, take them anew from these pictures (batch_norm=reestimated) or let them "
+        "When training, take them again from these images (batch_norm=reestimated) or let them "
         "be learnt (trained); tl-auto run tries both.",
     )
 
 
-def _pixels_do_as_well(profile: Profile, _: Known) -> Iterator[Finding]:
+def _pixels_do_as_well(profile: Profile, _: TransferContext) -> Iterator[Finding]:
     pixels, probe = profile.pixel_probe, profile.linear_probe.accuracy
     if pixels is None or pixels.low <= profile.majority_share:
         return
@@ -196,8 +196,8 @@ def _pixels_do_as_well(profile: Profile, _: Known) -> Iterator[Finding]:
     )
 
 
-def _more_pictures(profile: Profile, _: Known) -> Iterator[Finding]:
-    """Tell what more pictures would buy, where the curve is sure that they would."""
+def _more_images(profile: Profile, _: TransferContext) -> Iterator[Finding]:
+    """Tell what more images would buy, where the curve is sure that they would."""
     if profile.curve is None or not profile.curve.extrapolated:
         return
     have, now = profile.curve.measured[-1]
@@ -209,15 +209,15 @@ def _more_pictures(profile: Profile, _: Known) -> Iterator[Finding]:
         yield Finding(
             "TL207",
             "tip",
-            "more pictures would help",
-            f"About {more:,} more a class would buy the probe {100 * WORTH:.0f} points; with "
-            f"{at:,.0f} a class to learn from it would reach {then.percent()}.",
+            "more images would help",
+            f"About {more:,} more per class would buy the probe {100 * WORTH:.0f} points; with "
+            f"{at:,.0f} per class to learn from it would reach {then.percent()}.",
             "Collect or label more, first of the classes with the fewest.",
         )
         return
 
 
-def _scratch_may_win(profile: Profile, known: Known) -> Iterator[Finding]:
+def _scratch_may_win(profile: Profile, known: TransferContext) -> Iterator[Finding]:
     """Warn by strategy: a probe can lose to training from scratch where fine-tuning does not."""
     harmed = [r for r in known.risks if r.probability >= HARM]
     if not harmed:
@@ -246,17 +246,17 @@ def _scratch_may_win(profile: Profile, known: Known) -> Iterator[Finding]:
     )
 
 
-def _backbone_is_harmful(profile: Profile, _: Known) -> Iterator[Finding]:
-    rival = profile.rival
-    if rival is None or rival.lead.low <= CLEAR:
+def _backbone_is_harmful(profile: Profile, _: TransferContext) -> Iterator[Finding]:
+    alternative = profile.alternative
+    if alternative is None or alternative.lead.low <= CLEAR:
         return
     yield Finding(
         "TL209",
         "issue",
-        f"the backbone is a likely cause: {rival.name} does better",
-        f"A linear probe on {rival.name} reaches {rival.accuracy.percent()} on the same "
-        f"pictures, {_points(rival.lead)} against {profile.backbone}.",
-        f"Use it: --backbone {rival.name}; tl-auto run tries it beside this one.",
+        f"the backbone is a likely cause: {alternative.name} does better",
+        f"A linear probe on {alternative.name} reaches {alternative.accuracy.percent()} on the same "
+        f"images, {_points(alternative.lead)} against {profile.backbone}.",
+        f"Use it: --backbone {alternative.name}; tl-auto run tries it beside this one.",
     )
 
 
@@ -268,10 +268,10 @@ _RULES: tuple[Rule, ...] = (
     _no_better_than_guessing,
     _random_weights_do_as_well,
     _late_features_are_too_special,
-    _unrelated_task,
+    _unrelated_dataset,
     _foreign_statistics,
     _pixels_do_as_well,
-    _more_pictures,
+    _more_images,
     _scratch_may_win,
     _backbone_is_harmful,
 )

@@ -1,4 +1,4 @@
-"""Several backbones on one task: cross-validated probes on the same pictures, and their cost."""
+"""Several backbones on one dataset: cross-validated probes on the same images, and their cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from advisor.measure.paired import paired_gain
 from advisor.types.profile import BackboneScore
 from strategies.core.context import RunContext
-from strategies.data.dataset import Picture, groups_of, labels_of
+from strategies.data.dataset import LabelledImage, groups_of, labels_of
 from strategies.heads.cross_validation import corrected_accuracy, cross_validate, fold_numbers
 from strategies.models.backbone import Backbone
 from strategies.models.features import extract_features
@@ -23,20 +23,20 @@ class _Tried:
 
 
 def compare_backbones(
-    backbones: Sequence[Backbone], pictures: Sequence[Picture], n_classes: int, ctx: RunContext
+    backbones: Sequence[Backbone], images: Sequence[LabelledImage], n_classes: int, ctx: RunContext
 ) -> tuple[BackboneScore, ...]:
-    """Probe every backbone on the same pictures and folds; best first, equals by cost.
+    """Probe every backbone on the same images and folds; best first, equals by cost.
 
-    A backbone is ranked above another only where it is better by more than chance, picture by
-    picture; those that no other is clearly better than share rank 1, and the fastest of them
+    A backbone is ranked above another only where it is better by more than chance, image by
+    image; those that no other is clearly better than share rank 1, and the fastest of them
     stands first. So do those that only the ones above are clearly better than.
 
     Parameters
     ----------
-    pictures
-        Of train and val; their labels are read.
+    images
+        Of train and validation; their labels are read.
     """
-    chosen = tuple(pictures)
+    chosen = tuple(images)
     labels = labels_of(chosen)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(chosen))
     tried = []
@@ -82,7 +82,7 @@ def why_first(ranked: Sequence[BackboneScore]) -> str:
     """Say in a clause why the first stands there, with numbers."""
     others = ranked[1:]
     listed = "; ".join(
-        f"{s.name} {s.accuracy.percent()}, {s.ms_per_image:.1f} ms a picture" for s in ranked
+        f"{s.name} {s.accuracy.percent()}, {s.ms_per_image:.1f} ms an image" for s in ranked
     )
     equals = sum(s.rank == 1 for s in others)
     if equals == len(others):
@@ -91,4 +91,4 @@ def why_first(ranked: Sequence[BackboneScore]) -> str:
         why = "the fastest of those that nothing beats by more than chance"
     else:
         why = "better than the others by more than chance"
-    return f"{why} on the same pictures: {listed}"
+    return f"{why} on the same images: {listed}"

@@ -13,12 +13,12 @@ def knn_accuracy(
 ) -> Interval:
     """Accuracy of the nearest neighbours from other folds, by cosine similarity.
 
-    About the square root of the pictures a class vote, nearer ones more.
+    About the square root of the images per class vote, nearer ones more.
 
     Parameters
     ----------
     features, labels, folds
-        Shapes (n, d), (n,) and (n,); pictures that belong together are in one fold.
+        Shapes (n, d), (n,) and (n,); images that belong together are in one fold.
 
     References
     ----------

@@ -1,4 +1,4 @@
-"""The probe's learning curve: measured on parts of the pictures, continued by a power law."""
+"""The probe's learning curve: measured on parts of the images, continued by a power law."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from strategies.core.metrics import LEVEL, Interval, Labels, Scores, proportion
 from strategies.heads.cross_validation import STRENGTHS, fit_head, fold_numbers
 
 PARTS = 8
-"""Pictures are dealt to this many parts; the curve learns from 1, 2 and 4 of them."""
+"""Images are dealt to this many parts; the curve learns from 1, 2 and 4 of them."""
 TURNS = (0, 4)
 """The part to begin with, once for every draw of a subsample."""
 SLOPE, SLOPE_SD = 0.3, 0.2
@@ -24,7 +24,7 @@ FARTHER = (2, 4)
 
 @dataclass(frozen=True)
 class Point:
-    """An accuracy after learning from so many pictures a class."""
+    """An accuracy after learning from so many images per class."""
 
     n_per_class: float
     accuracy: Interval
@@ -41,20 +41,20 @@ def learning_curve(
     seed: int,
     device: torch.device | None = None,
 ) -> LearningCurve:
-    """Measure the probe on an eighth, a quarter and half of the pictures; continue to four times.
+    """Measure the probe on an eighth, a quarter and half of the images; continue to four times.
 
-    Each subsample is learnt from and all other pictures are judged, twice. A subsample that lacks
+    Each subsample is learnt from and all other images are judged, twice. A subsample that lacks
     a class is left out.
 
     Parameters
     ----------
     last
-        What cross-validation found on all pictures.
+        What cross-validation found on all images.
     strength
         Its best L2 strength; less data need proportionally more, as one weight in the loss of
-        each picture stays the same.
+        each image stays the same.
     groups
-        Pictures of equal numbers are kept together, (n,).
+        Images of equal numbers are kept together, (n,).
     """
     part = fold_numbers(labels, seed, PARTS, groups)
     points = []
@@ -72,7 +72,7 @@ def learning_curve(
 
 
 def continued(curve: LearningCurve, n_per_class: float) -> Interval:
-    """Return the accuracy that a measured curve promises for so many pictures a class."""
+    """Return the accuracy that a measured curve promises for so many images per class."""
     return _predict([Point(*measured) for measured in curve.measured], n_per_class)
 
 

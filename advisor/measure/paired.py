@@ -1,4 +1,4 @@
-"""Two classifiers on the same pictures: how much better one is, by hits and by log-loss."""
+"""Two classifiers on the same images: how much better one is, by hits and by log-loss."""
 
 import math
 
@@ -13,7 +13,7 @@ TINY = 1e-12
 
 
 def paired_gain(hits: NDArray[np.bool_], others: NDArray[np.bool_]) -> Interval:
-    """Difference of two accuracies on the same pictures, in [-1, 1], with its interval.
+    """Difference of two accuracies on the same images, in [-1, 1], with its interval.
 
     A normal interval on the discordant pairs, with Agresti and Min's half pair added to each side
     so that it keeps a width where the two never disagree.
@@ -32,10 +32,10 @@ def paired_gain(hits: NDArray[np.bool_], others: NDArray[np.bool_]) -> Interval:
 
 
 def loss_gain(losses: NDArray[np.float64], others: NDArray[np.float64]) -> Interval:
-    """Logarithm of the others' mean log-loss over one's own, on the same pictures.
+    """Logarithm of the others' mean log-loss over one's own, on the same images.
 
     Above 0 where one's own is lower. The interval is normal, by the delta method. It tells finer
-    than hits do: of a few pictures most are right, or wrong, with both.
+    than hits do: of a few images most are right, or wrong, with both.
     """
     own, other = (max(float(x.mean()), TINY) for x in (losses, others))
     gap = math.log(other / own)

@@ -1,4 +1,4 @@
-"""A pilot: a short full fine-tuning and an SVM on some pictures, against a probe on the same."""
+"""A pilot: a short full fine-tuning and an SVM on some images, against a probe on the same."""
 
 import math
 import time
@@ -17,7 +17,7 @@ from strategies.base import Strategy
 from strategies.core.context import RunContext
 from strategies.core.metrics import Interval, Labels, Scores, proportion
 from strategies.core.progress import ignore_progress
-from strategies.data.dataset import ImageTask, groups_of, labels_of
+from strategies.data.dataset import Dataset, groups_of, labels_of
 from strategies.data.image import Split
 from strategies.full_fine_tune import FullFineTune
 from strategies.heads.cross_validation import CrossValidated, fold_numbers
@@ -30,19 +30,19 @@ STEPS, MAX_INPUT_PX = 150, 96
 """As many steps as the shortest fine-tuning by default: after fewer, what training gains does not
 show yet. About a minute on two cores; a network that must have its own input size keeps it."""
 FEWEST = 24
-"""With fewer pictures a pilot could not tell anything."""
+"""With fewer images a pilot could not tell anything."""
 FEWEST_JUDGED = 2
-"""Nor does one picture tell how far chance reaches, and lone ones are not judged."""
+"""Nor does one image tell how far chance reaches, and lone ones are not judged."""
 BATCH = 32
 TIME_SHARE = 0.1
 """What "auto" spends at most of the time that is left, where there is a limit."""
 PATIENCE_GMACS = 2000.0
-"""What it spends at most where there is none: work and not seconds, so that the same pictures get
+"""What it spends at most where there is none: work and not seconds, so that the same images get
 the same advice on a busy machine. Two cores do some 20 to 30 of these a second."""
 PASSES_A_STEP = 3.0
-"""A trained picture costs its forward pass and a backward pass of about twice that."""
+"""A trained image costs its forward pass and a backward pass of about twice that."""
 PROBED = 5.0
-"""Passes of a picture for the probe and the SVM: half are learnt from, most of these in views."""
+"""Passes of an image for the probe and the SVM: half are learnt from, most of these in views."""
 PILOTED = "full_fine_tune"
 WORTH_KNOWING = 0.01
 """By more than this in accuracy it must be able to win."""
@@ -71,7 +71,7 @@ def why_no_pilot(
     if tuned is None:
         return f"{PILOTED} does not apply here"
     if profile.n < FEWEST:
-        return f"fewer than {FEWEST} pictures tell nothing"
+        return f"fewer than {FEWEST} images tell nothing"
     if mode == "on":
         return None
     best = decision.recommendations[0]
@@ -92,48 +92,48 @@ def pilot_seconds(profile: Profile) -> float:
 
 
 def pilot_passes(profile: Profile, per_trained_image: float) -> float:
-    """Return the cost of a pilot in forward passes of one picture at the profile's input size."""
+    """Return the cost of a pilot in forward passes of one image at the profile's input size."""
     side = min(profile.input_px, MAX_INPUT_PX) / profile.input_px if is_any_size(profile) else 1.0
     n = min(profile.n, MAX_TRAIN + MAX_JUDGED)
     return (STEPS * BATCH * per_trained_image + PROBED * n) * side**2
 
 
 def is_any_size(profile: Profile) -> bool:
-    """Whether the network takes pictures of any size: those with BatchNorm are convolutional."""
+    """Whether the network takes images of any size: those with BatchNorm are convolutional."""
     return profile.similarity is not None and profile.similarity.shift_nats is not None
 
 
 def run_pilot(
-    task: ImageTask,
+    dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
     hyperparameters: Mapping[str, Any],
     *,
     any_size: bool,
 ) -> Pilot | None:
-    """Fine-tune briefly on half of the pictures, or fewer, and judge on others.
+    """Fine-tune briefly on half of the images, or fewer, and judge on others.
 
-    None where there are fewer than `FEWEST` pictures, or next to none that can be judged.
+    None where there are fewer than `FEWEST` images, or next to none that can be judged.
 
     Parameters
     ----------
     hyperparameters
         Of a full fine-tuning; its steps are cut to `STEPS`.
     any_size
-        Whether the network takes pictures of any size; then they are given small.
+        Whether the network takes images of any size; then they are given small.
 
     Raises
     ------
     OutOfTime
         If the deadline passes first.
     """
-    if len(task.fit_split) < FEWEST:
+    if len(dataset.fit_split) < FEWEST:
         return None
     start = time.monotonic()
-    learnt, judged = _halves(task, ctx.seed)
+    learnt, judged = _halves(dataset, ctx.seed)
     if len(judged) < FEWEST_JUDGED:
         return None
-    small = replace(task, train=learnt, val=(), test=None, pairs=())
+    small = replace(dataset, train=learnt, val=(), test=None, pairs=())
     if any_size:
         backbone = replace(backbone, input_px=min(backbone.input_px, MAX_INPUT_PX))
     used = {**hyperparameters, "steps": STEPS}
@@ -161,46 +161,46 @@ def run_pilot(
 
 @dataclass(frozen=True)
 class _Judged:
-    """What a strategy said of the judged pictures: probabilities, (n, classes)."""
+    """What a strategy said of the judged images: probabilities, (n, classes)."""
 
     probabilities: Scores
     labels: Labels
 
     @property
     def hits(self) -> NDArray[np.bool_]:
-        """Which pictures it had right, (n,)."""
+        """Which images it had right, (n,)."""
         found: NDArray[np.bool_] = self.probabilities.argmax(axis=1) == self.labels
         return found
 
     @property
     def accuracy(self) -> Interval:
-        """Share of the pictures that it had right."""
+        """Share of the images that it had right."""
         return proportion(float(self.hits.mean()), len(self.labels))
 
     @property
     def losses(self) -> NDArray[np.float64]:
-        """Log-loss of every picture in nats, (n,), at the temperature that fits them best."""
+        """Log-loss of every image in nats, (n,), at the temperature that fits them best."""
         scores = np.log(np.maximum(self.probabilities, TINY))
         return CrossValidated(scores[None], self.labels, (0.0,)).losses
 
 
-def _halves(task: ImageTask, seed: int) -> tuple[Split, Split]:
-    """Draw what is learnt from and what is judged; a class of one picture is only learnt."""
-    pictures = task.fit_split
-    half = fold_numbers(labels_of(pictures), seed, 2, groups_of(pictures))
-    order = np.random.default_rng(seed).permutation(len(pictures))
-    seen = {p.label for p, h in zip(pictures, half, strict=True) if h == 0}
-    learnt = [i for i in order if half[i] == 0 or pictures[i].label not in seen]
-    judged = [i for i in order if half[i] == 1 and pictures[i].label in seen]
+def _halves(dataset: Dataset, seed: int) -> tuple[Split, Split]:
+    """Draw what is learnt from and what is judged; a class of one image is only learnt."""
+    images = dataset.fit_split
+    half = fold_numbers(labels_of(images), seed, 2, groups_of(images))
+    order = np.random.default_rng(seed).permutation(len(images))
+    seen = {p.label for p, h in zip(images, half, strict=True) if h == 0}
+    learnt = [i for i in order if half[i] == 0 or images[i].label not in seen]
+    judged = [i for i in order if half[i] == 1 and images[i].label in seen]
     return (
-        tuple(pictures[i] for i in sorted(_first_of_each(learnt, pictures, MAX_TRAIN))),
-        tuple(pictures[i] for i in sorted(judged[:MAX_JUDGED])),
+        tuple(images[i] for i in sorted(_first_of_each(learnt, images, MAX_TRAIN))),
+        tuple(images[i] for i in sorted(judged[:MAX_JUDGED])),
     )
 
 
-def _first_of_each(rows: list[int], pictures: Split, most: int) -> list[int]:
+def _first_of_each(rows: list[int], images: Split, most: int) -> list[int]:
     """Keep the first rows, but at least one of every class."""
-    first = {pictures[i].label: i for i in reversed(rows)}
+    first = {images[i].label: i for i in reversed(rows)}
     return list(dict.fromkeys([*first.values(), *rows]))[: max(most, len(first))]
 
 

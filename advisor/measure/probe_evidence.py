@@ -7,19 +7,19 @@ from strategies.data.image import Split
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the findings rest on, besides the task.
+class ProbeEvidence:
+    """What the findings rest on, besides the dataset.
 
     Attributes
     ----------
-    pictures, scores
-        Some pictures of train and val, and their calibrated out-of-fold scores (n, classes).
+    images, scores
+        Some images of train and validation, and their calibrated out-of-fold scores (n, classes).
     train_features, test_features
-        Penultimate activations of some pictures of both; labels are not needed.
+        Penultimate activations of some images of both; labels are not needed.
     """
 
     input_px: int
-    pictures: Split = ()
+    images: Split = ()
     scores: Scores | None = None
     train_features: Scores | None = None
     test_features: Scores | None = None

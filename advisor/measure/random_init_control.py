@@ -1,4 +1,4 @@
-"""What the pictures give without pretraining: the same network with random weights, and pixels."""
+"""What the images give without pretraining: the same network with random weights, and pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from advisor.measure.paired import loss_gain, paired_gain
 from advisor.types.profile import ProbeResult
 from strategies.core.context import RunContext
 from strategies.core.metrics import Interval, Scores
-from strategies.data.dataset import Picture, groups_of, labels_of
+from strategies.data.dataset import LabelledImage, groups_of, labels_of
 from strategies.data.sampling import content_order
 from strategies.heads.cross_validation import (
     CrossValidated,
@@ -21,8 +21,8 @@ from strategies.heads.cross_validation import (
 from strategies.models.backbone import Backbone, half_size
 from strategies.models.features import Features, extract_features
 
-MAX_PICTURES, MIN_PER_CLASS = 256, 4
-"""The control is measured on at most this many pictures, but on these many a class."""
+MAX_IMAGES, MIN_PER_CLASS = 256, 4
+"""The control is measured on at most this many images, but on these many per class."""
 STRENGTHS = (1e-2, 1e-3, 1e-4)
 
 
@@ -36,7 +36,7 @@ class Control:
         SVMs at every depth.
     gain
         Accuracy of the best pretrained depth minus that of the best random one, on the same
-        pictures, in [-1, 1].
+        images, in [-1, 1].
     """
 
     probes: tuple[ProbeResult, ...]
@@ -44,13 +44,13 @@ class Control:
 
 
 def measure_control(
-    pictures: Sequence[Picture],
+    images: Sequence[LabelledImage],
     pretrained: Features,
     n_classes: int,
     backbone: Backbone,
     ctx: RunContext,
 ) -> Control:
-    """Probe the network with random weights on some of the pictures.
+    """Probe the network with random weights on some of the images.
 
     A convolutional network is given them at half the side, which makes the control cost a quarter
     and leaves it what random filters can tell: texture and colour.
@@ -58,10 +58,10 @@ def measure_control(
     Parameters
     ----------
     pretrained
-        Features of all `pictures` with the pretrained weights.
+        Features of all `images` with the pretrained weights.
     """
-    rows = _some(pictures, ctx.seed)
-    chosen = tuple(pictures[i] for i in rows)
+    rows = _some(images, ctx.seed)
+    chosen = tuple(images[i] for i in rows)
     labels = labels_of(chosen)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(chosen))
     small = half_size(backbone) if pretrained.any_size else backbone
@@ -89,17 +89,19 @@ def measure_control(
     return Control(probes, paired_gain(_best(with_it), _best(without)))
 
 
-def pixel_probe(pictures: Sequence[Picture], n_classes: int, seed: int) -> Interval | None:
-    """Accuracy of a linear rule on the pictures as small grey thumbnails, by cross-validation.
+def pixel_probe(images: Sequence[LabelledImage], n_classes: int, seed: int) -> Interval | None:
+    """Accuracy of a linear rule on the images as small grey thumbnails, by cross-validation.
 
-    None where a picture was not looked at.
+    None where an image was not looked at.
     """
-    looks = [p.look for p in pictures]
-    thumbs = [np.frombuffer(look.thumb, dtype=np.uint8) for look in looks if look is not None]
-    if len(thumbs) < len(looks):
+    with_stats = [p.stats for p in images]
+    thumbs = [
+        np.frombuffer(stats.thumb, dtype=np.uint8) for stats in with_stats if stats is not None
+    ]
+    if len(thumbs) < len(with_stats):
         return None
-    labels = labels_of(tuple(pictures))
-    folds = fold_numbers(labels, seed, groups=groups_of(tuple(pictures)))
+    labels = labels_of(tuple(images))
+    folds = fold_numbers(labels, seed, groups=groups_of(tuple(images)))
     tried = cross_validate(
         np.stack(thumbs).astype(np.float32), labels, n_classes, folds=folds, strengths=STRENGTHS
     )
@@ -120,13 +122,13 @@ def _most_hits(tried: CrossValidated) -> int:
     return int(tried.correct.mean(axis=1).argmax())
 
 
-def _some(pictures: Sequence[Picture], seed: int) -> NDArray[np.int64]:
+def _some(images: Sequence[LabelledImage], seed: int) -> NDArray[np.int64]:
     """Draw rows, each class in proportion but at least a few."""
-    labels = labels_of(tuple(pictures))
-    order = np.array(content_order((p.digest for p in pictures), seed))
+    labels = labels_of(tuple(images))
+    order = np.array(content_order((p.digest for p in images), seed))
     kept: list[int] = []
     for label in np.unique(labels):
         rows = order[labels[order] == label]
-        quota = max(MIN_PER_CLASS, round(MAX_PICTURES * len(rows) / len(labels)))
+        quota = max(MIN_PER_CLASS, round(MAX_IMAGES * len(rows) / len(labels)))
         kept += rows[:quota].tolist()
     return np.array(sorted(kept), dtype=np.int64)

@@ -26,21 +26,21 @@ def transfer_gain(
     classes: Sequence[str],
     control: str,
 ) -> TransferGain:
-    """Compare two classifiers on the same pictures.
+    """Compare two classifiers on the same images.
 
     Parameters
     ----------
     hits, control_hits
-        Which pictures the classifier and its control name rightly, shape (n,) each.
+        Which images the classifier and its control name rightly, shape (n,) each.
     labels
-        Class numbers of the pictures, shape (n,).
+        Class numbers of the images, shape (n,).
     control
         What the control is, for people.
 
     Raises
     ------
     ValueError
-        If the shapes differ or there are no pictures.
+        If the shapes differ or there are no images.
     """
     if not len(hits) or not hits.shape == control_hits.shape == labels.shape:
         shapes = (hits.shape, control_hits.shape, labels.shape)
@@ -75,7 +75,7 @@ def _per_class(
     labels: Labels,
     classes: Sequence[str],
 ) -> tuple[ClassGain, ...]:
-    """Return the gain of every class that has pictures, and whether it is more than chance.
+    """Return the gain of every class that has images, and whether it is more than chance.
 
     McNemar's exact test within each class, with the false discovery rate held over all of them.
     """

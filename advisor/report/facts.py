@@ -42,7 +42,7 @@ def main_facts(advice: Advice, outcome: Outcome | None) -> tuple[Fact, ...]:
     facts = [
         Fact("Expected accuracy", _mid(best.accuracy), _ends(best.accuracy)),
         Fact("Time of one fit", duration(best.seconds.mid), _span(best.seconds)),
-        Fact("Pictures", f"{advice.profile.n:,}", f"{quadrant.size}: {_a_class(advice)}"),
+        Fact("ImageInputs", f"{advice.profile.n:,}", f"{quadrant.size}: {_a_class(advice)}"),
     ]
     similarity = quadrant.similarity
     if similarity is None:
@@ -66,7 +66,9 @@ def _run_facts(outcome: Outcome) -> tuple[Fact, ...]:
         gap = f"{100 * test.calibration_error:.1f} points"
         facts.append(Fact("Calibration error", gap, "0: its probabilities can be believed"))
     if best.val_accuracy is not None:
-        facts.append(Fact("Val accuracy", _mid(best.val_accuracy), _ends(best.val_accuracy)))
+        facts.append(
+            Fact("Validation accuracy", _mid(best.val_accuracy), _ends(best.val_accuracy))
+        )
     if outcome.transfer_gain is not None:
         found = outcome.transfer_gain
         value, said = points(found.gain), f"{found.verdict}; against {found.control}"
@@ -84,7 +86,7 @@ def measurements(advice: Advice) -> tuple[Fact, ...]:
         Fact(
             "Linear probe (softmax)",
             _mid(profile.linear_probe.accuracy),
-            f"{_ends(profile.linear_probe.accuracy)} on {profile.n_measured:,} pictures",
+            f"{_ends(profile.linear_probe.accuracy)} on {profile.n_measured:,} images",
         )
     ]
     if profile.knn is not None:
@@ -102,14 +104,14 @@ def measurements(advice: Advice) -> tuple[Fact, ...]:
         facts.append(Fact(name, f"{100 * risk.probability:.0f}%", said))
     if profile.pilot is not None:
         pilot = profile.pilot
-        said = f"fine-tuning {pilot.n_train:,} pictures, against a probe on the same"
+        said = f"fine-tuning {pilot.n_train:,} images, against a probe on the same"
         said += f"; {loss_words(pilot.loss_gain)}"
         facts.append(Fact("Pilot", points(pilot.gain), said))
-        same = "layer SVM, quarters and views included, on the same pictures"
+        same = "layer SVM, quarters and views included, on the same images"
         same += f"; {loss_words(pilot.svm_loss_gain)}"
         facts.append(Fact("Pilot of the SVM", points(pilot.svm_gain), same))
     for name, score in profile.transferability.items():
-        text = f"[{score.low:.3f}, {score.high:.3f}]; to compare backbones on one task"
+        text = f"[{score.low:.3f}, {score.high:.3f}]; to compare backbones on one dataset"
         facts.append(Fact(name, f"{score.mid:.3f}", text))
     if profile.similarity is not None:
         said = f"{similarity_words(profile.similarity)}; against {profile.similarity.reference}"
@@ -125,12 +127,12 @@ def class_table(
     """Return the columns and rows of the table of classes."""
     similarity = advice.profile.similarity
     evidence = None if similarity is None else similarity.evidence
-    lands = {} if evidence is None else {c.name: c for c in evidence.lands_on}
+    lands = {} if evidence is None else {c.name: c for c in evidence.nearest_source_classes}
     test = None if outcome is None else outcome.test
     judged = {} if test is None else dict(zip(test.classes, test.per_class, strict=True))
     gains = outcome.transfer_gain if outcome else None
     gained = {} if gains is None else {c.name: c for c in gains.per_class}
-    columns = ["Class", "Pictures"]
+    columns = ["Class", "ImageInputs"]
     columns += ["The network takes it for", "Share"] if lands else []
     columns += ["Test accuracy"] if judged else []
     columns += ["Gain from pretraining"] if gained else []

@@ -32,7 +32,7 @@ def write_run_reports(outcome: Outcome, gallery: Gallery, n_workers: int) -> Non
     Parameters
     ----------
     gallery
-        Made without the test pictures. Of those, a page shows only the mistakes that the
+        Made without the test images. Of those, a page shows only the mistakes that the
         outcome's judgement names.
     """
     write_text(outcome.folder / CARD_FILE, model_card(outcome))

@@ -1,4 +1,4 @@
-"""Pictures for a report: a map of them, and small re-encoded copies of those that it shows."""
+"""Images for a report: a map of them, and small re-encoded copies of those that it shows."""
 
 import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -15,7 +15,7 @@ from advisor.measure.profile import sample
 from advisor.types.advice import Advice, Finding
 from strategies.core.context import RunContext
 from strategies.core.metrics import Evaluation, Labels, Scores
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.data.decoding import UnreadableImage, read_image
 from strategies.data.image import Split, groups_of, labels_of, shown
 from strategies.heads.cross_validation import cross_validate, fold_numbers
@@ -36,12 +36,12 @@ PERPLEXITY, MAX_AXES = 30.0, 50
 
 @dataclass(frozen=True)
 class Point:
-    """A picture on the map: where it lies (no unit), its label, and what the probe says.
+    """An image on the map: where it lies (no unit), its label, and what the probe says.
 
     Attributes
     ----------
     guess
-        The class that a linear probe fitted without this picture finds likeliest.
+        The class that a linear probe fitted without this image finds likeliest.
     """
 
     path: str
@@ -58,35 +58,35 @@ class Gallery:
     Attributes
     ----------
     points
-        The map of the pictures; empty where there are too few.
+        The map of the images; empty where there are too few.
     depth
         The depth whose activations it is made of; 0: all together.
     n_pictures
         How many there are, of which the map may be a sample.
     thumbs
-        WebP files by the path as it is shown; a picture that is gone meanwhile has none.
+        WebP files by the path as it is shown; an image that is gone meanwhile has none.
     named
-        The pictures that the examples of a finding name, by its position and the example's.
+        The images that the examples of a finding name, by its position and the example's.
     """
 
     points: tuple[Point, ...] = ()
     depth: int = 0
-    n_pictures: int = 0
+    n_images: int = 0
     thumbs: Mapping[str, bytes] = field(default_factory=dict)
     named: Mapping[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
 
 
 def make_gallery(
     advice: Advice,
-    task: ImageTask,
+    dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
 ) -> Gallery:
-    """Draw the map and read the pictures that a page shows; their features are in the cache.
+    """Draw the map and read the images that a page shows; their features are in the cache.
 
     Parameters
     ----------
-    task
+    dataset
         What the advice was made from.
 
     Raises
@@ -95,25 +95,25 @@ def make_gallery(
         If the deadline passes.
     """
     depth = advice.profile.layer_svm.depth
-    points = _map(advice, task, backbone, ctx)
-    files = {shown(p.path): p.path for p in task.fit_split}
-    named = pictures_named(advice.findings, files)
+    points = _map(advice, dataset, backbone, ctx)
+    files = {shown(p.path): p.path for p in dataset.fit_split}
+    named = images_named(advice.findings, files)
     wanted = dict.fromkeys(path for paths in named.values() for path in paths)
     wanted |= dict.fromkeys(p.path for p in points)
     paths = {name: files.get(name, Path(name)) for name in wanted}
-    return Gallery(points, depth, len(task.fit_split), make_thumbs(paths, ctx.n_workers), named)
+    return Gallery(points, depth, len(dataset.fit_split), make_thumbs(paths, ctx.n_workers), named)
 
 
 def with_mistakes(gallery: Gallery, test: Evaluation, n_workers: int) -> Gallery:
-    """Add the pictures that the judgement of a run names; these are few (`judge`)."""
+    """Add the images that the judgement of a run names; these are few (`judge`)."""
     paths = {m.path: Path(m.path) for m in test.mistakes if m.path not in gallery.thumbs}
     return replace(gallery, thumbs={**gallery.thumbs, **make_thumbs(paths, n_workers)})
 
 
-def pictures_named(
+def images_named(
     findings: Sequence[Finding], names: Collection[str]
 ) -> dict[tuple[int, int], tuple[str, ...]]:
-    """Find the pictures that examples name: every longest known path that stands in a line.
+    """Find the images that examples name: every longest known path that stands in a line.
 
     Returns
     -------
@@ -141,7 +141,7 @@ def pictures_named(
 
 
 def make_thumbs(paths: Mapping[str, Path], n_workers: int = 2) -> dict[str, bytes]:
-    """Encode small copies anew, so that nothing of the files but their pixels is passed on.
+    """Encode small copies again, so that nothing of the files but their pixels is passed on.
 
     A file that has become unreadable since it was first read has no thumbnail.
     """
@@ -180,33 +180,33 @@ def _webp(image: Image.Image, side: int) -> bytes:
 
 
 def _map(
-    advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext
+    advice: Advice, dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> tuple[Point, ...]:
-    """Lay some of the measured pictures out in two dimensions by their activations."""
-    measured = sample(task.fit_split, task.n_classes, ctx.seed)
+    """Lay some of the measured images out in two dimensions by their activations."""
+    measured = sample(dataset.fit_split, dataset.n_classes, ctx.seed)
     if len(measured) < FEWEST_ON_MAP:
         return ()
-    pictures = tuple(measured[row] for row in sample_rows(labels_of(measured), ctx.seed))
-    features = extract_features(pictures, backbone, ctx)
+    images = tuple(measured[row] for row in sample_rows(labels_of(measured), ctx.seed))
+    features = extract_features(images, backbone, ctx)
     depth = advice.profile.layer_svm.depth
     places = lay_out(features.at(range(1, backbone.n_depths + 1) if depth == 0 else [depth]), 0)
-    guesses = _guesses(features.pooled[-1], pictures, task.n_classes, ctx)
+    guesses = _guesses(features.pooled[-1], images, dataset.n_classes, ctx)
     return tuple(
         Point(
-            shown(picture.path),
-            task.classes[picture.label],
-            task.classes[guess],
+            shown(image.path),
+            dataset.classes[image.label],
+            dataset.classes[guess],
             round(float(place[0]), 4),
             round(float(place[1]), 4),
         )
-        for picture, guess, place in zip(pictures, guesses, places, strict=True)
+        for image, guess, place in zip(images, guesses, places, strict=True)
     )
 
 
-def _guesses(penultimate: Scores, pictures: Split, n_classes: int, ctx: RunContext) -> Labels:
-    """Name every picture by a linear probe that was fitted without it."""
-    labels = labels_of(pictures)
-    folds = fold_numbers(labels, ctx.seed, groups=groups_of(pictures))
+def _guesses(penultimate: Scores, images: Split, n_classes: int, ctx: RunContext) -> Labels:
+    """Name every image by a linear probe that was fitted without it."""
+    labels = labels_of(images)
+    folds = fold_numbers(labels, ctx.seed, groups=groups_of(images))
     found = cross_validate(penultimate, labels, n_classes, folds=folds, device=ctx.device)
     return np.asarray(found.scores[found.best].argmax(axis=1), dtype=np.int64)
 
@@ -236,7 +236,7 @@ def lay_out(x: Scores, seed: int) -> Scores:
     n = len(x)
     centred = x - x.mean(axis=0)
     centred = centred / max(float(centred.std()), 1e-9)
-    # Copies would lie on one point, and pictures that are all alike have no axes.
+    # Copies would lie on one point, and images that are all alike have no axes.
     centred = centred + np.random.default_rng(seed).normal(0, 1e-3, centred.shape)
     axes = PCA(min(MAX_AXES, n, x.shape[1]), svd_solver="randomized", random_state=seed)
     reduced = axes.fit_transform(centred.astype(np.float64))

@@ -46,7 +46,7 @@ MOST_LISTED = 500
 
 @dataclass(frozen=True)
 class Shots:
-    """An example of a finding with the pictures that it names."""
+    """An example of a finding with the images that it names."""
 
     line: str
     paths: tuple[str, ...]
@@ -54,7 +54,7 @@ class Shots:
 
 @dataclass(frozen=True)
 class ShownFinding:
-    """A finding, its examples with and without pictures, and how many are not shown."""
+    """A finding, its examples with and without images, and how many are not shown."""
 
     finding: Finding
     shots: tuple[Shots, ...]
@@ -64,7 +64,7 @@ class ShownFinding:
 
 @dataclass(frozen=True)
 class Confused:
-    """Pictures of one class that were taken for another."""
+    """Images of one class that were taken for another."""
 
     label: str
     predicted: str
@@ -82,8 +82,8 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
     charts = advice_charts(advice)
     run_charts = () if outcome is None else outcome_charts(outcome, shares)
     classes = tuple(advice.profile.n_by_class)
-    picture_map = map_chart(gallery, classes)
-    drawn = [*run_charts, *charts, *([picture_map] if picture_map else [])]
+    image_map = map_chart(gallery, classes)
+    drawn = [*run_charts, *charts, *([image_map] if image_map else [])]
     thumbs = {path: base64.b64encode(data).decode() for path, data in gallery.thumbs.items()}
     vega, js, css = _vega(), _read("page.js"), _read("page.css")
     columns, rows = class_table(advice, outcome)
@@ -97,7 +97,7 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
         measurements=measurements(advice),
         charts=charts,
         run_charts=run_charts,
-        map=picture_map,
+        map=image_map,
         switches=_switches(gallery, classes),
         findings=_findings(advice, gallery),
         quarantine=[

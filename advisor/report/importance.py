@@ -22,7 +22,7 @@ LOG_FROM = 30.0
 
 
 def importance(trials: Sequence[TrialRecord], seed: int) -> dict[str, dict[str, float]]:
-    """Share of the spread of val accuracy that each hyperparameter explains, by strategy.
+    """Share of the spread of validation accuracy that each hyperparameter explains, by strategy.
 
     Shares of a strategy sum to 1. Strategies with too few scored trials, or of which nothing was
     varied, are left out.

@@ -32,7 +32,7 @@ def advice_markdown(advice: Advice) -> str:
     best, profile = advice.best, advice.profile
     releases = ", ".join(f"{name} {number}" for name, number in versions().items())
     parts = [
-        f"# {escape(advice.task)}: {best.strategy}",
+        f"# {escape(advice.dataset)}: {best.strategy}",
         escape(size_line(advice)),
         "## Why",
         _list(why(advice)),
@@ -81,8 +81,14 @@ def outcome_markdown(outcome: Outcome) -> str:
         )
         for t in outcome.trials
     ]
-    columns = ("trial", "strategy", "val accuracy", "time", "with, or why there is no score")
-    title = f"# {escape(outcome.advice.task)}: {result(outcome)}"
+    columns = (
+        "trial",
+        "strategy",
+        "validation accuracy",
+        "time",
+        "with, or why there is no score",
+    )
+    title = f"# {escape(outcome.advice.dataset)}: {result(outcome)}"
     return "\n\n".join([title, _list(facts), "## Trials", _table(columns, rows)]) + "\n"
 
 
@@ -103,10 +109,10 @@ def model_card(outcome: Outcome) -> str:
     fitted = ", ".join(pairs(best.hyperparameters.items()))
     licence = _licence(outcome)
     parts = [
-        f"# Image classifier: {escape(advice.task)}",
+        f"# Image classifier: {escape(advice.dataset)}",
         _list(
             [
-                f"What it does: names one of {len(classes)} classes for a picture.",
+                f"What it does: names one of {len(classes)} classes for an image.",
                 f"How it was made: {best.strategy} on {backbone_used(outcome)} at "
                 f"{advice.profile.input_px} px with {fitted}.",
                 *([] if licence is None else [f"Licence of the pretrained weights: {licence}."]),
@@ -118,10 +124,10 @@ def model_card(outcome: Outcome) -> str:
         escape(size_line(advice)) + ".",
         "## How well it does",
         _list(_judgement(outcome)),
-        _table(("class", "pictures to learn from", "test accuracy"), rows),
+        _table(("class", "images to learn from", "test accuracy"), rows),
         "## Limits",
-        "It names one of its classes for every picture, also for pictures of none of them. Its "
-        "accuracy holds for pictures like those of test. The data gave rise to these remarks:",
+        "It names one of its classes for every image, also for images of none of them. Its "
+        "accuracy holds for images like those of test. The data gave rise to these remarks:",
         "\n\n".join(_finding(f) for f in advice.findings) or "None.",
         "## Use",
         _code("tl-auto predict RUN_FOLDER PICTURE_OR_FOLDER"),
@@ -138,16 +144,16 @@ def _judgement(outcome: Outcome) -> list[str]:
     test, val = outcome.test, outcome.best.val_accuracy
     said = []
     if test is not None:
-        said.append(f"Test accuracy {test.accuracy.percent()} on {test.n:,} pictures.")
+        said.append(f"Test accuracy {test.accuracy.percent()} on {test.n:,} images.")
         if test.top_5 is not None:
             said.append(f"Among the five likeliest: {test.top_5.percent()}.")
         said.append(f"Mean of the classes' accuracies {100 * test.mean_per_class:.1f}%.")
         said.append(f"Calibration error {100 * test.calibration_error:.1f} points.")
     else:
-        said.append("There were no test pictures: its accuracy on new pictures is not known.")
+        said.append("There were no test images: its accuracy on new images is not known.")
     if val is not None:
         said.append(
-            f"Val accuracy, by which (and by the advice) it was selected, {val.percent()}."
+            f"Validation accuracy, by which (and by the advice) it was selected, {val.percent()}."
         )
     if outcome.transfer_gain is not None:
         said.append(f"Transfer gain {transfer_words(outcome.transfer_gain)}.")
@@ -155,7 +161,7 @@ def _judgement(outcome: Outcome) -> list[str]:
     if averaged is not None:
         said.append(averaged)
     if outcome.refitted:
-        said.append("Fitted once more on train and val together.")
+        said.append("Fitted once more on train and validation together.")
     return said
 
 
@@ -177,7 +183,7 @@ def _other_measurements(profile: Profile) -> list[str]:
         said.append(f"{name}: {_ends(score, 3)}")
     if profile.curve is not None:
         for n, accuracy in profile.curve.extrapolated:
-            said.append(f"With {n:,.0f} pictures a class (extrapolated): {accuracy.percent()}")
+            said.append(f"With {n:,.0f} images per class (extrapolated): {accuracy.percent()}")
     return said
 
 
@@ -207,7 +213,7 @@ def _backbones(advice: Advice) -> tuple[str, ...]:
     """Return heading and table of the backbones that were compared, if any."""
     if not advice.backbones:
         return ()
-    columns = ("rank", "backbone", "linear probe", "behind the best", "ms a picture")
+    columns = ("rank", "backbone", "linear probe", "behind the best", "ms an image")
     rows = [
         (
             str(b.rank),

@@ -14,7 +14,7 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
     best, test = outcome.best, outcome.test
     return {
         "schema_version": SCHEMA_VERSION,
-        "task": outcome.advice.task,
+        "dataset": outcome.advice.dataset,
         "best": {
             "trial": best.number,
             "strategy": best.strategy,

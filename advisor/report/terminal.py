@@ -57,9 +57,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     """Print what a run found, and how to use it."""
     best = outcome.best
     test = outcome.test
-    said = (
-        "no test pictures" if test is None else f"{test.accuracy.percent()} on {test.n} pictures"
-    )
+    said = "no test images" if test is None else f"{test.accuracy.percent()} on {test.n} images"
     facts = Table.grid(padding=(0, 2))
     facts.add_row("best strategy", Text(winner(outcome), style="bold"))
     facts.add_row("test accuracy", Text(said, style="bold"))
@@ -67,20 +65,22 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         facts.add_row("mean per class", f"{100 * test.mean_per_class:.1f}%")
         facts.add_row("calibration error", f"{100 * test.calibration_error:.1f} points")
     if best.val_accuracy is not None:
-        folds = f", by {outcome.n_folds} folds of train and val" if outcome.n_folds > 1 else ""
-        facts.add_row("val accuracy", best.val_accuracy.percent() + folds)
+        folds = (
+            f", by {outcome.n_folds} folds of train and validation" if outcome.n_folds > 1 else ""
+        )
+        facts.add_row("validation accuracy", best.val_accuracy.percent() + folds)
     facts.add_row("hyperparameters", ", ".join(pairs(best.hyperparameters.items())))
     if outcome.transfer_gain is not None:
         facts.add_row("transfer gain", transfer_words(outcome.transfer_gain))
     if outcome.soup is not None:
         facts.add_row("averaged", Text(soup_words(outcome) or ""))
     if outcome.refitted:
-        facts.add_row("last fit", "once more on train and val together")
+        facts.add_row("last fit", "once more on train and validation together")
     facts.add_row("took", f"{duration(outcome.seconds)}, {len(outcome.trials)} trials")
     facts.add_row("ended", ENDED[outcome.ended])
-    failed = [t for t in outcome.trials if t.reason and not t.reason.startswith("pruned")]
+    failed = [t for t in outcome.trials if t.reason and not t.pruned]
     console.print(
-        Text(f"\n{outcome.advice.task}: done", style="bold"),
+        Text(f"\n{outcome.advice.dataset}: done", style="bold"),
         Padding(facts, (0, 0, 0, 2)),
         *(Text(f"  trial {t.number} ({t.strategy}) failed: {t.reason}") for t in failed),
         Text(f"\n  use it   tl-auto predict {outcome.folder} IMAGE_OR_FOLDER..."),
@@ -93,9 +93,9 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
 def print_predictions(
     console: Console, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]
 ) -> None:
-    """Print one line a picture: its path, and its likeliest classes with probabilities."""
+    """Print one line an image: its path, and its likeliest classes with probabilities."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("picture", overflow="fold")
+    table.add_column("image", overflow="fold")
     table.add_column("class")
     table.add_column("probability", justify="right")
     table.add_column("then")
@@ -109,7 +109,7 @@ def print_predictions(
 def _headline(advice: Advice) -> RenderableType:
     return Group(
         Text(
-            f"{advice.task}: {advice.best.strategy}: expect "
+            f"{advice.dataset}: {advice.best.strategy}: expect "
             f"{advice.best.accuracy.percent()} accuracy",
             style="bold",
         ),
@@ -152,7 +152,7 @@ def _backbones(advice: Advice) -> RenderableType | None:
     if not advice.backbones:
         return None
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
-    for name in ("", "backbone", "linear probe", "points behind", "a picture"):
+    for name in ("", "backbone", "linear probe", "points behind", "an image"):
         table.add_column(name, overflow="fold")
     for b in advice.backbones:
         behind = "" if b.behind_best is None else points(b.behind_best, unit="")
@@ -165,7 +165,7 @@ def _measured(advice: Advice) -> RenderableType:
     profile, quadrant = advice.profile, advice.quadrant
     domain = f"{quadrant.domain}; {similarity_words(profile.similarity)}"
     facts = Table.grid(padding=(0, 2))
-    facts.add_row("size", Text(f"{quadrant.size} ({profile.n_per_class:.0f} a class)"))
+    facts.add_row("size", Text(f"{quadrant.size} ({profile.n_per_class:.0f} per class)"))
     facts.add_row("domain", Text(domain if profile.similarity else domain.split("; ")[1]))
     facts.add_row("looks like", Text(_lookalikes(profile.similarity)))
     for name, value in _other_measurements(profile):
@@ -204,19 +204,21 @@ def _other_measurements(profile: Profile) -> list[tuple[str, str]]:
         said.append(("", loss_words(pilot.svm_loss_gain)))
     if profile.curve is not None and profile.curve.extrapolated:
         n, accuracy = profile.curve.extrapolated[-1]
-        said.append(("more data", f"{accuracy.percent()} with {n:,.0f} a class (extrapolated)"))
+        said.append(("more data", f"{accuracy.percent()} with {n:,.0f} per class (extrapolated)"))
     return said
 
 
 def _sample(profile: Profile) -> Text:
-    return Text(f"Measured on a sample of {profile.n_measured:,} pictures.")
+    return Text(f"Measured on a sample of {profile.n_measured:,} images.")
 
 
 def _lookalikes(similarity: DomainSimilarity | None) -> str:
     """Say what the pretrained network takes the classes for, most agreed first."""
     if similarity is None or similarity.evidence is None:
         return "not known: the network has no old head"
-    ranked = sorted(similarity.evidence.lands_on, key=lambda c: -c.share.mid)[:_LOOKALIKES]
+    ranked = sorted(similarity.evidence.nearest_source_classes, key=lambda c: -c.share.mid)[
+        :_LOOKALIKES
+    ]
     return ", ".join(f"{c.name}: {c.source_class} {100 * c.share.mid:.0f}%" for c in ranked)
 
 

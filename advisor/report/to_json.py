@@ -14,7 +14,7 @@ def advice_record(advice: Advice) -> dict[str, Any]:
     similarity = advice.profile.similarity
     return {
         "schema_version": SCHEMA_VERSION,
-        "task": advice.task,
+        "dataset": advice.dataset,
         "data": shown(advice.data),
         "recommendations": [asdict(r) for r in advice.recommendations],
         "rejections": [asdict(r) for r in advice.rejections],

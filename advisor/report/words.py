@@ -12,7 +12,7 @@ from strategies.core.metrics import Interval
 ENDED: Mapping[Ended, str] = {
     "time": "when the time was used up",
     "trials": "when the trials asked for were done",
-    "unbeatable": "early: nothing is left to try, even a trial without an error on val would "
+    "unbeatable": "early: nothing is left to try, even a trial without an error on validation would "
     "gain too little to count",
     "no_contender": "early: nothing is left to try, no training that may still win",
     "interrupted": "when it was interrupted",
@@ -70,9 +70,9 @@ def result(outcome: Outcome) -> str:
     """Return what a run reached in one line."""
     test = outcome.test
     if test is None:
-        return f"{winner(outcome)}: there are no test pictures to judge it on"
-    pictures = "picture" if test.n == 1 else "pictures"
-    return f"{winner(outcome)}: {test.accuracy.percent()} on {test.n:,} test {pictures}"
+        return f"{winner(outcome)}: there are no test images to judge it on"
+    images = "image" if test.n == 1 else "images"
+    return f"{winner(outcome)}: {test.accuracy.percent()} on {test.n:,} test {images}"
 
 
 def soup_words(outcome: Outcome) -> str | None:
@@ -85,18 +85,18 @@ def soup_words(outcome: Outcome) -> str | None:
     if soup.kept and soup.val_accuracy is not None:
         return (
             f"The classifier is the average of the weights of trials {trials}: "
-            f"{soup.val_accuracy.percent()} on val, which chose it, against "
+            f"{soup.val_accuracy.percent()} on validation, which chose it, against "
             f"{soup.alone.percent()} of the best trial alone."
         )
     return f"The weights of trials {trials} averaged were not kept: {soup.reason}."
 
 
 def size_line(advice: Advice) -> str:
-    """Say how many pictures there are and how they are split."""
+    """Say how many images there are and how they are split."""
     profile = advice.profile
     return (
-        f"{profile.n:,} pictures of {profile.n_classes} classes "
-        f"({profile.n_per_class:.0f} a class); {advice.split}"
+        f"{profile.n:,} images of {profile.n_classes} classes "
+        f"({profile.n_per_class:.0f} per class); {advice.split}"
     )
 
 
@@ -120,18 +120,18 @@ def risk_words(advice: Advice) -> str | None:
 
 
 def crossing_words(risk: TransferRisk) -> str:
-    """Say from how many pictures a class on training from scratch does as well; else nothing."""
-    found = risk.catches_up
+    """Say from how many images per class on training from scratch does as well; else nothing."""
+    found = risk.break_even_n_per_class
     if found is None:
         return ""
     high = f"{found.high:,.0f}" if found.high < FARTHEST else f"beyond {FARTHEST:,}"
     return (
-        f"; from about {found.mid:,.0f} a class on scratch catches up [{found.low:,.0f}, {high}]"
+        f"; from about {found.mid:,.0f} per class on scratch catches up [{found.low:,.0f}, {high}]"
     )
 
 
 def similarity_words(similarity: DomainSimilarity | None) -> str:
-    """Say how near to ImageNet the pictures are, and between which landmarks."""
+    """Say how near to ImageNet the images are, and between which landmarks."""
     if similarity is None:
         return "unknown: this backbone has no BatchNorm statistics to compare with"
     near, far = similarity.between
@@ -154,11 +154,11 @@ def pairs(items: Iterable[tuple[str, object]]) -> list[str]:
 
 
 def border_words(advice: Advice) -> str | None:
-    """Say which rules stand where the task lies near a border, else None."""
+    """Say which rules stand where the dataset lies near a border, else None."""
     if not advice.quadrant.borderline:
         return None
     rules = " or ".join(advice.quadrant.candidates)
-    return f"The task lies near a border; the rule of thumb is {rules}."
+    return f"The dataset lies near a border; the rule of thumb is {rules}."
 
 
 def why(advice: Advice) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """BatchNorm shift: how far the moments of activations are from those of pretraining.
 
-The estimate is debiased, so that few pictures do not look farther than many, and its spread is
-bootstrapped around it. Classes weigh nearly the same, however many pictures they have.
+The estimate is debiased, so that few images do not look farther than many, and its spread is
+bootstrapped around it. Classes weigh nearly the same, however many images they have.
 """
 
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ _BLOCK = 50
 class Source:
     """Moments of every channel on the pretraining data, in units of the running statistics.
 
-    By the running statistics themselves, mean 0 and variance 1. Pictures as a network is given
+    By the running statistics themselves, mean 0 and variance 1. Images as a network is given
     them to judge (centre crop, another input size) differ from that a little.
     """
 
@@ -34,13 +34,13 @@ class Source:
 
 @dataclass(frozen=True)
 class Weights:
-    """How much every picture counts (they sum to 1), and which pictures were drawn alike.
+    """How much every image counts (they sum to 1), and which images were drawn alike.
 
     Attributes
     ----------
     stratum
-        Number of the stratum of every picture: its class, but classes of a single picture are
-        joined, because one picture shows no spread.
+        Number of the stratum of every image: its class, but classes of a single image are
+        joined, because one image shows no spread.
     """
 
     share: Vector
@@ -48,7 +48,7 @@ class Weights:
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """Number of pictures of every stratum."""
+        """Number of images of every stratum."""
         return np.bincount(self.stratum)
 
 
@@ -56,7 +56,7 @@ def balanced(labels: Labels) -> Weights:
     """Let every class weigh nearly the same: size / (size + 1).
 
     These are the weights of least variance where classes differ from one another about as much
-    as pictures of one class do. Strictly equal weights would let a class with a single picture
+    as images of one class do. Strictly equal weights would let a class with a single image
     add its chance to the result in full.
 
     References
@@ -80,7 +80,7 @@ def bn_shift(mean: Scores, variance: Scores, source: Source) -> Vector:
 
     ``KL(N(mean, v + e) || N(source mean, source v + e))`` in nats with e = `SOFTENING`, for
     activations in units of the running statistics: 0 when they look like the pretraining data,
-    unbounded above. Comparable between tasks on one backbone and input size.
+    unbounded above. Comparable between datasets on one backbone and input size.
 
     Parameters
     ----------
@@ -97,7 +97,7 @@ def layer_shifts(moments: Moments, weights: Weights, source: Source) -> Vector:
 
     The expected value of the plain estimate exceeds the shift by terms in 1/n: the variance of
     the mean, and half the squared relative error of the variance. Both are estimated from the
-    spread between pictures and removed. The result can be slightly negative.
+    spread between images and removed. The result can be slightly negative.
     """
     mean, square = moments.mean.astype(np.float64), moments.square.astype(np.float64)
     average = weights.share @ mean
@@ -114,7 +114,7 @@ def bootstrap_layer_shifts(
 ) -> Vector:
     """Return how plain estimates scatter around their own mean, shape (draws, layers).
 
-    Resampled pictures repeat, which doubles the bias in 1/n that `layer_shifts` removes; taking
+    Resampled images repeat, which doubles the bias in 1/n that `layer_shifts` removes; taking
     the draws relative to their mean leaves the scatter alone.
     """
     mean, square = moments.mean.astype(np.float32), moments.square.astype(np.float32)
@@ -132,7 +132,7 @@ def bootstrap_layer_shifts(
 def resampled(weights: Weights, draws: int, rng: np.random.Generator) -> Vector:
     """Draw weights of a smooth bootstrap within every stratum, shape (draws, n).
 
-    Dirichlet weights with a parameter of (size - 2) / size for every picture: the variance of a
+    Dirichlet weights with a parameter of (size - 2) / size for every image: the variance of a
     weighted mean is then that of the unbiased estimate, also in strata of two or three.
 
     References

@@ -12,7 +12,7 @@ from strategies.core.metrics import Interval
 
 
 @dataclass(frozen=True)
-class Scale:
+class Calibration:
     """A monotone map from a distance to a similarity, with measured landmarks on it.
 
     ``1 - ((distance - same) / (far - same)) ** power``, at least 0 and at most 1.
@@ -49,10 +49,12 @@ class Scale:
 
 
 @cache
-def scales() -> Mapping[str, Scale]:
+def calibrations() -> Mapping[str, Calibration]:
     """Read the maps: "bn_shift" from a reference, "bn_shift_running" without, and "kernel"."""
     text = Path(__file__).with_name("calibration.json").read_text(encoding="utf-8")
     return {
-        name: Scale(s["same"], s["far"], s["power"], tuple((k, v) for k, v in s["landmarks"]))
-        for name, s in json.loads(text)["scales"].items()
+        name: Calibration(
+            s["same"], s["far"], s["power"], tuple((k, v) for k, v in s["landmarks"])
+        )
+        for name, s in json.loads(text)["calibrations"].items()
     }

@@ -1,4 +1,4 @@
-"""How far the pictures are from ImageNet, as the pretrained network sees them: pure numerics.
+"""How far the images are from ImageNet, as the pretrained network sees them: pure numerics.
 
 Moments at every BatchNorm layer are compared with those of the pretraining domain
 (`advisor.similarity.bn_shift`). A network without BatchNorm is judged by the kernel
@@ -22,7 +22,7 @@ from advisor.similarity.bn_shift import (
     bootstrap_layer_shifts,
     layer_shifts,
 )
-from advisor.similarity.calibration import scales
+from advisor.similarity.calibration import calibrations
 from advisor.similarity.kernel_distance import (
     bootstrap_kernel_distance,
     cubic_kernels,
@@ -35,10 +35,10 @@ from advisor.types.similarity import DomainSimilarity, HeadEvidence
 from strategies.core.metrics import LEVEL, Interval, Labels
 from strategies.models.features import Features, Moments
 
-MAX_PICTURES = 1000
-"""Distances are measured on at most this many pictures; more would move them by less than 0.01."""
+MAX_IMAGES = 1000
+"""Distances are measured on at most this many images; more would move them by less than 0.01."""
 MAX_TESTED = 500
-"""The permutation test is given at most this many pictures."""
+"""The permutation test is given at most this many images."""
 DRAWS, PERMUTATIONS = 200, 999
 
 
@@ -51,14 +51,14 @@ def measure_similarity(
     reference: Reference | None,
     seed: int,
 ) -> DomainSimilarity | None:
-    """Score how near a task is to the pretraining domain, with all the evidence.
+    """Score how near a dataset is to the pretraining domain, with all the evidence.
 
     Parameters
     ----------
     features
-        Of all pictures, from `extract_features`.
+        Of all images, from `extract_features`.
     labels
-        Index into `classes` of every picture, (n,).
+        Index into `classes` of every image, (n,).
     reference
         The user's, or `shipped_reference`; None where there is neither.
 
@@ -68,7 +68,7 @@ def measure_similarity(
     can be said.
     """
     rng = np.random.default_rng(seed)
-    rows = balanced_rows(labels, MAX_PICTURES, rng)
+    rows = balanced_rows(labels, MAX_IMAGES, rng)
     labels = labels[rows]
     penultimate = features.pooled[-1][rows]
     kernel, p_value = _kernel_distance(penultimate, labels, reference, input_px, rng)
@@ -78,14 +78,14 @@ def measure_similarity(
         source = reference.source(input_px) if reference else None
         moments = _rows_of(features.moments, rows)
         shift, per_depth = shift_intervals(moments, labels, source, len(features.pooled), rng)
-        scale = scales()["bn_shift" if source else "bn_shift_running"]
+        scale = calibrations()["bn_shift" if source else "bn_shift_running"]
         score, between = scale.interval(shift), scale.between(shift.mid)
         return DomainSimilarity(
             score, "bn_shift", known, shift, per_depth, kernel, p_value, between, evidence
         )
     if kernel is None:
         return None
-    scale = scales()["kernel"]
+    scale = calibrations()["kernel"]
     score, between = scale.interval(kernel), scale.between(kernel.mid)
     return DomainSimilarity(score, "kernel", known, None, (), kernel, p_value, between, evidence)
 
@@ -104,7 +104,7 @@ def shift_intervals(
     weights = balanced(labels)
     mid = layer_shifts(moments, weights, source)
     scatter = bootstrap_layer_shifts(moments, weights, source, DRAWS, rng)
-    scatter *= few_pictures(weights)
+    scatter *= few_images(weights)
     per_depth: list[Interval | None] = []
     for depth in range(1, n_depths + 1):
         own = moments.layer_depth == depth
@@ -112,10 +112,10 @@ def shift_intervals(
     return _around(mid, scatter), tuple(per_depth)
 
 
-def few_pictures(weights: Weights) -> float:
+def few_images(weights: Weights) -> float:
     """Return how much wider an interval must be because the spread itself is estimated.
 
-    The ratio of Student's quantile to the normal one: 1 for many pictures, 1.05 for 20.
+    The ratio of Student's quantile to the normal one: 1 for many images, 1.05 for 20.
     """
     freedom = max(len(weights.share) - len(weights.sizes), 1)
     tail = 0.5 + LEVEL / 2
@@ -164,7 +164,7 @@ def _kernel_distance(
     kernels = cubic_kernels(penultimate[rows], known)
     weights = balanced(labels[rows])
     mid = kernel_distance(kernels, weights.share)
-    scatter = bootstrap_kernel_distance(kernels, weights, DRAWS, rng) * few_pictures(weights)
+    scatter = bootstrap_kernel_distance(kernels, weights, DRAWS, rng) * few_images(weights)
     low, high = np.quantile(scatter, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     distance = Interval(mid + min(0.0, float(low)), mid, mid + max(0.0, float(high)))
     return distance, permutation_p_value(kernels, weights.share, PERMUTATIONS, rng)
@@ -178,10 +178,10 @@ def _evidence(
     reference: Reference | None,
     input_px: int,
 ) -> HeadEvidence | None:
-    if features.old_head is None:
+    if features.source_head is None:
         return None
     known = reference.confident_share.get(input_px) if reference else None
-    return head_evidence(features.old_head, features.pooled[-1][rows], labels, classes, known)
+    return head_evidence(features.source_head, features.pooled[-1][rows], labels, classes, known)
 
 
 def _rows_of(moments: Moments, rows: NDArray[np.int64]) -> Moments:

@@ -13,7 +13,7 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Kernels:
-    """Kernel values within the pictures, between them and the reference, and within it."""
+    """Kernel values within the images, between them and the reference, and within it."""
 
     own: Vector
     cross: Vector
@@ -49,7 +49,7 @@ def mmd2(kernels: Kernels, share: Vector) -> float:
     Parameters
     ----------
     share
-        Weight of every picture, sums to 1. The reference's weigh the same.
+        Weight of every image, sums to 1. The reference's weigh the same.
 
     References
     ----------
@@ -64,7 +64,7 @@ def kernel_distance(kernels: Kernels, share: Vector) -> float:
 
     ``1 - 2 k(x, y) / (k(x, x') + k(y, y'))`` of mean kernels: 0 on average for samples of one
     distribution (so it can be slightly negative), at most 1 where the kernel is not negative.
-    Comparable between tasks on one backbone. Without this division a set of pictures that are
+    Comparable between datasets on one backbone. Without this division a set of images that are
     all alike would look farther than its place in feature space.
     """
     own, reference, across = _mean_kernels(kernels, share)
@@ -74,9 +74,9 @@ def kernel_distance(kernels: Kernels, share: Vector) -> float:
 def bootstrap_kernel_distance(
     kernels: Kernels, weights: Weights, draws: int, rng: np.random.Generator
 ) -> Vector:
-    """Return how `kernel_distance` scatters over samples of the pictures, shape (draws,).
+    """Return how `kernel_distance` scatters over samples of the images, shape (draws,).
 
-    First-order: every picture's own contribution is resampled. The reference is held fixed.
+    First-order: every image's own contribution is resampled. The reference is held fixed.
     """
     own, reference, across = _mean_kernels(kernels, weights.share)
     whole = own + reference
@@ -92,9 +92,9 @@ def bootstrap_kernel_distance(
 def permutation_p_value(
     kernels: Kernels, share: Vector, permutations: int, rng: np.random.Generator
 ) -> float:
-    """Chance of so large a distance if the pictures were drawn like the reference.
+    """Chance of so large a distance if the images were drawn like the reference.
 
-    In (0, 1]. Exact: pictures and reference are exchangeable under that hypothesis, whatever
+    In (0, 1]. Exact: images and reference are exchangeable under that hypothesis, whatever
     weights their places carry.
 
     References
@@ -120,7 +120,7 @@ def permutation_p_value(
 
 
 def _mean_kernels(kernels: Kernels, share: Vector) -> tuple[float, float, float]:
-    """Mean kernel of two pictures, of two of the reference, and of one of each."""
+    """Mean kernel of two images, of two of the reference, and of one of each."""
     m = len(kernels.reference)
     return (
         _unbiased_mean(kernels.own, share),
@@ -130,6 +130,6 @@ def _mean_kernels(kernels: Kernels, share: Vector) -> tuple[float, float, float]
 
 
 def _unbiased_mean(kernel: Vector, share: Vector) -> float:
-    """Mean kernel of two different pictures."""
+    """Mean kernel of two different images."""
     whole = share @ kernel @ share - np.square(share) @ np.diag(kernel)
     return float(whole / (1 - np.square(share).sum()))

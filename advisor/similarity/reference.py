@@ -1,4 +1,4 @@
-"""How a network answers to pictures of its own pretraining domain: shipped, or the user's own."""
+"""How a network answers to images of its own pretraining domain: shipped, or the user's own."""
 
 import hashlib
 import json
@@ -19,15 +19,15 @@ from advisor.similarity.source_head import CONFIDENT, predict
 from strategies.core.cache import Rows
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError, StorageError
-from strategies.data.dataset import Picture
+from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import UnreadableImage, decode_image, known_suffixes
 from strategies.models.backbone import Backbone
 from strategies.models.features import Features, extract_features
 
 FORMAT_VERSION = 1
 FOLDER = Path(__file__).parent / "references"
-MIN_PICTURES, MOST_PICTURES = 200, 1000
-"""Fewer pictures would blur a domain's moments enough to be taken for a shift."""
+MIN_IMAGES, MOST_IMAGES = 200, 1000
+"""Fewer images would blur a domain's moments enough to be taken for a shift."""
 _HEADER_BYTES = 8
 
 
@@ -53,12 +53,12 @@ class Quantised:
 
 @dataclass(frozen=True)
 class Reference:
-    """What pretraining pictures look like to one network.
+    """What pretraining images look like to one network.
 
     Attributes
     ----------
     name
-        What the pictures are, for people.
+        What the images are, for people.
     digest
         Of the weights. A reference says nothing about other weights.
     moments
@@ -104,7 +104,7 @@ class Reference:
 def make_reference(
     name: str, backbone: Backbone, features: Features, provenance: Mapping[str, str]
 ) -> Reference:
-    """Turn features of pictures of the pretraining domain into a reference at one input size."""
+    """Turn features of images of the pretraining domain into a reference at one input size."""
     px, pooled = backbone.input_px, features.pooled[-1]
     moments = {}
     if features.moments is not None:
@@ -112,8 +112,8 @@ def make_reference(
         square = features.moments.square.mean(axis=0, dtype=np.float64)
         moments[px] = Source(mean, square - mean**2)
     confident = {}
-    if features.old_head is not None:
-        confidence = predict(features.old_head, pooled).confidence
+    if features.source_head is not None:
+        confidence = predict(features.source_head, pooled).confidence
         confident[px] = float(np.mean(confidence >= CONFIDENT))
     return Reference(
         name,
@@ -122,53 +122,53 @@ def make_reference(
         moments,
         {px: Quantised.of(pooled)},
         confident,
-        {"pictures": str(len(pooled)), **provenance},
+        {"images": str(len(pooled)), **provenance},
     )
 
 
 def build_reference(folder: Path, backbone: Backbone, ctx: RunContext) -> Reference:
-    """Measure a user's own pictures of the domain that the network was pretrained on.
+    """Measure a user's own images of the domain that the network was pretrained on.
 
     Parameters
     ----------
     folder
-        Pictures, with or without subfolders; at most `MOST_PICTURES` of them are taken at random.
+        Images, with or without subfolders; at most `MOST_IMAGES` of them are taken at random.
 
     Raises
     ------
     DataError
-        If there are fewer than `MIN_PICTURES` readable ones.
+        If there are fewer than `MIN_IMAGES` readable ones.
     """
-    pictures = pictures_below(folder, ctx.n_workers)
-    if len(pictures) < MIN_PICTURES:
+    images = images_below(folder, ctx.n_workers)
+    if len(images) < MIN_IMAGES:
         raise DataError(
-            f"--reference {folder} has {len(pictures)} readable pictures; a reference needs at "
-            f"least {MIN_PICTURES}. Give a folder of pictures like those that the network was "
+            f"--reference {folder} has {len(images)} readable images; a reference needs at "
+            f"least {MIN_IMAGES}. Give a folder of images like those that the network was "
             "pretrained with."
         )
-    features = extract_features(pictures, backbone, ctx)
+    features = extract_features(images, backbone, ctx)
     about = {"source": f"--reference {folder}"}
-    return make_reference(f"{len(pictures)} pictures of {folder.name}", backbone, features, about)
+    return make_reference(f"{len(images)} images of {folder.name}", backbone, features, about)
 
 
-def pictures_below(folder: Path, n_workers: int) -> list[Picture]:
-    """List the readable pictures below a folder, each content once, at most `MOST_PICTURES`."""
+def images_below(folder: Path, n_workers: int) -> list[LabelledImage]:
+    """List the readable images below a folder, each content once, at most `MOST_IMAGES`."""
     suffixes = known_suffixes()
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    chosen = np.random.default_rng(0).permutation(len(files))[:MOST_PICTURES]
+    chosen = np.random.default_rng(0).permutation(len(files))[:MOST_IMAGES]
     with ThreadPoolExecutor(n_workers) as pool:
-        read = pool.map(_read_picture, [files[i] for i in np.sort(chosen)])
+        read = pool.map(_read_image, [files[i] for i in np.sort(chosen)])
         return list({p.digest: p for p in read if p is not None}.values())
 
 
-def _read_picture(path: Path) -> Picture | None:
-    """Return a picture, or None where the file cannot be read: a reference can spare it."""
+def _read_image(path: Path) -> LabelledImage | None:
+    """Return an image, or None where the file cannot be read: a reference can spare it."""
     try:
         data = path.read_bytes()
         image = decode_image(data)
     except (OSError, UnreadableImage):
         return None
-    return Picture(path, 0, hashlib.sha256(data).hexdigest(), image.width, image.height)
+    return LabelledImage(path, 0, hashlib.sha256(data).hexdigest(), image.width, image.height)
 
 
 def shipped_reference(backbone: Backbone) -> Reference | None:

@@ -1,4 +1,4 @@
-"""What the old head says of the new pictures: evidence that the tasks are related."""
+"""What the old head says of the new images: evidence that the datasets are related."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ from scipy.stats import norm
 
 from advisor.similarity.bn_shift import Weights, balanced
 from advisor.similarity.transferability import leep_terms, nce_terms
-from advisor.types.similarity import HeadEvidence, Landing
+from advisor.types.similarity import HeadEvidence, NearestSourceClass
 from strategies.core.cache import Rows
 from strategies.core.metrics import LEVEL, Interval, Labels, proportion
-from strategies.models.features import OldHead
+from strategies.models.features import SourceHead
 
 CONFIDENT = 0.5
 """A prediction of at least this probability is a confident one."""
@@ -22,13 +22,13 @@ _BLOCK = 512
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a head says of each picture.
+    """What a head says of each image.
 
     Attributes
     ----------
     entropy, energy
-        Of every picture in nats, (n,). Energy is minus the log of the summed exponentials of the
-        logits: low for pictures like those of pretraining.
+        Of every image in nats, (n,). Energy is minus the log of the summed exponentials of the
+        logits: low for images like those of pretraining.
     confidence, named
         The largest probability, and whose it is.
     """
@@ -40,7 +40,7 @@ class Predictions:
     named: Labels
 
 
-def predict(head: OldHead, penultimate: Rows) -> Predictions:
+def predict(head: SourceHead, penultimate: Rows) -> Predictions:
     """Apply the old head to penultimate activations (n, d).
 
     References
@@ -64,7 +64,7 @@ def predict(head: OldHead, penultimate: Rows) -> Predictions:
 
 
 def head_evidence(
-    head: OldHead,
+    head: SourceHead,
     penultimate: Rows,
     labels: Labels,
     classes: Sequence[str],
@@ -75,9 +75,9 @@ def head_evidence(
     Parameters
     ----------
     labels
-        Index into `classes` of every picture, (n,).
+        Index into `classes` of every image, (n,).
     source_confident_share
-        Share of confident predictions on pictures of the pretraining domain, where known.
+        Share of confident predictions on images of the pretraining domain, where known.
     """
     said = predict(head, penultimate)
     weights = balanced(labels)
@@ -88,27 +88,27 @@ def head_evidence(
         energy=_mean(said.energy, weights),
         confident_share=proportion(float(weights.share @ confident), n_effective),
         source_confident_share=source_confident_share,
-        lands_on=landings(said.named, labels, classes, head.classes),
+        nearest_source_classes=nearest_source_classes(said.named, labels, classes, head.classes),
         leep=_mean(leep_terms(said.probabilities, labels), weights),
         nce=_mean(nce_terms(said.named, labels), weights),
     )
 
 
-def landings(
+def nearest_source_classes(
     named: Labels, labels: Labels, classes: Sequence[str], source_classes: Sequence[str]
-) -> tuple[Landing, ...]:
-    """Find the old class that most pictures of each new class are called, surest first."""
+) -> tuple[NearestSourceClass, ...]:
+    """Find the old class that most images of each new class are called, surest first."""
     found = []
     for label in np.unique(labels):
         counts = np.bincount(named[labels == label])
         best, n = int(counts.argmax()), int(counts.sum())
         share = proportion(counts[best] / n, n)
-        found.append(Landing(classes[label], source_classes[best], share))
+        found.append(NearestSourceClass(classes[label], source_classes[best], share))
     return tuple(sorted(found, key=lambda landing: -landing.share.low))
 
 
 def _mean(values: NDArray[np.float64], weights: Weights) -> Interval:
-    """Weighted mean with its normal interval (what each picture says is taken as given)."""
+    """Weighted mean with its normal interval (what each image says is taken as given)."""
     mean = float(weights.share @ values)
     n_effective = 1 / float(np.square(weights.share).sum())
     variance = float(weights.share @ (values - mean) ** 2) / max(n_effective - 1, 1)

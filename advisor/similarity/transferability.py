@@ -10,7 +10,7 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores
 
-MAX_PICTURES, BLOCKS, ROUNDS = 400, 8, 12
+MAX_IMAGES, BLOCKS, ROUNDS = 400, 8, 12
 
 
 def leep(probabilities: Scores, labels: Labels) -> float:
@@ -18,8 +18,8 @@ def leep(probabilities: Scores, labels: Labels) -> float:
 
     Mean log-likelihood in nats of the labels under the classifier that passes the old head's
     probabilities through the empirical P(label | old class): at most 0, which is reached when
-    every old class is given to one label alone. Comparable between networks on one task, not
-    between tasks. Optimistic when there are few pictures for the old classes in use.
+    every old class is given to one label alone. Comparable between networks on one dataset, not
+    between datasets. Optimistic when there are few images for the old classes in use.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def leep(probabilities: Scores, labels: Labels) -> float:
 
 
 def leep_terms(probabilities: Scores, labels: Labels) -> NDArray[np.float64]:
-    """Return every picture's log-likelihood, whose mean is LEEP, shape (n,)."""
+    """Return every image's log-likelihood, whose mean is LEEP, shape (n,)."""
     _require_rows(len(probabilities), labels)
     label_of_row, n_labels = _renumber(labels)
     joint = np.zeros((n_labels, probabilities.shape[1]))
@@ -49,26 +49,26 @@ def leep_terms(probabilities: Scores, labels: Labels) -> NDArray[np.float64]:
 
 
 def nce(source_labels: Labels, labels: Labels) -> float:
-    """Negative conditional entropy of the labels, given what the old head called the pictures.
+    """Negative conditional entropy of the labels, given what the old head called the images.
 
     In nats: at most 0, which is reached when the old class determines the label; at least minus
-    the entropy of the labels. Comparable between networks on one task, not between tasks.
+    the entropy of the labels. Comparable between networks on one dataset, not between datasets.
 
     Parameters
     ----------
     source_labels, labels
-        Old class and label of every picture, (n,) each.
+        Old class and label of every image, (n,) each.
 
     References
     ----------
     A. T. Tran, C. V. Nguyen and T. Hassner, Transferability and hardness of supervised
-    classification tasks, ICCV 2019.
+    classification datasets, ICCV 2019.
     """
     return float(nce_terms(source_labels, labels).mean())
 
 
 def nce_terms(source_labels: Labels, labels: Labels) -> NDArray[np.float64]:
-    """Return every picture's log P(label | old class), whose mean is NCE, shape (n,)."""
+    """Return every image's log P(label | old class), whose mean is NCE, shape (n,)."""
     _require_rows(len(source_labels), labels)
     row, n_labels = _renumber(labels)
     column, n_sources = _renumber(source_labels)
@@ -88,10 +88,10 @@ class _Spectrum:
 
 
 def log_me(features: Scores, labels: Labels) -> float:
-    """Log of the evidence of a Bayesian linear model for the labels, by picture and class.
+    """Log of the evidence of a Bayesian linear model for the labels, by image and class.
 
-    In nats, unbounded, higher is better. Comparable between networks and depths on one task, not
-    between tasks.
+    In nats, unbounded, higher is better. Comparable between networks and depths on one dataset, not
+    between datasets.
 
     Parameters
     ----------
@@ -120,11 +120,11 @@ def h_score(features: Scores, labels: Labels) -> float:
 
 
 def rate_features(features: Scores, labels: Labels, seed: int) -> Mapping[str, Interval]:
-    """Return LogME and H-score, each with the interval of a jackknife over blocks of pictures.
+    """Return LogME and H-score, each with the interval of a jackknife over blocks of images.
 
-    On at most `MAX_PICTURES` pictures at random.
+    On at most `MAX_IMAGES` images at random.
     """
-    rows = np.random.default_rng(seed).permutation(len(labels))[:MAX_PICTURES]
+    rows = np.random.default_rng(seed).permutation(len(labels))[:MAX_IMAGES]
     x, y = np.asarray(features[rows], dtype=np.float64), labels[rows]
     shrinkage = _shrinkage(x)
     scores: dict[str, Callable[[_Spectrum, Labels], float]] = {

@@ -7,7 +7,7 @@ from advisor.advise import Prepared
 from advisor.report.files import PAGE_FILE, load_scripts, write_page
 from advisor.report.gallery import Gallery, make_gallery
 from advisor.tune.control import Control, early_control, last_control
-from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.search import Search
 from advisor.tune.soup import make_soup
 from advisor.types.advice import Advice
@@ -16,7 +16,7 @@ from advisor.types.outcome import Soup
 CONTROL_SHARE = 0.1
 """Share of the time limit that the search leaves to the control."""
 MAP_S = 8.0
-"""A map of a thousand pictures is left out if the search has less time than this: it takes as long
+"""A map of a thousand images is left out if the search has less time than this: it takes as long
 on a slow core."""
 PAGE_S = 6.0
 """Seconds for map and page on one core, until they have been made once."""
@@ -54,31 +54,29 @@ def search_with_control(
 
     What both turn out to cost is all that is set aside for them.
     """
-    folder, clock = search.folder, search.clock
+    folder, budget = search.folder, search.budget
     search.run(until_found=True)
-    draft = draft_page(folder, advice, prepared, clock.left_s())
-    clock.page_s = draft.seconds
+    draft = draft_page(folder, advice, prepared, budget.left_s())
+    budget.page_s = draft.seconds
     control = None
     if wanted and not search.interrupt.asked:
-        control = early_control(folder, prepared, clock)
-        clock.has_control = control is not None
+        control = early_control(folder, prepared, budget)
+        budget.has_control = control is not None
     search.run()
     soup = make_soup(search)
-    n_done = len(search.trials.standing().done)
+    n_done = len(search.trials.snapshot().done)
     if wanted and not search.interrupt.asked:
-        control = last_control(folder, prepared, clock, search.ended(), control)
-        clock.control_s = 0.0  # what the control left over is searched with
+        control = last_control(folder, prepared, budget, search.ended(), control)
+        budget.control_s = 0.0  # what the control left over is searched with
         if control is None:
-            clock.n_test //= 2  # nothing but the classifier will be judged
+            budget.n_test //= 2  # nothing but the classifier will be judged
         search.run()
-    if len(search.trials.standing().done) > n_done:
+    if len(search.trials.snapshot().done) > n_done:
         soup = make_soup(search)
     return Found(draft, control, soup)
 
 
-def draft_page(
-    folder: RunFolder, advice: Advice, prepared: Prepared, seconds_left: float
-) -> Draft:
+def draft_page(folder: RunDir, advice: Advice, prepared: Prepared, seconds_left: float) -> Draft:
     """Write the page of the advice into the run folder, and see how long that takes.
 
     What is made before most of the search needs no time set aside behind it. The map is left out
@@ -89,10 +87,10 @@ def draft_page(
     StorageError
         If the file cannot be written.
     """
-    task, ctx = prepared.task.hide_test(), replace(prepared.ctx, deadline_s=None)
-    gallery = Gallery(n_pictures=len(task.fit_split))
+    dataset, ctx = prepared.dataset.hide_test(), replace(prepared.ctx, deadline_s=None)
+    gallery = Gallery(n_images=len(dataset.fit_split))
     if seconds_left > MAP_S:
-        gallery = make_gallery(advice, task, prepared.backbone, ctx)
+        gallery = make_gallery(advice, dataset, prepared.backbone, ctx)
     load_scripts()
     begun = time.monotonic()
     write_page(folder.path / PAGE_FILE, advice, gallery)

@@ -19,7 +19,7 @@ from advisor.tune.control import judge_both
 from advisor.tune.distributed.devices import devices_of, workers_on
 from advisor.tune.distributed.shared_folder import share
 from advisor.tune.interrupt import Interrupt
-from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.settings import (
     Settings,
     absolute,
@@ -28,12 +28,12 @@ from advisor.tune.run_dir.settings import (
     versions,
     without_password,
 )
-from advisor.tune.run_dir.soup_candidates import Ingredients
-from advisor.tune.scheduler import Contest, make_contest
+from advisor.tune.run_dir.soup_candidates import SoupCandidates
+from advisor.tune.scheduler import Scheduler, make_scheduler
 from advisor.tune.search import Search, SearchResult
 from advisor.tune.study import COORDINATOR, Trials
-from advisor.tune.time_budget import Clock
-from advisor.tune.validation import Scoring, make_scoring, n_folds
+from advisor.tune.time_budget import TimeBudget
+from advisor.tune.validation import Validation, make_validation, n_folds
 from advisor.types.advice import Advice
 from advisor.types.events import OnEvent, ignore
 from advisor.types.options import AUTO, DEFAULTS, Options
@@ -45,7 +45,7 @@ from strategies.core.errors import (
     OutOfTime,
     TransferError,
 )
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import input_sizes
 from strategies.registry import STRATEGIES, get_strategy
 
@@ -107,7 +107,7 @@ def auto(
     )
     _devices(settings, options)
     _note_of_ddp(options)
-    folder = RunFolder.create(Path(out))
+    folder = RunDir.create(Path(out))
     with folder.locked():
         folder = share(folder, settings, storage)
         folder.begin({**asdict(settings), "versions": versions()})
@@ -115,7 +115,7 @@ def auto(
 
 
 def _first_session(
-    folder: RunFolder,
+    folder: RunDir,
     settings: Settings,
     options: Options,
     deadline_s: float,
@@ -132,7 +132,7 @@ def _first_session(
 
 
 def run_session(
-    folder: RunFolder,
+    folder: RunDir,
     settings: Settings,
     options: Options,
     deadline_s: float,
@@ -149,7 +149,7 @@ def run_session(
         options.on_note(f"Other machines help by: {folder.invitation()}")
     own, *others = _devices(settings, options)
     prepared = prepare(Path(settings.data), replace(options, device=own), deadline_s)
-    check_split(folder, prepared.task)
+    check_split(folder, prepared.dataset)
     advice = _advice(folder, prepared)
     interrupt = Interrupt()
     search = make_search(
@@ -162,10 +162,10 @@ def run_session(
     ):
         with search.trials.lock.held():
             best = folder.best()
-            search.trials.mend(own=True, kept=best and best[0])
+            search.trials.requeue_dead(own=True, kept=best and best[0])
         if not was_judging:  # else test may have been read already: the search is over
             folder.enter("searching", ends_at)
-        wanted = settings.control and bool(prepared.task.test)
+        wanted = settings.control and bool(prepared.dataset.test)
         closing = search_with_control(search, advice, prepared, wanted=wanted)
         with search.trials.lock.held():
             folder.enter("judging", ends_at)
@@ -174,8 +174,8 @@ def run_session(
         folder.write("outcome.json", outcome_record(outcome))
         write_run_reports(outcome, closing.draft.gallery, prepared.ctx.n_workers)
         folder.clear_checkpoints()
-        if search.ingredients:
-            search.ingredients.clear()
+        if search.soup_candidates:
+            search.soup_candidates.clear()
         folder.enter("done", ends_at)
         folder.note("done", seconds=outcome.seconds)
     return outcome
@@ -185,10 +185,10 @@ def _outcome(
     search: Search, closing: Found, advice: Advice, prepared: Prepared, start: float
 ) -> Outcome:
     """Judge what was found on test, if there is one: nothing has seen it before."""
-    found, test = _result(search), prepared.task.test
+    found, test = _result(search), prepared.dataset.test
     judged, gain = None, None
     if test:
-        judging = replace(prepared.ctx, deadline_s=search.clock.page_begins_s())
+        judging = replace(prepared.ctx, deadline_s=search.budget.page_begins_s())
         judged, gain = judge_both(found.classifier, closing.control, test, judging)
     return Outcome(
         advice=advice,
@@ -200,7 +200,7 @@ def _outcome(
         folder=search.folder.path,
         seconds=round(time.monotonic() - start, 3),
         ended=search.ended(),
-        n_folds=len(search.scoring.folds),
+        n_folds=len(search.validation.folds),
         soup=closing.soup,
     )
 
@@ -233,7 +233,7 @@ def _result(search: Search) -> SearchResult:
         raise
 
 
-def _advice(folder: RunFolder, prepared: Prepared) -> Advice:
+def _advice(folder: RunDir, prepared: Prepared) -> Advice:
     """Return the advice of an earlier session, or measure."""
     if (folder.path / "advice.json").exists():
         return read_advice(folder.read("advice.json"))
@@ -243,7 +243,7 @@ def _advice(folder: RunFolder, prepared: Prepared) -> Advice:
 
 
 def make_search(
-    folder: RunFolder,
+    folder: RunDir,
     settings: Settings,
     prepared: Prepared,
     advice: Advice,
@@ -254,15 +254,15 @@ def make_search(
     on_event: OnEvent,
 ) -> Search:
     """Return what one process needs to take part in the search of a run."""
-    task, options = prepared.task, prepared.options
+    dataset, options = prepared.dataset, prepared.options
     by_px = {prepared.backbone.input_px: advice.profile.ms_per_image / 1000}
     only = None if options.strategy == AUTO else options.strategy
     sizes, limit = input_sizes(prepared.backbone), settings.max_trials
-    contest = make_contest(
-        advice, len(task.val), only=only, max_trials=limit, prefer=options.prefer, sizes=sizes
+    scheduler = make_scheduler(
+        advice, len(dataset.val), only=only, max_trials=limit, prefer=options.prefer, sizes=sizes
     )
-    scoring = _scoring(folder, task.hide_test(), contest, options.seed, deadline_s)
-    contest = replace(contest, n_val=scoring.n, n_fits=len(scoring.folds))
+    validation = _validation(folder, dataset.hide_test(), scheduler, options.seed, deadline_s)
+    scheduler = replace(scheduler, n_val=validation.n, n_fits=len(validation.folds))
     url = storage or settings.storage or f"sqlite:///{(folder.path / 'study.db').resolve()}"
     trials = Trials(
         url,
@@ -271,52 +271,52 @@ def make_search(
         seed=options.seed,
         owner=owner,
         heartbeat_s=settings.heartbeat_s,
-        n_val=len(task.val),
-        by_folds=len(scoring.folds) > 1,
+        n_val=len(dataset.val),
+        by_folds=len(validation.folds) > 1,
     )
-    n_judged = (1 + settings.control) * len(task.test or ())
+    n_judged = (1 + settings.control) * len(dataset.test or ())
     control_s = settings.control * CONTROL_SHARE * settings.time_s
-    clock = Clock(deadline_s, n_judged, len(task.val), by_px, control_s, PAGE_S)
+    budget = TimeBudget(deadline_s, n_judged, len(dataset.val), by_px, control_s, PAGE_S)
     return Search(
-        task.hide_test(),
+        dataset.hide_test(),
         prepared.backbone,
         replace(prepared.ctx, deadline_s=None),
         folder,
         trials,
-        contest,
-        clock,
+        scheduler,
+        budget,
         interrupt,
         on_event,
-        scoring,
-        Ingredients(folder, len(scoring.folds)) if settings.soup else None,
+        validation,
+        SoupCandidates(folder, len(validation.folds)) if settings.soup else None,
     )
 
 
-def _scoring(
-    folder: RunFolder, task: ImageTask, contest: Contest, seed: int, deadline_s: float
-) -> Scoring:
+def _validation(
+    folder: RunDir, dataset: Dataset, scheduler: Scheduler, seed: int, deadline_s: float
+) -> Validation:
     """Decide once in a run how its trials are scored."""
     record = folder.settings()
     if "n_folds" not in record:
         # A number of trials promises the same ones again: then no clock may decide.
-        left_s = 0.0 if contest.max_trials else deadline_s - time.monotonic()
-        n = n_folds(task, contest.contenders, left_s)
+        left_s = 0.0 if scheduler.max_trials else deadline_s - time.monotonic()
+        n = n_folds(dataset, scheduler.candidates, left_s)
         record = {**record, "n_folds": n}
         folder.write("run.json", record)
-    return make_scoring(task, record["n_folds"], seed)
+    return make_validation(dataset, record["n_folds"], seed)
 
 
-def check_split(folder: RunFolder, task: ImageTask) -> None:
-    """Refuse to go on where the pictures are no longer those that the run began with."""
-    splits = (task.train, task.val, task.test or ())
+def check_split(folder: RunDir, dataset: Dataset) -> None:
+    """Refuse to go on where the images are no longer those that the run began with."""
+    splits = (dataset.train, dataset.val, dataset.test or ())
     rows = [f"{p.digest} {p.label}" for split in splits for p in (*split, None) if p]
-    digest = hashlib.sha256("\n".join([*rows, *task.classes]).encode()).hexdigest()
+    digest = hashlib.sha256("\n".join([*rows, *dataset.classes]).encode()).hexdigest()
     record = folder.settings()
     known = record.get("split_sha256")
     if known is None:
         folder.write("run.json", {**record, "split_sha256": digest})
     elif known != digest:
         raise DataError(
-            f"{task.root} is no longer what {folder.path} was started with: pictures, labels or "
+            f"{dataset.root} is no longer what {folder.path} was started with: images, labels or "
             "splits have changed. Start a new run."
         )

@@ -16,7 +16,7 @@ LET_GO, HOLD = {"blend": 1.0}, {"l2_sp": 10.0}
 """A weaker and a stronger pull towards the pretrained weights."""
 SHRINK = {"spectral": 0.001}
 RESET = {"reset_stages": 2, "blend": 1.0}
-REMEDIES: Mapping[str, Mapping[str, tuple[Mapping[str, Any], ...]]] = {
+INTERVENTIONS: Mapping[str, Mapping[str, tuple[Mapping[str, Any], ...]]] = {
     "TL202": {"full_fine_tune": (RESET,)},
     "TL203": {"full_fine_tune": (RESET,)},
     "TL205": {"full_fine_tune": (AGAIN,), "partial_fine_tune": (AGAIN,)},
@@ -29,21 +29,21 @@ HARMED = ("TL201", "TL202", "TL208", "TL209")
 """Issues after which training from scratch is a contender, not only a control."""
 
 
-def remedies(findings: Sequence[Finding]) -> dict[str, list[dict[str, Any]]]:
+def interventions_for(findings: Sequence[Finding]) -> dict[str, list[dict[str, Any]]]:
     """Return the changes worth a trial, by strategy, each once."""
     found: dict[str, list[dict[str, Any]]] = {}
     for finding in findings:
-        for strategy, changes in REMEDIES.get(finding.code, {}).items():
+        for strategy, changes in INTERVENTIONS.get(finding.code, {}).items():
             known = found.setdefault(strategy, [])
             known += [dict(change) for change in changes if dict(change) not in known]
     return found
 
 
 def other_backbone(advice: Advice) -> dict[str, str] | None:
-    """Return the change to a backbone that is clearly better on the same pictures; else None."""
-    rival = advice.profile.rival
+    """Return the change to a backbone that is clearly better on the same images; else None."""
+    alternative = advice.profile.alternative
     named = any(finding.code == "TL209" for finding in advice.findings)
-    return {BACKBONE: rival.name} if named and rival is not None else None
+    return {BACKBONE: alternative.name} if named and alternative is not None else None
 
 
 def backbone_of(settings: Mapping[str, Any], own: Backbone) -> Backbone:
@@ -62,7 +62,7 @@ def scratch_contends(findings: Sequence[Finding]) -> bool:
     return any(f.code in HARMED and f.severity == "issue" for f in findings)
 
 
-def prescribed(strategy: Strategy, trial: BaseTrial) -> Strategy:
+def suggest_fixed(strategy: Strategy, trial: BaseTrial) -> Strategy:
     """Set what the trial is to start with and the strategy's search space does not draw.
 
     Remedies stay out of the search spaces: where nothing warns, trials spent on them are wasted.
@@ -72,7 +72,7 @@ def prescribed(strategy: Strategy, trial: BaseTrial) -> Strategy:
     return replace(strategy, **{k: v for k, v in start.items() if k in own and v is not None})
 
 
-def portfolio(
+def initial_trials(
     advised: Mapping[str, Any],
     space: Mapping[str, BaseDistribution],
     called_for: Sequence[Mapping[str, Any]] = (),

@@ -1,4 +1,4 @@
-"""What stops a trial: asynchronous successive halving for trainings, Wilcoxon's test for folds."""
+"""What stops a trial: asynchronous successive halving for training runs, Wilcoxon's test for folds."""
 
 import math
 from collections.abc import Container
@@ -10,29 +10,29 @@ from optuna.trial import FrozenTrial, TrialState
 from advisor.tune.distributed.database import experimental
 
 SURELY_WORSE = 0.05
-"""A trial is pruned if it would do so much worse than the best on the same pictures, or more, with
+"""A trial is pruned if it would do so much worse than the best on the same images, or more, with
 this probability if it were as good."""
 BEHIND = 2.0
-"""Standard errors of a difference of two accuracies on val that a training must lie behind."""
+"""Standard errors of a difference of two accuracies on validation that a training must lie behind."""
 
 
 class PatientHalving(BasePruner):
-    """ASHA with halves, which spares a training that few val pictures cannot tell from the best.
+    """ASHA with halves, which spares a training that few validation images cannot tell from the best.
 
-    Trainings of any length report at the same shares of theirs (`ROUNDS`), so rounds are the
+    Training runs of any length report at the same shares of theirs (`ROUNDS`), so rounds are the
     resource; rungs are rounds 1, 2 and 4, and a training that got through runs to its end. Of
     those that reached a rung the worse half is stopped, unless its best accuracy so far is within
     `BEHIND` standard errors of the best one at this round.
 
     Plain ASHA saves two to three times as much, but in searches of four to twelve trials on 18 to
-    50 val pictures it stopped the best one in a fifth to a third of them, Hyperband in a tenth to
+    50 validation images it stopped the best one in a fifth to a third of them, Hyperband in a tenth to
     a fifth; this rule in at most one of forty (benchmarks/README.md). Nor are there trials enough
     for Hyperband: TPE, which models every bracket by itself, needs its start-up trials in each.
 
     Parameters
     ----------
     n_val
-        Pictures that accuracies are measured on. That they are the same for all trials makes the
+        Images that accuracies are measured on. That they are the same for all trials makes the
         true error smaller than the one assumed here.
 
     References
@@ -76,12 +76,12 @@ def make_pruner(n_val: int, *, by_folds: bool) -> tuple[BasePruner, str]:
     Parameters
     ----------
     by_folds
-        Whether trials report which pictures they name rightly, fold by fold.
+        Whether trials report which images they name rightly, fold by fold.
     """
     if by_folds:
         with experimental():
             pruner = WilcoxonPruner(p_threshold=SURELY_WORSE)
-        return pruner, "worse than the best trial on the same pictures by more than chance"
+        return pruner, "worse than the best trial on the same images by more than chance"
     return (
         PatientHalving(n_val),
         "in the worse half of the trials that came to this point, and behind the best of them by "

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from advisor.tune.distributed.shared_folder import share
 from advisor.tune.driver import run_session
-from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.settings import read_settings
 from advisor.types.events import OnEvent, ignore
 from advisor.types.outcome import Outcome
@@ -39,7 +39,7 @@ def resume(
         If the data or the backbone are no longer what they were.
     """
     start = time.monotonic()
-    folder = RunFolder.open(Path(run))
+    folder = RunDir.open(Path(run))
     with folder.locked():
         if folder.is_done():
             raise StorageError(f"{run} is finished: its outcome is in outcome.json.")

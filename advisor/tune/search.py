@@ -13,22 +13,22 @@ from typing import Any
 import optuna
 import torch
 
-from advisor.tune.distributed.database import insist
+from advisor.tune.distributed.database import retry_if_lock_lost
 from advisor.tune.interrupt import Interrupt
-from advisor.tune.interventions import BACKBONE, backbone_of, hyperparameters_of, prescribed
-from advisor.tune.run_dir.directory import RunFolder
-from advisor.tune.run_dir.soup_candidates import Ingredients
-from advisor.tune.scheduler import Contest
+from advisor.tune.interventions import BACKBONE, backbone_of, hyperparameters_of, suggest_fixed
+from advisor.tune.run_dir.directory import RunDir
+from advisor.tune.run_dir.soup_candidates import SoupCandidates
+from advisor.tune.scheduler import Scheduler
 from advisor.tune.study import Claim, Trials, report
-from advisor.tune.time_budget import Clock
-from advisor.tune.validation import Scoring
+from advisor.tune.time_budget import TimeBudget
+from advisor.tune.validation import Validation
 from advisor.types.events import Event, OnEvent
 from advisor.types.outcome import Ended, TrialRecord
-from strategies.core.activation_store import KeptFiles
+from strategies.core.activation_store import ActivationStore
 from strategies.core.context import OnEpoch, RunContext
 from strategies.core.errors import DataError, OutOfTime, StorageError, TransferError
 from strategies.core.metrics import Interval, proportion
-from strategies.data.dataset import ImageTask, Split, labels_of
+from strategies.data.dataset import Dataset, Split, labels_of
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.registry import get_strategy
@@ -54,28 +54,28 @@ class Search:
 
     Attributes
     ----------
-    task
+    dataset
         Without its test split.
     on_event
         Hears of every trial of this process.
     ingredients
-        Where the best trainings are kept for a soup; None: nowhere, there will be none.
+        Where the best training runs are kept for a soup; None: nowhere, there will be none.
     kept
-        What frozen stages make of the pictures, for all trainings of this process.
+        What frozen stages make of the images, for all training runs of this process.
     """
 
-    task: ImageTask
+    dataset: Dataset
     backbone: Backbone
     ctx: RunContext
-    folder: RunFolder
+    folder: RunDir
     trials: Trials
-    contest: Contest
-    clock: Clock
+    scheduler: Scheduler
+    budget: TimeBudget
     interrupt: Interrupt
     on_event: OnEvent
-    scoring: Scoring
-    ingredients: Ingredients | None = None
-    kept: KeptFiles = field(default_factory=KeptFiles)
+    validation: Validation
+    soup_candidates: SoupCandidates | None = None
+    activation_store: ActivationStore = field(default_factory=ActivationStore)
 
     def run(self, *, until_found: bool = False) -> None:
         """Take part: claim a trial, run it, keep the best, until nothing is left to try.
@@ -88,20 +88,20 @@ class Search:
         Raises
         ------
         DataError
-            If there are no val pictures to select on.
+            If there are no validation images to select on.
         StorageError
             If the run folder or the database cannot be written.
         """
-        if not self.task.val:
+        if not self.dataset.val:
             raise DataError(
-                f"{self.task.root} has no class with three pictures, so none can be set aside to "
-                "select on. Add pictures, or give a folder of them with --val."
+                f"{self.dataset.root} has no class with three images, so none can be set aside to "
+                "select on. Add images, or give a folder of them with --val."
             )
         while not (self.interrupt.asked or (until_found and self.folder.best())):
-            claim, others_at_work = insist(self._claim)
+            claim, others_at_work = retry_if_lock_lost(self._claim)
             if claim is not None:
                 self._run_trial(claim)
-            elif others_at_work and self.clock.left_s() > 0:
+            elif others_at_work and self.budget.left_s() > 0:
                 time.sleep(POLL_S)
             else:
                 break
@@ -109,23 +109,25 @@ class Search:
     def _claim(self) -> tuple[Claim | None, bool]:
         """Claim the next trial; also tell whether other processes are at work on some."""
         with self.trials.lock.held():
-            if not self.is_open() or self.clock.left_s() <= 0:
+            if not self.is_open() or self.budget.left_s() <= 0:
                 return None, False
             known = self.folder.best()
             if known:
-                self.clock.training_leads = get_strategy(known[0].strategy).selects_on_val
-            self.trials.mend(own=False, kept=known and known[0])
-            standing = self.trials.standing()
-            if self.ingredients:
-                self.clock.n_soup = self.ingredients.n_reserved(standing.done, self.scoring)
-            shortest_s = len(self.scoring.folds) * self.clock.shortest_s()
-            strategy = self.contest.choose(standing, self.clock.left_s(), shortest_s)
+                self.budget.training_leads = get_strategy(known[0].strategy).selects_on_val
+            self.trials.requeue_dead(own=False, kept=known and known[0])
+            snapshot = self.trials.snapshot()
+            if self.soup_candidates:
+                self.budget.n_soup = self.soup_candidates.n_reserved(
+                    snapshot.done, self.validation
+                )
+            shortest_s = len(self.validation.folds) * self.budget.shortest_s()
+            strategy = self.scheduler.choose(snapshot, self.budget.left_s(), shortest_s)
             start: Mapping[str, Any] = {}
             if strategy is not None:
                 space = self.trials.distributions(strategy)
-                start = self.contest.start(strategy, standing, space, self.clock.left_s())
+                start = self.scheduler.start(strategy, snapshot, space, self.budget.left_s())
             claim = self.trials.claim(strategy, start)
-        return claim, bool(standing.under_way)
+        return claim, bool(snapshot.under_way)
 
     def is_open(self) -> bool:
         """Whether the search still goes on: what has been judged is not replaced."""
@@ -138,7 +140,7 @@ class Search:
         pruned = False
         classifier, accuracy, reason = None, None, None
         try:
-            with self.trials.alive(claim), self.interrupt.allowed():
+            with self.trials.heartbeat(claim), self.interrupt.allowed():
                 classifier, accuracy = self._fit(claim)
         except KeyboardInterrupt:
             if self.interrupt.asked_twice:
@@ -156,69 +158,69 @@ class Search:
         if BACKBONE in claim.start:
             used[BACKBONE] = claim.start[BACKBONE]
         seconds = round(time.monotonic() - start, 3)
-        record = TrialRecord(claim.number, claim.strategy, used, accuracy, seconds, reason)
+        record = TrialRecord(claim.number, claim.strategy, used, accuracy, seconds, reason, pruned)
         last = self._with_val(claim, record)
         kept = last or classifier
-        finish = partial(
-            self._finish, claim, record, kept, pruned=pruned, refitted=last is not None
-        )
-        with self.trials.alive(claim):  # to keep a classifier may take long, and to wait for that
-            insist(finish)
-        for number in range(len(self.scoring.folds)):
+        finish = partial(self._finish, claim, record, kept, refitted=last is not None)
+        with self.trials.heartbeat(
+            claim
+        ):  # to keep a classifier may take long, and to wait for that
+            retry_if_lock_lost(finish)
+        for number in range(len(self.validation.folds)):
             self.folder.drop_checkpoint(claim.number, number)
 
     def _fit(self, claim: Claim) -> tuple[ImageClassifier, Interval]:
-        drawn = get_strategy(claim.strategy).suggest(claim.trial, self.task, self.backbone)
-        strategy = prescribed(drawn, claim.trial)
+        drawn = get_strategy(claim.strategy).suggest(claim.trial, self.dataset, self.backbone)
+        strategy = suggest_fixed(drawn, claim.trial)
         backbone = backbone_of(claim.start, self.backbone)
-        refusal = strategy.why_not(self.task, backbone)
+        refusal = strategy.inapplicable(self.dataset, backbone)
         if refusal is not None:
             raise TransferError(refusal)
 
-        def fit(fold: ImageTask, number: int, n_left: int) -> ImageClassifier:
+        def fit(fold: Dataset, number: int, n_left: int) -> ImageClassifier:
             ctx = replace(
                 self.ctx,
                 on_epoch=self._reporter(claim, fold, number),
                 checkpoint=self.folder.checkpoint(claim.number, number),
-                deadline_s=self.clock.fold_ends_s(n_left),
-                kept=self.kept,
+                deadline_s=self.budget.fold_ends_s(n_left),
+                activation_store=self.activation_store,
             )
             classifier = strategy.fit(fold, backbone, ctx)
-            if self.ingredients and self.ingredients.suits(claim.strategy):
-                self.ingredients.keep(classifier, claim.number, number)
+            if self.soup_candidates and self.soup_candidates.suits(claim.strategy):
+                self.soup_candidates.keep(classifier, claim.number, number)
             return classifier
 
         def hear(hits: Mapping[int, float]) -> None:
             if by_folds and strategy.selects_on_val and report(claim.trial, hits):
                 raise optuna.TrialPruned
 
-        by_folds = len(self.scoring.folds) > 1
+        by_folds = len(self.validation.folds) > 1
         known = self.trials.reported(claim) if by_folds else {}
-        return self.scoring.score(fit, self._judge, hear, known)
+        return self.validation.score(fit, self._judge, hear, known)
 
     def _judge(self, classifier: ImageClassifier, split: Split) -> list[float]:
         start = time.monotonic()
         said = classifier.predict_proba(
             [p.path for p in split], n_workers=self.ctx.n_workers, precision=self.ctx.precision
         )
-        self.clock.saw(len(split), time.monotonic() - start, classifier.backbone.input_px)
+        self.budget.saw(len(split), time.monotonic() - start, classifier.backbone.input_px)
         hits: list[float] = (said.argmax(axis=1) == labels_of(split)).astype(float).tolist()
         return hits
 
     def _with_val(self, claim: Claim, record: TrialRecord) -> ImageClassifier | None:
-        """Fit a probe that leads once more, with val: at once, while its features are at hand.
+        """Fit a probe that leads once more, with validation: at once, while its features are at hand.
 
         None if there is nothing to fit, or less time for it than the probe itself took.
         """
         strategy, known = get_strategy(record.strategy), self.folder.best()
-        if strategy.selects_on_val or not self.contest.beats(record, known and known[0]):
+        if strategy.selects_on_val or not self.scheduler.beats(record, known and known[0]):
             return None
-        if self.clock.left_s() <= record.seconds:
+        if self.budget.left_s() <= record.seconds:
             return None
-        everything = self.task.with_val_in_train()
-        ctx = replace(self.ctx, deadline_s=self.clock.search_ends_s())
+        everything = self.dataset.with_val_in_train()
+        ctx = replace(self.ctx, deadline_s=self.budget.search_ends_s())
         try:
-            with self.trials.alive(claim):
+            with self.trials.heartbeat(claim):
                 backbone = backbone_of(record.hyperparameters, self.backbone)
                 chosen = strategy(**hyperparameters_of(record.hyperparameters))
                 return chosen.fit(everything, backbone, ctx)
@@ -226,17 +228,19 @@ class Search:
             why = str(error)
         except (MemoryError, RuntimeError) as error:
             why = out_of_memory(error)
-        self.ctx.on_note(f"The {record.strategy} learns from train alone, without val: {why}")
+        self.ctx.on_note(
+            f"The {record.strategy} learns from train alone, without validation: {why}"
+        )
         return None
 
-    def _reporter(self, claim: Claim, fold: ImageTask, number: int) -> OnEpoch:
+    def _reporter(self, claim: Claim, fold: Dataset, number: int) -> OnEpoch:
         def hear(epoch: int, val_accuracy: float | None) -> None:
             self.ctx.on_progress("this trial", epoch, ROUNDS)
             if val_accuracy is None:
                 return
             interval = proportion(val_accuracy, len(fold.val))
             self._tell(claim, "round", step=epoch, accuracy=interval)
-            if len(self.scoring.folds) == 1 and report(claim.trial, {epoch: val_accuracy}):
+            if len(self.validation.folds) == 1 and report(claim.trial, {epoch: val_accuracy}):
                 raise optuna.TrialPruned
             self.folder.share_checkpoint(claim.number, number)
 
@@ -248,7 +252,6 @@ class Search:
         record: TrialRecord,
         classifier: ImageClassifier | None,
         *,
-        pruned: bool,
         refitted: bool,
     ) -> None:
         """Keep the classifier if it is the best, then count the trial: in this order.
@@ -257,15 +260,15 @@ class Search:
         """
         with self.trials.lock.held():
             known = self.folder.best()
-            wins = self.is_open() and self.contest.beats(record, known and known[0])
+            wins = self.is_open() and self.scheduler.beats(record, known and known[0])
             if classifier is not None and wins:
                 self.trials.lock.check()
                 self.folder.keep(classifier, record, refitted=refitted)
-            self.trials.tell(claim, record, pruned=pruned)
-            done = self.trials.standing().done
+            self.trials.tell(claim, record)
+            done = self.trials.snapshot().done
             self.folder.write_trials(done)
-            if self.ingredients:
-                self.ingredients.drop_others(done)
+            if self.soup_candidates:
+                self.soup_candidates.drop_others(done)
         self._tell(claim, "ended", accuracy=record.val_accuracy, reason=record.reason)
 
     def _tell(self, claim: Claim, kind: Any, **facts: Any) -> None:
@@ -274,7 +277,7 @@ class Search:
             kind,
             claim.number,
             claim.strategy,
-            self.clock.left_s(),
+            self.budget.left_s(),
             best=best[0] if best else None,
             **facts,
         )
@@ -293,7 +296,7 @@ class Search:
     def ended(self) -> Ended:
         """Say why the search is over."""
         asked = self.interrupt.asked
-        return "interrupted" if asked else self.contest.ended(self.trials.standing())
+        return "interrupted" if asked else self.scheduler.ended(self.trials.snapshot())
 
     def result(self) -> SearchResult:
         """Return the trials and the best classifier.
@@ -303,7 +306,7 @@ class Search:
         OutOfTime
             If no trial finished.
         """
-        records = self.trials.standing().done
+        records = self.trials.snapshot().done
         found = self.folder.best()
         if found is None:
             why = "; ".join(f"{r.strategy}: {r.reason}" for r in records) or "no time was left"

@@ -28,7 +28,7 @@ from advisor.tune.distributed.database import (
     SeededTPE,
     experimental,
     open_storage,
-    patient,
+    retry_transient,
 )
 from advisor.tune.pruning import make_pruner
 from advisor.types.outcome import TrialRecord
@@ -55,7 +55,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Standing:
+class TrialsSnapshot:
     """How the trials of a run stand: those that are done, and strategies of those under way."""
 
     done: tuple[TrialRecord, ...]
@@ -81,10 +81,10 @@ class Trials:
     heartbeat_s
         A process gives a sign of life this often; six missed ones are death.
     n_val
-        Pictures that accuracies are reported on.
+        Images that accuracies are reported on.
     by_folds
-        Whether trials report which pictures they name rightly, fold by fold, instead of their
-        accuracy on val, round by round.
+        Whether trials report which images they name rightly, fold by fold, instead of their
+        accuracy on validation, round by round.
 
     Attributes
     ----------
@@ -115,16 +115,16 @@ class Trials:
         self.lock = Lock(self._storage, prefix)
         pruner, self.pruned_because = make_pruner(n_val, by_folds=by_folds)
         self._studies = {
-            name: patient(partial(_study, self._storage, prefix + name, seed, pruner))
+            name: retry_transient(partial(_study, self._storage, prefix + name, seed, pruner))
             for name in strategies
         }
 
-    def standing(self) -> Standing:
+    def snapshot(self) -> TrialsSnapshot:
         """Return how the trials stand. Each number counts once: its latest attempt."""
         latest = self._latest().values()
         done = [_record(name, trial) for name, trial in latest if _is_done(trial)]
         under_way = [name for name, trial in latest if not _is_done(trial)]
-        return Standing(tuple(sorted(done, key=lambda r: r.number)), tuple(under_way))
+        return TrialsSnapshot(tuple(sorted(done, key=lambda r: r.number)), tuple(under_way))
 
     def distributions(self, strategy: str) -> Mapping[str, BaseDistribution]:
         """Return the search space of a strategy as far as trials have shown it."""
@@ -133,7 +133,7 @@ class Trials:
             known |= trial.distributions
         return known
 
-    def mend(self, *, own: bool, kept: TrialRecord | None) -> None:
+    def requeue_dead(self, *, own: bool, kept: TrialRecord | None) -> None:
         """Let the numbers wait again whose process died.
 
         Only one process at a time may do this (`lock`). A process is dead if it
@@ -143,8 +143,8 @@ class Trials:
         """
         for study in self._studies.values():
             with experimental():
-                patient(partial(optuna.storages.fail_stale_trials, study))
-            for trial in patient(partial(study.get_trials, states=(TrialState.RUNNING,))):
+                retry_transient(partial(optuna.storages.fail_stale_trials, study))
+            for trial in retry_transient(partial(study.get_trials, states=(TrialState.RUNNING,))):
                 owner = trial.user_attrs.get("owner")
                 if owner is None or (own and owner == self.owner):
                     self._end(study, trial, kept)
@@ -168,24 +168,24 @@ class Trials:
         if waiting is None:
             if strategy is None:
                 return None
-            patient(lambda: self._enqueue(strategy, self.standing().n, start))
+            retry_transient(lambda: self._enqueue(strategy, self.snapshot().n, start))
             waiting = strategy
         study = self._studies[waiting]
-        with warnings.catch_warnings():  # signs of life are given by `alive`, not by optimize
+        with warnings.catch_warnings():  # signs of life are given by `heartbeat`, not by optimize
             warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
-            trial = patient(study.ask)
+            trial = retry_transient(study.ask)
         if (
             "number" not in trial.user_attrs
         ):  # the queue was emptied by an ask whose answer was lost
-            patient(lambda: study.tell(trial, state=TrialState.FAIL))
+            retry_transient(lambda: study.tell(trial, state=TrialState.FAIL))
             return None
         self._beat(trial)
-        patient(lambda: trial.set_user_attr("owner", self.owner))
+        retry_transient(lambda: trial.set_user_attr("owner", self.owner))
         claim = Claim(int(trial.user_attrs["number"]), waiting, trial)
         try:
             self.lock.check()  # else another process may have held it for dead, having no owner
         except LockLost:
-            self.hand_back(claim)
+            self.release(claim)
             raise
         return claim
 
@@ -196,7 +196,7 @@ class Trials:
             self._studies[strategy].enqueue_trial(dict(start), user_attrs=attributes)
 
     @contextlib.contextmanager
-    def alive(self, claim: Claim) -> Iterator[None]:
+    def heartbeat(self, claim: Claim) -> Iterator[None]:
         """Give signs of life while a trial runs."""
         ended = threading.Event()
 
@@ -213,22 +213,22 @@ class Trials:
             ended.set()
             thread.join()
 
-    def tell(self, claim: Claim, record: TrialRecord, *, pruned: bool = False) -> None:
+    def tell(self, claim: Claim, record: TrialRecord) -> None:
         """Finish a trial: a score with its interval, or a reason and no score."""
-        self._tell(self._studies[claim.strategy], claim.trial._trial_id, record, pruned=pruned)
+        self._tell(self._studies[claim.strategy], claim.trial._trial_id, record)
 
     def reported(self, claim: Claim) -> Mapping[int, float]:
         """Return what an earlier attempt at a trial has reported, by step."""
         return self._frozen(claim.strategy)[claim.trial.number].intermediate_values
 
-    def hand_back(self, claim: Claim) -> None:
+    def release(self, claim: Claim) -> None:
         """Let a claimed trial wait for another process."""
         study = self._studies[claim.strategy]
-        patient(lambda: study.tell(claim.trial, state=TrialState.FAIL, skip_if_finished=True))
+        retry_transient(
+            lambda: study.tell(claim.trial, state=TrialState.FAIL, skip_if_finished=True)
+        )
 
-    def _tell(
-        self, study: Study, trial_id: int, record: TrialRecord, *, pruned: bool = False
-    ) -> None:
+    def _tell(self, study: Study, trial_id: int, record: TrialRecord) -> None:
         interval = record.val_accuracy
         attributes = {
             "seconds": record.seconds,
@@ -236,14 +236,14 @@ class Trials:
             "hyperparameters": dict(record.hyperparameters),
             "interval": None if interval is None else [interval.low, interval.mid, interval.high],
         }
-        number = patient(lambda: self._storage.get_trial_number_from_id(trial_id))
+        number = retry_transient(lambda: self._storage.get_trial_number_from_id(trial_id))
         with contextlib.suppress(UpdateFinishedTrialError):  # it was held for dead meanwhile
             for key, value in attributes.items():
-                patient(partial(self._storage.set_trial_user_attr, trial_id, key, value))
-            failed = TrialState.PRUNED if pruned else TrialState.FAIL
+                retry_transient(partial(self._storage.set_trial_user_attr, trial_id, key, value))
+            failed = TrialState.PRUNED if record.pruned else TrialState.FAIL
             state = TrialState.COMPLETE if interval else failed
             score = interval.mid if interval else None
-            patient(lambda: study.tell(number, score, state, skip_if_finished=True))
+            retry_transient(lambda: study.tell(number, score, state, skip_if_finished=True))
 
     def _end(self, study: Study, dead: FrozenTrial, kept: TrialRecord | None) -> None:
         """End an attempt whose process died; one that only lacked its last word is complete."""
@@ -252,7 +252,7 @@ class Trials:
         found = dead.user_attrs.get("interval")
         state = TrialState.COMPLETE if found else TrialState.FAIL
         score = found[1] if found else None
-        patient(lambda: study.tell(dead.number, score, state, skip_if_finished=True))
+        retry_transient(lambda: study.tell(dead.number, score, state, skip_if_finished=True))
 
     def _retry(self, study: Study, dead: FrozenTrial) -> None:
         """Let a lost attempt's number wait again, as it was, unless it died too often."""
@@ -279,10 +279,10 @@ class Trials:
             self.lock.check()  # else the answer to an earlier attempt at this may have been lost
             study.add_trial(attempt)
 
-        patient(add)
+        retry_transient(add)
 
     def _beat(self, trial: Trial) -> None:
-        patient(lambda: self._storage.record_heartbeat(trial._trial_id))
+        retry_transient(lambda: self._storage.record_heartbeat(trial._trial_id))
 
     def _waiting(self) -> str | None:
         for name, trial in self._all():
@@ -302,16 +302,16 @@ class Trials:
 
     def _frozen(self, strategy: str) -> list[FrozenTrial]:
         study = self._studies[strategy]
-        return patient(lambda: study.get_trials(deepcopy=False))
+        return retry_transient(lambda: study.get_trials(deepcopy=False))
 
 
 def report(trial: Trial, values: Mapping[int, float]) -> bool:
     """Report values by step; True if the trial should be pruned. A known step is left out."""
-    known = patient(lambda: trial.study.get_trials(deepcopy=False))[trial.number]
+    known = retry_transient(lambda: trial.study.get_trials(deepcopy=False))[trial.number]
     for step, value in values.items():
         if step not in known.intermediate_values:
-            patient(partial(trial.report, value, step))
-    return bool(patient(trial.should_prune))
+            retry_transient(partial(trial.report, value, step))
+    return bool(retry_transient(trial.should_prune))
 
 
 def _study(storage: RDBStorage, name: str, seed: int, pruner: BasePruner) -> Study:
@@ -350,4 +350,5 @@ def _record(strategy: str, trial: FrozenTrial) -> TrialRecord:
         None if found is None else Interval(*found),
         known.get("seconds", 0.0),
         reason,
+        pruned=trial.state == TrialState.PRUNED,
     )

@@ -8,25 +8,25 @@ SPARE_S = 1.0
 FACTOR = 1.15
 """Judging and the page take this much longer than measured, at most."""
 SOUP_S = 2.0
-"""For reading the best trainings from disk, and writing their average."""
+"""For reading the best training runs from disk, and writing their average."""
 SHORTEST_S = 2.5
 """A training that has less time than this, apart from judging, is not worth starting."""
 JUDGED = 2
-"""A training is judged on val at its start and its end at least."""
+"""A training is judged on validation at its start and its end at least."""
 
 
 @dataclass
-class Clock:
-    """The deadline of a run, and how fast this machine judges pictures.
+class TimeBudget:
+    """The deadline of a run, and how fast this machine judges images.
 
     Attributes
     ----------
     deadline_s
         ``time.monotonic()`` at which the program must have ended.
     n_test, n_val
-        Pictures that are judged once at the end, and once a trial.
+        Images that are judged once at the end, and once a trial.
     by_px
-        Seconds to judge one picture, as seen lately, at every input size in use.
+        Seconds to judge one image, as seen lately, at every input size in use.
     control_s
         Seconds that the search leaves to the control.
     has_control
@@ -34,7 +34,7 @@ class Clock:
     training_leads
         Whether the best trial so far is a training.
     n_soup
-        Pictures that will be looked at to judge averages of the best trainings (`soup`).
+        Images that will be looked at to judge averages of the best training runs (`soup`).
     page_s
         Seconds that the page took when it was drafted.
     """
@@ -51,11 +51,11 @@ class Clock:
 
     @property
     def s_per_image(self) -> float:
-        """Seconds to judge one picture at the slowest size: the best classifier may have it."""
+        """Seconds to judge one image at the slowest size: the best classifier may have it."""
         return max(self.by_px.values())
 
     def saw(self, n: int, seconds: float, px: int) -> None:
-        """Learn from having judged `n` pictures; a slow moment is forgotten by and by."""
+        """Learn from having judged `n` images; a slow moment is forgotten by and by."""
         self.by_px[px] = max(seconds / n, self.by_px.get(px, 0.0) / 2)
 
     def page_begins_s(self) -> float:

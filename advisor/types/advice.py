@@ -9,7 +9,7 @@ from advisor.types.profile import BackboneScore, Profile
 from strategies.core.metrics import Interval
 from strategies.data.image import Skipped
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 Size = Literal["small", "large"]
 Domain = Literal["similar", "different", "unknown"]
@@ -36,7 +36,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Quadrant:
-    """Where a task lies, and what the textbook says of that place.
+    """Where a dataset lies, and what the textbook says of that place.
 
     Attributes
     ----------
@@ -45,7 +45,7 @@ class Quadrant:
     borderline
         Whether an axis is too close to its threshold to call.
     candidates
-        The rules of all quadrants that the task may be in, `rule` first. Different quadrants can
+        The rules of all quadrants that the dataset may be in, `rule` first. Different quadrants can
         have the same rule, so a borderline place can have one candidate.
     size_decades
         Position on the size axis: powers of ten above (positive: large) or below the border.
@@ -101,7 +101,7 @@ class Choice:
 
 
 FARTHEST = 10_000
-"""Pictures a class up to which it is predicted when training from scratch catches up."""
+"""Images a class up to which it is predicted when training from scratch catches up."""
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,14 @@ class TransferRisk:
     gain
         Predicted transfer gain: accuracy of the strategy minus that of ``from_scratch``.
     catches_up
-        Pictures a class from which on training from scratch is predicted to do as well, not
+        Images a class from which on training from scratch is predicted to do as well, not
         beyond `FARTHEST`; None if it does now, or is not expected to before that.
     """
 
     strategy: str
     probability: float
     gain: Interval
-    catches_up: Interval | None = None
+    break_even_n_per_class: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Advice:
         Of negative transfer, by strategy; empty where nothing is known of it.
     """
 
-    task: str
+    dataset: str
     data: Path
     recommendations: tuple[Recommendation, ...]
     rejections: tuple[Rejection, ...]

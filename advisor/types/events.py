@@ -19,7 +19,7 @@ class Event:
     step
         The round of training, from 1; 0 otherwise.
     accuracy
-        On val, of this trial; None where there is none (yet).
+        On validation, of this trial; None where there is none (yet).
     reason
         Why an ended trial has no score.
     best

@@ -14,7 +14,7 @@ PilotMode = Literal["auto", "on", "off"]
 NOISE: Mapping[Prefer, float] = {"accuracy": 0.0, "balanced": 0.005, "cheap": 0.03}
 """Accuracies that differ by no more than this count as equal; the cheaper one is taken."""
 RARE_ERRORS = 0.05
-"""Where fewer pictures than this are named wrongly, `NOISE` shrinks with their share: half a point
+"""Where fewer images than this are named wrongly, `NOISE` shrinks with their share: half a point
 is a tenth of the errors at 95%, and would be all of them at 99.5%."""
 LIKE_COSTS = 2.0
 """What costs no more than so many times as much is no dearer: there the better one is taken."""
@@ -40,16 +40,16 @@ class Options:
     backbone, input_px, device, strategy
         "auto" or None: chosen here, printed with the reason. Several backbones with commas
         between them are compared, and the best is used.
-    val, test
+    validation, test
         Folders of class folders given apart from the data.
     workers
-        Threads that read pictures beside the network; None: one a core. The answer is the same.
+        Threads that read images beside the network; None: one a core. The answer is the same.
     cache_dir
         Where features are kept; None: the user's cache folder.
     root, group_by, max_images, max_quarantine
-        How the data are read, see `load_task`.
+        How the data are read, see `load_dataset`.
     reference
-        A folder of pictures like those that the backbone was pretrained with; None: what this
+        A folder of images like those that the backbone was pretrained with; None: what this
         program ships.
     prefer
         What counts as equal when accuracy is weighed against cost, see `recommend`.

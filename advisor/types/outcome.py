@@ -9,7 +9,7 @@ from advisor.types.advice import Advice
 from strategies.core.metrics import Evaluation, Interval
 
 Ended = Literal["time", "trials", "unbeatable", "no_contender", "interrupted"]
-"""Why a search was over; "unbeatable": even a trial without an error on val would gain too
+"""Why a search was over; "unbeatable": even a trial without an error on validation would gain too
 little to count; "no_contender": no strategy that may still win is left."""
 
 
@@ -18,7 +18,7 @@ TransferVerdict = Literal["positive", "none", "negative", "unclear", "untold"]
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial of a search: a score on val, or the reason why there is none."""
+    """One trial of a search: a score on validation, or the reason why there is none."""
 
     number: int
     strategy: str
@@ -26,6 +26,7 @@ class TrialRecord:
     val_accuracy: Interval | None
     seconds: float
     reason: str | None
+    pruned: bool = False
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class ClassGain:
 
 @dataclass(frozen=True)
 class TransferGain:
-    """Accuracy with pretrained weights minus that of a control without them, on the same pictures.
+    """Accuracy with pretrained weights minus that of a control without them, on the same images.
 
     Attributes
     ----------
@@ -63,14 +64,14 @@ class TransferGain:
 
 @dataclass(frozen=True)
 class Soup:
-    """What came of averaging the weights of the best trainings of a run.
+    """What came of averaging the weights of the best training runs of a run.
 
     Attributes
     ----------
     trials
         Those whose weights were averaged, in the order in which they were put in.
     val_accuracy
-        Of the average, on the pictures that chose it; None if no average was judged.
+        Of the average, on the images that chose it; None if no average was judged.
     alone
         Of the best trial alone, which it had to beat.
     kept
@@ -93,19 +94,19 @@ class Outcome:
     Attributes
     ----------
     test
-        The one judgement on the test pictures; None if there are none.
+        The one judgement on the test images; None if there are none.
     refitted
-        Whether the classifier was fitted once more on train and val together.
+        Whether the classifier was fitted once more on train and validation together.
     transfer_gain
         What pretraining brought; None where no control was trained, or there is no test.
     ended
         Why the search was over.
     n_folds
-        How many parts of train and val trials were judged on, each without having learnt from it;
-        1: val alone.
+        How many parts of train and validation trials were judged on, each without having learnt from it;
+        1: validation alone.
     soup
-        What came of averaging the best trainings; None where there were not two, or it was not
-        asked for. If it was kept, the val accuracy of `best` is the average's.
+        What came of averaging the best training runs; None where there were not two, or it was not
+        asked for. If it was kept, the validation accuracy of `best` is the average's.
     """
 
     advice: Advice

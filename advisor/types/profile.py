@@ -18,9 +18,9 @@ class ProbeResult:
     strength
         The L2 strength that was best.
     gain_over_penultimate
-        Accuracy minus that of the penultimate depth, paired picture by picture.
+        Accuracy minus that of the penultimate depth, paired image by image.
     loss_gain
-        Logarithm of the penultimate depth's log-loss over its own on the same pictures, each at
+        Logarithm of the penultimate depth's log-loss over its own on the same images, each at
         its best strength and temperature: above 0 where its own is lower.
     """
 
@@ -34,12 +34,12 @@ class ProbeResult:
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """Accuracy of the linear probe over the number of pictures a class.
+    """Accuracy of the linear probe over the number of images per class.
 
     Attributes
     ----------
     measured, extrapolated
-        (pictures a class, accuracy), from few to many: cross-validated on subsamples, and
+        (images per class, accuracy), from few to many: cross-validated on subsamples, and
         continued by a power law.
     """
 
@@ -49,21 +49,21 @@ class LearningCurve:
 
 @dataclass(frozen=True)
 class Pilot:
-    """A short full fine-tuning on some of the pictures, judged on others of them.
+    """A short full fine-tuning on some of the images, judged on others of them.
 
     Attributes
     ----------
     gain
-        Its accuracy minus that of a linear probe on the same pictures, in [-1, 1].
+        Its accuracy minus that of a linear probe on the same images, in [-1, 1].
     loss_gain
-        Logarithm of the probe's log-loss over its own on the pictures judged, each at its best
+        Logarithm of the probe's log-loss over its own on the images judged, each at its best
         temperature: above 0 where its own is lower.
     n_train, n_judged
-        Pictures that it was trained and judged on.
+        Images that it was trained and judged on.
     hyperparameters
         What it was trained with.
     svm_accuracy, svm_gain, svm_loss_gain
-        Of the layer SVM as it would be fitted, quarters and views included, on the same pictures.
+        Of the layer SVM as it would be fitted, quarters and views included, on the same images.
     """
 
     gain: Interval
@@ -86,7 +86,7 @@ def loss_words(gain: Interval) -> str:
 
 @dataclass(frozen=True)
 class BackboneScore:
-    """A backbone's linear probe on the task, beside others on the same pictures.
+    """A backbone's linear probe on the dataset, beside others on the same images.
 
     Attributes
     ----------
@@ -106,13 +106,13 @@ class BackboneScore:
 
 
 @dataclass(frozen=True)
-class Rival:
-    """Another backbone's linear probe on the same pictures.
+class AlternativeBackbone:
+    """Another backbone's linear probe on the same images.
 
     Attributes
     ----------
     lead
-        Its accuracy minus that of the backbone in use, paired picture by picture.
+        Its accuracy minus that of the backbone in use, paired image by image.
     """
 
     name: str
@@ -122,12 +122,12 @@ class Rival:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured about a task on a backbone.
+    """What was measured about a dataset on a backbone.
 
     Attributes
     ----------
     n_by_class
-        Pictures in train and val by class.
+        Images in train and validation by class.
     similarity
         None where it cannot be measured (no BatchNorm).
     probes
@@ -135,7 +135,7 @@ class Profile:
     layer_svm
         The SVM at the depth that cross-validation chose, judged without the optimism of choosing.
     n_measured
-        Pictures of train and val that similarity and probes were measured on.
+        Images of train and validation that similarity and probes were measured on.
     feature_width
         Channels of the backbone's penultimate activations.
     ms_per_image
@@ -148,11 +148,11 @@ class Profile:
         SVMs at every depth of the same network with random weights: what the architecture
         brings without pretraining. Empty where it was not measured.
     curve, knn, pilot
-        Accuracy over pictures a class; of the nearest neighbours at the penultimate depth; of a
+        Accuracy over images per class; of the nearest neighbours at the penultimate depth; of a
         short fine-tuning. None where it was not measured.
     transfer_gain
         Cross-validated accuracy of the best pretrained depth minus that of the best depth of
-        random weights on the same pictures, in [-1, 1]. None where it was not measured.
+        random weights on the same images, in [-1, 1]. None where it was not measured.
     pixel_probe
         Accuracy of a linear rule on grey thumbnails, by cross-validation; None if not measured.
     head_s
@@ -163,13 +163,13 @@ class Profile:
         Learning rate, blend and mirroring that the fine-tuning strategies would choose by
         themselves; empty where that was not asked.
     passes_per_trained_image
-        Measured cost of training on a picture, in forward passes; None: not measured.
+        Measured cost of training on an image, in forward passes; None: not measured.
     rival
-        What the embedded backbone reaches on the same pictures, where this one is in doubt; None
+        What the embedded backbone reaches on the same images, where this one is in doubt; None
         where that was not measured.
     transferability
         LogME and regularised H-score at the penultimate depth, by name; higher is better.
-        Comparable between backbones on one task, not between tasks.
+        Comparable between backbones on one dataset, not between datasets.
     """
 
     n: int
@@ -190,7 +190,7 @@ class Profile:
     n_measured: int
     ms_per_image: float
     image_passes: Mapping[str, float]
-    why_not: Mapping[str, str]
+    inapplicable: Mapping[str, str]
     random_probes: tuple[ProbeResult, ...] = ()
     curve: LearningCurve | None = None
     knn: Interval | None = None
@@ -202,7 +202,7 @@ class Profile:
     build_s: float = 0.0
     passes_per_trained_image: float | None = None
     fine_tune_defaults: Mapping[str, float | bool] = field(default_factory=dict)
-    rival: Rival | None = None
+    alternative: AlternativeBackbone | None = None
 
     @property
     def n_classes(self) -> int:
@@ -211,7 +211,7 @@ class Profile:
 
     @property
     def n_per_class(self) -> float:
-        """Mean number of pictures a class."""
+        """Mean number of images per class."""
         return self.n / self.n_classes
 
     @property

@@ -1,4 +1,4 @@
-"""The nouns of domain similarity: how far the pictures are from those of pretraining."""
+"""The nouns of domain similarity: how far the images are from those of pretraining."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,8 +7,8 @@ from strategies.core.metrics import Interval
 
 
 @dataclass(frozen=True)
-class Landing:
-    """What the old head calls most pictures of a class, and what share of them."""
+class NearestSourceClass:
+    """What the old head calls most images of a class, and what share of them."""
 
     name: str
     source_class: str
@@ -17,36 +17,36 @@ class Landing:
 
 @dataclass(frozen=True)
 class HeadEvidence:
-    """What the network's old head says of the pictures, before anything is learnt.
+    """What the network's old head says of the images, before anything is learnt.
 
     Attributes
     ----------
     entropy
         Mean entropy of its predictions in nats: 0 = sure, log(number of old classes) = no idea.
     energy
-        Mean energy in nats, lower for pictures like those of pretraining.
+        Mean energy in nats, lower for images like those of pretraining.
     confident_share, source_confident_share
-        Share of predictions of at least 50%; the same on pictures of the pretraining domain
+        Share of predictions of at least 50%; the same on images of the pretraining domain
         (None where that was not measured).
     lands_on
         One for every class, surest first.
     leep, nce
         Mean log-likelihood in nats of the labels given what the old head says, at most 0, higher
-        is more related. Comparable between networks on one task, not between tasks.
+        is more related. Comparable between networks on one dataset, not between datasets.
     """
 
     entropy: Interval
     energy: Interval
     confident_share: Interval
     source_confident_share: float | None
-    lands_on: tuple[Landing, ...]
+    nearest_source_classes: tuple[NearestSourceClass, ...]
     leep: Interval
     nce: Interval
 
 
 @dataclass(frozen=True)
 class DomainSimilarity:
-    """How much the pictures look, to the network, like those it was pretrained with.
+    """How much the images look, to the network, like those it was pretrained with.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class DomainSimilarity:
     basis
         The statistic that the score is read from.
     reference
-        What the pictures were compared with, for people.
+        What the images were compared with, for people.
     shift_nats
         Mean BatchNorm shift in nats, 0 for ImageNet itself; None without BatchNorm.
     per_depth
@@ -65,7 +65,7 @@ class DomainSimilarity:
         Unbiased MMD^2 to the reference's features, as a share of what it is at most: 0 for
         ImageNet itself. None without a reference at this input size.
     p_value
-        Chance of so large a kernel distance among pictures drawn like the reference.
+        Chance of so large a kernel distance among images drawn like the reference.
     between
         The two measured landmarks it lies between, near and far (one of them may be None).
     evidence

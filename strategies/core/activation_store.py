@@ -1,4 +1,4 @@
-"""Activations of frozen stages that several trainings share, in nameless files on disk."""
+"""Activations of frozen stages that several training runs share, in nameless files on disk."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 
-class KeptFiles:
+class ActivationStore:
     """Arrays on disk under a key, the least lately used dropped for others.
 
     What is dropped is gone from the disk once nobody reads it any more.

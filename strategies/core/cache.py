@@ -1,4 +1,4 @@
-"""A store by content: what was computed once for a picture is not computed again."""
+"""A store by content: what was computed once for an image is not computed again."""
 
 import contextlib
 import hashlib
@@ -90,11 +90,11 @@ class ArrayCache:
         """
         return self._transaction()
 
-    def recall(self, space: str, digests: Sequence[str]) -> dict[str, Any]:
+    def get_json(self, space: str, digests: Sequence[str]) -> dict[str, Any]:
         """Return the values that were remembered under these digests; absent ones are missing."""
         return {digest: json.loads(data) for digest, data in self._read(space, digests).items()}
 
-    def remember(self, space: str, values: Mapping[str, Any]) -> None:
+    def put_json(self, space: str, values: Mapping[str, Any]) -> None:
         """Store JSON values; one transaction."""
         self._write(space, {k: json.dumps(v).encode() for k, v in values.items()})
 

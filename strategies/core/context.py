@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from strategies.core.activation_store import KeptFiles
+from strategies.core.activation_store import ActivationStore
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.cache import ArrayCache, default_cache_dir
 from strategies.core.errors import OutOfTime, TransferError
@@ -25,7 +25,7 @@ def ignore_epoch(epoch: int, val_accuracy: float | None) -> None:
 
 @dataclass(frozen=True)
 class RunContext:
-    """Everything a fit needs besides the task, the backbone and its hyperparameters.
+    """Everything a fit needs besides the dataset, the backbone and its hyperparameters.
 
     Attributes
     ----------
@@ -34,7 +34,7 @@ class RunContext:
     deadline_s
         ``time.monotonic()`` at which to stop, or None.
     on_epoch
-        Called with (epoch from 1, val accuracy or None without val pictures); may raise to end
+        Called with (epoch from 1, validation accuracy or None without validation images); may raise to end
         the fit.
     on_progress
         Called with (what, done, total).
@@ -43,12 +43,12 @@ class RunContext:
     checkpoint
         A file, or None: a training writes its state there every round, goes on from it if it is
         started again, and deletes it when it is done. A file of another training, or a damaged
-        one, is replaced; so no two trainings at once may be given the same.
+        one, is replaced; so no two training runs at once may be given the same.
     n_processes
-        Processes that share every batch of a training (`team`), each on a GPU of its own: `device`
+        Processes that share every batch of a training (`dp_group`), each on a GPU of its own: `device`
         and those after it; or all on the CPU.
     kept
-        Where trainings leave what frozen stages make of the pictures, for others that freeze the
+        Where training runs leave what frozen stages make of the images, for others that freeze the
         same; None: nothing is left.
     """
 
@@ -63,7 +63,7 @@ class RunContext:
     on_note: OnNote = ignore_note
     checkpoint: Path | None = None
     n_processes: int = 1
-    kept: KeptFiles | None = None
+    activation_store: ActivationStore | None = None
 
     def seconds_left(self) -> float:
         """Return the seconds until the deadline, infinite without one."""
@@ -106,7 +106,7 @@ def make_context(
     Parameters
     ----------
     workers
-        Threads that read pictures beside the network; None: one a core, 2 to 16.
+        Threads that read images beside the network; None: one a core, 2 to 16.
     ddp
         Processes that share every batch of a training.
 

@@ -12,7 +12,7 @@ class TransferError(Exception):
 
 
 class DataError(TransferError):
-    """The pictures, their folder or their labels cannot be used as they are."""
+    """The images, their folder or their labels cannot be used as they are."""
 
 
 class BackboneError(TransferError):
@@ -20,7 +20,7 @@ class BackboneError(TransferError):
 
 
 class NotApplicable(TransferError):
-    """A strategy cannot be used on this task or backbone."""
+    """A strategy cannot be used on this dataset or backbone."""
 
 
 class OutOfTime(TransferError):

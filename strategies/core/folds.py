@@ -1,4 +1,4 @@
-"""Who is judged by whom: pictures dealt to the folds of a cross-validation."""
+"""Who is judged by whom: images dealt to the folds of a cross-validation."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +14,16 @@ def fold_numbers(
     n_folds: int | None = None,
     groups: NDArray[np.int64] | None = None,
 ) -> NDArray[np.int64]:
-    """Deal the pictures of every class to folds at random, evenly, (n,).
+    """Deal the images of every class to folds at random, evenly, (n,).
 
-    By default there are as many folds as the smallest class has pictures, but at least 2 and at
-    most `MAX_FOLDS`. A class of one picture is then judged by a
+    By default there are as many folds as the smallest class has images, but at least 2 and at
+    most `MAX_FOLDS`. A class of one image is then judged by a
     classifier that never saw it, and counts as wrong.
 
     Parameters
     ----------
     groups
-        Pictures of equal numbers (duplicates, frames of one track) are dealt to one fold, (n,).
+        Images of equal numbers (duplicates, frames of one track) are dealt to one fold, (n,).
     """
     if groups is not None and len(np.unique(groups)) < len(groups):
         return _grouped_folds(labels, seed, n_folds, groups)

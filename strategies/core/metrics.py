@@ -40,7 +40,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Pictures of like confidence: how sure the classifier was, and how often it was right."""
+    """Images of like confidence: how sure the classifier was, and how often it was right."""
 
     confidence: float
     accuracy: Interval
@@ -49,7 +49,7 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class Mistake:
-    """A picture of class `label` that was taken for `predicted` with this probability."""
+    """An image of class `label` that was taken for `predicted` with this probability."""
 
     path: str
     label: str
@@ -59,22 +59,22 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a classifier did on pictures that nothing was fitted to.
+    """How a classifier did on images that nothing was fitted to.
 
     Attributes
     ----------
     accuracy
         Top-1, with its interval.
     top_5
-        Share of pictures whose class is among the five likeliest; None with five classes or fewer.
+        Share of images whose class is among the five likeliest; None with five classes or fewer.
     mean_per_class
         Mean of the classes' accuracies.
     calibration_error
         Expected calibration error, 0 is best.
     classes, per_class
-        Names of the classes, and the accuracy within each of them (None without pictures).
+        Names of the classes, and the accuracy within each of them (None without images).
     confusion
-        How many pictures of a class (row) were taken for a class (column).
+        How many images of a class (row) were taken for a class (column).
     calibration
         Confidence against accuracy, in bins of rising confidence.
     mistakes
@@ -127,7 +127,7 @@ def accuracy(predicted: Labels, labels: Labels) -> Interval:
 
 
 def top_k(scores: Scores, labels: Labels, k: int) -> Interval:
-    """Share of pictures whose label is among the `k` highest scores, with Wilson's interval.
+    """Share of images whose label is among the `k` highest scores, with Wilson's interval.
 
     Parameters
     ----------
@@ -147,7 +147,7 @@ def mean_per_class(predicted: Labels, labels: Labels) -> float:
 def calibration_error(probabilities: Scores, labels: Labels, bins: int = 15) -> float:
     """Top-label expected calibration error in [0, 1], 0 is best; equal-count bins.
 
-    Pictures of equal confidence count alike, so that their order does not matter.
+    Images of equal confidence count alike, so that their order does not matter.
 
     References
     ----------
@@ -164,14 +164,14 @@ def calibration_error(probabilities: Scores, labels: Labels, bins: int = 15) -> 
 def calibration_bins(
     probabilities: Scores, labels: Labels, bins: int = 10
 ) -> tuple[CalibrationBin, ...]:
-    """Cut the pictures into equal-count bins of rising confidence in the likeliest class.
+    """Cut the images into equal-count bins of rising confidence in the likeliest class.
 
     Parameters
     ----------
     probabilities
         Shape (n, classes).
     bins
-        At most so many, and at least ten pictures in each where there are ten.
+        At most so many, and at least ten images in each where there are ten.
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels

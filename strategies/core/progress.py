@@ -19,7 +19,7 @@ def ignore_progress(what: str, done: int, total: int) -> None:
 
 
 @dataclass
-class Laps:
+class PhaseTimer:
     """Seconds by phase: every report of progress ends a lap of the phase that it names.
 
     What is reported once a phase is over thus costs nobody a stopwatch.

@@ -1,4 +1,4 @@
-"""Pictures inside tar archives, read where they lie: nothing is unpacked.
+"""Images inside tar archives, read where they lie: nothing is unpacked.
 
 A member is addressed like a file in a folder, ``pets.tar/cats/1.jpg``.
 """
@@ -67,5 +67,5 @@ def read_member(path: Path, max_bytes: int) -> bytes:
 
 @functools.lru_cache(maxsize=8)
 def _index(archive: Path, mtime_ns: int, size: int) -> Mapping[str, tuple[int, int]]:
-    """Return where the members lie; made anew when the archive has changed."""
+    """Return where the members lie; made again when the archive has changed."""
     return {name: (offset, n_bytes) for name, offset, n_bytes in members(archive)}

@@ -1,4 +1,4 @@
-"""Labelled pictures as a task: listed, read, de-duplicated, split; what was left out and why."""
+"""Labelled images as a dataset: listed, read, de-duplicated, split; what was left out and why."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,17 +10,17 @@ from strategies.core.cache import ArrayCache
 from strategies.core.errors import DataError
 from strategies.core.progress import OnProgress, ignore_progress
 from strategies.data.image import (
+    ImageStats,
+    LabelledImage,
     Leak,
-    Look,
     Pair,
-    Picture,
     Skipped,
     Split,
     groups_of,
     labels_of,
     shown,
 )
-from strategies.data.inspection import check_quarantine, read_pictures
+from strategies.data.inspection import check_quarantine, read_images
 from strategies.data.layouts import same_spelling
 from strategies.data.listing import list_everything
 from strategies.data.near_duplicates import duplicate_groups, find_leaks, find_matches, pairs_of
@@ -28,46 +28,46 @@ from strategies.data.sampling import MAX_IMAGES, MAX_QUARANTINE, Listing
 from strategies.data.splitting import cut, with_groups
 
 __all__ = [
-    "ImageTask",
+    "Dataset",
+    "ImageStats",
+    "LabelledImage",
     "Leak",
-    "Look",
     "Pair",
-    "Picture",
     "Skipped",
     "Split",
     "groups_of",
     "labels_of",
-    "load_task",
+    "load_dataset",
     "shown",
 ]
 
 TEST_SHARE, VAL_SHARE = 0.2, 0.2
-"""Shares cut off where the data bring no split: test of all, then val of what is left."""
+"""Shares cut off where the data bring no split: test of all, then validation of what is left."""
 
 
 @dataclass(frozen=True)
-class ImageTask:
-    """Labelled pictures with a split: train fits, val selects, test judges once.
+class Dataset:
+    """Labelled images with a split: train fits, validation selects, test judges once.
 
     Attributes
     ----------
     split_source
-        Where each split comes from and how many pictures it has, for people.
+        Where each split comes from and how many images it has, for people.
     skipped
         Files that were left out. No file is ever changed or deleted.
     listed
         Exact number of files by class, before sampling and reading, for every split that the
         data bring ("train" alone if they bring none).
     pairs
-        Duplicates among all pictures, exact and near.
+        Duplicates among all images, exact and near.
     leaks
         How much of a given split occurs in another; kept when test is hidden.
     alike
         Class names that differ only in case or Unicode form.
     is_sampled
-        Whether there are more pictures than were read.
+        Whether there are more images than were read.
     n_hidden
-        How many test pictures `hide_test` dropped.
+        How many test images `hide_test` dropped.
     """
 
     name: str
@@ -92,12 +92,12 @@ class ImageTask:
 
     @property
     def fit_split(self) -> Split:
-        """Train and val together: all that may be learnt from once nothing is selected."""
+        """Train and validation together: all that may be learnt from once nothing is selected."""
         return self.train + self.val
 
     @property
     def n_per_class(self) -> float:
-        """Mean number of pictures a class in train and val."""
+        """Mean number of images per class in train and val."""
         return len(self.fit_split) / self.n_classes
 
     @property
@@ -108,19 +108,19 @@ class ImageTask:
             return tuple(np.bincount(labels, minlength=self.n_classes).tolist())
         return tuple(map(sum, zip(*self.listed.values(), strict=True)))
 
-    def hide_test(self) -> "ImageTask":
-        """Return the task without the test pictures and labels."""
+    def hide_test(self) -> "Dataset":
+        """Return the dataset without the test images and labels."""
         hidden = {p.path for p in self.test or ()}
         pairs = tuple(p for p in self.pairs if not {p.first.path, p.second.path} & hidden)
         n_hidden = self.n_hidden + len(self.test or ())
         return replace(self, test=None, pairs=pairs, n_hidden=n_hidden)
 
-    def with_val_in_train(self) -> "ImageTask":
-        """Return the task with val moved into train, for a last fit that selects nothing."""
+    def with_val_in_train(self) -> "Dataset":
+        """Return the dataset with validation moved into train, for a last fit that selects nothing."""
         return replace(self, train=self.fit_split, val=())
 
 
-def load_task(
+def load_dataset(
     data: Path | str,
     *,
     val: Path | None = None,
@@ -133,12 +133,12 @@ def load_task(
     n_workers: int = 2,
     cache: ArrayCache | None = None,
     on_progress: OnProgress = ignore_progress,
-) -> ImageTask:
-    """Read a folder, archive, manifest or Hugging Face data set as a task.
+) -> Dataset:
+    """Read a folder, archive, manifest or Hugging Face dataset as a dataset.
 
     Splits that the data bring (or that `val` and `test` give apart) are kept. Otherwise test and
-    val are cut off class by class at random, in whole groups: exact and near-duplicates, series
-    that the file names tell and the pictures confirm, or what `group_by` ties together. A class
+    validation are cut off class by class at random, in whole groups: exact and near-duplicates, series
+    that the file names tell and the images confirm, or what `group_by` ties together. A class
     of one group stays in train, one of two or three gives one to test, a larger one gives at least
     one to each.
 
@@ -147,7 +147,7 @@ def load_task(
     data
         A folder of class folders or of ``train/ [val/] [test/]``, a CSV, TSV or Parquet manifest,
         a tar archive, or ``hfds/NAME``. It is only read.
-    val, test
+    validation, test
         Folders of class folders, kept apart from `data`.
     root
         Where a manifest's relative paths start; by default its own folder.
@@ -155,17 +155,17 @@ def load_task(
         A regular expression searched in the path below the data folder: equal first groups (or
         matches) stay together. ``"none"`` keeps only duplicates together.
     max_images
-        At most this many pictures of every given split are read, but at least
+        At most this many images of every given split are read, but at least
         `sampling.MIN_PER_CLASS` of every class; None reads all.
     max_quarantine
         The largest share of unreadable images that is accepted.
     cache
-        Spares decoding pictures that were read before and are unchanged.
+        Spares decoding images that were read before and are unchanged.
 
     Raises
     ------
     DataError
-        If the layout is not one of these, too many pictures cannot be read, or fewer than two
+        If the layout is not one of these, too many images cannot be read, or fewer than two
         classes have a readable one.
     """
     if not 0 <= max_quarantine <= 1:
@@ -177,9 +177,9 @@ def load_task(
     splits, bad = _read_splits(listing, n_workers, cache, on_progress)
     n_read = sum(map(len, splits.values()))
     check_quarantine(data, bad, n_read, max_quarantine)
-    task = _assemble(data, listing, splits, bad, group_by, seed)
+    dataset = _assemble(data, listing, splits, bad, group_by, seed)
     on_progress("duplicates", n_read, n_read)
-    return task
+    return dataset
 
 
 def _read_splits(
@@ -192,7 +192,7 @@ def _read_splits(
     for name in ("train", "val", "test"):
         if name in listing.splits:
             files = [(path, index[label]) for path, label in listing.files(name)]
-            splits[name], unreadable = read_pictures(files, n_workers, cache, on_progress)
+            splits[name], unreadable = read_images(files, n_workers, cache, on_progress)
             bad += unreadable
     return splits, bad
 
@@ -204,7 +204,7 @@ def _assemble(
     bad: list[Skipped],
     group_by: str | None,
     seed: int,
-) -> ImageTask:
+) -> Dataset:
     """Find duplicates over all splits, group, and cut the splits that are missing."""
     skipped = listing.skipped + bad
     names, splits = _drop_empty_classes(data, listing.classes, splits, skipped)
@@ -225,7 +225,7 @@ def _assemble(
         splits = _cut_missing_splits(splits, len(names), seed)
         source += f"; {' and '.join(made)} cut at random by class and {ties} (seed {seed})"
     counts = ", ".join(f"{len(splits[name])} {name}" for name in ("train", "val", "test"))
-    return ImageTask(
+    return Dataset(
         name=shown(data.resolve().name),
         root=data,
         classes=tuple(shown(name) for name in names),
@@ -258,13 +258,13 @@ def _drop_empty_classes(
     if len(used) < 2:
         listed = ", ".join(map(shown, classes[:20])) or "none"
         raise DataError(
-            f"{shown(data)} has readable pictures of {len(used)} class(es); at least two are "
+            f"{shown(data)} has readable images of {len(used)} class(es); at least two are "
             f"needed. Classes seen: {listed}; files left out: {len(skipped)}"
             + "".join(f"\n  {shown(s.path)}: {s.reason}" for s in skipped[:5])
         )
     for label, name in enumerate(classes):
         if label not in used:
-            skipped.append(Skipped(data / name, "a class without a readable picture in train"))
+            skipped.append(Skipped(data / name, "a class without a readable image in train"))
     index = {old: new for new, old in enumerate(used)}
     kept = {
         name: tuple(replace(p, label=index[p.label]) for p in split if p.label in index)

@@ -1,4 +1,4 @@
-"""Bytes to RGB pictures, safely, and pictures to the squares that a network sees."""
+"""Bytes to RGB images, safely, and images to the squares that a network sees."""
 
 import errno
 import functools
@@ -20,7 +20,7 @@ from strategies.core.errors import DataError
 from strategies.data.archives import read_member
 
 MAX_PIXELS = 89_478_485
-"""Larger pictures are refused before they are decoded (decompression bombs)."""
+"""Larger images are refused before they are decoded (decompression bombs)."""
 MAX_BYTES = 1 << 30
 """Larger files are refused before they are read."""
 DRAFT_SIDE_PX = 1024
@@ -33,12 +33,12 @@ Pixels = NDArray[np.uint8]
 
 
 class UnreadableImage(DataError):
-    """A file that cannot be decoded to a picture; the message is the reason alone."""
+    """A file that cannot be decoded to an image; the message is the reason alone."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded picture and what its file said.
+    """A decoded image and what its file said.
 
     Attributes
     ----------
@@ -72,12 +72,12 @@ def known_suffixes() -> frozenset[str]:
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read and fully decode a picture file, or a member of a tar archive, as RGB, upright.
+    """Read and fully decode an image file, or a member of a tar archive, as RGB, upright.
 
     Raises
     ------
     UnreadableImage
-        If the file is missing, empty, damaged, truncated, too large, or not a picture.
+        If the file is missing, empty, damaged, truncated, too large, or not an image.
     """
     return decode_image(read_bytes(path))
 
@@ -113,21 +113,21 @@ def _member_bytes(path: Path) -> bytes:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode a picture as RGB, upright (EXIF), transparency on white, deep pixels scaled.
+    """Decode an image as RGB, upright (EXIF), transparency on white, deep pixels scaled.
 
     Raises
     ------
     UnreadableImage
-        If the bytes are not a whole picture of at most `MAX_PIXELS` pixels.
+        If the bytes are not a whole image of at most `MAX_PIXELS` pixels.
     """
     return decode(data).image
 
 
 def decode(data: bytes) -> Decoded:
-    """Decode a picture like `decode_image`, and say what its file said."""
+    """Decode an image like `decode_image`, and say what its file said."""
     if not data:
         raise UnreadableImage("empty file")
-    hush_pillow()
+    silence_pillow()
     try:
         image = Image.open(io.BytesIO(data), formats=known_formats())
         width, height = image.size
@@ -148,7 +148,7 @@ def decode(data: bytes) -> Decoded:
     except Image.DecompressionBombError as error:
         raise UnreadableImage(f"over the limit of {MAX_PIXELS:,} pixels") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImage("not a picture in a format that Pillow knows") from error
+        raise UnreadableImage("not an image in a format that Pillow knows") from error
     except _DECODER_ERRORS as error:
         raise UnreadableImage(f"damaged: {error or type(error).__name__}") from error
 
@@ -172,7 +172,7 @@ _DECODER_ERRORS = (
 )
 
 
-def hush_pillow() -> None:
+def silence_pillow() -> None:
     """Keep Pillow's remarks on a user's file out of the terminal, or from becoming errors.
 
     ``warnings.catch_warnings`` is not safe in threads; one filter for Pillow's own modules is.
@@ -208,7 +208,7 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
 
 def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale a deep grey picture by its true range (Pillow's own conversion clips at 255).
+    """Scale a deep grey image by its true range (Pillow's own conversion clips at 255).
 
     Whole numbers that fit 16 bits are scaled by the smallest usual depth (8, 10, 12, 14, 16 bits)
     that holds them: a 12-bit X-ray in a 16-bit file is not black. Fractions in [0, 1] are taken

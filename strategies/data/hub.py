@@ -1,8 +1,8 @@
-"""Hugging Face data sets (``hfds/NAME``, an image folder, a Parquet folder), by timm's reader.
+"""Hugging Face datasets (``hfds/NAME``, an image folder, a Parquet folder), by timm's reader.
 
-Their pictures are bytes in tables: those that are sampled are put into a folder of the program's
+Their images are bytes in tables: those that are sampled are put into a folder of the program's
 own cache, by content. Nothing is downloaded that ``datasets`` would not download itself, and no
-data set's own code is run.
+dataset's own code is run.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from strategies.data.image import Skipped, shown
 from strategies.data.layouts import split_of
 from strategies.data.sampling import Listing
 
-_IMAGE_KEYS = ("image", "img", "picture", "pixel_values")
+_IMAGE_KEYS = ("image", "img", "image", "pixel_values")
 _LABEL_KEYS = ("label", "labels", "fine_label", "class", "target", "category")
 
 
@@ -30,7 +30,7 @@ def is_hub_name(data: Path) -> bool:
 
 
 def list_hub(data: Path, listing: Listing) -> Listing:
-    """List every split of a data set and put the sampled pictures into the cache.
+    """List every split of a dataset and put the sampled images into the cache.
 
     Raises
     ------
@@ -39,7 +39,7 @@ def list_hub(data: Path, listing: Listing) -> Listing:
     """
     name = _local_or_name(data)
     readers = _readers(data, name)
-    folder = Path(platformdirs.user_cache_dir("tl-advisor")) / "pictures"
+    folder = Path(platformdirs.user_cache_dir("tl-advisor")) / "images"
     for given, reader in readers.items():
         split = split_of(given)
         if split is None or split in listing.splits:
@@ -95,7 +95,7 @@ def _readers(data: Path, name: str) -> dict[str, Any]:
         }
     except (OSError, ValueError, KeyError, RuntimeError, known_error) as error:
         raise DataError(
-            f"{shown(data)} cannot be loaded as a Hugging Face data set: "
+            f"{shown(data)} cannot be loaded as a Hugging Face dataset: "
             f"{type(error).__name__}: {error}"
         ) from error
 
@@ -112,7 +112,7 @@ def _key(data: Path, features: Mapping[str, Any], known: tuple[str, ...]) -> str
 
 
 def _unpack(stored: Mapping[str, Any], folder: Path) -> Path:
-    """Return a file with a stored picture's bytes, writing it if it is not there yet."""
+    """Return a file with a stored image's bytes, writing it if it is not there yet."""
     data: bytes | None = stored["bytes"]
     if data is None:
         return Path(stored["path"])

@@ -1,4 +1,4 @@
-"""The nouns below a task: a picture, what it looks like, and a file that was left out."""
+"""The nouns below a dataset: an image, what it looks like, and a file that was left out."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,8 +14,8 @@ _JOINERS = "\u200c\u200d"
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What is known of a picture from decoding it once.
+class ImageStats:
+    """What is known of an image from decoding it once.
 
     Attributes
     ----------
@@ -26,7 +26,7 @@ class Look:
     contrast
         Brightest minus darkest grey level, 0 to 255.
     thumb
-        The picture in grey, `THUMB_PX` squared, row by row.
+        The image in grey, `THUMB_PX` squared, row by row.
     """
 
     format: str
@@ -37,16 +37,16 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One readable picture file with its label (an index into the task's classes).
+class LabelledImage:
+    """One readable image file with its label (an index into the dataset's classes).
 
     Attributes
     ----------
     group
-        Pictures of one group (duplicates, frames of one track) never straddle a split; -1 is a
+        Images of one group (duplicates, frames of one track) never straddle a split; -1 is a
         group of its own.
     look
-        None where a picture was not made by `load_task`.
+        None where an image was not made by `load_dataset`.
     """
 
     path: Path
@@ -55,7 +55,7 @@ class Picture:
     width_px: int
     height_px: int
     group: int = -1
-    look: Look | None = None
+    stats: ImageStats | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +66,12 @@ class Skipped:
     reason: str
 
 
-Split = tuple[Picture, ...]
+Split = tuple[LabelledImage, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two pictures that show the same: byte by byte, or nearly.
+    """Two images that show the same: byte by byte, or nearly.
 
     Attributes
     ----------
@@ -79,20 +79,20 @@ class Pair:
         Correlation of their fine detail, 1 for exact copies.
     """
 
-    first: Picture
-    second: Picture
+    first: LabelledImage
+    second: LabelledImage
     exact: bool
     similarity: float
 
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """Pictures of one given split that occur in another one.
+    """Images of one given split that occur in another one.
 
     Attributes
     ----------
     n
-        Pictures of `split` that were compared.
+        Images of `split` that were compared.
     n_exact, n_near
         Those with an exact copy in `source`, and those with only a near-duplicate there.
     examples
@@ -113,7 +113,7 @@ def labels_of(split: Split) -> Labels:
 
 
 def groups_of(split: Split) -> NDArray[np.int64]:
-    """Return group numbers, shape (n,): equal where pictures must stay together."""
+    """Return group numbers, shape (n,): equal where images must stay together."""
     return np.array([p.group if p.group >= 0 else -1 - i for i, p in enumerate(split)], np.int64)
 
 

@@ -1,4 +1,4 @@
-"""Listed files to pictures: each one decoded once, in full; what cannot be read is set aside."""
+"""Listed files to images: each one decoded once, in full; what cannot be read is set aside."""
 
 import base64
 import hashlib
@@ -18,18 +18,18 @@ from PIL import Image
 from strategies.core.cache import ArrayCache, space_name
 from strategies.core.errors import DataError
 from strategies.core.progress import OnProgress, ignore_progress
-from strategies.data.decoding import Decoded, UnreadableImage, decode, hush_pillow, read_bytes
-from strategies.data.image import THUMB_PX, Look, Picture, Skipped, Split, shown
+from strategies.data.decoding import Decoded, UnreadableImage, decode, read_bytes, silence_pillow
+from strategies.data.image import THUMB_PX, ImageStats, LabelledImage, Skipped, Split, shown
 
 GREY_SPREAD = 2.0
-"""A picture is grey if its channels differ by less than this on average (of 255)."""
+"""An image is grey if its channels differ by less than this on average (of 255)."""
 SETTLED_S = 2.0
 """A file is known again if it was left alone for so long: no file system's clock is coarser."""
 _CHUNK, _FORMAT = 256, 1
-_SPACE = space_name(["pictures", _FORMAT, PIL.__version__, THUMB_PX, GREY_SPREAD])
+_SPACE = space_name(["images", _FORMAT, PIL.__version__, THUMB_PX, GREY_SPREAD])
 
 
-def read_pictures(
+def read_images(
     files: Sequence[tuple[Path, int]],
     n_workers: int,
     cache: ArrayCache | None = None,
@@ -45,8 +45,8 @@ def read_pictures(
         Remembers what readable files showed, for as long as they are not changed; None: nothing is
         remembered. What could not be read is always tried again.
     """
-    hush_pillow()  # here, so that no two threads do it at once
-    results: list[Picture | Skipped] = []
+    silence_pillow()  # here, so that no two threads do it at once
+    results: list[LabelledImage | Skipped] = []
     with ThreadPoolExecutor(n_workers) as pool:
         for start in range(0, len(files), _CHUNK):
             chunk = files[start : start + _CHUNK]
@@ -54,23 +54,23 @@ def read_pictures(
                 results += pool.map(_read, chunk)
             else:
                 results += _read_new(chunk, cache, pool)
-            on_progress("pictures", start + len(chunk), len(files))
-    good = tuple(r for r in results if isinstance(r, Picture))
+            on_progress("images", start + len(chunk), len(files))
+    good = tuple(r for r in results if isinstance(r, LabelledImage))
     return good, [r for r in results if isinstance(r, Skipped)]
 
 
 def _read_new(
     files: Sequence[tuple[Path, int]], cache: ArrayCache, pool: ThreadPoolExecutor
-) -> list[Picture | Skipped]:
+) -> list[LabelledImage | Skipped]:
     """Decode the files that the cache does not know, and let it know them."""
     signs = [signature(path) for path, _ in files]
-    known = cache.recall(_SPACE, [sign for sign in signs if sign])
+    known = cache.get_json(_SPACE, [sign for sign in signs if sign])
     new = [i for i, sign in enumerate(signs) if sign not in known]
     fresh = dict(zip(new, pool.map(_read, [files[i] for i in new]), strict=True))
-    records = {signs[i]: _record(p) for i, p in fresh.items() if isinstance(p, Picture)}
-    cache.remember(_SPACE, {sign: record for sign, record in records.items() if sign})
+    records = {signs[i]: _record(p) for i, p in fresh.items() if isinstance(p, LabelledImage)}
+    cache.put_json(_SPACE, {sign: record for sign, record in records.items() if sign})
     return [
-        fresh[i] if i in fresh else _picture(path, label, known[signs[i] or ""])
+        fresh[i] if i in fresh else _image(path, label, known[signs[i] or ""])
         for i, (path, label) in enumerate(files)
     ]
 
@@ -93,22 +93,22 @@ def signature(path: Path) -> str | None:
     return hashlib.blake2b(named, digest_size=16).hexdigest()
 
 
-def _record(picture: Picture) -> list[Any]:
-    """Return what was seen of a picture as JSON values."""
-    assert picture.look is not None
-    look = picture.look
-    thumb = base64.b85encode(look.thumb).decode()
-    size = [picture.digest, picture.width_px, picture.height_px]
-    return [*size, look.format, look.n_bytes, look.is_grey, look.contrast, thumb]
+def _record(image: LabelledImage) -> list[Any]:
+    """Return what was seen of an image as JSON values."""
+    assert image.stats is not None
+    stats = image.stats
+    thumb = base64.b85encode(stats.thumb).decode()
+    size = [image.digest, image.width_px, image.height_px]
+    return [*size, stats.format, stats.n_bytes, stats.is_grey, stats.contrast, thumb]
 
 
-def _picture(path: Path, label: int, record: list[Any]) -> Picture:
+def _image(path: Path, label: int, record: list[Any]) -> LabelledImage:
     digest, width, height, form, n_bytes, is_grey, contrast, thumb = record
-    look = Look(form, n_bytes, is_grey, contrast, base64.b85decode(thumb))
-    return Picture(path, label, digest, width, height, look=look)
+    stats = ImageStats(form, n_bytes, is_grey, contrast, base64.b85decode(thumb))
+    return LabelledImage(path, label, digest, width, height, stats=stats)
 
 
-def _read(file: tuple[Path, int]) -> Picture | Skipped:
+def _read(file: tuple[Path, int]) -> LabelledImage | Skipped:
     path, label = file
     try:
         data = read_bytes(path)
@@ -116,24 +116,24 @@ def _read(file: tuple[Path, int]) -> Picture | Skipped:
     except UnreadableImage as error:
         return Skipped(path, str(error))
     digest = hashlib.sha256(data).hexdigest()
-    return Picture(
+    return LabelledImage(
         path,
         label,
         digest,
         decoded.width_px,
         decoded.height_px,
-        look=look_at(decoded, len(data)),
+        stats=look_at(decoded, len(data)),
     )
 
 
-def look_at(decoded: Decoded, n_bytes: int) -> Look:
-    """Measure a decoded picture."""
+def look_at(decoded: Decoded, n_bytes: int) -> ImageStats:
+    """Measure a decoded image."""
     size = (THUMB_PX, THUMB_PX)
     small = decoded.image.resize(size, Image.Resampling.BOX)
     colours = np.asarray(small, dtype=np.int16)
     spread = float((colours.max(axis=2) - colours.min(axis=2)).mean())
     low, high = decoded.image.convert("L").getextrema()
-    return Look(
+    return ImageStats(
         decoded.format,
         n_bytes,
         spread < GREY_SPREAD,
@@ -159,7 +159,7 @@ def check_quarantine(
     listed = "".join(f"\n  {count} x {reason}" for reason, count in reasons)
     examples = "".join(f"\n  {shown(s.path)}: {s.reason}" for s in skipped[:5])
     raise DataError(
-        f"{len(skipped)} of the {n} pictures of {shown(data)} that were tried cannot be read: "
+        f"{len(skipped)} of the {n} images of {shown(data)} that were tried cannot be read: "
         f"more than {max_share:.0%}. Mend or remove them, or allow more with --max-quarantine.\n"
         f"Reasons:{listed}\nFor example:{examples}"
     )

@@ -65,7 +65,7 @@ class FolderTree:
         self.root = root
         self._seen: dict[Prefix, tuple[list[str], int]] = {}
 
-    def _look(self, prefix: Prefix) -> tuple[list[str], int]:
+    def _stats(self, prefix: Prefix) -> tuple[list[str], int]:
         if prefix in self._seen:
             return self._seen[prefix]
         folders, n_files = [], 0
@@ -86,11 +86,11 @@ class FolderTree:
 
     def folders(self, prefix: Prefix) -> list[str]:
         """Return the names of the visible subfolders, in natural order."""
-        return self._look(prefix)[0]
+        return self._stats(prefix)[0]
 
     def n_files(self, prefix: Prefix) -> int:
         """Return the number of files that lie directly in a folder."""
-        return self._look(prefix)[1]
+        return self._stats(prefix)[1]
 
 
 class NameTree:

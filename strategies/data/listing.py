@@ -1,4 +1,4 @@
-"""Every way in which people bring pictures, as one list of (file, class) for every split."""
+"""Every way in which people bring images, as one list of (file, class) for every split."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -119,11 +119,11 @@ def list_manifest(data: Path, *, root: Path | None, limit: int | None, seed: int
         if split is None:
             raise DataError(
                 f"{shown(data)}, row {row.number}: split {row.split!r} is none of "
-                "train, val, test. Correct it, or leave the column out."
+                "train, validation, test. Correct it, or leave the column out."
             )
         listing.reservoir(split).offer(row.path, row.label, str(base / row.path))
     if "train" not in listing.splits:
-        raise DataError(f"{shown(data)} names no picture for train.")
+        raise DataError(f"{shown(data)} names no image for train.")
     if len(listing.splits) > 1:
         listing.origin += f": {', '.join(sorted(listing.splits))}"
     return listing.finish(data)
@@ -178,7 +178,7 @@ def list_everything(
     max_images: int | None,
     seed: int,
 ) -> Listing:
-    """List a data set with the splits that were given apart; see `task.load_task`."""
+    """List a dataset with the splits that were given apart; see `dataset.load_dataset`."""
     if max_images is not None and max_images < 1:
         raise DataError(f"--max-images must be at least 1, got {max_images}.")
     listing = list_data(data, root=root, limit=max_images, seed=seed)

@@ -1,4 +1,4 @@
-"""Tables that name pictures: CSV, TSV or Parquet with the columns path, label and maybe split."""
+"""Tables that name images: CSV, TSV or Parquet with the columns path, label and maybe split."""
 
 import csv
 import importlib

@@ -1,4 +1,4 @@
-"""Pictures that show the same: exact copies by their bytes, near ones by their fine detail.
+"""Images that show the same: exact copies by their bytes, near ones by their fine detail.
 
 A perceptual hash of real numbers proposes: the grey thumbnail minus its own blur, at unit length.
 Two unrelated photographs may share a bright sky and a dark ground, but not the texture: their
@@ -16,19 +16,19 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from strategies.data.image import THUMB_PX, Leak, Pair, Picture, Split, shown
+from strategies.data.image import THUMB_PX, LabelledImage, Leak, Pair, Split, shown
 
 THRESHOLD = (0.60, 0.75)
-"""Range of the detail correlation from which pictures are near-duplicates. Within it, the
+"""Range of the detail correlation from which images are near-duplicates. Within it, the
 threshold is where pairs of different classes, their upper tail carried on, would give less than
-one false pair in these data: where all pictures look alike (X-rays, digits), more is asked for."""
+one false pair in these data: where all images look alike (X-rays, digits), more is asked for."""
 TAIL, TAIL_PAIRS = (0.999, 0.9999), 400_000
 SMALL_PX = 2 * THUMB_PX
-"""Pictures with a shorter side have no detail : most is asked for."""
+"""Images with a shorter side have no detail : most is asked for."""
 PIXEL_CORRELATION = 0.70
 ASPECT_TOLERANCE = 0.06
 MIN_CONTRAST = 8
-"""Blank pictures (brightest minus darkest grey level below this) have no detail to compare."""
+"""Blank images (brightest minus darkest grey level below this) have no detail to compare."""
 CERTAIN = 0.90
 """Chains of near-duplicates that grow larger than `LARGEST_SHARE` keep only links above this."""
 LARGEST_SHARE, LARGEST_ANYWAY = 0.05, 50
@@ -49,38 +49,36 @@ class Match:
     similarity: float
 
 
-def find_matches(pictures: Sequence[Picture], seed: int = 0) -> tuple[Match, ...]:
+def find_matches(images: Sequence[LabelledImage], seed: int = 0) -> tuple[Match, ...]:
     """Find exact copies (each matched with the first of its kind) and near-duplicates.
 
-    Copies stand in for each other: a near-duplicate of a picture is matched with its first copy.
+    Copies stand in for each other: a near-duplicate of an image is matched with its first copy.
     """
     first: dict[str, int] = {}
     exact = []
-    for row, picture in enumerate(pictures):
-        original = first.setdefault(picture.digest, row)
+    for row, image in enumerate(images):
+        original = first.setdefault(image.digest, row)
         if original != row:
             exact.append(Match(original, row, True, 1.0))
     rows = list(first.values())
     near = [
         Match(rows[i], rows[j], False, similarity)
-        for i, j, similarity in _near([pictures[row] for row in rows], seed)
+        for i, j, similarity in _near([images[row] for row in rows], seed)
     ]
     return (*exact, *near)
 
 
-def pairs_of(pictures: Sequence[Picture], matches: Sequence[Match]) -> tuple[Pair, ...]:
+def pairs_of(images: Sequence[LabelledImage], matches: Sequence[Match]) -> tuple[Pair, ...]:
     """Return the pairs that matches stand for."""
-    return tuple(
-        Pair(pictures[m.first], pictures[m.second], m.exact, m.similarity) for m in matches
-    )
+    return tuple(Pair(images[m.first], images[m.second], m.exact, m.similarity) for m in matches)
 
 
-def fingerprints(pictures: Sequence[Picture]) -> tuple[Vectors, Vectors]:
-    """Return the detail and the thumbnails of pictures, each row of length 1 (0 if blank)."""
-    thumbs = np.zeros((len(pictures), THUMB_PX, THUMB_PX), dtype=np.float32)
-    for row, picture in enumerate(pictures):
-        if picture.look and picture.look.contrast >= MIN_CONTRAST:
-            flat = np.frombuffer(picture.look.thumb, dtype=np.uint8)
+def fingerprints(images: Sequence[LabelledImage]) -> tuple[Vectors, Vectors]:
+    """Return the detail and the thumbnails of images, each row of length 1 (0 if blank)."""
+    thumbs = np.zeros((len(images), THUMB_PX, THUMB_PX), dtype=np.float32)
+    for row, image in enumerate(images):
+        if image.stats and image.stats.contrast >= MIN_CONTRAST:
+            flat = np.frombuffer(image.stats.thumb, dtype=np.uint8)
             thumbs[row] = flat.reshape(THUMB_PX, THUMB_PX)
     padded = np.pad(thumbs, ((0, 0), (1, 1), (1, 1)), mode="edge")
     views = [padded[:, i : i + THUMB_PX, j : j + THUMB_PX] for i in range(3) for j in range(3)]
@@ -95,16 +93,16 @@ def _unit(images: Vectors) -> Vectors:
     return np.where(length > 1e-3, flat / np.maximum(length, 1e-3), 0).astype(np.float32)
 
 
-def _near(pictures: Sequence[Picture], seed: int) -> list[tuple[int, int, float]]:
+def _near(images: Sequence[LabelledImage], seed: int) -> list[tuple[int, int, float]]:
     """Return the near-duplicates as (row, later row, similarity), most similar first."""
-    if len(pictures) < 2:
+    if len(images) < 2:
         return []
-    detail, thumbs = fingerprints(pictures)
-    threshold = chance_threshold(detail, np.array([p.label for p in pictures]), seed)
-    aspect = np.log([p.width_px / p.height_px for p in pictures])
-    small = np.array([min(p.width_px, p.height_px) < SMALL_PX for p in pictures])
+    detail, thumbs = fingerprints(images)
+    threshold = chance_threshold(detail, np.array([p.label for p in images]), seed)
+    aspect = np.log([p.width_px / p.height_px for p in images])
+    small = np.array([min(p.width_px, p.height_px) < SMALL_PX for p in images])
     found: list[tuple[int, int, float]] = []
-    for start in range(0, len(pictures), _BLOCK):
+    for start in range(0, len(images), _BLOCK):
         block = detail[start : start + _BLOCK] @ detail.T
         rows, columns = np.nonzero(block >= threshold)
         similarity = block[rows, columns]
@@ -122,7 +120,7 @@ def _near(pictures: Sequence[Picture], seed: int) -> list[tuple[int, int, float]
 
 
 def chance_threshold(detail: Vectors, labels: Rows, seed: int) -> float:
-    """Return the correlation of detail that chance does not reach in these pictures."""
+    """Return the correlation of detail that chance does not reach in these images."""
     rng = np.random.default_rng(seed)
     left, right = rng.integers(0, len(detail), size=(2, TAIL_PAIRS))
     kept = labels[left] != labels[right]
@@ -184,17 +182,17 @@ def duplicate_groups(n: int, matches: Sequence[Match]) -> Rows:
 
 
 def find_leaks(splits: dict[str, Split], pairs: Sequence[Pair]) -> tuple[Leak, ...]:
-    """Count the pictures of val and test that occur in a split that is learnt from."""
+    """Count the images of validation and test that occur in a split that is learnt from."""
     where = {id(p): name for name, split in splits.items() for p in split}
-    copies: dict[str, list[Picture]] = {}
-    for picture in chain.from_iterable(splits.values()):
-        copies.setdefault(picture.digest, []).append(picture)
+    copies: dict[str, list[LabelledImage]] = {}
+    for image in chain.from_iterable(splits.values()):
+        copies.setdefault(image.digest, []).append(image)
     leaks = []
     for name, source in (("test", "train"), ("test", "val"), ("val", "train")):
         if name not in splits or source not in splits:
             continue
-        exact: dict[int, tuple[Picture, Picture]] = {}
-        near: dict[int, tuple[Picture, Picture]] = {}
+        exact: dict[int, tuple[LabelledImage, LabelledImage]] = {}
+        near: dict[int, tuple[LabelledImage, LabelledImage]] = {}
         for same in copies.values():
             _note(exact, same, same, where, name, source)
         for pair in pairs:
@@ -212,9 +210,9 @@ def find_leaks(splits: dict[str, Split], pairs: Sequence[Pair]) -> tuple[Leak, .
 
 
 def _note(
-    found: dict[int, tuple[Picture, Picture]],
-    ours: Sequence[Picture],
-    theirs: Sequence[Picture],
+    found: dict[int, tuple[LabelledImage, LabelledImage]],
+    ours: Sequence[LabelledImage],
+    theirs: Sequence[LabelledImage],
     where: dict[int, str],
     name: str,
     source: str,

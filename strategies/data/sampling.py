@@ -14,13 +14,13 @@ from strategies.data.image import Skipped, shown
 from strategies.data.layouts import natural_key
 
 MAX_IMAGES, MAX_QUARANTINE = 5_000, 0.10
-"""At most so many pictures of a split are read, and so large a share of them may be unreadable."""
+"""At most so many images of a split are read, and so large a share of them may be unreadable."""
 
 MIN_PER_CLASS = 10
-"""A sample keeps at least this many pictures of every class that has them."""
+"""A sample keeps at least this many images of every class that has them."""
 
 MAX_NOTES = 1000
-"""Files that are no pictures by their names are named up to this many, then counted."""
+"""Files that are no images by their names are named up to this many, then counted."""
 
 _Ranked = tuple[int, str, str]
 
@@ -95,7 +95,7 @@ class Listing:
     merged
         Pairs of names (as in train, as elsewhere) that were taken for one class.
     unpacked
-        Where the pictures of a data set that is not made of files were put, by their names.
+        Where the images of a dataset that is not made of files were put, by their names.
     """
 
     origin: str
@@ -104,7 +104,7 @@ class Listing:
     splits: dict[str, Reservoir] = field(default_factory=dict)
     skipped: list[Skipped] = field(default_factory=list)
     merged: list[tuple[str, str]] = field(default_factory=list)
-    n_not_pictures: int = 0
+    n_not_images: int = 0
     unpacked: dict[str, str] = field(default_factory=dict)
 
     def reservoir(self, split: str) -> Reservoir:
@@ -122,15 +122,15 @@ class Listing:
         return tuple(sorted(self.splits["train"].counts, key=natural_key))
 
     def take(self, split: str, label: str, path: str, name: str) -> None:
-        """Note a file: a picture by its name, or one with no suffix at all, is to be read."""
+        """Note a file: an image by its name, or one with no suffix at all, is to be read."""
         last = name.rpartition("/")[2]
         stem, dot, suffix = last.rpartition(".")
         if not dot or not stem or f".{suffix.lower()}" in known_suffixes():
             self.reservoir(split).offer(name, label, path)
             return
-        self.n_not_pictures += 1
-        if self.n_not_pictures <= MAX_NOTES:
-            self.skipped.append(Skipped(Path(path), f"not a picture by its name (.{suffix})"))
+        self.n_not_images += 1
+        if self.n_not_images <= MAX_NOTES:
+            self.skipped.append(Skipped(Path(path), f"not an image by its name (.{suffix})"))
 
     def finish(self, root: Path) -> "Listing":
         """Check that train knows every class; say what was not listed one by one."""
@@ -144,9 +144,9 @@ class Listing:
                     f"{shown(label)} is a class of {split} that train does not have. Every class "
                     f"of {split} must occur in train; known: {_some(known)}."
                 )
-        if self.n_not_pictures > MAX_NOTES:
-            more = self.n_not_pictures - MAX_NOTES
-            self.skipped.append(Skipped(root, f"{more:,} more files that are no pictures by name"))
+        if self.n_not_images > MAX_NOTES:
+            more = self.n_not_images - MAX_NOTES
+            self.skipped.append(Skipped(root, f"{more:,} more files that are no images by name"))
         return self
 
 
@@ -156,9 +156,9 @@ def _some(names: Iterable[str]) -> str:
 
 
 def content_order(digests: Iterable[str], seed: int) -> list[int]:
-    """Return an order of pictures that looks random and follows from each one's own content.
+    """Return an order of images that looks random and follows from each one's own content.
 
-    What is drawn from its beginning hardly changes when pictures are added, so that what was
+    What is drawn from its beginning hardly changes when images are added, so that what was
     computed for them is not computed for others again.
     """
     copies: Counter[str] = Counter()

@@ -1,4 +1,4 @@
-"""Which pictures must stay together, and the cut that keeps them so."""
+"""Which images must stay together, and the cut that keeps them so."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 from strategies.core.errors import DataError
 from strategies.core.metrics import LEVEL, Labels, proportion
-from strategies.data.image import Picture, Split, groups_of, labels_of
+from strategies.data.image import LabelledImage, Split, groups_of, labels_of
 from strategies.data.near_duplicates import connected, fingerprints
 
 NO_GROUPS = "none"
 """``--group-by none``: keep only duplicates together."""
 MIN_SERIES, MIN_IN_SERIES = 10, 0.1
 """Names can tell series only if the median class has this many of them, and this share of all
-pictures has company in its series."""
+images has company in its series."""
 SERIES_RESEMBLANCE = 0.6
-"""How often a picture must resemble one of its series more than another of its class (chance:
+"""How often an image must resemble one of its series more than another of its class (chance:
 0.5)."""
 _DRAWS = 600
 _LAST_NUMBER = re.compile(r"^(.*?)[^0-9A-Za-z]*[0-9]+[^0-9]*$")
@@ -29,56 +29,54 @@ Names = list[str | None]
 
 
 def with_groups(
-    pictures: Sequence[Picture],
+    images: Sequence[LabelledImage],
     duplicates: Rows,
     group_by: str | None,
     root: PurePath,
     seed: int,
     n_train: int,
 ) -> tuple[Split, str]:
-    """Give every picture its group: duplicates, and what the names or `group_by` tie together.
+    """Give every image its group: duplicates, and what the names or `group_by` tie together.
 
     Parameters
     ----------
     duplicates
         Group numbers of duplicates, (n,).
     group_by
-        A regular expression searched in the path below `root`; pictures with equal first groups
+        A regular expression searched in the path below `root`; images with equal first groups
         (or matches) belong together. None looks for series in the names by itself.
     n_train
-        Series are looked for in the first so many pictures: the ones that may be cut.
+        Series are looked for in the first so many images: the ones that may be cut.
 
     Returns
     -------
     split, source
-        The same pictures, and what they were grouped by, for people.
+        The same images, and what they were grouped by, for people.
     """
     ties: dict[str, Names] = {"duplicates": [str(d) for d in duplicates]}
     if group_by is None:
-        ties |= _series(pictures[:n_train], root, seed)
+        ties |= _series(images[:n_train], root, seed)
     elif group_by != NO_GROUPS:
-        ties[f"--group-by {group_by}"] = _matches(pictures, group_by, root)
+        ties[f"--group-by {group_by}"] = _matches(images, group_by, root)
     links: list[tuple[int, int]] = []
     for names in ties.values():
         first: dict[str, int] = {}
         links += [(first.setdefault(n, row), row) for row, n in enumerate(names) if n is not None]
-    component = connected(len(pictures), links)
-    grouped = (
-        replace(p, group=int(number)) for p, number in zip(pictures, component, strict=True)
-    )
+    component = connected(len(images), links)
+    grouped = (replace(p, group=int(number)) for p, number in zip(images, component, strict=True))
     return tuple(grouped), " and ".join(ties)
 
 
-def _matches(pictures: Sequence[Picture], group_by: str, root: PurePath) -> Names:
+def _matches(images: Sequence[LabelledImage], group_by: str, root: PurePath) -> Names:
     try:
         pattern = re.compile(group_by)
     except re.error as error:
         raise DataError(f"--group-by {group_by!r} is no regular expression: {error}.") from error
-    found = [pattern.search(_below(p, root)) for p in pictures]
+    found = [pattern.search(_below(p, root)) for p in images]
     if not any(found):
-        examples = ", ".join(_below(p, root) for p in pictures[:3])
+        examples = ", ".join(_below(p, root) for p in images[:3])
         raise DataError(
-            f"--group-by {group_by!r} matches none of the {len(pictures)} paths, for example "
+            f"--group-by {group_by!r} matches none of the {len(images)} paths, for example "
             f"{examples}. It is searched in the path below the data folder."
         )
     return [
@@ -87,46 +85,48 @@ def _matches(pictures: Sequence[Picture], group_by: str, root: PurePath) -> Name
     ]
 
 
-def _below(picture: Picture, root: PurePath) -> str:
-    if picture.path.is_relative_to(root):
-        return picture.path.relative_to(root).as_posix()
-    return picture.path.as_posix()
+def _below(image: LabelledImage, root: PurePath) -> str:
+    if image.path.is_relative_to(root):
+        return image.path.relative_to(root).as_posix()
+    return image.path.as_posix()
 
 
-def _series(pictures: Sequence[Picture], root: PurePath, seed: int) -> dict[str, Names]:
-    """Find series that names tell, where pictures of one series do look more alike than others."""
-    ways: dict[str, Callable[[Picture], str | None]] = {
+def _series(images: Sequence[LabelledImage], root: PurePath, seed: int) -> dict[str, Names]:
+    """Find series that names tell, where images of one series do look more alike than others."""
+    ways: dict[str, Callable[[LabelledImage], str | None]] = {
         "file names up to the last number": _before_last_number,
         "folders below the class": _folder_below_class(root),
     }
-    labels = labels_of(tuple(pictures))
+    labels = labels_of(tuple(images))
     found = {}
     for way, name_of in ways.items():
-        names = [name_of(p) for p in pictures]
-        if _tells_series(pictures, labels, names, seed):
+        names = [name_of(p) for p in images]
+        if _tells_series(images, labels, names, seed):
             tied = zip(labels, names, strict=True)
             found[way] = [None if n is None else f"{label}/{n}" for label, n in tied]
     return found
 
 
-def _before_last_number(picture: Picture) -> str | None:
-    match = _LAST_NUMBER.match(picture.path.stem)
+def _before_last_number(image: LabelledImage) -> str | None:
+    match = _LAST_NUMBER.match(image.path.stem)
     if match is None or not match.group(1):
         return None
-    return f"{picture.path.parent}/{match.group(1)}"
+    return f"{image.path.parent}/{match.group(1)}"
 
 
-def _folder_below_class(root: PurePath) -> Callable[[Picture], str | None]:
-    def name_of(picture: Picture) -> str | None:
-        parts = PurePath(_below(picture, root)).parts
+def _folder_below_class(root: PurePath) -> Callable[[LabelledImage], str | None]:
+    def name_of(image: LabelledImage) -> str | None:
+        parts = PurePath(_below(image, root)).parts
         return "/".join(parts[:-1]) if len(parts) > 2 else None
 
     return name_of
 
 
-def _tells_series(pictures: Sequence[Picture], labels: Labels, names: Names, seed: int) -> bool:
-    """Whether names fall into many series whose pictures resemble each other (a rank test)."""
-    _, thumbs = fingerprints(pictures)
+def _tells_series(
+    images: Sequence[LabelledImage], labels: Labels, names: Names, seed: int
+) -> bool:
+    """Whether names fall into many series whose images resemble each other (a rank test)."""
+    _, thumbs = fingerprints(images)
     rng = np.random.default_rng(seed)
     known = np.unique([n or "" for n in names], return_inverse=True)[1]
     n_series, n_accompanied, wins = [], 0, []
@@ -145,7 +145,7 @@ def _tells_series(pictures: Sequence[Picture], labels: Labels, names: Names, see
             one, two = rng.choice(mine, 2, replace=False)
             other = rng.choice(others)
             wins.append(thumbs[one] @ thumbs[two] > thumbs[one] @ thumbs[other])
-    too_few = n_accompanied < MIN_IN_SERIES * len(pictures) or np.median(n_series) < MIN_SERIES
+    too_few = n_accompanied < MIN_IN_SERIES * len(images) or np.median(n_series) < MIN_SERIES
     if too_few or len(wins) < 30:
         return False
     return proportion(float(np.mean(wins)), len(wins), LEVEL).low > SERIES_RESEMBLANCE
@@ -182,7 +182,7 @@ def _choose_groups(counts: Rows, wanted: Rows, rng: np.random.Generator) -> NDAr
     Parameters
     ----------
     counts
-        Pictures of every class in every group, (groups, classes).
+        Images of every class in every group, (groups, classes).
     """
     taken = np.zeros(len(counts), dtype=bool)
     left, missing = (counts > 0).sum(axis=0), wanted.copy()

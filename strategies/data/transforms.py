@@ -7,11 +7,11 @@ from strategies.data.decoding import Box, Pixels
 
 
 def centre_box(width: int, height: int, px: int, crop_pct: float) -> Box:
-    """Return the box of timm's centre crop: (left, top, right, bottom) in the picture's pixels.
+    """Return the box of timm's centre crop: (left, top, right, bottom) in the image's pixels.
 
     Cutting this box out while resizing to px x px is, in one step, what timm does in two: the
     short side resized to ``px / crop_pct``, then px x px pixels cut out of the middle. The box
-    starts on a whole pixel of the resized picture, as there.
+    starts on a whole pixel of the resized image, as there.
     """
     short = int(px / crop_pct)
     wide = short if width <= height else int(short * width / height)
@@ -26,7 +26,7 @@ def random_box(width: int, height: int, min_area: float, rng: np.random.Generato
     """Draw a box of random area (a share in [min_area, 1]) and aspect (3/4 to 4/3).
 
     The aspect is drawn from the part of its range in which a box of that area fits into the
-    picture, or is the nearest to it in which one does: the area is never cut down.
+    image, or is the nearest to it in which one does: the area is never cut down.
 
     References
     ----------
@@ -45,7 +45,7 @@ def random_box(width: int, height: int, min_area: float, rng: np.random.Generato
 
 
 def resize_box(image: Image.Image, box: Box, px: int, interpolation: str) -> Pixels:
-    """Cut `box` out of an RGB picture, resize it to ``(px, px)``: uint8, shape (px, px, 3)."""
+    """Cut `box` out of an RGB image, resize it to ``(px, px)``: uint8, shape (px, px, 3)."""
     method = {
         "bicubic": Image.Resampling.BICUBIC,
         "bilinear": Image.Resampling.BILINEAR,

@@ -1,6 +1,6 @@
 """Linear heads over cached features: the whole regularisation path, all folds at once.
 
-How heads are solved for is in `solver`, how pictures are dealt to folds in `folds`.
+How heads are solved for is in `solver`, how images are dealt to folds in `folds`.
 """
 
 from collections.abc import Sequence
@@ -27,14 +27,14 @@ __all__ = [
     "CrossValidated",
     "Head",
     "Loss",
-    "better_beyond_doubt",
     "corrected_accuracy",
     "cross_validate",
     "fit_head",
     "fold_numbers",
-    "one_error_rule",
+    "one_standard_error_rule",
     "out_of_fold",
     "row_weights",
+    "significantly_better",
     "temperature",
 ]
 
@@ -46,7 +46,7 @@ FOLD_TOLERANCE = 1e-2
 """How exactly folds are solved: hits hardly change, and it takes a third of the time."""
 CLEAR = 2
 """By so many standard errors a setting must be better than the one that stands without evidence.
-Of a dozen settings and few pictures one is better by a single error by chance."""
+Of a dozen settings and few images one is better by a single error by chance."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class CrossValidated:
     scores
         Shape (strengths, n, classes).
     counts
-        What every picture counts in the choice of a strength, (n,); None: all alike.
+        What every image counts in the choice of a strength, (n,); None: all alike.
     """
 
     scores: NDArray[np.float32]
@@ -84,7 +84,7 @@ class CrossValidated:
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Which pictures each strength classifies correctly, (strengths, n)."""
+        """Which images each strength classifies correctly, (strengths, n)."""
         right: NDArray[np.bool_] = self.scores.argmax(axis=2) == self.labels
         return right
 
@@ -104,7 +104,7 @@ class CrossValidated:
 
     @cached_property
     def losses(self) -> NDArray[np.float64]:
-        """Calibrated log-loss of every picture under the best strength, in nats, (n,)."""
+        """Calibrated log-loss of every image under the best strength, in nats, (n,)."""
         scores = self.scores[self.best].astype(np.float64)
         t, _ = temperature(self.scores[self.best], self.labels, self.counts)
         own = log_softmax(scores / t, axis=1)[np.arange(len(scores)), self.labels]
@@ -123,14 +123,14 @@ def cross_validate(
     class_weight: ClassWeight = "none",
     device: torch.device | None = None,
 ) -> CrossValidated:
-    """Fit the path on all but one fold, for every fold, and score the pictures left out.
+    """Fit the path on all but one fold, for every fold, and score the images left out.
 
     Parameters
     ----------
     features, labels
         Shapes (n, d) and (n,). The scaling of the features is unsupervised and shared by folds.
     folds
-        Fold number of every picture, (n,).
+        Fold number of every image, (n,).
     """
     scores = out_of_fold(
         features,
@@ -158,7 +158,7 @@ def out_of_fold(
     class_weight: ClassWeight,
     device: torch.device | None,
 ) -> NDArray[np.float32]:
-    """Return scores, (strengths, n, classes), for pictures of the `judged` folds; 0 for others.
+    """Return scores, (strengths, n, classes), for images of the `judged` folds; 0 for others.
 
     The other parameters are those of `cross_validate`.
     """
@@ -198,9 +198,9 @@ def fit_head(
 
 
 def row_weights(labels: Labels, class_weight: ClassWeight) -> NDArray[np.float32]:
-    """Return what every picture counts, (n,), 1 on average: scikit-learn's ``class_weight``.
+    """Return what every image counts, (n,), 1 on average: scikit-learn's ``class_weight``.
 
-    "balanced" lets every class that occurs count alike, however many pictures it has.
+    "balanced" lets every class that occurs count alike, however many images it has.
     """
     if class_weight == "none":
         return np.ones(len(labels), dtype=np.float32)
@@ -218,13 +218,13 @@ def temperature(
 ) -> tuple[float, float]:
     """Return the temperature that calibrates out-of-fold scores best, and its log-loss.
 
-    Of n pictures, one more is taken to have any label at all (Platt's prior): a few pictures that
+    Of n images, one more is taken to have any label at all (Platt's prior): a few images that
     are all classified correctly do not make a classifier certain.
 
     Parameters
     ----------
     counts
-        What every picture counts, (n,); None: all alike.
+        What every image counts, (n,); None: all alike.
     spread
         Standard deviation of the temperature's logarithm around 0 (a Gaussian prior), where the
         scores are known to be nearly calibrated before; infinite: nothing is known.
@@ -261,7 +261,7 @@ def _best_temperature(
 
 
 def _own(scores: Scores, labels: Labels) -> Scores:
-    """Return the score of every picture's own class, (n,)."""
+    """Return the score of every image's own class, (n,)."""
     return scores[np.arange(len(labels)), labels]
 
 
@@ -270,7 +270,7 @@ def corrected_accuracy(
 ) -> Interval:
     """Accuracy of "the best of these settings", without the optimism of having chosen it.
 
-    Settings are chosen on a bootstrap sample of the pictures and judged on those outside it; the
+    Settings are chosen on a bootstrap sample of the images and judged on those outside it; the
     interval is Wilson's around the mean of these judgements.
 
     Parameters
@@ -295,7 +295,7 @@ def corrected_accuracy(
     return proportion(float(judged.mean()), n_effective or n)
 
 
-def one_error_rule(losses: Sequence[NDArray[np.float64]], costs: Sequence[float]) -> int:
+def one_standard_error_rule(losses: Sequence[NDArray[np.float64]], costs: Sequence[float]) -> int:
     """Return the cheapest of the settings that are as good as the best, or the first of all.
 
     Only settings whose mean loss is lower than the first's by more than `CLEAR` standard errors of
@@ -305,7 +305,7 @@ def one_error_rule(losses: Sequence[NDArray[np.float64]], costs: Sequence[float]
     Parameters
     ----------
     losses
-        Out-of-fold losses of the same pictures under every setting, (n,) each.
+        Out-of-fold losses of the same images under every setting, (n,) each.
     costs
         What every setting costs to use. Among equals the lower loss decides.
 
@@ -329,10 +329,10 @@ def one_error_rule(losses: Sequence[NDArray[np.float64]], costs: Sequence[float]
     return min(equal, key=lambda number: (costs[number], means[number]))
 
 
-def better_beyond_doubt(hits: Sequence[NDArray[np.bool_]], losses: Sequence[float]) -> int:
+def significantly_better(hits: Sequence[NDArray[np.bool_]], losses: Sequence[float]) -> int:
     """Return the first of some settings, or the best of those that are better beyond doubt.
 
-    A setting is better beyond doubt when it classifies more pictures correctly than the first by
+    A setting is better beyond doubt when it classifies more images correctly than the first by
     more than the half-width of a `LEVEL` interval on the discordant pairs, with one more pair that
     speaks for nothing, and Bonferroni's share of the doubt for each setting. Among these the least
     log-loss decides, which is less noisy than hits.

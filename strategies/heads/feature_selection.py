@@ -24,7 +24,7 @@ from strategies.heads.cross_validation import (
 )
 
 
-def strongest(
+def select_strongest(
     features: Scores,
     labels: Labels,
     n_classes: int,
@@ -68,14 +68,14 @@ def cross_validate_strongest(
     class_weight: ClassWeight = "none",
     device: torch.device | None = None,
 ) -> CrossValidated:
-    """Cross-validate a path on the strongest columns, chosen anew without each fold's pictures.
+    """Cross-validate a path on the strongest columns, chosen again without each fold's images.
 
-    Parameters as for `strongest` and `probes.cross_validate`.
+    Parameters as for `select_strongest` and `probes.cross_validate`.
     """
     scores = np.empty((len(strengths), len(labels), n_classes), dtype=np.float32)
     for fold in range(int(folds.max()) + 1):
         seen = folds != fold
-        kept = strongest(
+        kept = select_strongest(
             features[seen],
             labels[seen],
             n_classes,

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from strategies.core.cache import Rows
 from strategies.core.context import RunContext
 from strategies.core.metrics import Labels
-from strategies.data.dataset import ImageTask, groups_of, labels_of
+from strategies.data.dataset import Dataset, groups_of, labels_of
 from strategies.heads.compute_budget import affordable
 from strategies.heads.cross_validation import (
     STRENGTHS,
@@ -20,7 +20,7 @@ from strategies.heads.cross_validation import (
     fold_numbers,
     temperature,
 )
-from strategies.heads.feature_selection import cross_validate_strongest, strongest
+from strategies.heads.feature_selection import cross_validate_strongest, select_strongest
 from strategies.models.backbone import Backbone
 from strategies.models.body import Pooling
 from strategies.models.classifier import make_network, set_head
@@ -28,10 +28,10 @@ from strategies.models.multi_view import VIEWS, features_at
 from strategies.models.network import Network
 
 MAX_VIEWED = 1000
-"""Up to this many train pictures several views of each are worth their passes by default."""
+"""Up to this many train images several views of each are worth their passes by default."""
 PRIOR_STRENGTH, PRIOR_TEMPERATURE = 1e-2, 20.0
-"""Where no class has two pictures nothing can be chosen by: what was best calibrated on eleven
-real sets with one picture a class, judged by train pictures that were left out."""
+"""Where no class has two images nothing can be chosen by: what was best calibrated on eleven
+real sets with one image per class, judged by train images that were left out."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class LinearSettings:
     strength
         L2 strength, for features scaled to unit mean squared length; None: by cross-validation.
     views
-        Views of every train picture (see `views`); prediction always sees one. None: by
+        Views of every train image (see `views`); prediction always sees one. None: by
         cross-validation, since mirror images and corners teach what is wrong where place or
         direction tells the classes.
     share
@@ -73,13 +73,13 @@ class _Choice:
     log_loss: float
 
 
-def open_views(n_train: int) -> tuple[int, ...]:
+def view_counts(n_train: int) -> tuple[int, ...]:
     """Return the numbers of views that are worth trying, most first."""
     return tuple(sorted(VIEWS, reverse=True)) if n_train <= MAX_VIEWED else (1,)
 
 
 def fit_on_features(
-    task: ImageTask, backbone: Backbone, ctx: RunContext, settings: LinearSettings
+    dataset: Dataset, backbone: Backbone, ctx: RunContext, settings: LinearSettings
 ) -> tuple[Network, LinearSettings]:
     """Fit a calibrated linear head on pooled activations.
 
@@ -92,24 +92,24 @@ def fit_on_features(
     """
     ctx.check_time()
     how = settings
-    tried = open_views(len(task.train)) if how.views is None else (how.views,)
+    tried = view_counts(len(dataset.train)) if how.views is None else (how.views,)
     if how.views is None:
-        task, tried = affordable(task, backbone, ctx, tried)
+        dataset, tried = affordable(dataset, backbone, ctx, tried)
 
     def features(views: int) -> Rows:
-        return features_at(task.train, backbone, ctx, how.depths, how.pooling, views)
+        return features_at(dataset.train, backbone, ctx, how.depths, how.pooling, views)
 
-    choices = [_choose(features(views), task, how, ctx) for views in tried]
+    choices = [_choose(features(views), dataset, how, ctx) for views in tried]
     best = min(choices, key=lambda choice: choice.log_loss)
-    weight, bias = _fit(features(best.views), task, how, best, ctx)
+    weight, bias = _fit(features(best.views), dataset, how, best, ctx)
     with ctx.seeded():
-        network = make_network(backbone, how.depths, task.n_classes, how.pooling)
+        network = make_network(backbone, how.depths, dataset.n_classes, how.pooling)
     set_head(network, weight, bias)
     used = replace(how, strength=best.strength, views=best.views)
     return network.to(ctx.device).eval(), used
 
 
-def _choose(x: Rows, task: ImageTask, how: LinearSettings, ctx: RunContext) -> _Choice:
+def _choose(x: Rows, dataset: Dataset, how: LinearSettings, ctx: RunContext) -> _Choice:
     """Choose what is open by cross-validation.
 
     Parameters
@@ -118,7 +118,7 @@ def _choose(x: Rows, task: ImageTask, how: LinearSettings, ctx: RunContext) -> _
         Shape (n, views, d).
     """
     views = x.shape[1]
-    found = judged_by_folds(x, task, how, ctx)
+    found = cross_validate_head(x, dataset, how, ctx)
     if found is None:
         strength = how.strength or PRIOR_STRENGTH
         return _Choice(views, strength, strength, PRIOR_TEMPERATURE, np.inf)
@@ -127,10 +127,10 @@ def _choose(x: Rows, task: ImageTask, how: LinearSettings, ctx: RunContext) -> _
     return _Choice(views, ranked_by, tried.strengths[tried.best], warmth, tried.log_loss)
 
 
-def judged_by_folds(
-    x: Rows, task: ImageTask, how: LinearSettings, ctx: RunContext
+def cross_validate_head(
+    x: Rows, dataset: Dataset, how: LinearSettings, ctx: RunContext
 ) -> tuple[CrossValidated, float] | None:
-    """Cross-validate a head on train; None if no class has pictures in two folds.
+    """Cross-validate a head on train; None if no class has images in two folds.
 
     Parameters
     ----------
@@ -139,12 +139,12 @@ def judged_by_folds(
 
     Returns
     -------
-    Out-of-fold scores of those pictures whose class is known to other folds, as they will be
+    Out-of-fold scores of those images whose class is known to other folds, as they will be
     predicted: by their first view. And the L2 strength of the head that activations are ranked by.
     """
     _, views, width = x.shape
-    labels = labels_of(task.train)
-    folds = fold_numbers(labels, ctx.seed, groups=groups_of(task.train))
+    labels = labels_of(dataset.train)
+    folds = fold_numbers(labels, ctx.seed, groups=groups_of(dataset.train))
     judged = np.flatnonzero(_has_company(labels, folds))
     if not len(judged):
         return None
@@ -153,7 +153,7 @@ def judged_by_folds(
     tried = cross_validate(
         rows,
         targets,
-        task.n_classes,
+        dataset.n_classes,
         folds=fold,
         strengths=strengths if how.share == 1 else STRENGTHS,
         loss=how.loss,
@@ -165,7 +165,7 @@ def judged_by_folds(
         tried = cross_validate_strongest(
             rows,
             targets,
-            task.n_classes,
+            dataset.n_classes,
             how.share,
             ranked_by,
             folds=fold,
@@ -178,17 +178,17 @@ def judged_by_folds(
 
 
 def _fit(
-    x: Rows, task: ImageTask, how: LinearSettings, chosen: _Choice, ctx: RunContext
+    x: Rows, dataset: Dataset, how: LinearSettings, chosen: _Choice, ctx: RunContext
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Fit a head to all train pictures: weights, 0 for what is not used, and biases."""
+    """Fit a head to all train images: weights, 0 for what is not used, and biases."""
     _, views, width = x.shape
-    rows, labels = x.reshape(-1, width), np.repeat(labels_of(task.train), views)
+    rows, labels = x.reshape(-1, width), np.repeat(labels_of(dataset.train), views)
     kept = np.arange(width)
     if how.share < 1:
-        kept = strongest(
+        kept = select_strongest(
             rows,
             labels,
-            task.n_classes,
+            dataset.n_classes,
             how.share,
             chosen.ranked_by,
             loss=how.loss,
@@ -198,20 +198,20 @@ def _fit(
     head = fit_head(
         rows[:, kept],
         labels,
-        task.n_classes,
+        dataset.n_classes,
         chosen.strength,
         temperature=chosen.temperature,
         loss=how.loss,
         class_weight=how.class_weight,
         device=ctx.device,
     )
-    weight = np.zeros((task.n_classes, width), dtype=np.float32)
+    weight = np.zeros((dataset.n_classes, width), dtype=np.float32)
     weight[:, kept] = head.weight
     return weight, head.bias
 
 
 def _has_company(labels: Labels, folds: Labels) -> NDArray[np.bool_]:
-    """Whether a picture's class has pictures in another fold, so that its head knows the class."""
+    """Whether an image's class has images in another fold, so that its head knows the class."""
     n_folds = int(folds.max()) + 1
     own = np.bincount(labels * n_folds + folds, minlength=(labels.max() + 1) * n_folds)
     found: NDArray[np.bool_] = np.bincount(labels)[labels] > own[labels * n_folds + folds]

@@ -3,7 +3,7 @@
 All problems share their features, so one limited-memory quasi-Newton method runs them side by
 side: two matrix products a step hold every fold and class. In the basis of the features' principal
 axes the curvature of the loss is bounded by a *diagonal* matrix (Boehning's bound), which is where
-the method's picture of the curvature starts from. Scores are linear in the weights, so the line
+the method's image of the curvature starts from. Scores are linear in the weights, so the line
 search costs no matrix product.
 
 References
@@ -198,7 +198,7 @@ def _penalise(here: _Point, more: Tensor, loss: Loss) -> _Point:
 def _minimise(
     problem: _Problem,
     penalty: Tensor,
-    scales: tuple[Tensor, Tensor],
+    calibrations: tuple[Tensor, Tensor],
     start: _Point,
     pairs: list[_Pair],
     enough: Tensor,
@@ -213,7 +213,7 @@ def _minimise(
         One over the curvature by coordinate: its bound, which says what gradient is small, and
         what it is likely to be, which steps are taken by.
     """
-    here, (bound, guess) = start, scales
+    here, (bound, guess) = start, calibrations
     for _ in range(MAX_STEPS):
         moving = _dot(here.slope * bound, here.slope, problem.loss) > enough
         if not moving.any():

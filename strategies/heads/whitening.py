@@ -13,8 +13,8 @@ from strategies.core.metrics import Scores
 _CHUNK = 8192
 ALIKE = 30.0
 """What is known of a feature's variance beforehand, in rows: that it is as usual among features.
-A few pictures show some features hardly at all; divided by their spread there, they would drown
-all others on the pictures to come (benchmarks/README-probes.md)."""
+A few images show some features hardly at all; divided by their spread there, they would drown
+all others on the images to come (benchmarks/README-probes.md)."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Basis:
     mean, scale
         Shape (d,) each.
     vectors, rows
-        The axes, (d, r), and None; or, where there are fewer pictures than features, (n, r) and
+        The axes, (d, r), and None; or, where there are fewer images than features, (n, r) and
         the standardised features, (n, d): the axes are ``rows.T @ vectors``, never multiplied out.
     """
 
@@ -66,8 +66,8 @@ def principal_axes(features: Scores, row_weights: Tensor, *, exact: bool = True)
     x = x - mean
     variance = total_over(lambda rows, s: (rows.square() * s).sum(0), x, share).float()
     shown = variance > 1e-12 * (variance.max() + 1e-24)
-    usual = variance.sum() / shown.sum().clamp_min(1)
-    drawn = (row_weights.sum() * variance + ALIKE * usual) / (row_weights.sum() + ALIKE)
+    prior = variance.sum() / shown.sum().clamp_min(1)
+    drawn = (row_weights.sum() * variance + ALIKE * prior) / (row_weights.sum() + ALIKE)
     length = (variance / drawn)[shown].sum().sqrt()
     scale = torch.where(shown, drawn.sqrt() * length, torch.inf)
     x /= scale

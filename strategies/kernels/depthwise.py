@@ -2,7 +2,7 @@
 
 What the library does for the gradient of a 5 x 5 depthwise convolution's weights takes ten to
 forty times its forward pass (float32, channels last). The same sum is a forward depthwise
-convolution in which every channel of every picture is a channel of its own and the gradient of the
+convolution in which every channel of every image is a channel of its own and the gradient of the
 outputs is the kernel; that takes a third to a tenth of the time.
 """
 
@@ -19,7 +19,7 @@ from strategies.kernels.torch_function import Calls
 SMALLEST = 5
 """Kernels of 3 x 3 are quick as they are."""
 IN_CACHE = 2 << 20
-"""Bytes of pictures at a time: beyond what a core has at hand, both ways take three to five times
+"""Bytes of images at a time: beyond what a core has at hand, both ways take three to five times
 as long."""
 FEW_OUTPUTS = 4
 """As a kernel so small a gradient takes up to two hundred times as long as its few products."""
@@ -29,7 +29,7 @@ def training_precision(network: nn.Module, ctx: RunContext) -> torch.dtype:
     """Return the precision that a network trains fastest in, of this and full precision.
 
     On CPUs the backward pass of depthwise convolutions is slower in bfloat16 than in float32:
-    EfficientNet-Lite0 at 96 px trains on 41 pictures a second against 70 (one core, AVX512-BF16).
+    EfficientNet-Lite0 at 96 px trains on 41 images a second against 70 (one core, AVX512-BF16).
     """
     depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
     return torch.float32 if ctx.device.type == "cpu" and depthwise else ctx.precision

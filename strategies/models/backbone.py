@@ -1,6 +1,6 @@
 """Pretrained networks as data: where weights come from, what they expect, where they can be cut.
 
-The only file that imports timm's models (`hub` borrows its readers of data sets).
+The only file that imports timm's models (`hub` borrows its readers of datasets).
 """
 
 import contextlib
@@ -278,7 +278,7 @@ def save_for_timm(
 ) -> None:
     """Write a network of timm's, with a new head, as ``create_model("local-dir:...")`` reads it.
 
-    The configuration says how pictures are prepared and what the classes are called.
+    The configuration says how images are prepared and what the classes are called.
     """
     px = backbone.input_px
     preparation = {
@@ -319,7 +319,7 @@ def source_classes(backbone: Backbone, count: int) -> tuple[str, ...]:
 
 @torch.no_grad()
 def _measure_depths(name: str, net: nn.Module, px: int) -> dict[str, Any]:
-    """Measure width and cumulative cost of every depth with one picture of noise."""
+    """Measure width and cumulative cost of every depth with one image of noise."""
     modules = depth_modules(net)
     noise = torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))
     reached: list[int] = []

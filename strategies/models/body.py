@@ -28,7 +28,7 @@ def depth_modules(net: nn.Module) -> list[str]:
     return [level["module"] for level in getattr(info, "info", info)]
 
 
-def old_head(net: nn.Module, width: int) -> nn.Linear | None:
+def source_head(net: nn.Module, width: int) -> nn.Linear | None:
     """Return the linear layer that names the pretraining classes.
 
     None for a network without one, or whose head does not read the `width` penultimate
@@ -39,7 +39,7 @@ def old_head(net: nn.Module, width: int) -> nn.Linear | None:
 
 
 def pool(maps: Tensor, pooling: Pooling) -> Tensor:
-    """Average feature maps (n, channels, h, w) over the picture, or over each of its quarters.
+    """Average feature maps (n, channels, h, w) over the image, or over each of its quarters.
 
     "grid" is the mean in a 2 x 2 grid, (n, 4 * channels): it still knows roughly where things
     are. Quarters of an odd side share its middle line.

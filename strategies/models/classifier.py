@@ -1,4 +1,4 @@
-"""What every strategy ends in: a network that names pictures, and can be saved and exported."""
+"""What every strategy ends in: a network that names images, and can be saved and exported."""
 
 import hashlib
 import json
@@ -54,12 +54,12 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class ImageClassifier:
-    """A body, perhaps cut at a depth, plus a linear head, fitted to a task.
+    """A body, perhaps cut at a depth, plus a linear head, fitted to a dataset.
 
     Attributes
     ----------
     backbone
-        What the body is made of and how pictures are prepared for it.
+        What the body is made of and how images are prepared for it.
     depths, pooling
         The depths whose activations the head reads, and how these are pooled.
     strategy, hyperparameters
@@ -86,7 +86,7 @@ class ImageClassifier:
         n_workers: int = 2,
         precision: torch.dtype = torch.float32,
     ) -> NDArray[np.float32]:
-        """Return the probabilities of every class for picture files, (n, classes), float32.
+        """Return the probabilities of every class for image files, (n, classes), float32.
 
         Parameters
         ----------
@@ -96,7 +96,7 @@ class ImageClassifier:
         Raises
         ------
         UnreadableImage
-            If one of the files is not a readable picture.
+            If one of the files is not a readable image.
         """
         chunks = batches(paths, self.backbone, n_workers)
         parts = [self.classify(pixels, precision) for pixels in chunks]
@@ -112,7 +112,7 @@ class ImageClassifier:
         Parameters
         ----------
         pixels
-            What `features.eval_pixels` makes of pictures, uint8 (n, px, px, 3).
+            What `features.eval_pixels` makes of images, uint8 (n, px, px, 3).
         precision
             Of the forward pass: bfloat16, where the machine has it, is faster.
         """
@@ -226,17 +226,17 @@ def _backbone_from(record: dict[str, Any]) -> Backbone:
 
 
 MOST_PAIRS, MOST_OF_A_PAIR = 12, 4
-"""How many of the most confused pairs of classes are told with pictures, and with how many."""
+"""How many of the most confused pairs of classes are told with images, and with how many."""
 
 
 def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -> Evaluation:
-    """Judge a classifier on labelled pictures."""
+    """Judge a classifier on labelled images."""
     probabilities = classifier.predict_proba([p.path for p in split], n_workers=n_workers)
     return judge(probabilities, split, classifier.classes)
 
 
 def judge(probabilities: Scores, split: Split, classes: tuple[str, ...]) -> Evaluation:
-    """Judge what a classifier said of labelled pictures: probabilities (n, classes)."""
+    """Judge what a classifier said of labelled images: probabilities (n, classes)."""
     labels = labels_of(split)
     predicted = probabilities.argmax(axis=1)
     n_classes = len(classes)

@@ -1,4 +1,4 @@
-"""One pass over the pictures: pooled activations of every depth, and BatchNorm moments."""
+"""One pass over the images: pooled activations of every depth, and BatchNorm moments."""
 
 import contextlib
 import time
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from strategies.core.cache import Rows, space_name
 from strategies.core.context import RunContext
-from strategies.data.dataset import Picture
+from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import Pixels, read_image
 from strategies.data.transforms import centre_box, resize_box
 from strategies.models.backbone import Backbone, source_classes
-from strategies.models.body import Body, old_head
+from strategies.models.body import Body, source_head
 
 T = TypeVar("T")
 BATCH = 32
@@ -28,7 +28,7 @@ CHANNELS_PER_LAYER = 64
 GRID = 14
 """Moments are taken on a regular grid of about GRID x GRID positions where a map is larger."""
 ROUNDING_TOLERANCE, N_ROUNDED = 0.25, 8
-"""A low precision is used where, on some of the pictures, the pooled activations of every depth
+"""A low precision is used where, on some of the images, the pooled activations of every depth
 differ by at most this share (relative Euclidean length) from those in float32. EfficientNet-Lite
 differs by 0.05 to 0.17 in bfloat16; steel surfaces (0.09) then score 0.244 for 0.239 in similarity
 and 99.5% for 99.3% in the linear probe. More means a network that overflows or breaks down."""
@@ -36,9 +36,9 @@ DEAD_VARIANCE = 1e-4
 """Channels whose running variance is below this share of their layer's median are left out."""
 _FORMAT = 3
 _COUNTS, _DEPTHS, _HEAD = "channels measured by layer", "depth of layers", "old head"
-_TIME, _ROUNDING = "milliseconds a picture", "rounding error"
+_TIME, _ROUNDING = "milliseconds an image", "rounding error"
 _NETWORK = (_COUNTS, _DEPTHS, _HEAD, _ROUNDING)
-"""The rows of a space that belong to no picture: with them, cached features need no network."""
+"""The rows of a space that belong to no image: with them, cached features need no network."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Moments:
     Attributes
     ----------
     mean, square
-        Means over the positions of z and of z**2 for every picture, shape (n, channels).
+        Means over the positions of z and of z**2 for every image, shape (n, channels).
     layer
         Index of every channel's BatchNorm layer, shape (channels,).
     layer_share
@@ -68,7 +68,7 @@ class Moments:
 
 
 @dataclass(frozen=True)
-class OldHead:
+class SourceHead:
     """The linear layer that named the pretraining classes.
 
     Weight (classes, d), bias (classes,).
@@ -85,7 +85,7 @@ class OldHead:
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled frozen activations of some pictures, row by row in their order.
+    """Pooled frozen activations of some images, row by row in their order.
 
     Attributes
     ----------
@@ -97,17 +97,17 @@ class Features:
         None for a network without one, or with random weights. Its logits follow from the
         penultimate activations, so they are neither stored nor part of the pass.
     ms_per_image
-        What a picture's share of the pass took when it was last made, reading included.
+        What an image's share of the pass took when it was last made, reading included.
     """
 
     pooled: tuple[Rows, ...]
     moments: Moments | None
-    old_head: OldHead | None = None
+    source_head: SourceHead | None = None
     ms_per_image: float = 0.0
 
     @property
     def any_size(self) -> bool:
-        """Whether the network takes pictures of any size: with BatchNorm it is convolutional."""
+        """Whether the network takes images of any size: with BatchNorm it is convolutional."""
         return self.moments is not None
 
     def at(self, depths: Iterable[int]) -> Rows:
@@ -115,13 +115,15 @@ class Features:
         return np.concatenate([self.pooled[d - 1] for d in depths], axis=1)
 
 
-def extract_features(pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext) -> Features:
-    """Run the frozen network once over every picture that the cache does not hold.
+def extract_features(
+    images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext
+) -> Features:
+    """Run the frozen network once over every image that the cache does not hold.
 
     Parameters
     ----------
-    pictures
-        Readable pictures; equal contents are computed once.
+    images
+        Readable images; equal contents are computed once.
 
     Raises
     ------
@@ -129,16 +131,16 @@ def extract_features(pictures: Sequence[Picture], backbone: Backbone, ctx: RunCo
         If the deadline passes first; what was computed until then stays in the cache.
     """
     space = _space(backbone, ctx)
-    digests = [p.digest for p in pictures]
+    digests = [p.digest for p in images]
     rows = ctx.cache.get(space, [*digests, *_NETWORK, _TIME])
-    missing = list({p.digest: p for p in pictures if p.digest not in rows}.values())
+    missing = list({p.digest: p for p in images if p.digest not in rows}.values())
     if _TIME not in rows:
-        missing = missing or list(pictures[:BATCH])
+        missing = missing or list(images[:BATCH])
     if missing or not rows.keys() >= set(_NETWORK):
         body, layout = _prepare(backbone, ctx)
         about = {_COUNTS: layout.counts, _DEPTHS: layout.depths, _HEAD: _flat_head(body, backbone)}
         if _ROUNDING not in rows:
-            about[_ROUNDING] = _rounding_error(pictures, body, backbone, ctx)
+            about[_ROUNDING] = _rounding_error(images, body, backbone, ctx)
         ctx.cache.put(space, about)
         timed = len(missing) > BATCH or _TIME not in rows
         rows |= about
@@ -149,11 +151,11 @@ def extract_features(pictures: Sequence[Picture], backbone: Backbone, ctx: RunCo
 
 
 def not_cached(
-    pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext
-) -> tuple[Picture, ...]:
-    """Return the pictures that a pass would have to be made over."""
-    rows = ctx.cache.get(_space(backbone, ctx), [p.digest for p in pictures])
-    return tuple(p for p in pictures if p.digest not in rows)
+    images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext
+) -> tuple[LabelledImage, ...]:
+    """Return the images that a pass would have to be made over."""
+    rows = ctx.cache.get(_space(backbone, ctx), [p.digest for p in images])
+    return tuple(p for p in images if p.digest not in rows)
 
 
 def _space(backbone: Backbone, ctx: RunContext) -> str:
@@ -212,7 +214,7 @@ def _depths_of(modules: Sequence[str], net: nn.Module, backbone: Backbone) -> Ro
 
 def _flat_head(body: Body, backbone: Backbone) -> Rows:
     """Return the old head's weight and bias in one row, or a single number without a head."""
-    head = old_head(body.net, backbone.depths[-1].channels)
+    head = source_head(body.net, backbone.depths[-1].channels)
     if head is None or backbone.weights == "random":
         return np.zeros(1, dtype=np.float32)
     bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias
@@ -230,7 +232,7 @@ def _live_channels(norm: nn.BatchNorm2d) -> Tensor:
 
 
 def _compute(
-    pictures: Sequence[Picture],
+    images: Sequence[LabelledImage],
     body: Body,
     layout: _Layout,
     backbone: Backbone,
@@ -242,9 +244,9 @@ def _compute(
     spent: list[float] = []
     done, start = 0, time.perf_counter()
     with torch.inference_mode(), _watch(body.net, layout) as seen, ctx.cache.kept_open():
-        for pixels in batches([p.path for p in pictures], backbone, ctx.n_workers):
+        for pixels in batches([p.path for p in images], backbone, ctx.n_workers):
             ctx.check_time()
-            batch = pictures[done : done + len(pixels)]
+            batch = images[done : done + len(pixels)]
             with ctx.autocast():
                 pooled = body.activations(to_input(pixels, backbone, ctx.device))
             parts = [*pooled, *(seen[name] for name, _ in layout.channels)]
@@ -257,25 +259,25 @@ def _compute(
             ctx.cache.put(space, fresh)
             rows |= fresh
             done += len(batch)
-            ctx.on_progress("features", done, len(pictures))
+            ctx.on_progress("features", done, len(images))
     return rows
 
 
 @torch.inference_mode()
 def _rounding_error(
-    pictures: Sequence[Picture], body: Body, backbone: Backbone, ctx: RunContext
+    images: Sequence[LabelledImage], body: Body, backbone: Backbone, ctx: RunContext
 ) -> Rows:
-    """Compare a few pictures' activations in the context's precision with float32, shape (1,).
+    """Compare a few images' activations in the context's precision with float32, shape (1,).
 
     Return the largest relative difference over the depths; infinite if not all are finite.
     """
     if ctx.precision == torch.float32:
         return np.zeros(1, dtype=np.float32)
-    (pixels,) = batches([p.path for p in pictures[:N_ROUNDED]], backbone, ctx.n_workers)
-    images = to_input(pixels, backbone, ctx.device)
+    (pixels,) = batches([p.path for p in images[:N_ROUNDED]], backbone, ctx.n_workers)
+    batch = to_input(pixels, backbone, ctx.device)
     with ctx.autocast():
-        rounded = body.activations(images)
-    exact = body.activations(images)
+        rounded = body.activations(batch)
+    exact = body.activations(batch)
     errors = [float((r - e).norm() / e.norm()) for r, e in zip(rounded, exact, strict=True)]
     return np.array([max(errors) if np.isfinite(errors).all() else np.inf], dtype=np.float32)
 
@@ -325,15 +327,15 @@ def batches(
     def read(chunk: Sequence[Path]) -> Pixels:
         return np.stack([eval_pixels(path, backbone) for path in chunk])
 
-    return ahead(paths, read, n_workers, size)
+    return read_ahead(paths, read, n_workers, size)
 
 
-def ahead(
+def read_ahead(
     paths: Sequence[Path], read: Callable[[Sequence[Path]], T], n_workers: int, size: int = BATCH
 ) -> Iterator[T]:
     """Yield what `read` makes of `size` paths at a time, in order, some of them ahead in threads.
 
-    Decoding lets other threads run, so that the pictures to come are read beside the network.
+    Decoding lets other threads run, so that the images to come are read beside the network.
     """
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(n_workers) as pool:
@@ -346,7 +348,7 @@ def ahead(
 
 
 def eval_pixels(path: Path, backbone: Backbone) -> Pixels:
-    """Read a picture as the network is to see it: centre crop, (px, px, 3)."""
+    """Read an image as the network is to see it: centre crop, (px, px, 3)."""
     image = read_image(path)
     box = centre_box(image.width, image.height, backbone.input_px, backbone.crop_pct)
     return resize_box(image, box, backbone.input_px, backbone.interpolation)
@@ -363,12 +365,12 @@ def to_input(pixels: Pixels, backbone: Backbone, device: torch.device) -> Tensor
     return images.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 
 
-def _read_head(flat: Rows, backbone: Backbone) -> OldHead | None:
+def _read_head(flat: Rows, backbone: Backbone) -> SourceHead | None:
     if len(flat) == 1:
         return None
     n_classes = len(flat) // (backbone.depths[-1].channels + 1)
     weight, bias = np.split(flat, [len(flat) - n_classes])
-    return OldHead(weight.reshape(n_classes, -1), bias, source_classes(backbone, n_classes))
+    return SourceHead(weight.reshape(n_classes, -1), bias, source_classes(backbone, n_classes))
 
 
 def _assemble(matrix: Rows, backbone: Backbone, about: Mapping[str, Rows]) -> Features:

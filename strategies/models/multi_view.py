@@ -1,4 +1,4 @@
-"""Several views of every picture, pooled in several ways: what linear heads may learn from.
+"""Several views of every image, pooled in several ways: what linear heads may learn from.
 
 The plain features (one view, means) are those of `features`, which the advice rests on too.
 
@@ -16,24 +16,24 @@ import torch
 
 from strategies.core.cache import Rows, space_name
 from strategies.core.context import RunContext
-from strategies.data.dataset import Picture
+from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import Box, Pixels, read_image
 from strategies.data.transforms import centre_box, resize_box
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body, Pooling, pool, widths
-from strategies.models.features import BATCH, ahead, extract_features, to_input
+from strategies.models.features import BATCH, extract_features, read_ahead, to_input
 
 VIEWS = (1, 6)
 """Numbers of views that linear heads learn from: the centre crop; its mirror image and the four
 corners too. With 2 there are the first two of them."""
 CORNER = 0.75
-"""Side of a corner's square as a share of the picture's short side; two corners are mirrored."""
+"""Side of a corner's square as a share of the image's short side; two corners are mirrored."""
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Views:
-    """Pooled activations of the views of some pictures.
+    """Pooled activations of the views of some images.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class Views:
 
 
 def features_at(
-    pictures: Sequence[Picture],
+    images: Sequence[LabelledImage],
     backbone: Backbone,
     ctx: RunContext,
     depths: Iterable[int],
@@ -60,12 +60,12 @@ def features_at(
 ) -> Rows:
     """Return activations, (n, views, d), from the plain features where these suffice."""
     if views == 1 and pooling == "mean":
-        return extract_features(pictures, backbone, ctx).at(depths)[:, None]
-    return extract_views(pictures, backbone, ctx, views).at(depths, pooling)
+        return extract_features(images, backbone, ctx).at(depths)[:, None]
+    return extract_views(images, backbone, ctx, views).at(depths, pooling)
 
 
 def extract_views(
-    pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext, views: int
+    images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext, views: int
 ) -> Views:
     """Run the frozen network over every view that the cache does not hold.
 
@@ -75,9 +75,9 @@ def extract_views(
         If the deadline passes first; what was computed until then stays in the cache.
     """
     space = _space(backbone, ctx, views)
-    digests = [p.digest for p in pictures]
+    digests = [p.digest for p in images]
     rows = ctx.cache.get(space, digests)
-    missing = list({p.digest: p for p in pictures if p.digest not in rows}.values())
+    missing = list({p.digest: p for p in images if p.digest not in rows}.values())
     if missing:
         rows |= _compute(missing, backbone, ctx, space, views)
     table = np.stack([rows[d] for d in digests]).reshape(len(digests), views, -1)
@@ -89,7 +89,7 @@ def extract_views(
 
 
 def _compute(
-    pictures: Sequence[Picture], backbone: Backbone, ctx: RunContext, space: str, views: int
+    images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext, space: str, views: int
 ) -> dict[str, Rows]:
     with ctx.seeded():
         net = backbone.build().to(ctx.device)
@@ -101,24 +101,24 @@ def _compute(
         return np.concatenate([view_pixels(path, backbone, views) for path in paths])
 
     with torch.inference_mode(), ctx.cache.kept_open():
-        for pixels in ahead([p.path for p in pictures], read, ctx.n_workers, size):
+        for pixels in read_ahead([p.path for p in images], read, ctx.n_workers, size):
             ctx.check_time()
-            batch = pictures[len(found) : len(found) + size]
+            batch = images[len(found) : len(found) + size]
             with ctx.autocast():
                 maps, last = body.maps(to_input(pixels, backbone, ctx.device))
                 assert last is not None
                 parts = [pool(m, "mean") for m in maps] + [last] + [pool(m, "grid") for m in maps]
             matrix = torch.cat([p.float() for p in parts], dim=1).cpu().numpy()
-            by_picture = matrix.reshape(len(batch), -1)
-            fresh = {p.digest: row for p, row in zip(batch, by_picture, strict=True)}
+            by_image = matrix.reshape(len(batch), -1)
+            fresh = {p.digest: row for p, row in zip(batch, by_image, strict=True)}
             ctx.cache.put(space, fresh)
             found |= fresh
-            ctx.on_progress("views", len(found), len(pictures))
+            ctx.on_progress("views", len(found), len(images))
     return found
 
 
 def view_pixels(path: Path, backbone: Backbone, views: int) -> Pixels:
-    """Read a picture's views, (views, px, px, 3); the first is what prediction sees."""
+    """Read an image's views, (views, px, px, 3); the first is what prediction sees."""
     image = read_image(path)
     px = backbone.input_px
 

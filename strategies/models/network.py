@@ -27,7 +27,7 @@ class Network(nn.Module):
 
 @torch.inference_mode()
 def scores_of(network: Network, split: Split, backbone: Backbone, ctx: RunContext) -> Scores:
-    """Return the scores of a split's pictures, centre crops, shape (n, classes)."""
+    """Return the scores of a split's images, centre crops, shape (n, classes)."""
     network.eval()
     parts = []
     for pixels in batches([p.path for p in split], backbone, ctx.n_workers):

@@ -19,7 +19,7 @@ from strategies.models.classifier import ImageClassifier
 def write(classifier: ImageClassifier, path: Path) -> None:
     """Write an ONNX model: ``images`` (n, 3, px, px), normalised, to ``probabilities``.
 
-    How pictures become ``images`` stands in the model's metadata, with the classes.
+    How images become ``images`` stands in the model's metadata, with the classes.
 
     Raises
     ------

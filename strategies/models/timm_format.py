@@ -44,7 +44,7 @@ def as_timm_model(classifier: ImageClassifier) -> nn.Module:
     if depths != (backbone.n_depths,):
         where = ", ".join(backbone.depths[d - 1].name for d in depths)
         raise NotApplicable(
-            f"This {classifier.strategy} classifier reads its pictures at {where}, which no "
+            f"This {classifier.strategy} classifier reads its images at {where}, which no "
             "network of timm's does. Export it as onnx, or choose a strategy that keeps the "
             "whole network."
         )
@@ -66,7 +66,7 @@ def as_timm_model(classifier: ImageClassifier) -> nn.Module:
 
 @torch.inference_mode()
 def _agree(net: nn.Module, classifier: ImageClassifier) -> bool:
-    """Whether both networks give a picture of noise the same probabilities."""
+    """Whether both networks give an image of noise the same probabilities."""
     px = classifier.backbone.input_px
     noise = torch.randn(2, 3, px, px, generator=torch.Generator().manual_seed(0))
     device = next(classifier.network.parameters()).device

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from strategies.core.context import RunContext
 from strategies.core.errors import StorageError
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.training.recipe import Recipe
 
@@ -35,7 +35,7 @@ class Snapshot:
 class Checkpoint:
     """One file: safetensors, with the plain values as JSON in its metadata. No pickle.
 
-    What belongs to another training (recipe, pictures, backbone, seed), or is damaged, counts as
+    What belongs to another training (recipe, images, backbone, seed), or is damaged, counts as
     absent and is replaced by the next `write`.
     """
 
@@ -91,12 +91,12 @@ class Checkpoint:
             raise StorageError(f"The checkpoint {self.path} cannot be deleted: {error}") from error
 
 
-def identity_of(task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext) -> str:
+def identity_of(dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext) -> str:
     """Name a training by everything that decides what it computes, the deadline left out."""
     parts = (
-        [_FORMAT, torch.__version__, asdict(recipe), asdict(backbone), task.classes],
+        [_FORMAT, torch.__version__, asdict(recipe), asdict(backbone), dataset.classes],
         [ctx.seed, ctx.device.type, str(ctx.precision)],
-        [[(p.digest, p.label) for p in split] for split in (task.train, task.val)],
+        [[(p.digest, p.label) for p in split] for split in (dataset.train, dataset.val)],
     )
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 

@@ -32,14 +32,14 @@ from strategies.core.progress import ignore_note, ignore_progress
 from strategies.kernels.torch_function import Calls
 
 PATIENCE = timedelta(minutes=30)
-"""Longer than judging on val takes, in which the others wait."""
+"""Longer than judging on validation takes, in which the others wait."""
 _LAST_WORDS_S = 1.0
 """How long a process that dies may take to say why."""
 _READY = "ready"
 
 
 @dataclass(frozen=True)
-class Team:
+class DataParallelGroup:
     """One of `size` processes that train together; the one that trains alone by default."""
 
     rank: int = 0
@@ -86,23 +86,23 @@ class Team:
         return contextlib.nullcontext() if self.size == 1 else _SharedNorms()
 
 
-ALONE = Team()
+SINGLE_PROCESS = DataParallelGroup()
 
 
 @contextlib.contextmanager
-def assembled(
+def start_group(
     work: Callable[..., None], job: Sequence[object], ctx: RunContext, batch_size: int
-) -> Iterator[Team]:
-    """Start the other processes for the length of this block; each does ``work(team, ctx, *job)``.
+) -> Iterator[DataParallelGroup]:
+    """Start the other processes for the length of this block; each does ``work(dp_group, ctx, *job)``.
 
     Raises
     ------
     TransferError
-        If one of them fails, or there are too few pictures in a batch.
+        If one of them fails, or there are too few images in a batch.
     """
     size = ctx.n_processes
     if size == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     if size > batch_size // 2:
         raise TransferError(f"--ddp {size}: a batch of {batch_size} is too small.")
@@ -113,7 +113,7 @@ def assembled(
         for rank in range(1, size):
             own, its = spawn.Pipe()
             context = _context_of(ctx, rank)
-            arguments = (its, meeting, Team(rank, size), context, work, job)
+            arguments = (its, meeting, DataParallelGroup(rank, size), context, work, job)
             process = spawn.Process(target=_take_part, args=arguments, daemon=True)
             process.start()
             its.close()  # so that its death ends the pipe
@@ -124,8 +124,8 @@ def assembled(
             for said in map(_heard, ends):
                 if said != _READY:
                     raise TransferError(f"A process of --ddp failed: {said}")
-            stack.enter_context(_met(meeting, Team(0, size)))
-            yield Team(0, size)
+            stack.enter_context(_met(meeting, DataParallelGroup(0, size)))
+            yield DataParallelGroup(0, size)
         except RuntimeError as error:  # a process is gone; or the error is this one's own
             for end in ends:
                 if end.poll(_LAST_WORDS_S):
@@ -145,7 +145,7 @@ def _context_of(ctx: RunContext, rank: int) -> RunContext:
         on_epoch=ignore_epoch,
         on_progress=ignore_progress,
         on_note=ignore_note,
-        kept=None,
+        activation_store=None,
     )
 
 
@@ -160,7 +160,7 @@ def _heard(end: Connection) -> str:
 def _take_part(
     end: Connection,
     meeting: str,
-    team: Team,
+    dp_group: DataParallelGroup,
     ctx: RunContext,
     work: Callable[..., None],
     job: Sequence[object],
@@ -168,22 +168,26 @@ def _take_part(
     """Be one of the other processes, from start to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which ends the others
     if ctx.device.type == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // team.size))
+        torch.set_num_threads(max(1, torch.get_num_threads() // dp_group.size))
     try:
         end.send(_READY)
-        with _met(meeting, team), ctx.seeded():
-            work(team, ctx, *job)
+        with _met(meeting, dp_group), ctx.seeded():
+            work(dp_group, ctx, *job)
     except (TransferError, RuntimeError) as error:
         with contextlib.suppress(OSError):  # rank 0 may be gone
             end.send(str(error).splitlines()[0] if str(error) else repr(error))
 
 
 @contextlib.contextmanager
-def _met(meeting: str, team: Team) -> Iterator[None]:
+def _met(meeting: str, dp_group: DataParallelGroup) -> Iterator[None]:
     """Be connected: over gloo, and over nccl what lies on GPUs."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(
-        backend, init_method=meeting, rank=team.rank, world_size=team.size, timeout=PATIENCE
+        backend,
+        init_method=meeting,
+        rank=dp_group.rank,
+        world_size=dp_group.size,
+        timeout=PATIENCE,
     )
     try:
         yield

@@ -1,4 +1,4 @@
-"""Train pictures in batches: an order, random crops, and threads that read ahead."""
+"""Train images in batches: an order, random crops, and threads that read ahead."""
 
 import contextlib
 from collections import deque
@@ -13,21 +13,21 @@ from torch import Tensor
 
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError, TransferError
-from strategies.data.dataset import ImageTask, Split
+from strategies.data.dataset import Dataset, Split
 from strategies.data.decoding import Pixels, UnreadableImage, read_image
 from strategies.data.transforms import random_box, resize_box
 from strategies.models.backbone import Backbone
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network
-from strategies.training.data_parallel import ALONE, Team
+from strategies.training.data_parallel import SINGLE_PROCESS, DataParallelGroup
 from strategies.training.recipe import Recipe
 
 KEPT_BYTES = 1 << 30
-"""Decoded train pictures are kept in memory up to this size."""
+"""Decoded train images are kept in memory up to this size."""
 
 
 class Crops:
-    """Random crops of a split's pictures; what is drawn depends on the seed and a key alone."""
+    """Random crops of a split's images; what is drawn depends on the seed and a key alone."""
 
     def __init__(self, split: Split, backbone: Backbone, recipe: Recipe, seed: int) -> None:
         self.split, self.backbone, self.recipe, self.seed = split, backbone, recipe, seed
@@ -35,7 +35,7 @@ class Crops:
         self._kept_bytes = 0
 
     def crop(self, row: int, *key: int) -> Pixels:
-        """Draw one crop of a picture, (px, px, 3)."""
+        """Draw one crop of an image, (px, px, 3)."""
         rng = np.random.default_rng([self.seed, *key])
         image = self._image(row)
         box = random_box(image.width, image.height, self.recipe.min_area, rng)
@@ -51,7 +51,7 @@ class Crops:
         except UnreadableImage as error:
             raise DataError(
                 f"{path} could be read before and cannot any more: {error}. "
-                "Restore it, or remove it from the data set, and start again."
+                "Restore it, or remove it from the dataset, and start again."
             ) from error
         size = 3 * image.width * image.height
         if self._kept_bytes + size <= KEPT_BYTES:
@@ -66,7 +66,7 @@ def train_batches(
     recipe: Recipe,
     ctx: RunContext,
     first: int = 0,
-    team: Team = ALONE,
+    dp_group: DataParallelGroup = SINGLE_PROCESS,
 ) -> Generator[tuple[Sequence[int], Pixels]]:
     """Yield batches without end: row numbers and augmented pixels; the same for the same seed.
 
@@ -80,12 +80,12 @@ def train_batches(
     Raises
     ------
     DataError
-        If a picture can no longer be read.
+        If an image can no longer be read.
     TransferError
         If a worker fails for any other reason.
     """
     crops = Crops(split, backbone, recipe, ctx.seed)
-    places = team.share(recipe.batch_size).tolist()
+    places = dp_group.share(recipe.batch_size).tolist()
 
     def draw(number: int, rows: Sequence[int]) -> Pixels:
         return np.stack([crops.crop(row, number, i) for i, row in zip(places, rows, strict=True)])
@@ -114,7 +114,7 @@ def result_of(work: Future[Pixels]) -> Pixels:
         raise
     except (Exception, SystemExit) as error:  # a worker's last words, whatever they are
         raise TransferError(
-            f"A worker that reads pictures died ({type(error).__name__}: {error}), so the "
+            f"A worker that reads images died ({type(error).__name__}: {error}), so the "
             "training was stopped. Run it again; if it happens again, use fewer workers."
         ) from error
 
@@ -147,48 +147,50 @@ class Inputs(Protocol):
         """Yield augmented train batches without end from number `first` on, with their rows."""
         ...
 
-    def shared(self, team: Team) -> "Inputs":
+    def shared(self, dp_group: DataParallelGroup) -> "Inputs":
         """Return inputs that yield a process's share of every train batch."""
         ...
 
     def val(self) -> Iterator[Tensor]:
-        """Yield the val pictures, centre crops, in order."""
+        """Yield the validation images, centre crops, in order."""
         ...
 
 
-class Pictures:
-    """Pictures from their files, cropped anew every time."""
+class ImageInputs:
+    """Images from their files, cropped again every time."""
 
-    kind = "pictures"
+    kind = "images"
 
     def __init__(
         self,
         network: Network,
-        task: ImageTask,
+        dataset: Dataset,
         backbone: Backbone,
         recipe: Recipe,
         ctx: RunContext,
-        team: Team = ALONE,
+        dp_group: DataParallelGroup = SINGLE_PROCESS,
     ) -> None:
-        self.network, self.task, self.backbone = network, task, backbone
-        self.recipe, self.ctx, self.team = recipe, ctx, team
+        self.network, self.dataset, self.backbone = network, dataset, backbone
+        self.recipe, self.ctx, self.dp_group = recipe, ctx, dp_group
 
     def batches(self, first: int) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Yield augmented train batches without end from number `first` on, with their rows."""
         found = train_batches(
-            self.task.train, self.backbone, self.recipe, self.ctx, first, self.team
+            self.dataset.train, self.backbone, self.recipe, self.ctx, first, self.dp_group
         )
         with contextlib.closing(found):
             for rows, pixels in found:
                 images = to_input(pixels, self.backbone, self.ctx.device)
                 yield rows, images.to(memory_format=torch.channels_last)
 
-    def shared(self, team: Team) -> Inputs:
+    def shared(self, dp_group: DataParallelGroup) -> Inputs:
         """Return inputs that yield a process's share of every train batch."""
-        return Pictures(self.network, self.task, self.backbone, self.recipe, self.ctx, team)
+        return ImageInputs(
+            self.network, self.dataset, self.backbone, self.recipe, self.ctx, dp_group
+        )
 
     def val(self) -> Iterator[Tensor]:
-        """Yield the val pictures, centre crops, in order."""
-        paths = [p.path for p in self.task.val]
+        """Yield the validation images, centre crops, in order."""
+        paths = [p.path for p in self.dataset.val]
         for pixels in batches(paths, self.backbone, self.ctx.n_workers):
             yield to_input(pixels, self.backbone, self.ctx.device)

@@ -1,8 +1,8 @@
 """The frozen first stages run once: their activations are kept in a file while the rest learns.
 
-Every train picture is seen in a few random crops, every val picture in its centre crop.
-The file has no name, so nothing of it is left behind, however the training ends. Trainings that
-freeze the same stages of the same network and see the same crops share it (`RunContext.kept`).
+Every train image is seen in a few random crops, every validation image in its centre crop.
+The file has no name, so nothing of it is left behind, however the training ends. Training runs that
+freeze the same stages of the same network and see the same crops share it (`RunContext.activation_store`).
 """
 
 import contextlib
@@ -23,28 +23,28 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.data.decoding import Pixels
 from strategies.models.backbone import Backbone
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network
-from strategies.training.data_parallel import Team
+from strategies.training.data_parallel import DataParallelGroup
 from strategies.training.dataloader import (
     Crops,
+    ImageInputs,
     Inputs,
-    Pictures,
     result_of,
     row_batches,
 )
 from strategies.training.recipe import Recipe
 
 VIEWS_PER_EPOCH, MOST_VIEWS = 0.3, 16
-"""Random crops kept of every train picture: fewer than there are epochs, or nothing is saved."""
+"""Random crops kept of every train image: fewer than there are epochs, or nothing is saved."""
 MOST_BYTES = 8 << 30
 """A larger file is not written."""
 DISK_SHARE = 0.5
 """Share of the free disk that the file may take."""
-_PICTURES = 8
+_IMAGES = 8
 TIME_SHARE = 0.5
 """Share of the time left that filling the file may take; else the steps have too little of it."""
 _LARGEST_HALF = 6e4
@@ -69,7 +69,7 @@ class CachedPrefix:
     Attributes
     ----------
     train, centre
-        Activations of train and val pictures, (n, views, ...) and (n, ...), float16, on disk.
+        Activations of train and validation images, (n, views, ...) and (n, ...), float16, on disk.
     """
 
     network: Network
@@ -80,7 +80,7 @@ class CachedPrefix:
     kind: str = "frozen prefix"
 
     def batches(self, first: int) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Yield train batches without end; a picture's views take turns from epoch to epoch."""
+        """Yield train batches without end; an image's views take turns from epoch to epoch."""
         n, views = self.train.shape[:2]
         size = self.recipe.batch_size
         for number, rows in enumerate(row_batches(n, size, self.ctx.seed)):
@@ -88,13 +88,13 @@ class CachedPrefix:
                 epochs = (number * size + np.arange(size)) // n
                 yield rows, self._tensor(self.train[rows, (np.asarray(rows) + epochs) % views])
 
-    def shared(self, team: Team) -> "CachedPrefix":
+    def shared(self, dp_group: DataParallelGroup) -> "CachedPrefix":
         """Return itself: what follows a frozen prefix is trained by one process."""
-        assert team.size == 1
+        assert dp_group.size == 1
         return self
 
     def val(self) -> Iterator[Tensor]:
-        """Yield the centre views of the val pictures, in order."""
+        """Yield the centre views of the validation images, in order."""
         for start in range(0, len(self.centre), self.recipe.batch_size):
             yield self._tensor(self.centre[start : start + self.recipe.batch_size])
 
@@ -106,7 +106,7 @@ class CachedPrefix:
 def cached_prefix(
     network: Network,
     stage: Mapping[str, int],
-    task: ImageTask,
+    dataset: Dataset,
     backbone: Backbone,
     recipe: Recipe,
     ctx: RunContext,
@@ -119,61 +119,63 @@ def cached_prefix(
         If nothing is frozen, the crops are seen too seldom to be worth keeping, the network
         cannot be taken up behind the cut, or the file would not fit.
     """
-    views = _views(task, recipe)
+    views = _views(dataset, recipe)
     prefix = _Prefix(network, backbone.depths[recipe.frozen_stages - 1].name, ctx)
-    crops = Crops(task.train, backbone, recipe, ctx.seed)
+    crops = Crops(dataset.train, backbone, recipe, ctx.seed)
     with ThreadPoolExecutor(1) as pool:
         sample = result_of(pool.submit(lambda: np.stack([crops.crop(0, 0, 0)])))
     images = to_input(sample, backbone, ctx.device)
     rest = _rest(network, stage, recipe.frozen_stages)
     _check_same(network, prefix, rest, images)
     shape = prefix(images).shape[1:]
-    n = len(task.train) * views
+    n = len(dataset.train) * views
 
     def parts(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-        return rows[:n].reshape(len(task.train), views, *shape), rows[n:]
+        return rows[:n].reshape(len(dataset.train), views, *shape), rows[n:]
 
     def fill() -> NDArray[Any]:
-        rows = _file(n + len(task.val), shape, ctx)
+        rows = _file(n + len(dataset.val), shape, ctx)
         train, val = parts(rows)
         _fill_train(train, prefix, crops, backbone, ctx)
-        _fill_val(val, prefix, task, backbone, ctx)
+        _fill_val(val, prefix, dataset, backbone, ctx)
         return rows
 
-    if ctx.kept is None:
+    if ctx.activation_store is None:
         rows = fill()
     else:
-        rows = ctx.kept.get(_key(network, stage, task, backbone, recipe, views, ctx), fill)
+        rows = ctx.activation_store.get(
+            _key(network, stage, dataset, backbone, recipe, views, ctx), fill
+        )
     return CachedPrefix(rest, *parts(rows), recipe, ctx)
 
 
 def _key(
     network: Network,
     stage: Mapping[str, int],
-    task: ImageTask,
+    dataset: Dataset,
     backbone: Backbone,
     recipe: Recipe,
     views: int,
     ctx: RunContext,
 ) -> Hashable:
-    """Return all that the activations depend on: weights, pictures, crops, rounding."""
+    """Return all that the activations depend on: weights, images, crops, rounding."""
     weights = hashlib.sha256()
     for name, value in network.body.net.state_dict().items():
         if stage.get(name.rpartition(".")[0], 0) <= recipe.frozen_stages:
             weights.update(f"{name}\n".encode())
             weights.update(value.cpu().numpy().tobytes())
-    pictures = tuple(tuple(p.path for p in split) for split in (task.train, task.val))
+    images = tuple(tuple(p.path for p in split) for split in (dataset.train, dataset.val))
     crops = (backbone, views, recipe.min_area, recipe.hflip, ctx.seed)
-    return recipe.frozen_stages, weights.digest(), pictures, crops, ctx.device, ctx.precision
+    return recipe.frozen_stages, weights.digest(), images, crops, ctx.device, ctx.precision
 
 
-def _views(task: ImageTask, recipe: Recipe) -> int:
-    """Return the number of crops to keep of every picture."""
-    epochs = recipe.steps * recipe.batch_size / len(task.train)
+def _views(dataset: Dataset, recipe: Recipe) -> int:
+    """Return the number of crops to keep of every image."""
+    epochs = recipe.steps * recipe.batch_size / len(dataset.train)
     if not recipe.frozen_stages or epochs <= 1:
         raise NotCached
     if recipe.mixes:
-        raise NotCached("mixup and cutmix mix pictures, not activations.")
+        raise NotCached("mixup and cutmix mix images, not activations.")
     return min(MOST_VIEWS, int(np.ceil(VIEWS_PER_EPOCH * epochs)))
 
 
@@ -239,14 +241,14 @@ def _file(n: int, shape: Sequence[int], ctx: RunContext) -> NDArray[np.float16]:
     """
     size = 2 * n * int(np.prod(shape))
     folder = ctx.cache.path.parent
-    if ctx.kept is not None:
-        ctx.kept.make_room(size, MOST_BYTES)
+    if ctx.activation_store is not None:
+        ctx.activation_store.make_room(size, MOST_BYTES)
         if size > DISK_SHARE * shutil.disk_usage(folder).free:
-            ctx.kept.make_room(size, 0)
+            ctx.activation_store.make_room(size, 0)
     free = shutil.disk_usage(folder).free
     if size > min(MOST_BYTES, DISK_SHARE * free):
         raise NotCached(
-            f"what they make of all pictures takes {size / 1e9:.1f} GB; at most "
+            f"what they make of all images takes {size / 1e9:.1f} GB; at most "
             f"{MOST_BYTES / 1e9:.1f} GB and half of the {free / 1e9:.1f} GB free are used."
         )
     try:
@@ -267,38 +269,38 @@ def _fill_train(
     backbone: Backbone,
     ctx: RunContext,
 ) -> None:
-    """Run the prefix over every view; each picture is read once."""
+    """Run the prefix over every view; each image is read once."""
     n, views = rows.shape[:2]
 
     def draw(start: int) -> Pixels:
-        chosen = range(start, min(start + _PICTURES, n))
+        chosen = range(start, min(start + _IMAGES, n))
         return np.stack([crops.crop(row, row, view) for row in chosen for view in range(views)])
 
     with ThreadPoolExecutor(ctx.n_workers) as pool:
-        starts = list(range(0, n, _PICTURES))
-        ahead = ctx.n_workers + 1
-        waiting = [pool.submit(draw, start) for start in starts[:ahead]]
+        starts = list(range(0, n, _IMAGES))
+        read_ahead = ctx.n_workers + 1
+        waiting = [pool.submit(draw, start) for start in starts[:read_ahead]]
         begun, left_s = time.monotonic(), ctx.seconds_left()
         for number, start in enumerate(starts):
             if number and (time.monotonic() - begun) * len(starts) / number > TIME_SHARE * left_s:
-                raise NotCached("there is no time to run them over every picture first.")
+                raise NotCached("there is no time to run them over every image first.")
             pixels = result_of(waiting.pop(0))
-            if number + ahead < len(starts):
-                waiting.append(pool.submit(draw, starts[number + ahead]))
+            if number + read_ahead < len(starts):
+                waiting.append(pool.submit(draw, starts[number + read_ahead]))
             found = _half(prefix(to_input(pixels, backbone, ctx.device)))
-            rows[start : start + _PICTURES] = found.reshape(-1, views, *found.shape[1:])
-            ctx.on_progress("frozen stages", min(start + _PICTURES, n), n)
+            rows[start : start + _IMAGES] = found.reshape(-1, views, *found.shape[1:])
+            ctx.on_progress("frozen stages", min(start + _IMAGES, n), n)
 
 
 def _fill_val(
     rows: NDArray[np.float16],
     prefix: _Prefix,
-    task: ImageTask,
+    dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
 ) -> None:
     done = 0
-    for pixels in batches([p.path for p in task.val], backbone, ctx.n_workers):
+    for pixels in batches([p.path for p in dataset.val], backbone, ctx.n_workers):
         ctx.check_time()
         rows[done : done + len(pixels)] = _half(prefix(to_input(pixels, backbone, ctx.device)))
         done += len(pixels)
@@ -311,21 +313,21 @@ def _half(activations: Tensor) -> NDArray[np.float16]:
     return activations.half().cpu().numpy()
 
 
-def open_inputs(
+def make_inputs(
     network: Network,
     stage: Mapping[str, int],
-    task: ImageTask,
+    dataset: Dataset,
     backbone: Backbone,
     recipe: Recipe,
     ctx: RunContext,
 ) -> Inputs:
-    """Run a frozen prefix once and feed on what it made; feed on pictures where that cannot be.
+    """Run a frozen prefix once and feed on what it made; feed on images where that cannot be.
 
     The reason why not is told by ``ctx.on_note``.
     """
     try:
-        return cached_prefix(network, stage, task, backbone, recipe, ctx)
+        return cached_prefix(network, stage, dataset, backbone, recipe, ctx)
     except NotCached as reason:
         if str(reason):
-            ctx.on_note(f"The frozen stages run anew for every picture: {reason}")
-        return Pictures(network, task, backbone, recipe, ctx)
+            ctx.on_note(f"The frozen stages run again for every image: {reason}")
+        return ImageInputs(network, dataset, backbone, recipe, ctx)

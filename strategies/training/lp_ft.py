@@ -1,4 +1,4 @@
-"""Training from a pretrained network whose head already knows the task (LP-FT)."""
+"""Training from a pretrained network whose head already knows the dataset (LP-FT)."""
 
 from dataclasses import dataclass, replace
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from strategies.core.context import RunContext
 from strategies.core.metrics import Scores
-from strategies.data.dataset import ImageTask, groups_of, labels_of
+from strategies.data.dataset import Dataset, groups_of, labels_of
 from strategies.heads.cross_validation import (
     Head,
     cross_validate,
@@ -18,13 +18,13 @@ from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network, scale_scores, set_head
 from strategies.models.features import extract_features
 from strategies.models.network import Network
-from strategies.training.flip_symmetry import UNSEEN, measure_lean
+from strategies.training.flip_symmetry import UNSEEN, measure_flip_asymmetry
 from strategies.training.recipe import Defaults, Recipe, fine_tune_defaults
-from strategies.training.reinit import PASSES, is_renewed, renew
+from strategies.training.reinit import PASSES, needs_reinit, reinitialise
 from strategies.training.trainer import ROUNDS, train
 
 TEMPERATURE_SPREAD = float(np.log(2))
-"""A trained network's temperature is a half to two, two times in three, before val is seen."""
+"""A trained network's temperature is a half to two, two times in three, before validation is seen."""
 PASSES_PER_STEP = 3.0
 """A trained image costs its forward pass and a backward pass of about twice that."""
 
@@ -38,14 +38,14 @@ class Start:
 
 
 def prepare(
-    task: ImageTask, backbone: Backbone, ctx: RunContext, hflip: bool | None = None
+    dataset: Dataset, backbone: Backbone, ctx: RunContext, hflip: bool | None = None
 ) -> Start:
     """Fit a linear probe on train by cross-validation, and see what it leaves to learn, and how.
 
     Parameters
     ----------
     hflip
-        Whether pictures are mirrored, where that is settled; None: as they allow.
+        Whether images are mirrored, where that is settled; None: as they allow.
 
     Raises
     ------
@@ -53,31 +53,33 @@ def prepare(
         If the deadline passes first.
     """
     ctx.check_time()
-    features = extract_features(task.train, backbone, ctx)
-    head, accuracy = _probe(features.at([backbone.n_depths]), task, ctx)
+    features = extract_features(dataset.train, backbone, ctx)
+    head, accuracy = _probe(features.at([backbone.n_depths]), dataset, ctx)
     if hflip is None:
-        lean = measure_lean(task.train, backbone, ctx, any_size=features.any_size)
-        return Start(head, fine_tune_defaults(features, accuracy, lean))
+        flip_asymmetry = measure_flip_asymmetry(
+            dataset.train, backbone, ctx, any_size=features.any_size
+        )
+        return Start(head, fine_tune_defaults(features, accuracy, flip_asymmetry))
     return Start(head, replace(fine_tune_defaults(features, accuracy, UNSEEN), hflip=hflip))
 
 
-def _probe(penultimate: Scores, task: ImageTask, ctx: RunContext) -> tuple[Head, float]:
+def _probe(penultimate: Scores, dataset: Dataset, ctx: RunContext) -> tuple[Head, float]:
     """Fit a linear probe to train, and return it with its out-of-fold accuracy."""
-    labels = labels_of(task.train)
+    labels = labels_of(dataset.train)
     tried = cross_validate(
         penultimate,
         labels,
-        task.n_classes,
-        folds=fold_numbers(labels, ctx.seed, groups=groups_of(task.train)),
+        dataset.n_classes,
+        folds=fold_numbers(labels, ctx.seed, groups=groups_of(dataset.train)),
         device=ctx.device,
     )
     strength = tried.strengths[tried.best]
-    head = fit_head(penultimate, labels, task.n_classes, strength, device=ctx.device)
+    head = fit_head(penultimate, labels, dataset.n_classes, strength, device=ctx.device)
     return head, float(tried.correct[tried.best].mean())
 
 
 def fine_tune(
-    task: ImageTask, backbone: Backbone, start: Start, recipe: Recipe, ctx: RunContext
+    dataset: Dataset, backbone: Backbone, start: Start, recipe: Recipe, ctx: RunContext
 ) -> Network:
     """Train head and body together, beginning with the probe as the head.
 
@@ -89,29 +91,29 @@ def fine_tune(
     out-of-distribution, ICLR 2022.
     """
     with ctx.seeded():
-        network = make_network(backbone, (backbone.n_depths,), task.n_classes)
+        network = make_network(backbone, (backbone.n_depths,), dataset.n_classes)
         head = start.head
-        if is_renewed(recipe):
-            head, _ = _probe(renew(network, task, backbone, recipe, ctx), task, ctx)
+        if needs_reinit(recipe):
+            head, _ = _probe(reinitialise(network, dataset, backbone, recipe, ctx), dataset, ctx)
         set_head(network, head.weight, head.bias)
-        scores = train(network, task, backbone, recipe, ctx)
-    calibrate(network, scores, task)
+        scores = train(network, dataset, backbone, recipe, ctx)
+    calibrate(network, scores, dataset)
     return network
 
 
-def calibrate(network: Network, scores: Scores | None, task: ImageTask) -> None:
-    """Scale a trained network's scores by the temperature that fits val; none without val.
+def calibrate(network: Network, scores: Scores | None, dataset: Dataset) -> None:
+    """Scale a trained network's scores by the temperature that fits validation; none without val.
 
-    A few val pictures move it little from 1, many move it freely (`TEMPERATURE_SPREAD`).
+    A few validation images move it little from 1, many move it freely (`TEMPERATURE_SPREAD`).
 
     Parameters
     ----------
     scores
-        Of the val pictures, shape (n, classes), as `train` returns them.
+        Of the validation images, shape (n, classes), as `train` returns them.
     """
     if scores is None:
         return
-    found, _ = temperature(scores, labels_of(task.val), spread=TEMPERATURE_SPREAD)
+    found, _ = temperature(scores, labels_of(dataset.val), spread=TEMPERATURE_SPREAD)
     scale_scores(network, 1 / found)
 
 

@@ -1,4 +1,4 @@
-"""Pairs of pictures mixed into one, and their labels: timm's mixup and cutmix, seeded."""
+"""Pairs of images mixed into one, and their labels: timm's mixup and cutmix, seeded."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +13,7 @@ from strategies.training.recipe import Recipe
 def mixed(
     images: Tensor, labels: Tensor, n_classes: int, recipe: Recipe, seed: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Mix every picture of a batch with another; all as it is if the recipe mixes none.
+    """Mix every image of a batch with another; all as it is if the recipe mixes none.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ def mixed(
         recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=n_classes
     )
     with _numpy_seeded(seed):
-        pictures, shares = mix(images, labels)
-    return pictures, shares
+        images, shares = mix(images, labels)
+    return images, shares
 
 
 @contextlib.contextmanager

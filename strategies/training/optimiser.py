@@ -81,7 +81,7 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, flat: Mapping[str, Tenso
 
 
 @torch.no_grad()
-def pull_back(network: Network, start: Mapping[str, Tensor], lr: float, strength: float) -> None:
+def l2_sp_step(network: Network, start: Mapping[str, Tensor], lr: float, strength: float) -> None:
     """Move the body's weights a little towards where they started (decoupled L2-SP).
 
     Parameters
@@ -94,7 +94,7 @@ def pull_back(network: Network, start: Mapping[str, Tensor], lr: float, strength
             parameter.lerp_(start[name], min(lr * strength, 1.0))
 
 
-def warm_cosine(progress: float, warmup_share: float) -> float:
+def warmup_cosine(progress: float, warmup_share: float) -> float:
     """Return the share of the peak learning rate: up in a line, down in a cosine."""
     if progress < warmup_share:
         return max(progress / warmup_share, 0.02)
@@ -102,7 +102,7 @@ def warm_cosine(progress: float, warmup_share: float) -> float:
     return float(0.5 * (1 + np.cos(np.pi * min(rest, 1.0))))
 
 
-class Pace:
+class ProgressSchedule:
     """How much of a training is behind, by steps or by time, whichever is more.
 
     Parameters

@@ -1,4 +1,4 @@
-"""The settings of the epoch loop, and the defaults that follow from the pictures."""
+"""The settings of the epoch loop, and the defaults that follow from the images."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +7,7 @@ import numpy as np
 
 from strategies.core.errors import NotApplicable
 from strategies.models.features import Features
-from strategies.training.flip_symmetry import Lean
+from strategies.training.flip_symmetry import FlipAsymmetry
 
 BatchNorm = Literal["frozen", "reestimated", "trained"]
 Optimiser = Literal["adamw", "sgd"]
@@ -16,11 +16,11 @@ BATCH_SIZE = 32
 LABEL_SMOOTHING = 0.1
 """Of both fine-tunes, as in C. Szegedy et al., Rethinking the Inception architecture, 2016."""
 NEAR_SHIFT, FAR_SHIFT = 0.13, 0.18
-"""Shifts (`domain_shift`) up to which, and from which on, pictures count as near and as far."""
+"""Shifts (`domain_shift`) up to which, and from which on, images count as near and as far."""
 PROBE_ERRORS = 0.25, 0.5
 """Shares of errors up to which a probe counts as right, and from which on as failing."""
 FEW, MANY = 50, 150
-"""Pictures up to which a failing probe says that they are few, and from which on that its features
+"""Images up to which a failing probe says that they are few, and from which on that its features
 do not tell the classes; of those that it names wrongly, as many that teach little, and much."""
 NEAR_LR, FAR_LR = 3e-4, 1e-3
 NEAR_BLEND = 0.5
@@ -28,7 +28,7 @@ ONE_SIDED, BEYOND_CHANCE = 0.04, 2.0
 """Classes have sides where they lean by more than this, and by more than so many deviations of
 chance."""
 NEAR, SEEN = 1 / 3, 0.1
-"""Farness up to which pictures are like those of pretraining, which were mirrored too; of others
+"""Farness up to which images are like those of pretraining, which were mirrored too; of others
 it must be seen that they have no sides, where chance moves the lean by no more than this."""
 SOFTENING = 0.1
 WARM_STEPS = 50
@@ -41,7 +41,7 @@ class Recipe:
     Attributes
     ----------
     steps
-        Optimiser steps of `batch_size` pictures; fewer if the deadline is nearer.
+        Optimiser steps of `batch_size` images; fewer if the deadline is nearer.
     lr
         Peak learning rate of the body (linear warm-up, then a cosine to zero).
     spectral
@@ -61,9 +61,9 @@ class Recipe:
         learning rate 1 (as `weight_decay` pulls towards zero); it takes the place of the latter
         on the body if it is above 0.
     mixup
-        Parameter of the Beta distribution that pairs of pictures are mixed by; 0: none.
+        Parameter of the Beta distribution that pairs of images are mixed by; 0: none.
     cutmix
-        The same for the part of a picture that is replaced by that of another; 0: none. With
+        The same for the part of an image that is replaced by that of another; 0: none. With
         both, every batch draws one of the two.
     ema
         Decay of the moving average of the weights that is judged and kept; 0: none.
@@ -72,7 +72,7 @@ class Recipe:
         ended with (1).
     batch_norm
         "frozen" keeps the statistics that the network came with; "reestimated" takes them once
-        from the train pictures and then keeps them (`renewal`); "trained" replaces them by those
+        from the train images and then keeps them (`renewal`); "trained" replaces them by those
         of each batch. Layers of frozen stages always keep theirs.
     frozen_stages
         Number of depths, from the input, whose parameters stay as they are.
@@ -80,7 +80,7 @@ class Recipe:
         Number of depths, from the end, that start from random weights (`renewal`); their
         BatchNorm statistics are always trained.
     min_area
-        Smallest share of a picture that a random crop keeps.
+        Smallest share of an image that a random crop keeps.
     hflip
         Whether crops are mirrored at random.
 
@@ -130,7 +130,7 @@ class Recipe:
 
     @property
     def mixes(self) -> bool:
-        """Whether pairs of pictures are mixed into one."""
+        """Whether pairs of images are mixed into one."""
         return self.mixup > 0 or self.cutmix > 0
 
     def __post_init__(self) -> None:
@@ -143,7 +143,7 @@ class Recipe:
                 raise NotApplicable(f"{name} must be at least 0, got {value}")
         if self.mixes and self.batch_size % 2:
             raise NotApplicable(
-                f"mixup and cutmix pair the pictures of a batch, so batch_size must be even, "
+                f"mixup and cutmix pair the images of a batch, so batch_size must be even, "
                 f"got {self.batch_size}"
             )
         for name, value in {"l2_sp": self.l2_sp, "spectral": self.spectral}.items():
@@ -162,47 +162,51 @@ class Defaults:
     hflip: bool
 
 
-def fine_tune_defaults(features: Features, probe_accuracy: float, lean: Lean) -> Defaults:
+def fine_tune_defaults(
+    features: Features, probe_accuracy: float, flip_asymmetry: FlipAsymmetry
+) -> Defaults:
     """Choose learning rate, blend and mirroring by how much there is to gain and to lose.
 
     Near the pretraining domain, and where a linear probe is already right, the pretrained weights
-    are nearly right and a few pictures teach little but themselves: small steps, and the final
-    weights stay half-way; where the probe names many pictures wrongly there is more to learn, and
-    the same small steps are taken in full. Far from it, or where the probe fails on many pictures,
+    are nearly right and a few images teach little but themselves: small steps, and the final
+    weights stay half-way; where the probe names many images wrongly there is more to learn, and
+    the same small steps are taken in full. Far from it, or where the probe fails on many images,
     the body has to change: large steps, taken in full. Without BatchNorm layers the distance is
-    unknown and the middle is taken. Mirror images are new pictures of the same things where a
+    unknown and the middle is taken. Mirror images are new images of the same things where a
     class does not lean to one side; letters, signs and hands mean something else in a mirror.
 
     Parameters
     ----------
     features
-        Of the train pictures.
+        Of the train images.
     probe_accuracy
         Out-of-fold accuracy of a linear probe on them.
     lean
         Whether they lean to one side.
     """
-    far = 0.5 if features.moments is None else farness(domain_shift(features))
+    far = 0.5 if features.moments is None else domain_distance(domain_shift(features))
     n, errors = len(features.pooled[0]), 1 - probe_accuracy
     safe, risky = PROBE_ERRORS
     failing = float(np.clip((errors - safe) / (risky - safe), 0, 1)) * _abundance(n)
     position = 1 - (1 - far) * (1 - failing)
     lr = NEAR_LR * (FAR_LR / NEAR_LR) ** position
     blend = NEAR_BLEND + (1 - NEAR_BLEND) * max(position, _abundance(n * errors))
-    return Defaults(float(f"{lr:.2g}"), round(blend, 2), hflip=_has_no_sides(lean, far))
+    return Defaults(
+        float(f"{lr:.2g}"), round(blend, 2), hflip=_is_flip_symmetric(flip_asymmetry, far)
+    )
 
 
 def _abundance(n: float) -> float:
-    """Map a number of pictures to 0 (few) ... 1 (many), linear in its logarithm."""
+    """Map a number of images to 0 (few) ... 1 (many), linear in its logarithm."""
     return float(np.clip(np.log(max(n, 1) / FEW) / np.log(MANY / FEW), 0, 1))
 
 
-def _has_no_sides(lean: Lean, far: float) -> bool:
-    sided = lean.cosine > max(ONE_SIDED, BEYOND_CHANCE * lean.noise)
-    return not sided and (far < NEAR or lean.noise < SEEN)
+def _is_flip_symmetric(flip_asymmetry: FlipAsymmetry, far: float) -> bool:
+    sided = flip_asymmetry.cosine > max(ONE_SIDED, BEYOND_CHANCE * flip_asymmetry.noise)
+    return not sided and (far < NEAR or flip_asymmetry.noise < SEEN)
 
 
-def farness(shift: float) -> float:
+def domain_distance(shift: float) -> float:
     """Map a shift to 0 (near) ... 1 (far), linear in its logarithm between the two bounds."""
     position = np.log(max(shift, 1e-6) / NEAR_SHIFT) / np.log(FAR_SHIFT / NEAR_SHIFT)
     return float(np.clip(position, 0, 1))
@@ -213,7 +217,7 @@ def domain_shift(features: Features) -> float:
 
     Mean over layers of the mean over channels of ``KL(N(m, v + e) || N(0, 1 + e))`` in nats with
     e = `SOFTENING`, for activations in units of the running statistics: 0 when they look like the
-    pretraining data. A plain estimate; comparable between tasks on one backbone and input size.
+    pretraining data. A plain estimate; comparable between datasets on one backbone and input size.
     """
     moments = features.moments
     assert moments is not None

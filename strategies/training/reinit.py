@@ -10,28 +10,28 @@ from torch import nn
 
 from strategies.core.context import RunContext
 from strategies.core.metrics import Scores
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, stages
 from strategies.models.features import BATCH, batches, to_input
 from strategies.models.network import Network
 from strategies.training.recipe import Recipe
 
 PASSES = 2
-"""Renewing takes so many passes over the train pictures: for the statistics, and for the head."""
+"""Renewing takes so many passes over the train images: for the statistics, and for the head."""
 
 
-def is_renewed(recipe: Recipe) -> bool:
+def needs_reinit(recipe: Recipe) -> bool:
     """Whether a recipe asks for anything new, so that the head has to be fitted again."""
     return recipe.batch_norm == "reestimated" or recipe.reset_stages > 0
 
 
-def renew(
-    network: Network, task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext
+def reinitialise(
+    network: Network, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
 ) -> Scores:
-    """Make new what the recipe asks for; return the train pictures' activations now, (n, d).
+    """Make new what the recipe asks for; return the train images' activations now, (n, d).
 
     The last ``reset_stages`` get random weights, drawn from torch's global generator. BatchNorm's
-    statistics are taken from the train pictures in those stages and, where they are to be
+    statistics are taken from the train images in those stages and, where they are to be
     re-estimated, in all that learn.
 
     References
@@ -56,24 +56,24 @@ def renew(
         if isinstance(module, nn.BatchNorm2d) and stage[name] >= first
     ]
     ctx.check_time()
-    take_statistics(network, norms, task, backbone, ctx)
+    recompute_bn_statistics(network, norms, dataset, backbone, ctx)
     ctx.check_time()
-    return _run(network, task, backbone, ctx)
+    return _run(network, dataset, backbone, ctx)
 
 
-def take_statistics(
+def recompute_bn_statistics(
     network: Network,
     norms: Sequence[nn.BatchNorm2d],
-    task: ImageTask,
+    dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
 ) -> None:
-    """Give some BatchNorm layers the statistics of the train pictures as they see them now.
+    """Give some BatchNorm layers the statistics of the train images as they see them now.
 
     All others stay in the mode that they are in.
     """
     with _collecting(norms):
-        _run(network, task, backbone, ctx)
+        _run(network, dataset, backbone, ctx)
 
 
 @torch.no_grad()
@@ -110,15 +110,15 @@ def _collecting(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
 
 
 @torch.no_grad()
-def _run(network: Network, task: ImageTask, backbone: Backbone, ctx: RunContext) -> Scores:
-    """Run the train pictures through the body in a drawn order, centre crops; (n, d) in theirs.
+def _run(network: Network, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> Scores:
+    """Run the train images through the body in a drawn order, centre crops; (n, d) in theirs.
 
     In the order of the folder a batch would hold one class, and its statistics would be that
     class's own.
     """
-    order = np.random.default_rng(ctx.seed).permutation(len(task.train))
-    paths = [task.train[row].path for row in order]
-    size = math.ceil(len(paths) / math.ceil(len(paths) / BATCH))  # no last batch of one picture
+    order = np.random.default_rng(ctx.seed).permutation(len(dataset.train))
+    paths = [dataset.train[row].path for row in order]
+    size = math.ceil(len(paths) / math.ceil(len(paths) / BATCH))  # no last batch of one image
     parts = []
     for pixels in batches(paths, backbone, ctx.n_workers, size):
         with ctx.autocast():

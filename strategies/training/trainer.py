@@ -1,6 +1,6 @@
 """The only epoch loop: how a network is trained by a recipe.
 
-Read `train` first. `_Learner` holds all that changes while it runs, so that it can be written down
+Read `train` first. `_TrainingLoop` holds all that changes while it runs, so that it can be written down
 (`checkpoint`) and taken up again; where the inputs come from is the business of `inputs`.
 """
 
@@ -21,45 +21,45 @@ from strategies.core.allocator import check_short_memory
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
 from strategies.core.metrics import Scores
-from strategies.data.dataset import ImageTask, labels_of
+from strategies.data.dataset import Dataset, labels_of
 from strategies.kernels.bn_folding import FoldedNorms, Norms, norms_to_fold
 from strategies.kernels.depthwise import QuickDepthwise, training_precision
 from strategies.models.backbone import Backbone, stages
 from strategies.models.network import Network
 from strategies.training.checkpoint import Checkpoint, Snapshot, identity_of
-from strategies.training.data_parallel import Team, assembled
-from strategies.training.dataloader import Inputs, Pictures
-from strategies.training.frozen_activations import open_inputs
+from strategies.training.data_parallel import DataParallelGroup, start_group
+from strategies.training.dataloader import ImageInputs, Inputs
+from strategies.training.frozen_activations import make_inputs
 from strategies.training.mixup import mixed
 from strategies.training.optimiser import (
     NO_TIME,
-    Pace,
+    ProgressSchedule,
     freeze,
+    l2_sp_step,
     make_optimiser,
-    pull_back,
     restore_optimiser,
-    warm_cosine,
+    warmup_cosine,
 )
 from strategies.training.recipe import Recipe
 
 ROUNDS = 6
-"""A training is judged on val so often, each a call of ``on_epoch``; less often if short."""
+"""A training is judged on validation so often, each a call of ``on_epoch``; less often if short."""
 JUDGED_SHARE = 0.25
 """Share of a deadline that the rounds before the last one may take to be judged."""
 CLEARLY = 1.64
-"""Standard errors by which an earlier round must beat the last one on val to be kept instead."""
+"""Standard errors by which an earlier round must beat the last one on validation to be kept instead."""
 _WRITTEN = ("step", "round", "brakes", "progress", "micro_batch", "judging_s")
 BRAKES = 3
 """How often the learning rate is halved because a loss was not finite, before giving up."""
 
 
 def train(
-    network: Network, task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext
+    network: Network, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
 ) -> Scores | None:
-    """Train a network in place; return its scores of the val pictures, (n, classes), if any.
+    """Train a network in place; return its scores of the validation images, (n, classes), if any.
 
     It ends with its last weights, unless those of an earlier round (the starting point is round
-    0) were clearly better on val: a few val pictures cannot tell rounds apart. The learning rate
+    0) were clearly better on validation: a few validation images cannot tell rounds apart. The learning rate
     follows the larger of the shares of steps and of time used, so a training that meets its
     deadline has still cooled down. With ``ctx.checkpoint`` it is written down every round, goes
     on from there after an interruption, and ends with the same weights as without one.
@@ -71,23 +71,23 @@ def train(
     TrainingDiverged
         If the loss is not finite again after `BRAKES` cuts of the learning rate.
     TransferError
-        If the device fails, or has too little memory for a single picture.
+        If the device fails, or has too little memory for a single image.
     """
     network.to(ctx.device).to(memory_format=torch.channels_last)
     stage = stages(network.body.net, backbone)
     freeze(network.body, stage, recipe)
-    found = open_inputs(network, stage, task, backbone, recipe, ctx)
-    with _team(found, task, backbone, recipe, ctx) as team:
-        inputs = found.shared(team)
-        checkpoint = _checkpoint(inputs, task, backbone, recipe, ctx)
-        learner = _Learner(inputs, stage, task, recipe, ctx, team)
+    found = make_inputs(network, stage, dataset, backbone, recipe, ctx)
+    with _dp_group(found, dataset, backbone, recipe, ctx) as dp_group:
+        inputs = found.shared(dp_group)
+        checkpoint = _checkpoint(inputs, dataset, backbone, recipe, ctx)
+        learner = _TrainingLoop(inputs, stage, dataset, recipe, ctx, dp_group)
         resumed = learner.restore(checkpoint)
         if not resumed:
             learner.judge()
-        pace = Pace(recipe, ctx, learner.step, learner.progress, learner.judging_s)
-        learner.rounds = learner.affordable_rounds(pace.seconds)
+        schedule = ProgressSchedule(recipe, ctx, learner.step, learner.progress, learner.judging_s)
+        learner.rounds = learner.affordable_rounds(schedule.seconds)
         for rows, images in inputs.batches(learner.step):
-            learner.progress = team.agree(pace.progress(learner.step))
+            learner.progress = dp_group.agree(schedule.progress(learner.step))
             if learner.step == 0 and learner.progress >= 1:
                 raise OutOfTime(NO_TIME)
             if learner.round_is_over():
@@ -103,67 +103,67 @@ def train(
     network.eval()
     if checkpoint:
         checkpoint.remove()
-    return scores if task.val else None
+    return scores if dataset.val else None
 
 
 @contextlib.contextmanager
-def _team(
-    inputs: Inputs, task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext
-) -> Iterator[Team]:
+def _dp_group(
+    inputs: Inputs, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
+) -> Iterator[DataParallelGroup]:
     """Start the other processes that the context asks for, where there is enough to share."""
-    if ctx.n_processes > 1 and inputs.kind != Pictures.kind:
+    if ctx.n_processes > 1 and inputs.kind != ImageInputs.kind:
         ctx.on_note("What follows the frozen stages is trained by one process, in spite of --ddp.")
         ctx = replace(ctx, n_processes=1)
     network = copy.deepcopy(inputs.network).cpu() if ctx.n_processes > 1 else None
-    job = (pickle.dumps(network), task, backbone, recipe)  # bytes: no memory is shared
-    with assembled(_help, job, ctx, recipe.batch_size) as team:
-        yield team
+    job = (pickle.dumps(network), dataset, backbone, recipe)  # bytes: no memory is shared
+    with start_group(_help, job, ctx, recipe.batch_size) as dp_group:
+        yield dp_group
 
 
 def _help(
-    team: Team,
+    dp_group: DataParallelGroup,
     ctx: RunContext,
     pickled: bytes,
-    task: ImageTask,
+    dataset: Dataset,
     backbone: Backbone,
     recipe: Recipe,
 ) -> None:
     """Do in another process what `train` does, but for all that rank 0 does alone."""
     network: Network = pickle.loads(pickled)  # from the process that started this one
     network.to(ctx.device).to(memory_format=torch.channels_last)
-    inputs = Pictures(network, task, backbone, recipe, ctx, team)
+    inputs = ImageInputs(network, dataset, backbone, recipe, ctx, dp_group)
     stage = stages(network.body.net, backbone)
-    learner = _Learner(inputs, stage, task, recipe, ctx, team)
-    learner.restore(_checkpoint(inputs, task, backbone, recipe, ctx))
+    learner = _TrainingLoop(inputs, stage, dataset, recipe, ctx, dp_group)
+    learner.restore(_checkpoint(inputs, dataset, backbone, recipe, ctx))
     for rows, images in inputs.batches(learner.step):
-        learner.progress = team.agree(learner.progress)
+        learner.progress = dp_group.agree(learner.progress)
         if learner.progress >= 1:
             break
         learner.take_step(rows, images)
 
 
 def _checkpoint(
-    inputs: Inputs, task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext
+    inputs: Inputs, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
 ) -> Checkpoint | None:
     if ctx.checkpoint is None:
         return None
-    identity = identity_of(task, backbone, recipe, ctx)
+    identity = identity_of(dataset, backbone, recipe, ctx)
     return Checkpoint(ctx.checkpoint, f"{identity} {inputs.kind}")
 
 
-class _Learner:
+class _TrainingLoop:
     """A network on its way: weights, optimiser, position, and the best that there was."""
 
     def __init__(
         self,
         inputs: Inputs,
         stage: Mapping[str, int],
-        task: ImageTask,
+        dataset: Dataset,
         recipe: Recipe,
         ctx: RunContext,
-        team: Team,
+        dp_group: DataParallelGroup,
     ) -> None:
-        self.inputs, self.recipe, self.ctx, self.team = inputs, recipe, ctx, team
+        self.inputs, self.recipe, self.ctx, self.dp_group = inputs, recipe, ctx, dp_group
         self.network = network = inputs.network
         self.kept = freeze(network.body, stage, recipe)
         self.optimiser = make_optimiser(network.body, network.head, stage, recipe)
@@ -172,8 +172,8 @@ class _Learner:
             ctx.device.type, enabled=self.training_ctx.precision == torch.float16
         )
         self.average = _average_of(network, recipe.ema) if recipe.ema else None
-        self.labels = torch.as_tensor(labels_of(task.train), device=ctx.device)
-        self.val_labels = labels_of(task.val)
+        self.labels = torch.as_tensor(labels_of(dataset.train), device=ctx.device)
+        self.val_labels = labels_of(dataset.val)
         self.start = _copy(network.state_dict())
         self.step = self.round = self.brakes = 0
         self.rounds = ROUNDS
@@ -196,7 +196,7 @@ class _Learner:
         return over > before
 
     def judge(self) -> float | None:
-        """Judge on val what the training would end with now; None without val pictures."""
+        """Judge on validation what the training would end with now; None without validation images."""
         if not len(self.val_labels):
             return None
         begun = time.monotonic()
@@ -215,9 +215,9 @@ class _Learner:
         return float(hits.mean())
 
     def chosen(self) -> tuple[Mapping[str, Tensor], Scores]:
-        """Return the last weights, or the best ones where val can tell them apart.
+        """Return the last weights, or the best ones where validation can tell them apart.
 
-        And what they say of the val pictures, (n, classes).
+        And what they say of the validation images, (n, classes).
         """
         hits, best = self._hits(self.scores), self._hits(self.best_scores)
         if not len(self.val_labels) or not _clearly_better(best, hits):
@@ -240,7 +240,7 @@ class _Learner:
 
     def take_step(self, rows: Sequence[int], images: Tensor) -> None:
         """Take one step; a loss that is not finite changes nothing but the learning rate."""
-        rate = warm_cosine(self.progress, self.recipe.warmup) / 2**self.brakes
+        rate = warmup_cosine(self.progress, self.recipe.warmup) / 2**self.brakes
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * rate
         self.network.train()
@@ -263,8 +263,8 @@ class _Learner:
         """Change the weights; False, and nothing changed, if loss or gradient is not finite."""
         buffers = _copy(dict(self.network.named_buffers()))  # BatchNorm's move on the way
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        if self.team.all(self._gradient(images, targets, buffers)):
-            self.team.add_up(trained)
+        if self.dp_group.all(self._gradient(images, targets, buffers)):
+            self.dp_group.add_up(trained)
             self.scaler.unscale_(self.optimiser)
             norm = nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
             if torch.isfinite(norm):
@@ -272,7 +272,7 @@ class _Learner:
                 self.scaler.update()
                 if self.recipe.l2_sp:
                     lr = self.recipe.lr * rate
-                    pull_back(self.network, self.start, lr, self.recipe.l2_sp)
+                    l2_sp_step(self.network, self.start, lr, self.recipe.l2_sp)
                 if self.average:
                     self.average.update_parameters(self.network)
                 return True
@@ -297,7 +297,7 @@ class _Learner:
         for first in range(0, len(images), self.micro_batch):
             part = slice(first, first + self.micro_batch)
             folded = FoldedNorms(self.norms or {})
-            with self.training_ctx.autocast(), QuickDepthwise(), folded, self.team.norms():
+            with self.training_ctx.autocast(), QuickDepthwise(), folded, self.dp_group.norms():
                 features = self.network.body(images[part]).float()
                 scores = self.network.head(features)
             loss = nn.functional.cross_entropy(
@@ -320,10 +320,10 @@ class _Learner:
         check_short_memory(error, self.ctx.device)
         if self.micro_batch == 1:
             raise TransferError(
-                f"The memory of {self.ctx.device} does not suffice to train on one picture at a "
+                f"The memory of {self.ctx.device} does not suffice to train on one image at a "
                 "time. Use a smaller --input-px, a smaller backbone, or --device cpu."
             ) from error
-        if self.team.size > 1 and self._learns_statistics():
+        if self.dp_group.size > 1 and self._learns_statistics():
             raise TransferError(
                 f"The memory of {self.ctx.device} does not suffice for its share of a batch, and "
                 "BatchNorm must see all of it at once. Use a larger --ddp or a smaller --input-px."
@@ -355,7 +355,9 @@ class _Learner:
     def restore(self, checkpoint: Checkpoint | None) -> bool:
         """Go back to where a checkpoint was written; False if there is none of this training."""
         found = checkpoint.read(self.ctx.device) if checkpoint else None
-        resumed = self.team.all(found is not None)  # and all have read it before it is replaced
+        resumed = self.dp_group.all(
+            found is not None
+        )  # and all have read it before it is replaced
         if found is None or not resumed:
             return False
         groups: dict[str, dict[str, Tensor]] = {}
@@ -384,7 +386,7 @@ def _average_of(network: Network, decay: float) -> AveragedModel:
 
 
 def _clearly_better(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
-    """Whether hits on the same pictures differ by more than chance would let them (`CLEARLY`)."""
+    """Whether hits on the same images differ by more than chance would let them (`CLEARLY`)."""
     gap = one.astype(np.float64) - other
     return bool(gap.mean() > CLEARLY * gap.std() / np.sqrt(len(gap)))
 

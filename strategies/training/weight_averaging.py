@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.classifier import ImageClassifier
-from strategies.training.reinit import take_statistics
+from strategies.training.reinit import recompute_bn_statistics
 
 _STATISTICS = ("running_mean", "running_var")
 
@@ -28,23 +28,23 @@ def can_be_averaged(one: ImageClassifier, other: ImageClassifier) -> bool:
 
 
 def averaged(
-    members: Sequence[ImageClassifier], task: ImageTask, ctx: RunContext
+    members: Sequence[ImageClassifier], dataset: Dataset, ctx: RunContext
 ) -> ImageClassifier:
-    """Average the weights of trainings that began at the same point: a soup.
+    """Average the weights of training runs that began at the same point: a soup.
 
     It predicts, is saved and exported as any one of them, at the cost of one. Heads are averaged
     as they are, temperature included, so that one which is too sure of itself outweighs nobody.
     BatchNorm statistics that all members share (frozen ones) stay. Where members have their own
     (trained ones), those of the average are neither of theirs nor their mean: activations at
-    averaged weights vary less than at either. They are taken anew from the train pictures.
+    averaged weights vary less than at either. They are taken again from the train images.
 
     Parameters
     ----------
     members
         At least one, all of which `can_be_averaged`; strategy and hyperparameters of the first
         are recorded.
-    task
-        Whose train pictures they learnt from.
+    dataset
+        Whose train images they learnt from.
 
     Raises
     ------
@@ -72,7 +72,7 @@ def averaged(
     names = _own_statistics(members)
     if names:
         norms = [m for m in map(network.get_submodule, names) if isinstance(m, nn.BatchNorm2d)]
-        take_statistics(network, norms, task, first.backbone, ctx)
+        recompute_bn_statistics(network, norms, dataset, first.backbone, ctx)
     return replace(first, network=network)
 
 

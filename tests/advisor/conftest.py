@@ -1,4 +1,4 @@
-"""Fixtures of searches: the advice is made once, with trainings of a few steps."""
+"""Fixtures of searches: the advice is made once, with training runs of a few steps."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +12,7 @@ from advisor.types.advice import Advice
 from strategies import full_fine_tune, partial_fine_tune
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask, load_task
+from strategies.data.dataset import Dataset, load_dataset
 from strategies.models.backbone import Backbone
 from strategies.training.trainer import ROUNDS
 from tests.advisor.searching import Runner, shortened
@@ -20,27 +20,27 @@ from tests.conftest import write_folder
 
 
 @pytest.fixture(scope="session")
-def striped(tmp_path_factory: pytest.TempPathFactory) -> ImageTask:
-    return load_task(write_folder(tmp_path_factory.mktemp("searched") / "data", 12))
+def striped(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return load_dataset(write_folder(tmp_path_factory.mktemp("searched") / "data", 12))
 
 
 @pytest.fixture(scope="session")
-def measured(striped: ImageTask, tmp_path_factory: pytest.TempPathFactory) -> tuple[Advice, Path]:
+def measured(striped: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Advice, Path]:
     cache = tmp_path_factory.mktemp("cache")
     advice = advise(striped.root, replace(DEFAULTS, input_px=64, cache_dir=cache))
     return shortened(advice), cache
 
 
 @pytest.fixture
-def short_trainings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the search space hold trainings of a few steps."""
+def short_training_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the search space hold training runs of a few steps."""
     for module in (full_fine_tune, partial_fine_tune):
         monkeypatch.setattr(module, "default_steps", lambda n_train, batch_size: ROUNDS)
 
 
 @pytest.fixture(scope="session")
 def make_runner(
-    measured: tuple[Advice, Path], striped: ImageTask, backbone: Backbone
+    measured: tuple[Advice, Path], striped: Dataset, backbone: Backbone
 ) -> Callable[[Path], Runner]:
     """Start searches in a folder: ``make_runner(folder)``."""
     advice, cache = measured
@@ -49,7 +49,9 @@ def make_runner(
 
 
 @pytest.fixture
-def run(make_runner: Callable[[Path], Runner], tmp_path: Path, short_trainings: None) -> Runner:
+def run(
+    make_runner: Callable[[Path], Runner], tmp_path: Path, short_training_runs: None
+) -> Runner:
     return make_runner(tmp_path / "run")
 
 

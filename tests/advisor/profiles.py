@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from advisor.decide.priors import Offset, PilotTrust, Priors, Usual, Variant
+from advisor.decide.priors import Offset, PilotTrust, Prior, Priors, Variant
 from advisor.types.profile import LearningCurve, Pilot, ProbeResult, Profile
 from advisor.types.similarity import DomainSimilarity
 from strategies.core.metrics import Interval, proportion
@@ -80,7 +80,7 @@ def profile_of(
             "full_fine_tune": 15_000.0,
             "from_scratch": 30_000.0,
         },
-        why_not={},
+        inapplicable={},
     )
     return replace(base, **changes)
 
@@ -141,14 +141,14 @@ def priors_by_hand() -> Priors:
     return Priors(
         provenance="made by hand",
         evidence={
-            "far": Usual(0.4, 0.3),
-            "probe": Usual(1.5, 1.0),
-            "svm": Usual(0.2, 0.3),
-            "size": Usual(1.2, 0.4),
-            "total": Usual(2.0, 0.6),
-            "control": Usual(0.2, 0.1),
-            "pixels": Usual(-1.0, 1.0),
-            "slope": Usual(0.2, 0.1),
+            "far": Prior(0.4, 0.3),
+            "probe": Prior(1.5, 1.0),
+            "svm": Prior(0.2, 0.3),
+            "size": Prior(1.2, 0.4),
+            "total": Prior(2.0, 0.6),
+            "control": Prior(0.2, 0.1),
+            "pixels": Prior(-1.0, 1.0),
+            "slope": Prior(0.2, 0.1),
         },
         variants=(
             Variant("layer_svm", {}, 0.2, LEAD, 0.2, 0.2, 0.1, 0.2, 12),

@@ -9,17 +9,17 @@ from typing import Any
 import optuna
 
 from advisor.tune.interrupt import Interrupt
-from advisor.tune.run_dir.directory import RunFolder
-from advisor.tune.run_dir.soup_candidates import Ingredients
-from advisor.tune.scheduler import make_contest
+from advisor.tune.run_dir.directory import RunDir
+from advisor.tune.run_dir.soup_candidates import SoupCandidates
+from advisor.tune.scheduler import make_scheduler
 from advisor.tune.search import Search, SearchResult
 from advisor.tune.study import COORDINATOR, Trials
-from advisor.tune.time_budget import Clock
-from advisor.tune.validation import make_scoring
+from advisor.tune.time_budget import TimeBudget
+from advisor.tune.validation import make_validation
 from advisor.types.advice import Advice
 from advisor.types.events import Event
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.registry import STRATEGIES
 from strategies.training.trainer import ROUNDS
@@ -40,10 +40,10 @@ class Runner:
     """Searches in a folder of its own, each as a process of its own would."""
 
     def __init__(
-        self, advice: Advice, task: ImageTask, backbone: Backbone, ctx: RunContext, folder: Path
+        self, advice: Advice, dataset: Dataset, backbone: Backbone, ctx: RunContext, folder: Path
     ) -> None:
-        self.advice, self.task, self.backbone, self.ctx = advice, task, backbone, ctx
-        self.folder = RunFolder.create(folder)
+        self.advice, self.dataset, self.backbone, self.ctx = advice, dataset, backbone, ctx
+        self.folder = RunDir.create(folder)
         self.url = f"sqlite:///{folder / 'study.db'}"
         self.heartbeat_s = 10
         self.deadline_s = math.inf
@@ -54,13 +54,13 @@ class Runner:
     def prepare(
         self, max_trials: int | None = None, only: str | None = None, owner: str = COORDINATOR
     ) -> Search:
-        n_val = len(self.task.val)
-        contest = make_contest(
+        n_val = len(self.dataset.val)
+        scheduler = make_scheduler(
             self.advice, max(n_val, 1), only=only, max_trials=max_trials, prefer="balanced"
         )
         self.folder.enter("searching", math.inf)
         return Search(
-            self.task.hide_test(),
+            self.dataset.hide_test(),
             self.backbone,
             self.ctx,
             self.folder,
@@ -72,12 +72,12 @@ class Runner:
                 n_val=n_val,
                 by_folds=self.n_folds > 1,
             ),
-            contest,
-            Clock(self.deadline_s, 0, n_val, {self.backbone.input_px: 0.001}),
+            scheduler,
+            TimeBudget(self.deadline_s, 0, n_val, {self.backbone.input_px: 0.001}),
             Interrupt(),
             self.events.append,
-            make_scoring(self.task.hide_test(), self.n_folds, 0),
-            Ingredients(self.folder, self.n_folds) if self.soup else None,
+            make_validation(self.dataset.hide_test(), self.n_folds, 0),
+            SoupCandidates(self.folder, self.n_folds) if self.soup else None,
         )
 
     def __call__(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
@@ -88,7 +88,7 @@ class Runner:
     def resumed(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
         search = self.prepare(max_trials, only)
         kept = self.folder.best()
-        search.trials.mend(own=True, kept=kept and kept[0])
+        search.trials.requeue_dead(own=True, kept=kept and kept[0])
         search.run()
         return search.result()
 

@@ -19,6 +19,6 @@ def test_the_serving_example_classifies(run: Runner) -> None:
     exec(code.replace("runs/mine/classifier", str(run.folder.classifier())), names)
     classify = names["classify"]
     assert callable(classify)
-    found = classify(str(run.task.val[0].path))
-    assert set(found) == set(run.task.classes)
+    found = classify(str(run.dataset.val[0].path))
+    assert set(found) == set(run.dataset.classes)
     assert sum(found.values()) == pytest.approx(1, abs=1e-4)

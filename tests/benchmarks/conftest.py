@@ -1,4 +1,4 @@
-"""Fixtures for the scripts: each imported anew, tiny pictures, and processes that are run here."""
+"""Fixtures for the scripts: each imported again, tiny images, and processes that are run here."""
 
 import contextlib
 import importlib
@@ -40,8 +40,8 @@ Here = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Import a script anew, and what it imports."""
-    # Finding what is alike by chance costs half a second a task, however small.
+    """Import a script again, and what it imports."""
+    # Finding what is alike by chance costs half a second a dataset, however small.
     monkeypatch.setattr("strategies.data.near_duplicates.TAIL_PAIRS", 1000)
     before = {p: p.read_bytes() for p in BENCHMARKS.glob("*.jsonl")}
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -55,7 +55,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root of one set: three classes of twenty striped pictures."""
+    """A data root of one set: three classes of twenty striped images."""
     root = tmp_path_factory.mktemp("root")
     write_folder(root / "striped", 20)
     return root
@@ -70,20 +70,20 @@ def easy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / "coloured" / name).mkdir(parents=True)
         for i in range(16):
             pixels = 0.6 * np.array(ImageColor.getrgb(colour)) + rng.uniform(0, 100, (48, 48, 3))
-            picture = Image.fromarray(pixels.astype(np.uint8))
-            picture.save(root / "coloured" / name / f"{i:03d}.png")
+            image = Image.fromarray(pixels.astype(np.uint8))
+            image.save(root / "coloured" / name / f"{i:03d}.png")
     return root
 
 
 @pytest.fixture(scope="session")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that all scripts share: the pictures are the same."""
+    """A cache that all scripts share: the images are the same."""
     return tmp_path_factory.mktemp("kept")
 
 
 @pytest.fixture(scope="session")
 def shared_sets_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders named as three of the shared sets, and pictures in place of ImageNet's."""
+    """Folders named as three of the shared sets, and images in place of ImageNet's."""
     root = tmp_path_factory.mktemp("shared")
     for seed, name in enumerate(("flowers5", "cats_dogs", "mnist5k", "imagenet_samples")):
         write_folder(root / name, 5, seed=seed)

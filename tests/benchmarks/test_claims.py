@@ -29,7 +29,7 @@ def test_freezing_holds_where_two_and_three_stages_beat_none(
     rows = [*frozen("near", 0.7, 0.6, 0.8, 0.76), *frozen("far", 0.9, 0.95, 0.8, 0.8)]
     verdict = scripts["freezing"].freezing_when_few(rows)
     assert (verdict.held, verdict.cases) == (1, 2)
-    assert "-1.0 ± 9.0 with 20 a class" in verdict.detail
+    assert "-1.0 ± 9.0 with 20 per class" in verdict.detail
 
 
 def test_a_table_of_freezing_ends_with_the_head_alone(scripts: dict[str, ModuleType]) -> None:
@@ -42,13 +42,13 @@ def test_a_table_of_freezing_ends_with_the_head_alone(scripts: dict[str, ModuleT
     ]
     table = scripts["freezing"].freezing_table(rows)
     assert table.splitlines() == [
-        "| pictures a class (sets), frozen: | 1 | 2 | 3 | 4 |",
+        "| images per class (sets), frozen: | 1 | 2 | 3 | 4 |",
         "|---|---|---|---|---|",
         "| 20 (2) | -2.5 ± 7.5 | +0.0 ± 10.0 | -2.5 ± 7.5 | -25.0 ± 20.0 |",
     ]
 
 
-def test_freezing_is_compared_at_one_learning_rate_by_pictures_a_class(
+def test_freezing_is_compared_at_one_learning_rate_by_images_a_class(
     scripts: dict[str, ModuleType],
 ) -> None:
     plain = {"lr": 1e-3, "blend": 1.0}
@@ -66,7 +66,7 @@ def test_freezing_is_compared_at_one_learning_rate_by_pictures_a_class(
     ]
     verdict = scripts["freezing"].freezing_by_size(rows + few)
     assert (verdict.held, verdict.cases) == (2, 3)
-    assert "+10.0 with 5 a class, -3.0 ± 7.0 with 20 a class" in verdict.detail
+    assert "+10.0 with 5 per class, -3.0 ± 7.0 with 20 per class" in verdict.detail
 
 
 def test_small_steps_are_held_against_large_ones_near_and_far(
@@ -88,7 +88,7 @@ def test_half_the_way_is_held_against_the_whole_by_what_a_probe_leaves_to_learn(
 ) -> None:
     rows, profiles = [], {}
     for name, n_per_class, lr, blend, half in (
-        ("few", 20, 3e-4, 0.5, 0.75),  # 160 train pictures, 32 of them wrong
+        ("few", 20, 3e-4, 0.5, 0.75),  # 160 train images, 32 of them wrong
         ("some", 50, 3e-4, 0.7, 0.72),
         ("many", 500, 4e-4, 0.6, 0.6),
         ("many2", 500, 4e-4, 0.6, 0.5),
@@ -123,10 +123,10 @@ def test_views_are_compared_case_by_case(scripts: dict[str, ModuleType]) -> None
     ]
     verdict = scripts["claims"].augmented_is_better([*rows, row("c", "layer_svm", {}, 0.9)])
     assert (verdict.held, verdict.cases) == (2, 3)
-    assert "+30.0 with 5 a class, +5.0 ± 5.0 with 20 a class" in verdict.detail
+    assert "+30.0 with 5 per class, +5.0 ± 5.0 with 20 per class" in verdict.detail
 
 
-@pytest.mark.parametrize("text", ["near", "stages frozen", "test accuracy", "pictures a class"])
+@pytest.mark.parametrize("text", ["near", "stages frozen", "test accuracy", "images per class"])
 def test_the_plot_names_what_it_shows(scripts: dict[str, ModuleType], text: str) -> None:
     svg = scripts["freezing"].plot(frozen("near", 0.7, 0.6, 0.8, 0.75))
     assert svg.startswith("<svg")

@@ -1,4 +1,4 @@
-"""The scripts that learn from pictures: each main path runs on a few striped ones."""
+"""The scripts that learn from images: each main path runs on a few striped ones."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ QUICK = {"steps": 2}
 
 @pytest.fixture
 def small(data: Path, kept: Path, tmp_path: Path) -> list[str]:
-    """Options that most of the scripts have: where pictures come from, and where rows go."""
+    """Options that most of the scripts have: where images come from, and where rows go."""
     given = ["--data-root", str(data), "--cache-dir", str(kept)]
     return [*given, "--out", str(tmp_path / "rows.jsonl")]
 
@@ -42,7 +42,7 @@ def test_the_suite_measures_and_fits_what_is_missing(
     assert case == ("striped", 5, 0, 32)
 
 
-def test_trainings_are_recorded_averaged_and_replayed(
+def test_training_runs_are_recorded_averaged_and_replayed(
     load: Load,
     small: list[str],
     tmp_path: Path,
@@ -103,7 +103,7 @@ def test_a_cached_prefix_is_trained_behind_and_timed(
     assert "| striped | 32 | 3 |" in capsys.readouterr().out
 
 
-def test_leans_are_measured_and_mirrored_trainings_fitted(
+def test_leans_are_measured_and_mirrored_training_runs_fitted(
     load: Load, small: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--sets", "striped", "--seeds", "0", "--n-per-class", "5", "--input-px", "32"]
@@ -148,11 +148,11 @@ def test_a_harmful_backbone_is_made_warned_of_and_remedied(
     monkeypatch.setattr(negative, "REMEDIED", {"stages": negative.REMEDIED["stages"]})
     given = [*small, "--backbone-folder", str(tmp_path / "harmful"), "--input-px", "32"]
     given += ["--steps", "2", "--fit-steps", "2", "--seeds", "1"]
-    for part in ("harm", "warn", "near", "remedies", "table"):
+    for part in ("harm", "warn", "near", "interventions", "table"):
         negative.main([part, *given])
     said = capsys.readouterr().out
     assert "| harmful | striped | 1 |" in said
-    assert "| best on val, all | 1 |" in said
+    assert "| best on validation, all | 1 |" in said
 
 
 def test_the_domain_is_measured_line_by_line(
@@ -166,8 +166,8 @@ def test_the_domain_is_measured_line_by_line(
     monkeypatch.setattr(domain, "NEAR", ("flowers5", "cats_dogs"))
     monkeypatch.setattr(domain, "FAR", ("mnist5k",))
     monkeypatch.setattr(domain, "N_VARIANTS", 4)
-    wide = {k: replace(v, far=20 * v.far) for k, v in domain.scales().items()}
-    monkeypatch.setattr(domain, "scales", lambda: wide)  # stripes are farther than any set
+    wide = {k: replace(v, far=20 * v.far) for k, v in domain.calibrations().items()}
+    monkeypatch.setattr(domain, "calibrations", lambda: wide)  # stripes are farther than any set
     lines = [str(n) for n in domain.LINES if n != 8 or _are_installed("lite1", "lite2")]
     small = ["--input-px", "128"]  # the smallest with features in the reference
     domain.main(["--cache-dir", str(kept), "--most-draws", "2", *small, "--lines", *lines])
@@ -184,7 +184,7 @@ def test_the_maps_of_the_domain_are_fitted(
     fit_domain.main(["--cache-dir", str(kept), "--out", str(tmp_path / "domain.json")])
     found = json.loads((tmp_path / "domain.json").read_text(encoding="utf-8"))
     assert found.keys() == json.loads(before).keys()
-    assert found["scales"].keys() == json.loads(before)["scales"].keys()
+    assert found["calibrations"].keys() == json.loads(before)["calibrations"].keys()
     assert fit_domain.MAPS.read_bytes() == before
 
 
@@ -215,11 +215,11 @@ def _are_installed(*names: str) -> bool:
 
 SMOKE = {
     "run_suite": test_the_suite_measures_and_fits_what_is_missing,
-    "curves": test_trainings_are_recorded_averaged_and_replayed,
+    "curves": test_training_runs_are_recorded_averaged_and_replayed,
     "data_quality": test_leaks_series_and_wrong_labels_are_planted_and_found,
     "fine_tune_defaults": test_default_hyperparameters_are_fitted_and_tabled,
     "prefix_cache": test_a_cached_prefix_is_trained_behind_and_timed,
-    "mirror": test_leans_are_measured_and_mirrored_trainings_fitted,
+    "mirror": test_leans_are_measured_and_mirrored_training_runs_fitted,
     "probes": test_probes_are_fitted_and_compared_in_pairs,
     "probe_speed": test_the_path_of_strengths_is_timed_against_scikit_learn,
     "negative": test_a_harmful_backbone_is_made_warned_of_and_remedied,

@@ -91,11 +91,11 @@ def test_what_a_run_would_keep_is_the_best_on_val_not_on_test(
         [
             row("plain", "linear_probe", 0.2, 0.3),
             row("scratch", "from_scratch", 0.5, 0.4, steps=60),
-            row("remedy", "full_fine_tune", 0.6, 0.35, steps=60, reset_stages=2),
+            row("intervention", "full_fine_tune", 0.6, 0.35, steps=60, reset_stages=2),
             row("other backbone", "linear_probe", 0.9, 0.8),
         ]
     )
     assert found["best of plain and scratch, in hindsight"] == [0.4]
-    assert found["best on val, this backbone"] == [0.35]
-    assert found["best on val, all"] == [0.8]
+    assert found["best on validation, this backbone"] == [0.35]
+    assert found["best on validation, all"] == [0.8]
     assert found["remedy: full_fine_tune {'reset_stages': 2}"] == [0.35]

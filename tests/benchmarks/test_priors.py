@@ -11,7 +11,7 @@ import pytest
 
 from advisor.decide.priors import load_priors, priors_of
 from advisor.types.profile import Profile
-from strategies.data.dataset import ImageTask, labels_of
+from strategies.data.dataset import Dataset, labels_of
 from strategies.registry import STRATEGIES
 from tests.advisor.profiles import curve_of, pilot_of, profile_of
 
@@ -50,13 +50,13 @@ def test_the_priors_are_rebuilt_from_the_rows_byte_for_byte(
     assert text == fit_priors.PRIORS.read_text()
 
 
-def test_a_size_that_takes_no_further_picture_is_no_case_of_its_own(
-    scripts: dict[str, ModuleType], small_task: ImageTask
+def test_a_size_that_takes_no_further_image_is_no_case_of_its_own(
+    scripts: dict[str, ModuleType], small_dataset: Dataset
 ) -> None:
     suite = scripts["run_suite"]
-    most = max(np.bincount(labels_of(small_task.fit_split)))
+    most = max(np.bincount(labels_of(small_dataset.fit_split)))
     assert 5 < most <= 20
-    assert [suite.takes_more(small_task, n) for n in suite.SIZES] == [True, True, False, False]
+    assert [suite.takes_more(small_dataset, n) for n in suite.SIZES] == [True, True, False, False]
 
 
 def test_the_shipped_priors_know_their_strategies_and_their_error() -> None:
@@ -111,7 +111,7 @@ def test_a_lucky_draw_is_not_what_advice_is_measured_against(
     assert both[case].regret(entry) == pytest.approx(0.5)
 
 
-def test_a_case_with_few_test_pictures_counts_for_little(scripts: dict[str, ModuleType]) -> None:
+def test_a_case_with_few_test_images_counts_for_little(scripts: dict[str, ModuleType]) -> None:
     rows, profiles = suite()
     lines = {}
     for n_test in (500, 10):
@@ -124,19 +124,19 @@ def test_a_case_with_few_test_pictures_counts_for_little(scripts: dict[str, Modu
     assert lines[10]["intercept"] < lines[500]["intercept"] - 0.05
 
 
-def test_with_more_pictures_a_line_fitted_to_inexact_tests_is_less_certain(
+def test_with_more_images_a_line_fitted_to_inexact_tests_is_less_certain(
     scripts: dict[str, ModuleType],
 ) -> None:
     lines = scripts["gain_lines"]
     rows, profiles = suite()
-    usual = scripts["fit_priors"]._usual(profiles)
+    prior = scripts["fit_priors"]._prior(profiles)
     drift = {}
     for n_test in (5000, 50):
         gains = lines.gains_of([r | {"n_test": n_test} for r in rows], "from_scratch", {})
-        line = lines.fit_line(gains, profiles, usual, lines.GUESS)
+        line = lines.fit_line(gains, profiles, prior, lines.GUESS)
         assert ((line.exact > 0) & (line.exact < 1)).all()
-        x = lines.evidence_matrix(gains, profiles, usual)
-        drift[n_test] = lines.drift_of(line, x, usual, sd=0.5)
+        x = lines.evidence_matrix(gains, profiles, prior)
+        drift[n_test] = lines.drift_of(line, x, prior, sd=0.5)
     assert 0 < drift[5000] < drift[50]
 
 

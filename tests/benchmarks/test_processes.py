@@ -90,14 +90,14 @@ def test_a_killed_run_is_resumed_and_compared(
 def test_a_few_links_are_listed_and_measured(
     load: Load, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--pictures", str(data / "striped"), "--scratch", str(tmp_path)]
+    given = ["--images", str(data / "striped"), "--scratch", str(tmp_path)]
     load("million_files").main([*given, "--classes", "3", "--per-class", "10"])
     row = json.loads(capsys.readouterr().out)
     assert (row["files"], row["classes"], row["torch_imported"]) == (30, 3, False)
     assert not (tmp_path / "million-files").exists()
 
 
-def test_rivals_fit_the_same_pictures(
+def test_alternatives_fit_the_same_images(
     load: Load,
     here: Patch,
     data: Path,
@@ -125,9 +125,9 @@ def test_a_peer_that_is_installed_trains(
     peers, suite = load("peers"), load("run_suite")
     here(peers)
     backbone = peers.load_backbone(input_px=32)
-    task = suite.subsample(peers.load_task(data / "striped"), 5, 0)
-    row = peers.run_training(how, task, backbone, 0, 10.0, Path(sys.executable))
-    assert row["n_test"] == len(task.test)
+    dataset = suite.subsample(peers.load_dataset(data / "striped"), 5, 0)
+    row = peers.run_training(how, dataset, backbone, 0, 10.0, Path(sys.executable))
+    assert row["n_test"] == len(dataset.test)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_way_to_spend_the_time_is_tried_and_summed_up(
 def test_the_time_of_the_help_text_is_told(
     load: Load, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--figures", "7", "--repeat", "1", "--pictures", str(data / "striped")]
+    given = ["--figures", "7", "--repeat", "1", "--images", str(data / "striped")]
     load("speed").main(given)
     assert "| 7 | `tl-advise --help`" in capsys.readouterr().out
 
@@ -193,7 +193,7 @@ def test_all_figures_of_speed_are_measured(
     small = {"SETTLED_S": 0.0, "N": 9, "N_NEW": 3, "MANY": 12, "SOME": 9, "FEW": 6}
     for name, value in small.items():
         monkeypatch.setattr(speed, name, value)
-    speed.main(["--repeat", "1", "--pictures", str(data / "striped")])
+    speed.main(["--repeat", "1", "--images", str(data / "striped")])
     said = capsys.readouterr().out
     assert all(f"| {number} | {figure.what} |" in said for number, figure in speed.FIGURES.items())
 
@@ -246,8 +246,8 @@ SMOKE = {
     "budget": test_a_run_is_held_against_its_time,
     "kill": test_a_killed_run_is_resumed_and_compared,
     "million_files": test_a_few_links_are_listed_and_measured,
-    "peers": test_rivals_fit_the_same_pictures,
-    "peer_training": test_rivals_fit_the_same_pictures,
+    "peers": test_alternatives_fit_the_same_images,
+    "peer_training": test_alternatives_fit_the_same_images,
     "tuning": test_a_way_to_spend_the_time_is_tried_and_summed_up,
     "speed": test_all_figures_of_speed_are_measured,
     "screenshots": test_a_screenshot_is_saved_with_few_colours,

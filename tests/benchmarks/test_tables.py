@@ -52,7 +52,7 @@ def test_claims_are_held_against_a_few_sets(
     given += ["--extra", str(some_rows / "claims.jsonl"), "--plot", str(tmp_path / "plot.svg")]
     load("claims").main([*read_from(some_rows), *given])
     said = capsys.readouterr().out
-    assert "| features with 1 picture a class beat raw pixels with 10 |" in said
+    assert "| features with 1 image per class beat raw pixels with 10 |" in said
     assert "| freezing" in said or "frozen" in said
     assert (tmp_path / "plot.svg").read_text(encoding="utf-8").startswith("<svg")
 

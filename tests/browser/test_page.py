@@ -52,7 +52,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     data = write_folder(folder / "striped", 12)
     write_folder(data, 18, n_classes=1)
-    (data / "class0" / "torn.png").write_bytes(b"no picture")
+    (data / "class0" / "torn.png").write_bytes(b"no image")
     shutil.copy(data / "class0" / "001.png", data / "class1" / "copy.png")
     small = Options(input_px=32, cache_dir=folder / "cache")
     advise(data, small, html=folder / "advice.html")
@@ -109,7 +109,7 @@ def test_it_opens_without_a_word_on_the_console_and_without_a_request(
     assert tab.locator("figure[data-chart] svg").count() == charts.count()
 
 
-def test_the_page_of_a_hundred_thousand_pictures_opens_in_three_seconds(
+def test_the_page_of_a_hundred_thousand_images_opens_in_three_seconds(
     open_page: Open, pages: dict[str, Path]
 ) -> None:
     assert pages["many"].stat().st_size < 5_000_000
@@ -128,7 +128,7 @@ def test_a_phone_has_no_sideways_scroll(name: str, open_page: Open) -> None:
 
 
 @pytest.mark.parametrize("name", ["advice", "hostile"])
-def test_pointing_at_a_picture_on_the_map_shows_it(name: str, open_page: Open) -> None:
+def test_pointing_at_a_image_on_the_map_shows_it(name: str, open_page: Open) -> None:
     tab = open_page(name)
     plot = tab.locator('[data-chart="map"] .plot')
     plot.scroll_into_view_if_needed()
@@ -184,12 +184,12 @@ def test_tables_sort_by_number_and_by_name(open_page: Open) -> None:
 
     numbers = [int(n) for n in column(2)]
     assert len(set(numbers)) > 1
-    pictures = table.get_by_role("button", name="Pictures")
-    pictures.click()
+    images = table.get_by_role("button", name="ImageInputs")
+    images.click()
     assert [int(n) for n in column(2)] == sorted(numbers)
-    pictures.click()
+    images.click()
     assert [int(n) for n in column(2)] == sorted(numbers, reverse=True)
-    assert pictures.locator("..").get_attribute("aria-sort") == "descending"
+    assert images.locator("..").get_attribute("aria-sort") == "descending"
     table.get_by_role("button", name="Class").click()
     assert column(1) == sorted(column(1))
 

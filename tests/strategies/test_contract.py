@@ -13,7 +13,7 @@ from optuna.trial import FixedTrial
 from strategies.base import Strategy
 from strategies.core.context import RunContext
 from strategies.core.errors import NotApplicable, OutOfTime
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.registry import STRATEGIES, get_strategy
@@ -35,9 +35,9 @@ def strategy(name: str) -> Strategy:
 
 @pytest.fixture
 def fitted(
-    strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> ImageClassifier:
-    return strategy.fit(small_task.hide_test(), backbone, ctx)
+    return strategy.fit(small_dataset.hide_test(), backbone, ctx)
 
 
 def test_is_a_frozen_dataclass_registered_by_its_name(name: str) -> None:
@@ -55,29 +55,31 @@ def test_default_hyperparameters_are_plain_values(name: str) -> None:
 
 
 def test_a_suggestion_replays_from_its_parameters(
-    name: str, small_task: ImageTask, backbone: Backbone
+    name: str, small_dataset: Dataset, backbone: Backbone
 ) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     trial = study.ask()
-    drawn = STRATEGIES[name].suggest(trial, small_task, backbone)
-    assert STRATEGIES[name].suggest(FixedTrial(trial.params), small_task, backbone) == drawn
-    assert drawn.why_not(small_task, backbone) is None
+    drawn = STRATEGIES[name].suggest(trial, small_dataset, backbone)
+    assert STRATEGIES[name].suggest(FixedTrial(trial.params), small_dataset, backbone) == drawn
+    assert drawn.inapplicable(small_dataset, backbone) is None
 
 
-def test_cost_grows_with_pictures_and_is_positive(
-    strategy: Strategy, small_task: ImageTask, backbone: Backbone
+def test_cost_grows_with_images_and_is_positive(
+    strategy: Strategy, small_dataset: Dataset, backbone: Backbone
 ) -> None:
-    double = replace(small_task, train=small_task.train * 2, val=small_task.val * 2, test=None)
-    once = strategy.image_passes(small_task, backbone)
+    double = replace(
+        small_dataset, train=small_dataset.train * 2, val=small_dataset.val * 2, test=None
+    )
+    once = strategy.image_passes(small_dataset, backbone)
     assert 0 < once < strategy.image_passes(double, backbone)
 
 
 def test_probabilities_have_a_column_a_class_and_sum_to_one(
-    fitted: ImageClassifier, small_task: ImageTask
+    fitted: ImageClassifier, small_dataset: Dataset
 ) -> None:
-    assert small_task.test is not None
-    found = fitted.predict_proba([p.path for p in small_task.test])
-    assert found.shape == (len(small_task.test), small_task.n_classes)
+    assert small_dataset.test is not None
+    found = fitted.predict_proba([p.path for p in small_dataset.test])
+    assert found.shape == (len(small_dataset.test), small_dataset.n_classes)
     assert np.all(found >= 0)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
 
@@ -85,21 +87,21 @@ def test_probabilities_have_a_column_a_class_and_sum_to_one(
 def test_same_seed_same_predictions_and_nothing_global_is_touched(
     strategy: Strategy,
     fitted: ImageClassifier,
-    small_task: ImageTask,
+    small_dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
 ) -> None:
-    before, task_before = torch.get_rng_state(), repr(small_task)
-    again = strategy.fit(small_task.hide_test(), backbone, ctx)
+    before, dataset_before = torch.get_rng_state(), repr(small_dataset)
+    again = strategy.fit(small_dataset.hide_test(), backbone, ctx)
     assert torch.equal(torch.get_rng_state(), before)
-    assert repr(small_task) == task_before
-    paths = [p.path for p in small_task.val]
+    assert repr(small_dataset) == dataset_before
+    paths = [p.path for p in small_dataset.val]
     np.testing.assert_array_equal(fitted.predict_proba(paths), again.predict_proba(paths))
 
 
-def test_saved_is_loaded(fitted: ImageClassifier, small_task: ImageTask, tmp_path: Path) -> None:
+def test_saved_is_loaded(fitted: ImageClassifier, small_dataset: Dataset, tmp_path: Path) -> None:
     # Predicting at the command line, ONNX and timm: test_round_trips.
-    paths = [p.path for p in small_task.val]
+    paths = [p.path for p in small_dataset.val]
     fitted.save(tmp_path / "saved")
     loaded = ImageClassifier.load(tmp_path / "saved")
     np.testing.assert_allclose(loaded.predict_proba(paths), fitted.predict_proba(paths), atol=1e-6)
@@ -108,24 +110,26 @@ def test_saved_is_loaded(fitted: ImageClassifier, small_task: ImageTask, tmp_pat
 
 
 def test_another_input_size_is_the_classifiers_own(
-    strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     small = replace(strategy, input_px=32)
 
-    fitted = small.fit(small_task.hide_test(), backbone, ctx)
+    fitted = small.fit(small_dataset.hide_test(), backbone, ctx)
 
     assert fitted.backbone.input_px == fitted.hyperparameters["input_px"] == 32
-    ratio = small.image_passes(small_task, backbone) / strategy.image_passes(small_task, backbone)
+    ratio = small.image_passes(small_dataset, backbone) / strategy.image_passes(
+        small_dataset, backbone
+    )
     assert ratio == pytest.approx((32 / backbone.input_px) ** 2)
 
 
 def test_test_labels_are_never_read(
-    strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    assert small_task.test is not None
+    assert small_dataset.test is not None
     nowhere = Path("does/not/exist.png")
-    poisoned = tuple(replace(p, path=nowhere, label=10**6) for p in small_task.test)
-    strategy.fit(replace(small_task, test=poisoned), backbone, ctx)
+    poisoned = tuple(replace(p, path=nowhere, label=10**6) for p in small_dataset.test)
+    strategy.fit(replace(small_dataset, test=poisoned), backbone, ctx)
 
 
 class Stop(Exception):
@@ -133,7 +137,7 @@ class Stop(Exception):
 
 
 def test_exceptions_of_on_epoch_pass_through(
-    name: str, strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    name: str, strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     def stop(epoch: int, val_accuracy: float) -> None:
         raise Stop
@@ -141,16 +145,16 @@ def test_exceptions_of_on_epoch_pass_through(
     listening = replace(ctx, on_epoch=stop)
     if strategy.selects_on_val:
         with pytest.raises(Stop):
-            strategy.fit(small_task.hide_test(), backbone, listening)
+            strategy.fit(small_dataset.hide_test(), backbone, listening)
     else:
-        strategy.fit(small_task.hide_test(), backbone, listening)
+        strategy.fit(small_dataset.hide_test(), backbone, listening)
 
 
 def test_no_time_left_is_out_of_time(
-    strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     with pytest.raises(OutOfTime):
-        strategy.fit(small_task.hide_test(), backbone, replace(ctx, deadline_s=0.0))
+        strategy.fit(small_dataset.hide_test(), backbone, replace(ctx, deadline_s=0.0))
 
 
 def test_a_misspelt_name_is_answered_with_the_right_one(name: str) -> None:

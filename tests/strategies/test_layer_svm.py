@@ -8,7 +8,7 @@ import pytest
 from strategies import layer_svm
 from strategies.core.cache import Rows
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask, labels_of
+from strategies.data.dataset import Dataset, labels_of
 from strategies.layer_svm import LayerSVM, candidates, depth_set
 from strategies.models.backbone import Backbone
 from strategies.models.body import Pooling
@@ -24,18 +24,18 @@ def test_depths_are_counted_from_both_ends(backbone: Backbone) -> None:
 
 @pytest.mark.parametrize("wrong", [{"depth": 7}, {"depth": -7}, {"share": 0.0}, {"share": 1.5}])
 def test_what_is_not_there_is_refused(
-    wrong: dict[str, float], small_task: ImageTask, backbone: Backbone
+    wrong: dict[str, float], small_dataset: Dataset, backbone: Backbone
 ) -> None:
     (value,) = wrong.values()
-    reason = LayerSVM(**wrong).why_not(small_task, backbone)
+    reason = LayerSVM(**wrong).inapplicable(small_dataset, backbone)
     assert reason is not None
     assert str(value) in reason
 
 
 def test_a_depth_that_alone_tells_classes_apart_is_found_and_the_network_cut_there(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    labels = labels_of(small_task.train)
+    labels = labels_of(small_dataset.train)
     at = Views.at
 
     def telling(views: Views, depths: tuple[int, ...], pooling: Pooling) -> Rows:
@@ -48,28 +48,28 @@ def test_a_depth_that_alone_tells_classes_apart_is_found_and_the_network_cut_the
 
     monkeypatch.setattr(Views, "at", telling)
 
-    fitted = LayerSVM(views=1).fit(small_task.hide_test(), backbone, ctx)
+    fitted = LayerSVM(views=1).fit(small_dataset.hide_test(), backbone, ctx)
 
     assert fitted.hyperparameters["depth"] == 3
     assert fitted.depths == (3,)
 
 
 def test_features_that_say_nothing_leave_the_first_candidate(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(layer_svm, "one_error_rule", lambda losses, costs: 0)
-    fitted = LayerSVM(views=1).fit(small_task.hide_test(), backbone, ctx)
+    monkeypatch.setattr(layer_svm, "one_standard_error_rule", lambda losses, costs: 0)
+    fitted = LayerSVM(views=1).fit(small_dataset.hide_test(), backbone, ctx)
 
-    first = candidates(backbone, len(small_task.train))[0]
+    first = candidates(backbone, len(small_dataset.train))[0]
     assert fitted.hyperparameters["depth"] == first.depth == -(backbone.n_depths // 2)
     assert fitted.depths == depth_set(first.depth, backbone)
 
 
 def test_a_share_leaves_the_other_activations_without_weight(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     svm = LayerSVM(depth=0, pooling="mean", share=0.25, views=1, strength=1e-3)
-    fitted = svm.fit(small_task.hide_test(), backbone, ctx)
+    fitted = svm.fit(small_dataset.hide_test(), backbone, ctx)
 
     used = (fitted.network.head.weight.detach().abs().amax(dim=0) > 0).float().mean()
     assert float(used) == pytest.approx(0.25, abs=0.01)
@@ -77,26 +77,26 @@ def test_a_share_leaves_the_other_activations_without_weight(
 
 @pytest.mark.parametrize("svm", [LayerSVM(), LayerSVM(depth=0, pooling="grid", share=0.25)])
 def test_what_was_chosen_fits_the_same_again(
-    svm: LayerSVM, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    svm: LayerSVM, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    task = small_task.hide_test()
-    first = svm.fit(task, backbone, ctx)
+    dataset = small_dataset.hide_test()
+    first = svm.fit(dataset, backbone, ctx)
     assert None not in first.hyperparameters.values()
 
-    again = LayerSVM(**first.hyperparameters).fit(task, backbone, ctx)
+    again = LayerSVM(**first.hyperparameters).fit(dataset, backbone, ctx)
 
-    paths = [p.path for p in task.val]
+    paths = [p.path for p in dataset.val]
     # The temperature is found on scores of folds that are solved less exactly.
     np.testing.assert_allclose(first.predict_proba(paths), again.predict_proba(paths), atol=0.01)
 
 
-def test_one_picture_a_class_takes_the_first_candidate(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+def test_one_image_a_class_takes_the_first_candidate(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    labels = labels_of(small_task.train)
-    rows = [int(np.flatnonzero(labels == c)[0]) for c in range(small_task.n_classes)]
-    task = replace(small_task.hide_test(), train=tuple(small_task.train[r] for r in rows))
+    labels = labels_of(small_dataset.train)
+    rows = [int(np.flatnonzero(labels == c)[0]) for c in range(small_dataset.n_classes)]
+    dataset = replace(small_dataset.hide_test(), train=tuple(small_dataset.train[r] for r in rows))
 
-    fitted = LayerSVM(views=1).fit(task, backbone, ctx)
+    fitted = LayerSVM(views=1).fit(dataset, backbone, ctx)
 
     assert fitted.hyperparameters["depth"] == candidates(backbone, 3)[0].depth

@@ -1,7 +1,7 @@
-"""What every registered strategy leaves behind says the same of pictures wherever it is used.
+"""What every registered strategy leaves behind says the same of images wherever it is used.
 
 Fitted and judged on real photographs where ``../shared/data`` has some (of other sizes and sides
-than the input, and one of them grey), on striped pictures otherwise.
+than the input, and one of them grey), on striped images otherwise.
 """
 
 import json
@@ -22,7 +22,7 @@ from advisor.cli.app import auto_app
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.core.errors import NotApplicable
-from strategies.data.dataset import ImageTask, load_task
+from strategies.data.dataset import Dataset, load_dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.models.export import export
@@ -42,23 +42,23 @@ N_PHOTOS = 10
 
 
 @pytest.fixture(scope="session")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> ImageTask:
-    """A few real photographs of three classes, one of them grey; striped pictures without."""
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A few real photographs of three classes, one of them grey; striped images without."""
     root = tmp_path_factory.mktemp("photos")
     if not (SHARED / "flowers5").is_dir():
-        return load_task(write_folder(root, N_PHOTOS))
+        return load_dataset(write_folder(root, N_PHOTOS))
     for folder in sorted(p for p in (SHARED / "flowers5").iterdir() if p.is_dir())[:3]:
         (root / folder.name).mkdir()
         for path in sorted(folder.iterdir())[:N_PHOTOS]:
             shutil.copy(path, root / folder.name)
     grey = next(root.rglob("*.jpg"))
     ImageOps.grayscale(Image.open(grey)).save(grey.with_name("grey.png"))
-    return load_task(root)
+    return load_dataset(root)
 
 
 @pytest.fixture(scope="session")
 def fit(
-    photos: ImageTask, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+    photos: Dataset, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
     """Fit a strategy on the photographs, once for all tests here: ``fit(name)``."""
     ctx = RunContext(cache=ArrayCache(tmp_path_factory.mktemp("cache")))
@@ -73,7 +73,7 @@ def fit(
 
 
 @pytest.fixture(scope="session")
-def paths(photos: ImageTask) -> list[Path]:
+def paths(photos: Dataset) -> list[Path]:
     return [p.path for p in (*photos.val, *photos.train[:9])]
 
 
@@ -139,7 +139,7 @@ def _prepared(path: Path, contract: dict[str, Any]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_timm_reads_every_uncut_network_and_prepares_pictures_alike(
+def test_timm_reads_every_uncut_network_and_prepares_images_alike(
     name: str, fit: Any, paths: list[Path], tmp_path: Path
 ) -> None:
     classifier: ImageClassifier = fit(name)

@@ -8,7 +8,7 @@ import pytest
 from strategies.base import Strategy
 from strategies.core.context import RunContext
 from strategies.core.errors import BackboneError
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.from_scratch import FromScratch
 from strategies.full_fine_tune import FullFineTune
 from strategies.models.backbone import Backbone
@@ -18,32 +18,32 @@ TRAINED = (FullFineTune(steps=2), PartialFineTune(steps=2), FromScratch(steps=2)
 
 
 def test_a_size_below_one_pixel_is_refused(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     with pytest.raises(BackboneError, match="-5 px"):
-        FullFineTune(steps=2, input_px=-5).fit(small_task.hide_test(), backbone, ctx)
+        FullFineTune(steps=2, input_px=-5).fit(small_dataset.hide_test(), backbone, ctx)
 
 
 @pytest.mark.parametrize("strategy", TRAINED[:2], ids=lambda s: s.name)
 def test_what_was_chosen_is_recorded_and_fits_the_same_again(
-    strategy: Strategy, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    task = small_task.hide_test()
-    first = strategy.fit(task, backbone, ctx)
+    dataset = small_dataset.hide_test()
+    first = strategy.fit(dataset, backbone, ctx)
     assert None not in first.hyperparameters.values()
 
-    again = type(strategy)(**first.hyperparameters).fit(task, backbone, ctx)
+    again = type(strategy)(**first.hyperparameters).fit(dataset, backbone, ctx)
 
-    paths = [p.path for p in task.val]
+    paths = [p.path for p in dataset.val]
     np.testing.assert_array_equal(first.predict_proba(paths), again.predict_proba(paths))
 
 
 def test_training_without_val_keeps_the_last_weights(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     told: list[float | None] = []
     listening = replace(ctx, on_epoch=lambda _, accuracy: told.append(accuracy))
 
-    FullFineTune(steps=2).fit(replace(small_task.hide_test(), val=()), backbone, listening)
+    FullFineTune(steps=2).fit(replace(small_dataset.hide_test(), val=()), backbone, listening)
 
     assert set(told) == {None}

@@ -60,7 +60,7 @@ def similarity_chart(profile: Profile) -> Chart | None:
     return Chart(
         "similarity",
         "Distance from ImageNet by depth",
-        "How far the activations at each depth are from those of ImageNet pictures, input to "
+        "How far the activations at each depth are from those of ImageNet images, input to "
         "output. 0 nats: no difference.",
         {
             "height": 240,
@@ -114,7 +114,7 @@ def _probe_rows(profile: Profile, probes: Sequence[ProbeResult], weights: str) -
 
 
 def curve_chart(profile: Profile) -> Chart | None:
-    """Draw what more pictures would bring."""
+    """Draw what more images would bring."""
     curve = profile.curve
     if curve is None:
         return None
@@ -126,7 +126,7 @@ def curve_chart(profile: Profile) -> Chart | None:
     x = {
         "field": "n",
         "type": "quantitative",
-        "title": "Pictures a class",
+        "title": "Images a class",
         "scale": {"type": "log", "nice": False, "padding": 14},
         "axis": {"values": [v["n"] for v in values], "format": ",.0f", "labelOverlap": True},
     }
@@ -139,15 +139,15 @@ def curve_chart(profile: Profile) -> Chart | None:
     }
     return Chart(
         "curve",
-        "What more pictures would bring",
-        "Cross-validated accuracy of the linear probe on fewer pictures, and how a power law "
+        "What more images would bring",
+        "Cross-validated accuracy of the linear probe on fewer images, and how a power law "
         "goes on.",
         {
             "height": 240,
             "data": {"values": values},
             "layer": dots(x, y_axis("Accuracy", PERCENT), PERCENT, colour),
         },
-        ("pictures a class", "kind", "accuracy"),
+        ("images per class", "kind", "accuracy"),
         tuple((f"{v['n']:,.0f}", v["kind"], percent(v)) for v in values),
     )
 
@@ -198,7 +198,7 @@ def cost_chart(advice: Advice) -> Chart:
 
 
 def map_chart(gallery: Gallery, classes: Sequence[str]) -> Chart | None:
-    """Draw the pictures where like lies beside like."""
+    """Draw the images where like lies beside like."""
     if not gallery.points:
         return None
     values = _map_rows(gallery, classes)
@@ -222,18 +222,18 @@ def map_chart(gallery: Gallery, classes: Sequence[str]) -> Chart | None:
         },
         "fillOpacity": {"condition": {"test": "datum.agrees", "value": 0.55}, "value": 0},
         "size": {"condition": {"test": "datum.i == focused", "value": 500}, "value": 55},
-        "tooltip": [{"field": "i", "title": "picture"}],
+        "tooltip": [{"field": "i", "title": "image"}],
     }
     depth = "all depths together" if gallery.depth == 0 else f"depth {gallery.depth}"
-    sample = f"{len(values):,} of {gallery.n_pictures:,} pictures"
-    params = [{"name": "view", "select": ZOOM, "bind": "scales"}]
+    sample = f"{len(values):,} of {gallery.n_images:,} images"
+    params = [{"name": "view", "select": ZOOM, "bind": "calibrations"}]
     return Chart(
         "map",
-        "A map of your pictures",
+        "A map of your images",
         f"{sample}, like beside like to the network at {depth} (t-SNE: neighbours mean "
         "something, distances between groups do not). Hollow: a linear probe that never saw the "
-        "picture names another class. Hover, or focus the map and use the arrow keys, to see a "
-        "picture; drag to move, Ctrl and wheel to zoom, double-click to go back.",
+        "image names another class. Hover, or focus the map and use the arrow keys, to see a "
+        "image; drag to move, Ctrl and wheel to zoom, double-click to go back.",
         {
             "height": 460,
             "data": {"values": values},

@@ -1,26 +1,26 @@
-"""The quadrant map: few or many pictures, near to or far from ImageNet."""
+"""The quadrant map: few or many images, near to or far from ImageNet."""
 
 from collections.abc import Sequence
 
 from advisor.decide.quadrant import RULES, SIMILAR_FROM
 from advisor.report.charts.vega import Chart, Row, Spec
 from advisor.report.words import title
-from advisor.similarity.calibration import scales
+from advisor.similarity.calibration import calibrations
 from advisor.types.advice import Advice, Domain, Size
 from advisor.types.profile import Profile
 from strategies.core.metrics import Interval
 
 
 def landmarks(profile: Profile) -> tuple[tuple[str, float], ...]:
-    """Return data sets measured before, with their similarity, on the scale of this profile."""
+    """Return datasets measured before, with their similarity, on the scale of this profile."""
     if profile.similarity is None:
         return ()
-    scale = scales()[profile.similarity.basis]
+    scale = calibrations()[profile.similarity.basis]
     return tuple((name, scale.score(distance)) for name, distance in scale.landmarks)
 
 
 def quadrant_chart(advice: Advice) -> Chart:
-    """Draw where the task lies between few and many pictures, near to and far from ImageNet."""
+    """Draw where the dataset lies between few and many images, near to and far from ImageNet."""
     size, similarity = advice.quadrant.size_decades, advice.quadrant.similarity
     reach = max(3.0, abs(size.low) + 0.3, abs(size.high) + 0.3)
     layers = [*_fields(reach), *_landmark_layers(advice.profile, reach)]
@@ -28,14 +28,12 @@ def quadrant_chart(advice: Advice) -> Chart:
     if similarity is not None:
         here |= {"y": similarity.mid, "yl": similarity.low, "yh": similarity.high}
     layers += _position(here, reach)
-    rows = [
-        ("your pictures", _decades(size), "unknown" if similarity is None else _two(similarity))
-    ]
+    rows = [("your images", _decades(size), "unknown" if similarity is None else _two(similarity))]
     rows += [(name, "", f"{score:.2f}") for name, score in landmarks(advice.profile)]
     return Chart(
         "quadrant",
-        "Where your pictures lie",
-        "Across: how many pictures there are, against the border between few and many. Up: how "
+        "Where your images lie",
+        "Across: how many images there are, against the border between few and many. Up: how "
         "much they look, to the network, like ImageNet. Each field names its rule of thumb; the "
         "bars are the intervals of your position. At the right, sets that were measured before.",
         {"height": 330, "layer": layers},
@@ -63,7 +61,7 @@ def _fields(reach: float) -> list[Spec]:
     x = {
         "field": "x",
         "type": "quantitative",
-        "title": "Number of pictures (÷ below, × above the border)",
+        "title": "Number of images (÷ below, × above the border)",
         "scale": {"domain": [-reach, reach * 2.25], "nice": False},
         "axis": {
             "values": list(range(-int(reach), int(reach) + 1)),
@@ -152,7 +150,7 @@ def _landmark_layers(profile: Profile, reach: float) -> list[Spec]:
 
 
 def _position(here: Row, reach: float) -> list[Spec]:
-    """Draw the task: a cross of its intervals and a point, or a line where one is unknown."""
+    """Draw the dataset: a cross of its intervals and a point, or a line where one is unknown."""
     data = {"values": [here]}
     x = {"field": "x", "type": "quantitative"}
     across = {"x": {"field": "xl", "type": "quantitative"}, "x2": {"field": "xh"}}
@@ -195,7 +193,7 @@ def _position(here: Row, reach: float) -> list[Spec]:
         {
             "data": data,
             "mark": {**label, "color": "var(--accent)"},
-            "encoding": {"x": x, "y": y, "text": {"value": "your pictures"}},
+            "encoding": {"x": x, "y": y, "text": {"value": "your images"}},
         },
     ]
 

@@ -47,7 +47,7 @@ def outcome_charts(
 
 
 def trials_chart(trials: Sequence[TrialRecord]) -> Chart | None:
-    """Draw the val accuracy of every trial, and the best so far."""
+    """Draw the validation accuracy of every trial, and the best so far."""
     values = _trial_rows(trials)
     if not values:
         return None
@@ -67,7 +67,7 @@ def trials_chart(trials: Sequence[TrialRecord]) -> Chart | None:
         "scale": {"domain": names, "range": [f"var(--c{i})" for i in range(len(names))]},
         "legend": {"orient": "top", "columns": 2, "values": seen},
     }
-    y = y_axis("Val accuracy", PERCENT)
+    y = y_axis("Validation accuracy", PERCENT)
     told = [*tip(x, PERCENT, colour), {"field": "seconds", "title": "seconds", "format": ".1f"}]
     told.append({"field": "settings", "title": "with"})
     span = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
@@ -76,7 +76,7 @@ def trials_chart(trials: Sequence[TrialRecord]) -> Chart | None:
     return Chart(
         "trials",
         "Trials",
-        "Accuracy on val of every trial that finished; the line is the best so far.",
+        "Accuracy on validation of every trial that finished; the line is the best so far.",
         {
             "height": 260,
             "data": {"values": values},
@@ -89,7 +89,7 @@ def trials_chart(trials: Sequence[TrialRecord]) -> Chart | None:
                 },
             ],
         },
-        ("trial", "strategy", "val accuracy", "seconds", "with"),
+        ("trial", "strategy", "validation accuracy", "seconds", "with"),
         tuple(
             (str(v["trial"]), v["strategy"], percent(v), f"{v['seconds']:.1f}", v["settings"])
             for v in values
@@ -124,17 +124,17 @@ def parallel_chart(strategy: str, trials: Sequence[TrialRecord]) -> Chart | None
     ranges = varied(scored)
     if len(scored) < FEWEST_LINES or not ranges:
         return None
-    names = [*ranges, "val accuracy"]
+    names = [*ranges, "validation accuracy"]
     reached = [t.val_accuracy.mid for t in scored if t.val_accuracy is not None]
     low, spread = min(reached), max(max(reached) - min(reached), 1e-9)
     values: list[Row] = []
     for trial, accuracy in zip(scored, reached, strict=True):
         place = (accuracy - low) / spread
         said = {n: trial.hyperparameters[n] for n in ranges}
-        told = ", ".join([*pairs(said.items()), f"val accuracy {100 * accuracy:.1f}%"])
+        told = ", ".join([*pairs(said.items()), f"validation accuracy {100 * accuracy:.1f}%"])
         at = {n: _place(trial.hyperparameters[n], ranges[n]) for n in ranges}
         for name in names:
-            spot = place if name == "val accuracy" else at[name]
+            spot = place if name == "validation accuracy" else at[name]
             values.append(
                 {"trial": trial.number, "what": name, "place": spot, "good": place, "told": told}
             )
@@ -185,12 +185,12 @@ def _place(value: object, kind: object) -> float:
 
 
 def importance_chart(strategy: str, shares: Mapping[str, float]) -> Chart:
-    """Draw how much of the spread of val accuracy each hyperparameter explains."""
+    """Draw how much of the spread of validation accuracy each hyperparameter explains."""
     values = [{"name": name, "mid": share} for name, share in shares.items()]
     return Chart(
         f"importance-{strategy}",
         f"{title(strategy)}: what mattered",
-        "Share of the spread of val accuracy that a hyperparameter explains (fANOVA). "
+        "Share of the spread of validation accuracy that a hyperparameter explains (fANOVA). "
         "With few trials this is rough.",
         {
             "height": 26 * len(values),
@@ -225,7 +225,7 @@ def calibration_chart(test: Evaluation) -> Chart | None:
     }
     span = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
     told = [{"field": "sure", "title": "said", "format": PERCENT}, *tip(x, PERCENT)[1:]]
-    told.append({"field": "n", "title": "pictures"})
+    told.append({"field": "n", "title": "images"})
     dashed = {"type": "line", "strokeDash": [3, 3], "color": "var(--soft)", "clip": True}
     dot = {"type": "point", "filled": True, "size": 60, "color": "var(--c0)", "opacity": 1}
     return Chart(
@@ -248,7 +248,7 @@ def calibration_chart(test: Evaluation) -> Chart | None:
                 },
             ],
         },
-        ("said", "found", "pictures"),
+        ("said", "found", "images"),
         tuple((f"{100 * v['sure']:.1f}%", percent(v), str(v["n"])) for v in values),
     )
 
@@ -262,7 +262,7 @@ def classes_chart(test: Evaluation) -> Chart:
     return Chart(
         "classes",
         "Accuracy by class",
-        f"Of the test pictures of a class, the share that is named rightly; worst first.{few}",
+        f"Of the test images of a class, the share that is named rightly; worst first.{few}",
         {
             "height": 22 * len(values),
             "data": {"values": values},
@@ -300,7 +300,7 @@ def confusion_chart(test: Evaluation) -> Chart:
     told = [
         {"field": "true", "title": "is"},
         {"field": "taken", "title": "taken for"},
-        {"field": "n", "title": "pictures"},
+        {"field": "n", "title": "images"},
     ]
     layers: list[Row] = [
         {"mark": "rect", "encoding": {"x": x, "y": y, "color": colour, "opacity": shade}}
@@ -318,9 +318,9 @@ def confusion_chart(test: Evaluation) -> Chart:
     return Chart(
         "confusion",
         "What was taken for what",
-        f"Test pictures: rows are what they are, columns what they were taken for.{few}",
+        f"Test images: rows are what they are, columns what they were taken for.{few}",
         {"height": 26 * len(names), "data": {"values": values}, "layer": layers},
-        ("is", "taken for", "pictures"),
+        ("is", "taken for", "images"),
         tuple((v["true"], v["taken"], str(v["n"])) for v in values if v["n"]),
         wide=True,
     )
@@ -361,7 +361,7 @@ def gain_chart(outcome: Outcome) -> Chart | None:
     return Chart(
         "gain",
         "What pretraining brought to each class",
-        f"Accuracy minus that of {found.control}, on the same {found.n:,} pictures; all together "
+        f"Accuracy minus that of {found.control}, on the same {found.n:,} images; all together "
         f"{points(found.gain)}: {found.verdict}.{few}",
         {"height": 22 * len(shown), "data": {"values": shown}, "layer": [zero, *rows]},
         ("class", "gain"),

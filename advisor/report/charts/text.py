@@ -10,7 +10,7 @@ _HALF, _ROWS, _BAR = 24, 3, 20
 
 
 def quadrant_map(advice: Advice) -> tuple[str, ...]:
-    """Draw the four fields with their rules, the task and its intervals."""
+    """Draw the four fields with their rules, the dataset and its intervals."""
     width = 2 * _HALF + 1
     rows = [[" "] * width for _ in range(2 * _ROWS)]
     for row in rows:
@@ -39,14 +39,14 @@ def _framed(rows: list[str]) -> tuple[str, ...]:
     line = "─" * _HALF
     body = [f"     │{row}│" for row in rows]
     return (
-        f"     {'few pictures':^{_HALF + 2}}{'many pictures':^{_HALF}}",
+        f"     {'few images':^{_HALF + 2}}{'many images':^{_HALF}}",
         f" 1.0 ┌{line}┬{line}┐",
         *body[:_ROWS],
         f" {SIMILAR_FROM:.1f} ├{line}┼{line}┤",
         *body[_ROWS:],
         f" 0.0 └{line}┴{line}┘",
         f"     ÷1000{'border':^{2 * _HALF - 7}}×1000",
-        "     (up: similarity to ImageNet; across: pictures, against the border)",
+        "     (up: similarity to ImageNet; across: images, against the border)",
     )
 
 

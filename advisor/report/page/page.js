@@ -45,8 +45,8 @@ function pictureParts(index) {
 
 function showTip(event, value) {
   if (value === null || value === undefined || value === "") { tip.hidden = true; return; }
-  if (typeof value === "object" && "picture" in value) {
-    tip.replaceChildren(...pictureParts(Number(value.picture)));
+  if (typeof value === "object" && "image" in value) {
+    tip.replaceChildren(...pictureParts(Number(value.image)));
   } else if (typeof value === "object") {
     const list = element("dl", null);
     for (const [key, text] of Object.entries(value)) {

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import optuna
 
-from advisor.tune.distributed.database import open_storage, patient
+from advisor.tune.distributed.database import open_storage, retry_transient
 from strategies.core.errors import StorageError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class Board:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.prefix = prefix
         self._storage = open_storage(storage, heartbeat_s)
-        names = patient(lambda: optuna.get_all_study_names(self._storage))
+        names = retry_transient(lambda: optuna.get_all_study_names(self._storage))
         if not new and prefix + _RUN not in names:
             known = sorted(name.removesuffix(f"/{_RUN}") for name in names if f"/{_RUN}" in name)
             raise StorageError(
@@ -146,7 +146,7 @@ class Board:
                 f"It knows: {', '.join(known) or 'none'}."
             )
         self.artifacts = Artifacts(artifacts)
-        self._study = patient(
+        self._study = retry_transient(
             partial(
                 optuna.create_study,
                 study_name=prefix + _RUN,
@@ -157,12 +157,12 @@ class Board:
 
     def fact(self, name: str) -> Mapping[str, Any] | None:
         """Return a fact, or None."""
-        found: Mapping[str, Any] | None = patient(lambda: self._study.user_attrs).get(name)
+        found: Mapping[str, Any] | None = retry_transient(lambda: self._study.user_attrs).get(name)
         return found
 
     def set(self, name: str, fact: Mapping[str, Any] | None) -> None:
         """Change a fact, at once for all."""
-        patient(lambda: self._study.set_user_attr(name, fact))
+        retry_transient(lambda: self._study.set_user_attr(name, fact))
 
     def put(self, name: str, path: Path, about: Mapping[str, Any] | None = None) -> None:
         """Share a file in the place of the one that a fact points to, and change the fact."""
@@ -191,12 +191,12 @@ class Board:
 
     def clear(self) -> None:
         """Delete all files, once the run is over."""
-        for name in patient(lambda: self._study.user_attrs):
+        for name in retry_transient(lambda: self._study.user_attrs):
             self.drop(name)
 
     def take_down(self) -> None:
         """Forget all facts: the run could not even begin."""
-        patient(
+        retry_transient(
             lambda: optuna.delete_study(study_name=self._study.study_name, storage=self._storage)
         )
 

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 STARTUP_TRIALS = 5
 """Trials of a strategy before TPE models them; until then draws are uniform."""
-PATIENCE_S = 120.0
+RETRY_FOR_S = 120.0
 """A database that does not answer is asked again for this long."""
 CLAIM_TIMEOUT_S = 600.0
 """Claims take milliseconds, or as long as a classifier takes to an artifact store; who waits
@@ -78,13 +78,13 @@ class SeededTPE(BaseSampler):
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
-def patient(ask: Callable[[], T]) -> T:
+def retry_transient(ask: Callable[[], T]) -> T:
     """Ask a database; once more, and again, while its server restarts or is busy.
 
     Raises
     ------
     StorageError
-        If it does not answer for `PATIENCE_S`, or says something that waiting does not mend.
+        If it does not answer for `RETRY_FOR_S`, or says something that waiting does not mend.
     """
     begun, wait_s = time.monotonic(), 0.1
     while True:
@@ -92,7 +92,7 @@ def patient(ask: Callable[[], T]) -> T:
             return ask()
         except DATABASE_ERRORS as error:
             reason = str(error.__cause__ or error).splitlines()[0]
-            if _is_lasting(reason) or time.monotonic() - begun > PATIENCE_S:
+            if _is_lasting(reason) or time.monotonic() - begun > RETRY_FOR_S:
                 raise StorageError(
                     f"The trials' database cannot be used: {reason}. Nothing that was finished "
                     "is lost; go on with tl-auto resume."
@@ -128,7 +128,7 @@ def open_storage(url: str, heartbeat_s: int) -> RDBStorage:
         if name.drivername == "postgresql":
             name = name.set(drivername="postgresql+psycopg")
         with experimental():
-            return patient(
+            return retry_transient(
                 lambda: RDBStorage(
                     name.render_as_string(hide_password=False),
                     engine_kwargs=arguments,
@@ -155,7 +155,7 @@ class LockLost(StorageError):
     """The database went away meanwhile, and with it the right to be the only one."""
 
 
-def insist(decide: Callable[[], T]) -> T:
+def retry_if_lock_lost(decide: Callable[[], T]) -> T:
     """Decide something under a lock; again from its start, where the lock was lost."""
     while True:
         with contextlib.suppress(LockLost):
@@ -187,7 +187,7 @@ class Lock:
             with self._file_lock(f"{engine.url.database}.lock"):
                 yield
             return
-        self._connection = patient(self._acquire)
+        self._connection = retry_transient(self._acquire)
         try:
             yield
         finally:

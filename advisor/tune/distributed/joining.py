@@ -13,7 +13,7 @@ from advisor.report.from_json import read_advice
 from advisor.tune.distributed.shared_folder import visit
 from advisor.tune.driver import check_split, make_search
 from advisor.tune.interrupt import Interrupt
-from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.settings import read_settings
 from advisor.types.events import OnEvent, ignore
 from strategies.core.progress import OnProgress
@@ -32,7 +32,7 @@ def join(
 ) -> bool:
     """Help a run that another process holds, until nothing is left to try.
 
-    The pictures and the database must be the same as there, and the run folder too, unless
+    The images and the database must be the same as there, and the run folder too, unless
     machines share an artifact store. Their clocks are taken to agree.
 
     Parameters
@@ -44,7 +44,7 @@ def join(
     storage, artifacts
         Where database and artifact store are, seen from here; None: as the run folder says.
     data, cache_dir
-        Where the pictures are, and features are kept; None: as the run does.
+        Where the images are, and features are kept; None: as the run does.
 
     Returns
     -------
@@ -62,7 +62,7 @@ def join(
         state = _state_after_measuring(folder)
         if state["phase"] != "searching":
             return False
-        check_split(folder, prepared.task)
+        check_split(folder, prepared.dataset)
         deadline_s = time.monotonic() + state["ends_at"] - time.time()
         advice = read_advice(folder.read("advice.json"))
         owner = f"{socket.gethostname()}-{os.getpid()}"
@@ -77,7 +77,7 @@ def join(
     return True
 
 
-def _state_after_measuring(folder: RunFolder) -> dict[str, Any]:
+def _state_after_measuring(folder: RunDir) -> dict[str, Any]:
     """Wait until a run has been measured; a run whose time is up counts as judged."""
     while (state := folder.state()).get("phase", "measuring") == "measuring":
         if time.time() > state.get("ends_at", math.inf):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from advisor.tune.distributed.artifacts import Board
-from advisor.tune.run_dir.directory import RunFolder, read_trial
+from advisor.tune.run_dir.directory import RunDir, read_trial
 from advisor.tune.run_dir.settings import Settings, read_settings
 from advisor.types.outcome import TrialRecord
 from strategies.core.errors import StorageError
@@ -21,7 +21,7 @@ _ARCHIVE = "classifier.tar"
 
 
 @dataclass(frozen=True)
-class SharedFolder(RunFolder):
+class SharedRunDir(RunDir):
     """A run folder whose settings, advice, phase, checkpoints and best lie on a board as well.
 
     The coordinator's is the run folder itself, which is complete at the end; a worker's is a
@@ -99,7 +99,7 @@ class SharedFolder(RunFolder):
             archive.unlink()
 
     def best(self) -> tuple[TrialRecord, bool] | None:
-        """Return the best trial of all machines, and whether it was fitted on val too."""
+        """Return the best trial of all machines, and whether it was fitted on validation too."""
         found = self.board.fact(_BEST)
         return None if found is None else (read_trial(found), bool(found["refitted"]))
 
@@ -111,7 +111,7 @@ class SharedFolder(RunFolder):
         StorageError
             If it is not in the store any more.
         """
-        here = RunFolder(self.path)
+        here = RunDir(self.path)
         if self.best() == here.best():
             return here.classifier()
         archive, new = self.path / _ARCHIVE, self.path / "classifier.new"
@@ -134,7 +134,7 @@ class SharedFolder(RunFolder):
         return f"tl-auto worker {name} --storage URL --artifacts {self.board.artifacts.name}"
 
 
-def share(folder: RunFolder, settings: Settings, storage: str | None) -> RunFolder:
+def share(folder: RunDir, settings: Settings, storage: str | None) -> RunDir:
     """Return the folder of a coordinator: shared if the settings name an artifact store.
 
     Raises
@@ -148,11 +148,11 @@ def share(folder: RunFolder, settings: Settings, storage: str | None) -> RunFold
     board = Board(
         url, settings.prefix, settings.artifacts, heartbeat_s=settings.heartbeat_s, new=True
     )
-    return SharedFolder(folder.path, board)
+    return SharedRunDir(folder.path, board)
 
 
 @contextlib.contextmanager
-def visit(run: str, storage: str | None, artifacts: str | None) -> Iterator[RunFolder]:
+def visit(run: str, storage: str | None, artifacts: str | None) -> Iterator[RunDir]:
     """Give a worker its folder: the run's own, or a temporary one where machines share a store.
 
     Parameters
@@ -172,7 +172,7 @@ def visit(run: str, storage: str | None, artifacts: str | None) -> Iterator[RunF
                 f"There is no folder {run}. Give a run folder, or the name that tl-auto run told, "
                 "with --storage and --artifacts."
             )
-        folder = RunFolder.open(Path(run))
+        folder = RunDir.open(Path(run))
         settings = read_settings(folder)
         name, storage = settings.prefix, storage or settings.storage
         artifacts = artifacts or settings.artifacts
@@ -180,7 +180,7 @@ def visit(run: str, storage: str | None, artifacts: str | None) -> Iterator[RunF
             yield folder
             return
     with tempfile.TemporaryDirectory(prefix="tl-auto-") as own:
-        yield SharedFolder(Path(own), Board(storage, name, artifacts), is_guest=True)
+        yield SharedRunDir(Path(own), Board(storage, name, artifacts), is_guest=True)
 
 
 def _checkpoint(path: Path) -> str:

@@ -19,13 +19,13 @@ from strategies.core.errors import StorageError
 from strategies.core.metrics import Interval
 from strategies.models.classifier import ImageClassifier
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _LOCK = "run.lock"
 Phase = Literal["measuring", "searching", "judging", "done"]
 
 
 @dataclass(frozen=True)
-class RunFolder:
+class RunDir:
     """Everything about one run, in one folder.
 
     ``run.json`` (how it was started), ``state.json`` (how far it is), ``advice.json``,
@@ -37,7 +37,7 @@ class RunFolder:
     path: Path
 
     @staticmethod
-    def create(path: Path) -> "RunFolder":
+    def create(path: Path) -> "RunDir":
         """Make a new folder for a run, or take an empty one.
 
         Raises
@@ -45,7 +45,7 @@ class RunFolder:
         StorageError
             If it holds anything already, or cannot be written.
         """
-        folder = RunFolder(path)
+        folder = RunDir(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             if folder.is_run() and not folder.is_locked():
@@ -69,7 +69,7 @@ class RunFolder:
             (self.path / name).unlink(missing_ok=True)
 
     @staticmethod
-    def open(path: Path) -> "RunFolder":
+    def open(path: Path) -> "RunDir":
         """Return an existing run folder.
 
         Raises
@@ -77,7 +77,7 @@ class RunFolder:
         StorageError
             If it is none, or one of another format version.
         """
-        folder = RunFolder(path)
+        folder = RunDir(path)
         if not folder.is_run():
             raise StorageError(
                 f"{path} is not a run folder: it has no run.json. Give the folder that tl-auto "
@@ -106,7 +106,7 @@ class RunFolder:
         """
         try:
             with filelock.FileLock(self.path / _LOCK, timeout=0):
-                self._mend()
+                self._finish_swap()
                 yield
         except filelock.Timeout as error:
             who = self.state().get("process", "another process")
@@ -293,7 +293,7 @@ class RunFolder:
         _sync(self.path)
 
     def best(self) -> tuple[TrialRecord, bool] | None:
-        """Return the trial of the classifier on disk, and whether it was fitted on val too."""
+        """Return the trial of the classifier on disk, and whether it was fitted on validation too."""
         if not (self.classifier() / "trial.json").is_file():
             return None
         record = json.loads((self.classifier() / "trial.json").read_text(encoding="utf-8"))
@@ -310,7 +310,7 @@ class RunFolder:
         target = self.path / "classifier"
         return target if target.is_dir() else _old(target)
 
-    def _mend(self) -> None:
+    def _finish_swap(self) -> None:
         """Finish what a killed process left half done."""
         target = self.path / "classifier"
         with self.writing(target):
@@ -328,6 +328,7 @@ def read_trial(record: Mapping[str, Any]) -> TrialRecord:
         None if found is None else Interval(**found),
         record["seconds"],
         record["reason"],
+        record["pruned"],
     )
 
 

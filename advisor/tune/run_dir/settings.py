@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.run_dir.directory import RunDir
 from advisor.types.options import Options
 from strategies.core.errors import StorageError, TransferError
 from strategies.core.progress import OnNote, OnProgress, ignore_note
@@ -34,7 +34,7 @@ class Settings:
     control
         Whether the best trial is compared with a control without pretrained weights.
     soup
-        Whether the weights of the best trainings are averaged at the end.
+        Whether the weights of the best training runs are averaged at the end.
     devices
         What ``--devices`` said; None: one process, on the device of the options.
     """
@@ -59,7 +59,7 @@ class Settings:
         return Options(**given, on_progress=on_progress, on_note=on_note)
 
 
-def read_settings(folder: RunFolder) -> Settings:
+def read_settings(folder: RunDir) -> Settings:
     """Return how a run was started."""
     record = folder.settings()
     try:

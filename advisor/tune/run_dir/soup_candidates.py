@@ -1,4 +1,4 @@
-"""The best trainings of a run, kept whole on disk for a while: what a soup is made of."""
+"""The best training runs of a run, kept whole on disk for a while: what a soup is made of."""
 
 import shutil
 from collections.abc import Sequence
@@ -7,26 +7,26 @@ from pathlib import Path
 
 import torch
 
-from advisor.tune.run_dir.directory import RunFolder
-from advisor.tune.validation import Scoring
+from advisor.tune.run_dir.directory import RunDir
+from advisor.tune.validation import Validation
 from advisor.types.outcome import TrialRecord
 from strategies.from_scratch import FromScratch
 from strategies.models.classifier import RECORD_FILE, ImageClassifier
 from strategies.registry import get_strategy
 
 MOST = 5
-"""So many trainings are kept: a soup gains little from those that are further behind."""
+"""So many training runs are kept: a soup gains little from those that are further behind."""
 
 
 @dataclass(frozen=True)
-class Ingredients:
-    """Classifiers of trainings, one for each fold, in ``ingredients/`` of this machine's folder.
+class SoupCandidates:
+    """Classifiers of training runs, one for each fold, in ``soup_candidates/`` of this machine's folder.
 
     Nothing but a soup reads them: one that is missing or cut short is one less to try, and a
     resumed run finds those that were written before. Machines that share no folder keep theirs.
     """
 
-    folder: RunFolder
+    folder: RunDir
     n_folds: int
 
     @staticmethod
@@ -58,25 +58,25 @@ class Ingredients:
         return ImageClassifier.load(self._path(number, fold), device)
 
     def best(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-        """Return those of some trials that are here whole, the best on val first."""
+        """Return those of some trials that are here whole, the best on validation first."""
         scored = [r for r in records if r.val_accuracy is not None and self.suits(r.strategy)]
         here = [r for r in scored if self._is_whole(r.number)]
         return sorted(here, key=lambda r: (-r.val_accuracy.mid if r.val_accuracy else 0, r.number))
 
-    def n_reserved(self, records: Sequence[TrialRecord], scoring: Scoring) -> int:
-        """Return how many pictures a soup would look at once one more training is done."""
+    def n_reserved(self, records: Sequence[TrialRecord], validation: Validation) -> int:
+        """Return how many images a soup would look at once one more training is done."""
         here = self.best(records)[: MOST - 1]
-        return len(here) * self.n_looked_at(here, scoring)
+        return len(here) * self.n_looked_at(here, validation)
 
-    def n_looked_at(self, members: Sequence[TrialRecord], scoring: Scoring) -> int:
-        """Return how many pictures the average of some trainings looks at, until it is judged.
+    def n_looked_at(self, members: Sequence[TrialRecord], validation: Validation) -> int:
+        """Return how many images the average of some training runs looks at, until it is judged.
 
         All that trials are judged on; and those they learn from, where BatchNorm's statistics
-        differ and are taken anew.
+        differ and are taken again.
         """
         policies = {r.hyperparameters.get("batch_norm") for r in members}
-        anew = len(policies) > 1 or "trained" in policies
-        return scoring.n + anew * sum(len(fold.train) for fold in scoring.folds)
+        again = len(policies) > 1 or "trained" in policies
+        return validation.n + again * sum(len(fold.train) for fold in validation.folds)
 
     def drop_others(self, records: Sequence[TrialRecord]) -> None:
         """Delete all but the `MOST` best of the trials that have ended."""
@@ -88,7 +88,7 @@ class Ingredients:
 
     def clear(self) -> None:
         """Delete all: the run is over."""
-        root = self.folder.path / "ingredients"
+        root = self.folder.path / "soup_candidates"
         with self.folder.writing(root):
             if root.is_dir():
                 shutil.rmtree(root)
@@ -99,4 +99,4 @@ class Ingredients:
         return all((path / RECORD_FILE).is_file() for path in paths)
 
     def _path(self, number: int, fold: int) -> Path:
-        return self.folder.path / "ingredients" / f"trial-{number}-fold-{fold}"
+        return self.folder.path / "soup_candidates" / f"trial-{number}-fold-{fold}"

@@ -6,10 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from advisor.tune.run_dir.directory import RunFolder, read_trial
+from advisor.tune.run_dir.directory import RunDir, read_trial
 
 
-def status_record(folder: RunFolder) -> dict[str, Any]:
+def status_record(folder: RunDir) -> dict[str, Any]:
     """Return the state of a run as plain JSON values.
 
     ``state`` is done, searching (or another phase), or stopped: a run that nobody holds and that
@@ -40,7 +40,7 @@ def _trials(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def status_lines(folder: RunFolder, record: dict[str, Any]) -> list[str]:
+def status_lines(folder: RunDir, record: dict[str, Any]) -> list[str]:
     """Return the same for people."""
     left = "" if record["left_s"] is None else f", {record['left_s']:.0f} s left"
     lines = [f"{folder.path}: {record['state']} ({record['used_s']:.0f} s used{left})"]
@@ -58,7 +58,9 @@ def status_lines(folder: RunFolder, record: dict[str, Any]) -> list[str]:
         assert best.val_accuracy is not None
         numbers = ", ".join(str(n) for n in record["averaged"])
         averaged = f", weights of trials {numbers} averaged" if numbers else ""
-        lines.append(f"Best: {best.strategy} {best.val_accuracy.percent()} on val{averaged}")
+        lines.append(
+            f"Best: {best.strategy} {best.val_accuracy.percent()} on validation{averaged}"
+        )
     if record["state"] == "stopped":
         lines.append(f"Go on with it: tl-auto resume {folder.path}")
     if (folder.path / "study.db").exists():

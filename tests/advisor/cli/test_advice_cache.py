@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from advisor.advise import advise
 from advisor.cli import advice_cache as answers
-from advisor.cli.advice_cache import question, recall, remember
+from advisor.cli.advice_cache import stored_advice, store_advice, question
 from advisor.cli.app import advise_app
 from advisor.types.options import Options
 from strategies.core.cache import ArrayCache
@@ -33,14 +33,14 @@ def test_an_advice_reads_back_as_what_it_was(
     cache = ArrayCache(tmp_path / "cache")
     name = question(data, options)
     assert name is not None
-    assert recall(cache, name) is None
+    assert stored_advice(cache, name) is None
 
     advice = advise(data, options)
-    remember(cache, name, advice)
+    store_advice(cache, name, advice)
 
-    assert recall(cache, name) == advice
-    assert recall(cache, None) is None
-    assert recall(cache, "another name") is None
+    assert stored_advice(cache, name) == advice
+    assert stored_advice(cache, None) is None
+    assert stored_advice(cache, "another name") is None
 
 
 def test_an_advice_that_does_not_read_back_is_not_kept(
@@ -48,9 +48,9 @@ def test_an_advice_that_does_not_read_back_is_not_kept(
 ) -> None:
     advice = advise(make_folder("data", 8), Options(input_px=64, cache_dir=tmp_path / "cache"))
     cache = ArrayCache(tmp_path / "cache")
-    remember(cache, "odd", replace(advice, seconds=float("nan")))
+    store_advice(cache, "odd", replace(advice, seconds=float("nan")))
 
-    assert recall(cache, "odd") is None
+    assert stored_advice(cache, "odd") is None
 
 
 def test_the_same_question_has_the_same_name(make_folder: Callable[..., Path]) -> None:
@@ -81,11 +81,11 @@ def _make_split(data: Path) -> None:
 
 
 CHANGES: dict[str, Callable[[Path], None]] = {
-    "a changed picture": _rewrite,
+    "a changed image": _rewrite,
     "a changed label": _relabel,
     "a split": _make_split,
-    "a picture less": lambda data: (data / "class2" / "003.png").unlink(),
-    "a file that is no picture": lambda data: (data / "class2" / "notes.txt").write_text("x"),  # type: ignore[dict-item,return-value]
+    "an image less": lambda data: (data / "class2" / "003.png").unlink(),
+    "a file that is no image": lambda data: (data / "class2" / "notes.txt").write_text("x"),  # type: ignore[dict-item,return-value]
     "a renamed class": lambda data: (data / "class2").rename(data / "other"),  # type: ignore[dict-item,return-value]
 }
 

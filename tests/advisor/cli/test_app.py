@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from advisor.cli.app import advise_app, auto_app
 from advisor.cli.options import parse_duration_s
-from advisor.tune.scheduler import Contest, make_contest
+from advisor.tune.scheduler import Scheduler, make_scheduler
 
 runner = CliRunner()
 
@@ -72,7 +72,7 @@ def test_json_is_alone_on_stdout_and_complete(
     make_folder: Callable[..., Path], cache: list[str]
 ) -> None:
     data = make_folder("data", 12)
-    (data / "class0" / "broken.png").write_bytes(b"no picture")
+    (data / "class0" / "broken.png").write_bytes(b"no image")
     found = runner.invoke(advise_app, [str(data), "--json", *cache])
     assert found.exit_code == 0, found.output
     record = json.loads(found.stdout)
@@ -176,7 +176,7 @@ def test_profile_says_on_stderr_where_the_time_went(
     json.loads(found.stdout)
     rows = [line.rsplit(maxsplit=3) for line in found.stderr.splitlines()]
     seconds = {row[0].strip(): float(row[1]) for row in rows if len(row) == 4 and row[2] == "s"}
-    assert {"imports", "pictures", "features", "probes", "similarity"} <= seconds.keys()
+    assert {"imports", "images", "features", "probes", "similarity"} <= seconds.keys()
     assert all(s >= 0 for s in seconds.values())
 
 
@@ -210,14 +210,14 @@ def test_run_then_predict(
     assert record["test_accuracy"]["low"] <= record["test_accuracy"]["high"]
     for name in ("advice.json", "study.db", "trials.jsonl", "classifier", "report.html"):
         assert (out / name).exists()
-    for name in ("checkpoints", "ingredients"):
+    for name in ("checkpoints", "soup_candidates"):
         assert not (out / name).exists()
 
     again = runner.invoke(auto_app, ["run", str(data), "--out", str(out), *cache])
     assert again.exit_code == 2
     assert "not empty" in " ".join(again.stderr.split())
 
-    (data / "class0" / "broken.png").write_bytes(b"no picture")
+    (data / "class0" / "broken.png").write_bytes(b"no image")
     said = runner.invoke(auto_app, ["predict", str(out), str(data), "--json", "--top", "2"])
     assert said.exit_code == 0, said.output
     predictions = json.loads(said.stdout)
@@ -248,13 +248,13 @@ def test_a_run_chooses_by_what_is_preferred(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    contests: list[Contest] = []
+    contests: list[Scheduler] = []
 
-    def kept(*args: Any, **given: Any) -> Contest:
-        contests.append(make_contest(*args, **given))
+    def kept(*args: Any, **given: Any) -> Scheduler:
+        contests.append(make_scheduler(*args, **given))
         return contests[-1]
 
-    monkeypatch.setattr("advisor.tune.driver.make_contest", kept)
+    monkeypatch.setattr("advisor.tune.driver.make_scheduler", kept)
     arguments = ["run", str(make_folder("data", 8)), "--out", str(tmp_path / "run")]
     arguments += ["--trials", "1", "--no-control", "--prefer", "cheap", *cache]
     found = runner.invoke(auto_app, arguments)

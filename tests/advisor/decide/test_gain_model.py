@@ -12,13 +12,13 @@ from advisor.decide.gain_model import (
     Evidence,
     Gain,
     Odds,
-    drawn_to_usual,
     evidence_of,
     log_odds,
     pilot_gain,
     predict_gain,
+    shrunk_to_prior,
 )
-from advisor.decide.priors import Usual
+from advisor.decide.priors import Prior
 from strategies.core.metrics import Interval
 from tests.advisor.profiles import curve_of, pilot_of, priors_by_hand, profile_of
 
@@ -47,12 +47,12 @@ def test_evidence_names_what_was_not_measured() -> None:
     assert full["slope"].value == pytest.approx(log_odds(0.7, 400) - log_odds(0.6, 400))
 
 
-def test_usual_evidence_predicts_the_intercept() -> None:
-    mean = {name: usual.mean for name, usual in PRIORS.evidence.items()}
+def test_prior_evidence_predicts_the_intercept() -> None:
+    mean = {name: prior.mean for name, prior in PRIORS.evidence.items()}
     profile = profile_of(similarity=1 - mean["far"], n_per_class=round(10 ** mean["size"]))
     gain = predict_gain(VARIANT, profile, PRIORS)
     known = evidence_of(profile)
-    beside = {name: known[name].beside(PRIORS.evidence[name]) for name in known}
+    beside = {name: known[name].standardised(PRIORS.evidence[name]) for name in known}
     rest = sum(VARIANT.weights[name] * distance for name, (distance, _) in beside.items())
     assert gain.mean == pytest.approx(VARIANT.intercept + rest)
     left_open = [VARIANT.weights[name] ** 2 * (1 - share) for name, (_, share) in beside.items()]
@@ -103,10 +103,10 @@ def test_of_hits_and_losses_the_more_exact_tells_more_of_a_pilot() -> None:
 
 
 def test_evidence_counts_as_far_as_it_is_exact() -> None:
-    usual = Usual(0.2, 0.3)
-    assert Evidence(0.8, 0.0).beside(usual) == (pytest.approx(2.0), 1.0)
-    assert Evidence(0.8, 0.3).beside(usual) == (pytest.approx(1.0), pytest.approx(0.5))
-    assert UNKNOWN.beside(usual) == (0.0, 0.0)
+    prior = Prior(0.2, 0.3)
+    assert Evidence(0.8, 0.0).standardised(prior) == (pytest.approx(2.0), 1.0)
+    assert Evidence(0.8, 0.3).standardised(prior) == (pytest.approx(1.0), pytest.approx(0.5))
+    assert UNKNOWN.standardised(prior) == (0.0, 0.0)
 
 
 def test_of_a_measured_lead_of_the_svm_as_much_counts_as_it_is_exact() -> None:
@@ -134,25 +134,25 @@ def test_a_gain_is_worth_fewer_points_near_certainty() -> None:
     assert 0.95 < high.accuracy.low < high.accuracy.mid < high.accuracy.high < 1
 
 
-def test_a_few_pictures_that_were_all_right_do_not_make_certain() -> None:
-    usual = Usual(1.0, 1.3)
-    few, many = drawn_to_usual(1.0, 8, usual), drawn_to_usual(1.0, 10_000, usual)
+def test_a_few_images_that_were_all_right_do_not_make_certain() -> None:
+    prior = Prior(1.0, 1.3)
+    few, many = shrunk_to_prior(1.0, 8, prior), shrunk_to_prior(1.0, 10_000, prior)
     assert 0.8 < few.accuracy.mid < 0.95
     assert few.accuracy.high > 0.98
     assert many.accuracy.low > 0.999
-    exact = drawn_to_usual(0.9, 20_000, usual).accuracy
+    exact = shrunk_to_prior(0.9, 20_000, prior).accuracy
     assert exact.mid == pytest.approx(0.9, abs=1e-3)
     assert exact.high - exact.low < 0.01
 
 
-def test_what_is_expected_after_few_pictures_holds_as_often_as_promised() -> None:
+def test_what_is_expected_after_few_images_holds_as_often_as_promised() -> None:
     rng = np.random.default_rng(0)
-    usual = Usual(1.0, 1.2)
+    prior = Prior(1.0, 1.2)
     held, errors, plain = [], [], []
-    for truth in rng.normal(usual.mean, usual.sd, 400):
+    for truth in rng.normal(prior.mean, prior.sd, 400):
         n = int(rng.choice([10, 30, 100]))
         hits = rng.binomial(n, expit(truth))
-        told = drawn_to_usual(hits / n, n, usual).accuracy
+        told = shrunk_to_prior(hits / n, n, prior).accuracy
         held.append(told.low <= expit(truth) <= told.high)
         errors.append(abs(told.mid - expit(truth)))
         plain.append(abs(hits / n - expit(truth)))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from advisor.decide.negative_transfer import says_nothing, transfer_risks
+from advisor.decide.negative_transfer import is_at_chance, transfer_risks
 from advisor.decide.priors import Priors, Variant
 from advisor.types.advice import FARTHEST
 from advisor.types.profile import Profile
@@ -71,16 +71,16 @@ def test_nothing_is_said_where_nothing_is_known_of_scratch_or_it_does_not_apply(
     assert transfer_risks(profile_of(), replace(PRIORS, variants=unknown)) == ()
     hardly = tuple(replace(v, cases=1) for v in PRIORS.variants)
     assert transfer_risks(profile_of(), replace(PRIORS, variants=hardly)) == ()
-    assert transfer_risks(profile_of(why_not={"from_scratch": "no val"}), PRIORS) == ()
-    assert "layer_svm" not in chances(profile_of(why_not={"layer_svm": "x"}), PRIORS)
+    assert transfer_risks(profile_of(inapplicable={"from_scratch": "no validation"}), PRIORS) == ()
+    assert "layer_svm" not in chances(profile_of(inapplicable={"layer_svm": "x"}), PRIORS)
 
 
 def test_a_probe_says_nothing_at_the_share_of_the_largest_class_only() -> None:
-    assert says_nothing(profile_of(linear=0.1, svm=0.1))
-    assert not says_nothing(profile_of(linear=0.3, svm=0.3))
+    assert is_at_chance(profile_of(linear=0.1, svm=0.1))
+    assert not is_at_chance(profile_of(linear=0.3, svm=0.3))
     few = profile_of(linear=0.55, svm=0.55, n_classes=2, majority_share=0.5)
     wide = replace(few.probes[0], accuracy=Interval(0.3, 0.55, 0.8))
-    assert not says_nothing(replace(few, probes=(wide, *few.probes[1:])))
+    assert not is_at_chance(replace(few, probes=(wide, *few.probes[1:])))
 
 
 def growing(slope: float, drift: float = 0.1) -> Priors:
@@ -91,10 +91,10 @@ def growing(slope: float, drift: float = 0.1) -> Priors:
 
 
 def caught_up(profile: Profile, priors: Priors) -> Interval | None:
-    return transfer_risks(profile, priors)[0].catches_up
+    return transfer_risks(profile, priors)[0].break_even_n_per_class
 
 
-def test_scratch_catches_up_the_sooner_the_more_it_gains_by_pictures() -> None:
+def test_scratch_catches_up_the_sooner_the_more_it_gains_by_images() -> None:
     profile = profile_of()
     found = [caught_up(profile, growing(slope)) for slope in (0.7, 1.0, 1.5)]
     assert all(f is not None for f in found)
@@ -112,6 +112,6 @@ def test_a_line_that_may_bend_is_sure_of_its_crossing_less() -> None:
     assert unsure.high / unsure.low > 1.5 * sure.high / sure.low
 
 
-def test_nothing_crosses_where_scratch_has_won_or_gains_nothing_by_pictures() -> None:
+def test_nothing_crosses_where_scratch_has_won_or_gains_nothing_by_images() -> None:
     assert caught_up(profile_of(), growing(0.0)) is None
     assert caught_up(profile_of(), with_scratch(2.0)) is None

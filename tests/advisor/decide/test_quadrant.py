@@ -65,12 +65,12 @@ def test_an_unknown_domain_is_said_and_leaves_both_rules() -> None:
     assert found.candidates == ("linear_probe", "layer_svm")
 
 
-def test_more_pictures_are_never_smaller() -> None:
+def test_more_images_are_never_smaller() -> None:
     positions = [size_position([n, 2 * n, 3 * n], WIDTH).mid for n in (1, 5, 50, 500)]
     assert positions == sorted(positions)
 
 
-def test_a_wider_network_makes_the_same_pictures_fewer() -> None:
+def test_a_wider_network_makes_the_same_images_fewer() -> None:
     assert size_position([300] * 4, 2048).mid < size_position([300] * 4, 512).mid
 
 
@@ -85,8 +85,8 @@ def test_a_starved_class_pulls_the_size_down() -> None:
 
 
 @pytest.mark.parametrize("sizes", [[], [10, 0]])
-def test_classes_without_pictures_are_refused(sizes: list[int]) -> None:
-    with pytest.raises(ValueError, match="at least one picture"):
+def test_classes_without_images_are_refused(sizes: list[int]) -> None:
+    with pytest.raises(ValueError, match="at least one image"):
         size_position(sizes, WIDTH)
 
 

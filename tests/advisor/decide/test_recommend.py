@@ -34,14 +34,14 @@ def test_every_strategy_that_applies_is_ranked_once() -> None:
 
 
 def test_a_strategy_that_does_not_apply_is_rejected_with_its_reason() -> None:
-    decision = recommend(profile_of(why_not={"layer_svm": "no depths"}), PRIORS)
+    decision = recommend(profile_of(inapplicable={"layer_svm": "no depths"}), PRIORS)
     assert "layer_svm" not in {r.strategy for r in decision.recommendations}
     assert [(r.strategy, r.reason) for r in decision.rejections] == [("layer_svm", "no depths")]
 
 
 def test_forcing_what_does_not_apply_is_refused() -> None:
     with pytest.raises(NotApplicable, match="no depths"):
-        recommend(profile_of(why_not={"layer_svm": "no depths"}), PRIORS, "layer_svm")
+        recommend(profile_of(inapplicable={"layer_svm": "no depths"}), PRIORS, "layer_svm")
 
 
 def test_a_forced_strategy_stands_first_and_says_so() -> None:
@@ -120,7 +120,7 @@ def test_a_larger_pilot_is_trusted_more() -> None:
     assert gains[1].accuracy.mid < gains[0].accuracy.mid
 
 
-def test_more_pictures_never_make_fine_tuning_look_worse() -> None:
+def test_more_images_never_make_fine_tuning_look_worse() -> None:
     for name in ("partial_fine_tune", "full_fine_tune"):
         expected = [
             by_name(profile_of(n_per_class=n, linear=0.7, svm=0.7))[name].accuracy.mid
@@ -146,7 +146,7 @@ def test_preferences_are_in_order_of_cost_and_of_accuracy() -> None:
 @pytest.mark.parametrize("refused", list(STRATEGIES))
 def test_what_does_not_apply_is_never_advised(prefer: Prefer, refused: str) -> None:
     for similarity in (0.1, 0.9):
-        profile = profile_of(similarity=similarity, linear=0.6, why_not={refused: "no"})
+        profile = profile_of(similarity=similarity, linear=0.6, inapplicable={refused: "no"})
         names = {r.strategy for r in recommend(profile, PRIORS, prefer=prefer).recommendations}
         assert refused not in names
 
@@ -319,16 +319,16 @@ def test_a_tenth_of_the_errors_is_the_most_that_is_given_away() -> None:
         (0.98, 10.0, 0.02 + 0.02 / 11),
     ],
 )
-def test_a_rival_at_like_costs_must_only_be_better(
+def test_a_alternative_at_like_costs_must_only_be_better(
     accuracy: float, times: float, missing: float
 ) -> None:
     base = profile_of()
-    best, rival, *_ = recommend(base, PRIORS).recommendations
+    best, alternative, *_ = recommend(base, PRIORS).recommendations
     best = replace(best, accuracy=Interval(accuracy - 0.05, accuracy, 0.99))
-    rival = replace(rival, accuracy=Interval(accuracy - 0.07, accuracy - 0.02, 0.99))
-    passes = {**base.image_passes, best.strategy: 100.0, rival.strategy: 100.0 * times}
+    alternative = replace(alternative, accuracy=Interval(accuracy - 0.07, accuracy - 0.02, 0.99))
+    passes = {**base.image_passes, best.strategy: 100.0, alternative.strategy: 100.0 * times}
     profile = replace(base, image_passes=passes)
-    assert _missing(best, rival, "balanced", profile) == pytest.approx(missing)
+    assert _missing(best, alternative, "balanced", profile) == pytest.approx(missing)
 
 
 @pytest.mark.parametrize(("gain", "is_advised"), [(1.0, False), (4.0, True)])

@@ -22,13 +22,13 @@ def saved(backbone: Backbone, tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_picture_gets_what_the_classifier_says_of_it_and_the_rest_a_reason(
+def test_every_image_gets_what_the_classifier_says_of_it_and_the_rest_a_reason(
     saved: Path, make_folder: Callable[..., Path]
 ) -> None:
     data = make_folder("data", 25)  # more than one batch
     bad = [data / "class0" / "000x.png", data / "class2" / "zzz.png"]
     for path in bad:
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     paths = sorted(p for p in data.rglob("*.png") if p not in bad)
     told: list[tuple[int, int]] = []
 
@@ -43,8 +43,8 @@ def test_every_picture_gets_what_the_classifier_says_of_it_and_the_rest_a_reason
     assert all(row[0][1] >= row[1][1] >= row[2][1] for _, row in found.rows)
 
 
-def test_a_batch_without_a_readable_picture_is_left_out(saved: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+def test_a_batch_without_a_readable_image_is_left_out(saved: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"no image")
 
     (found,) = predict(saved, [tmp_path / "bad.png"], on_progress=ignore_progress)
 
@@ -52,7 +52,7 @@ def test_a_batch_without_a_readable_picture_is_left_out(saved: Path, tmp_path: P
     assert [s.path.name for s in found.skipped] == ["bad.png"]
 
 
-def test_no_picture_at_all_is_said(saved: Path, tmp_path: Path) -> None:
+def test_no_image_at_all_is_said(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no picture"):
+    with pytest.raises(DataError, match="no image"):
         list(predict(saved, [tmp_path / "empty"], on_progress=ignore_progress))

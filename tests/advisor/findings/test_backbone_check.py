@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from advisor.findings import backbone_check as rival
-from advisor.findings.backbone_check import in_doubt, with_rival
+from advisor.findings import backbone_check as alternative
+from advisor.findings.backbone_check import in_doubt, with_alternative
 from advisor.types.profile import BackboneScore, Profile
 from strategies.core.context import RunContext
 from strategies.core.metrics import Interval, proportion
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from tests.advisor.profiles import priors_by_hand, probe, profile_of
 
@@ -27,28 +27,28 @@ def test_doubt_is_raised_by_features_that_are_useless_too_special_or_of_little_g
 
 
 @pytest.mark.parametrize("profile", [FINE, HARMED], ids=["fine", "harmed"])
-def test_the_embedded_backbone_has_no_rival(
-    profile: Profile, small_task: ImageTask, backbone: Backbone, ctx: RunContext
+def test_the_embedded_backbone_has_no_alternative(
+    profile: Profile, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    assert with_rival(profile, small_task, backbone, PRIORS, ctx) is profile
+    assert with_alternative(profile, small_dataset, backbone, PRIORS, ctx) is profile
 
 
 def test_a_backbone_without_doubt_is_not_compared(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*args: object) -> None:
         raise AssertionError("compared")
 
-    monkeypatch.setattr(rival, "compare_backbones", refuse)
+    monkeypatch.setattr(alternative, "compare_backbones", refuse)
     other = replace(backbone, name="local-dir:another")
-    assert with_rival(FINE, small_task, other, PRIORS, ctx).rival is None
+    assert with_alternative(FINE, small_dataset, other, PRIORS, ctx).alternative is None
     with pytest.raises(AssertionError, match="compared"):
-        with_rival(HARMED, small_task, other, PRIORS, ctx)
+        with_alternative(HARMED, small_dataset, other, PRIORS, ctx)
 
 
 @pytest.mark.parametrize("embedded_wins", [True, False])
 def test_the_lead_is_that_of_the_embedded_one(
-    small_task: ImageTask,
+    small_dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
     monkeypatch: pytest.MonkeyPatch,
@@ -64,9 +64,9 @@ def test_the_lead_is_that_of_the_embedded_one(
         score(backbone.name, best=embedded_wins),
         score("local-dir:another", best=not embedded_wins),
     )
-    monkeypatch.setattr(rival, "compare_backbones", lambda *args: found)
+    monkeypatch.setattr(alternative, "compare_backbones", lambda *args: found)
     other = replace(backbone, name="local-dir:another")
-    seen = with_rival(HARMED, small_task, other, PRIORS, ctx).rival
+    seen = with_alternative(HARMED, small_dataset, other, PRIORS, ctx).alternative
     assert seen is not None
     assert seen.name == backbone.name
     assert seen.lead == (behind if embedded_wins else Interval(-0.35, -0.2, -0.1))

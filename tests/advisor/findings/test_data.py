@@ -6,32 +6,32 @@ import pytest
 
 from advisor.findings.data import check_data
 from advisor.findings.statistics import in_bins, predicts_label, suspect_labels, two_sample_test
-from advisor.measure.probe_evidence import Measured
+from advisor.measure.probe_evidence import ProbeEvidence
 from advisor.types.advice import Finding
-from strategies.data.dataset import ImageTask
-from strategies.data.image import Leak, Look, Pair, Picture, Skipped, Split
+from strategies.data.dataset import Dataset
+from strategies.data.image import ImageStats, LabelledImage, Leak, Pair, Skipped, Split
 
 CODES = [f"TL{number:03d}" for number in range(1, 17)]
-PLAIN = Look("JPEG", 10_000, is_grey=False, contrast=200, thumb=bytes(1024))
+PLAIN = ImageStats("JPEG", 10_000, is_grey=False, contrast=200, thumb=bytes(1024))
 
 
-def picture(i: int, label: int, n_bytes: int | None = None, **changes: object) -> Picture:
+def image(i: int, label: int, n_bytes: int | None = None, **changes: object) -> LabelledImage:
     rng = np.random.default_rng(i)
-    look = replace(PLAIN, n_bytes=n_bytes or int(rng.integers(5_000, 20_000)))
-    made = Picture(Path(f"d/{label}/{i}.jpg"), label, str(i), 300, 224, look=look)
+    stats = replace(PLAIN, n_bytes=n_bytes or int(rng.integers(5_000, 20_000)))
+    made = LabelledImage(Path(f"d/{label}/{i}.jpg"), label, str(i), 300, 224, stats=stats)
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def looks(split: Split, **changes: object) -> Split:
-    seen = ((p, p.look) for p in split if p.look is not None)
-    return tuple(replace(p, look=replace(look, **changes)) for p, look in seen)  # type: ignore[arg-type]
+def with_stats(split: Split, **changes: object) -> Split:
+    seen = ((p, p.stats) for p in split if p.stats is not None)
+    return tuple(replace(p, stats=replace(stats, **changes)) for p, stats in seen)  # type: ignore[arg-type]
 
 
-def a_task(n: int = 60, **changes: object) -> ImageTask:
-    """Make a task with nothing to remark."""
-    train = tuple(picture(i, i % 2) for i in range(n))
-    task = ImageTask("d", Path("d"), ("cat", "dog"), train, (), None, "one folder per class")
-    return replace(task, **changes)  # type: ignore[arg-type]
+def a_dataset(n: int = 60, **changes: object) -> Dataset:
+    """Make a dataset with nothing to remark."""
+    train = tuple(image(i, i % 2) for i in range(n))
+    dataset = Dataset("d", Path("d"), ("cat", "dog"), train, (), None, "one folder per class")
+    return replace(dataset, **changes)  # type: ignore[arg-type]
 
 
 def scores(labels: list[int], wrong: int = 0) -> np.ndarray:
@@ -45,67 +45,75 @@ def blobs(n: int, shift: float, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(shift, 1, (n, 12))
 
 
-def plain_measures(task: ImageTask) -> Measured:
-    split = task.fit_split
-    return Measured(
+def plain_measures(dataset: Dataset) -> ProbeEvidence:
+    split = dataset.fit_split
+    return ProbeEvidence(
         input_px=224,
-        pictures=split,
+        images=split,
         scores=scores([p.label for p in split]),
         train_features=blobs(100, 0.0, 0),
         test_features=blobs(80, 0.0, 1),
     )
 
 
-def pair(a: Picture, b: Picture, *, exact: bool, similarity: float = 1.0) -> Pair:
+def pair(a: LabelledImage, b: LabelledImage, *, exact: bool, similarity: float = 1.0) -> Pair:
     return Pair(a, b, exact, similarity)
 
 
-TASK = a_task()
-FIRST, SECOND, THIRD = TASK.train[0], TASK.train[1], TASK.train[2]
+DATASET = a_dataset()
+FIRST, SECOND, THIRD = DATASET.train[0], DATASET.train[1], DATASET.train[2]
 LEAK = Leak("test", "train", 100, 3, 2, ("a = b",))
 
-FIRES: dict[str, tuple[ImageTask, dict[str, object]]] = {
-    "TL001": (replace(TASK, skipped=(Skipped(Path("x\n.jpg"), "empty file"),)), {}),
-    "TL002": (replace(TASK, pairs=(pair(FIRST, THIRD, exact=True),)), {}),
-    "TL003": (replace(TASK, pairs=(pair(FIRST, SECOND, exact=True),)), {}),
-    "TL004": (replace(TASK, leaks=(LEAK,)), {}),
-    "TL005": (replace(TASK, pairs=(pair(FIRST, THIRD, exact=False, similarity=0.8),)), {}),
-    "TL006": (replace(TASK, listed={"train": (600, 100)}), {}),
-    "TL007": (replace(TASK, listed={"train": (19, 19)}), {}),
-    "TL008": (replace(TASK, classes=("cat", "dog", "emu"), listed={"train": (30, 30, 30)}), {}),
-    "TL009": (TASK, {"scores": scores([p.label for p in TASK.train], wrong=4)}),
+FIRES: dict[str, tuple[Dataset, dict[str, object]]] = {
+    "TL001": (replace(DATASET, skipped=(Skipped(Path("x\n.jpg"), "empty file"),)), {}),
+    "TL002": (replace(DATASET, pairs=(pair(FIRST, THIRD, exact=True),)), {}),
+    "TL003": (replace(DATASET, pairs=(pair(FIRST, SECOND, exact=True),)), {}),
+    "TL004": (replace(DATASET, leaks=(LEAK,)), {}),
+    "TL005": (replace(DATASET, pairs=(pair(FIRST, THIRD, exact=False, similarity=0.8),)), {}),
+    "TL006": (replace(DATASET, listed={"train": (600, 100)}), {}),
+    "TL007": (replace(DATASET, listed={"train": (19, 19)}), {}),
+    "TL008": (replace(DATASET, classes=("cat", "dog", "emu"), listed={"train": (30, 30, 30)}), {}),
+    "TL009": (DATASET, {"scores": scores([p.label for p in DATASET.train], wrong=4)}),
     "TL010": (
-        replace(TASK, train=tuple(replace(p, width_px=32, height_px=32) for p in TASK.train)),
+        replace(
+            DATASET, train=tuple(replace(p, width_px=32, height_px=32) for p in DATASET.train)
+        ),
         {},
     ),
-    "TL011": (replace(TASK, train=looks(TASK.train, is_grey=True)), {}),
+    "TL011": (replace(DATASET, train=with_stats(DATASET.train, is_grey=True)), {}),
     "TL012": (
-        replace(TASK, train=tuple(replace(p, width_px=900) for p in TASK.train[:6]) + TASK.train),
+        replace(
+            DATASET,
+            train=tuple(replace(p, width_px=900) for p in DATASET.train[:6]) + DATASET.train,
+        ),
         {},
     ),
-    "TL013": (replace(TASK, train=TASK.train[1:] + looks(TASK.train[:1], contrast=2)), {}),
-    "TL014": (TASK, {"test_features": blobs(80, 0.6, 1)}),
+    "TL013": (
+        replace(DATASET, train=DATASET.train[1:] + with_stats(DATASET.train[:1], contrast=2)),
+        {},
+    ),
+    "TL014": (DATASET, {"test_features": blobs(80, 0.6, 1)}),
     "TL015": (
-        replace(TASK, train=TASK.train[::2] + looks(TASK.train[1::2], format="PNG")),
+        replace(DATASET, train=DATASET.train[::2] + with_stats(DATASET.train[1::2], format="PNG")),
         {},
     ),
-    "TL016": (replace(TASK, alike=(("Cat", "cat"),)), {}),
+    "TL016": (replace(DATASET, alike=(("Cat", "cat"),)), {}),
 }
 
 
-def findings(task: ImageTask, changes: dict[str, object]) -> list[Finding]:
-    measured = replace(plain_measures(task), **changes)  # type: ignore[arg-type]
-    return list(check_data(task, measured))
+def findings(dataset: Dataset, changes: dict[str, object]) -> list[Finding]:
+    measured = replace(plain_measures(dataset), **changes)  # type: ignore[arg-type]
+    return list(check_data(dataset, measured))
 
 
 def test_nothing_is_said_of_plain_data() -> None:
-    assert findings(TASK, {}) == []
+    assert findings(DATASET, {}) == []
 
 
 @pytest.mark.parametrize("code", CODES)
 def test_each_finding_fires_alone(code: str) -> None:
-    task, changes = FIRES[code]
-    found = findings(task, changes)
+    dataset, changes = FIRES[code]
+    found = findings(dataset, changes)
     expected = {"TL012": ["TL012"], "TL015": ["TL015"]}.get(code, [code])
     assert [f.code for f in found] == expected
     (finding,) = found
@@ -117,67 +125,79 @@ def test_each_finding_fires_alone(code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "task", "changes"),
+    ("code", "dataset", "changes"),
     [
-        ("TL002", replace(TASK, pairs=(pair(FIRST, SECOND, exact=True),)), {}),
-        ("TL003", replace(TASK, pairs=(pair(FIRST, THIRD, exact=True),)), {}),
-        ("TL003", replace(TASK, pairs=(pair(FIRST, SECOND, exact=False, similarity=0.8),)), {}),
-        ("TL005", replace(TASK, pairs=(pair(FIRST, THIRD, exact=True),)), {}),
-        ("TL006", replace(TASK, listed={"train": (500, 100)}), {}),
-        ("TL007", replace(TASK, listed={"train": (20, 20)}), {}),
-        ("TL009", TASK, {"scores": scores([p.label for p in TASK.train], wrong=2)}),
-        ("TL009", TASK, {"scores": None}),
+        ("TL002", replace(DATASET, pairs=(pair(FIRST, SECOND, exact=True),)), {}),
+        ("TL003", replace(DATASET, pairs=(pair(FIRST, THIRD, exact=True),)), {}),
+        ("TL003", replace(DATASET, pairs=(pair(FIRST, SECOND, exact=False, similarity=0.8),)), {}),
+        ("TL005", replace(DATASET, pairs=(pair(FIRST, THIRD, exact=True),)), {}),
+        ("TL006", replace(DATASET, listed={"train": (500, 100)}), {}),
+        ("TL007", replace(DATASET, listed={"train": (20, 20)}), {}),
+        ("TL009", DATASET, {"scores": scores([p.label for p in DATASET.train], wrong=2)}),
+        ("TL009", DATASET, {"scores": None}),
         (
             "TL010",
-            replace(TASK, train=tuple(replace(p, height_px=112) for p in TASK.train)),
+            replace(DATASET, train=tuple(replace(p, height_px=112) for p in DATASET.train)),
             {},
         ),
         ("TL010", FIRES["TL010"][0], {"input_px": 64}),
-        ("TL011", replace(TASK, train=TASK.train[2:] + looks(TASK.train[:2], is_grey=True)), {}),
-        ("TL012", replace(TASK, train=(replace(FIRST, width_px=900), *TASK.train[1:])), {}),
-        ("TL013", replace(TASK, train=looks(TASK.train, contrast=8)), {}),
-        ("TL014", TASK, {"test_features": None}),
-        ("TL014", TASK, {"test_features": blobs(80, 0.02, 3)}),
-        ("TL015", replace(TASK, train=looks(TASK.train, format="PNG")), {}),
-        ("TL015", replace(TASK, train=TASK.train[:30] + looks(TASK.train[30:], format="PNG")), {}),
+        (
+            "TL011",
+            replace(
+                DATASET, train=DATASET.train[2:] + with_stats(DATASET.train[:2], is_grey=True)
+            ),
+            {},
+        ),
+        ("TL012", replace(DATASET, train=(replace(FIRST, width_px=900), *DATASET.train[1:])), {}),
+        ("TL013", replace(DATASET, train=with_stats(DATASET.train, contrast=8)), {}),
+        ("TL014", DATASET, {"test_features": None}),
+        ("TL014", DATASET, {"test_features": blobs(80, 0.02, 3)}),
+        ("TL015", replace(DATASET, train=with_stats(DATASET.train, format="PNG")), {}),
+        (
+            "TL015",
+            replace(
+                DATASET, train=DATASET.train[:30] + with_stats(DATASET.train[30:], format="PNG")
+            ),
+            {},
+        ),
     ],
 )
 def test_a_finding_does_not_fire_without_cause(
-    code: str, task: ImageTask, changes: dict[str, object]
+    code: str, dataset: Dataset, changes: dict[str, object]
 ) -> None:
-    assert code not in [f.code for f in findings(task, changes)]
+    assert code not in [f.code for f in findings(dataset, changes)]
 
 
 def test_serious_and_slight_leaks_differ_in_severity() -> None:
     slight = Leak("test", "train", 1000, 0, 2, ())
-    found = findings(replace(TASK, leaks=(LEAK, slight)), {})
+    found = findings(replace(DATASET, leaks=(LEAK, slight)), {})
     assert [f.severity for f in found] == ["issue", "tip"]
     assert "5.0% of test occurs in train" in found[0].title
 
 
 def test_very_small_classes_are_an_issue() -> None:
-    (finding,) = findings(replace(TASK, listed={"train": (4, 19)}), {})
+    (finding,) = findings(replace(DATASET, listed={"train": (4, 19)}), {})
     assert finding.severity == "issue"
     assert finding.examples == ("cat: 4", "dog: 19")
 
 
 def test_one_class_is_an_issue() -> None:
-    task = a_task(classes=("cat",), train=tuple(picture(i, 0) for i in range(60)))
-    assert [f.code for f in check_data(task, Measured(224))] == ["TL008"]
-    empty = a_task(skipped=(Skipped(Path("d/emu"), "a class without a readable picture"),))
-    assert [f.code for f in check_data(empty, Measured(224))] == ["TL001", "TL008"]
+    dataset = a_dataset(classes=("cat",), train=tuple(image(i, 0) for i in range(60)))
+    assert [f.code for f in check_data(dataset, ProbeEvidence(224))] == ["TL008"]
+    empty = a_dataset(skipped=(Skipped(Path("d/emu"), "a class without a readable image"),))
+    assert [f.code for f in check_data(empty, ProbeEvidence(224))] == ["TL001", "TL008"]
 
 
 @pytest.mark.parametrize("what", ["resolution", "colour", "file size", "file format"])
 def test_shortcuts_of_every_kind_are_named(what: str) -> None:
-    cats, dogs = TASK.train[::2], TASK.train[1::2]
+    cats, dogs = DATASET.train[::2], DATASET.train[1::2]
     changed = {
         "resolution": tuple(replace(p, width_px=301) for p in dogs),
-        "colour": looks(dogs, is_grey=True),
-        "file size": tuple(picture(i, 1, n_bytes=50_000 + i) for i in range(30)),
+        "colour": with_stats(dogs, is_grey=True),
+        "file size": tuple(image(i, 1, n_bytes=50_000 + i) for i in range(30)),
         "file format": tuple(replace(p, path=p.path.with_suffix(".png")) for p in dogs),
     }
-    found = findings(replace(TASK, train=cats + changed[what]), {})
+    found = findings(replace(DATASET, train=cats + changed[what]), {})
     assert [f.code for f in found] == ["TL015"]
     assert what in found[0].title
 
@@ -202,14 +222,14 @@ def test_two_samples_of_one_kind_are_not_told_apart() -> None:
     assert two_sample_test(blobs(3, 0, 0), blobs(90, 9, 1), 0).p_value == 1.0
 
 
-def test_more_features_than_pictures_are_no_trouble() -> None:
+def test_more_features_than_images_are_no_trouble() -> None:
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(40, 300)), rng.normal(size=(40, 300))
     assert two_sample_test(first, second, 0).p_value > 1e-3
     assert two_sample_test(first, second + 0.3, 0).auc > 0.8
 
 
-def test_a_value_of_its_own_for_every_picture_predicts_nothing() -> None:
+def test_a_value_of_its_own_for_every_image_predicts_nothing() -> None:
     labels = np.arange(100) % 4
     assert predicts_label(list(range(100)), labels, 0).p_value > 0.01
     assert predicts_label(labels.tolist(), labels, 0).accuracy == 1.0

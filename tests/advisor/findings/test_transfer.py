@@ -6,19 +6,19 @@ from typing import Any
 import pytest
 
 from advisor.decide.negative_transfer import risk_of_harm
-from advisor.decide.priors import Usual
-from advisor.findings.transfer import Known, check_transfer, relatedness
+from advisor.decide.priors import Prior
+from advisor.findings.transfer import TransferContext, check_transfer, relatedness
 from advisor.types.advice import Finding, TransferRisk
-from advisor.types.profile import ProbeResult, Profile, Rival
+from advisor.types.profile import AlternativeBackbone, ProbeResult, Profile
 from advisor.types.similarity import DomainSimilarity, HeadEvidence
 from strategies.core.metrics import Interval, proportion
 from tests.advisor.profiles import curve_of, probe, profile_of, similarity_of
 
-USUAL = Usual(0.2, 0.15)
+PRIOR = Prior(0.2, 0.15)
 
 
 def findings(profile: Profile) -> tuple[Finding, ...]:
-    return check_transfer(profile, Known(USUAL))
+    return check_transfer(profile, TransferContext(PRIOR))
 
 
 def codes(profile: Profile) -> dict[str, str]:
@@ -35,7 +35,7 @@ def with_head(score: float, leep: float) -> DomainSimilarity:
         energy=exactly(-8.0),
         confident_share=Interval(0.4, 0.5, 0.6),
         source_confident_share=0.6,
-        lands_on=(),
+        nearest_source_classes=(),
         leep=Interval(leep - 0.1, leep, leep + 0.1),
         nce=exactly(leep),
     )
@@ -72,7 +72,7 @@ def test_random_weights_that_do_as_well_are_remarked(gain: Interval, severity: s
     assert codes(profile_of(**NEAR | {"transfer_gain": gain}))["TL202"] == severity
 
 
-def test_a_few_pictures_raise_no_alarm() -> None:
+def test_a_few_images_raise_no_alarm() -> None:
     gain = Interval(-0.21, -0.03, 0.14)
     assert codes(profile_of(**NEAR | {"transfer_gain": gain})) == {}
     few = {"linear": 0.57, "svm": 0.57, "n_per_class": 5, "n_classes": 2}
@@ -98,21 +98,23 @@ def test_the_cause_of_harm_is_named() -> None:
     assert "not known" in detail(with_head(0.9, -0.2))
 
 
-def rival(lead: float) -> Rival:
-    return Rival("embedded", proportion(0.8, 200), Interval(lead - 0.1, lead, lead + 0.1))
+def alternative(lead: float) -> AlternativeBackbone:
+    return AlternativeBackbone(
+        "embedded", proportion(0.8, 200), Interval(lead - 0.1, lead, lead + 0.1)
+    )
 
 
-def test_a_measured_rival_goes_before_every_guess_at_the_cause() -> None:
+def test_a_measured_alternative_goes_before_every_guess_at_the_cause() -> None:
     harmed = profile_of(**NEAR | {"transfer_gain": Interval(-0.3, -0.2, -0.1)})
     far = replace(harmed, similarity=similarity_of(0.1))
 
-    worse = {f.code: f for f in findings(replace(far, rival=rival(0.4)))}
+    worse = {f.code: f for f in findings(replace(far, alternative=alternative(0.4)))}
     assert worse["TL209"].severity == "issue"
     assert "backbone itself" in worse["TL202"].detail
     assert "--backbone embedded" in worse["TL202"].action
     assert "--backbone embedded" in worse["TL209"].action
 
-    no_better = {f.code: f for f in findings(replace(far, rival=rival(0.02)))}
+    no_better = {f.code: f for f in findings(replace(far, alternative=alternative(0.02)))}
     assert "TL209" not in no_better
     assert "too far" in no_better["TL202"].detail
     assert "--backbone embedded" not in no_better["TL202"].action
@@ -127,7 +129,7 @@ def test_scratch_is_warned_of_by_strategy() -> None:
     near = profile_of(**NEAR)
 
     def found(**probability: float) -> Finding | None:
-        said = check_transfer(near, Known(USUAL, risks(**probability)))
+        said = check_transfer(near, TransferContext(PRIOR, risks(**probability)))
         return next((f for f in said if f.code == "TL208"), None)
 
     assert found(linear_probe=0.1, full_fine_tune=0.05) is None
@@ -142,13 +144,13 @@ def test_scratch_is_warned_of_by_strategy() -> None:
     assert "from_scratch" in every.action
 
 
-def test_the_risk_falls_with_the_gain_and_leans_on_what_is_usual() -> None:
-    risks = [risk_of_harm(Interval(g - 0.1, g, g + 0.1), USUAL) for g in (-0.2, -0.1, 0.0, 0.2)]
+def test_the_risk_falls_with_the_gain_and_leans_on_what_is_prior() -> None:
+    risks = [risk_of_harm(Interval(g - 0.1, g, g + 0.1), PRIOR) for g in (-0.2, -0.1, 0.0, 0.2)]
     assert risks == sorted(risks, reverse=True)
     assert risks[0] > 0.9
     assert risks[3] < 0.01
-    sure = risk_of_harm(Interval(-0.11, -0.1, -0.09), USUAL)
-    unsure = risk_of_harm(Interval(-0.5, -0.1, 0.3), USUAL)
+    sure = risk_of_harm(Interval(-0.11, -0.1, -0.09), PRIOR)
+    unsure = risk_of_harm(Interval(-0.5, -0.1, 0.3), PRIOR)
     assert unsure < 0.5 < 0.99 < sure
 
 
@@ -197,8 +199,8 @@ def test_thumbnails_that_do_as_well_as_the_network_are_remarked() -> None:
     assert "TL206" not in codes(profile_of(**NEAR | at_chance))
 
 
-def test_more_pictures_are_asked_for_only_where_the_curve_is_sure() -> None:
+def test_more_images_are_asked_for_only_where_the_curve_is_sure() -> None:
     rising = replace(profile_of(**NEAR), curve=curve_of(0.7, 0.74, n_per_class=30))
     found = {f.code: f for f in findings(rising)}
-    assert "About 15 more a class would buy the probe 2 points" in found["TL207"].detail
+    assert "About 15 more per class would buy the probe 2 points" in found["TL207"].detail
     assert "TL207" not in codes(replace(rising, curve=curve_of(0.7, 0.705)))

@@ -8,7 +8,7 @@ from advisor.measure.backbone_comparison import _rank, _Tried, compare_backbones
 from advisor.types.profile import BackboneScore
 from strategies.core.context import RunContext
 from strategies.core.metrics import proportion
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 
 
@@ -42,11 +42,11 @@ def test_a_clear_winner_stands_alone_whatever_it_costs(backbone: Backbone) -> No
     assert ranked[0].name == "dear"
 
 
-def test_the_same_network_at_two_sizes_is_compared_on_the_same_pictures(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+def test_the_same_network_at_two_sizes_is_compared_on_the_same_images(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     both = [backbone, replace(backbone, input_px=32)]
-    ranked = compare_backbones(both, small_task.fit_split, small_task.n_classes, ctx)
+    ranked = compare_backbones(both, small_dataset.fit_split, small_dataset.n_classes, ctx)
     assert {s.input_px for s in ranked} == {32, 64}
     assert ranked[0].rank == 1
     assert all(s.ms_per_image > 0 for s in ranked)

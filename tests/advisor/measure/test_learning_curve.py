@@ -1,4 +1,4 @@
-"""The learning curve: measured where there are pictures, careful where there are none."""
+"""The learning curve: measured where there are images, careful where there are none."""
 
 from itertools import pairwise
 
@@ -20,7 +20,7 @@ def curve_of(n_per_class: int, spread: float, seed: int = 0) -> LearningCurve:
     return learning_curve(x, labels, 3, last=last, strength=1e-3, groups=groups, seed=seed)
 
 
-def test_accuracy_is_measured_from_few_pictures_to_many() -> None:
+def test_accuracy_is_measured_from_few_images_to_many() -> None:
     curve = curve_of(80, 3.0)
     sizes = [n for n, _ in curve.measured]
     assert sizes == sorted(sizes)
@@ -49,7 +49,7 @@ def test_the_exponent_of_an_exact_power_law_is_found() -> None:
     assert slope > 0.4
 
 
-def test_pictures_that_belong_together_are_learnt_together() -> None:
+def test_images_that_belong_together_are_learnt_together() -> None:
     labels = np.tile([0, 1], 40)
     groups = np.repeat(np.arange(20), 4)
     x = np.random.default_rng(0).normal(size=(80, 5)).astype(np.float32)

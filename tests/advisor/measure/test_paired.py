@@ -5,7 +5,7 @@ from advisor.measure.paired import loss_gain, paired_gain
 
 
 @pytest.mark.parametrize("n", [30, 300])
-def test_a_paired_gain_keeps_its_sign_and_narrows_with_pictures(n: int) -> None:
+def test_a_paired_gain_keeps_its_sign_and_narrows_with_images(n: int) -> None:
     better = np.arange(n) % 10 != 0
     worse = np.arange(n) % 3 != 0
     gain, loss = paired_gain(better, worse), paired_gain(worse, better)

@@ -10,7 +10,7 @@ from advisor.measure.pilot import pilot_seconds, run_pilot, why_no_pilot
 from advisor.types.profile import Profile
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from tests.advisor.profiles import priors_by_hand, profile_of
 
@@ -57,23 +57,23 @@ def test_no_pilot_where_it_cannot_turn_the_advice() -> None:
 def test_no_pilot_where_it_is_not_wanted_or_could_tell_nothing() -> None:
     assert "--pilot off" in str(against("off", QUICK, NO_LIMIT))
     assert "fewer than" in str(against("on", replace(QUICK, n=20), NO_LIMIT))
-    refused = replace(QUICK, why_not={"full_fine_tune": "no"})
+    refused = replace(QUICK, inapplicable={"full_fine_tune": "no"})
     assert "does not apply" in str(against("on", refused, NO_LIMIT))
 
 
-def test_both_sides_learn_from_the_same_pictures_and_are_judged_on_others(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+def test_both_sides_learn_from_the_same_images_and_are_judged_on_others(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "STEPS", 2)
     monkeypatch.setattr(module, "FEWEST", 10)
     monkeypatch.setattr(module, "MAX_INPUT_PX", 32)
-    task = small_task.hide_test()
-    learnt, judged = module._halves(task, seed=0)
+    dataset = small_dataset.hide_test()
+    learnt, judged = module._halves(dataset, seed=0)
     assert not {p.path for p in learnt} & {p.path for p in judged}
     assert {p.label for p in learnt} == {0, 1, 2}
     epochs: list[int] = []
     watched = replace(ctx, on_epoch=lambda epoch, accuracy: epochs.append(epoch))
-    pilot = run_pilot(task, backbone, watched, {"lr": 1e-4}, any_size=True)
+    pilot = run_pilot(dataset, backbone, watched, {"lr": 1e-4}, any_size=True)
     assert pilot is not None
     assert (pilot.n_train, pilot.n_judged) == (len(learnt), len(judged))
     assert pilot.hyperparameters == {"lr": 1e-4, "steps": 2}
@@ -84,20 +84,20 @@ def test_both_sides_learn_from_the_same_pictures_and_are_judged_on_others(
     assert epochs == []
     late = replace(ctx, deadline_s=0.0)
     with pytest.raises(OutOfTime):
-        run_pilot(task, backbone, late, {"lr": 1e-4}, any_size=True)
+        run_pilot(dataset, backbone, late, {"lr": 1e-4}, any_size=True)
 
 
-def test_too_few_pictures_make_no_pilot(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+def test_too_few_images_make_no_pilot(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    few = replace(small_task.hide_test(), train=small_task.train[:9], val=())
+    few = replace(small_dataset.hide_test(), train=small_dataset.train[:9], val=())
     assert run_pilot(few, backbone, ctx, {}, any_size=True) is None
 
 
-def test_where_nearly_every_class_has_one_picture_there_is_nothing_to_judge(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+def test_where_nearly_every_class_has_one_image_there_is_nothing_to_judge(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FEWEST", 3)
-    one_each = {p.label: p for p in small_task.train}
-    lonely = replace(small_task.hide_test(), train=tuple(one_each.values()), val=())
+    one_each = {p.label: p for p in small_dataset.train}
+    lonely = replace(small_dataset.hide_test(), train=tuple(one_each.values()), val=())
     assert run_pilot(lonely, backbone, ctx, {}, any_size=True) is None

@@ -8,7 +8,7 @@ import pytest
 from advisor.measure import profile
 from advisor.measure.profile import N_TIMED, measure
 from strategies.core.context import RunContext
-from strategies.data.dataset import load_task
+from strategies.data.dataset import load_dataset
 from strategies.models.backbone import Backbone
 
 
@@ -18,18 +18,18 @@ def test_under_a_time_limit_no_more_is_measured_than_a_part_of_it_allows(
     ctx: RunContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    task, small = load_task(make_folder("d", 40)), replace(backbone, input_px=32)
+    dataset, small = load_dataset(make_folder("d", 40)), replace(backbone, input_px=32)
     notes: list[str] = []
     hurried = replace(ctx, deadline_s=time.monotonic() + 600, on_note=notes.append)
-    every = len(task.fit_split)
+    every = len(dataset.fit_split)
 
-    assert measure(task, small, ctx).n_measured == every
-    assert measure(task, small, hurried).n_measured == every
+    assert measure(dataset, small, ctx).n_measured == every
+    assert measure(dataset, small, hurried).n_measured == every
     assert not notes
 
     monkeypatch.setattr(profile, "EVIDENCE_SHARE", 1e-9)
-    few = measure(task, small, hurried).n_measured
+    few = measure(dataset, small, hurried).n_measured
     assert few == pytest.approx(N_TIMED, abs=2)
     assert few < every
-    assert f"{N_TIMED} of {every} pictures" in notes[0]
-    assert measure(task, small, ctx).n_measured == every
+    assert f"{N_TIMED} of {every} images" in notes[0]
+    assert measure(dataset, small, ctx).n_measured == every

@@ -93,6 +93,6 @@ def test_at_most_one_in_twenty_of_the_classes_that_are_named_is_named_by_chance(
     assert np.mean(found_shares) > 0.5
 
 
-def test_pictures_of_different_number_are_refused() -> None:
+def test_images_of_different_number_are_refused() -> None:
     with pytest.raises(ValueError, match="one length"):
         transfer_gain(np.ones(3, bool), np.ones(4, bool), np.zeros(3, int), CLASSES, "x")

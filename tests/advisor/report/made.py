@@ -11,7 +11,7 @@ from PIL import Image
 
 from advisor.decide.priors import load_priors
 from advisor.decide.recommend import recommend
-from advisor.report.gallery import Gallery, Point, pictures_named
+from advisor.report.gallery import Gallery, Point, images_named
 from advisor.types.advice import Advice, Choice, Finding
 from advisor.types.outcome import ClassGain, Outcome, TransferGain, TrialRecord
 from advisor.types.profile import LearningCurve, Profile
@@ -56,7 +56,7 @@ def made_advice(profile: Profile, **changes: Any) -> Advice:
     """The advice that follows from a profile."""
     decision = recommend(profile, load_priors())
     base = Advice(
-        task="made",
+        dataset="made",
         data=Path("data"),
         recommendations=decision.recommendations,
         rejections=decision.rejections,
@@ -65,7 +65,7 @@ def made_advice(profile: Profile, **changes: Any) -> Advice:
         findings=(),
         quarantine=(),
         choices=(Choice("backbone", profile.backbone, "embedded default; pin with --backbone"),),
-        split="one folder per class; test and val cut at random by class and duplicates (seed 0)",
+        split="one folder per class; test and validation cut at random by class and duplicates (seed 0)",
         n_test=100,
         seed=0,
         seconds=12.5,
@@ -79,22 +79,22 @@ def hostile_advice() -> Advice:
     finding = Finding(
         "TL003",
         "issue",
-        "1 picture under <b>two</b> labels",
+        "1 image under <b>two</b> labels",
         "One of the two labels is wrong: <script>alert(1)</script>",
         "Decide on one.",
-        (f"{HOSTILE_FILE} ({HOSTILE[0]}) = data/b.png ({HOSTILE[1]})", "no picture here"),
+        (f"{HOSTILE_FILE} ({HOSTILE[0]}) = data/b.png ({HOSTILE[1]})", "no image here"),
     )
     torn = Skipped(Path('data/torn"><b>.png'), "<i>cut short</i>")
     return made_advice(
         full_profile(HOSTILE),
-        task="<script>alert(1)</script>",
+        dataset="<script>alert(1)</script>",
         findings=(finding,) * 2,
         quarantine=(torn,) * 3,
     )
 
 
 def thumb(seed: int, side: int = 64) -> bytes:
-    """A small WebP picture of noise on a colour."""
+    """A small WebP image of noise on a colour."""
     rng = np.random.default_rng(seed)
     colour = rng.uniform(40, 215, 3)
     pixels = (colour + rng.normal(0, 25, (side, side, 3))).clip(0, 255).astype(np.uint8)
@@ -119,7 +119,7 @@ def made_gallery(advice: Advice, n_points: int = 120, mistakes: Sequence[Mistake
     )
     files = [p.path for p in points] + ["data/b.png"] + [m.path for m in mistakes]
     thumbs = {path: thumb(i) for i, path in enumerate(files)}
-    named = pictures_named(advice.findings, files)
+    named = images_named(advice.findings, files)
     return Gallery(points, 2, advice.profile.n, thumbs, named)
 
 
@@ -139,6 +139,7 @@ def made_outcome(advice: Advice, n_trials: int = 12) -> Outcome:
                 proportion(0.8 + 0.02 * float(np.log10(lr) + 5), 80) if scored else None,
                 40.0,
                 None if scored else "pruned: <b>worse</b> than the median",
+                pruned=not scored,
             )
         )
     return Outcome(

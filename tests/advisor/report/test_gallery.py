@@ -1,4 +1,4 @@
-"""The pictures of a report: small, few, without metadata; the map keeps every class."""
+"""The images of a report: small, few, without metadata; the map keeps every class."""
 
 import io
 from pathlib import Path
@@ -12,9 +12,9 @@ from advisor.report.gallery import (
     BUDGET_BYTES,
     MAX_ON_MAP,
     SIDES_PX,
+    images_named,
     lay_out,
     make_thumbs,
-    pictures_named,
     sample_rows,
 )
 from advisor.types.advice import Finding
@@ -41,7 +41,7 @@ def test_a_thumbnail_has_the_pixels_and_nothing_else(tmp_path: Path) -> None:
         assert set(image.info) <= {"background", "loop", "duration", "timestamp"}
 
 
-def test_a_picture_that_is_gone_has_no_thumbnail(tmp_path: Path) -> None:
+def test_a_image_that_is_gone_has_no_thumbnail(tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes(b"torn")
     given = {"torn": tmp_path / "torn.png", "gone": tmp_path / "gone.png"}
     assert make_thumbs(given) == {}
@@ -65,7 +65,7 @@ def test_thumbnails_shrink_until_they_fit_the_budget(
 def test_examples_name_the_longest_path_that_stands_in_them() -> None:
     names = ["d/a.png", "d/a.png.png", "d/b b.png"]
     examples = ("d/a.png.png (x) = d/b b.png (y)", "d/a.png: x, rather y", "none", "other/a.png")
-    found = pictures_named([Finding("TL003", "issue", "", "", "", examples)], names)
+    found = images_named([Finding("TL003", "issue", "", "", "", examples)], names)
     assert found == {(0, 0): ("d/a.png.png", "d/b b.png"), (0, 1): ("d/a.png",)}
 
 
@@ -90,5 +90,5 @@ def test_neighbours_stay_neighbours_on_the_map() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 5, 12])
-def test_a_handful_of_equal_pictures_has_a_map(n: int) -> None:
+def test_a_handful_of_equal_images_has_a_map(n: int) -> None:
     assert np.isfinite(lay_out(np.ones((n, 8)), 0)).all()

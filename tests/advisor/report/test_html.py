@@ -148,12 +148,12 @@ def test_what_was_not_measured_has_no_chart() -> None:
     assert {c.name for c in advice_charts(bare)} == {"quadrant", "probes", "accuracy", "cost"}
     text = page(bare, Gallery())
     assert "unknown" in text
-    assert 'id="pictures"' not in text
+    assert 'id="images"' not in text
     full = made_advice(full_profile(["a", "b"]))
     assert {c.name for c in advice_charts(full)} >= {"similarity", "curve"}
 
 
-def test_a_page_for_a_hundred_thousand_pictures_is_below_five_megabytes() -> None:
+def test_a_page_for_a_hundred_thousand_images_is_below_five_megabytes() -> None:
     advice = large_advice()
     gallery = made_gallery(advice, n_points=1000)
     assert len(page(advice, gallery).encode()) < 5_000_000

@@ -44,9 +44,9 @@ def test_it_fits_and_answers_in_its_first_line(advice: Advice) -> None:
 
 def test_it_names_what_was_not_considered_and_the_command() -> None:
     advice = made_advice(profile_of(), command="tl-advise data --seed 0")
-    advice = replace(advice, rejections=(Rejection("layer_svm", "too few pictures"),))
+    advice = replace(advice, rejections=(Rejection("layer_svm", "too few images"),))
     text = printed(advice)
-    assert "not considered: layer_svm: too few pictures" in text
+    assert "not considered: layer_svm: too few images" in text
     assert "tl-advise data --seed 0" in text
     assert "neighbours" not in text
     assert "random weights" not in text
@@ -72,7 +72,7 @@ def test_backbones_that_were_compared_are_ranked() -> None:
 
 
 def test_markup_in_a_name_is_printed_as_it_is() -> None:
-    advice = replace(hostile_advice(), task="[bold red]x[/]")
+    advice = replace(hostile_advice(), dataset="[bold red]x[/]")
     assert printed(advice).startswith("[bold red]x[/]: ")
     page = io.StringIO()
     print_outcome(Console(file=page, width=80), made_outcome(advice))

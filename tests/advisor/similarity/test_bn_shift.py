@@ -21,10 +21,10 @@ STANDARD = Source(np.zeros(CHANNELS), np.ones(CHANNELS))
 def make_moments(
     n: int, seed: int, offset: float = 0.0, scale: float = 1.0, positions: int = 16
 ) -> Moments:
-    """Moments of normal activations: pictures differ in their mean, positions within them."""
+    """Moments of normal activations: images differ in their mean, positions within them."""
     rng = np.random.default_rng(seed)
-    picture = rng.normal(0, 0.6, (n, 1, CHANNELS))
-    z = offset + scale * (picture + rng.normal(0, 0.8, (n, positions, CHANNELS)))
+    image = rng.normal(0, 0.6, (n, 1, CHANNELS))
+    z = offset + scale * (image + rng.normal(0, 0.8, (n, positions, CHANNELS)))
     return Moments(
         z.mean(axis=1).astype(np.float32),
         np.square(z).mean(axis=1).astype(np.float32),
@@ -61,7 +61,7 @@ def test_a_channel_without_variance_stays_bounded() -> None:
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.4])
-def test_few_pictures_do_not_look_farther_than_many(offset: float) -> None:
+def test_few_images_do_not_look_farther_than_many(offset: float) -> None:
     few = [
         layer_shifts(make_moments(20, seed, offset), balanced(one_class(20)), STANDARD).mean()
         for seed in range(80)
@@ -73,7 +73,7 @@ def test_few_pictures_do_not_look_farther_than_many(offset: float) -> None:
     assert np.mean(few) == pytest.approx(many, abs=4 * error + 0.002)
 
 
-def test_a_class_with_many_pictures_does_not_pull_the_shift_to_itself() -> None:
+def test_a_class_with_many_images_does_not_pull_the_shift_to_itself() -> None:
     near, far = make_moments(400, 1), make_moments(400, 2, offset=1.0)
 
     def joined(n_near: int, n_far: int) -> float:
@@ -128,7 +128,7 @@ def test_resampled_weights_sum_to_one_and_keep_every_class_its_share() -> None:
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, 0, 0, 1], [0, 0, 1, 2], [0], [5, 5, 9, 9]])
-def test_no_stratum_has_a_single_picture_unless_there_is_one_alone(labels: list[int]) -> None:
+def test_no_stratum_has_a_single_image_unless_there_is_one_alone(labels: list[int]) -> None:
     weights = balanced(np.array(labels))
     assert weights.share.sum() == pytest.approx(1)
     assert weights.sizes.min() >= min(2, len(labels))

@@ -6,10 +6,10 @@ import pytest
 from numpy.typing import NDArray
 
 from advisor.similarity.bn_shift import Source, balanced, layer_shifts
-from advisor.similarity.calibration import Scale, scales
+from advisor.similarity.calibration import Calibration, calibrations
 from advisor.similarity.domain_similarity import (
     balanced_rows,
-    few_pictures,
+    few_images,
     measure_similarity,
     shift_intervals,
 )
@@ -18,19 +18,19 @@ from advisor.types.similarity import DomainSimilarity
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.core.metrics import Interval
-from strategies.data.dataset import Picture
+from strategies.data.dataset import LabelledImage
 from strategies.models.backbone import Backbone, load_backbone
-from strategies.models.features import Features, Moments, OldHead, extract_features
+from strategies.models.features import Features, Moments, SourceHead, extract_features
 
-SCALE = Scale(same=0.01, far=0.5, power=0.9, landmarks=(("near", 0.1), ("far", 0.4)))
+SCALE = Calibration(same=0.01, far=0.5, power=0.9, landmarks=(("near", 0.1), ("far", 0.4)))
 CHANNELS, WIDTH = 60, 16
-HEAD = OldHead(np.eye(3, WIDTH, dtype=np.float32), np.zeros(3, np.float32), ("a", "b", "c"))
+HEAD = SourceHead(np.eye(3, WIDTH, dtype=np.float32), np.zeros(3, np.float32), ("a", "b", "c"))
 
 
 def make_features(
     n: int, seed: int, offset: NDArray[np.floating] | float = 0.0, *, norms: bool = True
 ) -> Features:
-    """Features whose pictures differ; `offset` moves channels (and pooled values by its mean)."""
+    """Features whose images differ; `offset` moves channels (and pooled values by its mean)."""
     rng = np.random.default_rng(seed)
     z = offset + rng.normal(0, 0.6, (n, 1, CHANNELS)) + rng.normal(0, 0.8, (n, 16, CHANNELS))
     pooled = np.abs(rng.normal(np.mean(offset), 1, (n, WIDTH))).astype(np.float32)
@@ -72,7 +72,7 @@ def test_a_larger_distance_is_the_lower_end_of_the_similarity() -> None:
 @pytest.mark.parametrize(
     ("distance", "names"), [(0.0, (None, "near")), (0.2, ("near", "far")), (0.9, ("far", None))]
 )
-def test_a_task_stands_between_its_landmarks(
+def test_a_dataset_stands_between_its_landmarks(
     distance: float, names: tuple[str | None, str | None]
 ) -> None:
     assert SCALE.between(distance) == names
@@ -80,7 +80,7 @@ def test_a_task_stands_between_its_landmarks(
 
 @pytest.mark.parametrize("name", ["bn_shift", "bn_shift_running", "kernel"])
 def test_the_stored_scales_are_monotone_and_end_at_their_farthest_landmark(name: str) -> None:
-    scale = scales()[name]
+    scale = calibrations()[name]
     distances = [distance for _, distance in scale.landmarks]
     assert 0 < scale.same < min(distances)
     assert scale.far == max(distances)
@@ -100,7 +100,7 @@ def test_every_class_keeps_a_row_however_many_there_are() -> None:
     assert len(np.unique(labels[balanced_rows(labels, 10, np.random.default_rng(0))])) == 50
 
 
-def test_pictures_like_the_reference_are_similar_and_not_significant(backbone: Backbone) -> None:
+def test_images_like_the_reference_are_similar_and_not_significant(backbone: Backbone) -> None:
     found = measure(make_features(60, 1), backbone, make_features(300, 2))
     assert found.score.mid == pytest.approx(1)
     assert found.basis == "bn_shift"
@@ -108,7 +108,7 @@ def test_pictures_like_the_reference_are_similar_and_not_significant(backbone: B
     assert found.p_value > 0.01
 
 
-def test_pictures_unlike_the_reference_are_not(backbone: Backbone) -> None:
+def test_images_unlike_the_reference_are_not(backbone: Backbone) -> None:
     found = measure(make_features(60, 1, offset=0.8), backbone, make_features(300, 2))
     assert found.score.high < 0.7
     assert found.p_value == pytest.approx(0.001)
@@ -177,14 +177,14 @@ def test_ninety_percent_intervals_hold_the_truth_about_as_often() -> None:
     assert 0.8 <= np.mean(hits) <= 0.98
 
 
-def test_few_pictures_widen_the_interval() -> None:
-    widths = [few_pictures(balanced(np.zeros(n, dtype=np.int64))) for n in (3, 20, 1000)]
+def test_few_images_widen_the_interval() -> None:
+    widths = [few_images(balanced(np.zeros(n, dtype=np.int64))) for n in (3, 20, 1000)]
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] == pytest.approx(1, abs=0.01)
 
 
-def pictures_in(paths: list[Path]) -> list[Picture]:
-    return [Picture(path, 0, f"{path.parent.name}-{path.name}", 0, 0) for path in paths]
+def images_in(paths: list[Path]) -> list[LabelledImage]:
+    return [LabelledImage(path, 0, f"{path.parent.name}-{path.name}", 0, 0) for path in paths]
 
 
 def test_imagenet_is_similar_to_itself_and_digits_are_not(shared: Path, tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_imagenet_is_similar_to_itself_and_digits_are_not(shared: Path, tmp_path
     ctx = RunContext(cache=ArrayCache(tmp_path))
     scores = []
     for paths in ([files[i] for i in unseen], digits):
-        features = extract_features(pictures_in(paths), backbone, ctx)
+        features = extract_features(images_in(paths), backbone, ctx)
         found = measure_similarity(
             features,
             np.zeros(len(paths), dtype=np.int64),

@@ -20,7 +20,7 @@ def even(n: int) -> np.ndarray:
     return np.full(n, 1 / n)
 
 
-def test_mmd_is_the_mean_over_different_pictures_only() -> None:
+def test_mmd_is_the_mean_over_different_images_only() -> None:
     x, y = sample(5, 0, 1.0), sample(4, 1)
     size = np.sqrt(np.mean(y.astype(float) ** 2))
 

@@ -8,19 +8,19 @@ import pytest
 from advisor.similarity.bn_shift import Source
 from advisor.similarity.reference import (
     FOLDER,
-    MIN_PICTURES,
+    MIN_IMAGES,
     Quantised,
     Reference,
     build_reference,
+    images_below,
     make_reference,
-    pictures_below,
     read_reference,
     shipped_reference,
     write_reference,
 )
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError, StorageError
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.catalogue import CATALOGUE
 from strategies.models.features import Features, Moments, extract_features
@@ -43,7 +43,7 @@ def test_what_is_written_is_read_back(
     write_reference(reference, tmp_path / "r.safetensors")
     found = read_reference(tmp_path / "r.safetensors")
     assert (found.name, found.digest) == ("mine", backbone.digest)
-    assert found.provenance == {"pictures": "60", "made": "today"}
+    assert found.provenance == {"images": "60", "made": "today"}
     px = backbone.input_px
     rows, expected = found.rows(px), reference.rows(px)
     assert rows is not None
@@ -113,32 +113,32 @@ def test_other_weights_have_no_shipped_reference(backbone: Backbone) -> None:
     assert shipped_reference(replace(backbone, name="resnet18")) is None
 
 
-def test_a_reference_of_too_few_pictures_is_refused(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+def test_a_reference_of_too_few_images_is_refused(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    with pytest.raises(DataError, match=f"48 readable pictures.*at least {MIN_PICTURES}"):
-        build_reference(small_task.root, backbone, ctx)
+    with pytest.raises(DataError, match=f"48 readable images.*at least {MIN_IMAGES}"):
+        build_reference(small_dataset.root, backbone, ctx)
 
 
 def test_unreadable_and_repeated_files_are_no_part_of_a_reference(
     make_folder: Callable[..., Path],
 ) -> None:
     folder = make_folder("some", 4)
-    (folder / "broken.png").write_bytes(b"no picture")
-    (folder / "notes.txt").write_text("no picture either")
+    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "notes.txt").write_text("no image either")
     copied = next(folder.rglob("000.png")).read_bytes()
     (folder / "again.png").write_bytes(copied)
-    assert len(pictures_below(folder, 2)) == 12
+    assert len(images_below(folder, 2)) == 12
 
 
 def test_a_folder_of_ones_own_becomes_a_reference(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("advisor.similarity.reference.MIN_PICTURES", 40)
-    reference = build_reference(small_task.root, backbone, ctx)
-    features = extract_features(pictures_below(small_task.root, 2), backbone, ctx)
+    monkeypatch.setattr("advisor.similarity.reference.MIN_IMAGES", 40)
+    reference = build_reference(small_dataset.root, backbone, ctx)
+    features = extract_features(images_below(small_dataset.root, 2), backbone, ctx)
     source = reference.source(backbone.input_px)
     assert source is not None
     assert features.moments is not None
     assert source.mean == pytest.approx(features.moments.mean.mean(axis=0), abs=1e-5)
-    assert reference.name.startswith("48 pictures")
+    assert reference.name.startswith("48 images")

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from advisor.similarity.source_head import head_evidence, landings, predict
-from strategies.models.features import OldHead
+from advisor.similarity.source_head import head_evidence, nearest_source_classes, predict
+from strategies.models.features import SourceHead
 
 NAMES = ("ladybug", "goldfish", "sports car", "daisy")
-IDENTITY = OldHead(np.eye(4, dtype=np.float32), np.zeros(4, np.float32), NAMES)
+IDENTITY = SourceHead(np.eye(4, dtype=np.float32), np.zeros(4, np.float32), NAMES)
 
 
 def logits(named: list[int], strength: float) -> np.ndarray:
@@ -21,7 +21,7 @@ def test_entropy_lies_between_sure_and_clueless() -> None:
 
 def test_probabilities_are_the_softmax_of_the_head() -> None:
     rng = np.random.default_rng(0)
-    head = OldHead(
+    head = SourceHead(
         rng.normal(size=(4, 7)).astype(np.float32), rng.normal(size=4).astype(np.float32), NAMES
     )
     x = rng.normal(size=(1500, 7)).astype(np.float32)
@@ -30,9 +30,9 @@ def test_probabilities_are_the_softmax_of_the_head() -> None:
     assert predict(head, x).probabilities == pytest.approx(expected, rel=1e-3)
 
 
-def test_a_class_lands_on_what_most_of_its_pictures_are_called() -> None:
+def test_a_class_lands_on_what_most_of_its_images_are_called() -> None:
     named, labels = np.array([0, 0, 0, 1, 3, 3]), np.array([0, 0, 0, 0, 1, 1])
-    found = landings(named, labels, ["ladybird", "meadow"], NAMES)
+    found = nearest_source_classes(named, labels, ["ladybird", "meadow"], NAMES)
     assert {f.name: f.source_class for f in found} == {"ladybird": "ladybug", "meadow": "daisy"}
     assert {f.name: f.share.mid for f in found} == {"ladybird": 0.75, "meadow": 1.0}
 
@@ -40,7 +40,7 @@ def test_a_class_lands_on_what_most_of_its_pictures_are_called() -> None:
 def test_a_surer_landing_comes_first() -> None:
     named = np.array([0] * 20 + [3] * 2 + [1, 2])
     labels = np.array([0] * 20 + [1] * 2 + [2] * 2)
-    found = landings(named, labels, ["many", "two", "torn"], NAMES)
+    found = nearest_source_classes(named, labels, ["many", "two", "torn"], NAMES)
     assert [f.name for f in found] == ["many", "two", "torn"]
 
 

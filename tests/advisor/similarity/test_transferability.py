@@ -96,7 +96,7 @@ def test_h_score_lies_between_nothing_and_the_number_of_classes_less_one() -> No
         assert 0 <= h_score(*clusters(spread)) <= 2 + 1e-9
 
 
-def test_ratings_hold_the_score_and_widen_with_fewer_pictures() -> None:
+def test_ratings_hold_the_score_and_widen_with_fewer_images() -> None:
     x, labels = clusters(2.0, n=400)
     many, few = rate_features(x, labels, 0), rate_features(x[:40], labels[:40], 0)
     assert many["logme"].mid == pytest.approx(log_me(x, labels))
@@ -105,7 +105,7 @@ def test_ratings_hold_the_score_and_widen_with_fewer_pictures() -> None:
         assert few[name].high - few[name].low > many[name].high - many[name].low
 
 
-def test_features_that_hardly_one_picture_moves_are_rated_all_the_same() -> None:
+def test_features_that_hardly_one_image_moves_are_rated_all_the_same() -> None:
     labels = np.arange(40) % 4
     dead = np.zeros((40, 8))
     dead[3, 0] = 0.5

@@ -12,7 +12,7 @@ from advisor.tune.control import Control, fit_control, judge_both
 from advisor.tune.time_budget import FACTOR
 from advisor.types.outcome import TrialRecord
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier, evaluate
@@ -23,70 +23,72 @@ def best(strategy: str, **hyperparameters: object) -> TrialRecord:
 
 
 def test_a_probe_is_compared_with_the_same_probe_on_random_weights(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    found = fit_control(best("linear_probe", strength=1e-3, views=1), small_task, backbone, ctx)
+    found = fit_control(best("linear_probe", strength=1e-3, views=1), small_dataset, backbone, ctx)
 
     assert found is not None
     assert found.name == "linear_probe on random weights"
     assert found.classifier.hyperparameters["views"] == 1
-    pretrained = LinearProbe(views=1).fit(small_task, backbone, ctx).network.body.state_dict()
+    pretrained = LinearProbe(views=1).fit(small_dataset, backbone, ctx).network.body.state_dict()
     own = found.classifier.network.body.state_dict()
     assert any(not np.array_equal(own[k], pretrained[k]) for k in pretrained)
 
 
 def test_a_training_is_compared_with_one_from_scratch_and_both_are_judged_alike(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     soon = replace(ctx, deadline_s=time.monotonic() + 3)
-    found = fit_control(best("full_fine_tune", lr=1e-3), small_task, backbone, soon)
+    found = fit_control(best("full_fine_tune", lr=1e-3), small_dataset, backbone, soon)
 
     assert found is not None
     assert found.name == "from_scratch"
-    chosen: ImageClassifier = LinearProbe(views=1).fit(small_task, backbone, ctx)
-    judged, gain = judge_both(chosen, found, small_task.val, ctx)
-    control = evaluate(found.classifier, small_task.val)
-    assert judged == evaluate(chosen, small_task.val)
+    chosen: ImageClassifier = LinearProbe(views=1).fit(small_dataset, backbone, ctx)
+    judged, gain = judge_both(chosen, found, small_dataset.val, ctx)
+    control = evaluate(found.classifier, small_dataset.val)
+    assert judged == evaluate(chosen, small_dataset.val)
     assert gain is not None
     assert gain.gain.mid == pytest.approx(judged.accuracy.mid - control.accuracy.mid)
 
 
 def test_a_control_that_has_no_time_is_left_out_and_said_so(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     said: list[str] = []
     late = replace(ctx, deadline_s=time.monotonic() - 1, on_note=said.append)
 
-    assert fit_control(best("full_fine_tune", lr=1e-3), small_task, backbone, late) is None
+    assert fit_control(best("full_fine_tune", lr=1e-3), small_dataset, backbone, late) is None
     assert "left out" in said[0]
-    chosen = Control("itself", "linear_probe", LinearProbe(views=1).fit(small_task, backbone, ctx))
-    assert judge_both(chosen.classifier, None, small_task.val, ctx)[1] is None
+    chosen = Control(
+        "itself", "linear_probe", LinearProbe(views=1).fit(small_dataset, backbone, ctx)
+    )
+    assert judge_both(chosen.classifier, None, small_dataset.val, ctx)[1] is None
 
 
 def test_a_control_that_cannot_be_judged_in_time_is_not_and_the_classifier_is(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     said: list[str] = []
-    chosen = LinearProbe(views=1).fit(small_task, backbone, ctx)
+    chosen = LinearProbe(views=1).fit(small_dataset, backbone, ctx)
     late = replace(ctx, deadline_s=time.monotonic(), on_note=said.append)
 
     judged, gain = judge_both(
-        chosen, Control("itself", "linear_probe", chosen), small_task.val, late
+        chosen, Control("itself", "linear_probe", chosen), small_dataset.val, late
     )
 
-    assert judged.n == len(small_task.val)
+    assert judged.n == len(small_dataset.val)
     assert gain is None
     assert "not judged" in said[0]
 
 
-def test_a_control_that_there_is_half_the_time_for_is_judged_on_some_of_the_pictures(
-    small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+def test_a_control_that_there_is_half_the_time_for_is_judged_on_some_of_the_images(
+    small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, said = [0.0], list[str]()
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    chosen = cast(ImageClassifier, _Slow(small_task.classes, now))
+    chosen = cast(ImageClassifier, _Slow(small_dataset.classes, now))
     soon = replace(ctx, deadline_s=150.0, on_note=said.append)
-    hundred = (small_task.val * 100)[:100]
+    hundred = (small_dataset.val * 100)[:100]
 
     judged, gain = judge_both(chosen, Control("itself", "linear_probe", chosen), hundred, soon)
 
@@ -99,7 +101,7 @@ def test_a_control_that_there_is_half_the_time_for_is_judged_on_some_of_the_pict
 
 
 class _Slow:
-    """Needs a second for every picture, and always names the first class."""
+    """Needs a second for every image, and always names the first class."""
 
     def __init__(self, classes: tuple[str, ...], now: list[float]) -> None:
         self.classes, self.now = classes, now
@@ -110,10 +112,10 @@ class _Slow:
 
 
 def test_a_probe_that_random_weights_have_no_time_for_is_compared_with_a_network_from_scratch(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    """Ever more views of a picture: no more than one of them fits into a second."""
-    many = replace(small_task, train=small_task.train * 500)
+    """Ever more views of an image: no more than one of them fits into a second."""
+    many = replace(small_dataset, train=small_dataset.train * 500)
     soon = replace(ctx, deadline_s=time.monotonic() + 3)
     found = fit_control(best("linear_probe", views=6), many, backbone, soon)
     assert found is not None
@@ -122,28 +124,28 @@ def test_a_probe_that_random_weights_have_no_time_for_is_compared_with_a_network
 
 @pytest.mark.parametrize("strategy", ["full_fine_tune", "linear_probe"])
 def test_a_control_ends_with_its_share_of_the_time(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext, strategy: str
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext, strategy: str
 ) -> None:
     share_s = 2.0
     start = time.monotonic()
     with_share = replace(ctx, deadline_s=start + share_s)
 
-    fit_control(best(strategy), small_task, backbone, with_share)
+    fit_control(best(strategy), small_dataset, backbone, with_share)
 
     assert time.monotonic() - start < 4 * share_s  # a whole training takes far longer
 
 
 def test_a_probe_as_control_has_no_time_either(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     late = replace(ctx, deadline_s=time.monotonic() - 1)
-    assert fit_control(best("linear_probe"), small_task, backbone, late) is None
+    assert fit_control(best("linear_probe"), small_dataset, backbone, late) is None
 
 
 def test_what_was_trained_from_scratch_needs_no_control(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     said: list[str] = []
     telling = replace(ctx, on_note=said.append)
-    assert fit_control(best("from_scratch"), small_task, backbone, telling) is None
+    assert fit_control(best("from_scratch"), small_dataset, backbone, telling) is None
     assert "no transfer" in said[0]

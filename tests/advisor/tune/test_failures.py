@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from advisor.cli.app import auto_app
-from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.run_dir.directory import RunDir
 from strategies.core.errors import StorageError
 from strategies.layer_svm import LayerSVM
 from strategies.models.classifier import ImageClassifier
@@ -30,7 +30,9 @@ OUT_OF_MEMORY = [
 def test_out_of_memory_is_a_reason_and_the_search_goes_on(
     run: Runner, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    failing(monkeypatch, LayerSVM, "fit", error, call=3)  # 2: the first trial once more, with val
+    failing(
+        monkeypatch, LayerSVM, "fit", error, call=3
+    )  # 2: the first trial once more, with validation
     found = run(max_trials=3, only="layer_svm")
     assert [r.val_accuracy is None for r in found.trials] == [False, True, False]
     assert str(found.trials[1].reason).startswith("out of memory")
@@ -71,7 +73,7 @@ def test_a_full_disk_ends_the_search_and_later_it_goes_on(
         failing(patch, owner, name, FULL, call=call)
         with pytest.raises(StorageError, match=r"No space left on device.*tl-auto resume"):
             run(max_trials=3, only="layer_svm")
-    known = run.prepare().trials.standing().done
+    known = run.prepare().trials.snapshot().done
     found = run.resumed(max_trials=3, only="layer_svm")
     assert [r.number for r in found.trials] == [0, 1, 2]
     assert found.trials[: len(known)] == known
@@ -109,7 +111,7 @@ def test_a_disk_that_is_really_full_costs_no_trial(
 def test_a_second_run_on_the_same_folder_is_refused(
     make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    folder = RunFolder.create(tmp_path / "run")
+    folder = RunDir.create(tmp_path / "run")
     folder.begin({"data": "somewhere"})
     arguments = ["run", str(make_folder("data", 4)), "--out", str(folder.path)]
     with folder.locked():

@@ -7,18 +7,18 @@ import optuna
 import pytest
 
 from advisor.tune.interventions import (
-    REMEDIES,
+    INTERVENTIONS,
     backbone_of,
     hyperparameters_of,
-    portfolio,
-    prescribed,
-    remedies,
+    initial_trials,
+    interventions_for,
     scratch_contends,
+    suggest_fixed,
 )
-from advisor.tune.scheduler import make_contest
-from advisor.tune.study import Standing
+from advisor.tune.scheduler import make_scheduler
+from advisor.tune.study import TrialsSnapshot
 from advisor.types.advice import Advice, Finding, Severity
-from advisor.types.profile import Rival
+from advisor.types.profile import AlternativeBackbone
 from strategies.core.errors import OutOfTime, TrainingDiverged
 from strategies.core.metrics import Interval
 from strategies.full_fine_tune import FullFineTune
@@ -31,17 +31,17 @@ def finding(code: str, severity: Severity = "issue") -> Finding:
     return Finding(code, severity, "title", "detail", "action")
 
 
-def test_every_remedy_is_a_change_that_its_strategy_knows() -> None:
-    for by_strategy in REMEDIES.values():
+def test_every_intervention_is_a_change_that_its_strategy_knows() -> None:
+    for by_strategy in INTERVENTIONS.values():
         for name, changes in by_strategy.items():
             for change in changes:
                 assert STRATEGIES[name](**change) != STRATEGIES[name]()
 
 
 def test_nothing_is_tried_where_nothing_warns_and_nothing_twice() -> None:
-    assert remedies(()) == {}
-    assert remedies((finding("TL207", "tip"),)) == {}
-    both = remedies((finding("TL202"), finding("TL203", "tip")))
+    assert interventions_for(()) == {}
+    assert interventions_for((finding("TL207", "tip"),)) == {}
+    both = interventions_for((finding("TL202"), finding("TL203", "tip")))
     assert both == {"full_fine_tune": [{"reset_stages": 2, "blend": 1.0}]}
 
 
@@ -50,49 +50,54 @@ def test_scratch_contends_after_an_issue_and_not_after_a_tip() -> None:
     assert not scratch_contends((finding("TL208", "tip"), finding("TL006")))
 
 
-def test_remedies_start_right_after_the_advice() -> None:
+def test_interventions_start_right_after_the_advice() -> None:
     advised = {"lr": 1e-3, "batch_norm": "frozen"}
-    entries = portfolio(advised, {}, [{"batch_norm": "reestimated"}])
+    entries = initial_trials(advised, {}, [{"batch_norm": "reestimated"}])
     assert [e["batch_norm"] for e in entries] == ["frozen", "reestimated", "trained"]
 
 
-def test_a_warning_brings_scratch_into_the_contest(measured: tuple[Advice, object]) -> None:
+def test_a_warning_brings_scratch_into_the_scheduler(measured: tuple[Advice, object]) -> None:
     calm = replace(measured[0], findings=())
     alarmed = replace(calm, findings=(finding("TL209"),))
 
-    def contenders(advice: Advice) -> set[str]:
-        contest = make_contest(advice, 50, only=None, max_trials=None, prefer="balanced")
-        return {c.strategy for c in contest.contenders}
+    def candidates(advice: Advice) -> set[str]:
+        scheduler = make_scheduler(advice, 50, only=None, max_trials=None, prefer="balanced")
+        return {c.strategy for c in scheduler.candidates}
 
-    assert contenders(alarmed) == contenders(calm) | {"from_scratch"}
+    assert candidates(alarmed) == candidates(calm) | {"from_scratch"}
 
 
-def doubtful(advice: Advice, rival: str) -> Advice:
+def doubtful(advice: Advice, alternative: str) -> Advice:
     """Advice that names another backbone as clearly better."""
     lead = Interval(0.1, 0.2, 0.3)
-    profile = replace(advice.profile, rival=Rival(rival, Interval(0.8, 0.85, 0.9), lead))
+    profile = replace(
+        advice.profile,
+        alternative=AlternativeBackbone(alternative, Interval(0.8, 0.85, 0.9), lead),
+    )
     return replace(advice, profile=profile, findings=(finding("TL209"),))
 
 
-def test_probes_try_the_backbone_that_does_better_second_and_trainings_first(
+def test_probes_try_the_backbone_that_does_better_second_and_training_runs_first(
     measured: tuple[Advice, object],
 ) -> None:
     advice = doubtful(measured[0], "better")
-    contest = make_contest(advice, 50, only=None, max_trials=None, prefer="balanced")
+    scheduler = make_scheduler(advice, 50, only=None, max_trials=None, prefer="balanced")
     begun: dict[str, list[str | None]] = {}
-    standing = Standing((), ())
+    snapshot = TrialsSnapshot((), ())
     for _ in range(10):
-        name = contest.choose(standing, math.inf)
+        name = scheduler.choose(snapshot, math.inf)
         assert name is not None
-        start = contest.start(name, standing, {}, math.inf)
+        start = scheduler.start(name, snapshot, {}, math.inf)
         begun.setdefault(name, []).append(start.get("backbone"))
-        standing = replace(standing, under_way=(*standing.under_way, name))
+        snapshot = replace(snapshot, under_way=(*snapshot.under_way, name))
     assert next(iter(begun)) == "linear_probe"
     assert begun["linear_probe"] == [None, "better"]
     assert begun["full_fine_tune"][:2] == ["better", None]
     assert set(begun["from_scratch"]) == {None}
     nothing = replace(advice, findings=())
-    assert not make_contest(nothing, 50, only=None, max_trials=None, prefer="balanced").remedies
+    assert not make_scheduler(
+        nothing, 50, only=None, max_trials=None, prefer="balanced"
+    ).interventions
 
 
 def test_a_trial_with_another_backbone_is_of_it_whether_it_wins_or_not(
@@ -117,13 +122,13 @@ def test_what_the_search_space_does_not_draw_is_set_and_what_it_draws_is_kept() 
     study.enqueue_trial(start, user_attrs={"start": start})
     trial = study.ask()
     drawn = FullFineTune(lr=trial.suggest_float("lr", 1e-5, 1e-2))
-    with_start = prescribed(drawn, trial)
+    with_start = suggest_fixed(drawn, trial)
     assert with_start == replace(drawn, reset_stages=2)
-    assert prescribed(drawn, study.ask()) == drawn
+    assert suggest_fixed(drawn, study.ask()) == drawn
 
 
 @pytest.mark.parametrize("code", ["TL205", "TL202"])
-def test_a_run_tries_the_remedy_of_a_finding(
+def test_a_run_tries_the_intervention_of_a_finding(
     run: Runner, code: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[FullFineTune] = []
@@ -136,7 +141,7 @@ def test_a_run_tries_the_remedy_of_a_finding(
     run.advice = replace(run.advice, findings=(finding(code),))
     with pytest.raises(OutOfTime):
         run(max_trials=2, only="full_fine_tune")
-    change = REMEDIES[code]["full_fine_tune"][0]
+    change = INTERVENTIONS[code]["full_fine_tune"][0]
     plain, remedied = (t.hyperparameters() for t in tried)
     assert not change.items() <= plain.items()
     assert change.items() <= remedied.items()

@@ -1,4 +1,4 @@
-"""What stops trainings: surely worse ones, at a rung, and hardly ever the best."""
+"""What stops training runs: surely worse ones, at a rung, and hardly ever the best."""
 
 import importlib
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def test_a_training_that_is_surely_worse_is_stopped_at_the_first_rung() -> None:
 
 
 @pytest.mark.parametrize(("n_val", "expected"), [(20, None), (2000, 1)])
-def test_how_far_behind_is_too_far_depends_on_how_many_pictures_tell(
+def test_how_far_behind_is_too_far_depends_on_how_many_images_tell(
     n_val: int, expected: int | None
 ) -> None:
     study = study_of(PatientHalving(n_val))
@@ -62,13 +62,13 @@ def test_who_got_through_the_last_rung_comes_to_the_end() -> None:
     assert stopped_at(study, late) is None
 
 
-def test_with_endless_pictures_it_is_plain_halving() -> None:
+def test_with_endless_images_it_is_plain_halving() -> None:
     curves = [[0.5 + 0.01 * ((7 * i + j) % 10) for j in range(6)] for i in range(12)]
-    patient = study_of(PatientHalving(10**12))
+    retry_transient = study_of(PatientHalving(10**12))
     plain = study_of(SuccessiveHalvingPruner(min_resource=1, reduction_factor=2))
     for i, curve in enumerate(curves):
         own_best = [max(curve[: j + 1]) for j in range(6)]  # what it goes by
-        assert stopped_at(patient, own_best) == stopped_at(plain, own_best), i
+        assert stopped_at(retry_transient, own_best) == stopped_at(plain, own_best), i
 
 
 def test_an_attempt_that_died_does_not_count_beside_the_one_that_goes_on() -> None:
@@ -94,12 +94,12 @@ def test_an_attempt_that_died_does_not_count_beside_the_one_that_goes_on() -> No
 
 @pytest.fixture
 def curves(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The benchmark that replays recorded trainings."""
+    """The benchmark that replays recorded training runs."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     return importlib.import_module("curves")
 
 
-def test_of_real_trainings_it_saves_time_and_spares_the_best_more_often_than_the_median_did(
+def test_of_real_training_runs_it_saves_time_and_spares_the_best_more_often_than_the_median_did(
     curves: ModuleType,
 ) -> None:
     rows = curves.rows_of(BENCHMARKS / "curves.jsonl")

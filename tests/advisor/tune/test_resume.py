@@ -9,7 +9,7 @@ from typing import Any
 import optuna
 import pytest
 
-from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.search import Search, SearchResult
 from advisor.tune.study import Trials
 from advisor.types.outcome import TrialRecord
@@ -51,10 +51,10 @@ MOMENTS: list[tuple[type, str, int, bool]] = [
     (optuna.Study, "ask", 2, False),
     (Trials, "claim", 2, False),
     (LayerSVM, "fit", 3, False),
-    (RunFolder, "keep", 1, False),
+    (RunDir, "keep", 1, False),
     (optuna.Study, "tell", 2, True),
     (Trials, "tell", 3, False),
-    (RunFolder, "write_trials", 3, True),
+    (RunDir, "write_trials", 3, True),
 ]
 
 
@@ -82,7 +82,7 @@ def test_a_killed_search_ends_as_if_it_had_not_been(
         killed_at(patch, owner, name, call=call, before=before)
         with pytest.raises(Killed):
             run(max_trials=3, only="layer_svm")
-    known = timeless(run.prepare().trials.standing().done)
+    known = timeless(run.prepare().trials.snapshot().done)
     found = run.resumed(max_trials=3, only="layer_svm")
     assert timeless(found.trials) == timeless(alone.trials)
     assert timeless(found.trials)[: len(known)] == known
@@ -134,7 +134,7 @@ def test_a_half_written_line_spoils_no_other(run: Runner) -> None:
 
 
 def test_one_process_at_a_time_holds_a_run(run: Runner) -> None:
-    other = RunFolder(run.folder.path)
+    other = RunDir(run.folder.path)
     with run.folder.locked():
         assert other.is_locked()
         with pytest.raises(StorageError, match="in use"), other.locked():
@@ -150,7 +150,7 @@ def test_one_ctrl_c_keeps_the_best_and_two_stop_at_once(
     def fit(*args: Any) -> ImageClassifier:
         nonlocal calls
         calls += 1
-        if calls == 3:  # 2: the first trial once more, with val
+        if calls == 3:  # 2: the first trial once more, with validation
             signal.raise_signal(signal.SIGINT)
         return original(*args)
 
@@ -177,4 +177,4 @@ def test_two_processes_share_the_trials_and_none_runs_twice(run: Runner) -> None
             search._run_trial(claim)
     for search in searches:
         assert search._claim()[0] is None
-        assert [r.number for r in search.trials.standing().done] == [0, 1, 2, 3]
+        assert [r.number for r in search.trials.snapshot().done] == [0, 1, 2, 3]

@@ -10,10 +10,10 @@ import pytest
 from optuna.distributions import FloatDistribution
 
 from advisor.tune.distributed.database import SeededTPE
-from advisor.tune.interventions import portfolio
-from advisor.tune.scheduler import Contest
-from advisor.tune.study import Standing
-from advisor.tune.time_budget import Clock
+from advisor.tune.interventions import initial_trials
+from advisor.tune.scheduler import Scheduler
+from advisor.tune.study import TrialsSnapshot
+from advisor.tune.time_budget import TimeBudget
 from advisor.types.advice import Recommendation
 from advisor.types.options import Prefer
 from advisor.types.outcome import TrialRecord
@@ -35,7 +35,7 @@ def advised(
     )
 
 
-CONTEST = Contest(
+SCHEDULER = Scheduler(
     (
         advised("linear_probe", 0.8),
         advised("full_fine_tune", 0.85, 60.0),
@@ -48,8 +48,8 @@ CONTEST = Contest(
 
 
 EASY = replace(
-    CONTEST,
-    contenders=(
+    SCHEDULER,
+    candidates=(
         advised("linear_probe", 0.97, half=0.02),
         advised("full_fine_tune", 0.97, 60.0, half=0.02),
         advised("partial_fine_tune", 0.97, 30.0, half=0.02),
@@ -58,7 +58,7 @@ EASY = replace(
 """The advice expects as much of each of them."""
 
 
-def standing(*scores: tuple[str, float | None]) -> Standing:
+def snapshot(*scores: tuple[str, float | None]) -> TrialsSnapshot:
     done = [
         TrialRecord(
             i,
@@ -70,83 +70,85 @@ def standing(*scores: tuple[str, float | None]) -> Standing:
         )
         for i, (name, s) in enumerate(scores)
     ]
-    return Standing(tuple(done), ())
+    return TrialsSnapshot(tuple(done), ())
 
 
 def test_the_floor_comes_first() -> None:
-    assert CONTEST.choose(standing(), 1000) == "linear_probe"
+    assert SCHEDULER.choose(snapshot(), 1000) == "linear_probe"
 
 
 def test_every_training_gets_its_turn_and_the_leader_more() -> None:
-    begun = standing(("linear_probe", 0.8), ("full_fine_tune", 0.85))
-    assert CONTEST.choose(begun, 1000) == "partial_fine_tune"
-    even = standing(("linear_probe", 0.8), ("full_fine_tune", 0.85), ("partial_fine_tune", 0.83))
-    assert CONTEST.choose(even, 1000) == "full_fine_tune"
+    begun = snapshot(("linear_probe", 0.8), ("full_fine_tune", 0.85))
+    assert SCHEDULER.choose(begun, 1000) == "partial_fine_tune"
+    even = snapshot(("linear_probe", 0.8), ("full_fine_tune", 0.85), ("partial_fine_tune", 0.83))
+    assert SCHEDULER.choose(even, 1000) == "full_fine_tune"
 
 
 def test_what_the_leader_is_surely_better_than_is_out() -> None:
-    sure = standing(("linear_probe", 0.8), ("full_fine_tune", 0.95), ("partial_fine_tune", 0.5))
+    sure = snapshot(("linear_probe", 0.8), ("full_fine_tune", 0.95), ("partial_fine_tune", 0.5))
     for _ in range(5):
-        name = CONTEST.choose(sure, 1000)
+        name = SCHEDULER.choose(sure, 1000)
         assert name == "full_fine_tune"
         more = replace(sure.done[1], number=sure.n)
-        sure = Standing((*sure.done, more), ())
+        sure = TrialsSnapshot((*sure.done, more), ())
 
 
 def test_left_over_time_goes_to_the_shortest_training_and_the_last_seconds_to_none() -> None:
-    done = standing(("linear_probe", 0.8))
-    assert CONTEST.choose(done, 8.9, 5.0) == "partial_fine_tune"
-    assert CONTEST.choose(done, 4.9, 5.0) is None
-    assert CONTEST.choose(done, 0.0, 5.0) is None
+    done = snapshot(("linear_probe", 0.8))
+    assert SCHEDULER.choose(done, 8.9, 5.0) == "partial_fine_tune"
+    assert SCHEDULER.choose(done, 4.9, 5.0) is None
+    assert SCHEDULER.choose(done, 0.0, 5.0) is None
 
 
 def test_nothing_is_tried_against_a_perfect_leader_unless_a_number_was_asked_for() -> None:
-    perfect = standing(("linear_probe", 0.99))
+    perfect = snapshot(("linear_probe", 0.99))
     assert EASY.choose(perfect, 1000) is None
     assert replace(EASY, max_trials=3).choose(perfect, 1000) is not None
 
 
 def test_what_the_advice_expects_more_of_is_tried_against_a_perfect_leader() -> None:
-    few = replace(CONTEST, n_val=10)
-    perfect = standing(("linear_probe", 1.0))
+    few = replace(SCHEDULER, n_val=10)
+    perfect = snapshot(("linear_probe", 1.0))
     assert few.choose(perfect, 1000) == "full_fine_tune"
     assert few.ended(perfect) == "time"
 
 
 def test_a_search_says_why_it_is_over() -> None:
-    assert CONTEST.ended(standing(("linear_probe", 0.8))) == "time"
-    assert EASY.ended(standing(("linear_probe", 0.99))) == "unbeatable"
-    outrun = standing(("linear_probe", 0.95), ("full_fine_tune", 0.5), ("partial_fine_tune", 0.5))
-    assert CONTEST.choose(outrun, 1000) is None
-    assert CONTEST.ended(outrun) == "no_contender"
-    assert replace(CONTEST, max_trials=3).ended(outrun) == "trials"
+    assert SCHEDULER.ended(snapshot(("linear_probe", 0.8))) == "time"
+    assert EASY.ended(snapshot(("linear_probe", 0.99))) == "unbeatable"
+    outrun = snapshot(("linear_probe", 0.95), ("full_fine_tune", 0.5), ("partial_fine_tune", 0.5))
+    assert SCHEDULER.choose(outrun, 1000) is None
+    assert SCHEDULER.ended(outrun) == "no_contender"
+    assert replace(SCHEDULER, max_trials=3).ended(outrun) == "trials"
     three = replace(EASY, max_trials=3)
-    assert three.ended(standing(("linear_probe", 0.99))) == "time"
+    assert three.ended(snapshot(("linear_probe", 0.99))) == "time"
 
 
 def test_what_only_fails_is_given_up() -> None:
-    failed = standing(("linear_probe", 0.8), *[("full_fine_tune", None)] * 3)
-    assert CONTEST.choose(failed, 1000) == "partial_fine_tune"
-    all_failed = standing(
+    failed = snapshot(("linear_probe", 0.8), *[("full_fine_tune", None)] * 3)
+    assert SCHEDULER.choose(failed, 1000) == "partial_fine_tune"
+    all_failed = snapshot(
         *[
             (n, None)
             for n in ("linear_probe",) + ("full_fine_tune",) * 3 + ("partial_fine_tune",) * 3
         ]
     )
-    assert CONTEST.choose(all_failed, math.inf) is None
+    assert SCHEDULER.choose(all_failed, math.inf) is None
 
 
 def test_trials_under_way_count() -> None:
-    limited = replace(CONTEST, max_trials=2)
+    limited = replace(SCHEDULER, max_trials=2)
     assert (
-        limited.choose(Standing(standing(("linear_probe", 0.8)).done, ("full_fine_tune",)), 9e9)
+        limited.choose(
+            TrialsSnapshot(snapshot(("linear_probe", 0.8)).done, ("full_fine_tune",)), 9e9
+        )
         is None
     )
 
 
 def test_ties_go_to_the_cheaper() -> None:
     pair = (("full_fine_tune", 0.97), ("linear_probe", 0.97))
-    for done in (standing(*pair), standing(*pair[::-1])):
+    for done in (snapshot(*pair), snapshot(*pair[::-1])):
         best = EASY.best(done.done)
         assert best is not None
         assert best.strategy == "linear_probe"
@@ -156,7 +158,7 @@ def test_ties_go_to_the_cheaper() -> None:
 def test_a_fifth_of_a_point_decides_where_errors_are_few(errors: float, best: str) -> None:
     many = replace(EASY, n_val=1_000_000)
     pair = (("full_fine_tune", 1 - errors + 0.002), ("linear_probe", 1 - errors))
-    for done in (standing(*pair), standing(*pair[::-1])):
+    for done in (snapshot(*pair), snapshot(*pair[::-1])):
         found = many.best(done.done)
         assert found is not None
         assert found.strategy == best
@@ -166,9 +168,9 @@ def test_what_counts_as_equal_is_what_was_preferred() -> None:
     val = (("linear_probe", 0.88), ("full_fine_tune", 0.90), ("partial_fine_tune", 0.897))
     best = {}
     for prefer in get_args(Prefer):
-        contest = replace(EASY, n_val=1_000_000, prefer=prefer)
-        for done in (standing(*val), standing(*val[::-1])):
-            found = contest.best(done.done)
+        scheduler = replace(EASY, n_val=1_000_000, prefer=prefer)
+        for done in (snapshot(*val), snapshot(*val[::-1])):
+            found = scheduler.best(done.done)
             assert found is not None
             best.setdefault(prefer, set()).add(found.strategy)
     assert best == {
@@ -182,44 +184,44 @@ def test_what_counts_as_equal_is_what_was_preferred() -> None:
 def test_a_search_ends_where_a_perfect_trial_would_count_as_equal(
     prefer: Prefer, ended: str
 ) -> None:
-    one_error = standing(("linear_probe", 0.95))
+    one_error = snapshot(("linear_probe", 0.95))
     assert replace(EASY, n_val=20, prefer=prefer).ended(one_error) == ended
 
 
-def test_few_val_pictures_are_weighed_against_what_the_advice_expects() -> None:
-    done = standing(("linear_probe", 0.85), ("full_fine_tune", 0.8)).done
-    few, many = (replace(CONTEST, n_val=n).best(done) for n in (20, 2000))
+def test_few_val_images_are_weighed_against_what_the_advice_expects() -> None:
+    done = snapshot(("linear_probe", 0.85), ("full_fine_tune", 0.8)).done
+    few, many = (replace(SCHEDULER, n_val=n).best(done) for n in (20, 2000))
     assert few is not None
     assert many is not None
     assert (few.strategy, many.strategy) == ("full_fine_tune", "linear_probe")
 
 
 def test_what_is_expected_lies_between_advice_and_val_and_on_another_backbone_is_val() -> None:
-    (record,) = standing(("full_fine_tune", 0.7)).done
-    found = [replace(CONTEST, n_val=n).expected(record) for n in (1, 10, 100, 10_000)]
+    (record,) = snapshot(("full_fine_tune", 0.7)).done
+    found = [replace(SCHEDULER, n_val=n).expected(record) for n in (1, 10, 100, 10_000)]
     assert 0.85 > found[0] > found[1] > found[2] > found[3] > 0.7
     elsewhere = replace(record, hyperparameters={"backbone": "other"})
-    assert CONTEST.expected(elsewhere) == pytest.approx(0.7)
+    assert SCHEDULER.expected(elsewhere) == pytest.approx(0.7)
 
 
-def test_other_hyperparameters_must_win_by_more_than_one_val_picture() -> None:
-    first, *later = standing(*[("full_fine_tune", s) for s in (0.8, 0.81, 0.82)]).done
-    assert [CONTEST.beats(r, first) for r in later] == [False, True]
+def test_other_hyperparameters_must_win_by_more_than_one_val_image() -> None:
+    first, *later = snapshot(*[("full_fine_tune", s) for s in (0.8, 0.81, 0.82)]).done
+    assert [SCHEDULER.beats(r, first) for r in later] == [False, True]
 
 
 def test_the_portfolio_changes_one_thing_at_a_time_within_the_space() -> None:
     first = {"lr": 1e-3, "batch_norm": "frozen", "steps": 100}
-    entries = portfolio(first, {"lr": FloatDistribution(1e-5, 2e-3, log=True)})
+    entries = initial_trials(first, {"lr": FloatDistribution(1e-5, 2e-3, log=True)})
     assert entries[0] == first
     assert [e["lr"] for e in entries[1:3]] == [2e-3, pytest.approx(1e-3 / 3)]
     assert entries[3] == first | {"batch_norm": "trained"}
 
 
-def test_far_away_and_short_of_time_a_training_starts_on_smaller_pictures() -> None:
-    far = replace(CONTEST, sizes=(224, 160, 128))
+def test_far_away_and_short_of_time_a_training_starts_on_smaller_images() -> None:
+    far = replace(SCHEDULER, sizes=(224, 160, 128))
 
-    def px(contest: Contest, strategy: str, seconds_left: float) -> int | None:
-        return contest.start(strategy, standing(), {}, seconds_left).get("input_px")
+    def px(scheduler: Scheduler, strategy: str, seconds_left: float) -> int | None:
+        return scheduler.start(strategy, snapshot(), {}, seconds_left).get("input_px")
 
     assert px(far, "full_fine_tune", 120.0) == 224  # predicted to take 60 s
     assert px(far, "full_fine_tune", 119.0) == 160
@@ -227,7 +229,7 @@ def test_far_away_and_short_of_time_a_training_starts_on_smaller_pictures() -> N
     assert px(far, "full_fine_tune", 5.0) == 128
     assert px(far, "partial_fine_tune", 60.0) == 224
     assert px(far, "linear_probe", 1.0) is None
-    assert px(CONTEST, "full_fine_tune", 5.0) is None  # near: fewer steps are the better way
+    assert px(SCHEDULER, "full_fine_tune", 5.0) is None  # near: fewer steps are the better way
 
 
 def test_draws_depend_on_seed_number_and_history_alone() -> None:
@@ -251,35 +253,35 @@ def test_draws_depend_on_seed_number_and_history_alone() -> None:
 
 
 def test_a_clock_provides_for_judging_before_it_hands_out_time() -> None:
-    clock = Clock(deadline_s=1000.0, n_test=100, n_val=50, by_px={224: 0.01})
-    before = clock.search_ends_s()
-    assert clock.fit_ends_s() < before < 1000.0 - 1.0
-    clock.saw(10, 1.0, px=224)
-    assert clock.search_ends_s() < before - 5
+    budget = TimeBudget(deadline_s=1000.0, n_test=100, n_val=50, by_px={224: 0.01})
+    before = budget.search_ends_s()
+    assert budget.fit_ends_s() < before < 1000.0 - 1.0
+    budget.saw(10, 1.0, px=224)
+    assert budget.search_ends_s() < before - 5
 
 
-def test_small_pictures_that_are_soon_judged_leave_the_time_that_large_ones_need() -> None:
-    clock = Clock(deadline_s=1000.0, n_test=100, n_val=50, by_px={224: 0.01})
-    clock.saw(10, 1.0, px=224)
+def test_small_images_that_are_soon_judged_leave_the_time_that_large_ones_need() -> None:
+    budget = TimeBudget(deadline_s=1000.0, n_test=100, n_val=50, by_px={224: 0.01})
+    budget.saw(10, 1.0, px=224)
     for _ in range(5):
-        clock.saw(10, 0.1, px=96)
-    assert clock.s_per_image == 0.1
-    clock.saw(10, 0.8, px=224)
-    assert clock.s_per_image == 0.08
+        budget.saw(10, 0.1, px=96)
+    assert budget.s_per_image == 0.1
+    budget.saw(10, 0.8, px=224)
+    assert budget.s_per_image == 0.08
 
 
 def test_what_control_and_page_turn_out_to_need_is_what_is_set_aside() -> None:
-    clock = Clock(1000.0, n_test=0, n_val=50, by_px={224: 0.01}, control_s=60.0, page_s=6.0)
-    before = clock.search_ends_s()
-    clock.page_s = 2.0
-    assert clock.search_ends_s() == pytest.approx(before + 1.15 * 4.0)
-    clock.training_leads, clock.has_control = True, True
-    assert clock.search_ends_s() == clock.judging_begins_s() - 60.0
-    clock.training_leads = False
-    assert clock.search_ends_s() == clock.judging_begins_s() == clock.page_begins_s()
+    budget = TimeBudget(1000.0, n_test=0, n_val=50, by_px={224: 0.01}, control_s=60.0, page_s=6.0)
+    before = budget.search_ends_s()
+    budget.page_s = 2.0
+    assert budget.search_ends_s() == pytest.approx(before + 1.15 * 4.0)
+    budget.training_leads, budget.has_control = True, True
+    assert budget.search_ends_s() == budget.judging_begins_s() - 60.0
+    budget.training_leads = False
+    assert budget.search_ends_s() == budget.judging_begins_s() == budget.page_begins_s()
 
 
 def test_fits_to_one_trial_share_its_time() -> None:
-    clock = Clock(time.monotonic() + 100.0, n_test=0, n_val=1, by_px={224: 0.0})
-    whole, half = (clock.fold_ends_s(n) - time.monotonic() for n in (1, 2))
+    budget = TimeBudget(time.monotonic() + 100.0, n_test=0, n_val=1, by_px={224: 0.0})
+    whole, half = (budget.fold_ends_s(n) - time.monotonic() for n in (1, 2))
     assert half == pytest.approx(whole / 2, abs=0.1)

@@ -12,7 +12,7 @@ from advisor.types.outcome import TrialRecord
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError, OutOfTime, TrainingDiverged
 from strategies.core.metrics import Interval
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.full_fine_tune import FullFineTune
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
@@ -32,7 +32,7 @@ def test_the_probe_comes_first_and_a_classifier_is_on_disk(run: Runner) -> None:
     found = run(max_trials=1)
     assert [t.strategy for t in found.trials] == ["linear_probe"]
     saved = ImageClassifier.load(run.folder.classifier())
-    paths = [p.path for p in run.task.val]
+    paths = [p.path for p in run.dataset.val]
     np.testing.assert_allclose(
         saved.predict_proba(paths), found.classifier.predict_proba(paths), atol=1e-6
     )
@@ -43,8 +43,8 @@ def test_every_trial_is_in_the_study_and_in_the_list(run: Runner) -> None:
     trials = run.study("layer_svm").trials
     assert len(found.trials) == len(run.lines()) == len(trials) == 4
     assert [t.value for t in trials] == [score(t) for t in found.trials]
-    one_picture = 1.5 / len(run.task.val)
-    assert score(found.best) >= max(map(score, found.trials)) - one_picture
+    one_image = 1.5 / len(run.dataset.val)
+    assert score(found.best) >= max(map(score, found.trials)) - one_image
 
 
 def test_the_first_trial_is_the_advice(run: Runner) -> None:
@@ -87,9 +87,9 @@ def test_a_winning_probe_is_fitted_once_more_with_val(run: Runner) -> None:
     found = run(max_trials=1)
     assert found.refitted
     expected = LinearProbe(**found.best.hyperparameters).fit(
-        run.task.hide_test().with_val_in_train(), run.backbone, run.ctx
+        run.dataset.hide_test().with_val_in_train(), run.backbone, run.ctx
     )
-    paths = [p.path for p in run.task.fit_split]
+    paths = [p.path for p in run.dataset.fit_split]
     np.testing.assert_allclose(
         found.classifier.predict_proba(paths), expected.predict_proba(paths), atol=1e-6
     )
@@ -98,14 +98,14 @@ def test_a_winning_probe_is_fitted_once_more_with_val(run: Runner) -> None:
 def test_a_probe_learns_from_val_at_once_so_that_no_time_need_be_set_aside(run: Runner) -> None:
     run.deadline_s = time.monotonic() + 3600
     search = run.prepare(max_trials=1)
-    before = search.clock.search_ends_s()
+    before = search.budget.search_ends_s()
     claim, _ = search._claim()
     assert claim is not None
     search._run_trial(claim)
     best = run.folder.best()
     assert best is not None
     assert best[1]
-    assert search.clock.search_ends_s() == before
+    assert search.budget.search_ends_s() == before
     longest = replace(best[0], number=1, seconds=4000.0, val_accuracy=Interval(1.0, 1.0, 1.0))
     assert search._with_val(claim, replace(longest, strategy="full_fine_tune")) is None
     assert search._with_val(claim, longest) is None
@@ -114,12 +114,12 @@ def test_a_probe_learns_from_val_at_once_so_that_no_time_need_be_set_aside(run: 
 def test_a_first_classifier_can_be_had_before_the_search_goes_on(run: Runner) -> None:
     search = run.prepare(max_trials=2, only="layer_svm")
     search.run(until_found=True)
-    assert len(search.trials.standing().done) == 1
+    assert len(search.trials.snapshot().done) == 1
     assert run.folder.best() is not None
     search.run(until_found=True)
-    assert len(search.trials.standing().done) == 1
+    assert len(search.trials.snapshot().done) == 1
     search.run()
-    assert len(search.trials.standing().done) == 2
+    assert len(search.trials.snapshot().done) == 2
     assert search.ended() == "trials"
 
 
@@ -130,7 +130,7 @@ def test_no_time_is_out_of_time(run: Runner) -> None:
 
 
 def test_nothing_to_select_on_is_refused(run: Runner) -> None:
-    run.task = replace(run.task, val=())
+    run.dataset = replace(run.dataset, val=())
     with pytest.raises(DataError, match="--val"):
         run()
 
@@ -149,11 +149,11 @@ def test_a_training_that_is_clearly_in_the_worse_half_is_pruned(
     waiting = iter(curves)
 
     def fit(
-        self: FullFineTune, task: ImageTask, backbone: Backbone, ctx: RunContext
+        self: FullFineTune, dataset: Dataset, backbone: Backbone, ctx: RunContext
     ) -> ImageClassifier:
         for step, accuracy in enumerate(next(waiting), start=1):
             ctx.on_epoch(step, accuracy)
-        return LinearProbe(0.01).fit(task, backbone, ctx)
+        return LinearProbe(0.01).fit(dataset, backbone, ctx)
 
     monkeypatch.setattr(FullFineTune, "fit", fit)
     found = run(max_trials=4, only="full_fine_tune")
@@ -166,7 +166,7 @@ def test_a_training_that_is_clearly_in_the_worse_half_is_pruned(
     assert kinds == [("begun", 0), ("round", 1), ("ended", 0)]
 
 
-def test_trainings_that_freeze_the_same_stages_run_them_once(
+def test_training_runs_that_freeze_the_same_stages_run_them_once(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled: list[object] = []
@@ -193,7 +193,9 @@ def test_a_hopeless_training_is_really_stopped_and_leaves_nothing_behind(
     def hear(event: Event) -> None:
         seen.append((run.folder.path / "checkpoints" / "trial-2").exists())
 
-    run.task = replace(run.task, val=(*run.task.val, *run.task.train))  # enough to tell by
+    run.dataset = replace(
+        run.dataset, val=(*run.dataset.val, *run.dataset.train)
+    )  # enough to tell by
     monkeypatch.setattr(FullFineTune, "suggest", suggest)
     search = replace(run.prepare(max_trials=3, only="full_fine_tune"), on_event=hear)
     search.run()

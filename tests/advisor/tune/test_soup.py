@@ -1,4 +1,4 @@
-"""A soup of trainings: kept if it wins on val, else as if it had never been tried."""
+"""A soup of training runs: kept if it wins on validation, else as if it had never been tried."""
 
 import math
 import time
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from advisor.tune.run_dir.directory import RunFolder
-from advisor.tune.run_dir.soup_candidates import Ingredients
+from advisor.tune.run_dir.directory import RunDir
+from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.run_dir.status import status_lines, status_record
 from advisor.tune.search import Search
 from advisor.tune.soup import NO_TIME, make_soup
 from advisor.types.outcome import TrialRecord
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.full_fine_tune import FullFineTune
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
@@ -29,15 +29,15 @@ Searched = Callable[..., Search]
 
 @pytest.fixture
 def searched(run: Runner, monkeypatch: pytest.MonkeyPatch) -> Searched:
-    """Search over trainings that end as a good probe plus so many times one and the same error."""
+    """Search over training runs that end as a good probe plus so many times one and the same error."""
 
     def search(errors: Sequence[float], n_folds: int = 1) -> Search:
         waiting = iter([e for e in errors for _ in range(n_folds)])
 
         def fit(
-            self: FullFineTune, task: ImageTask, backbone: Backbone, ctx: RunContext
+            self: FullFineTune, dataset: Dataset, backbone: Backbone, ctx: RunContext
         ) -> ImageClassifier:
-            found = LinearProbe(1e-3).fit(task, backbone, ctx)
+            found = LinearProbe(1e-3).fit(dataset, backbone, ctx)
             weight = found.network.head.weight
             noise = np.random.default_rng(1).normal(
                 0, 3 * weight.detach().std().item(), weight.shape
@@ -65,20 +65,20 @@ def test_an_average_that_wins_on_val_is_the_classifier(
     searched: Searched, run: Runner, n_folds: int
 ) -> None:
     search = searched([5.0, -5.0], n_folds)
-    alone = search.contest.best(search.trials.standing().done)
+    alone = search.scheduler.best(search.trials.snapshot().done)
     assert alone is not None
     soup = make_soup(search)
     assert soup is not None
     assert soup.kept
     assert sorted(soup.trials) == [0, 1]
     assert soup.val_accuracy is not None
-    assert soup.val_accuracy.mid > accuracy(alone) + 1 / search.scoring.n
+    assert soup.val_accuracy.mid > accuracy(alone) + 1 / search.validation.n
     assert soup.alone == alone.val_accuracy
     result = search.result()
     assert result.best.number == soup.trials[0]
     assert result.best.val_accuracy == soup.val_accuracy
     if n_folds == 1:
-        hits = search._judge(ImageClassifier.load(run.folder.classifier()), search.task.val)
+        hits = search._judge(ImageClassifier.load(run.folder.classifier()), search.dataset.val)
         assert np.mean(hits) == soup.val_accuracy.mid
     run.folder.begin({"data": "striped"})
     said = status_lines(run.folder, status_record(run.folder))
@@ -96,12 +96,12 @@ def test_an_average_that_loses_leaves_the_best_alone(searched: Searched, run: Ru
     assert run.folder.averaged() == ()
 
 
-def test_without_time_the_best_alone_stays_and_no_picture_is_looked_at(
+def test_without_time_the_best_alone_stays_and_no_image_is_looked_at(
     searched: Searched, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = searched([5.0, -5.0])
     before = run.folder.best()
-    search.clock.deadline_s = time.monotonic()
+    search.budget.deadline_s = time.monotonic()
     monkeypatch.setattr("advisor.tune.soup.scores_of", None)
     soup = make_soup(search)
     assert soup is not None
@@ -110,18 +110,18 @@ def test_without_time_the_best_alone_stays_and_no_picture_is_looked_at(
     assert run.folder.best() == before
 
 
-def test_the_search_leaves_time_to_it_once_there_may_be_two_trainings(
+def test_the_search_leaves_time_to_it_once_there_may_be_two_training_runs(
     searched: Searched, run: Runner
 ) -> None:
     search = searched([5.0])
-    clock, pool = search.clock, search.ingredients
+    budget, pool = search.budget, search.soup_candidates
     assert pool is not None
-    assert pool.n_reserved((), search.scoring) == 0
-    assert clock.n_soup == pool.n_reserved(search.trials.standing().done, search.scoring) > 0
-    clock.deadline_s = time.monotonic() + 100
-    assert clock.search_ends_s() < clock.soup_ends_s()
-    clock.n_soup = 0
-    assert clock.search_ends_s() == clock.soup_ends_s()
+    assert pool.n_reserved((), search.validation) == 0
+    assert budget.n_soup == pool.n_reserved(search.trials.snapshot().done, search.validation) > 0
+    budget.deadline_s = time.monotonic() + 100
+    assert budget.search_ends_s() < budget.soup_ends_s()
+    budget.n_soup = 0
+    assert budget.search_ends_s() == budget.soup_ends_s()
 
 
 def test_a_run_killed_while_it_averages_does_it_again(
@@ -129,7 +129,7 @@ def test_a_run_killed_while_it_averages_does_it_again(
 ) -> None:
     search = searched([5.0, -5.0])
     with monkeypatch.context() as patch:
-        killed_at(patch, RunFolder, "put_in_place", call=1, before=True)
+        killed_at(patch, RunDir, "put_in_place", call=1, before=True)
         with pytest.raises(Killed):
             make_soup(search)
     assert run.folder.averaged() == ()
@@ -151,7 +151,7 @@ def test_one_training_alone_or_one_that_is_damaged_makes_no_soup(
     searched: Searched, run: Runner
 ) -> None:
     search = searched([5.0, -5.0])
-    weights = run.folder.path / "ingredients" / "trial-1-fold-0" / WEIGHTS_FILE
+    weights = run.folder.path / "soup_candidates" / "trial-1-fold-0" / WEIGHTS_FILE
     weights.write_bytes(weights.read_bytes()[:-100])
     assert make_soup(search) is None
 
@@ -161,9 +161,9 @@ def test_only_the_best_are_kept_and_nothing_at_the_end(
 ) -> None:
     monkeypatch.setattr("advisor.tune.run_dir.soup_candidates.MOST", 2)
     search = searched([8.0, 0.0, 8.0, 1.0])
-    pool = Ingredients(run.folder, 1)
-    here = pool.best(search.trials.standing().done)
-    done = sorted(search.trials.standing().done, key=lambda r: (-accuracy(r), r.number))
+    pool = SoupCandidates(run.folder, 1)
+    here = pool.best(search.trials.snapshot().done)
+    done = sorted(search.trials.snapshot().done, key=lambda r: (-accuracy(r), r.number))
     assert [r.number for r in here] == [r.number for r in done[:2]]
     pool.clear()
-    assert not (run.folder.path / "ingredients").exists()
+    assert not (run.folder.path / "soup_candidates").exists()

@@ -245,10 +245,10 @@ def test_what_is_not_damage_is_a_storage_error(cache: ArrayCache) -> None:
 
 def test_values_come_back_as_they_were(cache: ArrayCache) -> None:
     values = {"a": [1, 0.1, None, "é\udcff"], "b": {"c": [True, -1e-300]}}
-    cache.remember("space", values)
+    cache.put_json("space", values)
 
-    assert cache.recall("space", ["a", "b", "c"]) == values
-    assert cache.recall("other", ["a"]) == {}
+    assert cache.get_json("space", ["a", "b", "c"]) == values
+    assert cache.get_json("other", ["a"]) == {}
 
 
 def test_what_was_used_longest_ago_makes_room(

@@ -36,4 +36,4 @@ def test_a_short_list_is_told_whole_and_in_order() -> None:
 
 
 def test_a_long_list_is_not_told() -> None:
-    assert "Known" not in unknown_name("thing", "q", [f"name{i}" for i in range(500)])
+    assert "TransferContext" not in unknown_name("thing", "q", [f"name{i}" for i in range(500)])

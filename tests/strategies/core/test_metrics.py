@@ -132,7 +132,7 @@ def test_calibration_error_of_certainty_that_is_right_half_the_time_is_a_half() 
     assert calibration_error(probabilities, labels) == pytest.approx(0.5)
 
 
-def test_calibration_error_does_not_depend_on_the_order_of_pictures() -> None:
+def test_calibration_error_does_not_depend_on_the_order_of_images() -> None:
     rng = np.random.default_rng(1)
     confidence = rng.choice([0.6, 0.7, 0.9], size=90)
     probabilities = np.stack([confidence, 1 - confidence], axis=1)
@@ -151,7 +151,7 @@ def test_equal_confidences_that_are_right_as_often_as_claimed_have_no_error() ->
     assert calibration_error(probabilities, labels) == pytest.approx(0.0)
 
 
-def test_calibration_error_works_with_fewer_pictures_than_bins() -> None:
+def test_calibration_error_works_with_fewer_images_than_bins() -> None:
     assert calibration_error(np.array([[0.8, 0.2]]), np.array([0])) == pytest.approx(0.2)
 
 
@@ -189,7 +189,7 @@ def test_top_k_counts_labels_among_the_k_highest_scores() -> None:
     assert top_k(scores, labels, 3).mid == 1.0
 
 
-def test_calibration_bins_rise_hold_all_pictures_and_meet_the_error() -> None:
+def test_calibration_bins_rise_hold_all_images_and_meet_the_error() -> None:
     probabilities, labels = _calibrated(1000)
     bins = calibration_bins(probabilities, labels)
     assert sum(b.n for b in bins) == 1000
@@ -200,7 +200,7 @@ def test_calibration_bins_rise_hold_all_pictures_and_meet_the_error() -> None:
     assert np.mean(inside) >= 0.7
 
 
-def test_few_pictures_make_one_bin() -> None:
+def test_few_images_make_one_bin() -> None:
     (only,) = calibration_bins(np.array([[0.8, 0.2]]), np.array([0]))
     assert only.n == 1
     assert only.accuracy.mid == 1.0

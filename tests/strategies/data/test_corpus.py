@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
-from strategies.data.dataset import load_task
+from strategies.data.dataset import load_dataset
 from strategies.data.decoding import DRAFT_SIDE_PX, MAX_PIXELS, read_image
 from tests.corpus import write_corpus
 
@@ -75,28 +75,28 @@ def test_every_file_is_read_to_the_reference_pixels_or_quarantined(
     root, n_files = corpus
     before = tree_digest(root)
     start = time.monotonic()
-    task = load_task(root, max_quarantine=1.0, max_images=None)
+    dataset = load_dataset(root, max_quarantine=1.0, max_images=None)
     seconds = time.monotonic() - start
     assert tree_digest(root) == before
     assert n_files >= 400
-    read = [*task.fit_split, *(task.test or ())]
-    assert len(read) + len(task.skipped) == n_files
-    assert all(s.reason and len(s.reason) < 300 for s in task.skipped)
-    for picture in read:
-        pixels = np.asarray(read_image(picture.path), dtype=float)
-        expected = reference(picture.path.read_bytes())
-        assert expected is not None, picture.path
+    read = [*dataset.fit_split, *(dataset.test or ())]
+    assert len(read) + len(dataset.skipped) == n_files
+    assert all(s.reason and len(s.reason) < 300 for s in dataset.skipped)
+    for image in read:
+        pixels = np.asarray(read_image(image.path), dtype=float)
+        expected = reference(image.path.read_bytes())
+        assert expected is not None, image.path
         if min(expected.shape[:2]) >= 2 * DRAFT_SIDE_PX:
-            assert (picture.height_px, picture.width_px) == expected.shape[:2]
+            assert (image.height_px, image.width_px) == expected.shape[:2]
             continue
-        assert np.abs(pixels - expected).max() <= 1, picture.path
-        assert (picture.height_px, picture.width_px) == expected.shape[:2]
-    refused = [s for s in task.skipped if reference_of(s.path) is not None]
+        assert np.abs(pixels - expected).max() <= 1, image.path
+        assert (image.height_px, image.width_px) == expected.shape[:2]
+    refused = [s for s in dataset.skipped if reference_of(s.path) is not None]
     assert not refused, [(s.path.name, s.reason) for s in refused]
     with capsys.disabled():
         sys.stdout.write(
             f"\ncorpus: {n_files} files, {len(read)} read to the reference pixels, "
-            f"{len(task.skipped)} set aside, in {seconds:.1f} s\n"
+            f"{len(dataset.skipped)} set aside, in {seconds:.1f} s\n"
         )
 
 

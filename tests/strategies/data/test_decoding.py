@@ -40,7 +40,7 @@ def ramp(values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG", "JPEG2000", "AVIF"])
-def test_every_usual_format_is_read(kind: str) -> None:
+def test_every_prior_format_is_read(kind: str) -> None:
     decoded = decode(encoded(noise(), kind))
     assert (decoded.image.mode, decoded.image.size) == ("RGB", (40, 30))
     assert (decoded.format, decoded.width_px, decoded.height_px) == (kind, 40, 30)
@@ -48,8 +48,8 @@ def test_every_usual_format_is_read(kind: str) -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
 def test_modes_without_transparency_keep_their_colours(mode: str) -> None:
-    picture = noise(mode)
-    assert np.array_equal(decode_image(encoded(picture)), picture.convert("RGB"))
+    image = noise(mode)
+    assert np.array_equal(decode_image(encoded(image)), image.convert("RGB"))
 
 
 def test_transparency_shows_white() -> None:
@@ -59,15 +59,15 @@ def test_transparency_shows_white() -> None:
 
 
 def test_a_transparent_palette_entry_shows_white() -> None:
-    picture = Image.new("P", (4, 4), 1)
-    picture.putpalette([0, 0, 0, 255, 0, 0])
-    assert np.asarray(decode_image(encoded(picture, transparency=1))).min() == 255
-    assert np.asarray(decode_image(encoded(picture, transparency=b"\xff\x00"))).min() == 255
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    assert np.asarray(decode_image(encoded(image, transparency=1))).min() == 255
+    assert np.asarray(decode_image(encoded(image, transparency=b"\xff\x00"))).min() == 255
 
 
 def test_a_transparent_colour_shows_white() -> None:
-    picture = Image.new("RGB", (4, 4), (9, 8, 7))
-    assert np.asarray(decode_image(encoded(picture, transparency=(9, 8, 7)))).min() == 255
+    image = Image.new("RGB", (4, 4), (9, 8, 7))
+    assert np.asarray(decode_image(encoded(image, transparency=(9, 8, 7)))).min() == 255
 
 
 def test_heif_is_read_where_its_plugin_is_installed() -> None:
@@ -87,7 +87,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
     assert np.array_equal(ramp(values), np.round(values / 65535 * 255))
 
 
-def test_a_float_picture_is_scaled_by_its_range() -> None:
+def test_a_float_image_is_scaled_by_its_range() -> None:
     values = np.linspace(-3, 7, 64, dtype=np.float32).reshape(8, 8)
     assert np.array_equal(ramp(values), np.round((values.astype(float) + 3) / 10 * 255))
 
@@ -97,7 +97,7 @@ def test_fractions_are_taken_as_they_are() -> None:
     assert np.all(ramp(values) == 128)
 
 
-def test_a_float_picture_without_a_number_is_survived() -> None:
+def test_a_float_image_without_a_number_is_survived() -> None:
     values = np.full((8, 8), np.nan, dtype=np.float32)
     assert ramp(values).shape == (8, 8)
     values[0] = np.inf
@@ -106,12 +106,12 @@ def test_a_float_picture_without_a_number_is_survived() -> None:
 
 
 def test_exif_orientation_is_undone() -> None:
-    picture = noise()
+    image = noise()
     exif = Image.Exif()
     exif[0x0112] = 6
-    decoded = decode(encoded(picture, exif=exif))
+    decoded = decode(encoded(image, exif=exif))
     assert (decoded.width_px, decoded.height_px) == (30, 40)
-    assert np.array_equal(decoded.image, picture.rotate(-90, expand=True))
+    assert np.array_equal(decoded.image, image.rotate(-90, expand=True))
 
 
 def test_the_first_frame_of_an_animation_is_taken() -> None:
@@ -152,15 +152,15 @@ def test_a_bomb_is_refused_by_its_header(side: int) -> None:
 
 def test_formats_that_run_programs_are_never_opened() -> None:
     assert not {".eps", ".ps", ".wmf", ".emf"} & known_suffixes()
-    with pytest.raises(UnreadableImage, match="not a picture"):
+    with pytest.raises(UnreadableImage, match="not an image"):
         decode_image(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n")
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
-    [(b"", "empty"), (b"<html><body>404</body></html>", "not a picture"), (b"\0" * 99, "not a")],
+    [(b"", "empty"), (b"<html><body>404</body></html>", "not an image"), (b"\0" * 99, "not a")],
 )
-def test_what_is_no_picture_is_refused_with_a_reason(data: bytes, reason: str) -> None:
+def test_what_is_no_image_is_refused_with_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(UnreadableImage, match=reason):
         decode_image(data)
 
@@ -184,16 +184,16 @@ def test_a_file_that_is_too_large_is_not_read(
 
 
 def test_decoding_in_threads_leaves_the_warning_filters_usable() -> None:
-    picture = Image.new("P", (4, 4), 1)
-    picture.putpalette([0, 0, 0, 255, 0, 0])
-    data = encoded(picture, transparency=b"\xff\x00")
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([0, 0, 0, 255, 0, 0])
+    data = encoded(image, transparency=b"\xff\x00")
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(decode_image, [data] * 64))
     with pytest.raises(UserWarning, match="still an error"):
         warnings.warn("still an error", UserWarning, stacklevel=1)
 
 
-def test_boxes_lie_within_the_picture() -> None:
+def test_boxes_lie_within_the_image() -> None:
     assert centre_box(200, 100, 50, 0.5) == (75, 25, 125, 75)
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -225,6 +225,6 @@ def test_the_centre_crop_is_timms_to_the_pixel(size: tuple[int, int]) -> None:
 
     two_steps = create_transform((3, 64, 64), interpolation="bicubic", crop_pct=0.875)
     two_steps.transforms = two_steps.transforms[:2]
-    picture = noise().resize(size, Image.Resampling.BICUBIC)
-    found = resize_box(picture, centre_box(*size, 64, 0.875), 64, "bicubic")
-    np.testing.assert_allclose(found, np.asarray(two_steps(picture)), atol=1)
+    image = noise().resize(size, Image.Resampling.BICUBIC)
+    found = resize_box(image, centre_box(*size, 64, 0.875), 64, "bicubic")
+    np.testing.assert_allclose(found, np.asarray(two_steps(image)), atol=1)

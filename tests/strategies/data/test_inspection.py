@@ -6,7 +6,7 @@ import pytest
 
 from strategies.core.cache import ArrayCache
 from strategies.data import inspection as reading
-from strategies.data.dataset import load_task
+from strategies.data.dataset import load_dataset
 
 
 @pytest.fixture
@@ -30,24 +30,24 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return seen
 
 
-def test_a_task_read_again_is_the_same_and_decodes_nothing(
+def test_a_dataset_read_again_is_the_same_and_decodes_nothing(
     make_folder: Callable[..., Path], cache: ArrayCache, decoded: list[Path]
 ) -> None:
     data = make_folder("data", 6)
-    first = load_task(data, cache=cache)
+    first = load_dataset(data, cache=cache)
     decoded.clear()
 
-    assert load_task(data, cache=cache) == first
+    assert load_dataset(data, cache=cache) == first
     assert decoded == []
-    assert load_task(data) == first
+    assert load_dataset(data) == first
 
 
-def test_a_changed_picture_is_decoded_again_though_size_and_time_stay(
+def test_a_changed_image_is_decoded_again_though_size_and_time_stay(
     make_folder: Callable[..., Path], cache: ArrayCache, decoded: list[Path]
 ) -> None:
     data = make_folder("data", 6)
     path = data / "class0" / "000.png"
-    load_task(data, cache=cache)
+    load_dataset(data, cache=cache)
     decoded.clear()
     before, status = path.read_bytes(), path.stat()
     other = (data / "class0" / "001.png").read_bytes()
@@ -56,34 +56,34 @@ def test_a_changed_picture_is_decoded_again_though_size_and_time_stay(
     assert path.stat().st_size == status.st_size
     assert path.stat().st_mtime_ns == status.st_mtime_ns
 
-    load_task(data, cache=cache)
+    load_dataset(data, cache=cache)
 
     assert decoded == [path]
 
 
-def test_a_new_picture_alone_is_decoded(
+def test_a_new_image_alone_is_decoded(
     make_folder: Callable[..., Path], cache: ArrayCache, decoded: list[Path]
 ) -> None:
     data = make_folder("data", 6)
-    load_task(data, cache=cache)
+    load_dataset(data, cache=cache)
     decoded.clear()
     new = data / "class1" / "new.png"
     new.write_bytes((data / "class1" / "003.png").read_bytes())
 
-    assert len(load_task(data, cache=cache).pairs) == 1
+    assert len(load_dataset(data, cache=cache).pairs) == 1
     assert decoded == [new]
 
 
-def test_a_picture_in_another_class_has_the_other_label(
+def test_a_image_in_another_class_has_the_other_label(
     make_folder: Callable[..., Path], cache: ArrayCache
 ) -> None:
     data = make_folder("data", 6)
-    load_task(data, cache=cache)
+    load_dataset(data, cache=cache)
     (data / "class0" / "000.png").rename(data / "class1" / "moved.png")
 
-    task = load_task(data, cache=cache)
+    dataset = load_dataset(data, cache=cache)
 
-    labels = {p.path.name: p.label for p in task.fit_split + (task.test or ())}
+    labels = {p.path.name: p.label for p in dataset.fit_split + (dataset.test or ())}
     assert labels["moved.png"] == 1
 
 
@@ -92,11 +92,11 @@ def test_what_could_not_be_read_is_tried_again(
 ) -> None:
     data = make_folder("data", 6)
     bad = data / "class0" / "bad.png"
-    bad.write_bytes(b"no picture")
-    first = load_task(data, cache=cache)
+    bad.write_bytes(b"no image")
+    first = load_dataset(data, cache=cache)
     decoded.clear()
 
-    assert load_task(data, cache=cache).skipped == first.skipped
+    assert load_dataset(data, cache=cache).skipped == first.skipped
     assert decoded == [bad]
 
 

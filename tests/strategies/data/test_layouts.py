@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from strategies.core.errors import DataError
-from strategies.data.dataset import load_task
+from strategies.data.dataset import load_dataset
 from strategies.data.decoding import UnreadableImage, read_image
 from strategies.data.layouts import natural_key, split_of
 from strategies.data.listing import list_data
@@ -60,27 +60,27 @@ def counts(data: Path) -> dict[str, dict[str, int]]:
         ("123", None),
     ],
 )
-def test_usual_spellings_of_splits_are_known(name: str, split: str | None) -> None:
+def test_prior_spellings_of_splits_are_known(name: str, split: str | None) -> None:
     assert split_of(name) == split
 
 
 def test_classes_are_sorted_as_people_count(tmp_path: Path) -> None:
     assert sorted(["10", "9", "1", "b2", "B10"], key=natural_key) == ["1", "9", "10", "b2", "B10"]
-    task = load_task(paint_tree(tmp_path / "d", "10", "9", "2"))
-    assert task.classes == ("2", "9", "10")
+    dataset = load_dataset(paint_tree(tmp_path / "d", "10", "9", "2"))
+    assert dataset.classes == ("2", "9", "10")
 
 
-def test_pictures_may_lie_at_any_depth_below_their_class(tmp_path: Path) -> None:
+def test_images_may_lie_at_any_depth_below_their_class(tmp_path: Path) -> None:
     data = paint_tree(tmp_path / "d", "cat", "dog/2019/a/b", "dog/x.png")
     assert counts(data) == {"train": {"cat": 4, "dog": 8}}
 
 
 def test_split_folders_are_never_classes(tmp_path: Path) -> None:
     data = paint_tree(tmp_path / "d", "Train/cat", "Train/dog", "TESTING/cat", "valid/dog")
-    task = load_task(data)
-    assert task.classes == ("cat", "dog")
-    assert (len(task.train), len(task.val), len(task.test or ())) == (8, 4, 4)
-    assert task.listed == {"train": (4, 4), "val": (0, 4), "test": (4, 0)}
+    dataset = load_dataset(data)
+    assert dataset.classes == ("cat", "dog")
+    assert (len(dataset.train), len(dataset.val), len(dataset.test or ())) == (8, 4, 4)
+    assert dataset.listed == {"train": (4, 4), "val": (0, 4), "test": (4, 0)}
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,8 @@ def test_links_that_go_round_end(tmp_path: Path) -> None:
     found = listed(data)
     assert found.splits["train"].counts["cat"] == 4
     assert any("already listed" in s.reason for s in found.skipped)
-    task = load_task(data, max_quarantine=1.0)
-    assert any("symbolic links" in s.reason for s in task.skipped)
+    dataset = load_dataset(data, max_quarantine=1.0)
+    assert any("symbolic links" in s.reason for s in dataset.skipped)
 
 
 def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
@@ -152,14 +152,14 @@ def test_a_folder_that_cannot_be_listed_is_noted(
 def test_odd_names_are_survived(tmp_path: Path) -> None:
     names = ["new\nline", "quo\"te's", "emoji 🐈", os.fsdecode(b"in\xffvalid"), " "]
     data = paint_tree(tmp_path / "d", *names)
-    task = load_task(data)
-    assert task.n_classes == len(names)
-    assert not task.skipped
-    assert all(name.encode() for name in task.classes)
-    assert "new\\nline" in task.classes
+    dataset = load_dataset(data)
+    assert dataset.n_classes == len(names)
+    assert not dataset.skipped
+    assert all(name.encode() for name in dataset.classes)
+    assert "new\\nline" in dataset.classes
 
 
-def test_files_that_are_no_pictures_are_noted_and_not_counted(tmp_path: Path) -> None:
+def test_files_that_are_no_images_are_noted_and_not_counted(tmp_path: Path) -> None:
     data = paint_tree(tmp_path / "d", "cat", "dog")
     (data / "cat" / "notes.txt").write_text("x")
     (data / "cat" / ".DS_Store").write_text("x")
@@ -168,21 +168,21 @@ def test_files_that_are_no_pictures_are_noted_and_not_counted(tmp_path: Path) ->
     found = listed(data)
     assert found.splits["train"].counts == {"cat": 5, "dog": 4}
     reasons = [s.reason for s in found.skipped]
-    assert reasons == ["1 files beside the class folders", "not a picture by its name (.txt)"]
+    assert reasons == ["1 files beside the class folders", "not an image by its name (.txt)"]
 
 
 def test_names_that_differ_only_in_case_are_one_class_between_splits(tmp_path: Path) -> None:
     data = paint_tree(tmp_path / "d", "train/Cat", "train/dog", "test/cat", "test/dog")
-    task = load_task(data)
-    assert task.classes == ("Cat", "dog")
-    assert len(task.test or ()) == 8
-    assert task.alike == (("Cat", "cat"),)
+    dataset = load_dataset(data)
+    assert dataset.classes == ("Cat", "dog")
+    assert len(dataset.test or ()) == 8
+    assert dataset.alike == (("Cat", "cat"),)
 
 
 def test_names_that_differ_only_in_unicode_form_are_noticed(tmp_path: Path) -> None:
-    task = load_task(paint_tree(tmp_path / "d", "caf\u00e9", "cafe\u0301", "tea"))
-    assert task.n_classes == 3
-    assert len(task.alike) == 1
+    dataset = load_dataset(paint_tree(tmp_path / "d", "caf\u00e9", "cafe\u0301", "tea"))
+    assert dataset.n_classes == 3
+    assert len(dataset.alike) == 1
 
 
 def test_a_class_that_train_does_not_have_is_refused(tmp_path: Path) -> None:
@@ -201,25 +201,25 @@ def write_table(path: Path, rows: list[list[str]], mark: str = ",") -> Path:
 def test_a_manifest_names_paths_labels_and_splits(tmp_path: Path, suffix: str, mark: str) -> None:
     rows = [["label", "File", "split"]]
     for i in range(12):
-        paint(tmp_path / "pictures" / f"{i}, a.png", i)
+        paint(tmp_path / "images" / f"{i}, a.png", i)
         rows.append(
-            ["cat" if i % 2 else "dog", f"pictures/{i}, a.png", "test" if i > 8 else "train"]
+            ["cat" if i % 2 else "dog", f"images/{i}, a.png", "test" if i > 8 else "train"]
         )
-    task = load_task(write_table(tmp_path / f"m{suffix}", rows, mark))
-    assert task.classes == ("cat", "dog")
-    assert len(task.test or ()) == 3
-    assert not task.skipped
+    dataset = load_dataset(write_table(tmp_path / f"m{suffix}", rows, mark))
+    assert dataset.classes == ("cat", "dog")
+    assert len(dataset.test or ()) == 3
+    assert not dataset.skipped
 
 
 def test_a_manifest_is_relative_to_root(tmp_path: Path) -> None:
     rows = [["path", "label"]]
     rows += [[paint(tmp_path / "far" / f"{i}.png", i).name, str(i % 2)] for i in range(12)]
     table = write_table(tmp_path / "m.csv", rows)
-    assert len(load_task(table, root=tmp_path / "far").fit_split) == 10
+    assert len(load_dataset(table, root=tmp_path / "far").fit_split) == 10
     with pytest.raises(DataError, match="--max-quarantine"):
-        load_task(table)
+        load_dataset(table)
     with pytest.raises(DataError, match="is for a manifest"):
-        load_task(paint_tree(tmp_path / "d", "a", "b"), root=tmp_path)
+        load_dataset(paint_tree(tmp_path / "d", "a", "b"), root=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -227,9 +227,12 @@ def test_a_manifest_is_relative_to_root(tmp_path: Path) -> None:
     [
         ([["path", "klass"], ["a.png", "x"]], "no column label"),
         ([["path", "label"], ["a.png", ""]], "row 1: no label"),
-        ([["path", "label", "split"], ["a.png", "x", "holdout"]], "none of train, val, test"),
-        ([["path", "label", "split"], ["a.png", "x", "test"]], "no picture for train"),
-        ([["path", "file", "filename", "label"]], "no picture for train"),
+        (
+            [["path", "label", "split"], ["a.png", "x", "holdout"]],
+            "none of train, validation, test",
+        ),
+        ([["path", "label", "split"], ["a.png", "x", "test"]], "no image for train"),
+        ([["path", "file", "filename", "label"]], "no image for train"),
         ([["file", "filename", "label"]], "several columns"),
         ([], "no column path"),
     ],
@@ -248,8 +251,8 @@ def test_a_parquet_manifest_is_read(tmp_path: Path) -> None:
     paths = [str(paint(tmp_path / f"{i}.png", i)) for i in range(12)]
     table = pyarrow.table({"n": range(12), "path": paths, "label": [i % 3 for i in range(12)]})
     parquet.write_table(table, tmp_path / "m.parquet")
-    task = load_task(tmp_path / "m.parquet")
-    assert task.classes == ("0", "1", "2")
+    dataset = load_dataset(tmp_path / "m.parquet")
+    assert dataset.classes == ("0", "1", "2")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(DataError, match="cannot be read as Parquet"):
         listed(tmp_path / "bad.parquet")
@@ -264,13 +267,13 @@ def archive(root: Path, target: Path, mode: str = "w") -> Path:
 def test_an_archive_is_read_like_the_folder_in_it(tmp_path: Path) -> None:
     data = paint_tree(tmp_path / "d", "train/cat", "train/dog", "test/cat", "test/dog")
     (data / "train" / "cat" / "torn.png").write_bytes(b"\x89PNG")
-    expected = load_task(data, max_quarantine=0.2)
-    task = load_task(archive(data, tmp_path / "d.tar"), max_quarantine=0.2)
-    assert task.classes == expected.classes
-    assert [p.digest for p in task.train] == [p.digest for p in expected.train]
-    assert [p.digest for p in task.test or ()] == [p.digest for p in expected.test or ()]
-    assert len(task.skipped) == 1
-    assert np.array_equal(read_image(task.train[0].path), read_image(expected.train[0].path))
+    expected = load_dataset(data, max_quarantine=0.2)
+    dataset = load_dataset(archive(data, tmp_path / "d.tar"), max_quarantine=0.2)
+    assert dataset.classes == expected.classes
+    assert [p.digest for p in dataset.train] == [p.digest for p in expected.train]
+    assert [p.digest for p in dataset.test or ()] == [p.digest for p in expected.test or ()]
+    assert len(dataset.skipped) == 1
+    assert np.array_equal(read_image(dataset.train[0].path), read_image(expected.train[0].path))
 
 
 def test_an_archive_that_is_damaged_or_compressed_is_refused(tmp_path: Path) -> None:
@@ -311,14 +314,14 @@ def test_a_sample_is_bounded_stratified_and_the_same_in_any_order() -> None:
     assert Reservoir(200, seed=1).chosen() == []
 
 
-def test_a_sampled_task_keeps_exact_counts(tmp_path: Path) -> None:
+def test_a_sampled_dataset_keeps_exact_counts(tmp_path: Path) -> None:
     data = paint_tree(tmp_path / "d", "cat", "dog", n=40)
-    task = load_task(data, max_images=30)
-    assert task.is_sampled
-    assert task.n_by_class == (40, 40)
-    assert len(task.fit_split) + len(task.test or ()) == 30
-    assert not load_task(data).is_sampled
-    assert len(load_task(data, max_images=None).fit_split) == 64
+    dataset = load_dataset(data, max_images=30)
+    assert dataset.is_sampled
+    assert dataset.n_by_class == (40, 40)
+    assert len(dataset.fit_split) + len(dataset.test or ()) == 30
+    assert not load_dataset(data).is_sampled
+    assert len(load_dataset(data, max_images=None).fit_split) == 64
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("datasets"), reason="needs datasets")
@@ -329,27 +332,27 @@ def test_hugging_face_folders_are_read(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")
     monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "cache"))
     folder = paint_tree(tmp_path / "images", "train/cat", "train/dog", "test/cat", "test/dog")
-    task = load_task(Path(f"hfds/{folder}"))
-    assert task.classes == ("cat", "dog")
-    assert (len(task.fit_split), len(task.test or ())) == (8, 4 + 4)
+    dataset = load_dataset(Path(f"hfds/{folder}"))
+    assert dataset.classes == ("cat", "dog")
+    assert (len(dataset.fit_split), len(dataset.test or ())) == (8, 4 + 4)
 
-    pictures = [(folder / p).read_bytes() for p in sorted(folder.rglob("*.png"))]
+    images = [(folder / p).read_bytes() for p in sorted(folder.rglob("*.png"))]
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])}
     )
     rows = {
-        "image": [{"bytes": b, "path": None} for b in pictures],
-        "label": [i % 2 for i in range(len(pictures))],
+        "image": [{"bytes": b, "path": None} for b in images],
+        "label": [i % 2 for i in range(len(images))],
     }
     (tmp_path / "table").mkdir()
     datasets.Dataset.from_dict(rows, features).to_parquet(tmp_path / "table" / "train.parquet")
-    task = load_task(Path(f"hfds/{tmp_path / 'table'}"))
-    assert task.classes == ("no", "yes")
-    assert not task.skipped
-    assert task.train[0].path.is_relative_to(tmp_path / "cache")
+    dataset = load_dataset(Path(f"hfds/{tmp_path / 'table'}"))
+    assert dataset.classes == ("no", "yes")
+    assert not dataset.skipped
+    assert dataset.train[0].path.is_relative_to(tmp_path / "cache")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="cannot be loaded"):
-        load_task(Path(f"hfds/{tmp_path / 'empty'}"))
+        load_dataset(Path(f"hfds/{tmp_path / 'empty'}"))
 
 
 def test_an_icon_is_listed_by_its_suffix(tmp_path: Path) -> None:

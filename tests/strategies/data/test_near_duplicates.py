@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from strategies.data.decoding import decode
-from strategies.data.image import Picture
+from strategies.data.image import LabelledImage
 from strategies.data.inspection import look_at
 from strategies.data.near_duplicates import (
     LARGEST_ANYWAY,
@@ -32,12 +32,14 @@ def scene(seed: int, px: int = 160) -> Image.Image:
     return Image.fromarray((255 * np.stack(channels, axis=2)).astype(np.uint8))
 
 
-def picture(image: Image.Image, name: str, label: int = 0, digest: str | None = None) -> Picture:
+def labelled(
+    image: Image.Image, name: str, label: int = 0, digest: str | None = None
+) -> LabelledImage:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     decoded = decode(stream.getvalue())
-    look = look_at(decoded, stream.tell())
-    return Picture(Path(name), label, digest or name, *image.size, look=look)
+    stats = look_at(decoded, stream.tell())
+    return LabelledImage(Path(name), label, digest or name, *image.size, stats=stats)
 
 
 def jpeg(image: Image.Image, quality: int = 60) -> Image.Image:
@@ -47,21 +49,21 @@ def jpeg(image: Image.Image, quality: int = 60) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def scenes() -> list[Picture]:
-    return [picture(scene(i), f"{i}", i % 4) for i in range(120)]
+def scenes() -> list[LabelledImage]:
+    return [labelled(scene(i), f"{i}", i % 4) for i in range(120)]
 
 
-def near(pictures: list[Picture]) -> set[tuple[str, str]]:
-    found = pairs_of(pictures, find_matches(pictures))
+def near(images: list[LabelledImage]) -> set[tuple[str, str]]:
+    found = pairs_of(images, find_matches(images))
     return {(p.first.path.name, p.second.path.name) for p in found}
 
 
-def test_unrelated_pictures_are_not_accused(scenes: list[Picture]) -> None:
+def test_unrelated_images_are_not_accused(scenes: list[LabelledImage]) -> None:
     assert near(scenes) == set()
 
 
 @pytest.mark.parametrize("what", ["encoded again", "resized", "turned", "brighter"])
-def test_a_changed_copy_is_found(scenes: list[Picture], what: str) -> None:
+def test_a_changed_copy_is_found(scenes: list[LabelledImage], what: str) -> None:
     original = scene(3)
     copies = {
         "encoded again": jpeg(original),
@@ -69,21 +71,21 @@ def test_a_changed_copy_is_found(scenes: list[Picture], what: str) -> None:
         "turned": original.rotate(1, Image.Resampling.BICUBIC),
         "brighter": original.point(lambda v: min(255, round(1.1 * v))),
     }
-    assert near([*scenes, picture(copies[what], "copy")]) == {("3", "copy")}
+    assert near([*scenes, labelled(copies[what], "copy")]) == {("3", "copy")}
 
 
-def test_a_stretched_copy_has_another_shape(scenes: list[Picture]) -> None:
-    assert near([*scenes, picture(scene(3).resize((160, 120)), "stretched")]) == set()
+def test_a_stretched_copy_has_another_shape(scenes: list[LabelledImage]) -> None:
+    assert near([*scenes, labelled(scene(3).resize((160, 120)), "stretched")]) == set()
 
 
-def test_exact_copies_are_matched_with_the_first(scenes: list[Picture]) -> None:
+def test_exact_copies_are_matched_with_the_first(scenes: list[LabelledImage]) -> None:
     copies = [replace(scenes[5], path=Path(name)) for name in ("a", "b")]
     matches = find_matches([*scenes, *copies])
     assert matches == (Match(5, 120, True, 1.0), Match(5, 121, True, 1.0))
 
 
-def test_blank_pictures_are_not_near_duplicates_of_each_other() -> None:
-    blanks = [picture(Image.new("RGB", (64, 64), (i, i, i)), f"{i}") for i in range(5)]
+def test_blank_images_are_not_near_duplicates_of_each_other() -> None:
+    blanks = [labelled(Image.new("RGB", (64, 64), (i, i, i)), f"{i}") for i in range(5)]
     assert find_matches(blanks) == ()
     assert find_matches(blanks[:1]) == ()
     assert find_matches([]) == ()
@@ -98,9 +100,9 @@ def test_groups_follow_links_and_long_doubtful_chains_are_cut() -> None:
     assert len(set(duplicate_groups(n, [*sure, *doubtful]).tolist())) == n - 1
 
 
-def test_leaks_count_exact_and_near_copies_once(scenes: list[Picture]) -> None:
+def test_leaks_count_exact_and_near_copies_once(scenes: list[LabelledImage]) -> None:
     train, test = scenes[:60], scenes[60:80]
-    train += [replace(test[0], path=Path("copy")), picture(jpeg(scene(61)), "again")]
+    train += [replace(test[0], path=Path("copy")), labelled(jpeg(scene(61)), "again")]
     splits = {"train": tuple(train), "test": tuple(test)}
     everything = [*train, *test]
     (leak,) = find_leaks(splits, pairs_of(everything, find_matches(everything)))

@@ -7,8 +7,8 @@ def digests(n: int, start: int = 0) -> list[str]:
     return [f"digest {i}" for i in range(start, start + n)]
 
 
-def drawn(pictures: list[str], k: int, seed: int = 0) -> list[str]:
-    return [pictures[i] for i in content_order(pictures, seed)[:k]]
+def drawn(images: list[str], k: int, seed: int = 0) -> list[str]:
+    return [images[i] for i in content_order(images, seed)[:k]]
 
 
 def test_an_order_holds_everything_once_and_depends_on_the_seed() -> None:
@@ -18,7 +18,7 @@ def test_an_order_holds_everything_once_and_depends_on_the_seed() -> None:
     assert order == content_order(digests(500), 0)
 
 
-def test_added_pictures_displace_only_their_share_of_a_draw() -> None:
+def test_added_images_displace_only_their_share_of_a_draw() -> None:
     before, after = digests(1000), digests(100, start=1000) + digests(1000)
     kept = set(drawn(before, 250)) & set(drawn(after, 250))
     assert 200 <= len(kept) < 250

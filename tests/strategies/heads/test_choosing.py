@@ -6,11 +6,11 @@ from strategies.core.metrics import log_loss
 from strategies.heads.cross_validation import (
     STRENGTHS,
     CrossValidated,
-    better_beyond_doubt,
     corrected_accuracy,
     cross_validate,
     fold_numbers,
-    one_error_rule,
+    one_standard_error_rule,
+    significantly_better,
     temperature,
 )
 
@@ -79,7 +79,7 @@ def test_a_single_setting_needs_no_correction() -> None:
 
 
 @pytest.mark.parametrize("settings", [1, 3])
-def test_fewer_effective_pictures_widen_the_interval(settings: int) -> None:
+def test_fewer_effective_images_widen_the_interval(settings: int) -> None:
     correct = np.random.default_rng(0).random((settings, 100)) < 0.7
     wide, narrow = corrected_accuracy(correct, 0, n_effective=20), corrected_accuracy(correct, 0)
 
@@ -87,7 +87,7 @@ def test_fewer_effective_pictures_widen_the_interval(settings: int) -> None:
     assert wide.high - wide.low > narrow.high - narrow.low
 
 
-def test_a_few_pictures_that_are_all_right_do_not_make_certain() -> None:
+def test_a_few_images_that_are_all_right_do_not_make_certain() -> None:
     labels = np.array([0, 1, 0, 1, 0, 1])
     scores = np.eye(2)[labels]
 
@@ -104,7 +104,7 @@ def few_judged(n: int, true: float, rng: np.random.Generator) -> tuple[np.ndarra
     return logits * true, (logits + rng.gumbel(size=logits.shape)).argmax(1)
 
 
-def test_a_known_spread_keeps_temperatures_of_few_pictures_near_1_and_those_of_many_free() -> None:
+def test_a_known_spread_keeps_temperatures_of_few_images_near_1_and_those_of_many_free() -> None:
     rng = np.random.default_rng(0)
     for n in (1, 3, 10, 100):
         free, kept = (
@@ -116,7 +116,7 @@ def test_a_known_spread_keeps_temperatures_of_few_pictures_near_1_and_those_of_m
     assert temperature(*few_judged(20_000, 3.0, rng), spread=0.5)[0] == pytest.approx(3, rel=0.05)
 
 
-def test_on_a_few_pictures_a_known_spread_calibrates_others_better() -> None:
+def test_on_a_few_images_a_known_spread_calibrates_others_better() -> None:
     rng = np.random.default_rng(0)
     gains = []
     for _ in range(100):
@@ -139,10 +139,10 @@ def test_another_setting_must_be_better_beyond_doubt_to_be_chosen() -> None:
     lucky = np.arange(n) < 63
     better, best = np.arange(n) < 80, np.arange(n) < 85
 
-    assert better_beyond_doubt([first, lucky], [1.0, 0.5]) == 0
-    assert better_beyond_doubt([first, lucky, better], [1.0, 0.1, 0.5]) == 2
-    assert better_beyond_doubt([first, better, best], [1.0, 0.4, 0.5]) == 1
-    assert better_beyond_doubt([best, first], [1.0, 0.1]) == 0
+    assert significantly_better([first, lucky], [1.0, 0.5]) == 0
+    assert significantly_better([first, lucky, better], [1.0, 0.1, 0.5]) == 2
+    assert significantly_better([first, better, best], [1.0, 0.4, 0.5]) == 1
+    assert significantly_better([best, first], [1.0, 0.1]) == 0
 
 
 def test_the_first_setting_stands_until_another_loses_less_by_more_than_two_errors() -> None:
@@ -151,9 +151,9 @@ def test_the_first_setting_stands_until_another_loses_less_by_more_than_two_erro
     unclear = first - 0.15 + np.tile([1.0, -1.0], 50)  # one and a half errors
     clear = first - 0.5 + 0.1 * np.random.default_rng(2).normal(size=100)
 
-    assert one_error_rule([first, first, first + 0.1], [3, 1, 2]) == 0
-    assert one_error_rule([first, unclear], [2, 1]) == 0
-    assert one_error_rule([first, unclear, clear], [1, 1, 3]) == 2
+    assert one_standard_error_rule([first, first, first + 0.1], [3, 1, 2]) == 0
+    assert one_standard_error_rule([first, unclear], [2, 1]) == 0
+    assert one_standard_error_rule([first, unclear, clear], [1, 1, 3]) == 2
 
 
 def test_of_settings_that_are_as_good_as_the_best_the_cheapest_is_taken() -> None:
@@ -161,15 +161,17 @@ def test_of_settings_that_are_as_good_as_the_best_the_cheapest_is_taken() -> Non
     first = 2 + rng.normal(size=100)
     best, near, far = (first - gain + 0.3 * rng.normal(size=100) for gain in (1.0, 0.99, 0.6))
 
-    assert one_error_rule([first, best, near, far], [9, 3, 2, 1]) == 2
-    assert one_error_rule([first, best, near, far], [9, 2, 3, 1]) == 1
+    assert one_standard_error_rule([first, best, near, far], [9, 3, 2, 1]) == 2
+    assert one_standard_error_rule([first, best, near, far], [9, 2, 3, 1]) == 1
 
 
 def test_of_many_settings_that_are_all_alike_chance_seldom_favours_one() -> None:
     rng = np.random.default_rng(0)
-    chosen = [one_error_rule(list(rng.normal(size=(17, 20))), [1] * 17) for _ in range(200)]
+    chosen = [
+        one_standard_error_rule(list(rng.normal(size=(17, 20))), [1] * 17) for _ in range(200)
+    ]
     assert np.mean([c > 0 for c in chosen]) < 0.4
 
 
-def test_a_single_picture_decides_nothing() -> None:
-    assert one_error_rule([np.array([1.0]), np.array([0.1])], [1, 1]) == 0
+def test_a_single_image_decides_nothing() -> None:
+    assert one_standard_error_rule([np.array([1.0]), np.array([0.1])], [1, 1]) == 0

@@ -7,17 +7,17 @@ import pytest
 
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
-from strategies.data.dataset import ImageTask, load_task
+from strategies.data.dataset import Dataset, load_dataset
 from strategies.heads import compute_budget as module
-from strategies.heads.compute_budget import affordable, affordable_views, class_by_class
+from strategies.heads.compute_budget import affordable, affordable_views, interleave_classes
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
 from strategies.models.features import BATCH, extract_features, not_cached
 
 
 @pytest.fixture
-def task(make_folder: Callable[..., Path]) -> ImageTask:
-    return load_task(make_folder("d", 60))
+def dataset(make_folder: Callable[..., Path]) -> Dataset:
+    return load_dataset(make_folder("d", 60))
 
 
 @pytest.fixture
@@ -30,49 +30,49 @@ def within(seconds: float, ctx: RunContext, notes: list[str]) -> RunContext:
 
 
 def test_with_time_enough_nothing_is_left_out(
-    task: ImageTask, small: Backbone, ctx: RunContext
+    dataset: Dataset, small: Backbone, ctx: RunContext
 ) -> None:
     notes: list[str] = []
     for each in (ctx, within(600, ctx, notes)):
-        assert affordable(task, small, each, (6, 1)) == (task, (6, 1))
-        assert affordable_views(task, small, each, (6, 1)) == (6, 1)
+        assert affordable(dataset, small, each, (6, 1)) == (dataset, (6, 1))
+        assert affordable_views(dataset, small, each, (6, 1)) == (6, 1)
     assert not notes
 
 
-def test_in_a_hurry_views_go_first_then_pictures_and_it_is_said(
-    task: ImageTask, small: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+def test_in_a_hurry_views_go_first_then_images_and_it_is_said(
+    dataset: Dataset, small: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
-    n = len(task.train)
+    n = len(dataset.train)
     monkeypatch.setattr(module, "passes_left", lambda *_: 2.0 * n)
-    assert affordable(task, small, within(60, ctx, notes), (6, 1)) == (task, (1,))
-    assert affordable_views(task, small, within(60, ctx, notes), (6, 1)) == (1,)
+    assert affordable(dataset, small, within(60, ctx, notes), (6, 1)) == (dataset, (1,))
+    assert affordable_views(dataset, small, within(60, ctx, notes), (6, 1)) == (1,)
     assert len(notes) == 2
 
-    extract_features(task.train[:BATCH], small, ctx)
+    extract_features(dataset.train[:BATCH], small, ctx)
     monkeypatch.setattr(module, "passes_left", lambda *_: 9.0)
-    few, views = affordable(task, small, within(60, ctx, notes), (6, 1))
+    few, views = affordable(dataset, small, within(60, ctx, notes), (6, 1))
     assert views == (1,)
     assert len(few.train) == BATCH + 9
-    assert set(task.train[:BATCH]) <= set(few.train)
+    assert set(dataset.train[:BATCH]) <= set(few.train)
     assert len(not_cached(few.train, small, ctx)) == 9
-    assert f"{BATCH + 9} of {n} pictures" in notes[-1]
-    with pytest.raises(OutOfTime, match=f"Of {n} pictures"):
-        affordable_views(task, small, within(60, ctx, notes), (6, 1))
+    assert f"{BATCH + 9} of {n} images" in notes[-1]
+    with pytest.raises(OutOfTime, match=f"Of {n} images"):
+        affordable_views(dataset, small, within(60, ctx, notes), (6, 1))
 
 
 def test_a_probe_in_a_hurry_is_a_classifier_all_the_same(
-    task: ImageTask, small: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    dataset: Dataset, small: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PASS_SHARE", 1e-9)
     notes: list[str] = []
-    found = LinearProbe().fit(task, small, within(60, ctx, notes))
+    found = LinearProbe().fit(dataset, small, within(60, ctx, notes))
     assert found.hyperparameters["views"] == 1
-    assert f"{BATCH} of {len(task.train)}" in notes[0]
+    assert f"{BATCH} of {len(dataset.train)}" in notes[0]
 
 
-def test_turns_are_taken_class_by_class(task: ImageTask) -> None:
-    ordered = class_by_class(task.train)
-    assert sorted(ordered, key=lambda p: p.path) == sorted(task.train, key=lambda p: p.path)
-    n = task.n_classes
+def test_turns_are_taken_class_by_class(dataset: Dataset) -> None:
+    ordered = interleave_classes(dataset.train)
+    assert sorted(ordered, key=lambda p: p.path) == sorted(dataset.train, key=lambda p: p.path)
+    n = dataset.n_classes
     assert {p.label for p in ordered[:n]} == {p.label for p in ordered[n : 2 * n]}

@@ -21,7 +21,7 @@ from strategies.heads.cross_validation import (
 
 
 @pytest.fixture(autouse=True)
-def _standardised_by_the_pictures_alone(
+def _standardised_by_the_images_alone(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Let others' solutions, on features that are simply standardised, be compared with ours."""
@@ -130,7 +130,7 @@ def test_svm_head_is_the_optimum_of_the_squared_hinge(n: int, d: int, strength: 
 
 
 @pytest.mark.parametrize("loss", ["softmax", "squared_hinge"])
-def test_less_regularisation_fits_the_train_pictures_better(loss: str) -> None:
+def test_less_regularisation_fits_the_train_images_better(loss: str) -> None:
     x, labels = _blobs(100, 20, 4, spread=3.0)
     measure = _softmax_loss if loss == "softmax" else _hinge_loss
     losses = [measure(fit_head(x, labels, 4, s, loss=loss).scores(x), labels) for s in STRENGTHS]
@@ -139,7 +139,7 @@ def test_less_regularisation_fits_the_train_pictures_better(loss: str) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_cross_validated_scores_are_those_of_heads_that_never_saw_the_picture(
+def test_cross_validated_scores_are_those_of_heads_that_never_saw_the_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(probes, "FOLD_TOLERANCE", 1e-3)
@@ -157,7 +157,7 @@ def test_cross_validated_scores_are_those_of_heads_that_never_saw_the_picture(
             np.testing.assert_allclose(found, expected, atol=0.015)
 
 
-def test_label_of_a_left_out_picture_does_not_move_its_score() -> None:
+def test_label_of_a_left_out_image_does_not_move_its_score() -> None:
     x, labels = _blobs(40, 6, 2)
     folds = fold_numbers(labels, 0)
     lied = np.where(folds == 0, 1 - labels, labels)
@@ -193,12 +193,12 @@ def test_constant_features_change_nothing(n: int, value: float) -> None:
     assert np.abs(head.weight[:, 20:]).max() == 0
 
 
-def test_a_feature_that_few_pictures_hardly_show_is_drawn_to_the_usual_spread() -> None:
+def test_a_feature_that_few_images_hardly_show_is_drawn_to_the_prior_spread() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 2
     x = rng.normal(size=(400, 40)).astype(np.float32)
     x[:, :5] += 1.5 * labels[:, None]
-    x[:, 5:] *= rng.random((400, 35)) < 0.05  # silent on most pictures, as many features are
+    x[:, 5:] *= rng.random((400, 35)) < 0.05  # silent on most images, as many features are
 
     def right(n: int, alike: float) -> float:
         with pytest.MonkeyPatch.context() as patch:
@@ -252,7 +252,7 @@ def test_the_same_input_gives_the_same_head() -> None:
     )
 
 
-def test_a_class_of_one_picture_is_judged_by_a_head_that_never_saw_it() -> None:
+def test_a_class_of_one_image_is_judged_by_a_head_that_never_saw_it() -> None:
     x, labels = _blobs(41, 5, 2, spread=0.1)
     labels[-1] = 2
     x[-1] += 1000 * x.std(0)

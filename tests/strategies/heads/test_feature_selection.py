@@ -3,7 +3,7 @@ import pytest
 
 from strategies.core.folds import fold_numbers
 from strategies.heads.cross_validation import STRENGTHS, cross_validate
-from strategies.heads.feature_selection import cross_validate_strongest, strongest
+from strategies.heads.feature_selection import cross_validate_strongest, select_strongest
 
 N, D = 120, 60
 
@@ -22,7 +22,7 @@ def test_the_columns_that_tell_classes_apart_are_kept_in_their_order() -> None:
     columns = [50, 3, 17]
     x, labels = _told_by(columns)
 
-    kept = strongest(x, labels, 3, 0.05, 1e-2, loss="squared_hinge")
+    kept = select_strongest(x, labels, 3, 0.05, 1e-2, loss="squared_hinge")
 
     assert kept.tolist() == sorted(columns)
 
@@ -31,7 +31,7 @@ def test_a_column_that_spreads_less_or_more_than_others_counts_all_the_same() ->
     x, labels = _told_by([50, 3, 17])
     scaled = x * np.geomspace(0.3, 3, D).astype(np.float32)
 
-    kept = strongest(scaled, labels, 3, 0.05, 1e-2, loss="squared_hinge")
+    kept = select_strongest(scaled, labels, 3, 0.05, 1e-2, loss="squared_hinge")
 
     assert kept.tolist() == [3, 17, 50]
 
@@ -47,14 +47,14 @@ def test_a_share_that_helps_is_seen_to_help() -> None:
 
 
 def test_choosing_among_columns_of_noise_is_not_taken_for_knowledge() -> None:
-    # Chosen with all pictures, the "best" tenth of 400 columns of noise would seem to tell.
+    # Chosen with all images, the "best" tenth of 400 columns of noise would seem to tell.
     rng = np.random.default_rng(0)
     labels = np.arange(N) % 2
     x = rng.normal(size=(N, 400)).astype(np.float32)
     folds = fold_numbers(labels, 0)
 
     honest = cross_validate_strongest(x, labels, 2, 0.1, 1e-2, folds=folds, loss="squared_hinge")
-    kept = strongest(x, labels, 2, 0.1, 1e-2, loss="squared_hinge")
+    kept = select_strongest(x, labels, 2, 0.1, 1e-2, loss="squared_hinge")
     naive = cross_validate(x[:, kept], labels, 2, folds=folds, loss="squared_hinge")
 
     assert honest.correct[honest.best].mean() < 0.63
@@ -65,7 +65,7 @@ def test_all_columns_are_all_columns() -> None:
     x, labels = _told_by([50, 3, 17])
     folds = fold_numbers(labels, 0)
 
-    assert strongest(x, labels, 3, 1.0, 1e-2, loss="softmax").tolist() == list(range(D))
+    assert select_strongest(x, labels, 3, 1.0, 1e-2, loss="softmax").tolist() == list(range(D))
     found = cross_validate_strongest(
         x, labels, 3, 1.0, 1e-2, folds=folds, loss="softmax", strengths=STRENGTHS[:6]
     )

@@ -41,10 +41,10 @@ def test_outputs_and_gradients_are_those_of_the_library(
 
 @pytest.mark.parametrize("px", [1, 2, 4, 9])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_neither_tiny_maps_nor_pictures_taken_in_parts_change_the_gradient(
+def test_neither_tiny_maps_nor_images_taken_in_parts_change_the_gradient(
     px: int, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(depthwise, "IN_CACHE", 4 * 6 * px * px * 3)  # three pictures of seven
+    monkeypatch.setattr(depthwise, "IN_CACHE", 4 * 6 * px * px * 3)  # three images of seven
     torch.manual_seed(1)
     layer = nn.Conv2d(6, 6, 5, stride, 2, groups=6)
     images = torch.randn(7, 6, px, px)

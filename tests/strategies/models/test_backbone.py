@@ -426,7 +426,7 @@ def test_the_default_backbone_knows_imagenet(shared: Path) -> None:
             mirrored += (logits + net(images.flip(3))).argmax(1).tolist()
 
     assert len(paths) == 1000
-    # Measured: 84.6% with one look at every picture, 85.4% with a second one at its mirror image.
+    # Measured: 84.6% with one look at every image, 85.4% with a second one at its mirror image.
     assert np.mean(np.array(once) == np.arange(1000)) >= 0.84
     assert np.mean(np.array(mirrored) == np.arange(1000)) >= 0.85
 

@@ -12,7 +12,7 @@ from strategies.core.atomic_files import write_json
 from strategies.core.context import RunContext
 from strategies.core.errors import StorageError
 from strategies.core.metrics import proportion
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.data.decoding import UnreadableImage
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import (
@@ -46,8 +46,8 @@ def tiny(load_random: Callable[..., Backbone]) -> Backbone:
 
 
 @pytest.fixture
-def paths(small_task: ImageTask) -> list[Path]:
-    return [p.path for p in small_task.train[:5]]
+def paths(small_dataset: Dataset) -> list[Path]:
+    return [p.path for p in small_dataset.train[:5]]
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def _tamper(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     (folder / RECORD_FILE).write_text(json.dumps(record))
 
 
-def test_probabilities_are_a_distribution_for_every_picture(
+def test_probabilities_are_a_distribution_for_every_image(
     tiny: Backbone, paths: list[Path]
 ) -> None:
     found = _classifier(tiny).predict_proba(paths)
@@ -73,11 +73,11 @@ def test_probabilities_are_a_distribution_for_every_picture(
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
 
 
-def test_no_pictures_have_no_probabilities(tiny: Backbone) -> None:
+def test_no_images_have_no_probabilities(tiny: Backbone) -> None:
     assert _classifier(tiny).predict_proba([]).shape == (0, 3)
 
 
-def test_probabilities_follow_the_order_of_the_pictures(tiny: Backbone, paths: list[Path]) -> None:
+def test_probabilities_follow_the_order_of_the_images(tiny: Backbone, paths: list[Path]) -> None:
     classifier = _classifier(tiny)
 
     forth, back = classifier.predict_proba(paths), classifier.predict_proba(paths[::-1])
@@ -86,8 +86,8 @@ def test_probabilities_follow_the_order_of_the_pictures(tiny: Backbone, paths: l
     assert len(np.unique(forth, axis=0)) == 5
 
 
-def test_a_file_that_is_no_picture_is_refused(tiny: Backbone, tmp_path: Path) -> None:
-    (tmp_path / "x.png").write_text("no picture")
+def test_a_file_that_is_no_image_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("no image")
 
     with pytest.raises(UnreadableImage):
         _classifier(tiny).predict_proba([tmp_path / "x.png"])
@@ -300,10 +300,10 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("depths", [(6,), (2, 5)])
 def test_a_head_reads_the_cached_features_of_its_depths(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext, depths: tuple[int, ...]
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext, depths: tuple[int, ...]
 ) -> None:
-    pictures = small_task.train[:4]
-    x = extract_features(pictures, backbone, ctx).at(depths)
+    images = small_dataset.train[:4]
+    x = extract_features(images, backbone, ctx).at(depths)
     rng = np.random.default_rng(0)
     weight = rng.normal(size=(3, x.shape[1])).astype(np.float32) / x.shape[1]
     bias = np.array([0.1, 0.0, -0.3], dtype=np.float32)
@@ -312,7 +312,7 @@ def test_a_head_reads_the_cached_features_of_its_depths(
     set_head(classifier.network, weight, bias)
 
     np.testing.assert_allclose(
-        classifier.predict_proba([p.path for p in pictures]),
+        classifier.predict_proba([p.path for p in images]),
         softmax(x @ weight.T + bias, axis=1),
         rtol=1e-3,
     )
@@ -329,7 +329,9 @@ def test_scaling_scores_sharpens_but_does_not_reorder(tiny: Backbone, paths: lis
     np.testing.assert_allclose(after, expected, rtol=1e-3)
 
 
-def test_an_evaluation_says_how_the_predictions_did(tiny: Backbone, small_task: ImageTask) -> None:
+def test_an_evaluation_says_how_the_predictions_did(
+    tiny: Backbone, small_dataset: Dataset
+) -> None:
     classifier = _classifier(tiny)
     set_head(
         classifier.network,
@@ -337,16 +339,16 @@ def test_an_evaluation_says_how_the_predictions_did(tiny: Backbone, small_task: 
         np.array([50.0, 0.0, 0.0], dtype=np.float32),
     )
 
-    found = evaluate(classifier, small_task.val)
+    found = evaluate(classifier, small_dataset.val)
 
-    share = np.mean([p.label == 0 for p in small_task.val])
-    assert found.n == len(small_task.val)
+    share = np.mean([p.label == 0 for p in small_dataset.val])
+    assert found.n == len(small_dataset.val)
     assert found.accuracy == proportion(float(share), found.n)
     assert found.mean_per_class == pytest.approx(1 / 3)
     assert found.calibration_error == pytest.approx(1 - share, abs=1e-4)
     assert found.top_5 is None
     assert found.classes == classifier.classes
-    sizes = [sum(p.label == c for p in small_task.val) for c in range(3)]
+    sizes = [sum(p.label == c for p in small_dataset.val) for c in range(3)]
     assert found.confusion == tuple((size, 0, 0) for size in sizes)
     assert found.per_class == tuple(proportion(float(c == 0), s) for c, s in enumerate(sizes))
     assert sum(b.n for b in found.calibration) == found.n
@@ -354,5 +356,5 @@ def test_an_evaluation_says_how_the_predictions_did(tiny: Backbone, small_task: 
         ("bee", "ant"),
         ("ohm Ω", "ant"),
     }
-    assert {m.path for m in found.mistakes} <= {str(p.path) for p in small_task.val if p.label}
+    assert {m.path for m in found.mistakes} <= {str(p.path) for p in small_dataset.val if p.label}
     assert all(m.probability > 0.9 for m in found.mistakes)

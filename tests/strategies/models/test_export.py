@@ -9,7 +9,7 @@ import timm
 import torch
 
 from strategies.core.errors import NotApplicable, StorageError
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier, make_network
 from strategies.models.export import export
@@ -32,15 +32,15 @@ def _export(classifier: ImageClassifier, path: Path) -> None:
     export(classifier, path, "onnx")
 
 
-def _inputs(task: ImageTask, backbone: Backbone, n: int) -> np.ndarray:
-    (pixels,) = batches([p.path for p in task.train[:n]], backbone, 1)
+def _inputs(dataset: Dataset, backbone: Backbone, n: int) -> np.ndarray:
+    (pixels,) = batches([p.path for p in dataset.train[:n]], backbone, 1)
     return to_input(pixels, backbone, torch.device("cpu")).numpy()
 
 
 @pytest.mark.parametrize(("name", "depths"), [("test_resnet", (1, 3)), ("test_vit", (7,))])
-def test_an_exported_model_gives_the_same_probabilities_for_any_number_of_pictures(
+def test_an_exported_model_gives_the_same_probabilities_for_any_number_of_images(
     load_random: Callable[..., Backbone],
-    small_task: ImageTask,
+    small_dataset: Dataset,
     tmp_path: Path,
     name: str,
     depths: tuple[int, ...],
@@ -53,15 +53,15 @@ def test_an_exported_model_gives_the_same_probabilities_for_any_number_of_pictur
     )
 
     for n in (1, 2, 5):
-        (found,) = session.run(None, {"images": _inputs(small_task, classifier.backbone, n)})
-        expected = classifier.predict_proba([p.path for p in small_task.train[:n]])
+        (found,) = session.run(None, {"images": _inputs(small_dataset, classifier.backbone, n)})
+        expected = classifier.predict_proba([p.path for p in small_dataset.train[:n]])
         np.testing.assert_allclose(found, expected, atol=1e-4)
     assert len(np.unique(expected, axis=0)) == 5
     assert [o.name for o in session.get_outputs()] == ["probabilities"]
 
 
 def test_an_exported_model_comes_with_all_that_is_needed_to_use_it(
-    load_random: Callable[..., Backbone], small_task: ImageTask, tmp_path: Path
+    load_random: Callable[..., Backbone], small_dataset: Dataset, tmp_path: Path
 ) -> None:
     backbone = load_random("test_efficientnet", input_px=64)
     classifier = _classifier(backbone, (backbone.n_depths,))
@@ -70,9 +70,9 @@ def test_an_exported_model_comes_with_all_that_is_needed_to_use_it(
     _export(classifier, tmp_path / "model.onnx")
 
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": _inputs(small_task, backbone, 4)})
+    (found,) = session.run(None, {"images": _inputs(small_dataset, backbone, 4)})
 
-    expected = classifier.predict_proba([p.path for p in small_task.train[:4]])
+    expected = classifier.predict_proba([p.path for p in small_dataset.train[:4]])
     np.testing.assert_allclose(found, expected, atol=1e-4)
     contract = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
     assert contract["classes"] == ["a", "b", "Ω"]
@@ -91,7 +91,7 @@ def test_an_exported_model_comes_with_all_that_is_needed_to_use_it(
 )
 def test_timm_reads_its_own_format_and_gives_the_same_probabilities(
     load_random: Callable[..., Backbone],
-    small_task: ImageTask,
+    small_dataset: Dataset,
     tmp_path: Path,
     name: str,
     px: int,
@@ -103,9 +103,9 @@ def test_timm_reads_its_own_format_and_gives_the_same_probabilities(
     net = timm.create_model(f"local-dir:{tmp_path / 'mine'}", pretrained=True).eval()
 
     with torch.inference_mode():
-        images = torch.from_numpy(_inputs(small_task, backbone, 5))
+        images = torch.from_numpy(_inputs(small_dataset, backbone, 5))
         found = net(images).softmax(1).numpy()
-    expected = classifier.predict_proba([p.path for p in small_task.train[:5]])
+    expected = classifier.predict_proba([p.path for p in small_dataset.train[:5]])
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert len(np.unique(expected, axis=0)) == 5
     data = timm.data.resolve_model_data_config(net)

@@ -16,7 +16,7 @@ from torch import nn
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
-from strategies.data.dataset import ImageTask, load_task
+from strategies.data.dataset import Dataset, load_dataset
 from strategies.models import features
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body
@@ -68,9 +68,9 @@ def _damage_one_row(path: Path, digest: str) -> None:
 
 @torch.no_grad()
 def test_pooled_activations_are_those_of_a_forward_pass_with_hooks(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    pictures = small_task.train[:5]
+    images = small_dataset.train[:5]
     net, caught = backbone.build(), []
     for depth in backbone.depths[:-1]:
         net.get_submodule(depth.name).register_forward_hook(
@@ -79,10 +79,10 @@ def test_pooled_activations_are_those_of_a_forward_pass_with_hooks(
     net.get_submodule("classifier").register_forward_pre_hook(
         lambda module, inputs: caught.append(inputs[0])
     )
-    pixels = np.stack([eval_pixels(p.path, backbone) for p in pictures])
+    pixels = np.stack([eval_pixels(p.path, backbone) for p in images])
     net(to_input(pixels, backbone, CPU))
 
-    found = extract_features(pictures, backbone, ctx)
+    found = extract_features(images, backbone, ctx)
 
     assert len(found.pooled) == len(caught) == backbone.n_depths
     for array, expected in zip(found.pooled, caught, strict=True):
@@ -91,9 +91,9 @@ def test_pooled_activations_are_those_of_a_forward_pass_with_hooks(
 
 @torch.no_grad()
 def test_moments_are_the_standardised_inputs_of_batch_norm(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    picture = small_task.train[0]
+    image = small_dataset.train[0]
     net, z = backbone.build(), []
 
     def standardise(norm: nn.BatchNorm2d, inputs: tuple[torch.Tensor]) -> None:
@@ -103,9 +103,9 @@ def test_moments_are_the_standardised_inputs_of_batch_norm(
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     for norm in norms:
         norm.register_forward_pre_hook(standardise)
-    net(to_input(np.stack([eval_pixels(picture.path, backbone)]), backbone, CPU))
+    net(to_input(np.stack([eval_pixels(image.path, backbone)]), backbone, CPU))
 
-    moments = extract_features([picture], backbone, ctx).moments
+    moments = extract_features([image], backbone, ctx).moments
 
     assert moments is not None
     assert len(moments.layer_share) == len(norms)
@@ -174,23 +174,23 @@ def test_dead_channels_are_left_out() -> None:
     assert (chosen.diff() > 0).all()
 
 
-def test_rows_follow_the_order_of_the_pictures(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+def test_rows_follow_the_order_of_the_images(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    pictures = small_task.train[:6]
-    forth = extract_features(pictures, backbone, ctx)
+    images = small_dataset.train[:6]
+    forth = extract_features(images, backbone, ctx)
 
-    back = extract_features(pictures[::-1], backbone, ctx)
+    back = extract_features(images[::-1], backbone, ctx)
 
     for a, b in zip(forth.pooled, back.pooled, strict=True):
         np.testing.assert_array_equal(a, b[::-1])
-        assert len(np.unique(a, axis=0)) == len(pictures)
+        assert len(np.unique(a, axis=0)) == len(images)
 
 
 def test_equal_contents_are_computed_once(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, two = small_task.train[:2]
+    one, two = small_dataset.train[:2]
     computed = _rows_computed(monkeypatch)
 
     found = extract_features([one, two, one, one], backbone, ctx).pooled[-1]
@@ -201,12 +201,12 @@ def test_equal_contents_are_computed_once(
 
 
 def test_a_second_call_needs_no_network(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = extract_features(small_task.train[:4], backbone, ctx)
+    first = extract_features(small_dataset.train[:4], backbone, ctx)
     _poison(monkeypatch)
 
-    second = extract_features(small_task.train[:4], backbone, ctx)
+    second = extract_features(small_dataset.train[:4], backbone, ctx)
 
     for a, b in zip(first.pooled, second.pooled, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -215,40 +215,40 @@ def test_a_second_call_needs_no_network(
     np.testing.assert_array_equal(first.moments.layer, second.moments.layer)
 
 
-def test_only_new_pictures_are_computed(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+def test_only_new_images_are_computed(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    extract_features(small_task.train[:4], backbone, ctx)
+    extract_features(small_dataset.train[:4], backbone, ctx)
     computed = _rows_computed(monkeypatch)
 
-    extract_features(small_task.train[:7], backbone, ctx)
+    extract_features(small_dataset.train[:7], backbone, ctx)
 
     assert sum(computed) == 3
 
 
 def test_a_damaged_row_is_computed_again(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = small_task.train[:3]
-    before = extract_features(pictures, backbone, ctx)
-    _damage_one_row(ctx.cache.path, pictures[1].digest)
+    images = small_dataset.train[:3]
+    before = extract_features(images, backbone, ctx)
+    _damage_one_row(ctx.cache.path, images[1].digest)
     computed = _rows_computed(monkeypatch)
 
-    after = extract_features(pictures, backbone, ctx)
+    after = extract_features(images, backbone, ctx)
 
     assert sum(computed) == 1
     _assert_equal(before, after)
 
 
 def test_a_damaged_layout_is_measured_again(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = small_task.train[:3]
-    before = extract_features(pictures, backbone, ctx)
+    images = small_dataset.train[:3]
+    before = extract_features(images, backbone, ctx)
     _damage_one_row(ctx.cache.path, features._COUNTS)
     computed = _rows_computed(monkeypatch)
 
-    after = extract_features(pictures, backbone, ctx)
+    after = extract_features(images, backbone, ctx)
 
     assert not computed
     _assert_equal(before, after)
@@ -282,26 +282,26 @@ def test_precision_belongs_to_the_space_and_the_seed_only_to_random_weights(
 
 
 def test_random_weights_give_the_same_features_for_the_same_seed(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, tmp_path: Path
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, tmp_path: Path
 ) -> None:
-    pictures, random = small_task.train[:3], backbone.with_random_weights()
+    images, random = small_dataset.train[:3], backbone.with_random_weights()
     elsewhere = replace(ctx, cache=type(ctx.cache)(tmp_path / "elsewhere"))
 
     _assert_equal(
-        extract_features(pictures, random, ctx), extract_features(pictures, random, elsewhere)
+        extract_features(images, random, ctx), extract_features(images, random, elsewhere)
     )
 
 
 def test_a_transformer_has_no_moments(
-    small_task: ImageTask,
+    small_dataset: Dataset,
     ctx: RunContext,
     load_random: Callable[..., Backbone],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     vit = load_random("test_vit")
-    first = extract_features(small_task.train[:3], vit, ctx)
+    first = extract_features(small_dataset.train[:3], vit, ctx)
     _poison(monkeypatch)
-    second = extract_features(small_task.train[:3], vit, ctx)
+    second = extract_features(small_dataset.train[:3], vit, ctx)
 
     assert first.moments is None
     assert second.moments is None
@@ -310,9 +310,9 @@ def test_a_transformer_has_no_moments(
 
 
 def test_depths_are_laid_side_by_side(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    found = extract_features(small_task.train[:2], backbone, ctx)
+    found = extract_features(small_dataset.train[:2], backbone, ctx)
 
     np.testing.assert_array_equal(found.at([2]), found.pooled[1])
     np.testing.assert_array_equal(
@@ -321,57 +321,57 @@ def test_depths_are_laid_side_by_side(
 
 
 def test_a_deadline_keeps_what_was_computed_before_it(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = small_task.train[:8]
+    images = small_dataset.train[:8]
     monkeypatch.setattr(features, "batches", partial(batches, size=3))
-    clock = iter([0.0, 0.0, 100.0])
-    monkeypatch.setattr(RunContext, "seconds_left", lambda self: 50 - next(clock), raising=True)
+    budget = iter([0.0, 0.0, 100.0])
+    monkeypatch.setattr(RunContext, "seconds_left", lambda self: 50 - next(budget), raising=True)
 
     with pytest.raises(OutOfTime):
-        extract_features(pictures, backbone, ctx)
+        extract_features(images, backbone, ctx)
 
-    kept = ctx.cache.get(features._space(backbone, ctx), [p.digest for p in pictures])
-    assert kept.keys() == {p.digest for p in pictures[:6]}
+    kept = ctx.cache.get(features._space(backbone, ctx), [p.digest for p in images])
+    assert kept.keys() == {p.digest for p in images[:6]}
 
 
 def test_a_passed_deadline_computes_nothing_but_reads_the_cache(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     late = replace(ctx, deadline_s=time.monotonic() - 1)
-    extract_features(small_task.train[:2], backbone, ctx)
+    extract_features(small_dataset.train[:2], backbone, ctx)
 
-    extract_features(small_task.train[:2], backbone, late)
+    extract_features(small_dataset.train[:2], backbone, late)
     with pytest.raises(OutOfTime):
-        extract_features(small_task.train[:3], backbone, late)
+        extract_features(small_dataset.train[:3], backbone, late)
 
 
 def test_progress_is_told_up_to_the_end(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     told: list[tuple[str, int, int]] = []
     extract_features(
-        small_task.train[:5], backbone, replace(ctx, on_progress=lambda *a: told.append(a))
+        small_dataset.train[:5], backbone, replace(ctx, on_progress=lambda *a: told.append(a))
     )
 
     assert told[-1] == ("features", 5, 5)
 
 
 def test_the_global_generator_is_left_as_it_was(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     before = torch.random.get_rng_state()
 
-    extract_features(small_task.train[:2], backbone.with_random_weights(), ctx)
+    extract_features(small_dataset.train[:2], backbone.with_random_weights(), ctx)
 
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("n_workers", [1, 4])
 def test_batches_keep_the_order_and_the_rest(
-    small_task: ImageTask, backbone: Backbone, n_workers: int
+    small_dataset: Dataset, backbone: Backbone, n_workers: int
 ) -> None:
-    paths = [p.path for p in small_task.train[:11]]
+    paths = [p.path for p in small_dataset.train[:11]]
 
     found = list(batches(paths, backbone, n_workers, size=2))
 
@@ -395,12 +395,12 @@ def test_network_input_is_normalised_channel_by_channel(backbone: Backbone) -> N
     np.testing.assert_allclose(found[1, :, 2, 2], expected, rtol=1e-5)
 
 
-def test_the_pass_is_timed_and_a_pass_over_a_few_new_pictures_keeps_the_time(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+def test_the_pass_is_timed_and_a_pass_over_a_few_new_images_keeps_the_time(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    first = extract_features(small_task.train[:3], backbone, ctx).ms_per_image
-    again = extract_features(small_task.train[:3], backbone, ctx).ms_per_image
-    more = extract_features(small_task.train[:4], backbone, ctx).ms_per_image
+    first = extract_features(small_dataset.train[:3], backbone, ctx).ms_per_image
+    again = extract_features(small_dataset.train[:3], backbone, ctx).ms_per_image
+    more = extract_features(small_dataset.train[:4], backbone, ctx).ms_per_image
 
     assert 0 < first < 10_000
     assert again == first
@@ -408,13 +408,13 @@ def test_the_pass_is_timed_and_a_pass_over_a_few_new_pictures_keeps_the_time(
 
 
 def test_a_lost_time_is_measured_again(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    pictures = small_task.train[:3]
-    before = extract_features(pictures, backbone, ctx)
+    images = small_dataset.train[:3]
+    before = extract_features(images, backbone, ctx)
     _damage_one_row(ctx.cache.path, features._TIME)
 
-    after = extract_features(pictures, backbone, ctx)
+    after = extract_features(images, backbone, ctx)
 
     assert after.ms_per_image > 0
     _assert_equal(before, after)
@@ -422,15 +422,13 @@ def test_a_lost_time_is_measured_again(
 
 @pytest.mark.parametrize("n_workers", [1, 2])
 def test_cold_and_warm_passes_and_any_number_of_readers_give_the_same_features(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, tmp_path: Path, n_workers: int
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, tmp_path: Path, n_workers: int
 ) -> None:
-    pictures = small_task.train[:5]
-    cold = extract_features(pictures, backbone, ctx)
+    images = small_dataset.train[:5]
+    cold = extract_features(images, backbone, ctx)
     elsewhere = type(ctx.cache)(tmp_path / "elsewhere")
-    other = extract_features(
-        pictures, backbone, replace(ctx, cache=elsewhere, n_workers=n_workers)
-    )
-    warm = extract_features(pictures, backbone, ctx)
+    other = extract_features(images, backbone, replace(ctx, cache=elsewhere, n_workers=n_workers))
+    warm = extract_features(images, backbone, ctx)
 
     for a, b, c in zip(cold.pooled, other.pooled, warm.pooled, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -448,12 +446,12 @@ from strategies.core.context import RunContext
 from strategies.data.dataset import load_task
 
 features.batches = partial(features.batches, size=4)
-task = load_task(Path(sys.argv[1]), n_workers=1)
+dataset = load_task(Path(sys.argv[1]), n_workers=1)
 ctx = RunContext(
     cache=ArrayCache(Path(sys.argv[2])),
     on_progress=lambda what, done, total: print(done, flush=True),
 )
-features.extract_features(task.fit_split, load_backbone(input_px=64), ctx)
+features.extract_features(dataset.fit_split, load_backbone(input_px=64), ctx)
 """
 
 
@@ -469,7 +467,7 @@ def test_a_killed_pass_keeps_all_batches_that_were_done(
     assert process.returncode == -signal.SIGKILL
     assert told == [4, 8, 12]
 
-    wanted = load_task(data).fit_split
+    wanted = load_dataset(data).fit_split
     kept = ctx.cache.get(features._space(backbone, ctx), [p.digest for p in wanted])
     assert {p.digest for p in wanted[:12]} <= kept.keys()
     assert len(kept) % 4 == 0
@@ -479,57 +477,57 @@ def test_a_killed_pass_keeps_all_batches_that_were_done(
 
 
 def test_a_damaged_cache_file_costs_a_second_pass_and_nothing_else(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    pictures = small_task.train[:3]
-    before = extract_features(pictures, backbone, ctx)
+    images = small_dataset.train[:3]
+    before = extract_features(images, backbone, ctx)
     data = bytearray(ctx.cache.path.read_bytes())
     for start in range(0, len(data), 1024):
         data[start : start + 64] = b"\xff" * 64
     ctx.cache.path.write_bytes(data)
 
-    _assert_equal(before, extract_features(pictures, backbone, ctx))
-    _assert_equal(before, extract_features(pictures, backbone, ctx))
+    _assert_equal(before, extract_features(images, backbone, ctx))
+    _assert_equal(before, extract_features(images, backbone, ctx))
 
 
 @pytest.mark.parametrize("error", [features.ROUNDING_TOLERANCE * 2, np.inf, np.nan])
 def test_a_precision_that_rounds_too_much_is_not_used_now_or_later(
-    small_task: ImageTask,
+    small_dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     error: float,
 ) -> None:
-    pictures = small_task.train[:4]
-    exact = extract_features(pictures, backbone, ctx)
+    images = small_dataset.train[:4]
+    exact = extract_features(images, backbone, ctx)
     monkeypatch.setattr(
         features, "_rounding_error", lambda *_: np.array([error], dtype=np.float32)
     )
     low = replace(ctx, precision=torch.bfloat16, cache=ArrayCache(tmp_path / "low"))
 
     _assert_equal(
-        extract_features(pictures[:2], backbone, low),
-        extract_features(pictures[:2], backbone, ctx),
+        extract_features(images[:2], backbone, low),
+        extract_features(images[:2], backbone, ctx),
     )
     monkeypatch.undo()
-    _assert_equal(extract_features(pictures, backbone, low), exact)
+    _assert_equal(extract_features(images, backbone, low), exact)
 
 
 def test_rounding_is_measured_against_full_precision(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    pictures, (body, _) = small_task.train[:3], features._prepare(backbone, ctx)
+    images, (body, _) = small_dataset.train[:3], features._prepare(backbone, ctx)
     low = replace(ctx, precision=torch.bfloat16)
 
-    assert features._rounding_error(pictures, body, backbone, ctx) == 0
-    (error,) = features._rounding_error(pictures, body, backbone, low)
+    assert features._rounding_error(images, body, backbone, ctx) == 0
+    (error,) = features._rounding_error(images, body, backbone, low)
     assert 1e-4 < error < features.ROUNDING_TOLERANCE
 
 
 def test_a_network_with_batch_norm_takes_any_size(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    seen = extract_features(small_task.train[:2], backbone, ctx)
+    seen = extract_features(small_dataset.train[:2], backbone, ctx)
     assert seen.any_size
     assert not replace(seen, moments=None).any_size

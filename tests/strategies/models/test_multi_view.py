@@ -9,7 +9,7 @@ from PIL import Image
 
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models import multi_view as module
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body, pool
@@ -19,9 +19,9 @@ from strategies.models.multi_view import VIEWS, extract_views, features_at, view
 
 
 def test_the_first_view_is_what_prediction_sees_and_the_second_its_mirror_image(
-    small_task: ImageTask, backbone: Backbone
+    small_dataset: Dataset, backbone: Backbone
 ) -> None:
-    path = small_task.train[0].path
+    path = small_dataset.train[0].path
     seen = eval_pixels(path, backbone)
 
     one, six = (view_pixels(path, backbone, n) for n in VIEWS)
@@ -33,7 +33,7 @@ def test_the_first_view_is_what_prediction_sees_and_the_second_its_mirror_image(
 
 
 @pytest.mark.parametrize("size", [(90, 40), (40, 90)])
-def test_every_corner_of_a_picture_is_in_one_view(
+def test_every_corner_of_a_image_is_in_one_view(
     backbone: Backbone, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     image = Image.new("RGB", size, "white")
@@ -44,7 +44,7 @@ def test_every_corner_of_a_picture_is_in_one_view(
 
     _, _, *corners = view_pixels(tmp_path / "corners.png", backbone, 6)
 
-    # The right ones are mirrored, so that every corner of the picture lies on the left.
+    # The right ones are mirrored, so that every corner of the image lies on the left.
     found = [
         tuple(int(v) for v in view[y, 0]) for view, y in zip(corners, (0, 0, -1, -1), strict=True)
     ]
@@ -56,40 +56,40 @@ def _end(right: int, low: int, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def test_one_view_by_means_is_the_plain_features(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    pictures = small_task.train[:5]
-    plain = extract_features(pictures, backbone, ctx)
+    images = small_dataset.train[:5]
+    plain = extract_features(images, backbone, ctx)
 
-    seen = extract_views(pictures, backbone, ctx, 1)
+    seen = extract_views(images, backbone, ctx, 1)
 
     for depth in range(1, backbone.n_depths + 1):
         found = seen.at([depth], "mean")
         np.testing.assert_allclose(found[:, 0], plain.at([depth]), rtol=1e-4, atol=1e-4)
     depths = (2, backbone.n_depths)
     np.testing.assert_array_equal(
-        features_at(pictures, backbone, ctx, depths, "mean", 1)[:, 0], plain.at(depths)
+        features_at(images, backbone, ctx, depths, "mean", 1)[:, 0], plain.at(depths)
     )
 
 
 def test_what_a_head_learns_from_is_what_the_cut_network_computes(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    pictures = small_task.train[:4]
+    images = small_dataset.train[:4]
     for depths in ((2,), (2, 4), (3, backbone.n_depths)):
-        learnt = features_at(pictures, backbone, ctx, depths, "grid", 1)[:, 0]
+        learnt = features_at(images, backbone, ctx, depths, "grid", 1)[:, 0]
         network = make_network(backbone, depths, 2, "grid").eval()
         assert network.head.in_features == learnt.shape[1]
-        pixels = np.stack([eval_pixels(p.path, backbone) for p in pictures])
+        pixels = np.stack([eval_pixels(p.path, backbone) for p in images])
         with torch.inference_mode():
             found = network.body(module.to_input(pixels, backbone, ctx.device)).numpy()
         np.testing.assert_allclose(found, learnt, rtol=1e-4, atol=1e-4)
 
 
-def test_views_are_computed_once_for_every_picture(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+def test_views_are_computed_once_for_every_image(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first, second = small_task.train[0], small_task.train[1]
+    first, second = small_dataset.train[0], small_dataset.train[1]
     before = extract_views((first, second, first), backbone, ctx, 6)
 
     monkeypatch.setattr(Body, "maps", lambda *_: pytest.fail("computed again"))
@@ -101,10 +101,10 @@ def test_views_are_computed_once_for_every_picture(
 
 
 def test_no_time_left_is_out_of_time(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     with pytest.raises(OutOfTime):
-        extract_views(small_task.train[:2], backbone, replace(ctx, deadline_s=0.0), 6)
+        extract_views(small_dataset.train[:2], backbone, replace(ctx, deadline_s=0.0), 6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (3, 3), (1, 1), (5, 2)])
@@ -118,7 +118,7 @@ def test_a_grid_holds_the_means_of_the_quarters(height: int, width: int) -> None
     torch.testing.assert_close(pool(maps, "mean"), maps.mean((2, 3)))
 
 
-def test_a_grid_tells_a_picture_from_its_mirror_image_and_a_mean_does_not() -> None:
+def test_a_grid_tells_a_image_from_its_mirror_image_and_a_mean_does_not() -> None:
     maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
     torch.testing.assert_close(pool(maps, "mean"), pool(maps.flip(3), "mean"))
@@ -126,12 +126,12 @@ def test_a_grid_tells_a_picture_from_its_mirror_image_and_a_mean_does_not() -> N
 
 
 def test_a_saved_classifier_remembers_its_pooling(
-    load_random: Callable[..., Backbone], small_task: ImageTask, tmp_path: Path
+    load_random: Callable[..., Backbone], small_dataset: Dataset, tmp_path: Path
 ) -> None:
     backbone = load_random("test_resnet")
     network = make_network(backbone, (1, 2), 2, "grid").eval()
     classifier = ImageClassifier(("a", "b"), backbone, (1, 2), network, "some", {}, "grid")
-    paths = [p.path for p in small_task.val]
+    paths = [p.path for p in small_dataset.val]
 
     classifier.save(tmp_path / "saved")
     loaded = ImageClassifier.load(tmp_path / "saved")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from strategies.core.context import RunContext
 from strategies.core.errors import StorageError
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network
 from strategies.models.network import Network
@@ -35,28 +35,28 @@ def kept(ctx: RunContext, tmp_path: Path) -> RunContext:
 
 
 def _trained(
-    task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext
+    dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
 ) -> dict[str, Tensor]:
     with ctx.seeded():
-        network: Network = make_network(backbone, (backbone.n_depths,), task.n_classes)
-        train(network, task, backbone, recipe, ctx)
+        network: Network = make_network(backbone, (backbone.n_depths,), dataset.n_classes)
+        train(network, dataset, backbone, recipe, ctx)
     return network.state_dict()
 
 
 def _interrupt_before(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     """Interrupt the step of this number, once; record the steps that are taken."""
     taken: list[int] = []
-    step = training._Learner.take_step
+    step = training._TrainingLoop.take_step
     left = [1]
 
-    def watch(learner: training._Learner, *args: object) -> None:
+    def watch(learner: training._TrainingLoop, *args: object) -> None:
         if learner.step == number and left:
             left.pop()
             raise KeyboardInterrupt
         taken.append(learner.step)
         step(learner, *args)
 
-    monkeypatch.setattr(training._Learner, "take_step", watch)
+    monkeypatch.setattr(training._TrainingLoop, "take_step", watch)
     return taken
 
 
@@ -71,20 +71,20 @@ def _interrupt_before(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]
 )
 def test_a_training_interrupted_anywhere_ends_with_the_same_weights(
     tiny: Backbone,
-    small_task: ImageTask,
+    small_dataset: Dataset,
     kept: RunContext,
     monkeypatch: pytest.MonkeyPatch,
     recipe: Recipe,
     times: int,
 ) -> None:
     kept = replace(kept, deadline_s=time.monotonic() + 1e4)  # a limit that is far away
-    expected = _trained(small_task, tiny, recipe, kept)
+    expected = _trained(small_dataset, tiny, recipe, kept)
     for number in np.random.default_rng(0).choice(recipe.steps, size=times, replace=False):
         with monkeypatch.context() as patch:
             taken = _interrupt_before(patch, int(number))
             with pytest.raises(KeyboardInterrupt):
-                _trained(small_task, tiny, recipe, kept)
-            found = _trained(small_task, tiny, recipe, kept)
+                _trained(small_dataset, tiny, recipe, kept)
+            found = _trained(small_dataset, tiny, recipe, kept)
 
         assert all(torch.equal(found[name], value) for name, value in expected.items())
         a_round = int(np.ceil(recipe.steps / training.ROUNDS))
@@ -95,27 +95,27 @@ def test_a_training_interrupted_anywhere_ends_with_the_same_weights(
 @pytest.mark.parametrize(
     "other",
     [
-        lambda task, recipe, ctx: (task, replace(recipe, lr=0.02), ctx),
-        lambda task, recipe, ctx: (task, recipe, replace(ctx, seed=1)),
-        lambda task, recipe, ctx: (replace(task, train=task.train[:-1]), recipe, ctx),
+        lambda dataset, recipe, ctx: (dataset, replace(recipe, lr=0.02), ctx),
+        lambda dataset, recipe, ctx: (dataset, recipe, replace(ctx, seed=1)),
+        lambda dataset, recipe, ctx: (replace(dataset, train=dataset.train[:-1]), recipe, ctx),
     ],
-    ids=["recipe", "seed", "pictures"],
+    ids=["recipe", "seed", "images"],
 )
 def test_another_training_does_not_go_on_from_it(
     tiny: Backbone,
-    small_task: ImageTask,
+    small_dataset: Dataset,
     kept: RunContext,
     monkeypatch: pytest.MonkeyPatch,
-    other: Callable[..., tuple[ImageTask, Recipe, RunContext]],
+    other: Callable[..., tuple[Dataset, Recipe, RunContext]],
 ) -> None:
-    task, recipe, ctx = other(small_task, RECIPE, kept)
-    expected = _trained(task, tiny, recipe, replace(ctx, checkpoint=None))
+    dataset, recipe, ctx = other(small_dataset, RECIPE, kept)
+    expected = _trained(dataset, tiny, recipe, replace(ctx, checkpoint=None))
     _interrupt_before(monkeypatch, 8)
     with pytest.raises(KeyboardInterrupt):
-        _trained(small_task, tiny, RECIPE, kept)
+        _trained(small_dataset, tiny, RECIPE, kept)
     assert kept.checkpoint.exists()
 
-    found = _trained(task, tiny, recipe, ctx)
+    found = _trained(dataset, tiny, recipe, ctx)
 
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
@@ -158,10 +158,10 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
         Checkpoint(tmp_path / "file" / "c", "me").write(Snapshot({}, {}))
 
 
-def test_the_deadline_is_no_part_of_a_trainings_identity(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+def test_the_deadline_is_no_part_of_a_training_runs_identity(
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    one = identity_of(small_task, tiny, RECIPE, ctx)
+    one = identity_of(small_dataset, tiny, RECIPE, ctx)
 
-    assert identity_of(small_task, tiny, RECIPE, replace(ctx, deadline_s=1e9)) == one
-    assert identity_of(small_task, tiny, RECIPE, replace(ctx, seed=5)) != one
+    assert identity_of(small_dataset, tiny, RECIPE, replace(ctx, deadline_s=1e9)) == one
+    assert identity_of(small_dataset, tiny, RECIPE, replace(ctx, seed=5)) != one

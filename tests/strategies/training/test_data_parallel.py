@@ -11,12 +11,12 @@ from torch import Tensor
 
 from strategies.core.context import RunContext, make_context
 from strategies.core.errors import TransferError
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.data.decoding import read_image
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body
 from strategies.models.classifier import make_network
-from strategies.training.data_parallel import Team
+from strategies.training.data_parallel import DataParallelGroup
 from strategies.training.recipe import Recipe
 from strategies.training.trainer import train
 
@@ -27,11 +27,11 @@ def tiny(load_random: Callable[..., Backbone]) -> Backbone:
 
 
 def trained(
-    backbone: Backbone, task: ImageTask, recipe: Recipe, ctx: RunContext
+    backbone: Backbone, dataset: Dataset, recipe: Recipe, ctx: RunContext
 ) -> dict[str, Tensor]:
     with ctx.seeded():
         network = make_network(backbone, (backbone.n_depths,), 3)
-        train(network, task, backbone, recipe, ctx)
+        train(network, dataset, backbone, recipe, ctx)
     return network.state_dict()
 
 
@@ -43,7 +43,7 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
 
 @pytest.mark.parametrize(("n", "size"), [(8, 2), (32, 3), (7, 3), (10, 5), (5, 1)])
 def test_shares_hold_every_row_once_and_keep_pairs_together(n: int, size: int) -> None:
-    shares = [Team(rank, size).share(n) for rank in range(size)]
+    shares = [DataParallelGroup(rank, size).share(n) for rank in range(size)]
     assert sorted(np.concatenate(shares).tolist()) == list(range(n))
     for share in shares:
         assert np.array_equal(n - 1 - share, share[::-1])  # row i beside its partner in mixup
@@ -51,7 +51,7 @@ def test_shares_hold_every_row_once_and_keep_pairs_together(n: int, size: int) -
 
 
 def test_two_processes_come_to_the_weights_of_one(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     # SGD: Adam's first steps turn rounding into signs where a gradient is nearly zero.
     recipe = Recipe(
@@ -63,7 +63,7 @@ def test_two_processes_come_to_the_weights_of_one(
         heard = replace(
             ctx, n_processes=size, on_epoch=lambda _, found, n=size: seen[n - 1].append(found)
         )
-        states.append(trained(tiny, small_task, recipe, heard))
+        states.append(trained(tiny, small_dataset, recipe, heard))
     assert_same(*states)
     assert seen[0] == seen[1]
     assert len(seen[1]) == 6
@@ -72,20 +72,20 @@ def test_two_processes_come_to_the_weights_of_one(
 
 @pytest.mark.slow
 def test_short_memory_in_one_process_changes_nothing(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe(3, 0.01, batch_size=8, optimiser="sgd")
-    expected = trained(tiny, small_task, recipe, ctx)
+    expected = trained(tiny, small_dataset, recipe, ctx)
     original, sizes = Body.forward, []
 
     def forward(self: Body, images: Tensor) -> Tensor:
-        if self.training and len(images) > 2:  # here alone: the other process imports it anew
+        if self.training and len(images) > 2:  # here alone: the other process imports it again
             raise torch.OutOfMemoryError("out of memory")
         sizes.append(len(images))
         return original(self, images)
 
     monkeypatch.setattr(Body, "forward", forward)
-    assert_same(expected, trained(tiny, small_task, recipe, replace(ctx, n_processes=2)))
+    assert_same(expected, trained(tiny, small_dataset, recipe, replace(ctx, n_processes=2)))
     assert 2 in sizes
 
 
@@ -95,10 +95,10 @@ class Stopped(Exception):
 
 @pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on_with_any_number_of_processes(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     recipe = Recipe(6, 0.01, batch_size=8, optimiser="sgd")
-    expected = trained(tiny, small_task, recipe, ctx)
+    expected = trained(tiny, small_dataset, recipe, ctx)
     path = ctx.cache.path.parent / "checkpoint"
     rounds: list[int] = []
 
@@ -111,41 +111,41 @@ def test_a_training_that_was_stopped_goes_on_with_any_number_of_processes(
         context = replace(ctx, n_processes=size, checkpoint=path, on_epoch=stop)
         if size == 2:
             with pytest.raises(Stopped):
-                trained(tiny, small_task, recipe, context)
+                trained(tiny, small_dataset, recipe, context)
             assert not multiprocessing.active_children()
         else:
-            assert_same(expected, trained(tiny, small_task, recipe, context))
+            assert_same(expected, trained(tiny, small_dataset, recipe, context))
     assert rounds == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.slow
 def test_what_another_process_dies_of_is_told(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone = replace(small_task.train[0], path=small_task.root / "gone.png")
-    task = replace(small_task, train=(gone,) * len(small_task.train), val=())
-    # Here every file can be read; the other process imports the reader anew.
-    image = read_image(small_task.train[0].path)
+    gone = replace(small_dataset.train[0], path=small_dataset.root / "gone.png")
+    dataset = replace(small_dataset, train=(gone,) * len(small_dataset.train), val=())
+    # Here every file can be read; the other process imports the reader again.
+    image = read_image(small_dataset.train[0].path)
     monkeypatch.setattr("strategies.training.dataloader.read_image", lambda path: image)
     with pytest.raises(TransferError, match=r"process of --ddp failed: .*gone\.png could be read"):
-        trained(tiny, task, Recipe(6, 0.01, batch_size=8), replace(ctx, n_processes=2))
+        trained(tiny, dataset, Recipe(6, 0.01, batch_size=8), replace(ctx, n_processes=2))
     assert not multiprocessing.active_children()
 
 
 def test_what_follows_a_frozen_prefix_is_trained_by_one_process_and_says_so(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     notes: list[str] = []
     recipe = Recipe(12, 0.01, batch_size=16, frozen_stages=2)
-    trained(tiny, small_task, recipe, replace(ctx, n_processes=2, on_note=notes.append))
+    trained(tiny, small_dataset, recipe, replace(ctx, n_processes=2, on_note=notes.append))
     assert ["in spite of --ddp" in note for note in notes] == [True]
 
 
-def test_more_processes_than_pictures_or_gpus_are_refused(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+def test_more_processes_than_images_or_gpus_are_refused(
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(TransferError, match="--ddp 5: a batch of 8"):
-        trained(tiny, small_task, Recipe(6, 0.01, batch_size=8), replace(ctx, n_processes=5))
+        trained(tiny, small_dataset, Recipe(6, 0.01, batch_size=8), replace(ctx, n_processes=5))
     monkeypatch.setattr("strategies.core.context.make_device", lambda name: torch.device(name))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(TransferError, match=r"--ddp 3 needs as many GPUs from cuda:2 on; 2 found"):

@@ -9,7 +9,7 @@ import pytest
 
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError, TransferError
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.training import dataloader as loader
 from strategies.training.dataloader import result_of, train_batches
@@ -20,7 +20,7 @@ RECIPE = Recipe(5, 0.1, batch_size=6)
 
 @pytest.mark.parametrize("death", [ValueError("odd"), MemoryError(), SystemExit(1)])
 def test_a_worker_that_dies_is_an_error_with_a_sentence(
-    small_task: ImageTask,
+    small_dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
     monkeypatch: pytest.MonkeyPatch,
@@ -37,7 +37,7 @@ def test_a_worker_that_dies_is_an_error_with_a_sentence(
     monkeypatch.setattr(loader, "read_image", die)
 
     with pytest.raises(TransferError, match=f"worker.*died.*{type(death).__name__}"):
-        list(islice(train_batches(small_task.train, backbone, RECIPE, ctx), 5))
+        list(islice(train_batches(small_dataset.train, backbone, RECIPE, ctx), 5))
 
 
 def test_an_interruption_is_not_taken_for_a_worker_that_died() -> None:
@@ -48,21 +48,21 @@ def test_an_interruption_is_not_taken_for_a_worker_that_died() -> None:
         result_of(pool.submit(interrupted))
 
 
-def test_a_picture_that_has_gone_is_named(
-    make_folder: Callable[..., Path], small_task: ImageTask, backbone: Backbone, ctx: RunContext
+def test_a_image_that_has_gone_is_named(
+    make_folder: Callable[..., Path], small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    gone = replace(small_task.train[2], path=make_folder("f", 1) / "gone.png")
-    split = (*small_task.train[:2], gone)
+    gone = replace(small_dataset.train[2], path=make_folder("f", 1) / "gone.png")
+    split = (*small_dataset.train[:2], gone)
 
     with pytest.raises(DataError, match=r"gone\.png could be read before"):
         next(train_batches(split, backbone, RECIPE, ctx))
 
 
 def test_a_resumed_loader_goes_on_with_the_batch_that_comes_next(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    whole = list(islice(train_batches(small_task.train, backbone, RECIPE, ctx), 9))
-    rest = list(islice(train_batches(small_task.train, backbone, RECIPE, ctx, first=4), 5))
+    whole = list(islice(train_batches(small_dataset.train, backbone, RECIPE, ctx), 9))
+    rest = list(islice(train_batches(small_dataset.train, backbone, RECIPE, ctx, first=4), 5))
 
     for (rows, pixels), (their_rows, their_pixels) in zip(whole[4:], rest, strict=True):
         assert rows == their_rows

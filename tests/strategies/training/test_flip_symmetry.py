@@ -7,10 +7,15 @@ from PIL import Image, ImageDraw
 
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
-from strategies.data.dataset import ImageTask, Picture
+from strategies.data.dataset import Dataset, LabelledImage
 from strategies.models.backbone import Backbone
 from strategies.training import lp_ft as fine_tuning
-from strategies.training.flip_symmetry import MAX_PICTURES, Lean, lean, measure_lean
+from strategies.training.flip_symmetry import (
+    MAX_IMAGES,
+    FlipAsymmetry,
+    flip_asymmetry,
+    measure_flip_asymmetry,
+)
 from strategies.training.flip_symmetry import _some_of_each as some_of_each
 from strategies.training.lp_ft import prepare
 
@@ -18,28 +23,30 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
-def pictures(small_task: ImageTask) -> tuple[Picture, ...]:
-    """Twelve pictures of three classes, each a group of its own."""
-    some = small_task.train[0]
+def images(small_dataset: Dataset) -> tuple[LabelledImage, ...]:
+    """Twelve images of three classes, each a group of its own."""
+    some = small_dataset.train[0]
     return tuple(replace(some, digest=f"{i:064x}", label=i % 3, group=-1) for i in range(12))
 
 
-def _told(pictures: tuple[Picture, ...], side: float, rng: np.random.Generator) -> Lean:
+def _told(
+    images: tuple[LabelledImage, ...], side: float, rng: np.random.Generator
+) -> FlipAsymmetry:
     """Pretend that every class leans to `side` in a direction of its own, at two depths."""
-    direction = rng.normal(size=(3, 20))[[p.label for p in pictures]]
+    direction = rng.normal(size=(3, 20))[[p.label for p in images]]
     plain, mirrored = [], []
     for _ in range(2):
-        shared, own, other = rng.normal(size=(3, len(pictures), 20))
+        shared, own, other = rng.normal(size=(3, len(images), 20))
         plain.append((shared + own + side * direction).astype(np.float32))
         mirrored.append((shared + other - side * direction).astype(np.float32))
-    return lean(plain, mirrored, pictures)
+    return flip_asymmetry(plain, mirrored, images)
 
 
 def test_without_sides_the_lean_is_chance_as_large_as_its_noise(
-    pictures: tuple[Picture, ...],
+    images: tuple[LabelledImage, ...],
 ) -> None:
     rng = np.random.default_rng(1)
-    found = [_told(pictures, 0.0, rng) for _ in range(400)]
+    found = [_told(images, 0.0, rng) for _ in range(400)]
     in_noises = np.array([f.cosine / f.noise for f in found])
 
     assert abs(in_noises.mean()) < 0.15
@@ -47,52 +54,54 @@ def test_without_sides_the_lean_is_chance_as_large_as_its_noise(
     assert np.mean(in_noises > 2) < 0.05
 
 
-def test_classes_that_lean_each_its_own_way_are_seen(pictures: tuple[Picture, ...]) -> None:
+def test_classes_that_lean_each_its_own_way_are_seen(images: tuple[LabelledImage, ...]) -> None:
     rng = np.random.default_rng(2)
-    weak, strong = (_told(pictures, side, rng) for side in (0.5, 2.0))
+    weak, strong = (_told(images, side, rng) for side in (0.5, 2.0))
 
     assert strong.cosine > weak.cosine > 0
     assert strong.cosine > 3 * strong.noise
     assert strong.cosine < 1
 
 
-def test_the_sides_of_a_picture_and_its_mirror_image_do_not_matter(
-    pictures: tuple[Picture, ...],
+def test_the_sides_of_a_image_and_its_mirror_image_do_not_matter(
+    images: tuple[LabelledImage, ...],
 ) -> None:
     a, b = RNG.normal(size=(2, 12, 5)).astype(np.float32)
 
-    assert lean([a], [b], pictures) == lean([b], [a], pictures)
+    assert flip_asymmetry([a], [b], images) == flip_asymmetry([b], [a], images)
 
 
-def test_frames_of_one_track_say_no_more_than_one_of_them(pictures: tuple[Picture, ...]) -> None:
-    tracks = tuple(replace(p, group=p.label) for p in pictures)
+def test_frames_of_one_track_say_no_more_than_one_of_them(
+    images: tuple[LabelledImage, ...],
+) -> None:
+    tracks = tuple(replace(p, group=p.label) for p in images)
     a, b = RNG.normal(size=(2, 12, 5)).astype(np.float32)
 
-    assert lean([a], [b], tracks) == Lean(0.0, np.inf)
+    assert flip_asymmetry([a], [b], tracks) == FlipAsymmetry(0.0, np.inf)
 
 
-def test_pictures_that_equal_their_mirror_images_have_no_sides(
-    pictures: tuple[Picture, ...],
+def test_images_that_equal_their_mirror_images_have_no_sides(
+    images: tuple[LabelledImage, ...],
 ) -> None:
     a = np.ones((12, 5), dtype=np.float32)
 
-    assert lean([a], [a], pictures) == Lean(0.0, 0.0)
+    assert flip_asymmetry([a], [a], images) == FlipAsymmetry(0.0, 0.0)
 
 
-def test_few_pictures_of_all_classes_where_there_are_few_and_of_some_where_there_are_many(
-    pictures: tuple[Picture, ...],
+def test_few_images_of_all_classes_where_there_are_few_and_of_some_where_there_are_many(
+    images: tuple[LabelledImage, ...],
 ) -> None:
     def drawn(n_classes: int, n: int) -> np.ndarray:
         many = [
-            replace(pictures[0], digest=f"{i:064x}", label=i % n_classes)
+            replace(images[0], digest=f"{i:064x}", label=i % n_classes)
             for i in range(n_classes * n)
         ]
         return np.bincount([p.label for p in some_of_each(many, 0)], minlength=n_classes)
 
-    assert drawn(2, 500).tolist() == [MAX_PICTURES // 2] * 2
+    assert drawn(2, 500).tolist() == [MAX_IMAGES // 2] * 2
     assert drawn(3, 4).tolist() == [4, 4, 4]
     many = drawn(1000, 20)
-    assert many.sum() == MAX_PICTURES
+    assert many.sum() == MAX_IMAGES
     assert many.max() == 8
 
 
@@ -106,40 +115,40 @@ def _draw(path: Path, rng: np.random.Generator, *, left: bool) -> None:
 
 
 def test_arrows_to_the_right_have_a_side_and_arrows_to_both_have_none(
-    tmp_path: Path, backbone: Backbone, ctx: RunContext, pictures: tuple[Picture, ...]
+    tmp_path: Path, backbone: Backbone, ctx: RunContext, images: tuple[LabelledImage, ...]
 ) -> None:
-    def found(*, right: bool) -> Lean:
+    def found(*, right: bool) -> FlipAsymmetry:
         rng = np.random.default_rng(3)
         drawn = []
         for i in range(16):
             path = tmp_path / f"{right}{i}.png"
             _draw(path, rng, left=not right and i % 2 == 0)
-            drawn.append(replace(pictures[0], path=path, digest=f"{right:d}{i:063x}"))
-        return measure_lean(drawn, backbone, ctx, any_size=True)
+            drawn.append(replace(images[0], path=path, digest=f"{right:d}{i:063x}"))
+        return measure_flip_asymmetry(drawn, backbone, ctx, any_size=True)
 
     sided, even = found(right=True), found(right=False)
     assert sided.cosine > 5 * sided.noise
     assert even.cosine < 2 * even.noise
 
 
-def test_pictures_are_not_looked_at_for_sides_where_mirroring_is_settled(
-    small_task: ImageTask, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+def test_images_are_not_looked_at_for_sides_where_mirroring_is_settled(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    measured = [prepare(small_task, backbone, ctx).defaults]
+    measured = [prepare(small_dataset, backbone, ctx).defaults]
 
-    def refuse(*args: object, **kwargs: object) -> Lean:
+    def refuse(*args: object, **kwargs: object) -> FlipAsymmetry:
         raise AssertionError("a lean was measured")
 
-    monkeypatch.setattr(fine_tuning, "measure_lean", refuse)
-    settled = [prepare(small_task, backbone, ctx, hflip).defaults for hflip in (False, True)]
+    monkeypatch.setattr(fine_tuning, "measure_flip_asymmetry", refuse)
+    settled = [prepare(small_dataset, backbone, ctx, hflip).defaults for hflip in (False, True)]
 
     assert [d.hflip for d in settled] == [False, True]
     assert {(d.lr, d.blend) for d in settled} == {(d.lr, d.blend) for d in measured}
     with pytest.raises(AssertionError, match="a lean was measured"):
-        prepare(small_task, backbone, ctx)
+        prepare(small_dataset, backbone, ctx)
 
 
-def test_no_time_left_is_said(small_task: ImageTask, backbone: Backbone, ctx: RunContext) -> None:
+def test_no_time_left_is_said(small_dataset: Dataset, backbone: Backbone, ctx: RunContext) -> None:
     late = replace(ctx, deadline_s=0.0)
     with pytest.raises(OutOfTime):
-        measure_lean(small_task.train, backbone, late, any_size=True)
+        measure_flip_asymmetry(small_dataset.train, backbone, late, any_size=True)

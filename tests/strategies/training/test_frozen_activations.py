@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from strategies.core.activation_store import KeptFiles
+from strategies.core.activation_store import ActivationStore
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, stages
 from strategies.models.classifier import make_network
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network
 from strategies.training import frozen_activations as prefix
-from strategies.training.dataloader import Pictures
-from strategies.training.frozen_activations import CachedPrefix, open_inputs
+from strategies.training.dataloader import ImageInputs
+from strategies.training.frozen_activations import CachedPrefix, make_inputs
 from strategies.training.recipe import Recipe
 from strategies.training.trainer import train
 
@@ -40,16 +40,16 @@ def _network(backbone: Backbone, ctx: RunContext) -> Network:
 
 
 @pytest.mark.parametrize("frozen", [1, 3, 5])
-def test_the_rest_computes_from_the_cache_what_the_network_computes_from_pictures(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext, notes: list[str], frozen: int
+def test_the_rest_computes_from_the_cache_what_the_network_computes_from_images(
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext, notes: list[str], frozen: int
 ) -> None:
     network = _network(backbone, ctx).eval()
     stage = stages(network.body.net, backbone)
     recipe = replace(RECIPE, frozen_stages=frozen)
-    paths = [p.path for p in small_task.val]
+    paths = [p.path for p in small_dataset.val]
     images = torch.cat([to_input(p, backbone, ctx.device) for p in batches(paths, backbone, 1)])
 
-    inputs = open_inputs(network, stage, small_task, backbone, recipe, ctx)
+    inputs = make_inputs(network, stage, small_dataset, backbone, recipe, ctx)
     assert isinstance(inputs, CachedPrefix)
     with torch.no_grad():
         found = torch.cat([inputs.network.eval()(part) for part in inputs.val()])
@@ -59,14 +59,14 @@ def test_the_rest_computes_from_the_cache_what_the_network_computes_from_picture
     torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01 * float(expected.abs().max()))
 
 
-def test_a_row_of_a_batch_is_a_view_of_its_picture_and_views_take_turns(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+def test_a_row_of_a_batch_is_a_view_of_its_image_and_views_take_turns(
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    task = replace(small_task, train=small_task.train[:6])
+    dataset = replace(small_dataset, train=small_dataset.train[:6])
     network = _network(backbone, ctx)
     stage = stages(network.body.net, backbone)
     recipe = replace(RECIPE, batch_size=6)
-    inputs = open_inputs(network, stage, task, backbone, recipe, ctx)
+    inputs = make_inputs(network, stage, dataset, backbone, recipe, ctx)
     assert isinstance(inputs, CachedPrefix)
     n, views = inputs.train.shape[:2]
     assert n == 6
@@ -85,7 +85,7 @@ def test_a_row_of_a_batch_is_a_view_of_its_picture_and_views_take_turns(
 
 
 def test_frozen_stages_run_once_however_many_epochs_there_are(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(backbone, ctx)
     passed: list[int] = []
@@ -95,9 +95,9 @@ def test_frozen_stages_run_once_however_many_epochs_there_are(
 
     network.body.net.get_submodule("blocks.0").register_forward_hook(count)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    train(network, small_task, backbone, RECIPE, ctx)
+    train(network, small_dataset, backbone, RECIPE, ctx)
 
-    n_val = len(small_task.val)
+    n_val = len(small_dataset.val)
     assert sum(passed) <= 0.5 * RECIPE.steps * RECIPE.batch_size + n_val
     changed = {k for k, v in network.state_dict().items() if not torch.equal(before[k], v)}
     assert "head.weight" in changed
@@ -105,18 +105,18 @@ def test_frozen_stages_run_once_however_many_epochs_there_are(
     assert any("blocks.5." in k for k in changed)
 
 
-def test_trainings_that_freeze_the_same_share_the_file_and_learn_the_same(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+def test_training_runs_that_freeze_the_same_share_the_file_and_learn_the_same(
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled: list[object] = []
     fill = prefix._fill_train
     monkeypatch.setattr(prefix, "_fill_train", lambda *a: (filled.append(a[0]), fill(*a)))
-    sharing = replace(ctx, kept=KeptFiles())
+    sharing = replace(ctx, activation_store=ActivationStore())
     other_lr = replace(RECIPE, lr=0.003)
-    alone = _trained(backbone, small_task, other_lr, ctx)
+    alone = _trained(backbone, small_dataset, other_lr, ctx)
     assert len(filled) == 1
-    _trained(backbone, small_task, RECIPE, sharing)
-    shared = _trained(backbone, small_task, other_lr, sharing)
+    _trained(backbone, small_dataset, RECIPE, sharing)
+    shared = _trained(backbone, small_dataset, other_lr, sharing)
 
     assert len(filled) == 2
     assert all(torch.equal(alone[k], shared[k]) for k in alone)
@@ -126,73 +126,76 @@ def test_trainings_that_freeze_the_same_share_the_file_and_learn_the_same(
     "change", [{"frozen_stages": 3}, {"hflip": not RECIPE.hflip}, {"min_area": 0.3}, {"steps": 60}]
 )
 def test_what_is_frozen_or_seen_otherwise_is_not_shared(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext, change: dict[str, Any]
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext, change: dict[str, Any]
 ) -> None:
-    ctx = replace(ctx, kept=KeptFiles())
+    ctx = replace(ctx, activation_store=ActivationStore())
     first, again, other = (
-        _opened(backbone, small_task, r, ctx) for r in (RECIPE, RECIPE, replace(RECIPE, **change))
+        _opened(backbone, small_dataset, r, ctx)
+        for r in (RECIPE, RECIPE, replace(RECIPE, **change))
     )
     assert np.shares_memory(first.train, again.train)
     assert not np.shares_memory(first.train, other.train)
 
 
-def test_other_weights_or_pictures_are_not_shared(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+def test_other_weights_or_images_are_not_shared(
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    ctx = replace(ctx, kept=KeptFiles())
-    first = _opened(backbone, small_task, RECIPE, ctx)
-    fewer = replace(small_task, train=small_task.train[1:])
+    ctx = replace(ctx, activation_store=ActivationStore())
+    first = _opened(backbone, small_dataset, RECIPE, ctx)
+    fewer = replace(small_dataset, train=small_dataset.train[1:])
     random = backbone.with_random_weights()
     assert not np.shares_memory(first.train, _opened(backbone, fewer, RECIPE, ctx).train)
-    assert not np.shares_memory(first.train, _opened(random, small_task, RECIPE, ctx).train)
+    assert not np.shares_memory(first.train, _opened(random, small_dataset, RECIPE, ctx).train)
 
 
 @pytest.mark.parametrize(("module", "shared"), [("bn1", False), ("blocks.6", True)])
 def test_what_was_changed_in_the_frozen_stages_is_not_shared_what_follows_them_may_change(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext, module: str, *, shared: bool
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext, module: str, *, shared: bool
 ) -> None:
-    ctx = replace(ctx, kept=KeptFiles())
-    first = _opened(backbone, small_task, RECIPE, ctx)
+    ctx = replace(ctx, activation_store=ActivationStore())
+    first = _opened(backbone, small_dataset, RECIPE, ctx)
     network = _network(backbone, ctx)
     for value in network.body.net.get_submodule(module).state_dict().values():
         value += 1
     stage = stages(network.body.net, backbone)
-    found = open_inputs(network, stage, small_task, backbone, RECIPE, ctx)
+    found = make_inputs(network, stage, small_dataset, backbone, RECIPE, ctx)
     assert isinstance(found, CachedPrefix)
     assert np.shares_memory(first.train, found.train) is shared
 
 
 def test_files_that_are_kept_make_room_for_new_ones(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ctx = replace(ctx, kept=KeptFiles())
-    first = _opened(backbone, small_task, RECIPE, ctx)
+    ctx = replace(ctx, activation_store=ActivationStore())
+    first = _opened(backbone, small_dataset, RECIPE, ctx)
     n_bytes = first.train.nbytes + first.centre.nbytes
     monkeypatch.setattr(prefix, "MOST_BYTES", 1.5 * n_bytes)
-    _opened(backbone, small_task, replace(RECIPE, hflip=not RECIPE.hflip), ctx)
-    again = _opened(backbone, small_task, RECIPE, ctx)
+    _opened(backbone, small_dataset, replace(RECIPE, hflip=not RECIPE.hflip), ctx)
+    again = _opened(backbone, small_dataset, RECIPE, ctx)
     assert not np.shares_memory(first.train, again.train)
     assert np.array_equal(first.train, again.train)
 
 
 def _trained(
-    backbone: Backbone, task: ImageTask, recipe: Recipe, ctx: RunContext
+    backbone: Backbone, dataset: Dataset, recipe: Recipe, ctx: RunContext
 ) -> dict[str, torch.Tensor]:
     network = _network(backbone, ctx)
-    train(network, task, backbone, recipe, ctx)
+    train(network, dataset, backbone, recipe, ctx)
     return network.state_dict()
 
 
-def _opened(backbone: Backbone, task: ImageTask, recipe: Recipe, ctx: RunContext) -> CachedPrefix:
+def _opened(backbone: Backbone, dataset: Dataset, recipe: Recipe, ctx: RunContext) -> CachedPrefix:
     network = _network(backbone, ctx)
-    found = open_inputs(network, stages(network.body.net, backbone), task, backbone, recipe, ctx)
+    found = make_inputs(
+        network, stages(network.body.net, backbone), dataset, backbone, recipe, ctx
+    )
     assert isinstance(found, CachedPrefix)
     return found
 
 
-def test_what_does_not_fit_is_told_and_trained_from_pictures(
+def test_what_does_not_fit_is_told_and_trained_from_images(
     backbone: Backbone,
-    small_task: ImageTask,
+    small_dataset: Dataset,
     ctx: RunContext,
     notes: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -201,21 +204,21 @@ def test_what_does_not_fit_is_told_and_trained_from_pictures(
     network = _network(backbone, ctx)
     stage = stages(network.body.net, backbone)
 
-    inputs = open_inputs(network, stage, small_task, backbone, RECIPE, ctx)
+    inputs = make_inputs(network, stage, small_dataset, backbone, RECIPE, ctx)
 
-    assert isinstance(inputs, Pictures)
+    assert isinstance(inputs, ImageInputs)
     assert len(notes) == 1
     assert "GB" in notes[0]
 
 
-def test_a_network_that_cannot_be_taken_up_behind_the_cut_is_trained_from_pictures(
-    load_random: Callable[..., Backbone], small_task: ImageTask, ctx: RunContext, notes: list[str]
+def test_a_network_that_cannot_be_taken_up_behind_the_cut_is_trained_from_images(
+    load_random: Callable[..., Backbone], small_dataset: Dataset, ctx: RunContext, notes: list[str]
 ) -> None:
     vit = load_random("test_vit")
     network = _network(vit, ctx)
     before = {k: v.clone() for k, v in network.state_dict().items()}
 
-    train(network, small_task, vit, replace(RECIPE, steps=12, frozen_stages=1), ctx)
+    train(network, small_dataset, vit, replace(RECIPE, steps=12, frozen_stages=1), ctx)
 
     assert len(notes) <= 1
     assert any(not torch.equal(before[k], v) for k, v in network.state_dict().items())
@@ -224,7 +227,7 @@ def test_a_network_that_cannot_be_taken_up_behind_the_cut_is_trained_from_pictur
 @pytest.mark.parametrize("change", [{"frozen_stages": 0}, {"steps": 1}])
 def test_nothing_is_kept_and_nothing_said_where_it_would_not_pay(
     backbone: Backbone,
-    small_task: ImageTask,
+    small_dataset: Dataset,
     ctx: RunContext,
     notes: list[str],
     change: dict[str, int],
@@ -233,28 +236,30 @@ def test_nothing_is_kept_and_nothing_said_where_it_would_not_pay(
     stage = stages(network.body.net, backbone)
     recipe = replace(RECIPE, **change)
 
-    assert isinstance(open_inputs(network, stage, small_task, backbone, recipe, ctx), Pictures)
+    assert isinstance(
+        make_inputs(network, stage, small_dataset, backbone, recipe, ctx), ImageInputs
+    )
     assert not notes
 
 
 def test_nothing_of_the_file_is_left_behind(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     folder = ctx.cache.path.parent
     before = set(folder.iterdir())
-    train(_network(backbone, ctx), small_task, backbone, replace(RECIPE, steps=8), ctx)
+    train(_network(backbone, ctx), small_dataset, backbone, replace(RECIPE, steps=8), ctx)
 
     assert set(folder.iterdir()) == before
 
 
 def test_what_leaves_no_time_to_train_is_not_run_first(
-    backbone: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(prefix, "TIME_SHARE", 0.0)
     limited = replace(ctx, deadline_s=time.monotonic() + 3600, on_note=said.append)
 
-    train(_network(backbone, ctx), small_task, backbone, replace(RECIPE, steps=8), limited)
+    train(_network(backbone, ctx), small_dataset, backbone, replace(RECIPE, steps=8), limited)
 
     assert any("no time" in note for note in said)
 

@@ -15,11 +15,11 @@ def _recipe(**mixing: float) -> Recipe:
 
 
 def _plain() -> Tensor:
-    """Pictures of one colour each: the number of the picture."""
+    """Images of one colour each: the number of the image."""
     return torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16).clone()
 
 
-def test_without_mixing_pictures_and_labels_are_what_they_were() -> None:
+def test_without_mixing_images_and_labels_are_what_they_were() -> None:
     images = _plain()
     found, labels = mixed(images, LABELS, 3, _recipe(), [0])
     assert found is images
@@ -27,7 +27,7 @@ def test_without_mixing_pictures_and_labels_are_what_they_were() -> None:
 
 
 @pytest.mark.parametrize("step", range(5))
-def test_mixup_weighs_whole_pictures_as_it_weighs_their_labels(step: int) -> None:
+def test_mixup_weighs_whole_images_as_it_weighs_their_labels(step: int) -> None:
     found, shares = mixed(_plain(), LABELS, 3, _recipe(mixup=1.0), [0, step])
 
     colours = found.mean(dim=(1, 2, 3))
@@ -40,7 +40,7 @@ def test_mixup_weighs_whole_pictures_as_it_weighs_their_labels(step: int) -> Non
 
 
 @pytest.mark.parametrize("step", range(5))
-def test_cutmix_weighs_labels_by_the_area_that_each_picture_keeps(step: int) -> None:
+def test_cutmix_weighs_labels_by_the_area_that_each_image_keeps(step: int) -> None:
     found, shares = mixed(_plain(), LABELS, 3, _recipe(cutmix=1.0), [0, step])
 
     own = (found[:, 0] == torch.arange(4.0).view(4, 1, 1)).float().mean(dim=(1, 2))

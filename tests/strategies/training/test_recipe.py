@@ -4,7 +4,7 @@ from numpy.typing import NDArray
 
 from strategies.core.errors import NotApplicable
 from strategies.models.features import Features, Moments
-from strategies.training.flip_symmetry import UNSEEN, Lean
+from strategies.training.flip_symmetry import UNSEEN, FlipAsymmetry
 from strategies.training.recipe import (
     FAR_LR,
     FAR_SHIFT,
@@ -15,12 +15,12 @@ from strategies.training.recipe import (
     SEEN,
     Recipe,
     default_steps,
+    domain_distance,
     domain_shift,
-    farness,
     fine_tune_defaults,
 )
 
-EVEN = Lean(0.0, 0.01)
+EVEN = FlipAsymmetry(0.0, 0.01)
 
 
 def _features(offset: float, spread: float = 1.0, n: int = 400) -> Features:
@@ -37,7 +37,7 @@ def _without_moments() -> Features:
     return Features((pooled,), None)
 
 
-def test_pictures_like_those_of_pretraining_have_no_shift() -> None:
+def test_images_like_those_of_pretraining_have_no_shift() -> None:
     assert domain_shift(_features(0.0)) == pytest.approx(0, abs=1e-6)
 
 
@@ -46,14 +46,14 @@ def test_another_mean_or_spread_is_a_shift(far: tuple[float, float]) -> None:
     assert domain_shift(_features(*far)) > domain_shift(_features(0.1)) > 0
 
 
-def test_near_pictures_that_a_probe_names_rightly_get_small_steps_half_way() -> None:
+def test_near_images_that_a_probe_names_rightly_get_small_steps_half_way() -> None:
     found = fine_tune_defaults(_features(0.0), 0.95, EVEN)
 
     assert (found.lr, found.blend) == (NEAR_LR, NEAR_BLEND)
 
 
 @pytest.mark.parametrize(("offset", "accuracy"), [(2.0, 0.95), (0.0, 0.3)])
-def test_far_pictures_or_a_failing_probe_get_large_steps_in_full(
+def test_far_images_or_a_failing_probe_get_large_steps_in_full(
     offset: float, accuracy: float
 ) -> None:
     found = fine_tune_defaults(_features(offset), accuracy, EVEN)
@@ -61,7 +61,7 @@ def test_far_pictures_or_a_failing_probe_get_large_steps_in_full(
     assert (found.lr, found.blend) == (FAR_LR, 1.0)
 
 
-def test_a_probe_that_fails_on_few_near_pictures_says_only_that_they_are_few() -> None:
+def test_a_probe_that_fails_on_few_near_images_says_only_that_they_are_few() -> None:
     few, some, many = (fine_tune_defaults(_features(0.0, n=n), 0.3, EVEN) for n in (40, 90, 200))
 
     assert (few.lr, few.blend) == (NEAR_LR, NEAR_BLEND)
@@ -69,7 +69,7 @@ def test_a_probe_that_fails_on_few_near_pictures_says_only_that_they_are_few() -
     assert fine_tune_defaults(_features(2.0, n=10), 0.3, EVEN).lr == FAR_LR
 
 
-def test_small_steps_are_taken_in_full_where_a_probe_is_wrong_on_many_pictures() -> None:
+def test_small_steps_are_taken_in_full_where_a_probe_is_wrong_on_many_images() -> None:
     sizes = (100, 250, 500, 750, 2000)
     found = [fine_tune_defaults(_features(0.0, n=n), 0.8, EVEN) for n in sizes]
     blends = [d.blend for d in found]
@@ -88,12 +88,12 @@ def test_without_batch_norm_the_middle_is_taken() -> None:
     assert NEAR_BLEND < found.blend < 1
 
 
-LEFT, SLIGHT = Lean(1.2 * ONE_SIDED, 0.01), Lean(0.8 * ONE_SIDED, 0.01)
-VAGUE = Lean(1.2 * ONE_SIDED, 2 * SEEN)
+LEFT, SLIGHT = FlipAsymmetry(1.2 * ONE_SIDED, 0.01), FlipAsymmetry(0.8 * ONE_SIDED, 0.01)
+VAGUE = FlipAsymmetry(1.2 * ONE_SIDED, 2 * SEEN)
 
 
 @pytest.mark.parametrize(
-    ("offset", "lean", "mirrored"),
+    ("offset", "flip_asymmetry", "mirrored"),
     [
         (0.0, EVEN, True),
         (2.0, EVEN, True),
@@ -106,22 +106,22 @@ VAGUE = Lean(1.2 * ONE_SIDED, 2 * SEEN)
         (2.0, UNSEEN, False),
     ],
 )
-def test_pictures_are_mirrored_where_they_have_no_sides_and_unseen_only_near_ones(
-    offset: float, lean: Lean, mirrored: bool
+def test_images_are_mirrored_where_they_have_no_sides_and_unseen_only_near_ones(
+    offset: float, flip_asymmetry: FlipAsymmetry, mirrored: bool
 ) -> None:
-    assert fine_tune_defaults(_features(offset), 0.5, lean).hflip == mirrored
+    assert fine_tune_defaults(_features(offset), 0.5, flip_asymmetry).hflip == mirrored
 
 
 def test_farness_rises_from_near_to_far() -> None:
     shifts = np.linspace(0.01, 1, 50)
-    found = [farness(s) for s in shifts]
+    found = [domain_distance(s) for s in shifts]
 
     assert (np.diff(found) >= 0).all()
-    assert farness(NEAR_SHIFT) == pytest.approx(0)
-    assert farness(FAR_SHIFT) == pytest.approx(1)
+    assert domain_distance(NEAR_SHIFT) == pytest.approx(0)
+    assert domain_distance(FAR_SHIFT) == pytest.approx(1)
 
 
-def test_more_pictures_get_more_steps_within_bounds() -> None:
+def test_more_images_get_more_steps_within_bounds() -> None:
     steps = [default_steps(n, 32) for n in (1, 100, 1000, 2000, 10**6)]
 
     assert steps == sorted(steps)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies.core.context import RunContext
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.full_fine_tune import FullFineTune
 from strategies.models.backbone import Backbone, stages
 from strategies.models.classifier import make_network
@@ -17,7 +17,7 @@ from strategies.models.features import eval_pixels, to_input
 from strategies.models.network import Network
 from strategies.partial_fine_tune import PartialFineTune
 from strategies.training.recipe import Recipe
-from strategies.training.reinit import is_renewed, renew
+from strategies.training.reinit import needs_reinit, reinitialise
 
 AGAIN = Recipe(3, 0.01, batch_norm="reestimated")
 
@@ -47,15 +47,15 @@ def is_statistic(key: str) -> bool:
 
 
 def test_what_reaches_a_layer_has_mean_0_and_variance_1_by_the_new_statistics(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = network_of(tiny)
-    renew(network, small_task, tiny, AGAIN, ctx)
+    reinitialise(network, small_dataset, tiny, AGAIN, ctx)
 
     norm = next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d))
     seen: list[Tensor] = []
     norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    pixels = np.stack([eval_pixels(p.path, tiny) for p in small_task.train])
+    pixels = np.stack([eval_pixels(p.path, tiny) for p in small_dataset.train])
     with torch.no_grad():
         network(to_input(pixels, tiny, ctx.device))
     assert norm.running_mean is not None
@@ -66,11 +66,11 @@ def test_what_reaches_a_layer_has_mean_0_and_variance_1_by_the_new_statistics(
 
 
 def test_only_statistics_are_taken_again_and_frozen_stages_keep_theirs(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = network_of(tiny)
     before = state_of(network)
-    renew(network, small_task, tiny, replace(AGAIN, frozen_stages=2), ctx)
+    reinitialise(network, small_dataset, tiny, replace(AGAIN, frozen_stages=2), ctx)
 
     stage = stages(network.body.net, tiny)
     moved = changed(network, before)
@@ -82,13 +82,13 @@ def test_only_statistics_are_taken_again_and_frozen_stages_keep_theirs(
 
 
 def test_the_last_stages_start_from_random_weights_and_the_first_are_kept(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = network_of(tiny)
     before = state_of(network)
     other = replace(ctx, seed=1)  # the network itself was drawn with seed 0
     with other.seeded():
-        renew(network, small_task, tiny, Recipe(3, 0.01, reset_stages=2), other)
+        reinitialise(network, small_dataset, tiny, Recipe(3, 0.01, reset_stages=2), other)
 
     stage = stages(network.body.net, tiny)
     moved = {k for k in changed(network, before) if not is_statistic(k)}
@@ -102,21 +102,21 @@ def test_the_last_stages_start_from_random_weights_and_the_first_are_kept(
     assert convolutions <= moved
 
 
-def test_activations_come_in_the_order_of_the_pictures(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+def test_activations_come_in_the_order_of_the_images(
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = network_of(tiny)
-    found = renew(network, small_task, tiny, AGAIN, ctx)
-    pixels = np.stack([eval_pixels(small_task.train[0].path, tiny)])
+    found = reinitialise(network, small_dataset, tiny, AGAIN, ctx)
+    pixels = np.stack([eval_pixels(small_dataset.train[0].path, tiny)])
     with torch.no_grad():
         alone = network.body(to_input(pixels, tiny, ctx.device))
     np.testing.assert_allclose(found[0], alone[0].numpy(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_recipe_renews_nothing_unless_told() -> None:
-    assert not is_renewed(Recipe(3, 0.01))
-    assert not is_renewed(Recipe(3, 0.01, batch_norm="trained"))
-    assert is_renewed(AGAIN)
+    assert not needs_reinit(Recipe(3, 0.01))
+    assert not needs_reinit(Recipe(3, 0.01, batch_norm="trained"))
+    assert needs_reinit(AGAIN)
 
 
 @pytest.mark.parametrize(
@@ -130,26 +130,26 @@ def test_a_recipe_renews_nothing_unless_told() -> None:
 )
 def test_a_renewed_training_costs_more_passes_and_is_the_same_twice(
     strategy: FullFineTune | PartialFineTune,
-    small_task: ImageTask,
+    small_dataset: Dataset,
     tiny: Backbone,
     ctx: RunContext,
 ) -> None:
     backbone = tiny
-    task = small_task.hide_test()
+    dataset = small_dataset.hide_test()
     plain = type(strategy)(steps=2)
-    more = strategy.image_passes(task, backbone) - plain.image_passes(task, backbone)
-    assert more == pytest.approx(2 * len(task.train))
+    more = strategy.image_passes(dataset, backbone) - plain.image_passes(dataset, backbone)
+    assert more == pytest.approx(2 * len(dataset.train))
 
-    first = strategy.fit(task, backbone, ctx)
-    again = type(strategy)(**first.hyperparameters).fit(task, backbone, ctx)
-    paths = [p.path for p in task.val]
+    first = strategy.fit(dataset, backbone, ctx)
+    again = type(strategy)(**first.hyperparameters).fit(dataset, backbone, ctx)
+    paths = [p.path for p in dataset.val]
     np.testing.assert_array_equal(first.predict_proba(paths), again.predict_proba(paths))
-    other = plain.fit(task, backbone, ctx).predict_proba(paths)
+    other = plain.fit(dataset, backbone, ctx).predict_proba(paths)
     assert not np.allclose(first.predict_proba(paths), other)
 
 
-def test_making_all_stages_new_is_refused(small_task: ImageTask, backbone: Backbone) -> None:
-    refusal = FullFineTune(reset_stages=backbone.n_depths).why_not(small_task, backbone)
+def test_making_all_stages_new_is_refused(small_dataset: Dataset, backbone: Backbone) -> None:
+    refusal = FullFineTune(reset_stages=backbone.n_depths).inapplicable(small_dataset, backbone)
     assert refusal is not None
     assert "reset_stages" in refusal
-    assert FullFineTune(reset_stages=1).why_not(small_task, backbone) is None
+    assert FullFineTune(reset_stages=1).inapplicable(small_dataset, backbone) is None

@@ -9,7 +9,7 @@ import pytest
 
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
-from strategies.data.dataset import load_task
+from strategies.data.dataset import load_dataset
 from strategies.models.backbone import Backbone
 from strategies.models.features import BATCH
 from strategies.training.throughput import measure_training_cost
@@ -26,8 +26,8 @@ def test_a_slow_write_in_a_feature_pass_does_not_make_training_look_cheap(
     ctx: RunContext,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    task = load_task(make_folder("many", n_per_class))
-    assert min(4, -(-len(task.train) // BATCH)) == batches
+    dataset = load_dataset(make_folder("many", n_per_class))
+    assert min(4, -(-len(dataset.train) // BATCH)) == batches
     slept = []
     put = ArrayCache.put
 
@@ -38,7 +38,7 @@ def test_a_slow_write_in_a_feature_pass_does_not_make_training_look_cheap(
         put(self, space, rows)
 
     monkeypatch.setattr(ArrayCache, "put", hang_once)
-    busy = measure_training_cost(task, backbone, ctx).passes_per_image
+    busy = measure_training_cost(dataset, backbone, ctx).passes_per_image
     assert slept
     assert busy >= 1.0
     if batches > 2:  # with one batch after the first there is nothing to tell it by

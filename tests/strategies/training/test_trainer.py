@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
-from strategies.data.dataset import ImageTask
+from strategies.data.dataset import Dataset
 from strategies.kernels.depthwise import training_precision
 from strategies.models.backbone import Backbone, stages
 from strategies.models.classifier import make_network
@@ -18,8 +18,8 @@ from strategies.models.network import Network, scores_of
 from strategies.training import dataloader as loader
 from strategies.training import optimiser
 from strategies.training import trainer as training
-from strategies.training.data_parallel import ALONE
-from strategies.training.dataloader import Pictures
+from strategies.training.data_parallel import SINGLE_PROCESS
+from strategies.training.dataloader import ImageInputs
 from strategies.training.recipe import Recipe
 from strategies.training.trainer import ROUNDS, train
 
@@ -40,13 +40,13 @@ def _state(network: Network) -> dict[str, Tensor]:
 
 
 def _train(
-    backbone: Backbone, task: ImageTask, ctx: RunContext, recipe: Recipe
+    backbone: Backbone, dataset: Dataset, ctx: RunContext, recipe: Recipe
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Train a fresh network without val (so that the last weights stay): before, after."""
+    """Train a fresh network without validation (so that the last weights stay): before, after."""
     network = _network(backbone, ctx)
     before = _state(network)
     with ctx.seeded():
-        train(network, replace(task, val=()), backbone, recipe, ctx)
+        train(network, replace(dataset, val=()), backbone, recipe, ctx)
     return before, _state(network)
 
 
@@ -60,10 +60,10 @@ def _is_statistic(key: str) -> bool:
 
 @pytest.mark.parametrize("frozen", [1, 3])
 def test_frozen_stages_keep_parameters_and_statistics_and_the_others_learn(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, frozen: int
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, frozen: int
 ) -> None:
     recipe = Recipe(3, 0.01, batch_size=8, frozen_stages=frozen, batch_norm="trained")
-    before, after = _train(tiny, small_task, ctx, recipe)
+    before, after = _train(tiny, small_dataset, ctx, recipe)
     network = _network(tiny, ctx)
     stage = stages(network.body.net, tiny)
 
@@ -75,23 +75,23 @@ def test_frozen_stages_keep_parameters_and_statistics_and_the_others_learn(
 
 
 def test_frozen_statistics_stay_while_every_parameter_learns(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    before, after = _train(tiny, small_task, ctx, Recipe(3, 0.01, batch_size=8))
+    before, after = _train(tiny, small_dataset, ctx, Recipe(3, 0.01, batch_size=8))
 
     assert _changed(before, after) == {k for k in before if not _is_statistic(k)}
 
 
-def test_trained_statistics_move(tiny: Backbone, small_task: ImageTask, ctx: RunContext) -> None:
+def test_trained_statistics_move(tiny: Backbone, small_dataset: Dataset, ctx: RunContext) -> None:
     before, after = _train(
-        tiny, small_task, ctx, Recipe(3, 0.01, batch_size=8, batch_norm="trained")
+        tiny, small_dataset, ctx, Recipe(3, 0.01, batch_size=8, batch_norm="trained")
     )
 
     assert _changed(before, after) == before.keys()
 
 
 def test_blocks_that_use_a_module_without_calling_it_are_frozen_whole(
-    load_random: Callable[..., Backbone], small_task: ImageTask, ctx: RunContext
+    load_random: Callable[..., Backbone], small_dataset: Dataset, ctx: RunContext
 ) -> None:
     found = load_random("test_coatnet")
     network = _network(found, ctx)
@@ -103,7 +103,7 @@ def test_blocks_that_use_a_module_without_calling_it_are_frozen_whole(
 
 
 def test_the_head_learns_faster_by_its_factor(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx)
     stage = stages(network.body.net, tiny)
@@ -116,47 +116,47 @@ def test_the_head_learns_faster_by_its_factor(
         assert vectors == {group["weight_decay"] == 0}
 
 
-def test_training_learns(tiny: Backbone, small_task: ImageTask, ctx: RunContext) -> None:
+def test_training_learns(tiny: Backbone, small_dataset: Dataset, ctx: RunContext) -> None:
     network = _network(tiny, ctx)
-    labels = torch.tensor([p.label for p in small_task.train])
+    labels = torch.tensor([p.label for p in small_dataset.train])
 
     def loss() -> float:
-        scores = torch.from_numpy(scores_of(network, small_task.train, tiny, ctx))
+        scores = torch.from_numpy(scores_of(network, small_dataset.train, tiny, ctx))
         return nn.functional.cross_entropy(scores, labels).item()
 
     before = loss()
     recipe = Recipe(25, 3e-3, batch_size=16, batch_norm="trained", min_area=0.8)
-    train(network, replace(small_task, val=()), tiny, recipe, ctx)
+    train(network, replace(small_dataset, val=()), tiny, recipe, ctx)
 
     assert loss() < 0.85 * before
 
 
 def test_the_same_seed_gives_the_same_weights(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     recipe = Recipe(4, 0.01, batch_size=8, batch_norm="trained", hflip=True)
 
-    _, one = _train(tiny, small_task, replace(ctx, n_workers=1), recipe)
-    _, two = _train(tiny, small_task, replace(ctx, n_workers=3), recipe)
-    _, other = _train(tiny, small_task, replace(ctx, seed=1), recipe)
+    _, one = _train(tiny, small_dataset, replace(ctx, n_workers=1), recipe)
+    _, two = _train(tiny, small_dataset, replace(ctx, n_workers=3), recipe)
+    _, other = _train(tiny, small_dataset, replace(ctx, seed=1), recipe)
 
     assert not _changed(one, two)
     assert _changed(one, other)
 
 
 def _learner(
-    network: Network, task: ImageTask, backbone: Backbone, recipe: Recipe, ctx: RunContext
-) -> training._Learner:
-    fed = Pictures(network, task, backbone, recipe, ctx)
+    network: Network, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
+) -> training._TrainingLoop:
+    fed = ImageInputs(network, dataset, backbone, recipe, ctx)
     stage = stages(network.body.net, backbone)
-    return training._Learner(fed, stage, task, recipe, ctx, ALONE)
+    return training._TrainingLoop(fed, stage, dataset, recipe, ctx, SINGLE_PROCESS)
 
 
 def test_a_batch_that_is_not_finite_leaves_no_trace(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx).train()
-    learner = _learner(network, small_task, tiny, Recipe(1, 0.1, batch_norm="trained"), ctx)
+    learner = _learner(network, small_dataset, tiny, Recipe(1, 0.1, batch_norm="trained"), ctx)
     rows = [0, 1, 2, 3]
     learner.take_step(rows, torch.randn(4, 3, 32, 32))
     before = _state(network)
@@ -170,10 +170,10 @@ def test_a_batch_that_is_not_finite_leaves_no_trace(
 
 
 def test_a_gradient_that_is_not_finite_leaves_no_trace(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx).train()
-    learner = _learner(network, small_task, tiny, Recipe(1, 0.1), ctx)
+    learner = _learner(network, small_dataset, tiny, Recipe(1, 0.1), ctx)
     before = _state(network)
     network.head.weight.register_hook(lambda gradient: gradient * torch.inf)
 
@@ -184,10 +184,10 @@ def test_a_gradient_that_is_not_finite_leaves_no_trace(
 
 
 def test_overflow_in_float16_lowers_the_scale_and_not_the_learning_rate(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx).train()
-    learner = _learner(network, small_task, tiny, Recipe(1, 0.1, batch_size=4), ctx)
+    learner = _learner(network, small_dataset, tiny, Recipe(1, 0.1, batch_size=4), ctx)
     learner.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
     before = _state(network)
 
@@ -211,36 +211,36 @@ def _spoil(
 
 
 def test_a_training_survives_three_bad_batches(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = _network(tiny, ctx)
     before = _state(network)
     _spoil(monkeypatch, network, lambda step: step in (1, 2, 4))
 
-    train(network, replace(small_task, val=()), tiny, Recipe(7, 0.01, batch_size=8), ctx)
+    train(network, replace(small_dataset, val=()), tiny, Recipe(7, 0.01, batch_size=8), ctx)
 
     assert _changed(before, _state(network))
     assert all(v.isfinite().all() for v in network.state_dict().values())
 
 
 def test_a_loss_that_stays_infinite_is_told_after_the_brakes(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = _network(tiny, ctx)
     before = _state(network)
     _spoil(monkeypatch, network, lambda step: True)
 
     with pytest.raises(TrainingDiverged, match="step 3"):
-        train(network, small_task, tiny, Recipe(20, 0.01, batch_size=8), ctx)
+        train(network, small_dataset, tiny, Recipe(20, 0.01, batch_size=8), ctx)
 
     assert not _changed(before, _state(network))
 
 
 def _judged_as(monkeypatch: pytest.MonkeyPatch, *right: int) -> list[dict[str, Tensor]]:
-    """Have val find so many pictures right, and record the weights that it was shown."""
+    """Have validation find so many images right, and record the weights that it was shown."""
     shown: list[dict[str, Tensor]] = []
 
-    def judge(learner: training._Learner) -> float:
+    def judge(learner: training._TrainingLoop) -> float:
         state = learner._shown()
         labels = learner.val_labels
         said = np.where(np.arange(len(labels)) < right[len(shown)], labels, (labels + 1) % 3)
@@ -251,30 +251,30 @@ def _judged_as(monkeypatch: pytest.MonkeyPatch, *right: int) -> list[dict[str, T
             learner.best, learner.best_scores = state, learner.scores
         return float(hits.mean())
 
-    monkeypatch.setattr(training._Learner, "judge", judge)
+    monkeypatch.setattr(training._TrainingLoop, "judge", judge)
     return shown
 
 
 def test_the_starting_point_stays_when_training_clearly_harms(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = _network(tiny, ctx)
     before = _state(network)
     _judged_as(monkeypatch, 9, *[4] * ROUNDS)
 
-    train(network, small_task, tiny, Recipe(ROUNDS, 0.1, batch_size=8), ctx)
+    train(network, small_dataset, tiny, Recipe(ROUNDS, 0.1, batch_size=8), ctx)
 
     assert not _changed(before, _state(network))
     assert not network.training
 
 
 def test_the_weights_that_were_clearly_best_on_val_stay(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = _network(tiny, ctx)
     shown = _judged_as(monkeypatch, 1, 5, 8, 7, 6, 5, 4)
 
-    train(network, small_task, tiny, Recipe(12, 0.1, batch_size=8, batch_norm="trained"), ctx)
+    train(network, small_dataset, tiny, Recipe(12, 0.1, batch_size=8, batch_norm="trained"), ctx)
 
     assert not _changed(shown[2], _state(network))
     assert _changed(shown[1], shown[2])
@@ -282,33 +282,33 @@ def test_the_weights_that_were_clearly_best_on_val_stay(
 
 
 def test_the_last_weights_stay_where_val_cannot_tell_them_from_the_best(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = _network(tiny, ctx)
     shown = _judged_as(monkeypatch, 1, 5, 8, 7, 7, 7, 7)
 
-    train(network, small_task, tiny, Recipe(12, 0.1, batch_size=8), ctx)
+    train(network, small_dataset, tiny, Recipe(12, 0.1, batch_size=8), ctx)
 
     assert not _changed(shown[-1], _state(network))
     assert _changed(shown[2], _state(network))
 
 
 def test_without_val_the_last_weights_stay_and_no_accuracy_is_told(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[float | None] = []
     shown: list[dict[str, Tensor]] = []
     network = _network(tiny, ctx)
-    step = training._Learner.take_step
+    step = training._TrainingLoop.take_step
 
-    def watch(learner: training._Learner, *args: object) -> None:
+    def watch(learner: training._TrainingLoop, *args: object) -> None:
         step(learner, *args)
         shown.append(_state(network))
 
-    monkeypatch.setattr(training._Learner, "take_step", watch)
+    monkeypatch.setattr(training._TrainingLoop, "take_step", watch)
     ctx = replace(ctx, on_epoch=lambda _, accuracy: told.append(accuracy))
 
-    train(network, replace(small_task, val=()), tiny, Recipe(8, 0.01, batch_size=8), ctx)
+    train(network, replace(small_dataset, val=()), tiny, Recipe(8, 0.01, batch_size=8), ctx)
 
     assert not _changed(shown[-1], _state(network))
     assert _changed(shown[-2], shown[-1])
@@ -316,22 +316,22 @@ def test_without_val_the_last_weights_stay_and_no_accuracy_is_told(
 
 
 def test_half_a_blend_is_the_mean_of_start_and_end(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     recipe = Recipe(4, 0.01, batch_size=8)
-    before, end = _train(tiny, small_task, ctx, recipe)
-    _, half = _train(tiny, small_task, ctx, replace(recipe, blend=0.5))
+    before, end = _train(tiny, small_dataset, ctx, recipe)
+    _, half = _train(tiny, small_dataset, ctx, replace(recipe, blend=0.5))
 
     for name in _changed(before, end):
         torch.testing.assert_close(half[name], (before[name] + end[name]) / 2)
 
 
 def test_an_average_lags_behind_the_weights(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     recipe = Recipe(6, 0.01, batch_size=8)
-    before, end = _train(tiny, small_task, ctx, recipe)
-    _, mean = _train(tiny, small_task, ctx, replace(recipe, ema=0.9))
+    before, end = _train(tiny, small_dataset, ctx, recipe)
+    _, mean = _train(tiny, small_dataset, ctx, replace(recipe, ema=0.9))
 
     def way(state: dict[str, Tensor]) -> float:
         return float(sum((state[k] - before[k]).square().sum() for k in before if "weight" in k))
@@ -340,11 +340,11 @@ def test_an_average_lags_behind_the_weights(
 
 
 def test_l2_sp_keeps_the_body_near_its_start(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     recipe = Recipe(6, 0.01, batch_size=8)
-    before, free = _train(tiny, small_task, ctx, recipe)
-    _, pulled = _train(tiny, small_task, ctx, replace(recipe, l2_sp=50.0))
+    before, free = _train(tiny, small_dataset, ctx, recipe)
+    _, pulled = _train(tiny, small_dataset, ctx, replace(recipe, l2_sp=50.0))
 
     def way(state: dict[str, Tensor]) -> float:
         body = [k for k in before if k.startswith("body")]
@@ -354,16 +354,16 @@ def test_l2_sp_keeps_the_body_near_its_start(
 
 
 def test_spectral_shrinkage_lets_the_least_of_the_directions_fade(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     recipe = Recipe(6, 0.01, batch_size=8)
 
     def least(weight: float) -> float:
         network = _network(tiny, ctx)
-        _, after = _train(tiny, small_task, ctx, replace(recipe, spectral=weight))
+        _, after = _train(tiny, small_dataset, ctx, replace(recipe, spectral=weight))
         network.load_state_dict(after)
-        pictures = [p.path for p in small_task.train[:8]]
-        shown = torch.cat([to_input(b, tiny, ctx.device) for b in batches(pictures, tiny, 1)])
+        images = [p.path for p in small_dataset.train[:8]]
+        shown = torch.cat([to_input(b, tiny, ctx.device) for b in batches(images, tiny, 1)])
         with torch.inference_mode():
             return float(torch.linalg.svdvals(network.eval().body(shown).float())[-1])
 
@@ -374,11 +374,11 @@ def test_spectral_shrinkage_lets_the_least_of_the_directions_fade(
     "change", [{"mixup": 0.4}, {"cutmix": 1.0}, {"optimiser": "sgd"}, {"layer_lr_decay": 0.5}]
 )
 def test_an_option_changes_what_is_learnt(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, change: dict[str, object]
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, change: dict[str, object]
 ) -> None:
     recipe = Recipe(3, 0.01, batch_size=8)
-    _, plain = _train(tiny, small_task, ctx, recipe)
-    _, other = _train(tiny, small_task, ctx, replace(recipe, **change))
+    _, plain = _train(tiny, small_dataset, ctx, recipe)
+    _, other = _train(tiny, small_dataset, ctx, replace(recipe, **change))
 
     assert _changed(plain, other)
     assert all(v.isfinite().all() for v in other.values())
@@ -397,7 +397,7 @@ def test_deeper_stages_learn_faster_under_layer_decay(tiny: Backbone, ctx: RunCo
 
 
 class _Short:
-    """A network's forward pass that has memory for so many pictures only."""
+    """A network's forward pass that has memory for so many images only."""
 
     def __init__(self, network: Network, most: int, error: type[RuntimeError], said: str) -> None:
         self.sizes: list[int] = []
@@ -421,19 +421,19 @@ class _Short:
 )
 def test_short_memory_splits_batches_and_changes_nothing_else(
     tiny: Backbone,
-    small_task: ImageTask,
+    small_dataset: Dataset,
     ctx: RunContext,
     most: int,
     error: type[RuntimeError],
     said: str,
 ) -> None:
     recipe = Recipe(2, 0.003, batch_size=64, optimiser="sgd")
-    task = replace(small_task, val=())
+    dataset = replace(small_dataset, val=())
     whole, split = _network(tiny, ctx), _network(tiny, ctx)
     short = _Short(split, most, error, said)
 
-    train(whole, task, tiny, recipe, ctx)
-    train(split, task, tiny, recipe, ctx)
+    train(whole, dataset, tiny, recipe, ctx)
+    train(split, dataset, tiny, recipe, ctx)
 
     assert short.sizes[0] == 64
     assert sum(s for s in short.sizes if s <= most) == 2 * 64
@@ -441,35 +441,35 @@ def test_short_memory_splits_batches_and_changes_nothing_else(
         torch.testing.assert_close(split.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_memory_too_short_for_one_picture_is_told(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+def test_memory_too_short_for_one_image_is_told(
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx)
     _Short(network, 0, torch.OutOfMemoryError, "CUDA out of memory.")
 
-    with pytest.raises(TransferError, match="one picture at a time"):
-        train(network, small_task, tiny, Recipe(2, 0.01, batch_size=8), ctx)
+    with pytest.raises(TransferError, match="one image at a time"):
+        train(network, small_dataset, tiny, Recipe(2, 0.01, batch_size=8), ctx)
 
 
 def test_a_device_that_failed_is_not_tried_again(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx)
     short = _Short(network, 0, torch.AcceleratorError, "CUDA error: an illegal memory access")
 
     with pytest.raises(TransferError, match=r"illegal memory access.*start again"):
-        train(network, small_task, tiny, Recipe(2, 0.01, batch_size=8), ctx)
+        train(network, small_dataset, tiny, Recipe(2, 0.01, batch_size=8), ctx)
     assert len(short.sizes) == 1
 
 
 def test_other_errors_of_a_network_are_not_taken_for_short_memory(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx)
     _Short(network, 0, RuntimeError, "shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        train(network, small_task, tiny, Recipe(2, 0.01, batch_size=8), ctx)
+        train(network, small_dataset, tiny, Recipe(2, 0.01, batch_size=8), ctx)
 
 
 def test_networks_with_depthwise_convolutions_train_in_full_precision_on_a_cpu(
@@ -482,24 +482,24 @@ def test_networks_with_depthwise_convolutions_train_in_full_precision_on_a_cpu(
 
 
 def test_every_round_is_told_with_its_accuracy_on_val(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     told: list[tuple[int, float]] = []
     ctx = replace(ctx, on_epoch=lambda epoch, accuracy: told.append((epoch, accuracy)))
     network = _network(tiny, ctx)
-    labels = [p.label for p in small_task.val]
-    before = np.mean(scores_of(network, small_task.val, tiny, ctx).argmax(1) == labels)
+    labels = [p.label for p in small_dataset.val]
+    before = np.mean(scores_of(network, small_dataset.val, tiny, ctx).argmax(1) == labels)
 
-    train(network, small_task, tiny, Recipe(13, 0.003, batch_size=8), ctx)
+    train(network, small_dataset, tiny, Recipe(13, 0.003, batch_size=8), ctx)
 
     assert [epoch for epoch, _ in told] == list(range(1, ROUNDS + 1))
-    found = scores_of(network, small_task.val, tiny, ctx).argmax(1)
+    found = scores_of(network, small_dataset.val, tiny, ctx).argmax(1)
     final = np.mean(found == labels)
     assert final in {accuracy for _, accuracy in told} | {before}
 
 
 def test_an_exception_of_on_epoch_ends_the_training(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     class Pruned(Exception):
         pass
@@ -511,7 +511,7 @@ def test_an_exception_of_on_epoch_ends_the_training(
     with pytest.raises(Pruned):
         train(
             _network(tiny, ctx),
-            small_task,
+            small_dataset,
             tiny,
             Recipe(12, 0.01, batch_size=8),
             replace(ctx, on_epoch=prune),
@@ -519,21 +519,21 @@ def test_an_exception_of_on_epoch_ends_the_training(
 
 
 def test_a_near_deadline_shortens_a_training_and_still_cools_it_down(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[float] = []
-    step = training._Learner.take_step
+    step = training._TrainingLoop.take_step
 
-    def watch(learner: training._Learner, *args: object) -> None:
+    def watch(learner: training._TrainingLoop, *args: object) -> None:
         step(learner, *args)
         rates.append(learner.optimiser.param_groups[0]["lr"])
 
-    monkeypatch.setattr(training._Learner, "take_step", watch)
+    monkeypatch.setattr(training._TrainingLoop, "take_step", watch)
     start = time.monotonic()
 
     train(
         _network(tiny, ctx),
-        replace(small_task, val=()),
+        replace(small_dataset, val=()),
         tiny,
         Recipe(10**6, 0.01, batch_size=8),
         replace(ctx, deadline_s=start + 2),
@@ -547,7 +547,7 @@ def test_a_near_deadline_shortens_a_training_and_still_cools_it_down(
 
 @pytest.mark.parametrize("left_s", [-1.0, 1e-4])
 def test_no_time_for_a_single_step_raises(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, left_s: float
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, left_s: float
 ) -> None:
     told: list[int] = []
     late = replace(
@@ -555,21 +555,21 @@ def test_no_time_for_a_single_step_raises(
     )
 
     with pytest.raises(OutOfTime):
-        train(_network(tiny, ctx), small_task, tiny, Recipe(5, 0.01), late)
+        train(_network(tiny, ctx), small_dataset, tiny, Recipe(5, 0.01), late)
 
     assert not told
 
 
 def test_time_that_runs_out_while_the_starting_point_is_judged_raises(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []
-    monkeypatch.setattr(training.Pace, "progress", lambda self, step: 1.5)
+    monkeypatch.setattr(training.ProgressSchedule, "progress", lambda self, step: 1.5)
 
     with pytest.raises(OutOfTime):
         train(
             _network(tiny, ctx),
-            small_task,
+            small_dataset,
             tiny,
             Recipe(5, 0.01),
             replace(ctx, on_epoch=lambda epoch, _: told.append(epoch)),
@@ -579,7 +579,7 @@ def test_time_that_runs_out_while_the_starting_point_is_judged_raises(
 
 
 def test_the_learning_rate_warms_up_to_its_peak_and_cools_to_zero() -> None:
-    rates = [optimiser.warm_cosine(p, 0.1) for p in np.linspace(0, 1, 101)]
+    rates = [optimiser.warmup_cosine(p, 0.1) for p in np.linspace(0, 1, 101)]
 
     assert max(rates) == pytest.approx(1)
     assert np.argmax(rates) == 10
@@ -589,7 +589,7 @@ def test_the_learning_rate_warms_up_to_its_peak_and_cools_to_zero() -> None:
     assert rates[-1] == pytest.approx(0)
 
 
-def test_every_picture_is_seen_equally_often_in_a_new_order() -> None:
+def test_every_image_is_seen_equally_often_in_a_new_order() -> None:
     drawn = loader.row_batches(10, 4, seed=0)
     rows = [next(drawn) for _ in range(5)]
 
@@ -604,19 +604,19 @@ def test_a_batch_may_be_larger_than_the_train_split() -> None:
 
 
 def _drawn(
-    task: ImageTask, backbone: Backbone, ctx: RunContext, n: int = 3, **settings: object
+    dataset: Dataset, backbone: Backbone, ctx: RunContext, n: int = 3, **settings: object
 ) -> list[tuple[list[int], np.ndarray]]:
     recipe = Recipe(1, 0.1, batch_size=5, **settings)
-    batches = loader.train_batches(task.train, backbone, recipe, ctx)
+    batches = loader.train_batches(dataset.train, backbone, recipe, ctx)
     return [next(batches) for _ in range(n)]
 
 
 def test_the_same_seed_draws_the_same_crops_with_any_number_of_threads(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    one = _drawn(small_task, tiny, replace(ctx, n_workers=1), hflip=True)
-    many = _drawn(small_task, tiny, replace(ctx, n_workers=4), hflip=True)
-    other = _drawn(small_task, tiny, replace(ctx, seed=1), hflip=True)
+    one = _drawn(small_dataset, tiny, replace(ctx, n_workers=1), hflip=True)
+    many = _drawn(small_dataset, tiny, replace(ctx, n_workers=4), hflip=True)
+    other = _drawn(small_dataset, tiny, replace(ctx, seed=1), hflip=True)
 
     for (rows, pixels), (their_rows, their_pixels) in zip(one, many, strict=True):
         assert rows == their_rows
@@ -624,10 +624,10 @@ def test_the_same_seed_draws_the_same_crops_with_any_number_of_threads(
     assert any((a[1] != b[1]).any() for a, b in zip(one, other, strict=True))
 
 
-def test_crops_of_one_picture_differ_from_round_to_round(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+def test_crops_of_one_image_differ_from_round_to_round(
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    one = replace(small_task, train=small_task.train[:1])
+    one = replace(small_dataset, train=small_dataset.train[:1])
 
     first, second, _ = (pixels for _, pixels in _drawn(one, tiny, ctx))
 
@@ -636,10 +636,10 @@ def test_crops_of_one_picture_differ_from_round_to_round(
 
 
 def test_mirroring_mirrors_about_half_of_the_same_crops(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    plain = np.concatenate([p for _, p in _drawn(small_task, tiny, ctx, n=12)])
-    mirrored = np.concatenate([p for _, p in _drawn(small_task, tiny, ctx, n=12, hflip=True)])
+    plain = np.concatenate([p for _, p in _drawn(small_dataset, tiny, ctx, n=12)])
+    mirrored = np.concatenate([p for _, p in _drawn(small_dataset, tiny, ctx, n=12, hflip=True)])
 
     same = (plain == mirrored).all((1, 2, 3))
     flipped = (plain[:, :, ::-1] == mirrored).all((1, 2, 3))
@@ -647,25 +647,25 @@ def test_mirroring_mirrors_about_half_of_the_same_crops(
     assert 0.25 < flipped.mean() < 0.75
 
 
-def test_pictures_that_do_not_fit_into_memory_are_read_again(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+def test_images_that_do_not_fit_into_memory_are_read_again(
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = _drawn(small_task, tiny, ctx)
+    kept = _drawn(small_dataset, tiny, ctx)
     monkeypatch.setattr(loader, "KEPT_BYTES", 0)
 
-    for (_, a), (_, b) in zip(kept, _drawn(small_task, tiny, ctx), strict=True):
+    for (_, a), (_, b) in zip(kept, _drawn(small_dataset, tiny, ctx), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_scores_follow_the_order_of_the_split(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx)
 
-    forth = scores_of(network, small_task.val, tiny, ctx)
-    back = scores_of(network, small_task.val[::-1], tiny, ctx)
+    forth = scores_of(network, small_dataset.val, tiny, ctx)
+    back = scores_of(network, small_dataset.val[::-1], tiny, ctx)
 
-    assert forth.shape == (len(small_task.val), 3)
+    assert forth.shape == (len(small_dataset.val), 3)
     np.testing.assert_allclose(forth, back[::-1], rtol=1e-4, atol=1e-5)
 
 
@@ -673,7 +673,7 @@ def test_a_resumed_training_spreads_its_schedule_over_the_time_that_is_left(
     ctx: RunContext,
 ) -> None:
     recipe = Recipe(100, 0.1)
-    hurried = optimiser.Pace(recipe, ctx, step=20, progress=0.6)
+    hurried = optimiser.ProgressSchedule(recipe, ctx, step=20, progress=0.6)
 
     found = [hurried.progress(step) for step in (20, 60, 100)]
 
@@ -682,59 +682,62 @@ def test_a_resumed_training_spreads_its_schedule_over_the_time_that_is_left(
 
 def test_the_last_judgement_and_one_more_step_fit_before_the_deadline(ctx: RunContext) -> None:
     soon = replace(ctx, deadline_s=time.monotonic() + 10.0)
-    pace = optimiser.Pace(Recipe(10**6, 0.1), soon, judging_s=4.0)
-    assert pace.progress(0) == 0
+    schedule = optimiser.ProgressSchedule(Recipe(10**6, 0.1), soon, judging_s=4.0)
+    assert schedule.progress(0) == 0
 
-    assert pace.seconds == pytest.approx(10.0 - 1.15 * 4.0 - 0.2, abs=0.1)
-    pace.start_s -= 4.0  # four seconds for two steps: the next one would end too late
-    assert pace.progress(2) > 1
-    assert pace.progress(400) < 1
+    assert schedule.seconds == pytest.approx(10.0 - 1.15 * 4.0 - 0.2, abs=0.1)
+    schedule.start_s -= 4.0  # four seconds for two steps: the next one would end too late
+    assert schedule.progress(2) > 1
+    assert schedule.progress(400) < 1
 
 
 def test_a_short_training_is_judged_less_often_but_at_its_end(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[int] = []
     listening = replace(ctx, on_epoch=lambda epoch, _: told.append(epoch))
-    monkeypatch.setattr(training._Learner, "affordable_rounds", lambda self, seconds: 2)
+    monkeypatch.setattr(training._TrainingLoop, "affordable_rounds", lambda self, seconds: 2)
 
-    train(_network(tiny, ctx), small_task, tiny, Recipe(12, 0.01, batch_size=8), listening)
+    train(_network(tiny, ctx), small_dataset, tiny, Recipe(12, 0.01, batch_size=8), listening)
 
     assert told == [3, ROUNDS]
 
 
 def test_rounds_take_at_most_a_quarter_of_the_time_to_be_judged() -> None:
-    learner = object.__new__(training._Learner)
+    learner = object.__new__(training._TrainingLoop)
     learner.judging_s = 1.0
     rounds = [learner.affordable_rounds(seconds) for seconds in (0.0, 4.0, 12.0, np.inf)]
     assert rounds == [1, 2, 4, ROUNDS]
 
 
 def test_training_returns_what_the_kept_weights_say_of_val(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx)
-    said = train(network, small_task, tiny, Recipe(ROUNDS, 0.003, batch_size=8), ctx)
+    said = train(network, small_dataset, tiny, Recipe(ROUNDS, 0.003, batch_size=8), ctx)
 
     assert said is not None
-    np.testing.assert_allclose(said, scores_of(network, small_task.val, tiny, ctx), atol=1e-4)
-    unjudged = replace(small_task, val=())
+    np.testing.assert_allclose(said, scores_of(network, small_dataset.val, tiny, ctx), atol=1e-4)
+    unjudged = replace(small_dataset, val=())
     assert train(network, unjudged, tiny, Recipe(2, 0.003, batch_size=8), ctx) is None
 
 
 def test_steps_that_set_the_pace_are_counted_without_rounding(ctx: RunContext) -> None:
     recipe = Recipe(13, 0.1)
-    fresh, resumed = optimiser.Pace(recipe, ctx), optimiser.Pace(recipe, ctx, 5, 5 / 13)
+    fresh, resumed = (
+        optimiser.ProgressSchedule(recipe, ctx),
+        optimiser.ProgressSchedule(recipe, ctx, 5, 5 / 13),
+    )
 
     assert [fresh.progress(s) for s in range(5, 14)] == [resumed.progress(s) for s in range(5, 14)]
 
 
 def test_where_there_is_time_enough_it_does_not_set_the_pace(ctx: RunContext) -> None:
     timed = replace(ctx, deadline_s=time.monotonic() + 1000.0)
-    fresh = optimiser.Pace(Recipe(13, 0.1), timed)
-    resumed = optimiser.Pace(Recipe(13, 0.1), timed, 5, 5 / 13)
-    for pace in (fresh, resumed):
-        pace.start_s -= 1.0  # inputs were read for a second
+    fresh = optimiser.ProgressSchedule(Recipe(13, 0.1), timed)
+    resumed = optimiser.ProgressSchedule(Recipe(13, 0.1), timed, 5, 5 / 13)
+    for schedule in (fresh, resumed):
+        schedule.start_s -= 1.0  # inputs were read for a second
 
     assert [fresh.progress(s) for s in range(14)] == [s / 13 for s in range(14)]
     assert [resumed.progress(s) for s in range(5, 14)] == [s / 13 for s in range(5, 14)]
@@ -742,20 +745,22 @@ def test_where_there_is_time_enough_it_does_not_set_the_pace(ctx: RunContext) ->
 
 
 def test_time_that_is_over_before_the_first_step_ends_the_training(ctx: RunContext) -> None:
-    pace = optimiser.Pace(Recipe(13, 0.1), replace(ctx, deadline_s=time.monotonic() + 10.0))
-    pace.start_s -= 10.0
+    schedule = optimiser.ProgressSchedule(
+        Recipe(13, 0.1), replace(ctx, deadline_s=time.monotonic() + 10.0)
+    )
+    schedule.start_s -= 10.0
 
-    assert pace.progress(0) >= 1
+    assert schedule.progress(0) >= 1
 
 
 def test_time_that_is_short_is_not_spent_on_judging_after_every_step(
-    tiny: Backbone, small_task: ImageTask, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = iter([0.0, 0.4, 0.55, 0.9, 0.95, 1.2])
-    monkeypatch.setattr(training.Pace, "progress", lambda self, step: next(shares))
+    monkeypatch.setattr(training.ProgressSchedule, "progress", lambda self, step: next(shares))
     told: list[int] = []
     listening = replace(ctx, on_epoch=lambda epoch, _: told.append(epoch))
 
-    train(_network(tiny, ctx), small_task, tiny, Recipe(50, 0.01, batch_size=8), listening)
+    train(_network(tiny, ctx), small_dataset, tiny, Recipe(50, 0.01, batch_size=8), listening)
 
     assert told == [2, 3, 5, 6]

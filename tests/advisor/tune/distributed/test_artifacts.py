@@ -84,8 +84,8 @@ def test_a_reader_whose_file_is_replaced_meanwhile_finds_the_new_one(
     outdated = board.fact("best")
     (tmp_path / "file").write_bytes(b"new")
     board.put("best", tmp_path / "file")
-    looks = iter([outdated, board.fact("best")])
-    monkeypatch.setattr(board, "fact", lambda name: next(looks))
+    with_stats = iter([outdated, board.fact("best")])
+    monkeypatch.setattr(board, "fact", lambda name: next(with_stats))
     assert board.get("best", tmp_path / "there")
     assert (tmp_path / "there").read_bytes() == b"new"
 

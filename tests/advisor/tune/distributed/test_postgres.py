@@ -18,11 +18,11 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from advisor.tune.distributed.database import Lock, insist, open_storage
+from advisor.tune.distributed.database import Lock, open_storage, retry_if_lock_lost
 
 pytestmark = pytest.mark.postgres
 COMMAND = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()"]
-PATIENCE_S = 900
+RETRY_FOR_S = 900
 N_TRIALS = 5
 
 
@@ -80,7 +80,7 @@ def server() -> Iterator[Server]:
 
 
 def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes]) -> Any:
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + RETRY_FOR_S
     while not (found := what()):
         assert process.poll() is None, "the run ended too early"
         assert time.monotonic() < deadline_s, "nothing happened"
@@ -127,7 +127,7 @@ def test_a_lock_is_one_processs_and_a_restarted_server_takes_it_away(server: Ser
             one.check()
             return "decided"
 
-    assert insist(decide) == "decided"
+    assert retry_if_lock_lost(decide) == "decided"
     assert tries == [0, 1]
     for lock in (one, two, other_run):
         lock._storage.remove_session()
@@ -153,8 +153,8 @@ def test_three_processes_finish_a_run_though_one_is_killed_and_the_server_restar
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL
     server.control("restart")
-    assert coordinator.wait(PATIENCE_S) == 0, (tmp_path / "log").read_text()[-2000:]
-    assert workers[1].wait(PATIENCE_S) == 0, (tmp_path / "log").read_text()[-2000:]
+    assert coordinator.wait(RETRY_FOR_S) == 0, (tmp_path / "log").read_text()[-2000:]
+    assert workers[1].wait(RETRY_FOR_S) == 0, (tmp_path / "log").read_text()[-2000:]
 
     lines = [json.loads(x) for x in (run / "trials.jsonl").read_text().splitlines()]
     assert [t["number"] for t in lines] == list(range(N_TRIALS))

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from advisor.cli.app import auto_app
 from advisor.tune.distributed.artifacts import Board
-from advisor.tune.distributed.shared_folder import SharedFolder, visit
-from advisor.tune.run_dir.directory import RunFolder
+from advisor.tune.distributed.shared_folder import SharedRunDir, visit
+from advisor.tune.run_dir.directory import RunDir
 from strategies.core.errors import StorageError
 from strategies.models.classifier import ImageClassifier
 from strategies.training.trainer import ROUNDS
@@ -27,14 +27,14 @@ COMMAND = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()
 
 @pytest.fixture
 def pair(
-    make_runner: Callable[[Path], Runner], tmp_path: Path, short_trainings: None
+    make_runner: Callable[[Path], Runner], tmp_path: Path, short_training_runs: None
 ) -> tuple[Runner, Runner]:
     """A coordinator, and a worker with a folder of its own."""
     url, store = f"sqlite:///{tmp_path / 'trials.db'}", str(tmp_path / "store")
     coordinator, worker = make_runner(tmp_path / "run"), make_runner(tmp_path / "scratch")
     for runner, is_guest in ((coordinator, False), (worker, True)):
         board = Board(url, NAME, store, new=not is_guest)
-        runner.folder = SharedFolder(runner.folder.path, board, is_guest=is_guest)
+        runner.folder = SharedRunDir(runner.folder.path, board, is_guest=is_guest)
         runner.url, runner.heartbeat_s = url, 1
     return coordinator, worker
 
@@ -45,7 +45,7 @@ def test_what_a_worker_finds_is_the_coordinators(pair: tuple[Runner, Runner]) ->
     worker(max_trials=1)
     found = search.result()
     assert [r.number for r in found.trials] == [0]
-    here = RunFolder(coordinator.folder.path)
+    here = RunDir(coordinator.folder.path)
     assert here.best() == worker.folder.best() == (found.best, True)
     ImageClassifier.load(here.path / "classifier")
     assert not list(here.path.glob("*.tar"))
@@ -63,8 +63,8 @@ def test_two_machines_share_the_trials_and_none_runs_twice(pair: tuple[Runner, R
             search._run_trial(claim)
     for search in searches:
         assert search._claim()[0] is None
-        assert [r.number for r in search.trials.standing().done] == [0, 1, 2, 3]
-        assert search.result().best == search.contest.best(search.trials.standing().done)
+        assert [r.number for r in search.trials.snapshot().done] == [0, 1, 2, 3]
+        assert search.result().best == search.scheduler.best(search.trials.snapshot().done)
 
 
 def test_a_killed_workers_training_goes_on_at_the_coordinator(
@@ -73,7 +73,7 @@ def test_a_killed_workers_training_goes_on_at_the_coordinator(
     coordinator, worker = pair
     helping = worker.prepare(max_trials=1, only="partial_fine_tune", owner="worker")
     with monkeypatch.context() as patch:
-        killed_at(patch, SharedFolder, "share_checkpoint", call=3, before=False)
+        killed_at(patch, SharedRunDir, "share_checkpoint", call=3, before=False)
         with pytest.raises(Killed):
             helping.run()
     seen = [e.step for e in worker.events if e.kind == "round"]
@@ -160,7 +160,7 @@ def test_a_run_that_nobody_knows_is_told_of(tmp_path: Path) -> None:
 def test_a_process_without_the_run_folder_helps_and_its_trial_outlives_it(
     make_folder: Callable[..., Path], small_network: str, tmp_path: Path
 ) -> None:
-    """Two processes: the worker has a copy of the pictures elsewhere, and is killed -9."""
+    """Two processes: the worker has a copy of the images elsewhere, and is killed -9."""
     data, copy, run = make_folder("data", 12), make_folder("copy", 12), tmp_path / "run"
     url, store = f"sqlite:///{tmp_path / 'trials.db'}", str(tmp_path / "store")
     shared = ["--storage", url, "--artifacts", store]
@@ -189,7 +189,7 @@ def test_a_process_without_the_run_folder_helps_and_its_trial_outlives_it(
     while own is None:
         assert time.monotonic() < deadline_s
         assert coordinator.poll() is None, (tmp_path / "log").read_text()
-        events = [e for e in RunFolder(run).events() if e["event"].startswith("trial")]
+        events = [e for e in RunDir(run).events() if e["event"].startswith("trial")]
         mine = {e["number"] for e in events}
         found = at_work()
         own = found if found and int(found.split("-")[1]) not in mine else None
@@ -201,7 +201,7 @@ def test_a_process_without_the_run_folder_helps_and_its_trial_outlives_it(
     assert [t["number"] for t in trials] == list(range(6))
     steps = [
         e["step"]
-        for e in RunFolder(run).events()
+        for e in RunDir(run).events()
         if e["event"] == "trial round" and e["number"] == int(own.split("-")[1])
     ]
     assert steps
