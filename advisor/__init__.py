@@ -1,6 +1,7 @@
-"""Which way to learn: measures a dataset, advises a strategy, tunes it.
+"""Transfer-learning advisor and AutoML for image classification.
 
-``from advisor import advise, auto, resume`` is the Python interface; importing this costs nothing.
+The Python interface is ``from advisor import advise, auto, resume``. Importing this package is
+cheap: each function is imported at its first use.
 """
 
 from importlib import import_module

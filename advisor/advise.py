@@ -1,4 +1,4 @@
-"""The program on one page: a folder of images to advice, and to a classifier."""
+"""The advisor: read a dataset, measure it, and recommend a transfer-learning strategy."""
 
 import shlex
 import time
@@ -31,22 +31,24 @@ from strategies.models.features import extract_features
 from strategies.registry import get_strategy
 
 TINY_PX = 64
-"""Images with a smaller median side gain nothing from the backbone's full input size."""
+"""Below this median shorter side, images gain nothing from the backbone's full input size."""
 TINY_INPUT_PX = 128
 MAX_COMPARED = 500
-"""At most this many test images are compared with train."""
+"""Maximum number of test images that are compared with train."""
 COMPARED = 1000
-"""Backbones are compared on at most about this many images."""
+"""Approximate maximum number of images for comparing backbones."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A dataset that was read, and what it is to be learnt with.
+    """A loaded dataset with its backbone, options and context.
 
     Attributes
     ----------
     backbones
-        Those that were compared, best first; empty where there was one.
+        Scores of the compared backbones, best first; empty if only one was given.
+    choices
+        What was chosen automatically so far.
     """
 
     dataset: Dataset
@@ -58,17 +60,17 @@ class Prepared:
 
 
 def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None = None) -> Advice:
-    """Say which strategy suits a folder of labelled images, from measurements on them.
+    """Recommend a transfer-learning strategy for a dataset of labelled images.
 
     Parameters
     ----------
     html
-        A file to write the report to, as one page.
+        File to write the report to, as one HTML page; None: no report.
 
     Raises
     ------
     TransferError
-        If the data, the backbone or a setting cannot be used; the message says what to do.
+        If the dataset, the backbone or an option cannot be used; the message says what to do.
     """
     prepared = prepare(Path(data), options)
     advice = advise_on(prepared)
@@ -79,12 +81,12 @@ def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None =
 
 
 def prepare(data: Path, options: Options, deadline_s: float | None = None) -> Prepared:
-    """Read a dataset and choose its backbone.
+    """Load a dataset and choose its backbone.
 
     Parameters
     ----------
     deadline_s
-        ``time.monotonic()`` at which to stop measuring, or None.
+        ``time.monotonic()`` at which to stop measuring; None: no limit.
     """
     ctx = replace(_context(options), deadline_s=deadline_s)
     dataset = _load(data, options, ctx)
@@ -93,16 +95,16 @@ def prepare(data: Path, options: Options, deadline_s: float | None = None) -> Pr
 
 
 def advise_on(p: Prepared) -> Advice:
-    """Advise on a dataset that was read; its test labels are hidden from what follows."""
+    """Recommend a strategy for a loaded dataset, without using its test labels."""
     hidden, images = p.dataset.hide_test(), _unlabelled_test(p.dataset)
     advice = _advise(hidden, images, p.backbone, p.choices, p.options, p.ctx)
     return replace(advice, backbones=p.backbones)
 
 
 def _unlabelled_test(dataset: Dataset) -> Split:
-    """Return some images of a given test split, without labels, to compare with train.
+    """Return a sample of the test images without labels, to compare them with train.
 
-    A test split that was cut off at random does not.
+    Empty if the test split was cut at random: it cannot differ from train.
     """
     if not dataset.test or "test" not in dataset.listed:
         return ()
@@ -122,9 +124,9 @@ def _advise(
     start = time.monotonic()
     priors = load_priors()
     folder = options.reference
-    own = None if folder is None else build_reference(folder, backbone, ctx)
+    reference = None if folder is None else build_reference(folder, backbone, ctx)
     ctx.on_progress("network", 1, 1)
-    profile, measured = measure_with_evidence(dataset, backbone, ctx, own)
+    profile, measured = measure_with_evidence(dataset, backbone, ctx, reference)
     ctx.on_progress("similarity", 1, 1)
     if test_images:
         features = extract_features(test_images, backbone, ctx).pooled[-1]
@@ -169,13 +171,13 @@ def _with_pilot(
 
 
 def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, ...]:
-    """Say what was weighed how, where it was chosen here."""
+    """Return the choices of pilot and preference that were made automatically."""
     chosen = []
     if options.pilot == AUTO:
-        said = no_pilot or "it can turn the decision; leave it out with --pilot off"
-        chosen.append(Choice("pilot", "on" if no_pilot is None else "off", said))
+        reason = no_pilot or "it may change the recommendation; disable it with --pilot off"
+        chosen.append(Choice("pilot", "on" if no_pilot is None else "off", reason))
     if options.prefer == DEFAULTS.prefer:
-        why = "equals go to the cheaper; pin with --prefer accuracy, balanced or cheap"
+        why = "ties go to the cheaper strategy; pin with --prefer accuracy, balanced or cheap"
         chosen.append(Choice("prefer", options.prefer, why))
     return tuple(chosen)
 
@@ -183,7 +185,7 @@ def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, .
 def _context(options: Options) -> RunContext:
     if options.strategy != AUTO:
         get_strategy(options.strategy)
-    given = {} if options.on_progress is None else {"on_progress": options.on_progress}
+    callbacks = {} if options.on_progress is None else {"on_progress": options.on_progress}
     return make_context(
         device=options.device,
         cache_dir=options.cache_dir,
@@ -191,7 +193,7 @@ def _context(options: Options) -> RunContext:
         workers=options.workers,
         ddp=options.ddp,
         on_note=options.on_note,
-        **given,
+        **callbacks,
     )
 
 
@@ -214,12 +216,12 @@ def _load(data: Path, options: Options, ctx: RunContext) -> Dataset:
 def _backbone(
     dataset: Dataset, options: Options, ctx: RunContext
 ) -> tuple[tuple[BackboneScore, ...], Backbone, tuple[Choice, ...]]:
-    """Choose the backbone and its input size, and say so; compare where several were named."""
-    given = DEFAULT_BACKBONE if options.backbone == AUTO else options.backbone
-    names = list(dict.fromkeys(name.strip() for name in given.split(",")))
+    """Choose the backbone and its input size; compare the backbones if several are given."""
+    requested = DEFAULT_BACKBONE if options.backbone == AUTO else options.backbone
+    names = list(dict.fromkeys(name.strip() for name in requested.split(",")))
     choices = []
     if options.backbone == AUTO:
-        choices.append(Choice("backbone", given, "embedded default; pin with --backbone"))
+        choices.append(Choice("backbone", requested, "embedded default; pin with --backbone"))
     px = options.input_px
     side = float(np.median([min(p.width_px, p.height_px) for p in dataset.train]))
     if px is None and side < TINY_PX:
@@ -235,7 +237,7 @@ def _backbone(
         choices.append(Choice("backbone", names[0], why_first(ranked)))
     backbone = candidates[names[0]]
     if px is None:
-        why = "what the backbone was trained with; pin with --input-px"
+        why = "input size of the pretraining; pin with --input-px"
         choices.append(Choice("input_px", str(backbone.input_px), why))
     if backbone.name not in CATALOGUE:
         choices.append(Choice("weights' licence", backbone.licence, "stated by timm"))
@@ -243,7 +245,7 @@ def _backbone(
 
 
 def _command(dataset: Dataset, backbone: Backbone, options: Options) -> str:
-    """Return the command that gives this advice again, with every choice pinned."""
+    """Return the command that reproduces this advice, with every choice pinned."""
     given: dict[str, object] = {
         "backbone": backbone.name,
         "input-px": backbone.input_px,
@@ -268,7 +270,7 @@ def _command(dataset: Dataset, backbone: Backbone, options: Options) -> str:
 def _sample_choice(dataset: Dataset, options: Options) -> tuple[Choice, ...]:
     if not dataset.is_sampled:
         return ()
-    why = "a stratified sample of a larger folder; all of it with --max-images 0"
+    why = "stratified sample of a larger dataset; use all images with --max-images 0"
     return (Choice("images", str(options.max_images), why),)
 
 
@@ -276,4 +278,4 @@ def _device_choice(options: Options, ctx: RunContext) -> tuple[Choice, ...]:
     if options.device != AUTO:
         return ()
     precision = str(ctx.precision).removeprefix("torch.")
-    return (Choice("device", f"{ctx.device} ({precision})", "found here; pin with --device"),)
+    return (Choice("device", f"{ctx.device} ({precision})", "detected; pin with --device"),)

@@ -1,12 +1,16 @@
-"""Does ``tl-auto run --time`` end when it said? Measured from outside, reports included.
+"""Measure whether ``tl-auto run --time`` keeps its time limit, reports included.
 
-Appends one JSON line a run to --out and leaves out what is there already. A run may end early only
-if it says that nothing was left to try (validation without an error, or no training in the race); these
-are counted apart. ``load``: how many processes wanted to run, on average over the last minute; on
-a machine that others use too a run has less than its time: ``cpu_s`` of it.
-Example::
+Every run is timed from outside, from the start of its process to its end. One JSON line per run
+is appended to --out; runs that have a line already are skipped. A run may end early only if it
+reports that nothing was left to try: no trial could beat the best one by enough to count, or no
+strategy that may still win was left. These runs are counted separately. ``load`` is the mean
+number of runnable processes over the last minute. On a shared machine a run gets less processor
+time (``cpu_s``) than wall-clock time (``took_s``).
 
-    python benchmarks/budget.py --data ../shared/data --sets hymenoptera flowers5 --times 1m 3m
+Run:      python benchmarks/budget.py --data ../shared/data --sets hymenoptera flowers5 \
+              --times 1m 3m --cache-dir CACHE
+Cost:     the sum of the limits, on one core.
+Expected: every run ends within max(5%, 5 s) of its limit (README.md).
 """
 
 import argparse
@@ -28,7 +32,7 @@ SECONDS = {"s": 1, "m": 60, "h": 3600}
 def measure(
     data: Path, limit: str, cache: Path, seed: int, input_px: int | None
 ) -> dict[str, object]:
-    """Run once; return the wall-clock seconds from start to end of the process."""
+    """Run ``tl-auto run`` once and return its row: seconds, limit, trials and best strategy."""
     limit_s = float(limit[:-1]) * SECONDS[limit[-1]]
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "run"
@@ -44,7 +48,7 @@ def measure(
         took_s = time.monotonic() - begun
         lines = (run / "trials.jsonl").read_text() if (run / "trials.jsonl").exists() else ""
         trials = [json.loads(x) for x in lines.splitlines()]
-        found = json.loads((run / "outcome.json").read_text()) if not done.returncode else {}
+        outcome = json.loads((run / "outcome.json").read_text()) if not done.returncode else {}
     return {
         "set": data.name,
         "limit": limit,
@@ -55,29 +59,29 @@ def measure(
         "cpu_s": round(_children_s() - used_s, 1),
         "load": round(os.getloadavg()[0], 1),
         "within": abs(took_s - limit_s) <= max(0.05 * limit_s, 5),
-        "ended": found.get("ended"),
+        "ended": outcome.get("ended"),
         "trials": len(trials),
         "training_runs": sum("fine_tune" in t["strategy"] for t in trials),
-        "best": found["best"]["strategy"] if found else None,
+        "best": outcome["best"]["strategy"] if outcome else None,
         "said": done.stderr[-300:],
     }
 
 
 def _children_s() -> float:
-    """Return the processor seconds of all runs so far."""
+    """Return the processor seconds of all finished runs."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure what has not been measured yet."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="the folder of the sets")
-    parser.add_argument("--sets", nargs="+", required=True)
+    """Measure the runs that have no row yet, and print how many kept their limit."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the datasets")
+    parser.add_argument("--sets", nargs="+", required=True, help="names of datasets")
     parser.add_argument("--times", nargs="+", default=["1m", "3m", "8m"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--cache-dir", type=Path, required=True)
-    parser.add_argument("--input-px", type=int, help="default: what the run chooses")
+    parser.add_argument("--input-px", type=int, help="default: chosen by the run")
     parser.add_argument("--out", type=Path, default=Path("budget.jsonl"))
     given = parser.parse_args(argv)
     lines = given.out.read_text().splitlines() if given.out.exists() else []
@@ -94,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                     file.write(json.dumps(row) + "\n")
                 print(json.dumps(row), flush=True)
     n = sum(bool(r["within"]) for r in rows)
-    done = [r for r in rows if not r["within"] and r["over_s"] < 0 and r["ended"] in NOTHING_LEFT]
+    early = [r for r in rows if not r["within"] and r["over_s"] < 0 and r["ended"] in NOTHING_LEFT]
     print(f"{n} of {len(rows)} runs ended within max(5%, 5 s) of the limit")
-    print(f"{len(done)} more ended early and said that nothing was left to try")
+    print(f"{len(early)} more ended early because nothing was left to try")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""What the sources claim, tried on these data: a table of what held and what did not.
+"""Check claims from the literature on our datasets and print on how many cases each held.
 
-    python benchmarks/claims.py --data-root FOLDER --cache-dir FOLDER --plot FILE.svg
+The first claim (a head on features of 1 image per class against a head on raw pixels of 10) is
+measured here, with five draws of images per dataset. The others are read from the suite's rows
+and their evidence, and from ``claims.jsonl``, which holds grid entries that only some datasets
+were run with.
 
-The first claim is computed here (a head on features of 1 image per class against a head on raw
-pixels of 10, five draws a set); the others are read from the suite's rows and their evidence, and
-from ``claims.jsonl``: entries of the grid that only some sets were run with,
-
-    python benchmarks/run_suite.py --out benchmarks/claims.jsonl --no-evidence --seeds 0 \
-        --n-per-class 5 20 100 --sets SET ... --grid 11 12 13 14 15 16 17
+Run:      python benchmarks/claims.py --data-root FOLDER --cache-dir FOLDER --plot FILE.svg
+Rows:     python benchmarks/run_suite.py --out benchmarks/claims.jsonl --no-evidence --seeds 0 \
+              --n-per-class 5 20 100 --sets NAME ... --grid 11 12 13 14 15 16 17
+Cost:     half a minute for three datasets on one core, the rows not included.
+Expected: the table of README.md; not every claim holds.
 """
 
 import argparse
@@ -17,12 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from freezing import freezing_by_size, freezing_table, freezing_when_few, plot
+from claim_results import ClaimResult, fixed, is_default, pairs, with_error
+from frozen_stages import freezing_by_size, freezing_table, freezing_when_few, plot
 from numpy.typing import NDArray
 from rows import EVIDENCE, RESULTS, Case, Row, read_profiles, read_rows
 from run_suite import REFERENCE_SET, subsample
 from scipy.stats import spearmanr
-from verdicts import Verdict, fixed, is_default, pairs, with_error
 
 from advisor.types.profile import Profile
 from strategies.core.context import RunContext, make_context
@@ -35,14 +37,14 @@ from strategies.training.recipe import FEW, MANY, NEAR_LR
 PER_CLASS, DRAWS, PIXEL_SIDE = 10, 5, 32
 FEATURES_STRENGTH, PIXELS_STRENGTH = 1e-3, 1e-2
 SMALL_STEPS = 1.5
-"""Learning rates below so many times the smallest default are compared with it."""
+"""Rows with a learning rate below this multiple of `NEAR_LR` are compared with `NEAR_LR`."""
 EXTRA = EVIDENCE.parent / "claims.jsonl"
 
 
-def one_against_ten(root: Path, names: list[str], ctx: RunContext, px: int) -> Verdict:
-    """Compare features of one image per class with raw pixels of ten."""
+def one_image_against_ten(root: Path, names: list[str], ctx: RunContext, px: int) -> ClaimResult:
+    """Compare a head on features of one image per class with a head on raw pixels of ten."""
     backbone = load_backbone(input_px=px)
-    held, said = 0, []
+    held, details = 0, []
     for name in names:
         gaps = []
         whole = load_dataset(root / name)
@@ -50,24 +52,24 @@ def one_against_ten(root: Path, names: list[str], ctx: RunContext, px: int) -> V
             dataset = subsample(whole, PER_CLASS, draw)
             assert dataset.test is not None
             ten = dataset.fit_split
-            one = _first_of_each(ten)
+            one = _first_of_each_class(ten)
             gaps.append(
                 _accuracy(one, dataset.test, dataset.n_classes, _features(backbone, ctx), 1)
                 - _accuracy(ten, dataset.test, dataset.n_classes, _pixels(backbone), 10)
             )
         held += float(np.mean(gaps)) > 0
-        said.append(f"{name} {100 * np.mean(gaps):+.0f}")
-        print(f"  {said[-1]} points", flush=True)
-    return Verdict(
+        details.append(f"{name} {100 * np.mean(gaps):+.0f}")
+        print(f"  {details[-1]} points", flush=True)
+    return ClaimResult(
         "features with 1 image per class beat raw pixels with 10",
         "DeCAF 2014",
         held,
         len(names),
-        "points: " + ", ".join(said),
+        "points: " + ", ".join(details),
     )
 
 
-def _first_of_each(split: Split) -> Split:
+def _first_of_each_class(split: Split) -> Split:
     return tuple({p.label: p for p in reversed(split)}.values())
 
 
@@ -95,8 +97,8 @@ def _accuracy(train: Split, test: Split, n_classes: int, read: Reader, n_per_cla
     return float(np.mean(head.scores(read(test)).argmax(axis=1) == labels_of(test)))
 
 
-def on_par(profiles: dict[Case, Profile]) -> Verdict:
-    """Compare softmax regression with an SVM on the same last features, cross-validated."""
+def svm_equals_softmax(profiles: dict[Case, Profile]) -> ClaimResult:
+    """Compare cross-validated softmax regression with an SVM on the penultimate features."""
     gaps = []
     for profile in profiles.values():
         last = len(profile.depth_names)
@@ -104,18 +106,18 @@ def on_par(profiles: dict[Case, Profile]) -> Verdict:
         gaps.append(svm.gain_over_penultimate)
     equal = sum(g.low <= 0 <= g.high for g in gaps)
     mids = 100 * np.array([g.mid for g in gaps])
-    return Verdict(
-        "logistic regression and SVM are on par on the last features",
+    return ClaimResult(
+        "logistic regression and SVM are on par on the penultimate features",
         "DeCAF 2014, Razavian 2014",
         equal,
         len(gaps),
         f"SVM minus softmax {mids.mean():+.1f} points on average, {mids.min():+.1f} to "
-        f"{mids.max():+.1f}; par: 90% interval contains 0",
+        f"{mids.max():+.1f}; on par: 90% interval contains 0",
     )
 
 
-def earlier_when_far(profiles: dict[Case, Profile]) -> Verdict:
-    """See whether the best depth lies earlier the farther the domain."""
+def earlier_depth_when_far(profiles: dict[Case, Profile]) -> ClaimResult:
+    """Check whether the best depth is the earlier, the farther the domain is from ImageNet."""
     far, share = [], []
     for profile in profiles.values():
         if profile.similarity is None:
@@ -126,8 +128,8 @@ def earlier_when_far(profiles: dict[Case, Profile]) -> Verdict:
         share.append(best / len(profile.depth_names))
     distant = [s for f, s in zip(far, share, strict=True) if f > 0.5]
     rho = float(spearmanr(far, share).statistic) if len(far) > 2 else float("nan")
-    return Verdict(
-        "the farther the domain, the earlier the best depth",
+    return ClaimResult(
+        "the farther the domain from ImageNet, the earlier the best depth",
         "Yosinski 2014, CS231n",
         sum(s < 1 for s in distant),
         len(distant),
@@ -136,8 +138,8 @@ def earlier_when_far(profiles: dict[Case, Profile]) -> Verdict:
     )
 
 
-def smaller_steps_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> Verdict:
-    """See whether a small learning rate is the better one near ImageNet and not far from it."""
+def small_learning_rate_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> ClaimResult:
+    """Check whether a small learning rate is better near ImageNet, and a large one far from it."""
     found = []
     for case, gap in pairs(rows, fixed("full_fine_tune", lr=3e-4), fixed("full_fine_tune")):
         profile = profiles.get(case)
@@ -146,52 +148,55 @@ def smaller_steps_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> V
     held = sum((gap > 0) == (score >= 0.5) for score, gap in found)
     near = [gap for score, gap in found if score >= 0.5]
     far = [gap for score, gap in found if score < 0.5]
-    return Verdict(
+    return ClaimResult(
         "small learning rates for the body near ImageNet, large ones far from it",
         "CS231n",
         held,
         len(found),
-        f"lr 3e-4 minus 1e-3, full fine-tuning, steps taken in full: "
+        f"lr 3e-4 minus 1e-3, full fine-tuning, blend 1: "
         f"{with_error(near)} points near, {with_error(far)} far",
     )
 
 
-def half_way_when_few(rows: list[Row], profiles: dict[Case, Profile]) -> Verdict:
-    """See where weights between start and end beat the end, by what there is to learn."""
+def interpolated_weights(rows: list[Row], profiles: dict[Case, Profile]) -> ClaimResult:
+    """Check whether weights between pretrained and fine-tuned ones beat the fine-tuned ones.
+
+    Gains are grouped by the number of train images that a linear probe classifies wrongly.
+    """
     found: list[dict[str, list[float]]] = [defaultdict(list) for _ in range(3)]
-    for case, gap in pairs(rows, _stops_between, fixed("full_fine_tune", lr=NEAR_LR)):
+    for case, gap in pairs(rows, _interpolates, fixed("full_fine_tune", lr=NEAR_LR)):
         if case in profiles:
             errors = 1 - profiles[case].linear_probe.accuracy.mid
             size = int(np.digitize(profiles[case].n_train * errors, (FEW, MANY)))
             found[size][case[0]].append(gap)
     gaps = [gap for by_set in found for of_set in by_set.values() for gap in of_set]
     where = (f"fewer than {FEW}", f"{FEW} to {MANY}", f"more than {MANY}")
-    said = [
-        f"{with_error([float(np.mean(g)) for g in by_set.values()])} where it is {words}"
+    details = [
+        f"{with_error([float(np.mean(g)) for g in by_set.values()])} with {words}"
         for words, by_set in zip(where, found, strict=True)
         if by_set
     ]
-    return Verdict(
-        "weights between start and end beat the end",
+    return ClaimResult(
+        "weights between pretrained and fine-tuned ones beat the fine-tuned ones",
         "WiSE-FT 2022",
         sum(gap > 0 for gap in gaps),
         len(gaps),
-        f"full fine-tuning where its defaults take small steps part of the way, minus lr "
-        f"{NEAR_LR:g} in full, by the train images that a probe names wrongly, points: "
-        + ", ".join(said),
+        f"full fine-tuning where its defaults have a small learning rate and blend < 1, minus lr "
+        f"{NEAR_LR:g} with blend 1, by the number of train images that a linear probe classifies "
+        "wrongly, points: " + ", ".join(details),
     )
 
 
-def _stops_between(row: Row) -> bool:
-    """Whether a row's defaults are steps like the smallest, not taken in full."""
+def _interpolates(row: Row) -> bool:
+    """Return whether a row's defaults have a learning rate near `NEAR_LR` and `blend` below 1."""
     if not is_default(row, "full_fine_tune"):
         return False
     used = row["hyperparameters"]
     return bool(used["lr"] < SMALL_STEPS * NEAR_LR and used["blend"] < 1)
 
 
-def augmented_is_better(rows: list[Row]) -> Verdict:
-    """See whether an SVM on six views of every image beats one on a single view."""
+def augmented_is_better(rows: list[Row]) -> ClaimResult:
+    """Check whether an SVM on six views of every image beats one on a single view."""
 
     def last_depth(views: int) -> Callable[[Row], bool]:
         return lambda r: r["grid"] == {"depth": -1, "views": views}
@@ -200,26 +205,29 @@ def augmented_is_better(rows: list[Row]) -> Verdict:
     for (_, n, _, _), gap in pairs(rows, last_depth(6), last_depth(1)):
         by_size[n].append(gap)
     gaps = [gap for of_size in by_size.values() for gap in of_size]
-    said = [f"{with_error(of_size)} with {n} per class" for n, of_size in sorted(by_size.items())]
-    return Verdict(
+    details = [
+        f"{with_error(of_size)} with {n} images per class"
+        for n, of_size in sorted(by_size.items())
+    ]
+    return ClaimResult(
         "an SVM on augmented images beats one on plain images",
         "Razavian 2014 (CNNaug-SVM)",
         sum(gap > 0 for gap in gaps),
         len(gaps),
-        "sets and sizes; six views minus one, last depth, points: " + ", ".join(said),
+        "datasets and sizes; six views minus one, last depth, points: " + ", ".join(details),
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print the table."""
+    """Print the table of claims and the table of frozen stages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--cache-dir", type=Path, default=None)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
-    parser.add_argument("--extra", type=Path, default=EXTRA, help="rows of some sets alone")
-    parser.add_argument("--plot", type=Path, help="where to draw the claim on freezing, as SVG")
-    parser.add_argument("--sets", nargs="*", help="default: every folder of the data root")
+    parser.add_argument("--extra", type=Path, default=EXTRA, help="rows of some datasets only")
+    parser.add_argument("--plot", type=Path, help="SVG file for accuracy over frozen stages")
+    parser.add_argument("--sets", nargs="*", help="datasets; default: all in the data root")
     parser.add_argument("--input-px", type=int, default=96)
     args = parser.parse_args(argv)
     names = args.sets or sorted(
@@ -228,20 +236,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     profiles, suite = read_profiles(args.evidence), read_rows(args.results)
     extra = read_rows(args.extra)
     ctx = make_context(cache_dir=args.cache_dir)
-    verdicts = [
-        one_against_ten(args.data_root, names, ctx, args.input_px),
-        on_par(profiles),
-        earlier_when_far(profiles),
-        smaller_steps_when_near(suite, profiles),
-        half_way_when_few(suite, profiles),
+    results = [
+        one_image_against_ten(args.data_root, names, ctx, args.input_px),
+        svm_equals_softmax(profiles),
+        earlier_depth_when_far(profiles),
+        small_learning_rate_when_near(suite, profiles),
+        interpolated_weights(suite, profiles),
         freezing_when_few(suite + extra),
         freezing_by_size(suite),
         augmented_is_better(extra),
     ]
     print("| claim | source | held | numbers |\n|---|---|---|---|")
-    for verdict in verdicts:
-        if verdict.cases:
-            print(verdict.row())
+    for result in results:
+        if result.cases:
+            print(result.row())
     print("\n" + freezing_table(suite + extra))
     if args.plot is not None:
         args.plot.write_text(plot(suite + extra))

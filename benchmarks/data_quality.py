@@ -1,14 +1,16 @@
-"""How well leaks, series and wrong labels are found that were planted on purpose.
+"""Measure how well planted leaks, series of frames and wrong labels are detected.
 
-leaks    10% of test is put into train as it is, re-encoded (JPEG, quality 75), resized by 0.9, and
-         turned by one degree; the share found, and the pairs accused that were not planted.
-series   gtsrb's train and test merged to one folder: the share of pairs of frames of one track
-         that the automatic split leaves on one side, with own and with meaningless file names.
-labels   5% of the labels changed: the share of them in the first tenth of the suspicion list.
+leaks    10% of the test images are copied into train: unchanged, re-encoded (JPEG, quality 75),
+         resized by 0.9, or rotated by one degree. Printed: the share found, and the share of
+         reported pairs that were not planted.
+series   gtsrb's train and test merged into one folder: the share of pairs of frames of one track
+         that the automatic split puts into the same split, with original and with meaningless
+         file names.
+labels   5% of the labels changed: the share of them in the top tenth of the suspect labels.
 
-Run:   python benchmarks/data_quality.py SHARED_DATA --part leaks|series|labels [--cache-dir DIR]
-Cost:  leaks 4 minutes, series 1 minute, labels 4 minutes on 2 cores (features cached).
-See README-data.md for the results.
+Run:      python benchmarks/data_quality.py DATA --part leaks|series|labels [--cache-dir DIR]
+Cost:     leaks 4 minutes, series 1 minute, labels 4 minutes on 2 cores (features cached).
+Expected: README-data.md.
 """
 
 import argparse
@@ -33,12 +35,14 @@ MAX_PER_SET = 1000
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one part and print a line a set and seed."""
+    """Run one part and print one line per dataset and seed (leaks: per kind of copy)."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("shared", type=Path)
+    parser.add_argument("shared", type=Path, help="folder of the datasets")
     parser.add_argument("--part", choices=tuple(SETS), required=True)
     parser.add_argument("--cache-dir", type=Path)
-    parser.add_argument("--sets", nargs="+", help="default: those of the results, by part")
+    parser.add_argument(
+        "--sets", nargs="+", help="datasets; default: those of the README, by part"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     args = parser.parse_args(argv)
     for name in args.sets or SETS[args.part]:
@@ -50,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             wrong_labels(args.shared / name, args.cache_dir, args.seeds)
 
 
-def as_it_is(path: Path, to: Path) -> None:
-    """Copy the bytes."""
+def unchanged(path: Path, to: Path) -> None:
+    """Copy the file unchanged."""
     to.with_suffix(path.suffix).write_bytes(path.read_bytes())
 
 
@@ -61,25 +65,25 @@ def reencoded(path: Path, to: Path) -> None:
 
 
 def resized(path: Path, to: Path) -> None:
-    """Shrink to 0.9 of the size."""
+    """Resize to 0.9 of each side."""
     image = Image.open(path).convert("RGB")
     size = (round(0.9 * image.width), round(0.9 * image.height))
     image.resize(size, Image.Resampling.BICUBIC).save(to.with_suffix(".png"))
 
 
-def turned(path: Path, to: Path) -> None:
-    """Turn by one degree, black corners."""
+def rotated(path: Path, to: Path) -> None:
+    """Rotate by one degree; corners become black."""
     image = Image.open(path).convert("RGB")
     image.rotate(1, Image.Resampling.BICUBIC).save(to.with_suffix(".png"))
 
 
-WAYS: tuple[Callable[[Path, Path], None], ...] = (as_it_is, reencoded, resized, turned)
+COPIES: tuple[Callable[[Path, Path], None], ...] = (unchanged, reencoded, resized, rotated)
 
 
 def leaks(source: Path, seeds: Sequence[int] = SEEDS) -> None:
-    """Plant copies of a tenth of test into train and count those that are found."""
+    """Copy a tenth of the test images into train, and count the copies that are detected."""
     files = [p for p in sorted(source.rglob("*.*")) if p.is_file() and "test" not in p.parts]
-    for way in WAYS:
+    for copy in COPIES:
         found, false, share = [], [], []
         for seed in seeds:
             rng = np.random.default_rng(seed)
@@ -94,7 +98,7 @@ def leaks(source: Path, seeds: Sequence[int] = SEEDS) -> None:
                     target.symlink_to(path.resolve())
                 planted = set()
                 for i in range(n_test // 10):
-                    way(chosen[i], root / "train" / chosen[i].parent.name / f"planted-{i}")
+                    copy(chosen[i], root / "train" / chosen[i].parent.name / f"planted-{i}")
                     planted.add(str(i))
                 dataset = load_dataset(root)
             hits, wrong = set(), 0
@@ -111,21 +115,22 @@ def leaks(source: Path, seeds: Sequence[int] = SEEDS) -> None:
             leak = next((k for k in dataset.leaks if k.split == "test"), None)
             share.append(0.0 if leak is None else (leak.n_exact + leak.n_near) / leak.n)
         print(
-            f"{source.name:14} {way.__name__:10} found {spread(found)}  not planted, of all "
+            f"{source.name:14} {copy.__name__:10} found {spread(found)}  false positives, of all "
             f"pairs {np.mean(false):.1e} (max {max(false):.1e})  leak reported {spread(share)}",
             flush=True,
         )
 
 
 def series(source: Path, seeds: Sequence[int] = SEEDS) -> None:
-    """Merge train and test of tracks and count the pairs of one track that stay on one side."""
+    """Merge train and test of tracks, and count pairs of one track in the same new split."""
     files = [p for p in sorted(source.rglob("*.*")) if p.is_file()]
-    for naming in ("own names", "meaningless names"):
+    for naming in ("original names", "meaningless names"):
         track: dict[str, str] = {}
         with tempfile.TemporaryDirectory() as scratch:
             root = Path(scratch)
             for i, path in enumerate(files):
-                name = path.name if naming == "own names" else f"{(i * 7919) % 10007}{path.suffix}"
+                original = naming == "original names"
+                name = path.name if original else f"{(i * 7919) % 10007}{path.suffix}"
                 target = root / path.parent.name / name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.symlink_to(path.resolve())
@@ -133,29 +138,31 @@ def series(source: Path, seeds: Sequence[int] = SEEDS) -> None:
                 track[str(target)] = f"{path.parent.name}/{number}"
             for seed in seeds:
                 dataset = load_dataset(root, seed=seed)
-                same, near = together(dataset, track)
+                same, near = same_split_shares(dataset, track)
                 print(
-                    f"{naming:18} seed {seed}: pairs of one track on one side {100 * same:.1f}%, "
-                    f"near-duplicate pairs {100 * near:.1f}%; {len(dataset.train)} train, "
+                    f"{naming:18} seed {seed}: pairs of one track in the same split "
+                    f"{100 * same:.1f}%, near-duplicate pairs {100 * near:.1f}%; "
+                    f"{len(dataset.train)} train, "
                     f"{len(dataset.val)} validation, {len(dataset.test or ())} test",
                     flush=True,
                 )
 
 
-def together(dataset: Dataset, track: dict[str, str]) -> tuple[float, float]:
-    """Return the shares of pairs of one track, and of near-duplicates, that share a side."""
+def same_split_shares(dataset: Dataset, track: dict[str, str]) -> tuple[float, float]:
+    """Return the shares of pairs of one track, and of near-duplicates, in the same split."""
     splits = {"train": dataset.train, "val": dataset.val, "test": dataset.test or ()}
-    side = {str(p.path): name for name, split in splits.items() for p in split}
+    split_of = {str(p.path): name for name, split in splits.items() for p in split}
     members: dict[str, list[str]] = {}
-    for path in side:
+    for path in split_of:
         members.setdefault(track[path], []).append(path)
-    same = [side[a] == side[b] for paths in members.values() for a, b in combinations(paths, 2)]
-    near = [side[str(p.first.path)] == side[str(p.second.path)] for p in dataset.pairs]
+    pairs = [pair for paths in members.values() for pair in combinations(paths, 2)]
+    same = [split_of[a] == split_of[b] for a, b in pairs]
+    near = [split_of[str(p.first.path)] == split_of[str(p.second.path)] for p in dataset.pairs]
     return float(np.mean(same)), float(np.mean(near))
 
 
 def wrong_labels(source: Path, cache_dir: Path | None, seeds: Sequence[int] = SEEDS) -> None:
-    """Change 5% of the labels and count those in the first tenth of the suspicion list."""
+    """Change 5% of the labels, and count those in the top tenth of the list of suspect labels."""
     from advisor.findings.statistics import suspect_labels
     from strategies.core.context import make_context
     from strategies.data.dataset import groups_of
@@ -183,8 +190,8 @@ def wrong_labels(source: Path, cache_dir: Path | None, seeds: Sequence[int] = SE
         confident = found.order[: found.n_confident]
         print(
             f"{source.name:10} seed {seed}: {100 * np.isin(planted, top).mean():.1f}% of "
-            f"{len(planted)} planted errors in the first tenth; {found.n_confident} labels in "
-            f"confident doubt, {100 * np.isin(confident, planted).mean():.0f}% of them planted",
+            f"{len(planted)} planted errors in the top tenth; {found.n_confident} confidently "
+            f"suspect labels, {100 * np.isin(confident, planted).mean():.0f}% of them planted",
             flush=True,
         )
 

@@ -1,10 +1,8 @@
-"""Measure what `advisor.similarity.domain_similarity` promises, on the sets of ``../shared/data``.
+"""Evaluate `advisor.similarity.domain_similarity` on ImageNet and the other shared datasets.
 
-    python benchmarks/domain.py [--lines 1 2 3 4 5 6 7 8] [--cache-dir FOLDER]
-
-Prints one Markdown section for every line; benchmarks/README-domain.md holds the results. Needs
-the images of 14 sets at 224 px (about 12,000, cached), 2,800 with random weights, and 2,000 at
-other sizes and in other colours. Some 25 minutes on two cores from nothing.
+Run:      python benchmarks/domain.py [--lines 1 2 3 4 5 6 7 8] [--cache-dir FOLDER]
+Cost:     some 25 minutes on two cores with an empty cache (features of 17,000 images).
+Expected: one Markdown section for every number, as in README-domain.md.
 """
 
 import argparse
@@ -20,7 +18,7 @@ from fit_domain import rows_of
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
-from shared_sets import FAR, NEAR, SPOKEN, classes_of, imagenet_halves, images_of
+from shared_datasets import DESCRIPTIONS, FAR, NEAR, classes_of, imagenet_halves, images_of
 from sklearn.metrics import roc_auc_score
 
 from advisor.decide.quadrant import SIMILAR_FROM
@@ -50,7 +48,7 @@ GREY = ("pacs_sketch", "neu_surface", "pneumonia_cxr", "fsdd_spec", "mnist5k", "
 
 
 class Bench:
-    """What every line needs: features of the sets, the shipped reference and scale."""
+    """Inputs that all sections share: features of datasets, shipped reference and calibration."""
 
     def __init__(
         self, cache_dir: Path | None, most_draws: int | None, input_px: int | None
@@ -60,7 +58,7 @@ class Bench:
         self.backbone: Backbone = load_backbone(input_px=input_px)
         reference = shipped_reference(self.backbone)
         if reference is None:
-            raise SystemExit("Run benchmarks/make_reference.py first.")
+            raise SystemExit("The backbone has no reference: run benchmarks/make_reference.py.")
         self.reference: Reference = reference
         self.scale: Calibration = calibrations()["bn_shift"]
         self.known = reference.rows(self.backbone.input_px)
@@ -69,13 +67,13 @@ class Bench:
         self.source: Source = source
 
     def imagenet(self) -> Sample:
-        """Return the unseen half, as one class."""
+        """Return the unseen half of the ImageNet images, as one class."""
         _, unseen = imagenet_halves()
         features = extract_features(unseen, self.backbone, self.ctx)
         return features, np.zeros(len(unseen), dtype=np.int64)
 
     def of(self, name: str, most: int = 1000) -> Sample:
-        """Return features and labels of a set."""
+        """Return features and labels of a dataset."""
         images = images_of(name, most)
         return extract_features(images, self.backbone, self.ctx), labels_of(tuple(images))
 
@@ -86,7 +84,7 @@ class Bench:
         return float(layer_shifts(features.moments, balanced(labels), used).mean())
 
     def score(self, features: Features, labels: Labels) -> float:
-        """Return the middle of the similarity."""
+        """Return the point estimate of the similarity."""
         return self.scale.score(self.shift(features, labels))
 
     def draws(self, sample: Sample, n: int, count: int, seed: int) -> Iterator[Sample]:
@@ -99,7 +97,7 @@ class Bench:
 
 
 def frechet(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
-    """Fréchet distance of two samples over their dimension (no debiasing)."""
+    """Return the Fréchet distance of two samples, divided by their dimension (not debiased)."""
     a, b = x - x.mean(axis=0), y - y.mean(axis=0)
     a, b = a / np.sqrt(len(a)), b / np.sqrt(len(b))
     cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
@@ -107,9 +105,9 @@ def frechet(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
     return float((whole - 2 * cross) / x.shape[1])
 
 
-def line_1(bench: Bench) -> None:
-    """Type I on the half of imagenet_samples that neither reference nor mapping has seen."""
-    print("| n | mean score | least score | quadrant says different | p <= 0.05 | p <= 0.01 |")
+def type_1_errors(bench: Bench) -> None:
+    """Type I errors on the half of imagenet_samples not used for reference or calibration."""
+    print("| n | mean score | lowest score | called different | p <= 0.05 | p <= 0.01 |")
     print("|---|---|---|---|---|---|")
     rng = np.random.default_rng(3)
     sample = bench.imagenet()
@@ -126,14 +124,14 @@ def line_1(bench: Bench) -> None:
         print(f"| {np.mean(np.array(p_values) <= 0.01):.1%} |", flush=True)
 
 
-def line_2(bench: Bench) -> None:
-    """Whether the score depends on how many images there are."""
-    print("| set | score, all | abs. difference n = 50 to 500: mean | max ", end="")
+def sample_size(bench: Bench) -> None:
+    """Dependence of the score on the number of images."""
+    print("| dataset | score, all | abs. difference n = 50 to 500: mean | max ", end="")
     print("| mean signed | Fréchet/d at 50 | at 500 |\n|---|---|---|---|---|---|---|")
     known = bench.known
     assert known is not None
-    for name in ("imagenet (unseen half)", *SPOKEN):
-        sample = bench.of(name) if name in SPOKEN else bench.imagenet()
+    for name in ("imagenet (unseen half)", *DESCRIPTIONS):
+        sample = bench.of(name) if name in DESCRIPTIONS else bench.imagenet()
         few = [bench.score(*s) for s in bench.draws(sample, 50, 20, 1)]
         many = [bench.score(*s) for s in bench.draws(sample, 500, 20, 2)]
         change = np.array(few) - many
@@ -146,8 +144,8 @@ def line_2(bench: Bench) -> None:
         print(f"| {plain[0]:.2f} | {plain[1]:.2f} |", flush=True)
 
 
-def line_3(bench: Bench) -> None:
-    """Area under the ROC curve, near against far, for every single statistic."""
+def separation(bench: Bench) -> None:
+    """Area under the ROC curve of near against far datasets, for every single statistic."""
     assert bench.known is not None
     known = bench.known
     centre = known.mean(axis=0)
@@ -155,8 +153,8 @@ def line_3(bench: Bench) -> None:
 
     def entropy(features: Features, labels: Labels) -> float:
         assert features.source_head is not None
-        said = predict(features.source_head, features.pooled[-1]).entropy
-        return float(balanced(labels).share @ said)
+        entropies = predict(features.source_head, features.pooled[-1]).entropy
+        return float(balanced(labels).share @ entropies)
 
     statistics: dict[str, Callable[[Features, Labels], float]] = {
         "similarity": lambda f, y: -bench.score(f, y),
@@ -184,15 +182,15 @@ def line_3(bench: Bench) -> None:
         print(f"| {name} | {' | '.join(found)} |", flush=True)
 
 
-def line_4(bench: Bench) -> None:
-    """Share of 90% intervals that hold the value of all images."""
+def coverage(bench: Bench) -> None:
+    """Coverage: share of 90% intervals that contain the value of all images."""
     assert bench.known is not None
     rng = np.random.default_rng(5)
     sizes, count = (30, 50, 100), 200
-    print("| set | " + " | ".join(f"shift, n = {n}" for n in sizes), end="")
+    print("| dataset | " + " | ".join(f"shift, n = {n}" for n in sizes), end="")
     print(" | " + " | ".join(f"kernel, n = {n}" for n in sizes) + " |\n|" + "---|" * 7)
     hits: list[list[float]] = []
-    for name in SPOKEN:
+    for name in DESCRIPTIONS:
         sample = bench.of(name)
         whole = bench.shift(*sample)
         kernels = cubic_kernels(sample[0].pooled[-1], bench.known)
@@ -217,10 +215,10 @@ def line_4(bench: Bench) -> None:
     print("| **all** | " + " | ".join(f"{v:.1%}" for v in np.mean(hits, axis=0)) + " |")
 
 
-def line_5(bench: Bench) -> None:
-    """Rank correlation of the score with what transfer gains, and with the best depth."""
+def transfer_correlation(bench: Bench) -> None:
+    """Rank correlation of the score with the transfer gain of probes, and with the best depth."""
     rows = []
-    for name in SPOKEN:
+    for name in DESCRIPTIONS:
         images = _probed(name)
         labels = labels_of(tuple(images))
         accuracies: list[list[float]] = []
@@ -235,7 +233,7 @@ def line_5(bench: Bench) -> None:
         print(f"- {name}: similarity {score:.3f}, gap {gap:+.3f}, best depth {best}", flush=True)
     table = np.array(rows)
     rng = np.random.default_rng(9)
-    for column, what in ((1, "gap of pretrained over random-weight probes"), (2, "best depth")):
+    for column, what in ((1, "gain of pretrained over random-init probes"), (2, "best depth")):
         found = spearmanr(table[:, 0], table[:, column]).statistic
         resampled = []
         for _ in range(2000):
@@ -248,7 +246,7 @@ def line_5(bench: Bench) -> None:
 
 
 def _probed(name: str) -> list[LabelledImage]:
-    """List images to probe: of at most 20 classes with three images or more."""
+    """Return images to probe: of at most 20 classes with three images or more."""
     images = images_of(name, N_PROBED)
     counts = np.bincount([p.label for p in images])
     kept = [c for c in np.argsort(-counts, kind="stable") if counts[c] >= 3][:20]
@@ -261,7 +259,7 @@ def _probed(name: str) -> list[LabelledImage]:
 
 
 def _probe(features: NDArray[np.float32], labels: Labels) -> float:
-    """Cross-validated accuracy of a linear probe at its best strength."""
+    """Return the cross-validated accuracy of a linear probe at its best L2 strength."""
     n_classes = int(labels.max()) + 1
     found = cross_validate(
         features, labels, n_classes, folds=fold_numbers(labels, 0, 3), strengths=(1e-3, 1e-4, 1e-5)
@@ -269,15 +267,16 @@ def _probe(features: NDArray[np.float32], labels: Labels) -> float:
     return float(found.correct[found.best].mean())
 
 
-def line_6(bench: Bench) -> None:
-    """How far another input size, grey, and JPEG quality 50 move the score."""
-    print("| set | 224 px | 96 px | 128 px | grey | JPEG 50 |\n|---|---|---|---|---|---|")
+def input_changes(bench: Bench) -> None:
+    """Change of the score by another input size, greyscale, and JPEG quality 50."""
+    print("| dataset | 224 px | 96 px | 128 px | grey | JPEG 50 |\n|---|---|---|---|---|---|")
     moved: dict[str, list[float]] = {}
     unseen = imagenet_halves()[1][:N_VARIANTS]
     with TemporaryDirectory() as folder:
-        for name in ("imagenet (unseen half)", *SPOKEN):
-            images = images_of(name, N_VARIANTS) if name in SPOKEN else unseen
-            labels = labels_of(tuple(images)) if name in SPOKEN else np.zeros(len(unseen), int)
+        for name in ("imagenet (unseen half)", *DESCRIPTIONS):
+            one_class = name not in DESCRIPTIONS
+            images = unseen if one_class else images_of(name, N_VARIANTS)
+            labels = np.zeros(len(unseen), int) if one_class else labels_of(tuple(images))
             plain = bench.score(extract_features(images, bench.backbone, bench.ctx), labels)
             found: dict[str, float] = {}
             for px in (96, 128):
@@ -300,11 +299,11 @@ def line_6(bench: Bench) -> None:
             print(f"| {name} | {plain:.3f} | " + " | ".join(cells) + " |", flush=True)
     for what, changes in moved.items():
         size = np.abs(changes)
-        print(f"{what}: moves the score by {size.mean():.3f} on average, at most {size.max():.3f}")
+        print(f"{what}: changes scores by {size.mean():.3f} on average, {size.max():.3f} at most")
 
 
 def _changed(image: LabelledImage, what: str, folder: Path) -> LabelledImage:
-    """Write a changed copy of an image, named by its content."""
+    """Write a greyscale or JPEG copy of an image, named by its content."""
     path = folder / f"{image.digest}-{what.replace(' ', '')}"
     with Image.open(image.path) as opened:
         rgb = opened.convert("RGB")
@@ -317,12 +316,12 @@ def _changed(image: LabelledImage, what: str, folder: Path) -> LabelledImage:
     return LabelledImage(path, image.label, path.stem, image.width_px, image.height_px)
 
 
-def line_8(bench: Bench) -> None:
-    """Measure whether the map, fitted on one backbone, says the same on others (at 128 px)."""
+def other_backbones(bench: Bench) -> None:
+    """Agreement of scores on other backbones with those of the calibrated one (at 128 px)."""
     names = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
-    print("| set | " + " | ".join(names) + " |\n|---|---|---|---|")
+    print("| dataset | " + " | ".join(names) + " |\n|---|---|---|---|")
     table = []
-    for name in SPOKEN:
+    for name in DESCRIPTIONS:
         images = images_of(name, N_VARIANTS)
         labels = labels_of(tuple(images))
         row = []
@@ -336,11 +335,11 @@ def line_8(bench: Bench) -> None:
         print(f"| {name} | " + " | ".join(f"{v:.3f}" for v in row) + " |", flush=True)
     for i, which in enumerate(names[1:], start=1):
         size = np.abs(np.array(table)[:, i] - np.array(table)[:, 0])
-        print(f"{which}: differs by {size.mean():.3f} on average, at most {size.max():.3f}")
+        print(f"{which}: differs by {size.mean():.3f} on average, {size.max():.3f} at most")
 
 
-def line_7(bench: Bench) -> None:
-    """Measure what the similarity costs on top of the pass over the images."""
+def cost(bench: Bench) -> None:
+    """Cost of the similarity in addition to the forward pass over the images."""
     n = 192
     images = images_of("flowers5", n)
     labels = labels_of(tuple(images))
@@ -371,22 +370,23 @@ def line_7(bench: Bench) -> None:
             seed=0,
         )
         spent.append(time.process_time() - start)
-    print(f"| forward pass of {n} images, nothing watched | {bare:.2f} |")
+    print(f"| forward pass of {n} images | {bare:.2f} |")
     print(f"| the same with BatchNorm moments | {watched_s:.2f} |")
     print(f"| measure_similarity | {min(spent):.2f} |")
-    print(f"CPU seconds. On top: {(watched_s + min(spent) - bare) / bare:.1%}")
+    print(f"CPU seconds. Additional cost: {(watched_s + min(spent) - bare) / bare:.1%}")
 
 
-LINES = {1: line_1, 2: line_2, 3: line_3, 4: line_4, 5: line_5, 6: line_6, 7: line_7, 8: line_8}
+_SECTIONS = (type_1_errors, sample_size, separation, coverage, transfer_correlation)
+LINES = dict(enumerate((*_SECTIONS, input_changes, cost, other_backbones), start=1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the script."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Print the sections that were asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache-dir", type=Path)
     parser.add_argument("--lines", type=int, nargs="*", default=list(LINES), choices=list(LINES))
-    parser.add_argument("--most-draws", type=int, help="of samples; default: as in the results")
-    parser.add_argument("--input-px", type=int, help="default: the backbone's own")
+    parser.add_argument("--most-draws", type=int, help="limit of random samples; default: none")
+    parser.add_argument("--input-px", type=int, help="default: the backbone's input size")
     options = parser.parse_args(argv)
     bench = Bench(options.cache_dir, options.most_draws, options.input_px)
     for number in options.lines:

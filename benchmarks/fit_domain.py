@@ -1,13 +1,15 @@
-"""Fit the maps from distances to similarities, and measure the landmarks on them.
+"""Fit the calibrations from distance to similarity score, and place datasets as landmarks.
 
-    python benchmarks/fit_domain.py
+Reads the shipped reference of the default backbone and the datasets of ``../shared/data``; writes
+``advisor/similarity/calibration.json``. A calibration has three parameters. `same` is the 95%
+quantile of the distance of fresh ImageNet samples of 30 images (half of the seen half of
+imagenet_samples against its other half); its unseen half is not read. `far` is the distance of
+the farthest dataset. `power` is chosen so that equal steps of the score have about equal noise:
+it follows from how the standard deviation over samples of 50 images grows with the distance.
 
-Reads the shipped reference of the default backbone and the sets of ``../shared/data``; writes
-``advisor/similarity/calibration.json``. A map has three numbers: `same` is what 95% of
-fresh ImageNet samples of 30 images stay below (half of the seen half against the other half);
-`far` is the farthest set; `power` makes equal steps of the score equally well resolved, from how
-the scatter over samples of 50 images grows with the distance. The unseen half of
-imagenet_samples is not read. About 3 minutes on two cores once the features are cached.
+Run:      python benchmarks/fit_domain.py
+Cost:     about 3 minutes on two cores once the features are cached.
+Expected: the shipped calibration.json, apart from its date; README-domain.md.
 """
 
 import argparse
@@ -18,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from shared_sets import SPOKEN, imagenet_halves, images_of
+from shared_datasets import DESCRIPTIONS, imagenet_halves, images_of
 
 import advisor.similarity.domain_similarity
 from advisor.similarity.bn_shift import Source, balanced, layer_shifts
@@ -37,7 +39,7 @@ Distance = Callable[[Features, Labels, Reference], float]
 
 
 def rows_of(features: Features, rows: NDArray[np.int64]) -> Features:
-    """Take some rows of features."""
+    """Return the features of some images."""
     m = features.moments
     assert m is not None
     moments = Moments(m.mean[rows], m.square[rows], m.layer, m.layer_share, m.layer_depth)
@@ -45,14 +47,14 @@ def rows_of(features: Features, rows: NDArray[np.int64]) -> Features:
 
 
 def bn_shift(features: Features, labels: Labels, reference: Reference) -> float:
-    """Mean shift against the reference's moments."""
+    """Return the mean BatchNorm shift against the moments of the reference."""
     source = next(iter(reference.moments.values()))
     assert features.moments is not None
     return float(layer_shifts(features.moments, balanced(labels), source).mean())
 
 
 def bn_shift_running(features: Features, labels: Labels, reference: Reference) -> float:
-    """Mean shift against the network's running statistics."""
+    """Return the mean BatchNorm shift against the network's running statistics."""
     assert features.moments is not None
     channels = features.moments.mean.shape[1]
     source = Source(np.zeros(channels), np.ones(channels))
@@ -60,7 +62,7 @@ def bn_shift_running(features: Features, labels: Labels, reference: Reference) -
 
 
 def kernel(features: Features, labels: Labels, reference: Reference) -> float:
-    """Kernel distance to the reference's features."""
+    """Return the kernel distance to the features of the reference."""
     known = next(iter(reference.features.values())).values()
     kernels = cubic_kernels(features.pooled[-1], known)
     return kernel_distance(kernels, balanced(labels).share)
@@ -74,8 +76,8 @@ DISTANCES: dict[str, Distance] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the script."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Fit all calibrations and write them."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache-dir", type=Path)
     parser.add_argument("--out", type=Path, default=MAPS)
     options = parser.parse_args(argv)
@@ -83,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     backbone = load_backbone()
     reference = shipped_reference(backbone)
     if reference is None:
-        raise SystemExit("Run benchmarks/make_reference.py first.")
+        raise SystemExit("The backbone has no reference: run benchmarks/make_reference.py.")
     px = backbone.input_px
     source = reference.source(px)
     assert source is not None
@@ -98,14 +100,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     seen, _ = imagenet_halves()
     imagenet = extract_features(seen, backbone, ctx)
-    sets = {}
-    for name in SPOKEN:
+    datasets = {}
+    for name in DESCRIPTIONS:
         images = images_of(name)
-        sets[name] = (extract_features(images, backbone, ctx), labels_of(tuple(images)))
+        datasets[name] = (extract_features(images, backbone, ctx), labels_of(tuple(images)))
     fitted = {}
     for name, distance in DISTANCES.items():
         same = fresh_distance(distance, imagenet, backbone)
-        fitted[name] = fit(name, distance, same, sets, at_px)
+        fitted[name] = fit(name, distance, same, datasets, at_px)
     record = {
         "calibrations": fitted,
         "provenance": {
@@ -114,14 +116,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             "backbone": backbone.name,
             "digest": backbone.digest,
             "input_px": px,
-            "images": f"500 of imagenet_samples, at most 1000 of each of {len(SPOKEN)} sets",
+            "images": f"500 of imagenet_samples, at most 1000 of each of {len(DESCRIPTIONS)} sets",
         },
     }
     options.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def fresh_distance(distance: Distance, imagenet: Features, backbone: Backbone) -> float:
-    """Bound the distance of fresh ImageNet samples to a reference they are no part of."""
+    """Return the 95% quantile of the distance of fresh ImageNet samples to a reference.
+
+    Samples and reference are disjoint.
+    """
     rng = np.random.default_rng(1)
     n = len(imagenet.pooled[-1])
     found = []
@@ -138,13 +143,13 @@ def fit(
     name: str,
     distance: Distance,
     same: float,
-    sets: Mapping[str, tuple[Features, Labels]],
+    datasets: Mapping[str, tuple[Features, Labels]],
     reference: Reference,
 ) -> dict[str, object]:
-    """Fit one map; print what leaving a set out would change."""
+    """Fit one calibration; print its parameters, also with each dataset left out."""
     rng = np.random.default_rng(2)
     whole, scatter = {}, {}
-    for key, (features, labels) in sets.items():
+    for key, (features, labels) in datasets.items():
         rows = rng.permutation(len(labels))[:MOST]
         whole[key] = distance(rows_of(features, rows), labels[rows], reference)
         draws = []
@@ -158,11 +163,13 @@ def fit(
         fit_power({k: v for k, v in whole.items() if k != out}, scatter, same) for out in whole
     ]
     print(f"{name}: same {same:.4f} far {far:.4f} power {power:.2f}")
-    print(f"  leaving a set out: power {min(without):.2f} to {max(without):.2f}, ", end="")
+    print(f"  leaving a dataset out: power {min(without):.2f} to {max(without):.2f}, ", end="")
     print(f"far at least {sorted(whole.values())[-2]:.4f}")
     for key in sorted(whole, key=lambda k: whole[k]):
-        print(f"  {key:18s} {whole[key]:.4f}, scatter at n = {N_SCATTER}: {scatter[key]:.4f}")
-    landmarks = sorted(((SPOKEN[k], round(v, 4)) for k, v in whole.items()), key=lambda x: x[1])
+        print(f"  {key:18s} {whole[key]:.4f}, sd at n = {N_SCATTER}: {scatter[key]:.4f}")
+    landmarks = sorted(
+        ((DESCRIPTIONS[k], round(v, 4)) for k, v in whole.items()), key=lambda x: x[1]
+    )
     return {
         "same": round(same, 4),
         "far": round(far, 4),
@@ -172,7 +179,7 @@ def fit(
 
 
 def fit_power(whole: dict[str, float], scatter: dict[str, float], same: float) -> float:
-    """Return the power that evens the scatter out, in [0.5, 1]."""
+    """Return the power that makes the noise of the score about constant, in [0.5, 1]."""
     beyond = {k: v - same for k, v in whole.items() if v > same}
     x, y = np.log(list(beyond.values())), np.log([scatter[k] for k in beyond])
     slope = float(np.polyfit(x, y, 1)[0])

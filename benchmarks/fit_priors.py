@@ -1,14 +1,16 @@
-"""Rebuild advisor/decide/priors.json from the suite's rows, byte for byte.
+"""Fit advisor/decide/priors.json to the suite's rows; rebuilds the shipped file byte for byte.
 
-    python benchmarks/fit_priors.py
+For every strategy except the linear probe, and for every entry of the grid that beats its
+strategy's default: a linear model of the gain in log-odds of test accuracy over the linear probe,
+from the evidence (`advisor.decide.gain_model`) measured before the fit. The model is a ridge
+regression, because cases are few. Bounds on its weights encode prior knowledge: a domain farther
+away, a poorer probe, more images, and middle depths better than late ones never lower the
+predicted gain of training. Noisy evidence, and cases with few test images, are weighted by their
+reliability. The residual standard deviation is measured on left-out datasets.
 
-For every strategy but the linear probe, and every entry of the grid that beats its default: the
-log-odds of test accuracy minus those of the linear probe, as a straight line over the evidence
-(`advisor.decide.gain_model`) that stood before the fit. The line is a ridge regression, because
-cases are few, and is bound to common sense: a domain farther away, a poorer probe, more
-images, and middle depths that are better than late ones never speak against training. Noisy
-evidence, and cases with few test images, count as far as they are exact. What the line leaves
-open is judged on the datasets that it was not fitted to.
+Run:      python benchmarks/fit_priors.py
+Cost:     seconds on one core.
+Expected: no change of advisor/decide/priors.json, unless rows were added.
 """
 
 import argparse
@@ -21,27 +23,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gain_lines import (
+from gain_regression import (
+    BOUNDS,
+    PRIOR_CASES,
+    PRIOR_SD,
     PROBE,
     RIDGE,
-    SD_CASES,
-    SD_GUESS,
-    SIGNS,
     SVM,
+    EvidencePriors,
     Matrix,
     Profiles,
-    Spreads,
-    apply_line,
+    apply_model,
     drift_of,
     evidence_matrix,
-    exact_spread,
-    fit_line,
-    gained_by_case,
+    fit_model,
+    gain_by_case,
     gains_of,
-    guess_of,
+    left_out_gains,
     log_odds_of,
-    spread_of,
-    unseen_gains,
+    noise_free_sd,
+    prior_weights_of,
+    shrunk_sd,
 )
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
 from scipy.optimize import lsq_linear
@@ -58,14 +60,14 @@ from advisor.decide.priors import Prior
 
 PRIORS = Path(__file__).resolve().parent.parent / "advisor" / "decide" / "priors.json"
 TRAINED = ("partial_fine_tune", "full_fine_tune", "from_scratch")
-FEWEST = 4
+MIN_CASES = 4
 """A variant with fewer cases than this is not offered."""
-CLEAR = 2.0
-"""Hyperparameters are offered beside the default where they lead by so many standard errors."""
-COST_SD_GUESS = 0.25
-"""Spread of the logarithms of seconds, as if `SD_CASES` cases had shown it."""
-PILOT_GUESS = np.array([0.0, 0.5, 0.5])
-"""Offset, weight of the line and weight of the pilot, before any pilot was seen."""
+MIN_LEAD = 2.0
+"""Given hyperparameters are offered if they beat the default by this many standard errors."""
+COST_PRIOR_SD = 0.25
+"""Prior standard deviation of the logarithm of seconds; counts as `PRIOR_CASES` cases."""
+PILOT_PRIOR = np.array([0.0, 0.5, 0.5])
+"""Prior of the offset, the weight of the linear model and the weight of the pilot."""
 
 
 def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
@@ -80,12 +82,12 @@ def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
         and (variant := _variant(rows, used, prior, strategy, grid)) is not None
     ]
     known = {variant["strategy"] for variant in variants}
-    variants += [_unsure(rows, name) for name in (SVM, *TRAINED) if name not in known]
+    variants += [_prior_variant(rows, name) for name in (SVM, *TRAINED) if name not in known]
     record: dict[str, Any] = {
         "provenance": _provenance(rows),
         "evidence": {name: asdict(u) for name, u in prior.items()},
         "variants": variants,
-        "measured": _measured(rows, used, prior),
+        "measured": _probe_offset(rows, used, prior),
         "shared": _shared(rows, used, prior),
         "cost": {name: _cost(rows, used, name) for name in (PROBE, SVM, *TRAINED)},
     }
@@ -95,7 +97,7 @@ def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
 
 
 def _provenance(rows: list[Row]) -> str:
-    sets = sorted({r["set"] for r in rows})
+    datasets = sorted({r["set"] for r in rows})
     sizes, seeds, sides = (
         ", ".join(map(str, sorted({r[k] for r in rows})))
         for k in ("n_per_class", "seed", "input_px")
@@ -103,12 +105,13 @@ def _provenance(rows: list[Row]) -> str:
     newest = max(r.get("date", "") for r in rows)
     return (
         f"benchmarks/fit_priors.py on {len(rows)} rows of benchmarks/results.jsonl to {newest}: "
-        f"{len(sets)} sets ({', '.join(sets)}), {sizes} per class, seeds {seeds}, {sides} px"
+        f"{len(datasets)} sets ({', '.join(datasets)}), {sizes} a class, seeds {seeds}, "
+        f"{sides} px"
     )
 
 
 def _grid(rows: list[Row], strategies: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """List some strategies with what was given to them, by name and grid entry."""
+    """Return the grid entries of some strategies, sorted by name and given hyperparameters."""
     seen = {
         (r["strategy"], json.dumps(r["grid"], sort_keys=True)): r["grid"]
         for r in rows
@@ -117,15 +120,15 @@ def _grid(rows: list[Row], strategies: Sequence[str]) -> list[tuple[str, dict[st
     return [(strategy, grid) for (strategy, _), grid in sorted(seen.items(), key=lambda i: i[0])]
 
 
-def _prior(profiles: Profiles) -> Spreads:
-    """Return mean and spread of every piece of evidence over the cases."""
+def _prior(profiles: Profiles) -> EvidencePriors:
+    """Return mean and standard deviation of every piece of evidence over the cases."""
     prior = {}
-    for name in SIGNS:
+    for name in BOUNDS:
         seen = [evidence_of(p)[name] for p in profiles.values()]
         known = [e for e in seen if e != UNKNOWN]
         values, noise = np.array([e.value for e in known]), np.array([e.noise for e in known])
         mean = float(values.mean()) if known else 0.0
-        sd = exact_spread(values, noise, float(values.std()) if known else 1.0)
+        sd = noise_free_sd(values, noise, float(values.std()) if known else 1.0)
         prior[name] = Prior(round(mean, 3), round(max(sd, 0.05), 3))
     return prior
 
@@ -133,127 +136,130 @@ def _prior(profiles: Profiles) -> Spreads:
 def _variant(
     rows: list[Row],
     profiles: Profiles,
-    prior: Spreads,
+    prior: EvidencePriors,
     strategy: str,
     grid: dict[str, Any],
 ) -> dict[str, Any] | None:
+    """Return a variant's linear model and its errors, None if it has too few cases."""
     gains = gains_of(rows, strategy, grid)
-    if len(gains) < FEWEST:
+    if len(gains) < MIN_CASES:
         return None
     x = evidence_matrix(gains, profiles, prior)
     y = np.array([g.gain for g in gains])
-    guess = guess_of(strategy, prior)
-    whole = fit_line(gains, profiles, prior, guess)
-    missed = y - apply_line(whole, x)
-    unseen = y - unseen_gains(gains, profiles, prior, guess)
+    prior_weights = prior_weights_of(strategy, prior)
+    model = fit_model(gains, profiles, prior, prior_weights)
+    residuals = y - apply_model(model, x)
+    left_out = y - left_out_gains(gains, profiles, prior, prior_weights)
     return {
         "strategy": strategy,
         "hyperparameters": grid,
-        "intercept": round(float(whole.weights[0]), 3),
-        "weights": {n: round(float(w), 3) for n, w in zip(SIGNS, whole.weights[1:], strict=True)},
-        "sd": spread_of(unseen),
-        "drift": drift_of(whole, x, prior, spread_of(unseen)),
-        "fit_error": round(float(np.sqrt(np.mean(missed**2))), 3),
-        "left_out_error": round(float(np.sqrt(np.mean(unseen**2))), 3),
+        "intercept": round(float(model.weights[0]), 3),
+        "weights": {n: round(float(w), 3) for n, w in zip(BOUNDS, model.weights[1:], strict=True)},
+        "sd": shrunk_sd(left_out),
+        "drift": drift_of(model, x, prior, shrunk_sd(left_out)),
+        "fit_error": round(float(np.sqrt(np.mean(residuals**2))), 3),
+        "left_out_error": round(float(np.sqrt(np.mean(left_out**2))), 3),
         "cases": len(y),
     }
 
 
-def _foretold(
+def _left_out_predictions(
     rows: list[Row],
     profiles: Profiles,
-    prior: Spreads,
+    prior: EvidencePriors,
     strategy: str,
     grid: Mapping[str, Any],
 ) -> dict[Case, float]:
-    """Return the gain that lines fitted to the other datasets foretell of every case."""
+    """Return the gain of every case as predicted by models fitted to the other datasets."""
     gains = gains_of(rows, strategy, grid)
-    values = unseen_gains(gains, profiles, prior, guess_of(strategy, prior))
+    values = left_out_gains(gains, profiles, prior, prior_weights_of(strategy, prior))
     return {g.case: float(value) for g, value in zip(gains, values, strict=True)}
 
 
 def _is_worth_offering(
     rows: list[Row],
     profiles: Profiles,
-    prior: Spreads,
+    prior: EvidencePriors,
     strategy: str,
     grid: Mapping[str, Any],
 ) -> bool:
-    """Whether given hyperparameters beat a strategy's default, which follows the evidence.
+    """Return whether given hyperparameters beat a strategy's evidence-based defaults.
 
-    Clearly so, over datasets that the lines were not fitted to, on the cases where they promise
-    more than the default.
+    They are compared on the cases where left-out predictions favour the given hyperparameters. The
+    mean lead over datasets must exceed `MIN_LEAD` standard errors.
     """
-    gains, default = gained_by_case(rows, strategy, grid), gained_by_case(rows, strategy, {})
+    gains, default = gain_by_case(rows, strategy, grid), gain_by_case(rows, strategy, {})
     if not grid or not default:
         return True
-    promised = _foretold(rows, profiles, prior, strategy, grid)
-    usually = _foretold(rows, profiles, prior, strategy, {})
-    led: dict[str, list[float]] = defaultdict(list)
+    predicted = _left_out_predictions(rows, profiles, prior, strategy, grid)
+    by_default = _left_out_predictions(rows, profiles, prior, strategy, {})
+    by_dataset: dict[str, list[float]] = defaultdict(list)
     for case, gain in gains.items():
-        if case in usually and promised[case] > usually[case]:
-            led[case[0]].append(gain - default[case])
-    leads = np.array([np.mean(of_set) for of_set in led.values()])
-    if len(leads) < FEWEST:
+        if case in by_default and predicted[case] > by_default[case]:
+            by_dataset[case[0]].append(gain - default[case])
+    leads = np.array([np.mean(of_dataset) for of_dataset in by_dataset.values()])
+    if len(leads) < MIN_CASES:
         return False
     error = float(leads.std(ddof=1) / np.sqrt(len(leads)))
-    return float(leads.mean()) > CLEAR * error
+    return float(leads.mean()) > MIN_LEAD * error
 
 
-def _shared(rows: list[Row], profiles: Profiles, prior: Spreads) -> float:
-    """Return the mean correlation of what two strategies' lines miss on datasets unseen."""
-    missed = {}
+def _shared(rows: list[Row], profiles: Profiles, prior: EvidencePriors) -> float:
+    """Return the mean correlation of two strategies' residuals on left-out datasets."""
+    residuals = {}
     for strategy in (SVM, *TRAINED):
-        foretold = _foretold(rows, profiles, prior, strategy, {})
-        missed[strategy] = {
-            case: gain - foretold[case]
-            for case, gain in gained_by_case(rows, strategy, {}).items()
+        predicted = _left_out_predictions(rows, profiles, prior, strategy, {})
+        residuals[strategy] = {
+            case: gain - predicted[case] for case, gain in gain_by_case(rows, strategy, {}).items()
         }
     found = []
-    for one, other in combinations(missed.values(), 2):
+    for one, other in combinations(residuals.values(), 2):
         both = [(one[case], other[case]) for case in one.keys() & other.keys()]
         a, b = np.array(sorted(both)).reshape(-1, 2).T
-        ridge = SD_CASES * SD_GUESS**2
+        ridge = PRIOR_CASES * PRIOR_SD**2
         found.append(float(a @ b / np.sqrt((a @ a + ridge) * (b @ b + ridge))))
     return round(min(max(float(np.mean(found)), 0.0), 1.0), 3)
 
 
-def _unsure(rows: list[Row], strategy: str) -> dict[str, Any]:
-    """Return what is believed of a strategy that was hardly tried: about no gain."""
+def _prior_variant(rows: list[Row], strategy: str) -> dict[str, Any]:
+    """Return a variant without weights for a strategy with too few cases: about no gain."""
     grids = [grid for _, grid in _grid(rows, (strategy,))]
     gains = np.array([g.gain for grid in grids for g in gains_of(rows, strategy, grid)])
-    guess = -1.0 if strategy == "from_scratch" else 0.0
-    middle = float((gains.sum() + SD_CASES * guess) / (len(gains) + SD_CASES))
-    error = round(float(np.sqrt(np.mean((gains - middle) ** 2))), 3) if len(gains) else 0.0
+    prior_gain = -1.0 if strategy == "from_scratch" else 0.0
+    mean = float((gains.sum() + PRIOR_CASES * prior_gain) / (len(gains) + PRIOR_CASES))
+    error = round(float(np.sqrt(np.mean((gains - mean) ** 2))), 3) if len(gains) else 0.0
     return {
         "strategy": strategy,
         "hyperparameters": grids[0] if grids else {},
-        "intercept": round(middle, 3),
-        "weights": dict.fromkeys(SIGNS, 0.0),
-        "sd": round(float(np.hypot(spread_of(gains - middle), SD_GUESS)), 3),
-        "drift": SD_GUESS,
+        "intercept": round(mean, 3),
+        "weights": dict.fromkeys(BOUNDS, 0.0),
+        "sd": round(float(np.hypot(shrunk_sd(gains - mean), PRIOR_SD)), 3),
+        "drift": PRIOR_SD,
         "fit_error": error,
         "left_out_error": error,
         "cases": len(gains),
     }
 
 
-def _measured(rows: list[Row], profiles: Profiles, prior: Spreads) -> dict[str, Any]:
-    """Compare the linear probe's test with what is expected of it: the spread beyond that."""
+def _probe_offset(rows: list[Row], profiles: Profiles, prior: EvidencePriors) -> dict[str, Any]:
+    """Compare the linear probe's test accuracy with the predicted one.
+
+    Return the mean difference in log-odds, and its standard deviation beyond that of sampling.
+    """
     gaps, sampling = [], []
     for row in rows:
         if row["strategy"] == PROBE and not row["grid"]:
             profile = profiles[case_of(row)]
-            said = profile.linear_probe.accuracy.mid
-            odds = shrunk_to_prior(said, profile.n_measured, prior["probe"])
+            accuracy = profile.linear_probe.accuracy.mid
+            odds = shrunk_to_prior(accuracy, profile.n_measured, prior["probe"])
             gaps.append(log_odds_of(row) - odds.mean)
             sampling.append(odds.sd**2)
     if not gaps:
-        return {"offset": 0.0, "sd": SD_GUESS / 2, "cases": 0}
-    offset = float(np.sum(gaps) / (len(gaps) + SD_CASES))
+        return {"offset": 0.0, "sd": PRIOR_SD / 2, "cases": 0}
+    offset = float(np.sum(gaps) / (len(gaps) + PRIOR_CASES))
     extra = float(np.sum((np.array(gaps) - offset) ** 2) - np.sum(sampling))
-    extra += SD_CASES * (SD_GUESS / 2) ** 2
-    sd = np.sqrt(max(extra / (len(gaps) + SD_CASES), 0.01))
+    extra += PRIOR_CASES * (PRIOR_SD / 2) ** 2
+    sd = np.sqrt(max(extra / (len(gaps) + PRIOR_CASES), 0.01))
     return {
         "offset": round(float(np.mean(gaps)), 3),
         "sd": round(float(sd), 3),
@@ -262,57 +268,57 @@ def _measured(rows: list[Row], profiles: Profiles, prior: Spreads) -> dict[str, 
 
 
 def _cost(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, Any]:
-    """Compare seconds with what measured rates foretold, by the typical case."""
-    misses = [
+    """Compare the seconds of fits with those predicted from measured rates (median of logs)."""
+    errors = [
         float(np.log(row["seconds"] / raw_seconds(strategy, profiles[case_of(row)])))
         for row in rows
         if row["strategy"] == strategy and not row["grid"]
     ]
-    offset = float(np.median(misses)) if misses else 0.0
-    total = float(np.sum((np.array(misses) - offset) ** 2)) + SD_CASES * COST_SD_GUESS**2
-    sd = float(np.sqrt(total / (len(misses) + SD_CASES)))
-    return {"offset": round(offset, 3), "sd": round(sd, 3), "cases": len(misses)}
+    offset = float(np.median(errors)) if errors else 0.0
+    total = float(np.sum((np.array(errors) - offset) ** 2)) + PRIOR_CASES * COST_PRIOR_SD**2
+    sd = float(np.sqrt(total / (len(errors) + PRIOR_CASES)))
+    return {"offset": round(offset, 3), "sd": round(sd, 3), "cases": len(errors)}
 
 
 def _pilot(
-    rows: list[Row], profiles: Profiles, prior: Spreads, strategy: str
+    rows: list[Row], profiles: Profiles, prior: EvidencePriors, strategy: str
 ) -> dict[str, Any] | None:
-    """Fit what a strategy gained to what its line foretold unseen and to what the pilot gained.
+    """Regress a strategy's gain on its model's left-out prediction and on the gain of the pilot.
 
-    The weights lean on a guess, half of each, as by `RIDGE` exact pilots. None where pilots
-    did not bring what is foretold of unseen datasets nearer to the truth.
+    The weights are shrunk to `PILOT_PRIOR` as by `RIDGE` pilots without noise. None if pilots did
+    not improve the prediction on left-out datasets.
     """
-    gains = gained_by_case(rows, strategy, {})
-    foretold = _foretold(rows, profiles, prior, strategy, {})
+    gains = gain_by_case(rows, strategy, {})
+    predicted = _left_out_predictions(rows, profiles, prior, strategy, {})
     pilots = {c: pilot for c in gains if (pilot := profiles[c].pilot) is not None}
-    seen = {c: pilot_gain(pilot, strategy) for c, pilot in pilots.items()}
-    cases = [(c, y) for c, y in gains.items() if c in seen]
-    noise = np.array([sd for _, sd in seen.values()])
-    gained = np.array([gain for gain, _ in seen.values()])
-    spread = exact_spread(gained, noise, SD_GUESS)
-    exact = np.array([reliability(sd, spread) for sd in noise])
-    x = np.array([[1.0, foretold[c], seen[c][0]] for c, _ in cases]).reshape(-1, 3)
+    measured = {c: pilot_gain(pilot, strategy) for c, pilot in pilots.items()}
+    cases = [(c, y) for c, y in gains.items() if c in measured]
+    noise = np.array([sd for _, sd in measured.values()])
+    gained = np.array([gain for gain, _ in measured.values()])
+    spread = noise_free_sd(gained, noise, PRIOR_SD)
+    weight = np.array([reliability(sd, spread) for sd in noise])
+    x = np.array([[1.0, predicted[c], measured[c][0]] for c, _ in cases]).reshape(-1, 3)
     y = np.array([gain for _, gain in cases])
-    sets = np.array([c[0] for c, _ in cases])
-    missed = np.empty_like(y)
-    for name in np.unique(sets):
-        out = sets == name
-        missed[out] = y[out] - x[out] @ _pilot_line(x[~out], y[~out], exact[~out])
-    if len(y) and exact @ missed**2 >= exact @ (y - x[:, 1]) ** 2:
+    datasets = np.array([c[0] for c, _ in cases])
+    residuals = np.empty_like(y)
+    for name in np.unique(datasets):
+        out = datasets == name
+        residuals[out] = y[out] - x[out] @ _pilot_weights(x[~out], y[~out], weight[~out])
+    if len(y) and weight @ residuals**2 >= weight @ (y - x[:, 1]) ** 2:
         return None
-    total = float(exact @ missed**2) + SD_CASES * SD_GUESS**2
-    sd = float(np.sqrt(total / (exact.sum() + SD_CASES)))
-    found = dict(zip(("offset", "line", "pilot"), _pilot_line(x, y, exact), strict=True))
+    total = float(weight @ residuals**2) + PRIOR_CASES * PRIOR_SD**2
+    sd = float(np.sqrt(total / (weight.sum() + PRIOR_CASES)))
+    found = dict(zip(("offset", "line", "pilot"), _pilot_weights(x, y, weight), strict=True))
     found |= {"sd": sd, "spread": spread}
     return {name: round(float(value), 3) for name, value in found.items()} | {"cases": len(y)}
 
 
-def _pilot_line(x: Matrix, y: Matrix, exact: Matrix) -> Matrix:
-    weight = np.sqrt(exact)
-    drawn = np.sqrt(RIDGE) * np.eye(3)
+def _pilot_weights(x: Matrix, y: Matrix, weight: Matrix) -> Matrix:
+    root = np.sqrt(weight)
+    penalty = np.sqrt(RIDGE) * np.eye(3)
     found = lsq_linear(
-        np.vstack([x * weight[:, None], drawn]),
-        np.concatenate([y * weight, drawn @ PILOT_GUESS]),
+        np.vstack([x * root[:, None], penalty]),
+        np.concatenate([y * root, penalty @ PILOT_PRIOR]),
         ([-np.inf, 0.0, 0.0], np.inf),
         method="bvls",
     )
@@ -321,12 +327,12 @@ def _pilot_line(x: Matrix, y: Matrix, exact: Matrix) -> Matrix:
 
 
 def text_of(rows: list[Row], profiles: Profiles) -> str:
-    """Return priors.json as text."""
+    """Return the text of priors.json."""
     return json.dumps(fit(rows, profiles), indent=2) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Write the priors."""
+    """Fit the priors, write them and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)

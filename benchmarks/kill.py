@@ -1,12 +1,14 @@
-"""Kill -9 a run at random moments, resume it, and compare with the run that was left alone.
+"""Kill runs (SIGKILL) at random moments, resume them, and compare them with an uninterrupted run.
 
-The number of trials is the limit, so the same seed must lead to the same trials and the same best.
-A first run fills the cache; the second, with the cache full as in every run that is killed, is the
-one that the others are compared with. Moments are drawn from its seconds, from the first sign of a
-run in its folder to its end.
-Prints one JSON line a kill and a summary; ends with 1 if anything differs. Example::
+The number of trials is limited, not the time, so the same seed must lead to the same trials and
+the same best trial. A first run fills the cache. The second run is the reference: its cache is
+full, as for every killed run. Moments of kills are drawn uniformly from its duration, from the
+appearance of ``run.json`` in its folder to its end. One JSON line per kill and a summary are
+printed.
 
-    python benchmarks/kill.py FOLDER --kills 20 --trials 4 --input-px 64
+Run:      python benchmarks/kill.py DATA --out FOLDER --kills 20 --trials 4 --input-px 64
+Cost:     (kills + 2) runs; 32 minutes on one core in the configuration of README.md.
+Expected: "same" is true for every kill. The exit code is 1 if anything differs.
 """
 
 import argparse
@@ -25,13 +27,13 @@ COMMAND = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()
 
 
 def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """Start tl-auto with its output in a file."""
+    """Start tl-auto with its output appended to a file."""
     with log.open("ab") as file:
         return subprocess.Popen([*COMMAND, *arguments], stdout=file, stderr=file)
 
 
 def begin(arguments: list[str], folder: Path, log: Path) -> subprocess.Popen[bytes]:
-    """Start a run, and wait until there is one: before that, nothing can be lost."""
+    """Start a run and wait until its ``run.json`` exists: before that, nothing can be lost."""
     process = start(arguments, log)
     while not (folder / "run.json").exists() and process.poll() is None:
         time.sleep(0.02)
@@ -39,23 +41,23 @@ def begin(arguments: list[str], folder: Path, log: Path) -> subprocess.Popen[byt
 
 
 def trials_of(run: Path) -> list[dict[str, Any]]:
-    """Return what must not depend on a kill: all of a trial but its seconds."""
+    """Return the trials of a run without their seconds: these must not depend on a kill."""
     path = run / "trials.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the comparison."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("data", type=Path)
+    """Run the comparison; return 1 if a resumed run differs from the reference, else 0."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, help="dataset folder or manifest")
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--input-px", type=int, default=64)
     parser.add_argument("--strategy", default="auto")
     parser.add_argument("--pilot", choices=("auto", "on", "off"), default="auto")
-    parser.add_argument("--no-control", action="store_true", help="leave the control out")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
+    parser.add_argument("--no-control", action="store_true", help="no random-init control")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder to work in")
     given = parser.parse_args(argv)
     given.out.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         process = begin(run_arguments(given.out / name), given.out / name, log)
         begun = time.monotonic()
         if process.wait():
-            raise SystemExit(f"The run that nobody kills failed:\n{log.read_text()[-1000:]}")
+            raise SystemExit(f"The uninterrupted run failed:\n{log.read_text()[-1000:]}")
         whole_s = time.monotonic() - begun
     expected = trials_of(given.out / "alone")
     best = json.loads((given.out / "alone/outcome.json").read_text())["best"]
@@ -88,17 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         except subprocess.TimeoutExpired:
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
-        kept = trials_of(folder)
+        before = trials_of(folder)
         phase = "before the search"
         if (folder / "state.json").exists():
             phase = json.loads((folder / "state.json").read_text())["phase"]
         code = start(["resume", str(folder), "--quiet", "--time", "2h"], log).wait()
         after = trials_of(folder)
         found = json.loads((folder / "outcome.json").read_text())["best"] if code == 0 else None
-        fine = code == 0 and after[: len(kept)] == kept and after == expected and found == best
-        n_bad += not fine
-        facts = {"kill": number, "moment_s": round(moment_s, 2), "phase": phase, "kept": len(kept)}
-        print(json.dumps({**facts, "exit": code, "same": fine}), flush=True)
+        kept = after[: len(before)] == before
+        same = code == 0 and kept and after == expected and found == best
+        n_bad += not same
+        row = {"kill": number, "moment_s": round(moment_s, 2), "phase": phase, "kept": len(before)}
+        print(json.dumps({**row, "exit": code, "same": same}), flush=True)
     print(json.dumps({"kills": given.kills, "whole_s": round(whole_s, 1), "differ": n_bad}))
     return 1 if n_bad else 0
 

@@ -1,11 +1,13 @@
-"""Measure what ImageNet's own images look like to the embedded backbones, and store it.
+"""Measure the ImageNet reference statistics of the embedded backbones, and write them to files.
 
-    python benchmarks/make_reference.py
+Writes ``advisor/similarity/references/<backbone>.safetensors``: moments of every BatchNorm layer
+at several input sizes, and penultimate activations (8 bits), of 500 images. These are a fixed
+random half of ``../shared/data/imagenet_samples``; the other half is left for tests. Only numbers
+are stored, no image is copied.
 
-Writes ``advisor/similarity/references/<backbone>.safetensors``: moments of every BatchNorm
-layer at several input sizes and penultimate activations (8 bits) of 500 images, a fixed random
-half of ``../shared/data/imagenet_samples``. The other half is left for tests.
-About 10 minutes on two cores; numbers only, no image is copied.
+Run:      python benchmarks/make_reference.py [BACKBONE ...]
+Cost:     about 10 minutes on two cores.
+Expected: the shipped references, apart from their dates.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from shared_sets import imagenet_halves
+from shared_datasets import imagenet_halves
 
 from advisor.similarity.reference import FOLDER, Reference, make_reference, write_reference
 from strategies.core.context import make_context
@@ -35,11 +37,11 @@ NAME = "500 ImageNet images"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the script."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure and write the reference of every backbone."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cache-dir", type=Path)
-    parser.add_argument("--out", type=Path, default=FOLDER, help="folder of the references")
-    parser.add_argument("backbones", nargs="*", default=list(SIZES))
+    parser.add_argument("--out", type=Path, default=FOLDER, help="folder for the references")
+    parser.add_argument("backbones", nargs="*", default=list(SIZES), help="default: all")
     options = parser.parse_args(argv)
     ctx = make_context(cache_dir=options.cache_dir)
     images, _ = imagenet_halves()
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             found = make_reference(NAME, backbone, features, about)
             if px not in FEATURES[name]:
                 found = replace(found, features={})
-            whole = found if whole is None else _joined(whole, found)
+            whole = found if whole is None else _merged(whole, found)
             print(f"{name} at {px} px: {len(images)} images", flush=True)
         assert whole is not None
         path = options.out / f"{name}.safetensors"
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{path.name}: {path.stat().st_size:,} bytes")
 
 
-def _joined(one: Reference, other: Reference) -> Reference:
+def _merged(one: Reference, other: Reference) -> Reference:
     return replace(
         one,
         moments={**one.moments, **other.moments},

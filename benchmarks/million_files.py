@@ -1,12 +1,12 @@
-"""Time and memory until measuring begins on a million files in a thousand class folders.
+"""Measure time and memory of loading a dataset of a million files in a thousand class folders.
 
-The files are hard links to the images of some folders (ext4 allows 65,000 links a file), made in
-a scratch folder and removed again. Listing, sampling, decoding, duplicates and the split run in a
-process of their own, whose peak resident memory is read from the kernel.
+The files are hard links to at most 5,000 copied images (ext4 allows 65,000 links per file), made
+in a scratch folder and removed afterwards. Listing, sampling, decoding, duplicate detection and
+splitting run in a process of their own, whose peak resident memory is read from the kernel.
 
-Run:   python benchmarks/million_files.py --pictures IMAGES... --scratch FOLDER
-Cost:  about 2 minutes on 2 cores; no copy of an image is made.
-See README-data.md for the result.
+Run:      python benchmarks/million_files.py --images FOLDER... --scratch FOLDER
+Cost:     about 2 minutes on 2 cores.
+Expected: README-data.md; `torch_imported` is false.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Make the links, measure in a fresh process, remove the links."""
+    """Make the links, measure in a new process, remove the links."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, nargs="+", required=True)
-    parser.add_argument("--scratch", type=Path, required=True)
+    parser.add_argument("--images", type=Path, nargs="+", required=True, help="image folders")
+    parser.add_argument("--scratch", type=Path, required=True, help="folder for the hard links")
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--per-class", type=int, default=1000)
     parser.add_argument("--max-images", type=int, default=5000)
@@ -47,26 +47,26 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def make_links(root: Path, folders: list[Path], n_classes: int, n_per_class: int) -> None:
-    """Fill class folders with hard links to the images of some folders, in turn."""
+    """Fill class folders with hard links to copies of the images of some folders, in turn."""
     root.mkdir(parents=True)
     found = (p for folder in folders for p in sorted(folder.rglob("*.*")) if p.is_file())
-    seed = root / "seed"  # hard links do not cross file systems: one copy of each image does
+    seed = root / "seed"  # hard links cannot cross file systems, so each image is copied once
     seed.mkdir()
     sources = []
     for i, image in enumerate(islice(found, 5000)):
         sources.append(seed / f"{i:05d}{image.suffix}")
         shutil.copyfile(image, sources[-1])
-    turn = cycle(sources)
+    source_cycle = cycle(sources)
     for c in range(n_classes):
         folder = root / "data" / f"class_{c}"
         folder.mkdir(parents=True)
         for i in range(n_per_class):
-            source = next(turn)
+            source = next(source_cycle)
             os.link(source, folder / f"image_{i}{source.suffix}")
 
 
 def measure(root: Path, max_images: int) -> None:
-    """Print how long it takes until measuring can begin, and the peak memory of this process."""
+    """Load the dataset; print the seconds it took and the peak memory of this process."""
     start = time.monotonic()
     from strategies.data.dataset import load_dataset
 

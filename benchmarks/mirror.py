@@ -1,12 +1,16 @@
-"""May images be mirrored? What their lean says, and what mirroring does to a full fine-tuning.
+"""Measure flip asymmetry of datasets, and the effect of horizontal flips on full fine-tuning.
 
-    python benchmarks/mirror.py --data-root FOLDER --sets gtsrb pacs_sketch --n-per-class 5 20
+Images are drawn as in the suite (`run_suite.py`). Every case has one row with the flip asymmetry
+of its train images (`strategies/training/flip_symmetry.py`). With ``--fit`` it also has the
+accuracy of a full fine-tune with random horizontal flips and of one without, all other
+hyperparameters at their defaults, on up to 400 train and validation images that were not drawn:
+the test split is not used. Rows are appended to ``--out``; existing ones are not measured again.
 
-Images are drawn as in the suite (`run_suite.py`). For every case one line with the lean of the
-train images (`strategies/training/flip_symmetry.py`); with ``--fit`` also the accuracy of a full
-fine-tuning that mirrors its crops at random and of one that does not, all other defaults alike, on
-up to 400 images that could be trained on and were not: test is not looked at. Appended to
-``--out`` as it is done; what stands there is not run again. Ends with the table.
+Run:      python benchmarks/mirror.py --data-root FOLDER --sets gtsrb pacs_sketch \
+              --n-per-class 5 20 [--fit]
+Cost:     two passes over the train images of a case; with ``--fit`` two full fine-tunes more.
+Expected: asymmetry well above its noise for letters and signs; flips hurt gtsrb and help
+          pacs_sketch (README-training.md).
 """
 
 import argparse
@@ -26,11 +30,11 @@ from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import evaluate
 from strategies.training.flip_symmetry import measure_flip_asymmetry
 
-MAX_JUDGED = 400
+MAX_EVALUATED = 400
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure what is missing, and print all."""
+    """Measure the cases that have no row yet, then print the table of all rows."""
     args = _arguments(argv)
     names = args.sets or sorted(
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
@@ -63,31 +67,35 @@ def measure(
     hflip: bool | None,
     steps: int | None,
 ) -> dict[str, Any]:
-    """Return the lean of a dataset's train images for None, else what a fine-tuning reaches."""
+    """Return the flip asymmetry of the train images for `hflip` None, else a fine-tune's row."""
     if hflip is None:
         found = measure_flip_asymmetry(dataset.train, backbone, ctx, any_size=True)
         return {"flip_asymmetry": round(found.cosine, 4), "noise": round(found.noise, 4)}
     used = {p.path for p in dataset.fit_split}
     left = [p for p in whole.fit_split if p.path not in used]
-    order = np.random.default_rng(ctx.seed).permutation(len(left))[:MAX_JUDGED]
-    judged = tuple(left[i] for i in sorted(order))
+    order = np.random.default_rng(ctx.seed).permutation(len(left))[:MAX_EVALUATED]
+    held_out = tuple(left[i] for i in sorted(order))
     fitted = FullFineTune(hflip=hflip, steps=steps).fit(dataset, backbone, ctx)
-    accuracy = evaluate(fitted, judged).accuracy.mid
-    return {"hflip": hflip, "accuracy": round(accuracy, 4), "n_judged": len(judged)}
+    accuracy = evaluate(fitted, held_out).accuracy.mid
+    return {"hflip": hflip, "accuracy": round(accuracy, 4), "n_judged": len(held_out)}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return leans, and what mirroring gained in points, by set and size; ranges over seeds."""
+    """Return flip asymmetry, and the gain of flips in points, by dataset and size.
+
+    Ranges are over seeds; gains are listed by seed.
+    """
     cases = sorted({(r["set"], r["n_per_class"]) for r in rows})
-    lines = ["| set, images per class | lean | noise | mirrored, gain |", "|---|---|---|---|"]
+    lines = ["| dataset, images per class | flip asymmetry | noise | gain of flips, points |"]
+    lines.append("|---|---|---|---|")
     for name, n in cases:
         own = [r for r in rows if (r["set"], r["n_per_class"]) == (name, n)]
-        leans = [r["flip_asymmetry"] for r in own if "flip_asymmetry" in r]
+        asymmetries = [r["flip_asymmetry"] for r in own if "flip_asymmetry" in r]
         noise = [r["noise"] for r in own if "noise" in r]
-        judged = {(r["seed"], r["hflip"]): r["accuracy"] for r in own if "hflip" in r}
-        seeds = sorted({s for s, _ in judged if {(s, True), (s, False)} <= judged.keys()})
-        gains = [f"{100 * (judged[s, True] - judged[s, False]):+.1f}" for s in seeds]
-        spans = [f"{min(v):.3f} to {max(v):.3f}" if v else "–" for v in (leans, noise)]
+        accuracy = {(r["seed"], r["hflip"]): r["accuracy"] for r in own if "hflip" in r}
+        seeds = sorted({s for s, _ in accuracy if {(s, True), (s, False)} <= accuracy.keys()})
+        gains = [f"{100 * (accuracy[s, True] - accuracy[s, False]):+.1f}" for s in seeds]
+        spans = [f"{min(v):.3f} to {max(v):.3f}" if v else "–" for v in (asymmetries, noise)]
         lines.append(f"| {name}, {n} | {spans[0]} | {spans[1]} | {', '.join(gains) or '–'} |")
     return "\n".join(lines)
 
@@ -97,12 +105,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/mirror.jsonl"))
     parser.add_argument("--cache-dir", type=Path, default=None)
-    parser.add_argument("--sets", nargs="*", help="default: every folder of the data root")
+    parser.add_argument("--sets", nargs="*", help="datasets; default: all in the data root")
     parser.add_argument("--n-per-class", nargs="*", type=int, default=[5, 20])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)
-    parser.add_argument("--fit", action="store_true", help="fine-tune, mirrored and not")
-    parser.add_argument("--steps", type=int, help="of the fine-tuning; default: its own")
+    parser.add_argument("--fit", action="store_true", help="fine-tune with and without flips")
+    parser.add_argument("--steps", type=int, help="of the fine-tune; default: its default")
     return parser.parse_args(argv)
 
 

@@ -1,15 +1,20 @@
-"""Negative transfer where it truly happens, and where it does not, and what the warnings say.
+"""Test the findings of negative transfer, and interventions, with a deliberately harmful backbone.
 
-    python benchmarks/negative.py harm --backbone-folder FOLDER      # make a harmful backbone
-    python benchmarks/negative.py warn --backbone-folder FOLDER      # three targets x ten draws
-    python benchmarks/negative.py near                               # near sets x ten draws
-    python benchmarks/negative.py remedies --backbone-folder FOLDER  # what the remedies reach
-    python benchmarks/negative.py table                              # what was found
+``harm`` makes the harmful backbone: it trains the embedded one on random labels of spectrograms at
+a large learning rate, a dissimilar dataset with nothing to learn. ``warn`` asks for advice with it
+on small draws of three datasets near ImageNet; ``near`` does the same with the embedded backbone,
+where no finding is expected. ``interventions`` fits the interventions on the harmful backbone, and
+the embedded one, and evaluates them on test. ``table`` prints all results. Rows are appended to
+``negative.jsonl``; existing ones are not measured again.
 
-``harm`` trains the embedded network on random labels of spectrograms at a large learning rate: a
-foreign dataset with nothing to learn. ``warn`` asks for advice with it on small draws of near sets,
-``near`` with the embedded network itself. Rows are appended to ``negative.jsonl``; what stands
-there is not run again.
+Run:      python benchmarks/negative.py harm --backbone-folder FOLDER
+          python benchmarks/negative.py warn --backbone-folder FOLDER           # 3 x 10 draws
+          python benchmarks/negative.py near                                    # 3 x 10 draws
+          python benchmarks/negative.py interventions --backbone-folder FOLDER
+          python benchmarks/negative.py table
+Cost:     on one core: harm 5 minutes, warn and near 1 to 3 s per draw, interventions 10 to 20 s
+          per fit.
+Expected: negative transfer is found on all draws of warn and on none of near (README.md).
 """
 
 import argparse
@@ -42,16 +47,17 @@ FOREIGN, N_FOREIGN = "fsdd_spec", 640
 TARGETS = ("flowers5", "cats_dogs", "trash6")
 NEAR = ("hymenoptera", "cats_dogs", "flowers5")
 N_PER_CLASS = 40
-REMEDIED: dict[str, dict[str, Any]] = {
+INTERVENTIONS: dict[str, dict[str, Any]] = {
     "statistics": {"batch_norm": "reestimated"},
     "stages": {"reset_stages": 2, "blend": 1.0},
     "spectrum": {"spectral": 0.001},
 }
-WARNINGS = ("TL201", "TL202", "TL208", "TL209")
+CODES = ("TL201", "TL202", "TL208", "TL209")
+"""Findings of negative transfer."""
 
 
 def harm(args: argparse.Namespace) -> None:
-    """Train the embedded network on random labels of spectrograms, and save it."""
+    """Train the embedded backbone on random labels of spectrograms, and save it."""
     backbone = load_backbone(input_px=args.input_px)
     dataset = load_dataset(args.data_root / FOREIGN)
     rng = np.random.default_rng(0)
@@ -73,7 +79,7 @@ def harm(args: argparse.Namespace) -> None:
     print(f"{args.backbone_folder}: {args.steps} steps at learning rate {args.lr:g}")
 
 
-def ask(args: argparse.Namespace) -> None:
+def advise_draws(args: argparse.Namespace) -> None:
     """Ask for advice on every draw that has no row yet."""
     harmful = args.part == "warn"
     name = f"local-dir:{args.backbone_folder}" if harmful else args.backbone
@@ -86,13 +92,13 @@ def ask(args: argparse.Namespace) -> None:
             if any(about.items() <= row.items() for row in read_rows(args.out)):
                 continue
             dataset = subsample(whole, N_PER_CLASS, seed).hide_test()
-            row = about | asked(dataset, backbone, seed, args.cache_dir)
+            row = about | advise_one(dataset, backbone, seed, args.cache_dir)
             append_row(args.out, row)
             print(row, flush=True)
 
 
-def asked(dataset: Dataset, backbone: Backbone, seed: int, cache_dir: Path) -> Row:
-    """Return what advice says of transfer on one draw."""
+def advise_one(dataset: Dataset, backbone: Backbone, seed: int, cache_dir: Path) -> Row:
+    """Return findings and measurements of transfer on one draw."""
     options = Options(backbone=backbone.name, input_px=backbone.input_px, pilot="off", seed=seed)
     ctx = make_context(cache_dir=cache_dir, seed=seed)
     advice = advise_on(Prepared(dataset, backbone, (), (), options, ctx))
@@ -100,7 +106,7 @@ def asked(dataset: Dataset, backbone: Backbone, seed: int, cache_dir: Path) -> R
     gain, alternative = profile.transfer_gain, profile.alternative
     assert gain is not None
     return {
-        "warnings": [f.code for f in advice.findings if f.code in WARNINGS],
+        "warnings": [f.code for f in advice.findings if f.code in CODES],
         "issues": [f.code for f in advice.findings if is_issue(f)],
         "names_backbone": any("backbone" in f.title for f in advice.findings if is_issue(f)),
         "probe": round(profile.linear_probe.accuracy.mid, 4),
@@ -112,12 +118,12 @@ def asked(dataset: Dataset, backbone: Backbone, seed: int, cache_dir: Path) -> R
 
 
 def is_issue(finding: Finding) -> bool:
-    """Whether a finding warns of negative transfer, not only remarks on it."""
-    return finding.code in WARNINGS and finding.severity == "issue"
+    """Return whether a finding is one of negative transfer and has the severity "issue"."""
+    return finding.code in CODES and finding.severity == "issue"
 
 
-def intervention(args: argparse.Namespace) -> None:
-    """Fit what is plain and what a warning calls for, case by case, and judge all on test."""
+def fit_interventions(args: argparse.Namespace) -> None:
+    """Fit plain strategies and interventions on every case, and evaluate all of them on test."""
     harmful = f"local-dir:{args.backbone_folder}"
     steps = args.fit_steps
     plan = [
@@ -126,7 +132,7 @@ def intervention(args: argparse.Namespace) -> None:
         ("scratch", "from_scratch", harmful, {"steps": 2 * steps}),
         *(
             ("intervention", "full_fine_tune", harmful, {"steps": steps} | v)
-            for v in REMEDIED.values()
+            for v in INTERVENTIONS.values()
         ),
         ("other backbone", "linear_probe", DEFAULT_BACKBONE, {}),
         ("other backbone", "full_fine_tune", DEFAULT_BACKBONE, {"steps": steps}),
@@ -140,12 +146,12 @@ def intervention(args: argparse.Namespace) -> None:
                 if any(about.items() <= row.items() for row in read_rows(args.out)):
                     continue
                 backbone = load_backbone(name, input_px=args.input_px)
-                row = about | fitted(dataset, backbone, strategy, given, seed, args.cache_dir)
+                row = about | fit(dataset, backbone, strategy, given, seed, args.cache_dir)
                 append_row(args.out, row)
                 print(row, flush=True)
 
 
-def fitted(
+def fit(
     dataset: Dataset,
     backbone: Backbone,
     strategy: str,
@@ -153,7 +159,7 @@ def fitted(
     seed: int,
     cache_dir: Path,
 ) -> Row:
-    """Fit once; judge on validation, by which a run chooses, and on test."""
+    """Fit once; evaluate on validation, by which a run chooses, and on test."""
     ctx = make_context(cache_dir=cache_dir, seed=seed)
     start = time.monotonic()
     classifier = get_strategy(strategy)(**given).fit(dataset.hide_test(), backbone, ctx)
@@ -168,29 +174,30 @@ def fitted(
 
 
 def table(args: argparse.Namespace) -> None:
-    """Print how often the warning fired, and what the remedies reached."""
+    """Print how often negative transfer was found, and test accuracies of interventions."""
     rows = read_rows(args.out)
-    print("| backbone | set | draws | warned of | named as the cause |\n|---|---|---|---|---|")
-    asked_for = [r for r in rows if r["part"] != "interventions"]
-    for name in dict.fromkeys(r["backbone"] for r in asked_for):
-        mine = [r for r in asked_for if r["backbone"] == name]
+    print("| backbone | dataset | draws | negative transfer found | backbone named as the cause |")
+    print("|---|---|---|---|---|")
+    advised = [r for r in rows if r["part"] != "interventions"]
+    for name in dict.fromkeys(r["backbone"] for r in advised):
+        mine = [r for r in advised if r["backbone"] == name]
         for target in dict.fromkeys(r["set"] for r in mine):
             own = [r for r in mine if r["set"] == target]
             warned = sum(bool(r["issues"]) for r in own)
             named = sum(r["names_backbone"] for r in own)
             print(f"| {name} | {target} | {len(own)} | {warned} | {named} |")
-    print("\n| with | cases | mean test accuracy | spread |\n|---|---|---|---|")
-    tried = [r for r in rows if r["part"] == "interventions"]
-    for name, found in reached(tried).items():
+    print("\n| fit | cases | mean test accuracy, % | standard deviation |\n|---|---|---|---|")
+    fits = [r for r in rows if r["part"] == "interventions"]
+    for name, found in accuracies(fits).items():
         spread = np.std(found, ddof=1) if len(found) > 1 else float("nan")
         print(f"| {name} | {len(found)} | {100 * np.mean(found):.1f} | {100 * spread:.1f} |")
 
 
-def reached(rows: list[Row]) -> dict[str, list[float]]:
-    """Return the test accuracy of everything that was tried, case by case.
+def accuracies(rows: list[Row]) -> dict[str, list[float]]:
+    """Return the test accuracies of all fits by kind, in the order of cases.
 
-    The last lines are choices: the better of plain and scratch in hindsight, and what a run would
-    keep, which is the best on val.
+    The last entries are choices among the fits of a case: the better of plain and scratch in
+    hindsight, and the best on validation, which a run would keep.
     """
     found: dict[str, list[float]] = {}
     cases: dict[tuple[str, int, int], list[Row]] = {}
@@ -202,10 +209,10 @@ def reached(rows: list[Row]) -> dict[str, list[float]]:
             given = {k: v for k, v in row["given"].items() if k != "steps"}
             name = f"{row['kind']}: {row['strategy']} {given or ''}"
             found.setdefault(name, []).append(row["test"])
-        old = [r for r in case if r["kind"] in ("plain", "scratch")]
+        without = [r for r in case if r["kind"] in ("plain", "scratch")]
         same = [r for r in case if r["kind"] != "other backbone"]
         found.setdefault("best of plain and scratch, in hindsight", []).append(
-            max(r["test"] for r in old)
+            max(r["test"] for r in without)
         )
         for name, among in (
             ("best on validation, this backbone", same),
@@ -217,21 +224,27 @@ def reached(rows: list[Row]) -> dict[str, list[float]]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what was asked for."""
+    """Run the part that was asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("part", choices=["harm", "warn", "near", "interventions", "table"])
+    parser.add_argument(
+        "part",
+        choices=["harm", "warn", "near", "interventions", "table"],
+        help="make the harmful backbone, advise with it, advise with a good one, fit the "
+        "interventions, or print the table",
+    )
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--backbone-folder", type=Path)
-    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="of near")
+    parser.add_argument("--backbone-folder", type=Path, help="folder of the harmful backbone")
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE, help="backbone of `near`")
     parser.add_argument("--cache-dir", type=Path, default=Path(tempfile.gettempdir()) / "negative")
     parser.add_argument("--input-px", type=int, default=96)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--lr", type=float, default=0.005)
-    parser.add_argument("--fit-steps", type=int, default=60, help="of the remedies' fine-tunes")
+    parser.add_argument("--fit-steps", type=int, default=60, help="of the interventions")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=ROWS)
     args = parser.parse_args(argv)
-    parts = {"harm": harm, "warn": ask, "near": ask, "interventions": intervention, "table": table}
+    parts = {"harm": harm, "warn": advise_draws, "near": advise_draws, "table": table}
+    parts["interventions"] = fit_interventions
     parts[args.part](args)
 
 

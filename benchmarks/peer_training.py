@@ -1,7 +1,11 @@
-"""Fine-tuning as users of timm, fastai or AutoGluon write it; run by `peers.py`, not by people.
+"""Fine-tuning as users of timm, fastai or AutoGluon write it; run by `peers.py` and `tuning.py`.
 
-Reads a JSON file (images, weights, seconds, seed) and prints one line of JSON. It stands alone,
-so that it runs in an environment without this project.
+Reads a JSON file (images, weights, seconds, seed), fine-tunes, evaluates on test, and prints one
+line of JSON. It imports nothing of this project, so that it runs in an environment without it.
+
+Run:      python benchmarks/peer_training.py SPEC.json
+Cost:     the seconds of the file, and imports and evaluation.
+Expected: a line with accuracy, n_test, seconds and hyperparameters.
 """
 
 import json
@@ -24,15 +28,15 @@ from torch.utils.data import DataLoader, Dataset
 
 BATCH, TIMED = 32, 3
 FEWEST = 11
-"""Steps: a tenth of them warm up, and ``OneCycleLR`` cannot with a single one."""
+"""Minimum of steps: a tenth of them are warm-up, and ``OneCycleLR`` needs more than one."""
 File = tuple[str, int]
-"""An image's path and label; a list of both, as JSON has it."""
-Judged = tuple[NDArray[np.bool_], float, dict[str, float]]
-"""Which test images were named rightly, seconds of training, and hyperparameters."""
+"""An image's path and label; a list of both when read from JSON."""
+Result = tuple[NDArray[np.bool_], float, dict[str, float]]
+"""Which test images were classified correctly, seconds of training, and hyperparameters."""
 
 
 class Spec(TypedDict):
-    """What `peers.py` writes: how to train on which images."""
+    """Specification of a training run, as `peers.py` writes it."""
 
     how: str
     lr: float
@@ -47,14 +51,14 @@ class Spec(TypedDict):
 
 
 class Transform(Protocol):
-    """What makes a tensor of an image."""
+    """A function from image to tensor."""
 
     def __call__(self, image: Image.Image, /) -> Tensor:
-        """Return channels, rows and columns."""
+        """Return the image as a tensor, (channels, rows, columns)."""
 
 
 class ImageInputs(Dataset[tuple[Tensor, int]]):
-    """Image files as timm's transforms see them."""
+    """Image files with a timm transform."""
 
     def __init__(self, files: Sequence[File], transform: Transform) -> None:
         self.files, self.transform = files, transform
@@ -69,16 +73,16 @@ class ImageInputs(Dataset[tuple[Tensor, int]]):
         return self.transform(Image.open(path).convert("RGB")), label
 
 
-def with_timm(spec: Spec) -> Judged:
-    """AdamW, warm-up and cosine, timm's own augmentation, a new head; everything trained."""
+def with_timm(spec: Spec) -> Result:
+    """Fine-tune all layers with AdamW, warm-up, cosine schedule and timm's augmentation."""
     net = timm.create_model(
         f"local-dir:{spec['weights']}", pretrained=True, num_classes=spec["n_classes"]
     )
-    how = resolve_model_data_config(net)
+    config = resolve_model_data_config(net)
     train = ImageInputs(
-        spec["train"], create_transform(**how, is_training=True, auto_augment=None)
+        spec["train"], create_transform(**config, is_training=True, auto_augment=None)
     )
-    test = ImageInputs(spec["test"], create_transform(**how, is_training=False))
+    test = ImageInputs(spec["test"], create_transform(**config, is_training=False))
     size = min(BATCH, len(train))
     start = time.monotonic()
     optimizer = torch.optim.AdamW(net.parameters(), lr=spec["lr"], weight_decay=0.05)
@@ -87,7 +91,7 @@ def with_timm(spec: Spec) -> Judged:
     for (images, labels), step in zip(timing, range(TIMED + 1), strict=False):
         torch.nn.functional.cross_entropy(net(images), labels).backward()
         optimizer.zero_grad()
-        if step == 0:  # a first one allocates
+        if step == 0:  # the first step is slower: it allocates memory
             begun = time.monotonic()
     per_step = (time.monotonic() - begun) / TIMED
     steps = max(FEWEST, int(spec["seconds"] / per_step))
@@ -111,8 +115,8 @@ def with_timm(spec: Spec) -> Judged:
     return np.concatenate(right), seconds, {"steps": steps, "lr": spec["lr"]}
 
 
-def with_fastai(spec: Spec) -> Judged:
-    """`vision_learner(...).fine_tune(...)` with fastai's own augmentation and learning rate."""
+def with_fastai(spec: Spec) -> Result:
+    """Fine-tune with fastai's `vision_learner`, its augmentation and default learning rate."""
     from fastai.vision.all import (
         CategoryBlock,
         DataBlock,
@@ -128,7 +132,7 @@ def with_fastai(spec: Spec) -> Judged:
         blocks=(ImageBlock, CategoryBlock(vocab=list(range(spec["n_classes"])))),
         get_x=lambda f: f[0],
         get_y=lambda f: f[1],
-        # fastai wants a validation set; nothing is selected on it.
+        # fastai requires a validation split; nothing is selected on it.
         splitter=IndexSplitter(list(range(len(files), len(files) + 2))),
         item_tfms=Resize(round(spec["px"] / 0.875)),
         batch_tfms=aug_transforms(size=spec["px"]),
@@ -148,8 +152,8 @@ def with_fastai(spec: Spec) -> Judged:
     return (scores.argmax(1) == labels).numpy(), seconds, {"epochs": epochs}
 
 
-def with_autogluon(spec: Spec) -> Judged:
-    """`MultiModalPredictor` on these weights with all other defaults; it selects on val."""
+def with_autogluon(spec: Spec) -> Result:
+    """Fit AutoGluon's `MultiModalPredictor` with default settings; it selects on validation."""
     import pandas as pd
     from autogluon.multimodal import MultiModalPredictor
     from safetensors.torch import load_file
@@ -161,14 +165,14 @@ def with_autogluon(spec: Spec) -> Judged:
     assert known is not None
     name = str(known.classifier)
     body = {k: v for k, v in tensors.items() if not k.startswith(name)}
-    torch.save(body, weights / "pytorch_model.bin")  # what it reads weights from
+    torch.save(body, weights / "pytorch_model.bin")  # the file that AutoGluon reads
 
     def frame(files: Sequence[File]) -> pd.DataFrame:
         return pd.DataFrame(files, columns=["image", "label"])
 
-    held = {tuple(f) for f in spec["val"]}
-    train = frame([f for f in spec["train"] if tuple(f) not in held])
-    how = {
+    val = {tuple(f) for f in spec["val"]}
+    train = frame([f for f in spec["train"] if tuple(f) not in val])
+    hyperparameters = {
         "model.names": ["timm_image"],
         "model.timm_image.checkpoint_name": str(weights),
         "model.timm_image.image_size": spec["px"],
@@ -182,7 +186,7 @@ def with_autogluon(spec: Spec) -> Judged:
         train,
         tuning_data=frame(spec["val"]),
         time_limit=spec["seconds"],
-        hyperparameters=how,
+        hyperparameters=hyperparameters,
         seed=spec["seed"],
     )
     seconds = time.monotonic() - start
@@ -191,7 +195,10 @@ def with_autogluon(spec: Spec) -> Judged:
 
 
 def seconds_per_epoch(learner: Any) -> float:
-    """Time some steps of the whole network, a first one left out; the learner is spent then."""
+    """Estimate the seconds of an epoch from some steps of the whole network, without the first.
+
+    The learner cannot be used afterwards.
+    """
     learner.model.train()
     batches = (batch for _ in range(TIMED + 1) for batch in learner.dls.train)
     for (images, labels), step in zip(batches, range(TIMED + 1), strict=False):
@@ -203,10 +210,10 @@ def seconds_per_epoch(learner: Any) -> float:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Train and judge on test, as the file says that is the only argument."""
+    """Train and evaluate on test; the only argument is the path of the specification."""
     spec: Spec = json.loads(Path(argv[0]).read_text())
     torch.manual_seed(spec["seed"])
-    np.random.seed(spec["seed"])  # noqa: NPY002 (what fastai draws from)
+    np.random.seed(spec["seed"])  # noqa: NPY002 (fastai uses the global generator)
     random.seed(spec["seed"])
     peers = {"timm": with_timm, "fastai": with_fastai, "autogluon": with_autogluon}
     right, seconds, used = peers[spec["how"]](spec)

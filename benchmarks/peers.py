@@ -1,15 +1,17 @@
-"""Our strategies against what others would do with the same images, backbone and time.
+"""Compare our strategies with scikit-learn, timm and fastai on the same images, backbone and time.
 
-    python benchmarks/peers.py --python PEERS/bin/python
-    python benchmarks/peers.py --table
+A cell is a dataset, a number of images per class and a seed. Every method is fitted to all images
+of a cell with its defaults: nothing is held out for selection. timm and fastai get the seconds
+that our `full_fine_tune` took in the same cell, so that strategy is run first. All are evaluated
+on the same test images, filled up to 600 with train and validation images that were not drawn.
+Every fit has one row, appended when it is done; fits that have a row are skipped.
 
-One row a fit, appended as it is done; what stands in the file already is not run again. `PEERS` is
-an environment of its own: ``pip install torch torchvision timm``, then ``pip install fastai``.
-
-Every cell has `n` images per class. All learn from all of them, with their defaults: nothing is
-held back to select on. Fine-tuning peers get the seconds that our
-`full_fine_tune` took in the same cell, so that one is run first. All are judged on the same test
-images, filled up to 600 with images that could be learnt from and were not.
+Run:      python benchmarks/peers.py --python PEERS/bin/python
+          python benchmarks/peers.py --table
+          PEERS is an environment of its own: ``pip install torch torchvision timm``, then
+          ``pip install fastai``.
+Cost:     45 minutes per seed on one core; `--table` takes seconds.
+Expected: README-probes.md.
 """
 
 import argparse
@@ -45,7 +47,7 @@ TRAINING = Path(__file__).with_name("peer_training.py")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is missing, or print what is known."""
+    """Run the fits that have no row yet, or print the table of existing rows."""
     args = _arguments(argv)
     if args.table:
         print(table(read_rows(args.out)))
@@ -80,20 +82,24 @@ def run(
     rows: list[dict[str, Any]],
     args: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Fit once and judge on test."""
+    """Fit once with one method, and evaluate on test."""
     if who in SKLEARN:
         return run_sklearn(who, dataset, backbone, ctx)
     if who in TRAINED:
         given = next((r["seconds"] for r in rows if r["who"] == "full_fine_tune"), None)
         if given is None:
-            raise SystemExit(f"{who} gets the time of full_fine_tune: run that first.")
+            raise SystemExit(
+                f"{who} gets the seconds of full_fine_tune in the same cell, which has no row: "
+                "run --who full_fine_tune first."
+            )
         return run_training(who, dataset, backbone, ctx.seed, given, args.python)
     chosen = get_strategy(who)
-    fewer = {"steps": args.steps} if args.steps and chosen.selects_on_val else {}
-    strategy = chosen(**fewer)
+    given_steps = {"steps": args.steps} if args.steps and chosen.selects_on_val else {}
+    strategy = chosen(**given_steps)
     fitted_on = dataset.hide_test().with_val_in_train()
     if not strategy.selects_on_val:
-        extract_features(fitted_on.train, backbone, ctx)  # as for scikit-learn: not in the seconds
+        # As for scikit-learn, the seconds are those of the head alone.
+        extract_features(fitted_on.train, backbone, ctx)
     start = time.monotonic()
     fitted = strategy.fit(fitted_on, backbone, ctx)
     seconds = time.monotonic() - start
@@ -108,7 +114,7 @@ def run(
 
 
 def run_sklearn(who: str, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> dict[str, Any]:
-    """Cross-validate scikit-learn's linear classifiers on the penultimate activations."""
+    """Fit a linear classifier of scikit-learn to penultimate features, cross-validating `C`."""
     assert dataset.test is not None
     depth = [backbone.n_depths]
     x, y = (
@@ -123,7 +129,7 @@ def run_sklearn(who: str, dataset: Dataset, backbone: Backbone, ctx: RunContext)
             l1_ratios=(0.0,),
             cv=folds,
             max_iter=1000,
-            validation="accuracy",
+            scoring="accuracy",
             use_legacy_attributes=False,
         )
         if who == "sklearn_logistic"
@@ -146,7 +152,7 @@ def run_sklearn(who: str, dataset: Dataset, backbone: Backbone, ctx: RunContext)
 def run_training(
     who: str, dataset: Dataset, backbone: Backbone, seed: int, seconds: float, python: Path
 ) -> dict[str, Any]:
-    """Let another library fine-tune the same weights, in a process of its own."""
+    """Fine-tune the same weights with another library, in a process of its own."""
     assert dataset.test is not None
     with TemporaryDirectory() as folder:
         names = [str(i) for i in range(1000)]
@@ -168,16 +174,16 @@ def run_training(
             [python, TRAINING, Path(folder) / "spec.json"], capture_output=True, text=True
         )
     if done.returncode:
-        raise SystemExit(f"{who} failed:\n{done.stderr}")
+        raise SystemExit(f"{who} failed with exit code {done.returncode}:\n{done.stderr}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Return mean accuracies over seeds in Markdown, and what each strategy has over the peers.
+    """Return mean accuracies over seeds, and each strategy's gain over the best peer, as Markdown.
 
-    Linear heads are compared with scikit-learn's, what is trained with all peers: in every cell
-    with the best of them.
+    Linear heads are compared with scikit-learn's, fine-tunes with all peers. The best peer is
+    chosen per cell.
     """
     found: dict[tuple[str, int], dict[str, list[float]]] = {}
     for row in rows:
@@ -185,17 +191,18 @@ def table(rows: list[dict[str, Any]]) -> str:
         cell.setdefault(row["who"], []).append(100 * row["accuracy"])
     peers = (*SKLEARN, *TRAINED)
     names = [w for w in (*peers, *STRATEGIES) if all(w in cell for cell in found.values())]
-    lines = [f"| set, a class | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    read_ahead: dict[str, list[float]] = {name: [] for name in names if name in STRATEGIES}
+    lines = [f"| dataset, images per class (seeds) | {' | '.join(names)} |"]
+    lines.append("|---" * (len(names) + 1) + "|")
+    gains: dict[str, list[float]] = {name: [] for name in names if name in STRATEGIES}
     for (name, n), cell in found.items():
         means = {who: float(np.mean(cell[who])) for who in names}
-        best = {w: max(means[p] for p in _peers_of(w) if p in means) for w in read_ahead}
+        best = {w: max(means[p] for p in _peers_of(w) if p in means) for w in gains}
         shown = [f"{means[w]:.1f}" for w in names]
         lines.append(f"| {name}, {n} ({len(cell[names[0]])}) | {' | '.join(shown)} |")
-        for who in read_ahead:
-            read_ahead[who].append(means[who] - best[who])
-    lines += ["", "| strategy | mean lead over the best peer | least |", "|---|---|---|"]
-    lines += [f"| {w} | {np.mean(v):+.1f} | {min(v):+.1f} |" for w, v in read_ahead.items()]
+        for who in gains:
+            gains[who].append(means[who] - best[who])
+    lines += ["", "| strategy | mean gain over the best peer, points | lowest |", "|---|---|---|"]
+    lines += [f"| {w} | {np.mean(v):+.1f} | {min(v):+.1f} |" for w, v in gains.items()]
     return "\n".join(lines)
 
 
@@ -204,7 +211,7 @@ def _peers_of(strategy: str) -> tuple[str, ...]:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a file of JSON lines, none if there is no file."""
+    """Return the rows of a JSON Lines file; none if the file does not exist yet."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -217,15 +224,17 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/peers.jsonl"))
     parser.add_argument("--cache-dir", type=Path, default=None)
-    parser.add_argument("--python", type=Path, default=Path("peers/bin/python"))
+    parser.add_argument(
+        "--python", type=Path, default=Path("peers/bin/python"), help="with timm and fastai"
+    )
     parser.add_argument("--sets", nargs="*", default=SETS)
     order = sorted(STRATEGIES, key=lambda name: STRATEGIES[name].selects_on_val)
     parser.add_argument("--who", nargs="*", default=[*SKLEARN, *order, *TRAINED])
     parser.add_argument("--n-per-class", nargs="*", type=int, default=[10, 100])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)
-    parser.add_argument("--steps", type=int, help="of our training runs; default: their own")
-    parser.add_argument("--table", action="store_true", help="print the rows that are there")
+    parser.add_argument("--steps", type=int, help="of our fine-tunes; default: their defaults")
+    parser.add_argument("--table", action="store_true", help="print the table of existing rows")
     return parser.parse_args(argv)
 
 

@@ -1,12 +1,14 @@
-"""The whole regularisation path at every depth: our solver against scikit-learn's.
+"""Compare the speed of our solver of linear heads with scikit-learn's, on cross-validated paths.
 
-    python benchmarks/probe_speed.py --depths 1 2 3 4 5    # then 6, then 0 (all depths together)
-    python benchmarks/probe_speed.py --table
-    python benchmarks/probe_speed.py --synthetic 100000    # time and memory of ours alone
+Both solve the same problems at every depth: standardised features, ten L2 strengths, five folds,
+softmax loss. Times are CPU seconds of the solver, so set OMP_NUM_THREADS=1; features are extracted
+before. Every depth has one row, appended when it is done. Depth 0 is all depths concatenated.
 
-One row a depth, appended as it is done. Both solve the same problems: standardised features, ten
-L2 strengths, five folds, softmax. Times are CPU seconds of solving alone, so run it with
-OMP_NUM_THREADS=1; features are computed before.
+Run:      OMP_NUM_THREADS=1 python benchmarks/probe_speed.py --depths 1 2 3 4 5 6 0
+          python benchmarks/probe_speed.py --table
+          python benchmarks/probe_speed.py --synthetic 100000    # time and memory of our solver
+Cost:     mostly scikit-learn's time, which `--table` prints; `--table` itself takes seconds.
+Expected: equal accuracy in a fraction of the time (README-probes.md).
 """
 
 import argparse
@@ -37,7 +39,7 @@ STRENGTHS = tuple(float(s) for s in np.logspace(-2, -6.5, 10))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the depths asked for, or print what is known."""
+    """Run the depths asked for, or print the table of existing rows."""
     args = _arguments(argv)
     if args.table:
         print_table(read_rows(args.out))
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run_synthetic(n: int, width: int = 1280, n_classes: int = 10) -> None:
-    """Print time and peak memory of a cross-validated path and a fit to overlapping classes."""
+    """Print time and peak memory of our solver on random features of overlapping classes."""
     rng = np.random.default_rng(0)
     labels = np.arange(n) % n_classes
     x = rng.normal(size=(n, width)).astype(np.float32)
@@ -95,7 +97,7 @@ def scikit_learn(
     folds: NDArray[np.int64],
     max_iter: int,
 ) -> tuple[NDArray[np.bool_], int]:
-    """Return out-of-fold hits, (strengths, n), and how many fits did not converge."""
+    """Return which out-of-fold predictions are correct, (strengths, n), and unconverged fits."""
     scaled = (x - x.mean(0)) / (np.maximum(x.std(0), 1e-9) * np.sqrt(x.shape[1]))
     hits = np.zeros((len(STRENGTHS), len(x)), dtype=bool)
     with warnings.catch_warnings(record=True) as caught:
@@ -111,11 +113,13 @@ def scikit_learn(
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print times and cross-validated accuracies by depth, and their totals."""
+    """Print times and cross-validated accuracies by depth, and total times."""
     for name, most in dict.fromkeys((r["set"], r["max_iter"]) for r in rows):
         some = [r for r in rows if (r["set"], r["max_iter"]) == (name, most)]
         print(f"{name}, n = {some[0]['n']}, scikit-learn's max_iter = {most}")
-        print("| depth | width | ours | scikit-learn | times | best accuracy: ours, theirs |")
+        print(
+            "| depth | width | ours | scikit-learn | speed-up | best accuracy, %: ours, theirs |"
+        )
         print("|---|---|---|---|---|---|")
         for r in some:
             best = f"{100 * max(r['ours']):.1f}, {100 * max(r['theirs']):.1f}"
@@ -125,7 +129,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
                 f"{r['theirs_s']:.1f} s | {ratio:.0f} | {best} |"
             )
         ours, theirs = (sum(r[k] for r in some) for k in ("ours_s", "theirs_s"))
-        print(f"| together | | {ours:.1f} s | {theirs:.0f} s | {theirs / ours:.0f} | |\n")
+        print(f"| total | | {ours:.1f} s | {theirs:.0f} s | {theirs / ours:.0f} | |\n")
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -137,8 +141,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n-per-class", type=int, default=100)
     parser.add_argument("--depths", nargs="*", type=int, default=[1, 2, 3, 4, 5, 6, 0])
     parser.add_argument("--max-iter", type=int, default=1000)
-    parser.add_argument("--synthetic", type=int, help="images' worth of made-up features")
-    parser.add_argument("--table", action="store_true", help="print the rows that are there")
+    parser.add_argument("--synthetic", type=int, help="number of images with random features")
+    parser.add_argument("--table", action="store_true", help="print the table of existing rows")
     return parser.parse_args(argv)
 
 

@@ -1,12 +1,14 @@
-"""The layer SVM against the linear probe: near sets, far sets, few images and more.
+"""Compare the layer SVM with the linear probe on datasets near to and far from ImageNet.
 
-    python benchmarks/probes.py --out benchmarks/probes.jsonl
-    python benchmarks/probes.py --table
+Both are fitted to all images of a cell (dataset, images per class, seed) with their default
+hyperparameters, and evaluated on the same test images (filled up to 600 with train and validation
+images that were not drawn), so the intervals of the table are of paired differences. Every fit has
+one row, appended when it is done; fits that have a row are skipped.
 
-One row a fit, appended as it is done; what stands in the file already is not run again. Both learn
-from all images of a cell, with their default hyperparameters, and are judged on the same test
-images (filled up to 600 with images that could be learnt from and were not), so the table's
-intervals are of paired differences.
+Run:      python benchmarks/probes.py --out benchmarks/probes.jsonl
+          python benchmarks/probes.py --table
+Cost:     a quarter of an hour on one core; `--table` takes seconds.
+Expected: README-probes.md.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from numpy.typing import NDArray
 from peers import read_rows
 from run_suite import subsample
 from scipy.stats import norm
-from shared_sets import NEAR
+from shared_datasets import NEAR
 
 from strategies.core.context import RunContext, make_context
 from strategies.core.metrics import LEVEL
@@ -46,7 +48,7 @@ WHO = ("linear_probe", "layer_svm")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is missing, or print what is known."""
+    """Run the fits that have no row yet, or print the table of existing rows."""
     args = _arguments(argv)
     if args.table:
         print_table(read_rows(args.out))
@@ -70,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(who: str, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> dict[str, Any]:
-    """Fit once and judge on test."""
+    """Fit once and evaluate on test."""
     assert dataset.test is not None
     start = time.monotonic()
     fitted = get_strategy(who)().fit(dataset.hide_test().with_val_in_train(), backbone, ctx)
@@ -87,9 +89,10 @@ def run(who: str, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> dict
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print both accuracies, their paired difference with its interval, and the cuts chosen."""
+    """Print both accuracies, their paired difference with its interval, and the chosen depths."""
     print(
-        "| set, a class (draws) | probe | SVM | SVM minus probe | sd of draws | depth, pooling |"
+        "| dataset, images per class (draws) | linear probe | layer SVM | "
+        "SVM minus probe, points | sd over draws | depth, pooling (draws) |"
     )
     print("|---|---|---|---|---|---|")
     for name, n in dict.fromkeys((r["set"], r["n_per_class"]) for r in rows):
@@ -101,16 +104,16 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         probe, svm = ([_hits(by[w, s]) for s in seeds] for w in WHO)
         each = [b - a for a, b in zip(probe, svm, strict=True)]
         gaps = [100 * x.mean() for x in each]
-        # Seeds share test images: as if they shared all of them.
+        # Seeds share most test images; assume that they share all of them.
         half = 100 * norm.ppf(0.5 + LEVEL / 2) * np.sqrt(np.mean([x.var() / len(x) for x in each]))
         mid, means = np.mean(gaps), [100 * np.mean([x.mean() for x in w]) for w in (probe, svm)]
         used = [by[WHO[1], s]["hyperparameters"] for s in seeds]
-        cuts = Counter(f"{h['depth']} {h['pooling']}" for h in used)
-        said = ", ".join(f"{cut} ({times})" for cut, times in cuts.most_common())
+        depths = Counter(f"{h['depth']} {h['pooling']}" for h in used)
+        chosen = ", ".join(f"{depth} ({count})" for depth, count in depths.most_common())
         print(
             f"| {name}, {n} ({len(seeds)}) | {means[0]:.1f} | {means[1]:.1f} | "
             f"{mid:+.1f} [{mid - half:+.1f}, {mid + half:+.1f}] | "
-            f"{np.std(gaps, ddof=1) if len(gaps) > 1 else 0:.1f} | {said} |"
+            f"{np.std(gaps, ddof=1) if len(gaps) > 1 else 0:.1f} | {chosen} |"
         )
 
 
@@ -132,7 +135,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n-per-class", nargs="*", type=int, default=[10, 50])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)
-    parser.add_argument("--table", action="store_true", help="print the rows that are there")
+    parser.add_argument("--table", action="store_true", help="print the table of existing rows")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""The suite's rows: what was fitted, what was measured before, and how both are read back."""
+"""Reading and writing of the suite's rows: results of fits, and profiles measured before them."""
 
 import json
 import types
@@ -17,43 +17,43 @@ RESULTS, EVIDENCE = HERE / "results.jsonl", HERE / "evidence.jsonl"
 
 Row = dict[str, Any]
 Case = tuple[str, int, int, int]
-"""Set, images per class, seed, input side."""
+"""Dataset, images per class, seed, input size in px."""
 T = TypeVar("T")
 
 
 def case_of(row: Row) -> Case:
-    """Return what a row is about."""
+    """Return the case that a row belongs to."""
     return row["set"], row["n_per_class"], row["seed"], row["input_px"]
 
 
-def packed(hits: NDArray[np.bool_]) -> str:
-    """Write which test images were classified correctly as hexadecimal digits, eight a byte."""
+def pack_hits(hits: NDArray[np.bool_]) -> str:
+    """Return which test images were classified correctly as hexadecimal bytes, a bit per image."""
     return np.packbits(hits).tobytes().hex()
 
 
 def hits_of(row: Row) -> NDArray[np.bool_]:
-    """Return which test images a fit classified correctly, (n_test,), in the test's order."""
+    """Return which test images a fit classified correctly, (n_test,), in the split's order."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["hits"]), dtype=np.uint8))
     return bits[: row["n_test"]].astype(bool)
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read one JSON object a line; none if the file does not exist yet."""
+    """Return the rows of a JSON Lines file; none if the file does not exist yet."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def append_row(path: Path, row: Row) -> None:
-    """Add one row at the end."""
+    """Append a row to a JSON Lines file."""
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 def profile_record(profile: Profile) -> Row:
-    """Return a profile as plain values, numbers short, without the names of lookalikes."""
+    """Return a profile as plain values, rounded, without the names of similar source classes."""
     if profile.similarity is not None and profile.similarity.evidence is not None:
         head = replace(profile.similarity.evidence, nearest_source_classes=())
         profile = replace(profile, similarity=replace(profile.similarity, evidence=head))
-    record: Row = _short(asdict(profile))
+    record: Row = _rounded(asdict(profile))
     return record
 
 
@@ -62,17 +62,17 @@ def read_profiles(path: Path = EVIDENCE) -> dict[Case, Profile]:
     return {case_of(row): _build(Profile, row["profile"]) for row in read_rows(path)}
 
 
-def _short(value: Any) -> Any:
-    """Round all floats to five significant digits."""
+def _rounded(value: Any) -> Any:
+    """Return a nested value with all floats rounded to five significant digits."""
     if isinstance(value, float):
         return float(f"{value:.5g}")
     if isinstance(value, Mapping):
-        return {key: _short(v) for key, v in value.items()}
-    return [_short(v) for v in value] if isinstance(value, list | tuple) else value
+        return {key: _rounded(v) for key, v in value.items()}
+    return [_rounded(v) for v in value] if isinstance(value, list | tuple) else value
 
 
 def _build(kind: Any, value: Any) -> Any:
-    """Make nested dataclasses, tuples and mappings again from plain values."""
+    """Rebuild nested dataclasses, tuples and mappings of a type from plain values."""
     origin, inner = get_origin(kind), get_args(kind)
     if value is None:
         return None

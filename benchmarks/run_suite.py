@@ -1,12 +1,15 @@
-"""The suite: strategies on datasets of several sizes, and the evidence that advice would have.
+"""Run the suite: fit all strategies on datasets of several sizes, and measure their evidence.
 
-    python benchmarks/run_suite.py --data-root FOLDER --n-per-class 5 20 --seeds 0
+Every fit has one row in ``results.jsonl``, and every case (dataset, size, seed) one row with its
+profile in ``evidence.jsonl``. Rows are appended; existing ones are not measured again. Every
+folder of class folders (or of train/ and test/) in the data root is a dataset. Every fit starts
+with an empty cache, so its seconds are those of a first fit. An entry of the grid is run on all
+cases before the next one starts, so that a suite stopped early has the first entries on all cases.
 
-One row a fit in ``results.jsonl`` and one row a case (set, size, seed) with its whole profile in
-``evidence.jsonl``, appended as they are done: what stands there already is not run again. Any
-folder of class folders (or train/ test/) below the data root is a dataset. Every fit starts with
-nothing cached, so its seconds are those of a first fit. The grid is worked through from its first
-entry to its last over all cases, so that a suite that is stopped early is wide rather than deep.
+Run:      python benchmarks/run_suite.py --data-root FOLDER --n-per-class 5 20 --seeds 0
+Cost:     seconds per linear head, up to minutes per fine-tune on one core; days for everything.
+Expected: rows as in results.jsonl and evidence.jsonl; read by fit_priors, regret, transfer_risk
+          and claims.
 """
 
 import argparse
@@ -29,7 +32,7 @@ from rows import (
     Row,
     append_row,
     case_of,
-    packed,
+    pack_hits,
     profile_record,
     read_profiles,
     read_rows,
@@ -47,33 +50,33 @@ from strategies.models.classifier import judge
 from strategies.models.features import extract_features
 from strategies.registry import get_strategy
 
-PLAIN: dict[str, Any] = {"blend": 1.0}
-"""Every step taken in full: where the learning rate is given too, both follow no evidence."""
+NO_BLEND: dict[str, Any] = {"blend": 1.0}
+"""Fine-tuned weights without blending; with a given learning rate nothing depends on evidence."""
 GRID: tuple[tuple[str, dict[str, Any]], ...] = (
     ("linear_probe", {}),
     ("layer_svm", {}),
     ("full_fine_tune", {}),
-    ("full_fine_tune", {"lr": 1e-3, **PLAIN}),
+    ("full_fine_tune", {"lr": 1e-3, **NO_BLEND}),
     ("partial_fine_tune", {}),
     ("from_scratch", {}),
-    ("partial_fine_tune", {"lr": 1e-3, **PLAIN}),
-    ("full_fine_tune", {"lr": 1e-3, **PLAIN, "batch_norm": "trained"}),
-    ("partial_fine_tune", {"lr": 1e-3, **PLAIN, "frozen_stages": 2}),
-    ("full_fine_tune", {"lr": 3e-4, **PLAIN}),
-    # on some sets alone, to bracket the best learning rate and for claims.py:
-    ("full_fine_tune", {"lr": 3e-3, **PLAIN}),
+    ("partial_fine_tune", {"lr": 1e-3, **NO_BLEND}),
+    ("full_fine_tune", {"lr": 1e-3, **NO_BLEND, "batch_norm": "trained"}),
+    ("partial_fine_tune", {"lr": 1e-3, **NO_BLEND, "frozen_stages": 2}),
+    ("full_fine_tune", {"lr": 3e-4, **NO_BLEND}),
+    # Only on some datasets: to bracket the best learning rate, and for claims.py.
+    ("full_fine_tune", {"lr": 3e-3, **NO_BLEND}),
     *(("partial_fine_tune", {"frozen_stages": k}) for k in (1, 2, 3, 4, 5)),
     *(("layer_svm", {"depth": -1, "views": views}) for views in (1, 6)),
 )
 SUITE = range(10)
-"""Entries of the grid that the whole suite is run with."""
+"""Entries of the grid that are run on all datasets."""
 SIZES = (5, 20, 100, 500)
 MAX_TEST, VAL_SHARE = 600, 0.2
 REFERENCE_SET = "imagenet_samples"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is missing."""
+    """Measure the cases and run the fits that have no row yet."""
     args = _arguments(argv)
     names = args.sets or sorted(
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
@@ -85,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in args.seeds
         for n in args.n_per_class
         for name in names
-        if takes_more(whole(name), n)
+        if adds_images(whole(name), n)
     ]
 
     @functools.cache
@@ -102,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure_all(cases: list[Case], dataset_of: Any, backbone: Backbone, args: Any) -> None:
-    """Write the profile of every case that has none yet, or none with a pilot if asked for."""
+    """Write the profile of every case without one; with ``--pilot``, without one with a pilot."""
     known = {
         case
         for case, profile in read_profiles(args.evidence).items()
@@ -123,7 +126,7 @@ def measure_all(cases: list[Case], dataset_of: Any, backbone: Backbone, args: An
                 advised = recommend(profile, load_priors(), "full_fine_tune").recommendations[0]
                 pilot = run_pilot(dataset, backbone, ctx, advised.hyperparameters, any_size=True)
                 profile = replace(profile, pilot=pilot)
-        row = _about(case) | {"advice_s": round(seconds, 2), "profile": profile_record(profile)}
+        row = _row_of(case) | {"advice_s": round(seconds, 2), "profile": profile_record(profile)}
         row["logme_by_depth"] = [round(v, 4) for v in by_depth]
         append_row(args.evidence, row)
         print(*case, "evidence", round(seconds, 1), "s", flush=True)
@@ -132,7 +135,7 @@ def measure_all(cases: list[Case], dataset_of: Any, backbone: Backbone, args: An
 def fit(
     dataset: Dataset, backbone: Backbone, case: Case, strategy: str, given: dict[str, Any]
 ) -> Row:
-    """Fit once with nothing cached, and judge on test."""
+    """Fit once with an empty cache, and evaluate on test."""
     with _fresh_context(case[2]) as ctx:
         start = time.monotonic()
         fitted = get_strategy(strategy)(**given).fit(dataset.hide_test(), backbone, ctx)
@@ -141,7 +144,7 @@ def fit(
     probabilities = fitted.predict_proba([p.path for p in dataset.test])
     result = judge(probabilities, dataset.test, dataset.classes)
     hits = probabilities.argmax(axis=1) == labels_of(dataset.test)
-    return _about(case) | {
+    return _row_of(case) | {
         "strategy": strategy,
         "grid": given,
         "hyperparameters": dict(fitted.hyperparameters),
@@ -149,12 +152,15 @@ def fit(
         "n_test": result.n,
         "accuracy": round(result.accuracy.mid, 6),
         "mean_per_class": round(result.mean_per_class, 6),
-        "hits": packed(hits),
+        "hits": pack_hits(hits),
     }
 
 
 def subsample(dataset: Dataset, n_per_class: int, seed: int) -> Dataset:
-    """Keep `n_per_class` images of train and validation together, and a fixed set of test images."""
+    """Draw `n_per_class` images, a fifth of them for validation, and at most 600 test images.
+
+    The test images are the same for all seeds and sizes.
+    """
     rng = np.random.default_rng(seed)
     train: list[LabelledImage] = []
     val: list[LabelledImage] = []
@@ -170,34 +176,38 @@ def subsample(dataset: Dataset, n_per_class: int, seed: int) -> Dataset:
     return replace(dataset, train=tuple(train), val=tuple(val), test=test)
 
 
-def takes_more(dataset: Dataset, n_per_class: int) -> bool:
-    """Whether a size takes images that the next smaller one leaves, and is no repeat of it."""
+def adds_images(dataset: Dataset, n_per_class: int) -> bool:
+    """Return whether a size draws more images of a dataset than the next smaller size."""
     below = max((size for size in SIZES if size < n_per_class), default=0)
     return int(np.bincount(labels_of(dataset.fit_split)).max()) > below
 
 
 @contextlib.contextmanager
 def _fresh_context(seed: int) -> Iterator[RunContext]:
-    """Give a context whose cache is empty, and is gone afterwards."""
+    """Yield a context with an empty cache that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="suite-") as folder:
         yield make_context(cache_dir=Path(folder), seed=seed)
 
 
-def _about(case: Case) -> Row:
+def _row_of(case: Case) -> Row:
+    """Return a row with a case, the commit and the date."""
     name, n, seed, px = case
-    about = {"set": name, "n_per_class": n, "seed": seed, "input_px": px}
-    return about | {"commit": _commit(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
+    row = {"set": name, "n_per_class": n, "seed": seed, "input_px": px}
+    return row | {"commit": _commit(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
 
 
 def _commit() -> str:
-    """Name the version of this program that a row was made with."""
+    """Return the short hash of the checked-out commit."""
     command = ["git", "rev-parse", "--short", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=RESULTS.parent)
     return found.stdout.strip()
 
 
 def _missing(out: Path, cases: list[Case], strategy: str, given: dict[str, Any]) -> Iterator[Case]:
-    """Yield the cases without a row for this entry of the grid, looking again before each."""
+    """Yield the cases without a row for an entry of the grid.
+
+    The file is read again before every case, because other processes may append to it.
+    """
     for case in cases:
         done = {
             (case_of(r), r["strategy"], json.dumps(r["grid"], sort_keys=True))
@@ -212,12 +222,12 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
-    parser.add_argument("--sets", nargs="*", help="default: every folder of the data root")
+    parser.add_argument("--sets", nargs="*", help="datasets; default: all in the data root")
     parser.add_argument(
-        "--grid", nargs="*", type=int, default=SUITE, help="entries by number, from 0"
+        "--grid", nargs="*", type=int, default=SUITE, help="numbers of grid entries, from 0"
     )
-    parser.add_argument("--no-evidence", action="store_true", help="fits alone")
-    parser.add_argument("--pilot", action="store_true", help="measure pilots too")
+    parser.add_argument("--no-evidence", action="store_true", help="do not measure profiles")
+    parser.add_argument("--pilot", action="store_true", help="also measure pilots")
     parser.add_argument("--n-per-class", nargs="*", type=int, default=SIZES)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)

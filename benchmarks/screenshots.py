@@ -1,8 +1,10 @@
-"""Screenshots of a real page for the README: scikit-learn's digits, no one else's images.
+"""Take the README's screenshots of the report of a run on scikit-learn's handwritten digits.
 
-Command: ``python benchmarks/screenshots.py --run runs/demo`` after
-``tl-auto run --demo --input-px 64 --max-images 900 --time 4m --trials 12 --out runs/demo``.
-Needs ``pip install -e '.[browser]'`` and a chromium. Seconds, once the run is there.
+Run:      tl-auto run --demo --input-px 64 --max-images 900 --time 4m --trials 12 --out runs/demo
+          python benchmarks/screenshots.py --run runs/demo
+          Needs ``pip install -e '.[browser]'`` and Chromium.
+Cost:     4 minutes for the run, seconds for the screenshots.
+Expected: report-light.png and map-dark.png in docs/images.
 """
 
 import argparse
@@ -22,10 +24,10 @@ Scheme = Literal["light", "dark"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Take the top of the page in light and the map of the images in dark."""
+    """Save the top of the report in the light theme and the map of images in the dark theme."""
     from playwright.sync_api import sync_playwright
 
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", type=Path, required=True, help="run folder of the demo")
     parser.add_argument("--out", type=Path, default=Path("docs/images"))
     given = parser.parse_args(argv)
@@ -42,13 +44,19 @@ def main(argv: Sequence[str] | None = None) -> None:
 def shot(
     browser: "Browser", page: Path, scheme: Scheme, start: str, height: int, *, hover: bool = False
 ) -> bytes:
-    """Return a PNG of the page: from its top, or from an element with an image pointed at."""
+    """Return a PNG of the top of the page; with `hover`, of an element with a tooltip of an image.
+
+    Parameters
+    ----------
+    start
+        CSS selector of the element to scroll to with `hover`.
+    """
     tab = browser.new_page(color_scheme=scheme, viewport={"width": WIDTH_PX, "height": height})
     tab.goto(page.as_uri())
     tab.wait_for_selector("html[data-ready=yes]", state="attached")
     if hover:
         tab.evaluate("id => document.querySelector(id).scrollIntoView()", start)
-        tab.wait_for_timeout(1500)  # a tip hides while the page scrolls
+        tab.wait_for_timeout(1500)  # the tooltip is hidden while the page scrolls
         marks = tab.locator('[data-chart="map"] .mark-symbol path')
         box = marks.nth(marks.count() // 3).bounding_box()
         assert box is not None
@@ -60,7 +68,7 @@ def shot(
 
 
 def save(png: bytes, path: Path) -> None:
-    """Write a PNG with few colours: text stays sharp, the file small."""
+    """Write a PNG with few colours, so that text stays sharp and the file small."""
     image = Image.open(io.BytesIO(png)).convert("RGB")
     image.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size:,} bytes")

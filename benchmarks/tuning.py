@@ -1,26 +1,29 @@
-"""``tl-auto run`` against simpler ways to spend the same wall-clock time on the same images.
+"""Compare ``tl-auto run`` with simpler searches, fastai and AutoGluon in equal wall-clock time.
 
-    python benchmarks/tuning.py --seconds 300 --fastai PEERS/bin/python --autogluon AG/bin/python
+A cell is a dataset, a number of images per class (train and validation together, a fifth of them
+for validation) and a seed. In every cell each method gets `--seconds` from the start of its
+process to its test accuracy, the same backbone, input size and split, and an empty cache:
 
-A cell is a set, a number of images per class (train and validation together, a fifth of them validation) and a
-seed. In every cell each rival gets `--seconds` for everything from the start of its process to its
-judgement on test, the same backbone and input size, the same split, and nothing cached:
-
-run       ``tl-auto run --no-control``, its advice, page and reserves included
-advice    what ``tl-advise`` would say, fitted once with the advised hyperparameters
+run       ``tl-auto run --no-control``, with its advice, report and reserves
+advice    the first recommendation of ``tl-advise``, fitted once
 random    random search over strategies (all but from scratch) and their hyperparameters
-optuna    Optuna's TPE and median pruner over full fine-tuning alone
-fastai    ``fine_tune`` of fastai for as many epochs as fit (`peer_training.py`; `--seconds` of
-          training alone: its imports and judging are free), in an environment of its own:
-          ``pip install torch torchvision timm``, then ``pip install fastai``
-autogluon AutoGluon's ``MultiModalPredictor`` with its own defaults (as fastai), in an environment
-          of its own: as fastai's, then ``pip install autogluon.multimodal`` and torch again
+optuna    Optuna's TPE and median pruner over full fine-tuning only
+fastai    ``fine_tune`` of fastai for as many epochs as possible (`peer_training.py`), in an
+          environment of its own: ``pip install torch torchvision timm``, then ``pip install
+          fastai``. It gets `--seconds` of training; imports and evaluation are not counted.
+autogluon AutoGluon's ``MultiModalPredictor`` with its defaults, counted as fastai, in an
+          environment of its own: as for fastai, then ``pip install autogluon.multimodal`` and
+          torch again
 
-`random` and `optuna` keep the trial that is best on validation and fit a probe once more with validation, as we
-do.
+`random` and `optuna` choose the best trial on validation; a linear head is then refitted with the
+validation images, as ``tl-auto run`` does. Every fit has one JSON line, appended when it is done;
+fits that have a line are skipped. At the end mean accuracies are printed, and differences to
+`run`, paired by cell, with 95% intervals.
 
-One JSON line a fit, appended as it is done; what stands in the file already is not run again.
-Ends with the mean accuracies and the differences to `run`, paired by cell, with 95% intervals.
+Run:      python benchmarks/tuning.py --seconds 60 --fastai PEERS/bin/python \
+              --autogluon AG/bin/python
+Cost:     70 minutes on one core with 60 s; `--sets` without names prints the summary in seconds.
+Expected: `run` is at least as good as its advice, and better than the others (README.md).
 """
 
 import argparse
@@ -52,21 +55,21 @@ from strategies.models.classifier import ImageClassifier, evaluate
 from strategies.registry import STRATEGIES, get_strategy
 
 STARTED_S = time.monotonic()
-JUDGED_S = 0.05
-"""Seconds to judge one image, before any was judged."""
+EVALUATION_S = 0.05
+"""Estimate of the seconds to classify one image, before any was measured."""
 SETS = ("hymenoptera", "flowers5", "sign_digits", "neu_surface", "dtd10")
 PEERS = ("fastai", "autogluon")
-"""Run in environments of their own."""
+"""Methods that run in environments of their own."""
 WHO = ("run", "advice", "random", "optuna", *PEERS)
 SEARCHED = tuple(name for name in STRATEGIES if name != "from_scratch")
 AUTO = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is missing, and sum up."""
+    """Run the fits that have no line yet, and print the summary."""
     args = _arguments(argv)
     if args.one:
-        print(json.dumps(answer(json.loads(args.one.read_text()))))
+        print(json.dumps(run_in_process(json.loads(args.one.read_text()))))
         return
     backbone = load_backbone(input_px=args.input_px)
     rows = read_rows(args.out)
@@ -82,18 +85,18 @@ def main(argv: Sequence[str] | None = None) -> None:
                 dataset = subsample(load_dataset(args.data_root / name), n, seed)
                 for who in todo:
                     python = getattr(args, who) if who in PEERS else None
-                    row = cell | {"who": who} | compete(who, dataset, backbone, cell, python)
+                    row = cell | {"who": who} | run_method(who, dataset, backbone, cell, python)
                     rows.append(row)
                     with args.out.open("a") as file:
                         file.write(json.dumps(row) + "\n")
                     print(json.dumps(row), flush=True)
-    sum_up([r for r in rows if r["limit_s"] == args.seconds])
+    print_summary([r for r in rows if r["limit_s"] == args.seconds])
 
 
-def compete(
+def run_method(
     who: str, dataset: Dataset, backbone: Backbone, cell: dict[str, Any], python: Path | None
 ) -> dict[str, Any]:
-    """Let one rival have its time on a cell."""
+    """Run one method on a cell, and return its test accuracy and its seconds."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="tuning-") as name:
         folder = Path(name)
@@ -104,13 +107,13 @@ def compete(
             if who == "run":
                 row = run_auto(manifest, cell, folder)
             else:
-                row = run_alone(who, manifest, cell, folder)
+                row = start_process(who, manifest, cell, folder)
     sizes = {"n_train": len(dataset.train), "n_val": len(dataset.val)}
     return row | sizes | {"took_s": round(time.monotonic() - begun, 1)}
 
 
 def write_manifest(dataset: Dataset, path: Path) -> Path:
-    """Write a dataset with its split as others can read it."""
+    """Write a dataset and its split as a CSV manifest."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split"])
@@ -121,7 +124,7 @@ def write_manifest(dataset: Dataset, path: Path) -> Path:
 
 
 def run_auto(manifest: Path, cell: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Call ``tl-auto run`` and read its outcome."""
+    """Run ``tl-auto run`` and read its outcome."""
     values = {"--out": folder / "run", "--time": f"{cell['limit_s']}s", "--seed": cell["seed"]}
     values |= {"--input-px": cell["input_px"], "--cache-dir": folder / "cache"}
     options = [str(v) for pair in values.items() for v in pair]
@@ -136,8 +139,8 @@ def run_auto(manifest: Path, cell: dict[str, Any], folder: Path) -> dict[str, An
     }
 
 
-def run_alone(who: str, manifest: Path, cell: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Let a rival that is written below run in a process of its own: its imports count."""
+def start_process(who: str, manifest: Path, cell: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Run a method of this file in a process of its own, so that its imports are counted."""
     spec = cell | {"who": who, "manifest": str(manifest), "cache": str(folder / "cache")}
     (folder / "spec.json").write_text(json.dumps(spec))
     command = [sys.executable, str(Path(__file__)), "--one", str(folder / "spec.json")]
@@ -145,15 +148,15 @@ def run_alone(who: str, manifest: Path, cell: dict[str, Any], folder: Path) -> d
     return found
 
 
-def answer(spec: dict[str, Any]) -> dict[str, Any]:
-    """Find a classifier within the time, and judge it on test."""
+def run_in_process(spec: dict[str, Any]) -> dict[str, Any]:
+    """Find a classifier within the time limit, and evaluate it on test."""
     options = Options(input_px=spec["input_px"], seed=spec["seed"], cache_dir=Path(spec["cache"]))
     prepared = prepare(Path(spec["manifest"]), options, STARTED_S + spec["limit_s"])
     dataset, test = prepared.dataset.hide_test(), prepared.dataset.test or ()
-    by_px = {prepared.backbone.input_px: JUDGED_S}
+    by_px = {prepared.backbone.input_px: EVALUATION_S}
     budget = TimeBudget(STARTED_S + spec["limit_s"], len(test), len(dataset.val), by_px)
     if spec["who"] == "advice":
-        best, n_trials = follow(prepared, dataset, budget), 1
+        best, n_trials = fit_advice(prepared, dataset, budget), 1
     else:
         best, n_trials = search(spec["who"], prepared, dataset, budget)
     row = {"accuracy": None, "n_test": len(test), "best": None, "trials": n_trials}
@@ -164,8 +167,8 @@ def answer(spec: dict[str, Any]) -> dict[str, Any]:
     return row | {"accuracy": accuracy, "best": classifier.strategy}
 
 
-def follow(prepared: Prepared, dataset: Dataset, budget: TimeBudget) -> ImageClassifier | None:
-    """Ask for advice and fit it once."""
+def fit_advice(prepared: Prepared, dataset: Dataset, budget: TimeBudget) -> ImageClassifier | None:
+    """Fit the first recommendation of the advice; None if there was not enough time."""
     try:
         advised = advise_on(prepared).recommendations[0]
         strategy = get_strategy(advised.strategy)(**advised.hyperparameters)
@@ -178,7 +181,7 @@ def follow(prepared: Prepared, dataset: Dataset, budget: TimeBudget) -> ImageCla
 def search(
     who: str, prepared: Prepared, dataset: Dataset, budget: TimeBudget
 ) -> tuple[ImageClassifier | None, int]:
-    """Draw trials until the time is over; return the best on validation, and their number."""
+    """Run trials until the time is over; return the best on validation, and their number."""
     ctx, backbone = prepared.ctx, prepared.backbone
     names = SEARCHED if who == "random" else ("full_fine_tune",)
     studies = {name: _study(who, ctx.seed) for name in names}
@@ -202,10 +205,10 @@ def fit_trial(
     ctx: RunContext,
     budget: TimeBudget,
 ) -> tuple[float, ImageClassifier] | None:
-    """Draw one trial and fit it; None if nothing came of it."""
+    """Run one trial; return validation accuracy and classifier, None if it did not complete."""
     trial = study.ask()
 
-    def hear(epoch: int, val_accuracy: float | None) -> None:
+    def on_epoch(epoch: int, val_accuracy: float | None) -> None:
         if val_accuracy is not None:
             trial.report(val_accuracy, epoch)
             if trial.should_prune():
@@ -213,7 +216,7 @@ def fit_trial(
 
     try:
         strategy = get_strategy(name).suggest(trial, dataset, backbone)
-        own = replace(ctx, deadline_s=budget.fit_ends_s(), on_epoch=hear)
+        own = replace(ctx, deadline_s=budget.fit_ends_s(), on_epoch=on_epoch)
         classifier = strategy.fit(dataset, backbone, own)
     except (OutOfTime, TrainingDiverged):
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -235,7 +238,7 @@ def with_val(
     ctx: RunContext,
     budget: TimeBudget,
 ) -> ImageClassifier:
-    """Fit a probe once more with validation, as far as there is time."""
+    """Refit a linear head with validation images if there is time; else return it unchanged."""
     strategy = get_strategy(best.strategy)
     if strategy.selects_on_val:
         return best
@@ -247,12 +250,12 @@ def with_val(
         return best
 
 
-def sum_up(rows: list[dict[str, Any]]) -> None:
-    """Print mean accuracies, and how much better `run` is, paired by cell."""
+def print_summary(rows: list[dict[str, Any]]) -> None:
+    """Print mean accuracies of all methods, and their differences to `run`, paired by cell."""
     by_cell: dict[tuple[Any, ...], dict[str, float]] = {}
     for r in rows:
         cell = (r["set"], r["n_per_class"], r["seed"], r["input_px"])
-        by_cell.setdefault(cell, {})[r["who"]] = r["accuracy"] or 0.0  # no classifier at all
+        by_cell.setdefault(cell, {})[r["who"]] = r["accuracy"] or 0.0  # 0 without a classifier
     for who in WHO:
         pairs = [(c["run"], c[who]) for c in by_cell.values() if "run" in c and who in c]
         if not pairs:
@@ -268,10 +271,12 @@ def sum_up(rows: list[dict[str, Any]]) -> None:
 
 
 def call(command: list[str]) -> str:
-    """Return what a command prints; end with what it complains of if it fails."""
+    """Return the standard output of a command; exit with its error output if it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
+        raise SystemExit(
+            f"{' '.join(command)} failed with exit code {done.returncode}:\n{done.stderr}"
+        )
     return done.stdout
 
 

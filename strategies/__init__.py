@@ -1,1 +1,1 @@
-"""How to learn: the strategies, and what they stand on. Nothing here has heard of the advisor."""
+"""Transfer-learning strategies and the code they need. Nothing here imports the advisor."""

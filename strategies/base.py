@@ -1,4 +1,4 @@
-"""What a strategy is."""
+"""Base class of all transfer-learning strategies."""
 
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
@@ -14,45 +14,45 @@ from strategies.models.classifier import ImageClassifier
 
 @dataclass(frozen=True)
 class Strategy(ABC):
-    """A way to adapt a pretrained backbone to a dataset.
+    """A method that adapts a pretrained backbone to a dataset.
 
     Every subclass is a final, frozen dataclass whose fields are its hyperparameters, all with
     defaults.
     """
 
     name: ClassVar[str]
-    """Registry key, file stem, and the name in reports and JSON."""
+    """Key in the registry, file name without suffix, and name in reports and JSON."""
     summary: ClassVar[str]
-    """One line for people."""
+    """One-line description that is shown to users."""
     references: ClassVar[tuple[str, ...]]
-    """Where the method comes from."""
+    """Publications that describe the method."""
     selects_on_val: ClassVar[bool]
-    """Whether `fit` needs validation images to choose its weights. One that does not may be fitted on
-    train and validation together once its hyperparameters are chosen."""
+    """Whether `fit` selects weights on the validation images. If not, it may be given train and
+    validation images together once the hyperparameters are chosen."""
 
     @classmethod
     @abstractmethod
     def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
-        """Draw hyperparameters; the same ones from a FixedTrial of the same parameters."""
+        """Sample hyperparameters. A FixedTrial with a trial's parameters gives the same ones."""
 
     @abstractmethod
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Fit to ``dataset.train``, selecting on ``dataset.val``.
+        """Fit a classifier to ``dataset.train``; select on ``dataset.val``.
 
         Raises
         ------
         OutOfTime
-            If the deadline passed before there was a classifier.
+            If the deadline passes before there is a classifier.
         """
 
     @abstractmethod
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
-        """Return the cost of `fit` in forward passes of one image, nothing cached."""
+        """Return the cost of `fit` in forward passes of one image, with an empty cache."""
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
-        """Return the reason why this strategy does not apply here, or None if it does."""
+        """Return why the strategy cannot be applied to this dataset and backbone, or None."""
         return None
 
     def hyperparameters(self) -> dict[str, Any]:
-        """Return the fields by name."""
+        """Return the hyperparameters by name."""
         return asdict(self)

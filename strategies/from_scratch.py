@@ -1,4 +1,4 @@
-"""The same network trained from random weights: the control for negative transfer."""
+"""Training from scratch: the random-init control for negative transfer."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, final
@@ -25,11 +25,11 @@ class FromScratch(Strategy):
     lr
         Peak learning rate.
     steps
-        Optimiser steps of 32 images; None: twice those of a fine-tune.
+        Optimiser steps of 32 images. None: twice as many as in fine-tuning.
     hflip
-        Whether train images are mirrored at random.
+        Whether train images are randomly flipped horizontally.
     input_px
-        Side of the square input; None: the backbone's.
+        Side of the square input. None: that of the backbone.
     """
 
     lr: float = 3e-3
@@ -38,7 +38,7 @@ class FromScratch(Strategy):
     input_px: int | None = None
 
     name: ClassVar[str] = "from_scratch"
-    summary: ClassVar[str] = "all layers trained from random weights: what transfer must beat"
+    summary: ClassVar[str] = "training from random weights: the control for negative transfer"
     references: ClassVar[tuple[str, ...]] = (
         "K. He, R. Girshick, P. Dollar, Rethinking ImageNet pre-training, ICCV 2019",
     )
@@ -46,7 +46,7 @@ class FromScratch(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
-        """Draw learning rate, steps, mirroring and input size."""
+        """Sample learning rate, steps, horizontal flips and input size."""
         base = 2 * default_steps(len(dataset.train), BATCH_SIZE)
         return cls(
             lr=trial.suggest_float("lr", 3e-4, 1e-2, log=True),
@@ -56,7 +56,7 @@ class FromScratch(Strategy):
         )
 
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Train; an earlier round is kept only where validation says clearly that it was better."""
+        """Train; keep an earlier round only if it is significantly better on validation."""
         ctx.check_time()
         backbone = resized(backbone, self.input_px)
         used = replace(self, steps=self._steps(dataset), input_px=backbone.input_px)
@@ -73,7 +73,7 @@ class FromScratch(Strategy):
         )
 
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
-        """Return the passes of all steps and of judging on val."""
+        """Return the passes of all training steps and of validation."""
         scale = (self.input_px or backbone.input_px) / backbone.input_px
         n_train, n_val, steps = len(dataset.train), len(dataset.val), self._steps(dataset)
         return training_passes(n_train, n_val, steps, BATCH_SIZE, 0.0, scale)

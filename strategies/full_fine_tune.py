@@ -1,4 +1,4 @@
-"""All layers trained from the pretrained weights."""
+"""Full fine-tuning: train all layers from the pretrained weights (LP-FT)."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, cast, final, get_args
@@ -24,24 +24,26 @@ from strategies.training.recipe import (
 @final
 @dataclass(frozen=True)
 class FullFineTune(Strategy):
-    """Probe-initialised head, then head and body together.
+    """Fit a linear probe as the head, then train body and head together (LP-FT).
 
     Attributes
     ----------
     lr
-        Peak learning rate of the body; None: by how far the images are from the pretraining
-        ones, and what a probe leaves to learn (`recipe.fine_tune_defaults`).
+        Peak learning rate of the body. None: from the domain distance of the images and the
+        errors of a linear probe (`recipe.fine_tune_defaults`).
     blend
-        How far to go from the starting weights (0) to the trained ones (1); None: likewise.
+        Interpolation between the starting weights (0) and the trained ones (1), as in WiSE-FT.
+        None: chosen like `lr`.
     head_lr_factor
-        The head learns this many times faster.
+        Learning rate of the head, as a multiple of `lr`.
     steps
-        Optimiser steps of 32 images; None: eight epochs, within 150 and 600.
+        Optimiser steps of 32 images. None: eight epochs, at least 150 and at most 600 steps.
     hflip
-        Whether train images are mirrored at random (wrong for letters and hands); None: unless
-        the images of a class are seen to lean to one side (`core.mirror`).
+        Whether train images are randomly flipped horizontally (wrong for letters and hands). None:
+        unless the images of a class differ from their flips in a common direction
+        (`flip_symmetry`).
     input_px
-        Side of the square input; None: the backbone's.
+        Side of the square input. None: that of the backbone.
     layer_lr_decay, optimiser, batch_norm, reset_stages, label_smoothing, mixup, cutmix, l2_sp, \
     spectral, ema
         As in `Recipe`.
@@ -65,7 +67,7 @@ class FullFineTune(Strategy):
     input_px: int | None = None
 
     name: ClassVar[str] = "full_fine_tune"
-    summary: ClassVar[str] = "all layers trained from the pretrained weights, head first"
+    summary: ClassVar[str] = "fine-tuning of all layers, starting from a linear probe (LP-FT)"
     references: ClassVar[tuple[str, ...]] = (
         "A. Kumar et al., Fine-tuning can distort pretrained features, ICLR 2022",
         "S. Kornblith et al., Do better ImageNet models transfer better?, CVPR 2019",
@@ -75,7 +77,7 @@ class FullFineTune(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
-        """Draw learning rates, steps, blend, BatchNorm policy, smoothing, mirroring, size."""
+        """Sample learning rates, steps, blend, BatchNorm mode, smoothing, flips, input size."""
         base = default_steps(len(dataset.train), BATCH_SIZE)
         return cls(
             lr=trial.suggest_float("lr", 3e-5, 3e-3, log=True),
@@ -91,7 +93,7 @@ class FullFineTune(Strategy):
         )
 
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Train; an earlier round is kept only where validation says clearly that it was better."""
+        """Train; keep an earlier round only if it is significantly better on validation."""
         backbone = resized(backbone, self.input_px)
         start = prepare(dataset, backbone, ctx, self.hflip)
         lr = self.lr or start.defaults.lr
@@ -128,15 +130,15 @@ class FullFineTune(Strategy):
         )
 
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
-        """Return the passes of the probe, of all steps, and of judging on val."""
+        """Return the passes of the probe, of all training steps, and of validation."""
         steps = self.steps or default_steps(len(dataset.train), BATCH_SIZE)
         scale = (self.input_px or backbone.input_px) / backbone.input_px
         n_train, n_val = len(dataset.train), len(dataset.val)
-        renewed = self.batch_norm == "reestimated" or self.reset_stages > 0
-        return training_passes(n_train, n_val, steps, BATCH_SIZE, 0.0, scale, renewed=renewed)
+        reinit = self.batch_norm == "reestimated" or self.reset_stages > 0
+        return training_passes(n_train, n_val, steps, BATCH_SIZE, 0.0, scale, reinit=reinit)
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
-        """Refuse to make all stages new: that is training from scratch."""
+        """Reject resetting all stages: that is training from scratch."""
         if not 0 <= self.reset_stages < backbone.n_depths:
             return f"reset_stages must be in 0..{backbone.n_depths - 1}, got {self.reset_stages}"
         return None

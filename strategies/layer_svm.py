@@ -1,4 +1,4 @@
-"""A linear support vector machine on activations from an earlier depth, or from several."""
+"""Layer SVM: linear support vector machine on frozen activations of one or several depths."""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,12 +25,12 @@ from strategies.models.multi_view import extract_views
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "grid")
 SHARE = 0.25
-"""Share of the features of all depths that is offered beside all of them."""
+"""Share of the features that a candidate with feature selection keeps."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """What an SVM reads: depths (see `depth_set`), how they are pooled, the share it keeps."""
+    """Features that an SVM reads: depths (see `depth_set`), pooling, and the share it keeps."""
 
     depth: int
     pooling: Pooling
@@ -40,26 +40,28 @@ class Cut:
 @final
 @dataclass(frozen=True)
 class LayerSVM(Strategy):
-    """Linear SVM (squared hinge, one against the rest) on activations of one depth or of several.
+    """Linear SVM (squared hinge, one-vs-rest) on the activations of one or several depths.
 
-    The network is cut behind the deepest depth in use, so an earlier depth also runs faster.
+    The network is truncated after the deepest depth in use, so an earlier depth also runs faster.
 
     Attributes
     ----------
     depth
-        The depth, counted from 1; 0 for all depths side by side, -k for the last k of them; None:
-        by cross-validation, where the last half stands until another cut is better by two standard
-        errors, and the cheapest of those that are as good as the best is taken.
+        The depth, counted from 1. 0: all depths, concatenated. -k: the last k depths. None: chosen
+        by cross-validation. The last half of the depths is replaced only by candidates that are
+        better by two standard errors; of these, the cheapest within one standard error of the
+        best is chosen.
     strength
-        L2 strength, for features scaled to unit mean squared length; None: by cross-validation.
+        L2 strength, for features scaled to unit mean squared length. None: chosen by
+        cross-validation.
     pooling
-        "mean" over the image, "grid" over each of its quarters, so that it matters where things
-        are; None: by cross-validation.
+        "mean" over the image, or "grid": over each of its quarters, which keeps coarse position.
+        None: chosen by cross-validation.
     share
-        Of the activations, how many are used: those with the largest coefficients (Head2Toe);
-        None: by cross-validation, all or a quarter of a grid of all depths.
+        Share of the activations that are used: those with the largest coefficients (Head2Toe).
+        None: chosen by cross-validation; below 1 only with all depths and grid pooling.
     views, class_weight, input_px
-        As for the linear probe; None is one view for a grid.
+        As for the linear probe. With grid pooling, views None is one view.
     """
 
     depth: int | None = None
@@ -71,7 +73,7 @@ class LayerSVM(Strategy):
     input_px: int | None = None
 
     name: ClassVar[str] = "layer_svm"
-    summary: ClassVar[str] = "linear SVM on the frozen network's activations at the best depths"
+    summary: ClassVar[str] = "linear SVM on frozen activations, depths chosen by cross-validation"
     references: ClassVar[tuple[str, ...]] = (
         "A. Sharif Razavian et al., CNN features off-the-shelf, CVPR workshops 2014",
         "J. Yosinski et al., How transferable are features in deep neural networks?, 2014",
@@ -81,7 +83,7 @@ class LayerSVM(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
-        """Draw depth, pooling, class weights, input size; the rest is left to cross-validation."""
+        """Sample depth, pooling, class weights, input size. Cross-validation chooses the rest."""
         depths = [None, *range(backbone.n_depths + 1)]
         return cls(
             depth=trial.suggest_categorical("depth", depths),
@@ -93,7 +95,7 @@ class LayerSVM(Strategy):
         )
 
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Fit on cached features."""
+        """Fit the head to cached features."""
         ctx.check_time()
         backbone = resized(backbone, self.input_px)
         cut, views = self._cut(dataset, backbone, ctx)
@@ -120,13 +122,13 @@ class LayerSVM(Strategy):
         )
 
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
-        """Return one pass for every view, and one for quarters: they serve all depths."""
+        """Return one pass per view, and one for grid pooling. A pass serves all depths."""
         views = self.views or max(view_counts(len(dataset.train)))
         scale = (self.input_px or backbone.input_px) / backbone.input_px
         return len(dataset.train) * (1 + views) * scale**2
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
-        """Refuse depths that are not there, and shares that are none."""
+        """Reject depths that the backbone does not have, and shares outside (0, 1]."""
         n = backbone.n_depths
         if self.depth is not None and not -n <= self.depth <= n:
             return f"depth must be in {-n}..{n}, got {self.depth}"
@@ -148,24 +150,27 @@ class LayerSVM(Strategy):
     def _cut(
         self, dataset: Dataset, backbone: Backbone, ctx: RunContext
     ) -> tuple[Cut, int | None]:
-        """Return what to read, by cross-validation where it is open, and the views if known."""
-        cuts = self._open_cuts(dataset, backbone)
+        """Return the cut and the views; choose by cross-validation what is not set.
+
+        Views of None are left to the fit of the head.
+        """
+        cuts = self._candidate_cuts(dataset, backbone)
         if len(cuts) == 1:
             return cuts[0], 1 if cuts[0].pooling == "grid" and self.views is None else self.views
-        open_to = (self.views,) if self.views else view_counts(len(dataset.train))
+        n_views = (self.views,) if self.views else view_counts(len(dataset.train))
         if self.views is None:
-            open_to = affordable_views(dataset, backbone, ctx, open_to)
-        seen = cache(lambda n: extract_views(dataset.train, backbone, ctx, n))
+            n_views = affordable_views(dataset, backbone, ctx, n_views)
+        activations = cache(lambda n: extract_views(dataset.train, backbone, ctx, n))
         settings, losses = [], []
         for cut in cuts:
             tried = []
-            for views in self._views_for(cut, open_to):
+            for views in self._views_for(cut, n_views):
                 ctx.check_time()
-                how = self._settings(cut, views, backbone)
-                x = seen(views).at(how.depths, how.pooling)
-                found = cross_validate_head(x, dataset, how, ctx)
+                head = self._settings(cut, views, backbone)
+                x = activations(views).at(head.depths, head.pooling)
+                found = cross_validate_head(x, dataset, head, ctx)
                 if found is None:
-                    return cuts[0], self._views_for(cut, open_to)[-1]
+                    return cuts[0], self._views_for(cut, n_views)[-1]
                 tried.append((views, found[0].losses))
             views, loss = min(tried, key=lambda pair: float(pair[1].mean()))
             settings.append((cut, views))
@@ -173,32 +178,35 @@ class LayerSVM(Strategy):
         costs = [backbone.depths[depth_set(c.depth, backbone)[-1] - 1].flops_share for c in cuts]
         return settings[one_standard_error_rule(losses, costs)]
 
-    def _open_cuts(self, dataset: Dataset, backbone: Backbone) -> list[Cut]:
-        """Return the candidates that agree with what is set; what is set alone if none does."""
-        fits = [
+    def _candidate_cuts(self, dataset: Dataset, backbone: Backbone) -> list[Cut]:
+        """Return the candidates that match the fields that are set.
+
+        If a depth is set that no candidate has, return a cut made of the fields alone.
+        """
+        matching = [
             replace(cut, share=self.share or cut.share)
             for cut in candidates(backbone, len(dataset.train))
             if self.depth in (None, cut.depth) and self.pooling in (None, cut.pooling)
         ]
-        if self.depth is not None and not fits:
-            fits = [Cut(self.depth, self.pooling or "mean", self.share or 1.0)]
-        return list(dict.fromkeys(fits))
+        if self.depth is not None and not matching:
+            matching = [Cut(self.depth, self.pooling or "mean", self.share or 1.0)]
+        return list(dict.fromkeys(matching))
 
-    def _views_for(self, cut: Cut, open_to: tuple[int, ...]) -> tuple[int, ...]:
-        """Return numbers of views to try: mirror images undo what a grid tells apart."""
-        return (1,) if cut.pooling == "grid" and self.views is None else open_to
+    def _views_for(self, cut: Cut, n_views: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the numbers of views to try: one for a grid, as flips blur its positions."""
+        return (1,) if cut.pooling == "grid" and self.views is None else n_views
 
 
 def depth_set(depth: int, backbone: Backbone) -> tuple[int, ...]:
-    """Return the depths that a ``depth`` hyperparameter stands for: 0 all, -k the last k."""
+    """Return the depths that a ``depth`` hyperparameter denotes: 0 for all, -k for the last k."""
     every = tuple(range(1, backbone.n_depths + 1))
     return (depth,) if depth > 0 else every[depth:]
 
 
 def candidates(backbone: Backbone, n_train: int) -> list[Cut]:
-    """Return what is tried: the one that stands without evidence comes first.
+    """Return the cuts to cross-validate; the first is the default.
 
-    A share of the features is for few images; ranking them again in every fold takes long.
+    Feature selection is tried on small datasets only, because it ranks the features in every fold.
     """
     n = backbone.n_depths
     together = [Cut(-max(1, n // 2), "mean"), Cut(0, "mean"), Cut(0, "grid")]

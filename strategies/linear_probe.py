@@ -1,4 +1,4 @@
-"""A linear classifier on the last features of the frozen network."""
+"""Linear probe: softmax regression on the penultimate features of the frozen network."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, cast, final
@@ -17,20 +17,21 @@ from strategies.models.classifier import ImageClassifier
 @final
 @dataclass(frozen=True)
 class LinearProbe(Strategy):
-    """Softmax regression on the penultimate activations.
+    """Softmax regression on the pooled penultimate activations.
 
     Attributes
     ----------
     strength
-        L2 strength, for features scaled to unit mean squared length; None: by cross-validation.
+        L2 strength, for features scaled to unit mean squared length. None: chosen by
+        cross-validation.
     views
-        What is learnt from of every train image: 1 its centre, 6 also its mirror image and its
-        corners; None: by cross-validation, for up to 1,000 images. Prediction looks at the
-        centre alone.
+        Views of every train image. 1: the centre crop. 6: also its horizontal flip and the four
+        corner crops. None: chosen by cross-validation, for up to 1,000 images. Prediction uses
+        the centre crop alone.
     class_weight
-        "balanced" lets every class count alike, however many images it has.
+        "balanced" gives every class the same total weight, regardless of its number of images.
     input_px
-        Side of the square input; None: the backbone's.
+        Side of the square input. None: that of the backbone.
     """
 
     strength: float | None = None
@@ -39,7 +40,7 @@ class LinearProbe(Strategy):
     input_px: int | None = None
 
     name: ClassVar[str] = "linear_probe"
-    summary: ClassVar[str] = "softmax regression on the frozen network's last features"
+    summary: ClassVar[str] = "softmax regression on the penultimate features of the frozen network"
     references: ClassVar[tuple[str, ...]] = (
         "J. Donahue et al., DeCAF, ICML 2014",
         "S. Kornblith et al., Do better ImageNet models transfer better?, CVPR 2019",
@@ -48,13 +49,13 @@ class LinearProbe(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
-        """Draw class weights and input size; strength and views are left to cross-validation."""
+        """Sample class weights and input size. Cross-validation chooses strength and views."""
         weight = trial.suggest_categorical("class_weight", ["none", "balanced"])
         px = trial.suggest_categorical("input_px", input_sizes(backbone))
         return cls(class_weight=cast(ClassWeight, weight), input_px=px)
 
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Fit on cached features."""
+        """Fit the head to cached features."""
         backbone = resized(backbone, self.input_px)
         depths = (backbone.n_depths,)
         settings = LinearSettings(
@@ -69,7 +70,7 @@ class LinearProbe(Strategy):
         )
 
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
-        """Return one pass for every view of every train image."""
+        """Return one pass per view of every train image."""
         views = self.views or max(view_counts(len(dataset.train)))
         scale = (self.input_px or backbone.input_px) / backbone.input_px
         return len(dataset.train) * views * scale**2

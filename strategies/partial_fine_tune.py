@@ -1,4 +1,4 @@
-"""The first stages frozen, the rest trained from the pretrained weights."""
+"""Partial fine-tuning: freeze the first stages, fine-tune the rest and the head."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, cast, final, get_args
@@ -23,17 +23,17 @@ from strategies.training.recipe import (
 @final
 @dataclass(frozen=True)
 class PartialFineTune(Strategy):
-    """The first stages keep parameters and BatchNorm statistics; the rest learns with the head.
+    """Fine-tuning with the parameters and BatchNorm statistics of the first stages frozen.
 
-    The frozen stages run once over a few crops of every image
+    The frozen stages run once over a few crops of every image, and their activations are kept
     (`strategies.training.frozen_activations`).
 
     Attributes
     ----------
     frozen_stages
-        How many depths, from the input, stay as they are; None: half of them.
+        Number of depths to freeze, from the input. None: half of them.
     lr, blend, head_lr_factor, steps, batch_norm, label_smoothing, hflip, input_px
-        As for full fine-tuning, for the stages that learn.
+        As for full fine-tuning, for the stages that are trained.
     """
 
     frozen_stages: int | None = None
@@ -47,7 +47,7 @@ class PartialFineTune(Strategy):
     input_px: int | None = None
 
     name: ClassVar[str] = "partial_fine_tune"
-    summary: ClassVar[str] = "first stages frozen, the rest trained from the pretrained weights"
+    summary: ClassVar[str] = "fine-tuning with the first stages frozen"
     references: ClassVar[tuple[str, ...]] = (
         "D. Soekhoe, P. van der Putten, A. Plaat, On the impact of dataset size in transfer "
         "learning using deep neural networks, IDA 2016",
@@ -56,7 +56,7 @@ class PartialFineTune(Strategy):
 
     @classmethod
     def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
-        """Draw frozen stages, learning rates, blend, steps, BatchNorm policy, smoothing, size."""
+        """Sample the number of frozen stages, and what full fine-tuning samples."""
         base = default_steps(len(dataset.train), BATCH_SIZE)
         return cls(
             frozen_stages=trial.suggest_int("frozen_stages", 1, backbone.n_depths - 1),
@@ -73,7 +73,7 @@ class PartialFineTune(Strategy):
         )
 
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Train; an earlier round is kept only where validation says clearly that it was better."""
+        """Train; keep an earlier round only if it is significantly better on validation."""
         backbone = resized(backbone, self.input_px)
         start = prepare(dataset, backbone, ctx, self.hflip)
         lr = self.lr or start.defaults.lr
@@ -110,15 +110,15 @@ class PartialFineTune(Strategy):
         )
 
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
-        """Return the passes of the probe, of all steps (part of them forward only), of judging."""
+        """Return the passes of the probe, of all training steps, and of validation."""
         frozen = backbone.depths[self._frozen(backbone) - 1].flops_share
         scale = (self.input_px or backbone.input_px) / backbone.input_px
         n_train, n_val, steps = len(dataset.train), len(dataset.val), self._steps(dataset)
-        renewed = self.batch_norm == "reestimated"
-        return training_passes(n_train, n_val, steps, BATCH_SIZE, frozen, scale, renewed=renewed)
+        reinit = self.batch_norm == "reestimated"
+        return training_passes(n_train, n_val, steps, BATCH_SIZE, frozen, scale, reinit=reinit)
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
-        """Refuse to freeze none or all of the stages."""
+        """Reject freezing no stage, or all of them."""
         k = self.frozen_stages
         if k is not None and not 1 <= k < backbone.n_depths:
             return f"frozen_stages must be in 1..{backbone.n_depths - 1}, got {k}"

@@ -1,4 +1,4 @@
-"""All strategies by name."""
+"""Registry of all strategies by name."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "full_fine_tune": FullFineTune,
     "from_scratch": FromScratch,
 }
-"""From cheap to expensive."""
+"""Ordered from cheap to expensive."""
 
 
 def get_strategy(name: str) -> type[Strategy]:
@@ -26,7 +26,7 @@ def get_strategy(name: str) -> type[Strategy]:
     Raises
     ------
     NotApplicable
-        If there is none of this name; the message names the closest.
+        If the name is unknown. The message suggests the closest known names.
     """
     if name not in STRATEGIES:
         raise NotApplicable(unknown_name("strategy", name, STRATEGIES))

@@ -1,4 +1,4 @@
-"""Fixtures: no network, a private cache, small images made here, and the shared real ones."""
+"""Shared fixtures: no network, private cache, small synthetic images, shared real datasets."""
 
 import importlib
 import socket
@@ -22,7 +22,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 
 @pytest.fixture(autouse=True)
 def _offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let nothing reach beyond this machine."""
+    """Block DNS look-ups, so that tests cannot use the network."""
     if "network" in request.keywords:
         return
 
@@ -34,7 +34,7 @@ def _offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.fixture(scope="session", autouse=True)
 def _short_pilots() -> Iterator[None]:
-    """Let pilots take a few steps: whole ones would be most of the time of all tests."""
+    """Limit pilots to a few steps: full pilots would dominate the time of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("advisor.measure.pilot.STEPS", 5)
         yield
@@ -42,18 +42,27 @@ def _short_pilots() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real datasets beside the checkout."""
+    """Return the folder of real datasets next to the checkout."""
     if not SHARED.is_dir():
-        pytest.skip("no ../shared/data beside this checkout: the real images are not here")
+        pytest.skip(
+            "the real datasets are missing: there is no ../shared/data next to this checkout"
+        )
     return SHARED
 
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
-    """The benchmarks that work on the suite's rows, by name."""
+    """Return the benchmark scripts that work on the suite's rows, by module name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    names = ("rows", "run_suite", "gain_lines", "fit_priors", "judged", "regret")
-    names += ("transfer_risk", "negative", "verdicts", "freezing", "claims")
+    names = (
+        "rows",
+        "run_suite",
+        "gain_regression",
+        "fit_priors",
+        "leave_one_dataset_out",
+        "regret",
+    )
+    names += ("transfer_risk", "negative", "claim_results", "frozen_stages", "claims")
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     return {name: importlib.import_module(name) for name in names}
@@ -61,18 +70,18 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
 
 @pytest.fixture
 def ctx(tmp_path: Path) -> RunContext:
-    """A context on the CPU in full precision, with a cache of its own."""
+    """Return a context on the CPU in full precision, with its own cache."""
     return RunContext(cache=ArrayCache(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")
 def backbone() -> Backbone:
-    """The embedded backbone at a small input size."""
+    """Return the embedded backbone at a small input size."""
     return load_backbone(input_px=64)
 
 
 def stripes(label: int, rng: np.random.Generator, px: int = 48) -> Image.Image:
-    """Draw an image whose class is the direction of its stripes; colours say nothing."""
+    """Return an image whose class is the direction of its stripes; colours are random."""
     y, x = np.mgrid[0:px, 0:px] / px
     angle = np.pi * label / 3 + rng.normal(0, 0.05)
     wave = np.sin(2 * np.pi * (4 * (x * np.cos(angle) + y * np.sin(angle)) + rng.uniform()))
@@ -94,7 +103,7 @@ def write_folder(root: Path, n_per_class: int, n_classes: int = 3, seed: int = 0
 
 @pytest.fixture
 def make_folder(tmp_path: Path) -> Callable[..., Path]:
-    """Write class folders below a temporary folder: ``make_folder(name, n_per_class)``."""
+    """Return a writer of class folders: ``make_folder(name, n_per_class)``."""
 
     def make(name: str, n_per_class: int, n_classes: int = 3, seed: int = 0) -> Path:
         return write_folder(tmp_path / name, n_per_class, n_classes, seed)
@@ -104,5 +113,5 @@ def make_folder(tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def small_dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """Three classes of sixteen striped images."""
+    """Return a dataset of three classes with 16 striped images each."""
     return load_dataset(write_folder(tmp_path_factory.mktemp("striped"), 16))

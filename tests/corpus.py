@@ -1,4 +1,4 @@
-"""A folder of some five hundred damaged and unusual files, made from nothing."""
+"""Generated corpus of about 500 damaged and unusual image files."""
 
 import contextlib
 import io
@@ -21,11 +21,11 @@ KINDS = {
     "jp2": "JPEG2000",
     "avif": "AVIF",
 }
-FLIPS = 12
+N_BIT_FLIPS = 12
 
 
 def photo(seed: int = 0, size: tuple[int, int] = (61, 47)) -> Image.Image:
-    """Draw coloured blobs with some grain."""
+    """Return an image of coloured blobs with noise."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8))
     smooth = np.asarray(small.resize(size, Image.Resampling.BICUBIC), dtype=float)
@@ -40,20 +40,20 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def kinds() -> dict[str, str]:
-    """Return suffixes and formats that this Pillow can write."""
+    """Return the suffixes and formats that the installed Pillow can write."""
     absent = {"AVIF": "avif", "JPEG2000": "jpg_2000", "WEBP": "webp"}
     return {s: k for s, k in KINDS.items() if k not in absent or features.check(absent[k])}
 
 
 def damaged() -> Iterator[tuple[str, bytes]]:
-    """Yield truncated, flipped, misnamed, empty and padded files of every format."""
+    """Yield truncated, bit-flipped, misnamed, empty and padded files of every format."""
     for number, (suffix, kind) in enumerate(kinds().items()):
         data = encode(photo(number), kind)
         for tenth in range(1, 10):
             yield f"cut{tenth}0.{suffix}", data[: len(data) * tenth // 10]
         yield f"cut_last_byte.{suffix}", data[:-1]
         rng = np.random.default_rng(number)
-        for flip in range(FLIPS):
+        for flip in range(N_BIT_FLIPS):
             torn = bytearray(data)
             # Half of the flips near the start, where the headers are.
             reach = len(torn) if flip % 2 else min(len(torn), 64)
@@ -74,7 +74,7 @@ def damaged() -> Iterator[tuple[str, bytes]]:
 
 
 def modes() -> Iterator[tuple[str, bytes]]:
-    """Yield every usual mode, orientation, depth and animation."""
+    """Yield all common modes, EXIF orientations, bit depths and animations."""
     image = photo(50)
     for mode in ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "F"):
         for suffix, kind in kinds().items():
@@ -120,7 +120,7 @@ def modes() -> Iterator[tuple[str, bytes]]:
 
 
 def bombs() -> Iterator[tuple[str, bytes]]:
-    """Yield small files that claim, or hold, more than a machine can take."""
+    """Yield decompression bombs: small files that declare or contain huge images."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return (
@@ -142,7 +142,7 @@ def bombs() -> Iterator[tuple[str, bytes]]:
 
 
 def impostors() -> Iterator[tuple[str, bytes]]:
-    """Yield files that are something else altogether, and names that break programs."""
+    """Yield files that are not images despite their suffix, and problematic file names."""
     page = b"<!DOCTYPE html><html><body><h1>404 Not Found</h1></body></html>"
     for suffix in ("jpg", "png", "gif", "webp", "tif"):
         yield f"page.{suffix}", page
@@ -177,7 +177,7 @@ def write_corpus(root: Path, n_good: int = 0) -> int:
     Parameters
     ----------
     n_good
-        Sound images to add to each class.
+        Number of intact images to add to each class.
     """
     n = 0
     for label in ("cat", "dog"):

@@ -1,4 +1,4 @@
-"""The house: how large a room may be, and what import-linter (`make check`) cannot see."""
+"""Rules on code size, imports and documentation that import-linter does not check."""
 
 import ast
 import re
@@ -12,11 +12,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(p for package in ("advisor", "strategies") for p in (ROOT / package).rglob("*.py"))
-MOST_LINES = 400
-MOST_LINES_OF_A_FUNCTION = 60
-MOST_MODULES = 14
-KNOW_TIMM = ("strategies.models.backbone", "strategies.training.mixup")
-"""Mixup borrows timm's own; all models come from the backbone."""
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+MAX_MODULES = 14
+USE_TIMM = ("strategies.models.backbone", "strategies.training.mixup")
+"""Modules that may import timm: models come from the backbone, Mixup is timm's."""
 
 
 def module_name(path: Path) -> str:
@@ -36,15 +36,15 @@ def imports_of(path: Path) -> Iterator[str]:
 @pytest.mark.parametrize("path", FILES, ids=module_name)
 def test_files_and_functions_are_short(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= MOST_LINES
+    assert len(text.splitlines()) <= MAX_FILE_LINES
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno is not None
-            assert node.end_lineno - node.lineno < MOST_LINES_OF_A_FUNCTION, node.name
+            assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
 
 
 def test_no_folder_holds_more_than_fourteen_modules() -> None:
-    assert max(Counter(path.parent for path in FILES).values()) <= MOST_MODULES
+    assert max(Counter(path.parent for path in FILES).values()) <= MAX_MODULES
     beside = {p.name for p in (ROOT / "advisor").glob("*.py")}
     assert beside == {"__init__.py", "advise.py"}
 
@@ -60,7 +60,7 @@ def test_only_the_command_line_imports_inside_functions(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_text_is_utf_8_wherever_this_runs(path: Path) -> None:
+def test_text_files_are_read_and_written_as_utf_8(path: Path) -> None:
     for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         called = getattr(call.func, "attr", "") if isinstance(call, ast.Call) else ""
         if called in ("read_text", "write_text"):
@@ -68,15 +68,15 @@ def test_text_is_utf_8_wherever_this_runs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_only_the_backbone_knows_timm(path: Path) -> None:
-    if module_name(path) not in KNOW_TIMM:
+def test_only_backbone_and_mixup_import_timm(path: Path) -> None:
+    if module_name(path) not in USE_TIMM:
         assert not [name for name in imports_of(path) if name.split(".")[0] == "timm"]
 
 
 @pytest.mark.parametrize(
     "statement", ["import advisor", "import strategies", "import advisor.cli.app"]
 )
-def test_importing_costs_nothing(statement: str) -> None:
+def test_importing_a_package_imports_no_heavy_library(statement: str) -> None:
     heavy = ("torch", "timm", "optuna", "sklearn", "scipy")
     code = f"{statement}; import sys; print([m for m in {heavy} if m in sys.modules])"
     found = subprocess.run(

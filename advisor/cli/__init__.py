@@ -1,1 +1,1 @@
-"""The command line: the only room that prints or exits."""
+"""Command-line programs tl-advise and tl-auto; only this package prints or exits."""

@@ -1,8 +1,8 @@
-"""Answers already given: the same images, options and program need no second measurement.
+"""Cache of complete advice, keyed by dataset, options, program and machine.
 
-An advice is kept under a name made of all that it depends on. Images are known by what the file
-system says of them (`strategies.data.inspection.signature`): asking again reads none of them, and
-loads no network library.
+The key hashes everything that an advice depends on. Images enter it by their file-system
+signature (`strategies.data.inspection.signature`): a cache hit reads no image and imports neither
+torch nor timm.
 """
 
 import dataclasses
@@ -26,25 +26,25 @@ from strategies.data.listing import list_everything
 from strategies.models.catalogue import CATALOGUE
 
 LOCAL = "local-dir:"
-_SPACE = "answers"
-_NOT_ASKED = ("on_progress", "on_note", "cache_dir", "workers")
+_NAMESPACE = "answers"
+_NOT_IN_KEY = ("on_progress", "on_note", "cache_dir", "workers")
 
 
-def question(data: Path, options: Options) -> str | None:
-    """Name all that the advice depends on: files, labels, splits, options, program, machine.
+def advice_key(data: Path, options: Options) -> str | None:
+    """Return the cache key: a hash of files, labels, splits, options, program and machine.
 
-    None where this cannot be told without measuring: data or weights from a hub, a file that is
-    missing, or one that was changed just now.
+    None where the inputs cannot be identified without reading them: a dataset or weights from a
+    hub, a missing file, or a file that was modified just now.
 
     Raises
     ------
     DataError
-        If the data have no known layout.
+        If the dataset has no known layout.
     """
     backbones = options.backbone.split(",")
     local = [Path(name.removeprefix(LOCAL)) for name in backbones if name.startswith(LOCAL)]
-    n_known = len(local) + sum(name == AUTO or name in CATALOGUE for name in backbones)
-    if is_hub_name(data) or n_known < len(backbones):
+    n_identified = len(local) + sum(name == AUTO or name in CATALOGUE for name in backbones)
+    if is_hub_name(data) or n_identified < len(backbones):
         return None
     listing = list_everything(
         data,
@@ -59,30 +59,31 @@ def question(data: Path, options: Options) -> str | None:
     paths += [data] if data.is_file() else []
     for folder in (options.reference, *local):
         paths += _files_below(folder)
-    signs = [signature(path) for path in paths]
-    if None in signs:
+    signatures = [signature(path) for path in paths]
+    if None in signatures:
         return None
-    names = [f.name for f in dataclasses.fields(options) if f.name not in _NOT_ASKED]
-    asked = [(name, getattr(options, name)) for name in names]
+    names = [f.name for f in dataclasses.fields(options) if f.name not in _NOT_IN_KEY]
+    option_values = [(name, getattr(options, name)) for name in names]
     counts = {name: reservoir.counts for name, reservoir in listing.splits.items()}
-    left_out = (listing.skipped, listing.merged, listing.origin)
-    parts = (data, Path.cwd(), asked, files, signs, counts, left_out, _program(), _machine())
+    listed = (listing.skipped, listing.merged, listing.origin)
+    inputs = (data, Path.cwd(), option_values, files, signatures, counts, listed)
+    parts = (*inputs, _program(), _machine())
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
-def stored_advice(cache: ArrayCache, name: str | None) -> Advice | None:
-    """Return the advice that was kept under a name, if there is one."""
-    found = {} if name is None else cache.get_json(_SPACE, [name])
-    return None if name not in found else read_advice(found[name])
+def stored_advice(cache: ArrayCache, key: str | None) -> Advice | None:
+    """Return the advice cached under a key, or None on a cache miss."""
+    found = {} if key is None else cache.get_json(_NAMESPACE, [key])
+    return None if key not in found else read_advice(found[key])
 
 
-def store_advice(cache: ArrayCache, name: str | None, advice: Advice) -> None:
-    """Keep an advice under its name: only if it reads back as what it was."""
-    if name is None:
+def store_advice(cache: ArrayCache, key: str | None, advice: Advice) -> None:
+    """Cache an advice under a key, but only if it survives the round trip through JSON."""
+    if key is None:
         return
     record = json.loads(json.dumps(advice_record(advice)))
     if read_advice(record) == advice:
-        cache.put_json(_SPACE, {name: record})
+        cache.put_json(_NAMESPACE, {key: record})
 
 
 def _files_below(folder: Path | None) -> list[Path]:
@@ -93,18 +94,18 @@ def _files_below(folder: Path | None) -> list[Path]:
 
 @cache
 def _program() -> str:
-    """Return a digest of this program and of what it ships, whatever its version says."""
+    """Return a digest of the source, JSON and weight files of this program, not of its version."""
     root = Path(__file__).parents[2]
     digest = hashlib.sha256()
-    for room in ("advisor", "strategies"):
-        for path in sorted((root / room).rglob("*.*")):
+    for package in ("advisor", "strategies"):
+        for path in sorted((root / package).rglob("*.*")):
             if path.suffix in (".py", ".json", ".safetensors"):
                 digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
 def _machine() -> tuple[object, ...]:
-    """Return what costs and rounding depend on: this machine, and the packages installed here."""
+    """Return what timings and rounding depend on: host, CPUs, GPUs, Python and packages."""
     packages = {p.name for place in sys.path for p in Path(place).glob("*-info")}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return (platform.node(), os.cpu_count(), visible, sys.version, sorted(packages))

@@ -1,4 +1,4 @@
-"""tl-advise and tl-auto: with its two helpers below, the only module that prints or exits."""
+"""Entry points of tl-advise and tl-auto: options, commands and printing of the advice."""
 
 import sys
 from pathlib import Path
@@ -14,7 +14,7 @@ from advisor.cli.console import (
     fail,
     print_json,
     progress,
-    run_and_leave,
+    run_and_exit,
     stderr,
     stdout,
 )
@@ -58,7 +58,7 @@ auto_app.command("worker")(worker_command)
 auto_app.command("status")(status_command)
 auto_app.command("export")(export_command)
 auto_app.command("predict")(predict_command)
-auto_app.add_typer(cache_app, name="cache", help="Look at what was computed before, or forget it.")
+auto_app.add_typer(cache_app, name="cache", help="Show or clear the feature cache.")
 
 
 @advise_app.command()
@@ -82,35 +82,40 @@ def advise_command(
     prefer: PreferOption = "balanced",
     pilot: PilotOption = "auto",
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write the report to this file, as one page.")
+        Path | None,
+        typer.Option("--html", help="Also write the report as one HTML page to this file."),
     ] = None,
     as_markdown: Annotated[
-        bool, typer.Option("--markdown", help="Print Markdown, and nothing else, to stdout.")
+        bool,
+        typer.Option(
+            "--markdown", help="Print the report as Markdown to stdout, and nothing else."
+        ),
     ] = False,
     explain: Annotated[
-        str | None, typer.Option("--explain", help="Print what a finding means, e.g. TL003.")
+        str | None,
+        typer.Option("--explain", help="Explain a finding by its code, e.g. TL003, and exit."),
     ] = None,
     as_json: Json = False,
     profile: Annotated[
-        bool, typer.Option("--profile", help="Say on stderr where the time went.")
+        bool, typer.Option("--profile", help="Print the time of every phase to stderr.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Say which kind of transfer learning suits a folder of labelled images."""
+    """Recommend a transfer-learning strategy for a dataset of labelled images."""
     given = locals()
     if explain is not None:
         _explain(explain)
         return
     if as_json and as_markdown:
-        fail("--json and --markdown were both given. Leave one of them out.")
+        fail("--json and --markdown cannot be used together. Both print to stdout; give one.")
     if html is not None and not html.resolve().parent.is_dir():
-        fail(f"--html {html}: there is no folder {html.resolve().parent}. Make it first.")
+        fail(f"--html {html}: there is no folder {html.resolve().parent}. Create it first.")
     folder = data_folder(data, demo, cache_dir)
     with progress(quiet) as on_progress, errors():
         from strategies.core.progress import PhaseTimer
 
         phase_timer = PhaseTimer(on_progress, last_s=STARTED_S)
-        advice = _answer(folder, options_of(given, phase_timer), phase_timer, html)
+        advice = _cached_or_new(folder, options_of(given, phase_timer), phase_timer, html)
     _print_advice(advice, as_json, as_markdown, quiet)
     if profile:
         phase_timer.end("report")
@@ -136,34 +141,35 @@ def _print_advice(advice: "Advice", as_json: bool, as_markdown: bool, quiet: boo
         print_advice(stdout, advice)
 
 
-def _answer(
+def _cached_or_new(
     folder: Path, options: "Options", phase_timer: "PhaseTimer", html: Path | None
 ) -> "Advice":
-    """Return the advice that was given before if nothing has changed; else measure.
+    """Return cached advice if data, options and program are unchanged; otherwise measure.
 
-    A page shows images, which are not kept: it is always made again, from cached features.
+    An HTML page shows thumbnails, which are not cached: it is always rebuilt, from cached
+    features.
     """
-    from advisor.cli.advice_cache import question, store_advice, stored_advice
+    from advisor.cli.advice_cache import advice_key, store_advice, stored_advice
     from strategies.core.cache import ArrayCache, default_cache_dir
 
     cache = ArrayCache(options.cache_dir or default_cache_dir())
-    asked = question(folder, options)
-    known = stored_advice(cache, asked) if html is None else None
-    phase_timer.end("looking for an earlier answer")
-    if known is not None:
-        said = "Nothing has changed since this was measured: answered from the cache."
-        stderr.print(said, highlight=False)
-        return known
+    key = advice_key(folder, options)
+    cached = stored_advice(cache, key) if html is None else None
+    phase_timer.end("cache lookup")
+    if cached is not None:
+        message = "Data and options are unchanged: the advice comes from the cache."
+        stderr.print(message, highlight=False)
+        return cached
     from advisor.advise import advise
 
     phase_timer.end("imports")
     advice = advise(folder, options, html=html)
-    store_advice(cache, asked, advice)
+    store_advice(cache, key, advice)
     return advice
 
 
 def _explain(code: str) -> None:
-    """Print the page of a finding."""
+    """Print the documentation of a finding."""
     from rich.markdown import Markdown
 
     from advisor.findings.explain import explanation
@@ -179,15 +185,15 @@ def _explain(code: str) -> None:
 def _print_phase_times(phase_timer: "PhaseTimer") -> None:
     total = sum(phase_timer.seconds.values())
     for name, seconds in phase_timer.seconds.items():
-        said = f"{name:<32}{seconds:8.2f} s{seconds / total:6.0%}"
-        stderr.print(said, highlight=False, markup=False)
+        line = f"{name:<32}{seconds:8.2f} s{seconds / total:6.0%}"
+        stderr.print(line, highlight=False, markup=False)
 
 
 def tl_advise() -> None:
     """Run ``tl-advise``."""
-    run_and_leave(advise_app)
+    run_and_exit(advise_app)
 
 
 def tl_auto() -> None:
     """Run ``tl-auto``."""
-    run_and_leave(auto_app)
+    run_and_exit(auto_app)

@@ -1,4 +1,4 @@
-"""tl-auto predict and export: using the classifier of a run."""
+"""Commands tl-auto export and tl-auto predict: use the classifier of a run."""
 
 import csv
 import sys
@@ -29,13 +29,14 @@ if TYPE_CHECKING:
 def export_command(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     kind: Annotated[
-        str, typer.Option("--format", help="onnx, timm, or hf: a folder ready for a model hub.")
+        str, typer.Option("--format", help="onnx, timm, or hf: timm folder with a model card.")
     ] = "onnx",
     out: Annotated[
-        Path | None, typer.Option(help="What to write; default: export/FORMAT in the run folder.")
+        Path | None,
+        typer.Option(help="File or folder to write; default: export/FORMAT in the run folder."),
     ] = None,
 ) -> None:
-    """Write a run's classifier for others to use."""
+    """Export the classifier of a run to ONNX, timm or the Hugging Face hub format."""
     with errors():
         from advisor.deploy.export import export_run
 
@@ -44,19 +45,23 @@ def export_command(
 
 
 def predict_command(
-    run: Annotated[Path, typer.Argument(help="Run folder, or its classifier folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder, or the classifier folder in it.")],
     images: Annotated[
-        list[Path], typer.Argument(help="Image files or folders; - reads a list from stdin.")
+        list[Path], typer.Argument(help="Image files or folders; - reads paths from stdin.")
     ],
-    top: Annotated[int, typer.Option("--top-k", "--top", min=1, help="Classes to name.")] = 3,
+    top: Annotated[
+        int, typer.Option("--top-k", "--top", min=1, help="Number of classes per image.")
+    ] = 3,
     device: Device = "auto",
     as_json: Json = False,
-    as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV to stdout.")] = False,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", help="Print the top class of every image as CSV to stdout.")
+    ] = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print classes and probabilities for images."""
+    """Classify images and print classes with probabilities."""
     if as_json and as_csv:
-        fail("--json and --csv were both given. Leave one of them out.")
+        fail("--json and --csv cannot be used together. Both print to stdout; give one.")
     if not run.is_dir():
         fail(f"{run} is not a folder. Give the folder that tl-auto run wrote (--out).")
     missing = [p for p in images if str(p) != "-" and not p.exists()]
@@ -65,17 +70,17 @@ def predict_command(
     with progress(quiet) as on_progress, errors():
         from advisor.deploy.predict import predict
 
-        found = predict(run, _given(images), device=device, on_progress=on_progress)
+        batches = predict(run, _expand_stdin(images), device=device, on_progress=on_progress)
         if as_json:
-            _predictions_as_json(found, top)
+            _predictions_as_json(batches, top)
         elif as_csv:
-            _predictions_as_csv(found)
+            _predictions_as_csv(batches)
         else:
-            _predictions_as_table(found, top)
+            _predictions_as_table(batches, top)
 
 
-def _given(images: list[Path]) -> Iterator[Path]:
-    """Yield what was given; ``-`` stands for the lines of stdin."""
+def _expand_stdin(images: list[Path]) -> Iterator[Path]:
+    """Yield the given paths, with ``-`` replaced by the lines of stdin."""
     for path in images:
         if str(path) == "-":
             yield from (Path(line.rstrip("\n")) for line in sys.stdin if line.strip())
@@ -83,40 +88,40 @@ def _given(images: list[Path]) -> Iterator[Path]:
             yield path
 
 
-def _predictions_as_json(found: Iterator["Predictions"], top: int) -> None:
+def _predictions_as_json(batches: Iterator["Predictions"], top: int) -> None:
     from strategies.data.image import shown
 
     predictions, quarantine = [], []
-    for part in found:
-        for path, row in part.rows:
+    for batch in batches:
+        for path, row in batch.rows:
             classes = [{"class": c, "probability": v} for c, v in row[:top]]
             predictions.append({"path": shown(path), "classes": classes})
-        quarantine += [{"path": shown(s.path), "reason": s.reason} for s in part.skipped]
+        quarantine += [{"path": shown(s.path), "reason": s.reason} for s in batch.skipped]
     print_json({"predictions": predictions, "quarantine": quarantine})
 
 
-def _predictions_as_csv(found: Iterator["Predictions"]) -> None:
+def _predictions_as_csv(batches: Iterator["Predictions"]) -> None:
     from strategies.data.image import shown
 
     writer = csv.writer(sys.stdout)
     writer.writerow(["path", "class", "probability"])
-    for part in found:
-        _say_left_out(part)
-        writer.writerows([shown(p), row[0][0], f"{row[0][1]:.6f}"] for p, row in part.rows)
+    for batch in batches:
+        _print_skipped(batch)
+        writer.writerows([shown(p), row[0][0], f"{row[0][1]:.6f}"] for p, row in batch.rows)
 
 
-def _predictions_as_table(found: Iterator["Predictions"], top: int) -> None:
+def _predictions_as_table(batches: Iterator["Predictions"], top: int) -> None:
     from advisor.report.terminal import print_predictions
     from strategies.data.image import shown
 
-    for part in found:
-        _say_left_out(part)
-        print_predictions(stdout, [(shown(path), row[:top]) for path, row in part.rows])
+    for batch in batches:
+        _print_skipped(batch)
+        print_predictions(stdout, [(shown(path), row[:top]) for path, row in batch.rows])
 
 
-def _say_left_out(part: "Predictions") -> None:
+def _print_skipped(batch: "Predictions") -> None:
     from strategies.data.image import shown
 
-    for skipped in part.skipped:
-        said = f"left out: {shown(skipped.path)}: {skipped.reason}"
-        stderr.print(said, highlight=False, markup=False, soft_wrap=True)
+    for skipped in batch.skipped:
+        line = f"skipped: {shown(skipped.path)}: {skipped.reason}"
+        stderr.print(line, highlight=False, markup=False, soft_wrap=True)

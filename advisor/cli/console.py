@@ -1,4 +1,4 @@
-"""Consoles, progress and errors of the commands."""
+"""Consoles, progress bars, error handling and exit of the commands."""
 
 import json
 import os
@@ -16,16 +16,13 @@ if TYPE_CHECKING:
 
 
 OnProgress = Callable[[str, int, int], None]
-
-
 STARTED_S = time.monotonic() - time.process_time()
-
-
+"""About when this process started, on the clock of `time.monotonic`."""
 USAGE_ERROR, INTERRUPTED = 2, 130
 
 
 class _LazyConsole:
-    """A rich console that is imported at its first use: ``--help`` needs none."""
+    """Rich console that is imported at its first use, to keep ``--help`` fast."""
 
     def __init__(self, to_stderr: bool) -> None:
         self._to_stderr = to_stderr
@@ -41,46 +38,44 @@ class _LazyConsole:
 
 
 stdout = cast("Console", _LazyConsole(to_stderr=False))
-
-
 stderr = cast("Console", _LazyConsole(to_stderr=True))
 
 
 def seconds_left(limit_s: float) -> float:
-    """Return what is left of a limit on this process."""
+    """Return the seconds left of a time limit counted from the start of this process."""
     return limit_s - (time.monotonic() - STARTED_S)
 
 
-def run_and_leave(app: typer.Typer) -> None:
-    """Run a command, and leave at once: all that it wrote is on disk.
+def run_and_exit(app: typer.Typer) -> None:
+    """Run a command, then exit without interpreter shutdown: all output is on disk by then.
 
-    The interpreter would take apart every module first, for a third as long as loading them took.
+    Shutdown would unload every module, which takes a third as long as importing them did.
     """
     try:
         app()
     except SystemExit as end:
         if not isinstance(end.code, int):
             raise
-        with suppress(BrokenPipeError):  # who has stopped reading wants no more
+        with suppress(BrokenPipeError):  # the reader closed the pipe
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(end.code)
 
 
-def note(sentence: str) -> None:
-    """Say what a training does otherwise than it was meant to."""
+def print_note(sentence: str) -> None:
+    """Print to stderr that a training run deviates from its settings."""
     stderr.print(sentence, highlight=False, markup=False)
 
 
 def fail(message: str) -> NoReturn:
-    """Say what the user can mend, and end."""
+    """Print an error that the user can fix to stderr, and exit with code 2."""
     stderr.print(f"Error: {message}", highlight=False, markup=False)
     raise typer.Exit(USAGE_ERROR)
 
 
 @contextmanager
 def errors() -> Iterator[None]:
-    """Turn the program's own errors into a sentence and exit code 2; the rest are bugs."""
+    """Turn the program's own errors into a message and exit code 2; other errors are bugs."""
     from strategies.core.errors import TransferError
 
     try:
@@ -94,7 +89,7 @@ def errors() -> Iterator[None]:
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[OnProgress]:
-    """Show progress on stderr, where it is a terminal and wanted."""
+    """Show progress bars on stderr, if it is a terminal and not `quiet`."""
     if quiet or not stderr.is_terminal:
         yield lambda what, done, total: None
         return
@@ -106,14 +101,14 @@ def progress(quiet: bool) -> Iterator[OnProgress]:
         TimeElapsedColumn,
     )
 
-    columns = (TextColumn("{dataset.description}"), BarColumn(), MofNCompleteColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), console=stderr, transient=True) as bars:
-        known: dict[str, Any] = {}
+        task_ids: dict[str, Any] = {}
 
         def show(what: str, done: int, total: int) -> None:
-            if what not in known:
-                known[what] = bars.add_task(what, total=total or None)
-            bars.update(known[what], completed=done)
+            if what not in task_ids:
+                task_ids[what] = bars.add_task(what, total=total or None)
+            bars.update(task_ids[what], completed=done)
 
         yield show
 

@@ -1,4 +1,4 @@
-"""A real dataset that comes with a dependency: scikit-learn's handwritten digits, as files."""
+"""Demo dataset: scikit-learn's handwritten digits, written as image files."""
 
 from pathlib import Path
 
@@ -10,11 +10,13 @@ from strategies.core.errors import StorageError
 
 
 def write_digits(folder: Path) -> Path:
-    """Write the 1,797 digits (8 x 8 grey) as PNG files in class folders; what is there stays.
+    """Write the 1,797 digits (8 x 8, grayscale) as PNG files in class folders.
+
+    Files that exist are kept.
 
     Returns
     -------
-    The folder of class folders.
+    The folder that holds the class folders.
 
     Raises
     ------
@@ -38,5 +40,7 @@ def write_digits(folder: Path) -> Path:
             Image.fromarray(grey).save(part, format="PNG")
             part.replace(path)
     except OSError as error:
-        raise StorageError(f"The demo's images cannot be written to {root}: {error}") from error
+        raise StorageError(
+            f"The demo dataset cannot be written to {root}: {error}. Give another --cache-dir."
+        ) from error
     return root

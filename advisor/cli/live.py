@@ -1,4 +1,4 @@
-"""A search as it goes: lines for people, scalars for TensorBoard."""
+"""Live view of a search: one line per event, and scalars for TensorBoard."""
 
 import importlib
 import math
@@ -11,31 +11,35 @@ from strategies.core.errors import StorageError
 
 
 def line_of(event: Event) -> str | None:
-    """Return what to say about an event in one line; None for what is too small to tell."""
+    """Return an event as one line; None for rounds within a trial."""
     name = f"trial {event.number} {event.strategy}"
     if event.kind == "begun":
-        return f"{name}: begun{_left(event.seconds_left)}"
+        return f"{name}: started{_left(event.seconds_left)}"
     if event.kind == "round":
         return None
-    said = event.reason if event.accuracy is None else f"{event.accuracy.percent()} on validation"
-    return f"{name}: {said}{_best(event.best)}{_left(event.seconds_left)}"
+    outcome = (
+        event.reason
+        if event.accuracy is None
+        else f"validation accuracy {event.accuracy.percent()}"
+    )
+    return f"{name}: {outcome}{_best(event.best)}{_left(event.seconds_left)}"
 
 
 def _best(best: TrialRecord | None) -> str:
     if best is None or best.val_accuracy is None:
-        return "; no classifier yet"
-    return f"; best so far {best.strategy} {best.val_accuracy.percent()}"
+        return "; no scored trial yet"
+    return f"; best so far: {best.strategy} {best.val_accuracy.percent()}"
 
 
 def _left(seconds: float) -> str:
     if not math.isfinite(seconds):
         return ""
     whole = max(0, round(seconds))
-    return f"; {whole // 60}:{whole % 60:02d} left to search"
+    return f"; {whole // 60}:{whole % 60:02d} min left"
 
 
 class TensorBoard:
-    """Writes validation accuracies for TensorBoard, from the first event on.
+    """Event listener that writes validation accuracies for TensorBoard.
 
     Raises
     ------
@@ -45,20 +49,20 @@ class TensorBoard:
 
     def __init__(self, folder: Path) -> None:
         try:
-            self._make = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+            self._make_writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
         except ImportError as error:
             raise StorageError(
-                "--tensorboard needs an extra: pip install 'tl-advisor[tensorboard]'."
+                "--tensorboard needs TensorBoard: pip install 'tl-advisor[tensorboard]'."
             ) from error
         self._folder = folder
         self._writer: Any = None
 
     def __call__(self, event: Event) -> None:
-        """Write what an event tells about accuracy."""
+        """Write the validation accuracy of an event, if it has one."""
         if event.accuracy is None:
             return
         if self._writer is None:
-            self._writer = self._make(str(self._folder))
+            self._writer = self._make_writer(str(self._folder))
         if event.kind == "round":
             name = f"val_accuracy/{event.strategy}-{event.number}"
             self._writer.add_scalar(name, event.accuracy.mid, event.step)
@@ -68,6 +72,6 @@ class TensorBoard:
         self._writer.flush()
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the event files."""
         if self._writer is not None:
             self._writer.close()

@@ -1,4 +1,4 @@
-"""tl-auto: tune, go on, join, look on; take away and use."""
+"""Commands tl-auto run, resume, worker and status: hyperparameter search in a run folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +11,8 @@ from advisor.cli.console import (
     INTERRUPTED,
     OnProgress,
     errors,
-    note,
     print_json,
+    print_note,
     progress,
     seconds_left,
     stderr,
@@ -49,41 +49,57 @@ if TYPE_CHECKING:
     from advisor.types.outcome import Outcome
 
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
-Out = Annotated[Path | None, typer.Option(help="Run folder; default: runs/NAME-1.")]
-TimeLimit = Annotated[str, typer.Option("--time", help="Limit of everything: 90s, 10m, 2h.")]
-MaxTrials = Annotated[int | None, typer.Option(min=1, help="At most this many trials.")]
+Out = Annotated[Path | None, typer.Option(help="Run folder to create; default: runs/NAME-1.")]
+TimeLimit = Annotated[
+    str, typer.Option("--time", help="Time limit of the whole command: 90s, 10m, 2h.")
+]
+MaxTrials = Annotated[int | None, typer.Option(min=1, help="Maximum number of trials.")]
 Heartbeat = Annotated[
-    int, typer.Option("--heartbeat", min=1, help="Seconds between two heartbeats of a worker.")
+    int,
+    typer.Option("--heartbeat", min=1, help="Seconds between two heartbeats of a worker process."),
 ]
 WithControl = Annotated[
-    bool, typer.Option(help="Spend a tenth of the time on a control without pretrained weights.")
+    bool,
+    typer.Option(
+        help="Use a tenth of the time for a random-init control, to measure the transfer gain."
+    ),
 ]
 WithSoup = Annotated[
     bool,
-    typer.Option(help="Average the weights of the best trials; keep that if validation says so."),
+    typer.Option(
+        help="Average the weights of the best trials (model soup); keep the average if it scores "
+        "better on validation."
+    ),
 ]
 Devices = Annotated[
     str | None,
-    typer.Option(help="A worker on each: all GPUs, or names with commas: cuda:0,cuda:2."),
+    typer.Option(
+        help="Start a worker process on each of these devices: all, or e.g. cuda:0,cuda:2."
+    ),
 ]
 DataParallel = Annotated[
-    int, typer.Option(min=1, help="GPUs that share every batch of a training run.")
+    int, typer.Option(min=1, help="Data-parallel processes per training run, each on its own GPU.")
 ]
 Storage = Annotated[
     str | None,
-    typer.Option(help="Database for trials that other machines reach: postgresql://USER@HOST/DB."),
+    typer.Option(
+        help="Database of the trials, for workers on other machines: postgresql://USER@HOST/DB."
+    ),
 ]
 Artifacts = Annotated[
     str | None,
-    typer.Option(help="Folder or s3://BUCKET/PREFIX for machines that do not see the run folder."),
+    typer.Option(
+        help="Artifact store for machines without access to the run folder: a folder or "
+        "s3://BUCKET/PREFIX."
+    ),
 ]
 WithBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="Write validation accuracy for TensorBoard too.")
+    bool, typer.Option("--tensorboard", help="Also write validation accuracies for TensorBoard.")
 ]
 
 
 def about_auto() -> None:
-    """Tune the advised strategy and leave a classifier; use classifiers."""
+    """Search hyperparameters within a time limit, and use the resulting classifier."""
 
 
 def run_command(
@@ -119,16 +135,16 @@ def run_command(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Take the advice: tune it under a time limit and leave a classifier in a run folder."""
+    """Tune the recommended strategies within a time limit and save a classifier."""
     given = locals()
     limit_s = parse_duration_s(time_limit)
-    images = data_folder(data, demo, cache_dir)
-    folder = out or _fresh_run(images)
-    with watching(folder, quiet, tensorboard) as (on_progress, on_event), run_errors(folder):
+    dataset = data_folder(data, demo, cache_dir)
+    folder = out or _new_run_folder(dataset)
+    with show_events(folder, quiet, tensorboard) as (on_progress, on_event), run_errors(folder):
         from advisor.tune.driver import auto
 
         outcome = auto(
-            images,
+            dataset,
             folder,
             options_of(given, on_progress),
             time_s=seconds_left(limit_s),
@@ -147,21 +163,22 @@ def run_command(
 def resume_command(
     run: Run,
     time_limit: Annotated[
-        str | None, typer.Option("--time", help="Limit from now on; default: what was left.")
+        str | None,
+        typer.Option("--time", help="Time limit from now on; default: the time that was left."),
     ] = None,
     storage: Storage = None,
     tensorboard: WithBoard = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Go on with a run that was killed."""
+    """Resume a run that was interrupted or killed."""
     limit_s = parse_duration_s(time_limit) if time_limit else None
-    with watching(run, quiet, tensorboard) as (on_progress, on_event), run_errors(run):
+    with show_events(run, quiet, tensorboard) as (on_progress, on_event), run_errors(run):
         from advisor.tune.resume import resume
         from advisor.tune.run_dir.directory import RunDir
 
         if RunDir.open(run).is_done():
-            stderr.print(f"{run} is finished; nothing is left to do.", highlight=False)
+            stderr.print(f"{run} is finished: there is nothing to resume.", highlight=False)
             if as_json:
                 print_json(RunDir.open(run).read("outcome.json"))
             return
@@ -172,7 +189,7 @@ def resume_command(
             time_s=limit_s,
             storage=storage,
             on_progress=on_progress,
-            on_note=note,
+            on_note=print_note,
             on_event=on_event,
         )
     _print_outcome(outcome, as_json, quiet)
@@ -180,28 +197,30 @@ def resume_command(
 
 def worker_command(
     run: Annotated[
-        str, typer.Argument(help="Run folder; or a run's name, with --storage and --artifacts.")
+        str,
+        typer.Argument(help="Run folder; or the name of a run, with --storage and --artifacts."),
     ],
     device: Annotated[
-        str | None, typer.Option(help="cpu, cuda:N or mps; default: as the run.")
+        str | None, typer.Option(help="cpu, cuda:N or mps; default: as in the run.")
     ] = None,
     storage: Storage = None,
     artifacts: Artifacts = None,
     data: Annotated[
-        Path | None, typer.Option(help="Where this machine sees the data; default: as the run.")
+        Path | None,
+        typer.Option(help="Path of the dataset on this machine; default: as in the run."),
     ] = None,
     cache_dir: CacheDir = None,
     quiet: Quiet = False,
 ) -> None:
-    """Help a run that is going on: from any process or machine that sees the same data.
+    """Join a running search as another worker process, on this or another machine.
 
-    It must see the run folder as well, or else the database (--storage) and the --artifacts that
-    the run was started with.
+    The worker needs the dataset. It also needs the run folder, or else the database (--storage)
+    and the artifact store (--artifacts) that the run was started with.
     """
-    with watching(Path(run), quiet, False) as (on_progress, on_event), run_errors(Path(run)):
+    with show_events(Path(run), quiet, False) as (on_progress, on_event), run_errors(Path(run)):
         from advisor.tune.distributed.joining import join
 
-        helped = join(
+        joined = join(
             run,
             device=device,
             storage=storage,
@@ -211,12 +230,12 @@ def worker_command(
             on_progress=on_progress,
             on_event=on_event,
         )
-    if not helped:
-        stderr.print(f"{run} is not searching any more; nothing was left to help with.")
+    if not joined:
+        stderr.print(f"{run} is no longer searching: there were no trials to run.")
 
 
 def status_command(run: Run, as_json: Json = False) -> None:
-    """Say how far a run is."""
+    """Show the state of a run: trials, best so far, time left."""
     with errors():
         from advisor.tune.run_dir.directory import RunDir
         from advisor.tune.run_dir.status import status_lines, status_record
@@ -231,16 +250,16 @@ def status_command(run: Run, as_json: Json = False) -> None:
 
 
 @contextmanager
-def watching(
+def show_events(
     folder: Path, quiet: bool, tensorboard: bool
 ) -> Iterator[tuple[OnProgress, "OnEvent"]]:
-    """Show progress and trials on stderr; with `tensorboard`, write its files too."""
+    """Show progress and trials on stderr; with `tensorboard`, also write its event files."""
     with progress(quiet) as on_progress, errors():
         from advisor.cli.live import TensorBoard, line_of
 
         board = TensorBoard(folder / "tensorboard") if tensorboard else None
 
-        def hear(event: "Event") -> None:
+        def on_event(event: "Event") -> None:
             line = None if quiet else line_of(event)
             if line is not None:
                 stderr.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -248,7 +267,7 @@ def watching(
                 board(event)
 
         try:
-            yield on_progress, hear
+            yield on_progress, on_event
         finally:
             if board is not None:
                 board.close()
@@ -256,13 +275,13 @@ def watching(
 
 @contextmanager
 def run_errors(folder: Path) -> Iterator[None]:
-    """Turn errors into a sentence, and say that an interrupted run can go on."""
+    """Turn errors into messages, and print how to resume an interrupted run."""
     try:
         with errors():
             yield
     except typer.Exit as end:
         if end.exit_code == INTERRUPTED and (folder / "run.json").exists():
-            stderr.print(f"Go on with it: tl-auto resume {folder}", highlight=False)
+            stderr.print(f"Resume it with: tl-auto resume {folder}", highlight=False)
         raise
 
 
@@ -274,8 +293,8 @@ def _print_outcome(outcome: "Outcome", as_json: bool, quiet: bool) -> None:
     elif quiet:
         from advisor.report.words import winner
 
-        said = "no test" if outcome.test is None else outcome.test.accuracy.percent()
-        stdout.print(f"{winner(outcome)}: {said} -> {outcome.folder}", highlight=False)
+        accuracy = "no test" if outcome.test is None else outcome.test.accuracy.percent()
+        stdout.print(f"{winner(outcome)}: {accuracy} -> {outcome.folder}", highlight=False)
     else:
         from advisor.report.terminal import print_outcome
 
@@ -284,7 +303,7 @@ def _print_outcome(outcome: "Outcome", as_json: bool, quiet: bool) -> None:
         raise typer.Exit(INTERRUPTED)
 
 
-def _fresh_run(data: Path) -> Path:
+def _new_run_folder(data: Path) -> Path:
     number = 1
     while (folder := Path("runs") / f"{data.resolve().name}-{number}").exists():
         number += 1

@@ -1,1 +1,1 @@
-"""From measurements to a decision: pure functions, without torch, files or a clock."""
+"""Decide on a strategy from measurements: pure functions without torch, files or clock access."""

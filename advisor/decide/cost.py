@@ -1,4 +1,4 @@
-"""What a first fit costs here: measured rates, times what such forecasts missed before."""
+"""Predict how many seconds the first fit of a strategy takes on this machine."""
 
 import math
 
@@ -10,11 +10,14 @@ from strategies.core.metrics import Interval
 from strategies.training.lp_ft import PASSES_PER_STEP
 
 UNTIMED_SD = 0.4
-"""Spread, in logarithms, that is added where training was not timed on this machine."""
+"""Standard deviation, in logarithms, added where training was not timed on this machine."""
 
 
 def fit_seconds(name: str, profile: Profile, priors: Priors) -> Interval:
-    """Predict the seconds of a first fit of a strategy on this machine, nothing cached."""
+    """Predict the seconds of a strategy's first fit on this machine, with an empty cache.
+
+    This is `raw_seconds` times the correction that such predictions needed in the benchmarks.
+    """
     cost = priors.cost[name]
     untimed = name not in MEASURED and profile.passes_per_trained_image is None
     spread = math.exp(Z * math.hypot(cost.sd, UNTIMED_SD if untimed else 0.0))
@@ -23,10 +26,10 @@ def fit_seconds(name: str, profile: Profile, priors: Priors) -> Interval:
 
 
 def raw_seconds(name: str, profile: Profile) -> float:
-    """Return what the measured rates alone foretell.
+    """Predict the seconds from measured rates alone.
 
-    The strategies count their forward passes, a trained image as `PASSES_PER_STEP` of them; what
-    it really costs here was measured.
+    Strategies count their cost in forward passes, with `PASSES_PER_STEP` passes for each training
+    image. The ratio measured on this machine replaces that constant where it is known.
     """
     head = profile.head_s.get("layer_svm" if name == "layer_svm" else "linear_probe", 1.0)
     passes_s = profile.image_passes[name] * profile.ms_per_image / 1000

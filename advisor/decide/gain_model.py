@@ -1,4 +1,4 @@
-"""What a strategy would gain over a linear probe: evidence times priors, sharpened by a pilot."""
+"""Predict a strategy's gain over a linear probe from the evidence, the priors and a pilot."""
 
 import math
 from collections.abc import Mapping
@@ -14,14 +14,20 @@ from advisor.types.profile import LearningCurve, Pilot, Profile
 from strategies.core.metrics import LEVEL, Interval
 
 Z = float(norm.ppf(0.5 + LEVEL / 2))
-_LOG_ODDS = np.linspace(-12, 12, 4801)
-_MOST_SEEN = 100_000
-"""So many trials are as good as any more; the grid is fine enough for them."""
+_LOG_ODDS_GRID = np.linspace(-12, 12, 4801)
+_MAX_TRIALS = 100_000
+"""More binomial trials than this change nothing; the grid is fine enough for this many."""
 
 
 @dataclass(frozen=True)
 class Gain:
-    """A gain in log-odds with its standard deviation; what the priors alone say of it."""
+    """A predicted gain in log-odds, with its standard deviation.
+
+    Attributes
+    ----------
+    before_pilot
+        The mean that the evidence and the priors predict without the pilot.
+    """
 
     mean: float
     sd: float
@@ -36,31 +42,32 @@ class Evidence:
     noise: float
 
     def standardised(self, prior: Prior) -> tuple[float, float]:
-        """Return what it probably is, in spreads of what is usual, and the share known of it.
+        """Return the posterior mean as a z-score under the prior, and the value's reliability.
 
-        A noisy value is drawn to the usual one, as far as its noise explains the distance
-        (the posterior mean of a normal value that is usual before it was measured).
+        The noisier the value, the more it is shrunk to the prior mean: this is the posterior mean
+        of a normal quantity with a normal prior. The reliability is in [0, 1], see `reliability`.
         """
         share = reliability(self.noise, prior.sd)
         return share * (self.value - prior.mean) / prior.sd, share
 
 
 UNKNOWN = Evidence(0.0, math.inf)
-"""What was not measured: it counts as usual, and nothing is known of it."""
+"""Evidence that was not measured: it counts as the prior mean, with reliability 0."""
 
 
 def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
-    """Return what gains are predicted from; `UNKNOWN` where it was not measured.
+    """Return the predictors of the gain models; `UNKNOWN` where one was not measured.
 
     ==========  ==============================================================================
     far         1 - domain similarity
-    probe       log-odds of the linear probe's accuracy: what is left to gain
-    svm         log of the probe's log-loss over the best depth's: late features are too special
-    size        powers of ten of images per class: what a training can be fed
-    total       powers of ten of images in all
-    control     accuracy that pretraining gains over random weights, same images
-    pixels      log-odds that a linear rule on grey thumbnails gains over the probe
-    slope       log-odds that the learning curve promises for twice the images
+    probe       log-odds of the linear probe's accuracy: how much is left to gain
+    svm         log of the probe's log-loss over the best depth's: above 0 if the last features
+                are too specialised
+    size        log10 of images per class: how much data fine-tuning has
+    total       log10 of all images
+    control     accuracy gained by pretraining over random weights, on the same images
+    pixels      log-odds gained by a linear classifier on grey thumbnails over the probe
+    slope       log-odds that the learning curve predicts to gain with twice the images
     ==========  ==============================================================================
     """
     n = profile.n_measured
@@ -69,70 +76,73 @@ def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
     return {
         "far": UNKNOWN
         if similarity is None
-        else Evidence(1 - similarity.score.mid, _noise(similarity.score)),
-        "probe": Evidence(log_odds(probe.mid, n), _noise(probe) / _steepness(probe.mid, n)),
-        "svm": Evidence(svm.loss_gain.mid, _noise(svm.loss_gain)),
+        else Evidence(1 - similarity.score.mid, _sd(similarity.score)),
+        "probe": Evidence(log_odds(probe.mid, n), _sd(probe) / _logit_slope(probe.mid, n)),
+        "svm": Evidence(svm.loss_gain.mid, _sd(svm.loss_gain)),
         "size": Evidence(math.log10(profile.n_per_class), 0.0),
         "total": Evidence(math.log10(profile.n), 0.0),
-        "control": UNKNOWN if control is None else Evidence(control.mid, _noise(control)),
-        "pixels": _lead(profile.pixel_probe, probe, n),
-        "slope": _slope(profile.curve, n),
+        "control": UNKNOWN if control is None else Evidence(control.mid, _sd(control)),
+        "pixels": _lead_over_probe(profile.pixel_probe, probe, n),
+        "slope": _curve_slope(profile.curve, n),
     }
 
 
-def _lead(own: Interval | None, probe: Interval, n: int) -> Evidence:
-    """Return the lead of an accuracy over the probe's, as if errors were not shared."""
+def _lead_over_probe(own: Interval | None, probe: Interval, n: int) -> Evidence:
+    """Return an accuracy's lead over the probe's in log-odds, treating errors as independent."""
     if own is None:
         return UNKNOWN
-    noise = [_noise(a) / _steepness(a.mid, n) for a in (own, probe)]
+    noise = [_sd(a) / _logit_slope(a.mid, n) for a in (own, probe)]
     return Evidence(log_odds(own.mid, n) - log_odds(probe.mid, n), math.hypot(*noise))
 
 
-def _slope(curve: LearningCurve | None, n: int) -> Evidence:
+def _curve_slope(curve: LearningCurve | None, n: int) -> Evidence:
+    """Return the log-odds that the learning curve gains from its last point to the next."""
     if curve is None or not curve.extrapolated:
         return UNKNOWN
     later, now = curve.extrapolated[0][1], curve.measured[-1][1]
     return Evidence(
-        log_odds(later.mid, n) - log_odds(now.mid, n), _noise(later) / _steepness(later.mid, n)
+        log_odds(later.mid, n) - log_odds(now.mid, n), _sd(later) / _logit_slope(later.mid, n)
     )
 
 
-def _noise(measured: Interval) -> float:
+def _sd(measured: Interval) -> float:
+    """Return the standard deviation of a normal interval."""
     return (measured.high - measured.low) / (2 * Z)
 
 
-def _steepness(accuracy: float, n: int) -> float:
-    """Return the accuracy that one log-odds is worth near an accuracy of `n` images."""
+def _logit_slope(accuracy: float, n: int) -> float:
+    """Return the derivative of accuracy by its log-odds, for an accuracy on `n` images."""
     inside = min(max(accuracy, 0.5 / n), 1 - 0.5 / n)
     return inside * (1 - inside)
 
 
 def predict_gain(variant: Variant, profile: Profile, priors: Priors) -> Gain:
-    """Predict a variant's gain: the priors' line, corrected by a pilot as far as it is exact.
+    """Predict a variant's gain by its linear model, corrected by the pilot where there is one.
 
-    What is not known of the evidence widens what is left open.
+    The noisier a pilot, the less it corrects. Missing evidence widens the prediction.
     """
-    return gain_by(variant, evidence_of(profile), profile.pilot, priors)
+    return predict_gain_from(variant, evidence_of(profile), profile.pilot, priors)
 
 
-def gain_by(
+def predict_gain_from(
     variant: Variant, evidence: Mapping[str, Evidence], pilot: Pilot | None, priors: Priors
 ) -> Gain:
-    """Predict a variant's gain where this is the evidence."""
+    """Predict a variant's gain as `predict_gain` does, from evidence and a pilot."""
     mean, variance = variant.intercept, variant.sd**2
     for name, weight in variant.weights.items():
         distance, share = evidence[name].standardised(priors.evidence[name])
         mean += weight * distance
         variance += weight**2 * (1 - share)
-    return _with_pilot(mean, variance, variant.strategy, pilot, priors)
+    return _corrected_by_pilot(mean, variance, variant.strategy, pilot, priors)
 
 
 def with_more_images(
     evidence: Mapping[str, Evidence], profile: Profile, factor: float
 ) -> Mapping[str, Evidence]:
-    """Return what the evidence would be with so many times the images.
+    """Return the evidence expected with `factor` times the images.
 
-    The probe's accuracy follows its learning curve, where there is one; what else is known stays.
+    The probe's accuracy follows its learning curve if there is one. All evidence but this and the
+    sizes stays the same.
     """
     if factor == 1:
         return evidence
@@ -141,59 +151,71 @@ def with_more_images(
     if profile.curve is None:
         return {**evidence, **sizes}
     then = continued(profile.curve, factor * profile.curve.measured[-1][0])
-    probe = Evidence(log_odds(then.mid, n), _noise(then) / _steepness(then.mid, n))
+    probe = Evidence(log_odds(then.mid, n), _sd(then) / _logit_slope(then.mid, n))
     return {**evidence, **sizes, "probe": probe}
 
 
-def _with_pilot(
+def _corrected_by_pilot(
     mean: float, variance: float, strategy: str, pilot: Pilot | None, priors: Priors
 ) -> Gain:
     if pilot is None or strategy not in priors.pilot:
         return Gain(mean, math.sqrt(variance), mean)
     trust = priors.pilot[strategy]
     gained, noise = pilot_gain(pilot, strategy)
-    exact = reliability(noise, trust.spread)
+    share = reliability(noise, trust.spread)
     corrected = trust.offset + trust.line * mean + trust.pilot * gained
-    after = mean + exact * (corrected - mean)
-    return Gain(after, math.sqrt(exact * trust.sd**2 + (1 - exact) * variance), mean)
+    after = mean + share * (corrected - mean)
+    return Gain(after, math.sqrt(share * trust.sd**2 + (1 - share) * variance), mean)
 
 
 def reliability(noise: float, spread: float) -> float:
-    """Return the share of a noisy value's variance that is not noise, in [0, 1]."""
+    """Return the share of a noisy value's variance that is signal, in [0, 1].
+
+    Parameters
+    ----------
+    noise, spread
+        Standard deviations of the measurement error and of the true values.
+    """
     return spread**2 / (spread**2 + noise**2)
 
 
 def pilot_gain(pilot: Pilot, strategy: str) -> tuple[float, float]:
-    """Return the log-odds that a pilot gained over its probe, and their standard deviation.
+    """Return a pilot's gain over its linear probe in log-odds, and its standard deviation.
 
-    The SVM's own for the SVM, the fine-tuning's for all that train. Told by hits, and by the
-    log-loss, which falls about as errors do: each counts as far as it is exact. What misleads one
-    misleads the other, so both together are not held for more exact than they are on the average.
+    For the layer SVM this is the SVM's own gain, for all strategies that train the network that of
+    the fine-tuning. There are two estimates: from the accuracies, and from the log-losses, which
+    fall about as error rates do. They are averaged with inverse-variance weights. Their errors are
+    correlated, so the standard deviation is averaged too, instead of becoming smaller.
     """
-    reached, hits, losses = pilot.accuracy, pilot.gain, pilot.loss_gain
+    reached, accuracy_gain, loss_gain = pilot.accuracy, pilot.gain, pilot.loss_gain
     if strategy == "layer_svm":
-        reached, hits, losses = pilot.svm_accuracy, pilot.svm_gain, pilot.svm_loss_gain
+        reached, accuracy_gain = pilot.svm_accuracy, pilot.svm_gain
+        loss_gain = pilot.svm_loss_gain
     n = pilot.n_judged
-    by_hits = log_odds(reached.mid, n) - log_odds(reached.mid - hits.mid, n)
-    told = np.array([by_hits, losses.mid])
-    noise = np.array([_noise(hits) / _steepness(reached.mid - hits.mid / 2, n), _noise(losses)])
-    exact = 1 / np.maximum(noise, 1e-6) ** 2
-    return float(np.average(told, weights=exact)), float(np.average(noise, weights=exact))
+    by_accuracy = log_odds(reached.mid, n) - log_odds(reached.mid - accuracy_gain.mid, n)
+    estimates = np.array([by_accuracy, loss_gain.mid])
+    slope = _logit_slope(reached.mid - accuracy_gain.mid / 2, n)
+    noise = np.array([_sd(accuracy_gain) / slope, _sd(loss_gain)])
+    precision = 1 / np.maximum(noise, 1e-6) ** 2
+    return (
+        float(np.average(estimates, weights=precision)),
+        float(np.average(noise, weights=precision)),
+    )
 
 
 @dataclass(frozen=True)
-class Odds:
-    """An accuracy that is expected, as log-odds with the standard deviation of their error."""
+class LogOdds:
+    """An expected accuracy: mean and standard deviation of its log-odds."""
 
     mean: float
     sd: float
 
-    def gaining(self, gain: Gain) -> "Odds":
-        """Return what is expected where so much is gained over this.
+    def plus(self, gain: Gain) -> "LogOdds":
+        """Return the expected accuracy after a gain with an independent error.
 
-        In log-odds the same gain means ever fewer points the nearer an accuracy is to perfect.
+        The same gain in log-odds is worth fewer points the closer an accuracy is to 1.
         """
-        return Odds(self.mean + gain.mean, math.hypot(self.sd, gain.sd))
+        return LogOdds(self.mean + gain.mean, math.hypot(self.sd, gain.sd))
 
     @property
     def accuracy(self) -> Interval:
@@ -202,33 +224,35 @@ class Odds:
         return Interval(*(float(expit(x)) for x in ends))
 
 
-def expected_probe_accuracy(profile: Profile, priors: Priors) -> Odds:
-    """Expect the linear probe's test accuracy, from what cross-validation said of it."""
-    measured, trust = profile.linear_probe.accuracy.mid, priors.measured
+def expected_probe_accuracy(profile: Profile, priors: Priors) -> LogOdds:
+    """Predict the linear probe's test accuracy from its cross-validated accuracy."""
+    measured, correction = profile.linear_probe.accuracy.mid, priors.measured
     odds = shrunk_to_prior(measured, profile.n_measured, priors.evidence["probe"])
-    return Odds(odds.mean + trust.offset, math.hypot(odds.sd, trust.sd))
+    return LogOdds(odds.mean + correction.offset, math.hypot(odds.sd, correction.sd))
 
 
-def shrunk_to_prior(share: float, n: int, prior: Prior) -> Odds:
-    """Return what is known of a chance after `n` trials, where its log-odds are usually like that.
+def shrunk_to_prior(share: float, n: int, prior: Prior) -> LogOdds:
+    """Return the posterior of a success probability after `n` trials, as log-odds.
 
-    The posterior of a binomial share under a normal prior, by quadrature: ten images that were
-    all classified correctly do not make a classifier certain.
+    The posterior of a binomial share under a normal prior on the log-odds, by quadrature. Ten
+    images that were all classified correctly do not make an accuracy of 100% certain.
     """
-    x = _LOG_ODDS
-    seen = min(n, _MOST_SEEN) * (share * log_expit(x) + (1 - share) * log_expit(-x))
-    log_weight = seen - ((x - prior.mean) / prior.sd) ** 2 / 2
+    x = _LOG_ODDS_GRID
+    log_likelihood = min(n, _MAX_TRIALS) * (share * log_expit(x) + (1 - share) * log_expit(-x))
+    log_weight = log_likelihood - ((x - prior.mean) / prior.sd) ** 2 / 2
     weight = np.exp(log_weight - log_weight.max())
     mean = float(np.average(x, weights=weight))
-    return Odds(mean, math.sqrt(float(np.average((x - mean) ** 2, weights=weight))))
+    return LogOdds(mean, math.sqrt(float(np.average((x - mean) ** 2, weights=weight))))
 
 
 def prior_of(accuracy: Interval) -> Prior:
-    """Return log-odds that are as usual as an expected accuracy says."""
-    low, mid, high = (log_odds(x, _MOST_SEEN) for x in (accuracy.low, accuracy.mid, accuracy.high))
+    """Return an expected accuracy with its interval as a normal prior on the log-odds."""
+    low, mid, high = (
+        log_odds(x, _MAX_TRIALS) for x in (accuracy.low, accuracy.mid, accuracy.high)
+    )
     return Prior(mid, max((high - low) / (2 * Z), 1e-3))
 
 
 def log_odds(share: float, n: float) -> float:
-    """Return the log-odds of a share of `n` images, half an image away from 0 and 1."""
+    """Return the log-odds of a share of `n` images, kept half an image away from 0 and 1."""
     return float(logit(min(max(share, 0.5 / n), 1 - 0.5 / n)))

@@ -1,4 +1,4 @@
-"""What the benchmarks showed before this dataset was seen, as a few dozen numbers."""
+"""Priors fitted to the benchmark results: data types, and loading of ``priors.json``."""
 
 import json
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Prior:
-    """What a piece of evidence usually is: mean and spread over the benchmarks, without noise."""
+    """Normal prior: mean and standard deviation over the benchmarks, measurement noise removed."""
 
     mean: float
     sd: float
@@ -18,20 +18,20 @@ class Prior:
 
 @dataclass(frozen=True)
 class Variant:
-    """A strategy with its hyperparameters, and what it gained over a linear probe.
+    """A strategy with fixed hyperparameters, and a linear model of its gain over a linear probe.
 
-    The gain is one of log-odds of accuracy: `intercept` where all evidence is as usual, plus
-    `weights` times the evidence's distance from it, in standard deviations.
+    The gain is measured in log-odds of accuracy: `intercept` where all evidence equals its prior
+    mean, plus `weights` times the evidence's distance from that mean in standard deviations.
 
     Attributes
     ----------
     sd
-        Standard deviation of a new case around that.
+        Standard deviation of a new case's gain around the prediction.
     drift
-        Standard deviation of how the gain changes with ten times the images.
+        Standard deviation of the change of the gain with ten times the images.
     fit_error, left_out_error
-        Root mean square of what the line misses on its own cases, and on those of a dataset that
-        it was not fitted to.
+        Root mean square error of the linear model on the cases it was fitted to, and on the cases
+        of a dataset that was left out of the fit.
     cases
         Number of measured cases.
     """
@@ -49,7 +49,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class Offset:
-    """What is to be added to a value, in log-odds or logarithms, and how far that misses."""
+    """A correction to add to a value (log-odds or a logarithm), with its residual error.
+
+    Attributes
+    ----------
+    sd
+        Standard deviation of the error that remains after the correction.
+    cases
+        Number of measured cases.
+    """
 
     offset: float
     sd: float
@@ -58,16 +66,20 @@ class Offset:
 
 @dataclass(frozen=True)
 class PilotTrust:
-    """How a strategy's gain follows from what a pilot gained and from what its line foretold.
+    """Linear model of a strategy's gain, given the pilot's gain and the prediction without it.
 
-    ``offset + line * foretold + pilot * gained``, in log-odds, for a pilot that is exact.
+    For a pilot without noise the gain is ``offset + line * predicted + pilot * pilot_gain``, in
+    log-odds.
 
     Attributes
     ----------
     sd
-        How far that misses, on datasets that it was not fitted to.
+        Standard deviation of the model's error on datasets that were left out of the fit.
     spread
-        Standard deviation of what exact pilots gain: noise of that size makes one worth half.
+        Standard deviation of the gain of noise-free pilots. A pilot whose noise has this size
+        gets half the weight.
+    cases
+        Number of measured cases.
     """
 
     offset: float
@@ -80,23 +92,23 @@ class PilotTrust:
 
 @dataclass(frozen=True)
 class Priors:
-    """What strategies gained where it was measured, and how far measurements can be trusted.
+    """Gains, costs and measurement errors of the strategies in the benchmarks.
 
     Attributes
     ----------
     provenance
-        Rows, sets, sizes, seeds, input side and date, for people.
+        Rows, datasets, sizes, seeds, input side and date, for people.
     evidence
-        What each piece of evidence of the `variants` usually is.
+        Prior of each piece of evidence that the `variants` use.
     measured
-        Of the linear probe: test accuracy against what cross-validation said.
+        Correction of the linear probe's cross-validated accuracy to its test accuracy.
     shared
-        Correlation of what the lines of two strategies miss on the same case, in [0, 1].
+        Correlation of two strategies' prediction errors on the same case, in [0, 1].
     pilot
-        By trained strategy: what a pilot tells of its gain.
+        By trained strategy: how its gain follows from the pilot's.
     cost
-        By strategy: logarithm of the seconds that a fit took over those that measured rates
-        foretold.
+        By strategy: correction of the logarithm of a fit's seconds, as predicted from measured
+        rates.
     """
 
     provenance: str
@@ -109,7 +121,7 @@ class Priors:
 
 
 def priors_of(record: Mapping[str, Any]) -> Priors:
-    """Read priors from plain values."""
+    """Build priors from the parsed JSON of ``priors.json``."""
     return Priors(
         record["provenance"],
         {name: Prior(**v) for name, v in record["evidence"].items()},
@@ -123,7 +135,7 @@ def priors_of(record: Mapping[str, Any]) -> Priors:
 
 @cache
 def load_priors() -> Priors:
-    """Read the priors that come with the program."""
+    """Load the priors that are shipped with the program."""
     return priors_of(
         json.loads(files("advisor.decide").joinpath("priors.json").read_text(encoding="utf-8"))
     )

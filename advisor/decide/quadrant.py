@@ -1,4 +1,4 @@
-"""Small or large, similar or different: where a dataset lies, and what the textbook says of it."""
+"""Quadrant of a dataset (small or large, similar or different domain) and its rule of thumb."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
@@ -12,13 +12,13 @@ from strategies.core.metrics import Interval
 T = TypeVar("T")
 
 SIMILAR_FROM = 0.5
-"""Similarity from which a domain counts as similar: the middle of the measured range."""
+"""A domain counts as similar from this similarity on: the middle of the measured range."""
 SIMILARITY_TOLERANCE = 0.1
-"""How far input size and compression can move a similarity (benchmarks/README-domain.md)."""
+"""How much input size and compression can change a similarity (benchmarks/README-domain.md)."""
 ENOUGH_PER_CLASS = 200
-"""Images a class from which a class is well known: a convention; the sources name no number."""
+"""Images per class that count as many: a convention, as the sources name no number."""
 SIZE_TOLERANCE = 0.15
-"""Decades: a factor of 1.4 in the number of images is not worth a verdict."""
+"""In decades: a factor of 1.4 in the number of images is too small to decide the size."""
 
 RULES: Mapping[tuple[Size, Domain], str] = {
     ("small", "similar"): "linear_probe",
@@ -28,20 +28,20 @@ RULES: Mapping[tuple[Size, Domain], str] = {
     ("small", "unknown"): "linear_probe",
     ("large", "unknown"): "full_fine_tune",
 }
-"""CS231n's rule of thumb. Large and different: training from scratch is affordable there, but
-starting from pretrained weights is still what it advises. Where the domain is unknown: the
-cautious rule for the size."""
+"""CS231n's rule of thumb. For large and different datasets, training from scratch is affordable,
+but the rule still recommends to start from pretrained weights. Where the domain is unknown, the
+cautious rule for the size applies."""
 
 
 def size_position(class_sizes: Sequence[int], feature_width: int) -> Interval:
-    """Place a dataset between small and large: decades above the border, 0 = on it.
+    """Return a position on the size axis, in decades: 0 is the threshold, above it large.
 
-    Two measures that need not agree are its ends, their mean is its middle:
+    Two measures, which need not agree, are the ends of the interval; their mean is its middle:
 
-    - all images against twice the feature width: with fewer, a linear head can fit more than
-      half of all ways to label points in general position, right or wrong (Cover);
-    - the harmonic mean of images per class against `ENOUGH_PER_CLASS`: the accuracy averaged
-      over the classes is held back by the classes with the fewest.
+    - all images, relative to twice the feature width: with fewer images, a linear head can fit
+      more than half of all ways to label points in general position, right or wrong (Cover);
+    - the harmonic mean of images per class, relative to `ENOUGH_PER_CLASS`: the classes with the
+      fewest images limit the mean per-class accuracy.
 
     With many classes the second is the smaller one, with a wide network the first.
 
@@ -53,36 +53,36 @@ def size_position(class_sizes: Sequence[int], feature_width: int) -> Interval:
     if len(sizes) == 0 or sizes.min() < 1:
         raise ValueError(f"every class needs at least one image, got {class_sizes}")
     total = float(np.log10(sizes.sum() / (2 * feature_width)))
-    a_class = float(np.log10(len(sizes) / np.sum(1 / sizes) / ENOUGH_PER_CLASS))
-    return Interval(min(total, a_class), (total + a_class) / 2, max(total, a_class))
+    per_class = float(np.log10(len(sizes) / np.sum(1 / sizes) / ENOUGH_PER_CLASS))
+    return Interval(min(total, per_class), (total + per_class) / 2, max(total, per_class))
 
 
 def find_quadrant(
     class_sizes: Sequence[int], feature_width: int, similarity: DomainSimilarity | None
 ) -> Quadrant:
-    """Place a dataset on both axes and look up the rule.
+    """Place a dataset on both axes and look up the rule of thumb.
 
-    An axis is clear when its whole interval, and the tolerance around its middle, lie on one
-    side; the rules of all places that it may be in stand as candidates.
+    An axis is clear if its whole interval, and the tolerance around its middle, are on one side of
+    the threshold. The candidates are the rules of all quadrants that the dataset may be in.
 
     Parameters
     ----------
     class_sizes
-        Images to learn from, class by class.
+        Images of train and validation by class.
     feature_width
         Channels of the backbone's penultimate activations.
     """
-    at = size_position(class_sizes, feature_width)
-    size: Size = "large" if at.mid >= 0 else "small"
+    position = size_position(class_sizes, feature_width)
+    size: Size = "large" if position.mid >= 0 else "small"
     sides: tuple[Size, Size] = ("small", "large")
-    sizes = _possible(at, 0.0, SIZE_TOLERANCE, sides)
+    sizes = _possible_sides(position, 0.0, SIZE_TOLERANCE, sides)
     if similarity is None:
         domain: Domain = "unknown"
         domains: list[Domain] = ["similar", "different"]
     else:
         domain = "similar" if similarity.score.mid >= SIMILAR_FROM else "different"
         both: tuple[Domain, Domain] = ("different", "similar")
-        domains = _possible(similarity.score, SIMILAR_FROM, SIMILARITY_TOLERANCE, both)
+        domains = _possible_sides(similarity.score, SIMILAR_FROM, SIMILARITY_TOLERANCE, both)
     rule = RULES[size, domain]
     candidates = dict.fromkeys([rule, *(RULES[s, d] for s in sizes for d in domains)])
     return Quadrant(
@@ -91,13 +91,19 @@ def find_quadrant(
         rule=rule,
         borderline=len(sizes) > 1 or (len(domains) > 1 and similarity is not None),
         candidates=tuple(candidates),
-        size_decades=at,
+        size_decades=position,
         similarity=None if similarity is None else similarity.score,
     )
 
 
-def _possible(at: Interval, border: float, tolerance: float, sides: tuple[T, T]) -> list[T]:
-    """List the sides of the border, lower and upper, that a position may be on."""
-    low = min(at.low, at.mid - tolerance)
-    high = max(at.high, at.mid + tolerance)
-    return [s for s, there in zip(sides, (low < border, high >= border), strict=True) if there]
+def _possible_sides(
+    position: Interval, threshold: float, tolerance: float, sides: tuple[T, T]
+) -> list[T]:
+    """Return the sides of the threshold (lower, upper) that a position may be on."""
+    low = min(position.low, position.mid - tolerance)
+    high = max(position.high, position.mid + tolerance)
+    return [
+        s
+        for s, possible in zip(sides, (low < threshold, high >= threshold), strict=True)
+        if possible
+    ]

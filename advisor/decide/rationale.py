@@ -1,4 +1,4 @@
-"""Why each strategy stands where it stands, in sentences with numbers."""
+"""Explain the ranking of the strategies in sentences for the reports."""
 
 from collections.abc import Sequence
 
@@ -14,10 +14,10 @@ from strategies.core.metrics import Interval
 MEASURED = ("linear_probe", "layer_svm")
 """Strategies whose accuracy is measured by cross-validation; the others' is predicted."""
 
-WORTH_SAYING = 0.03
-"""By so much less than was measured must be expected, that a sentence says so."""
-LEAST_SAID = 0.0005
-"""A smaller difference would be printed as none."""
+MIN_SHRINKAGE = 0.03
+"""The probe's expected accuracy is explained if it is below the measured one by more than this."""
+MIN_PRINTED = 0.0005
+"""A smaller difference in accuracy would be printed as 0.0 points."""
 
 
 def rationale_of(
@@ -27,61 +27,82 @@ def rationale_of(
     prefer: Prefer,
     forced: str | None,
 ) -> dict[str, tuple[str, ...]]:
-    """Say why each strategy stands where it stands.
+    """Return the sentences that explain each strategy's rank, by strategy.
 
     Parameters
     ----------
+    ranked
+        All strategies, best first.
     prefer
-        What counted as equal when they were ranked.
+        The preference they were ranked by: it determines which accuracies count as equal.
+    forced
+        The strategy that the user asked for, if any.
     """
     best = ranked[0]
     margin = equal_within(max(r.accuracy.mid for r in ranked), prefer)
     expected = {r.strategy: r.accuracy.mid for r in ranked}
     probe = expected.get("linear_probe", profile.linear_probe.accuracy.mid)
-    said: dict[str, list[str]] = {r.strategy: [_evidence(r, probe, profile)] for r in ranked}
+    reasons: dict[str, list[str]] = {r.strategy: [_evidence(r, probe, profile)] for r in ranked}
     if forced is not None:
-        said[best.strategy].append("It stands first because it was asked for (--strategy).")
+        reasons[best.strategy].append("Ranked first because you asked for it (--strategy).")
     else:
-        said[best.strategy].append(_rule(best, ranked, quadrant, margin, profile))
-        said[best.strategy] += _boundary(best, ranked, profile, prefer)
+        reasons[best.strategy].append(_rule(best, ranked, quadrant, margin, profile))
+        reasons[best.strategy] += _boundary(best, ranked, profile, prefer)
     for other in ranked[1:]:
-        said[other.strategy].append(_comparison(best, other, margin, profile))
-    return {name: tuple(sentences) for name, sentences in said.items()}
+        reasons[other.strategy].append(_comparison(best, other, margin, profile))
+    return {name: tuple(sentences) for name, sentences in reasons.items()}
 
 
 def _evidence(r: Recommendation, probe: float, profile: Profile) -> str:
-    """Say what a strategy was measured or predicted to do; `probe` is what a probe is to reach."""
+    """Return the sentence on a strategy's measured or predicted accuracy.
+
+    Parameters
+    ----------
+    probe
+        Expected accuracy of the linear probe.
+    """
     if r.strategy == "linear_probe":
         measured = profile.linear_probe.accuracy
-        said = f"{measured.percent()} by cross-validation on {profile.n_measured} images"
-        gap = r.accuracy.mid - measured.mid
-        few = "; so few say little, and less is expected" if gap < -WORTH_SAYING else ""
-        return f"Measured: {said}{few}."
+        sentence = (
+            f"Measured: {measured.percent()} by cross-validation on "
+            f"{_count_images(profile.n_measured)}."
+        )
+        if measured.mid - r.accuracy.mid > MIN_SHRINKAGE:
+            sentence += " With so few images, a lower accuracy is expected on new ones."
+        return sentence
     if r.strategy == "layer_svm":
         svm = profile.layer_svm
         where = "all depths together" if svm.depth == 0 else f"depth {svm.depth}"
-        over = _points(svm.gain_over_penultimate)
-        said = f"Measured: {svm.accuracy.percent()} at {where}; over the linear probe {over}."
-        return said + _pilot_of_svm(profile)
+        sentence = (
+            f"Measured: {svm.accuracy.percent()} on {where}, "
+            f"{_points(svm.gain_over_penultimate)} relative to the linear probe."
+        )
+        return sentence + _svm_in_pilot(profile)
     error = 1 - probe
     share = 100 * (1 - (1 - r.accuracy.mid) / error) if error > 0 else 0.0
-    does = f"removes {share:.0f}% of" if share >= 0 else f"adds {-share:.0f}% to"
+    effect = f"removes {share:.0f}% of" if share >= 0 else f"adds {-share:.0f}% to"
     pilot = profile.pilot
     if pilot is None or r.strategy == "from_scratch":
-        return f"Predicted: where the evidence was like this it {does} the linear probe's error."
+        return (
+            f"Predicted from benchmark datasets with similar evidence: it {effect} the linear "
+            "probe's error."
+        )
     return (
-        f"Predicted: it {does} the linear probe's error. A short pilot on "
-        f"{pilot.n_train} images gained {_points(pilot.gain)} over a probe on the same ones, "
-        f"{loss_words(pilot.loss_gain)}."
+        f"Predicted: it {effect} the linear probe's error. A short pilot on "
+        f"{_count_images(pilot.n_train)}, compared with a linear probe on the same images: "
+        f"{_points(pilot.gain)}, {loss_words(pilot.loss_gain)}."
     )
 
 
-def _pilot_of_svm(profile: Profile) -> str:
+def _svm_in_pilot(profile: Profile) -> str:
+    """Return the sentence on the SVM's gain in the pilot, fitted with all its options."""
     pilot = profile.pilot
     if pilot is None:
         return ""
-    said = f"{_points(pilot.svm_gain)}, {loss_words(pilot.svm_loss_gain)}"
-    return f" With quarters and views, on {pilot.n_train} images: {said}."
+    return (
+        f" In the pilot on {_count_images(pilot.n_train)}, with pooling and views chosen "
+        f"by cross-validation: {_points(pilot.svm_gain)}, {loss_words(pilot.svm_loss_gain)}."
+    )
 
 
 def _rule(
@@ -91,22 +112,25 @@ def _rule(
     margin: float,
     profile: Profile,
 ) -> str:
-    """Say what the rule of thumb names, and where evidence disagrees, which of the two won."""
+    """Return the sentence that compares the recommendation with the rule of thumb."""
     where = _quadrant_words(quadrant)
     if best.strategy == quadrant.rule:
-        return f"The rule of thumb for {where} says the same."
+        return f"The rule of thumb for {where} recommends the same."
     rule = next((r for r in ranked if r.strategy == quadrant.rule), None)
     if rule is None:
         return f"The rule of thumb for {where} is {quadrant.rule}, which does not apply here."
     gap = best.accuracy.mid - rule.accuracy.mid
-    words = f"The rule of thumb for {where} is {rule.strategy}; "
+    start = f"The rule of thumb for {where} is {rule.strategy}"
     if gap > margin:
-        return words + f"the evidence puts it {100 * gap:.1f} points lower, and evidence decides."
-    times = _times(rule, best, profile)
-    cost = f"costs {times:.0f} times as much" if times >= 1.5 else "costs no less"
+        return (
+            f"{start}, but its expected accuracy is {100 * gap:.1f} points lower, and evidence "
+            "takes precedence over the rule."
+        )
+    times = _cost_ratio(rule, best, profile)
+    cost = f"costs {times:.0f} times as much" if times >= 1.5 else "is not cheaper"
     return (
-        f"{words}the evidence expects {_gap_words(-gap)} of it, less than the "
-        f"{100 * margin:.1f} that would be clear, and it {cost}."
+        f"{start}. Its expected accuracy differs by only {100 * -gap:+.1f} points (up to "
+        f"{100 * margin:.1f} count as equal), and it {cost}."
     )
 
 
@@ -116,40 +140,40 @@ def _boundary(
     profile: Profile,
     prefer: Prefer,
 ) -> list[str]:
-    """Say how far the decision is from turning, and what would turn it."""
-    said = []
+    """Return sentences on how close the decision is, and on what would change it."""
+    sentences = []
     alternatives = [r for r in ranked[1:] if r.strategy != "from_scratch"]
     if alternatives:
-        alternative = min(alternatives, key=lambda r: _missing(best, r, prefer, profile))
-        missing = _missing(best, alternative, prefer, profile)
-        chance = _chance(best, alternative, missing)
-        more = "any" if missing < LEAST_SAID else f"{100 * missing:.1f} points"
-        turn = (
-            f"It would be {alternative.strategy} if that did {more} better than expected "
-            f"(chance about {100 * chance:.0f}%)"
+        alternative = min(alternatives, key=lambda r: _shortfall(best, r, prefer, profile))
+        shortfall = _shortfall(best, alternative, prefer, profile)
+        probability = _probability_of_excess(best, alternative, shortfall)
+        more = "any" if shortfall < MIN_PRINTED else f"{100 * shortfall:.1f} points"
+        sentence = (
+            f"{alternative.strategy} would be recommended instead if it did {more} better than "
+            f"expected (probability about {100 * probability:.0f}%)"
         )
-        can_ask = alternative.strategy not in MEASURED or best.strategy not in MEASURED
-        asks = can_ask and profile.pilot is None
-        said.append(turn + ("; --pilot on would measure it." if asks else "."))
+        pilot_helps = alternative.strategy not in MEASURED or best.strategy not in MEASURED
+        suggest = pilot_helps and profile.pilot is None
+        sentences.append(sentence + ("; --pilot on would measure this." if suggest else "."))
     similarity = profile.similarity
     if similarity is not None and abs(similarity.score.mid - SIMILAR_FROM) < 0.1:
-        said.append(
-            f"Similarity {similarity.score.mid:.2f} is close to the border of {SIMILAR_FROM:.2f} "
-            "where the rule of thumb changes."
+        sentences.append(
+            f"The domain similarity of {similarity.score.mid:.2f} is close to the threshold of "
+            f"{SIMILAR_FROM:.2f} at which the rule of thumb changes."
         )
-    return said
+    return sentences
 
 
-def _times(dear: Recommendation, cheap: Recommendation, profile: Profile) -> float:
-    """Return how many times the forward passes of one strategy those of another are."""
-    return profile.image_passes[dear.strategy] / max(profile.image_passes[cheap.strategy], 1e-9)
+def _cost_ratio(one: Recommendation, other: Recommendation, profile: Profile) -> float:
+    """Return the forward passes of one strategy divided by those of another."""
+    return profile.image_passes[one.strategy] / max(profile.image_passes[other.strategy], 1e-9)
 
 
-def _missing(
+def _shortfall(
     best: Recommendation, alternative: Recommendation, prefer: Prefer, profile: Profile
 ) -> float:
-    """Return the accuracy by which a rival must do better than expected to be advised."""
-    needed, times = best.accuracy.mid, _times(alternative, best, profile)
+    """Return by how much an alternative must exceed its expected accuracy to be recommended."""
+    needed, times = best.accuracy.mid, _cost_ratio(alternative, best, profile)
     if times < 1 / LIKE_COSTS:
         needed -= equal_within(needed, prefer)
     elif times > LIKE_COSTS:
@@ -157,17 +181,23 @@ def _missing(
     return max(needed - alternative.accuracy.mid, 0.0)
 
 
-def _chance(best: Recommendation, alternative: Recommendation, missing: float) -> float:
-    """Return the chance that a difference is off by so much, taking the wider interval's word."""
+def _probability_of_excess(
+    best: Recommendation, alternative: Recommendation, shortfall: float
+) -> float:
+    """Return the probability that the difference of both is off by at least the shortfall.
+
+    The error of the difference is taken to be as wide as the wider of the two intervals.
+    """
     width = max(r.accuracy.high - r.accuracy.low for r in (best, alternative))
-    return float(norm.sf(missing / max(width / (2 * Z), 1e-6)))
+    return float(norm.sf(shortfall / max(width / (2 * Z), 1e-6)))
 
 
 def _comparison(
     best: Recommendation, other: Recommendation, margin: float, profile: Profile
 ) -> str:
+    """Return the sentence that compares a strategy's accuracy and cost with the best one's."""
     gap = best.accuracy.mid - other.accuracy.mid
-    times = _times(other, best, profile)
+    times = _cost_ratio(other, best, profile)
     cost = f"{times:.0f} times the cost" if times >= 1.5 else "about the same cost"
     if times < 1 / 1.5:
         cost = f"1/{1 / times:.0f} of the cost"
@@ -175,24 +205,24 @@ def _comparison(
         clear = max(round(100 * margin, 1), 0.1)
         return f"Within {clear:g} point{'' if clear == 1 else 's'} of {best.strategy}, at {cost}."
     side = "below" if gap > 0 else "above"
-    said = f"{100 * abs(gap):.1f} points {side} {best.strategy}, at {cost}."
+    sentence = f"{100 * abs(gap):.1f} points {side} {best.strategy}, at {cost}."
     if other.strategy == "from_scratch" and gap < 0:
-        said += " As the control it comes first only where its lead is beyond chance."
-    return said
+        sentence += " As the control, it is ranked first only if its lead is beyond chance."
+    return sentence
 
 
 def _quadrant_words(quadrant: Quadrant) -> str:
     size = "few images" if quadrant.size == "small" else "many images"
     domain = {
-        "similar": "near ImageNet",
-        "different": "far from ImageNet",
-        "unknown": "at an unknown distance from ImageNet",
+        "similar": "from a domain near ImageNet",
+        "different": "from a domain far from ImageNet",
+        "unknown": "from a domain of unknown similarity to ImageNet",
     }[quadrant.domain]
     return f"{size} {domain}"
 
 
-def _gap_words(gap: float) -> str:
-    return f"{100 * gap:+.1f} points"
+def _count_images(n: int) -> str:
+    return f"{n:,} image{'' if n == 1 else 's'}"
 
 
 def _points(gain: Interval) -> str:

@@ -1,4 +1,4 @@
-"""recommend(): a profile to a decision. Pure: the same profile gives the same advice."""
+"""Rank the strategies for a dataset: a pure function from a profile to a decision."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,18 +17,18 @@ from strategies.registry import STRATEGIES
 from strategies.training.recipe import default_steps
 
 BATCH = 32
-PROVEN = 0.9
-"""Training from scratch is the control: only with this chance of being better is it advised."""
+MIN_SCRATCH_PROBABILITY = 0.9
+"""Training from scratch, the control, is ranked first only if it wins with this probability."""
 
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A strategy with what is expected of it.
+    """A strategy with its recommendation and its cost.
 
     Attributes
     ----------
     cost
-        In forward passes, not in measured seconds, so that the same images get the same advice.
+        In forward passes, not in measured seconds, so that advice does not depend on the machine.
     """
 
     advice: Recommendation
@@ -44,7 +44,7 @@ class _Candidate:
 
     @property
     def rank(self) -> tuple[float, int]:
-        """Position by cost; of equal costs the strategy that is listed first."""
+        """Sort key: by cost, and by order in the registry where costs are equal."""
         return self.cost, list(STRATEGIES).index(self.name)
 
 
@@ -53,24 +53,26 @@ def recommend(
 ) -> Decision:
     """Rank the strategies for a dataset.
 
-    The linear probe is judged by what was measured, drawn to what is usual as far as that is few
-    images' word. What the others would reach is predicted: the
-    log-odds that they gained over it in the benchmarks where the evidence was like this (for the
-    SVM, the lead that it was measured to have is part of it), and in the pilot where there is one.
-    Of those that count as equal to the best the cheapest is taken:
+    The linear probe's expected accuracy is its cross-validated one, shrunk to the prior: the fewer
+    the images, the more. The other strategies' accuracy is predicted from it, by the log-odds that
+    they gained over it in benchmarks with similar evidence, and in the pilot if there is one. The
+    evidence includes the measured lead of the layer SVM. Among strategies that count as equal to
+    the best one, the cheapest is ranked first:
 
-    - ``balanced``: within half a point; among those at like costs the highest prediction;
-    - ``cheap``: within three points, both in proportion to the errors where those are rarer than
-      one in twenty (`equal_within`);
-    - ``accuracy``: none count as equal; the highest prediction wins at any cost.
+    - ``balanced``: equal within half a point; at similar cost, the more accurate one goes first;
+    - ``cheap``: equal within three points. With error rates below one in twenty, this and the half
+      point shrink in proportion to the error rate (`equal_within`);
+    - ``accuracy``: none count as equal; the most accurate one goes first at any cost.
 
-    Training from scratch is the control: what transfers stands before it, unless it is better with
-    a chance of 90%.
+    Training from scratch is the control. It is ranked first only if the probability that it is
+    better is at least 90%.
 
     Parameters
     ----------
     forced
-        Name of the strategy to put first whatever the evidence.
+        Name of the strategy to rank first, whatever the evidence.
+    prefer
+        How much accuracy to trade for cost, see above.
 
     Raises
     ------
@@ -78,12 +80,14 @@ def recommend(
         If the forced strategy does not apply to this dataset.
     """
     if forced is not None and forced in profile.inapplicable:
-        raise NotApplicable(f"{forced} does not apply here: {profile.inapplicable[forced]}")
+        raise NotApplicable(
+            f"{forced} does not apply to this dataset: {profile.inapplicable[forced]}"
+        )
     quadrant = place(profile)
     candidates = [
         _predict(name, profile, priors) for name in STRATEGIES if name not in profile.inapplicable
     ]
-    ranked = _behind_transfer(_rank(candidates, quadrant, prefer), profile, priors)
+    ranked = _demote_scratch(_rank(candidates, quadrant, prefer), profile, priors)
     if forced is not None:
         ranked.sort(key=lambda c: c.name != forced)
     advice = [c.advice for c in ranked]
@@ -101,49 +105,53 @@ def place(profile: Profile) -> Quadrant:
 
 
 def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> list[_Candidate]:
-    """Sort best first; of equals the cheapest, at like costs the better."""
-    left = sorted(candidates, key=lambda c: (-c.mid, c.rank))
+    """Sort best first; among equals the cheapest first, at similar cost the more accurate one."""
+    remaining = sorted(candidates, key=lambda c: (-c.mid, c.rank))
     if prefer == "accuracy":
-        return left
+        return remaining
     ranked = []
-    while left:
-        most = left[0].mid
-        equal = [c for c in left if most - c.mid <= equal_within(most, prefer)]
+    while remaining:
+        most = remaining[0].mid
+        equal = [c for c in remaining if most - c.mid <= equal_within(most, prefer)]
         if prefer == "cheap":
             taken = min(equal, key=lambda c: c.rank)
         else:
             taken = _take_balanced(equal, quadrant)
-        left.remove(taken)
+        remaining.remove(taken)
         ranked.append(taken)
     return ranked
 
 
-def _behind_transfer(
+def _demote_scratch(
     ranked: list[_Candidate], profile: Profile, priors: Priors
 ) -> list[_Candidate]:
-    """Put training from scratch second where its lead is less than proven."""
+    """Move training from scratch to second place if its lead is not beyond chance."""
     first, *others = ranked
     if first.name != SCRATCH or not others:
         return ranked
     best = max(others, key=lambda c: c.mid)
-    if chance_with_more(1, best.name, profile, priors) >= PROVEN:
+    if chance_with_more(1, best.name, profile, priors) >= MIN_SCRATCH_PROBABILITY:
         return ranked
     return [others[0], first, *others[1:]]
 
 
 def _take_balanced(equal: list[_Candidate], quadrant: Quadrant) -> _Candidate:
-    """Take the best of those that cost hardly more than the cheapest; of the same, the rule's."""
+    """Return the most accurate of those that cost about as little as the cheapest.
+
+    Ties go to the strategy of the rule of thumb.
+    """
     cheapest = min(c.cost for c in equal)
-    near = [c for c in equal if c.cost <= LIKE_COSTS * cheapest]
-    return max(near, key=lambda c: (c.mid, c.name == quadrant.rule))
+    affordable = [c for c in equal if c.cost <= LIKE_COSTS * cheapest]
+    return max(affordable, key=lambda c: (c.mid, c.name == quadrant.rule))
 
 
 def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
+    """Predict the accuracy and the seconds of a strategy with its best first hyperparameters."""
     odds = expected_probe_accuracy(profile, priors)
     chosen: dict[str, Any] = {}
     if name != "linear_probe":
         variant, gain = _best_variant(name, profile, priors)
-        odds = odds.gaining(gain)
+        odds = odds.plus(gain)
         chosen = dict(variant.hyperparameters)
     advice = Recommendation(
         strategy=name,
@@ -157,20 +165,23 @@ def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
 
 
 def _best_variant(name: str, profile: Profile, priors: Priors) -> tuple[Variant, Gain]:
-    """Choose the hyperparameters that promise most; the first of equals."""
-    tried = [(v, predict_gain(v, profile, priors)) for v in priors.variants if v.strategy == name]
-    return max(tried, key=lambda pair: pair[1].mean)
+    """Return the variant with the highest predicted gain; the first one of equals."""
+    candidates = [
+        (v, predict_gain(v, profile, priors)) for v in priors.variants if v.strategy == name
+    ]
+    return max(candidates, key=lambda pair: pair[1].mean)
 
 
 def _first_hyperparameters(name: str, profile: Profile) -> dict[str, Any]:
-    """Choose where a search starts, apart from what the priors say."""
+    """Return the hyperparameters that a search starts from, except those of the priors."""
     if name in MEASURED:
-        head: dict[str, Any] = {"class_weight": "none", "input_px": profile.input_px}
-        cut = {"depth": None, "pooling": None}  # by cross-validation, with views and quarters
-        return head if name == "linear_probe" else cut | head
+        common: dict[str, Any] = {"class_weight": "none", "input_px": profile.input_px}
+        if name == "linear_probe":
+            return common
+        return {"depth": None, "pooling": None} | common  # None: chosen by cross-validation
     chosen = STRATEGIES[name]().hyperparameters() | {"input_px": profile.input_px}
-    left_open = {k: v for k, v in profile.fine_tune_defaults.items() if chosen.get(k, v) is None}
-    chosen |= left_open
+    not_set = {k: v for k, v in profile.fine_tune_defaults.items() if chosen.get(k, v) is None}
+    chosen |= not_set
     steps = default_steps(profile.n_train, BATCH)
     chosen["steps"] = 2 * steps if name == "from_scratch" else steps
     if name == "partial_fine_tune":

@@ -1,1 +1,1 @@
-"""What one does with a saved classifier."""
+"""Use of a saved classifier: prediction on new images, and export."""

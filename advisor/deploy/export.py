@@ -1,4 +1,4 @@
-"""A run's classifier in the formats of others, with a card that says what it is."""
+"""Export of a run's classifier: ONNX, timm, or a hub folder with a model card."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,10 @@ HUB = "hf"
 
 
 def export_run(run: Path, kind: str, out: Path | None) -> Path:
-    """Write a run's best classifier: ``onnx``, ``timm``, or ``hf``, a folder for a model hub.
+    """Export the best classifier of a run as ``onnx``, ``timm`` or ``hf``.
 
-    The hub's folder is timm's (``timm.create_model("hf-hub:owner/name")`` loads it) with a model
-    card.
+    ``hf`` is a folder for the Hugging Face hub: timm's format, which
+    ``timm.create_model("hf-hub:owner/name")`` loads, with a model card.
 
     Returns
     -------
@@ -27,19 +27,19 @@ def export_run(run: Path, kind: str, out: Path | None) -> Path:
     NotApplicable
         If the format is unknown or cannot hold this classifier.
     StorageError
-        If there is no finished run, or `out` is there already.
+        If the run is not finished, or `out` already exists.
     """
-    known = (*FORMATS, HUB)
-    if kind not in known:
-        raise NotApplicable(unknown_name("format", kind, known))
+    formats = (*FORMATS, HUB)
+    if kind not in formats:
+        raise NotApplicable(unknown_name("format", kind, formats))
     folder = RunDir.open(run)
     if not folder.is_done():
-        raise StorageError(f"{run} has no outcome yet. Finish it by tl-auto resume {run}.")
+        raise StorageError(f"{run} is not finished. Finish it with tl-auto resume {run}.")
     classifier = ImageClassifier.load(folder.classifier())
     name = "classifier.onnx" if kind == "onnx" else kind
     target = out or folder.path / "export" / name
     if target.exists():
-        raise StorageError(f"{target} exists. Give another place with --out.")
+        raise StorageError(f"{target} already exists. Give another path with --out.")
     target.parent.mkdir(parents=True, exist_ok=True)
     export(classifier, target, "timm" if kind == HUB else kind)
     if kind == HUB:
@@ -51,7 +51,7 @@ def export_run(run: Path, kind: str, out: Path | None) -> Path:
 def model_card(
     classifier: ImageClassifier, outcome: dict[str, Any], advice: dict[str, Any]
 ) -> str:
-    """Return a model card: data, strategy, accuracy with intervals, limits, licences."""
+    """Return a model card: dataset, strategy, accuracy with intervals, limits, licences."""
     backbone, split = classifier.backbone, advice["split"]
     licence = backbone.licence
     front = {
@@ -71,37 +71,38 @@ def model_card(
 
 # {outcome["dataset"]}
 
-Tells {len(classifier.classes)} classes of images apart: {names}.
+Image classifier for {len(classifier.classes)} classes: {names}.
 
 | | |
 |---|---|
 | strategy | `{classifier.strategy}` ({settings}) |
 | backbone | `{backbone.name}`, {backbone.input_px} px, weights from {backbone.source} |
-| data | {split["description"]} |
-| accuracy on test | {_judged(outcome)} |
-| accuracy on validation, which chose it | {_percent(outcome["best"]["val_accuracy"])} |
+| dataset | {split["description"]} |
+| test accuracy | {_test_accuracy(outcome)} |
+| validation accuracy (used for selection) | {_percent(outcome["best"]["val_accuracy"])} |
 
-Intervals are 90% intervals (Wilson). The test images were judged once, after everything was
-chosen.
+Intervals are 90% intervals (Wilson). The classifier was evaluated once on the test images, after
+model selection.
 
 ## Limits
 
-- It was judged on images like those it was trained on. On others, accuracy is unknown.
-- It always names one of its classes, also for images of none of them.
+- It was evaluated on images from the same source as its training images. Its accuracy on other
+  images is unknown.
+- It always predicts one of its classes, even for an image that belongs to none of them.
 {_findings(advice)}
 ## Licence
 
-The pretrained weights: {licence}. The licence of the training images is not known to the program
-that wrote this card; state it here before you publish.
+Pretrained weights: {licence}. The program that wrote this card does not know the licence of the
+training images: state it here before you publish.
 """
 
 
-def _judged(outcome: dict[str, Any]) -> str:
+def _test_accuracy(outcome: dict[str, Any]) -> str:
     test = outcome["test"]
     if test is None:
-        return "not measured: there were no test images"
-    per_class = f"{100 * test['mean_per_class']:.1f}% mean per class"
-    return f"{_percent(test['accuracy'])} on {test['n']} images; {per_class}"
+        return "not measured (no test images)"
+    balanced = f"balanced accuracy (mean per-class recall) {100 * test['mean_per_class']:.1f}%"
+    return f"{_percent(test['accuracy'])} on {test['n']} images; {balanced}"
 
 
 def _percent(interval: dict[str, float]) -> str:

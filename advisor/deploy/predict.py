@@ -1,4 +1,4 @@
-"""A saved classifier on new images, batch by batch; what cannot be read is set aside."""
+"""Prediction with a saved classifier on new images, batch by batch."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,13 +22,21 @@ from strategies.models.classifier import ImageClassifier
 from strategies.models.features import eval_pixels, read_ahead
 
 CHUNK = 512
-"""As many images of a list are taken at a time: some are read while others are classified."""
+"""Images per batch: the next ones are read while others are classified."""
 Ranked = tuple[tuple[str, float], ...]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Classes with probabilities, likeliest first, for every image that could be read."""
+    """Predictions of one batch of images.
+
+    Attributes
+    ----------
+    rows
+        Classes with probabilities, most probable first, for every readable image.
+    skipped
+        Unreadable images, with the reason.
+    """
 
     rows: tuple[tuple[Path, Ranked], ...]
     skipped: tuple[Skipped, ...]
@@ -37,21 +45,21 @@ class Predictions:
 def predict(
     run: Path, given: Iterable[Path], *, device: str = "auto", on_progress: OnProgress
 ) -> Iterator[Predictions]:
-    """Classify image files and all images below folders, and yield them batch by batch.
+    """Classify image files and all images below folders; yield predictions batch by batch.
 
-    What was given may be an endless list: no more than a batch of it is held.
+    `given` may be an endless stream: no more than one batch of it is held in memory.
 
     Parameters
     ----------
     run
-        A run folder, or a classifier folder in it.
+        A run folder, or the classifier folder in it.
 
     Raises
     ------
     StorageError
         If there is no readable classifier.
     DataError
-        If there is no image.
+        If `given` holds no image.
     """
     keep_freed_memory()
     folder = RunDir(run).classifier()
@@ -60,12 +68,12 @@ def predict(
     done = 0
     paths = _list_images(given)
     while chunk := list(islice(paths, CHUNK)):
-        found = _predict_chunk(classifier, chunk, precision)
+        predictions = _predict_chunk(classifier, chunk, precision)
         done += len(chunk)
         on_progress("predictions", done, 0)
-        yield found
+        yield predictions
     if not done:
-        raise DataError("There is no image in what was given.")
+        raise DataError("There is no image in the given files and folders.")
 
 
 def _predict_chunk(
@@ -73,27 +81,28 @@ def _predict_chunk(
 ) -> Predictions:
     rows: list[tuple[Path, Ranked]] = []
     skipped: list[Skipped] = []
-    waiting = iter(chunk)
+    remaining = iter(chunk)
     n_workers = max(2, os.cpu_count() or 2)
 
-    def read(some: Sequence[Path]) -> list[Pixels | str]:
-        return [_pixels(path, classifier.backbone) for path in some]
+    def read(paths: Sequence[Path]) -> list[Pixels | str]:
+        return [_pixels(path, classifier.backbone) for path in paths]
 
-    for found in read_ahead(chunk, read, n_workers):
-        both = list(zip(islice(waiting, len(found)), found, strict=True))
-        skipped += [Skipped(path, reason) for path, reason in both if isinstance(reason, str)]
-        good = [(path, pixels) for path, pixels in both if not isinstance(pixels, str)]
-        if good:
-            said = classifier.classify(np.stack([pixels for _, pixels in good]), precision)
+    for decoded in read_ahead(chunk, read, n_workers):
+        pairs = list(zip(islice(remaining, len(decoded)), decoded, strict=True))
+        skipped += [Skipped(path, reason) for path, reason in pairs if isinstance(reason, str)]
+        readable = [(path, pixels) for path, pixels in pairs if not isinstance(pixels, str)]
+        if readable:
+            batch = np.stack([pixels for _, pixels in readable])
+            probabilities = classifier.classify(batch, precision)
             rows += [
                 (path, _ranked(classifier.classes, row))
-                for (path, _), row in zip(good, said, strict=True)
+                for (path, _), row in zip(readable, probabilities, strict=True)
             ]
     return Predictions(tuple(rows), tuple(skipped))
 
 
 def _pixels(path: Path, backbone: Backbone) -> Pixels | str:
-    """Read an image as the network is to see it, or say why it cannot be read."""
+    """Return an image preprocessed for the network, or the reason why it is unreadable."""
     try:
         return eval_pixels(path, backbone)
     except UnreadableImage as error:

@@ -1,1 +1,1 @@
-"""Coded remarks about data, domain and transfer, each with an action."""
+"""Findings: coded remarks about the data, the domain and the transfer, each with an action."""

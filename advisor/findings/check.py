@@ -1,4 +1,4 @@
-"""check(): coded findings about the data, the domain and the transfer, each with an action."""
+"""Run all rules of the findings: those about the data, then those about the transfer."""
 
 from advisor.decide.negative_transfer import transfer_risks
 from advisor.decide.priors import load_priors
@@ -10,8 +10,8 @@ from advisor.types.profile import Profile
 from strategies.data.dataset import Dataset
 
 
-def check(dataset: Dataset, profile: Profile, measured: ProbeEvidence) -> tuple[Finding, ...]:
-    """Return what a careful colleague would remark, in the order of the codes."""
+def check(dataset: Dataset, profile: Profile, evidence: ProbeEvidence) -> tuple[Finding, ...]:
+    """Return all findings about a dataset and its profile, in the order of their codes."""
     priors = load_priors()
-    known = TransferContext(priors.evidence["control"], transfer_risks(profile, priors))
-    return check_data(dataset, measured) + check_transfer(profile, known)
+    context = TransferContext(priors.evidence["control"], transfer_risks(profile, priors))
+    return check_data(dataset, evidence) + check_transfer(profile, context)

@@ -1,6 +1,6 @@
-"""check_data(): coded findings TL001 to TL016 about the images and their labels.
+"""Rules of the data findings TL001 to TL016: files, duplicates, leaks, classes and labels.
 
-Every rule is a function of what was measured while the images were read; none opens a file.
+Every rule uses what was measured while the images were read; none opens a file.
 """
 
 from collections import Counter
@@ -23,45 +23,45 @@ MAX_SUSPECTS = 50
 IMBALANCED = 5.0
 TOO_FEW, FEW = 5, 20
 SERIOUS_LEAK = 0.01
-MIN_DOUBTED, MIN_DOUBTED_SHARE = 3, 0.01
+MIN_SUSPECTS, MIN_SUSPECT_SHARE = 3, 0.01
 
 
-def check_data(dataset: Dataset, measured: ProbeEvidence) -> tuple[Finding, ...]:
-    """Return the findings about a dataset's data, in the order of their codes.
+def check_data(dataset: Dataset, evidence: ProbeEvidence) -> tuple[Finding, ...]:
+    """Return the findings about a dataset's images and labels, in the order of their codes.
 
-    The test split may be hidden: leaks are remembered, and nothing else here needs its labels.
+    The test split may be absent: the dataset stores its leaks, and no other rule needs its labels.
     """
-    return tuple(finding for rule in _RULES for finding in rule(dataset, measured))
+    return tuple(finding for rule in _RULES for finding in rule(dataset, evidence))
 
 
-def _quarantined(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Finding]:
+def _quarantined(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     if not dataset.skipped:
         return
     reasons = Counter(s.reason for s in dataset.skipped).most_common(3)
     yield Finding(
         "TL001",
         "issue",
-        f"{count(len(dataset.skipped), 'file')} left out",
-        "; ".join(f"{n} x {reason}" for reason, n in reasons) + ".",
-        "Look at the list of quarantined files; mend or remove them. None was changed.",
+        f"{count(len(dataset.skipped), 'file')} quarantined",
+        "; ".join(f"{n:,} x {reason}" for reason, n in reasons) + ".",
+        "Check the list of quarantined files; repair or remove them. No file was changed.",
         examples(f"{shown(s.path)}: {s.reason}" for s in dataset.skipped),
     )
 
 
-def _copies_within_a_class(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Finding]:
+def _copies_within_a_class(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     pairs = [p for p in dataset.pairs if p.exact and p.first.label == p.second.label]
     if pairs:
         yield Finding(
             "TL002",
             "tip",
             f"{count(len(pairs), 'exact copy', 'exact copies')} within a class",
-            "The same bytes under several names weigh more than other images.",
-            "Keep one of each. A split that is cut here never separates copies.",
+            "Byte-identical files under several names get more weight than other images.",
+            "Keep one of each. A split made by this program never separates copies.",
             examples(f"{shown(p.first.path)} = {shown(p.second.path)}" for p in pairs),
         )
 
 
-def _one_image_two_labels(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Finding]:
+def _one_image_two_labels(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     pairs = [
         p
         for p in dataset.pairs
@@ -73,9 +73,9 @@ def _one_image_two_labels(dataset: Dataset, measured: ProbeEvidence) -> Iterator
             "TL003",
             "issue",
             f"{count(len(pairs), 'image')} under two labels",
-            f"Same byte by byte: {n_exact} of them; the others very nearly so. One of the two "
-            "labels is wrong, or the classes overlap.",
-            "Decide on one label for each and remove the other copy.",
+            f"Byte-identical: {n_exact:,}; nearly identical: {len(pairs) - n_exact:,}. One of the "
+            "two labels is wrong, or the classes overlap.",
+            "Decide on one label for each image and remove the other copy.",
             examples(
                 f"{shown(p.first.path)} ({dataset.classes[p.first.label]}) = "
                 f"{shown(p.second.path)} ({dataset.classes[p.second.label]})"
@@ -84,22 +84,23 @@ def _one_image_two_labels(dataset: Dataset, measured: ProbeEvidence) -> Iterator
         )
 
 
-def _leaks(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Finding]:
+def _leaks(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     for leak in dataset.leaks:
         share = (leak.n_exact + leak.n_near) / leak.n
         yield Finding(
             "TL004",
             "issue" if share >= SERIOUS_LEAK else "tip",
             f"{100 * share:.1f}% of {leak.split} occurs in {leak.source}",
-            f"{leak.n_exact} exact copies and {leak.n_near} near-duplicates among {leak.n} "
-            f"images: accuracy on {leak.split} is partly memory.",
-            f"Remove them from {leak.source}, or let the program cut the split: it keeps "
+            f"{count(leak.n_exact, 'exact copy', 'exact copies')} and "
+            f"{count(leak.n_near, 'near-duplicate')} among {count(leak.n, 'image')}: accuracy on "
+            f"{leak.split} is partly memorisation.",
+            f"Remove them from {leak.source}, or let the program make the split: it keeps "
             "duplicates together.",
             leak.examples,
         )
 
 
-def _near_duplicates(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Finding]:
+def _near_duplicates(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     near = [p for p in dataset.pairs if not p.exact]
     if near:
         involved = {id(p.first) for p in near} | {id(p.second) for p in near}
@@ -107,15 +108,15 @@ def _near_duplicates(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Find
             "TL005",
             "tip",
             f"{count(len(involved), 'image')} with a near-duplicate",
-            "They differ from another one by little more than encoding, size or a small turn; "
-            "they add less than their number.",
-            "Nothing, if the split was cut here: they were kept on one side. Otherwise group "
-            "them with --group-by.",
+            "Near-duplicates differ by little more than encoding, size or a small rotation; they "
+            "add less information than their number suggests.",
+            "Nothing to do if this program made the split: it keeps near-duplicates together. "
+            "Otherwise group them with --group-by.",
             examples(f"{shown(p.first.path)} ~ {shown(p.second.path)}" for p in near),
         )
 
 
-def _imbalance(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Finding]:
+def _imbalance(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     counts = dataset.n_by_class
     ratio = max(counts) / max(min(counts), 1)
     if ratio > IMBALANCED:
@@ -123,15 +124,16 @@ def _imbalance(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Finding]:
         yield Finding(
             "TL006",
             "tip",
-            f"the largest class is {ratio:.0f} times the smallest",
-            f"{dataset.classes[large]} has {counts[large]}, {dataset.classes[small]} {counts[small]}: "
-            "accuracy says little about the small classes.",
-            "Judge by the mean of the classes' accuracies; add images to small classes.",
+            f"the largest class has {ratio:.0f} times as many images as the smallest",
+            f"{dataset.classes[large]} has {count(counts[large], 'image')}, "
+            f"{dataset.classes[small]} has {counts[small]:,}: overall accuracy says little about "
+            "the small classes.",
+            "Use the balanced accuracy (mean over classes); add images to small classes.",
             (dataset.classes[large], dataset.classes[small]),
         )
 
 
-def _small_classes(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Finding]:
+def _small_classes(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     by_size = sorted(zip(dataset.n_by_class, dataset.classes, strict=True))
     small = [(n, name) for n, name in by_size if 0 < n < FEW]
     if small:
@@ -139,15 +141,16 @@ def _small_classes(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Findin
         yield Finding(
             "TL007",
             "issue" if n_tiny else "tip",
-            f"{len(small)} of {dataset.n_classes} classes have under {FEW} images",
-            f"{n_tiny} of them have under {TOO_FEW}. The smallest, {small[0][1]!r}, has "
-            f"{small[0][0]}: its accuracy is all but unknown.",
+            f"{len(small)} of {dataset.n_classes} classes {'has' if len(small) == 1 else 'have'} "
+            f"fewer than {FEW} images",
+            f"Classes with fewer than {TOO_FEW} images: {n_tiny}. The smallest, {small[0][1]!r}, "
+            f"has {count(small[0][0], 'image')}: its accuracy is very uncertain.",
             "Add images to the smallest classes first, or merge them.",
             examples(f"{name}: {n}" for n, name in small),
         )
 
 
-def _empty_classes(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Finding]:
+def _empty_classes(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     empty = [s for s in dataset.skipped if s.reason.startswith("a class without")]
     absent = [
         dataset.classes[i]
@@ -159,9 +162,9 @@ def _empty_classes(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Findin
         yield Finding(
             "TL008",
             "issue",
-            f"{count(dataset.n_classes, 'class', 'classes')} only",
-            "There is nothing to tell apart.",
-            "Give at least two folders of images.",
+            f"only {count(dataset.n_classes, 'class', 'classes')}",
+            "A classifier needs at least two classes.",
+            "Provide at least two folders of images, one per class.",
             dataset.classes,
         )
     elif empty or absent:
@@ -170,43 +173,44 @@ def _empty_classes(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Findin
             "TL008",
             "issue",
             f"{count(len(names), 'class', 'classes')} without a readable image",
-            "They cannot be learnt and are left out.",
-            "Add images or remove the folders.",
+            "A class without images cannot be learned and is left out.",
+            "Add images, or remove the class folder.",
             examples(names),
         )
 
 
-def _label_noise(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Finding]:
-    if measured.scores is None:
+def _label_noise(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
+    if evidence.scores is None:
         return
-    labels = labels_of(measured.images)
-    found = suspect_labels(measured.scores, labels)
-    if found.n_confident < max(MIN_DOUBTED, MIN_DOUBTED_SHARE * len(labels)):
+    labels = labels_of(evidence.images)
+    found = suspect_labels(evidence.scores, labels)
+    if found.n_confident < max(MIN_SUSPECTS, MIN_SUSPECT_SHARE * len(labels)):
         return
     suspects = found.order[: min(found.n_confident, MAX_SUSPECTS)]
     yield Finding(
         "TL009",
-        "issue" if found.n_confident >= 5 * MIN_DOUBTED_SHARE * len(labels) else "tip",
-        f"{count(found.n_confident, 'label')} in doubt",
-        f"For {100 * found.n_confident / len(labels):.1f}% of the images, a classifier that "
-        f"never saw them finds another class over {CONFIDENT:.0f} times as probable.",
-        "Look at them, most suspicious first, and correct the labels that are wrong.",
+        "issue" if found.n_confident >= 5 * MIN_SUSPECT_SHARE * len(labels) else "tip",
+        f"{count(found.n_confident, 'suspicious label')}",
+        f"For {100 * found.n_confident / len(labels):.1f}% of the images, a cross-validated "
+        f"classifier finds another class over {CONFIDENT:.0f} times as probable as the label.",
+        "Check them, most suspicious first, and correct the labels that are wrong.",
         tuple(
-            f"{shown(measured.images[row].path)}: {dataset.classes[labels[row]]}, rather "
-            f"{dataset.classes[found.likelier[row]]}"
+            f"{shown(evidence.images[row].path)}: labelled {dataset.classes[labels[row]]} "
+            f"but predicted {dataset.classes[found.likelier[row]]}"
             for row in suspects
         ),
     )
 
 
-def _names_alike(dataset: Dataset, measured: ProbeEvidence) -> Iterator[Finding]:
+def _similar_names(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     if dataset.alike:
         yield Finding(
             "TL016",
             "issue",
-            f"{count(len(dataset.alike), 'pair')} of class names that differ only in spelling",
-            "In one split they count as two classes; between splits, as one.",
-            "Rename or merge the folders.",
+            f"{count(len(dataset.alike), 'pair')} of class names that differ only in case or "
+            "Unicode form",
+            "Within a split they count as two classes; between splits they count as one.",
+            "Rename or merge the class folders.",
             examples(f"{a!r} and {b!r}" for a, b in dataset.alike),
         )
 
@@ -222,5 +226,5 @@ _RULES: tuple[Rule, ...] = (
     _empty_classes,
     _label_noise,
     *IMAGE_RULES,
-    _names_alike,
+    _similar_names,
 )

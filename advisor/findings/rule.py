@@ -1,4 +1,4 @@
-"""What a rule of the findings is, and how it shows examples."""
+"""Type of the rules that yield data findings, and helpers for their texts and examples."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -9,21 +9,20 @@ from strategies.data.image import ImageStats, LabelledImage, Split
 
 MAX_EXAMPLES = 5
 
-
 Rule = Callable[[Dataset, ProbeEvidence], Iterator[Finding]]
-"""Yields a finding where it applies; opens no file."""
+"""A rule yields the findings that apply, from what was measured before; it opens no file."""
 
 
 def with_stats(split: Split) -> tuple[tuple[LabelledImage, ImageStats], ...]:
-    """Return the images that were looked at, with what was seen."""
-    return tuple((p, p.stats) for p in split if p.stats is not None)
+    """Return the images whose pixels were inspected, with their statistics."""
+    return tuple((image, image.stats) for image in split if image.stats is not None)
 
 
 def examples(lines: Iterable[str]) -> tuple[str, ...]:
-    """Return the first few lines."""
+    """Return the first `MAX_EXAMPLES` lines."""
     return tuple(lines)[:MAX_EXAMPLES]
 
 
 def count(n: int, one: str, many: str | None = None) -> str:
-    """Return ``"1 image"``, ``"1,200 images"``."""
+    """Return a number with its noun, such as ``"1 image"`` or ``"1,200 images"``."""
     return f"{n:,} {one if n == 1 else many or one + 's'}"

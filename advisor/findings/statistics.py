@@ -1,4 +1,4 @@
-"""Statistics behind the data findings: pure, from arrays to numbers with their error."""
+"""Statistics of the data findings: label noise, two-sample test and shortcut detection."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,26 +11,26 @@ from scipy.stats import binom, norm, rankdata
 from strategies.core.metrics import Labels, Scores
 
 CONFIDENT = 9.0
-"""A label is in doubt if another class is this many times as probable to a classifier that never
-saw the image."""
+"""A label is suspicious if a classifier that was not trained on the image finds another class this
+many times as probable."""
 
 Rows = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Suspicion:
-    """Images whose labels an honest classifier disputes.
+class SuspectLabels:
+    """Images whose labels disagree with an out-of-fold classifier.
 
     Attributes
     ----------
     order
         All rows, most suspicious first, (n,).
     odds
-        Probability of the likeliest other class over that of the label, row by row, (n,).
+        Probability of the most probable other class divided by that of the label, by row, (n,).
     likelier
-        That other class, row by row, (n,).
+        That other class, by row, (n,).
     n_confident
-        Rows whose odds are above `CONFIDENT`: the first so many of `order`.
+        Number of rows whose odds are above `CONFIDENT`; they come first in `order`.
     """
 
     order: Rows
@@ -39,18 +39,18 @@ class Suspicion:
     n_confident: int
 
 
-def suspect_labels(scores: Scores, labels: Labels) -> Suspicion:
+def suspect_labels(scores: Scores, labels: Labels) -> SuspectLabels:
     """Rank images by how confidently out-of-fold scores disagree with their labels.
 
     Parameters
     ----------
     scores
-        Calibrated out-of-fold scores (logits), (n, classes): no row was seen by the classifier
-        that scored it.
+        Calibrated out-of-fold scores (logits), (n, classes): each row was scored by a classifier
+        that was not trained on it.
 
     References
     ----------
-    The margin of out-of-sample probabilities of C. Northcutt et al., Confident learning, 2021.
+    C. Northcutt et al., Confident learning, 2021: the margin of out-of-sample probabilities.
     """
     log_p = scores - logsumexp(scores, axis=1, keepdims=True)
     rows = np.arange(len(labels))
@@ -62,19 +62,19 @@ def suspect_labels(scores: Scores, labels: Labels) -> Suspicion:
     order = np.argsort(-margin, kind="stable")
     n_confident = int(np.sum(margin > np.log(CONFIDENT)))
     odds = np.exp(np.clip(margin, -50.0, 50.0)).astype(np.float64)
-    return Suspicion(order, odds, likelier, n_confident)
+    return SuspectLabels(order, odds, likelier, n_confident)
 
 
 @dataclass(frozen=True)
 class TwoSample:
-    """Whether two sets of rows come from one distribution.
+    """Result of a test whether two samples come from the same distribution.
 
     Attributes
     ----------
     auc
-        How well a linear rule tells them apart out of fold, in [0, 1]: 0.5 is not at all.
+        Out-of-fold AUC of a linear classifier that separates them, in [0, 1]; 0.5 is chance.
     p_value
-        Probability of such an AUC if they are alike.
+        Probability of an AUC at least as high if the distributions are the same.
     """
 
     auc: float
@@ -82,7 +82,7 @@ class TwoSample:
 
 
 def two_sample_test(first: Scores, second: Scores, seed: int, n_folds: int = 5) -> TwoSample:
-    """Test whether a linear discriminant tells two sets of features apart out of fold.
+    """Test whether a linear discriminant separates two samples of features out of fold.
 
     References
     ----------
@@ -102,10 +102,10 @@ def two_sample_test(first: Scores, second: Scores, seed: int, n_folds: int = 5) 
     u, variance = 0.0, 0.0
     pairs = 0
     for k in range(n_folds):
-        fit, held = fold != k, fold == k
-        score = x[held] @ _discriminant(x[fit], side[fit])
-        n0, n1 = int(np.sum(side[held] == 0)), int(np.sum(side[held] == 1))
-        u += rankdata(score)[side[held] == 1].sum() - n1 * (n1 + 1) / 2
+        fit, test = fold != k, fold == k
+        score = x[test] @ _discriminant(x[fit], side[fit])
+        n0, n1 = int(np.sum(side[test] == 0)), int(np.sum(side[test] == 1))
+        u += rankdata(score)[side[test] == 1].sum() - n1 * (n1 + 1) / 2
         variance += n0 * n1 * (n0 + n1 + 1) / 12
         pairs += n0 * n1
     z = (u - pairs / 2) / np.sqrt(variance)
@@ -113,7 +113,7 @@ def two_sample_test(first: Scores, second: Scores, seed: int, n_folds: int = 5) 
 
 
 def _discriminant(x: NDArray[np.float64], side: Rows) -> NDArray[np.float64]:
-    """Return Fisher's direction, its covariance shrunk towards a multiple of the identity."""
+    """Return Fisher's discriminant direction with a ridge on the covariance."""
     gap = x[side == 1].mean(0) - x[side == 0].mean(0)
     centred = np.concatenate([x[side == s] - x[side == s].mean(0) for s in (0, 1)])
     n, d = centred.shape
@@ -129,14 +129,15 @@ def _discriminant(x: NDArray[np.float64], side: Rows) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Shortcut:
-    """How well something that is not the image's content tells the label.
+    """How well a property other than the image's content predicts the label.
 
     Attributes
     ----------
     accuracy, chance
-        Share of held-out images whose class it names; the same for the largest class.
+        Held-out accuracy of predicting the class from the property, and of always predicting the
+        largest class.
     p_value
-        Probability of such an accuracy by chance.
+        Probability of an accuracy at least as high by chance.
     """
 
     accuracy: float
@@ -145,10 +146,9 @@ class Shortcut:
 
 
 def predicts_label(values: Sequence[object], labels: Labels, seed: int) -> Shortcut:
-    """Name the commonest class of equal values, on images that were held out.
+    """Predict each image's class as the most frequent class of equal values, in two folds.
 
-    Half of the images say which class goes with which value, the other half is judged, and the
-    other way round.
+    Each half of the images, stratified by class, is predicted from the other half.
     """
     code = np.unique([str(v) for v in values], return_inverse=True)[1]
     half = np.empty(len(labels), dtype=np.int64)
@@ -156,21 +156,21 @@ def predicts_label(values: Sequence[object], labels: Labels, seed: int) -> Short
     for label in np.unique(labels):
         rows = rng.permutation(np.flatnonzero(labels == label))
         half[rows] = (np.arange(len(rows)) + rng.integers(2)) % 2
-    hits = 0
+    n_correct = 0
     n_classes = int(labels.max()) + 1
     for side in (0, 1):
         table = np.zeros((int(code.max()) + 1, n_classes))
         np.add.at(table, (code[half != side], labels[half != side]), 1)
         prior = np.bincount(labels[half != side], minlength=n_classes)
-        named = np.where(table.sum(1) > 0, table.argmax(1), prior.argmax())
-        hits += int(np.sum(named[code[half == side]] == labels[half == side]))
+        predicted = np.where(table.sum(1) > 0, table.argmax(1), prior.argmax())
+        n_correct += int(np.sum(predicted[code[half == side]] == labels[half == side]))
     n = len(labels)
     chance = float(np.bincount(labels).max() / n)
-    return Shortcut(hits / n, chance, float(binom.sf(hits - 1, n, chance)))
+    return Shortcut(n_correct / n, chance, float(binom.sf(n_correct - 1, n, chance)))
 
 
-def in_bins(values: Sequence[float], n_bins: int = 10) -> list[int]:
-    """Return the quantile bin of every value: equal values always share one."""
+def quantile_bins(values: Sequence[float], n_bins: int = 10) -> list[int]:
+    """Return the quantile bin of every value; equal values share a bin."""
     array = np.asarray(values, dtype=np.float64)
     edges = np.unique(np.quantile(array, np.linspace(0, 1, n_bins + 1)[1:-1]))
     bins: list[int] = np.searchsorted(edges, array, side="left").tolist()

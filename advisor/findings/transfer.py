@@ -1,4 +1,4 @@
-"""TL201 to TL209: whether transfer helps here, where it stops helping, and what to do."""
+"""Rules of the transfer findings TL201 to TL209, such as negative transfer and its cause."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from advisor.decide.negative_transfer import (
     CLEAR,
     PROBES,
-    better_depth,
+    better_earlier_depth,
     is_at_chance,
     risk_of_harm,
 )
@@ -17,26 +17,27 @@ from advisor.types.profile import Profile
 from strategies.core.metrics import Interval
 
 HARM = 0.38
-"""From this probability on, negative transfer is warned of."""
-NARROW = 0.05
-"""A gain is as good as none if its interval contains 0 and ends below this."""
+"""Negative transfer is reported from this probability on."""
+NO_GAIN_BELOW = 0.05
+"""There is no transfer gain if its interval contains 0 and ends below this."""
 UNRELATED = 0.15
-"""Below this share of the labels' entropy the old head says nothing of them."""
-FOREIGN_NATS, TYPICAL = 0.2, 0.5
-"""BatchNorm statistics are foreign above this shift, where the domain is not similar anyway."""
-WORTH = 0.02
+"""The dataset is unrelated to pretraining below this share of explained label entropy."""
+BN_SHIFT_NATS, SIMILAR = 0.2, 0.5
+"""BatchNorm statistics do not fit from this shift on, if the similarity is below this value."""
+GAIN_STEP = 0.02
+"""Gain in accuracy for which the number of additional images is reported."""
 
 
 @dataclass(frozen=True)
 class TransferContext:
-    """What is known beside the profile.
+    """Inputs of the transfer rules besides the profile.
 
     Attributes
     ----------
-    usual
-        What pretrained features usually gain over random ones, in accuracy.
+    prior
+        Prior of the accuracy that pretrained features gain over random ones.
     risks
-        Of negative transfer, by strategy.
+        Of negative transfer, one for each strategy.
     """
 
     prior: Prior
@@ -46,93 +47,99 @@ class TransferContext:
 Rule = Callable[[Profile, TransferContext], Iterator[Finding]]
 
 
-def check_transfer(profile: Profile, known: TransferContext) -> tuple[Finding, ...]:
+def check_transfer(profile: Profile, context: TransferContext) -> tuple[Finding, ...]:
     """Return the findings about transfer, in the order of their codes."""
-    return tuple(finding for rule in _RULES for finding in rule(profile, known))
+    return tuple(finding for rule in _RULES for finding in rule(profile, context))
 
 
-def _no_better_than_guessing(profile: Profile, _: TransferContext) -> Iterator[Finding]:
+def _at_chance(profile: Profile, _: TransferContext) -> Iterator[Finding]:
     accuracy = profile.linear_probe.accuracy
     if is_at_chance(profile):
         yield Finding(
             "TL201",
             "issue",
-            "the pretrained features say nothing about these labels",
-            f"A linear probe reaches {accuracy.percent()}; always naming the largest class "
+            "the pretrained features do not predict these labels",
+            f"A linear probe reaches {accuracy.percent()}; always predicting the largest class "
             f"reaches {100 * profile.majority_share:.1f}%.",
-            _instead(profile) or "Check the labels; if they are right, compare with from_scratch.",
+            _use_alternative(profile)
+            or "Check the labels; if they are right, compare with from_scratch.",
         )
 
 
-def _random_weights_do_as_well(profile: Profile, known: TransferContext) -> Iterator[Finding]:
+def _no_transfer_gain(profile: Profile, context: TransferContext) -> Iterator[Finding]:
     gain = profile.transfer_gain
     if gain is None:
         return
-    risk = risk_of_harm(gain, known.prior)
-    no_benefit = gain.low <= 0 and gain.high < NARROW
+    risk = risk_of_harm(gain, context.prior)
+    no_benefit = gain.low <= 0 and gain.high < NO_GAIN_BELOW
     if risk < HARM and not no_benefit:
         return
     yield Finding(
         "TL202",
         "issue" if risk >= HARM else "tip",
-        "negative transfer: frozen features may do worse than random ones"
+        "negative transfer: pretrained features may be worse than random ones"
         if risk >= HARM
-        else "frozen features do no better than random ones",
-        f"Accuracy at the best depth minus that of the same network with random weights: "
-        f"{_points(gain)}; the chance that the features harm is {100 * risk:.0f}%. "
+        else "pretrained features are hardly better than random ones",
+        f"Transfer gain (accuracy at the best depth minus that with random weights): "
+        f"{_points(gain)}; the probability of negative transfer is {100 * risk:.0f}%. "
         f"Cause: {_cause(profile)}.",
-        _instead(profile)
-        or "Do not rely on a probe. tl-auto run tries fine-tuning with new last stages and "
-        "training from scratch beside it; or compare other backbones (--backbone a,b).",
+        _use_alternative(profile)
+        or "Do not rely on a linear probe. tl-auto run also tries fine-tuning with "
+        "reinitialised last stages, and training from scratch. Or compare other backbones "
+        "(--backbone a,b).",
     )
 
 
 def _cause(profile: Profile) -> str:
-    """Name what most likely makes the features useless; what was measured goes first."""
+    """Return the most likely cause of harm; a measured one takes precedence."""
     alternative, similarity = profile.alternative, profile.similarity
     if alternative is not None and alternative.lead.low > 0:
         return (
-            f"the backbone itself, as {alternative.name} does better by {_points(alternative.lead)} on the "
-            "same images"
+            f"the backbone itself, as {alternative.name} is better by "
+            f"{_points(alternative.lead)} on the same images"
         )
-    if similarity is not None and similarity.score.high < TYPICAL:
+    if similarity is not None and similarity.score.high < SIMILAR:
         return f"the domain is too far from ImageNet (similarity {similarity.score.mid:.2f})"
     related = relatedness(profile)
     if related is not None and related < UNRELATED:
-        return "the dataset is unrelated to what the network was trained for"
+        return "the dataset is unrelated to the classes of pretraining"
     if alternative is not None:
-        return f"not known; it is not this backbone alone, as {alternative.name} is not clearly better"
-    return "not known, as neither the domain nor the dataset is far; perhaps the backbone itself"
+        return f"not known; not this backbone alone, as {alternative.name} is not clearly better"
+    return (
+        "not known, as neither the domain nor the classes are clearly far from ImageNet; perhaps "
+        "the backbone itself"
+    )
 
 
-def _instead(profile: Profile) -> str | None:
-    """Say what to use where another backbone was found to be better."""
+def _use_alternative(profile: Profile) -> str | None:
+    """Return the action where another backbone was measured to be better, else None."""
     alternative = profile.alternative
     if alternative is None or alternative.lead.low <= 0:
         return None
     return f"Use the other backbone: --backbone {alternative.name}."
 
 
-def _late_features_are_too_special(profile: Profile, _: TransferContext) -> Iterator[Finding]:
-    found = better_depth(profile)
+def _late_features_too_specialised(profile: Profile, _: TransferContext) -> Iterator[Finding]:
+    found = better_earlier_depth(profile)
     if found is None:
         return
     best, last = found
     yield Finding(
         "TL203",
         "tip",
-        "late features are too special for these images",
+        "late features are too specialised for these images",
         f"A linear SVM reaches {best.accuracy.percent()} at depth {best.depth} "
-        f"({profile.depth_names[best.depth - 1]}) and {last.accuracy.percent()} at the last.",
-        f"Use layer_svm at depth {best.depth}, or train the stages behind it "
+        f"({profile.depth_names[best.depth - 1]}) and {last.accuracy.percent()} at the last one.",
+        f"Use layer_svm at depth {best.depth}, or fine-tune the stages after it "
         f"(partial_fine_tune with frozen_stages {best.depth}).",
     )
 
 
 def relatedness(profile: Profile) -> float | None:
-    """Return the share of the labels' entropy that the old head's predictions remove, at most 1.
+    """Return the share of the labels' entropy explained by the pretrained head, at most 1.
 
-    From LEEP; optimistic where there are few images for the old classes in use.
+    From LEEP; None if it was not measured. Optimistic if there are few images per predicted
+    ImageNet class.
     """
     similarity = profile.similarity
     if similarity is None or similarity.evidence is None:
@@ -149,19 +156,19 @@ def _unrelated_dataset(profile: Profile, _: TransferContext) -> Iterator[Finding
     yield Finding(
         "TL204",
         "tip",
-        "the dataset has little to do with what the network was trained for",
-        f"What its old head calls the images tells {100 * max(related, 0):.0f}% of what there "
-        "is to know of the labels.",
-        "Expect more from training than from a probe; let tl-auto compare both.",
+        "the dataset has little in common with the classes of pretraining",
+        f"The pretrained head's predictions explain {100 * max(related, 0):.0f}% of the labels' "
+        "entropy.",
+        "Expect more from fine-tuning than from a linear probe; let tl-auto run compare both.",
     )
 
 
-def _foreign_statistics(profile: Profile, _: TransferContext) -> Iterator[Finding]:
+def _bn_statistics_do_not_fit(profile: Profile, _: TransferContext) -> Iterator[Finding]:
     similarity = profile.similarity
-    if similarity is None or similarity.score.high >= TYPICAL:
+    if similarity is None or similarity.score.high >= SIMILAR:
         return
     shifts = [(s.low, d + 1) for d, s in enumerate(similarity.per_depth) if s is not None]
-    if not shifts or max(shifts)[0] < FOREIGN_NATS:
+    if not shifts or max(shifts)[0] < BN_SHIFT_NATS:
         return
     depth = max(shifts)[1]
     shift = similarity.per_depth[depth - 1]
@@ -169,11 +176,11 @@ def _foreign_statistics(profile: Profile, _: TransferContext) -> Iterator[Findin
     yield Finding(
         "TL205",
         "tip",
-        "BatchNorm's statistics do not fit these images",
-        f"At depth {depth} ({profile.depth_names[depth - 1]}) activations are {shift.mid:.2f} "
-        f"nats [{shift.low:.2f}, {shift.high:.2f}] away from those of pretraining.",
-        "When training, take them again from these images (batch_norm=reestimated) or let them "
-        "be learnt (trained); tl-auto run tries both.",
+        "the BatchNorm statistics do not fit these images",
+        f"At depth {depth} ({profile.depth_names[depth - 1]}), activations differ from the "
+        f"running statistics by {shift.mid:.2f} nats [{shift.low:.2f}, {shift.high:.2f}].",
+        "When fine-tuning, re-estimate the statistics on these images (batch_norm=reestimated) or "
+        "update them during training (batch_norm=trained); tl-auto run tries both.",
     )
 
 
@@ -188,75 +195,77 @@ def _pixels_do_as_well(profile: Profile, _: TransferContext) -> Iterator[Finding
     yield Finding(
         "TL206",
         "issue" if worse else "tip",
-        f"raw pixels tell the classes {how} the last features",
-        f"A linear rule on small grey thumbnails reaches {pixels.percent()}, a probe on the "
-        f"network's last features {probe.percent()}.",
-        "If place or brightness should not tell the classes, look for a shortcut (background, "
-        "framing, exposure); if they should, train the network or use an earlier depth.",
+        f"raw pixels predict the classes {how} the last features",
+        f"A linear classifier on small grey thumbnails reaches {pixels.percent()}, a linear probe "
+        f"on the network's last features {probe.percent()}.",
+        "If position or brightness should not determine the class, look for a shortcut "
+        "(background, framing, exposure); if they should, fine-tune the network or use an earlier "
+        "depth.",
     )
 
 
 def _more_images(profile: Profile, _: TransferContext) -> Iterator[Finding]:
-    """Tell what more images would buy, where the curve is sure that they would."""
+    """Report how many more images the learning curve asks for, if its gain is significant."""
     if profile.curve is None or not profile.curve.extrapolated:
         return
     have, now = profile.curve.measured[-1]
     for at, then in profile.curve.extrapolated:
         gain = then.mid - now.mid
-        if gain < WORTH or then.low <= now.mid:
+        if gain < GAIN_STEP or then.low <= now.mid:
             continue
-        more = math.ceil((at - have) * WORTH / gain)
+        more = math.ceil((at - have) * GAIN_STEP / gain)
         yield Finding(
             "TL207",
             "tip",
             "more images would help",
-            f"About {more:,} more per class would buy the probe {100 * WORTH:.0f} points; with "
-            f"{at:,.0f} per class to learn from it would reach {then.percent()}.",
-            "Collect or label more, first of the classes with the fewest.",
+            f"About {more:,} more {'image' if more == 1 else 'images'} per class would raise the "
+            f"linear probe's accuracy by {100 * GAIN_STEP:.0f} points; with {at:,.0f} training "
+            f"images per class it would reach {then.percent()}.",
+            "Collect or label more images, starting with the smallest classes.",
         )
         return
 
 
-def _scratch_may_win(profile: Profile, known: TransferContext) -> Iterator[Finding]:
-    """Warn by strategy: a probe can lose to training from scratch where fine-tuning does not."""
-    harmed = [r for r in known.risks if r.probability >= HARM]
+def _scratch_may_win(profile: Profile, context: TransferContext) -> Iterator[Finding]:
+    """Report the strategies that may lose to training from scratch; fine-tuning may be spared."""
+    harmed = [r for r in context.risks if r.probability >= HARM]
     if not harmed:
         return
-    spared = [r for r in known.risks if r.probability < HARM and r.strategy not in PROBES]
-    all_lose = len(harmed) == len(known.risks)
+    spared = [r for r in context.risks if r.probability < HARM and r.strategy not in PROBES]
+    all_lose = len(harmed) == len(context.risks)
     named = ", ".join(f"{r.strategy} {100 * r.probability:.0f}%" for r in harmed)
     others = ", ".join(f"{r.strategy} {100 * r.probability:.0f}%" for r in spared)
     best = min(spared, key=lambda r: r.probability, default=None)
     action = (
-        "Do not trust the pretrained weights yet: tl-auto run lets from_scratch compete, and "
-        "fine-tuning that lets go of them (blend 1, new last stages)."
+        "Do not rely on the pretrained weights yet: tl-auto run also tries from_scratch, and "
+        "fine-tuning that departs from them (blend 1, reinitialised last stages)."
         if best is None
-        else f"Train rather than probe: {best.strategy} starts from the same weights and is "
-        "expected to gain by them."
+        else f"Fine-tune instead of probing: {best.strategy} starts from the same weights and is "
+        "expected to gain from them."
     )
     yield Finding(
         "TL208",
         "issue" if all_lose else "tip",
         "negative transfer: training from scratch may do better"
         + ("" if all_lose else f" than {' and '.join(r.strategy for r in harmed)}"),
-        f"Chance that the same network from random weights does better: {named}"
-        + (f"; not so for {others}" if others else "")
+        f"Probability that the same network trained from scratch does better, by strategy: {named}"
+        + (f"; lower for {others}" if others else "")
         + f". Cause: {_cause(profile)}.",
-        _instead(profile) or action,
+        _use_alternative(profile) or action,
     )
 
 
-def _backbone_is_harmful(profile: Profile, _: TransferContext) -> Iterator[Finding]:
+def _other_backbone_is_better(profile: Profile, _: TransferContext) -> Iterator[Finding]:
     alternative = profile.alternative
     if alternative is None or alternative.lead.low <= CLEAR:
         return
     yield Finding(
         "TL209",
         "issue",
-        f"the backbone is a likely cause: {alternative.name} does better",
-        f"A linear probe on {alternative.name} reaches {alternative.accuracy.percent()} on the same "
-        f"images, {_points(alternative.lead)} against {profile.backbone}.",
-        f"Use it: --backbone {alternative.name}; tl-auto run tries it beside this one.",
+        f"another backbone is clearly better: {alternative.name}",
+        f"A linear probe on {alternative.name} reaches {alternative.accuracy.percent()} on the "
+        f"same images, {_points(alternative.lead)} relative to {profile.backbone}.",
+        f"Use it: --backbone {alternative.name}; tl-auto run also tries it.",
     )
 
 
@@ -265,13 +274,13 @@ def _points(gain: Interval) -> str:
 
 
 _RULES: tuple[Rule, ...] = (
-    _no_better_than_guessing,
-    _random_weights_do_as_well,
-    _late_features_are_too_special,
+    _at_chance,
+    _no_transfer_gain,
+    _late_features_too_specialised,
     _unrelated_dataset,
-    _foreign_statistics,
+    _bn_statistics_do_not_fit,
     _pixels_do_as_well,
     _more_images,
     _scratch_may_win,
-    _backbone_is_harmful,
+    _other_backbone_is_better,
 )

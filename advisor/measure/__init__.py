@@ -1,1 +1,1 @@
-"""Measurements on the user's own images, before anything is decided."""
+"""Measurements on the user's own images: the input of the decision."""

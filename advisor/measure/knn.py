@@ -1,4 +1,4 @@
-"""Nearest neighbours in the penultimate features: what holds without fitting anything."""
+"""k-nearest-neighbour accuracy of the penultimate features: a baseline without any fitting."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,14 +11,15 @@ TEMPERATURE = 0.07
 def knn_accuracy(
     features: Scores, labels: Labels, n_classes: int, folds: NDArray[np.int64]
 ) -> Interval:
-    """Accuracy of the nearest neighbours from other folds, by cosine similarity.
+    """Return the accuracy of a weighted vote of the nearest neighbours in other folds.
 
-    About the square root of the images per class vote, nearer ones more.
+    Neighbours are found by cosine similarity; nearer ones have more weight. Their number is about
+    the square root of the number of images per class.
 
     Parameters
     ----------
     features, labels, folds
-        Shapes (n, d), (n,) and (n,); images that belong together are in one fold.
+        Shapes (n, d), (n,) and (n,). Images of one group must be in one fold.
 
     References
     ----------

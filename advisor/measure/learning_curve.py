@@ -1,4 +1,4 @@
-"""The probe's learning curve: measured on parts of the images, continued by a power law."""
+"""Learning curve of the linear probe: measured on subsamples, extrapolated by a power law."""
 
 from dataclasses import dataclass
 
@@ -12,19 +12,20 @@ from strategies.core.metrics import LEVEL, Interval, Labels, Scores, proportion
 from strategies.heads.cross_validation import STRENGTHS, fit_head, fold_numbers
 
 PARTS = 8
-"""Images are dealt to this many parts; the curve learns from 1, 2 and 4 of them."""
-TURNS = (0, 4)
-"""The part to begin with, once for every draw of a subsample."""
+"""The images are split into this many parts; subsamples are 1, 2 and 4 of them."""
+FIRST_PARTS = (0, 4)
+"""First part of every subsample: two subsamples of each size are drawn."""
 SLOPE, SLOPE_SD = 0.3, 0.2
-"""What is believed of the exponent of the error's power law before it is measured."""
-BEND_SD = 0.15
-"""Standard deviation of the log error's distance from the power law, by doubling of the size."""
-FARTHER = (2, 4)
+"""Mean and standard deviation of the prior of the exponent of the error's power law."""
+CURVATURE_SD = 0.15
+"""Standard deviation of the log error's deviation from the power law, per doubling of the size."""
+EXTRAPOLATED = (2, 4)
+"""The curve is extrapolated to these multiples of the number of images."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """An accuracy after learning from so many images per class."""
+    """Accuracy after training on this number of images per class."""
 
     n_per_class: float
     accuracy: Interval
@@ -41,20 +42,20 @@ def learning_curve(
     seed: int,
     device: torch.device | None = None,
 ) -> LearningCurve:
-    """Measure the probe on an eighth, a quarter and half of the images; continue to four times.
+    """Measure the probe on 1/8, 1/4 and 1/2 of the images, and extrapolate to 4 times as many.
 
-    Each subsample is learnt from and all other images are judged, twice. A subsample that lacks
-    a class is left out.
+    At each size, the probe is fitted to two subsamples and evaluated on all other images. A
+    subsample without images of some class is skipped.
 
     Parameters
     ----------
     last
-        What cross-validation found on all images.
+        Cross-validated accuracy on all images.
     strength
-        Its best L2 strength; less data need proportionally more, as one weight in the loss of
-        each image stays the same.
+        Best L2 strength on all images. It is increased in inverse proportion to the size of a
+        subsample, which keeps the weight of each image's loss the same.
     groups
-        Images of equal numbers are kept together, (n,).
+        Group number of every image, (n,); a group is not split.
     """
     part = fold_numbers(labels, seed, PARTS, groups)
     points = []
@@ -67,17 +68,20 @@ def learning_curve(
     points.append(last)
     return LearningCurve(
         tuple((p.n_per_class, p.accuracy) for p in points),
-        tuple((f * last.n_per_class, _predict(points, f * last.n_per_class)) for f in FARTHER),
+        tuple(
+            (f * last.n_per_class, _extrapolate(points, f * last.n_per_class))
+            for f in EXTRAPOLATED
+        ),
     )
 
 
 def continued(curve: LearningCurve, n_per_class: float) -> Interval:
-    """Return the accuracy that a measured curve promises for so many images per class."""
-    return _predict([Point(*measured) for measured in curve.measured], n_per_class)
+    """Extrapolate a measured curve to a number of images per class."""
+    return _extrapolate([Point(*measured) for measured in curve.measured], n_per_class)
 
 
-def exponent(points: list[Point]) -> tuple[float, float]:
-    """Return the exponent of the error's power law and its standard deviation, see `_fit`."""
+def power_law_exponent(points: list[Point]) -> tuple[float, float]:
+    """Return the exponent of the error's power law and its standard deviation (see `_fit`)."""
     mean, covariance = _fit(points)
     return max(-float(mean[1]), 0.0), float(np.sqrt(covariance[1, 1]))
 
@@ -91,32 +95,34 @@ def _measure(
     strength: float,
     device: torch.device | None,
 ) -> Point | None:
-    found, sizes = [], []
-    for first in TURNS:
-        learnt = (part - first) % PARTS < n_parts
-        if learnt.all() or len(np.unique(labels[learnt])) < len(np.unique(labels)):
+    """Fit the probe to subsamples of `n_parts` parts; None if all of them lack a class."""
+    accuracies, sizes = [], []
+    for first in FIRST_PARTS:
+        train = (part - first) % PARTS < n_parts
+        if train.all() or len(np.unique(labels[train])) < len(np.unique(labels)):
             continue
         used = float(np.clip(strength, STRENGTHS[-1], STRENGTHS[0]))
-        head = fit_head(features[learnt], labels[learnt], n_classes, used, device=device)
-        said = head.scores(features[~learnt]).argmax(axis=1)
-        found.append(float(np.mean(said == labels[~learnt])))
-        sizes.append((int(learnt.sum()), int((~learnt).sum())))
-    if not found:
+        head = fit_head(features[train], labels[train], n_classes, used, device=device)
+        predicted = head.scores(features[~train]).argmax(axis=1)
+        accuracies.append(float(np.mean(predicted == labels[~train])))
+        sizes.append((int(train.sum()), int((~train).sum())))
+    if not accuracies:
         return None
-    p = float(np.mean(found))
-    n_learnt, n_judged = np.mean(sizes, axis=0)
-    # Draws share most of what they judge, so only their spread averages out, not the sampling.
-    variance = max(p * (1 - p), 1e-4) / n_judged + float(np.var(found)) / len(found)
+    p = float(np.mean(accuracies))
+    n_train, n_test = np.mean(sizes, axis=0)
+    # The subsamples are evaluated on mostly the same images. Averaging therefore reduces the
+    # variance between subsamples, but not the sampling variance of the evaluation images.
+    variance = max(p * (1 - p), 1e-4) / n_test + float(np.var(accuracies)) / len(accuracies)
     n_effective = max(p * (1 - p), 1e-4) / variance
-    return Point(float(n_learnt) / len(np.unique(labels)), proportion(p, n_effective))
+    return Point(float(n_train) / len(np.unique(labels)), proportion(p, n_effective))
 
 
 def _fit(points: list[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Fit log error = level - slope * log n, the slope leaning on what is usual.
+    """Fit log error = level - slope * log n, with a prior on the slope.
 
     Returns
     -------
-    Mean and covariance of (level at the last point, minus slope).
+    Posterior mean and covariance of (level at the last point, minus slope).
     """
     x = np.log([p.n_per_class / points[-1].n_per_class for p in points])
     z = norm.ppf(0.5 + LEVEL / 2)
@@ -125,7 +131,7 @@ def _fit(points: list[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     )
     low, mid, high = np.log(np.maximum(errors, 1e-4)).T
     sd = np.maximum((high - np.maximum(low, mid - 3)) / (2 * z), 0.02)
-    sd = np.hypot(sd, BEND_SD * np.abs(x) / np.log(2))
+    sd = np.hypot(sd, CURVATURE_SD * np.abs(x) / np.log(2))
     design = np.column_stack([np.ones_like(x), x]) / sd[:, None]
     precision = design.T @ design + np.diag([0.0, SLOPE_SD**-2])
     covariance = np.linalg.inv(precision)
@@ -133,13 +139,13 @@ def _fit(points: list[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     return mean, covariance
 
 
-def _predict(points: list[Point], n_per_class: float) -> Interval:
-    """Continue the curve: never below the last point, never above 1, wider the farther."""
+def _extrapolate(points: list[Point], n_per_class: float) -> Interval:
+    """Extrapolate the curve: never below the last point or above 1, wider the larger n is."""
     mean, covariance = _fit(points)
     x = float(np.log(n_per_class / points[-1].n_per_class))
     row = np.array([1.0, x])
     centre = mean[0] + min(float(mean[1]), 0.0) * x
-    sd = float(np.sqrt(row @ covariance @ row + (BEND_SD * x / np.log(2)) ** 2))
+    sd = float(np.sqrt(row @ covariance @ row + (CURVATURE_SD * x / np.log(2)) ** 2))
     z = float(norm.ppf(0.5 + LEVEL / 2))
     last = points[-1].accuracy.mid
     low, mid, high = (1 - min(float(np.exp(centre + k * sd)), 1.0) for k in (z, 0, -z))

@@ -1,4 +1,4 @@
-"""Two classifiers on the same images: how much better one is, by hits and by log-loss."""
+"""Paired comparison of two classifiers on the same images: accuracy and log-loss."""
 
 import math
 
@@ -9,14 +9,19 @@ from scipy.stats import norm
 from strategies.core.metrics import LEVEL, Interval
 
 TINY = 1e-12
-"""A mean log-loss counts as this much at least."""
+"""Lower bound of a mean log-loss, so that its logarithm is finite."""
 
 
 def paired_gain(hits: NDArray[np.bool_], others: NDArray[np.bool_]) -> Interval:
-    """Difference of two accuracies on the same images, in [-1, 1], with its interval.
+    """Return the difference of two accuracies on the same images, in [-1, 1], with its interval.
 
-    A normal interval on the discordant pairs, with Agresti and Min's half pair added to each side
-    so that it keeps a width where the two never disagree.
+    The interval is normal, from the discordant pairs. Half a pair is added to each kind (Agresti
+    and Min), so that its width is positive even if the two classifiers never disagree.
+
+    Parameters
+    ----------
+    hits, others
+        Which images each classifier classifies correctly, (n,) each.
 
     References
     ----------
@@ -32,10 +37,15 @@ def paired_gain(hits: NDArray[np.bool_], others: NDArray[np.bool_]) -> Interval:
 
 
 def loss_gain(losses: NDArray[np.float64], others: NDArray[np.float64]) -> Interval:
-    """Logarithm of the others' mean log-loss over one's own, on the same images.
+    """Return ``log(mean(others) / mean(losses))`` of two log-losses on the same images.
 
-    Above 0 where one's own is lower. The interval is normal, by the delta method. It tells finer
-    than hits do: of a few images most are right, or wrong, with both.
+    Above 0 if `losses` is lower. The interval is normal, by the delta method. With few images,
+    this is more sensitive than accuracy: most images are correct, or wrong, for both classifiers.
+
+    Parameters
+    ----------
+    losses, others
+        Log-loss of every image for each classifier, (n,) each.
     """
     own, other = (max(float(x.mean()), TINY) for x in (losses, others))
     gap = math.log(other / own)

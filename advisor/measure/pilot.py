@@ -1,4 +1,4 @@
-"""A pilot: a short full fine-tuning and an SVM on some images, against a probe on the same."""
+"""Pilot: compare a short full fine-tuning and a layer SVM with a linear probe on some images."""
 
 import math
 import time
@@ -25,68 +25,79 @@ from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
 
-MAX_TRAIN, MAX_JUDGED = 300, 300
+MAX_TRAIN, MAX_EVALUATED = 300, 300
 STEPS, MAX_INPUT_PX = 150, 96
-"""As many steps as the shortest fine-tuning by default: after fewer, what training gains does not
-show yet. About a minute on two cores; a network that must have its own input size keeps it."""
+"""Training steps, and largest input size for networks that take any size.
+
+The steps are those of the shortest default fine-tuning: after fewer, its gain does not show yet.
+They take about a minute on two cores.
+"""
 FEWEST = 24
-"""With fewer images a pilot could not tell anything."""
-FEWEST_JUDGED = 2
-"""Nor does one image tell how far chance reaches, and lone ones are not judged."""
+"""Smallest number of images for a pilot; with fewer, its result would be too uncertain."""
+MIN_EVALUATED = 2
+"""Smallest number of evaluation images; one image gives no standard error."""
 BATCH = 32
 TIME_SHARE = 0.1
-"""What "auto" spends at most of the time that is left, where there is a limit."""
-PATIENCE_GMACS = 2000.0
-"""What it spends at most where there is none: work and not seconds, so that the same images get
-the same advice on a busy machine. Two cores do some 20 to 30 of these a second."""
-PASSES_A_STEP = 3.0
-"""A trained image costs its forward pass and a backward pass of about twice that."""
-PROBED = 5.0
-"""Passes of an image for the probe and the SVM: half are learnt from, most of these in views."""
+"""Largest share of the time left that an "auto" pilot may take, if there is a time limit."""
+MAX_GMACS = 2000.0
+"""Largest cost of an "auto" pilot without a time limit, in billions of multiply-accumulates.
+
+It is counted in operations and not in seconds, so that the advice is the same on a busy machine.
+Two cores do some 20 to 30 billion per second.
+"""
+PASSES_PER_TRAINED_IMAGE = 3.0
+"""Cost of training on an image: its forward pass, and a backward pass of about twice that."""
+PROBE_PASSES = 5.0
+"""Forward passes per image for the probe and the SVM.
+
+Half of the images are used for training, and most of those as several views.
+"""
 PILOTED = "full_fine_tune"
-WORTH_KNOWING = 0.01
-"""By more than this in accuracy it must be able to win."""
+MIN_ADVANTAGE = 0.01
+"""A pilot is run only if fine-tuning may be better by more than this in accuracy."""
 TINY = 1e-12
-"""The least probability that a loss is taken of."""
+"""Lower bound of a probability, so that its log-loss is finite."""
 
 
 def why_no_pilot(
     mode: PilotMode, decision: Decision, profile: Profile, gmacs: float, seconds_left: float
 ) -> str | None:
-    """Return the reason against a pilot, for people, or None if there shall be one.
+    """Return why no pilot is run, as text for the user, or None if one is run.
 
-    It is worth its time where the strategy that it tries could turn the decision: where it leads
-    a cheaper one, or its interval reaches clearly above the one that leads.
+    A pilot is worthwhile if it could change the decision: if full fine-tuning is recommended, or
+    its interval reaches clearly above the accuracy of the recommended strategy.
 
     Parameters
     ----------
     gmacs
-        Multiplications and additions of one forward pass at the profile's input size, in billions.
+        Multiply-accumulates of one forward pass at the profile's input size, in billions.
     seconds_left
-        Until the deadline; infinite without one.
+        Time until the deadline; infinite without one.
     """
     if mode == "off":
-        return "not wanted (--pilot off)"
+        return "disabled (--pilot off)"
     tuned = next((r for r in decision.recommendations if r.strategy == PILOTED), None)
     if tuned is None:
-        return f"{PILOTED} does not apply here"
+        return f"{PILOTED} does not apply to this dataset and backbone"
     if profile.n < FEWEST:
-        return f"fewer than {FEWEST} images tell nothing"
+        return f"with fewer than {FEWEST} images, its result would be too uncertain"
     if mode == "on":
         return None
     best = decision.recommendations[0]
-    if tuned is not best and tuned.accuracy.high <= best.accuracy.mid + WORTH_KNOWING:
-        return f"{PILOTED} is not expected to win clearly over {best.strategy}"
+    if tuned is not best and tuned.accuracy.high <= best.accuracy.mid + MIN_ADVANTAGE:
+        return f"{PILOTED} is not expected to be clearly better than {best.strategy}"
     if math.isinf(seconds_left):
-        is_dear = pilot_passes(profile, PASSES_A_STEP) * gmacs > PATIENCE_GMACS
-        return "this network is too large for a quick one; --pilot on runs it" if is_dear else None
+        if pilot_passes(profile, PASSES_PER_TRAINED_IMAGE) * gmacs <= MAX_GMACS:
+            return None
+        return "this network is too large for a quick pilot; run it with --pilot on"
     if pilot_seconds(profile) > TIME_SHARE * seconds_left:
-        return "it would take longer than its share of the time; --pilot on runs it"
+        share = f"its share of the time left ({TIME_SHARE:.0%})"
+        return f"it would exceed {share}; run it with --pilot on"
     return None
 
 
 def pilot_seconds(profile: Profile) -> float:
-    """Predict what a pilot takes here, by what was measured."""
+    """Predict how many seconds a pilot takes, from measured times."""
     passes = pilot_passes(profile, profile.passes_per_trained_image or 8.0)
     return passes * profile.ms_per_image / 1000 + 2 * profile.build_s
 
@@ -94,12 +105,12 @@ def pilot_seconds(profile: Profile) -> float:
 def pilot_passes(profile: Profile, per_trained_image: float) -> float:
     """Return the cost of a pilot in forward passes of one image at the profile's input size."""
     side = min(profile.input_px, MAX_INPUT_PX) / profile.input_px if is_any_size(profile) else 1.0
-    n = min(profile.n, MAX_TRAIN + MAX_JUDGED)
-    return (STEPS * BATCH * per_trained_image + PROBED * n) * side**2
+    n = min(profile.n, MAX_TRAIN + MAX_EVALUATED)
+    return (STEPS * BATCH * per_trained_image + PROBE_PASSES * n) * side**2
 
 
 def is_any_size(profile: Profile) -> bool:
-    """Whether the network takes images of any size: those with BatchNorm are convolutional."""
+    """Whether the network takes any input size: it does with BatchNorm (convolutional)."""
     return profile.similarity is not None and profile.similarity.shift_nats is not None
 
 
@@ -111,45 +122,47 @@ def run_pilot(
     *,
     any_size: bool,
 ) -> Pilot | None:
-    """Fine-tune briefly on half of the images, or fewer, and judge on others.
-
-    None where there are fewer than `FEWEST` images, or next to none that can be judged.
+    """Fine-tune briefly on at most half of the images, and evaluate on others.
 
     Parameters
     ----------
     hyperparameters
-        Of a full fine-tuning; its steps are cut to `STEPS`.
+        Hyperparameters of full fine-tuning; the number of steps is set to `STEPS`.
     any_size
-        Whether the network takes images of any size; then they are given small.
+        Whether the network takes any input size; if so, images have at most `MAX_INPUT_PX`.
+
+    Returns
+    -------
+    The pilot, or None with fewer than `FEWEST` images or `MIN_EVALUATED` evaluation images.
 
     Raises
     ------
     OutOfTime
-        If the deadline passes first.
+        If the deadline passes during the pilot.
     """
     if len(dataset.fit_split) < FEWEST:
         return None
     start = time.monotonic()
-    learnt, judged = _halves(dataset, ctx.seed)
-    if len(judged) < FEWEST_JUDGED:
+    train, evaluated = _halves(dataset, ctx.seed)
+    if len(evaluated) < MIN_EVALUATED:
         return None
-    small = replace(dataset, train=learnt, val=(), test=None, pairs=())
+    small = replace(dataset, train=train, val=(), test=None, pairs=())
     if any_size:
         backbone = replace(backbone, input_px=min(backbone.input_px, MAX_INPUT_PX))
     used = {**hyperparameters, "steps": STEPS}
     quiet = replace(ctx, on_epoch=_ignore, on_progress=ignore_progress)
-    labels = labels_of(judged)
+    labels = labels_of(evaluated)
 
-    def judge(strategy: Strategy) -> _Judged:
+    def predict(strategy: Strategy) -> _Predictions:
         fitted = strategy.fit(small, backbone, quiet)
-        return _Judged(fitted.predict_proba([p.path for p in judged]), labels)
+        return _Predictions(fitted.predict_proba([p.path for p in evaluated]), labels)
 
-    tuned, svm, probe = judge(FullFineTune(**used)), judge(LayerSVM()), judge(LinearProbe())
+    tuned, svm, probe = predict(FullFineTune(**used)), predict(LayerSVM()), predict(LinearProbe())
     return Pilot(
         gain=paired_gain(tuned.hits, probe.hits),
         accuracy=tuned.accuracy,
-        n_train=len(learnt),
-        n_judged=len(judged),
+        n_train=len(train),
+        n_judged=len(evaluated),
         hyperparameters=used,
         svm_accuracy=svm.accuracy,
         svm_gain=paired_gain(svm.hits, probe.hits),
@@ -160,49 +173,52 @@ def run_pilot(
 
 
 @dataclass(frozen=True)
-class _Judged:
-    """What a strategy said of the judged images: probabilities, (n, classes)."""
+class _Predictions:
+    """Predictions of a strategy on the evaluation images: probabilities (n, classes)."""
 
     probabilities: Scores
     labels: Labels
 
     @property
     def hits(self) -> NDArray[np.bool_]:
-        """Which images it had right, (n,)."""
-        found: NDArray[np.bool_] = self.probabilities.argmax(axis=1) == self.labels
-        return found
+        """Which images are classified correctly, (n,)."""
+        correct: NDArray[np.bool_] = self.probabilities.argmax(axis=1) == self.labels
+        return correct
 
     @property
     def accuracy(self) -> Interval:
-        """Share of the images that it had right."""
+        """Share of the images that are classified correctly."""
         return proportion(float(self.hits.mean()), len(self.labels))
 
     @property
     def losses(self) -> NDArray[np.float64]:
-        """Log-loss of every image in nats, (n,), at the temperature that fits them best."""
+        """Log-loss of every image in nats at the best temperature, (n,)."""
         scores = np.log(np.maximum(self.probabilities, TINY))
         return CrossValidated(scores[None], self.labels, (0.0,)).losses
 
 
 def _halves(dataset: Dataset, seed: int) -> tuple[Split, Split]:
-    """Draw what is learnt from and what is judged; a class of one image is only learnt."""
+    """Split the images into training and evaluation images.
+
+    The only image of a class is a training image.
+    """
     images = dataset.fit_split
     half = fold_numbers(labels_of(images), seed, 2, groups_of(images))
     order = np.random.default_rng(seed).permutation(len(images))
     seen = {p.label for p, h in zip(images, half, strict=True) if h == 0}
-    learnt = [i for i in order if half[i] == 0 or images[i].label not in seen]
-    judged = [i for i in order if half[i] == 1 and images[i].label in seen]
+    train = [i for i in order if half[i] == 0 or images[i].label not in seen]
+    evaluated = [i for i in order if half[i] == 1 and images[i].label in seen]
     return (
-        tuple(images[i] for i in sorted(_first_of_each(learnt, images, MAX_TRAIN))),
-        tuple(images[i] for i in sorted(judged[:MAX_JUDGED])),
+        tuple(images[i] for i in sorted(_first_of_each(train, images, MAX_TRAIN))),
+        tuple(images[i] for i in sorted(evaluated[:MAX_EVALUATED])),
     )
 
 
 def _first_of_each(rows: list[int], images: Split, most: int) -> list[int]:
-    """Keep the first rows, but at least one of every class."""
+    """Return about the first `most` rows, with at least one of every class."""
     first = {images[i].label: i for i in reversed(rows)}
     return list(dict.fromkeys([*first.values(), *rows]))[: max(most, len(first))]
 
 
 def _ignore(epoch: int, accuracy: float | None) -> None:
-    """Hear of an epoch of the pilot: a search has nothing to learn from it."""
+    """Do not report epochs of the pilot: they are not those of a trial."""

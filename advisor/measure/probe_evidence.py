@@ -1,4 +1,4 @@
-"""What the data findings rest on, and how they show it."""
+"""Measurements that the data findings are computed from."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,19 @@ from strategies.data.image import Split
 
 @dataclass(frozen=True)
 class ProbeEvidence:
-    """What the findings rest on, besides the dataset.
+    """Probe scores and features that the data findings need in addition to the dataset.
 
     Attributes
     ----------
+    input_px
+        Input size of the backbone.
     images, scores
-        Some images of train and validation, and their calibrated out-of-fold scores (n, classes).
+        A sample of train and validation, and its calibrated out-of-fold scores (n, classes).
     train_features, test_features
-        Penultimate activations of some images of both; labels are not needed.
+        Penultimate activations of samples of train (with validation) and of test. The labels of
+        test are not used.
+    seed
+        Seed of the random draws of the findings.
     """
 
     input_px: int

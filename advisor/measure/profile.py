@@ -1,4 +1,4 @@
-"""measure(): a dataset and a backbone to the numbers that advice rests on."""
+"""Measure the profile of a dataset with a backbone: probes, similarity, controls and costs."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from advisor.measure.knn import knn_accuracy
 from advisor.measure.learning_curve import Point, learning_curve
 from advisor.measure.paired import loss_gain, paired_gain
 from advisor.measure.probe_evidence import ProbeEvidence
-from advisor.measure.random_init_control import measure_control, pixel_probe
+from advisor.measure.random_init_control import measure_random_init_control, pixel_probe
 from advisor.similarity.domain_similarity import measure_similarity
 from advisor.similarity.reference import Reference, shipped_reference
 from advisor.similarity.transferability import rate_features
@@ -38,12 +38,13 @@ from strategies.training.recipe import fine_tune_defaults
 from strategies.training.throughput import TrainingCost, measure_training_cost
 
 MAX_MEASURED, MIN_PER_CLASS = 2000, 5
-"""Probes and similarity are measured on at most this many images, but these many per class."""
+"""Sample for probes and similarity: at most this many images, but at least 5 per class."""
 EVIDENCE_SHARE, N_TIMED = 0.2, 64
-"""Under a time limit the pass over the images may take this share of what is left of it, as
-so many of them foretell."""
+"""Under a time limit, the forward pass over the images may take this share of the time left; its
+speed is measured on `N_TIMED` images."""
 TIMED_PX = 96
-"""Training is timed at half the side: the ratio to a forward pass is the same, down to here."""
+"""Training is timed at half the input size, but at least this: its cost relative to a forward
+pass is the same."""
 
 
 def measure(
@@ -59,32 +60,30 @@ def measure(
 def measure_with_evidence(
     dataset: Dataset, backbone: Backbone, ctx: RunContext, reference: Reference | None = None
 ) -> tuple[Profile, ProbeEvidence]:
-    """Measure a dataset without training a network, and keep what the data findings rest on.
+    """Measure a dataset without training a network; also return what the data findings need.
 
     Parameters
     ----------
     reference
-        The user's own images of the pretraining domain; default: what this program ships.
+        Reference from the user's own images; default: the one that this program ships.
 
     Raises
     ------
     OutOfTime
-        If the deadline passes during the pass over the images.
+        If the deadline passes during the forward pass over the images.
     """
-    images = sample(
-        dataset.fit_split, dataset.n_classes, ctx.seed, _affordable(dataset, backbone, ctx)
-    )
+    most = _affordable_images(dataset, backbone, ctx)
+    images = sample(dataset.fit_split, dataset.n_classes, ctx.seed, most)
     labels = labels_of(images)
     features = extract_features(images, backbone, ctx)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(images))
-    tried = _probe_depths(features, labels, dataset.n_classes, folds, ctx)
-    control = measure_control(images, features, dataset.n_classes, backbone, ctx)
+    probed = _probe_depths(features, labels, dataset.n_classes, folds, ctx)
+    control = measure_random_init_control(images, features, dataset.n_classes, backbone, ctx)
     training = _training_cost(dataset, features, backbone, ctx)
     last = features.pooled[-1]
-    measured = ProbeEvidence(backbone.input_px, images, tried.scores, last, seed=ctx.seed)
+    evidence = ProbeEvidence(backbone.input_px, images, probed.scores, last, seed=ctx.seed)
     counts = np.bincount(labels_of(dataset.fit_split), minlength=dataset.n_classes)
-    defaults = {name: strategy() for name, strategy in STRATEGIES.items()}
-    reasons = {name: s.inapplicable(dataset, backbone) for name, s in defaults.items()}
+    image_passes, inapplicable = _strategy_costs(dataset, backbone)
     profile = Profile(
         n=len(dataset.fit_split),
         n_train=len(dataset.train),
@@ -98,31 +97,41 @@ def measure_with_evidence(
         depth_names=tuple(d.name for d in backbone.depths),
         flops_shares=tuple(d.flops_share for d in backbone.depths),
         similarity=_similarity(features, labels, dataset, backbone, reference, ctx.seed),
-        probes=tried.probes,
-        layer_svm=tried.layer_svm,
+        probes=probed.probes,
+        layer_svm=probed.layer_svm,
         majority_share=float(counts.max() / counts.sum()),
         n_measured=len(images),
         ms_per_image=features.ms_per_image,
-        image_passes={n: s.image_passes(dataset, backbone) for n, s in defaults.items()},
-        inapplicable={name: reason for name, reason in reasons.items() if reason},
+        image_passes=image_passes,
+        inapplicable=inapplicable,
         random_probes=control.probes,
-        curve=_curve(last, labels, images, folds, tried.probes[0], dataset.n_classes, ctx),
+        curve=_curve(last, labels, images, folds, probed.probes[0], dataset.n_classes, ctx),
         knn=knn_accuracy(last, labels, dataset.n_classes, folds),
         transferability=rate_features(last, labels, ctx.seed),
         transfer_gain=control.gain,
         pixel_probe=pixel_probe(images, dataset.n_classes, ctx.seed),
-        head_s=tried.seconds,
+        head_s=probed.seconds,
         build_s=training.build_s,
         passes_per_trained_image=training.passes_per_image,
-        fine_tune_defaults=_defaults(images, features, tried.probes[0], backbone, ctx),
+        fine_tune_defaults=_defaults(images, features, probed.probes[0], backbone, ctx),
     )
-    return profile, measured
+    return profile, evidence
+
+
+def _strategy_costs(
+    dataset: Dataset, backbone: Backbone
+) -> tuple[Mapping[str, float], Mapping[str, str]]:
+    """Return the cost of each strategy in forward passes, and why some do not apply."""
+    defaults = {name: strategy() for name, strategy in STRATEGIES.items()}
+    reasons = {name: s.inapplicable(dataset, backbone) for name, s in defaults.items()}
+    passes = {name: s.image_passes(dataset, backbone) for name, s in defaults.items()}
+    return passes, {name: reason for name, reason in reasons.items() if reason}
 
 
 def _training_cost(
     dataset: Dataset, features: Features, backbone: Backbone, ctx: RunContext
 ) -> TrainingCost:
-    """Measure the cost of training, at half the input size where the network takes any size."""
+    """Measure the cost of training, at half the input size if the network takes any size."""
     small = half_size(backbone, TIMED_PX) if features.any_size else backbone
     return measure_training_cost(dataset, small, ctx)
 
@@ -134,7 +143,7 @@ def _defaults(
     backbone: Backbone,
     ctx: RunContext,
 ) -> Mapping[str, float | bool]:
-    """Return what a fine-tune would choose by itself on these images."""
+    """Return the default hyperparameters of fine-tuning on these images."""
     flip_asymmetry = measure_flip_asymmetry(images, backbone, ctx, any_size=features.any_size)
     return asdict(fine_tune_defaults(features, probe.accuracy.mid, flip_asymmetry))
 
@@ -142,21 +151,21 @@ def _defaults(
 def sample(
     split: Sequence[LabelledImage], n_classes: int, seed: int, most: int = MAX_MEASURED
 ) -> tuple[LabelledImage, ...]:
-    """Draw about `most` images, each class in proportion but at least a few."""
+    """Draw about `most` images, in proportion to the classes but at least a few of each."""
     if len(split) <= most:
         return tuple(split)
     labels = labels_of(tuple(split))
     order = np.array(content_order((p.digest for p in split), seed))
-    kept: list[int] = []
+    chosen: list[int] = []
     for label in range(n_classes):
         rows = order[labels[order] == label]
         quota = max(MIN_PER_CLASS, round(most * len(rows) / len(split)))
-        kept += rows[:quota].tolist()
-    return tuple(split[i] for i in sorted(kept))
+        chosen += rows[:quota].tolist()
+    return tuple(split[i] for i in sorted(chosen))
 
 
-def _affordable(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> int:
-    """Return how many images can be measured in the time that is left, saying so if not all."""
+def _affordable_images(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> int:
+    """Return how many images can be measured in the time left, with a note if not all."""
     wanted = min(len(dataset.fit_split), MAX_MEASURED)
     left_s = ctx.seconds_left()
     if np.isinf(left_s) or wanted <= N_TIMED:
@@ -167,8 +176,8 @@ def _affordable(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> int:
     if n >= wanted:
         return MAX_MEASURED
     ctx.on_note(
-        f"The advice is measured on about {n} of {len(dataset.fit_split)} images: more would take "
-        f"over {100 * EVIDENCE_SHARE:.0f}% of the time limit."
+        f"The advice is based on about {n} of {len(dataset.fit_split)} images: measuring more "
+        f"would take over {100 * EVIDENCE_SHARE:.0f}% of the time left."
     )
     return n
 
@@ -181,6 +190,7 @@ def _similarity(
     reference: Reference | None,
     seed: int,
 ) -> DomainSimilarity | None:
+    """Return the domain similarity, or None for random weights or if it cannot be measured."""
     if backbone.weights == "random":
         return None
     return measure_similarity(
@@ -202,12 +212,13 @@ def _curve(
     n_classes: int,
     ctx: RunContext,
 ) -> LearningCurve:
-    learnt = len(labels) * (1 - 1 / (int(folds.max()) + 1))
+    """Measure the learning curve; its last point is the cross-validated probe."""
+    n_train = len(labels) * (1 - 1 / (int(folds.max()) + 1))
     return learning_curve(
         penultimate,
         labels,
         n_classes,
-        last=Point(learnt / n_classes, probe.accuracy),
+        last=Point(n_train / n_classes, probe.accuracy),
         strength=probe.strength,
         groups=groups_of(tuple(images)),
         seed=ctx.seed,
@@ -216,8 +227,18 @@ def _curve(
 
 
 @dataclass(frozen=True)
-class _Probed:
-    """What the probes gave: results, the SVM of the chosen depth, scores of the first, seconds."""
+class _ProbeResults:
+    """Results of all probes.
+
+    Attributes
+    ----------
+    layer_svm
+        The SVM at the chosen depth.
+    scores
+        Calibrated out-of-fold scores of the first probe.
+    seconds
+        Time of the probes, by strategy.
+    """
 
     probes: tuple[ProbeResult, ...]
     layer_svm: ProbeResult
@@ -231,40 +252,41 @@ def _probe_depths(
     n_classes: int,
     folds: NDArray[np.int64],
     ctx: RunContext,
-) -> _Probed:
-    """Cross-validate softmax probes at the end and SVMs at every depth; choose an SVM's depth."""
+) -> _ProbeResults:
+    """Cross-validate softmax probes and SVMs at every depth, and choose the depth of the SVM."""
     n_depths = len(features.pooled)
     plan: list[tuple[int, Loss]] = [(n_depths, "softmax"), (0, "softmax")]
     plan += [(depth, "squared_hinge") for depth in (*range(1, n_depths + 1), 0)]
-    tried: list[CrossValidated] = []
+    results: list[CrossValidated] = []
     stamps = [time.perf_counter()]
     for i, (depth, loss) in enumerate(plan):
         x = features.at(range(1, n_depths + 1) if depth == 0 else [depth])
-        tried.append(
+        results.append(
             cross_validate(x, labels, n_classes, folds=folds, loss=loss, device=ctx.device)
         )
         stamps.append(time.perf_counter())
         ctx.on_progress("probes", i + 1, len(plan))
-    hits = [t.correct[t.best] for t in tried]
-    results = tuple(
+    hits = [r.correct[r.best] for r in results]
+    probes = tuple(
         ProbeResult(
             depth,
             loss,
-            corrected_accuracy(t.correct, ctx.seed),
-            t.strengths[t.best],
+            corrected_accuracy(r.correct, ctx.seed),
+            r.strengths[r.best],
             paired_gain(hit, hits[0]),
-            loss_gain(t.losses, tried[0].losses),
+            loss_gain(r.losses, results[0].losses),
         )
-        for (depth, loss), t, hit in zip(plan, tried, hits, strict=True)
+        for (depth, loss), r, hit in zip(plan, results, hits, strict=True)
     )
     svms = [i for i, (_, loss) in enumerate(plan) if loss == "squared_hinge"]
     whole, last, *earlier = svms[-1], svms[-2], *svms[:-2]
-    cuts = [whole, last, *earlier]  # the first stands unless another is better beyond doubt
-    best = significantly_better([hits[i] for i in cuts], [tried[i].log_loss for i in cuts])
+    cuts = [whole, last, *earlier]  # the first is chosen unless another is significantly better
+    best = significantly_better([hits[i] for i in cuts], [results[i].log_loss for i in cuts])
     chosen = cuts[best]
-    every_setting = np.concatenate([tried[i].correct for i in svms])
-    honest = corrected_accuracy(every_setting, ctx.seed)
-    scores = tried[0].scores[tried[0].best]
+    every_setting = np.concatenate([results[i].correct for i in svms])
+    corrected = corrected_accuracy(every_setting, ctx.seed)
+    scores = results[0].scores[results[0].best]
     calibrated = scores / temperature(scores, labels)[0]
     seconds = {"linear_probe": stamps[1] - stamps[0], "layer_svm": stamps[-1] - stamps[2]}
-    return _Probed(results, replace(results[chosen], accuracy=honest), calibrated, seconds)
+    layer_svm = replace(probes[chosen], accuracy=corrected)
+    return _ProbeResults(probes, layer_svm, calibrated, seconds)

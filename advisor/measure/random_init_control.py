@@ -1,4 +1,4 @@
-"""What the images give without pretraining: the same network with random weights, and pixels."""
+"""Random-init control and pixel baseline: probe accuracy without pretrained weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,20 +22,20 @@ from strategies.models.backbone import Backbone, half_size
 from strategies.models.features import Features, extract_features
 
 MAX_IMAGES, MIN_PER_CLASS = 256, 4
-"""The control is measured on at most this many images, but on these many per class."""
+"""Sample for the control: at most this many images, but at least 4 per class."""
 STRENGTHS = (1e-2, 1e-3, 1e-4)
 
 
 @dataclass(frozen=True)
-class Control:
-    """Probes on random weights.
+class RandomInitControl:
+    """Probes of the same network with random weights, compared with pretrained weights.
 
     Attributes
     ----------
     probes
         SVMs at every depth.
     gain
-        Accuracy of the best pretrained depth minus that of the best random one, on the same
+        Accuracy at the best pretrained depth minus that at the best random depth, on the same
         images, in [-1, 1].
     """
 
@@ -43,92 +43,96 @@ class Control:
     gain: Interval
 
 
-def measure_control(
+def measure_random_init_control(
     images: Sequence[LabelledImage],
     pretrained: Features,
     n_classes: int,
     backbone: Backbone,
     ctx: RunContext,
-) -> Control:
-    """Probe the network with random weights on some of the images.
+) -> RandomInitControl:
+    """Probe the network with random weights on a sample of the images.
 
-    A convolutional network is given them at half the side, which makes the control cost a quarter
-    and leaves it what random filters can tell: texture and colour.
+    A convolutional network gets them at half the input size. The control then costs a quarter,
+    and random filters still capture what they can: texture and colour.
 
     Parameters
     ----------
     pretrained
-        Features of all `images` with the pretrained weights.
+        Features of all `images` with pretrained weights.
     """
-    rows = _some(images, ctx.seed)
+    rows = _sample_rows(images, ctx.seed)
     chosen = tuple(images[i] for i in rows)
     labels = labels_of(chosen)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(chosen))
     small = half_size(backbone) if pretrained.any_size else backbone
     random = extract_features(chosen, small.with_random_weights(), ctx).pooled
 
-    def judged(pooled: Scores) -> CrossValidated:
+    def probe(pooled: Scores) -> CrossValidated:
         return cross_validate(
             pooled, labels, n_classes, folds=folds, loss="squared_hinge", strengths=STRENGTHS
         )
 
-    without = [judged(pooled) for pooled in random]
-    with_it = [judged(pooled[rows]) for pooled in pretrained.pooled]
-    last = without[-1]
+    random_results = [probe(pooled) for pooled in random]
+    pretrained_results = [probe(pooled[rows]) for pooled in pretrained.pooled]
+    last = random_results[-1]
     probes = tuple(
         ProbeResult(
             depth + 1,
             "squared_hinge",
-            corrected_accuracy(t.correct, ctx.seed),
-            STRENGTHS[_most_hits(t)],
-            paired_gain(_best_hits(t), _best_hits(last)),
-            loss_gain(t.losses, last.losses),
+            corrected_accuracy(r.correct, ctx.seed),
+            STRENGTHS[_best_strength(r)],
+            paired_gain(_best_hits(r), _best_hits(last)),
+            loss_gain(r.losses, last.losses),
         )
-        for depth, t in enumerate(without)
+        for depth, r in enumerate(random_results)
     )
-    return Control(probes, paired_gain(_best(with_it), _best(without)))
+    gain = paired_gain(_best_depth_hits(pretrained_results), _best_depth_hits(random_results))
+    return RandomInitControl(probes, gain)
 
 
 def pixel_probe(images: Sequence[LabelledImage], n_classes: int, seed: int) -> Interval | None:
-    """Accuracy of a linear rule on the images as small grey thumbnails, by cross-validation.
+    """Return the cross-validated accuracy of a linear classifier on small greyscale thumbnails.
 
-    None where an image was not looked at.
+    None if an image has no thumbnail.
     """
-    with_stats = [p.stats for p in images]
-    thumbs = [
-        np.frombuffer(stats.thumb, dtype=np.uint8) for stats in with_stats if stats is not None
-    ]
-    if len(thumbs) < len(with_stats):
+    all_stats = [p.stats for p in images]
+    thumbs = [np.frombuffer(s.thumb, dtype=np.uint8) for s in all_stats if s is not None]
+    if len(thumbs) < len(all_stats):
         return None
     labels = labels_of(tuple(images))
     folds = fold_numbers(labels, seed, groups=groups_of(tuple(images)))
-    tried = cross_validate(
+    result = cross_validate(
         np.stack(thumbs).astype(np.float32), labels, n_classes, folds=folds, strengths=STRENGTHS
     )
-    return corrected_accuracy(tried.correct, seed)
+    return corrected_accuracy(result.correct, seed)
 
 
-def _best(tried: Sequence[CrossValidated]) -> NDArray[np.bool_]:
-    """Return the hits of the best depth and strength; both sides are equally optimistic so."""
-    return max((_best_hits(t) for t in tried), key=np.mean)
+def _best_depth_hits(results: Sequence[CrossValidated]) -> NDArray[np.bool_]:
+    """Return which images are correct at the best depth and strength.
+
+    Pretrained and random weights are chosen from in the same way, so both are equally optimistic.
+    """
+    return max((_best_hits(r) for r in results), key=np.mean)
 
 
-def _best_hits(tried: CrossValidated) -> NDArray[np.bool_]:
-    hits: NDArray[np.bool_] = tried.correct[_most_hits(tried)]
+def _best_hits(result: CrossValidated) -> NDArray[np.bool_]:
+    """Return which images are correct at the most accurate strength."""
+    hits: NDArray[np.bool_] = result.correct[_best_strength(result)]
     return hits
 
 
-def _most_hits(tried: CrossValidated) -> int:
-    return int(tried.correct.mean(axis=1).argmax())
+def _best_strength(result: CrossValidated) -> int:
+    """Return the index of the most accurate strength."""
+    return int(result.correct.mean(axis=1).argmax())
 
 
-def _some(images: Sequence[LabelledImage], seed: int) -> NDArray[np.int64]:
-    """Draw rows, each class in proportion but at least a few."""
+def _sample_rows(images: Sequence[LabelledImage], seed: int) -> NDArray[np.int64]:
+    """Draw rows, in proportion to the classes but at least `MIN_PER_CLASS` of each."""
     labels = labels_of(tuple(images))
     order = np.array(content_order((p.digest for p in images), seed))
-    kept: list[int] = []
+    chosen: list[int] = []
     for label in np.unique(labels):
         rows = order[labels[order] == label]
         quota = max(MIN_PER_CLASS, round(MAX_IMAGES * len(rows) / len(labels)))
-        kept += rows[:quota].tolist()
-    return np.array(sorted(kept), dtype=np.int64)
+        chosen += rows[:quota].tolist()
+    return np.array(sorted(chosen), dtype=np.int64)

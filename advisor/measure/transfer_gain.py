@@ -1,4 +1,4 @@
-"""What pretraining brought: the chosen classifier against a control without pretrained weights."""
+"""Transfer gain: compare a classifier with a control without pretrained weights on test."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ from advisor.types.outcome import ClassGain, TransferGain, TransferVerdict
 from strategies.core.metrics import Interval, Labels
 
 NARROW = 0.05
-"""An interval around zero whose arms are no longer than this says that pretraining brings nothing;
-a wider one says nothing."""
-CHANCE = 0.05
-"""A control that is as good as this by chance this often was not shown to have learnt anything."""
-FALSE_DISCOVERIES = 0.05
-"""Share of the classes named as gaining or losing that may be named by chance."""
+"""An interval that contains 0 and reaches at most this far from it means no gain ("none"); a wider
+one is inconclusive ("unclear")."""
+SIGNIFICANCE = 0.05
+"""Significance level of the test that the control has learnt anything."""
+FALSE_DISCOVERY_RATE = 0.05
+"""False discovery rate among the classes with a significant gain or loss."""
 
 
 def transfer_gain(
@@ -26,16 +26,16 @@ def transfer_gain(
     classes: Sequence[str],
     control: str,
 ) -> TransferGain:
-    """Compare two classifiers on the same images.
+    """Compare a classifier with its control on the same images.
 
     Parameters
     ----------
     hits, control_hits
-        Which images the classifier and its control name rightly, shape (n,) each.
+        Which images the classifier and its control classify correctly, shape (n,) each.
     labels
-        Class numbers of the images, shape (n,).
+        Class indices of the images, shape (n,).
     control
-        What the control is, for people.
+        Description of the control, shown to the user.
 
     Raises
     ------
@@ -44,29 +44,31 @@ def transfer_gain(
     """
     if not len(hits) or not hits.shape == control_hits.shape == labels.shape:
         shapes = (hits.shape, control_hits.shape, labels.shape)
-        raise ValueError(f"hits, control hits and labels must be of one length > 0, got {shapes}")
+        raise ValueError(
+            f"hits, control_hits and labels must have one length, at least 1; got shapes {shapes}"
+        )
     gain = paired_gain(hits, control_hits)
-    said = verdict(gain, learnt=_learnt(control_hits, labels))
-    told = () if said == "untold" else _per_class(hits, control_hits, labels, classes)
-    return TransferGain(control, gain, said, len(hits), told)
+    found = verdict(gain, control_learnt=_is_above_majority(control_hits, labels))
+    per_class = () if found == "undetermined" else _per_class(hits, control_hits, labels, classes)
+    return TransferGain(control, gain, found, len(hits), per_class)
 
 
-def verdict(gain: Interval, *, learnt: bool) -> TransferVerdict:
-    """Say in a word what an interval of the gain allows to say, if the control learnt anything."""
+def verdict(gain: Interval, *, control_learnt: bool) -> TransferVerdict:
+    """Classify an interval of the gain; without a control that learnt, only as negative."""
     if gain.high < 0:
         return "negative"
-    if not learnt:
-        return "untold"
+    if not control_learnt:
+        return "undetermined"
     if gain.low > 0:
         return "positive"
     return "none" if max(-gain.low, gain.high) <= NARROW else "unclear"
 
 
-def _learnt(control_hits: NDArray[np.bool_], labels: Labels) -> bool:
-    """Whether a control is better than always naming the commonest class, beyond chance."""
+def _is_above_majority(control_hits: NDArray[np.bool_], labels: Labels) -> bool:
+    """Whether a control is significantly better than always predicting the majority class."""
     n_hits, n = int(control_hits.sum()), len(labels)
-    commonest = np.bincount(labels).max() / n
-    return bool(binomtest(n_hits, n, commonest, "greater").pvalue < CHANCE)
+    majority = np.bincount(labels).max() / n
+    return bool(binomtest(n_hits, n, majority, "greater").pvalue < SIGNIFICANCE)
 
 
 def _per_class(
@@ -75,21 +77,21 @@ def _per_class(
     labels: Labels,
     classes: Sequence[str],
 ) -> tuple[ClassGain, ...]:
-    """Return the gain of every class that has images, and whether it is more than chance.
+    """Return the gain of every class that has images, and whether it is significant.
 
-    McNemar's exact test within each class, with the false discovery rate held over all of them.
+    McNemar's exact test within each class, with the false discovery rate controlled over classes.
     """
     rows = [(c, labels == c) for c in range(len(classes)) if np.any(labels == c)]
     p_values = np.array([_mcnemar(hits[at], control_hits[at]) for _, at in rows])
-    sure = _discoveries(p_values)
+    sure = _benjamini_hochberg(p_values)
     return tuple(
-        ClassGain(classes[c], int(at.sum()), paired_gain(hits[at], control_hits[at]), bool(found))
-        for (c, at), found in zip(rows, sure, strict=True)
+        ClassGain(classes[c], int(at.sum()), paired_gain(hits[at], control_hits[at]), bool(s))
+        for (c, at), s in zip(rows, sure, strict=True)
     )
 
 
 def _mcnemar(hits: NDArray[np.bool_], control_hits: NDArray[np.bool_]) -> float:
-    """Return the two-sided exact p-value of equal accuracies.
+    """Return the two-sided exact p-value of McNemar's test for equal accuracies.
 
     References
     ----------
@@ -100,17 +102,17 @@ def _mcnemar(hits: NDArray[np.bool_], control_hits: NDArray[np.bool_]) -> float:
     return 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost).pvalue)
 
 
-def _discoveries(p_values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Return which tests stand when at most `FALSE_DISCOVERIES` of those that stand are chance.
+def _benjamini_hochberg(p_values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which tests are rejected at a false discovery rate of `FALSE_DISCOVERY_RATE`.
 
     References
     ----------
     Y. Benjamini, Y. Hochberg, Controlling the false discovery rate, 1995.
     """
     order = np.argsort(p_values)
-    bars = FALSE_DISCOVERIES * np.arange(1, len(p_values) + 1) / len(p_values)
-    below = np.flatnonzero(p_values[order] <= bars)
-    stands = np.zeros(len(p_values), dtype=np.bool_)
+    thresholds = FALSE_DISCOVERY_RATE * np.arange(1, len(p_values) + 1) / len(p_values)
+    below = np.flatnonzero(p_values[order] <= thresholds)
+    rejected = np.zeros(len(p_values), dtype=np.bool_)
     if len(below):
-        stands[order[: below[-1] + 1]] = True
-    return stands
+        rejected[order[: below[-1] + 1]] = True
+    return rejected

@@ -1,1 +1,1 @@
-"""Advice and outcome for people and for programs."""
+"""Reports of an advice or a run: terminal, HTML page, Markdown, model card and JSON."""

@@ -1,4 +1,4 @@
-"""Reports as files: the page of an advice, and what a run leaves for its reader."""
+"""Writing of report files: the HTML page, and the model card of a run."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ PAGE_FILE, CARD_FILE = "report.html", "classifier/README.md"
 def write_page(
     path: Path, advice: Advice, gallery: Gallery, outcome: Outcome | None = None
 ) -> None:
-    """Write the report as one page.
+    """Write the report as one HTML page.
 
     Raises
     ------
@@ -27,13 +27,13 @@ def write_page(
 
 
 def write_run_reports(outcome: Outcome, gallery: Gallery, n_workers: int) -> None:
-    """Write the page of a run, and the model card beside its classifier.
+    """Write the HTML page of a run, and the model card beside its classifier.
 
     Parameters
     ----------
     gallery
-        Made without the test images. Of those, a page shows only the mistakes that the
-        outcome's judgement names.
+        Made without the test images. Of those, the page shows only the misclassified images
+        that the evaluation on test names.
     """
     write_text(outcome.folder / CARD_FILE, model_card(outcome))
     if outcome.test is not None:

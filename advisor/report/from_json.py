@@ -1,4 +1,4 @@
-"""Advice from its JSON in a run folder."""
+"""Reading of advice from JSON (`advice.json` of a run folder, or the cache)."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -15,12 +15,12 @@ _CONVERTER = make_converter()
 
 
 def read_advice(record: Mapping[str, Any]) -> Advice:
-    """Return advice from what `advice_record` made of it.
+    """Restore an `Advice` from its JSON record (the inverse of `advice_record`).
 
     Raises
     ------
     StorageError
-        If it is not advice of this release.
+        If the record was not written by this release.
     """
     kinds = get_type_hints(Advice)
     try:
@@ -37,5 +37,5 @@ def read_advice(record: Mapping[str, Any]) -> Advice:
         return Advice(**same, **renamed)
     except (LookupError, TypeError, ValueError, BaseValidationError) as error:
         raise StorageError(
-            f"advice.json is not advice of this release: {error!r}. Use the release that wrote it."
+            f"advice.json is not from this release: {error!r}. Use the release that wrote it."
         ) from error

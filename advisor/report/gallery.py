@@ -1,4 +1,4 @@
-"""Images for a report: a map of them, and small re-encoded copies of those that it shows."""
+"""Images for the HTML page: t-SNE map, thumbnails, and images named by findings."""
 
 import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -23,25 +23,27 @@ from strategies.models.backbone import Backbone
 from strategies.models.features import extract_features
 
 MAX_ON_MAP = 1000
-"""More points than this hide each other, and their thumbnails would fill the page."""
+"""Maximum number of points: more would overlap, and their thumbnails would fill the page."""
 FEWEST_ON_MAP = 5
 MAX_EXAMPLES_SHOWN = 12
 SIDES_PX = (88, 64, 48, 32)
-"""Thumbnails have the first of these sides with which all of them fit into `BUDGET_BYTES`."""
+"""Candidate sides of thumbnails: the largest with which all fit into `BUDGET_BYTES` is used."""
 BUDGET_BYTES = 2_200_000
-"""Of encoded thumbnails; base64 makes a third more of it, and the page is to stay below 5 MB."""
+"""Budget of all encoded thumbnails; base64 adds a third, and the page must stay below 5 MB."""
 WEBP_QUALITY = 60
 PERPLEXITY, MAX_AXES = 30.0, 50
 
 
 @dataclass(frozen=True)
 class Point:
-    """An image on the map: where it lies (no unit), its label, and what the probe says.
+    """An image on the map.
 
     Attributes
     ----------
     guess
-        The class that a linear probe fitted without this image finds likeliest.
+        Class predicted by a linear probe that was fitted without this image.
+    x, y
+        t-SNE coordinates in [0, 1], without unit.
     """
 
     path: str
@@ -53,20 +55,20 @@ class Point:
 
 @dataclass(frozen=True)
 class Gallery:
-    """What a page shows besides numbers.
+    """Map and thumbnails of an HTML page.
 
     Attributes
     ----------
     points
-        The map of the images; empty where there are too few.
+        The map of the images; empty if there are too few.
     depth
-        The depth whose activations it is made of; 0: all together.
-    n_pictures
-        How many there are, of which the map may be a sample.
+        Depth of the activations that the map is computed from; 0: all depths.
+    n_images
+        Number of images of the dataset, of which the map may be a sample.
     thumbs
-        WebP files by the path as it is shown; an image that is gone meanwhile has none.
+        WebP thumbnails by path as displayed; an image deleted since has none.
     named
-        The images that the examples of a finding name, by its position and the example's.
+        Images named by the examples of findings, by (index of finding, index of example).
     """
 
     points: tuple[Point, ...] = ()
@@ -82,12 +84,12 @@ def make_gallery(
     backbone: Backbone,
     ctx: RunContext,
 ) -> Gallery:
-    """Draw the map and read the images that a page shows; their features are in the cache.
+    """Compute the map and the thumbnails of an HTML page, from cached features.
 
     Parameters
     ----------
     dataset
-        What the advice was made from.
+        The dataset that the advice was computed from.
 
     Raises
     ------
@@ -105,7 +107,7 @@ def make_gallery(
 
 
 def with_mistakes(gallery: Gallery, test: Evaluation, n_workers: int) -> Gallery:
-    """Add the images that the judgement of a run names; these are few (`judge`)."""
+    """Add thumbnails of the misclassified test images that the evaluation names (a few)."""
     paths = {m.path: Path(m.path) for m in test.mistakes if m.path not in gallery.thumbs}
     return replace(gallery, thumbs={**gallery.thumbs, **make_thumbs(paths, n_workers)})
 
@@ -113,11 +115,11 @@ def with_mistakes(gallery: Gallery, test: Evaluation, n_workers: int) -> Gallery
 def images_named(
     findings: Sequence[Finding], names: Collection[str]
 ) -> dict[tuple[int, int], tuple[str, ...]]:
-    """Find the images that examples name: every longest known path that stands in a line.
+    """Find the paths in the examples of findings, preferring the longest known path.
 
     Returns
     -------
-    Paths by the number of the finding and of its example; nothing where none is named.
+    Paths by (index of finding, index of example); examples without a path are left out.
     """
     known = set(names)
     lengths = sorted({len(name) for name in known}, reverse=True)
@@ -126,35 +128,37 @@ def images_named(
     found: dict[tuple[int, int], tuple[str, ...]] = {}
     for f, finding in enumerate(findings):
         for e, line in enumerate(finding.examples[:MAX_EXAMPLES_SHOWN]):
-            at, inside = 0, []
+            at, paths = 0, []
             while at < len(line):
                 name = None
                 if line[at : at + shortest] in starts:
                     ends = (line[at : at + n] for n in lengths if at + n <= len(line))
                     name = next((end for end in ends if end in known), None)
                 if name is not None:
-                    inside.append(name)
+                    paths.append(name)
                 at += len(name or " ")
-            if inside:
-                found[f, e] = tuple(inside)
+            if paths:
+                found[f, e] = tuple(paths)
     return found
 
 
 def make_thumbs(paths: Mapping[str, Path], n_workers: int = 2) -> dict[str, bytes]:
-    """Encode small copies again, so that nothing of the files but their pixels is passed on.
+    """Return WebP thumbnails, re-encoded so that they carry no metadata of the files.
 
-    A file that has become unreadable since it was first read has no thumbnail.
+    A file that has become unreadable has no thumbnail.
     """
     with ThreadPoolExecutor(n_workers) as pool:
-        images = dict(zip(paths, pool.map(_small, paths.values()), strict=True))
+        images = dict(zip(paths, pool.map(_reduced, paths.values()), strict=True))
     for side in SIDES_PX:
         thumbs = {name: _webp(image, side) for name, image in images.items() if image}
         if sum(map(len, thumbs.values())) <= BUDGET_BYTES:
             return thumbs
-    return dict(_first(thumbs.items(), BUDGET_BYTES))
+    return dict(_within_budget(thumbs.items(), BUDGET_BYTES))
 
 
-def _first(thumbs: Iterable[tuple[str, bytes]], budget: int) -> Iterable[tuple[str, bytes]]:
+def _within_budget(
+    thumbs: Iterable[tuple[str, bytes]], budget: int
+) -> Iterable[tuple[str, bytes]]:
     for name, data in thumbs:
         budget -= len(data)
         if budget < 0:
@@ -162,13 +166,13 @@ def _first(thumbs: Iterable[tuple[str, bytes]], budget: int) -> Iterable[tuple[s
         yield name, data
 
 
-def _small(path: Path) -> Image.Image | None:
+def _reduced(path: Path) -> Image.Image | None:
     try:
         image = read_image(path)
     except UnreadableImage:
         return None
     image.thumbnail((SIDES_PX[0], SIDES_PX[0]), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return Image.fromarray(np.asarray(image))  # pixels alone, no metadata
+    return Image.fromarray(np.asarray(image))  # drops metadata
 
 
 def _webp(image: Image.Image, side: int) -> bytes:
@@ -182,15 +186,16 @@ def _webp(image: Image.Image, side: int) -> bytes:
 def _map(
     advice: Advice, dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> tuple[Point, ...]:
-    """Lay some of the measured images out in two dimensions by their activations."""
+    """Compute a t-SNE map of a sample of the measured images."""
     measured = sample(dataset.fit_split, dataset.n_classes, ctx.seed)
     if len(measured) < FEWEST_ON_MAP:
         return ()
     images = tuple(measured[row] for row in sample_rows(labels_of(measured), ctx.seed))
     features = extract_features(images, backbone, ctx)
     depth = advice.profile.layer_svm.depth
-    places = lay_out(features.at(range(1, backbone.n_depths + 1) if depth == 0 else [depth]), 0)
-    guesses = _guesses(features.pooled[-1], images, dataset.n_classes, ctx)
+    depths = range(1, backbone.n_depths + 1) if depth == 0 else [depth]
+    places = lay_out(features.at(depths), 0)
+    guesses = _predictions(features.pooled[-1], images, dataset.n_classes, ctx)
     return tuple(
         Point(
             shown(image.path),
@@ -203,8 +208,8 @@ def _map(
     )
 
 
-def _guesses(penultimate: Scores, images: Split, n_classes: int, ctx: RunContext) -> Labels:
-    """Name every image by a linear probe that was fitted without it."""
+def _predictions(penultimate: Scores, images: Split, n_classes: int, ctx: RunContext) -> Labels:
+    """Predict the class of every image by a linear probe that was fitted without it."""
     labels = labels_of(images)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(images))
     found = cross_validate(penultimate, labels, n_classes, folds=folds, device=ctx.device)
@@ -212,22 +217,22 @@ def _guesses(penultimate: Scores, images: Split, n_classes: int, ctx: RunContext
 
 
 def sample_rows(labels: Labels, seed: int) -> Labels:
-    """Draw at most `MAX_ON_MAP` rows, every class by turns, in order."""
+    """Draw at most `MAX_ON_MAP` rows, stratified by class; the result is sorted."""
     if len(labels) <= MAX_ON_MAP:
         return np.arange(len(labels))
     rng = np.random.default_rng(seed)
     shuffled = rng.permutation(len(labels))
-    turn = np.empty(len(labels))
+    quantile = np.empty(len(labels))
     for label in np.unique(labels):
         rows = shuffled[labels[shuffled] == label]
-        turn[rows] = np.arange(len(rows)) / len(rows)
-    return np.sort(np.argsort(turn, kind="stable")[:MAX_ON_MAP])
+        quantile[rows] = np.arange(len(rows)) / len(rows)
+    return np.sort(np.argsort(quantile, kind="stable")[:MAX_ON_MAP])
 
 
 def lay_out(x: Scores, seed: int) -> Scores:
-    """Place rows (n, d) in the unit square, like beside like: t-SNE on the principal axes.
+    """Embed rows (n, d) in the unit square by t-SNE on their principal components.
 
-    Only who lies beside whom means something; distances between groups do not.
+    Neighbourhoods are meaningful; distances between clusters are not.
 
     References
     ----------
@@ -236,7 +241,7 @@ def lay_out(x: Scores, seed: int) -> Scores:
     n = len(x)
     centred = x - x.mean(axis=0)
     centred = centred / max(float(centred.std()), 1e-9)
-    # Copies would lie on one point, and images that are all alike have no axes.
+    # Noise separates duplicates, and gives identical images principal components.
     centred = centred + np.random.default_rng(seed).normal(0, 1e-3, centred.shape)
     axes = PCA(min(MAX_AXES, n, x.shape[1]), svd_solver="randomized", random_state=seed)
     reduced = axes.fit_transform(centred.astype(np.float64))

@@ -1,4 +1,4 @@
-"""Advice and outcome as one HTML page: self-contained, safe, for reading, printing and mailing."""
+"""HTML page of an advice or a run: one self-contained file without network requests."""
 
 import base64
 import hashlib
@@ -29,9 +29,9 @@ from advisor.report.words import (
     settings,
     size_line,
     soup_words,
-    spoken,
     title,
     why,
+    with_titles,
 )
 from advisor.types.advice import Advice, Finding
 from advisor.types.outcome import Outcome
@@ -39,14 +39,14 @@ from strategies.core.metrics import LEVEL, Evaluation, Mistake
 from strategies.data.image import shown
 
 MARKS = "●■▲◆✚▼"
-"""The characters of `SHAPES`."""
+"""Text characters that stand for `SHAPES`."""
 MOST_LISTED = 500
-"""Rows of a list of files that the page shows; the JSON has all."""
+"""Maximum number of rows in a list of files; the JSON has all."""
 
 
 @dataclass(frozen=True)
-class Shots:
-    """An example of a finding with the images that it names."""
+class IllustratedExample:
+    """An example of a finding, with the images that it names."""
 
     line: str
     paths: tuple[str, ...]
@@ -54,17 +54,25 @@ class Shots:
 
 @dataclass(frozen=True)
 class ShownFinding:
-    """A finding, its examples with and without images, and how many are not shown."""
+    """A finding with its examples.
+
+    Attributes
+    ----------
+    illustrated, lines
+        Examples with and without images.
+    more
+        Number of examples that are not shown.
+    """
 
     finding: Finding
-    shots: tuple[Shots, ...]
+    illustrated: tuple[IllustratedExample, ...]
     lines: tuple[str, ...]
     more: int
 
 
 @dataclass(frozen=True)
-class Confused:
-    """Images of one class that were taken for another."""
+class ConfusedPair:
+    """Test images of class `label` that were predicted as class `predicted`."""
 
     label: str
     predicted: str
@@ -73,10 +81,10 @@ class Confused:
 
 
 def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> str:
-    """Return the page; after a run, with what it found.
+    """Return the HTML page of an advice, and of the outcome of its run if there is one.
 
-    Everything that comes from the user's data is escaped, and a content-security policy lets
-    nothing run but the two scripts that it names by their hashes.
+    All text from the user's data is escaped. A content-security policy allows only the two
+    scripts whose hashes it names.
     """
     shares = {} if outcome is None else importance_record(outcome)
     charts = advice_charts(advice)
@@ -90,7 +98,7 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
     text: str = _template().render(
         advice=advice,
         outcome=outcome,
-        **_answer(advice, outcome),
+        **_summary(advice, outcome),
         size_line=size_line(advice),
         facts=main_facts(advice, outcome),
         why=why(advice),
@@ -98,7 +106,7 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
         charts=charts,
         run_charts=run_charts,
         map=image_map,
-        switches=_switches(gallery, classes),
+        class_toggles=_class_toggles(gallery, classes),
         findings=_findings(advice, gallery),
         quarantine=[
             {"path": shown(s.path).removeprefix(_root(advice)), "reason": s.reason}
@@ -122,72 +130,73 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
         name=title,
         duration=duration,
         settings=settings,
-        spoken=spoken,
+        with_titles=with_titles,
         points=points,
     )
     return text
 
 
-def _answer(advice: Advice, outcome: Outcome | None) -> dict[str, str]:
+def _summary(advice: Advice, outcome: Outcome | None) -> dict[str, str]:
     best = advice.best
     if outcome is None:
         return {
             "answer_strategy": best.strategy,
-            "answer": f"{title(best.strategy)}: expect {best.accuracy.percent()} accuracy",
-            "answer_text": f"About {duration(best.seconds.mid)} to fit on this machine. "
-            f"{spoken(best.reasons[-1])}",
+            "answer": f"{title(best.strategy)}: expected accuracy {best.accuracy.percent()}",
+            "answer_text": f"One fit takes about {duration(best.seconds.mid)} on this machine. "
+            f"{with_titles(best.reasons[-1])}",
             "run_text": "",
         }
-    tried = Counter(t.strategy for t in outcome.trials)
-    counts = ", ".join(f"{title(name)} {n}" for name, n in tried.most_common())
+    n_trials = Counter(t.strategy for t in outcome.trials)
+    counts = ", ".join(f"{title(name)} {n}" for name, n in n_trials.most_common())
     return {
         "answer_strategy": outcome.best.strategy,
         "answer": result(outcome).replace(outcome.best.strategy, title(outcome.best.strategy), 1),
-        "answer_text": f"Found in {duration(outcome.seconds)}; "
-        f"advised was {title(best.strategy)}, {best.accuracy.percent()}.",
+        "answer_text": f"Search time {duration(outcome.seconds)}. The advice was "
+        f"{title(best.strategy)}, expected accuracy {best.accuracy.percent()}.",
         "run_text": f"{len(outcome.trials)} trials: {counts}. {soup_words(outcome) or ''} "
-        + ("The classifier was fitted once more on train and val." if outcome.refitted else ""),
+        + ("The classifier was refitted on train and validation." if outcome.refitted else ""),
     }
 
 
 def _findings(advice: Advice, gallery: Gallery) -> tuple[ShownFinding, ...]:
     root = _root(advice)
-    return tuple(_shown(i, finding, gallery, root) for i, finding in enumerate(advice.findings))
+    return tuple(_shown_finding(i, f, gallery, root) for i, f in enumerate(advice.findings))
 
 
 def _root(advice: Advice) -> str:
-    """Return what all paths start with: it would only hide how they differ."""
+    """Return the common prefix of all paths, which the page leaves out."""
     return f"{shown(advice.data)}/"
 
 
-def _shown(number: int, finding: Finding, gallery: Gallery, root: str) -> ShownFinding:
-    shots, lines = [], []
+def _shown_finding(number: int, finding: Finding, gallery: Gallery, root: str) -> ShownFinding:
+    illustrated, lines = [], []
     for e, line in enumerate(finding.examples[:MAX_EXAMPLES_SHOWN]):
         paths = tuple(p for p in gallery.named.get((number, e), ()) if p in gallery.thumbs)
         if paths:
-            shots.append(Shots(line.replace(root, ""), paths))
+            illustrated.append(IllustratedExample(line.replace(root, ""), paths))
         else:
             lines.append(line.replace(root, ""))
     more = max(0, len(finding.examples) - MAX_EXAMPLES_SHOWN)
-    return ShownFinding(finding, tuple(shots), tuple(lines), more)
+    return ShownFinding(finding, tuple(illustrated), tuple(lines), more)
 
 
-def _mistakes(test: Evaluation | None) -> tuple[Confused, ...]:
+def _mistakes(test: Evaluation | None) -> tuple[ConfusedPair, ...]:
     if test is None:
         return ()
     number = {name: i for i, name in enumerate(test.classes)}
     pairs = groupby(test.mistakes, key=lambda m: (m.label, m.predicted))
     return tuple(
-        Confused(a, b, test.confusion[number[a]][number[b]], tuple(some)) for (a, b), some in pairs
+        ConfusedPair(a, b, test.confusion[number[a]][number[b]], tuple(mistakes))
+        for (a, b), mistakes in pairs
     )
 
 
-def _switches(gallery: Gallery, classes: Sequence[str]) -> list[dict[str, Any]]:
-    there = {p.label for p in gallery.points}
+def _class_toggles(gallery: Gallery, classes: Sequence[str]) -> list[dict[str, Any]]:
+    on_map = {p.label for p in gallery.points}
     return [
         {"label": name, "hue": i % HUES, "mark": MARKS[i // HUES % len(SHAPES)]}
         for i, name in enumerate(classes)
-        if name in there
+        if name in on_map
     ]
 
 
@@ -212,7 +221,7 @@ def _data(
 
 
 def _script_json(value: object) -> str:
-    """Write JSON that cannot end the script element that it stands in."""
+    """Return JSON that cannot close the script element that contains it."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
@@ -220,13 +229,13 @@ def _script_json(value: object) -> str:
 
 
 def load_scripts() -> None:
-    """Get ready what the first page of a process would have to wait for: some seconds."""
+    """Load the chart scripts ahead of the first page of a process; this takes some seconds."""
     _vega()
 
 
 @cache
 def _vega() -> str:
-    """Return Vega, Vega-Lite and Vega-Embed as one script, from the package that ships them."""
+    """Return Vega, Vega-Lite and Vega-Embed as one script, from vl-convert."""
     return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
 
 

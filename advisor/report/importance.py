@@ -1,4 +1,4 @@
-"""Which hyperparameters mattered in a search."""
+"""Hyperparameter importance in a search (fANOVA)."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,16 +16,16 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from advisor.types.outcome import TrialRecord
 
 FEWEST_TRIALS = 8
-"""With fewer scored trials of a strategy, nothing can be said about its hyperparameters."""
+"""Minimum number of scored trials of a strategy for an importance estimate."""
 LOG_FROM = 30.0
-"""A range whose ends differ by more than this factor is looked at on a logarithmic scale."""
+"""A range whose bounds differ by more than this factor is put on a logarithmic scale."""
 
 
 def importance(trials: Sequence[TrialRecord], seed: int) -> dict[str, dict[str, float]]:
-    """Share of the spread of validation accuracy that each hyperparameter explains, by strategy.
+    """Return the share of the variance of validation accuracy that each hyperparameter explains.
 
-    Shares of a strategy sum to 1. Strategies with too few scored trials, or of which nothing was
-    varied, are left out.
+    The result is grouped by strategy; the shares of a strategy sum to 1. Strategies with too few
+    scored trials, or without a varied hyperparameter, are left out.
 
     References
     ----------
@@ -47,7 +47,7 @@ def importance(trials: Sequence[TrialRecord], seed: int) -> dict[str, dict[str, 
 
 
 def varied(trials: Sequence[TrialRecord]) -> dict[str, BaseDistribution]:
-    """Return the hyperparameters that all trials have and that differ, with their ranges."""
+    """Return the hyperparameters that all trials have and that vary, with their ranges."""
     if not trials:
         return {}
     shared = [
@@ -76,7 +76,7 @@ def _category(value: Any) -> str | bool:
 def _study(
     trials: Sequence[TrialRecord], ranges: Mapping[str, BaseDistribution]
 ) -> optuna.study.Study:
-    """Put records into a study in memory: only what was recorded counts, not how it was stored."""
+    """Build an in-memory Optuna study from trial records."""
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(direction="maximize")

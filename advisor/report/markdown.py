@@ -1,4 +1,4 @@
-"""Advice and outcome as Markdown, and the model card of a classifier: the facts of the JSON."""
+"""Markdown reports of an advice and of a run, and the model card of its classifier."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from advisor.report.to_json import versions
 from advisor.report.words import (
     backbone_used,
-    crossing_words,
+    break_even_words,
     duration,
+    metric_name,
     pairs,
     points,
     result,
@@ -28,7 +29,7 @@ _MOST_EXAMPLES = 5
 
 
 def advice_markdown(advice: Advice) -> str:
-    """Return the whole report as Markdown; what comes from the data is escaped."""
+    """Return the report of an advice as Markdown; text from the data is escaped."""
     best, profile = advice.best, advice.profile
     releases = ", ".join(f"{name} {number}" for name, number in versions().items())
     parts = [
@@ -38,7 +39,13 @@ def advice_markdown(advice: Advice) -> str:
         _list(why(advice)),
         "## All strategies",
         _table(
-            ("", "strategy", "accuracy", "time of one fit", "starts with"),
+            (
+                "",
+                "strategy",
+                "expected accuracy",
+                "predicted time of one fit",
+                "hyperparameters",
+            ),
             [
                 (
                     str(i),
@@ -50,16 +57,16 @@ def advice_markdown(advice: Advice) -> str:
                 for i, r in enumerate(advice.recommendations, start=1)
             ],
         ),
-        _list(f"Not considered: {r.strategy}: {r.reason}" for r in advice.rejections),
+        _list(f"Not applicable: {r.strategy}: {r.reason}" for r in advice.rejections),
         *_backbones(advice),
-        "## What was measured",
+        "## Measurements",
         f"Size: {advice.quadrant.size}. Domain: {advice.quadrant.domain}, "
         f"{similarity_words(profile.similarity)}.",
         _depth_table(profile),
         _list([*_other_measurements(profile), *_risks(advice)]),
         "## Findings",
         "\n\n".join(_finding(f) for f in advice.findings) or "None.",
-        "## How to get this again",
+        "## Reproduce",
         _code(advice.command),
         _list([*(f"{c.name}: {c.value} ({c.source})" for c in advice.choices), releases]),
         f"Intervals are {100 * LEVEL:.0f}% intervals. Measured in {duration(advice.seconds)}; "
@@ -69,8 +76,8 @@ def advice_markdown(advice: Advice) -> str:
 
 
 def outcome_markdown(outcome: Outcome) -> str:
-    """Return what a run found as Markdown."""
-    facts = [*_judgement(outcome), f"Took {duration(outcome.seconds)}."]
+    """Return the outcome of a run as Markdown."""
+    facts = [*_results(outcome), f"Run time {duration(outcome.seconds)}."]
     rows = [
         (
             str(t.number),
@@ -86,14 +93,14 @@ def outcome_markdown(outcome: Outcome) -> str:
         "strategy",
         "validation accuracy",
         "time",
-        "with, or why there is no score",
+        "hyperparameters, or reason without a score",
     )
     title = f"# {escape(outcome.advice.dataset)}: {result(outcome)}"
     return "\n\n".join([title, _list(facts), "## Trials", _table(columns, rows)]) + "\n"
 
 
 def model_card(outcome: Outcome) -> str:
-    """Return what a person must know before using the classifier: a model card in Markdown.
+    """Return the model card of the classifier of a run, in Markdown.
 
     References
     ----------
@@ -101,96 +108,103 @@ def model_card(outcome: Outcome) -> str:
     """
     advice, best, test = outcome.advice, outcome.best, outcome.test
     classes = list(advice.profile.n_by_class.items())
-    judged = {} if test is None else dict(zip(test.classes, test.per_class, strict=True))
+    recalls = {} if test is None else dict(zip(test.classes, test.per_class, strict=True))
     rows = []
     for name, n in classes:
-        found = judged.get(name)
-        rows.append((name, f"{n:,}", "not judged" if found is None else found.percent()))
+        recall = recalls.get(name)
+        rows.append((name, f"{n:,}", "not evaluated" if recall is None else recall.percent()))
     fitted = ", ".join(pairs(best.hyperparameters.items()))
     licence = _licence(outcome)
     parts = [
         f"# Image classifier: {escape(advice.dataset)}",
         _list(
             [
-                f"What it does: names one of {len(classes)} classes for an image.",
-                f"How it was made: {best.strategy} on {backbone_used(outcome)} at "
+                f"Task: single-label image classification, {len(classes)} classes.",
+                f"Method: {best.strategy} on {backbone_used(outcome)} at "
                 f"{advice.profile.input_px} px with {fitted}.",
                 *([] if licence is None else [f"Licence of the pretrained weights: {licence}."]),
-                f"Made by tl-advisor, seed {advice.seed}; "
+                f"Created by tl-advisor, seed {advice.seed}; "
                 + ", ".join(f"{name} {number}" for name, number in versions().items()),
             ]
         ),
-        "## Data",
+        "## Dataset",
         escape(size_line(advice)) + ".",
-        "## How well it does",
-        _list(_judgement(outcome)),
-        _table(("class", "images to learn from", "test accuracy"), rows),
+        "## Evaluation",
+        _list(_results(outcome)),
+        _table(("class", "images (train and validation)", "test accuracy"), rows),
         "## Limits",
-        "It names one of its classes for every image, also for images of none of them. Its "
-        "accuracy holds for images like those of test. The data gave rise to these remarks:",
+        "The classifier predicts one of its classes for every image, even for an image that "
+        "belongs to none of them. Its accuracy holds for images from the same source as the test "
+        "images. Findings about the dataset:",
         "\n\n".join(_finding(f) for f in advice.findings) or "None.",
         "## Use",
-        _code("tl-auto predict RUN_FOLDER PICTURE_OR_FOLDER"),
+        _code("tl-auto predict RUN_FOLDER IMAGE_OR_FOLDER"),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def escape(text: str) -> str:
-    """Escape what Markdown and HTML would take for markup."""
+    """Escape the markup characters of Markdown and HTML."""
     return re.sub(r"([\\`*_{}\[\]<>#|&!~])", r"\\\1", text).replace("\n", " ")
 
 
-def _judgement(outcome: Outcome) -> list[str]:
+def _results(outcome: Outcome) -> list[str]:
     test, val = outcome.test, outcome.best.val_accuracy
-    said = []
+    lines = []
     if test is not None:
-        said.append(f"Test accuracy {test.accuracy.percent()} on {test.n:,} images.")
+        balanced, error = 100 * test.mean_per_class, 100 * test.calibration_error
+        lines.append(f"Test accuracy {test.accuracy.percent()} on {test.n:,} images.")
         if test.top_5 is not None:
-            said.append(f"Among the five likeliest: {test.top_5.percent()}.")
-        said.append(f"Mean of the classes' accuracies {100 * test.mean_per_class:.1f}%.")
-        said.append(f"Calibration error {100 * test.calibration_error:.1f} points.")
+            lines.append(f"Top-5 accuracy {test.top_5.percent()}.")
+        lines.append(f"Balanced accuracy (mean per-class recall) {balanced:.1f}%.")
+        lines.append(f"Expected calibration error {error:.1f} points.")
     else:
-        said.append("There were no test images: its accuracy on new images is not known.")
+        lines.append("There were no test images: the accuracy on new images is not known.")
     if val is not None:
-        said.append(
-            f"Validation accuracy, by which (and by the advice) it was selected, {val.percent()}."
-        )
+        lines.append(f"Validation accuracy (used for model selection) {val.percent()}.")
     if outcome.transfer_gain is not None:
-        said.append(f"Transfer gain {transfer_words(outcome.transfer_gain)}.")
-    averaged = soup_words(outcome)
-    if averaged is not None:
-        said.append(averaged)
+        lines.append(f"Transfer gain {transfer_words(outcome.transfer_gain)}.")
+    soup = soup_words(outcome)
+    if soup is not None:
+        lines.append(soup)
     if outcome.refitted:
-        said.append("Fitted once more on train and validation together.")
-    return said
+        lines.append("Refitted on train and validation together.")
+    return lines
 
 
 def _other_measurements(profile: Profile) -> list[str]:
-    said = [f"Linear probe (softmax, penultimate): {profile.linear_probe.accuracy.percent()}"]
+    lines = [f"Linear probe (softmax, penultimate): {profile.linear_probe.accuracy.percent()}"]
     if profile.knn is not None:
-        said.append(f"Nearest neighbours: {profile.knn.percent()}")
+        lines.append(f"k-NN accuracy (penultimate): {profile.knn.percent()}")
     if profile.pixel_probe is not None:
-        said.append(f"Brightness alone (grey thumbnails): {profile.pixel_probe.percent()}")
+        lines.append(
+            "Pixel baseline (linear classifier on grayscale thumbnails): "
+            f"{profile.pixel_probe.percent()}"
+        )
     if profile.transfer_gain is not None:
-        said.append(f"Pretraining brings {points(profile.transfer_gain)} over random weights")
+        lines.append(
+            f"Transfer gain of probes over random weights: {points(profile.transfer_gain)}"
+        )
     if profile.pilot is not None:
         for name, gain, loss in (
-            ("Pilot fine-tuning", profile.pilot.gain, profile.pilot.loss_gain),
-            ("Layer SVM", profile.pilot.svm_gain, profile.pilot.svm_loss_gain),
+            ("Pilot, full fine-tuning", profile.pilot.gain, profile.pilot.loss_gain),
+            ("Pilot, layer SVM", profile.pilot.svm_gain, profile.pilot.svm_loss_gain),
         ):
-            said.append(f"{name} over a probe on the same: {points(gain)}, {loss_words(loss)}")
+            lines.append(f"{name}: {points(gain)} over a linear probe, {loss_words(loss)}")
     for name, score in profile.transferability.items():
-        said.append(f"{name}: {_ends(score, 3)}")
+        lines.append(f"{metric_name(name)}: {_with_interval(score, 3)}")
     if profile.curve is not None:
         for n, accuracy in profile.curve.extrapolated:
-            said.append(f"With {n:,.0f} images per class (extrapolated): {accuracy.percent()}")
-    return said
+            lines.append(
+                f"Learning curve at {n:,.0f} images per class (extrapolated): {accuracy.percent()}"
+            )
+    return lines
 
 
 def _risks(advice: Advice) -> list[str]:
     return [
-        f"Chance that training from scratch beats {r.strategy}: {100 * r.probability:.0f}% "
-        f"(predicted gain from pretraining {points(r.gain)}{crossing_words(r)})"
+        f"Probability of negative transfer, {r.strategy}: {100 * r.probability:.0f}% "
+        f"(predicted gain over from_scratch {points(r.gain)}{break_even_words(r)})"
         for r in advice.risks
     ]
 
@@ -202,18 +216,23 @@ def _depth_table(profile: Profile) -> str:
     rows = []
     for depth, name in enumerate(profile.depth_names, start=1):
         shift = shifts[depth - 1] if shifts else None
-        row = [f"{depth} {name}", "" if shift is None else _ends(shift, 3)]
+        row = [f"{depth} {name}", "" if shift is None else _with_interval(shift, 3)]
         row.append(svms[depth].accuracy.percent())
         rows.append((*row, random.get(depth, "not measured")))
-    columns = ("depth", "shift (nats)", "probe accuracy (SVM)", "the same with random weights")
+    columns = (
+        "depth",
+        "BatchNorm shift (nats)",
+        "linear SVM accuracy",
+        "linear SVM accuracy with random weights",
+    )
     return _table(columns, rows)
 
 
 def _backbones(advice: Advice) -> tuple[str, ...]:
-    """Return heading and table of the backbones that were compared, if any."""
+    """Return heading and table of the compared backbones, if several were given."""
     if not advice.backbones:
         return ()
-    columns = ("rank", "backbone", "linear probe", "behind the best", "ms an image")
+    columns = ("rank", "backbone", "linear probe accuracy", "gap to the best", "ms per image")
     rows = [
         (
             str(b.rank),
@@ -229,9 +248,9 @@ def _backbones(advice: Advice) -> tuple[str, ...]:
 
 def _finding(finding: Finding) -> str:
     lines = [f"**{finding.code} {finding.severity}: {escape(finding.title)}**"]
-    lines += [escape(finding.detail), f"Do: {escape(finding.action)}"]
+    lines += [escape(finding.detail), f"Action: {escape(finding.action)}"]
     if finding.examples:
-        lines.append("Such as " + "; ".join(map(escape, finding.examples[:_MOST_EXAMPLES])))
+        lines.append("Examples: " + "; ".join(map(escape, finding.examples[:_MOST_EXAMPLES])))
     return "  \n".join(lines)
 
 
@@ -240,7 +259,7 @@ def _seconds(seconds: Interval) -> str:
     return f"{duration(seconds.mid)} {ends}"
 
 
-def _ends(interval: Interval, digits: int) -> str:
+def _with_interval(interval: Interval, digits: int) -> str:
     low, mid, high = (f"{v:.{digits}f}" for v in (interval.low, interval.mid, interval.high))
     return f"{mid} [{low}, {high}]"
 
@@ -260,9 +279,9 @@ def _code(text: str) -> str:
 
 
 def _licence(outcome: Outcome) -> str | None:
-    """Return the licence of the weights that were used, where it was asked for or is known."""
+    """Return the licence of the pretrained weights, or None if it is unknown."""
     used = backbone_used(outcome)
     if used != outcome.advice.profile.backbone:
         return CATALOGUE[used].licence if used in CATALOGUE else None
-    found = (c.value for c in outcome.advice.choices if c.name == "weights' licence")
-    return next(found, None)
+    licences = (c.value for c in outcome.advice.choices if c.name == "weights' licence")
+    return next(licences, None)

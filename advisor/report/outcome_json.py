@@ -1,4 +1,4 @@
-"""The outcome of a run as JSON: the same facts as its page."""
+"""Conversion of the outcome of a run to JSON."""
 
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +10,7 @@ from strategies.core.metrics import Interval
 
 
 def outcome_record(outcome: Outcome) -> dict[str, Any]:
-    """Return the outcome of a run as plain JSON values; the advice stands in its own file."""
+    """Return the outcome of a run as plain JSON values; the advice has its own file."""
     best, test = outcome.best, outcome.test
     return {
         "schema_version": SCHEMA_VERSION,
@@ -36,7 +36,7 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
 
 
 def importance_record(outcome: Outcome) -> dict[str, dict[str, float]]:
-    """Return what mattered in a run, by strategy and hyperparameter."""
+    """Return the hyperparameter importance in a run, by strategy."""
     return importance(outcome.trials, outcome.advice.seed)
 
 

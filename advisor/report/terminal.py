@@ -1,4 +1,4 @@
-"""Advice, outcome and predictions on a terminal: 80 columns, readable without colour."""
+"""Terminal reports of an advice, a run and predictions: 80 columns, readable without colour."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +12,7 @@ from advisor.report.to_json import versions
 from advisor.report.words import (
     ENDED,
     duration,
+    metric_name,
     pairs,
     points,
     risk_words,
@@ -29,22 +30,22 @@ from advisor.types.profile import Profile, loss_words
 from advisor.types.similarity import DomainSimilarity
 from strategies.core.metrics import LEVEL
 
-_EXAMPLES = 2
-_LOOKALIKES = 3
+_MOST_EXAMPLES = 2
+_MOST_SOURCE_CLASSES = 3
 
 
 def print_advice(console: Console, advice: Advice) -> None:
-    """Print the whole report."""
+    """Print the report of an advice."""
     releases = ", ".join(f"{name} {number}" for name, number in versions().items())
     console.print(
         _headline(advice),
         *_section("Why", _lines(why(advice))),
         *_section("All strategies", _strategies(advice)),
         *_section("Backbones", _backbones(advice)),
-        *_section("What was measured", _measured(advice)),
+        *_section("Measurements", _measured(advice)),
         *_section("Findings", _findings(advice.findings)),
-        *_section("Chosen for you", _choices(advice)),
-        *_section("How to get this again", _lines((advice.command, releases))),
+        *_section("Automatic choices", _choices(advice)),
+        *_section("Reproduce", _lines((advice.command, releases))),
         Text(
             f"\nIntervals are {100 * LEVEL:.0f}% intervals. Measured in "
             f"{duration(advice.seconds)}; seed {advice.seed}."
@@ -54,36 +55,36 @@ def print_advice(console: Console, advice: Advice) -> None:
 
 
 def print_outcome(console: Console, outcome: Outcome) -> None:
-    """Print what a run found, and how to use it."""
+    """Print the outcome of a run, and the commands to use it."""
     best = outcome.best
     test = outcome.test
-    said = "no test images" if test is None else f"{test.accuracy.percent()} on {test.n} images"
+    accuracy = (
+        "no test images" if test is None else f"{test.accuracy.percent()} on {test.n} images"
+    )
     facts = Table.grid(padding=(0, 2))
     facts.add_row("best strategy", Text(winner(outcome), style="bold"))
-    facts.add_row("test accuracy", Text(said, style="bold"))
+    facts.add_row("test accuracy", Text(accuracy, style="bold"))
     if test is not None:
-        facts.add_row("mean per class", f"{100 * test.mean_per_class:.1f}%")
-        facts.add_row("calibration error", f"{100 * test.calibration_error:.1f} points")
+        facts.add_row("balanced accuracy", f"{100 * test.mean_per_class:.1f}%")
+        facts.add_row("calibration error (ECE)", f"{100 * test.calibration_error:.1f} points")
     if best.val_accuracy is not None:
-        folds = (
-            f", by {outcome.n_folds} folds of train and validation" if outcome.n_folds > 1 else ""
-        )
+        folds = f", {outcome.n_folds}-fold cross-validation" if outcome.n_folds > 1 else ""
         facts.add_row("validation accuracy", best.val_accuracy.percent() + folds)
     facts.add_row("hyperparameters", ", ".join(pairs(best.hyperparameters.items())))
     if outcome.transfer_gain is not None:
         facts.add_row("transfer gain", transfer_words(outcome.transfer_gain))
     if outcome.soup is not None:
-        facts.add_row("averaged", Text(soup_words(outcome) or ""))
+        facts.add_row("model soup", Text(soup_words(outcome) or ""))
     if outcome.refitted:
-        facts.add_row("last fit", "once more on train and validation together")
-    facts.add_row("took", f"{duration(outcome.seconds)}, {len(outcome.trials)} trials")
-    facts.add_row("ended", ENDED[outcome.ended])
+        facts.add_row("final fit", "refitted on train and validation together")
+    facts.add_row("run time", f"{duration(outcome.seconds)}, {len(outcome.trials)} trials")
+    facts.add_row("search ended", ENDED[outcome.ended])
     failed = [t for t in outcome.trials if t.reason and not t.pruned]
     console.print(
         Text(f"\n{outcome.advice.dataset}: done", style="bold"),
         Padding(facts, (0, 0, 0, 2)),
         *(Text(f"  trial {t.number} ({t.strategy}) failed: {t.reason}") for t in failed),
-        Text(f"\n  use it   tl-auto predict {outcome.folder} IMAGE_OR_FOLDER..."),
+        Text(f"\n  predict  tl-auto predict {outcome.folder} IMAGE_OR_FOLDER..."),
         Text(f"  report   {outcome.folder / 'report.html'}"),
         Text(f"  trials   optuna-dashboard sqlite:///{outcome.folder / 'study.db'}"),
         sep="\n",
@@ -109,8 +110,8 @@ def print_predictions(
 def _headline(advice: Advice) -> RenderableType:
     return Group(
         Text(
-            f"{advice.dataset}: {advice.best.strategy}: expect "
-            f"{advice.best.accuracy.percent()} accuracy",
+            f"{advice.dataset}: {advice.best.strategy}: expected accuracy "
+            f"{advice.best.accuracy.percent()}",
             style="bold",
         ),
         Text(size_line(advice)),
@@ -131,9 +132,9 @@ def _strategies(advice: Advice) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
     table.add_column("")
     table.add_column("strategy")
-    table.add_column("accuracy")
-    table.add_column("time", justify="right")
-    table.add_column("starts with")
+    table.add_column("expected accuracy")
+    table.add_column("fit time", justify="right")
+    table.add_column("hyperparameters")
     for number, r in enumerate(advice.recommendations, start=1):
         table.add_row(
             str(number),
@@ -143,36 +144,36 @@ def _strategies(advice: Advice) -> RenderableType:
             settings(r.hyperparameters),
             style="bold" if number == 1 else "",
         )
-    rejected = [Text(f"not considered: {r.strategy}: {r.reason}") for r in advice.rejections]
+    rejected = [Text(f"not applicable: {r.strategy}: {r.reason}") for r in advice.rejections]
     return Group(table, *rejected)
 
 
 def _backbones(advice: Advice) -> RenderableType | None:
-    """Rank the backbones that were compared; those of one rank cannot be told apart."""
+    """Rank the compared backbones; equal ranks do not differ significantly."""
     if not advice.backbones:
         return None
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
-    for name in ("", "backbone", "linear probe", "points behind", "an image"):
+    for name in ("", "backbone", "linear probe", "gap (points)", "per image"):
         table.add_column(name, overflow="fold")
     for b in advice.backbones:
-        behind = "" if b.behind_best is None else points(b.behind_best, unit="")
+        gap = "" if b.behind_best is None else points(b.behind_best, unit="")
         cost = f"{b.ms_per_image:.0f} ms"
-        table.add_row(str(b.rank), Text(b.name), b.accuracy.percent(), behind, cost)
+        table.add_row(str(b.rank), Text(b.name), b.accuracy.percent(), gap, cost)
     return table
 
 
 def _measured(advice: Advice) -> RenderableType:
     profile, quadrant = advice.profile, advice.quadrant
-    domain = f"{quadrant.domain}; {similarity_words(profile.similarity)}"
+    words = similarity_words(profile.similarity)
     facts = Table.grid(padding=(0, 2))
     facts.add_row("size", Text(f"{quadrant.size} ({profile.n_per_class:.0f} per class)"))
-    facts.add_row("domain", Text(domain if profile.similarity else domain.split("; ")[1]))
-    facts.add_row("looks like", Text(_lookalikes(profile.similarity)))
+    facts.add_row("domain", Text(f"{quadrant.domain}; {words}" if profile.similarity else words))
+    facts.add_row("source classes", Text(_source_classes(profile.similarity)))
     for name, value in _other_measurements(profile):
         facts.add_row(name, Text(value))
     risks = risk_words(advice)
     if risks is not None:
-        facts.add_row("scratch wins", Text(f"chance against {risks}"))
+        facts.add_row("negative transfer", Text(f"probability: {risks}"))
     sample = () if profile.n_measured == profile.n else (_sample(profile),)
     return Group(
         facts,
@@ -185,39 +186,42 @@ def _measured(advice: Advice) -> RenderableType:
 
 
 def _other_measurements(profile: Profile) -> list[tuple[str, str]]:
-    together = next(p for p in profile.probes if p.loss == "squared_hinge" and p.depth == 0)
-    said = [
+    all_depths = next(p for p in profile.probes if p.loss == "squared_hinge" and p.depth == 0)
+    rows = [
         ("linear probe", f"{profile.linear_probe.accuracy.percent()} (softmax, penultimate)"),
-        ("all depths", f"{together.accuracy.percent()} (SVM)"),
+        ("linear SVM", f"{all_depths.accuracy.percent()} (all depths)"),
     ]
     if profile.knn is not None:
-        said.append(("neighbours", f"{profile.knn.percent()} (nearest, penultimate)"))
+        rows.append(("k-NN", f"{profile.knn.percent()} (penultimate)"))
     if profile.transfer_gain is not None:
-        said.append(("pretraining", f"{points(profile.transfer_gain)} over random weights"))
+        gain = f"{points(profile.transfer_gain)} over random weights (best depth)"
+        rows.append(("transfer gain", gain))
     for name, score in profile.transferability.items():
-        said.append((name, f"{score.mid:.3f} [{score.low:.3f}, {score.high:.3f}]"))
+        value = f"{score.mid:.3f} [{score.low:.3f}, {score.high:.3f}]"
+        rows.append((metric_name(name), value))
     if profile.pilot is not None:
         pilot = profile.pilot
-        said.append(("pilot", f"fine-tuning gained {points(pilot.gain)} over a probe,"))
-        said.append(("", loss_words(pilot.loss_gain)))
-        said.append(("", f"layer_svm gained {points(pilot.svm_gain)},"))
-        said.append(("", loss_words(pilot.svm_loss_gain)))
+        rows.append(("pilot", f"full fine-tuning {points(pilot.gain)} over a probe,"))
+        rows.append(("", loss_words(pilot.loss_gain)))
+        rows.append(("", f"layer_svm {points(pilot.svm_gain)},"))
+        rows.append(("", loss_words(pilot.svm_loss_gain)))
     if profile.curve is not None and profile.curve.extrapolated:
         n, accuracy = profile.curve.extrapolated[-1]
-        said.append(("more data", f"{accuracy.percent()} with {n:,.0f} per class (extrapolated)"))
-    return said
+        value = f"{accuracy.percent()} at {n:,.0f} images per class (extrapolated)"
+        rows.append(("learning curve", value))
+    return rows
 
 
 def _sample(profile: Profile) -> Text:
     return Text(f"Measured on a sample of {profile.n_measured:,} images.")
 
 
-def _lookalikes(similarity: DomainSimilarity | None) -> str:
-    """Say what the pretrained network takes the classes for, most agreed first."""
+def _source_classes(similarity: DomainSimilarity | None) -> str:
+    """List what the pretrained head predicts for the classes, highest share first."""
     if similarity is None or similarity.evidence is None:
-        return "not known: the network has no old head"
+        return "unknown: the network has no pretrained head"
     ranked = sorted(similarity.evidence.nearest_source_classes, key=lambda c: -c.share.mid)[
-        :_LOOKALIKES
+        :_MOST_SOURCE_CLASSES
     ]
     return ", ".join(f"{c.name}: {c.source_class} {100 * c.share.mid:.0f}%" for c in ranked)
 
@@ -230,7 +234,7 @@ def _findings(findings: Sequence[Finding]) -> RenderableType | None:
         table.add_row(Text(f.code, style="bold"), Text(f"{f.severity}: {f.title}", style="bold"))
         table.add_row("", Text(f.detail))
         if f.examples:
-            table.add_row("", Text("such as " + ", ".join(f.examples[:_EXAMPLES])))
+            table.add_row("", Text("examples: " + ", ".join(f.examples[:_MOST_EXAMPLES])))
         table.add_row("", Text(f"-> {f.action}"))
     return table
 

@@ -1,4 +1,4 @@
-"""Advice as JSON: the same facts as the reports, in a versioned schema."""
+"""Conversion of advice to JSON, in a versioned schema."""
 
 from dataclasses import asdict
 from importlib.metadata import version
@@ -41,5 +41,5 @@ def advice_record(advice: Advice) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the releases that numbers depend on."""
+    """Return the package versions that the numbers depend on."""
     return {name: version(name) for name in ("tl-advisor", "torch", "timm")}

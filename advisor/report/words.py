@@ -1,44 +1,57 @@
-"""How the reports say things: shared by terminal, Markdown and page."""
+"""Text fragments shared by the terminal, Markdown and HTML reports."""
 
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.types.advice import FARTHEST, Advice, TransferRisk
-from advisor.types.outcome import Ended, Outcome, TransferGain
+from advisor.types.outcome import Ended, Outcome, TransferGain, TransferVerdict
 from advisor.types.similarity import DomainSimilarity
 from strategies.core.metrics import Interval
 
 ENDED: Mapping[Ended, str] = {
-    "time": "when the time was used up",
-    "trials": "when the trials asked for were done",
-    "unbeatable": "early: nothing is left to try, even a trial without an error on validation would "
-    "gain too little to count",
-    "no_contender": "early: nothing is left to try, no training that may still win",
-    "interrupted": "when it was interrupted",
+    "time": "time budget used up",
+    "trials": "maximum number of trials reached",
+    "unbeatable": "early: a trial without validation errors would not be a relevant improvement",
+    "no_contender": "early: no strategy is left that may still win",
+    "interrupted": "interrupted by the user",
 }
-"""Why a search was over, for people."""
-_SHOWN = ("strength", "depth", "views", "frozen_stages", "lr", "steps")
+"""Why a search ended, for people."""
+VERDICTS: Mapping[TransferVerdict, str] = {
+    "positive": "positive transfer",
+    "none": "no transfer gain",
+    "negative": "negative transfer",
+    "unclear": "inconclusive",
+    "undetermined": "not determined",
+}
+"""Verdicts on the transfer gain, for people."""
+_METRICS = {"logme": "LogME", "h_score": "H-score"}
+_MAIN = ("strength", "depth", "views", "frozen_stages", "lr", "steps")
 
 
 def title(strategy: str) -> str:
-    """Return a strategy's name for people: ``"Linear probe"``."""
+    """Return the display name of a strategy: ``"Linear probe"``."""
     words = strategy.replace("_", " ").replace("fine tune", "fine-tuning").capitalize()
     return words.replace("svm", "SVM")
 
 
-def spoken(text: str) -> str:
-    """Return a sentence with the names of strategies and settings as people say them."""
+def metric_name(name: str) -> str:
+    """Return the display name of a transferability score: ``"H-score"``."""
+    return _METRICS.get(name, name)
 
-    def say(name: re.Match[str]) -> str:
-        said = title(name[0])
-        return said[0].lower() + said[1:]
 
-    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", say, text)
+def with_titles(text: str) -> str:
+    """Replace identifiers such as ``full_fine_tune`` in a sentence by display names."""
+
+    def display(name: re.Match[str]) -> str:
+        words = title(name[0])
+        return words[0].lower() + words[1:]
+
+    return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", display, text)
 
 
 def duration(seconds: float) -> str:
-    """Format seconds for people: "40 s", "12 min", "3.5 h"."""
+    """Format a duration: ``"40 s"``, ``"12 min"`` or ``"3.5 h"``."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:
@@ -47,36 +60,36 @@ def duration(seconds: float) -> str:
 
 
 def headline(advice: Advice) -> str:
-    """Return the answer in one line."""
+    """Return the recommendation in one line."""
     best = advice.best
     return (
-        f"{best.strategy}: expect {best.accuracy.percent()} accuracy, "
-        f"about {duration(best.seconds.mid)} to fit"
+        f"{best.strategy}: expected accuracy {best.accuracy.percent()}, "
+        f"about {duration(best.seconds.mid)} for one fit"
     )
 
 
 def backbone_used(outcome: Outcome) -> str:
-    """Return the backbone of the best trial: a run may find another better than its own."""
+    """Return the backbone of the best trial, which may differ from the advised one."""
     return str(outcome.best.hyperparameters.get("backbone", outcome.advice.profile.backbone))
 
 
 def winner(outcome: Outcome) -> str:
-    """Return the best trial's strategy, and its backbone if that is another than was given."""
+    """Return the strategy of the best trial, and its backbone if it is not the advised one."""
     used, strategy = backbone_used(outcome), outcome.best.strategy
     return strategy if used == outcome.advice.profile.backbone else f"{strategy} on {used}"
 
 
 def result(outcome: Outcome) -> str:
-    """Return what a run reached in one line."""
+    """Return the result of a run in one line."""
     test = outcome.test
     if test is None:
-        return f"{winner(outcome)}: there are no test images to judge it on"
+        return f"{winner(outcome)}: not evaluated, there are no test images"
     images = "image" if test.n == 1 else "images"
-    return f"{winner(outcome)}: {test.accuracy.percent()} on {test.n:,} test {images}"
+    return f"{winner(outcome)}: {test.accuracy.percent()} accuracy on {test.n:,} test {images}"
 
 
 def soup_words(outcome: Outcome) -> str | None:
-    """Say in a sentence what came of averaging weights; None where nothing was to be averaged."""
+    """Describe the model soup in a sentence; None where no soup was tried."""
     soup = outcome.soup
     if soup is None:
         return None
@@ -84,15 +97,15 @@ def soup_words(outcome: Outcome) -> str | None:
     trials = f"{', '.join(numbers[:-1])} and {numbers[-1]}"
     if soup.kept and soup.val_accuracy is not None:
         return (
-            f"The classifier is the average of the weights of trials {trials}: "
-            f"{soup.val_accuracy.percent()} on validation, which chose it, against "
+            f"The classifier is a model soup, the averaged weights of trials {trials}: "
+            f"validation accuracy {soup.val_accuracy.percent()} (used for selection), against "
             f"{soup.alone.percent()} of the best trial alone."
         )
-    return f"The weights of trials {trials} averaged were not kept: {soup.reason}."
+    return f"A model soup of trials {trials} was not used: {soup.reason}."
 
 
 def size_line(advice: Advice) -> str:
-    """Say how many images there are and how they are split."""
+    """Return the number of images and classes, and how the dataset is split."""
     profile = advice.profile
     return (
         f"{profile.n:,} images of {profile.n_classes} classes "
@@ -101,72 +114,73 @@ def size_line(advice: Advice) -> str:
 
 
 def points(gain: Interval, unit: str = " points") -> str:
-    """Format a difference of accuracies: ``"+1.2 points [-0.3, +2.8]"``."""
+    """Format a difference of accuracies in percentage points: ``"+1.2 points [-0.3, +2.8]"``."""
     return f"{100 * gain.mid:+.1f}{unit} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
 
 
 def transfer_words(found: TransferGain) -> str:
-    """Say what pretraining brought to a run: against what, and what that allows to say."""
-    if found.verdict == "untold":
-        return f"untold: {found.control} learnt nothing in the time that it had"
-    return f"{points(found.gain)} against {found.control}: {found.verdict}"
+    """Describe the transfer gain of a run: gain, control and verdict."""
+    verdict = VERDICTS[found.verdict]
+    if found.verdict == "undetermined":
+        return f"{verdict}: the control ({found.control}) did not beat the majority class"
+    return f"{points(found.gain)} over {found.control}: {verdict}"
 
 
 def risk_words(advice: Advice) -> str | None:
-    """Say how likely each strategy does worse than the same network from random weights."""
+    """List the probability of negative transfer by strategy; None where it was not predicted."""
     if not advice.risks:
         return None
     return ", ".join(f"{r.strategy} {100 * r.probability:.0f}%" for r in advice.risks)
 
 
-def crossing_words(risk: TransferRisk) -> str:
-    """Say from how many images per class on training from scratch does as well; else nothing."""
+def break_even_words(risk: TransferRisk) -> str:
+    """Describe the break-even size with training from scratch; empty where there is none."""
     found = risk.break_even_n_per_class
     if found is None:
         return ""
-    high = f"{found.high:,.0f}" if found.high < FARTHEST else f"beyond {FARTHEST:,}"
+    high = f"{found.high:,.0f}" if found.high < FARTHEST else f"over {FARTHEST:,}"
     return (
-        f"; from about {found.mid:,.0f} per class on scratch catches up [{found.low:,.0f}, {high}]"
+        f"; break-even with from_scratch at about {found.mid:,.0f} images per class "
+        f"[{found.low:,.0f}, {high}]"
     )
 
 
 def similarity_words(similarity: DomainSimilarity | None) -> str:
-    """Say how near to ImageNet the images are, and between which landmarks."""
+    """Describe the domain similarity to ImageNet, and the landmark datasets it lies between."""
     if similarity is None:
-        return "unknown: this backbone has no BatchNorm statistics to compare with"
+        return "unknown: this backbone has no BatchNorm statistics to compare"
     near, far = similarity.between
-    between = [f"as far as {near}" if near else "", f"nearer than {far}" if far else ""]
+    between = [f"at most that of {near}" if near else "", f"above that of {far}" if far else ""]
     where = " and ".join(b for b in between if b)
     s = similarity.score
     return f"similarity {s.mid:.2f} [{s.low:.2f}, {s.high:.2f}]" + (f"; {where}" if where else "")
 
 
 def settings(hyperparameters: Mapping[str, Any]) -> str:
-    """Name the hyperparameters that say most: ``"lr 0.003, steps 300"``."""
-    told = ((k, v) for k, v in hyperparameters.items() if k in _SHOWN and v is not None)
-    shown = ", ".join(pairs(told))
-    return shown or "its defaults"
+    """Format the main hyperparameters: ``"lr 0.003, steps 300"``."""
+    main = ((k, v) for k, v in hyperparameters.items() if k in _MAIN and v is not None)
+    return ", ".join(pairs(main)) or "defaults"
 
 
 def pairs(items: Iterable[tuple[str, object]]) -> list[str]:
-    """Format names with values, floats with two digits."""
+    """Format names with values; floats with two significant digits."""
     return [f"{k} {v:.2g}" if isinstance(v, float) else f"{k} {v}" for k, v in items]
 
 
 def border_words(advice: Advice) -> str | None:
-    """Say which rules stand where the dataset lies near a border, else None."""
+    """Name the candidate rules of a dataset near a quadrant threshold; otherwise None."""
     if not advice.quadrant.borderline:
         return None
     rules = " or ".join(advice.quadrant.candidates)
-    return f"The dataset lies near a border; the rule of thumb is {rules}."
+    return f"The dataset is close to a quadrant threshold; the rule of thumb is {rules}."
 
 
 def why(advice: Advice) -> tuple[str, ...]:
-    """Say why the first strategy is advised, and when the second would win."""
+    """Return why the first strategy is recommended, and when the runner-up would win."""
     best = advice.best
     expect = (
-        f"Expect {best.accuracy.percent()} accuracy after about "
-        f"{duration(best.seconds.mid)} of fitting."
+        f"Expected accuracy {best.accuracy.percent()}; one fit takes about "
+        f"{duration(best.seconds.mid)}."
     )
     second = runner_up(advice)
     lines = (
@@ -179,12 +193,12 @@ def why(advice: Advice) -> tuple[str, ...]:
 
 
 def runner_up(advice: Advice) -> str | None:
-    """Name the second strategy and say when it would win; None where there is no second."""
+    """Describe the runner-up and when it would win; None where there is one strategy."""
     if len(advice.recommendations) < 2:
         return None
     best, second = advice.recommendations[:2]
-    said = f"{second.strategy}. {second.reasons[-1]}"
+    reason = f"{second.strategy}. {second.reasons[-1]}"
     gap = 100 * (second.accuracy.high - best.accuracy.mid)
     if gap <= 0:
-        return f"{said} Even at the top of its interval it stays below {best.strategy}."
-    return f"{said} At the top of its interval it would win by {gap:.1f} points."
+        return f"{reason} Even at its upper bound it stays below {best.strategy}."
+    return f"{reason} At its upper bound it would win by {gap:.1f} points."

@@ -1,1 +1,1 @@
-"""How far a dataset is from ImageNet, as the pretrained network sees it."""
+"""Domain similarity: how close a dataset is to ImageNet, measured by network activations."""

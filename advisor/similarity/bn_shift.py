@@ -1,7 +1,7 @@
-"""BatchNorm shift: how far the moments of activations are from those of pretraining.
+"""BatchNorm shift: distance of activation moments from those of the pretraining data.
 
-The estimate is debiased, so that few images do not look farther than many, and its spread is
-bootstrapped around it. Classes weigh nearly the same, however many images they have.
+The estimate is debiased, so that it does not grow when there are fewer images. Its standard error
+comes from a bootstrap. Classes have nearly equal weights, however many images they have.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,10 @@ from strategies.models.features import Moments
 Vector = NDArray[np.float64]
 
 SOFTENING = 0.1
-"""Added to all variances (1 = that of pretraining): channels that hardly vary stay bounded."""
+"""Added to all variances (in units of the pretraining variance).
+
+It bounds the shift of channels that hardly vary.
+"""
 _BLOCK = 50
 
 
@@ -24,8 +27,8 @@ _BLOCK = 50
 class Source:
     """Moments of every channel on the pretraining data, in units of the running statistics.
 
-    By the running statistics themselves, mean 0 and variance 1. Images as a network is given
-    them to judge (centre crop, another input size) differ from that a little.
+    The running statistics themselves have mean 0 and variance 1. Evaluation images (centre crop,
+    another input size) differ from that a little, even those of the pretraining data.
     """
 
     mean: Vector
@@ -34,13 +37,15 @@ class Source:
 
 @dataclass(frozen=True)
 class Weights:
-    """How much every image counts (they sum to 1), and which images were drawn alike.
+    """Weights and strata of the images, for weighted means and their bootstrap.
 
     Attributes
     ----------
+    share
+        Weight of every image; they sum to 1.
     stratum
-        Number of the stratum of every image: its class, but classes of a single image are
-        joined, because one image shows no spread.
+        Number of the stratum of every image: its class, but classes with a single image are
+        merged, because the variance of one image cannot be estimated.
     """
 
     share: Vector
@@ -53,34 +58,35 @@ class Weights:
 
 
 def balanced(labels: Labels) -> Weights:
-    """Let every class weigh nearly the same: size / (size + 1).
+    """Return weights that are nearly equal for all classes: size / (size + 1) for each class.
 
-    These are the weights of least variance where classes differ from one another about as much
-    as images of one class do. Strictly equal weights would let a class with a single image
-    add its chance to the result in full.
+    These weights have the least variance if the variance between classes is about that between
+    images of one class. With strictly equal weights, the random error of a class with a single
+    image would enter the result in full.
 
     References
     ----------
     R. DerSimonian and N. Laird, Meta-analysis in clinical trials, 1986 (weights of random
-    effects). On joined ("collapsed") strata: W. G. Cochran, Sampling techniques, 1977, 5A.12.
+    effects). On merged ("collapsed") strata: W. G. Cochran, Sampling techniques, 1977, 5A.12.
     """
     _, label = np.unique(labels, return_inverse=True)
     counts = np.bincount(label)
     single = counts[label] == 1
     if single.sum() == 1 and len(counts) > 1:
         single |= label == np.argmin(np.where(counts == 1, len(label) + 1, counts))
-    joined = np.where(single, len(counts), label)
-    _, stratum = np.unique(joined, return_inverse=True)
+    merged = np.where(single, len(counts), label)
+    _, stratum = np.unique(merged, return_inverse=True)
     share = 1 / (counts + 1)[label]
     return Weights(share / share.sum(), stratum)
 
 
 def bn_shift(mean: Scores, variance: Scores, source: Source) -> Vector:
-    """Divergence of channels' activations from those of the pretraining data.
+    """Return the divergence of every channel's activations from those of the pretraining data.
 
     ``KL(N(mean, v + e) || N(source mean, source v + e))`` in nats with e = `SOFTENING`, for
-    activations in units of the running statistics: 0 when they look like the pretraining data,
-    unbounded above. Comparable between datasets on one backbone and input size.
+    activations in units of the running statistics. It is 0 if the moments are those of the
+    pretraining data, and unbounded above. Comparable between datasets on one backbone and input
+    size.
 
     Parameters
     ----------
@@ -93,47 +99,47 @@ def bn_shift(mean: Scores, variance: Scores, source: Source) -> Vector:
 
 
 def layer_shifts(moments: Moments, weights: Weights, source: Source) -> Vector:
-    """Estimate the mean shift of every BatchNorm layer, debiased, (layers,).
+    """Return the debiased estimate of the mean shift of every BatchNorm layer, (layers,).
 
-    The expected value of the plain estimate exceeds the shift by terms in 1/n: the variance of
-    the mean, and half the squared relative error of the variance. Both are estimated from the
-    spread between images and removed. The result can be slightly negative.
+    The plug-in estimate is biased upwards by terms in 1/n: the variance of the mean, and half the
+    squared relative error of the variance. Both are estimated from the variance between images
+    and subtracted. The result can be slightly negative.
     """
     mean, square = moments.mean.astype(np.float64), moments.square.astype(np.float64)
     average = weights.share @ mean
     variance = weights.share @ square - average**2
-    pull = (square - weights.share @ square) - 2 * average * (mean - average)
+    influence = (square - weights.share @ square) - 2 * average * (mean - average)
     softened = np.maximum(variance, 0) + SOFTENING
     bias = _variance_of_mean(mean, weights) / softened
-    bias += _variance_of_mean(pull, weights) / (2 * softened**2)
+    bias += _variance_of_mean(influence, weights) / (2 * softened**2)
     return _by_layer(bn_shift(average, variance, source) - 0.5 * bias, moments.layer)
 
 
 def bootstrap_layer_shifts(
     moments: Moments, weights: Weights, source: Source, draws: int, rng: np.random.Generator
 ) -> Vector:
-    """Return how plain estimates scatter around their own mean, shape (draws, layers).
+    """Return bootstrap deviations of the plug-in estimate from its mean, (draws, layers).
 
-    Resampled images repeat, which doubles the bias in 1/n that `layer_shifts` removes; taking
-    the draws relative to their mean leaves the scatter alone.
+    Resampled images repeat, which doubles the bias in 1/n that `layer_shifts` removes. The mean
+    over the draws is subtracted, so that only the deviations remain.
     """
     mean, square = moments.mean.astype(np.float32), moments.square.astype(np.float32)
-    found = []
+    drawn = []
     for block in _blocks(draws):
-        drawn = resampled(weights, block, rng).astype(np.float32)
-        average = drawn @ mean
-        variance = drawn @ square - average**2
-        found.append(_by_layer(bn_shift(average, variance, source), moments.layer))
-    shifts = np.concatenate(found)
+        shares = resampled(weights, block, rng).astype(np.float32)
+        average = shares @ mean
+        variance = shares @ square - average**2
+        drawn.append(_by_layer(bn_shift(average, variance, source), moments.layer))
+    shifts = np.concatenate(drawn)
     scatter: Vector = shifts - shifts.mean(axis=0)
     return scatter
 
 
 def resampled(weights: Weights, draws: int, rng: np.random.Generator) -> Vector:
-    """Draw weights of a smooth bootstrap within every stratum, shape (draws, n).
+    """Draw weights of a smooth (Bayesian) bootstrap within every stratum, shape (draws, n).
 
-    Dirichlet weights with a parameter of (size - 2) / size for every image: the variance of a
-    weighted mean is then that of the unbiased estimate, also in strata of two or three.
+    Dirichlet weights with parameter (size - 2) / size for every image. The variance of a weighted
+    mean is then that of the unbiased estimate, also in strata of two or three images.
 
     References
     ----------
@@ -152,7 +158,7 @@ def resampled(weights: Weights, draws: int, rng: np.random.Generator) -> Vector:
 
 
 def _variance_of_mean(values: Vector, weights: Weights) -> Vector:
-    """Estimate the variance of the weighted mean of every column, from within the strata."""
+    """Return the variance of every column's weighted mean, from the variance within strata."""
     sizes = weights.sizes
     sums = np.zeros((len(sizes), values.shape[1]))
     np.add.at(sums, weights.stratum, values)
@@ -163,7 +169,7 @@ def _variance_of_mean(values: Vector, weights: Weights) -> Vector:
 
 
 def _by_layer(values: Vector, layer: NDArray[np.int64]) -> Vector:
-    """Average columns of one layer; layers are numbered in order."""
+    """Return the mean over the columns of each layer; layers are numbered in order."""
     starts = np.flatnonzero(np.diff(layer, prepend=-1))
     counts = np.diff(np.append(starts, len(layer)))
     means: Vector = np.add.reduceat(values, starts, axis=-1) / counts
@@ -171,6 +177,7 @@ def _by_layer(values: Vector, layer: NDArray[np.int64]) -> Vector:
 
 
 def _blocks(total: int) -> Iterator[int]:
+    """Split a number of draws into blocks that fit in memory."""
     while total > 0:
         yield min(total, _BLOCK)
         total -= _BLOCK

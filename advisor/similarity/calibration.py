@@ -1,4 +1,7 @@
-"""From a distance to a similarity between 0 and 1; ``benchmarks/fit_domain.py`` wrote the maps."""
+"""Calibration: map a distance from ImageNet to a similarity in [0, 1].
+
+The curves are in ``calibration.json``, written by ``benchmarks/fit_domain.py``.
+"""
 
 import json
 from collections.abc import Mapping
@@ -13,18 +16,19 @@ from strategies.core.metrics import Interval
 
 @dataclass(frozen=True)
 class Calibration:
-    """A monotone map from a distance to a similarity, with measured landmarks on it.
+    """Monotone map from a distance to a similarity, with landmark datasets.
 
-    ``1 - ((distance - same) / (far - same)) ** power``, at least 0 and at most 1.
+    ``1 - ((distance - same) / (far - same)) ** power``, clipped to [0, 1].
 
     Attributes
     ----------
     same, far
-        Distances that score 1 and 0.
+        Distances with similarity 1 and 0.
     power
-        At most 1: equal steps of the score are about equally well resolved everywhere.
+        At most 1. It is chosen so that the standard error of the similarity is about the same
+        everywhere.
     landmarks
-        Name and distance of sets measured before.
+        Names and distances of landmark datasets, measured before.
     """
 
     same: float
@@ -33,7 +37,7 @@ class Calibration:
     landmarks: tuple[tuple[str, float], ...]
 
     def score(self, distance: float) -> float:
-        """Map a distance to a similarity in [0, 1], falling."""
+        """Map a distance to a similarity in [0, 1]; larger distances are less similar."""
         position = np.clip((distance - self.same) / (self.far - self.same), 0, 1)
         return float(1 - position**self.power)
 
@@ -42,7 +46,7 @@ class Calibration:
         return Interval(*(self.score(d) for d in (distance.high, distance.mid, distance.low)))
 
     def between(self, distance: float) -> tuple[str | None, str | None]:
-        """Name the landmarks next to a distance: the nearer to ImageNet, then the farther."""
+        """Return the landmarks next to a distance: the nearer to ImageNet, then the farther."""
         nearer = [(d, name) for name, d in self.landmarks if d <= distance]
         farther = [(d, name) for name, d in self.landmarks if d > distance]
         return (max(nearer)[1] if nearer else None, min(farther)[1] if farther else None)
@@ -50,11 +54,15 @@ class Calibration:
 
 @cache
 def calibrations() -> Mapping[str, Calibration]:
-    """Read the maps: "bn_shift" from a reference, "bn_shift_running" without, and "kernel"."""
+    """Read the calibrations by statistic.
+
+    "bn_shift" is for the shift from a reference, "bn_shift_running" for the shift from the running
+    statistics, and "kernel" for the kernel distance.
+    """
     text = Path(__file__).with_name("calibration.json").read_text(encoding="utf-8")
     return {
         name: Calibration(
-            s["same"], s["far"], s["power"], tuple((k, v) for k, v in s["landmarks"])
+            c["same"], c["far"], c["power"], tuple((k, v) for k, v in c["landmarks"])
         )
-        for name, s in json.loads(text)["calibrations"].items()
+        for name, c in json.loads(text)["calibrations"].items()
     }

@@ -1,10 +1,9 @@
-"""How far the images are from ImageNet, as the pretrained network sees them: pure numerics.
+"""Domain similarity of a dataset to ImageNet, from the features of a pretrained network.
 
-Moments at every BatchNorm layer are compared with those of the pretraining domain
-(`advisor.similarity.bn_shift`). A network without BatchNorm is judged by the kernel
-distance of its features to a reference (`advisor.similarity.kernel_distance`), or not at all.
-`calibration.json` maps either statistic to a similarity between 0 and 1;
-``benchmarks/fit_domain.py`` wrote it.
+The moments at every BatchNorm layer are compared with those on the pretraining domain
+(`advisor.similarity.bn_shift`). For a network without BatchNorm, the kernel distance of its
+features to a reference is used (`advisor.similarity.kernel_distance`); without a reference, there
+is no similarity. `advisor.similarity.calibration` maps either statistic to a similarity in [0, 1].
 """
 
 from collections.abc import Sequence
@@ -36,9 +35,9 @@ from strategies.core.metrics import LEVEL, Interval, Labels
 from strategies.models.features import Features, Moments
 
 MAX_IMAGES = 1000
-"""Distances are measured on at most this many images; more would move them by less than 0.01."""
+"""Largest number of images for the distances; more would change them by less than 0.01."""
 MAX_TESTED = 500
-"""The permutation test is given at most this many images."""
+"""Largest number of images for the kernel distance and its permutation test."""
 DRAWS, PERMUTATIONS = 200, 999
 
 
@@ -51,21 +50,21 @@ def measure_similarity(
     reference: Reference | None,
     seed: int,
 ) -> DomainSimilarity | None:
-    """Score how near a dataset is to the pretraining domain, with all the evidence.
+    """Measure the similarity of a dataset to the pretraining domain.
 
     Parameters
     ----------
     features
-        Of all images, from `extract_features`.
+        Features of all images, from `extract_features`.
     labels
         Index into `classes` of every image, (n,).
     reference
-        The user's, or `shipped_reference`; None where there is neither.
+        The user's own, or `shipped_reference`; None if there is neither.
 
     Returns
     -------
-    None for a network without BatchNorm and without a reference at this input size: then nothing
-    can be said.
+    The similarity, or None if it cannot be measured: for a network without BatchNorm and without
+    a reference at this input size.
     """
     rng = np.random.default_rng(seed)
     rows = balanced_rows(labels, MAX_IMAGES, rng)
@@ -73,21 +72,23 @@ def measure_similarity(
     penultimate = features.pooled[-1][rows]
     kernel, p_value = _kernel_distance(penultimate, labels, reference, input_px, rng)
     evidence = _evidence(features, rows, labels, classes, reference, input_px)
-    known = "the network's running statistics" if reference is None else reference.name
+    compared = "the network's running statistics" if reference is None else reference.name
     if features.moments is not None:
         source = reference.source(input_px) if reference else None
         moments = _rows_of(features.moments, rows)
         shift, per_depth = shift_intervals(moments, labels, source, len(features.pooled), rng)
-        scale = calibrations()["bn_shift" if source else "bn_shift_running"]
-        score, between = scale.interval(shift), scale.between(shift.mid)
+        calibration = calibrations()["bn_shift" if source else "bn_shift_running"]
+        score, between = calibration.interval(shift), calibration.between(shift.mid)
         return DomainSimilarity(
-            score, "bn_shift", known, shift, per_depth, kernel, p_value, between, evidence
+            score, "bn_shift", compared, shift, per_depth, kernel, p_value, between, evidence
         )
     if kernel is None:
         return None
-    scale = calibrations()["kernel"]
-    score, between = scale.interval(kernel), scale.between(kernel.mid)
-    return DomainSimilarity(score, "kernel", known, None, (), kernel, p_value, between, evidence)
+    calibration = calibrations()["kernel"]
+    score, between = calibration.interval(kernel), calibration.between(kernel.mid)
+    return DomainSimilarity(
+        score, "kernel", compared, None, (), kernel, p_value, between, evidence
+    )
 
 
 def shift_intervals(
@@ -97,7 +98,10 @@ def shift_intervals(
     n_depths: int,
     rng: np.random.Generator,
 ) -> tuple[Interval, tuple[Interval | None, ...]]:
-    """Estimate the mean BatchNorm shift in nats, over all layers and for every depth."""
+    """Estimate the mean BatchNorm shift in nats, over all layers and for every depth.
+
+    Without a source, the shift is from the running statistics.
+    """
     if source is None:
         channels = moments.mean.shape[1]
         source = Source(np.zeros(channels), np.ones(channels))
@@ -108,14 +112,14 @@ def shift_intervals(
     per_depth: list[Interval | None] = []
     for depth in range(1, n_depths + 1):
         own = moments.layer_depth == depth
-        per_depth.append(_around(mid[own], scatter[:, own]) if own.any() else None)
-    return _around(mid, scatter), tuple(per_depth)
+        per_depth.append(_shift_interval(mid[own], scatter[:, own]) if own.any() else None)
+    return _shift_interval(mid, scatter), tuple(per_depth)
 
 
 def few_images(weights: Weights) -> float:
-    """Return how much wider an interval must be because the spread itself is estimated.
+    """Return the factor by which an interval widens because its variance is estimated.
 
-    The ratio of Student's quantile to the normal one: 1 for many images, 1.05 for 20.
+    It is the ratio of Student's quantile to the normal one: 1 for many images, 1.05 for 20.
     """
     freedom = max(len(weights.share) - len(weights.sizes), 1)
     tail = 0.5 + LEVEL / 2
@@ -123,9 +127,9 @@ def few_images(weights: Weights) -> float:
 
 
 def balanced_rows(labels: Labels, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Choose at most about `most` rows at random, as evenly over the classes as they allow.
+    """Draw about `most` rows at random, as evenly over the classes as their sizes allow.
 
-    One of every class is always kept. Rows ascend.
+    At least one row of every class is drawn. Rows are sorted.
     """
     if len(labels) <= most:
         return np.arange(len(labels))
@@ -139,8 +143,8 @@ def balanced_rows(labels: Labels, most: int, rng: np.random.Generator) -> NDArra
     return np.sort(chosen[: max(most, n_first)])
 
 
-def _around(mid: Vector, scatter: Vector) -> Interval:
-    """Place the scatter of the mean over layers around its estimate; a shift is not negative."""
+def _shift_interval(mid: Vector, scatter: Vector) -> Interval:
+    """Return the mean over layers with its bootstrap interval, clipped at 0."""
     value, spread = float(mid.mean()), scatter.mean(axis=1)
     low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(
@@ -157,11 +161,12 @@ def _kernel_distance(
     input_px: int,
     rng: np.random.Generator,
 ) -> tuple[Interval | None, float | None]:
-    known = reference.rows(input_px) if reference else None
-    if known is None:
+    """Return the kernel distance to the reference and its p-value; None without a reference."""
+    reference_features = reference.rows(input_px) if reference else None
+    if reference_features is None:
         return None, None
     rows = balanced_rows(labels, MAX_TESTED, rng)
-    kernels = cubic_kernels(penultimate[rows], known)
+    kernels = cubic_kernels(penultimate[rows], reference_features)
     weights = balanced(labels[rows])
     mid = kernel_distance(kernels, weights.share)
     scatter = bootstrap_kernel_distance(kernels, weights, DRAWS, rng) * few_images(weights)
@@ -178,10 +183,12 @@ def _evidence(
     reference: Reference | None,
     input_px: int,
 ) -> HeadEvidence | None:
+    """Return the evidence of the pretrained head; None if the network has none."""
     if features.source_head is None:
         return None
-    known = reference.confident_share.get(input_px) if reference else None
-    return head_evidence(features.source_head, features.pooled[-1][rows], labels, classes, known)
+    confident_share = reference.confident_share.get(input_px) if reference else None
+    penultimate = features.pooled[-1][rows]
+    return head_evidence(features.source_head, penultimate, labels, classes, confident_share)
 
 
 def _rows_of(moments: Moments, rows: NDArray[np.int64]) -> Moments:

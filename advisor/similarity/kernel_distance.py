@@ -1,4 +1,4 @@
-"""Kernel distance: whether two samples of features could come from one distribution."""
+"""Kernel distance (MMD) between the features of two samples of images, with a two-sample test."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ Vector = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Kernels:
-    """Kernel values within the images, between them and the reference, and within it."""
+    """Kernel matrices: images x images, images x reference, and reference x reference."""
 
     own: Vector
     cross: Vector
@@ -21,16 +21,17 @@ class Kernels:
 
 
 def cubic_kernels(features: Scores, reference: Scores) -> Kernels:
-    """Return KID's kernel ``(x . y / d + 1) ** 3`` of features in units of the reference's size.
+    """Compute the cubic kernel of KID, ``(x . y / d + 1) ** 3``, of scaled features.
 
-    Dividing by the root mean square of the reference makes networks of any scale comparable.
+    Features are divided by the root mean square of the reference, so that the result does not
+    depend on the scale of a network's activations.
 
     References
     ----------
     M. Binkowski et al., Demystifying MMD GANs, ICLR 2018.
     """
-    size = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64)))) or 1.0
-    x, y = (np.asarray(f, dtype=np.float32) / np.float32(size) for f in (features, reference))
+    rms = float(np.sqrt(np.mean(np.square(reference, dtype=np.float64)))) or 1.0
+    x, y = (np.asarray(f, dtype=np.float32) / np.float32(rms) for f in (features, reference))
     d = x.shape[1]
 
     def kernel(a: Scores, b: Scores) -> Vector:
@@ -41,15 +42,15 @@ def cubic_kernels(features: Scores, reference: Scores) -> Kernels:
 
 
 def mmd2(kernels: Kernels, share: Vector) -> float:
-    """Squared maximum mean discrepancy, unbiased.
+    """Return the unbiased squared maximum mean discrepancy.
 
-    0 on average for samples of one distribution, whatever their number (so it can be negative);
-    unbounded above. In units of the kernel: see `kernel_distance` for one that compares.
+    Its expected value is 0 for samples of one distribution, whatever their sizes, so it can be
+    negative. Unbounded above. It is in units of the kernel; `kernel_distance` is normalised.
 
     Parameters
     ----------
     share
-        Weight of every image, sums to 1. The reference's weigh the same.
+        Weight of every image; they sum to 1. Images of the reference have equal weights.
 
     References
     ----------
@@ -60,12 +61,13 @@ def mmd2(kernels: Kernels, share: Vector) -> float:
 
 
 def kernel_distance(kernels: Kernels, share: Vector) -> float:
-    """`mmd2` as a share of what it would be if the two samples had nothing in common.
+    """Return `mmd2` divided by its value for two samples with nothing in common.
 
-    ``1 - 2 k(x, y) / (k(x, x') + k(y, y'))`` of mean kernels: 0 on average for samples of one
-    distribution (so it can be slightly negative), at most 1 where the kernel is not negative.
-    Comparable between datasets on one backbone. Without this division a set of images that are
-    all alike would look farther than its place in feature space.
+    ``1 - 2 k(x, y) / (k(x, x') + k(y, y'))`` with mean kernels k. It is 0 on average for samples
+    of one distribution (so it can be slightly negative), and at most 1 if the kernel is not
+    negative.
+    Comparable between datasets on one backbone. Without this division, a dataset of very similar
+    images would seem farther from the reference than it is.
     """
     own, reference, across = _mean_kernels(kernels, share)
     return 1 - 2 * across / (own + reference)
@@ -74,9 +76,9 @@ def kernel_distance(kernels: Kernels, share: Vector) -> float:
 def bootstrap_kernel_distance(
     kernels: Kernels, weights: Weights, draws: int, rng: np.random.Generator
 ) -> Vector:
-    """Return how `kernel_distance` scatters over samples of the images, shape (draws,).
+    """Return bootstrap deviations of `kernel_distance` over samples of the images, (draws,).
 
-    First-order: every image's own contribution is resampled. The reference is held fixed.
+    First order: the linear contribution of every image is resampled. The reference is fixed.
     """
     own, reference, across = _mean_kernels(kernels, weights.share)
     whole = own + reference
@@ -92,10 +94,10 @@ def bootstrap_kernel_distance(
 def permutation_p_value(
     kernels: Kernels, share: Vector, permutations: int, rng: np.random.Generator
 ) -> float:
-    """Chance of so large a distance if the images were drawn like the reference.
+    """Return the probability of so large a distance if the images were drawn like the reference.
 
-    In (0, 1]. Exact: images and reference are exchangeable under that hypothesis, whatever
-    weights their places carry.
+    In (0, 1]. The permutation test is exact: under this hypothesis, images and reference are
+    exchangeable, whatever the weights.
 
     References
     ----------
@@ -105,9 +107,9 @@ def permutation_p_value(
     joint = np.block([[kernels.own, kernels.cross], [kernels.cross.T, kernels.reference]])
     joint = joint.astype(np.float32)
     diagonal = np.diag(joint)
-    places = np.concatenate([share, np.full(m, -1 / m)])
+    signed_shares = np.concatenate([share, np.full(m, -1 / m)])
     orders = rng.permuted(np.tile(np.arange(n + m), (permutations, 1)), axis=1)
-    signed = np.vstack([places, places[orders]]).astype(np.float32)
+    signed = np.vstack([signed_shares, signed_shares[orders]]).astype(np.float32)
     first = np.arange(n + m) < n
     is_first = np.vstack([first, first[orders]])
     own_scale, m_scale = 1 / (1 - np.square(share).sum()), m / (m - 1)
@@ -120,7 +122,7 @@ def permutation_p_value(
 
 
 def _mean_kernels(kernels: Kernels, share: Vector) -> tuple[float, float, float]:
-    """Mean kernel of two images, of two of the reference, and of one of each."""
+    """Return the mean kernel within the images, within the reference, and between them."""
     m = len(kernels.reference)
     return (
         _unbiased_mean(kernels.own, share),
@@ -130,6 +132,6 @@ def _mean_kernels(kernels: Kernels, share: Vector) -> tuple[float, float, float]
 
 
 def _unbiased_mean(kernel: Vector, share: Vector) -> float:
-    """Mean kernel of two different images."""
+    """Return the weighted mean of the kernel over pairs of different images."""
     whole = share @ kernel @ share - np.square(share) @ np.diag(kernel)
     return float(whole / (1 - np.square(share).sum()))

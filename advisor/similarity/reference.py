@@ -1,4 +1,7 @@
-"""How a network answers to images of its own pretraining domain: shipped, or the user's own."""
+"""References: statistics of a network on images of its pretraining domain.
+
+They are shipped with the program or measured on the user's own images.
+"""
 
 import hashlib
 import json
@@ -26,14 +29,14 @@ from strategies.models.features import Features, extract_features
 
 FORMAT_VERSION = 1
 FOLDER = Path(__file__).parent / "references"
-MIN_IMAGES, MOST_IMAGES = 200, 1000
-"""Fewer images would blur a domain's moments enough to be taken for a shift."""
+MIN_IMAGES, MAX_IMAGES = 200, 1000
+"""Number of images of a reference. With fewer, the error of the moments looks like a shift."""
 _HEADER_BYTES = 8
 
 
 @dataclass(frozen=True)
 class Quantised:
-    """A matrix (n, d) in 256 steps a column, from `low` in steps of `step`, (d,) each."""
+    """Matrix (n, d) quantised to 256 levels per column: ``low + levels * step``, (d,) each."""
 
     levels: NDArray[np.uint8]
     low: Rows
@@ -41,34 +44,36 @@ class Quantised:
 
     @classmethod
     def of(cls, values: Rows) -> "Quantised":
-        """Round every column to 256 steps between its least and its largest value."""
+        """Round every column to 256 levels between its minimum and its maximum."""
         low = values.min(axis=0)
         step = np.maximum((values.max(axis=0) - low) / np.float32(255), np.float32(1e-8))
         return cls(np.round((values - low) / step).astype(np.uint8), low, step)
 
     def values(self) -> Rows:
-        """Return the matrix."""
+        """Return the matrix, dequantised."""
         return self.levels.astype(np.float32) * self.step + self.low
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What pretraining images look like to one network.
+    """Statistics of one network on images of its pretraining domain.
 
     Attributes
     ----------
     name
-        What the images are, for people.
+        Description of the images, shown to the user.
+    backbone
+        Name of the backbone.
     digest
-        Of the weights. A reference says nothing about other weights.
+        Hash of the weights. A reference is valid for these weights only.
     moments
         Moments at every BatchNorm layer by input size; empty for a network without BatchNorm.
     features
         Penultimate activations (n, d) by input size.
     confident_share
-        Share of predictions that the old head is confident of, by input size.
+        Share of confident predictions of the pretrained head, by input size.
     provenance
-        How the numbers came about.
+        How the statistics were made.
     """
 
     name: str
@@ -80,9 +85,10 @@ class Reference:
     provenance: Mapping[str, str]
 
     def source(self, input_px: int) -> Source | None:
-        """Moments at an input size: between the measured ones by the logarithm of the size.
+        """Return the moments at an input size, or None without BatchNorm.
 
-        Beyond the measured sizes, the nearest one's.
+        They are interpolated between the measured sizes, in the logarithm of the size. Beyond the
+        measured sizes, those of the nearest one are returned.
         """
         if not self.moments:
             return None
@@ -96,7 +102,7 @@ class Reference:
         )
 
     def rows(self, input_px: int) -> Rows | None:
-        """Penultimate activations at exactly this input size, or None."""
+        """Return penultimate activations at exactly this input size, or None."""
         stored = self.features.get(input_px)
         return None if stored is None else stored.values()
 
@@ -104,7 +110,7 @@ class Reference:
 def make_reference(
     name: str, backbone: Backbone, features: Features, provenance: Mapping[str, str]
 ) -> Reference:
-    """Turn features of images of the pretraining domain into a reference at one input size."""
+    """Make a reference at one input size from features of images of the pretraining domain."""
     px, pooled = backbone.input_px, features.pooled[-1]
     moments = {}
     if features.moments is not None:
@@ -127,42 +133,43 @@ def make_reference(
 
 
 def build_reference(folder: Path, backbone: Backbone, ctx: RunContext) -> Reference:
-    """Measure a user's own images of the domain that the network was pretrained on.
+    """Measure a reference on the user's own images of the pretraining domain.
 
     Parameters
     ----------
     folder
-        Images, with or without subfolders; at most `MOST_IMAGES` of them are taken at random.
+        Folder of images, with or without subfolders. Of more than `MAX_IMAGES` images, a random
+        sample is used.
 
     Raises
     ------
     DataError
-        If there are fewer than `MIN_IMAGES` readable ones.
+        If fewer than `MIN_IMAGES` images are readable.
     """
-    images = images_below(folder, ctx.n_workers)
+    images = list_images(folder, ctx.n_workers)
     if len(images) < MIN_IMAGES:
         raise DataError(
             f"--reference {folder} has {len(images)} readable images; a reference needs at "
             f"least {MIN_IMAGES}. Give a folder of images like those that the network was "
-            "pretrained with."
+            "pretrained on."
         )
     features = extract_features(images, backbone, ctx)
     about = {"source": f"--reference {folder}"}
     return make_reference(f"{len(images)} images of {folder.name}", backbone, features, about)
 
 
-def images_below(folder: Path, n_workers: int) -> list[LabelledImage]:
-    """List the readable images below a folder, each content once, at most `MOST_IMAGES`."""
+def list_images(folder: Path, n_workers: int) -> list[LabelledImage]:
+    """Return the readable images below a folder without duplicates, at most `MAX_IMAGES`."""
     suffixes = known_suffixes()
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
-    chosen = np.random.default_rng(0).permutation(len(files))[:MOST_IMAGES]
+    chosen = np.random.default_rng(0).permutation(len(files))[:MAX_IMAGES]
     with ThreadPoolExecutor(n_workers) as pool:
         read = pool.map(_read_image, [files[i] for i in np.sort(chosen)])
         return list({p.digest: p for p in read if p is not None}.values())
 
 
 def _read_image(path: Path) -> LabelledImage | None:
-    """Return an image, or None where the file cannot be read: a reference can spare it."""
+    """Return an image, or None if it cannot be read: a reference does not need every file."""
     try:
         data = path.read_bytes()
         image = decode_image(data)
@@ -172,7 +179,7 @@ def _read_image(path: Path) -> LabelledImage | None:
 
 
 def shipped_reference(backbone: Backbone) -> Reference | None:
-    """Return the reference that comes with this program for exactly these weights, or None."""
+    """Return the reference that this program ships for exactly these weights, or None."""
     path = FOLDER / f"{backbone.name}.safetensors"
     if ":" in backbone.name or not path.exists():
         return None
@@ -202,12 +209,12 @@ def write_reference(reference: Reference, path: Path) -> None:
 
 
 def read_reference(path: Path) -> Reference:
-    """Read what `write_reference` stored.
+    """Read a reference that `write_reference` wrote.
 
     Raises
     ------
     StorageError
-        If the file is missing, damaged, or of another version.
+        If the file is missing, damaged, or of another format version.
     """
     try:
         data = path.read_bytes()
@@ -217,7 +224,7 @@ def read_reference(path: Path) -> Reference:
         version = about["format_version"]
         if version != FORMAT_VERSION:
             raise StorageError(
-                f"{path} has format {version}; this version reads {FORMAT_VERSION}."
+                f"{path} has format {version}; this program reads format {FORMAT_VERSION}."
             )
         return Reference(
             about["name"],
@@ -238,5 +245,6 @@ def read_reference(path: Path) -> Reference:
         raise StorageError(f"{path} cannot be read as a reference: {error}") from error
 
 
-def _by_size(tensors: Mapping[str, NDArray[Any]], what: str) -> list[tuple[int, NDArray[Any]]]:
-    return [(int(k.split(".")[1]), v) for k, v in tensors.items() if k.split(".")[0] == what]
+def _by_size(tensors: Mapping[str, NDArray[Any]], kind: str) -> list[tuple[int, NDArray[Any]]]:
+    """Return the tensors of a kind with their input sizes; names are "kind.size"."""
+    return [(int(k.split(".")[1]), v) for k, v in tensors.items() if k.split(".")[0] == kind]

@@ -1,4 +1,4 @@
-"""What the old head says of the new images: evidence that the datasets are related."""
+"""Predictions of the pretrained head on the new images: evidence of domain similarity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,21 +16,23 @@ from strategies.core.metrics import LEVEL, Interval, Labels, proportion
 from strategies.models.features import SourceHead
 
 CONFIDENT = 0.5
-"""A prediction of at least this probability is a confident one."""
+"""A prediction with at least this probability counts as confident."""
 _BLOCK = 512
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a head says of each image.
+    """Predictions of the pretrained head for every image.
 
     Attributes
     ----------
+    probabilities
+        Probabilities of the source classes, (n, source classes).
     entropy, energy
-        Of every image in nats, (n,). Energy is minus the log of the summed exponentials of the
-        logits: low for images like those of pretraining.
+        Entropy and energy of every image in nats, (n,). Energy is ``-logsumexp(logits)``: low for
+        images like those of pretraining.
     confidence, named
-        The largest probability, and whose it is.
+        The largest probability, and the source class that has it, (n,) each.
     """
 
     probabilities: NDArray[np.float32]
@@ -41,7 +43,7 @@ class Predictions:
 
 
 def predict(head: SourceHead, penultimate: Rows) -> Predictions:
-    """Apply the old head to penultimate activations (n, d).
+    """Apply the pretrained head to penultimate activations (n, d).
 
     References
     ----------
@@ -70,45 +72,52 @@ def head_evidence(
     classes: Sequence[str],
     source_confident_share: float | None = None,
 ) -> HeadEvidence:
-    """Collect what the old head says, classes weighing the same.
+    """Compute all evidence from the predictions of the pretrained head.
+
+    Classes have nearly equal weights (`balanced`).
 
     Parameters
     ----------
     labels
         Index into `classes` of every image, (n,).
     source_confident_share
-        Share of confident predictions on images of the pretraining domain, where known.
+        Share of confident predictions on images of the pretraining domain; None if not known.
     """
-    said = predict(head, penultimate)
+    predictions = predict(head, penultimate)
     weights = balanced(labels)
-    confident = (said.confidence >= CONFIDENT).astype(np.float64)
+    confident = (predictions.confidence >= CONFIDENT).astype(np.float64)
     n_effective = 1 / float(np.square(weights.share).sum())
     return HeadEvidence(
-        entropy=_mean(said.entropy, weights),
-        energy=_mean(said.energy, weights),
+        entropy=_mean(predictions.entropy, weights),
+        energy=_mean(predictions.energy, weights),
         confident_share=proportion(float(weights.share @ confident), n_effective),
         source_confident_share=source_confident_share,
-        nearest_source_classes=nearest_source_classes(said.named, labels, classes, head.classes),
-        leep=_mean(leep_terms(said.probabilities, labels), weights),
-        nce=_mean(nce_terms(said.named, labels), weights),
+        nearest_source_classes=nearest_source_classes(
+            predictions.named, labels, classes, head.classes
+        ),
+        leep=_mean(leep_terms(predictions.probabilities, labels), weights),
+        nce=_mean(nce_terms(predictions.named, labels), weights),
     )
 
 
 def nearest_source_classes(
     named: Labels, labels: Labels, classes: Sequence[str], source_classes: Sequence[str]
 ) -> tuple[NearestSourceClass, ...]:
-    """Find the old class that most images of each new class are called, surest first."""
+    """Return the source class predicted most often for each class.
+
+    The largest share (by its lower bound) is first.
+    """
     found = []
     for label in np.unique(labels):
         counts = np.bincount(named[labels == label])
         best, n = int(counts.argmax()), int(counts.sum())
         share = proportion(counts[best] / n, n)
         found.append(NearestSourceClass(classes[label], source_classes[best], share))
-    return tuple(sorted(found, key=lambda landing: -landing.share.low))
+    return tuple(sorted(found, key=lambda nearest: -nearest.share.low))
 
 
 def _mean(values: NDArray[np.float64], weights: Weights) -> Interval:
-    """Weighted mean with its normal interval (what each image says is taken as given)."""
+    """Return the weighted mean with its normal interval."""
     mean = float(weights.share @ values)
     n_effective = 1 / float(np.square(weights.share).sum())
     variance = float(weights.share @ (values - mean) ** 2) / max(n_effective - 1, 1)

@@ -1,4 +1,4 @@
-"""How well features or another labelling predict the labels: pure functions of arrays."""
+"""Transferability scores of pretrained features and predictions: LEEP, NCE, LogME, H-score."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,17 +14,18 @@ MAX_IMAGES, BLOCKS, ROUNDS = 400, 8, 12
 
 
 def leep(probabilities: Scores, labels: Labels) -> float:
-    """Log expected empirical prediction: what the old head's probabilities say of the new labels.
+    """Return the log expected empirical prediction (LEEP).
 
-    Mean log-likelihood in nats of the labels under the classifier that passes the old head's
-    probabilities through the empirical P(label | old class): at most 0, which is reached when
-    every old class is given to one label alone. Comparable between networks on one dataset, not
-    between datasets. Optimistic when there are few images for the old classes in use.
+    It is the mean log-likelihood in nats of the labels under the classifier that combines the
+    predicted probabilities of the source classes with the empirical P(label | source class). At
+    most 0, which is reached if every source class is predicted for one label only. Comparable
+    between networks on one dataset, not between datasets. Optimistic with few images per predicted
+    source class.
 
     Parameters
     ----------
     probabilities
-        The old head's, shape (n, old classes), rows sum to 1.
+        Predictions of the pretrained head, shape (n, source classes); rows sum to 1.
     labels
         Shape (n,).
 
@@ -37,7 +38,7 @@ def leep(probabilities: Scores, labels: Labels) -> float:
 
 
 def leep_terms(probabilities: Scores, labels: Labels) -> NDArray[np.float64]:
-    """Return every image's log-likelihood, whose mean is LEEP, shape (n,)."""
+    """Return the log-likelihood of every image, shape (n,); its mean is LEEP."""
     _require_rows(len(probabilities), labels)
     label_of_row, n_labels = _renumber(labels)
     joint = np.zeros((n_labels, probabilities.shape[1]))
@@ -49,26 +50,26 @@ def leep_terms(probabilities: Scores, labels: Labels) -> NDArray[np.float64]:
 
 
 def nce(source_labels: Labels, labels: Labels) -> float:
-    """Negative conditional entropy of the labels, given what the old head called the images.
+    """Return the negative conditional entropy (NCE) of the labels given the source class.
 
-    In nats: at most 0, which is reached when the old class determines the label; at least minus
+    In nats. At most 0, which is reached if the source class determines the label; at least minus
     the entropy of the labels. Comparable between networks on one dataset, not between datasets.
 
     Parameters
     ----------
     source_labels, labels
-        Old class and label of every image, (n,) each.
+        Predicted source class and label of every image, (n,) each.
 
     References
     ----------
     A. T. Tran, C. V. Nguyen and T. Hassner, Transferability and hardness of supervised
-    classification datasets, ICCV 2019.
+    classification tasks, ICCV 2019.
     """
     return float(nce_terms(source_labels, labels).mean())
 
 
 def nce_terms(source_labels: Labels, labels: Labels) -> NDArray[np.float64]:
-    """Return every image's log P(label | old class), whose mean is NCE, shape (n,)."""
+    """Return log P(label | source class) of every image, shape (n,); its mean is NCE."""
     _require_rows(len(source_labels), labels)
     row, n_labels = _renumber(labels)
     column, n_sources = _renumber(source_labels)
@@ -80,7 +81,7 @@ def nce_terms(source_labels: Labels, labels: Labels) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class _Spectrum:
-    """Centred features: their left axes (n, r) and squared singular values (r,)."""
+    """Centred features: left singular vectors (n, r) and squared singular values (r,)."""
 
     left: NDArray[np.float64]
     squares: NDArray[np.float64]
@@ -88,10 +89,10 @@ class _Spectrum:
 
 
 def log_me(features: Scores, labels: Labels) -> float:
-    """Log of the evidence of a Bayesian linear model for the labels, by image and class.
+    """Return LogME: log evidence of a Bayesian linear model of the labels, per image and class.
 
-    In nats, unbounded, higher is better. Comparable between networks and depths on one dataset, not
-    between datasets.
+    In nats, unbounded; higher is better. Comparable between networks and depths on one dataset,
+    not between datasets.
 
     Parameters
     ----------
@@ -107,9 +108,9 @@ def log_me(features: Scores, labels: Labels) -> float:
 
 
 def h_score(features: Scores, labels: Labels) -> float:
-    """Variance of the features that lies between classes, in units of all of it, regularised.
+    """Return the regularised H-score: between-class variance relative to the total variance.
 
-    Between 0 and the number of features, higher is better. Comparable like LogME.
+    From 0 to the number of features; higher is better. Comparable in the same way as LogME.
 
     References
     ----------
@@ -122,7 +123,7 @@ def h_score(features: Scores, labels: Labels) -> float:
 def rate_features(features: Scores, labels: Labels, seed: int) -> Mapping[str, Interval]:
     """Return LogME and H-score, each with the interval of a jackknife over blocks of images.
 
-    On at most `MAX_IMAGES` images at random.
+    They are computed on a random sample of at most `MAX_IMAGES` images.
     """
     rows = np.random.default_rng(seed).permutation(len(labels))[:MAX_IMAGES]
     x, y = np.asarray(features[rows], dtype=np.float64), labels[rows]
@@ -134,31 +135,31 @@ def rate_features(features: Scores, labels: Labels, seed: int) -> Mapping[str, I
     whole = _spectrum(x)
     blocks = np.arange(len(y)) * min(BLOCKS, len(y)) // len(y)
     parts = [(_spectrum(x[blocks != b]), y[blocks != b]) for b in np.unique(blocks)]
-    found = {}
+    intervals = {}
     for name, score in scores.items():
         mid = score(whole, y)
         left_out = np.array([score(part, labels) for part, labels in parts])
         k = len(parts)
         sd = float(np.sqrt((k - 1) / k * np.sum((left_out - left_out.mean()) ** 2)))
         half = float(t.ppf(0.5 + LEVEL / 2, k - 1)) * sd
-        found[name] = Interval(mid - half, mid, mid + half)
-    return found
+        intervals[name] = Interval(mid - half, mid, mid + half)
+    return intervals
 
 
 def _spectrum(features: Scores) -> _Spectrum:
-    """Decompose the centred features by the smaller of their two Gram matrices."""
+    """Decompose the centred features, using the smaller of their two Gram matrices."""
     x = np.asarray(features, dtype=np.float64)
     x = x - x.mean(axis=0)
     n, width = x.shape
     squares, vectors = np.linalg.eigh(x @ x.T if n <= width else x.T @ x)
-    kept = squares > 1e-12 * max(float(squares[-1]), 1e-30)
-    squares, vectors = squares[kept], vectors[:, kept]
+    positive = squares > 1e-12 * max(float(squares[-1]), 1e-30)
+    squares, vectors = squares[positive], vectors[:, positive]
     left = vectors if n <= width else x @ vectors / np.sqrt(squares)
     return _Spectrum(left, squares, width)
 
 
 def _log_me(spectrum: _Spectrum, labels: Labels) -> float:
-    """Maximise the evidence over both precisions by their fixed point, class by class at once."""
+    """Maximise the evidence over both precisions by fixed-point iteration, for all classes."""
     _require_rows(len(spectrum.left), labels)
     y = (labels[:, None] == np.unique(labels)).astype(np.float64)
     y -= y.mean(axis=0)
@@ -176,7 +177,7 @@ def _log_me(spectrum: _Spectrum, labels: Labels) -> float:
     length = (beta**2 * squares * along / both**2).sum(axis=0)
     residual = (along * (alpha / both) ** 2).sum(axis=0) + beside
     evidence = (
-        len(squares) * np.log(np.maximum(alpha, np.finfo(float).tiny))  # 0 where nothing varies
+        len(squares) * np.log(np.maximum(alpha, np.finfo(float).tiny))  # 0 without variance
         + n * np.log(beta / (2 * np.pi))
         - np.log(both).sum(axis=0)
         - beta * residual
@@ -193,8 +194,8 @@ def _h_score(spectrum: _Spectrum, labels: Labels, shrinkage: float) -> float:
     total = (1 - shrinkage) * variance + shrinkage * variance.sum() / spectrum.width
     score = 0.0
     for label in np.unique(labels):
-        mine = labels == label
-        score += mine.mean() * float((coordinates[mine].mean(axis=0) ** 2 / total).sum())
+        own = labels == label
+        score += own.mean() * float((coordinates[own].mean(axis=0) ** 2 / total).sum())
     return float((1 - shrinkage) * score)
 
 
@@ -209,4 +210,7 @@ def _renumber(labels: Labels) -> tuple[Labels, int]:
 
 def _require_rows(n: int, labels: Labels) -> None:
     if n != len(labels) or n == 0:
-        raise ValueError(f"need as many predictions as labels, at least one: {n}, {len(labels)}")
+        raise ValueError(
+            f"need as many predictions or features as labels, and at least one image; got "
+            f"{n} rows and {len(labels)} labels"
+        )

@@ -1,1 +1,1 @@
-"""From advice to trials, a classifier and its outcome, within a time budget."""
+"""AutoML run: search hyperparameters from the advice on, within a time budget."""

@@ -1,4 +1,4 @@
-"""What comes after a search within the time limit: the control, the judgement, the page."""
+"""Search phase of a run, with draft report, control and soup, all inside the time limit."""
 
 import time
 from dataclasses import dataclass, replace
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from advisor.advise import Prepared
 from advisor.report.files import PAGE_FILE, load_scripts, write_page
 from advisor.report.gallery import Gallery, make_gallery
-from advisor.tune.control import Control, early_control, last_control
+from advisor.tune.control import Control, fit_early_control, fit_final_control
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.search import Search
 from advisor.tune.soup import make_soup
@@ -14,24 +14,25 @@ from advisor.types.advice import Advice
 from advisor.types.outcome import Soup
 
 CONTROL_SHARE = 0.1
-"""Share of the time limit that the search leaves to the control."""
-MAP_S = 8.0
-"""A map of a thousand images is left out if the search has less time than this: it takes as long
-on a slow core."""
-PAGE_S = 6.0
-"""Seconds for map and page on one core, until they have been made once."""
+"""Share of the time limit that is reserved for the control."""
+MIN_S_FOR_MAP = 8.0
+"""Seconds that the search must have left for the map of images to be computed. A map of a
+thousand images takes this long on a slow core."""
+REPORT_S = 6.0
+"""Seconds reserved for map and report on one core, until they have been made and timed once."""
 
 
 @dataclass(frozen=True)
-class Draft:
-    """The page of a run before there is an outcome: the advice alone.
+class ReportDraft:
+    """The HTML report of a run before there is an outcome: it shows the advice alone.
 
     Attributes
     ----------
     gallery
-        Its map and thumbnails, which the last page shows too.
+        Its map and thumbnails, which the final report shows too.
     seconds
-        How long the page itself took: the last one takes no longer, as its scripts are at hand.
+        Seconds that the report took, without the map. The final report takes no longer, as the
+        scripts are loaded by then.
     """
 
     gallery: Gallery
@@ -39,48 +40,55 @@ class Draft:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What there is beside the classifier once a search is over."""
+class ClosingResult:
+    """What a run has besides its classifier once the search is over."""
 
-    draft: Draft
+    draft: ReportDraft
     control: Control | None
     soup: Soup | None
 
 
 def search_with_control(
     search: Search, advice: Advice, prepared: Prepared, *, wanted: bool
-) -> Found:
-    """Search until the time is up; on the way draft the page and fit the control, if it is wanted.
+) -> ClosingResult:
+    """Search until the time is up; after the first classifier draft the report and the control.
 
-    What both turn out to cost is all that is set aside for them.
+    Both are timed or finished early, so that the reserves for them shrink to what they cost.
+
+    Parameters
+    ----------
+    wanted
+        Whether a control is to be fitted.
     """
     folder, budget = search.folder, search.budget
-    search.run(until_found=True)
-    draft = draft_page(folder, advice, prepared, budget.left_s())
-    budget.page_s = draft.seconds
+    search.run(stop_at_first=True)
+    draft = draft_report(folder, advice, prepared, budget.left_s())
+    budget.report_s = draft.seconds
     control = None
-    if wanted and not search.interrupt.asked:
-        control = early_control(folder, prepared, budget)
+    if wanted and not search.interrupt.requested:
+        control = fit_early_control(folder, prepared, budget)
         budget.has_control = control is not None
     search.run()
     soup = make_soup(search)
     n_done = len(search.trials.snapshot().done)
-    if wanted and not search.interrupt.asked:
-        control = last_control(folder, prepared, budget, search.ended(), control)
-        budget.control_s = 0.0  # what the control left over is searched with
+    if wanted and not search.interrupt.requested:
+        control = fit_final_control(folder, prepared, budget, search.end_reason(), control)
+        budget.control_s = 0.0  # the rest of this reserve goes to the search
         if control is None:
-            budget.n_test //= 2  # nothing but the classifier will be judged
+            budget.n_test //= 2  # only the classifier will be evaluated on test
         search.run()
     if len(search.trials.snapshot().done) > n_done:
         soup = make_soup(search)
-    return Found(draft, control, soup)
+    return ClosingResult(draft, control, soup)
 
 
-def draft_page(folder: RunDir, advice: Advice, prepared: Prepared, seconds_left: float) -> Draft:
-    """Write the page of the advice into the run folder, and see how long that takes.
+def draft_report(
+    folder: RunDir, advice: Advice, prepared: Prepared, seconds_left: float
+) -> ReportDraft:
+    """Write the report of the advice into the run directory, and measure how long that takes.
 
-    What is made before most of the search needs no time set aside behind it. The map is left out
-    in a hurry (`MAP_S`).
+    What is computed before most of the search needs no reserve after it. The map is left out if
+    there are not more than `MIN_S_FOR_MAP` seconds left.
 
     Raises
     ------
@@ -89,9 +97,9 @@ def draft_page(folder: RunDir, advice: Advice, prepared: Prepared, seconds_left:
     """
     dataset, ctx = prepared.dataset.hide_test(), replace(prepared.ctx, deadline_s=None)
     gallery = Gallery(n_images=len(dataset.fit_split))
-    if seconds_left > MAP_S:
+    if seconds_left > MIN_S_FOR_MAP:
         gallery = make_gallery(advice, dataset, prepared.backbone, ctx)
     load_scripts()
     begun = time.monotonic()
     write_page(folder.path / PAGE_FILE, advice, gallery)
-    return Draft(gallery, time.monotonic() - begun)
+    return ReportDraft(gallery, time.monotonic() - begun)

@@ -1,4 +1,4 @@
-"""A run from its start, or from where it was killed, to its outcome."""
+"""Run driver: measure, search, evaluate on test and report, for a new or a resumed run."""
 
 import hashlib
 import os
@@ -14,10 +14,10 @@ from advisor.report.files import write_run_reports
 from advisor.report.from_json import read_advice
 from advisor.report.outcome_json import outcome_record
 from advisor.report.to_json import advice_record
-from advisor.tune.closing import CONTROL_SHARE, PAGE_S, Found, search_with_control
-from advisor.tune.control import judge_both
+from advisor.tune.closing import CONTROL_SHARE, REPORT_S, ClosingResult, search_with_control
+from advisor.tune.control import evaluate_with_control
 from advisor.tune.distributed.devices import devices_of, workers_on
-from advisor.tune.distributed.shared_folder import share
+from advisor.tune.distributed.shared_folder import open_for_coordinator
 from advisor.tune.interrupt import Interrupt
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.settings import (
@@ -50,6 +50,7 @@ from strategies.models.backbone import input_sizes
 from strategies.registry import STRATEGIES, get_strategy
 
 HEARTBEAT_S = 10
+"""Default seconds between the heartbeats of a worker process."""
 
 
 def auto(
@@ -67,22 +68,22 @@ def auto(
     artifacts: str | None = None,
     on_event: OnEvent = ignore,
 ) -> Outcome:
-    """Take the advice: tune it within a time limit and leave a classifier in a run folder.
+    """Tune what the advice recommends within a time limit, and write the best classifier.
 
     Parameters
     ----------
-    out
-        The run folder: new or empty.
+    data, out
+        Images, see `load_dataset`; the run directory, new or empty.
     time_s, max_trials
-        Wall-clock limit of everything: measuring, tuning, judging, saving.
+        Limits: seconds for everything (measuring, tuning, evaluating, saving), and trials.
     storage, heartbeat_s
-        A database for the trials that other machines reach; None: a file in the run folder. After
-        six missed heartbeats a worker is presumed dead, and another takes up its trial.
+        A database that other machines can reach; None: a file in `out`. After six missed
+        heartbeats a worker is presumed dead, and another process continues its trial.
     control, soup
-        Whether a control without pretrained weights is fitted, and weights are averaged.
+        Whether a control without pretrained weights is fitted, and whether weights are averaged.
     devices, artifacts
-        "all" GPUs of this machine, or names with commas between them; a folder, or
-        ``s3://BUCKET/PREFIX``, for machines that do not see the run folder.
+        "all" GPUs of this machine, or device names with commas between them; a folder or
+        ``s3://BUCKET/PREFIX``, for machines that cannot access the run directory.
 
     Raises
     ------
@@ -105,16 +106,16 @@ def auto(
         artifacts_name(artifacts, storage),
         soup,
     )
-    _devices(settings, options)
-    _note_of_ddp(options)
+    _own_and_worker_devices(settings, options)
+    _note_unused_ddp(options)
     folder = RunDir.create(Path(out))
     with folder.locked():
-        folder = share(folder, settings, storage)
+        folder = open_for_coordinator(folder, settings, storage)
         folder.begin({**asdict(settings), "versions": versions()})
-        return _first_session(folder, settings, options, deadline_s, storage, on_event)
+        return _run_new(folder, settings, options, deadline_s, storage, on_event)
 
 
-def _first_session(
+def _run_new(
     folder: RunDir,
     settings: Settings,
     options: Options,
@@ -122,7 +123,7 @@ def _first_session(
     storage: str | None,
     on_event: OnEvent,
 ) -> Outcome:
-    """Carry a new run to its outcome; leave an empty folder where it could not even begin."""
+    """Run a new run; leave an empty directory if the data or the backbone cannot be used."""
     try:
         return run_session(folder, settings, options, deadline_s, storage, on_event)
     except (DataError, BackboneError, NotApplicable):
@@ -139,102 +140,109 @@ def run_session(
     storage: str | None,
     on_event: OnEvent,
 ) -> Outcome:
-    """Carry a run to its outcome; the caller holds its lock."""
+    """Run a new or resumed run up to its outcome. The caller must hold the run's lock.
+
+    Parameters
+    ----------
+    deadline_s
+        ``time.monotonic()`` at which the program must have ended.
+    """
     used_before_s, start = folder.used_s(), time.monotonic()
     ends_at = time.time() + deadline_s - start
-    was_judging = folder.state().get("phase") == "judging"
-    folder.note("session", ends_at=ends_at, process=os.getpid())
-    folder.enter("measuring", ends_at)
+    was_testing = folder.state().get("phase") == "judging"
+    folder.log_event("session", ends_at=ends_at, process=os.getpid())
+    folder.set_phase("measuring", ends_at)
     if settings.artifacts:
-        options.on_note(f"Other machines help by: {folder.invitation()}")
-    own, *others = _devices(settings, options)
+        options.on_note(f"Other machines can join with: {folder.join_command()}")
+    own, *others = _own_and_worker_devices(settings, options)
     prepared = prepare(Path(settings.data), replace(options, device=own), deadline_s)
     check_split(folder, prepared.dataset)
-    advice = _advice(folder, prepared)
+    advice = _load_or_make_advice(folder, prepared)
     interrupt = Interrupt()
     search = make_search(
         folder, settings, prepared, advice, deadline_s, storage, COORDINATOR, interrupt, on_event
     )
-    helpers = [] if was_judging else others  # then nothing is left to help with
+    worker_devices = [] if was_testing else others  # after the search workers have nothing to do
     with (
-        interrupt.watching(),
-        workers_on(folder.path, helpers, storage, options.on_note),
+        interrupt.handle_sigint(),
+        workers_on(folder.path, worker_devices, storage, options.on_note),
     ):
         with search.trials.lock.held():
             best = folder.best()
             search.trials.requeue_dead(own=True, kept=best and best[0])
-        if not was_judging:  # else test may have been read already: the search is over
-            folder.enter("searching", ends_at)
+        if not was_testing:  # test may have been read already: no trial may follow
+            folder.set_phase("searching", ends_at)
         wanted = settings.control and bool(prepared.dataset.test)
         closing = search_with_control(search, advice, prepared, wanted=wanted)
         with search.trials.lock.held():
-            folder.enter("judging", ends_at)
-        outcome = _outcome(search, closing, advice, prepared, start - used_before_s)
+            folder.set_phase("judging", ends_at)
+        outcome = _make_outcome(search, closing, advice, prepared, start - used_before_s)
         folder.write_trials(outcome.trials)
         folder.write("outcome.json", outcome_record(outcome))
         write_run_reports(outcome, closing.draft.gallery, prepared.ctx.n_workers)
         folder.clear_checkpoints()
         if search.soup_candidates:
             search.soup_candidates.clear()
-        folder.enter("done", ends_at)
-        folder.note("done", seconds=outcome.seconds)
+        folder.set_phase("done", ends_at)
+        folder.log_event("done", seconds=outcome.seconds)
     return outcome
 
 
-def _outcome(
-    search: Search, closing: Found, advice: Advice, prepared: Prepared, start: float
+def _make_outcome(
+    search: Search, closing: ClosingResult, advice: Advice, prepared: Prepared, start: float
 ) -> Outcome:
-    """Judge what was found on test, if there is one: nothing has seen it before."""
+    """Evaluate the best classifier once on test, if there is one; return the outcome."""
     found, test = _result(search), prepared.dataset.test
-    judged, gain = None, None
+    evaluation, gain = None, None
     if test:
-        judging = replace(prepared.ctx, deadline_s=search.budget.page_begins_s())
-        judged, gain = judge_both(found.classifier, closing.control, test, judging)
+        ctx = replace(prepared.ctx, deadline_s=search.budget.report_begins_s())
+        evaluation, gain = evaluate_with_control(found.classifier, closing.control, test, ctx)
     return Outcome(
         advice=advice,
         trials=found.trials,
         best=found.best,
-        test=judged,
+        test=evaluation,
         transfer_gain=gain,
         refitted=found.refitted,
         folder=search.folder.path,
         seconds=round(time.monotonic() - start, 3),
-        ended=search.ended(),
+        ended=search.end_reason(),
         n_folds=len(search.validation.folds),
         soup=closing.soup,
     )
 
 
-def _devices(settings: Settings, options: Options) -> tuple[str, ...]:
-    """Return this process's device, and those of its workers."""
+def _own_and_worker_devices(settings: Settings, options: Options) -> tuple[str, ...]:
+    """Return this process's device first, then one device for each worker process."""
     if settings.devices is not None and options.device != AUTO:
-        raise TransferError("--device and --devices were both given. Leave one of them out.")
+        raise TransferError("--device and --devices were both given. Give only one of them.")
     if settings.devices is not None and options.ddp > 1:
         raise TransferError(
-            "--ddp and --devices were both given. A GPU can share a batch, or run a trial of its "
-            "own: leave one of them out."
+            "--ddp and --devices were both given. GPUs can train data-parallel (--ddp) or run a "
+            "trial each (--devices). Give only one of them."
         )
     return devices_of(settings.devices, torch.cuda.device_count()) or (options.device,)
 
 
-def _note_of_ddp(options: Options) -> None:
-    """Say where sharing batches is without effect."""
+def _note_unused_ddp(options: Options) -> None:
+    """Note that --ddp has no effect on a strategy that trains no network."""
     name = options.strategy
     if options.ddp > 1 and name != AUTO and not get_strategy(name).selects_on_val:
-        options.on_note(f"--ddp is without effect: {name} trains no network.")
+        options.on_note(f"--ddp has no effect: {name} trains no network.")
 
 
 def _result(search: Search) -> SearchResult:
+    """Return the search's result; an interrupted search without one is a KeyboardInterrupt."""
     try:
         return search.result()
     except OutOfTime:
-        if search.interrupt.asked:
+        if search.interrupt.requested:
             raise KeyboardInterrupt from None
         raise
 
 
-def _advice(folder: RunDir, prepared: Prepared) -> Advice:
-    """Return the advice of an earlier session, or measure."""
+def _load_or_make_advice(folder: RunDir, prepared: Prepared) -> Advice:
+    """Return the advice that an earlier session wrote, or measure the dataset and write it."""
     if (folder.path / "advice.json").exists():
         return read_advice(folder.read("advice.json"))
     advice = advise_on(prepared)
@@ -253,7 +261,7 @@ def make_search(
     interrupt: Interrupt,
     on_event: OnEvent,
 ) -> Search:
-    """Return what one process needs to take part in the search of a run."""
+    """Return a `Search`, with which one process takes part in a run."""
     dataset, options = prepared.dataset, prepared.options
     by_px = {prepared.backbone.input_px: advice.profile.ms_per_image / 1000}
     only = None if options.strategy == AUTO else options.strategy
@@ -261,7 +269,9 @@ def make_search(
     scheduler = make_scheduler(
         advice, len(dataset.val), only=only, max_trials=limit, prefer=options.prefer, sizes=sizes
     )
-    validation = _validation(folder, dataset.hide_test(), scheduler, options.seed, deadline_s)
+    validation = _load_or_make_validation(
+        folder, dataset.hide_test(), scheduler, options.seed, deadline_s
+    )
     scheduler = replace(scheduler, n_val=validation.n, n_fits=len(validation.folds))
     url = storage or settings.storage or f"sqlite:///{(folder.path / 'study.db').resolve()}"
     trials = Trials(
@@ -274,9 +284,9 @@ def make_search(
         n_val=len(dataset.val),
         by_folds=len(validation.folds) > 1,
     )
-    n_judged = (1 + settings.control) * len(dataset.test or ())
+    n_test = (1 + settings.control) * len(dataset.test or ())
     control_s = settings.control * CONTROL_SHARE * settings.time_s
-    budget = TimeBudget(deadline_s, n_judged, len(dataset.val), by_px, control_s, PAGE_S)
+    budget = TimeBudget(deadline_s, n_test, len(dataset.val), by_px, control_s, REPORT_S)
     return Search(
         dataset.hide_test(),
         prepared.backbone,
@@ -292,13 +302,13 @@ def make_search(
     )
 
 
-def _validation(
+def _load_or_make_validation(
     folder: RunDir, dataset: Dataset, scheduler: Scheduler, seed: int, deadline_s: float
 ) -> Validation:
-    """Decide once in a run how its trials are scored."""
+    """Return the folds of a run's trials; their number is decided once and written to run.json."""
     record = folder.settings()
     if "n_folds" not in record:
-        # A number of trials promises the same ones again: then no clock may decide.
+        # With --trials a run must be reproducible: the number of folds may not depend on time.
         left_s = 0.0 if scheduler.max_trials else deadline_s - time.monotonic()
         n = n_folds(dataset, scheduler.candidates, left_s)
         record = {**record, "n_folds": n}
@@ -307,7 +317,13 @@ def _validation(
 
 
 def check_split(folder: RunDir, dataset: Dataset) -> None:
-    """Refuse to go on where the images are no longer those that the run began with."""
+    """Check that images, labels and splits are the same as at the start of the run.
+
+    Raises
+    ------
+    DataError
+        If they have changed.
+    """
     splits = (dataset.train, dataset.val, dataset.test or ())
     rows = [f"{p.digest} {p.label}" for split in splits for p in (*split, None) if p]
     digest = hashlib.sha256("\n".join([*rows, *dataset.classes]).encode()).hexdigest()
@@ -317,6 +333,6 @@ def check_split(folder: RunDir, dataset: Dataset) -> None:
         folder.write("run.json", {**record, "split_sha256": digest})
     elif known != digest:
         raise DataError(
-            f"{dataset.root} is no longer what {folder.path} was started with: images, labels or "
-            "splits have changed. Start a new run."
+            f"{dataset.root} has changed since {folder.path} was started: images, labels or "
+            "splits are not the same. Start a new run."
         )

@@ -1,4 +1,4 @@
-"""Ctrl-C: once to finish cleanly with what was found, twice to stop at once."""
+"""Ctrl-C handling: the first press finishes the run cleanly, the second stops it at once."""
 
 import contextlib
 import signal
@@ -8,20 +8,27 @@ from types import FrameType
 
 
 class Interrupt:
-    """Whether somebody pressed Ctrl-C.
+    """Flag that records whether Ctrl-C (SIGINT) was pressed, once or twice.
 
-    The first time, only a block that says it may be interrupted is left, by KeyboardInterrupt;
-    everything else runs on and looks at `asked`. The second time, anything is.
+    The first Ctrl-C raises KeyboardInterrupt only inside an `interruptible` block. Elsewhere it
+    only sets `requested`, which the program polls. The second Ctrl-C raises anywhere.
+
+    Attributes
+    ----------
+    requested
+        Whether Ctrl-C was pressed.
+    requested_twice
+        Whether it was pressed at least twice.
     """
 
     def __init__(self) -> None:
-        self.asked = False
-        self.asked_twice = False
-        self._may_raise = False
+        self.requested = False
+        self.requested_twice = False
+        self._is_interruptible = False
 
     @contextlib.contextmanager
-    def watching(self) -> Iterator[None]:
-        """Handle Ctrl-C in this block; only the main thread can."""
+    def handle_sigint(self) -> Iterator[None]:
+        """Install the SIGINT handler in this block; outside the main thread do nothing."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -32,17 +39,17 @@ class Interrupt:
             signal.signal(signal.SIGINT, before)
 
     @contextlib.contextmanager
-    def allowed(self) -> Iterator[None]:
-        """Let the first Ctrl-C leave this block."""
-        self._may_raise = True
+    def interruptible(self) -> Iterator[None]:
+        """Let the first Ctrl-C raise KeyboardInterrupt in this block."""
+        self._is_interruptible = True
         try:
-            if self.asked:
+            if self.requested:
                 raise KeyboardInterrupt
             yield
         finally:
-            self._may_raise = False
+            self._is_interruptible = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.asked, self.asked_twice = True, self.asked
-        if self.asked_twice or self._may_raise:
+        self.requested, self.requested_twice = True, self.requested
+        if self.requested_twice or self._is_interruptible:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What a run tries by itself where a finding warns of negative transfer."""
+"""Extra trials that a run starts where a finding reports a risk of negative transfer."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
@@ -11,26 +11,31 @@ from advisor.types.advice import Advice, Finding
 from strategies.base import Strategy
 from strategies.models.backbone import Backbone, load_backbone
 
-AGAIN = {"batch_norm": "reestimated"}
-LET_GO, HOLD = {"blend": 1.0}, {"l2_sp": 10.0}
-"""A weaker and a stronger pull towards the pretrained weights."""
-SHRINK = {"spectral": 0.001}
-RESET = {"reset_stages": 2, "blend": 1.0}
+REESTIMATE_BN = {"batch_norm": "reestimated"}
+NO_INTERPOLATION = {"blend": 1.0}
+"""Fine-tuned weights are used as they are, not interpolated with the pretrained ones."""
+STRONG_L2_SP = {"l2_sp": 10.0}
+"""A strong L2 penalty on the distance to the pretrained weights."""
+SPECTRAL_SHRINKAGE = {"spectral": 0.001}
+REINIT_LAST_STAGES = {"reset_stages": 2, "blend": 1.0}
 INTERVENTIONS: Mapping[str, Mapping[str, tuple[Mapping[str, Any], ...]]] = {
-    "TL202": {"full_fine_tune": (RESET,)},
-    "TL203": {"full_fine_tune": (RESET,)},
-    "TL205": {"full_fine_tune": (AGAIN,), "partial_fine_tune": (AGAIN,)},
-    "TL208": {"full_fine_tune": (LET_GO, RESET, SHRINK, HOLD), "partial_fine_tune": (LET_GO,)},
+    "TL202": {"full_fine_tune": (REINIT_LAST_STAGES,)},
+    "TL203": {"full_fine_tune": (REINIT_LAST_STAGES,)},
+    "TL205": {"full_fine_tune": (REESTIMATE_BN,), "partial_fine_tune": (REESTIMATE_BN,)},
+    "TL208": {
+        "full_fine_tune": (NO_INTERPOLATION, REINIT_LAST_STAGES, SPECTRAL_SHRINKAGE, STRONG_L2_SP),
+        "partial_fine_tune": (NO_INTERPOLATION,),
+    },
 }
-"""By finding and strategy: changes to the advised hyperparameters, each worth a trial."""
+"""Changes to the advised hyperparameters by finding and strategy; each is given one trial."""
 BACKBONE = "backbone"
-"""Name of a trial's setting, beside its hyperparameters, where a remedy is another backbone."""
-HARMED = ("TL201", "TL202", "TL208", "TL209")
-"""Issues after which training from scratch is a contender, not only a control."""
+"""Key of the backbone's name among a trial's settings, if an intervention replaces it."""
+NEGATIVE_TRANSFER = ("TL201", "TL202", "TL208", "TL209")
+"""Findings after which, as issues, training from scratch is a candidate and not only a control."""
 
 
 def interventions_for(findings: Sequence[Finding]) -> dict[str, list[dict[str, Any]]]:
-    """Return the changes worth a trial, by strategy, each once."""
+    """Return the changes that findings call for, by strategy and without duplicates."""
     found: dict[str, list[dict[str, Any]]] = {}
     for finding in findings:
         for strategy, changes in INTERVENTIONS.get(finding.code, {}).items():
@@ -39,33 +44,33 @@ def interventions_for(findings: Sequence[Finding]) -> dict[str, list[dict[str, A
     return found
 
 
-def other_backbone(advice: Advice) -> dict[str, str] | None:
-    """Return the change to a backbone that is clearly better on the same images; else None."""
+def alternative_backbone(advice: Advice) -> dict[str, str] | None:
+    """Return the change to an alternative backbone that TL209 found clearly better, or None."""
     alternative = advice.profile.alternative
     named = any(finding.code == "TL209" for finding in advice.findings)
     return {BACKBONE: alternative.name} if named and alternative is not None else None
 
 
 def backbone_of(settings: Mapping[str, Any], own: Backbone) -> Backbone:
-    """Return the backbone of a trial: the run's own, unless a remedy put another in its place."""
+    """Return the backbone of a trial: the run's own unless an intervention replaced it."""
     name = settings.get(BACKBONE, own.name)
     return own if name == own.name else load_backbone(name, input_px=own.input_px)
 
 
 def hyperparameters_of(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a trial's strategy is made with, which the backbone is no part of."""
+    """Return the strategy's hyperparameters: a trial's settings without the backbone."""
     return {k: v for k, v in settings.items() if k != BACKBONE}
 
 
-def scratch_contends(findings: Sequence[Finding]) -> bool:
-    """Whether a warning of negative transfer stands."""
-    return any(f.code in HARMED and f.severity == "issue" for f in findings)
+def from_scratch_is_candidate(findings: Sequence[Finding]) -> bool:
+    """Return whether an issue reports negative transfer, so that training from scratch may win."""
+    return any(f.code in NEGATIVE_TRANSFER and f.severity == "issue" for f in findings)
 
 
 def suggest_fixed(strategy: Strategy, trial: BaseTrial) -> Strategy:
-    """Set what the trial is to start with and the strategy's search space does not draw.
+    """Set hyperparameters that the trial starts with but the search space does not contain.
 
-    Remedies stay out of the search spaces: where nothing warns, trials spent on them are wasted.
+    Interventions are not in the search spaces: without a finding, trials of them are wasted.
     """
     start = trial.user_attrs.get("start", {})
     own = {f.name for f in fields(strategy)} - trial.params.keys()
@@ -75,15 +80,15 @@ def suggest_fixed(strategy: Strategy, trial: BaseTrial) -> Strategy:
 def initial_trials(
     advised: Mapping[str, Any],
     space: Mapping[str, BaseDistribution],
-    called_for: Sequence[Mapping[str, Any]] = (),
+    interventions: Sequence[Mapping[str, Any]] = (),
 ) -> list[dict[str, Any]]:
-    """Return where the first trials of a strategy start: the advice, then one change each.
+    """Return the hyperparameters of a strategy's first trials: the advice, then one change each.
 
-    What findings call for, learning rates three times as high and as low, and the other BatchNorm
-    policy: what matters most when a pretrained network is trained. Learning rates stay within the
-    search space.
+    The changes are the interventions, then a learning rate three times as high and one three
+    times as low, then the other BatchNorm policy. These matter most when a pretrained network is
+    trained. Learning rates are clipped to the search space.
     """
-    entries = [dict(advised), *({**advised, **change} for change in called_for)]
+    entries = [dict(advised), *({**advised, **change} for change in interventions)]
     lr = space.get("lr")
     if isinstance(lr, FloatDistribution) and "lr" in advised:
         changed = [min(max(advised["lr"] * f, lr.low), lr.high) for f in (3.0, 1 / 3)]

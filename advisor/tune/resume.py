@@ -1,9 +1,9 @@
-"""Going on with a run that was killed."""
+"""Resume a run that was killed or interrupted."""
 
 import time
 from pathlib import Path
 
-from advisor.tune.distributed.shared_folder import share
+from advisor.tune.distributed.shared_folder import open_for_coordinator
 from advisor.tune.driver import run_session
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.settings import read_settings
@@ -22,21 +22,23 @@ def resume(
     on_note: OnNote = ignore_note,
     on_event: OnEvent = ignore,
 ) -> Outcome:
-    """Go on with a run that was killed: no finished trial is lost, and a started one goes on.
+    """Resume a run that was killed: finished trials are kept, a started one continues.
 
     Parameters
     ----------
+    run
+        The run directory.
     time_s
-        Seconds from now on; None: what was left of the run's own limit.
+        Time limit in seconds from now on; None: what was left of the run's own limit.
     storage
-        The database once more, where it needs a password.
+        URL of the database, if it needs a password, which is not stored.
 
     Raises
     ------
     StorageError
-        If there is no run, it is finished, or another process holds it.
+        If there is no run, it is finished, or another process coordinates it.
     TransferError
-        If the data or the backbone are no longer what they were.
+        If the data or the backbone have changed.
     """
     start = time.monotonic()
     folder = RunDir.open(Path(run))
@@ -44,7 +46,7 @@ def resume(
         if folder.is_done():
             raise StorageError(f"{run} is finished: its outcome is in outcome.json.")
         settings = read_settings(folder)
-        folder = share(folder, settings, storage)
+        folder = open_for_coordinator(folder, settings, storage)
         left_s = settings.time_s - folder.used_s() if time_s is None else time_s
         options = settings.options_of(on_progress, on_note)
         return run_session(folder, settings, options, start + left_s, storage, on_event)

@@ -1,7 +1,8 @@
-"""search(): advice to trials and the best classifier, under a deadline, with Optuna.
+"""Search loop of one process: claim a trial, fit and score it, keep the best classifier.
 
-Any number of processes may run it for one run. What they share is the database of the trials and
-the best classifier, in one folder or in a store; what each does next depends on nothing else.
+Any number of processes may take part in the search of one run. They share the database of the
+trials (Optuna) and the best classifier, in the run directory or in an artifact store. What each
+process does next depends on nothing else.
 """
 
 import time
@@ -19,7 +20,7 @@ from advisor.tune.interventions import BACKBONE, backbone_of, hyperparameters_of
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.scheduler import Scheduler
-from advisor.tune.study import Claim, Trials, report
+from advisor.tune.study import Claim, Trials, report_values
 from advisor.tune.time_budget import TimeBudget
 from advisor.tune.validation import Validation
 from advisor.types.events import Event, OnEvent
@@ -35,12 +36,18 @@ from strategies.registry import get_strategy
 from strategies.training.trainer import ROUNDS
 
 POLL_S = 0.5
-"""How often a process that waits for others looks again."""
+"""Seconds between the checks of a process that waits for trials of other processes."""
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """All trials, the best of them, and its classifier."""
+    """All trials, the best of them, and its classifier.
+
+    Attributes
+    ----------
+    refitted
+        Whether the classifier was fitted on train and validation together.
+    """
 
     trials: tuple[TrialRecord, ...]
     best: TrialRecord
@@ -55,13 +62,13 @@ class Search:
     Attributes
     ----------
     dataset
-        Without its test split.
+        The dataset without its test split.
     on_event
-        Hears of every trial of this process.
-    ingredients
-        Where the best training runs are kept for a soup; None: nowhere, there will be none.
-    kept
-        What frozen stages make of the images, for all training runs of this process.
+        Called at every event of this process's trials.
+    soup_candidates
+        Store of the best training runs, for a soup; None: there will be no soup.
+    activation_store
+        Activations of frozen stages, shared by all training runs of this process.
     """
 
     dataset: Dataset
@@ -77,94 +84,92 @@ class Search:
     soup_candidates: SoupCandidates | None = None
     activation_store: ActivationStore = field(default_factory=ActivationStore)
 
-    def run(self, *, until_found: bool = False) -> None:
-        """Take part: claim a trial, run it, keep the best, until nothing is left to try.
+    def run(self, *, stop_at_first: bool = False) -> None:
+        """Claim and run trials and keep the best classifier, until nothing is left to try.
 
         Parameters
         ----------
-        until_found
-            Whether a first classifier is enough.
+        stop_at_first
+            Whether to stop as soon as there is a first classifier.
 
         Raises
         ------
         DataError
             If there are no validation images to select on.
         StorageError
-            If the run folder or the database cannot be written.
+            If the run directory or the database cannot be written.
         """
         if not self.dataset.val:
             raise DataError(
-                f"{self.dataset.root} has no class with three images, so none can be set aside to "
-                "select on. Add images, or give a folder of them with --val."
+                f"{self.dataset.root} has no class with three images, so there are no validation "
+                "images to select on. Add images, or give a folder of them with --val."
             )
-        while not (self.interrupt.asked or (until_found and self.folder.best())):
-            claim, others_at_work = retry_if_lock_lost(self._claim)
+        while not (self.interrupt.requested or (stop_at_first and self.folder.best())):
+            claim, others_are_running = retry_if_lock_lost(self._claim)
             if claim is not None:
                 self._run_trial(claim)
-            elif others_at_work and self.budget.left_s() > 0:
+            elif others_are_running and self.budget.left_s() > 0:
                 time.sleep(POLL_S)
             else:
                 break
 
     def _claim(self) -> tuple[Claim | None, bool]:
-        """Claim the next trial; also tell whether other processes are at work on some."""
+        """Claim the next trial; also return whether other processes are running trials."""
         with self.trials.lock.held():
-            if not self.is_open() or self.budget.left_s() <= 0:
+            if not self.is_searching() or self.budget.left_s() <= 0:
                 return None, False
-            known = self.folder.best()
-            if known:
-                self.budget.training_leads = get_strategy(known[0].strategy).selects_on_val
-            self.trials.requeue_dead(own=False, kept=known and known[0])
+            best = self.folder.best()
+            if best:
+                self.budget.incumbent_is_trained = get_strategy(best[0].strategy).selects_on_val
+            self.trials.requeue_dead(own=False, kept=best and best[0])
             snapshot = self.trials.snapshot()
             if self.soup_candidates:
-                self.budget.n_soup = self.soup_candidates.n_reserved(
+                self.budget.n_soup_images = self.soup_candidates.n_reserved(
                     snapshot.done, self.validation
                 )
-            shortest_s = len(self.validation.folds) * self.budget.shortest_s()
-            strategy = self.scheduler.choose(snapshot, self.budget.left_s(), shortest_s)
+            min_fit_s = len(self.validation.folds) * self.budget.min_fit_s()
+            strategy = self.scheduler.choose(snapshot, self.budget.left_s(), min_fit_s)
             start: Mapping[str, Any] = {}
             if strategy is not None:
                 space = self.trials.distributions(strategy)
                 start = self.scheduler.start(strategy, snapshot, space, self.budget.left_s())
             claim = self.trials.claim(strategy, start)
-        return claim, bool(snapshot.under_way)
+        return claim, bool(snapshot.unfinished)
 
-    def is_open(self) -> bool:
-        """Whether the search still goes on: what has been judged is not replaced."""
+    def is_searching(self) -> bool:
+        """Return whether the search goes on; after it the best classifier must not change."""
         return self.folder.state().get("phase") == "searching"
 
     def _run_trial(self, claim: Claim) -> None:
-        """Run one trial to its end: a score, or a reason and no score."""
-        self._tell(claim, "begun")
+        """Run one trial to its end: it gets a score, or a reason why it has none."""
+        self._emit(claim, "begun")
         start = time.monotonic()
         pruned = False
         classifier, accuracy, reason = None, None, None
         try:
-            with self.trials.heartbeat(claim), self.interrupt.allowed():
+            with self.trials.heartbeat(claim), self.interrupt.interruptible():
                 classifier, accuracy = self._fit(claim)
         except KeyboardInterrupt:
-            if self.interrupt.asked_twice:
+            if self.interrupt.requested_twice:
                 raise
             reason = "interrupted"
         except optuna.TrialPruned:
-            pruned, reason = True, f"pruned: {self.trials.pruned_because}"
-        except StorageError as error:  # no fault of the trial's: it waits until there is room
-            raise self.folder.needs_room(error) from error
+            pruned, reason = True, f"pruned: {self.trials.pruning_reason}"
+        except StorageError as error:  # not the trial's fault: it is run again after a resume
+            raise self.folder.with_resume_hint(error) from error
         except TransferError as error:
             reason = str(error)
         except (MemoryError, RuntimeError) as error:
-            reason = out_of_memory(error)
+            reason = out_of_memory_reason(error)
         used = dict(classifier.hyperparameters if classifier else claim.trial.params)
         if BACKBONE in claim.start:
             used[BACKBONE] = claim.start[BACKBONE]
         seconds = round(time.monotonic() - start, 3)
         record = TrialRecord(claim.number, claim.strategy, used, accuracy, seconds, reason, pruned)
-        last = self._with_val(claim, record)
-        kept = last or classifier
-        finish = partial(self._finish, claim, record, kept, refitted=last is not None)
-        with self.trials.heartbeat(
-            claim
-        ):  # to keep a classifier may take long, and to wait for that
+        refitted = self._refit_with_val(claim, record)
+        final = refitted or classifier
+        finish = partial(self._finish, claim, record, final, refitted=refitted is not None)
+        with self.trials.heartbeat(claim):  # waiting for the lock and saving may take long
             retry_if_lock_lost(finish)
         for number in range(len(self.validation.folds)):
             self.folder.drop_checkpoint(claim.number, number)
@@ -186,65 +191,70 @@ class Search:
                 activation_store=self.activation_store,
             )
             classifier = strategy.fit(fold, backbone, ctx)
-            if self.soup_candidates and self.soup_candidates.suits(claim.strategy):
-                self.soup_candidates.keep(classifier, claim.number, number)
+            if self.soup_candidates and self.soup_candidates.accepts(claim.strategy):
+                self.soup_candidates.save(classifier, claim.number, number)
             return classifier
 
-        def hear(hits: Mapping[int, float]) -> None:
-            if by_folds and strategy.selects_on_val and report(claim.trial, hits):
+        def on_fold(hits: Mapping[int, float]) -> None:
+            if by_folds and strategy.selects_on_val and report_values(claim.trial, hits):
                 raise optuna.TrialPruned
 
         by_folds = len(self.validation.folds) > 1
-        known = self.trials.reported(claim) if by_folds else {}
-        return self.validation.score(fit, self._judge, hear, known)
+        known = self.trials.reported_values(claim) if by_folds else {}
+        return self.validation.score(fit, self._score_images, on_fold, known)
 
-    def _judge(self, classifier: ImageClassifier, split: Split) -> list[float]:
+    def _score_images(self, classifier: ImageClassifier, split: Split) -> list[float]:
+        """Return 1.0 for each correctly classified image, else 0.0; time the prediction."""
         start = time.monotonic()
-        said = classifier.predict_proba(
+        probabilities = classifier.predict_proba(
             [p.path for p in split], n_workers=self.ctx.n_workers, precision=self.ctx.precision
         )
         self.budget.saw(len(split), time.monotonic() - start, classifier.backbone.input_px)
-        hits: list[float] = (said.argmax(axis=1) == labels_of(split)).astype(float).tolist()
+        is_correct = probabilities.argmax(axis=1) == labels_of(split)
+        hits: list[float] = is_correct.astype(float).tolist()
         return hits
 
-    def _with_val(self, claim: Claim, record: TrialRecord) -> ImageClassifier | None:
-        """Fit a probe that leads once more, with validation: at once, while its features are at hand.
+    def _refit_with_val(self, claim: Claim, record: TrialRecord) -> ImageClassifier | None:
+        """Refit a probe that is the new incumbent on train and validation together.
 
-        None if there is nothing to fit, or less time for it than the probe itself took.
+        This is done at once, while its features are still in memory. None if the trial is no
+        probe or not better than the incumbent, or if less time is left than the probe itself took.
         """
-        strategy, known = get_strategy(record.strategy), self.folder.best()
-        if strategy.selects_on_val or not self.scheduler.beats(record, known and known[0]):
+        strategy, best = get_strategy(record.strategy), self.folder.best()
+        if strategy.selects_on_val or not self.scheduler.beats(record, best and best[0]):
             return None
         if self.budget.left_s() <= record.seconds:
             return None
-        everything = self.dataset.with_val_in_train()
+        train_and_val = self.dataset.with_val_in_train()
         ctx = replace(self.ctx, deadline_s=self.budget.search_ends_s())
         try:
             with self.trials.heartbeat(claim):
                 backbone = backbone_of(record.hyperparameters, self.backbone)
                 chosen = strategy(**hyperparameters_of(record.hyperparameters))
-                return chosen.fit(everything, backbone, ctx)
+                return chosen.fit(train_and_val, backbone, ctx)
         except OutOfTime as error:
             why = str(error)
         except (MemoryError, RuntimeError) as error:
-            why = out_of_memory(error)
+            why = out_of_memory_reason(error)
         self.ctx.on_note(
-            f"The {record.strategy} learns from train alone, without validation: {why}"
+            f"{record.strategy} was not refitted on train and validation together: {why}"
         )
         return None
 
     def _reporter(self, claim: Claim, fold: Dataset, number: int) -> OnEpoch:
-        def hear(epoch: int, val_accuracy: float | None) -> None:
+        def on_epoch(epoch: int, val_accuracy: float | None) -> None:
             self.ctx.on_progress("this trial", epoch, ROUNDS)
             if val_accuracy is None:
                 return
             interval = proportion(val_accuracy, len(fold.val))
-            self._tell(claim, "round", step=epoch, accuracy=interval)
-            if len(self.validation.folds) == 1 and report(claim.trial, {epoch: val_accuracy}):
+            self._emit(claim, "round", step=epoch, accuracy=interval)
+            if len(self.validation.folds) == 1 and report_values(
+                claim.trial, {epoch: val_accuracy}
+            ):
                 raise optuna.TrialPruned
             self.folder.share_checkpoint(claim.number, number)
 
-        return hear
+        return on_epoch
 
     def _finish(
         self,
@@ -254,24 +264,25 @@ class Search:
         *,
         refitted: bool,
     ) -> None:
-        """Keep the classifier if it is the best, then count the trial: in this order.
+        """Save the classifier if it is the best, then record the trial as finished, in this order.
 
-        Killed in between, the trial is found complete: its score stands on the classifier.
+        If the process is killed in between, the trial counts as complete later: its score is
+        saved with the classifier.
         """
         with self.trials.lock.held():
-            known = self.folder.best()
-            wins = self.is_open() and self.scheduler.beats(record, known and known[0])
-            if classifier is not None and wins:
-                self.trials.lock.check()
-                self.folder.keep(classifier, record, refitted=refitted)
+            best = self.folder.best()
+            is_best = self.is_searching() and self.scheduler.beats(record, best and best[0])
+            if classifier is not None and is_best:
+                self.trials.lock.check_held()
+                self.folder.save_best(classifier, record, refitted=refitted)
             self.trials.tell(claim, record)
             done = self.trials.snapshot().done
             self.folder.write_trials(done)
             if self.soup_candidates:
                 self.soup_candidates.drop_others(done)
-        self._tell(claim, "ended", accuracy=record.val_accuracy, reason=record.reason)
+        self._emit(claim, "ended", accuracy=record.val_accuracy, reason=record.reason)
 
-    def _tell(self, claim: Claim, kind: Any, **facts: Any) -> None:
+    def _emit(self, claim: Claim, kind: Any, **facts: Any) -> None:
         best = self.folder.best()
         event = Event(
             kind,
@@ -282,7 +293,7 @@ class Search:
             **facts,
         )
         accuracy = event.accuracy
-        self.folder.note(
+        self.folder.log_event(
             "trial " + kind,
             number=event.number,
             strategy=event.strategy,
@@ -293,10 +304,11 @@ class Search:
         )
         self.on_event(event)
 
-    def ended(self) -> Ended:
-        """Say why the search is over."""
-        asked = self.interrupt.asked
-        return "interrupted" if asked else self.scheduler.ended(self.trials.snapshot())
+    def end_reason(self) -> Ended:
+        """Return why the search ended."""
+        if self.interrupt.requested:
+            return "interrupted"
+        return self.scheduler.end_reason(self.trials.snapshot())
 
     def result(self) -> SearchResult:
         """Return the trials and the best classifier.
@@ -307,21 +319,21 @@ class Search:
             If no trial finished.
         """
         records = self.trials.snapshot().done
-        found = self.folder.best()
-        if found is None:
+        saved = self.folder.best()
+        if saved is None:
             why = "; ".join(f"{r.strategy}: {r.reason}" for r in records) or "no time was left"
             raise OutOfTime(f"No trial finished ({why}). Give more --time.")
-        best, refitted = found
+        best, refitted = saved
         classifier = ImageClassifier.load(self.folder.classifier(), self.ctx.device)
         return SearchResult(records, best, classifier, refitted)
 
 
-def out_of_memory(error: MemoryError | RuntimeError) -> str:
-    """Return the reason of a trial that ran out of memory; let other errors pass."""
-    said = str(error)
+def out_of_memory_reason(error: MemoryError | RuntimeError) -> str:
+    """Return the reason for a trial that ran out of memory; raise any other error again."""
+    message = str(error)
     if not isinstance(error, MemoryError | torch.OutOfMemoryError) and (
-        "can't allocate memory" not in said
+        "can't allocate memory" not in message
     ):
         raise error
-    first = said.splitlines()[0] if said else "no more could be had"
+    first = message.splitlines()[0] if message else "an allocation failed"
     return f"out of memory: {first}"

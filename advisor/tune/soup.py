@@ -1,8 +1,9 @@
-"""After a search: the weights of its best training runs averaged, if that wins on val.
+"""Greedy model soup: average the weights of the best training runs if that wins on validation.
 
-A greedy soup: the best training first, then every other in the order of validation accuracy stays in if
-the average does not get worse by it. Trained from one start, fine-tuned networks lie in one basin,
-where their average is often better than each and costs no more to use.
+The average starts with the best training run. The others are added in the order of validation
+accuracy, and each stays in if the average does not get worse. Networks that were fine-tuned from
+the same weights lie in one basin of the loss, where their average is often better than each of
+them and costs no more to use.
 
 References
 ----------
@@ -19,8 +20,8 @@ import numpy as np
 
 from advisor.tune.distributed.database import retry_if_lock_lost
 from advisor.tune.run_dir.soup_candidates import MOST, SoupCandidates
-from advisor.tune.search import Search, out_of_memory
-from advisor.tune.time_budget import FACTOR
+from advisor.tune.search import Search, out_of_memory_reason
+from advisor.tune.time_budget import SAFETY_FACTOR
 from advisor.types.outcome import Soup, TrialRecord
 from strategies.core.errors import OutOfTime, StorageError
 from strategies.core.metrics import Interval, proportion
@@ -30,13 +31,13 @@ from strategies.models.network import scores_of
 from strategies.training.lp_ft import calibrate
 from strategies.training.weight_averaging import averaged, can_be_averaged
 
-NO_TIME = "no time was left to judge an average"
-NO_WIN = "it did not win by more than one validation image"
+NO_TIME = "there was no time to validate an average"
+NO_WIN = "it did not beat the best trial by more than one validation image"
 
 
 @dataclass(frozen=True)
-class _Tried:
-    """An average: of which trials, how good on validation, and the classifier of the dataset itself."""
+class _Average:
+    """An average of trials, its validation accuracy, and its classifier for the dataset itself."""
 
     trials: tuple[int, ...]
     val_accuracy: Interval
@@ -44,66 +45,67 @@ class _Tried:
 
 
 def make_soup(search: Search) -> Soup | None:
-    """Average the best training runs; keep the average if it beats the best trial by over one image.
+    """Average the best training runs; keep the average if it wins by more than one image.
 
-    That is what a trial must win by too: a tie goes to the simpler, which is the one network.
-    Chosen on validation, both flatter themselves there (a maximum of few, with what was put in chosen
-    on the same images); the interval is that of a classifier judged once, as for trials. Test,
-    read once and later, does not know of the choice.
+    A trial must beat the incumbent by the same margin; a tie goes to the simpler, the single
+    network. The best trial and the average are both selected on validation, so their validation
+    accuracies are optimistic. The interval does not correct for this, as for trials. Test is read
+    once, later, and is not affected by the selection.
 
-    Nothing of it is remembered but what is kept: a run that is killed here does it again.
+    Only an average that is kept is written to disk: a run that is killed here averages again.
 
     Returns
     -------
-    None where there are no two training runs that can be averaged, or nothing could win any more.
+    None if fewer than two training runs can be averaged, or if no average could win any more.
 
     Raises
     ------
     StorageError
-        If the run folder cannot be written.
+        If the run directory cannot be written.
     """
-    pool, leader = search.soup_candidates, search.folder.best()
-    if leader is None or leader[0].val_accuracy is None:
+    pool, incumbent = search.soup_candidates, search.folder.best()
+    if incumbent is None or incumbent[0].val_accuracy is None:
         return None
     done = search.trials.snapshot().done
-    now, kept = leader[0].val_accuracy, _kept(search, done)
-    over = search.interrupt.asked or not search.is_open()
-    if pool is None or over or 1 - now.mid <= search.scheduler.one_image:
-        return kept
-    ranked = _ranked(search, pool, done, leader[0])
+    to_beat, on_disk = incumbent[0].val_accuracy, _soup_on_disk(search, done)
+    is_over = search.interrupt.requested or not search.is_searching()
+    if pool is None or is_over or 1 - to_beat.mid <= search.scheduler.one_image:
+        return on_disk
+    ranked = _compatible(search, pool, done, incumbent[0])
     if len(ranked) < 2:
-        return kept
-    tried, reason = _greedy(search, pool, ranked)
-    if tried is not None and retry_if_lock_lost(partial(_keep, search, tried, ranked[0])):
-        return _kept(search, done)
+        return on_disk
+    tried, reason = _greedy_soup(search, pool, ranked)
+    if tried is not None and retry_if_lock_lost(
+        partial(_save_if_better, search, tried, ranked[0])
+    ):
+        return _soup_on_disk(search, done)
     numbers = tried.trials if tried else tuple(r.number for r in ranked)
     found = tried.val_accuracy if tried else None
-    return kept or Soup(numbers, found, now, kept=False, reason=reason or NO_WIN)
+    return on_disk or Soup(numbers, found, to_beat, kept=False, reason=reason or NO_WIN)
 
 
-def _kept(search: Search, done: Sequence[TrialRecord]) -> Soup | None:
-    """Return what is told of the classifier on disk, if it is an average already."""
-    numbers, best = search.folder.averaged(), search.folder.best()
+def _soup_on_disk(search: Search, done: Sequence[TrialRecord]) -> Soup | None:
+    """Return the record of the classifier on disk if it is an average already, else None."""
+    numbers, best = search.folder.averaged_trials(), search.folder.best()
     alone = search.scheduler.best(done)
     if not numbers or best is None or alone is None or alone.val_accuracy is None:
         return None
     return Soup(numbers, best[0].val_accuracy, alone.val_accuracy, kept=True)
 
 
-def _ranked(
-    search: Search, pool: SoupCandidates, done: Sequence[TrialRecord], leader: TrialRecord
+def _compatible(
+    search: Search, pool: SoupCandidates, done: Sequence[TrialRecord], incumbent: TrialRecord
 ) -> list[TrialRecord]:
-    """Return training runs that fit together: the leader, if it is one, and then the best on val."""
-    here = pool.best(done)[:MOST]
+    """Return training runs that can be averaged: the incumbent if it is one, then the best."""
+    candidates = pool.best(done)[:MOST]
     first: ImageClassifier | None = None
     ranked = []
-    for record in sorted(
-        here, key=lambda r: r.number != leader.number
-    ):  # stable: by validation else
+    # The sort is stable: after the incumbent the order is still that of validation accuracy.
+    for record in sorted(candidates, key=lambda r: r.number != incumbent.number):
         try:
             found = pool.load(record.number, 0)
-        except StorageError as error:  # a power cut may have spoilt it: one less to try
-            search.ctx.on_note(f"Trial {record.number} is left out of averages: {error}")
+        except StorageError as error:  # a power failure may have damaged it: skip it
+            search.ctx.on_note(f"Trial {record.number} is left out of the soup: {error}")
             continue
         first = first or found
         if can_be_averaged(first, found):
@@ -111,41 +113,44 @@ def _ranked(
     return ranked
 
 
-def _greedy(
+def _greedy_soup(
     search: Search, pool: SoupCandidates, ranked: Sequence[TrialRecord]
-) -> tuple[_Tried | None, str | None]:
-    """Put in one training after the other; return the last average that was not worse.
+) -> tuple[_Average | None, str | None]:
+    """Add one training run after the other; return the last average that was not worse.
 
-    And why it went no further, if not because all had been tried.
+    Returns
+    -------
+    The average, or None; and why the soup stopped before all training runs had been tried, or why
+    there is none.
     """
     assert ranked[0].val_accuracy is not None
     members, accuracy = [ranked[0]], ranked[0].val_accuracy.mid
-    best: _Tried | None = None
+    best: _Average | None = None
     for step, record in enumerate(ranked[1:], start=1):
         search.ctx.on_progress("averages", step, len(ranked) - 1)
-        if search.interrupt.asked:
+        if search.interrupt.requested:
             return best, "the run was interrupted"
-        n_images = pool.n_looked_at([*members, record], search.validation)
-        needed_s = FACTOR * search.budget.s_per_image * n_images
+        n_images = pool.n_images_read([*members, record], search.validation)
+        needed_s = SAFETY_FACTOR * search.budget.s_per_image * n_images
         if search.budget.soup_ends_s() - time.monotonic() < needed_s:
             return best, None if best else NO_TIME
         try:
-            tried = _judge(search, pool, tuple(r.number for r in [*members, record]))
+            tried = _validate_average(search, pool, tuple(r.number for r in [*members, record]))
         except OutOfTime:
             return best, None if best else NO_TIME
         except StorageError as error:
-            search.ctx.on_note(f"Trial {record.number} is left out of averages: {error}")
+            search.ctx.on_note(f"Trial {record.number} is left out of the soup: {error}")
             continue
         except (MemoryError, RuntimeError) as error:
-            return best, out_of_memory(error)
+            return best, out_of_memory_reason(error)
         if tried.val_accuracy.mid >= accuracy:
             best, accuracy = tried, tried.val_accuracy.mid
             members.append(record)
     return best, None if best else "every average was worse on validation"
 
 
-def _judge(search: Search, pool: SoupCandidates, numbers: tuple[int, ...]) -> _Tried:
-    """Average some trials, on every fold what they learnt there, and judge that as trials are."""
+def _validate_average(search: Search, pool: SoupCandidates, numbers: tuple[int, ...]) -> _Average:
+    """Average the classifiers of some trials fold by fold, and score the average like a trial."""
     ctx = replace(search.ctx, deadline_s=search.budget.soup_ends_s())
     hits: list[bool] = []
     for number in reversed(range(len(search.validation.folds))):
@@ -159,20 +164,20 @@ def _judge(search: Search, pool: SoupCandidates, numbers: tuple[int, ...]) -> _T
         search.budget.saw(len(fold.val), took_s, classifier.backbone.input_px)
         hits += (scores.argmax(axis=1) == labels_of(fold.val)).tolist()
     calibrate(classifier.network, scores, search.dataset)  # the last fold is the dataset itself
-    return _Tried(numbers, proportion(float(np.mean(hits)), len(hits)), classifier)
+    return _Average(numbers, proportion(float(np.mean(hits)), len(hits)), classifier)
 
 
-def _keep(search: Search, tried: _Tried, first: TrialRecord) -> bool:
+def _save_if_better(search: Search, tried: _Average, first: TrialRecord) -> bool:
     """Make an average the classifier of the run, if it beats the best one by over one image."""
     with search.trials.lock.held():
         known = search.folder.best()
-        if not search.is_open() or known is None or known[0].val_accuracy is None:
+        if not search.is_searching() or known is None or known[0].val_accuracy is None:
             return False
         gap = tried.val_accuracy.mid - known[0].val_accuracy.mid
         if gap <= search.scheduler.one_image:
             return False
-        search.trials.lock.check()
+        search.trials.lock.check_held()
         record = replace(first, val_accuracy=tried.val_accuracy)
-        search.folder.keep(tried.classifier, record, refitted=False, averaged=tried.trials)
-    search.folder.note("soup", trials=tried.trials, val_accuracy=tried.val_accuracy.mid)
+        search.folder.save_best(tried.classifier, record, refitted=False, averaged=tried.trials)
+    search.folder.log_event("soup", trials=tried.trials, val_accuracy=tried.val_accuracy.mid)
     return True

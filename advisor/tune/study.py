@@ -1,8 +1,8 @@
-"""The trials of a run: one Optuna study a strategy, in one database that many processes may share.
+"""Trials of a run: one Optuna study per strategy, in a database that worker processes share.
 
 A trial of this program has a number that counts over all strategies and outlives the process that
-runs it. When that process dies, Optuna's trial fails, and a new one with the same number and the
-same hyperparameters waits to be taken up: each number counts once.
+runs it. If that process dies, Optuna's trial fails, and a new one with the same number and the
+same hyperparameters is enqueued. So each number counts once.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from advisor.tune.distributed.database import (
     Lock,
     LockLost,
     SeededTPE,
-    experimental,
+    ignore_experimental_warnings,
     open_storage,
     retry_transient,
 )
@@ -35,13 +35,14 @@ from advisor.types.outcome import TrialRecord
 from strategies.core.metrics import Interval
 
 MAX_ATTEMPTS = 3
-"""A trial that dies this often without getting further is given up: it may be what kills it."""
+"""A trial whose process died this often without progress is given up: it may be the cause."""
 COORDINATOR = "coordinator"
+"""Owner of the trials of the process that holds the run's lock."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A trial that this process is to run."""
+    """A trial that this process has claimed and must run."""
 
     number: int
     strategy: str
@@ -49,22 +50,22 @@ class Claim:
 
     @property
     def start(self) -> Mapping[str, Any]:
-        """What the trial starts with; empty: all is drawn."""
+        """Hyperparameters that the trial starts with; the sampler draws the others."""
         found: Mapping[str, Any] = self.trial.user_attrs.get("start", {})
         return found
 
 
 @dataclass(frozen=True)
 class TrialsSnapshot:
-    """How the trials of a run stand: those that are done, and strategies of those under way."""
+    """Finished trials of a run, and the strategies of the unfinished (running or waiting) ones."""
 
     done: tuple[TrialRecord, ...]
-    under_way: tuple[str, ...]
+    unfinished: tuple[str, ...]
 
     @property
     def n(self) -> int:
-        """Number of trials begun."""
-        return len(self.done) + len(self.under_way)
+        """Number of trials begun, finished or not."""
+        return len(self.done) + len(self.unfinished)
 
 
 class Trials:
@@ -73,23 +74,29 @@ class Trials:
     Parameters
     ----------
     url
-        SQLAlchemy's name of the database.
+        SQLAlchemy URL of the database.
+    strategies
+        Names of all strategies; each gets a study.
     prefix
-        What study names begin with, where runs share a database.
+        Prefix of the study names, for runs that share a database.
+    seed
+        Seed of the sampler.
     owner
-        Who claims trials here; `COORDINATOR` for the one process that holds the run.
+        Name of this process; `COORDINATOR` for the one that holds the run's lock.
     heartbeat_s
-        A process gives a sign of life this often; six missed ones are death.
+        Seconds between heartbeats. After six missed heartbeats a worker is presumed dead.
     n_val
-        Images that accuracies are reported on.
+        Number of images that accuracies are reported on.
     by_folds
-        Whether trials report which images they name rightly, fold by fold, instead of their
-        accuracy on validation, round by round.
+        Whether trials report for every image of a fold whether it was classified correctly,
+        instead of the validation accuracy at every round.
 
     Attributes
     ----------
     lock
-        Lets one process at a time decide what is tried next, or what is best.
+        Lock under which one process at a time claims a trial or updates the best classifier.
+    pruning_reason
+        The reason to record for pruned trials.
 
     Raises
     ------
@@ -113,97 +120,105 @@ class Trials:
         self.owner = owner
         self._storage = open_storage(url, heartbeat_s)
         self.lock = Lock(self._storage, prefix)
-        pruner, self.pruned_because = make_pruner(n_val, by_folds=by_folds)
+        pruner, self.pruning_reason = make_pruner(n_val, by_folds=by_folds)
         self._studies = {
-            name: retry_transient(partial(_study, self._storage, prefix + name, seed, pruner))
+            name: retry_transient(
+                partial(_create_study, self._storage, prefix + name, seed, pruner)
+            )
             for name in strategies
         }
 
     def snapshot(self) -> TrialsSnapshot:
-        """Return how the trials stand. Each number counts once: its latest attempt."""
-        latest = self._latest().values()
+        """Return the state of all trials. Each number counts once, with its latest attempt."""
+        latest = self._latest_attempts().values()
         done = [_record(name, trial) for name, trial in latest if _is_done(trial)]
-        under_way = [name for name, trial in latest if not _is_done(trial)]
-        return TrialsSnapshot(tuple(sorted(done, key=lambda r: r.number)), tuple(under_way))
+        unfinished = [name for name, trial in latest if not _is_done(trial)]
+        return TrialsSnapshot(tuple(sorted(done, key=lambda r: r.number)), tuple(unfinished))
 
     def distributions(self, strategy: str) -> Mapping[str, BaseDistribution]:
-        """Return the search space of a strategy as far as trials have shown it."""
+        """Return the search space of a strategy, as far as earlier trials have drawn from it."""
         known: dict[str, BaseDistribution] = {}
-        for trial in self._frozen(strategy):
+        for trial in self._trials_of(strategy):
             known |= trial.distributions
         return known
 
     def requeue_dead(self, *, own: bool, kept: TrialRecord | None) -> None:
-        """Let the numbers wait again whose process died.
+        """Enqueue the trials of dead workers again.
 
-        Only one process at a time may do this (`lock`). A process is dead if it
-        gave no sign of life for too long, if it never got as far as claiming its trial, or, with
-        `own`, if it held the run before this one did. Of these, the trial whose classifier is
-        `kept` on disk had only not been counted yet.
+        The caller must hold `lock`. A worker is presumed dead if it missed six heartbeats, or if
+        it died before it had finished claiming its trial.
+
+        Parameters
+        ----------
+        own
+            Whether running trials of this owner belong to an earlier, dead process as well.
+        kept
+            The trial of the best classifier on disk, if any. If it is among them it was complete
+            and only not recorded yet, so it is recorded rather than enqueued.
         """
         for study in self._studies.values():
-            with experimental():
+            with ignore_experimental_warnings():
                 retry_transient(partial(optuna.storages.fail_stale_trials, study))
             for trial in retry_transient(partial(study.get_trials, states=(TrialState.RUNNING,))):
                 owner = trial.user_attrs.get("owner")
                 if owner is None or (own and owner == self.owner):
-                    self._end(study, trial, kept)
-        for name, trial in self._latest().values():
+                    self._finish_dead(study, trial, kept)
+        for name, trial in self._latest_attempts().values():
             if trial.state == TrialState.FAIL and "reason" not in trial.user_attrs:
-                self._retry(self._studies[name], trial)
+                self._requeue(self._studies[name], trial)
 
     def claim(self, strategy: str | None, start: Mapping[str, Any]) -> Claim | None:
-        """Take up the trial that waits, or else begin one of `strategy`.
+        """Claim an enqueued trial, or else begin one of `strategy`; None if there is neither.
 
-        Only one process at a time may claim (`lock`).
+        The caller must hold `lock`.
 
         Parameters
         ----------
         strategy
-            None: take up what waits, begin nothing.
+            None: claim only a trial that is enqueued already.
         start
-            Hyperparameters that are set; the others are drawn by the sampler.
+            Hyperparameters that are set; the sampler draws the others.
         """
-        waiting = self._waiting()
+        waiting = self._strategy_with_waiting_trial()
         if waiting is None:
             if strategy is None:
                 return None
             retry_transient(lambda: self._enqueue(strategy, self.snapshot().n, start))
             waiting = strategy
         study = self._studies[waiting]
-        with warnings.catch_warnings():  # signs of life are given by `heartbeat`, not by optimize
+        with warnings.catch_warnings():  # heartbeats are sent by `heartbeat`, not by optimize
             warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
             trial = retry_transient(study.ask)
-        if (
-            "number" not in trial.user_attrs
-        ):  # the queue was emptied by an ask whose answer was lost
+        # Another `ask`, whose answer was lost, may have emptied the queue: this trial is not ours.
+        if "number" not in trial.user_attrs:
             retry_transient(lambda: study.tell(trial, state=TrialState.FAIL))
             return None
-        self._beat(trial)
+        self._record_heartbeat(trial)
         retry_transient(lambda: trial.set_user_attr("owner", self.owner))
         claim = Claim(int(trial.user_attrs["number"]), waiting, trial)
         try:
-            self.lock.check()  # else another process may have held it for dead, having no owner
+            # If the lock was lost, another process may have requeued the trial: it had no owner.
+            self.lock.check_held()
         except LockLost:
             self.release(claim)
             raise
         return claim
 
     def _enqueue(self, strategy: str, number: int, start: Mapping[str, Any]) -> None:
-        if self._waiting() is None:  # else an earlier attempt at this got through
-            self.lock.check()
+        if self._strategy_with_waiting_trial() is None:  # else an earlier try was successful
+            self.lock.check_held()
             attributes = {"number": number, "start": dict(start)}
             self._studies[strategy].enqueue_trial(dict(start), user_attrs=attributes)
 
     @contextlib.contextmanager
     def heartbeat(self, claim: Claim) -> Iterator[None]:
-        """Give signs of life while a trial runs."""
+        """Send heartbeats in a background thread while a trial runs."""
         ended = threading.Event()
 
         def beat() -> None:
             while not ended.wait(self._storage.heartbeat_interval):
-                with contextlib.suppress(*DATABASE_ERRORS):  # the next one may come through
-                    self._beat(claim.trial)
+                with contextlib.suppress(*DATABASE_ERRORS):  # the next one may succeed
+                    self._record_heartbeat(claim.trial)
 
         thread = threading.Thread(target=beat, daemon=True)
         thread.start()
@@ -214,15 +229,15 @@ class Trials:
             thread.join()
 
     def tell(self, claim: Claim, record: TrialRecord) -> None:
-        """Finish a trial: a score with its interval, or a reason and no score."""
+        """Record a finished trial: its score with an interval, or the reason why it has none."""
         self._tell(self._studies[claim.strategy], claim.trial._trial_id, record)
 
-    def reported(self, claim: Claim) -> Mapping[int, float]:
-        """Return what an earlier attempt at a trial has reported, by step."""
-        return self._frozen(claim.strategy)[claim.trial.number].intermediate_values
+    def reported_values(self, claim: Claim) -> Mapping[int, float]:
+        """Return the values that an earlier attempt at a trial has reported, by step."""
+        return self._trials_of(claim.strategy)[claim.trial.number].intermediate_values
 
     def release(self, claim: Claim) -> None:
-        """Let a claimed trial wait for another process."""
+        """Release a claimed trial, so that it is enqueued for any process."""
         study = self._studies[claim.strategy]
         retry_transient(
             lambda: study.tell(claim.trial, state=TrialState.FAIL, skip_if_finished=True)
@@ -237,7 +252,7 @@ class Trials:
             "interval": None if interval is None else [interval.low, interval.mid, interval.high],
         }
         number = retry_transient(lambda: self._storage.get_trial_number_from_id(trial_id))
-        with contextlib.suppress(UpdateFinishedTrialError):  # it was held for dead meanwhile
+        with contextlib.suppress(UpdateFinishedTrialError):  # presumed dead meanwhile
             for key, value in attributes.items():
                 retry_transient(partial(self._storage.set_trial_user_attr, trial_id, key, value))
             failed = TrialState.PRUNED if record.pruned else TrialState.FAIL
@@ -245,8 +260,8 @@ class Trials:
             score = interval.mid if interval else None
             retry_transient(lambda: study.tell(number, score, state, skip_if_finished=True))
 
-    def _end(self, study: Study, dead: FrozenTrial, kept: TrialRecord | None) -> None:
-        """End an attempt whose process died; one that only lacked its last word is complete."""
+    def _finish_dead(self, study: Study, dead: FrozenTrial, kept: TrialRecord | None) -> None:
+        """Finish an attempt whose process died: complete if its score is known, else failed."""
         if kept is not None and kept.number == dead.user_attrs.get("number"):
             self._tell(study, dead._trial_id, kept)
         found = dead.user_attrs.get("interval")
@@ -254,13 +269,13 @@ class Trials:
         score = found[1] if found else None
         retry_transient(lambda: study.tell(dead.number, score, state, skip_if_finished=True))
 
-    def _retry(self, study: Study, dead: FrozenTrial) -> None:
-        """Let a lost attempt's number wait again, as it was, unless it died too often."""
+    def _requeue(self, study: Study, dead: FrozenTrial) -> None:
+        """Enqueue a lost attempt again with all it reported, unless its process died too often."""
         if _is_given_up(dead):
             return
         n_steps = len(dead.intermediate_values)
-        stuck = n_steps <= dead.user_attrs.get("n_steps", 0)
-        attempts = dead.user_attrs.get("attempts", 1) + 1 if stuck else 1
+        no_progress = n_steps <= dead.user_attrs.get("n_steps", 0)
+        attempts = dead.user_attrs.get("attempts", 1) + 1 if no_progress else 1
         attempt = create_trial(
             state=TrialState.WAITING,
             params=dead.params,
@@ -276,37 +291,38 @@ class Trials:
         )
 
         def add() -> None:
-            self.lock.check()  # else the answer to an earlier attempt at this may have been lost
+            # If the lock was lost, so was the answer to an earlier try, which may have succeeded.
+            self.lock.check_held()
             study.add_trial(attempt)
 
         retry_transient(add)
 
-    def _beat(self, trial: Trial) -> None:
+    def _record_heartbeat(self, trial: Trial) -> None:
         retry_transient(lambda: self._storage.record_heartbeat(trial._trial_id))
 
-    def _waiting(self) -> str | None:
-        for name, trial in self._all():
+    def _strategy_with_waiting_trial(self) -> str | None:
+        for name, trial in self._all_trials():
             if trial.state == TrialState.WAITING:
                 return name
         return None
 
-    def _latest(self) -> dict[int, tuple[str, FrozenTrial]]:
+    def _latest_attempts(self) -> dict[int, tuple[str, FrozenTrial]]:
         """Return the latest attempt at every number."""
-        numbered = ((name, t) for name, t in self._all() if "number" in t.user_attrs)
+        numbered = ((name, t) for name, t in self._all_trials() if "number" in t.user_attrs)
         return {t.user_attrs["number"]: (name, t) for name, t in numbered}
 
-    def _all(self) -> Iterator[tuple[str, FrozenTrial]]:
+    def _all_trials(self) -> Iterator[tuple[str, FrozenTrial]]:
         for name in self._studies:
-            for trial in self._frozen(name):
+            for trial in self._trials_of(name):
                 yield name, trial
 
-    def _frozen(self, strategy: str) -> list[FrozenTrial]:
+    def _trials_of(self, strategy: str) -> list[FrozenTrial]:
         study = self._studies[strategy]
         return retry_transient(lambda: study.get_trials(deepcopy=False))
 
 
-def report(trial: Trial, values: Mapping[int, float]) -> bool:
-    """Report values by step; True if the trial should be pruned. A known step is left out."""
+def report_values(trial: Trial, values: Mapping[int, float]) -> bool:
+    """Report values by step, except known steps; return whether the trial should be pruned."""
     known = retry_transient(lambda: trial.study.get_trials(deepcopy=False))[trial.number]
     for step, value in values.items():
         if step not in known.intermediate_values:
@@ -314,7 +330,7 @@ def report(trial: Trial, values: Mapping[int, float]) -> bool:
     return bool(retry_transient(trial.should_prune))
 
 
-def _study(storage: RDBStorage, name: str, seed: int, pruner: BasePruner) -> Study:
+def _create_study(storage: RDBStorage, name: str, seed: int, pruner: BasePruner) -> Study:
     return optuna.create_study(
         study_name=name,
         storage=storage,
@@ -326,29 +342,31 @@ def _study(storage: RDBStorage, name: str, seed: int, pruner: BasePruner) -> Stu
 
 
 def _is_done(trial: FrozenTrial) -> bool:
-    """Whether nothing more will come of a number whose latest attempt this is."""
+    """Return whether a trial is finished for good, given its latest attempt."""
     lost = trial.state == TrialState.FAIL and "reason" not in trial.user_attrs
     return trial.state.is_finished() and (not lost or _is_given_up(trial))
 
 
 def _is_given_up(lost: FrozenTrial) -> bool:
-    """Whether a number has died too often without getting any further."""
-    died = int(lost.user_attrs.get("attempts", 1))
-    known = int(lost.user_attrs.get("n_steps", 0))
-    return died >= MAX_ATTEMPTS and len(lost.intermediate_values) <= known
+    """Return whether the processes of a trial died too often without progress."""
+    n_attempts = int(lost.user_attrs.get("attempts", 1))
+    n_steps_before = int(lost.user_attrs.get("n_steps", 0))
+    return n_attempts >= MAX_ATTEMPTS and len(lost.intermediate_values) <= n_steps_before
 
 
 def _record(strategy: str, trial: FrozenTrial) -> TrialRecord:
-    known = trial.user_attrs
-    found, reason = known.get("interval"), known.get("reason")
-    if found is None and reason is None:
-        reason = f"its process ended before it did, {known.get('attempts', 1)} times"
+    attributes = trial.user_attrs
+    interval, reason = attributes.get("interval"), attributes.get("reason")
+    if interval is None and reason is None:
+        reason = (
+            f"the process running it died {attributes.get('attempts', 1)} times without progress"
+        )
     return TrialRecord(
-        known["number"],
+        attributes["number"],
         strategy,
-        known.get("hyperparameters", trial.params),
-        None if found is None else Interval(*found),
-        known.get("seconds", 0.0),
+        attributes.get("hyperparameters", trial.params),
+        None if interval is None else Interval(*interval),
+        attributes.get("seconds", 0.0),
         reason,
         pruned=trial.state == TrialState.PRUNED,
     )

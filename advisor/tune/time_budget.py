@@ -1,42 +1,43 @@
-"""What is left of the time limit once judging, saving and reporting are provided for."""
+"""Time budget of a run: seconds left to the search after the reserves for what follows it."""
 
 import time
 from dataclasses import dataclass
 
-SPARE_S = 1.0
-"""For what is not measured: reading the best classifier, writing the outcome."""
-FACTOR = 1.15
-"""Judging and the page take this much longer than measured, at most."""
+SLACK_S = 1.0
+"""Reserve for what is not measured: loading the best classifier, writing the outcome."""
+SAFETY_FACTOR = 1.15
+"""Evaluation and report take at most this many times as long as measured."""
 SOUP_S = 2.0
-"""For reading the best training runs from disk, and writing their average."""
-SHORTEST_S = 2.5
-"""A training that has less time than this, apart from judging, is not worth starting."""
-JUDGED = 2
-"""A training is judged on validation at its start and its end at least."""
+"""Reserve for reading the soup candidates from disk and writing their average."""
+MIN_FIT_S = 2.5
+"""A training run is not worth starting with less time than this, validation not counted."""
+MIN_VALIDATIONS = 2
+"""A training run is validated at least at its start and at its end."""
 
 
 @dataclass
 class TimeBudget:
-    """The deadline of a run, and how fast this machine judges images.
+    """The deadline of a run, the reserves before it, and the prediction speed of this machine.
 
     Attributes
     ----------
     deadline_s
         ``time.monotonic()`` at which the program must have ended.
     n_test, n_val
-        Images that are judged once at the end, and once a trial.
+        Images that are predicted once at the end, and once a trial.
     by_px
-        Seconds to judge one image, as seen lately, at every input size in use.
+        Recent seconds to predict one image, for every input size in use.
     control_s
-        Seconds that the search leaves to the control.
+        Seconds reserved for the control.
     has_control
-        Whether the probe that leads has its control already; a training that leads needs its own.
-    training_leads
-        Whether the best trial so far is a training.
-    n_soup
-        Images that will be looked at to judge averages of the best training runs (`soup`).
-    page_s
-        Seconds that the page took when it was drafted.
+        Whether the probe that is the incumbent has its control already. A training run that is
+        the incumbent needs its own.
+    incumbent_is_trained
+        Whether the incumbent (best trial so far) is a training run.
+    n_soup_images
+        Images that must be read to validate averages of the best training runs (`soup`).
+    report_s
+        Seconds that the draft of the report took.
     """
 
     deadline_s: float
@@ -44,44 +45,49 @@ class TimeBudget:
     n_val: int
     by_px: dict[int, float]
     control_s: float = 0.0
-    page_s: float = 0.0
+    report_s: float = 0.0
     has_control: bool = False
-    training_leads: bool = False
-    n_soup: int = 0
+    incumbent_is_trained: bool = False
+    n_soup_images: int = 0
 
     @property
     def s_per_image(self) -> float:
-        """Seconds to judge one image at the slowest size: the best classifier may have it."""
+        """Seconds to predict one image at the slowest size: the best classifier may have it."""
         return max(self.by_px.values())
 
     def saw(self, n: int, seconds: float, px: int) -> None:
-        """Learn from having judged `n` images; a slow moment is forgotten by and by."""
+        """Update the prediction speed from `n` images; an old slow value halves at each update."""
         self.by_px[px] = max(seconds / n, self.by_px.get(px, 0.0) / 2)
 
-    def page_begins_s(self) -> float:
-        """Return the ``time.monotonic()`` at which all must be judged."""
-        return self.deadline_s - SPARE_S - FACTOR * self.page_s
+    def report_begins_s(self) -> float:
+        """Return the ``time.monotonic()`` by which all evaluation must be over."""
+        return self.deadline_s - SLACK_S - SAFETY_FACTOR * self.report_s
 
-    def judging_begins_s(self) -> float:
-        """Return the ``time.monotonic()`` at which test must be turned to."""
-        return self.page_begins_s() - FACTOR * self.n_test * self.s_per_image
+    def test_begins_s(self) -> float:
+        """Return the ``time.monotonic()`` at which evaluation on test must begin."""
+        return self.report_begins_s() - SAFETY_FACTOR * self.n_test * self.s_per_image
 
     def soup_ends_s(self) -> float:
-        """Return the ``time.monotonic()`` at which no more averages may be judged."""
-        is_due = self.training_leads or not self.has_control
-        return self.judging_begins_s() - is_due * self.control_s
+        """Return the ``time.monotonic()`` after which no more averages may be validated."""
+        control_is_due = self.incumbent_is_trained or not self.has_control
+        return self.test_begins_s() - control_is_due * self.control_s
 
     def search_ends_s(self) -> float:
-        """Return the ``time.monotonic()`` at which the last trial must be over."""
-        soup_s = FACTOR * self.n_soup * self.s_per_image + SOUP_S if self.n_soup else 0.0
+        """Return the ``time.monotonic()`` by which the last trial must be over."""
+        soup_s = 0.0
+        if self.n_soup_images:
+            soup_s = SAFETY_FACTOR * self.n_soup_images * self.s_per_image + SOUP_S
         return self.soup_ends_s() - soup_s
 
     def fit_ends_s(self) -> float:
-        """Return the ``time.monotonic()`` at which a trial must turn to being judged on val."""
-        return self.search_ends_s() - FACTOR * self.n_val * self.s_per_image - 0.3
+        """Return the ``time.monotonic()`` by which a fit must end, to be validated in time."""
+        return self.search_ends_s() - SAFETY_FACTOR * self.n_val * self.s_per_image - 0.3
 
     def fold_ends_s(self, n_left: int) -> float:
-        """Return when the next of so many fits to one trial must be over: they share the time."""
+        """Return the ``time.monotonic()`` by which the next of `n_left` folds must be fitted.
+
+        The folds of a trial share the time that is left equally.
+        """
         now = time.monotonic()
         return now + (self.fit_ends_s() - now) / n_left
 
@@ -89,6 +95,6 @@ class TimeBudget:
         """Return the seconds in which trials can still be run."""
         return self.fit_ends_s() - time.monotonic()
 
-    def shortest_s(self) -> float:
-        """Return the least time that a training is worth starting with."""
-        return SHORTEST_S + JUDGED * self.n_val * self.s_per_image
+    def min_fit_s(self) -> float:
+        """Return the least seconds with which a training run is worth starting."""
+        return MIN_FIT_S + MIN_VALIDATIONS * self.n_val * self.s_per_image

@@ -1,1 +1,1 @@
-"""The nouns of the advisor: frozen dataclasses that every room above may pass on."""
+"""Frozen dataclasses that the packages of the advisor exchange; their fields are JSON keys."""

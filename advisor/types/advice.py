@@ -1,4 +1,7 @@
-"""The nouns of the advice: frozen, and the same in Python, JSON and reports."""
+"""Dataclasses of the advice: strategies, quadrant, findings and the risk of negative transfer.
+
+They are frozen, and their fields are the same in Python, JSON and reports.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,12 +21,20 @@ Severity = Literal["issue", "tip"]
 
 @dataclass(frozen=True)
 class Finding:
-    """A coded remark about the data, the domain or the transfer, with what to do about it.
+    """A problem or hint with a TL code about the data, the domain or the transfer.
 
     Attributes
     ----------
+    code
+        The TL code, for instance "TL006".
+    severity
+        "issue" for a problem, "tip" for a hint.
+    detail
+        What was found, with numbers.
+    action
+        What to do about it.
     examples
-        Files or classes that show it, the clearest first.
+        Files or classes in which it shows, the clearest first.
     """
 
     code: str
@@ -36,21 +47,21 @@ class Finding:
 
 @dataclass(frozen=True)
 class Quadrant:
-    """Where a dataset lies, and what the textbook says of that place.
+    """Quadrant of a dataset by size and domain similarity, with CS231n's rule of thumb for it.
 
     Attributes
     ----------
     rule
-        The strategy that CS231n's rule of thumb names for this quadrant.
+        The strategy that CS231n's rule of thumb recommends in this quadrant.
     borderline
-        Whether an axis is too close to its threshold to call.
+        Whether the dataset is so close to the threshold of an axis that its side is uncertain.
     candidates
-        The rules of all quadrants that the dataset may be in, `rule` first. Different quadrants can
-        have the same rule, so a borderline place can have one candidate.
+        The rules of all quadrants that the dataset may be in, `rule` first. Different quadrants
+        can have the same rule, so a borderline dataset can have one candidate.
     size_decades
-        Position on the size axis: powers of ten above (positive: large) or below the border.
+        Position on the size axis: powers of ten above the threshold (positive: large) or below.
     similarity
-        Position on the domain axis; None where it is unknown.
+        Position on the domain axis: similarity in [0, 1]. None where it is unknown.
     """
 
     size: Size
@@ -64,7 +75,19 @@ class Quadrant:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A strategy with its first hyperparameters, what to expect, what it costs, and why."""
+    """A strategy that applies, with its predicted accuracy and cost.
+
+    Attributes
+    ----------
+    accuracy
+        Predicted test accuracy.
+    seconds
+        Predicted time to fit it on this machine.
+    hyperparameters
+        Those to begin with.
+    reasons
+        Why it has this rank, one sentence each.
+    """
 
     strategy: str
     backbone: str
@@ -84,7 +107,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Decision:
-    """What `recommend` decides: strategies best first, and those that do not apply."""
+    """Result of `recommend`: strategies, best first, and those that do not apply."""
 
     quadrant: Quadrant
     recommendations: tuple[Recommendation, ...]
@@ -93,7 +116,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Choice:
-    """Something that was chosen automatically, where it comes from, and how to pin it."""
+    """A setting that was chosen automatically.
+
+    Attributes
+    ----------
+    name, value
+        The option and the value chosen for it.
+    source
+        Why it was chosen, and with which option to set it by hand.
+    """
 
     name: str
     value: str
@@ -101,22 +132,22 @@ class Choice:
 
 
 FARTHEST = 10_000
-"""Images a class up to which it is predicted when training from scratch catches up."""
+"""Largest number of images per class for which `break_even_n_per_class` is predicted."""
 
 
 @dataclass(frozen=True)
 class TransferRisk:
-    """The chance that a strategy does worse than training from random weights.
+    """Risk of negative transfer: that a strategy does worse than training from random weights.
 
     Attributes
     ----------
     probability
-        That `gain` is below 0, in [0, 1].
+        Probability that `gain` is below 0, in [0, 1].
     gain
         Predicted transfer gain: accuracy of the strategy minus that of ``from_scratch``.
-    catches_up
-        Images a class from which on training from scratch is predicted to do as well, not
-        beyond `FARTHEST`; None if it does now, or is not expected to before that.
+    break_even_n_per_class
+        Images per class from which on training from scratch is predicted to do as well, at most
+        `FARTHEST`. None if it already does as well, or is not predicted to by `FARTHEST`.
     """
 
     strategy: str
@@ -127,16 +158,32 @@ class TransferRisk:
 
 @dataclass(frozen=True)
 class Advice:
-    """The answer of ``tl-advise``: strategies best first, and all that it rests on.
+    """Result of ``tl-advise``: strategies, best first, with all the measurements behind them.
 
     Attributes
     ----------
+    dataset, data
+        Name of the dataset, and its path as given.
+    recommendations, rejections
+        Strategies that apply, best first, and those that do not.
+    findings
+        Findings about the data, the domain and the transfer.
+    quarantine
+        Files that were left out, each with the reason.
+    choices
+        Settings that were chosen automatically.
+    split
+        How the images were divided into train, validation and test.
+    n_test
+        Number of test images.
+    seconds
+        Time that the advice took.
     backbones
-        Those that were compared, best first; empty where there was one.
+        The backbones that were compared, best first; empty if there was only one.
     command
-        What gives this advice again.
+        Command line that reproduces this advice.
     risks
-        Of negative transfer, by strategy; empty where nothing is known of it.
+        Risk of negative transfer of each strategy; empty where it cannot be predicted.
     """
 
     dataset: str

@@ -1,4 +1,4 @@
-"""What a search tells those who watch it."""
+"""Progress events of a search: trial begun, evaluated on validation, ended."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,17 +15,20 @@ class Event:
     Attributes
     ----------
     kind
-        A trial began, was judged after a round of training, or ended.
-    step
-        The round of training, from 1; 0 otherwise.
-    accuracy
-        On validation, of this trial; None where there is none (yet).
-    reason
-        Why an ended trial has no score.
-    best
-        The best trial of the run so far.
+        "begun": a trial began. "round": it was evaluated on validation after some training.
+        "ended": it ended.
+    number, strategy
+        Number of the trial, and the strategy that it fits.
     seconds_left
-        Until trials must end; infinite without a limit.
+        Time until trials must end; infinite without a time limit.
+    step
+        For "round", the number of the evaluation within the trial, from 1; otherwise 0.
+    accuracy
+        Validation accuracy of this trial; None if it has none (yet).
+    reason
+        For an ended trial without a score, the reason.
+    best
+        The incumbent: the best trial of the run so far.
     """
 
     kind: Literal["begun", "round", "ended"]
@@ -42,4 +45,4 @@ OnEvent = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """Hear of an event and do nothing."""
+    """Do nothing with an event: the default callback."""

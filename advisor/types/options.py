@@ -1,4 +1,7 @@
-"""What both commands take: as data, so that asking costs no import of a network library."""
+"""Options of ``tl-advise`` and ``tl-auto run``, and the accuracy differences that count as a tie.
+
+This module imports no deep-learning library, so that ``--help`` is fast.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,55 +15,61 @@ AUTO = "auto"
 Prefer = Literal["accuracy", "balanced", "cheap"]
 PilotMode = Literal["auto", "on", "off"]
 NOISE: Mapping[Prefer, float] = {"accuracy": 0.0, "balanced": 0.005, "cheap": 0.03}
-"""Accuracies that differ by no more than this count as equal; the cheaper one is taken."""
+"""Accuracies that differ by at most this much count as equal; the cheaper strategy then wins."""
 RARE_ERRORS = 0.05
-"""Where fewer images than this are named wrongly, `NOISE` shrinks with their share: half a point
-is a tenth of the errors at 95%, and would be all of them at 99.5%."""
+"""Below this error rate, `NOISE` shrinks in proportion to the error rate: half a percentage point
+is a tenth of the errors at 95% accuracy, and would be all of them at 99.5%."""
 LIKE_COSTS = 2.0
-"""What costs no more than so many times as much is no dearer: there the better one is taken."""
+"""Costs that differ by at most this factor count as equal; the more accurate one then wins."""
 
 
 def equal_within(accuracy: float, prefer: Prefer) -> float:
-    """Return by how much less than this accuracy another may be and still count as its equal."""
+    """Return by how much another accuracy may be below this one and still count as equal to it."""
     return NOISE[prefer] * min(1.0, (1 - accuracy) / RARE_ERRORS)
 
 
 def least_better(accuracy: float, prefer: Prefer) -> float:
-    """Return the accuracy above which this one is no equal any more (`equal_within` inverted)."""
+    """Return the accuracy above which this one no longer counts as equal.
+
+    The inverse of `equal_within`.
+    """
     per_error = NOISE[prefer] / RARE_ERRORS
     return min(accuracy + NOISE[prefer], (accuracy + per_error) / (1 + per_error))
 
 
 @dataclass(frozen=True)
 class Options:
-    """What both commands take; the defaults choose by themselves.
+    """Options of both commands; by default everything is chosen automatically.
 
     Attributes
     ----------
     backbone, input_px, device, strategy
-        "auto" or None: chosen here, printed with the reason. Several backbones with commas
-        between them are compared, and the best is used.
-    validation, test
-        Folders of class folders given apart from the data.
+        "auto" or None: chosen automatically and printed with the reason. Several backbones,
+        separated by commas, are compared and the best one is used.
+    val, test
+        Folders with one folder per class, where validation or test are separate from the data.
     workers
-        Threads that read images beside the network; None: one a core. The answer is the same.
+        Threads that read images while the network computes; None: one per core. The result does
+        not depend on it.
     cache_dir
-        Where features are kept; None: the user's cache folder.
+        Where features are cached; None: the user's cache folder.
+    on_progress
+        Callback for progress.
     root, group_by, max_images, max_quarantine
         How the data are read, see `load_dataset`.
     reference
-        A folder of images like those that the backbone was pretrained with; None: what this
-        program ships.
+        Folder of images like those that the backbone was pretrained on; None: the reference that
+        this program ships.
     prefer
-        What counts as equal when accuracy is weighed against cost, see `recommend`.
+        How large a difference in accuracy counts as equal to a cheaper strategy, see `recommend`.
     pilot
-        Whether a short fine-tuning is tried; "auto": where it may change the advice at a cost
-        that is small against what is advised.
+        Whether to run a pilot, a short full fine-tuning; "auto": only where it may change the
+        advice and costs little.
     ddp
-        Processes that share every batch of a training, each on a GPU of its own (or all on the
-        CPU, to try it).
+        Number of data-parallel processes of a training run. Each has its own GPU, or all share
+        the CPU (to try it out).
     on_note
-        Called with a sentence where a training goes another way than it was meant to.
+        Callback for a sentence about a training run that deviates from its plan.
     """
 
     backbone: str = AUTO

@@ -1,4 +1,4 @@
-"""What a run found: its trials, its best one, and how that did on test."""
+"""Dataclasses of the result of a run: trials, best trial, test evaluation, transfer gain, soup."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,16 +9,31 @@ from advisor.types.advice import Advice
 from strategies.core.metrics import Evaluation, Interval
 
 Ended = Literal["time", "trials", "unbeatable", "no_contender", "interrupted"]
-"""Why a search was over; "unbeatable": even a trial without an error on validation would gain too
-little to count; "no_contender": no strategy that may still win is left."""
+"""Why a search ended.
+
+"unbeatable": even a trial without a validation error would be no relevant improvement.
+"no_contender": no strategy is left that may still win.
+"""
 
 
-TransferVerdict = Literal["positive", "none", "negative", "unclear", "untold"]
+TransferVerdict = Literal["positive", "none", "negative", "unclear", "undetermined"]
 
 
 @dataclass(frozen=True)
 class TrialRecord:
-    """One trial of a search: a score on validation, or the reason why there is none."""
+    """One trial of a search: its validation score, or the reason why it has none.
+
+    Attributes
+    ----------
+    val_accuracy
+        Validation accuracy; None if the trial failed, was pruned or was interrupted.
+    seconds
+        Time that the trial took.
+    reason
+        Why there is no score; None if there is one.
+    pruned
+        Whether the trial was pruned: stopped early because it could not win.
+    """
 
     number: int
     strategy: str
@@ -31,7 +46,17 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class ClassGain:
-    """What pretraining brought to one class; `sure` if that is more than chance allows for."""
+    """Transfer gain of one class.
+
+    Attributes
+    ----------
+    n
+        Number of test images of the class.
+    gain
+        Accuracy within the class minus that of the control.
+    sure
+        Whether the gain is significant, with the false discovery rate controlled over classes.
+    """
 
     name: str
     n: int
@@ -46,13 +71,16 @@ class TransferGain:
     Attributes
     ----------
     control
-        What the control was.
+        Description of the control.
     verdict
-        "negative" where the interval lies below 0, "none" where it is narrow around 0; "untold"
-        where the control itself is no better than always naming the commonest class, so that what
-        it would reach with more time is not known.
+        "positive" or "negative" if the interval is above or below 0; "none" if it is narrow and
+        contains 0; "unclear" if it is wide and contains 0. "undetermined" if the gain is not
+        negative and the control is not significantly better than always predicting the most
+        frequent class: its accuracy after more training is then unknown.
+    n
+        Number of images that both were evaluated on.
     per_class
-        Empty where nothing is told.
+        Gain of each class; empty if `verdict` is "undetermined".
     """
 
     control: str
@@ -64,20 +92,21 @@ class TransferGain:
 
 @dataclass(frozen=True)
 class Soup:
-    """What came of averaging the weights of the best training runs of a run.
+    """Model soup: average of the weights of the best training runs of a search.
 
     Attributes
     ----------
     trials
-        Those whose weights were averaged, in the order in which they were put in.
+        Numbers of the trials whose weights were averaged, in the order in which they were added.
     val_accuracy
-        Of the average, on the images that chose it; None if no average was judged.
+        Validation accuracy of the average, on the images that also selected it; None if no
+        average was evaluated.
     alone
-        Of the best trial alone, which it had to beat.
+        Validation accuracy of the best trial alone, which the average had to beat.
     kept
-        Whether it won, and is the classifier.
+        Whether the average won and is the classifier.
     reason
-        Why the trial was kept instead.
+        If it is not, why the best trial was used instead.
     """
 
     trials: tuple[int, ...]
@@ -89,24 +118,32 @@ class Soup:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The answer of ``tl-auto run``.
+    """Result of ``tl-auto run``.
 
     Attributes
     ----------
+    advice
+        The advice that the search started from.
+    best
+        The best trial; the classifier was made from it.
     test
-        The one judgement on the test images; None if there are none.
+        Evaluation of the classifier on test, done once; None without test images.
     refitted
-        Whether the classifier was fitted once more on train and validation together.
+        Whether the classifier was fitted again on train and validation together.
+    folder
+        The run folder.
+    seconds
+        Time that the run took.
     transfer_gain
-        What pretraining brought; None where no control was trained, or there is no test.
+        Transfer gain on test; None if no control was trained or there is no test.
     ended
-        Why the search was over.
+        Why the search ended.
     n_folds
-        How many parts of train and validation trials were judged on, each without having learnt from it;
-        1: validation alone.
+        Number of cross-validation folds (of train and validation together) behind the score of a
+        trial; 1: trials are scored on validation.
     soup
-        What came of averaging the best training runs; None where there were not two, or it was not
-        asked for. If it was kept, the validation accuracy of `best` is the average's.
+        The model soup; None with fewer than two training runs, or if it was not asked for. If it
+        was kept, the validation accuracy of `best` is that of the average.
     """
 
     advice: Advice

@@ -1,4 +1,4 @@
-"""The nouns of what probes and pilots measure; `advisor.types.advice` holds all others."""
+"""Dataclasses of the measurements: probes, learning curve, pilot, and the profile of a dataset."""
 
 import math
 from collections.abc import Mapping
@@ -11,17 +11,24 @@ from strategies.core.metrics import Interval
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """A linear probe at one depth (0: all depths side by side), judged by cross-validation.
+    """Cross-validated result of a linear probe at one depth.
 
     Attributes
     ----------
+    depth
+        Depth of the backbone from 1; 0: the features of all depths concatenated.
+    loss
+        "softmax" or "squared_hinge" (a linear SVM).
+    accuracy
+        Cross-validated accuracy.
     strength
-        The L2 strength that was best.
+        The best L2 strength.
     gain_over_penultimate
-        Accuracy minus that of the penultimate depth, paired image by image.
+        Accuracy minus that of the reference probe at the penultimate depth, paired by image. The
+        reference is the softmax probe; in the random-init control it is the SVM.
     loss_gain
-        Logarithm of the penultimate depth's log-loss over its own on the same images, each at
-        its best strength and temperature: above 0 where its own is lower.
+        ``log(log-loss of the reference probe / own log-loss)`` on the same images, each at its
+        best strength and temperature. Above 0 if the own log-loss is lower.
     """
 
     depth: int
@@ -39,8 +46,8 @@ class LearningCurve:
     Attributes
     ----------
     measured, extrapolated
-        (images per class, accuracy), from few to many: cross-validated on subsamples, and
-        continued by a power law.
+        Pairs (images per class, accuracy), from few images to many. Measured on subsamples, and
+        extrapolated by a power law.
     """
 
     measured: tuple[tuple[float, Interval], ...]
@@ -49,21 +56,26 @@ class LearningCurve:
 
 @dataclass(frozen=True)
 class Pilot:
-    """A short full fine-tuning on some of the images, judged on others of them.
+    """Pilot: a short full fine-tuning on some of the images, evaluated on others.
 
     Attributes
     ----------
     gain
-        Its accuracy minus that of a linear probe on the same images, in [-1, 1].
+        Accuracy of fine-tuning minus that of a linear probe on the same images, in [-1, 1].
+    accuracy
+        Accuracy of fine-tuning.
     loss_gain
-        Logarithm of the probe's log-loss over its own on the images judged, each at its best
-        temperature: above 0 where its own is lower.
+        ``log(log-loss of the probe / log-loss of fine-tuning)`` on the evaluation images, each at
+        its best temperature. Above 0 if fine-tuning has the lower log-loss.
+    svm_gain, svm_accuracy, svm_loss_gain
+        The same of the layer SVM, fitted as the strategy fits it (quarters and views included),
+        on the same images.
     n_train, n_judged
-        Images that it was trained and judged on.
+        Number of images that they were trained on, and evaluated on.
     hyperparameters
-        What it was trained with.
-    svm_accuracy, svm_gain, svm_loss_gain
-        Of the layer SVM as it would be fitted, quarters and views included, on the same images.
+        Hyperparameters of the fine-tuning.
+    seconds
+        Time that the pilot took.
     """
 
     gain: Interval
@@ -79,21 +91,28 @@ class Pilot:
 
 
 def loss_words(gain: Interval) -> str:
-    """Say a logarithm of log-losses (`Pilot.loss_gain`) as a change in per cent."""
+    """Format a log ratio of log-losses (`Pilot.loss_gain`) as a change in per cent."""
     low, mid, high = (100 * math.expm1(-g) for g in (gain.high, gain.mid, gain.low))
     return f"log-loss {mid:+.0f}% [{low:+.0f}, {high:+.0f}]"
 
 
 @dataclass(frozen=True)
 class BackboneScore:
-    """A backbone's linear probe on the dataset, beside others on the same images.
+    """Linear probe of one of several compared backbones, on the same images.
 
     Attributes
     ----------
     rank
-        From 1; equal where chance alone can explain the difference.
+        Rank from 1; equal if the difference is not significant.
+    accuracy
+        Cross-validated accuracy of the linear probe.
     behind_best
-        Accuracy of the most accurate one minus this one's, paired; None for that one itself.
+        Accuracy of the most accurate backbone minus that of this one, paired by image; None for
+        the most accurate one.
+    ms_per_image
+        Measured time of one frozen forward pass in ms, including reading the image.
+    gmacs
+        Multiply-accumulate operations of a forward pass at `input_px`, in billions.
     """
 
     name: str
@@ -107,12 +126,14 @@ class BackboneScore:
 
 @dataclass(frozen=True)
 class AlternativeBackbone:
-    """Another backbone's linear probe on the same images.
+    """Linear probe of a backbone other than the one in use, on the same images.
 
     Attributes
     ----------
+    accuracy
+        Cross-validated accuracy of its linear probe.
     lead
-        Its accuracy minus that of the backbone in use, paired image by image.
+        Its accuracy minus that of the backbone in use, paired by image.
     """
 
     name: str
@@ -122,54 +143,74 @@ class AlternativeBackbone:
 
 @dataclass(frozen=True)
 class Profile:
-    """What was measured about a dataset on a backbone.
+    """All measurements of a dataset with one backbone: the input of the decision.
 
     Attributes
     ----------
+    n, n_train, n_val
+        Number of images in train and validation together, and in each.
     n_by_class
-        Images in train and validation by class.
-    similarity
-        None where it cannot be measured (no BatchNorm).
-    probes
-        Softmax at the penultimate depth and on all, then SVMs at every depth and on all.
-    layer_svm
-        The SVM at the depth that cross-validation chose, judged without the optimism of choosing.
-    n_measured
-        Images of train and validation that similarity and probes were measured on.
+        Number of images in train and validation, by class.
+    imbalance
+        Size of the largest class divided by that of the smallest.
+    median_side_px
+        Median length of the shorter side of an image in pixels.
+    backbone, input_px
+        Name and input size of the backbone.
     feature_width
         Channels of the backbone's penultimate activations.
+    depth_names, flops_shares
+        Name of every depth, and share of the FLOPs of a forward pass up to it.
+    similarity
+        Domain similarity; None where it cannot be measured: with random weights, or with neither
+        BatchNorm nor a reference.
+    probes
+        Softmax probes at the penultimate depth and on all depths, then SVMs at every depth and on
+        all depths.
+    layer_svm
+        The SVM at the depth that cross-validation chose; its accuracy is corrected for the
+        optimism of that choice.
+    majority_share
+        Share of the most frequent class.
+    n_measured
+        Number of images of train and validation that similarity and probes were measured on.
     ms_per_image
-        Measured time of one frozen forward pass, reading included.
+        Measured time of one frozen forward pass in ms, including reading the image.
     image_passes
-        Cost of every strategy with its default hyperparameters, in forward passes.
-    why_not
-        Reasons of the strategies that do not apply.
+        Cost of every strategy with its default hyperparameters, in forward passes of one image.
+    inapplicable
+        Strategies that do not apply, with the reason.
     random_probes
-        SVMs at every depth of the same network with random weights: what the architecture
-        brings without pretraining. Empty where it was not measured.
-    curve, knn, pilot
-        Accuracy over images per class; of the nearest neighbours at the penultimate depth; of a
-        short fine-tuning. None where it was not measured.
-    transfer_gain
-        Cross-validated accuracy of the best pretrained depth minus that of the best depth of
-        random weights on the same images, in [-1, 1]. None where it was not measured.
-    pixel_probe
-        Accuracy of a linear rule on grey thumbnails, by cross-validation; None if not measured.
-    head_s
-        Measured seconds of fitting a strategy's linear head with all choices, features at hand.
-    build_s
-        Measured seconds of making the network.
-    fine_tune_defaults
-        Learning rate, blend and mirroring that the fine-tuning strategies would choose by
-        themselves; empty where that was not asked.
-    passes_per_trained_image
-        Measured cost of training on an image, in forward passes; None: not measured.
-    rival
-        What the embedded backbone reaches on the same images, where this one is in doubt; None
-        where that was not measured.
+        Random-init control: SVMs at every depth of the same network with random weights, to show
+        what the architecture gives without pretraining. Empty if not measured.
+    curve
+        Learning curve of the linear probe; None if not measured.
+    knn
+        Accuracy of nearest neighbours at the penultimate depth; None if not measured.
     transferability
         LogME and regularised H-score at the penultimate depth, by name; higher is better.
         Comparable between backbones on one dataset, not between datasets.
+    pilot
+        Result of the pilot; None if it was not run.
+    transfer_gain
+        Cross-validated accuracy at the best pretrained depth minus that at the best depth of
+        random weights, on the same images, in [-1, 1]. None if not measured.
+    pixel_probe
+        Cross-validated accuracy of a linear classifier on greyscale thumbnails; None if not
+        measured.
+    head_s
+        Measured seconds to fit the linear head of a strategy and choose its hyperparameters, on
+        cached features.
+    build_s
+        Measured seconds to build the network.
+    passes_per_trained_image
+        Measured cost of training on one image, in forward passes; None if not measured.
+    fine_tune_defaults
+        Default learning rate, weight interpolation (blend) and horizontal flip of the fine-tuning
+        strategies on this dataset; empty if not measured.
+    alternative
+        Linear probe of the embedded backbone on the same images, measured if the backbone in use
+        is in doubt; otherwise None.
     """
 
     n: int

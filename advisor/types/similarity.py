@@ -1,4 +1,4 @@
-"""The nouns of domain similarity: how far the images are from those of pretraining."""
+"""Dataclasses of domain similarity: how close the images are to the pretraining images."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,15 @@ from strategies.core.metrics import Interval
 
 @dataclass(frozen=True)
 class NearestSourceClass:
-    """What the old head calls most images of a class, and what share of them."""
+    """Source class that the pretrained head predicts most often for the images of a class.
+
+    Attributes
+    ----------
+    name
+        Class of the dataset.
+    share
+        Share of its images for which `source_class` is predicted.
+    """
 
     name: str
     source_class: str
@@ -17,22 +25,24 @@ class NearestSourceClass:
 
 @dataclass(frozen=True)
 class HeadEvidence:
-    """What the network's old head says of the images, before anything is learnt.
+    """Predictions of the pretrained head (source classes) on the images, before any training.
 
     Attributes
     ----------
     entropy
-        Mean entropy of its predictions in nats: 0 = sure, log(number of old classes) = no idea.
+        Mean entropy of its predictions in nats, from 0 (certain) to log(number of source classes)
+        (uniform).
     energy
-        Mean energy in nats, lower for images like those of pretraining.
+        Mean energy in nats; lower for images like those of pretraining.
     confident_share, source_confident_share
-        Share of predictions of at least 50%; the same on images of the pretraining domain
-        (None where that was not measured).
-    lands_on
-        One for every class, surest first.
+        Share of predictions with a probability of at least 50%; the same on images of the
+        pretraining domain (None if not measured).
+    nearest_source_classes
+        The most predicted source class of every class; largest share (by its lower bound) first.
     leep, nce
-        Mean log-likelihood in nats of the labels given what the old head says, at most 0, higher
-        is more related. Comparable between networks on one dataset, not between datasets.
+        Mean log-likelihood in nats of the labels given the source classes: LEEP by predicted
+        probabilities, NCE (negative conditional entropy) by predicted classes. At most 0; higher
+        means more related. Comparable between networks on one dataset, not between datasets.
     """
 
     entropy: Interval
@@ -46,30 +56,33 @@ class HeadEvidence:
 
 @dataclass(frozen=True)
 class DomainSimilarity:
-    """How much the images look, to the network, like those it was pretrained with.
+    """Domain similarity: how close the network's activations are to those on pretraining images.
 
     Attributes
     ----------
     score
-        1 = indistinguishable from ImageNet, 0 = as far as the farthest set measured.
+        Similarity: 1 = indistinguishable from ImageNet, 0 = as far as the farthest landmark
+        dataset.
     basis
-        The statistic that the score is read from.
+        The statistic that the score is computed from: BatchNorm shift or kernel distance.
     reference
-        What the images were compared with, for people.
+        Description of what the images are compared with.
     shift_nats
         Mean BatchNorm shift in nats, 0 for ImageNet itself; None without BatchNorm.
     per_depth
-        The same by depth of the backbone from input to output; empty without BatchNorm. None
-        for a depth that no BatchNorm layer works for.
+        BatchNorm shift by depth of the backbone, from input to output; None for a depth without a
+        BatchNorm layer. Empty without BatchNorm.
     kernel_distance
-        Unbiased MMD^2 to the reference's features, as a share of what it is at most: 0 for
-        ImageNet itself. None without a reference at this input size.
+        Unbiased MMD^2 to the features of the reference, as a share of its maximum: 0 for ImageNet
+        itself. None without a reference at this input size.
     p_value
-        Chance of so large a kernel distance among images drawn like the reference.
+        Probability of so large a kernel distance if the images were drawn like the reference;
+        None without `kernel_distance`.
     between
-        The two measured landmarks it lies between, near and far (one of them may be None).
+        Names of the landmark datasets next to it: the nearer to ImageNet, then the farther (one
+        of them may be None).
     evidence
-        What the old head says; None where the network has none.
+        Predictions of the pretrained head; None if the network has none.
     """
 
     score: Interval
@@ -83,6 +96,6 @@ class DomainSimilarity:
     evidence: HeadEvidence | None
 
     def shift_at(self, depth: int) -> float | None:
-        """Return the middle of the shift at a depth, counted from 1, where it was measured."""
+        """Return the estimated shift at a depth (from 1); None where it was not measured."""
         at = self.per_depth[depth - 1] if self.per_depth else None
         return None if at is None else at.mid

@@ -1,1 +1,1 @@
-"""What every strategy stands on: errors, context, cache, metrics."""
+"""Shared foundations of all strategies: errors, run context, cache, metrics, progress."""

@@ -1,4 +1,4 @@
-"""How this process asks the system for memory, and how it hears that there is none."""
+"""Memory allocation: tune glibc's malloc, and recognise out-of-memory errors."""
 
 import ctypes
 import sys
@@ -8,43 +8,43 @@ import torch
 from strategies.core.errors import TransferError
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-"""Numbers of glibc's ``mallopt`` (malloc.h)."""
-_KEPT_BYTES = 2**31 - 1
+"""Parameter numbers of glibc's ``mallopt`` (malloc.h)."""
+_TRIM_ABOVE_BYTES = 2**31 - 1
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep up to 2 GB of freed memory for the next tensor, for the whole process.
+    """Let glibc keep up to 2 GB of freed memory for reuse, in the whole process.
 
-    By default it gives every freed block of some megabytes back to the system, which hands out
-    empty pages for the next one: on a CPU a network spends up to half of a forward pass on that.
-    The peak of the memory in use stays the same, but it is held until the process ends.
+    By default glibc returns every freed block of some megabytes to the system, which then maps
+    zeroed pages for the next tensor. On a CPU that takes up to half of a forward pass. The peak
+    memory stays the same, but the process holds it until it ends.
 
     Returns
     -------
-    Whether there was a glibc that took the advice.
+    Whether glibc is in use and accepted the settings.
     """
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return False
-    return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES))
+    return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, _TRIM_ABOVE_BYTES))
 
 
 def check_short_memory(error: RuntimeError, device: torch.device) -> None:
-    """Return where an error says that memory was short, on any device; raise any other.
+    """Return if an error is an out-of-memory error, on any device; raise it otherwise.
 
     Raises
     ------
     TransferError
-        If the device itself failed.
+        If the accelerator itself failed.
     """
     if isinstance(error, torch.AcceleratorError):
         raise TransferError(
-            f"The device {device} failed: {str(error).splitlines()[0]} Its state is lost, so the "
-            "training cannot go on; start again, or use --device cpu."
+            f"The device {device} failed: {str(error).splitlines()[0]} Its state is lost, so "
+            "training cannot continue. Start the program again, or use --device cpu."
         ) from error
-    said = ("not enough memory", "can't allocate memory", "out of memory")
-    short = isinstance(error, torch.OutOfMemoryError) or any(s in str(error) for s in said)
-    if not short:
+    messages = ("not enough memory", "can't allocate memory", "out of memory")
+    is_known = any(message in str(error) for message in messages)
+    if not (is_known or isinstance(error, torch.OutOfMemoryError)):
         raise error

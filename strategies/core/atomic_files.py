@@ -1,4 +1,4 @@
-"""Files that are the old or the new one, never half of one."""
+"""Atomic writes of text and JSON files: a reader sees the old file or the new one."""
 
 import json
 import os
@@ -8,12 +8,12 @@ from strategies.core.errors import StorageError
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one."""
+    """Write a value as JSON atomically: a reader sees the old file or the whole new one."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text so that a reader sees the old file or the whole new one.
+    """Write text atomically: a reader sees the old file or the whole new one.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A store by content: what was computed once for an image is not computed again."""
+"""Persistent cache of feature rows and JSON values, keyed by content, in one SQLite file."""
 
 import contextlib
 import hashlib
@@ -20,9 +20,9 @@ from strategies.core.errors import StorageError
 
 Rows = NDArray[np.float32]
 MAX_BYTES = 5 << 30
-"""The file is kept below this: what was used longest ago goes first."""
+"""Limit of the file's size in bytes; the least recently used rows are evicted first."""
 ROOM = 0.1
-"""So much of the limit is freed at once, so that not every write has to make room."""
+"""Share of the limit that one eviction frees, so that not every write evicts."""
 _PAGE, _HOUR_S = 500, 3600
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _SCHEMA = """
@@ -41,7 +41,7 @@ def default_cache_dir() -> Path:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What a cache holds: bytes on disk, rows, and the damaged files that were set aside."""
+    """State of a cache: bytes on disk, rows, and the damaged files that were quarantined."""
 
     path: Path
     n_bytes: int
@@ -52,15 +52,15 @@ class CacheInfo:
 class ArrayCache:
     """One SQLite file of float32 rows and of JSON values, keyed by (space, digest).
 
-    A space names how a row was computed (weights, transform, precision), so that rows of two
-    spaces never mix. Every row carries a checksum: a damaged row counts as absent. A damaged file
-    is set aside, never deleted, and a new one begun. Safe for several processes at once; a killed
-    writer loses at most its open batch.
+    A space identifies how a row was computed (weights, transform, precision), so that rows of two
+    spaces never mix. Every row carries a checksum: a damaged row is a cache miss. A damaged file
+    is renamed, never deleted, and a new one is created. Several processes may use one cache at
+    once; a killed writer loses at most its open transaction.
 
     Parameters
     ----------
     max_bytes
-        Limit of the file's size; the rows used longest ago (by the hour) are dropped first.
+        Limit of the file's size; the least recently used rows (by the hour) are evicted first.
     """
 
     def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
@@ -70,45 +70,45 @@ class ArrayCache:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StorageError(
-                f"The cache folder {folder} cannot be made: {error}. Choose another one with "
+                f"The cache folder {folder} cannot be created: {error}. Choose another one with "
                 "--cache-dir."
             ) from error
 
     def get(self, space: str, digests: Sequence[str]) -> dict[str, Rows]:
-        """Return the stored rows of these digests; damaged and absent ones are missing."""
+        """Return the stored rows of these digests; damaged and absent rows are left out."""
         found = self._read(space, digests)
         return {digest: np.frombuffer(data, dtype=np.float32) for digest, data in found.items()}
 
     def put(self, space: str, rows: Mapping[str, Rows]) -> None:
-        """Store rows; one transaction, so either all of them are there or none."""
+        """Store rows in one transaction: either all of them or none."""
         self._write(space, {k: v.astype(np.float32).tobytes() for k, v in rows.items()})
 
     def kept_open(self) -> contextlib.AbstractContextManager[object]:
-        """Keep the file open for a block of many writes: opening it costs more than each of them.
+        """Keep the file open for a block of many writes.
 
-        Nothing is locked by that.
+        Opening the file costs more than one write. The open file holds no lock.
         """
         return self._transaction()
 
     def get_json(self, space: str, digests: Sequence[str]) -> dict[str, Any]:
-        """Return the values that were remembered under these digests; absent ones are missing."""
+        """Return the values stored under these digests; absent ones are left out."""
         return {digest: json.loads(data) for digest, data in self._read(space, digests).items()}
 
     def put_json(self, space: str, values: Mapping[str, Any]) -> None:
-        """Store JSON values; one transaction."""
+        """Store JSON values in one transaction."""
         self._write(space, {k: json.dumps(v).encode() for k, v in values.items()})
 
     def info(self) -> CacheInfo:
-        """Say how much there is."""
+        """Return the size of the cache and its quarantined files."""
         n_rows = 0
         with self._transaction() as db:
             (n_rows,) = db.execute("SELECT count(*) FROM rows").fetchone()
         n_bytes = sum(p.stat().st_size for p in self.path.parent.glob(f"{self.path.name}*"))
-        aside = sorted(self.path.parent.glob(f"{self.path.name}.damaged-*"))
-        return CacheInfo(self.path, n_bytes, n_rows, tuple(aside))
+        damaged = sorted(self.path.parent.glob(f"{self.path.name}.damaged-*"))
+        return CacheInfo(self.path, n_bytes, n_rows, tuple(damaged))
 
     def clear(self) -> None:
-        """Forget everything; the file stays, for others may have it open."""
+        """Delete all rows; the file stays, because other processes may have it open."""
         with self._transaction() as db:
             db.execute("DELETE FROM rows")
         with self._transaction() as db:
@@ -121,15 +121,15 @@ class ArrayCache:
         with self._transaction() as db:
             for start in range(0, len(wanted), _PAGE):
                 page = wanted[start : start + _PAGE]
-                marks = ",".join("?" * len(page))
-                where = f"WHERE space = ? AND digest IN ({marks})"
+                placeholders = ",".join("?" * len(page))
+                where = f"WHERE space = ? AND digest IN ({placeholders})"
                 query = f"SELECT digest, used, crc, data FROM rows {where}"
-                aged = False
+                is_old = False
                 for digest, used, crc, data in db.execute(query, (space, *page)):
-                    aged |= used != hour
+                    is_old |= used != hour
                     if isinstance(data, bytes) and zlib.crc32(data) == crc:
                         found[digest] = data
-                if aged:
+                if is_old:
                     db.execute(f"UPDATE rows SET used = ? {where}", (hour, space, *page))
         return found
 
@@ -139,39 +139,39 @@ class ArrayCache:
         insert = "INSERT OR REPLACE INTO rows (space, digest, used, crc, data) VALUES (?,?,?,?,?)"
         with self._transaction() as db:
             db.executemany(insert, records)
-            self._make_room(db)
+            self._evict(db)
 
-    def _make_room(self, db: sqlite3.Connection) -> None:
-        """Drop what was used longest ago, once the file is larger than its limit."""
+    def _evict(self, db: sqlite3.Connection) -> None:
+        """Evict the least recently used rows once the file exceeds its limit."""
         sizes = [db.execute(f"PRAGMA {name}").fetchone()[0] for name in _SIZES]
         excess = sizes[0] * (sizes[1] - sizes[2]) - self.max_bytes
         if excess <= 0:
             return
         excess += int(ROOM * self.max_bytes)
-        doomed = []
+        evicted = []
         for row, n_bytes in db.execute("SELECT id, length(data) FROM rows ORDER BY used, id"):
             if excess <= 0:
                 break
-            doomed.append((row,))
+            evicted.append((row,))
             excess -= n_bytes
-        db.executemany("DELETE FROM rows WHERE id = ?", doomed)
+        db.executemany("DELETE FROM rows WHERE id = ?", evicted)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Open the file for one transaction: committed at the end, undone by an error.
+        """Open the file for one transaction: commit at the end, roll back on an error.
 
-        A damaged file is set aside and a new one begun: what was to be read counts as absent.
+        A damaged file is quarantined and a new one is created; its rows are cache misses.
         """
         try:
             try:
                 db = self._open()
             except sqlite3.Error as error:
-                self._set_aside(error)
+                self._quarantine(error)
                 db = self._open()
             with contextlib.closing(db), db:
                 yield db
         except sqlite3.Error as error:
-            self._set_aside(error)
+            self._quarantine(error)
 
     def _open(self) -> sqlite3.Connection:
         db = sqlite3.connect(self.path, timeout=60)
@@ -183,35 +183,35 @@ class ArrayCache:
             raise
         return db
 
-    def _set_aside(self, error: sqlite3.Error) -> None:
-        """Rename a damaged file; any other trouble is the user's to mend.
+    def _quarantine(self, error: sqlite3.Error) -> None:
+        """Quarantine a damaged file: rename it, so that a new one can be created.
 
         Raises
         ------
         StorageError
-            If the file is not damaged but, for example, locked, or its disk full.
+            If the file is not damaged: for example, it is locked, or the disk is full.
         """
         if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
             raise StorageError(
-                f"The cache {self.path} cannot be used: {error}. Mend that, or choose another "
-                "folder with --cache-dir."
+                f"The cache {self.path} cannot be used: {error}. Fix the cause, or choose "
+                "another folder with --cache-dir."
             ) from error
         name = f"{self.path.name}.damaged-{time.time_ns()}"
         for end in ("-wal", "-shm", ""):
-            with contextlib.suppress(FileNotFoundError):  # not there, or another process was first
+            with contextlib.suppress(FileNotFoundError):  # absent, or renamed by another process
                 part = self.path.with_name(self.path.name + end)
                 part.rename(part.with_name(name + end))
         logger.warning(
-            "The cache %s is damaged (%s): set aside as %s; what it held is computed again.",
+            "The cache %s is damaged (%s). It was renamed to %s; its contents are recomputed.",
             self.path,
             error,
             name,
         )
 
 
-# Readers and one writer at once; a commit is not waited for until it is on the disk, so that a
-# power cut may undo the last ones, but never half of one; room is given back to the system; pages
-# are read from a memory map.
+# WAL lets one writer and many readers work at once. NORMAL does not wait until a commit is on the
+# disk: a power failure may undo the last commits, but never half of one. The incremental vacuum
+# returns freed pages to the file system, and pages are read from a memory map.
 _SETTINGS = (
     "PRAGMA auto_vacuum = INCREMENTAL",
     "PRAGMA journal_mode = WAL",
@@ -222,5 +222,5 @@ _SIZES = ("page_size", "page_count", "freelist_count")
 
 
 def space_name(parts: Iterable[object]) -> str:
-    """Name a space by what determines its rows."""
+    """Return the name of a space: a hash of everything that determines its rows."""
     return hashlib.sha256("|".join(map(repr, parts)).encode()).hexdigest()[:32]

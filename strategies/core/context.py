@@ -1,4 +1,4 @@
-"""What surrounds a fit: device, precision, seed, deadline, cache, and who wants to hear of it."""
+"""Run context of a fit: device, precision, seed, deadline, cache and progress callbacks."""
 
 import contextlib
 import os
@@ -20,36 +20,38 @@ OnEpoch = Callable[[int, float | None], None]
 
 
 def ignore_epoch(epoch: int, val_accuracy: float | None) -> None:
-    """Hear of an epoch and do nothing."""
+    """Ignore the end of an epoch (default callback)."""
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """Everything a fit needs besides the dataset, the backbone and its hyperparameters.
+    """Everything that a fit needs besides the dataset, the backbone and the hyperparameters.
 
     Attributes
     ----------
     precision
-        Autocast type of forward and backward passes; ``torch.float32`` means none.
+        Autocast dtype of forward and backward passes; ``torch.float32`` disables autocast.
+    n_workers
+        Threads that read images beside the network.
     deadline_s
-        ``time.monotonic()`` at which to stop, or None.
+        Value of ``time.monotonic()`` at which to stop, or None.
     on_epoch
-        Called with (epoch from 1, validation accuracy or None without validation images); may raise to end
-        the fit.
+        Called with (epoch from 1, validation accuracy, or None without validation images). It may
+        raise to end the fit.
     on_progress
-        Called with (what, done, total).
+        Called with (phase, done, total).
     on_note
-        Called with a sentence when a fit goes another way than it was meant to.
+        Called with a sentence when a fit deviates from what was asked for.
     checkpoint
-        A file, or None: a training writes its state there every round, goes on from it if it is
-        started again, and deletes it when it is done. A file of another training, or a damaged
-        one, is replaced; so no two training runs at once may be given the same.
+        Checkpoint file, or None. A training run writes its state there every epoch, resumes from
+        it when it is started again, and deletes it at the end. A damaged checkpoint, or one of
+        another training run, is replaced; so no two concurrent runs may share a file.
     n_processes
-        Processes that share every batch of a training (`dp_group`), each on a GPU of its own: `device`
-        and those after it; or all on the CPU.
-    kept
-        Where training runs leave what frozen stages make of the images, for others that freeze the
-        same; None: nothing is left.
+        Processes that share every batch of a training run (data-parallel), each on a GPU of its
+        own, `device` and the ones after it; or all on the CPU.
+    activation_store
+        Shares the activations of frozen stages between training runs that freeze the same stages;
+        None shares nothing.
     """
 
     cache: ArrayCache
@@ -66,16 +68,16 @@ class RunContext:
     activation_store: ActivationStore | None = None
 
     def seconds_left(self) -> float:
-        """Return the seconds until the deadline, infinite without one."""
+        """Return the seconds until the deadline; infinite without one."""
         return np.inf if self.deadline_s is None else self.deadline_s - time.monotonic()
 
     def check_time(self) -> None:
         """Raise `OutOfTime` once the deadline has passed."""
         if self.seconds_left() <= 0:
-            raise OutOfTime("The time limit was reached before there was a result.")
+            raise OutOfTime("The time budget was used up before there was a result.")
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Return the autocast context of this precision on this device."""
+        """Return the autocast context for the precision and device."""
         if self.precision == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.precision)
@@ -99,21 +101,21 @@ def make_context(
     on_progress: OnProgress = ignore_progress,
     on_note: OnNote = ignore_note,
 ) -> RunContext:
-    """Choose device and precision for this machine, and prepare the process for networks.
+    """Build the run context: choose device and precision, and tune memory allocation.
 
-    See `keep_freed_memory` for the latter.
+    The allocator settings hold for the whole process; see `keep_freed_memory`.
 
     Parameters
     ----------
     workers
-        Threads that read images beside the network; None: one a core, 2 to 16.
+        Threads that read images beside the network; None takes one per core, from 2 to 16.
     ddp
-        Processes that share every batch of a training.
+        Processes that share every batch of a training run.
 
     Raises
     ------
     TransferError
-        If the device is unknown or not there, or there are fewer of them than processes.
+        If the device is unknown or unavailable, or there are fewer GPUs than processes.
     """
     chosen = make_device(device)
     _check_processes(ddp, chosen)
@@ -138,18 +140,18 @@ def _check_processes(ddp: int, device: torch.device) -> None:
     n_gpus = torch.cuda.device_count() - (device.index or 0) if device.type == "cuda" else 1
     if ddp > n_gpus:
         raise TransferError(
-            f"--ddp {ddp} needs as many GPUs from {device} on; {n_gpus} found. Give --ddp "
+            f"--ddp {ddp} needs {ddp} GPUs, counted from {device}; found {n_gpus}. Use --ddp "
             f"{n_gpus}, or another --device."
         )
 
 
 def make_device(device: str) -> torch.device:
-    """Return a device by name; "auto" is the fastest that is there.
+    """Return a device by name; "auto" selects the fastest one available.
 
     Raises
     ------
     TransferError
-        If the device is unknown or not there.
+        If the device is unknown or unavailable.
     """
     if device == "auto":
         if torch.cuda.is_available():
@@ -171,7 +173,7 @@ def make_device(device: str) -> torch.device:
 
 
 def choose_precision(device: torch.device) -> torch.dtype:
-    """Return the type that forward passes are fastest in on a device."""
+    """Return the dtype in which forward passes are fastest on a device."""
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):

@@ -1,26 +1,26 @@
-"""Everything that can go wrong on purpose, as one tree."""
+"""Exception hierarchy: all errors that the program raises on purpose."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class TransferError(Exception):
-    """The root of all errors that this program raises for its user.
+    """Base class of all errors that this program raises for its user.
 
     A message says what was given, what it must be, what was found, and what to do.
     """
 
 
 class DataError(TransferError):
-    """The images, their folder or their labels cannot be used as they are."""
+    """The images, their folder or their labels cannot be used as given."""
 
 
 class BackboneError(TransferError):
-    """A backbone is unknown, cannot be loaded, or is not what its record says."""
+    """A backbone is unknown, cannot be loaded, or contradicts its own metadata."""
 
 
 class NotApplicable(TransferError):
-    """A strategy cannot be used on this dataset or backbone."""
+    """A strategy cannot be applied to this dataset or backbone."""
 
 
 class OutOfTime(TransferError):
@@ -28,7 +28,7 @@ class OutOfTime(TransferError):
 
 
 class TrainingDiverged(TransferError):
-    """A training's loss became infinite or not a number, again after lower learning rates."""
+    """The training loss became infinite or NaN, even after retries at lower learning rates."""
 
 
 class StorageError(TransferError):
@@ -36,7 +36,7 @@ class StorageError(TransferError):
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the sentence for a name that does not exist, with the closest ones that do."""
+    """Return the error message for an unknown name, with the closest known names."""
     names = sorted(known)
     close = get_close_matches(name, names, n=3)
     hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

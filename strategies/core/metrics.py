@@ -1,4 +1,4 @@
-"""Scores, each with its interval."""
+"""Classification metrics: accuracy, Top-k, calibration, log loss, with confidence intervals."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 LEVEL = 0.90
-"""Confidence level of every interval that this program prints."""
+"""Confidence level of every interval that the program reports."""
 
 Labels = NDArray[np.int64]
 Scores = NDArray[np.floating]
@@ -15,7 +15,7 @@ Scores = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate with its uncertainty: ``low <= mid <= high``, at level `LEVEL`."""
+    """An estimate with its confidence interval, ``low <= mid <= high``, at level `LEVEL`."""
 
     low: float
     mid: float
@@ -26,21 +26,21 @@ class Interval:
             raise ValueError(f"an interval needs low <= mid <= high, got {self}")
 
     def overlaps(self, other: "Interval") -> bool:
-        """Whether the two intervals share a point."""
+        """Return whether the two intervals share a point."""
         return self.low <= other.high and other.low <= self.high
 
     def clipped(self, low: float = 0.0, high: float = 1.0) -> "Interval":
-        """Return the interval moved into [low, high]."""
+        """Return the interval with all three values clipped to [low, high]."""
         return Interval(*(float(np.clip(v, low, high)) for v in (self.low, self.mid, self.high)))
 
     def percent(self) -> str:
-        """Format a fraction for people: ``"91.2% [88.0, 93.7]"``."""
+        """Return a fraction as text in percent: ``"91.2% [88.0, 93.7]"``."""
         return f"{100 * self.mid:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
 @dataclass(frozen=True)
 class CalibrationBin:
-    """Images of like confidence: how sure the classifier was, and how often it was right."""
+    """One bin of a reliability diagram: mean confidence, accuracy and number of images."""
 
     confidence: float
     accuracy: Interval
@@ -49,7 +49,7 @@ class CalibrationBin:
 
 @dataclass(frozen=True)
 class Mistake:
-    """An image of class `label` that was taken for `predicted` with this probability."""
+    """A misclassified image: its class `label`, the class `predicted`, and the probability."""
 
     path: str
     label: str
@@ -59,26 +59,26 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a classifier did on images that nothing was fitted to.
+    """Metrics of a classifier on images that it was neither fitted to nor selected on.
 
     Attributes
     ----------
     accuracy
-        Top-1, with its interval.
+        Top-1 accuracy, with its interval.
     top_5
-        Share of images whose class is among the five likeliest; None with five classes or fewer.
+        Top-5 accuracy; None with five classes or fewer.
     mean_per_class
-        Mean of the classes' accuracies.
+        Mean of the per-class accuracies (balanced accuracy).
     calibration_error
-        Expected calibration error, 0 is best.
+        Expected calibration error; 0 is best.
     classes, per_class
-        Names of the classes, and the accuracy within each of them (None without images).
+        Names of the classes, and the accuracy within each (None for a class without images).
     confusion
-        How many images of a class (row) were taken for a class (column).
+        Confusion matrix: images by true class (row) and predicted class (column).
     calibration
-        Confidence against accuracy, in bins of rising confidence.
+        Reliability diagram: bins of increasing confidence.
     mistakes
-        The surest mistakes of the most confused pairs of classes, pair by pair.
+        The most confident mistakes of the most confused pairs of classes, pair by pair.
     """
 
     accuracy: Interval
@@ -94,14 +94,14 @@ class Evaluation:
 
 
 def proportion(share: float, n: float, level: float = LEVEL) -> Interval:
-    """Wilson's interval for a share observed over `n` independent trials.
+    """Return Wilson's interval for a share observed in `n` independent trials.
 
     Parameters
     ----------
     share
         The observed share, in [0, 1].
     n
-        Number of trials. Without any, the interval is [0, 1].
+        Number of trials; with none, the interval is [0, 1].
 
     References
     ----------
@@ -120,19 +120,19 @@ def proportion(share: float, n: float, level: float = LEVEL) -> Interval:
 
 
 def accuracy(predicted: Labels, labels: Labels) -> Interval:
-    """Top-1 accuracy in [0, 1], higher is better, with Wilson's interval."""
+    """Return the Top-1 accuracy in [0, 1] (higher is better) with Wilson's interval."""
     if len(labels) == 0:
         raise ValueError("accuracy needs at least one label")
     return proportion(float(np.mean(predicted == labels)), len(labels))
 
 
 def top_k(scores: Scores, labels: Labels, k: int) -> Interval:
-    """Share of images whose label is among the `k` highest scores, with Wilson's interval.
+    """Return the Top-k accuracy in [0, 1] (higher is better) with Wilson's interval.
 
     Parameters
     ----------
     scores
-        Shape (n, classes); labels that tie with a higher-ranked class count as found.
+        Shape (n, classes). A label that ties with the k-th highest score counts as correct.
     """
     own = scores[np.arange(len(labels)), labels]
     higher = np.sum(scores > own[:, None], axis=1)
@@ -140,14 +140,14 @@ def top_k(scores: Scores, labels: Labels, k: int) -> Interval:
 
 
 def mean_per_class(predicted: Labels, labels: Labels) -> float:
-    """Mean over the classes that occur of the accuracy within each class (balanced accuracy)."""
+    """Return the balanced accuracy: the mean over occurring classes of the accuracy in each."""
     return float(np.mean([np.mean(predicted[labels == c] == c) for c in np.unique(labels)]))
 
 
 def calibration_error(probabilities: Scores, labels: Labels, bins: int = 15) -> float:
-    """Top-label expected calibration error in [0, 1], 0 is best; equal-count bins.
+    """Return the top-label expected calibration error in [0, 1] (0 is best), equal-count bins.
 
-    Images of equal confidence count alike, so that their order does not matter.
+    Images of equal confidence share their mean accuracy, so that their order does not matter.
 
     References
     ----------
@@ -164,14 +164,14 @@ def calibration_error(probabilities: Scores, labels: Labels, bins: int = 15) -> 
 def calibration_bins(
     probabilities: Scores, labels: Labels, bins: int = 10
 ) -> tuple[CalibrationBin, ...]:
-    """Cut the images into equal-count bins of rising confidence in the likeliest class.
+    """Return a reliability diagram: equal-count bins of increasing top-label confidence.
 
     Parameters
     ----------
     probabilities
         Shape (n, classes).
     bins
-        At most so many, and at least ten images in each where there are ten.
+        Maximum number of bins. Each bin has at least ten images if there are ten.
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
@@ -187,15 +187,15 @@ def calibration_bins(
 
 
 def log_loss(logits: Scores, labels: Labels, counts: NDArray[np.float32] | None = None) -> float:
-    """Mean cross-entropy in nats of softmax(logits): 0 is best, unbounded above.
+    """Return the mean cross-entropy of softmax(logits) in nats: 0 is best, no upper bound.
 
     Parameters
     ----------
     counts
-        What every row counts in the mean, (n,); None: all alike.
+        Weight of every row in the mean, (n,); None weights all rows equally.
     """
     picked = logits[np.arange(len(labels)), labels]
     top = logits.max(axis=1)
-    # scipy's logsumexp takes six times as long, and a temperature needs twenty of these
+    # scipy's logsumexp takes six times as long, and fitting a temperature needs twenty calls
     total = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
     return float(np.average(total - picked, weights=counts))

@@ -1,33 +1,38 @@
-"""Who wants to hear how far the work has come, and where the time went."""
+"""Progress callbacks, and a timer that records the seconds spent in each phase."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 OnProgress = Callable[[str, int, int], None]
-"""Called with (what, done, total)."""
+"""Called with (phase, done, total)."""
 OnNote = Callable[[str], None]
-"""Called with a sentence."""
+"""Called with a sentence for the user."""
 
 
 def ignore_note(note: str) -> None:
-    """Hear of a remark and do nothing."""
+    """Ignore a note (default callback)."""
 
 
 def ignore_progress(what: str, done: int, total: int) -> None:
-    """Hear of progress and do nothing."""
+    """Ignore progress (default callback)."""
 
 
 @dataclass
 class PhaseTimer:
-    """Seconds by phase: every report of progress ends a lap of the phase that it names.
+    """Progress callback that adds up the seconds of each phase.
 
-    What is reported once a phase is over thus costs nobody a stopwatch.
+    The time since the previous report is added to the phase that the current report names. So a
+    phase that reports progress needs no timer of its own.
 
     Attributes
     ----------
+    on_progress
+        The callback to which progress is passed on.
     seconds
-        By phase, in the order in which they were first heard of.
+        Seconds by phase, in the order of the first reports.
+    last_s
+        Value of ``time.monotonic()`` at the last report.
     """
 
     on_progress: OnProgress = ignore_progress
@@ -35,7 +40,7 @@ class PhaseTimer:
     last_s: float = field(default_factory=time.monotonic)
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """Hear of progress, and pass it on."""
+        """Record the time since the last report, and pass the progress on."""
         self.end(what)
         self.on_progress(what, done, total)
 

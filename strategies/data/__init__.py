@@ -1,1 +1,1 @@
-"""From files on disk to a labelled, split dataset. Knows no network."""
+"""Image datasets: listing, decoding, duplicates, splits. Independent of the networks."""

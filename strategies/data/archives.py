@@ -1,4 +1,4 @@
-"""Images inside tar archives, read where they lie: nothing is unpacked.
+"""Tar archives: list the members and read them in place, without unpacking.
 
 A member is addressed like a file in a folder, ``pets.tar/cats/1.jpg``.
 """
@@ -12,17 +12,17 @@ from strategies.core.errors import DataError
 
 
 def is_archive(path: Path) -> bool:
-    """Whether a name is that of an uncompressed tar archive."""
+    """Return whether a file name is that of an uncompressed tar archive."""
     return path.suffix.lower() == ".tar"
 
 
 def members(archive: Path) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset, bytes) of every regular file of an archive, in its order.
+    """Yield (name, offset, bytes) of every regular file in an archive, in stored order.
 
     Raises
     ------
     DataError
-        If the archive is damaged, compressed, or not one.
+        If the file is damaged, compressed, or not a tar archive.
     """
     try:
         with tarfile.open(archive, "r:", errorlevel=0) as tar:
@@ -44,7 +44,7 @@ def read_member(path: Path, max_bytes: int) -> bytes:
     Raises
     ------
     DataError
-        If there is no such archive or member, or it is larger than `max_bytes`.
+        If the archive or member does not exist, or the member is larger than `max_bytes`.
     """
     archive = next((p for p in path.parents if p.is_file()), None)
     if archive is None or not is_archive(archive):
@@ -67,5 +67,5 @@ def read_member(path: Path, max_bytes: int) -> bytes:
 
 @functools.lru_cache(maxsize=8)
 def _index(archive: Path, mtime_ns: int, size: int) -> Mapping[str, tuple[int, int]]:
-    """Return where the members lie; made again when the archive has changed."""
+    """Return (offset, bytes) by member, cached until the archive's mtime or size changes."""
     return {name: (offset, n_bytes) for name, offset, n_bytes in members(archive)}

@@ -1,4 +1,4 @@
-"""Labelled images as a dataset: listed, read, de-duplicated, split; what was left out and why."""
+"""The dataset: load labelled images, find duplicates, and split into train, val and test."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -25,7 +25,7 @@ from strategies.data.layouts import same_spelling
 from strategies.data.listing import list_everything
 from strategies.data.near_duplicates import duplicate_groups, find_leaks, find_matches, pairs_of
 from strategies.data.sampling import MAX_IMAGES, MAX_QUARANTINE, Listing
-from strategies.data.splitting import cut, with_groups
+from strategies.data.splitting import assign_groups, split_off
 
 __all__ = [
     "Dataset",
@@ -42,32 +42,33 @@ __all__ = [
 ]
 
 TEST_SHARE, VAL_SHARE = 0.2, 0.2
-"""Shares cut off where the data bring no split: test of all, then validation of what is left."""
+"""Shares of splits that are missing: test of all images, then validation of the rest."""
+_SPLIT_TITLES = {"test": "test", "val": "validation"}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled images with a split: train fits, validation selects, test judges once.
+    """Labelled images, split: train to fit, validation to select, test to evaluate once.
 
     Attributes
     ----------
     split_source
-        Where each split comes from and how many images it has, for people.
+        Where each split comes from and how many images it has, as text.
     skipped
         Files that were left out. No file is ever changed or deleted.
     listed
-        Exact number of files by class, before sampling and reading, for every split that the
-        data bring ("train" alone if they bring none).
+        Exact number of files per class before sampling and reading, for every split that the
+        data contain ("train" alone if they are not split).
     pairs
-        Duplicates among all images, exact and near.
+        Exact and near-duplicates among all images.
     leaks
-        How much of a given split occurs in another; kept when test is hidden.
+        How many images of a given split occur in another; kept by `hide_test`.
     alike
-        Class names that differ only in case or Unicode form.
+        Pairs of class names that differ only in case or Unicode form.
     is_sampled
-        Whether there are more images than were read.
+        Whether only a sample of the images was read.
     n_hidden
-        How many test images `hide_test` dropped.
+        Number of test images that `hide_test` removed.
     """
 
     name: str
@@ -92,17 +93,17 @@ class Dataset:
 
     @property
     def fit_split(self) -> Split:
-        """Train and validation together: all that may be learnt from once nothing is selected."""
+        """Train and validation together, for a fit that needs no validation images."""
         return self.train + self.val
 
     @property
     def n_per_class(self) -> float:
-        """Mean number of images per class in train and val."""
+        """Mean number of images per class in train and validation together."""
         return len(self.fit_split) / self.n_classes
 
     @property
     def n_by_class(self) -> tuple[int, ...]:
-        """Files of every class in all splits: counted exactly, even where only some were read."""
+        """Number of files per class over all splits, exact even if only a sample was read."""
         if not self.listed:
             labels = labels_of(self.fit_split + (self.test or ()))
             return tuple(np.bincount(labels, minlength=self.n_classes).tolist())
@@ -116,7 +117,7 @@ class Dataset:
         return replace(self, test=None, pairs=pairs, n_hidden=n_hidden)
 
     def with_val_in_train(self) -> "Dataset":
-        """Return the dataset with validation moved into train, for a last fit that selects nothing."""
+        """Return the dataset with validation moved into train, for a final fit."""
         return replace(self, train=self.fit_split, val=())
 
 
@@ -134,42 +135,42 @@ def load_dataset(
     cache: ArrayCache | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Dataset:
-    """Read a folder, archive, manifest or Hugging Face dataset as a dataset.
+    """Load a folder, archive, manifest or Hugging Face dataset as a `Dataset`.
 
-    Splits that the data bring (or that `val` and `test` give apart) are kept. Otherwise test and
-    validation are cut off class by class at random, in whole groups: exact and near-duplicates, series
-    that the file names tell and the images confirm, or what `group_by` ties together. A class
-    of one group stays in train, one of two or three gives one to test, a larger one gives at least
-    one to each.
+    Splits that the data contain, or that `val` and `test` give separately, are kept. Missing test
+    and validation splits are drawn at random, stratified by class, in whole groups. A group is a
+    set of exact and near-duplicates, a series that the file names suggest and the images confirm,
+    or the images that `group_by` groups. A class of one group stays in train, one of two or three
+    groups gives one group to test, and a larger one gives at least one group to each split.
 
     Parameters
     ----------
     data
         A folder of class folders or of ``train/ [val/] [test/]``, a CSV, TSV or Parquet manifest,
-        a tar archive, or ``hfds/NAME``. It is only read.
-    validation, test
-        Folders of class folders, kept apart from `data`.
+        an uncompressed tar archive, or ``hfds/NAME``. It is never changed.
+    val, test
+        Folders of class folders outside `data`, used as these splits.
     root
-        Where a manifest's relative paths start; by default its own folder.
+        Base folder of a manifest's relative paths; by default the manifest's folder.
     group_by
-        A regular expression searched in the path below the data folder: equal first groups (or
-        matches) stay together. ``"none"`` keeps only duplicates together.
+        A regular expression searched in the path below the data folder. Images with the same
+        first capturing group (or the same match) form a group. ``"none"`` groups only duplicates.
     max_images
-        At most this many images of every given split are read, but at least
-        `sampling.MIN_PER_CLASS` of every class; None reads all.
+        Maximum number of images read of every given split, but at least
+        `sampling.MIN_PER_CLASS` of every class are read; None reads all.
     max_quarantine
-        The largest share of unreadable images that is accepted.
+        Maximum share of unreadable images.
     cache
-        Spares decoding images that were read before and are unchanged.
+        Saves decoding images that were read before and have not changed.
 
     Raises
     ------
     DataError
-        If the layout is not one of these, too many images cannot be read, or fewer than two
-        classes have a readable one.
+        If the layout is none of these, too many images cannot be read, or fewer than two classes
+        have a readable image.
     """
     if not 0 <= max_quarantine <= 1:
-        raise DataError(f"--max-quarantine must lie between 0 and 1, got {max_quarantine}.")
+        raise DataError(f"--max-quarantine must be between 0 and 1, got {max_quarantine}.")
     data = Path(data)
     listing = list_everything(
         data, val=val, test=test, root=root, max_images=max_images, seed=seed
@@ -185,7 +186,7 @@ def load_dataset(
 def _read_splits(
     listing: Listing, n_workers: int, cache: ArrayCache | None, on_progress: OnProgress
 ) -> tuple[dict[str, Split], list[Skipped]]:
-    """Read the listed files of every split; return what can be read, and what cannot."""
+    """Read the listed files; return the images of every split and the unreadable files."""
     index = {name: i for i, name in enumerate(listing.classes)}
     splits: dict[str, Split] = {}
     bad: list[Skipped] = []
@@ -205,14 +206,14 @@ def _assemble(
     group_by: str | None,
     seed: int,
 ) -> Dataset:
-    """Find duplicates over all splits, group, and cut the splits that are missing."""
+    """Find duplicates over all splits, group the images, and draw the missing splits."""
     skipped = listing.skipped + bad
     names, splits = _drop_empty_classes(data, listing.classes, splits, skipped)
     everything = tuple(p for split in splits.values() for p in split)
     matches = find_matches(everything, seed)
     groups = duplicate_groups(len(everything), matches)
     n_train = len(splits["train"])
-    grouped, ties = with_groups(everything, groups, group_by, data, seed, n_train)
+    grouped, grouped_by = assign_groups(everything, groups, group_by, data, seed, n_train)
     pairs = pairs_of(grouped, matches)
     start = 0
     for name, split in splits.items():
@@ -220,10 +221,12 @@ def _assemble(
         start += len(split)
     leaks = find_leaks(splits, pairs)
     source = listing.origin
-    made = [name for name in ("test", "val") if name not in splits]
-    if made:
-        splits = _cut_missing_splits(splits, len(names), seed)
-        source += f"; {' and '.join(made)} cut at random by class and {ties} (seed {seed})"
+    missing = [name for name in ("test", "val") if name not in splits]
+    if missing:
+        splits = _add_missing_splits(splits, len(names), seed)
+        drawn = " and ".join(_SPLIT_TITLES[name] for name in missing)
+        source += f"; {drawn} split off at random, stratified by class, "
+        source += f"grouped by {grouped_by} (seed {seed})"
     counts = ", ".join(f"{len(splits[name])} {name}" for name in ("train", "val", "test"))
     return Dataset(
         name=shown(data.resolve().name),
@@ -240,15 +243,18 @@ def _assemble(
         },
         pairs=pairs,
         leaks=leaks,
-        alike=_alike(names, listing.merged),
+        alike=_similar_names(names, listing.merged),
         is_sampled=any(r.is_full for r in listing.splits.values()),
     )
 
 
-def _alike(names: tuple[str, ...], merged: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+def _similar_names(
+    names: tuple[str, ...], merged: list[tuple[str, str]]
+) -> tuple[tuple[str, str], ...]:
+    """Return the pairs of class names that differ only in case or Unicode form."""
     first: dict[str, str] = {}
-    found = [(first.setdefault(same_spelling(name), name), name) for name in names]
-    return tuple((shown(a), shown(b)) for a, b in [*found, *merged] if a != b)
+    pairs = [(first.setdefault(same_spelling(name), name), name) for name in names]
+    return tuple((shown(a), shown(b)) for a, b in [*pairs, *merged] if a != b)
 
 
 def _drop_empty_classes(
@@ -259,23 +265,25 @@ def _drop_empty_classes(
         listed = ", ".join(map(shown, classes[:20])) or "none"
         raise DataError(
             f"{shown(data)} has readable images of {len(used)} class(es); at least two are "
-            f"needed. Classes seen: {listed}; files left out: {len(skipped)}"
+            f"needed. Classes found: {listed}. Files left out: {len(skipped)}"
             + "".join(f"\n  {shown(s.path)}: {s.reason}" for s in skipped[:5])
         )
     for label, name in enumerate(classes):
         if label not in used:
             skipped.append(Skipped(data / name, "a class without a readable image in train"))
     index = {old: new for new, old in enumerate(used)}
-    kept = {
+    relabelled = {
         name: tuple(replace(p, label=index[p.label]) for p in split if p.label in index)
         for name, split in splits.items()
     }
-    return tuple(classes[label] for label in used), kept
+    return tuple(classes[label] for label in used), relabelled
 
 
-def _cut_missing_splits(splits: dict[str, Split], n_classes: int, seed: int) -> dict[str, Split]:
+def _add_missing_splits(splits: dict[str, Split], n_classes: int, seed: int) -> dict[str, Split]:
     result = dict(splits)
+    # A class gives to test if it has two groups, and to validation if three remain after that.
     for name, share, smallest in (("test", TEST_SHARE, 2), ("val", VAL_SHARE, 3)):
         if name not in splits:
-            result["train"], result[name] = cut(result["train"], n_classes, share, seed, smallest)
+            train, result[name] = split_off(result["train"], n_classes, share, seed, smallest)
+            result["train"] = train
     return result

@@ -1,4 +1,4 @@
-"""Bytes to RGB images, safely, and images to the squares that a network sees."""
+"""Safe image decoding: from a file or bytes to an upright RGB image."""
 
 import errno
 import functools
@@ -20,32 +20,33 @@ from strategies.core.errors import DataError
 from strategies.data.archives import read_member
 
 MAX_PIXELS = 89_478_485
-"""Larger images are refused before they are decoded (decompression bombs)."""
+"""Images with more pixels are refused before decoding (decompression bombs)."""
 MAX_BYTES = 1 << 30
-"""Larger files are refused before they are read."""
+"""Larger files are refused before reading."""
 DRAFT_SIDE_PX = 1024
-"""A JPEG whose short side is at least twice this is decoded at 1/2, 1/4 or 1/8, not below it."""
+"""A JPEG with a short side of at least twice this is decoded at 1/2, 1/4 or 1/8 of its size, but
+not below this."""
 _NEVER_OPENED = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
-# EPS is drawn by running a program, WMF by the system; Pillow cannot decode the others at all.
+# Decoding EPS runs a program, and WMF is drawn by the system. Pillow cannot decode the others.
 
 Box = tuple[float, float, float, float]
 Pixels = NDArray[np.uint8]
 
 
 class UnreadableImage(DataError):
-    """A file that cannot be decoded to an image; the message is the reason alone."""
+    """A file cannot be decoded to an image; the message is only the reason."""
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A decoded image and what its file said.
+    """A decoded image with its file's format and size.
 
     Attributes
     ----------
     image
-        RGB, upright; a large JPEG is reduced (`DRAFT_SIDE_PX`).
+        RGB and upright; a large JPEG is reduced (`DRAFT_SIDE_PX`).
     width_px, height_px
-        The size that the file has, upright.
+        Size of the upright image in the file, before any reduction.
     """
 
     image: Image.Image
@@ -56,7 +57,7 @@ class Decoded:
 
 @functools.cache
 def known_formats() -> tuple[str, ...]:
-    """Return the names of the formats that are tried, the frequent ones first."""
+    """Return Pillow's names of the supported formats, frequent ones first."""
     if importlib.util.find_spec("pillow_heif"):
         importlib.import_module("pillow_heif").register_heif_opener()
     Image.init()
@@ -66,13 +67,13 @@ def known_formats() -> tuple[str, ...]:
 
 @functools.cache
 def known_suffixes() -> frozenset[str]:
-    """Return the lower-case suffixes (``".jpg"``) of the formats that are tried."""
+    """Return the lower-case suffixes (``".jpg"``) of the supported formats."""
     formats = set(known_formats())
     return frozenset(s for s, name in Image.registered_extensions().items() if name in formats)
 
 
 def read_image(path: Path) -> Image.Image:
-    """Read and fully decode an image file, or a member of a tar archive, as RGB, upright.
+    """Read and fully decode an image file or a member of a tar archive, as upright RGB.
 
     Raises
     ------
@@ -88,7 +89,7 @@ def read_bytes(path: Path) -> bytes:
     Raises
     ------
     UnreadableImage
-        If it is missing, no regular file (a pipe would never end), or too large.
+        If it is missing, too large, or not a regular file (reading a pipe may never end).
     """
     try:
         status = path.stat()
@@ -113,18 +114,18 @@ def _member_bytes(path: Path) -> bytes:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode an image as RGB, upright (EXIF), transparency on white, deep pixels scaled.
+    """Decode an image as RGB: EXIF orientation applied, transparency on white, scaled to 8 bits.
 
     Raises
     ------
     UnreadableImage
-        If the bytes are not a whole image of at most `MAX_PIXELS` pixels.
+        If the bytes are not a complete image of at most `MAX_PIXELS` pixels.
     """
     return decode(data).image
 
 
 def decode(data: bytes) -> Decoded:
-    """Decode an image like `decode_image`, and say what its file said."""
+    """Decode an image like `decode_image`; also return its file's format and size."""
     if not data:
         raise UnreadableImage("empty file")
     silence_pillow()
@@ -139,7 +140,7 @@ def decode(data: bytes) -> Decoded:
         image.load()
         upright = ImageOps.exif_transpose(image)
         if drafted is None:
-            width, height = upright.size  # icons learn their size by loading
+            width, height = upright.size  # the size of an icon is only known once it is loaded
         elif upright.size != image.size:
             width, height = height, width
         return Decoded(_to_rgb(upright), image.format or "", width, height)
@@ -153,7 +154,7 @@ def decode(data: bytes) -> Decoded:
         raise UnreadableImage(f"damaged: {error or type(error).__name__}") from error
 
 
-# What Pillow's decoders are known to raise on damaged input, besides UnidentifiedImageError.
+# Exceptions that Pillow's decoders raise on damaged input, besides UnidentifiedImageError.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -173,9 +174,9 @@ _DECODER_ERRORS = (
 
 
 def silence_pillow() -> None:
-    """Keep Pillow's remarks on a user's file out of the terminal, or from becoming errors.
+    """Ignore Pillow's warnings about a user's file, so that they are neither printed nor raised.
 
-    ``warnings.catch_warnings`` is not safe in threads; one filter for Pillow's own modules is.
+    ``warnings.catch_warnings`` is not thread-safe; one filter for Pillow's own modules is.
     """
     if not any(f[0] == "ignore" and _is_pillow(f[3]) for f in warnings.filters):
         warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -203,26 +204,26 @@ def _from_lab(image: Image.Image) -> Image.Image:
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
     if converted is None:
-        raise UnreadableImage("damaged: colours that cannot be converted")
+        raise UnreadableImage("damaged: colours that cannot be converted to RGB")
     return converted
 
 
 def _scaled_to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale a deep grey image by its true range (Pillow's own conversion clips at 255).
+    """Scale a grey image of more than 8 bits by its value range (Pillow would clip at 255).
 
-    Whole numbers that fit 16 bits are scaled by the smallest usual depth (8, 10, 12, 14, 16 bits)
-    that holds them: a 12-bit X-ray in a 16-bit file is not black. Fractions in [0, 1] are taken
-    as they are. Everything else is scaled from its least to its greatest value.
+    Integers that fit into 16 bits are scaled by the smallest common bit depth (8, 10, 12, 14, 16)
+    that holds them, so that a 12-bit X-ray in a 16-bit file is not black. Floats in [0, 1] keep
+    their scale. All other values are scaled from their minimum to their maximum.
     """
     values = np.asarray(image, dtype=np.float64)
     finite = values[np.isfinite(values)]
-    least, greatest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
-    low, high = least, greatest
+    lowest, highest = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    low, high = lowest, highest
     if image.mode == "F":
-        if least >= 0 and greatest <= 1:
+        if lowest >= 0 and highest <= 1:
             low, high = 0.0, 1.0
-    elif least >= 0 and greatest < 2**16:
-        depth = next(bits for bits in (8, 10, 12, 14, 16) if greatest < 2**bits)
+    elif lowest >= 0 and highest < 2**16:
+        depth = next(bits for bits in (8, 10, 12, 14, 16) if highest < 2**bits)
         low, high = 0.0, float(2**depth - 1)
     if high <= low:
         return Image.new("L", image.size, 0)

@@ -1,8 +1,7 @@
-"""Hugging Face datasets (``hfds/NAME``, an image folder, a Parquet folder), by timm's reader.
+"""Hugging Face datasets (``hfds/NAME``, image folders, Parquet folders), read by timm's reader.
 
-Their images are bytes in tables: those that are sampled are put into a folder of the program's
-own cache, by content. Nothing is downloaded that ``datasets`` would not download itself, and no
-dataset's own code is run.
+Their images are bytes in tables. The sampled images are written to the program's cache folder,
+named by content. Only ``datasets`` downloads anything, and a dataset's own code is never run.
 """
 
 import hashlib
@@ -20,22 +19,22 @@ from strategies.data.image import Skipped, shown
 from strategies.data.layouts import split_of
 from strategies.data.sampling import Listing
 
-_IMAGE_KEYS = ("image", "img", "image", "pixel_values")
+_IMAGE_KEYS = ("image", "img", "picture", "pixel_values")
 _LABEL_KEYS = ("label", "labels", "fine_label", "class", "target", "category")
 
 
 def is_hub_name(data: Path) -> bool:
-    """Whether `data` is written ``hfds/NAME`` and no such file lies here."""
+    """Return whether `data` has the form ``hfds/NAME`` and no file of this path exists."""
     return len(data.parts) > 1 and data.parts[0].lower() == "hfds" and not data.exists()
 
 
 def list_hub(data: Path, listing: Listing) -> Listing:
-    """List every split of a dataset and put the sampled images into the cache.
+    """List every split of a dataset, and write the sampled images to the cache.
 
     Raises
     ------
     DataError
-        If ``datasets`` is not installed, or cannot load this.
+        If ``datasets`` is not installed, or cannot load the dataset.
     """
     name = _local_or_name(data)
     readers = _readers(data, name)
@@ -49,8 +48,8 @@ def list_hub(data: Path, listing: Listing) -> Listing:
         reservoir = listing.reservoir(split)
         for row, label in enumerate(reader.iter_targets()):
             if label is None or label == -1:
-                continue  # a test split whose labels are kept secret
-            reservoir.offer(f"{given}/{row}", str(names.get(label, label)), f"{given}/{row}")
+                continue  # a test split whose labels are not public
+            reservoir.add(f"{given}/{row}", str(names.get(label, label)), f"{given}/{row}")
         if not reservoir.counts:
             del listing.splits[split]
             listing.skipped.append(Skipped(data, f"its split {given!r} has no labels"))
@@ -59,13 +58,13 @@ def list_hub(data: Path, listing: Listing) -> Listing:
             stored = reader.dataset[int(path.rpartition("/")[2])][reader.image_key]
             listing.unpacked[path] = str(_unpack(stored, folder))
     if "train" not in listing.splits:
-        raise DataError(f"{shown(data)} has no train split; it has: {', '.join(readers)}.")
+        raise DataError(f"{shown(data)} has no train split; its splits are: {', '.join(readers)}.")
     return listing
 
 
 def _local_or_name(data: Path) -> str:
-    """Return a folder where there is one: ``hfds//data/x`` reaches us as ``hfds/data/x``."""
-    rest = Path(*data.parts[1:])
+    """Return the local folder if there is one, else the dataset's name on the hub."""
+    rest = Path(*data.parts[1:])  # Path turns hfds//data/x into hfds/data/x
     for folder in (rest, Path("/") / rest):
         if folder.is_dir():
             return str(folder)
@@ -82,7 +81,7 @@ def _readers(data: Path, name: str) -> dict[str, Any]:
             f"{shown(data)} needs Hugging Face datasets: pip install 'tl-advisor[hf]'."
         ) from error
     try:
-        # Splits are asked for one by one: their labels must not be mixed.
+        # One reader per split, so that the labels of the splits are not mixed.
         splits = datasets.get_dataset_split_names(name)
         features = datasets.load_dataset_builder(name).info.features or {}
         keys = {
@@ -102,7 +101,7 @@ def _readers(data: Path, name: str) -> dict[str, Any]:
 
 def _key(data: Path, features: Mapping[str, Any], known: tuple[str, ...]) -> str:
     if not features:
-        return known[0]  # not told before loading: image folders use these names
+        return known[0]  # unknown before loading; image folders use these names
     for name in known:
         if name in features:
             return name
@@ -112,7 +111,7 @@ def _key(data: Path, features: Mapping[str, Any], known: tuple[str, ...]) -> str
 
 
 def _unpack(stored: Mapping[str, Any], folder: Path) -> Path:
-    """Return a file with a stored image's bytes, writing it if it is not there yet."""
+    """Return the path of a stored image as a file; write the file if it does not exist."""
     data: bytes | None = stored["bytes"]
     if data is None:
         return Path(stored["path"])

@@ -1,4 +1,4 @@
-"""The nouns below a dataset: an image, what it looks like, and a file that was left out."""
+"""Record types of a dataset: image, image statistics, skipped file, duplicate pair, leak."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,23 +10,23 @@ from strategies.core.metrics import Labels
 
 THUMB_PX = 32
 _JOINERS = "\u200c\u200d"
-"""They change no order of reading and hold emoji and Persian words together."""
+"""Zero-width joiners: they do not change the reading order; emoji and Persian words need them."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageStats:
-    """What is known of an image from decoding it once.
+    """Statistics of an image, measured when it is first decoded.
 
     Attributes
     ----------
     format
-        Pillow's name of the file's true format, whatever its suffix says.
+        Pillow's name of the file's actual format, whatever its suffix.
     is_grey
-        Whether it has no colour, however it is stored.
+        Whether the image has no colour, however it is stored.
     contrast
         Brightest minus darkest grey level, 0 to 255.
     thumb
-        The image in grey, `THUMB_PX` squared, row by row.
+        Grey thumbnail of `THUMB_PX` x `THUMB_PX` pixels, one byte each, row by row.
     """
 
     format: str
@@ -43,10 +43,10 @@ class LabelledImage:
     Attributes
     ----------
     group
-        Images of one group (duplicates, frames of one track) never straddle a split; -1 is a
-        group of its own.
-    look
-        None where an image was not made by `load_dataset`.
+        Images of one group (duplicates, frames of one track) are always in the same split; -1
+        is a group of its own.
+    stats
+        None if the image was not read by `load_dataset`.
     """
 
     path: Path
@@ -60,7 +60,7 @@ class LabelledImage:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that was left out, and why."""
+    """A file that was left out of the dataset, and the reason."""
 
     path: Path
     reason: str
@@ -71,12 +71,12 @@ Split = tuple[LabelledImage, ...]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two images that show the same: byte by byte, or nearly.
+    """Two duplicate images: identical byte by byte (exact), or near-duplicates.
 
     Attributes
     ----------
     similarity
-        Correlation of their fine detail, 1 for exact copies.
+        Correlation of their fine detail; 1 for exact copies.
     """
 
     first: LabelledImage
@@ -87,16 +87,16 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Leak:
-    """Images of one given split that occur in another one.
+    """Images of one split given by the user that also occur in another split.
 
     Attributes
     ----------
     n
-        Images of `split` that were compared.
+        Number of images of `split` that were compared.
     n_exact, n_near
-        Those with an exact copy in `source`, and those with only a near-duplicate there.
+        Number of them with an exact copy in `source`, and with only a near-duplicate there.
     examples
-        ``"path = path"`` for some of them.
+        Some of them, each as ``"path = path"``.
     """
 
     split: str
@@ -113,12 +113,12 @@ def labels_of(split: Split) -> Labels:
 
 
 def groups_of(split: Split) -> NDArray[np.int64]:
-    """Return group numbers, shape (n,): equal where images must stay together."""
+    """Return the group numbers of a split, shape (n,); a negative number is a group of one."""
     return np.array([p.group if p.group >= 0 else -1 - i for i, p in enumerate(split)], np.int64)
 
 
 def shown(name: Path | str) -> str:
-    """Return a path or name as one printable line that any UTF-8 stream takes."""
+    """Return a path or name as one printable line that can be encoded as UTF-8."""
     return "".join(
         c
         if c.isprintable() or c in _JOINERS

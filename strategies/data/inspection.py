@@ -1,4 +1,4 @@
-"""Listed files to images: each one decoded once, in full; what cannot be read is set aside."""
+"""Read the listed files: decode every image once, measure it, and quarantine unreadable files."""
 
 import base64
 import hashlib
@@ -22,9 +22,9 @@ from strategies.data.decoding import Decoded, UnreadableImage, decode, read_byte
 from strategies.data.image import THUMB_PX, ImageStats, LabelledImage, Skipped, Split, shown
 
 GREY_SPREAD = 2.0
-"""An image is grey if its channels differ by less than this on average (of 255)."""
+"""An image is grey if its channels differ by less than this on average (scale 0 to 255)."""
 SETTLED_S = 2.0
-"""A file is known again if it was left alone for so long: no file system's clock is coarser."""
+"""Minimum age of a change for a file to be cached; no file system's timestamps are coarser."""
 _CHUNK, _FORMAT = 256, 1
 _SPACE = space_name(["images", _FORMAT, PIL.__version__, THUMB_PX, GREY_SPREAD])
 
@@ -35,17 +35,22 @@ def read_images(
     cache: ArrayCache | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> tuple[Split, list[Skipped]]:
-    """Decode every file: only this tells whether it can be read. Nothing is kept but a thumbnail.
+    """Decode every file, the only reliable check that it is readable; keep only a thumbnail.
 
     Parameters
     ----------
     files
         Paths with labels.
     cache
-        Remembers what readable files showed, for as long as they are not changed; None: nothing is
-        remembered. What could not be read is always tried again.
+        Stores the measurements of readable files until they change; None stores nothing.
+        Unreadable files are always tried again.
+
+    Returns
+    -------
+    images, unreadable
+        The readable images, and the unreadable files with reasons.
     """
-    silence_pillow()  # here, so that no two threads do it at once
+    silence_pillow()  # before the threads start, so that they do not do it concurrently
     results: list[LabelledImage | Skipped] = []
     with ThreadPoolExecutor(n_workers) as pool:
         for start in range(0, len(files), _CHUNK):
@@ -53,34 +58,35 @@ def read_images(
             if cache is None:
                 results += pool.map(_read, chunk)
             else:
-                results += _read_new(chunk, cache, pool)
+                results += _read_cached(chunk, cache, pool)
             on_progress("images", start + len(chunk), len(files))
     good = tuple(r for r in results if isinstance(r, LabelledImage))
     return good, [r for r in results if isinstance(r, Skipped)]
 
 
-def _read_new(
+def _read_cached(
     files: Sequence[tuple[Path, int]], cache: ArrayCache, pool: ThreadPoolExecutor
 ) -> list[LabelledImage | Skipped]:
-    """Decode the files that the cache does not know, and let it know them."""
-    signs = [signature(path) for path, _ in files]
-    known = cache.get_json(_SPACE, [sign for sign in signs if sign])
-    new = [i for i, sign in enumerate(signs) if sign not in known]
+    """Decode the files that are not in the cache, and add them to it."""
+    signatures = [signature(path) for path, _ in files]
+    cached = cache.get_json(_SPACE, [key for key in signatures if key])
+    new = [i for i, key in enumerate(signatures) if key not in cached]
     fresh = dict(zip(new, pool.map(_read, [files[i] for i in new]), strict=True))
-    records = {signs[i]: _record(p) for i, p in fresh.items() if isinstance(p, LabelledImage)}
-    cache.put_json(_SPACE, {sign: record for sign, record in records.items() if sign})
+    readable = {i: p for i, p in fresh.items() if isinstance(p, LabelledImage)}
+    records = {signatures[i]: _to_record(p) for i, p in readable.items()}
+    cache.put_json(_SPACE, {key: record for key, record in records.items() if key})
     return [
-        fresh[i] if i in fresh else _image(path, label, known[signs[i] or ""])
+        fresh[i] if i in fresh else _from_record(path, label, cached[signatures[i] or ""])
         for i, (path, label) in enumerate(files)
     ]
 
 
 def signature(path: Path) -> str | None:
-    """Name a file and its present content by what the file system says of it, unread.
+    """Return a hash that identifies a file and its current content, without reading it.
 
-    Size, number, and the times of the last change of content and of anything at all, the latter of
-    which no program can set back. None for what is no regular file of its own (the member of an
-    archive), or was changed within the last `SETTLED_S`: a second change might not show.
+    It covers path, size, inode, mtime and ctime; no program can set the ctime back. None for
+    anything that is not a regular file (an archive member), and for a file that changed within the
+    last `SETTLED_S` seconds, because a second change might not alter the timestamps.
     """
     try:
         status = path.stat()
@@ -93,8 +99,8 @@ def signature(path: Path) -> str | None:
     return hashlib.blake2b(named, digest_size=16).hexdigest()
 
 
-def _record(image: LabelledImage) -> list[Any]:
-    """Return what was seen of an image as JSON values."""
+def _to_record(image: LabelledImage) -> list[Any]:
+    """Return the measurements of an image as JSON values, for the cache."""
     assert image.stats is not None
     stats = image.stats
     thumb = base64.b85encode(stats.thumb).decode()
@@ -102,7 +108,7 @@ def _record(image: LabelledImage) -> list[Any]:
     return [*size, stats.format, stats.n_bytes, stats.is_grey, stats.contrast, thumb]
 
 
-def _image(path: Path, label: int, record: list[Any]) -> LabelledImage:
+def _from_record(path: Path, label: int, record: list[Any]) -> LabelledImage:
     digest, width, height, form, n_bytes, is_grey, contrast, thumb = record
     stats = ImageStats(form, n_bytes, is_grey, contrast, base64.b85decode(thumb))
     return LabelledImage(path, label, digest, width, height, stats=stats)
@@ -122,12 +128,12 @@ def _read(file: tuple[Path, int]) -> LabelledImage | Skipped:
         digest,
         decoded.width_px,
         decoded.height_px,
-        stats=look_at(decoded, len(data)),
+        stats=measure_image(decoded, len(data)),
     )
 
 
-def look_at(decoded: Decoded, n_bytes: int) -> ImageStats:
-    """Measure a decoded image."""
+def measure_image(decoded: Decoded, n_bytes: int) -> ImageStats:
+    """Measure a decoded image; `n_bytes` is the size of its file."""
     size = (THUMB_PX, THUMB_PX)
     small = decoded.image.resize(size, Image.Resampling.BOX)
     colours = np.asarray(small, dtype=np.int16)
@@ -145,12 +151,12 @@ def look_at(decoded: Decoded, n_bytes: int) -> ImageStats:
 def check_quarantine(
     data: Path, skipped: Sequence[Skipped], n_read: int, max_share: float
 ) -> None:
-    """Refuse to go on where too large a share of the files cannot be read.
+    """Raise if too large a share of the files cannot be read.
 
     Raises
     ------
     DataError
-        If it is over `max_share`.
+        If the share is over `max_share`.
     """
     n = len(skipped) + n_read
     if not skipped or len(skipped) <= max_share * n:
@@ -159,7 +165,7 @@ def check_quarantine(
     listed = "".join(f"\n  {count} x {reason}" for reason, count in reasons)
     examples = "".join(f"\n  {shown(s.path)}: {s.reason}" for s in skipped[:5])
     raise DataError(
-        f"{len(skipped)} of the {n} images of {shown(data)} that were tried cannot be read: "
-        f"more than {max_share:.0%}. Mend or remove them, or allow more with --max-quarantine.\n"
-        f"Reasons:{listed}\nFor example:{examples}"
+        f"{len(skipped)} of the {n} images tried in {shown(data)} cannot be read: "
+        f"more than {max_share:.0%}. Repair or remove them, or raise --max-quarantine.\n"
+        f"Reasons:{listed}\nExamples:{examples}"
     )

@@ -1,4 +1,4 @@
-"""Where a folder's or archive's classes and splits are: found, or refused with what was seen."""
+"""Folder layouts: find the split and class folders of a folder or archive, or refuse it."""
 
 import os
 import re
@@ -22,9 +22,9 @@ Prefix = tuple[str, ...]
 
 
 def split_of(name: str) -> str | None:
-    """Return the split that a folder's name or a manifest's value spells, if it does.
+    """Return the split that a folder name or manifest value denotes, or None.
 
-    Case, punctuation, numbers and a word like "set" or "images" do not matter.
+    Case, punctuation, numbers and words such as "set" or "images" are ignored.
     """
     words = [w for w in re.split(r"[^a-z]+", name.lower()) if w]
     words = [re.sub(r"(set|data|split)$", "", w) or w for w in words]
@@ -33,19 +33,19 @@ def split_of(name: str) -> str | None:
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key by which ``"2" < "10"``; capital letters do not matter."""
+    """Return a sort key for natural order (``"2" < "10"``), ignoring case."""
     parts = re.split(r"([0-9]+)", name.casefold())
     key = [(0, int(p), "") if i % 2 else (1, 0, p) for i, p in enumerate(parts) if p]
     return [*key, (2, 0, name)]
 
 
 def same_spelling(name: str) -> str:
-    """Return what two names share that differ only in case or Unicode form."""
+    """Return a normalised name: equal for names that differ only in case or Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
 class Tree(Protocol):
-    """The upper part of a folder or archive, looked at on demand."""
+    """Read access to the folder structure of a folder or archive."""
 
     @property
     def root(self) -> Path:
@@ -59,15 +59,15 @@ class Tree(Protocol):
 
 
 class FolderTree:
-    """A `Tree` of a folder on disk; links to folders count as folders."""
+    """The `Tree` of a folder on disk, listed on demand; links to folders count as folders."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._seen: dict[Prefix, tuple[list[str], int]] = {}
+        self._listed: dict[Prefix, tuple[list[str], int]] = {}
 
-    def _stats(self, prefix: Prefix) -> tuple[list[str], int]:
-        if prefix in self._seen:
-            return self._seen[prefix]
+    def _list(self, prefix: Prefix) -> tuple[list[str], int]:
+        if prefix in self._listed:
+            return self._listed[prefix]
         folders, n_files = [], 0
         try:
             with os.scandir(self.root.joinpath(*prefix)) as entries:
@@ -81,20 +81,20 @@ class FolderTree:
         except OSError as error:
             where = shown(self.root.joinpath(*prefix))
             raise DataError(f"{where} cannot be listed: {error.strerror}.") from error
-        self._seen[prefix] = sorted(folders, key=natural_key), n_files
-        return self._seen[prefix]
+        self._listed[prefix] = sorted(folders, key=natural_key), n_files
+        return self._listed[prefix]
 
     def folders(self, prefix: Prefix) -> list[str]:
         """Return the names of the visible subfolders, in natural order."""
-        return self._stats(prefix)[0]
+        return self._list(prefix)[0]
 
     def n_files(self, prefix: Prefix) -> int:
         """Return the number of files that lie directly in a folder."""
-        return self._stats(prefix)[1]
+        return self._list(prefix)[1]
 
 
 class NameTree:
-    """A `Tree` of slash-separated names, as an archive holds them."""
+    """The `Tree` of slash-separated member names, as in an archive."""
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root = root
@@ -118,41 +118,42 @@ class NameTree:
 
 
 def find_splits(tree: Tree, prefix: Prefix = ()) -> dict[str, Prefix]:
-    """Find which folder holds which split; ``{"train": ()}`` where the root holds the classes.
+    """Return the folder of each split; ``{"train": ()}`` if the root contains class folders.
 
     Raises
     ------
     DataError
-        If there are no subfolders, or split folders and others lie side by side.
+        If there are no subfolders, or both split folders and other folders.
     """
     names = tree.folders(prefix)
     if not names:
         raise DataError(
             f"{shown(tree.root.joinpath(*prefix))} has no subfolders. Give a folder with one "
-            f"subfolder per class.{outline(tree)}"
+            f"subfolder per class.{format_tree(tree)}"
         )
     found = {name: split_of(name) for name in names}
     splits = {split: (*prefix, name) for name, split in found.items() if split}
     if splits:
         if len(splits) < len(names) or "train" not in splits:
-            raise ambiguous(tree)
+            raise ambiguous_layout(tree)
         return splits
     if len(names) == 1 and tree.folders((*prefix, names[0])) and not tree.n_files(prefix):
-        return find_splits(tree, (*prefix, names[0]))  # a wrapper, as archives leave behind
+        # A single outer folder, as unpacking an archive creates.
+        return find_splits(tree, (*prefix, names[0]))
     return {"train": prefix}
 
 
-def ambiguous(tree: Tree) -> DataError:
-    """Return the refusal of a layout that could mean two things, with the tree that was seen."""
+def ambiguous_layout(tree: Tree) -> DataError:
+    """Return the error for an ambiguous layout; the message shows the folder tree."""
     return DataError(
         f"The layout of {shown(tree.root)} is ambiguous. Give either one folder per class, or "
-        "train/ with optional val/ and test/ and no folder beside them, or a CSV manifest "
-        f"(path,label,split).{outline(tree)}"
+        "train/ with optional val/ and test/ and no other folder, or a CSV manifest "
+        f"(path,label,split).{format_tree(tree)}"
     )
 
 
-def outline(tree: Tree) -> str:
-    """Return the first lines of a tree, for people."""
+def format_tree(tree: Tree) -> str:
+    """Return the first lines of a tree, for error messages."""
     lines = [f"{shown(tree.root.name)}/  ({tree.n_files(())} files)"]
     for name in tree.folders(()):
         inner = tree.folders((name,))
@@ -162,39 +163,39 @@ def outline(tree: Tree) -> str:
             lines.append("    ...")
     if len(lines) > _TREE_LINES:
         lines = [*lines[:_TREE_LINES], f"  ... {len(tree.folders(()))} folders"]
-    return " It holds:\n  " + "\n  ".join(lines)
+    return " It contains:\n  " + "\n  ".join(lines)
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one; a link that leads nowhere is a file."""
+    """Return whether an entry is a folder or a link to one; a broken link counts as a file."""
     try:
         return entry.is_dir()
     except OSError:
-        return False  # reading it as a file will tell why
+        return False  # reading it as a file will report the reason
 
 
 def walk(folder: Path, skipped: list[Skipped]) -> Iterator[os.DirEntry[str]]:
-    """Yield the visible files below a folder, following links, each real folder once.
+    """Yield the visible files below a folder; follow links, but visit every real folder once.
 
-    What cannot be listed is noted in `skipped`. Nothing is held but the path of open folders.
+    Folders that cannot be listed are added to `skipped`. Files are not collected in memory.
     """
     seen: set[tuple[int, int]] = set()
-    waiting = [folder]
-    while waiting:
-        here = waiting.pop()
+    pending = [folder]
+    while pending:
+        current = pending.pop()
         try:
-            status = here.stat()
+            status = current.stat()
             if (status.st_dev, status.st_ino) in seen:
-                skipped.append(Skipped(here, "a link to a folder that was already listed"))
+                skipped.append(Skipped(current, "a link to a folder that was already listed"))
                 continue
             seen.add((status.st_dev, status.st_ino))
-            with os.scandir(here) as entries:
+            with os.scandir(current) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):
                         continue
                     if is_folder(entry):
-                        waiting.append(Path(entry.path))
+                        pending.append(Path(entry.path))
                     else:
                         yield entry
         except OSError as error:
-            skipped.append(Skipped(here, f"cannot be listed: {error.strerror or error}"))
+            skipped.append(Skipped(current, f"cannot be listed: {error.strerror or error}"))

@@ -1,4 +1,4 @@
-"""Every way in which people bring images, as one list of (file, class) for every split."""
+"""List the image files of a folder, archive, manifest or Hugging Face dataset, per split."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
@@ -12,9 +12,9 @@ from strategies.data.layouts import (
     NameTree,
     Prefix,
     Tree,
-    ambiguous,
+    ambiguous_layout,
     find_splits,
-    outline,
+    format_tree,
     same_spelling,
     split_of,
     walk,
@@ -24,7 +24,7 @@ from strategies.data.sampling import Listing
 
 
 def list_folder(data: Path, *, limit: int | None, seed: int) -> Listing:
-    """List a folder of class folders, or of split folders of class folders."""
+    """List a folder of class folders, or of split folders that contain class folders."""
     tree = FolderTree(data)
     splits = find_splits(tree)
     listing = Listing(_origin(splits), limit, seed)
@@ -39,11 +39,11 @@ def list_split(listing: Listing, tree: Tree, split: str, prefix: Prefix) -> None
     if not names:
         raise DataError(
             f"{shown(tree.root.joinpath(*prefix))} has no subfolders. Give a folder with one "
-            f"subfolder per class.{outline(tree)}"
+            f"subfolder per class.{format_tree(tree)}"
         )
     if n_stray := tree.n_files(prefix):
         where = tree.root.joinpath(*prefix)
-        listing.skipped.append(Skipped(where, f"{n_stray:,} files beside the class folders"))
+        listing.skipped.append(Skipped(where, f"{n_stray:,} files outside the class folders"))
     for name, label in _class_names(listing, split, names):
         folder = tree.root.joinpath(*prefix, name)
         counts = listing.reservoir(split).counts
@@ -51,18 +51,18 @@ def list_split(listing: Listing, tree: Tree, split: str, prefix: Prefix) -> None
         _refuse_inner_splits(tree, (*prefix, name))
         start = len(str(folder)) + 1
         for entry in walk(folder, listing.skipped):
-            listing.take(split, label, entry.path, f"{label}/{entry.path[start:]}")
+            listing.add_file(split, label, entry.path, f"{label}/{entry.path[start:]}")
 
 
 def _refuse_inner_splits(tree: Tree, prefix: Prefix) -> None:
-    """Refuse ``cat/train/1.jpg``: its splits would be mixed without a word."""
+    """Refuse ``cat/train/1.jpg``: its splits would be mixed without notice."""
     folder = tree.root.joinpath(*prefix)
     if folder.is_dir() and any(split_of(p.name) for p in _first_folders(folder)):
-        raise ambiguous(tree)
+        raise ambiguous_layout(tree)
 
 
 def _first_folders(folder: Path) -> Iterator[Path]:
-    """Yield the subfolders of a folder whose name could be a split's."""
+    """Yield the subfolders of a folder that are named like a split."""
     for words in ("train", "test", "val", "valid", "training", "testing", "validation"):
         for spelling in (words, words.capitalize(), words.upper()):
             if (folder / spelling).is_dir():
@@ -70,13 +70,13 @@ def _first_folders(folder: Path) -> Iterator[Path]:
 
 
 def _class_names(listing: Listing, split: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield (folder name, class): a name that only differs in case from one of train is it."""
+    """Yield (folder name, class); a name equal to one of train except for case is that class."""
     known = [] if split == "train" else listing.classes
-    alike: dict[str, list[str]] = {}
+    by_spelling: dict[str, list[str]] = {}
     for label in known:
-        alike.setdefault(same_spelling(label), []).append(label)
+        by_spelling.setdefault(same_spelling(label), []).append(label)
     for name in names:
-        candidates = alike.get(same_spelling(name), [])
+        candidates = by_spelling.get(same_spelling(name), [])
         if split != "train" and name not in known and len(candidates) == 1:
             listing.merged.append((candidates[0], name))
             yield name, candidates[0]
@@ -96,7 +96,7 @@ def list_archive(data: Path, *, limit: int | None, seed: int) -> Listing:
             labels[*prefix, name] = (split, label)
             listing.reservoir(split).counts[label] = 0
             if any(split_of(inner) for inner in tree.folders((*prefix, name))):
-                raise ambiguous(tree)
+                raise ambiguous_layout(tree)
     depths = {len(key) for key in labels}
     for name, _, _ in members(data):
         parts = PurePosixPath(name).parts
@@ -104,45 +104,48 @@ def list_archive(data: Path, *, limit: int | None, seed: int) -> Listing:
             continue
         found = next((labels[parts[:d]] for d in depths if parts[:d] in labels), None)
         if found is None or len(parts) < 2:
-            listing.skipped.append(Skipped(data / name, "lies in no class folder"))
+            listing.skipped.append(Skipped(data / name, "outside the class folders"))
             continue
-        listing.take(*found, str(data / name), name)
+        listing.add_file(*found, str(data / name), name)
     return listing.finish(data)
 
 
 def list_manifest(data: Path, *, root: Path | None, limit: int | None, seed: int) -> Listing:
     """List the files that a CSV, TSV or Parquet manifest names."""
     base = data.parent if root is None else root
-    listing = Listing(f"as the manifest {shown(data.name)} says", limit, seed)
+    listing = Listing(f"as in the manifest {shown(data.name)}", limit, seed)
     for row in manifest_rows(data):
         split = split_of(row.split) if row.split else "train"
         if split is None:
             raise DataError(
                 f"{shown(data)}, row {row.number}: split {row.split!r} is none of "
-                "train, validation, test. Correct it, or leave the column out."
+                "train, validation, test. Correct it, or remove the column."
             )
-        listing.reservoir(split).offer(row.path, row.label, str(base / row.path))
+        listing.reservoir(split).add(row.path, row.label, str(base / row.path))
     if "train" not in listing.splits:
-        raise DataError(f"{shown(data)} names no image for train.")
+        raise DataError(f"{shown(data)} lists no image for train.")
     if len(listing.splits) > 1:
         listing.origin += f": {', '.join(sorted(listing.splits))}"
     return listing.finish(data)
 
 
 def list_data(data: Path, *, root: Path | None, limit: int | None, seed: int) -> Listing:
-    """List whatever `data` is: a folder, an archive, a manifest, or ``hfds/NAME``.
+    """List `data`: a folder, an archive, a manifest, or ``hfds/NAME``.
 
     Raises
     ------
     DataError
-        If it does not exist or is none of the layouts that are known.
+        If it does not exist, or its layout is not supported.
     """
     if root is not None and data.suffix.lower() not in MANIFEST_SUFFIXES:
-        raise DataError(f"--root {shown(root)} is for a manifest; {shown(data)} is none.")
+        raise DataError(
+            f"--root {shown(root)} only applies to a manifest, but {shown(data)} is not one. "
+            "Leave --root out."
+        )
     if data.is_dir():
         return list_folder(data, limit=limit, seed=seed)
     if is_hub_name(data):
-        return list_hub(data, Listing(f"as {shown(data)} gives them", limit, seed)).finish(data)
+        return list_hub(data, Listing(f"as in {shown(data)}", limit, seed)).finish(data)
     if not data.exists():
         raise DataError(
             f"{shown(data)} does not exist. Give a folder with one subfolder per class, a CSV "
@@ -153,7 +156,7 @@ def list_data(data: Path, *, root: Path | None, limit: int | None, seed: int) ->
     if data.suffix.lower() in MANIFEST_SUFFIXES:
         return list_manifest(data, root=root, limit=limit, seed=seed)
     raise DataError(
-        f"{shown(data)} is a file of no known kind. Give a folder with one subfolder per class, "
+        f"{shown(data)} is not a supported file. Give a folder with one subfolder per class, "
         "a CSV, TSV or Parquet manifest (path,label[,split]), or an uncompressed .tar archive."
     )
 
@@ -178,7 +181,7 @@ def list_everything(
     max_images: int | None,
     seed: int,
 ) -> Listing:
-    """List a dataset with the splits that were given apart; see `dataset.load_dataset`."""
+    """List a dataset with the splits that were given separately; see `dataset.load_dataset`."""
     if max_images is not None and max_images < 1:
         raise DataError(f"--max-images must be at least 1, got {max_images}.")
     listing = list_data(data, root=root, limit=max_images, seed=seed)
@@ -192,8 +195,8 @@ def _add_folder(listing: Listing, data: Path, name: str, folder: Path) -> None:
     """List a folder given with --val or --test."""
     if name in listing.splits:
         raise DataError(
-            f"--{name} {shown(folder)} was given, but {shown(data)} has a {name} split of its "
-            "own. Leave one of the two out."
+            f"--{name} {shown(folder)} was given, but {shown(data)} already has a {name} split. "
+            "Leave one of the two out."
         )
     if not folder.is_dir():
         problem = "is a file" if folder.exists() else "does not exist"

@@ -1,4 +1,4 @@
-"""Tables that name images: CSV, TSV or Parquet with the columns path, label and maybe split."""
+"""Manifests: CSV, TSV or Parquet tables with the columns path, label and optionally split."""
 
 import csv
 import importlib
@@ -22,7 +22,7 @@ _BATCH_ROWS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a manifest; `number` counts from 1 below the header."""
+    """One row of a manifest; `number` counts from 1, without the header."""
 
     number: int
     path: str
@@ -31,61 +31,64 @@ class Row:
 
 
 def manifest_rows(manifest: Path) -> Iterator[Row]:
-    """Yield the rows of a manifest; only one is held at a time.
+    """Yield the rows of a manifest one by one, without reading the whole table into memory.
 
     Raises
     ------
     DataError
-        If the table cannot be read, lacks a column, or a row lacks a value.
+        If the table cannot be read, or a column or a value is missing.
     """
     if manifest.suffix.lower() == ".parquet":
-        header, table = _parquet(manifest)
+        header, table = _read_parquet(manifest)
     else:
-        header, table = _text(manifest)
-    where = _find_columns(manifest, header)
+        header, table = _read_text(manifest)
+    index = _find_columns(manifest, header)
     for number, values in enumerate(table, start=1):
         if not any(values):
             continue  # an empty line
-        cells = {name: values[i].strip() for name, i in where.items() if i < len(values)}
-        for name in where:
+        cells = {name: values[i].strip() for name, i in index.items() if i < len(values)}
+        for name in index:
             if not cells.get(name):
                 raise DataError(
                     f"{shown(manifest)}, row {number}: no {name}. Every row needs "
-                    f"{', '.join(where)}."
+                    f"{', '.join(index)}."
                 )
         yield Row(number, cells["path"], cells["label"], cells.get("split", ""))
 
 
 def _find_columns(manifest: Path, header: Sequence[str]) -> dict[str, int]:
     lower = [name.strip().lower() for name in header]
-    where = {}
+    index = {}
     for column, spellings in _COLUMNS.items():
         found = [i for i, name in enumerate(lower) if name in spellings]
         exact = [i for i in found if lower[i] == column]
         if len(exact or found) > 1:
             names = ", ".join(header[i] for i in found)
-            raise DataError(f"{shown(manifest)} has several columns for the {column}: {names}.")
+            raise DataError(
+                f"{shown(manifest)} has several columns for the {column}: {names}. Keep one, or "
+                f"name it {column}."
+            )
         if found:
-            where[column] = (exact or found)[0]
-    missing = [column for column in ("path", "label") if column not in where]
+            index[column] = (exact or found)[0]
+    missing = [column for column in ("path", "label") if column not in index]
     if missing:
         raise DataError(
-            f"{shown(manifest)} has no column {' and no column '.join(missing)}. Its first line "
-            f"must name path, label and, if there is one, split; it is: {shown(','.join(header))}."
+            f"{shown(manifest)} has no column {' and no column '.join(missing)}. The header must "
+            f"name path, label and optionally split; it is: {shown(','.join(header))}."
         )
-    return where
+    return index
 
 
-def _text(manifest: Path) -> tuple[list[str], Iterator[list[str]]]:
+def _read_text(manifest: Path) -> tuple[list[str], Iterator[list[str]]]:
     def lines() -> Iterator[list[str]]:
         try:
-            # A name need not be valid UTF-8 to be a file's name.
+            # File names need not be valid UTF-8: keep their bytes.
             with manifest.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
                 first = file.readline()
                 file.seek(0)
                 tab = manifest.suffix.lower() == ".tsv"
-                mark = "\t" if tab else max(",;\t", key=first.count)
-                yield from csv.reader(file, delimiter=mark)
+                delimiter = "\t" if tab else max(",;\t", key=first.count)
+                yield from csv.reader(file, delimiter=delimiter)
         except (OSError, csv.Error) as error:
             raise DataError(f"{shown(manifest)} cannot be read: {error}.") from error
 
@@ -93,7 +96,7 @@ def _text(manifest: Path) -> tuple[list[str], Iterator[list[str]]]:
     return next(table, []), table
 
 
-def _parquet(manifest: Path) -> tuple[list[str], Iterator[list[str]]]:
+def _read_parquet(manifest: Path) -> tuple[list[str], Iterator[list[str]]]:
     try:
         pyarrow = importlib.import_module("pyarrow")
         parquet = importlib.import_module("pyarrow.parquet")
@@ -122,7 +125,7 @@ def _parquet(manifest: Path) -> tuple[list[str], Iterator[list[str]]]:
 
 
 def _cell(value: Any) -> str:
-    """Return a cell as text; 3.0 and 3 are one label, an absent value is empty."""
+    """Return a cell as text: 3.0 becomes "3", so that both are one label; a null is empty."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if isinstance(value, float) and value.is_integer():

@@ -1,10 +1,10 @@
-"""Images that show the same: exact copies by their bytes, near ones by their fine detail.
+"""Duplicate detection: exact copies by file digest, near-duplicates by a perceptual hash.
 
-A perceptual hash of real numbers proposes: the grey thumbnail minus its own blur, at unit length.
-Two unrelated photographs may share a bright sky and a dark ground, but not the texture: their
-detail correlates by chance only (below 0.3), that of a re-encoded or rescaled copy by 0.97 and
-more, of one rotated by a degree by 0.6 to 0.9. The pixels then confirm: the thumbnails themselves
-must correlate, and the aspect ratios must agree.
+The perceptual hash is a real vector: the grey thumbnail minus its blur, scaled to unit length (the
+detail). Unrelated photographs may share a bright sky and a dark ground, but not the texture: their
+details correlate only by chance (below 0.3). Re-encoded or rescaled copies correlate by 0.97 and
+more, copies rotated by one degree by 0.6 to 0.9. A candidate pair is confirmed if the thumbnails
+themselves also correlate and the aspect ratios agree.
 """
 
 from collections.abc import Sequence
@@ -19,18 +19,19 @@ from scipy.sparse.csgraph import connected_components
 from strategies.data.image import THUMB_PX, LabelledImage, Leak, Pair, Split, shown
 
 THRESHOLD = (0.60, 0.75)
-"""Range of the detail correlation from which images are near-duplicates. Within it, the
-threshold is where pairs of different classes, their upper tail carried on, would give less than
-one false pair in these data: where all images look alike (X-rays, digits), more is asked for."""
+"""Range of the minimum detail correlation of near-duplicates. Within it, the threshold is set so
+that less than one false pair is expected in the data: the upper tail of pairs of different classes
+is extrapolated. Where all images are similar (X-rays, digits), the threshold is higher."""
 TAIL, TAIL_PAIRS = (0.999, 0.9999), 400_000
 SMALL_PX = 2 * THUMB_PX
-"""Images with a shorter side have no detail : most is asked for."""
+"""Images with a shorter side lack detail: the highest threshold applies to them."""
 PIXEL_CORRELATION = 0.70
 ASPECT_TOLERANCE = 0.06
 MIN_CONTRAST = 8
-"""Blank images (brightest minus darkest grey level below this) have no detail to compare."""
+"""Images of less contrast (brightest minus darkest grey level) are blank and not compared."""
 CERTAIN = 0.90
-"""Chains of near-duplicates that grow larger than `LARGEST_SHARE` keep only links above this."""
+"""Minimum similarity of links in chains of near-duplicates larger than `LARGEST_SHARE` of the
+data (and than `LARGEST_ANYWAY` images)."""
 LARGEST_SHARE, LARGEST_ANYWAY = 0.05, 50
 MAX_PARTNERS, MAX_PAIRS, MAX_EXAMPLES = 50, 50_000, 5
 _BLOCK = 512
@@ -50,9 +51,10 @@ class Match:
 
 
 def find_matches(images: Sequence[LabelledImage], seed: int = 0) -> tuple[Match, ...]:
-    """Find exact copies (each matched with the first of its kind) and near-duplicates.
+    """Find exact copies and near-duplicates.
 
-    Copies stand in for each other: a near-duplicate of an image is matched with its first copy.
+    An exact copy is matched with the first image of the same digest. Only this first image is
+    compared with others, so a near-duplicate of several copies is matched once.
     """
     first: dict[str, int] = {}
     exact = []
@@ -69,12 +71,12 @@ def find_matches(images: Sequence[LabelledImage], seed: int = 0) -> tuple[Match,
 
 
 def pairs_of(images: Sequence[LabelledImage], matches: Sequence[Match]) -> tuple[Pair, ...]:
-    """Return the pairs that matches stand for."""
+    """Return matches as pairs of images."""
     return tuple(Pair(images[m.first], images[m.second], m.exact, m.similarity) for m in matches)
 
 
 def fingerprints(images: Sequence[LabelledImage]) -> tuple[Vectors, Vectors]:
-    """Return the detail and the thumbnails of images, each row of length 1 (0 if blank)."""
+    """Return the details and thumbnails of images as unit vectors (zero vectors if blank)."""
     thumbs = np.zeros((len(images), THUMB_PX, THUMB_PX), dtype=np.float32)
     for row, image in enumerate(images):
         if image.stats and image.stats.contrast >= MIN_CONTRAST:
@@ -108,11 +110,11 @@ def _near(images: Sequence[LabelledImage], seed: int) -> list[tuple[int, int, fl
         similarity = block[rows, columns]
         rows += start
         same_shape = np.abs(aspect[rows] - aspect[columns]) <= ASPECT_TOLERANCE
-        asked = np.where(small[rows] | small[columns], THRESHOLD[1], threshold)
-        kept = (rows != columns) & same_shape & (similarity >= asked)
-        rows, columns, similarity = rows[kept], columns[kept], similarity[kept]
-        kept = _products(thumbs, rows, columns) >= PIXEL_CORRELATION
-        rows, columns, similarity = rows[kept], columns[kept], similarity[kept]
+        minimum = np.where(small[rows] | small[columns], THRESHOLD[1], threshold)
+        keep = (rows != columns) & same_shape & (similarity >= minimum)
+        rows, columns, similarity = rows[keep], columns[keep], similarity[keep]
+        keep = _products(thumbs, rows, columns) >= PIXEL_CORRELATION
+        rows, columns, similarity = rows[keep], columns[keep], similarity[keep]
         found += _best_partners(rows, columns, similarity)
     once = {(min(i, j), max(i, j)): s for i, j, s in found}
     ranked = sorted(((i, j, s) for (i, j), s in once.items()), key=lambda p: (-p[2], p[:2]))
@@ -120,22 +122,22 @@ def _near(images: Sequence[LabelledImage], seed: int) -> list[tuple[int, int, fl
 
 
 def chance_threshold(detail: Vectors, labels: Rows, seed: int) -> float:
-    """Return the correlation of detail that chance does not reach in these images."""
+    """Return the detail correlation above which less than one chance pair is expected."""
     rng = np.random.default_rng(seed)
     left, right = rng.integers(0, len(detail), size=(2, TAIL_PAIRS))
-    kept = labels[left] != labels[right]
-    left, right = left[kept], right[kept]
+    keep = labels[left] != labels[right]
+    left, right = left[keep], right[keep]
     if len(left) < 1 / (1 - TAIL[1]):
         return THRESHOLD[1]
     chance = _products(detail, left, right)
     low, high = np.quantile(chance, TAIL)
-    # From one pair in 10**4 on to less than one (half an order more) in all n (n - 1) / 2.
+    # Extrapolate from 1 pair in 10**4 to less than 1 (by half a decade) in all n (n - 1) / 2.
     decades = max(0.0, np.log10(len(detail) * (len(detail) - 1) / 2) - 3.5)
     return float(np.clip(high + decades * (high - low), *THRESHOLD))
 
 
 def _products(vectors: Vectors, left: Rows, right: Rows) -> Vectors:
-    """Return the inner products of pairs of rows, some at a time."""
+    """Return the inner products of pairs of rows, computed in chunks."""
     result = np.empty(len(left), dtype=np.float32)
     for start in range(0, len(left), 8192):
         part = slice(start, start + 8192)
@@ -146,18 +148,18 @@ def _products(vectors: Vectors, left: Rows, right: Rows) -> Vectors:
 def _best_partners(
     rows: Rows, columns: Rows, similarity: NDArray[np.float32]
 ) -> list[tuple[int, int, float]]:
-    """Keep the `MAX_PARTNERS` most similar of every row: thousands of alike frames stay linear."""
+    """Keep the `MAX_PARTNERS` most similar of every row, so that the pairs grow linearly."""
     order = np.lexsort((-similarity, rows))
     rows, columns, similarity = rows[order], columns[order], similarity[order]
     starts = np.searchsorted(rows, rows)
-    kept = np.arange(len(rows)) - starts < MAX_PARTNERS
+    keep = np.arange(len(rows)) - starts < MAX_PARTNERS
     return list(
-        zip(rows[kept].tolist(), columns[kept].tolist(), similarity[kept].tolist(), strict=True)
+        zip(rows[keep].tolist(), columns[keep].tolist(), similarity[keep].tolist(), strict=True)
     )
 
 
 def connected(n: int, links: Sequence[tuple[int, int]]) -> Rows:
-    """Return the number of the connected component of each of n things, (n,)."""
+    """Return the number of the connected component of each of n nodes, (n,)."""
     ends = np.array(links, dtype=np.int64).reshape(-1, 2)
     graph = coo_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(n, n))
     _, component = connected_components(graph, directed=False)
@@ -165,25 +167,25 @@ def connected(n: int, links: Sequence[tuple[int, int]]) -> Rows:
 
 
 def duplicate_groups(n: int, matches: Sequence[Match]) -> Rows:
-    """Return group numbers that keep duplicates together, (n,).
+    """Return group numbers, (n,): linked duplicates share a number.
 
-    Near-duplicates are linked in chains. A chain that would take a twentieth of the data with it
-    is cut where its links are not certain.
+    Near-duplicates may form long chains. In a chain of more than a twentieth of the data (and
+    more than `LARGEST_ANYWAY` images), links below `CERTAIN` are removed.
     """
     component = connected(n, [(m.first, m.second) for m in matches])
     sizes = np.bincount(component)
     limit = max(LARGEST_ANYWAY, LARGEST_SHARE * n)
-    kept = [
+    keep = [
         (m.first, m.second)
         for m in matches
         if m.similarity >= CERTAIN or sizes[component[m.first]] <= limit
     ]
-    return component if len(kept) == len(matches) else connected(n, kept)
+    return component if len(keep) == len(matches) else connected(n, keep)
 
 
 def find_leaks(splits: dict[str, Split], pairs: Sequence[Pair]) -> tuple[Leak, ...]:
-    """Count the images of validation and test that occur in a split that is learnt from."""
-    where = {id(p): name for name, split in splits.items() for p in split}
+    """Count the images of test that occur in train or validation, and of validation in train."""
+    split_of = {id(p): name for name, split in splits.items() for p in split}
     copies: dict[str, list[LabelledImage]] = {}
     for image in chain.from_iterable(splits.values()):
         copies.setdefault(image.digest, []).append(image)
@@ -194,13 +196,13 @@ def find_leaks(splits: dict[str, Split], pairs: Sequence[Pair]) -> tuple[Leak, .
         exact: dict[int, tuple[LabelledImage, LabelledImage]] = {}
         near: dict[int, tuple[LabelledImage, LabelledImage]] = {}
         for same in copies.values():
-            _note(exact, same, same, where, name, source)
+            _add_leaks(exact, same, same, split_of, name, source)
         for pair in pairs:
             if not pair.exact:
                 first, second = copies[pair.first.digest], copies[pair.second.digest]
-                _note(near, first, second, where, name, source)
-                _note(near, second, first, where, name, source)
-        only_near = [both for key, both in near.items() if key not in exact]
+                _add_leaks(near, first, second, split_of, name, source)
+                _add_leaks(near, second, first, split_of, name, source)
+        only_near = [images for key, images in near.items() if key not in exact]
         if exact or only_near:
             shown_pairs = [*exact.values(), *only_near][:MAX_EXAMPLES]
             examples = tuple(f"{shown(a.path)} = {shown(b.path)}" for a, b in shown_pairs)
@@ -209,15 +211,15 @@ def find_leaks(splits: dict[str, Split], pairs: Sequence[Pair]) -> tuple[Leak, .
     return tuple(leaks)
 
 
-def _note(
+def _add_leaks(
     found: dict[int, tuple[LabelledImage, LabelledImage]],
     ours: Sequence[LabelledImage],
     theirs: Sequence[LabelledImage],
-    where: dict[int, str],
+    split_of: dict[int, str],
     name: str,
     source: str,
 ) -> None:
-    """Note each of `ours` in split `name` that has a counterpart of `theirs` in `source`."""
-    twin = next((p for p in theirs if where[id(p)] == source), None)
+    """Add every image of `ours` in split `name` to `found` if one of `theirs` is in `source`."""
+    twin = next((p for p in theirs if split_of[id(p)] == source), None)
     if twin is not None:
-        found |= {id(p): (p, twin) for p in ours if where[id(p)] == name and id(p) not in found}
+        found |= {id(p): (p, twin) for p in ours if split_of[id(p)] == name and id(p) not in found}

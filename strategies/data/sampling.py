@@ -1,4 +1,4 @@
-"""What is kept of a listing of any length: exact counts, and a bounded sample of every class."""
+"""File listings with exact class counts and a bounded, reproducible sample of the files."""
 
 import hashlib
 import heapq
@@ -14,31 +14,32 @@ from strategies.data.image import Skipped, shown
 from strategies.data.layouts import natural_key
 
 MAX_IMAGES, MAX_QUARANTINE = 5_000, 0.10
-"""At most so many images of a split are read, and so large a share of them may be unreadable."""
+"""Default maximum number of images read per split, and maximum share of unreadable images."""
 
 MIN_PER_CLASS = 10
-"""A sample keeps at least this many images of every class that has them."""
+"""A sample contains at least this many images of every class that has as many."""
 
-MAX_NOTES = 1000
-"""Files that are no images by their names are named up to this many, then counted."""
+MAX_LISTED = 1000
+"""Files whose suffix is not an image format: at most this many are listed, the rest counted."""
 
 _Ranked = tuple[int, str, str]
 
 
 @dataclass
 class Reservoir:
-    """A sample of `limit` files, in proportion to the classes, but `MIN_PER_CLASS` of each.
+    """A random sample of at most `limit` files, with at least `MIN_PER_CLASS` of every class.
 
-    A file's rank is a hash of its name and the seed: the sample depends neither on the order of
-    the listing nor on what else is listed, only on which ranks are lowest. With very many classes
-    the floor is kept and the limit is not.
+    The files of the lowest ranks are selected. A file's rank is a hash of its name and the seed,
+    so the sample depends neither on the order of the listing nor on the other files, except that
+    only the lowest ranks are selected. Classes are sampled in proportion to their sizes. With very
+    many classes, the minimum per class takes precedence over the limit.
 
     Attributes
     ----------
     limit
-        None keeps everything.
+        Maximum size of the sample; None keeps all files.
     counts
-        Files offered, by class.
+        Number of files added, by class.
     """
 
     limit: int | None
@@ -47,8 +48,8 @@ class Reservoir:
     _overall: list[_Ranked] = field(default_factory=list)
     _floors: dict[str, list[_Ranked]] = field(default_factory=dict)
 
-    def offer(self, name: str, label: str, path: str) -> None:
-        """Take note of a file; `name` is what it is ranked by."""
+    def add(self, name: str, label: str, path: str) -> None:
+        """Count a file, and keep it if its rank is low enough; `name` determines the rank."""
         self.counts[label] = self.counts.get(label, 0) + 1
         if self.limit is None:
             self._overall.append((0, path, label))
@@ -61,23 +62,23 @@ class Reservoir:
 
     @property
     def is_full(self) -> bool:
-        """Whether some files offered are not in the sample."""
+        """Whether the sample leaves out some of the files."""
         return sum(self.counts.values()) > len(self.chosen())
 
     def chosen(self) -> list[tuple[str, str]]:
-        """Return the sample as (path, class), sorted by path."""
+        """Return the sample as (path, class) pairs, sorted by path."""
         if self.limit is None:
             return sorted((path, label) for _, path, label in self._overall)
-        kept = {entry for floor in self._floors.values() for entry in floor}
+        sample = {entry for floor in self._floors.values() for entry in floor}
         for entry in sorted(self._overall, reverse=True):
-            if len(kept) >= self.limit:
+            if len(sample) >= self.limit:
                 break
-            kept.add(entry)
-        return sorted((path, label) for _, path, label in kept)
+            sample.add(entry)
+        return sorted((path, label) for _, path, label in sample)
 
 
 def _push(heap: list[_Ranked], entry: _Ranked, limit: int) -> None:
-    """Keep the `limit` entries of lowest hash: ranks are negative, so the heap's top is worst."""
+    """Keep the `limit` entries of lowest hash; hashes are negated, so the worst is at the top."""
     if len(heap) < limit:
         heapq.heappush(heap, entry)
     elif entry > heap[0]:
@@ -86,16 +87,22 @@ def _push(heap: list[_Ranked], entry: _Ranked, limit: int) -> None:
 
 @dataclass
 class Listing:
-    """Files by split and class, as they were found: exact counts and a bounded sample.
+    """The listed files by split and class: exact counts and a bounded sample.
 
     Attributes
     ----------
     origin
-        Where the splits come from, for people.
+        Where the splits come from, as text.
+    limit, seed
+        Maximum size of each split's sample (None: no limit), and its seed.
+    skipped
+        Files that were left out.
     merged
-        Pairs of names (as in train, as elsewhere) that were taken for one class.
+        Pairs of class names (in train, in another split) that were treated as one class.
+    n_not_images
+        Number of files left out because their suffix is not an image format.
     unpacked
-        Where the images of a dataset that is not made of files were put, by their names.
+        Paths of extracted image files by image name, for datasets that are not made of files.
     """
 
     origin: str
@@ -108,32 +115,33 @@ class Listing:
     unpacked: dict[str, str] = field(default_factory=dict)
 
     def reservoir(self, split: str) -> Reservoir:
-        """Return the sample of a split."""
+        """Return the reservoir of a split; it is created on first use."""
         return self.splits.setdefault(split, Reservoir(self.limit, self.seed))
 
     def files(self, split: str) -> list[tuple[Path, str]]:
-        """Return the sample of a split as (file, class)."""
+        """Return the sample of a split as (file, class) pairs."""
         chosen = self.splits[split].chosen()
         return [(Path(self.unpacked.get(path, path)), label) for path, label in chosen]
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names in natural order: those that train holds."""
+        """The class names of train, in natural order."""
         return tuple(sorted(self.splits["train"].counts, key=natural_key))
 
-    def take(self, split: str, label: str, path: str, name: str) -> None:
-        """Note a file: an image by its name, or one with no suffix at all, is to be read."""
-        last = name.rpartition("/")[2]
-        stem, dot, suffix = last.rpartition(".")
+    def add_file(self, split: str, label: str, path: str, name: str) -> None:
+        """Add a file whose suffix is an image format, or that has none; skip any other."""
+        file_name = name.rpartition("/")[2]
+        stem, dot, suffix = file_name.rpartition(".")
         if not dot or not stem or f".{suffix.lower()}" in known_suffixes():
-            self.reservoir(split).offer(name, label, path)
+            self.reservoir(split).add(name, label, path)
             return
         self.n_not_images += 1
-        if self.n_not_images <= MAX_NOTES:
-            self.skipped.append(Skipped(Path(path), f"not an image by its name (.{suffix})"))
+        if self.n_not_images <= MAX_LISTED:
+            reason = f"the suffix .{suffix} is not an image format"
+            self.skipped.append(Skipped(Path(path), reason))
 
     def finish(self, root: Path) -> "Listing":
-        """Check that train knows every class; say what was not listed one by one."""
+        """Check that every class occurs in train; report skipped files that were only counted."""
         known = self.splits["train"].counts if "train" in self.splits else {}
         for split, reservoir in self.splits.items():
             for label in sorted(reservoir.counts.keys() - known.keys()):
@@ -142,11 +150,12 @@ class Listing:
                     continue
                 raise DataError(
                     f"{shown(label)} is a class of {split} that train does not have. Every class "
-                    f"of {split} must occur in train; known: {_some(known)}."
+                    f"of {split} must occur in train. Classes of train: {_some(known)}."
                 )
-        if self.n_not_images > MAX_NOTES:
-            more = self.n_not_images - MAX_NOTES
-            self.skipped.append(Skipped(root, f"{more:,} more files that are no images by name"))
+        if self.n_not_images > MAX_LISTED:
+            more = self.n_not_images - MAX_LISTED
+            reason = f"{more:,} more files whose suffix is not an image format"
+            self.skipped.append(Skipped(root, reason))
         return self
 
 
@@ -156,10 +165,10 @@ def _some(names: Iterable[str]) -> str:
 
 
 def content_order(digests: Iterable[str], seed: int) -> list[int]:
-    """Return an order of images that looks random and follows from each one's own content.
+    """Return a pseudo-random order of images that is determined by each image's content.
 
-    What is drawn from its beginning hardly changes when images are added, so that what was
-    computed for them is not computed for others again.
+    The first images in this order hardly change when images are added to the dataset, so results
+    cached for them stay useful.
     """
     copies: Counter[str] = Counter()
     keys = []

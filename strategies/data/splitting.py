@@ -1,4 +1,4 @@
-"""Which images must stay together, and the cut that keeps them so."""
+"""Grouped, stratified train/test splitting, and the detection of image series by file name."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -14,13 +14,13 @@ from strategies.data.image import LabelledImage, Split, groups_of, labels_of
 from strategies.data.near_duplicates import connected, fingerprints
 
 NO_GROUPS = "none"
-"""``--group-by none``: keep only duplicates together."""
+"""Value of ``--group-by`` that groups only duplicates."""
 MIN_SERIES, MIN_IN_SERIES = 10, 0.1
-"""Names can tell series only if the median class has this many of them, and this share of all
-images has company in its series."""
+"""File names are accepted as series only if the median class has this many series, and this share
+of all images is in a series of two or more."""
 SERIES_RESEMBLANCE = 0.6
-"""How often an image must resemble one of its series more than another of its class (chance:
-0.5)."""
+"""How often an image must be more similar to one of its series than to another of its class
+(chance: 0.5)."""
 _DRAWS = 600
 _LAST_NUMBER = re.compile(r"^(.*?)[^0-9A-Za-z]*[0-9]+[^0-9]*$")
 
@@ -28,7 +28,7 @@ Rows = NDArray[np.int64]
 Names = list[str | None]
 
 
-def with_groups(
+def assign_groups(
     images: Sequence[LabelledImage],
     duplicates: Rows,
     group_by: str | None,
@@ -36,42 +36,44 @@ def with_groups(
     seed: int,
     n_train: int,
 ) -> tuple[Split, str]:
-    """Give every image its group: duplicates, and what the names or `group_by` tie together.
+    """Assign a group to every image: by duplicates, and by series in the names or `group_by`.
 
     Parameters
     ----------
     duplicates
         Group numbers of duplicates, (n,).
     group_by
-        A regular expression searched in the path below `root`; images with equal first groups
-        (or matches) belong together. None looks for series in the names by itself.
+        A regular expression searched in the path below `root`; images with the same first
+        capturing group (or the same match) form a group. None searches the names for series.
     n_train
-        Series are looked for in the first so many images: the ones that may be cut.
+        Number of images, from the first, that are searched for series: those that may be split.
 
     Returns
     -------
     split, source
-        The same images, and what they were grouped by, for people.
+        The same images with groups, and what they were grouped by, as text.
     """
-    ties: dict[str, Names] = {"duplicates": [str(d) for d in duplicates]}
+    names_by_source: dict[str, Names] = {"duplicates": [str(d) for d in duplicates]}
     if group_by is None:
-        ties |= _series(images[:n_train], root, seed)
+        names_by_source |= _series(images[:n_train], root, seed)
     elif group_by != NO_GROUPS:
-        ties[f"--group-by {group_by}"] = _matches(images, group_by, root)
+        names_by_source[f"--group-by {group_by}"] = _matches(images, group_by, root)
     links: list[tuple[int, int]] = []
-    for names in ties.values():
+    for names in names_by_source.values():
         first: dict[str, int] = {}
         links += [(first.setdefault(n, row), row) for row, n in enumerate(names) if n is not None]
     component = connected(len(images), links)
     grouped = (replace(p, group=int(number)) for p, number in zip(images, component, strict=True))
-    return tuple(grouped), " and ".join(ties)
+    return tuple(grouped), " and ".join(names_by_source)
 
 
 def _matches(images: Sequence[LabelledImage], group_by: str, root: PurePath) -> Names:
     try:
         pattern = re.compile(group_by)
     except re.error as error:
-        raise DataError(f"--group-by {group_by!r} is no regular expression: {error}.") from error
+        raise DataError(
+            f"--group-by {group_by!r} is not a valid regular expression: {error}."
+        ) from error
     found = [pattern.search(_below(p, root)) for p in images]
     if not any(found):
         examples = ", ".join(_below(p, root) for p in images[:3])
@@ -92,18 +94,18 @@ def _below(image: LabelledImage, root: PurePath) -> str:
 
 
 def _series(images: Sequence[LabelledImage], root: PurePath, seed: int) -> dict[str, Names]:
-    """Find series that names tell, where images of one series do look more alike than others."""
-    ways: dict[str, Callable[[LabelledImage], str | None]] = {
+    """Return the series in the names if images of one series are more similar than others."""
+    sources: dict[str, Callable[[LabelledImage], str | None]] = {
         "file names up to the last number": _before_last_number,
         "folders below the class": _folder_below_class(root),
     }
     labels = labels_of(tuple(images))
     found = {}
-    for way, name_of in ways.items():
+    for source, name_of in sources.items():
         names = [name_of(p) for p in images]
-        if _tells_series(images, labels, names, seed):
-            tied = zip(labels, names, strict=True)
-            found[way] = [None if n is None else f"{label}/{n}" for label, n in tied]
+        if _names_form_series(images, labels, names, seed):
+            pairs = zip(labels, names, strict=True)
+            found[source] = [None if n is None else f"{label}/{n}" for label, n in pairs]
     return found
 
 
@@ -122,42 +124,43 @@ def _folder_below_class(root: PurePath) -> Callable[[LabelledImage], str | None]
     return name_of
 
 
-def _tells_series(
+def _names_form_series(
     images: Sequence[LabelledImage], labels: Labels, names: Names, seed: int
 ) -> bool:
-    """Whether names fall into many series whose images resemble each other (a rank test)."""
+    """Return whether names form many series of similar images (rank test on thumbnails)."""
     _, thumbs = fingerprints(images)
     rng = np.random.default_rng(seed)
     known = np.unique([n or "" for n in names], return_inverse=True)[1]
-    n_series, n_accompanied, wins = [], 0, []
+    n_series, n_in_series, is_closer = [], 0, []
     rows_by_class = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     for rows in rows_by_class:
         rows = rows[[names[r] is not None for r in rows]]
         series, counts = np.unique(known[rows], return_counts=True)
         n_series.append(len(series))
         several = series[counts > 1]
-        n_accompanied += int(counts[counts > 1].sum())
+        n_in_series += int(counts[counts > 1].sum())
         if len(series) < 2 or not len(several):
             continue
         for _ in range(max(1, _DRAWS // len(rows_by_class))):
-            mine = rows[known[rows] == rng.choice(several)]
-            others = rows[known[rows] != known[mine[0]]]
-            one, two = rng.choice(mine, 2, replace=False)
+            same_series = rows[known[rows] == rng.choice(several)]
+            others = rows[known[rows] != known[same_series[0]]]
+            one, two = rng.choice(same_series, 2, replace=False)
             other = rng.choice(others)
-            wins.append(thumbs[one] @ thumbs[two] > thumbs[one] @ thumbs[other])
-    too_few = n_accompanied < MIN_IN_SERIES * len(images) or np.median(n_series) < MIN_SERIES
-    if too_few or len(wins) < 30:
+            is_closer.append(thumbs[one] @ thumbs[two] > thumbs[one] @ thumbs[other])
+    too_few = n_in_series < MIN_IN_SERIES * len(images) or np.median(n_series) < MIN_SERIES
+    if too_few or len(is_closer) < 30:
         return False
-    return proportion(float(np.mean(wins)), len(wins), LEVEL).low > SERIES_RESEMBLANCE
+    return proportion(float(np.mean(is_closer)), len(is_closer), LEVEL).low > SERIES_RESEMBLANCE
 
 
-def cut(
+def split_off(
     split: Split, n_classes: int, share: float, seed: int, smallest: int
 ) -> tuple[Split, Split]:
-    """Cut a share of every class off, group by group: (what is left, what was cut).
+    """Split off a share of every class in whole groups: return (remaining, split off).
 
-    A class with fewer than `smallest` groups is not cut. Any other gives at least one group and
-    keeps at least one; a group is taken only if that brings its classes closer to the share.
+    A class with fewer than `smallest` groups is not split. Any other class gives at least one
+    group and keeps at least one. A group is taken only if that brings its classes closer to the
+    share.
     """
     if not split:
         return (), ()
@@ -167,25 +170,27 @@ def cut(
     np.add.at(counts, (group, labels), 1)
     n_groups = (counts > 0).sum(axis=0)
     share_of_class = np.maximum(1, np.round(share * counts.sum(axis=0))).astype(np.int64)
-    wanted = np.where(n_groups >= smallest, share_of_class, 0)
-    taken = _choose_groups(counts, wanted, np.random.default_rng(seed))
-    off = taken[group]
+    targets = np.where(n_groups >= smallest, share_of_class, 0)
+    taken = _choose_groups(counts, targets, np.random.default_rng(seed))
+    is_taken = taken[group]
     return (
-        tuple(p for p, gone in zip(split, off, strict=True) if not gone),
-        tuple(p for p, gone in zip(split, off, strict=True) if gone),
+        tuple(p for p, taken_off in zip(split, is_taken, strict=True) if not taken_off),
+        tuple(p for p, taken_off in zip(split, is_taken, strict=True) if taken_off),
     )
 
 
-def _choose_groups(counts: Rows, wanted: Rows, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Choose groups at random until every class has what is wanted of it, as nearly as they allow.
+def _choose_groups(counts: Rows, targets: Rows, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Choose groups at random until every class reaches its target, as closely as possible.
 
     Parameters
     ----------
     counts
-        Images of every class in every group, (groups, classes).
+        Number of images by group and class, (groups, classes).
+    targets
+        Number of images to choose of every class, (classes,).
     """
     taken = np.zeros(len(counts), dtype=bool)
-    left, missing = (counts > 0).sum(axis=0), wanted.copy()
+    left, missing = (counts > 0).sum(axis=0), targets.copy()
 
     def take(g: int) -> None:
         taken[g] = True
@@ -197,9 +202,9 @@ def _choose_groups(counts: Rows, wanted: Rows, rng: np.random.Generator) -> NDAr
         gain = np.minimum(counts[g], np.maximum(missing, 0)).sum()
         if 2 * gain > counts[g].sum() and (left[counts[g] > 0] > 1).all():
             take(g)
-    # A class whose groups were all too large still gives its smallest one.
+    # A class whose groups are all too large still gives its smallest one.
     for g in sorted(order, key=lambda g: int(counts[g].sum())):
-        needed = ((counts[g] > 0) & (wanted > 0) & (missing == wanted)).any()
+        needed = ((counts[g] > 0) & (targets > 0) & (missing == targets)).any()
         if needed and not taken[g] and (left[counts[g] > 0] > 1).all():
             take(g)
     return taken

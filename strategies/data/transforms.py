@@ -1,4 +1,4 @@
-"""Crops and resizing: from a decoded image to the square that a network sees."""
+"""Crops and resizing: from a decoded image to the square network input."""
 
 import numpy as np
 from PIL import Image
@@ -9,9 +9,9 @@ from strategies.data.decoding import Box, Pixels
 def centre_box(width: int, height: int, px: int, crop_pct: float) -> Box:
     """Return the box of timm's centre crop: (left, top, right, bottom) in the image's pixels.
 
-    Cutting this box out while resizing to px x px is, in one step, what timm does in two: the
-    short side resized to ``px / crop_pct``, then px x px pixels cut out of the middle. The box
-    starts on a whole pixel of the resized image, as there.
+    Resizing this box to px x px gives in one step what timm computes in two: it resizes the short
+    side to ``px / crop_pct``, then crops px x px pixels from the centre. As in timm, the box
+    starts on a whole pixel of the resized image.
     """
     short = int(px / crop_pct)
     wide = short if width <= height else int(short * width / height)
@@ -23,10 +23,11 @@ def centre_box(width: int, height: int, px: int, crop_pct: float) -> Box:
 
 
 def random_box(width: int, height: int, min_area: float, rng: np.random.Generator) -> Box:
-    """Draw a box of random area (a share in [min_area, 1]) and aspect (3/4 to 4/3).
+    """Draw a box of random area (a share in [min_area, 1]) and aspect ratio (3/4 to 4/3).
 
-    The aspect is drawn from the part of its range in which a box of that area fits into the
-    image, or is the nearest to it in which one does: the area is never cut down.
+    The aspect ratio is drawn from the part of its range in which a box of that area fits into the
+    image. If none fits, it is the nearest ratio outside the range that fits: the area is never
+    reduced.
 
     References
     ----------
@@ -45,7 +46,7 @@ def random_box(width: int, height: int, min_area: float, rng: np.random.Generato
 
 
 def resize_box(image: Image.Image, box: Box, px: int, interpolation: str) -> Pixels:
-    """Cut `box` out of an RGB image, resize it to ``(px, px)``: uint8, shape (px, px, 3)."""
+    """Crop `box` from an RGB image and resize it: uint8, shape (px, px, 3)."""
     method = {
         "bicubic": Image.Resampling.BICUBIC,
         "bilinear": Image.Resampling.BILINEAR,

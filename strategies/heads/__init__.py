@@ -1,1 +1,1 @@
-"""Linear heads on frozen features: fitted, regularised and cross-validated."""
+"""Linear heads on frozen features: fitting, regularisation and cross-validation."""

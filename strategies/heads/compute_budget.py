@@ -1,4 +1,4 @@
-"""What a time limit leaves room for: fewer views first, then fewer images."""
+"""Compute budget: reduce views, then train images, of a linear head to meet a time limit."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -13,68 +13,70 @@ from strategies.models.backbone import Backbone
 from strategies.models.features import BATCH, extract_features, not_cached
 
 PASS_SHARE = 0.5
-"""Passes over the images may take this share of what is left of a time limit."""
+"""Share of the remaining time that forward passes over the images may take."""
 
 
 def passes_left(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> float:
-    """Return how many images the frozen network can be shown; infinite without a time limit."""
+    """Return how many images can pass the frozen backbone in time; infinite without a limit."""
     left_s = ctx.seconds_left()
     if np.isinf(left_s):
         return np.inf
-    some = extract_features(dataset.train[:BATCH], backbone, ctx)
-    return float(PASS_SHARE * left_s * 1000 / some.ms_per_image)
+    sample = extract_features(dataset.train[:BATCH], backbone, ctx)
+    return float(PASS_SHARE * left_s * 1000 / sample.ms_per_image)
 
 
 def affordable_views(
     dataset: Dataset, backbone: Backbone, ctx: RunContext, views: tuple[int, ...]
 ) -> tuple[int, ...]:
-    """Leave out numbers of views that there is no time for.
+    """Return those of the numbers of views that there is time for.
 
     Raises
     ------
     OutOfTime
-        If there is no time for a single view of every image.
+        If there is no time for one view of every image.
     """
-    n, most = len(dataset.train), passes_left(dataset, backbone, ctx)
-    kept = tuple(v for v in views if v * n <= most)
+    n, n_passes = len(dataset.train), passes_left(dataset, backbone, ctx)
+    kept = tuple(v for v in views if v * n <= n_passes)
     if not kept:
-        raise OutOfTime(f"Of {n} images the time limit leaves room for {most:.0f}.")
-    return _said(kept, views, ctx)
+        raise OutOfTime(f"The time limit allows features of {n_passes:.0f} of {n} images only.")
+    return _note_fewer_views(kept, views, ctx)
 
 
-def affordable(
+def affordable_subset(
     dataset: Dataset, backbone: Backbone, ctx: RunContext, views: tuple[int, ...]
 ) -> tuple[Dataset, tuple[int, ...]]:
-    """Leave out numbers of views, then images, that there is no time for, and say so.
+    """Drop numbers of views, then train images, that there is no time for, and report it.
 
-    Images whose features are in the cache always stay, so that there is always something to
-    learn from: those that the advice was measured on.
+    Images whose features are in the cache are always kept. They include those that the advice was
+    measured on, so the train set is never empty.
     """
-    most = passes_left(dataset, backbone, ctx)
-    kept = tuple(v for v in views if v == 1 or v * len(dataset.train) <= most)
-    waiting = not_cached(dataset.train, backbone, ctx) if np.isfinite(most) else ()
-    if len(waiting) > most:
-        left_out = {p.path for p in interleave_classes(waiting)[int(most) :]}
-        train = tuple(p for p in dataset.train if p.path not in left_out)
+    n_passes = passes_left(dataset, backbone, ctx)
+    kept = tuple(v for v in views if v == 1 or v * len(dataset.train) <= n_passes)
+    uncached = not_cached(dataset.train, backbone, ctx) if np.isfinite(n_passes) else ()
+    if len(uncached) > n_passes:
+        dropped = {image.path for image in interleave_classes(uncached)[int(n_passes) :]}
+        train = tuple(image for image in dataset.train if image.path not in dropped)
         ctx.on_note(
-            f"The head learns from {len(train)} of {len(dataset.train)} images: the time limit "
-            "leaves no room for more."
+            f"The head is fitted to {len(train)} of {len(dataset.train)} images, because of the "
+            "time limit."
         )
         return replace(dataset, train=train), kept
-    return dataset, _said(kept, views, ctx)
+    return dataset, _note_fewer_views(kept, views, ctx)
 
 
 def interleave_classes(images: Sequence[LabelledImage]) -> list[LabelledImage]:
-    """Return one image of every class, then a second one of each, and so on."""
-    seen: Counter[int] = Counter()
-    turns = []
+    """Order images round-robin by class: one of every class, then a second of each, and so on."""
+    counts: Counter[int] = Counter()
+    ranks = []
     for image in images:
-        turns.append(seen[image.label])
-        seen[image.label] += 1
-    return [images[i] for i in np.argsort(turns, kind="stable")]
+        ranks.append(counts[image.label])
+        counts[image.label] += 1
+    return [images[i] for i in np.argsort(ranks, kind="stable")]
 
 
-def _said(kept: tuple[int, ...], views: tuple[int, ...], ctx: RunContext) -> tuple[int, ...]:
+def _note_fewer_views(
+    kept: tuple[int, ...], views: tuple[int, ...], ctx: RunContext
+) -> tuple[int, ...]:
     if kept != views:
-        ctx.on_note(f"{max(kept)} view(s) of every image: the time limit has no room for more.")
+        ctx.on_note(f"At most {max(kept)} view(s) of every image, because of the time limit.")
     return kept

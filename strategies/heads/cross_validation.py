@@ -1,6 +1,7 @@
-"""Linear heads over cached features: the whole regularisation path, all folds at once.
+"""Fit and cross-validate linear heads on cached features, and choose among their settings.
 
-How heads are solved for is in `solver`, how images are dealt to folds in `folds`.
+A regularisation path is fitted for all folds at once. The optimiser is in `solver`, the assignment
+of images to folds in `folds`.
 """
 
 from collections.abc import Sequence
@@ -33,7 +34,7 @@ __all__ = [
     "fold_numbers",
     "one_standard_error_rule",
     "out_of_fold",
-    "row_weights",
+    "sample_weights",
     "significantly_better",
     "temperature",
 ]
@@ -43,17 +44,17 @@ ClassWeight = Literal["none", "balanced"]
 STRENGTHS: tuple[float, ...] = tuple(float(s) for s in np.logspace(-1, -6.5, 12))
 """L2 strengths, strong to weak, for features scaled to unit mean squared length."""
 FOLD_TOLERANCE = 1e-2
-"""How exactly folds are solved: hits hardly change, and it takes a third of the time."""
-CLEAR = 2
-"""By so many standard errors a setting must be better than the one that stands without evidence.
-Of a dozen settings and few images one is better by a single error by chance."""
+"""Solver tolerance for folds. It hardly changes the predictions and takes a third of the time."""
+MIN_ERRORS = 2
+"""Number of standard errors by which a setting must be better than the first (the default). Of a
+dozen settings on few images, one is better by one standard error by chance."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """A linear layer on raw features: scores = features @ weight.T + bias.
+    """A linear head on raw features: scores = features @ weight.T + bias.
 
-    Its standardisation is folded in; the temperature is too, so that softmax(scores) are
+    The standardisation and the temperature are folded into both, so that softmax(scores) are
     calibrated probabilities.
     """
 
@@ -67,34 +68,34 @@ class Head:
 
 @dataclass(frozen=True)
 class CrossValidated:
-    """Out-of-fold scores of every strength.
+    """Out-of-fold scores for every strength.
 
     Attributes
     ----------
     scores
         Shape (strengths, n, classes).
-    counts
-        What every image counts in the choice of a strength, (n,); None: all alike.
+    sample_weight
+        Weight of every image in the choice of a strength, (n,). None: equal weights.
     """
 
     scores: NDArray[np.float32]
     labels: Labels
     strengths: tuple[float, ...]
-    counts: NDArray[np.float32] | None = None
+    sample_weight: NDArray[np.float32] | None = None
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Which images each strength classifies correctly, (strengths, n)."""
-        right: NDArray[np.bool_] = self.scores.argmax(axis=2) == self.labels
-        return right
+        """Whether each strength classifies each image correctly, (strengths, n)."""
+        correct: NDArray[np.bool_] = self.scores.argmax(axis=2) == self.labels
+        return correct
 
     @cached_property
     def _losses(self) -> list[float]:
-        return [_best_temperature(s, self.labels, self.counts, 0.0)[1] for s in self.scores]
+        return [_best_temperature(s, self.labels, self.sample_weight, 0.0)[1] for s in self.scores]
 
     @property
     def best(self) -> int:
-        """Index of the strength with the least calibrated log-loss."""
+        """Index of the strength with the lowest calibrated log-loss."""
         return int(np.argmin(self._losses))
 
     @property
@@ -104,12 +105,12 @@ class CrossValidated:
 
     @cached_property
     def losses(self) -> NDArray[np.float64]:
-        """Calibrated log-loss of every image under the best strength, in nats, (n,)."""
+        """Weighted calibrated log-loss of every image with the best strength, in nats, (n,)."""
         scores = self.scores[self.best].astype(np.float64)
-        t, _ = temperature(self.scores[self.best], self.labels, self.counts)
-        own = log_softmax(scores / t, axis=1)[np.arange(len(scores)), self.labels]
-        found: NDArray[np.float64] = -own
-        return found if self.counts is None else found * self.counts
+        t, _ = temperature(self.scores[self.best], self.labels, self.sample_weight)
+        log_probability = log_softmax(scores / t, axis=1)
+        losses = -_of_true_class(log_probability, self.labels).astype(np.float64)
+        return losses if self.sample_weight is None else losses * self.sample_weight
 
 
 def cross_validate(
@@ -123,12 +124,12 @@ def cross_validate(
     class_weight: ClassWeight = "none",
     device: torch.device | None = None,
 ) -> CrossValidated:
-    """Fit the path on all but one fold, for every fold, and score the images left out.
+    """Fit the regularisation path without each fold in turn, and score the held-out images.
 
     Parameters
     ----------
     features, labels
-        Shapes (n, d) and (n,). The scaling of the features is unsupervised and shared by folds.
+        Shapes (n, d) and (n,). All folds share the scaling of the features, which is unsupervised.
     folds
         Fold number of every image, (n,).
     """
@@ -137,13 +138,13 @@ def cross_validate(
         labels,
         n_classes,
         folds=folds,
-        judged=range(int(folds.max()) + 1),
+        held_out=range(int(folds.max()) + 1),
         loss=loss,
         strengths=strengths,
         class_weight=class_weight,
         device=device,
     )
-    return CrossValidated(scores, labels, tuple(strengths), row_weights(labels, class_weight))
+    return CrossValidated(scores, labels, tuple(strengths), sample_weights(labels, class_weight))
 
 
 def out_of_fold(
@@ -152,25 +153,25 @@ def out_of_fold(
     n_classes: int,
     *,
     folds: NDArray[np.int64],
-    judged: Sequence[int],
+    held_out: Sequence[int],
     loss: Loss,
     strengths: Sequence[float],
     class_weight: ClassWeight,
     device: torch.device | None,
 ) -> NDArray[np.float32]:
-    """Return scores, (strengths, n, classes), for images of the `judged` folds; 0 for others.
+    """Return scores, (strengths, n, classes), for images of the `held_out` folds; 0 for others.
 
     The other parameters are those of `cross_validate`.
     """
-    weights = torch.as_tensor(row_weights(labels, class_weight), device=device)
+    weights = torch.as_tensor(sample_weights(labels, class_weight), device=device)
     basis = principal_axes(features, weights, exact=False)
+    x, targets = basis.coordinates, torch.as_tensor(labels, device=weights.device)
     fold = torch.as_tensor(folds, device=weights.device)
-    seen = torch.stack([(fold != k).float() * weights for k in judged])
-    targets = torch.as_tensor(labels, device=weights.device)
+    fit_weights = torch.stack([(fold != k).float() * weights for k in held_out])
     scores = np.zeros((len(strengths), len(labels), n_classes), dtype=np.float32)
-    path = solve_path(basis.coordinates, targets, n_classes, seen, loss, strengths, FOLD_TOLERANCE)
-    for number, k in enumerate(judged):
-        left_out = basis.coordinates[fold == k]
+    path = solve_path(x, targets, n_classes, fit_weights, loss, strengths, FOLD_TOLERANCE)
+    for number, k in enumerate(held_out):
+        left_out = x[fold == k]
         for s, v in enumerate(path):
             scores[s, folds == k] = (left_out @ v[:, number].T).cpu().numpy()
     return scores
@@ -187,20 +188,20 @@ def fit_head(
     temperature: float = 1.0,
     device: torch.device | None = None,
 ) -> Head:
-    """Fit one linear head; scores are divided by `temperature`."""
-    weights = torch.as_tensor(row_weights(labels, class_weight), device=device)
+    """Fit one linear head to all images. Its scores are divided by `temperature`."""
+    weights = torch.as_tensor(sample_weights(labels, class_weight), device=device)
     basis = principal_axes(features, weights)
     targets = torch.as_tensor(labels, device=weights.device)
     path = [*(s for s in STRENGTHS if s > strength), strength]
     v = solve_path(basis.coordinates, targets, n_classes, weights[None], loss, path)[-1][:, 0]
-    weight, bias = basis.on_features(v)
+    weight, bias = basis.to_raw_features(v)
     return Head((weight / temperature).cpu().numpy(), (bias / temperature).cpu().numpy())
 
 
-def row_weights(labels: Labels, class_weight: ClassWeight) -> NDArray[np.float32]:
-    """Return what every image counts, (n,), 1 on average: scikit-learn's ``class_weight``.
+def sample_weights(labels: Labels, class_weight: ClassWeight) -> NDArray[np.float32]:
+    """Return the weight of every image, (n,), 1 on average, as scikit-learn's ``class_weight``.
 
-    "balanced" lets every class that occurs count alike, however many images it has.
+    "balanced" gives all classes that occur the same total weight.
     """
     if class_weight == "none":
         return np.ones(len(labels), dtype=np.float32)
@@ -212,22 +213,22 @@ def row_weights(labels: Labels, class_weight: ClassWeight) -> NDArray[np.float32
 def temperature(
     scores: Scores,
     labels: Labels,
-    counts: NDArray[np.float32] | None = None,
+    sample_weight: NDArray[np.float32] | None = None,
     *,
     spread: float = np.inf,
 ) -> tuple[float, float]:
-    """Return the temperature that calibrates out-of-fold scores best, and its log-loss.
+    """Return the temperature with the lowest log-loss on out-of-fold scores, and that loss.
 
-    Of n images, one more is taken to have any label at all (Platt's prior): a few images that
-    are all classified correctly do not make a classifier certain.
+    The labels are smoothed by 1 / (n + 2) (Platt's prior), so that a few images which are all
+    classified correctly do not make a classifier certain.
 
     Parameters
     ----------
-    counts
-        What every image counts, (n,); None: all alike.
+    sample_weight
+        Weight of every image, (n,). None: equal weights.
     spread
-        Standard deviation of the temperature's logarithm around 0 (a Gaussian prior), where the
-        scores are known to be nearly calibrated before; infinite: nothing is known.
+        Standard deviation of a Gaussian prior on the temperature's logarithm, with mean 0, for
+        scores that are expected to be nearly calibrated. Infinite: no prior.
 
     References
     ----------
@@ -235,48 +236,53 @@ def temperature(
     outputs for support vector machines, 1999.
     """
     n = len(labels)
-    return _best_temperature(scores, labels, counts, 1 / (n + 2), 1 / (2 * n * spread**2))
+    return _best_temperature(scores, labels, sample_weight, 1 / (n + 2), 1 / (2 * n * spread**2))
 
 
 def _best_temperature(
     scores: Scores,
     labels: Labels,
-    counts: NDArray[np.float32] | None,
-    doubt: float,
-    pull: float = 0.0,
+    sample_weight: NDArray[np.float32] | None,
+    smoothing: float,
+    penalty: float = 0.0,
 ) -> tuple[float, float]:
-    """Return the temperature, and its log-loss, if `doubt` of all labels may be any class.
+    """Return the temperature with the lowest objective, and its log-loss.
 
-    A logarithm of the temperature costs `pull` times its square.
+    The objective is the log-loss with labels smoothed by `smoothing`, plus `penalty` times the
+    squared logarithm of the temperature.
     """
-    spread = float(np.average(scores.mean(axis=1) - _own(scores, labels), weights=counts))
+    margin = scores.mean(axis=1) - _of_true_class(scores, labels)
+    mean_margin = float(np.average(margin, weights=sample_weight))
 
-    def loss(log_t: float) -> float:
+    def objective(log_t: float) -> float:
         t = float(np.exp(log_t))
-        return log_loss(scores / t, labels, counts) - doubt * spread / t + pull * log_t**2
+        loss = log_loss(scores / t, labels, sample_weight)
+        return loss - smoothing * mean_margin / t + penalty * log_t**2
 
-    found = minimize_scalar(loss, bounds=(-4.0, 4.0), method="bounded")
-    t = float(np.exp(found.x))
-    return t, log_loss(scores / t, labels, counts)
+    optimum = minimize_scalar(objective, bounds=(-4.0, 4.0), method="bounded")
+    t = float(np.exp(optimum.x))
+    return t, log_loss(scores / t, labels, sample_weight)
 
 
-def _own(scores: Scores, labels: Labels) -> Scores:
-    """Return the score of every image's own class, (n,)."""
+def _of_true_class(scores: Scores, labels: Labels) -> Scores:
+    """Return the score of every image's true class, (n,)."""
     return scores[np.arange(len(labels)), labels]
 
 
 def corrected_accuracy(
     correct: NDArray[np.bool_], seed: int, draws: int = 500, n_effective: float | None = None
 ) -> Interval:
-    """Accuracy of "the best of these settings", without the optimism of having chosen it.
+    """Return the accuracy of the best of some settings, corrected for the selection bias.
 
-    Settings are chosen on a bootstrap sample of the images and judged on those outside it; the
-    interval is Wilson's around the mean of these judgements.
+    The best setting is chosen on a bootstrap sample of the images and evaluated on the images
+    outside it. The result is the mean over all draws, with Wilson's interval.
 
     Parameters
     ----------
     correct
-        Out-of-fold hits of every setting, shape (settings, n).
+        Whether each setting classifies each image correctly out of fold, shape (settings, n).
+    n_effective
+        Number of independent images for the width of the interval. Default: all.
 
     References
     ----------
@@ -291,23 +297,22 @@ def corrected_accuracy(
     hits = correct.astype(np.float64)
     chosen = (counts @ hits.T).argmax(axis=1)
     outside = counts == 0
-    judged = (outside * hits[chosen]).sum(axis=1) / np.maximum(outside.sum(axis=1), 1)
-    return proportion(float(judged.mean()), n_effective or n)
+    accuracies = (outside * hits[chosen]).sum(axis=1) / np.maximum(outside.sum(axis=1), 1)
+    return proportion(float(accuracies.mean()), n_effective or n)
 
 
 def one_standard_error_rule(losses: Sequence[NDArray[np.float64]], costs: Sequence[float]) -> int:
-    """Return the cheapest of the settings that are as good as the best, or the first of all.
+    """Return the index of the cheapest setting within one standard error of the best one.
 
-    Only settings whose mean loss is lower than the first's by more than `CLEAR` standard errors of
-    the paired difference are considered. Of these, all within one such error of the best are as
-    good.
+    Only settings whose mean loss is below that of the first setting by more than `MIN_ERRORS`
+    standard errors of the paired difference are candidates. Without any, return 0, the first.
 
     Parameters
     ----------
     losses
-        Out-of-fold losses of the same images under every setting, (n,) each.
+        Out-of-fold losses of the same images with every setting, (n,) each.
     costs
-        What every setting costs to use. Among equals the lower loss decides.
+        Cost of using each setting. At equal cost the lower loss decides.
 
     References
     ----------
@@ -315,42 +320,43 @@ def one_standard_error_rule(losses: Sequence[NDArray[np.float64]], costs: Sequen
     """
     means = [float(loss.mean()) for loss in losses]
 
-    def excess(number: int, over: int) -> float:
-        """Return by how many standard errors a setting's loss is above another's."""
-        gap = losses[number] - losses[over]
+    def excess(setting: int, other: int) -> float:
+        """Return by how many standard errors the loss of a setting is above that of another."""
+        gap = losses[setting] - losses[other]
         error = gap.std(ddof=1) / np.sqrt(len(gap)) if len(gap) > 1 else np.inf
         return float(gap.mean() / max(error, 1e-12))
 
-    better = [number for number in range(1, len(losses)) if excess(number, 0) < -CLEAR]
+    better = [setting for setting in range(1, len(losses)) if excess(setting, 0) < -MIN_ERRORS]
     if not better:
         return 0
-    best = min(better, key=lambda number: means[number])
-    equal = [number for number in better if excess(number, best) <= 1]
-    return min(equal, key=lambda number: (costs[number], means[number]))
+    best = min(better, key=lambda setting: means[setting])
+    equal = [setting for setting in better if excess(setting, best) <= 1]
+    return min(equal, key=lambda setting: (costs[setting], means[setting]))
 
 
 def significantly_better(hits: Sequence[NDArray[np.bool_]], losses: Sequence[float]) -> int:
-    """Return the first of some settings, or the best of those that are better beyond doubt.
+    """Return the index of the best setting that is significantly better than the first, or 0.
 
-    A setting is better beyond doubt when it classifies more images correctly than the first by
-    more than the half-width of a `LEVEL` interval on the discordant pairs, with one more pair that
-    speaks for nothing, and Bonferroni's share of the doubt for each setting. Among these the least
-    log-loss decides, which is less noisy than hits.
+    The test compares the numbers of correctly classified images. A setting is significantly better
+    if its lead over the first exceeds the half-width of a `LEVEL` interval on the discordant
+    pairs, with one neutral pair added and a Bonferroni correction for the number of settings.
+    Among these the lowest log-loss decides, which is less noisy than accuracy.
 
     Parameters
     ----------
     hits, losses
-        Out-of-fold hits of every setting, (n,) each, and their calibrated log-losses.
+        Whether each setting classifies each image correctly out of fold, (n,) each, and the
+        calibrated log-losses of the settings.
 
     References
     ----------
     A. Agresti, Y. Min, Simple improved confidence intervals for comparing matched proportions,
     2005.
     """
-    z = norm.ppf(1 - (1 - LEVEL) / 2 / max(1, len(hits) - 1))  # so many have a chance to be lucky
+    z = norm.ppf(1 - (1 - LEVEL) / 2 / max(1, len(hits) - 1))
     better = []
-    for number, hit in enumerate(hits):
-        gained, lost = int(np.sum(hit & ~hits[0])), int(np.sum(~hit & hits[0]))
+    for setting, correct in enumerate(hits):
+        gained, lost = int(np.sum(correct & ~hits[0])), int(np.sum(~correct & hits[0]))
         if gained - lost > z * np.sqrt(gained + lost + 1):
-            better.append(number)
-    return min(better, key=lambda number: losses[number], default=0)
+            better.append(setting)
+    return min(better, key=lambda setting: losses[setting], default=0)

@@ -1,4 +1,4 @@
-"""The strongest of many features: what a linear head on all depths leans on most.
+"""Feature selection: keep the features with the largest weights in a linear head on all depths.
 
 References
 ----------
@@ -20,7 +20,7 @@ from strategies.heads.cross_validation import (
     Loss,
     fit_head,
     out_of_fold,
-    row_weights,
+    sample_weights,
 )
 
 
@@ -35,24 +35,26 @@ def select_strongest(
     class_weight: ClassWeight = "none",
     device: torch.device | None = None,
 ) -> NDArray[np.int64]:
-    """Return the columns whose weights, over all classes, move the scores of a head most.
+    """Return the sorted indices of the features with the largest effect on a head's scores.
+
+    The effect is the norm of a feature's weights over all classes, times its standard deviation.
 
     Parameters
     ----------
     features, labels
         Shapes (n, d) and (n,).
     share
-        Of the columns, how many are kept.
+        Share of the features to keep.
     strength
-        L2 strength of the head that they are ranked by.
+        L2 strength of the head that ranks the features.
     """
     head = fit_head(
         features, labels, n_classes, strength, loss=loss, class_weight=class_weight, device=device
     )
-    moved = np.linalg.norm(head.weight, axis=0) * features.std(axis=0)
-    most = max(1, round(share * features.shape[1]))
-    found: NDArray[np.int64] = np.sort(np.argsort(-moved, kind="stable")[:most])
-    return found
+    effect = np.linalg.norm(head.weight, axis=0) * features.std(axis=0)
+    n_kept = max(1, round(share * features.shape[1]))
+    columns: NDArray[np.int64] = np.sort(np.argsort(-effect, kind="stable")[:n_kept])
+    return columns
 
 
 def cross_validate_strongest(
@@ -68,16 +70,17 @@ def cross_validate_strongest(
     class_weight: ClassWeight = "none",
     device: torch.device | None = None,
 ) -> CrossValidated:
-    """Cross-validate a path on the strongest columns, chosen again without each fold's images.
+    """Cross-validate a regularisation path on selected features.
 
-    Parameters as for `select_strongest` and `probes.cross_validate`.
+    The features are selected for every fold without the images of that fold. Parameters as in
+    `select_strongest` and `cross_validation.cross_validate`.
     """
     scores = np.empty((len(strengths), len(labels), n_classes), dtype=np.float32)
     for fold in range(int(folds.max()) + 1):
-        seen = folds != fold
-        kept = select_strongest(
-            features[seen],
-            labels[seen],
+        fitted = folds != fold
+        columns = select_strongest(
+            features[fitted],
+            labels[fitted],
             n_classes,
             share,
             strength,
@@ -85,15 +88,15 @@ def cross_validate_strongest(
             class_weight=class_weight,
             device=device,
         )
-        scores[:, ~seen] = out_of_fold(
-            features[:, kept],
+        scores[:, ~fitted] = out_of_fold(
+            features[:, columns],
             labels,
             n_classes,
-            folds=np.where(seen, 1, 0),
-            judged=[0],
+            folds=np.where(fitted, 1, 0),
+            held_out=[0],
             loss=loss,
             strengths=strengths,
             class_weight=class_weight,
             device=device,
-        )[:, ~seen]
-    return CrossValidated(scores, labels, tuple(strengths), row_weights(labels, class_weight))
+        )[:, ~fitted]
+    return CrossValidated(scores, labels, tuple(strengths), sample_weights(labels, class_weight))

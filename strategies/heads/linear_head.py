@@ -1,4 +1,4 @@
-"""Linear heads on a frozen body: from features to a network."""
+"""Fit a calibrated linear head on frozen features; choose strength and views on train images."""
 
 from dataclasses import dataclass, replace
 
@@ -9,7 +9,7 @@ from strategies.core.cache import Rows
 from strategies.core.context import RunContext
 from strategies.core.metrics import Labels
 from strategies.data.dataset import Dataset, groups_of, labels_of
-from strategies.heads.compute_budget import affordable
+from strategies.heads.compute_budget import affordable_subset
 from strategies.heads.cross_validation import (
     STRENGTHS,
     ClassWeight,
@@ -28,28 +28,29 @@ from strategies.models.multi_view import VIEWS, features_at
 from strategies.models.network import Network
 
 MAX_VIEWED = 1000
-"""Up to this many train images several views of each are worth their passes by default."""
+"""Up to this many train images, several views are worth their forward passes by default."""
 PRIOR_STRENGTH, PRIOR_TEMPERATURE = 1e-2, 20.0
-"""Where no class has two images nothing can be chosen by: what was best calibrated on eleven
-real sets with one image per class, judged by train images that were left out."""
+"""Used if no class has two images, so that cross-validation is impossible. They were best
+calibrated on eleven real datasets with one image per class, evaluated on left-out train images."""
 
 
 @dataclass(frozen=True)
 class LinearSettings:
-    """How a linear head is fitted to frozen features.
+    """Settings for fitting a linear head to frozen features.
 
     Attributes
     ----------
     depths, pooling
-        Which activations it reads.
+        Depths whose activations the head reads, and their pooling.
     strength
-        L2 strength, for features scaled to unit mean squared length; None: by cross-validation.
+        L2 strength for features scaled to unit mean squared length. None: chosen by
+        cross-validation.
     views
-        Views of every train image (see `views`); prediction always sees one. None: by
-        cross-validation, since mirror images and corners teach what is wrong where place or
-        direction tells the classes.
+        Number of views of every train image (see `multi_view`). Prediction always uses one. None:
+        chosen by cross-validation, because flips and corner crops mislead the head if position or
+        direction distinguishes the classes.
     share
-        Of these activations, how many are used: the strongest (see `selection`).
+        Share of the activations that are used: the strongest (see `feature_selection`).
     """
 
     depths: tuple[int, ...]
@@ -63,54 +64,54 @@ class LinearSettings:
 
 @dataclass(frozen=True)
 class _Choice:
-    """What cross-validation chose for one number of views, and how well that did there."""
+    """Settings chosen by cross-validation for one number of views, and their log-loss."""
 
     views: int
-    ranked_by: float
-    """L2 strength of the head that activations are ranked by."""
+    ranking_strength: float
+    """L2 strength of the head that ranks the activations."""
     strength: float
     temperature: float
     log_loss: float
 
 
 def view_counts(n_train: int) -> tuple[int, ...]:
-    """Return the numbers of views that are worth trying, most first."""
+    """Return the numbers of views that are worth trying, largest first."""
     return tuple(sorted(VIEWS, reverse=True)) if n_train <= MAX_VIEWED else (1,)
 
 
 def fit_on_features(
     dataset: Dataset, backbone: Backbone, ctx: RunContext, settings: LinearSettings
 ) -> tuple[Network, LinearSettings]:
-    """Fit a calibrated linear head on pooled activations.
+    """Fit a calibrated linear head to pooled activations of the train images.
 
-    The temperature, and strength and views if they are None, come from out-of-fold scores on
-    train.
+    The temperature is chosen by out-of-fold scores on train. So are strength and views if they are
+    None.
 
     Returns
     -------
     The network, cut at the deepest of the depths, and the settings that were used.
     """
     ctx.check_time()
-    how = settings
-    tried = view_counts(len(dataset.train)) if how.views is None else (how.views,)
-    if how.views is None:
-        dataset, tried = affordable(dataset, backbone, ctx, tried)
+    candidates = view_counts(len(dataset.train)) if settings.views is None else (settings.views,)
+    if settings.views is None:
+        dataset, candidates = affordable_subset(dataset, backbone, ctx, candidates)
+    depths, pooling = settings.depths, settings.pooling
 
     def features(views: int) -> Rows:
-        return features_at(dataset.train, backbone, ctx, how.depths, how.pooling, views)
+        return features_at(dataset.train, backbone, ctx, depths, pooling, views)
 
-    choices = [_choose(features(views), dataset, how, ctx) for views in tried]
+    choices = [_choose(features(views), dataset, settings, ctx) for views in candidates]
     best = min(choices, key=lambda choice: choice.log_loss)
-    weight, bias = _fit(features(best.views), dataset, how, best, ctx)
+    weight, bias = _fit(features(best.views), dataset, settings, best, ctx)
     with ctx.seeded():
-        network = make_network(backbone, how.depths, dataset.n_classes, how.pooling)
+        network = make_network(backbone, depths, dataset.n_classes, pooling)
     set_head(network, weight, bias)
-    used = replace(how, strength=best.strength, views=best.views)
+    used = replace(settings, strength=best.strength, views=best.views)
     return network.to(ctx.device).eval(), used
 
 
-def _choose(x: Rows, dataset: Dataset, how: LinearSettings, ctx: RunContext) -> _Choice:
-    """Choose what is open by cross-validation.
+def _choose(x: Rows, dataset: Dataset, settings: LinearSettings, ctx: RunContext) -> _Choice:
+    """Choose temperature, and strength if it is None, by cross-validation.
 
     Parameters
     ----------
@@ -118,19 +119,19 @@ def _choose(x: Rows, dataset: Dataset, how: LinearSettings, ctx: RunContext) -> 
         Shape (n, views, d).
     """
     views = x.shape[1]
-    found = cross_validate_head(x, dataset, how, ctx)
-    if found is None:
-        strength = how.strength or PRIOR_STRENGTH
+    result = cross_validate_head(x, dataset, settings, ctx)
+    if result is None:
+        strength = settings.strength or PRIOR_STRENGTH
         return _Choice(views, strength, strength, PRIOR_TEMPERATURE, np.inf)
-    tried, ranked_by = found
-    warmth, _ = temperature(tried.scores[tried.best], tried.labels, tried.counts)
-    return _Choice(views, ranked_by, tried.strengths[tried.best], warmth, tried.log_loss)
+    scored, ranking_strength = result
+    t, _ = temperature(scored.scores[scored.best], scored.labels, scored.sample_weight)
+    return _Choice(views, ranking_strength, scored.strengths[scored.best], t, scored.log_loss)
 
 
 def cross_validate_head(
-    x: Rows, dataset: Dataset, how: LinearSettings, ctx: RunContext
+    x: Rows, dataset: Dataset, settings: LinearSettings, ctx: RunContext
 ) -> tuple[CrossValidated, float] | None:
-    """Cross-validate a head on train; None if no class has images in two folds.
+    """Cross-validate a head on the train images. None if no class has images in two folds.
 
     Parameters
     ----------
@@ -139,85 +140,87 @@ def cross_validate_head(
 
     Returns
     -------
-    Out-of-fold scores of those images whose class is known to other folds, as they will be
-    predicted: by their first view. And the L2 strength of the head that activations are ranked by.
+    Out-of-fold scores of the images whose class also has images in other folds, and the L2
+    strength of the head that ranks the activations. As in prediction, only the first view of an
+    image is scored.
     """
     _, views, width = x.shape
     labels = labels_of(dataset.train)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(dataset.train))
-    judged = np.flatnonzero(_has_company(labels, folds))
-    if not len(judged):
+    scorable = np.flatnonzero(_class_in_other_folds(labels, folds))
+    if not len(scorable):
         return None
     rows, targets, fold = x.reshape(-1, width), np.repeat(labels, views), np.repeat(folds, views)
-    strengths = STRENGTHS if how.strength is None else (how.strength,)
-    tried = cross_validate(
+    strengths = STRENGTHS if settings.strength is None else (settings.strength,)
+    scored = cross_validate(
         rows,
         targets,
         dataset.n_classes,
         folds=fold,
-        strengths=strengths if how.share == 1 else STRENGTHS,
-        loss=how.loss,
-        class_weight=how.class_weight,
+        strengths=strengths if settings.share == 1 else STRENGTHS,
+        loss=settings.loss,
+        class_weight=settings.class_weight,
         device=ctx.device,
     )
-    ranked_by = tried.strengths[tried.best]
-    if how.share < 1:
-        tried = cross_validate_strongest(
+    ranking_strength = scored.strengths[scored.best]
+    if settings.share < 1:
+        scored = cross_validate_strongest(
             rows,
             targets,
             dataset.n_classes,
-            how.share,
-            ranked_by,
+            settings.share,
+            ranking_strength,
             folds=fold,
             strengths=strengths,
-            loss=how.loss,
-            class_weight=how.class_weight,
+            loss=settings.loss,
+            class_weight=settings.class_weight,
             device=ctx.device,
         )
-    return _some_rows(tried, judged * views), ranked_by
+    return _select_rows(scored, scorable * views), ranking_strength
 
 
 def _fit(
-    x: Rows, dataset: Dataset, how: LinearSettings, chosen: _Choice, ctx: RunContext
+    x: Rows, dataset: Dataset, settings: LinearSettings, chosen: _Choice, ctx: RunContext
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Fit a head to all train images: weights, 0 for what is not used, and biases."""
+    """Fit a head to all train images. Return weights (0 for unused activations) and biases."""
     _, views, width = x.shape
     rows, labels = x.reshape(-1, width), np.repeat(labels_of(dataset.train), views)
-    kept = np.arange(width)
-    if how.share < 1:
-        kept = select_strongest(
+    columns = np.arange(width)
+    if settings.share < 1:
+        columns = select_strongest(
             rows,
             labels,
             dataset.n_classes,
-            how.share,
-            chosen.ranked_by,
-            loss=how.loss,
-            class_weight=how.class_weight,
+            settings.share,
+            chosen.ranking_strength,
+            loss=settings.loss,
+            class_weight=settings.class_weight,
             device=ctx.device,
         )
     head = fit_head(
-        rows[:, kept],
+        rows[:, columns],
         labels,
         dataset.n_classes,
         chosen.strength,
         temperature=chosen.temperature,
-        loss=how.loss,
-        class_weight=how.class_weight,
+        loss=settings.loss,
+        class_weight=settings.class_weight,
         device=ctx.device,
     )
     weight = np.zeros((dataset.n_classes, width), dtype=np.float32)
-    weight[:, kept] = head.weight
+    weight[:, columns] = head.weight
     return weight, head.bias
 
 
-def _has_company(labels: Labels, folds: Labels) -> NDArray[np.bool_]:
-    """Whether an image's class has images in another fold, so that its head knows the class."""
+def _class_in_other_folds(labels: Labels, folds: Labels) -> NDArray[np.bool_]:
+    """Whether the class of every image also has images in another fold, (n,)."""
     n_folds = int(folds.max()) + 1
-    own = np.bincount(labels * n_folds + folds, minlength=(labels.max() + 1) * n_folds)
-    found: NDArray[np.bool_] = np.bincount(labels)[labels] > own[labels * n_folds + folds]
-    return found
+    in_fold = np.bincount(labels * n_folds + folds, minlength=(labels.max() + 1) * n_folds)
+    others: NDArray[np.bool_] = np.bincount(labels)[labels] > in_fold[labels * n_folds + folds]
+    return others
 
 
-def _some_rows(tried: CrossValidated, rows: Labels) -> CrossValidated:
-    counts = None if tried.counts is None else tried.counts[rows]
-    return replace(tried, scores=tried.scores[:, rows], labels=tried.labels[rows], counts=counts)
+def _select_rows(scored: CrossValidated, rows: Labels) -> CrossValidated:
+    weight = None if scored.sample_weight is None else scored.sample_weight[rows]
+    scores, labels = scored.scores[:, rows], scored.labels[rows]
+    return replace(scored, scores=scores, labels=labels, sample_weight=weight)

@@ -1,10 +1,10 @@
-"""One convex solver for all linear heads: every fold and class of a problem together.
+"""Batched L-BFGS solver of linear heads: all folds and classes of a regularisation path at once.
 
-All problems share their features, so one limited-memory quasi-Newton method runs them side by
-side: two matrix products a step hold every fold and class. In the basis of the features' principal
-axes the curvature of the loss is bounded by a *diagonal* matrix (Boehning's bound), which is where
-the method's image of the curvature starts from. Scores are linear in the weights, so the line
-search costs no matrix product.
+All problems share their features, so one limited-memory quasi-Newton method solves them together,
+with two matrix products per step for all folds and classes. In the principal axes of the features
+the curvature of the loss is bounded by a *diagonal* matrix (Boehning's bound), from which the
+curvature estimate starts. Scores are linear in the weights, so the line search needs no matrix
+product.
 
 References
 ----------
@@ -19,18 +19,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from strategies.heads.whitening import total_over
+from strategies.heads.whitening import sum_over_rows
 
 Loss = Literal["softmax", "squared_hinge"]
 
 MAX_STEPS, TOLERANCE = 200, 1e-3
 MEMORY = 8
-"""Pairs of steps and gradient changes that the curvature is estimated from."""
-MAX_HELD = 1 << 26
-"""Scores (rows x folds x classes) held at once; folds are solved one after the other beyond it."""
-BOUND = {"softmax": 0.5, "squared_hinge": 2.0}
-"""Upper bounds of the second derivative of the losses by a score."""
-_DECREASE = 1e-4
+"""Number of pairs (step, gradient change) from which the curvature is estimated."""
+MAX_SCORES = 1 << 26
+"""Scores (rows x folds x classes) kept in memory at once. Above it, folds are solved in turn."""
+CURVATURE_BOUND = {"softmax": 0.5, "squared_hinge": 2.0}
+"""Upper bound of the second derivative of each loss with respect to a score."""
+_SUFFICIENT_DECREASE = 1e-4
+"""Armijo constant of the line search."""
 
 
 def solve_path(
@@ -42,30 +43,32 @@ def solve_path(
     strengths: Sequence[float],
     tolerance: float = TOLERANCE,
 ) -> list[Tensor]:
-    """Minimise mean loss + strength/2 * |w|^2 for every row of sample weights, strong to weak.
+    """Minimise mean loss + strength/2 * |w|^2 for every problem, from strong to weak strengths.
 
     Parameters
     ----------
     x
         Coordinates of a `Basis`, (n, r + 1).
     weights
-        What every row counts in every problem, (problems, n): what it counted in the basis, or 0.
+        Sample weights of every problem, (problems, n): the row weights of the basis, or 0 for
+        rows that are left out.
     tolerance
-        Size of the gradient, as a share of what it was at the start, that is small enough.
+        Norm of the gradient, relative to its initial norm, at which to stop.
 
     Returns
     -------
-    For every strength the weights, (classes, problems, r + 1); the last, the bias, is free.
+    For every strength the weights, (classes, problems, r + 1). The last one of the r + 1 is the
+    bias, which is not penalised.
     """
-    at_once = max(1, MAX_HELD // (len(x) * n_classes))
+    chunk = max(1, MAX_SCORES // (len(x) * n_classes))
     parts = [
-        _solve_together(x, labels, n_classes, some, loss, strengths, tolerance)
-        for some in torch.split(weights, at_once)
+        _solve_batch(x, labels, n_classes, some, loss, strengths, tolerance)
+        for some in torch.split(weights, chunk)
     ]
-    return [torch.cat(found, dim=1) for found in zip(*parts, strict=True)]
+    return [torch.cat(solutions, dim=1) for solutions in zip(*parts, strict=True)]
 
 
-def _solve_together(
+def _solve_batch(
     x: Tensor,
     labels: Tensor,
     n_classes: int,
@@ -74,92 +77,98 @@ def _solve_together(
     strengths: Sequence[float],
     tolerance: float,
 ) -> list[Tensor]:
-    """Follow the path for some problems at once; parameters and results as in `solve_path`."""
+    """Follow the path for a batch of problems. Parameters and results as in `solve_path`."""
     total = weights.sum(1, keepdim=True).clamp_min(1e-12)
     problem = _Problem(x, labels, weights / total, n_classes, loss)
-    heaviest = total_over(lambda rows, s: s.T @ rows.square(), x, weights.amax(0)[:, None])
+    heaviest = sum_over_rows(lambda rows, s: s.T @ rows.square(), x, weights.amax(0)[:, None])
     spread = heaviest / total
     penalised = x.new_ones(x.shape[1])
     penalised[-1] = 0
     v = x.new_zeros(n_classes, len(weights), x.shape[1])
     here = _evaluate(problem, 0 * penalised, v, problem.scores(v))
     pairs: list[_Pair] = []
-    enough, before, path = None, 0.0, []
+    threshold, previous, path = None, 0.0, []
     for strength in strengths:
-        # What was learnt of the curvature at one strength holds at the next, up to the penalty.
-        more = (strength - before) * penalised
-        here = _penalise(here, more, loss)
+        # The curvature estimate of one strength holds for the next, up to the change of penalty.
+        change = (strength - previous) * penalised
+        here = _add_penalty(here, change, loss)
         penalty = strength * penalised
-        bound = 1 / (BOUND[loss] * spread + penalty).clamp_min(1e-30)
+        bound = 1 / (CURVATURE_BOUND[loss] * spread + penalty).clamp_min(1e-30)
         guess = 1 / (problem.curvature(here.scores) * spread + penalty).clamp_min(1e-30)
-        pairs = [_pair(p.moved, p.changed + more * p.moved, guess, loss) for p in pairs]
-        if enough is None:
-            enough = tolerance**2 * _dot(here.slope * bound, here.slope, loss).clamp_min(1e-12)
-        here = _minimise(problem, penalty, (bound, guess), here, pairs, enough)
+        pairs = [_pair(p.step, p.change + change * p.step, guess, loss) for p in pairs]
+        if threshold is None:
+            squared = _dot(here.gradient * bound, here.gradient, loss)
+            threshold = tolerance**2 * squared.clamp_min(1e-12)
+        here = _minimise(problem, penalty, (bound, guess), here, pairs, threshold)
         path.append(here.v)
-        before = strength
+        previous = strength
     return path
 
 
 class _Problem:
-    """Rows (n, r), labels (n,), shares of rows in problems (problems, n): what to fit to what."""
+    """A batch of problems: rows (n, r), labels (n,), and row weights per problem (problems, n).
+
+    A group is what is minimised independently: a problem with the softmax, and a class of a
+    problem with the squared hinge.
+    """
 
     def __init__(
         self, x: Tensor, labels: Tensor, share: Tensor, n_classes: int, loss: Loss
     ) -> None:
         self.x, self.share, self.loss = x, share, loss
-        self.own = labels.expand(1, *share.shape)
+        self.labels = labels.expand(1, *share.shape)
         self.sign = x.new_full((n_classes, 1, len(x)), -1.0)
         self.sign.scatter_(0, labels.expand(1, 1, -1), 1.0)
 
     def scores(self, v: Tensor) -> Tensor:
         """Return the scores, (classes, problems, n)."""
-        found: Tensor = v.flatten(0, 1) @ self.x.T
-        return found.view(*v.shape[:2], -1)
+        scores: Tensor = v.flatten(0, 1) @ self.x.T
+        return scores.view(*v.shape[:2], -1)
 
-    def by_weights(self, by_score: Tensor) -> Tensor:
-        """Turn a derivative by the scores into the one by the weights, (classes, problems, r)."""
-        found: Tensor = by_score.flatten(0, 1) @ self.x
-        return found.view(*by_score.shape[:2], -1)
+    def weight_gradient(self, score_gradient: Tensor) -> Tensor:
+        """Return the gradient by the weights, (classes, problems, r), from that by the scores."""
+        gradient: Tensor = score_gradient.flatten(0, 1) @ self.x
+        return gradient.view(*score_gradient.shape[:2], -1)
 
-    def fit_of(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss of every group, and its derivative by the scores."""
+    def loss_and_gradient(self, scores: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean loss of every group, and its gradient by the scores."""
         if self.loss == "softmax":
             logs = scores.log_softmax(0)
-            value = -torch.linalg.vecdot(self.share, logs.gather(0, self.own))[..., None]
-            slope = logs.exp_()
-            slope.scatter_add_(0, self.own, slope.new_full((1, 1, 1), -1.0).expand_as(self.own))
-            return value, slope.mul_(self.share)
-        short = (1 - self.sign * scores).clamp_min_(0)
-        slope = short * self.share
-        value = torch.linalg.vecdot(slope, short)[..., None]
-        return value, slope.mul_(self.sign).mul_(-2)
+            value = -torch.linalg.vecdot(self.share, logs.gather(0, self.labels))[..., None]
+            gradient = logs.exp_()
+            minus_one = gradient.new_full((1, 1, 1), -1.0).expand_as(self.labels)
+            gradient.scatter_add_(0, self.labels, minus_one)
+            return value, gradient.mul_(self.share)
+        violation = (1 - self.sign * scores).clamp_min_(0)
+        gradient = violation * self.share
+        value = torch.linalg.vecdot(gradient, violation)[..., None]
+        return value, gradient.mul_(self.sign).mul_(-2)
 
     def curvature(self, scores: Tensor) -> Tensor:
-        """Return the mean second derivative of a group's loss by a score, at least a little."""
+        """Return the mean second derivative of a group's loss by a score, at least 0.001."""
         if self.loss == "softmax":
             p = scores.softmax(0)
-            bend = (p * (1 - p)).sum(0, keepdim=True) / max(len(p) - 1, 1)
+            second = (p * (1 - p)).sum(0, keepdim=True) / max(len(p) - 1, 1)
         else:
-            bend = 2 * (self.sign * scores < 1).float()
-        mean: Tensor = torch.linalg.vecdot(bend, self.share.expand_as(bend))
+            second = 2 * (self.sign * scores < 1).float()
+        mean: Tensor = torch.linalg.vecdot(second, self.share.expand_as(second))
         return mean[..., None].clamp_min(1e-3)
 
 
 @dataclass(frozen=True)
 class _Point:
-    """Where a search stands: weights, their scores, the objective by group, its slope."""
+    """An iterate: weights, their scores, the objective of every group, and its gradient."""
 
     v: Tensor
     scores: Tensor
     value: Tensor
-    slope: Tensor
+    gradient: Tensor
 
 
 def _dot(a: Tensor, b: Tensor, loss: Loss) -> Tensor:
-    """Return the inner products group by group, (1 or classes, problems, 1).
+    """Return the inner product of every group, (1 or classes, problems, 1).
 
-    The classes of one fold are one group under the softmax, groups of their own otherwise.
+    With the softmax all classes of a problem form one group, otherwise each class is a group.
     """
     by_class: Tensor = torch.linalg.vecdot(a, b.expand_as(a))[..., None]
     return by_class.sum(0, keepdim=True) if loss == "softmax" else by_class
@@ -167,102 +176,108 @@ def _dot(a: Tensor, b: Tensor, loss: Loss) -> Tensor:
 
 @dataclass(frozen=True)
 class _Pair:
-    """A step, how the gradient changed along it, and one over their inner product (0: no use)."""
+    """A step, the change of the gradient along it, and the inverse of their inner product.
 
-    moved: Tensor
-    changed: Tensor
+    The inverse is 0 for groups to which the pair does not apply.
+    """
+
+    step: Tensor
+    change: Tensor
     inverse: Tensor
 
 
-def _pair(moved: Tensor, changed: Tensor, scale: Tensor, loss: Loss) -> _Pair:
-    along = _dot(moved, changed, loss)
-    # Groups that rest, or whose change is lost in rounding, teach nothing.
-    known = along > 1e-12 * _dot(changed * scale, changed, loss)
-    return _Pair(moved, changed, torch.where(known, 1 / along, 0.0))
+def _pair(step: Tensor, change: Tensor, scale: Tensor, loss: Loss) -> _Pair:
+    product = _dot(step, change, loss)
+    # Converged groups, and changes below the rounding error, hold no information on the curvature.
+    usable = product > 1e-12 * _dot(change * scale, change, loss)
+    return _Pair(step, change, torch.where(usable, 1 / product, 0.0))
 
 
 def _evaluate(problem: _Problem, penalty: Tensor, v: Tensor, scores: Tensor) -> _Point:
-    value, by_score = problem.fit_of(scores)
-    slope = problem.by_weights(by_score).add_(penalty * v)
-    return _Point(v, scores, value + 0.5 * _dot(penalty * v, v, problem.loss), slope)
+    value, score_gradient = problem.loss_and_gradient(scores)
+    gradient = problem.weight_gradient(score_gradient).add_(penalty * v)
+    return _Point(v, scores, value + 0.5 * _dot(penalty * v, v, problem.loss), gradient)
 
 
-def _penalise(here: _Point, more: Tensor, loss: Loss) -> _Point:
-    """Return the same weights under a penalty that is `more` than it was."""
-    pull = more * here.v
-    return _Point(
-        here.v, here.scores, here.value + 0.5 * _dot(pull, here.v, loss), here.slope + pull
-    )
+def _add_penalty(here: _Point, change: Tensor, loss: Loss) -> _Point:
+    """Return the point at the same weights after the penalty has changed by `change`."""
+    by_weights = change * here.v
+    value = here.value + 0.5 * _dot(by_weights, here.v, loss)
+    return _Point(here.v, here.scores, value, here.gradient + by_weights)
 
 
 def _minimise(
     problem: _Problem,
     penalty: Tensor,
-    calibrations: tuple[Tensor, Tensor],
+    scales: tuple[Tensor, Tensor],
     start: _Point,
     pairs: list[_Pair],
-    enough: Tensor,
+    threshold: Tensor,
 ) -> _Point:
-    """Take quasi-Newton steps until the gradient of every group is small; finished groups rest.
+    """Take quasi-Newton steps until the gradient of every group is small.
 
-    `pairs` is added to.
+    Converged groups are not moved. New pairs are appended to `pairs`.
 
     Parameters
     ----------
     scales
-        One over the curvature by coordinate: its bound, which says what gradient is small, and
-        what it is likely to be, which steps are taken by.
+        Two inverse curvatures per coordinate: from the upper bound, to measure the gradient, and
+        from the estimate, to scale the steps.
+    threshold
+        Squared norm of the gradient, in the first of the scales, at which a group has converged.
     """
-    here, (bound, guess) = start, calibrations
+    here, (bound, guess) = start, scales
     for _ in range(MAX_STEPS):
-        moving = _dot(here.slope * bound, here.slope, problem.loss) > enough
+        moving = _dot(here.gradient * bound, here.gradient, problem.loss) > threshold
         if not moving.any():
             break
-        step = -_curved(here.slope, guess, pairs, problem.loss) * moving
-        there = _search_line(problem, penalty, here, step)
-        pairs.append(_pair(there.v - here.v, there.slope - here.slope, guess, problem.loss))
+        step = -_two_loop_recursion(here.gradient, guess, pairs, problem.loss) * moving
+        there = _line_search(problem, penalty, here, step)
+        change = there.gradient - here.gradient
+        pairs.append(_pair(there.v - here.v, change, guess, problem.loss))
         del pairs[:-MEMORY]
         here = there
     return here
 
 
-def _curved(slope: Tensor, scale: Tensor, pairs: list[_Pair], loss: Loss) -> Tensor:
-    """Multiply a gradient by the estimated inverse curvature (the two-loop recursion)."""
-    q = slope
-    shares = []
+def _two_loop_recursion(gradient: Tensor, scale: Tensor, pairs: list[_Pair], loss: Loss) -> Tensor:
+    """Multiply a gradient by the estimated inverse curvature."""
+    q = gradient
+    alphas = []
     for pair in reversed(pairs):
-        share = pair.inverse * _dot(pair.moved, q, loss)
-        q = q - share * pair.changed
-        shares.append(share)
+        alpha = pair.inverse * _dot(pair.step, q, loss)
+        q = q - alpha * pair.change
+        alphas.append(alpha)
     q = q * scale
     if pairs:
         last = pairs[-1]
-        stretch = 1 / (last.inverse * _dot(last.changed * scale, last.changed, loss))
-        q = q * torch.where(last.inverse > 0, stretch, 1.0)
-    for pair, share in zip(pairs, reversed(shares), strict=True):
-        q = q + pair.moved * (share - pair.inverse * _dot(pair.changed, q, loss))
+        factor = 1 / (last.inverse * _dot(last.change * scale, last.change, loss))
+        q = q * torch.where(last.inverse > 0, factor, 1.0)
+    for pair, alpha in zip(pairs, reversed(alphas), strict=True):
+        q = q + pair.step * (alpha - pair.inverse * _dot(pair.change, q, loss))
     return q
 
 
-def _search_line(problem: _Problem, penalty: Tensor, here: _Point, step: Tensor) -> _Point:
-    """Go along `step`, group by group as far as the objective falls as it should."""
+def _line_search(problem: _Problem, penalty: Tensor, here: _Point, step: Tensor) -> _Point:
+    """Backtrack along `step`, for each group, until its objective decreases sufficiently."""
     loss = problem.loss
-    across = problem.scores(step)
-    descent = _dot(here.slope, step, loss)
-    bend, tilt = _dot(penalty * step, step, loss), _dot(penalty * here.v, step, loss)
-    resting = _dot(penalty * here.v, here.v, loss)
+    score_step = problem.scores(step)
+    descent = _dot(here.gradient, step, loss)
+    # The penalty along the step: (constant + 2 * length * linear + length**2 * quadratic) / 2.
+    quadratic, linear = _dot(penalty * step, step, loss), _dot(penalty * here.v, step, loss)
+    constant = _dot(penalty * here.v, here.v, loss)
     length = torch.ones_like(descent)
     for _ in range(20):
-        scores = here.scores + length * across
-        value, by_score = problem.fit_of(scores)
-        value = value + 0.5 * (resting + 2 * length * tilt + length**2 * bend)
-        allowed = here.value + _DECREASE * length * descent
-        high = value > allowed + 1e-6 * here.value.abs()
-        if not high.any():
+        scores = here.scores + length * score_step
+        value, score_gradient = problem.loss_and_gradient(scores)
+        value = value + 0.5 * (constant + 2 * length * linear + length**2 * quadratic)
+        allowed = here.value + _SUFFICIENT_DECREASE * length * descent
+        too_high = value > allowed + 1e-6 * here.value.abs()
+        if not too_high.any():
             break
-        # The minimum of the parabola through what is known, kept within a tenth and a half.
+        # Minimum of the interpolating parabola, clamped to 0.1 to 0.5 of the current length.
         best = -descent * length**2 / (2 * (value - here.value - length * descent))
-        length = torch.where(high, best.clamp(0.1 * length, 0.5 * length), length)
+        length = torch.where(too_high, best.clamp(0.1 * length, 0.5 * length), length)
     v = here.v + length * step
-    slope = problem.by_weights(by_score).add_(penalty * v)
-    return _Point(v, scores, value, slope)
+    gradient = problem.weight_gradient(score_gradient).add_(penalty * v)
+    return _Point(v, scores, value, gradient)

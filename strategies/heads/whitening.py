@@ -1,4 +1,4 @@
-"""Features in their principal axes, where the curvature of a linear head's loss is diagonal."""
+"""Principal-axes basis: standardise features and rotate them by PCA, for the solver."""
 
 import functools
 from collections.abc import Callable
@@ -12,14 +12,14 @@ from strategies.core.metrics import Scores
 
 _CHUNK = 8192
 ALIKE = 30.0
-"""What is known of a feature's variance beforehand, in rows: that it is as usual among features.
-A few images show some features hardly at all; divided by their spread there, they would drown
-all others on the images to come (benchmarks/README-probes.md)."""
+"""Strength of the prior on a feature's variance, in rows: each variance is shrunk to the mean over
+all features. Some features hardly vary on a few images. Divided by so small a standard deviation,
+they would dominate all others on new images (benchmarks/README-probes.md)."""
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Standardised features in their principal axes, with what undoes it.
+    """Standardised features in their principal axes, with the inverse transform.
 
     Attributes
     ----------
@@ -29,8 +29,8 @@ class Basis:
     mean, scale
         Shape (d,) each.
     vectors, rows
-        The axes, (d, r), and None; or, where there are fewer images than features, (n, r) and
-        the standardised features, (n, d): the axes are ``rows.T @ vectors``, never multiplied out.
+        The axes, (d, r), and None. With fewer images than features: (n, r), and the standardised
+        features, (n, d). The axes are then ``rows.T @ vectors``, which is never computed.
     """
 
     coordinates: Tensor
@@ -39,45 +39,50 @@ class Basis:
     vectors: Tensor
     rows: Tensor | None
 
-    def on_features(self, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return weights of raw features, (classes, d), and biases for (classes, r + 1)."""
-        along = v[:, :-1] @ self.vectors.T
-        weight = (along if self.rows is None else along @ self.rows) / self.scale
+    def to_raw_features(self, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Transform weights of the coordinates, (classes, r + 1), for use on raw features.
+
+        Return weights, (classes, d), and biases, (classes,).
+        """
+        rotated = v[:, :-1] @ self.vectors.T
+        weight = (rotated if self.rows is None else rotated @ self.rows) / self.scale
         return weight, v[:, -1] - weight @ self.mean
 
 
 def principal_axes(features: Scores, row_weights: Tensor, *, exact: bool = True) -> Basis:
     """Standardise features, scale them to unit mean squared length, find their principal axes.
 
-    Variances are drawn to their mean, as by `ALIKE` rows; features without any count for nothing.
+    Variances are shrunk to their mean by a prior worth `ALIKE` rows. Constant features get no
+    weight.
 
     Parameters
     ----------
     features
         Shape (n, d).
     row_weights
-        What every row counts, (n,), all above 0, on the device to work on.
+        Weight of every row, (n,), all above 0, on the device to compute on.
     exact
-        Whether axes of next to no variance are told from rounding; twice as fast if not.
+        Whether to find the axes in float64, which separates axes of small variance from rounding
+        errors. float32 is twice as fast.
     """
     x = torch.as_tensor(np.asarray(features, dtype=np.float32), device=row_weights.device)
     share = (row_weights.double() / row_weights.sum())[:, None]
-    mean = total_over(lambda rows, s: (rows.double() * s).sum(0), x, share).float()
+    mean = sum_over_rows(lambda rows, s: (rows.double() * s).sum(0), x, share).float()
     x = x - mean
-    variance = total_over(lambda rows, s: (rows.square() * s).sum(0), x, share).float()
-    shown = variance > 1e-12 * (variance.max() + 1e-24)
-    prior = variance.sum() / shown.sum().clamp_min(1)
-    drawn = (row_weights.sum() * variance + ALIKE * prior) / (row_weights.sum() + ALIKE)
-    length = (variance / drawn)[shown].sum().sqrt()
-    scale = torch.where(shown, drawn.sqrt() * length, torch.inf)
+    variance = sum_over_rows(lambda rows, s: (rows.square() * s).sum(0), x, share).float()
+    varies = variance > 1e-12 * (variance.max() + 1e-24)
+    prior = variance.sum() / varies.sum().clamp_min(1)
+    shrunk = (row_weights.sum() * variance + ALIKE * prior) / (row_weights.sum() + ALIKE)
+    length = (variance / shrunk)[varies].sum().sqrt()
+    scale = torch.where(varies, shrunk.sqrt() * length, torch.inf)
     x /= scale
     n, d = x.shape
     root = (share * n).sqrt()
     if d <= n:
-        gram = total_over(lambda rows, s: ((rows * s).T @ (rows * s)).double(), x, root.float())
+        gram = sum_over_rows(lambda rows, s: ((rows * s).T @ (rows * s)).double(), x, root.float())
     else:
-        weighed = x * root.float()
-        gram = (weighed @ weighed.T).double()
+        weighted = x * root.float()
+        gram = (weighted @ weighted.T).double()
     values, vectors = torch.linalg.eigh(gram if exact else gram.float())
     kept = values > (1e-8 if exact else 1e-6) * values[-1].clamp_min(1e-30)
     values, vectors = values[kept], vectors[:, kept]
@@ -89,7 +94,7 @@ def principal_axes(features: Scores, row_weights: Tensor, *, exact: bool = True)
     return Basis(coordinates, mean, scale, (root * vectors / values.sqrt()).float(), x)
 
 
-def total_over(part: Callable[[Tensor, Tensor], Tensor], x: Tensor, share: Tensor) -> Tensor:
-    """Sum something over the rows, some thousands at a time, so that memory stays bounded."""
+def sum_over_rows(part: Callable[[Tensor, Tensor], Tensor], x: Tensor, share: Tensor) -> Tensor:
+    """Return the sum of `part` over chunks of `_CHUNK` rows, which bounds the memory."""
     pieces = zip(torch.split(x, _CHUNK), torch.split(share, _CHUNK), strict=True)
     return functools.reduce(torch.add, (part(rows, s) for rows, s in pieces))

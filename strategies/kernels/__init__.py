@@ -1,1 +1,1 @@
-"""Faster ways to compute what torch computes, with the same results."""
+"""Faster replacements for torch operations in training, with the same results."""

@@ -1,9 +1,10 @@
-"""Convolutions trained together with a BatchNorm layer behind them that keeps its statistics.
+"""BatchNorm folding in training: compute a convolution and its frozen BatchNorm layer as one.
 
-Such a layer scales and shifts every channel, which a convolution with other weights does as well.
-So in every step the layer's scale is multiplied into the convolution's weights and its shift added
-to the bias: the parameters and their gradients stay those of the two layers, but the activations
-are gone through once less on the way forth and on the way back, and kept once less in between.
+A BatchNorm layer with fixed running statistics scales and shifts every channel. In every training
+step the layer's scale is multiplied into the weights of the convolution before it, and its shift
+is added to the bias. The parameters and their gradients stay those of the two layers. This saves
+one traversal of the activations in the forward pass, one in the backward pass, and one stored copy
+of the activations.
 """
 
 from collections import Counter
@@ -17,103 +18,107 @@ from torch.nn import functional
 from strategies.kernels.torch_function import Calls
 
 _TOLERANCE = 1e-3
-"""Share of the largest output by which rounding may change any; else nothing is folded."""
+"""Largest change of any output, as a share of the largest output; above it nothing is folded."""
 
 Norms = Mapping[int, nn.BatchNorm2d]
 """The BatchNorm layer that follows a convolution, by the id of the convolution's weights."""
 
 
 class FoldedNorms(Calls):
-    """Inside this context some convolutions do what the BatchNorm layers behind them would."""
+    """Context in which some convolutions also apply the BatchNorm layers that follow them."""
 
     def __init__(self, norms: Norms) -> None:
         super().__init__()
         self.norms = norms
-        self._done = {id(norm.weight) for norm in norms.values()}
+        self._folded_norms = {id(norm.weight) for norm in norms.values()}
 
     def call(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Normalise with the convolution; leave the BatchNorm layer nothing to do."""
+        """Convolve with folded weights, and skip the BatchNorm layers folded into them."""
         if func is functional.conv2d and len(args) > 1 and id(args[1]) in self.norms:
             bias = args[2] if len(args) > 2 else kwargs.get("bias")
-            folded = _folded(args[1], bias, self.norms[id(args[1])])
+            folded = _folded_parameters(args[1], bias, self.norms[id(args[1])])
             others = {k: v for k, v in kwargs.items() if k != "bias"}
             return func(args[0], *folded, *args[3:], **others)
-        if func is functional.batch_norm and _norm_of(args, kwargs) in self._done:
+        if func is functional.batch_norm and _norm_of(args, kwargs) in self._folded_norms:
             return args[0]
         return func(*args, **kwargs)
 
 
 def _norm_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int:
-    """Return the id of the scale in a call of batch_norm."""
+    """Return the id of the weight (the scale) in the arguments of batch_norm."""
     return id(kwargs.get("weight", args[3] if len(args) > 3 else None))
 
 
-def _folded(weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return the weights and the bias of a convolution that normalises what it makes."""
+def _folded_parameters(
+    weight: Tensor, bias: Tensor | None, norm: nn.BatchNorm2d
+) -> tuple[Tensor, Tensor]:
+    """Return the weights and the bias of a convolution that includes the BatchNorm layer."""
     assert norm.running_mean is not None
     assert norm.running_var is not None
     scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
-    before = -norm.running_mean if bias is None else bias - norm.running_mean
-    return weight * scale[:, None, None, None], torch.addcmul(norm.bias, before, scale)
+    centred = -norm.running_mean if bias is None else bias - norm.running_mean
+    return weight * scale[:, None, None, None], torch.addcmul(norm.bias, centred, scale)
 
 
 @torch.no_grad()
-def norms_to_fold(network: nn.Module, kept: Collection[nn.Module], images: Tensor) -> Norms:
-    """Find the convolutions whose outputs nothing but one of the `kept` BatchNorm layers reads.
+def norms_to_fold(network: nn.Module, frozen: Collection[nn.Module], images: Tensor) -> Norms:
+    """Find the convolutions that can be folded with one of the `frozen` BatchNorm layers.
 
-    The network is run once, in eval mode, on noise of the shape of `images`, to see what follows
-    what; and once more to see that folding changes nothing. Empty where it would.
+    That is, the BatchNorm layer is the only module that reads the convolution's output. The
+    network is run in eval mode on noise of the shape of `images`: once to trace which layers
+    follow which, and once to check that folding does not change the outputs. Empty if it does.
     """
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     modes = {module: module.training for module in network.modules()}
     network.eval()
     try:
-        with _Seen() as seen:
+        with _ConvNormTracer() as tracer:
             expected = network(noise)
         layers = {
             id(m.weight): m
-            for m in kept
+            for m in frozen
             if isinstance(m, nn.BatchNorm2d) and m.affine and m.track_running_stats
         }
-        norms = {conv: layers[norm] for conv, norm in seen.pairs() if norm in layers}
+        norms = {conv: layers[norm] for conv, norm in tracer.pairs() if norm in layers}
         if not norms:
             return {}
         with FoldedNorms(norms):
-            found = network(noise)
+            folded = network(noise)
     finally:
         for module, training in modes.items():
             module.training = training
-    most = float(expected.abs().max())
-    same = torch.allclose(found, expected, rtol=0, atol=_TOLERANCE * most)
+    largest = float(expected.abs().max())
+    same = torch.allclose(folded, expected, rtol=0, atol=_TOLERANCE * largest)
     return norms if same else {}
 
 
-class _Seen(Calls):
-    """Notes which convolution's output each BatchNorm layer was given."""
+class _ConvNormTracer(Calls):
+    """Context that records which convolution's output each BatchNorm layer reads."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._made: dict[int, tuple[Tensor, int]] = {}
-        self._found: list[tuple[int, int]] = []
-        self._convolved: Counter[int] = Counter()
-        self._normed: Counter[int] = Counter()
+        self._conv_outputs: dict[int, tuple[Tensor, int]] = {}
+        self._pairs: list[tuple[int, int]] = []
+        self._conv_uses: Counter[int] = Counter()
+        self._norm_uses: Counter[int] = Counter()
 
     def call(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        made = func(*args, **kwargs)
+        output = func(*args, **kwargs)
         if func is functional.conv2d and len(args) > 1:
-            self._made[id(made)] = made, id(args[1])  # kept, so that no other gets its id
-            self._convolved[id(args[1])] += 1
+            # The reference to the output keeps its id from being used again.
+            self._conv_outputs[id(output)] = output, id(args[1])
+            self._conv_uses[id(args[1])] += 1
         elif func is functional.batch_norm:
             norm = _norm_of(args, kwargs)
-            self._normed[norm] += 1
-            if id(args[0]) in self._made:
-                self._found.append((self._made[id(args[0])][1], norm))
-        return made
+            self._norm_uses[norm] += 1
+            if id(args[0]) in self._conv_outputs:
+                self._pairs.append((self._conv_outputs[id(args[0])][1], norm))
+        return output
 
     def pairs(self) -> list[tuple[int, int]]:
-        """Return the ids of the weights of both, where each was used once."""
-        return [(c, n) for c, n in self._found if self._convolved[c] == self._normed[n] == 1]
+        """Return the weight ids of convolution and BatchNorm pairs in which each is used once."""
+        return [(c, n) for c, n in self._pairs if self._conv_uses[c] == self._norm_uses[n] == 1]

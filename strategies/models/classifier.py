@@ -1,4 +1,4 @@
-"""What every strategy ends in: a network that names images, and can be saved and exported."""
+"""Image classifiers: predict, save, load and evaluate a fitted network with its class names."""
 
 import hashlib
 import json
@@ -39,7 +39,7 @@ from strategies.models.network import Network
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE, RECORD_FILE = "classifier.safetensors", "classifier.json"
-# What files that are missing, cut short or tampered with lead to.
+# Exceptions that missing, truncated or modified files lead to.
 _DAMAGE = (
     OSError,
     LookupError,
@@ -54,16 +54,16 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class ImageClassifier:
-    """A body, perhaps cut at a depth, plus a linear head, fitted to a dataset.
+    """A body, perhaps cut at a depth, and a linear head, fitted to a dataset.
 
     Attributes
     ----------
     backbone
-        What the body is made of and how images are prepared for it.
+        Architecture of the body and preprocessing of its input images.
     depths, pooling
-        The depths whose activations the head reads, and how these are pooled.
+        Depths whose activations the head reads, and how these are pooled.
     strategy, hyperparameters
-        How it was fitted.
+        Name and hyperparameters of the strategy that fitted it.
     """
 
     classes: tuple[str, ...]
@@ -76,7 +76,7 @@ class ImageClassifier:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network."""
         return next(self.network.parameters()).device
 
     def predict_proba(
@@ -86,12 +86,12 @@ class ImageClassifier:
         n_workers: int = 2,
         precision: torch.dtype = torch.float32,
     ) -> NDArray[np.float32]:
-        """Return the probabilities of every class for image files, (n, classes), float32.
+        """Return the class probabilities of image files, (n, classes), float32.
 
         Parameters
         ----------
         precision
-            As for `classify`.
+            As in `classify`.
 
         Raises
         ------
@@ -107,23 +107,23 @@ class ImageClassifier:
     def classify(
         self, pixels: Pixels, precision: torch.dtype = torch.float32
     ) -> NDArray[np.float32]:
-        """Return the probabilities of every class for pixels, (n, classes), float32.
+        """Return the class probabilities of preprocessed images, (n, classes), float32.
 
         Parameters
         ----------
         pixels
-            What `features.eval_pixels` makes of images, uint8 (n, px, px, 3).
+            Outputs of `features.eval_pixels`, uint8 (n, px, px, 3).
         precision
-            Of the forward pass: bfloat16, where the machine has it, is faster.
+            Autocast type of the forward pass. bfloat16 is faster where the hardware supports it.
         """
         self.network.eval()
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
             scores = self.network(to_input(pixels, self.backbone, self.device))
-        found: NDArray[np.float32] = scores.float().softmax(dim=1).cpu().numpy()
-        return found
+        probabilities: NDArray[np.float32] = scores.float().softmax(dim=1).cpu().numpy()
+        return probabilities
 
     def save(self, folder: Path) -> None:
-        """Write weights (safetensors) and record (JSON) to a folder.
+        """Write the weights (safetensors) and a record (JSON) to a folder.
 
         Raises
         ------
@@ -145,28 +145,28 @@ class ImageClassifier:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            written = folder / (WEIGHTS_FILE + ".part")
-            written.write_bytes(weights)
-            written.replace(folder / WEIGHTS_FILE)
+            temporary = folder / (WEIGHTS_FILE + ".part")
+            temporary.write_bytes(weights)
+            temporary.replace(folder / WEIGHTS_FILE)
             write_json(folder / RECORD_FILE, record)
         except OSError as error:
             raise StorageError(f"The classifier cannot be saved to {folder}: {error}") from error
 
     @staticmethod
     def load(folder: Path, device: torch.device | None = None) -> "ImageClassifier":
-        """Read what `save` wrote. Nothing in it is run.
+        """Load a classifier from a folder written by `save`. No code in the files is executed.
 
         Raises
         ------
         StorageError
-            If files are missing, damaged, or of another format version.
+            If files are missing or damaged, or have another format version.
         """
         try:
             record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
             if record["format_version"] != FORMAT_VERSION:
                 raise StorageError(
-                    f"{folder} has classifier format {record['format_version']}; this program "
-                    f"reads {FORMAT_VERSION}. Use the release that wrote it."
+                    f"{folder} has classifier format {record['format_version']}; this release "
+                    f"reads {FORMAT_VERSION}. Use the release that saved it."
                 )
             backbone = _backbone_from(record["backbone"])
             depths = tuple(record["depths"])
@@ -178,8 +178,8 @@ class ImageClassifier:
             weights = (folder / WEIGHTS_FILE).read_bytes()
             if hashlib.sha256(weights).hexdigest() != record["weights_sha256"]:
                 raise StorageError(
-                    f"{folder / WEIGHTS_FILE} is not what {RECORD_FILE} was written for. "
-                    "Save the classifier again."
+                    f"The SHA-256 of {folder / WEIGHTS_FILE} differs from the one in "
+                    f"{RECORD_FILE}. Save the classifier again."
                 )
             network.load_state_dict(weights_of(weights), strict=True)
             return ImageClassifier(
@@ -192,20 +192,20 @@ class ImageClassifier:
                 pooling,
             )
         except _DAMAGE as error:
-            raise StorageError(f"{folder} holds no readable classifier: {error!r}") from error
+            raise StorageError(f"{folder} contains no readable classifier: {error!r}") from error
 
 
 def make_network(
     backbone: Backbone, depths: tuple[int, ...], n_classes: int, pooling: Pooling = "mean"
 ) -> Network:
-    """Build the body up to the deepest of `depths`, with an untrained head."""
+    """Build the body up to the deepest of `depths`, with a randomly initialised head."""
     body = Body(backbone.build(), depths, backbone.n_depths, pooling).cut()
-    wide = widths([d.channels for d in backbone.depths], pooling)
-    return Network(body, nn.Linear(sum(wide[d - 1] for d in depths), n_classes))
+    by_depth = widths([d.channels for d in backbone.depths], pooling)
+    return Network(body, nn.Linear(sum(by_depth[d - 1] for d in depths), n_classes))
 
 
 def set_head(network: Network, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> None:
-    """Give the network a fitted linear head: (classes, d) and (classes,)."""
+    """Set the weight (classes, d) and the bias (classes,) of the network's head."""
     device = network.head.weight.device
     with torch.no_grad():
         network.head.weight.copy_(torch.as_tensor(weight, device=device))
@@ -213,7 +213,7 @@ def set_head(network: Network, weight: NDArray[np.float32], bias: NDArray[np.flo
 
 
 def scale_scores(network: Network, factor: float) -> None:
-    """Multiply the head's scores, and so the sharpness of the probabilities."""
+    """Multiply the head's scores by `factor`: the inverse of a temperature."""
     with torch.no_grad():
         for parameter in network.head.parameters():
             parameter.mul_(factor)
@@ -221,22 +221,23 @@ def scale_scores(network: Network, factor: float) -> None:
 
 def _backbone_from(record: dict[str, Any]) -> Backbone:
     depths = tuple(Depth(**d) for d in record["depths"])
-    fixed = {"depths": depths, "mean": tuple(record["mean"]), "std": tuple(record["std"])}
-    return Backbone(**(record | fixed))
+    tuples = {"depths": depths, "mean": tuple(record["mean"]), "std": tuple(record["std"])}
+    return Backbone(**(record | tuples))
 
 
-MOST_PAIRS, MOST_OF_A_PAIR = 12, 4
-"""How many of the most confused pairs of classes are told with images, and with how many."""
+MAX_CONFUSED_PAIRS, MAX_MISTAKES_PER_PAIR = 12, 4
+"""Number of most confused class pairs whose mistakes an evaluation lists, and mistakes of each."""
 
 
 def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -> Evaluation:
-    """Judge a classifier on labelled images."""
-    probabilities = classifier.predict_proba([p.path for p in split], n_workers=n_workers)
+    """Evaluate a classifier on labelled images."""
+    paths = [image.path for image in split]
+    probabilities = classifier.predict_proba(paths, n_workers=n_workers)
     return judge(probabilities, split, classifier.classes)
 
 
 def judge(probabilities: Scores, split: Split, classes: tuple[str, ...]) -> Evaluation:
-    """Judge what a classifier said of labelled images: probabilities (n, classes)."""
+    """Evaluate predicted probabilities, (n, classes), of labelled images."""
     labels = labels_of(split)
     predicted = probabilities.argmax(axis=1)
     n_classes = len(classes)
@@ -262,15 +263,16 @@ def judge(probabilities: Scores, split: Split, classes: tuple[str, ...]) -> Eval
 def _mistakes(
     split: Split, classes: Sequence[str], probabilities: Scores, labels: Labels
 ) -> tuple[Mistake, ...]:
-    """List the surest mistakes of the most confused pairs of classes."""
+    """List the most confident mistakes of the most confused pairs of classes."""
     predicted = probabilities.argmax(axis=1)
-    sure = probabilities.max(axis=1)
+    confidence = probabilities.max(axis=1)
+    wrong = predicted != labels
     by_pair: dict[tuple[int, int], list[int]] = {}
-    for row in np.flatnonzero(predicted != labels)[np.argsort(-sure[predicted != labels])]:
+    for row in np.flatnonzero(wrong)[np.argsort(-confidence[wrong])]:
         by_pair.setdefault((int(labels[row]), int(predicted[row])), []).append(int(row))
-    worst = sorted(by_pair.items(), key=lambda pair: (-len(pair[1]), pair[0]))[:MOST_PAIRS]
+    pairs = sorted(by_pair.items(), key=lambda pair: (-len(pair[1]), pair[0]))
     return tuple(
-        Mistake(shown(split[row].path), classes[label], classes[taken], float(sure[row]))
-        for (label, taken), rows in worst
-        for row in rows[:MOST_OF_A_PAIR]
+        Mistake(shown(split[row].path), classes[label], classes[guess], float(confidence[row]))
+        for (label, guess), rows in pairs[:MAX_CONFUSED_PAIRS]
+        for row in rows[:MAX_MISTAKES_PER_PAIR]
     )

@@ -1,4 +1,4 @@
-"""Classifiers in the formats of others: ONNX, and timm's folders."""
+"""Export of classifiers to other formats: ONNX files and timm model folders."""
 
 import importlib
 from collections.abc import Mapping
@@ -11,11 +11,12 @@ FORMATS: Mapping[str, str] = {
     "onnx": "strategies.models.onnx_format",
     "timm": "strategies.models.timm_format",
 }
-"""Where each format's ``write(classifier, target)`` is; what it needs is only imported with it."""
+"""Module with ``write(classifier, target)`` of every format. It is imported only on use, because
+it may need optional packages."""
 
 
 def export(classifier: ImageClassifier, target: Path, format: str) -> None:
-    """Write a classifier in a format of `FORMATS`.
+    """Write a classifier in one of the `FORMATS`.
 
     Parameters
     ----------
@@ -25,10 +26,10 @@ def export(classifier: ImageClassifier, target: Path, format: str) -> None:
     Raises
     ------
     NotApplicable
-        If the format is unknown, needs a package that is not installed, or cannot hold this
-        classifier.
+        If the format is unknown, needs a package that is not installed, or cannot represent
+        this classifier.
     StorageError
-        If it cannot be written.
+        If the target cannot be written.
     """
     if format not in FORMATS:
         raise NotApplicable(unknown_name("format", format, FORMATS))

@@ -1,4 +1,4 @@
-"""One pass over the images: pooled activations of every depth, and BatchNorm moments."""
+"""Feature extraction: cached pooled activations of every depth, and BatchNorm input moments."""
 
 import contextlib
 import time
@@ -26,24 +26,24 @@ T = TypeVar("T")
 BATCH = 32
 CHANNELS_PER_LAYER = 64
 GRID = 14
-"""Moments are taken on a regular grid of about GRID x GRID positions where a map is larger."""
-ROUNDING_TOLERANCE, N_ROUNDED = 0.25, 8
-"""A low precision is used where, on some of the images, the pooled activations of every depth
-differ by at most this share (relative Euclidean length) from those in float32. EfficientNet-Lite
-differs by 0.05 to 0.17 in bfloat16; steel surfaces (0.09) then score 0.244 for 0.239 in similarity
-and 99.5% for 99.3% in the linear probe. More means a network that overflows or breaks down."""
+"""Moments of larger maps are taken on a regular grid of about GRID x GRID positions."""
+ROUNDING_TOLERANCE, N_ROUNDING_IMAGES = 0.25, 8
+"""Largest relative error (Euclidean norm) of the pooled activations of any depth, against float32
+on some images, at which a lower precision is used. EfficientNet-Lite has 0.05 to 0.17 in bfloat16.
+With 0.09 (steel surfaces) the similarity changes from 0.239 to 0.244 and the linear probe from
+99.3% to 99.5%. Larger errors mean that the network overflows or is numerically unstable."""
 DEAD_VARIANCE = 1e-4
-"""Channels whose running variance is below this share of their layer's median are left out."""
+"""Channels whose running variance is below this share of their layer's median are skipped."""
 _FORMAT = 3
 _COUNTS, _DEPTHS, _HEAD = "channels measured by layer", "depth of layers", "old head"
 _TIME, _ROUNDING = "milliseconds an image", "rounding error"
 _NETWORK = (_COUNTS, _DEPTHS, _HEAD, _ROUNDING)
-"""The rows of a space that belong to no image: with them, cached features need no network."""
+"""Cache rows about the network itself. With them, cached features are read without building it."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """What reaches every BatchNorm layer, in units of what reached it in pretraining.
+    """Moments of the inputs of every BatchNorm layer, standardised by its running statistics.
 
     With x an activation and (mu, var) the running statistics of its channel,
     z = (x - mu) / sqrt(var). The pretraining data have mean z = 0 and mean z**2 = 1.
@@ -51,13 +51,13 @@ class Moments:
     Attributes
     ----------
     mean, square
-        Means over the positions of z and of z**2 for every image, shape (n, channels).
+        Means of z and of z**2 over the positions of every image, shape (n, channels).
     layer
         Index of every channel's BatchNorm layer, shape (channels,).
     layer_share
-        Position of every layer in the body, 0 = input, 1 = output, shape (layers,).
+        Relative position of every layer in the body (0 = input, 1 = output), shape (layers,).
     layer_depth
-        The depth that every layer works for, counted from 1, shape (layers,).
+        First depth whose activations need the layer, counted from 1, shape (layers,).
     """
 
     mean: Rows
@@ -69,35 +69,32 @@ class Moments:
 
 @dataclass(frozen=True)
 class SourceHead:
-    """The linear layer that named the pretraining classes.
-
-    Weight (classes, d), bias (classes,).
-    """
+    """Pretrained linear head for the pretraining classes: weight (classes, d), bias (classes,)."""
 
     weight: Rows
     bias: Rows
     classes: tuple[str, ...]
 
     def logits(self, penultimate: Rows) -> Rows:
-        """Return what it says of penultimate activations (n, d): shape (n, classes)."""
+        """Return the logits, (n, classes), for penultimate activations (n, d)."""
         return penultimate @ self.weight.T + self.bias
 
 
 @dataclass(frozen=True)
 class Features:
-    """Pooled frozen activations of some images, row by row in their order.
+    """Pooled activations of a frozen backbone for some images, one row per image, in their order.
 
     Attributes
     ----------
     pooled
-        One array (n, channels) for every depth of the backbone.
+        One array (n, channels) per depth of the backbone.
     moments
         None for a network without BatchNorm.
-    old_head
-        None for a network without one, or with random weights. Its logits follow from the
-        penultimate activations, so they are neither stored nor part of the pass.
+    source_head
+        None for a network without a linear head, or with random weights. Its logits are computed
+        from the penultimate activations and not stored.
     ms_per_image
-        What an image's share of the pass took when it was last made, reading included.
+        Milliseconds per image, reading included, of the last timed forward pass.
     """
 
     pooled: tuple[Rows, ...]
@@ -107,71 +104,76 @@ class Features:
 
     @property
     def any_size(self) -> bool:
-        """Whether the network takes images of any size: with BatchNorm it is convolutional."""
+        """Whether the network takes any input size: it does with BatchNorm (convolutional)."""
         return self.moments is not None
 
     def at(self, depths: Iterable[int]) -> Rows:
-        """Return the activations of some depths (counted from 1) side by side, (n, d)."""
+        """Return the concatenated activations of some depths (counted from 1), (n, d)."""
         return np.concatenate([self.pooled[d - 1] for d in depths], axis=1)
 
 
 def extract_features(
     images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext
 ) -> Features:
-    """Run the frozen network once over every image that the cache does not hold.
+    """Run the frozen backbone over every image whose features are not in the cache.
 
     Parameters
     ----------
     images
-        Readable images; equal contents are computed once.
+        Readable images. Images with equal content are computed once.
 
     Raises
     ------
     OutOfTime
-        If the deadline passes first; what was computed until then stays in the cache.
+        If the deadline passes first. Batches computed before it stay in the cache.
     """
     space = _space(backbone, ctx)
-    digests = [p.digest for p in images]
+    digests = [image.digest for image in images]
     rows = ctx.cache.get(space, [*digests, *_NETWORK, _TIME])
-    missing = list({p.digest: p for p in images if p.digest not in rows}.values())
+    missing = list({image.digest: image for image in images if image.digest not in rows}.values())
     if _TIME not in rows:
         missing = missing or list(images[:BATCH])
     if missing or not rows.keys() >= set(_NETWORK):
         body, layout = _prepare(backbone, ctx)
-        about = {_COUNTS: layout.counts, _DEPTHS: layout.depths, _HEAD: _flat_head(body, backbone)}
+        head = _flat_head(body, backbone)
+        network_rows = {_COUNTS: layout.counts, _DEPTHS: layout.depths, _HEAD: head}
         if _ROUNDING not in rows:
-            about[_ROUNDING] = _rounding_error(images, body, backbone, ctx)
-        ctx.cache.put(space, about)
+            network_rows[_ROUNDING] = _rounding_error(images, body, backbone, ctx)
+        ctx.cache.put(space, network_rows)
         timed = len(missing) > BATCH or _TIME not in rows
-        rows |= about
-        is_safe = rows[_ROUNDING][0] <= ROUNDING_TOLERANCE
-        safe = ctx if is_safe else replace(ctx, precision=torch.float32)
-        rows |= _compute(missing, body, layout, backbone, safe, space, timed)
+        rows |= network_rows
+        is_precise = rows[_ROUNDING][0] <= ROUNDING_TOLERANCE
+        pass_ctx = ctx if is_precise else replace(ctx, precision=torch.float32)
+        rows |= _compute(missing, body, layout, backbone, pass_ctx, space, timed)
     return _assemble(np.stack([rows[d] for d in digests]), backbone, rows)
 
 
 def not_cached(
     images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext
 ) -> tuple[LabelledImage, ...]:
-    """Return the images that a pass would have to be made over."""
-    rows = ctx.cache.get(_space(backbone, ctx), [p.digest for p in images])
-    return tuple(p for p in images if p.digest not in rows)
+    """Return the images whose features are not in the cache."""
+    rows = ctx.cache.get(_space(backbone, ctx), [image.digest for image in images])
+    return tuple(image for image in images if image.digest not in rows)
 
 
 def _space(backbone: Backbone, ctx: RunContext) -> str:
     weights = ctx.seed if backbone.weights == "random" else backbone.digest
-    how = (backbone.input_px, backbone.interpolation, backbone.crop_pct, backbone.mean)
-    return space_name([_FORMAT, backbone.name, weights, *how, backbone.std, ctx.precision])
+    preprocessing = (backbone.input_px, backbone.interpolation, backbone.crop_pct, backbone.mean)
+    return space_name(
+        [_FORMAT, backbone.name, weights, *preprocessing, backbone.std, ctx.precision]
+    )
 
 
 @dataclass(frozen=True)
 class _Layout:
-    """Which BatchNorm channels are measured: (module name, channel numbers) layer by layer.
+    """BatchNorm channels to measure.
 
     Attributes
     ----------
+    channels
+        Module name and channel numbers of every layer.
     depths
-        The depth that every layer works for, counted from 1.
+        First depth whose activations need the layer, counted from 1, for every layer.
     """
 
     channels: tuple[tuple[str, Tensor], ...]
@@ -179,7 +181,7 @@ class _Layout:
 
     @property
     def counts(self) -> Rows:
-        """Number of channels measured in every layer."""
+        """Number of measured channels of every layer."""
         return np.array([len(c) for _, c in self.channels], dtype=np.float32)
 
 
@@ -199,21 +201,21 @@ def _prepare(backbone: Backbone, ctx: RunContext) -> tuple[Body, _Layout]:
 
 
 def _depths_of(modules: Sequence[str], net: nn.Module, backbone: Backbone) -> Rows:
-    """Return the depth that each module works for: the first cut point not complete before it.
+    """Return for each module the first depth that needs it: the next cut point after it.
 
-    By the order in which the network lists its modules, which costs no pass.
+    The order is that of ``named_modules``, so that no forward pass is needed.
     """
-    place = {name: i for i, (name, _) in enumerate(net.named_modules())}
+    position = {name: i for i, (name, _) in enumerate(net.named_modules())}
     ends = [
-        max(i for name, i in place.items() if f"{name}.".startswith(f"{depth.name}."))
+        max(i for name, i in position.items() if f"{name}.".startswith(f"{depth.name}."))
         for depth in backbone.depths[:-1]
     ]
-    found = [1 + sum(end < place[name] for end in ends) for name in modules]
-    return np.array(found, dtype=np.float32)
+    depths = [1 + sum(end < position[name] for end in ends) for name in modules]
+    return np.array(depths, dtype=np.float32)
 
 
 def _flat_head(body: Body, backbone: Backbone) -> Rows:
-    """Return the old head's weight and bias in one row, or a single number without a head."""
+    """Return the source head's weight and bias in one row, or a single 0 without a head."""
     head = source_head(body.net, backbone.depths[-1].channels)
     if head is None or backbone.weights == "random":
         return np.zeros(1, dtype=np.float32)
@@ -223,7 +225,7 @@ def _flat_head(body: Body, backbone: Backbone) -> Rows:
 
 
 def _live_channels(norm: nn.BatchNorm2d) -> Tensor:
-    """Choose at most `CHANNELS_PER_LAYER` channels, evenly spaced among those not dead."""
+    """Choose at most `CHANNELS_PER_LAYER` channels, evenly spaced among the live ones."""
     assert norm.running_var is not None
     variance = norm.running_var
     live = torch.nonzero(variance > DEAD_VARIANCE * variance.median()).flatten()
@@ -241,23 +243,23 @@ def _compute(
     timed: bool,
 ) -> dict[str, Rows]:
     rows: dict[str, Rows] = {}
-    spent: list[float] = []
+    batch_ms: list[float] = []
     done, start = 0, time.perf_counter()
-    with torch.inference_mode(), _watch(body.net, layout) as seen, ctx.cache.kept_open():
-        for pixels in batches([p.path for p in images], backbone, ctx.n_workers):
+    with torch.inference_mode(), _watch(body.net, layout) as moments, ctx.cache.kept_open():
+        for pixels in batches([i.path for i in images], backbone, ctx.n_workers):
             ctx.check_time()
             batch = images[done : done + len(pixels)]
             with ctx.autocast():
                 pooled = body.activations(to_input(pixels, backbone, ctx.device))
-            parts = [*pooled, *(seen[name] for name, _ in layout.channels)]
+            parts = [*pooled, *(moments[name] for name, _ in layout.channels)]
             matrix = torch.cat([p.float() for p in parts], dim=1).cpu().numpy()
-            fresh = {p.digest: row for p, row in zip(batch, matrix, strict=True)}
-            spent.append(1000 * (time.perf_counter() - start) / len(batch))
+            new_rows = {image.digest: row for image, row in zip(batch, matrix, strict=True)}
+            batch_ms.append(1000 * (time.perf_counter() - start) / len(batch))
             start = time.perf_counter()
-            if timed:  # the first batch warms up, and counts only where it is alone
-                fresh[_TIME] = np.array([np.median(spent[1:] or spent)], dtype=np.float32)
-            ctx.cache.put(space, fresh)
-            rows |= fresh
+            if timed:  # the first batch is a warm-up, counted only if there is no other
+                new_rows[_TIME] = np.array([np.median(batch_ms[1:] or batch_ms)], np.float32)
+            ctx.cache.put(space, new_rows)
+            rows |= new_rows
             done += len(batch)
             ctx.on_progress("features", done, len(images))
     return rows
@@ -267,13 +269,13 @@ def _compute(
 def _rounding_error(
     images: Sequence[LabelledImage], body: Body, backbone: Backbone, ctx: RunContext
 ) -> Rows:
-    """Compare a few images' activations in the context's precision with float32, shape (1,).
+    """Return the largest relative error over the depths in the context's precision, shape (1,).
 
-    Return the largest relative difference over the depths; infinite if not all are finite.
+    Activations of a few images are compared with float32. Infinite if not all are finite.
     """
     if ctx.precision == torch.float32:
         return np.zeros(1, dtype=np.float32)
-    (pixels,) = batches([p.path for p in images[:N_ROUNDED]], backbone, ctx.n_workers)
+    (pixels,) = batches([i.path for i in images[:N_ROUNDING_IMAGES]], backbone, ctx.n_workers)
     batch = to_input(pixels, backbone, ctx.device)
     with ctx.autocast():
         rounded = body.activations(batch)
@@ -284,8 +286,11 @@ def _rounding_error(
 
 @contextlib.contextmanager
 def _watch(net: nn.Module, layout: _Layout) -> Iterator[dict[str, Tensor]]:
-    """Record, at every forward pass, [mean z, mean z**2] of the watched channels by layer."""
-    seen: dict[str, Tensor] = {}
+    """Record [mean z, mean z**2] of the channels of every layer, at every forward pass.
+
+    The yielded dictionary holds one tensor (n, 2 * channels) per layer, by module name.
+    """
+    moments: dict[str, Tensor] = {}
     handles = []
     for name, channels in layout.channels:
         norm = net.get_submodule(name)
@@ -295,7 +300,7 @@ def _watch(net: nn.Module, layout: _Layout) -> Iterator[dict[str, Tensor]]:
         mean = norm.running_mean[channels]
         scale = (norm.running_var[channels] + norm.eps).rsqrt()
 
-        def note(
+        def record(
             _: nn.Module,
             inputs: tuple[Tensor],
             name: str = name,
@@ -309,11 +314,11 @@ def _watch(net: nn.Module, layout: _Layout) -> Iterator[dict[str, Tensor]]:
             average = flat.mean(2)
             variance = (flat - average[:, :, None]).square_().mean(2)
             z = (average - mean) * scale
-            seen[name] = torch.cat([z, variance * scale**2 + z**2], dim=1)
+            moments[name] = torch.cat([z, variance * scale**2 + z**2], dim=1)
 
-        handles.append(norm.register_forward_pre_hook(note))
+        handles.append(norm.register_forward_pre_hook(record))
     try:
-        yield seen
+        yield moments
     finally:
         for handle in handles:
             handle.remove()
@@ -322,7 +327,7 @@ def _watch(net: nn.Module, layout: _Layout) -> Iterator[dict[str, Tensor]]:
 def batches(
     paths: Sequence[Path], backbone: Backbone, n_workers: int, size: int = BATCH
 ) -> Iterator[Pixels]:
-    """Yield centre-cropped pixels in order, uint8 (n, px, px, 3), read ahead in threads."""
+    """Yield batches of centre crops in order, uint8 (n, px, px, 3), prefetched in threads."""
 
     def read(chunk: Sequence[Path]) -> Pixels:
         return np.stack([eval_pixels(path, backbone) for path in chunk])
@@ -333,9 +338,9 @@ def batches(
 def read_ahead(
     paths: Sequence[Path], read: Callable[[Sequence[Path]], T], n_workers: int, size: int = BATCH
 ) -> Iterator[T]:
-    """Yield what `read` makes of `size` paths at a time, in order, some of them ahead in threads.
+    """Yield the results of `read` for `size` paths at a time, in order, prefetched in threads.
 
-    Decoding lets other threads run, so that the images to come are read beside the network.
+    Decoding releases the GIL, so that the next images are read while the network computes.
     """
     waiting: deque[Future[T]] = deque()
     with ThreadPoolExecutor(n_workers) as pool:
@@ -348,7 +353,7 @@ def read_ahead(
 
 
 def eval_pixels(path: Path, backbone: Backbone) -> Pixels:
-    """Read an image as the network is to see it: centre crop, (px, px, 3)."""
+    """Read the centre crop of an image for evaluation, uint8 (px, px, 3)."""
     image = read_image(path)
     box = centre_box(image.width, image.height, backbone.input_px, backbone.crop_pct)
     return resize_box(image, box, backbone.input_px, backbone.interpolation)
@@ -357,7 +362,7 @@ def eval_pixels(path: Path, backbone: Backbone) -> Pixels:
 def to_input(pixels: Pixels, backbone: Backbone, device: torch.device) -> Tensor:
     """Move uint8 pixels (n, h, w, 3) to the device as normalised floats (n, 3, h, w)."""
     images = torch.from_numpy(pixels)
-    if device.type == "cuda":  # only a copy from pinned memory runs beside the network
+    if device.type == "cuda":  # only copies from pinned memory overlap with computation
         images = images.pin_memory()
     images = images.to(device, non_blocking=True)
     mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1)
@@ -373,10 +378,10 @@ def _read_head(flat: Rows, backbone: Backbone) -> SourceHead | None:
     return SourceHead(weight.reshape(n_classes, -1), bias, source_classes(backbone, n_classes))
 
 
-def _assemble(matrix: Rows, backbone: Backbone, about: Mapping[str, Rows]) -> Features:
-    head = _read_head(about[_HEAD], backbone)
-    ms_per_image = float(about[_TIME][0])
-    counts = about[_COUNTS].astype(np.int64)
+def _assemble(matrix: Rows, backbone: Backbone, network_rows: Mapping[str, Rows]) -> Features:
+    head = _read_head(network_rows[_HEAD], backbone)
+    ms_per_image = float(network_rows[_TIME][0])
+    counts = network_rows[_COUNTS].astype(np.int64)
     widths = [d.channels for d in backbone.depths]
     *pooled, rest = np.split(matrix, np.cumsum(widths), axis=1)
     if not len(counts):
@@ -389,6 +394,6 @@ def _assemble(matrix: Rows, backbone: Backbone, about: Mapping[str, Rows]) -> Fe
         np.concatenate(columns[1::2], axis=1),
         layer,
         share,
-        about[_DEPTHS].astype(np.int64),
+        network_rows[_DEPTHS].astype(np.int64),
     )
     return Features(tuple(pooled), moments, head, ms_per_image)

@@ -1,4 +1,4 @@
-"""A body and a linear head."""
+"""Network: a body with a linear head, and its scores for images."""
 
 import numpy as np
 import torch
@@ -13,24 +13,24 @@ from strategies.models.features import batches, to_input
 
 
 class Network(nn.Module):
-    """A body and a linear head: normalised images (n, 3, h, w) to scores (n, classes)."""
+    """A body with a linear head: normalised images (n, 3, h, w) to scores (n, classes)."""
 
     def __init__(self, body: Body, head: nn.Linear) -> None:
         super().__init__()
         self.body, self.head = body, head
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the scores, whose softmax are the probabilities."""
+        """Return the scores (logits). Their softmax is the class probabilities."""
         scores: Tensor = self.head(self.body(images).float())
         return scores
 
 
 @torch.inference_mode()
 def scores_of(network: Network, split: Split, backbone: Backbone, ctx: RunContext) -> Scores:
-    """Return the scores of a split's images, centre crops, shape (n, classes)."""
+    """Return the scores of the centre crops of a split's images, shape (n, classes)."""
     network.eval()
     parts = []
-    for pixels in batches([p.path for p in split], backbone, ctx.n_workers):
+    for pixels in batches([image.path for image in split], backbone, ctx.n_workers):
         with ctx.autocast():
             parts.append(network(to_input(pixels, backbone, ctx.device)).float().cpu().numpy())
     return np.concatenate(parts)

@@ -1,4 +1,4 @@
-"""Classifiers as ONNX files; importing this needs the extra ``onnx``."""
+"""Export to ONNX files. Importing this module needs the extra ``onnx``."""
 
 import contextlib
 import json
@@ -17,9 +17,9 @@ from strategies.models.classifier import ImageClassifier
 
 
 def write(classifier: ImageClassifier, path: Path) -> None:
-    """Write an ONNX model: ``images`` (n, 3, px, px), normalised, to ``probabilities``.
+    """Write an ONNX model: normalised ``images`` (n, 3, px, px) to ``probabilities``.
 
-    How images become ``images`` stands in the model's metadata, with the classes.
+    The class names and the preprocessing of images are stored in the model's metadata.
 
     Raises
     ------
@@ -27,7 +27,7 @@ def write(classifier: ImageClassifier, path: Path) -> None:
         If the file cannot be written.
     """
     backbone = classifier.backbone
-    contract = {
+    metadata = {
         "classes": list(classifier.classes),
         "input_px": backbone.input_px,
         "crop_pct": backbone.crop_pct,
@@ -35,7 +35,7 @@ def write(classifier: ImageClassifier, path: Path) -> None:
         "mean": backbone.mean,
         "std": backbone.std,
         "preparation": "upright RGB; short side resized to int(input_px / crop_pct) by Pillow "
-        "(with antialiasing), the middle input_px x input_px cut out, both in one step; scaled to "
+        "(with antialiasing) and centre crop of input_px x input_px, both in one step; scaled to "
         "0..1; minus mean, divided by std",
         "exporter": f"onnxscript {onnxscript.__version__}",
     }
@@ -58,7 +58,7 @@ def write(classifier: ImageClassifier, path: Path) -> None:
         )
     assert program is not None
     proto = program.model_proto
-    onnx.helper.set_model_props(proto, {k: json.dumps(v) for k, v in contract.items()})
+    onnx.helper.set_model_props(proto, {k: json.dumps(v) for k, v in metadata.items()})
     try:
         onnx.save(proto, path)
     except OSError as error:
@@ -67,7 +67,7 @@ def write(classifier: ImageClassifier, path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's remarks on its own internals to itself."""
+    """Suppress warnings and log messages of torch's ONNX exporter."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

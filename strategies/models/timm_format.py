@@ -1,4 +1,4 @@
-"""Classifiers as folders that ``timm.create_model("local-dir:...", pretrained=True)`` reads."""
+"""Export to model folders that ``timm.create_model("local-dir:...", pretrained=True)`` reads."""
 
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,16 @@ from strategies.models.backbone import Backbone, save_for_timm
 from strategies.models.classifier import ImageClassifier
 
 TOLERANCE = 1e-4
+"""Largest difference of probabilities between the classifier and its timm network."""
 
 
 def write(classifier: ImageClassifier, folder: Path) -> None:
-    """Write ``config.json`` and ``model.safetensors`` with timm's own names of parameters.
+    """Write ``config.json`` and ``model.safetensors`` with timm's parameter names.
 
     Raises
     ------
     NotApplicable
-        If the classifier is no whole network of timm's with one linear head.
+        If the classifier is not a whole timm network with one linear head.
     StorageError
         If the folder cannot be written.
     """
@@ -32,41 +33,41 @@ def write(classifier: ImageClassifier, folder: Path) -> None:
 
 
 def as_timm_model(classifier: ImageClassifier) -> nn.Module:
-    """Return the classifier as one network of timm's: its scores are the same.
+    """Return the classifier as one timm network with the same scores.
 
     Raises
     ------
     NotApplicable
-        If its head reads more than the last activations, or the architecture's own classifier
-        computes anything else.
+        If its head reads other activations than the penultimate ones, or if the classifier layer
+        of the architecture is not one linear layer on them.
     """
     backbone, depths = classifier.backbone, classifier.depths
     if depths != (backbone.n_depths,):
         where = ", ".join(backbone.depths[d - 1].name for d in depths)
         raise NotApplicable(
-            f"This {classifier.strategy} classifier reads its images at {where}, which no "
-            "network of timm's does. Export it as onnx, or choose a strategy that keeps the "
-            "whole network."
+            f"The head of this {classifier.strategy} classifier reads the activations of {where}. "
+            "A timm network reads only the penultimate ones. Export it as onnx, or choose a "
+            "strategy that keeps the whole network."
         )
     with torch.random.fork_rng([]):
-        net: Any = backbone.with_random_weights().build()  # timm's networks have no common type
+        net: Any = backbone.with_random_weights().build()  # timm's networks share no type
         net.reset_classifier(len(classifier.classes))
     head = net.get_classifier()
     name = next((n for n, m in net.named_modules() if m is head), None)
     if not isinstance(head, nn.Linear) or name is None:
-        raise NotApplicable(_other_head(backbone))
+        raise NotApplicable(_unsupported_head(backbone))
     state = {k: v.cpu() for k, v in classifier.network.body.net.state_dict().items()}
     state |= {f"{name}.{k}": v.cpu() for k, v in classifier.network.head.state_dict().items()}
-    missing = net.load_state_dict(state, strict=False)
-    if missing.missing_keys or missing.unexpected_keys or not _agree(net, classifier):
-        raise NotApplicable(_other_head(backbone))
-    whole: nn.Module = net.eval()
-    return whole
+    keys = net.load_state_dict(state, strict=False)
+    if keys.missing_keys or keys.unexpected_keys or not _agree(net, classifier):
+        raise NotApplicable(_unsupported_head(backbone))
+    model: nn.Module = net.eval()
+    return model
 
 
 @torch.inference_mode()
 def _agree(net: nn.Module, classifier: ImageClassifier) -> bool:
-    """Whether both networks give an image of noise the same probabilities."""
+    """Whether both networks predict the same probabilities for images of noise."""
     px = classifier.backbone.input_px
     noise = torch.randn(2, 3, px, px, generator=torch.Generator().manual_seed(0))
     device = next(classifier.network.parameters()).device
@@ -76,8 +77,8 @@ def _agree(net: nn.Module, classifier: ImageClassifier) -> bool:
     return bool(difference.abs().max() <= TOLERANCE)
 
 
-def _other_head(backbone: Backbone) -> str:
+def _unsupported_head(backbone: Backbone) -> str:
     return (
-        f"{backbone.name} ends in something else than one linear layer on its last activations, "
-        "so its classifier does not fit into timm's form. Export it as onnx."
+        f"The classifier layer of {backbone.name} in timm is not one linear layer on the "
+        "penultimate activations, so timm's format cannot hold this classifier. Export it as onnx."
     )

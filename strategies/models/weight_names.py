@@ -1,4 +1,4 @@
-"""What parameters of embedded weights are called in timm."""
+"""Translation of efficientnet_pytorch parameter names to timm's."""
 
 from torch import nn
 
@@ -8,8 +8,9 @@ from strategies.core.errors import BackboneError
 def timm_key(key: str, net: nn.Module) -> str:
     """Translate a parameter name of efficientnet_pytorch (``_blocks.3._bn0.bias``) to timm's.
 
-    There, blocks are counted through and every block names its expansion, depthwise and
-    projection layers; timm counts stage and block, and the first block has no expansion.
+    efficientnet_pytorch numbers the blocks of the whole network and names the expansion,
+    depthwise and projection layers of a block. timm numbers stages, and blocks within a stage.
+    The first block has no expansion layer.
     """
     outside = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head"}
     outside |= {"_bn1": "bn2", "_fc": "classifier"}
@@ -36,4 +37,4 @@ def _stage_and_block(net: nn.Module, number: int) -> tuple[int, int]:
         if number < size:
             return stage, number
         number -= size
-    raise BackboneError("The weights hold more blocks than the architecture.")
+    raise BackboneError("The weights hold more blocks than the architecture has.")

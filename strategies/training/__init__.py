@@ -1,1 +1,1 @@
-"""Training by gradient descent: the epoch loop and all that it is set up with."""
+"""Gradient training: training loop, recipes, data loading, checkpoints, data-parallel training."""

@@ -1,4 +1,4 @@
-"""A training written to disk, so that it can go on where it was interrupted."""
+"""Checkpoints: save the state of a training run to disk, so that it can be resumed."""
 
 import hashlib
 import json
@@ -20,30 +20,30 @@ from strategies.models.backbone import Backbone
 from strategies.training.recipe import Recipe
 
 _FORMAT = 2
-# What files that are missing, cut short or no checkpoints at all lead to.
-_DAMAGE = (OSError, SafetensorError, ValueError, LookupError, TypeError)
+# Exceptions raised for missing, truncated or invalid checkpoint files.
+_READ_ERRORS = (OSError, SafetensorError, ValueError, LookupError, TypeError)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a training needs to go on: tensors by name, and plain values for JSON."""
+    """State of a training run: tensors by name, and JSON-serialisable values by name."""
 
     tensors: Mapping[str, Tensor]
     values: Mapping[str, Any]
 
 
 class Checkpoint:
-    """One file: safetensors, with the plain values as JSON in its metadata. No pickle.
+    """Checkpoint file: safetensors, with the values as JSON in its metadata. No pickle.
 
-    What belongs to another training (recipe, images, backbone, seed), or is damaged, counts as
-    absent and is replaced by the next `write`.
+    A file that is damaged, or belongs to another training run (recipe, images, backbone, seed),
+    is treated as absent and is replaced by the next `write`.
     """
 
     def __init__(self, path: Path, identity: str) -> None:
         self.path, self.identity = path, identity
 
     def read(self, device: torch.device) -> Snapshot | None:
-        """Return what was written last, or None."""
+        """Return the last snapshot; None if there is no valid one of this training run."""
         try:
             with safe_open(self.path, framework="pt", device="cpu") as file:
                 about = json.loads(file.metadata()["about"])
@@ -51,12 +51,12 @@ class Checkpoint:
             if about["identity"] != self.identity or about["digest"] != _digest(tensors):
                 return None
             values: dict[str, Any] = about["values"]
-        except _DAMAGE:
+        except _READ_ERRORS:
             return None
         return Snapshot({name: t.to(device) for name, t in tensors.items()}, values)
 
     def write(self, snapshot: Snapshot) -> None:
-        """Write all or nothing: a reader sees the old file or the whole new one.
+        """Write the checkpoint atomically: a reader sees either the old file or the new one.
 
         Raises
         ------
@@ -84,7 +84,13 @@ class Checkpoint:
             raise StorageError(f"The checkpoint {self.path} cannot be written: {error}") from error
 
     def remove(self) -> None:
-        """Delete the file of a training that is done."""
+        """Delete the checkpoint after the training run has finished.
+
+        Raises
+        ------
+        StorageError
+            If the file cannot be deleted.
+        """
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
@@ -92,7 +98,7 @@ class Checkpoint:
 
 
 def identity_of(dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext) -> str:
-    """Name a training by everything that decides what it computes, the deadline left out."""
+    """Return a hash of everything that determines a training run's result, except the deadline."""
     parts = (
         [_FORMAT, torch.__version__, asdict(recipe), asdict(backbone), dataset.classes],
         [ctx.seed, ctx.device.type, str(ctx.precision)],
@@ -102,8 +108,8 @@ def identity_of(dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunCo
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name in sorted(tensors):
-        found.update(name.encode())
-        found.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        digest.update(name.encode())
+        digest.update(tensors[name].contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

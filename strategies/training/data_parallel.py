@@ -1,12 +1,13 @@
-"""Processes that train one network together: each takes a share of every batch (data-parallel).
+"""Data-parallel training: several processes train one network, each on a share of every batch.
 
-Each holds the whole network. Gradients, and the statistics of BatchNorm layers that learn theirs,
-are added up over all shares, so the weights are those of one process, but for rounding. Rank 0 is
-the process that was there before; it alone judges, writes checkpoints and decides when to stop.
+Each process holds the whole network. Gradients, and the statistics of BatchNorm layers that train
+theirs, are summed over all processes, so the weights are those of a single process except for
+rounding. Rank 0 is the process that started the others; it alone validates, writes checkpoints and
+decides when to stop.
 
-Gradients are added up once a step instead of while they are computed, as torch's own
-DistributedDataParallel does: so each process can compute its share in as many parts as its memory
-wants.
+Gradients are summed once per step, not during the backward pass as in torch's
+DistributedDataParallel. So each process may split its share into as many micro-batches as its
+memory requires.
 """
 
 import contextlib
@@ -31,49 +32,49 @@ from strategies.core.errors import TransferError
 from strategies.core.progress import ignore_note, ignore_progress
 from strategies.kernels.torch_function import Calls
 
-PATIENCE = timedelta(minutes=30)
-"""Longer than judging on validation takes, in which the others wait."""
-_LAST_WORDS_S = 1.0
-"""How long a process that dies may take to say why."""
+TIMEOUT = timedelta(minutes=30)
+"""Timeout of collective operations. Longer than validation, during which the other ranks wait."""
+_ERROR_WAIT_S = 1.0
+"""Seconds to wait for the error message of a failed process."""
 _READY = "ready"
 
 
 @dataclass(frozen=True)
 class DataParallelGroup:
-    """One of `size` processes that train together; the one that trains alone by default."""
+    """Process group of data-parallel training, seen from one rank. Default: a single process."""
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
-    def share(self, n: int) -> NDArray[np.intp]:
-        """Return which of the `n` rows of a batch are this process's.
+    def shard(self, n: int) -> NDArray[np.intp]:
+        """Return the rows of a batch of `n` that this rank processes.
 
-        The first and the last belong together, and so on: mixup mixes them.
+        Row i and row n - 1 - i go to the same rank, because mixup pairs them.
         """
-        front = np.array_split(np.arange((n + 1) // 2), self.size)[self.rank]
+        front = np.array_split(np.arange((n + 1) // 2), self.world_size)[self.rank]
         back = (n - 1 - front)[::-1]
         return np.concatenate([front, back[back >= (n + 1) // 2]])
 
-    def agree(self, value: float) -> float:
-        """Return the value of rank 0."""
-        if self.size == 1:
+    def broadcast(self, value: float) -> float:
+        """Return the value of rank 0 on every rank."""
+        if self.world_size == 1:
             return value
-        told = torch.tensor(value, dtype=torch.float64)
-        distributed.broadcast(told, src=0)
-        return float(told)
+        tensor = torch.tensor(value, dtype=torch.float64)
+        distributed.broadcast(tensor, src=0)
+        return float(tensor)
 
-    def all(self, fine: bool) -> bool:
-        """Whether all is well in every process."""
-        if self.size == 1:
-            return fine
-        told = torch.tensor(int(fine))
-        distributed.all_reduce(told, distributed.ReduceOp.MIN)
-        return bool(told)
+    def all_reduce_and(self, ok: bool) -> bool:
+        """Return whether the value is true on all ranks."""
+        if self.world_size == 1:
+            return ok
+        tensor = torch.tensor(int(ok))
+        distributed.all_reduce(tensor, distributed.ReduceOp.MIN)
+        return bool(tensor)
 
-    def add_up(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace gradients by their sums over all processes."""
+    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace the gradients by their sums over all ranks."""
         gradients = [p.grad for p in parameters if p.grad is not None]
-        if self.size == 1 or not gradients:
+        if self.world_size == 1 or not gradients:
             return
         flat = torch.cat([g.reshape(-1) for g in gradients])
         distributed.all_reduce(flat)
@@ -81,9 +82,9 @@ class DataParallelGroup:
         for gradient, part in zip(gradients, parts, strict=True):
             gradient.copy_(part.view(gradient.shape))
 
-    def norms(self) -> contextlib.AbstractContextManager[object]:
-        """Let BatchNorm layers that learn statistics learn those of the whole batch."""
-        return contextlib.nullcontext() if self.size == 1 else _SharedNorms()
+    def sync_batch_norm(self) -> contextlib.AbstractContextManager[object]:
+        """Return a context in which BatchNorm layers in train mode use the whole batch."""
+        return contextlib.nullcontext() if self.world_size == 1 else _SyncBatchNorm()
 
 
 SINGLE_PROCESS = DataParallelGroup()
@@ -93,48 +94,51 @@ SINGLE_PROCESS = DataParallelGroup()
 def start_group(
     work: Callable[..., None], job: Sequence[object], ctx: RunContext, batch_size: int
 ) -> Iterator[DataParallelGroup]:
-    """Start the other processes for the length of this block; each does ``work(dp_group, ctx, *job)``.
+    """Run the worker processes while the block runs; each calls ``work(dp_group, ctx, *job)``.
 
     Raises
     ------
     TransferError
-        If one of them fails, or there are too few images in a batch.
+        If a process fails, or a batch has fewer than two images per process.
     """
-    size = ctx.n_processes
-    if size == 1:
+    world_size = ctx.n_processes
+    if world_size == 1:
         yield SINGLE_PROCESS
         return
-    if size > batch_size // 2:
-        raise TransferError(f"--ddp {size}: a batch of {batch_size} is too small.")
+    if world_size > batch_size // 2:
+        raise TransferError(
+            f"--ddp {world_size}: a batch of {batch_size} images is too small for {world_size} "
+            f"processes. Use --ddp {max(1, batch_size // 2)} or less."
+        )
     spawn = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        meeting = (Path(folder) / "meeting").as_uri()
-        ends = []
-        for rank in range(1, size):
-            own, its = spawn.Pipe()
-            context = _context_of(ctx, rank)
-            arguments = (its, meeting, DataParallelGroup(rank, size), context, work, job)
-            process = spawn.Process(target=_take_part, args=arguments, daemon=True)
+        init_method = (Path(folder) / "rendezvous").as_uri()
+        pipes = []
+        for rank in range(1, world_size):
+            pipe, worker_pipe = spawn.Pipe()
+            dp_group, context = DataParallelGroup(rank, world_size), _worker_context(ctx, rank)
+            arguments = (worker_pipe, init_method, dp_group, context, work, job)
+            process = spawn.Process(target=_run_worker, args=arguments, daemon=True)
             process.start()
-            its.close()  # so that its death ends the pipe
+            worker_pipe.close()  # so that the pipe ends when the process does
             stack.callback(process.join)
             stack.callback(process.kill)
-            ends.append(own)
+            pipes.append(pipe)
         try:
-            for said in map(_heard, ends):
-                if said != _READY:
-                    raise TransferError(f"A process of --ddp failed: {said}")
-            stack.enter_context(_met(meeting, DataParallelGroup(0, size)))
-            yield DataParallelGroup(0, size)
-        except RuntimeError as error:  # a process is gone; or the error is this one's own
-            for end in ends:
-                if end.poll(_LAST_WORDS_S):
-                    raise TransferError(f"A process of --ddp failed: {_heard(end)}") from error
+            for message in map(_receive, pipes):
+                if message != _READY:
+                    raise TransferError(f"A process of --ddp failed: {message}")
+            stack.enter_context(_process_group(init_method, DataParallelGroup(0, world_size)))
+            yield DataParallelGroup(0, world_size)
+        except RuntimeError as error:  # a worker process failed, or this process did
+            for pipe in pipes:
+                if pipe.poll(_ERROR_WAIT_S):
+                    raise TransferError(f"A process of --ddp failed: {_receive(pipe)}") from error
             raise
 
 
-def _context_of(ctx: RunContext, rank: int) -> RunContext:
-    """Return the context of another process: the next device, and nobody who listens."""
+def _worker_context(ctx: RunContext, rank: int) -> RunContext:
+    """Return the run context of a worker process: its own device, and no callbacks."""
     device = ctx.device
     if device.type == "cuda":
         device = torch.device("cuda", (device.index or 0) + rank)
@@ -149,45 +153,45 @@ def _context_of(ctx: RunContext, rank: int) -> RunContext:
     )
 
 
-def _heard(end: Connection) -> str:
-    """Return what another process says next."""
+def _receive(pipe: Connection) -> str:
+    """Return the next message of a worker process."""
     try:
-        return str(end.recv())
+        return str(pipe.recv())
     except EOFError:
-        return "it died without a word"
+        return "it ended without an error message"
 
 
-def _take_part(
-    end: Connection,
-    meeting: str,
+def _run_worker(
+    pipe: Connection,
+    init_method: str,
     dp_group: DataParallelGroup,
     ctx: RunContext,
     work: Callable[..., None],
     job: Sequence[object],
 ) -> None:
-    """Be one of the other processes, from start to end."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which ends the others
+    """Run a worker process; send an error to rank 0."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops rank 0, which stops the workers
     if ctx.device.type == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // dp_group.size))
+        torch.set_num_threads(max(1, torch.get_num_threads() // dp_group.world_size))
     try:
-        end.send(_READY)
-        with _met(meeting, dp_group), ctx.seeded():
+        pipe.send(_READY)
+        with _process_group(init_method, dp_group), ctx.seeded():
             work(dp_group, ctx, *job)
     except (TransferError, RuntimeError) as error:
-        with contextlib.suppress(OSError):  # rank 0 may be gone
-            end.send(str(error).splitlines()[0] if str(error) else repr(error))
+        with contextlib.suppress(OSError):  # rank 0 may have ended
+            pipe.send(str(error).splitlines()[0] if str(error) else repr(error))
 
 
 @contextlib.contextmanager
-def _met(meeting: str, dp_group: DataParallelGroup) -> Iterator[None]:
-    """Be connected: over gloo, and over nccl what lies on GPUs."""
+def _process_group(init_method: str, dp_group: DataParallelGroup) -> Iterator[None]:
+    """Join the process group inside the block: gloo for CPU tensors, nccl for GPU tensors."""
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     distributed.init_process_group(
         backend,
-        init_method=meeting,
+        init_method=init_method,
         rank=dp_group.rank,
-        world_size=dp_group.size,
-        timeout=PATIENCE,
+        world_size=dp_group.world_size,
+        timeout=TIMEOUT,
     )
     try:
         yield
@@ -195,11 +199,11 @@ def _met(meeting: str, dp_group: DataParallelGroup) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-class _SharedNorms(Calls):
-    """Inside this context BatchNorm takes its statistics from the batches of all processes.
+class _SyncBatchNorm(Calls):
+    """Context in which BatchNorm computes its statistics over the batches of all ranks.
 
-    torch's SyncBatchNorm does so too, on GPUs alone and as another module, which would change what
-    a classifier is saved as.
+    torch's SyncBatchNorm works on GPUs only. It is also another module, which would change the
+    saved classifier.
     """
 
     def call(
@@ -220,42 +224,42 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Normalise as `torch.nn.functional.batch_norm`, whose arguments these are."""
-    given = (running_mean, running_var, weight, bias)
+    """Normalise like `torch.nn.functional.batch_norm`, with statistics over all ranks."""
+    parameters = (running_mean, running_var, weight, bias)
     if not training:
-        return functional.batch_norm(images, *given, False, momentum, eps)
+        return functional.batch_norm(images, *parameters, False, momentum, eps)
     values = images.float()
     axes = [axis for axis in range(values.ndim) if axis != 1]
     shape = [1, -1, *[1] * (values.ndim - 2)]
-    n = _Sum.apply(values.new_tensor(float(values.numel() // values.shape[1])))
-    mean = _Sum.apply(values.sum(axes)) / n
+    n = _AllReduceSum.apply(values.new_tensor(float(values.numel() // values.shape[1])))
+    mean = _AllReduceSum.apply(values.sum(axes)) / n
     centred = values - mean.view(shape)
-    variance = _Sum.apply(centred.square().sum(axes)) / n
+    variance = _AllReduceSum.apply(centred.square().sum(axes)) / n
     with torch.no_grad():
         if running_mean is not None and running_var is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             unbiased = variance * n / (n - 1)
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    found = centred * torch.rsqrt(variance + eps).view(shape)
+    scaled = centred * torch.rsqrt(variance + eps).view(shape)
     if weight is not None:
-        found = found * weight.view(shape)
+        scaled = scaled * weight.view(shape)
     if bias is not None:
-        found = found + bias.view(shape)
-    normalised: Tensor = found.to(images.dtype)
+        scaled = scaled + bias.view(shape)
+    normalised: Tensor = scaled.to(images.dtype)
     return normalised
 
 
-class _Sum(torch.autograd.Function):
-    """The sum over all processes, and of the slopes on the way back."""
+class _AllReduceSum(torch.autograd.Function):
+    """Differentiable sum over all ranks: all-reduce of the value and of its gradient."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor) -> Tensor:
-        found = value.clone()
-        distributed.all_reduce(found)
-        return found
+        total = value.clone()
+        distributed.all_reduce(total)
+        return total
 
     @staticmethod
-    def backward(ctx: Any, slope: Tensor) -> Tensor:
-        found = slope.contiguous().clone()
-        distributed.all_reduce(found)
-        return found
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        total = gradient.contiguous().clone()
+        distributed.all_reduce(total)
+        return total

@@ -1,4 +1,4 @@
-"""Train images in batches: an order, random crops, and threads that read ahead."""
+"""Data loading for training: shuffled batches, random crops, and prefetching worker threads."""
 
 import contextlib
 from collections import deque
@@ -22,20 +22,20 @@ from strategies.models.network import Network
 from strategies.training.data_parallel import SINGLE_PROCESS, DataParallelGroup
 from strategies.training.recipe import Recipe
 
-KEPT_BYTES = 1 << 30
-"""Decoded train images are kept in memory up to this size."""
+IMAGE_CACHE_BYTES = 1 << 30
+"""Size up to which decoded train images are kept in memory."""
 
 
 class Crops:
-    """Random crops of a split's images; what is drawn depends on the seed and a key alone."""
+    """Random crops of a split's images, each determined by the seed and a key."""
 
     def __init__(self, split: Split, backbone: Backbone, recipe: Recipe, seed: int) -> None:
         self.split, self.backbone, self.recipe, self.seed = split, backbone, recipe, seed
-        self._kept: dict[int, Image.Image] = {}
-        self._kept_bytes = 0
+        self._cached: dict[int, Image.Image] = {}
+        self._cached_bytes = 0
 
     def crop(self, row: int, *key: int) -> Pixels:
-        """Draw one crop of an image, (px, px, 3)."""
+        """Return one random crop of an image, (px, px, 3)."""
         rng = np.random.default_rng([self.seed, *key])
         image = self._image(row)
         box = random_box(image.width, image.height, self.recipe.min_area, rng)
@@ -43,20 +43,20 @@ class Crops:
         return pixels[:, ::-1] if self.recipe.hflip and rng.random() < 0.5 else pixels
 
     def _image(self, row: int) -> Image.Image:
-        if row in self._kept:
-            return self._kept[row]
+        if row in self._cached:
+            return self._cached[row]
         path = self.split[row].path
         try:
             image = read_image(path)
         except UnreadableImage as error:
             raise DataError(
-                f"{path} could be read before and cannot any more: {error}. "
+                f"{path} was readable when the dataset was loaded, and is not any more: {error}. "
                 "Restore it, or remove it from the dataset, and start again."
             ) from error
         size = 3 * image.width * image.height
-        if self._kept_bytes + size <= KEPT_BYTES:
-            self._kept[row] = image
-            self._kept_bytes += size
+        if self._cached_bytes + size <= IMAGE_CACHE_BYTES:
+            self._cached[row] = image
+            self._cached_bytes += size
         return image
 
 
@@ -68,96 +68,96 @@ def train_batches(
     first: int = 0,
     dp_group: DataParallelGroup = SINGLE_PROCESS,
 ) -> Generator[tuple[Sequence[int], Pixels]]:
-    """Yield batches without end: row numbers and augmented pixels; the same for the same seed.
+    """Yield batches forever: row numbers and augmented pixels, reproducible for a seed.
 
     Parameters
     ----------
     first
-        Number of the first batch: a resumed training leaves out those that it has seen.
-    team
-        Whose share of every batch is yielded.
+        Number of the first batch; a resumed run skips the batches before it.
+    dp_group
+        Process whose share of every batch is yielded.
 
     Raises
     ------
     DataError
         If an image can no longer be read.
     TransferError
-        If a worker fails for any other reason.
+        If a worker thread fails for any other reason.
     """
     crops = Crops(split, backbone, recipe, ctx.seed)
-    places = dp_group.share(recipe.batch_size).tolist()
+    own = dp_group.shard(recipe.batch_size).tolist()
 
     def draw(number: int, rows: Sequence[int]) -> Pixels:
-        return np.stack([crops.crop(row, number, i) for i, row in zip(places, rows, strict=True)])
+        return np.stack([crops.crop(row, number, i) for i, row in zip(own, rows, strict=True)])
 
-    waiting: deque[tuple[list[int], Future[Pixels]]] = deque()
+    pending: deque[tuple[list[int], Future[Pixels]]] = deque()
     with ThreadPoolExecutor(ctx.n_workers) as pool:
         try:
-            for number, drawn in enumerate(row_batches(len(split), recipe.batch_size, ctx.seed)):
+            for number, batch in enumerate(row_batches(len(split), recipe.batch_size, ctx.seed)):
                 if number < first:
                     continue
-                rows = [drawn[i] for i in places]
-                waiting.append((rows, pool.submit(draw, number, rows)))
-                if len(waiting) > ctx.n_workers:
-                    batch, pixels = waiting.popleft()
-                    yield batch, result_of(pixels)
+                rows = [batch[i] for i in own]
+                pending.append((rows, pool.submit(draw, number, rows)))
+                if len(pending) > ctx.n_workers:
+                    rows, pixels = pending.popleft()
+                    yield rows, result_of(pixels)
         finally:
-            for _, pixels in waiting:
+            for _, pixels in pending:
                 pixels.cancel()
 
 
 def result_of(work: Future[Pixels]) -> Pixels:
-    """Return what a worker made; whatever it died of becomes an error with a sentence."""
+    """Return the result of a worker thread; turn unexpected exceptions into a TransferError."""
     try:
         return work.result()
     except TransferError:
         raise
-    except (Exception, SystemExit) as error:  # a worker's last words, whatever they are
+    except (Exception, SystemExit) as error:  # any failure of the worker
         raise TransferError(
-            f"A worker that reads images died ({type(error).__name__}: {error}), so the "
-            "training was stopped. Run it again; if it happens again, use fewer workers."
+            f"A worker thread that reads images failed ({type(error).__name__}: {error}), so "
+            "training was stopped. Run it again. If it fails again, use fewer workers."
         ) from error
 
 
 def row_batches(n: int, size: int, seed: int) -> Iterator[list[int]]:
-    """Yield batches of row numbers from one random order after the other, without end."""
+    """Yield batches of row numbers forever: each epoch is a random permutation of all rows."""
     rng = np.random.default_rng(seed)
-    waiting: list[int] = []
+    queue: list[int] = []
     while True:
-        while len(waiting) < size:
-            waiting += rng.permutation(n).tolist()
-        yield waiting[:size]
-        waiting = waiting[size:]
+        while len(queue) < size:
+            queue += rng.permutation(n).tolist()
+        yield queue[:size]
+        queue = queue[size:]
 
 
 class Inputs(Protocol):
-    """Batches for a network, on its device."""
+    """Source of train batches and validation batches for a network, on its device."""
 
     @property
     def kind(self) -> str:
-        """Return what the batches hold: belongs to the identity of a training."""
+        """Return what the batches hold; part of the identity of a checkpoint."""
         ...
 
     @property
     def network(self) -> Network:
-        """Return what they are for: the network, or what follows its frozen prefix."""
+        """Return the network to train: the whole one, or the part after its frozen stages."""
         ...
 
     def batches(self, first: int) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Yield augmented train batches without end from number `first` on, with their rows."""
+        """Yield rows and images of augmented train batches forever, from batch `first` on."""
         ...
 
-    def shared(self, dp_group: DataParallelGroup) -> "Inputs":
-        """Return inputs that yield a process's share of every train batch."""
+    def shard(self, dp_group: DataParallelGroup) -> "Inputs":
+        """Return inputs that yield one process's share of every train batch."""
         ...
 
     def val(self) -> Iterator[Tensor]:
-        """Yield the validation images, centre crops, in order."""
+        """Yield batches of the validation images (centre crops), in order."""
         ...
 
 
 class ImageInputs:
-    """Images from their files, cropped again every time."""
+    """Inputs that read image files, with new random crops in every epoch."""
 
     kind = "images"
 
@@ -174,7 +174,7 @@ class ImageInputs:
         self.recipe, self.ctx, self.dp_group = recipe, ctx, dp_group
 
     def batches(self, first: int) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Yield augmented train batches without end from number `first` on, with their rows."""
+        """Yield rows and images of augmented train batches forever, from batch `first` on."""
         found = train_batches(
             self.dataset.train, self.backbone, self.recipe, self.ctx, first, self.dp_group
         )
@@ -183,14 +183,14 @@ class ImageInputs:
                 images = to_input(pixels, self.backbone, self.ctx.device)
                 yield rows, images.to(memory_format=torch.channels_last)
 
-    def shared(self, dp_group: DataParallelGroup) -> Inputs:
-        """Return inputs that yield a process's share of every train batch."""
+    def shard(self, dp_group: DataParallelGroup) -> Inputs:
+        """Return inputs that yield one process's share of every train batch."""
         return ImageInputs(
             self.network, self.dataset, self.backbone, self.recipe, self.ctx, dp_group
         )
 
     def val(self) -> Iterator[Tensor]:
-        """Yield the validation images, centre crops, in order."""
+        """Yield batches of the validation images (centre crops), in order."""
         paths = [p.path for p in self.dataset.val]
         for pixels in batches(paths, self.backbone, self.ctx.n_workers):
             yield to_input(pixels, self.backbone, self.ctx.device)

@@ -1,4 +1,4 @@
-"""Whether images may be mirrored: whether those of a class lean to one side.
+"""Flip symmetry: measure whether horizontal flips preserve the classes of a dataset.
 
 References
 ----------
@@ -20,99 +20,107 @@ from strategies.models.backbone import Backbone, half_size
 from strategies.models.multi_view import extract_views
 
 MAX_IMAGES, PER_CLASS = 128, 8
-"""What a class leans to is seen on about this many images, so many of a class or more."""
+"""Number of images measured in total (about), and the minimum quota per class."""
 SMALLEST_PX = 96
+"""Smallest input size to which the images are reduced."""
 _TINY = 1e-3
 
 
 @dataclass(frozen=True)
 class FlipAsymmetry:
-    """How much alike the images of a class differ from their mirror images.
+    """Agreement, within classes, of the differences between images and their horizontal flips.
 
     Attributes
     ----------
     cosine
-        Between the differences (activations of an image minus those of its mirror image) of two
-        images of a class, mean over such pairs and over depths, in [-1, 1]: 0 on the average
-        where a mirror image is as likely as the image, as of animals; above 0 where a class has
-        a side, as letters have. Unbiased. Comparable between datasets on one backbone.
+        Cosine similarity of the differences (activations of an image minus those of its flip) of
+        two images of a class; mean over such pairs and over depths, in [-1, 1]. Its expectation
+        is 0 if an image and its flip are equally likely (animals), and above 0 if a class has an
+        orientation (letters). Unbiased. Comparable between datasets on one backbone.
     noise
-        Its standard deviation were the classes without sides; infinite if no class has two
-        images.
+        Standard deviation of the cosine if the classes are flip-symmetric. Infinite if no class
+        has two images.
     """
 
     cosine: float
     noise: float
 
 
-UNSEEN = FlipAsymmetry(0.0, np.inf)
-"""Where no two images tell."""
+UNKNOWN = FlipAsymmetry(0.0, np.inf)
+"""Value if no class has two images of different groups."""
 
 
 def measure_flip_asymmetry(
     images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext, *, any_size: bool
 ) -> FlipAsymmetry:
-    """See by some of the images, at half the input size, whether their classes have sides.
+    """Measure the flip asymmetry on a sample of the images, at half the input size.
 
     Parameters
     ----------
     any_size
-        Whether the network takes smaller images too.
+        Whether the network accepts smaller inputs. If not, the full input size is used.
 
     Raises
     ------
     OutOfTime
         If the deadline passes first.
     """
-    chosen = _some_of_each(images, ctx.seed)
+    sample = _sample_per_class(images, ctx.seed)
     small = half_size(backbone, SMALLEST_PX) if any_size else backbone
-    seen = extract_views(chosen, small, ctx, 2).mean
-    return flip_asymmetry([both[:, 0] for both in seen], [both[:, 1] for both in seen], chosen)
+    views = extract_views(sample, small, ctx, 2).mean
+    return flip_asymmetry([both[:, 0] for both in views], [both[:, 1] for both in views], sample)
 
 
 def flip_asymmetry(
-    plain: Sequence[Rows], mirrored: Sequence[Rows], images: Sequence[LabelledImage]
+    plain: Sequence[Rows], flipped: Sequence[Rows], images: Sequence[LabelledImage]
 ) -> FlipAsymmetry:
-    """Compare activations of images, (n, d) for every depth, with those of their mirror images.
+    """Return the flip asymmetry, given activations of images and of their flips.
 
-    Pairs within a group (duplicates, frames of one track) do not count.
+    Pairs of images within a group (duplicates, frames of one track) do not count.
+
+    Parameters
+    ----------
+    plain, flipped
+        Activations, one array (n, d) per depth.
     """
     labels, groups = labels_of(tuple(images)), groups_of(tuple(images))
     pairs = (labels[:, None] == labels) & (groups[:, None] != groups)
     if not pairs.any():
-        return UNSEEN
-    cosines = np.mean([_cosines(a, b) for a, b in zip(plain, mirrored, strict=True)], axis=0)
+        return UNKNOWN
+    cosines = np.mean([_cosines(a, b) for a, b in zip(plain, flipped, strict=True)], axis=0)
     terms = np.where(pairs, cosines, 0) / pairs.sum()
-    between = _summed(_summed(terms, groups).T, groups)  # a group's differences have one sign
+    between = _sum_by_group(_sum_by_group(terms, groups).T, groups)  # one sign per group
     return FlipAsymmetry(float(between.sum()), float(np.sqrt(2 * np.square(between).sum())))
 
 
-def _cosines(plain: Rows, mirrored: Rows) -> NDArray[np.float64]:
-    both = np.concatenate([plain, mirrored]).astype(np.float64)
+def _cosines(plain: Rows, flipped: Rows) -> NDArray[np.float64]:
+    """Return the cosine similarities of all pairs of standardised differences, (n, n)."""
+    both = np.concatenate([plain, flipped]).astype(np.float64)
     scale = both.std(axis=0) + _TINY * both.std()
-    difference = (plain - mirrored) / np.where(scale > 0, scale, 1)
+    difference = (plain - flipped) / np.where(scale > 0, scale, 1)
     length = np.linalg.norm(difference, axis=1, keepdims=True)
     unit = np.divide(difference, length, out=np.zeros_like(difference), where=length > 0)
     cosines: NDArray[np.float64] = unit @ unit.T
     return cosines
 
 
-def _summed(terms: NDArray[np.float64], groups: Labels) -> NDArray[np.float64]:
+def _sum_by_group(terms: NDArray[np.float64], groups: Labels) -> NDArray[np.float64]:
+    """Sum the rows of each group."""
     numbers = np.unique(groups, return_inverse=True)[1]
     total = np.zeros((numbers.max() + 1, terms.shape[1]))
     np.add.at(total, numbers, terms)
     return total
 
 
-def _some_of_each(images: Sequence[LabelledImage], seed: int) -> tuple[LabelledImage, ...]:
-    """Draw images of as many classes as there is room for, some of each."""
+def _sample_per_class(images: Sequence[LabelledImage], seed: int) -> tuple[LabelledImage, ...]:
+    """Sample images class by class, up to a quota for each class and a total of `MAX_IMAGES`."""
     by_class: dict[int, list[LabelledImage]] = {}
     for i in content_order((p.digest for p in images), seed):
         by_class.setdefault(images[i].label, []).append(images[i])
     quota = max(PER_CLASS, MAX_IMAGES // len(by_class))
-    kept: list[LabelledImage] = []
-    for own in by_class.values():
-        kept += own[:quota]
-        if len(kept) >= MAX_IMAGES:
+    sample: list[LabelledImage] = []
+    for of_class in by_class.values():
+        sample += of_class[:quota]
+        if len(sample) >= MAX_IMAGES:
             break
-    return tuple(kept)
+    return tuple(sample)

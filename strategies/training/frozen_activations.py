@@ -1,8 +1,9 @@
-"""The frozen first stages run once: their activations are kept in a file while the rest learns.
+"""Cache of frozen-stage activations: run the frozen stages once, train the rest on their outputs.
 
-Every train image is seen in a few random crops, every validation image in its centre crop.
-The file has no name, so nothing of it is left behind, however the training ends. Training runs that
-freeze the same stages of the same network and see the same crops share it (`RunContext.activation_store`).
+The activations of a few random crops of every train image, and of the centre crop of every
+validation image, are stored in a file. The file is unnamed, so it disappears however the training
+run ends. Training runs that freeze the same stages of the same network and use the same crops
+share it (`RunContext.activation_store`).
 """
 
 import contextlib
@@ -38,49 +39,54 @@ from strategies.training.dataloader import (
 )
 from strategies.training.recipe import Recipe
 
-VIEWS_PER_EPOCH, MOST_VIEWS = 0.3, 16
-"""Random crops kept of every train image: fewer than there are epochs, or nothing is saved."""
+VIEWS_PER_EPOCH, MAX_VIEWS = 0.3, 16
+"""Random crops per train image: as a share of the number of epochs, and at most. With as many
+crops as epochs nothing would be saved."""
 MOST_BYTES = 8 << 30
-"""A larger file is not written."""
+"""Maximum size of a file, and of all files of an activation store."""
 DISK_SHARE = 0.5
-"""Share of the free disk that the file may take."""
-_IMAGES = 8
+"""Maximum size of the file as a share of the free disk space."""
+_BATCH = 8
+"""Train images whose crops are one forward pass."""
 TIME_SHARE = 0.5
-"""Share of the time left that filling the file may take; else the steps have too little of it."""
-_LARGEST_HALF = 6e4
+"""Maximum time to fill the file, as a share of the time left. The training steps need the rest."""
+_MAX_HALF = 6e4
+"""Largest magnitude that is stored; float16 ends at 65,504."""
 
 
 class NotCached(Exception):
-    """The frozen prefix is not run once; the message is the reason, empty if it is none."""
+    """Activations are not cached. The message says why; it is empty if caching would not pay."""
 
 
-class _Reached(Exception):
-    """Ends a forward pass at the cut, with what was computed."""
+class _CutReached(Exception):
+    """Stops a forward pass at the cut point, and carries the activations there."""
 
     def __init__(self, activations: Tensor) -> None:
-        super().__init__("the cut is reached")
+        super().__init__("cut point reached")
         self.activations = activations
 
 
 @dataclass(frozen=True)
 class CachedPrefix:
-    """Activations behind the frozen stages, and the rest of the network that learns from them.
+    """Inputs that yield cached activations, for the part of the network after the frozen stages.
 
     Attributes
     ----------
-    train, centre
+    network
+        The part of the network after the frozen stages.
+    train, val_rows
         Activations of train and validation images, (n, views, ...) and (n, ...), float16, on disk.
     """
 
     network: Network
     train: NDArray[Any]
-    centre: NDArray[Any]
+    val_rows: NDArray[Any]
     recipe: Recipe
     ctx: RunContext
     kind: str = "frozen prefix"
 
     def batches(self, first: int) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Yield train batches without end; an image's views take turns from epoch to epoch."""
+        """Yield rows and activations of train batches forever, with another view in each epoch."""
         n, views = self.train.shape[:2]
         size = self.recipe.batch_size
         for number, rows in enumerate(row_batches(n, size, self.ctx.seed)):
@@ -88,15 +94,15 @@ class CachedPrefix:
                 epochs = (number * size + np.arange(size)) // n
                 yield rows, self._tensor(self.train[rows, (np.asarray(rows) + epochs) % views])
 
-    def shared(self, dp_group: DataParallelGroup) -> "CachedPrefix":
-        """Return itself: what follows a frozen prefix is trained by one process."""
-        assert dp_group.size == 1
+    def shard(self, dp_group: DataParallelGroup) -> "CachedPrefix":
+        """Return these inputs: with cached activations a single process trains."""
+        assert dp_group.world_size == 1
         return self
 
     def val(self) -> Iterator[Tensor]:
-        """Yield the centre views of the validation images, in order."""
-        for start in range(0, len(self.centre), self.recipe.batch_size):
-            yield self._tensor(self.centre[start : start + self.recipe.batch_size])
+        """Yield the activations of the validation images (centre crops), in order."""
+        for start in range(0, len(self.val_rows), self.recipe.batch_size):
+            yield self._tensor(self.val_rows[start : start + self.recipe.batch_size])
 
     def _tensor(self, rows: NDArray[Any]) -> Tensor:
         values = torch.from_numpy(rows.astype(np.float32)).to(self.ctx.device)
@@ -111,13 +117,13 @@ def cached_prefix(
     recipe: Recipe,
     ctx: RunContext,
 ) -> CachedPrefix:
-    """Fill the file, or take up what another training left.
+    """Compute the activations of the frozen stages, or reuse those of another training run.
 
     Raises
     ------
     NotCached
-        If nothing is frozen, the crops are seen too seldom to be worth keeping, the network
-        cannot be taken up behind the cut, or the file would not fit.
+        If nothing is frozen, there are too few epochs for caching to pay, the network cannot be
+        split at the cut point, or the file would be too large.
     """
     views = _views(dataset, recipe)
     prefix = _Prefix(network, backbone.depths[recipe.frozen_stages - 1].name, ctx)
@@ -125,17 +131,17 @@ def cached_prefix(
     with ThreadPoolExecutor(1) as pool:
         sample = result_of(pool.submit(lambda: np.stack([crops.crop(0, 0, 0)])))
     images = to_input(sample, backbone, ctx.device)
-    rest = _rest(network, stage, recipe.frozen_stages)
-    _check_same(network, prefix, rest, images)
+    suffix = _suffix(network, stage, recipe.frozen_stages)
+    _check_split(network, prefix, suffix, images)
     shape = prefix(images).shape[1:]
     n = len(dataset.train) * views
 
-    def parts(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    def split_rows(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         return rows[:n].reshape(len(dataset.train), views, *shape), rows[n:]
 
     def fill() -> NDArray[Any]:
         rows = _file(n + len(dataset.val), shape, ctx)
-        train, val = parts(rows)
+        train, val = split_rows(rows)
         _fill_train(train, prefix, crops, backbone, ctx)
         _fill_val(val, prefix, dataset, backbone, ctx)
         return rows
@@ -146,7 +152,7 @@ def cached_prefix(
         rows = ctx.activation_store.get(
             _key(network, stage, dataset, backbone, recipe, views, ctx), fill
         )
-    return CachedPrefix(rest, *parts(rows), recipe, ctx)
+    return CachedPrefix(suffix, *split_rows(rows), recipe, ctx)
 
 
 def _key(
@@ -158,7 +164,7 @@ def _key(
     views: int,
     ctx: RunContext,
 ) -> Hashable:
-    """Return all that the activations depend on: weights, images, crops, rounding."""
+    """Return the key of the activations: frozen weights, images, crops, device and precision."""
     weights = hashlib.sha256()
     for name, value in network.body.net.state_dict().items():
         if stage.get(name.rpartition(".")[0], 0) <= recipe.frozen_stages:
@@ -170,17 +176,17 @@ def _key(
 
 
 def _views(dataset: Dataset, recipe: Recipe) -> int:
-    """Return the number of crops to keep of every image."""
+    """Return the number of crops per train image."""
     epochs = recipe.steps * recipe.batch_size / len(dataset.train)
     if not recipe.frozen_stages or epochs <= 1:
         raise NotCached
     if recipe.mixes:
-        raise NotCached("mixup and cutmix mix images, not activations.")
-    return min(MOST_VIEWS, int(np.ceil(VIEWS_PER_EPOCH * epochs)))
+        raise NotCached("mixup and cutmix need images, not activations.")
+    return min(MAX_VIEWS, int(np.ceil(VIEWS_PER_EPOCH * epochs)))
 
 
 class _Prefix:
-    """The network up to the cut, in eval mode."""
+    """The network up to and including the cut point, in eval mode."""
 
     def __init__(self, network: Network, cut: str, ctx: RunContext) -> None:
         self.body, self.ctx = network.body, ctx
@@ -189,44 +195,44 @@ class _Prefix:
     @torch.no_grad()
     def __call__(self, images: Tensor, precision: torch.dtype | None = None) -> Tensor:
         def stop(_: nn.Module, __: object, output: Tensor) -> None:
-            raise _Reached(output)
+            raise _CutReached(output)
 
         self.body.eval()
         handle = self.cut.register_forward_hook(stop)
         try:
             with self.ctx.autocast() if precision is None else contextlib.nullcontext():
                 self.body(images.to(memory_format=torch.channels_last))
-        except _Reached as reached:
+        except _CutReached as reached:
             return reached.activations.float()
         finally:
             handle.remove()
-        raise NotCached("the network does not pass through its own cut point.")
+        raise NotCached("the forward pass does not reach the cut point.")
 
 
-def _rest(network: Network, stage: Mapping[str, int], frozen: int) -> Network:
-    """Copy the network with its frozen modules replaced by ones that hand on what they get."""
-    rest = copy.deepcopy(network)
-    net = rest.body.net
+def _suffix(network: Network, stage: Mapping[str, int], frozen: int) -> Network:
+    """Return a copy of the network with its frozen modules replaced by identities."""
+    suffix = copy.deepcopy(network)
+    net = suffix.body.net
     for name in [n for n, _ in net.named_modules() if n]:
         parent_name, _, child = name.rpartition(".")
         inside = [s for n, s in stage.items() if f"{n}.".startswith(f"{name}.")]
         if inside and max(inside) <= frozen and _has(net, name):
             setattr(net.get_submodule(parent_name), child, nn.Identity())
-    return rest
+    return suffix
 
 
 def _has(net: nn.Module, name: str) -> bool:
-    """Whether a module is still there, its parents not yet replaced."""
+    """Return whether a module still exists, i.e. no parent of it was replaced."""
     return name in dict(net.named_modules())
 
 
 @torch.no_grad()
-def _check_same(network: Network, prefix: _Prefix, rest: Network, images: Tensor) -> None:
-    """Refuse networks whose rest, fed with the activations at the cut, computes something else."""
-    why = "this network cannot be taken up behind its frozen stages."
-    network.eval(), rest.eval()
+def _check_split(network: Network, prefix: _Prefix, suffix: Network, images: Tensor) -> None:
+    """Raise NotCached unless prefix and suffix together compute what the network does."""
+    why = "this network cannot be split after its frozen stages."
+    network.eval(), suffix.eval()
     try:
-        found = rest(prefix(images, torch.float32))
+        found = suffix(prefix(images, torch.float32))
         expected = network(images)
     except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
         raise NotCached(why) from error
@@ -235,9 +241,9 @@ def _check_same(network: Network, prefix: _Prefix, rest: Network, images: Tensor
 
 
 def _file(n: int, shape: Sequence[int], ctx: RunContext) -> NDArray[np.float16]:
-    """Map a nameless file of `n` rows of half precision, in the cache's folder.
+    """Map an unnamed file of `n` rows of half precision, in the cache folder.
 
-    It is gone from the disk as soon as nobody reads it.
+    It disappears from the disk once nothing reads it any more.
     """
     size = 2 * n * int(np.prod(shape))
     folder = ctx.cache.path.parent
@@ -248,18 +254,18 @@ def _file(n: int, shape: Sequence[int], ctx: RunContext) -> NDArray[np.float16]:
     free = shutil.disk_usage(folder).free
     if size > min(MOST_BYTES, DISK_SHARE * free):
         raise NotCached(
-            f"what they make of all images takes {size / 1e9:.1f} GB; at most "
+            f"their activations for all images take {size / 1e9:.1f} GB; at most "
             f"{MOST_BYTES / 1e9:.1f} GB and half of the {free / 1e9:.1f} GB free are used."
         )
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            if hasattr(os, "posix_fallocate"):  # a full disk is told now, not by a signal later
+            if hasattr(os, "posix_fallocate"):  # a full disk fails here, not by a signal later
                 os.posix_fallocate(file.fileno(), 0, size)
             else:
                 file.truncate(size)
             return np.memmap(file, dtype=np.float16, shape=(n, *shape))
     except OSError as error:
-        raise NotCached(f"{folder} cannot hold them: {error}.") from error
+        raise NotCached(f"their activations cannot be stored in {folder}: {error}.") from error
 
 
 def _fill_train(
@@ -269,27 +275,28 @@ def _fill_train(
     backbone: Backbone,
     ctx: RunContext,
 ) -> None:
-    """Run the prefix over every view; each image is read once."""
+    """Compute the activations of all views of all train images. Each image is read once."""
     n, views = rows.shape[:2]
 
     def draw(start: int) -> Pixels:
-        chosen = range(start, min(start + _IMAGES, n))
-        return np.stack([crops.crop(row, row, view) for row in chosen for view in range(views)])
+        batch = range(start, min(start + _BATCH, n))
+        return np.stack([crops.crop(row, row, view) for row in batch for view in range(views)])
 
     with ThreadPoolExecutor(ctx.n_workers) as pool:
-        starts = list(range(0, n, _IMAGES))
+        starts = list(range(0, n, _BATCH))
         read_ahead = ctx.n_workers + 1
-        waiting = [pool.submit(draw, start) for start in starts[:read_ahead]]
-        begun, left_s = time.monotonic(), ctx.seconds_left()
+        pending = [pool.submit(draw, start) for start in starts[:read_ahead]]
+        start_s, left_s = time.monotonic(), ctx.seconds_left()
         for number, start in enumerate(starts):
-            if number and (time.monotonic() - begun) * len(starts) / number > TIME_SHARE * left_s:
-                raise NotCached("there is no time to run them over every image first.")
-            pixels = result_of(waiting.pop(0))
+            used_s = time.monotonic() - start_s
+            if number and used_s * len(starts) / number > TIME_SHARE * left_s:
+                raise NotCached("there is no time to compute their activations for all images.")
+            pixels = result_of(pending.pop(0))
             if number + read_ahead < len(starts):
-                waiting.append(pool.submit(draw, starts[number + read_ahead]))
-            found = _half(prefix(to_input(pixels, backbone, ctx.device)))
-            rows[start : start + _IMAGES] = found.reshape(-1, views, *found.shape[1:])
-            ctx.on_progress("frozen stages", min(start + _IMAGES, n), n)
+                pending.append(pool.submit(draw, starts[number + read_ahead]))
+            values = _half(prefix(to_input(pixels, backbone, ctx.device)))
+            rows[start : start + _BATCH] = values.reshape(-1, views, *values.shape[1:])
+            ctx.on_progress("frozen stages", min(start + _BATCH, n), n)
 
 
 def _fill_val(
@@ -299,6 +306,7 @@ def _fill_val(
     backbone: Backbone,
     ctx: RunContext,
 ) -> None:
+    """Compute the activations of all validation images."""
     done = 0
     for pixels in batches([p.path for p in dataset.val], backbone, ctx.n_workers):
         ctx.check_time()
@@ -307,9 +315,9 @@ def _fill_val(
 
 
 def _half(activations: Tensor) -> NDArray[np.float16]:
-    """Round to half precision, refusing what does not fit into it."""
-    if not float(activations.abs().max()) < _LARGEST_HALF:
-        raise NotCached("their activations are too large for half precision.")
+    """Convert to half precision; raise NotCached if a value does not fit."""
+    if not float(activations.abs().max()) < _MAX_HALF:
+        raise NotCached("their activations exceed the range of half precision.")
     return activations.half().cpu().numpy()
 
 
@@ -321,13 +329,13 @@ def make_inputs(
     recipe: Recipe,
     ctx: RunContext,
 ) -> Inputs:
-    """Run a frozen prefix once and feed on what it made; feed on images where that cannot be.
+    """Return cached activations of the frozen stages, or images where they cannot be cached.
 
-    The reason why not is told by ``ctx.on_note``.
+    The reason for not caching is reported to ``ctx.on_note``.
     """
     try:
         return cached_prefix(network, stage, dataset, backbone, recipe, ctx)
     except NotCached as reason:
         if str(reason):
-            ctx.on_note(f"The frozen stages run again for every image: {reason}")
+            ctx.on_note(f"The frozen stages run in every training step: {reason}")
         return ImageInputs(network, dataset, backbone, recipe, ctx)

@@ -1,4 +1,4 @@
-"""Training from a pretrained network whose head already knows the dataset (LP-FT)."""
+"""LP-FT: fit a linear probe, then fine-tune the network from it, then calibrate."""
 
 from dataclasses import dataclass, replace
 
@@ -18,20 +18,20 @@ from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network, scale_scores, set_head
 from strategies.models.features import extract_features
 from strategies.models.network import Network
-from strategies.training.flip_symmetry import UNSEEN, measure_flip_asymmetry
+from strategies.training.flip_symmetry import UNKNOWN, measure_flip_asymmetry
 from strategies.training.recipe import Defaults, Recipe, fine_tune_defaults
-from strategies.training.reinit import PASSES, needs_reinit, reinitialise
+from strategies.training.reinit import REINIT_PASSES, needs_reinit, reinitialise
 from strategies.training.trainer import ROUNDS, train
 
 TEMPERATURE_SPREAD = float(np.log(2))
-"""A trained network's temperature is a half to two, two times in three, before validation is seen."""
+"""Prior standard deviation of the log temperature: two in three are between a half and two."""
 PASSES_PER_STEP = 3.0
-"""A trained image costs its forward pass and a backward pass of about twice that."""
+"""Cost of one trained image in forward passes: the backward pass costs about two."""
 
 
 @dataclass(frozen=True)
 class Start:
-    """Where a fine-tune begins: the probe that becomes its head, and the defaults for it."""
+    """Starting point of fine-tuning: the probe used as head, and default hyperparameters."""
 
     head: Head
     defaults: Defaults
@@ -40,12 +40,12 @@ class Start:
 def prepare(
     dataset: Dataset, backbone: Backbone, ctx: RunContext, hflip: bool | None = None
 ) -> Start:
-    """Fit a linear probe on train by cross-validation, and see what it leaves to learn, and how.
+    """Fit a cross-validated linear probe on train, and derive fine-tuning defaults from it.
 
     Parameters
     ----------
     hflip
-        Whether images are mirrored, where that is settled; None: as they allow.
+        Whether images are randomly flipped horizontally. None: decided from the images.
 
     Raises
     ------
@@ -60,30 +60,30 @@ def prepare(
             dataset.train, backbone, ctx, any_size=features.any_size
         )
         return Start(head, fine_tune_defaults(features, accuracy, flip_asymmetry))
-    return Start(head, replace(fine_tune_defaults(features, accuracy, UNSEEN), hflip=hflip))
+    return Start(head, replace(fine_tune_defaults(features, accuracy, UNKNOWN), hflip=hflip))
 
 
 def _probe(penultimate: Scores, dataset: Dataset, ctx: RunContext) -> tuple[Head, float]:
-    """Fit a linear probe to train, and return it with its out-of-fold accuracy."""
+    """Return a linear probe fitted to train, and its out-of-fold accuracy."""
     labels = labels_of(dataset.train)
-    tried = cross_validate(
+    found = cross_validate(
         penultimate,
         labels,
         dataset.n_classes,
         folds=fold_numbers(labels, ctx.seed, groups=groups_of(dataset.train)),
         device=ctx.device,
     )
-    strength = tried.strengths[tried.best]
+    strength = found.strengths[found.best]
     head = fit_head(penultimate, labels, dataset.n_classes, strength, device=ctx.device)
-    return head, float(tried.correct[tried.best].mean())
+    return head, float(found.correct[found.best].mean())
 
 
 def fine_tune(
     dataset: Dataset, backbone: Backbone, start: Start, recipe: Recipe, ctx: RunContext
 ) -> Network:
-    """Train head and body together, beginning with the probe as the head.
+    """Train body and head together, with the probe as the initial head; calibrate the result.
 
-    Where the recipe makes part of the network new, the probe is fitted again to what it says then.
+    If the recipe reinitialises part of the network, the probe is refitted to the new features.
 
     References
     ----------
@@ -102,14 +102,16 @@ def fine_tune(
 
 
 def calibrate(network: Network, scores: Scores | None, dataset: Dataset) -> None:
-    """Scale a trained network's scores by the temperature that fits validation; none without val.
+    """Calibrate a trained network by temperature scaling on the validation images.
 
-    A few validation images move it little from 1, many move it freely (`TEMPERATURE_SPREAD`).
+    With few images the temperature is shrunk to 1 (`TEMPERATURE_SPREAD` is the prior's standard
+    deviation).
 
     Parameters
     ----------
     scores
-        Of the validation images, shape (n, classes), as `train` returns them.
+        Scores of the validation images, shape (n, classes), as `train` returns them. None: there
+        are no validation images, and the network is left unchanged.
     """
     if scores is None:
         return
@@ -125,20 +127,20 @@ def training_passes(
     frozen: float,
     scale: float = 1.0,
     *,
-    renewed: bool = False,
+    reinit: bool = False,
 ) -> float:
-    """Return the cost of a training in forward passes of one image.
+    """Return the cost of a training run in forward passes of one image.
 
     Parameters
     ----------
     scale
-        Side of the input as a share of the backbone's own.
+        Side of the input, relative to the backbone's.
     frozen
-        Share of the forward pass that lies in frozen stages, which need no backward pass.
-    renewed
-        Whether statistics or stages are made new before (`renewal`).
+        Share of the forward pass that is spent in frozen stages, which need no backward pass.
+    reinit
+        Whether the recipe reinitialises statistics or stages first (`strategies.training.reinit`).
     """
     per_image = 1 + (PASSES_PER_STEP - 1) * (1 - frozen)
-    judged = (ROUNDS + 1) * n_val
-    n_before = (1 + PASSES * renewed) * n_train
-    return (n_before + steps * batch * per_image + judged) * scale**2
+    n_validated = (ROUNDS + 1) * n_val
+    n_before = (1 + REINIT_PASSES * reinit) * n_train
+    return (n_before + steps * batch * per_image + n_validated) * scale**2

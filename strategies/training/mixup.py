@@ -1,4 +1,4 @@
-"""Pairs of images mixed into one, and their labels: timm's mixup and cutmix, seeded."""
+"""Mixup and CutMix: timm's implementation with a seed of its own."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -13,16 +13,16 @@ from strategies.training.recipe import Recipe
 def mixed(
     images: Tensor, labels: Tensor, n_classes: int, recipe: Recipe, seed: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """Mix every image of a batch with another; all as it is if the recipe mixes none.
+    """Apply mixup or CutMix to a batch; return it unchanged if the recipe uses neither.
 
     Parameters
     ----------
     images, labels
-        Shapes (n, 3, h, w), changed in place, and (n,); n is even.
+        Shapes (n, 3, h, w) and (n,); n is even. The images are changed in place.
 
     Returns
     -------
-    The images, and the shares of classes in them, (n, n_classes).
+    The images, and their soft labels, (n, n_classes); the given labels if nothing is mixed.
 
     References
     ----------
@@ -35,13 +35,13 @@ def mixed(
         recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=n_classes
     )
     with _numpy_seeded(seed):
-        images, shares = mix(images, labels)
-    return images, shares
+        images, soft_labels = mix(images, labels)
+    return images, soft_labels
 
 
 @contextlib.contextmanager
 def _numpy_seeded(seed: Sequence[int]) -> Iterator[None]:
-    """Seed numpy's global generator, which timm draws from; leave it as it was."""
+    """Seed numpy's global generator, which timm draws from, and restore its state afterwards."""
     before = np.random.get_state()  # noqa: NPY002
     np.random.seed(np.random.SeedSequence(seed).generate_state(4))  # noqa: NPY002
     try:

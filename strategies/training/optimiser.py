@@ -1,4 +1,4 @@
-"""What moves the weights: parameter groups, the schedule of the learning rate, how far one is."""
+"""Optimiser: parameter groups, freezing, learning-rate schedule, and training progress."""
 
 import time
 from collections.abc import Mapping
@@ -13,40 +13,42 @@ from strategies.models.body import Body
 from strategies.models.network import Network
 from strategies.training.recipe import Recipe
 
-LEAVING_S = 0.2
-"""Left of a deadline when the last round is judged: for what is not measured."""
-JUDGING_VARIES = 1.15
-"""The last round may take this much longer to judge than the one before."""
-NO_TIME = "There was no time left for a single training step."
+RESERVE_S = 0.2
+"""Seconds kept free before the deadline, for work that is not measured."""
+VAL_TIME_MARGIN = 1.15
+"""Safety factor for the duration of the last validation."""
+NO_TIME = "The deadline leaves no time for a single training step."
 
 
 def freeze(body: Body, stage: Mapping[str, int], recipe: Recipe) -> frozenset[nn.Module]:
-    """Freeze the first stages; return the BatchNorm layers whose statistics must not move.
+    """Freeze the first stages; return the BatchNorm layers whose statistics stay fixed.
 
     Parameters
     ----------
     stage
-        The depth that every module of the network works for, from `backbone.stages`.
+        Depth of every module of the network by name, from `backbone.stages`.
     """
     deepest = max(stage.values())
-    kept: set[nn.Module] = set()
+    fixed_norms: set[nn.Module] = set()
     for name, module in body.net.named_modules():
         frozen = stage.get(name, deepest) <= recipe.frozen_stages
         for parameter in module.parameters(recurse=False):
             parameter.requires_grad_(not frozen)
-        fresh = stage.get(name, deepest) > deepest - recipe.reset_stages
-        moves = not frozen and (fresh or recipe.batch_norm == "trained")
-        if isinstance(module, nn.BatchNorm2d) and not moves:
-            kept.add(module)
-    return frozenset(kept)
+        reset = stage.get(name, deepest) > deepest - recipe.reset_stages
+        updated = not frozen and (reset or recipe.batch_norm == "trained")
+        if isinstance(module, nn.BatchNorm2d) and not updated:
+            fixed_norms.add(module)
+    return frozenset(fixed_norms)
 
 
 def make_optimiser(
     body: Body, head: nn.Linear, stage: Mapping[str, int], recipe: Recipe
 ) -> torch.optim.Optimizer:
-    """Group the parameters that learn by depth: deeper and head faster, vectors not decayed.
+    """Create the optimiser, with parameter groups by learning rate and weight decay.
 
-    Every group carries its peak learning rate as "peak".
+    The learning rate depends on the depth (`Recipe.layer_lr_decay`); that of the head is
+    multiplied by `Recipe.head_lr_factor`. Vectors (biases, normalisation) have no weight decay.
+    Every group holds its peak learning rate as "peak".
     """
     deepest = max(stage.values())
     weight_decay = 0.0 if recipe.l2_sp else recipe.weight_decay
@@ -72,7 +74,7 @@ def make_optimiser(
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
-    """Give an optimiser its state back, whose tensors are called "parameter/name"."""
+    """Restore an optimiser's state from tensors named "<parameter number>/<state name>"."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in flat.items():
         number, _, key = name.partition("/")
@@ -82,12 +84,12 @@ def restore_optimiser(optimiser: torch.optim.Optimizer, flat: Mapping[str, Tenso
 
 @torch.no_grad()
 def l2_sp_step(network: Network, start: Mapping[str, Tensor], lr: float, strength: float) -> None:
-    """Move the body's weights a little towards where they started (decoupled L2-SP).
+    """Take a decoupled L2-SP step: move the body's weights towards their starting values.
 
     Parameters
     ----------
     start
-        The network's state at the start.
+        State of the network at the start of training.
     """
     for name, parameter in network.body.named_parameters(prefix="body"):
         if parameter.requires_grad:
@@ -95,7 +97,7 @@ def l2_sp_step(network: Network, start: Mapping[str, Tensor], lr: float, strengt
 
 
 def warmup_cosine(progress: float, warmup_share: float) -> float:
-    """Return the share of the peak learning rate: up in a line, down in a cosine."""
+    """Return the factor on the peak learning rate: linear warm-up, then cosine decay to zero."""
     if progress < warmup_share:
         return max(progress / warmup_share, 0.02)
     rest = (progress - warmup_share) / (1 - warmup_share)
@@ -103,15 +105,21 @@ def warmup_cosine(progress: float, warmup_share: float) -> float:
 
 
 class ProgressSchedule:
-    """How much of a training is behind, by steps or by time, whichever is more.
+    """Progress of a training run: the share of steps or of time used, whichever is larger.
 
     Parameters
     ----------
     step, progress
-        Where a resumed training stands. What is left of the schedule is spread over what is left
-        of the steps and of the time, whatever the deadline was before.
-    judging_s
-        How long it takes to judge a round: the last one is judged before the deadline.
+        Step and progress at which the run starts or resumes. A resumed run spreads the rest of its
+        schedule over the remaining steps and the remaining time; the earlier deadline does not
+        matter.
+    val_s
+        Seconds per validation. The last validation must end before the deadline.
+
+    Raises
+    ------
+    OutOfTime
+        If no time is left for training.
     """
 
     def __init__(
@@ -120,26 +128,27 @@ class ProgressSchedule:
         ctx: RunContext,
         step: int = 0,
         progress: float = 0.0,
-        judging_s: float = 0.0,
+        val_s: float = 0.0,
     ) -> None:
-        self.steps, self.first = recipe.steps, step
-        self.behind = progress
-        # What time took ahead of the steps; none (and no rounding) if steps alone set the pace.
-        self.lead = max(progress - step / recipe.steps, 0.0)
+        self.steps, self.first_step = recipe.steps, step
+        self.first_progress = progress
+        # By how much the share of time was ahead of the share of steps. Exactly 0 (no rounding) if
+        # the steps alone determined the progress.
+        self.time_lead = max(progress - step / recipe.steps, 0.0)
         self.start_s = time.monotonic()
-        self.seconds = ctx.seconds_left() - JUDGING_VARIES * judging_s - LEAVING_S
+        self.seconds = ctx.seconds_left() - VAL_TIME_MARGIN * val_s - RESERVE_S
         if self.seconds <= 0:
             raise OutOfTime(NO_TIME)
 
     def progress(self, step: int) -> float:
-        """Return the share of the training that lies before `step`, 0 to 1 and beyond."""
+        """Return the progress before `step`: 0 at the start, 1 or more at the end."""
         by_steps = step / self.steps
-        if self.lead:
-            by_steps += self.lead * (self.steps - step) / max(self.steps - self.first, 1)
+        if self.time_lead:
+            by_steps += self.time_lead * (self.steps - step) / max(self.steps - self.first_step, 1)
         used_s = time.monotonic() - self.start_s
-        if step == self.first:  # what was read until now is not the steps' time
+        if step == self.first_step:  # the time to read the first batch does not count for a step
             self.start_s, self.seconds = self.start_s + used_s, self.seconds - used_s
-            return max(by_steps, self.behind) if self.seconds > 0 else 1.0
-        step_s = used_s / (step - self.first)  # one more must still fit
+            return max(by_steps, self.first_progress) if self.seconds > 0 else 1.0
+        step_s = used_s / (step - self.first_step)  # one more step must still fit
         used = used_s / max(self.seconds - step_s, 1e-3)
-        return max(by_steps, self.behind + (1 - self.behind) * used)
+        return max(by_steps, self.first_progress + (1 - self.first_progress) * used)

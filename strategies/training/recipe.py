@@ -1,4 +1,4 @@
-"""The settings of the epoch loop, and the defaults that follow from the images."""
+"""Training recipe: settings of the training loop, and fine-tuning defaults from the images."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,75 +14,79 @@ Optimiser = Literal["adamw", "sgd"]
 
 BATCH_SIZE = 32
 LABEL_SMOOTHING = 0.1
-"""Of both fine-tunes, as in C. Szegedy et al., Rethinking the Inception architecture, 2016."""
+"""Default of partial and full fine-tuning; C. Szegedy et al., Rethinking the Inception
+architecture for computer vision, CVPR 2016."""
 NEAR_SHIFT, FAR_SHIFT = 0.13, 0.18
-"""Shifts (`domain_shift`) up to which, and from which on, images count as near and as far."""
+"""Domain shifts (`domain_shift`): images up to the first are near, from the second on far."""
 PROBE_ERRORS = 0.25, 0.5
-"""Shares of errors up to which a probe counts as right, and from which on as failing."""
+"""Error rates of a linear probe: up to the first it works, from the second on it fails."""
 FEW, MANY = 50, 150
-"""Images up to which a failing probe says that they are few, and from which on that its features
-do not tell the classes; of those that it names wrongly, as many that teach little, and much."""
+"""Numbers of images between which evidence grows from none to full. With `FEW` train images, a
+probe may fail because they are few; with `MANY`, its features do not separate the classes. The
+same numbers apply to misclassified images: how much is left to learn from them."""
 NEAR_LR, FAR_LR = 3e-4, 1e-3
 NEAR_BLEND = 0.5
-ONE_SIDED, BEYOND_CHANCE = 0.04, 2.0
-"""Classes have sides where they lean by more than this, and by more than so many deviations of
-chance."""
-NEAR, SEEN = 1 / 3, 0.1
-"""Farness up to which images are like those of pretraining, which were mirrored too; of others
-it must be seen that they have no sides, where chance moves the lean by no more than this."""
+ASYMMETRY_COSINE, ASYMMETRY_SDS = 0.04, 2.0
+"""Classes count as flip-asymmetric if the cosine (`flip_symmetry`) is above the first, and above
+its standard deviation times the second."""
+NEAR_DISTANCE, PRECISE_SD = 1 / 3, 0.1
+"""Images with a domain distance below the first resemble the pretraining images, which were
+flipped too. Others are flipped only if the cosine's standard deviation is below the second."""
 SOFTENING = 0.1
-WARM_STEPS = 50
+"""Added to the variances in `domain_shift`."""
+MIN_WARMUP_STEPS = 50
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Settings of the epoch loop.
+    """Settings of the training loop.
 
     Attributes
     ----------
     steps
-        Optimiser steps of `batch_size` images; fewer if the deadline is nearer.
+        Optimiser steps of `batch_size` images; fewer if the deadline comes first.
     lr
-        Peak learning rate of the body (linear warm-up, then a cosine to zero).
+        Peak learning rate of the body (linear warm-up, then cosine decay to zero).
     spectral
         Weight in the loss of the smallest squared singular value of a batch's features (batch
-        spectral shrinkage): directions that hardly matter fade, and with them what pretraining
-        left that only harms; 0: none.
+        spectral shrinkage against negative transfer: it suppresses feature directions that hardly
+        matter). 0: off.
     warmup_share
-        Share of the steps that the learning rate rises in; see `warmup`.
+        Share of the steps that are warm-up; see `warmup`.
     head_lr_factor
-        The head learns this many times faster.
+        Learning rate of the head, as a multiple of `lr`.
     layer_lr_decay
-        Every depth learns at this share of the rate of the next deeper one; 1: all alike.
+        Learning rate of a depth as a share of that of the next deeper one. 1: the same for all.
     optimiser
         "adamw", or "sgd" with Nesterov momentum 0.9.
     l2_sp
-        Pull towards the weights that training started from, as a share of the distance a step at
-        learning rate 1 (as `weight_decay` pulls towards zero); it takes the place of the latter
-        on the body if it is above 0.
+        Weight decay towards the starting weights instead of zero (L2-SP, decoupled): the share of
+        the distance removed by a step at learning rate 1. Above 0 it replaces `weight_decay` on
+        the body.
     mixup
-        Parameter of the Beta distribution that pairs of images are mixed by; 0: none.
+        Parameter of the Beta distribution of mixup. 0: off.
     cutmix
-        The same for the part of an image that is replaced by that of another; 0: none. With
-        both, every batch draws one of the two.
+        Parameter of the Beta distribution of CutMix. 0: off. With both, one of the two is drawn
+        for every batch.
     ema
-        Decay of the moving average of the weights that is judged and kept; 0: none.
+        Decay of the exponential moving average of the weights. The average is validated and
+        returned. 0: off.
     blend
-        How far the final weights go from those that training started from (0) to those that it
-        ended with (1).
+        Linear interpolation of the final weights between the starting weights (0) and the trained
+        ones (1).
     batch_norm
-        "frozen" keeps the statistics that the network came with; "reestimated" takes them once
-        from the train images and then keeps them (`renewal`); "trained" replaces them by those
-        of each batch. Layers of frozen stages always keep theirs.
+        BatchNorm statistics. "frozen": those of the pretrained network. "reestimated": recomputed
+        once from the train images, then frozen (`reinit`). "trained": updated in every step, as
+        in ordinary training. Layers of frozen stages are always frozen.
     frozen_stages
-        Number of depths, from the input, whose parameters stay as they are.
+        Number of depths, from the input, whose parameters are frozen.
     reset_stages
-        Number of depths, from the end, that start from random weights (`renewal`); their
-        BatchNorm statistics are always trained.
+        Number of depths, from the end, that start from random weights (`reinit`). Their BatchNorm
+        statistics are always trained.
     min_area
-        Smallest share of an image that a random crop keeps.
+        Smallest share of an image's area that a random crop keeps.
     hflip
-        Whether crops are mirrored at random.
+        Whether crops are randomly flipped horizontally.
 
     References
     ----------
@@ -117,20 +121,21 @@ class Recipe:
 
     @property
     def warmup(self) -> float:
-        """Share of the steps that warm up: at least `WARM_STEPS` of them, at most a half.
+        """Share of the steps that are warm-up: at least `MIN_WARMUP_STEPS` steps, at most half.
 
-        Adam's first steps have full length whatever the gradient, and where the head is a probe
-        that is right already the gradient is noise: a short training would not recover.
+        Adam's first steps have full length whatever the size of the gradient. If the head is a
+        probe that already fits, the gradient is noise, and a short run would not recover from
+        these steps.
 
         References
         ----------
         J. Ma, D. Yarats, On the adequacy of untuned warmup for adaptive optimization, 2021.
         """
-        return min(max(self.warmup_share, WARM_STEPS / self.steps), 0.5)
+        return min(max(self.warmup_share, MIN_WARMUP_STEPS / self.steps), 0.5)
 
     @property
     def mixes(self) -> bool:
-        """Whether pairs of images are mixed into one."""
+        """Whether mixup or CutMix is on."""
         return self.mixup > 0 or self.cutmix > 0
 
     def __post_init__(self) -> None:
@@ -143,7 +148,7 @@ class Recipe:
                 raise NotApplicable(f"{name} must be at least 0, got {value}")
         if self.mixes and self.batch_size % 2:
             raise NotApplicable(
-                f"mixup and cutmix pair the images of a batch, so batch_size must be even, "
+                f"mixup and cutmix mix images of a batch in pairs, so batch_size must be even, "
                 f"got {self.batch_size}"
             )
         for name, value in {"l2_sp": self.l2_sp, "spectral": self.spectral}.items():
@@ -155,7 +160,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What a fine-tune does unless told otherwise: peak learning rate, blend and mirroring."""
+    """Default hyperparameters of fine-tuning: peak learning rate, blend and horizontal flips."""
 
     lr: float
     blend: float
@@ -165,59 +170,60 @@ class Defaults:
 def fine_tune_defaults(
     features: Features, probe_accuracy: float, flip_asymmetry: FlipAsymmetry
 ) -> Defaults:
-    """Choose learning rate, blend and mirroring by how much there is to gain and to lose.
+    """Choose learning rate, blend and flips from domain distance, probe errors and flip symmetry.
 
-    Near the pretraining domain, and where a linear probe is already right, the pretrained weights
-    are nearly right and a few images teach little but themselves: small steps, and the final
-    weights stay half-way; where the probe names many images wrongly there is more to learn, and
-    the same small steps are taken in full. Far from it, or where the probe fails on many images,
-    the body has to change: large steps, taken in full. Without BatchNorm layers the distance is
-    unknown and the middle is taken. Mirror images are new images of the same things where a
-    class does not lean to one side; letters, signs and hands mean something else in a mirror.
+    Near the pretraining domain, and where a linear probe works, the pretrained weights are nearly
+    right, and training on few images mostly overfits: the learning rate is `NEAR_LR`, and the
+    blend is `NEAR_BLEND`. If the probe misclassifies many images, there is more to learn: the
+    learning rate is the same, and the blend is 1. Far from the pretraining domain, or if the probe
+    fails on many images, the body has to change: the learning rate is `FAR_LR`, and the blend
+    is 1. In between, both are interpolated. Without BatchNorm layers the domain distance is
+    unknown, and 0.5 is assumed. Random flips are on if classes are flip-symmetric; letters, signs
+    and hands are not.
 
     Parameters
     ----------
     features
-        Of the train images.
+        Features of the train images.
     probe_accuracy
-        Out-of-fold accuracy of a linear probe on them.
-    lean
-        Whether they lean to one side.
+        Out-of-fold accuracy of a linear probe on these features.
+    flip_asymmetry
+        Flip asymmetry of the train images.
     """
-    far = 0.5 if features.moments is None else domain_distance(domain_shift(features))
+    distance = 0.5 if features.moments is None else domain_distance(domain_shift(features))
     n, errors = len(features.pooled[0]), 1 - probe_accuracy
-    safe, risky = PROBE_ERRORS
-    failing = float(np.clip((errors - safe) / (risky - safe), 0, 1)) * _abundance(n)
-    position = 1 - (1 - far) * (1 - failing)
-    lr = NEAR_LR * (FAR_LR / NEAR_LR) ** position
-    blend = NEAR_BLEND + (1 - NEAR_BLEND) * max(position, _abundance(n * errors))
-    return Defaults(
-        float(f"{lr:.2g}"), round(blend, 2), hflip=_is_flip_symmetric(flip_asymmetry, far)
-    )
+    low, high = PROBE_ERRORS
+    failing = float(np.clip((errors - low) / (high - low), 0, 1)) * _abundance(n)
+    change = 1 - (1 - distance) * (1 - failing)
+    lr = NEAR_LR * (FAR_LR / NEAR_LR) ** change
+    blend = NEAR_BLEND + (1 - NEAR_BLEND) * max(change, _abundance(n * errors))
+    hflip = _is_flip_symmetric(flip_asymmetry, distance)
+    return Defaults(float(f"{lr:.2g}"), round(blend, 2), hflip=hflip)
 
 
 def _abundance(n: float) -> float:
-    """Map a number of images to 0 (few) ... 1 (many), linear in its logarithm."""
+    """Map a number of images to 0 (`FEW`) ... 1 (`MANY`), linearly in its logarithm."""
     return float(np.clip(np.log(max(n, 1) / FEW) / np.log(MANY / FEW), 0, 1))
 
 
-def _is_flip_symmetric(flip_asymmetry: FlipAsymmetry, far: float) -> bool:
-    sided = flip_asymmetry.cosine > max(ONE_SIDED, BEYOND_CHANCE * flip_asymmetry.noise)
-    return not sided and (far < NEAR or flip_asymmetry.noise < SEEN)
+def _is_flip_symmetric(found: FlipAsymmetry, distance: float) -> bool:
+    asymmetric = found.cosine > max(ASYMMETRY_COSINE, ASYMMETRY_SDS * found.noise)
+    return not asymmetric and (distance < NEAR_DISTANCE or found.noise < PRECISE_SD)
 
 
 def domain_distance(shift: float) -> float:
-    """Map a shift to 0 (near) ... 1 (far), linear in its logarithm between the two bounds."""
+    """Map a domain shift to 0 (near) ... 1 (far), linearly in its logarithm in between."""
     position = np.log(max(shift, 1e-6) / NEAR_SHIFT) / np.log(FAR_SHIFT / NEAR_SHIFT)
     return float(np.clip(position, 0, 1))
 
 
 def domain_shift(features: Features) -> float:
-    """Divergence of what reaches the BatchNorm layers from what reached them in pretraining.
+    """Return the KL divergence of the BatchNorm inputs from their pretraining statistics.
 
     Mean over layers of the mean over channels of ``KL(N(m, v + e) || N(0, 1 + e))`` in nats with
-    e = `SOFTENING`, for activations in units of the running statistics: 0 when they look like the
-    pretraining data. A plain estimate; comparable between datasets on one backbone and input size.
+    e = `SOFTENING`, where activations are standardised by the running statistics. It is 0 if the
+    images have the statistics of the pretraining data. Plug-in estimate, not bias-corrected.
+    Comparable between datasets on one backbone and input size.
     """
     moments = features.moments
     assert moments is not None
@@ -230,5 +236,5 @@ def domain_shift(features: Features) -> float:
 
 
 def default_steps(n_train: int, batch_size: int) -> int:
-    """Return optimiser steps for a train split: eight epochs, within 150 and 600 steps."""
+    """Return the default number of optimiser steps: eight epochs, at least 150, at most 600."""
     return int(min(max(8 * n_train / batch_size, 150), 600))

@@ -1,4 +1,4 @@
-"""What of a pretrained network is made new before it is trained: statistics, last stages, head."""
+"""Reinitialisation before fine-tuning: BatchNorm statistics (AdaBN) and random last stages."""
 
 import contextlib
 import math
@@ -16,23 +16,23 @@ from strategies.models.features import BATCH, batches, to_input
 from strategies.models.network import Network
 from strategies.training.recipe import Recipe
 
-PASSES = 2
-"""Renewing takes so many passes over the train images: for the statistics, and for the head."""
+REINIT_PASSES = 2
+"""Passes over the train images: one for the BatchNorm statistics, one for refitting the head."""
 
 
 def needs_reinit(recipe: Recipe) -> bool:
-    """Whether a recipe asks for anything new, so that the head has to be fitted again."""
+    """Return whether a recipe reinitialises anything, so that the head must be refitted."""
     return recipe.batch_norm == "reestimated" or recipe.reset_stages > 0
 
 
 def reinitialise(
     network: Network, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
 ) -> Scores:
-    """Make new what the recipe asks for; return the train images' activations now, (n, d).
+    """Reinitialise what the recipe asks for; return the new train features, (n, d).
 
-    The last ``reset_stages`` get random weights, drawn from torch's global generator. BatchNorm's
-    statistics are taken from the train images in those stages and, where they are to be
-    re-estimated, in all that learn.
+    The last ``reset_stages`` get random weights, drawn from torch's global generator. BatchNorm
+    statistics are recomputed from the train images: in the reset stages, and with ``batch_norm``
+    "reestimated" in all stages that are trained.
 
     References
     ----------
@@ -48,8 +48,8 @@ def reinitialise(
     first_reset = max(stage.values()) - recipe.reset_stages + 1
     if recipe.reset_stages:
         _reset(network.body.net, stage, first_reset, backbone)
-    again = recipe.batch_norm == "reestimated"
-    first = recipe.frozen_stages + 1 if again else first_reset
+    reestimated = recipe.batch_norm == "reestimated"
+    first = recipe.frozen_stages + 1 if reestimated else first_reset
     norms = [
         module
         for name, module in network.body.net.named_modules()
@@ -68,9 +68,9 @@ def recompute_bn_statistics(
     backbone: Backbone,
     ctx: RunContext,
 ) -> None:
-    """Give some BatchNorm layers the statistics of the train images as they see them now.
+    """Recompute the running statistics of some BatchNorm layers from the train images.
 
-    All others stay in the mode that they are in.
+    The other layers keep their statistics and their train or eval mode.
     """
     with _collecting(norms):
         _run(network, dataset, backbone, ctx)
@@ -78,28 +78,28 @@ def recompute_bn_statistics(
 
 @torch.no_grad()
 def _reset(net: nn.Module, stage: Mapping[str, int], first_reset: int, backbone: Backbone) -> None:
-    """Copy random weights into the stages from `first_reset` on."""
+    """Copy random weights into all stages from `first_reset` on."""
     fresh = backbone.with_random_weights().build()
     for name, module in net.named_modules():
         if stage[name] < first_reset:
             continue
         source = fresh.get_submodule(name)
-        for own, new in (
+        for old, new in (
             (module.named_parameters(recurse=False), source.named_parameters(recurse=False)),
             (module.named_buffers(recurse=False), source.named_buffers(recurse=False)),
         ):
             values = dict(new)
-            for key, tensor in own:
+            for key, tensor in old:
                 tensor.copy_(values[key])
 
 
 @contextlib.contextmanager
 def _collecting(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
-    """Let layers average the statistics of every batch that passes, from nothing."""
+    """Reset running statistics; inside the context, average those of all batches."""
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # torch's way of asking for a plain mean over batches
+        norm.momentum = None  # a cumulative mean over batches
         norm.train()
     try:
         yield
@@ -111,20 +111,21 @@ def _collecting(norms: Sequence[nn.BatchNorm2d]) -> Iterator[None]:
 
 @torch.no_grad()
 def _run(network: Network, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> Scores:
-    """Run the train images through the body in a drawn order, centre crops; (n, d) in theirs.
+    """Return the features of the train images (centre crops) in their order, (n, d).
 
-    In the order of the folder a batch would hold one class, and its statistics would be that
-    class's own.
+    The images are read in random order: in folder order a batch would hold a single class, and its
+    BatchNorm statistics would be those of that class.
     """
     order = np.random.default_rng(ctx.seed).permutation(len(dataset.train))
     paths = [dataset.train[row].path for row in order]
-    size = math.ceil(len(paths) / math.ceil(len(paths) / BATCH))  # no last batch of one image
+    # Batches of equal size, so that the last one does not hold a single image.
+    size = math.ceil(len(paths) / math.ceil(len(paths) / BATCH))
     parts = []
     for pixels in batches(paths, backbone, ctx.n_workers, size):
         with ctx.autocast():
             found = network.body(to_input(pixels, backbone, ctx.device))
         parts.append(found.float().cpu().numpy())
-    drawn = np.concatenate(parts)
-    activations = np.empty_like(drawn)
-    activations[order] = drawn
-    return activations
+    shuffled = np.concatenate(parts)
+    features = np.empty_like(shuffled)
+    features[order] = shuffled
+    return features

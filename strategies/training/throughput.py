@@ -1,4 +1,4 @@
-"""What training costs on this machine, measured by training for a moment."""
+"""Training throughput: measure the cost of a trained image, relative to a feature pass."""
 
 import time
 from dataclasses import dataclass, replace
@@ -15,34 +15,35 @@ from strategies.training.recipe import Recipe
 from strategies.training.trainer import ROUNDS, train
 
 STEPS = 3
-"""The first only warms up; with at most `ROUNDS` steps the loop reports after each."""
-N_PASSED = 4 * BATCH
-"""Images whose feature pass training is compared with: the first batch only warms up, and of the
-others the median counts, so that one slow write to the disk does not."""
+"""Optimiser steps per measurement. The first one is warm-up. Up to `ROUNDS` steps, the training
+loop calls ``on_epoch`` after every step."""
+N_TIMED = 4 * BATCH
+"""Images in the timed feature pass. The first batch is warm-up. The median of the others is used,
+so that a single slow disk write does not matter."""
 _KEY = "feature passes per trained image, seconds to build"
 
 
 @dataclass(frozen=True)
 class TrainingCost:
-    """Cost of training a network on one image, in feature passes; seconds to make it."""
+    """Cost of one trained image, in feature passes, and seconds to build the network."""
 
     passes_per_image: float
     build_s: float
 
 
 def measure_training_cost(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> TrainingCost:
-    """Train on a few real images, and compare with the feature pass at the same size.
+    """Train for a few steps on real images; return the cost relative to the feature pass.
 
-    The ratio belongs to network, input size and machine, not to the images: it is kept in the
-    cache. It is at least 1, as training passes every image forward too.
+    The ratio depends on network, input size, precision and machine, not on the images, so it is
+    cached. It is at least 1, because training includes a forward pass.
     """
     name = [backbone.name, backbone.digest, backbone.input_px, ctx.precision, ctx.device.type]
     space = space_name([_KEY, *name])
-    kept = ctx.cache.get(space, [_KEY])
-    if _KEY not in kept:
-        kept = {_KEY: np.array(_measure(dataset, backbone, ctx), dtype=np.float32)}
-        ctx.cache.put(space, kept)
-    passes, build_s = kept[_KEY].tolist()
+    cached = ctx.cache.get(space, [_KEY])
+    if _KEY not in cached:
+        cached = {_KEY: np.array(_measure(dataset, backbone, ctx), dtype=np.float32)}
+        ctx.cache.put(space, cached)
+    passes, build_s = cached[_KEY].tolist()
     return TrainingCost(passes, build_s)
 
 
@@ -56,10 +57,10 @@ def _measure(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> tuple[flo
         build_s = time.perf_counter() - start
         recipe = Recipe(steps=STEPS, lr=1e-4, batch_size=BATCH)
 
-        def note(epoch: int, accuracy: float | None) -> None:
+        def record_time(epoch: int, accuracy: float | None) -> None:
             stamps.append(time.perf_counter())
 
-        train(network, few, backbone, recipe, replace(ctx, on_epoch=note, deadline_s=None))
+        train(network, few, backbone, recipe, replace(ctx, on_epoch=record_time, deadline_s=None))
     trained_ms = 1000 * float(np.min(np.diff(stamps))) / BATCH
-    passed = extract_features(dataset.train[:N_PASSED], backbone, ctx)
-    return max(1.0, trained_ms / passed.ms_per_image), build_s
+    features = extract_features(dataset.train[:N_TIMED], backbone, ctx)
+    return max(1.0, trained_ms / features.ms_per_image), build_s

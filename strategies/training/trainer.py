@@ -1,7 +1,7 @@
-"""The only epoch loop: how a network is trained by a recipe.
+"""Training loop: train a network by a recipe, with validation, pruning and checkpoints.
 
-Read `train` first. `_TrainingLoop` holds all that changes while it runs, so that it can be written down
-(`checkpoint`) and taken up again; where the inputs come from is the business of `inputs`.
+Read `train` first. `_TrainingLoop` holds everything that changes during a run, so that it can be
+saved to a checkpoint and resumed. The inputs come from `dataloader` or `frozen_activations`.
 """
 
 import contextlib
@@ -43,63 +43,63 @@ from strategies.training.optimiser import (
 from strategies.training.recipe import Recipe
 
 ROUNDS = 6
-"""A training is judged on validation so often, each a call of ``on_epoch``; less often if short."""
-JUDGED_SHARE = 0.25
-"""Share of a deadline that the rounds before the last one may take to be judged."""
-CLEARLY = 1.64
-"""Standard errors by which an earlier round must beat the last one on validation to be kept instead."""
-_WRITTEN = ("step", "round", "brakes", "progress", "micro_batch", "judging_s")
-BRAKES = 3
-"""How often the learning rate is halved because a loss was not finite, before giving up."""
+"""Rounds of a run. Each ends with validation and a call of ``on_epoch``. Short runs have fewer."""
+VALIDATION_SHARE = 0.25
+"""Maximum share of the time limit for validation before the last round."""
+MIN_STANDARD_ERRORS = 1.64
+"""By how many standard errors an earlier round must be better on validation than the last one."""
+MAX_LR_CUTS = 3
+"""Maximum number of times that the learning rate is halved because the loss was not finite."""
+_SAVED = {"brakes": "lr_cuts", "judging_s": "val_s"}  # attributes by their key in a checkpoint
+_SAVED |= {name: name for name in ("step", "round", "progress", "micro_batch")}
 
 
 def train(
     network: Network, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
 ) -> Scores | None:
-    """Train a network in place; return its scores of the validation images, (n, classes), if any.
+    """Train a network in place; return its validation scores, (n, classes), or None without val.
 
-    It ends with its last weights, unless those of an earlier round (the starting point is round
-    0) were clearly better on validation: a few validation images cannot tell rounds apart. The learning rate
-    follows the larger of the shares of steps and of time used, so a training that meets its
-    deadline has still cooled down. With ``ctx.checkpoint`` it is written down every round, goes
-    on from there after an interruption, and ends with the same weights as without one.
+    The result has the weights of the last round, unless an earlier round (the starting point is
+    round 0) is significantly better on validation: few validation images cannot distinguish
+    rounds. The learning rate follows the share of steps or of time used, whichever is larger, so
+    it decays fully even if the deadline ends the run. With ``ctx.checkpoint`` the state is saved
+    every round. An interrupted run resumes from it, and ends with the same weights.
 
     Raises
     ------
     OutOfTime
-        If not one step fits before the deadline.
+        If no step fits before the deadline.
     TrainingDiverged
-        If the loss is not finite again after `BRAKES` cuts of the learning rate.
+        If the loss is not finite even after `MAX_LR_CUTS` cuts of the learning rate.
     TransferError
         If the device fails, or has too little memory for a single image.
     """
     network.to(ctx.device).to(memory_format=torch.channels_last)
     stage = stages(network.body.net, backbone)
     freeze(network.body, stage, recipe)
-    found = make_inputs(network, stage, dataset, backbone, recipe, ctx)
-    with _dp_group(found, dataset, backbone, recipe, ctx) as dp_group:
-        inputs = found.shared(dp_group)
+    all_inputs = make_inputs(network, stage, dataset, backbone, recipe, ctx)
+    with _start_workers(all_inputs, dataset, backbone, recipe, ctx) as dp_group:
+        inputs = all_inputs.shard(dp_group)
         checkpoint = _checkpoint(inputs, dataset, backbone, recipe, ctx)
-        learner = _TrainingLoop(inputs, stage, dataset, recipe, ctx, dp_group)
-        resumed = learner.restore(checkpoint)
-        if not resumed:
-            learner.judge()
-        schedule = ProgressSchedule(recipe, ctx, learner.step, learner.progress, learner.judging_s)
-        learner.rounds = learner.affordable_rounds(schedule.seconds)
-        for rows, images in inputs.batches(learner.step):
-            learner.progress = dp_group.agree(schedule.progress(learner.step))
-            if learner.step == 0 and learner.progress >= 1:
+        loop = _TrainingLoop(inputs, stage, dataset, recipe, ctx, dp_group)
+        if not loop.restore(checkpoint):
+            loop.validate()
+        schedule = ProgressSchedule(recipe, ctx, loop.step, loop.progress, loop.val_s)
+        loop.rounds = loop.affordable_rounds(schedule.seconds)
+        for rows, images in inputs.batches(loop.step):
+            loop.progress = dp_group.broadcast(schedule.progress(loop.step))
+            if loop.step == 0 and loop.progress >= 1:
                 raise OutOfTime(NO_TIME)
-            if learner.round_is_over():
-                accuracy = learner.judge()
+            if loop.end_of_round():
+                accuracy = loop.validate()
                 if checkpoint:
-                    checkpoint.write(learner.snapshot())
-                ctx.on_epoch(learner.round, accuracy)
-            if learner.progress >= 1:
+                    checkpoint.write(loop.snapshot())
+                ctx.on_epoch(loop.round, accuracy)
+            if loop.progress >= 1:
                 break
-            learner.take_step(rows, images)
-        state, scores = learner.chosen()
-        network.load_state_dict(state, strict=False)  # frozen prefixes are not trained
+            loop.take_step(rows, images)
+        state, scores = loop.select()
+        network.load_state_dict(state, strict=False)  # cached frozen stages are not in it
     network.eval()
     if checkpoint:
         checkpoint.remove()
@@ -107,20 +107,20 @@ def train(
 
 
 @contextlib.contextmanager
-def _dp_group(
+def _start_workers(
     inputs: Inputs, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
 ) -> Iterator[DataParallelGroup]:
-    """Start the other processes that the context asks for, where there is enough to share."""
+    """Start the worker processes of data-parallel training, if the context asks for them."""
     if ctx.n_processes > 1 and inputs.kind != ImageInputs.kind:
-        ctx.on_note("What follows the frozen stages is trained by one process, in spite of --ddp.")
+        ctx.on_note("--ddp is ignored: with cached frozen stages one process trains the rest.")
         ctx = replace(ctx, n_processes=1)
     network = copy.deepcopy(inputs.network).cpu() if ctx.n_processes > 1 else None
-    job = (pickle.dumps(network), dataset, backbone, recipe)  # bytes: no memory is shared
-    with start_group(_help, job, ctx, recipe.batch_size) as dp_group:
+    job = (pickle.dumps(network), dataset, backbone, recipe)  # bytes, so that no memory is shared
+    with start_group(_train_worker, job, ctx, recipe.batch_size) as dp_group:
         yield dp_group
 
 
-def _help(
+def _train_worker(
     dp_group: DataParallelGroup,
     ctx: RunContext,
     pickled: bytes,
@@ -128,18 +128,18 @@ def _help(
     backbone: Backbone,
     recipe: Recipe,
 ) -> None:
-    """Do in another process what `train` does, but for all that rank 0 does alone."""
+    """Run `train` in a worker process, without what only rank 0 does."""
     network: Network = pickle.loads(pickled)  # from the process that started this one
     network.to(ctx.device).to(memory_format=torch.channels_last)
     inputs = ImageInputs(network, dataset, backbone, recipe, ctx, dp_group)
     stage = stages(network.body.net, backbone)
-    learner = _TrainingLoop(inputs, stage, dataset, recipe, ctx, dp_group)
-    learner.restore(_checkpoint(inputs, dataset, backbone, recipe, ctx))
-    for rows, images in inputs.batches(learner.step):
-        learner.progress = dp_group.agree(learner.progress)
-        if learner.progress >= 1:
+    loop = _TrainingLoop(inputs, stage, dataset, recipe, ctx, dp_group)
+    loop.restore(_checkpoint(inputs, dataset, backbone, recipe, ctx))
+    for rows, images in inputs.batches(loop.step):
+        loop.progress = dp_group.broadcast(loop.progress)
+        if loop.progress >= 1:
             break
-        learner.take_step(rows, images)
+        loop.take_step(rows, images)
 
 
 def _checkpoint(
@@ -152,7 +152,7 @@ def _checkpoint(
 
 
 class _TrainingLoop:
-    """A network on its way: weights, optimiser, position, and the best that there was."""
+    """State of a training run: weights, optimiser, position, and the best round so far."""
 
     def __init__(
         self,
@@ -165,71 +165,69 @@ class _TrainingLoop:
     ) -> None:
         self.inputs, self.recipe, self.ctx, self.dp_group = inputs, recipe, ctx, dp_group
         self.network = network = inputs.network
-        self.kept = freeze(network.body, stage, recipe)
+        self.fixed_norms = freeze(network.body, stage, recipe)
         self.optimiser = make_optimiser(network.body, network.head, stage, recipe)
         self.training_ctx = replace(ctx, precision=training_precision(network, ctx))
         self.scaler = torch.amp.GradScaler(
             ctx.device.type, enabled=self.training_ctx.precision == torch.float16
         )
-        self.average = _average_of(network, recipe.ema) if recipe.ema else None
+        self.average = _ema_of(network, recipe.ema) if recipe.ema else None
         self.labels = torch.as_tensor(labels_of(dataset.train), device=ctx.device)
         self.val_labels = labels_of(dataset.val)
         self.start = _copy(network.state_dict())
-        self.step = self.round = self.brakes = 0
+        self.step = self.round = self.lr_cuts = 0
         self.rounds = ROUNDS
-        self.progress = self.judging_s = 0.0
+        self.progress = self.val_s = 0.0
         self.micro_batch = recipe.batch_size
         self.norms: Norms | None = None
-        nothing = np.zeros((0, network.head.out_features), dtype=np.float32)
-        self.best, self.best_scores, self.scores = self.start, nothing, nothing
+        empty = np.zeros((0, network.head.out_features), dtype=np.float32)
+        self.best, self.best_scores, self.scores = self.start, empty, empty
 
     def affordable_rounds(self, seconds: float) -> int:
-        """Return how often a training of so many seconds is judged."""
-        if not self.judging_s:
+        """Return the number of validations that a run of this length can afford."""
+        if not self.val_s:
             return ROUNDS
-        return int(np.clip(1 + JUDGED_SHARE * seconds / self.judging_s, 1, ROUNDS))
+        return int(np.clip(1 + VALIDATION_SHARE * seconds / self.val_s, 1, ROUNDS))
 
-    def round_is_over(self) -> bool:
-        """Count the rounds that are over; steps that are long may take several at once."""
-        over = min(int(self.progress * self.rounds + 1e-9), self.rounds) * ROUNDS // self.rounds
-        before, self.round = self.round, over
-        return over > before
+    def end_of_round(self) -> bool:
+        """Update the round; return whether one ended. A long step may end several at once."""
+        ended = min(int(self.progress * self.rounds + 1e-9), self.rounds) * ROUNDS // self.rounds
+        before, self.round = self.round, ended
+        return ended > before
 
-    def judge(self) -> float | None:
-        """Judge on validation what the training would end with now; None without validation images."""
+    def validate(self) -> float | None:
+        """Return the validation accuracy of `result_state`; None without validation images."""
         if not len(self.val_labels):
             return None
-        begun = time.monotonic()
+        start_s = time.monotonic()
         current = _copy(self.network.state_dict())
-        shown = self._shown()
-        self.network.load_state_dict(shown)
+        state = self.result_state()
+        self.network.load_state_dict(state)
         self.network.eval()
         with torch.inference_mode(), self.ctx.autocast():
-            found = [self.network(images).float().cpu() for images in self.inputs.val()]
+            parts = [self.network(images).float().cpu() for images in self.inputs.val()]
         self.network.load_state_dict(current)
-        self.scores = torch.cat(found).numpy()
-        hits = self._hits(self.scores)
-        if not len(self.best_scores) or hits.sum() >= self._hits(self.best_scores).sum():
-            self.best, self.best_scores = shown, self.scores
-        self.judging_s = time.monotonic() - begun
-        return float(hits.mean())
+        self.scores = torch.cat(parts).numpy()
+        correct = self.correct(self.scores)
+        if not len(self.best_scores) or correct.sum() >= self.correct(self.best_scores).sum():
+            self.best, self.best_scores = state, self.scores
+        self.val_s = time.monotonic() - start_s
+        return float(correct.mean())
 
-    def chosen(self) -> tuple[Mapping[str, Tensor], Scores]:
-        """Return the last weights, or the best ones where validation can tell them apart.
-
-        And what they say of the validation images, (n, classes).
-        """
-        hits, best = self._hits(self.scores), self._hits(self.best_scores)
-        if not len(self.val_labels) or not _clearly_better(best, hits):
-            return self._shown(), self.scores
+    def select(self) -> tuple[Mapping[str, Tensor], Scores]:
+        """Return weights and validation scores: of the last round, or of a better one."""
+        last, best = self.correct(self.scores), self.correct(self.best_scores)
+        if not len(self.val_labels) or not _significantly_better(best, last):
+            return self.result_state(), self.scores
         return self.best, self.best_scores
 
-    def _hits(self, scores: Scores) -> NDArray[np.bool_]:
-        found: NDArray[np.bool_] = scores.argmax(axis=1) == self.val_labels[: len(scores)]
-        return found
+    def correct(self, scores: Scores) -> NDArray[np.bool_]:
+        """Return which validation images are classified correctly, (n,)."""
+        correct: NDArray[np.bool_] = scores.argmax(axis=1) == self.val_labels[: len(scores)]
+        return correct
 
-    def _shown(self) -> dict[str, Tensor]:
-        """Return the weights as they would be kept now: averaged, and blended with the start."""
+    def result_state(self) -> dict[str, Tensor]:
+        """Return the weights that a run ending now would return: averaged (EMA) and blended."""
         model = self.average.module if self.average else self.network
         state = _copy(model.state_dict())
         if self.recipe.blend < 1:
@@ -239,32 +237,32 @@ class _TrainingLoop:
         return state
 
     def take_step(self, rows: Sequence[int], images: Tensor) -> None:
-        """Take one step; a loss that is not finite changes nothing but the learning rate."""
-        rate = warmup_cosine(self.progress, self.recipe.warmup) / 2**self.brakes
+        """Take a step. If the loss is not finite, only lower the learning rate."""
+        rate = warmup_cosine(self.progress, self.recipe.warmup) / 2**self.lr_cuts
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * rate
         self.network.train()
-        for module in self.kept:
+        for module in self.fixed_norms:
             module.eval()
         if self.norms is None:
-            self.norms = norms_to_fold(self.network, self.kept, images[:1])
+            self.norms = norms_to_fold(self.network, self.fixed_norms, images[:1])
         seed, n_classes = [self.ctx.seed, self.step, 1], self.network.head.out_features
         images, targets = mixed(images, self.labels[list(rows)], n_classes, self.recipe, seed)
         if not self._update(images, targets, rate):
-            self.brakes += 1
-            if self.brakes > BRAKES:
+            self.lr_cuts += 1
+            if self.lr_cuts > MAX_LR_CUTS:
                 raise TrainingDiverged(
-                    f"The loss was not finite at step {self.step}, again after {BRAKES} cuts of "
-                    f"the learning rate {self.recipe.lr:g}. Give a smaller one."
+                    f"The loss was not finite at step {self.step}, although the learning rate "
+                    f"{self.recipe.lr:g} was halved {MAX_LR_CUTS} times. Use a smaller one."
                 )
         self.step += 1
 
     def _update(self, images: Tensor, targets: Tensor, rate: float) -> bool:
-        """Change the weights; False, and nothing changed, if loss or gradient is not finite."""
-        buffers = _copy(dict(self.network.named_buffers()))  # BatchNorm's move on the way
+        """Update the weights; return False, unchanged, if loss or gradient is not finite."""
+        buffers = _copy(dict(self.network.named_buffers()))  # changed by BatchNorm
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        if self.dp_group.all(self._gradient(images, targets, buffers)):
-            self.dp_group.add_up(trained)
+        if self.dp_group.all_reduce_and(self._gradient(images, targets, buffers)):
+            self.dp_group.all_reduce_gradients(trained)
             self.scaler.unscale_(self.optimiser)
             norm = nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
             if torch.isfinite(norm):
@@ -277,27 +275,27 @@ class _TrainingLoop:
                     self.average.update_parameters(self.network)
                 return True
             if self.scaler.is_enabled():
-                self.scaler.update()  # float16 overflows now and then: a smaller scale will do
+                self.scaler.update()  # float16 overflow: lowers the loss scale
                 _restore(self.network, buffers)
                 return self.scaler.get_scale() >= 1
         _restore(self.network, buffers)
         return False
 
     def _gradient(self, images: Tensor, targets: Tensor, buffers: Mapping[str, Tensor]) -> bool:
-        """Add up the gradient of a batch in parts that fit into memory."""
+        """Accumulate the gradient of a batch over micro-batches that fit into memory."""
         while True:
             self.optimiser.zero_grad(set_to_none=True)
             try:
                 return self._backward(images, targets)
             except RuntimeError as error:
-                self._shrink(error)
+                self._halve_micro_batch(error)
                 _restore(self.network, buffers)
 
     def _backward(self, images: Tensor, targets: Tensor) -> bool:
         for first in range(0, len(images), self.micro_batch):
             part = slice(first, first + self.micro_batch)
-            folded = FoldedNorms(self.norms or {})
-            with self.training_ctx.autocast(), QuickDepthwise(), folded, self.dp_group.norms():
+            folded, sync = FoldedNorms(self.norms or {}), self.dp_group.sync_batch_norm()
+            with self.training_ctx.autocast(), QuickDepthwise(), folded, sync:
                 features = self.network.body(images[part]).float()
                 scores = self.network.head(features)
             loss = nn.functional.cross_entropy(
@@ -307,37 +305,37 @@ class _TrainingLoop:
                 reduction="sum",
             )
             if self.recipe.spectral:
-                least = torch.linalg.svdvals(features)[-1]
-                loss = loss + len(features) * self.recipe.spectral * least.square()
+                smallest = torch.linalg.svdvals(features)[-1]
+                loss = loss + len(features) * self.recipe.spectral * smallest.square()
             loss = loss / self.recipe.batch_size
             if not torch.isfinite(loss):
                 return False
             torch.autograd.backward(self.scaler.scale(loss))
         return True
 
-    def _shrink(self, error: RuntimeError) -> None:
-        """Halve the parts of a batch after an out-of-memory error; raise after any other."""
+    def _halve_micro_batch(self, error: RuntimeError) -> None:
+        """Halve the micro-batch after an out-of-memory error; raise for any other error."""
         check_short_memory(error, self.ctx.device)
         if self.micro_batch == 1:
             raise TransferError(
-                f"The memory of {self.ctx.device} does not suffice to train on one image at a "
-                "time. Use a smaller --input-px, a smaller backbone, or --device cpu."
+                f"{self.ctx.device} is out of memory even with one image at a time. "
+                "Use a smaller --input-px, a smaller backbone, or --device cpu."
             ) from error
-        if self.dp_group.size > 1 and self._learns_statistics():
+        if self.dp_group.world_size > 1 and self._trains_batch_norm():
             raise TransferError(
-                f"The memory of {self.ctx.device} does not suffice for its share of a batch, and "
-                "BatchNorm must see all of it at once. Use a larger --ddp or a smaller --input-px."
+                f"{self.ctx.device} is out of memory: BatchNorm needs this process's whole share "
+                "of a batch at once. Use a larger --ddp or a smaller --input-px."
             ) from error
         self.micro_batch = (min(self.micro_batch, self.recipe.batch_size) + 1) // 2
         if self.ctx.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _learns_statistics(self) -> bool:
+    def _trains_batch_norm(self) -> bool:
         norms = {m for m in self.network.modules() if isinstance(m, nn.BatchNorm2d)}
-        return not norms <= self.kept
+        return not norms <= self.fixed_norms
 
     def snapshot(self) -> Snapshot:
-        """Return all that changes."""
+        """Return the state as a checkpoint snapshot."""
         groups = {"network": self.network.state_dict(), "best": self.best, "start": self.start}
         if self.average:
             groups["average"] = self.average.state_dict()
@@ -349,16 +347,14 @@ class _TrainingLoop:
         tensors["rng"] = torch.get_rng_state()
         if self.ctx.device.type == "cuda":
             tensors["cuda_rng"] = torch.cuda.get_rng_state(self.ctx.device)
-        values = {name: getattr(self, name) for name in _WRITTEN}
+        values = {key: getattr(self, name) for key, name in _SAVED.items()}
         return Snapshot(tensors, values | {"scaler": self.scaler.state_dict()})
 
     def restore(self, checkpoint: Checkpoint | None) -> bool:
-        """Go back to where a checkpoint was written; False if there is none of this training."""
+        """Restore the state of a checkpoint; return False if there is none of this run."""
         found = checkpoint.read(self.ctx.device) if checkpoint else None
-        resumed = self.dp_group.all(
-            found is not None
-        )  # and all have read it before it is replaced
-        if found is None or not resumed:
+        # Also a barrier: all ranks have read the checkpoint before rank 0 replaces it.
+        if not self.dp_group.all_reduce_and(found is not None) or found is None:
             return False
         groups: dict[str, dict[str, Tensor]] = {}
         for name, value in found.tensors.items():
@@ -374,21 +370,21 @@ class _TrainingLoop:
         torch.set_rng_state(found.tensors["rng"].cpu())
         if self.ctx.device.type == "cuda":
             torch.cuda.set_rng_state(found.tensors["cuda_rng"].cpu(), self.ctx.device)
-        for name in _WRITTEN:
-            setattr(self, name, found.values[name])
+        for key, name in _SAVED.items():
+            setattr(self, name, found.values[key])
         self.scaler.load_state_dict(found.values["scaler"])
         return True
 
 
-def _average_of(network: Network, decay: float) -> AveragedModel:
-    step = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(network, multi_avg_fn=step, use_buffers=True)
+def _ema_of(network: Network, decay: float) -> AveragedModel:
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
-def _clearly_better(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
-    """Whether hits on the same images differ by more than chance would let them (`CLEARLY`)."""
-    gap = one.astype(np.float64) - other
-    return bool(gap.mean() > CLEARLY * gap.std() / np.sqrt(len(gap)))
+def _significantly_better(correct: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
+    """Return whether one is more accurate by `MIN_STANDARD_ERRORS`, paired by image."""
+    gap = correct.astype(np.float64) - other
+    return bool(gap.mean() > MIN_STANDARD_ERRORS * gap.std() / np.sqrt(len(gap)))
 
 
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

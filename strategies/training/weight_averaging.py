@@ -1,4 +1,4 @@
-"""Several classifiers of one architecture made one: the average of their weights."""
+"""Weight averaging (model soups): average classifiers fine-tuned from the same starting point."""
 
 import copy
 from collections.abc import Sequence
@@ -12,14 +12,14 @@ from strategies.data.dataset import Dataset
 from strategies.models.classifier import ImageClassifier
 from strategies.training.reinit import recompute_bn_statistics
 
-_STATISTICS = ("running_mean", "running_var")
+_BN_STATISTICS = ("running_mean", "running_var")
 
 
 def can_be_averaged(one: ImageClassifier, other: ImageClassifier) -> bool:
-    """Whether two classifiers have the same weights in the same places, and the same input.
+    """Return whether two classifiers have the same architecture, classes and input.
 
-    That they also began at the same point, without which an average is worth nothing, is for the
-    caller to know.
+    An average is useful only if both were also trained from the same starting point. This is not
+    checked here: the caller must know it.
     """
     return all(
         getattr(one, name) == getattr(other, name)
@@ -30,36 +30,37 @@ def can_be_averaged(one: ImageClassifier, other: ImageClassifier) -> bool:
 def averaged(
     members: Sequence[ImageClassifier], dataset: Dataset, ctx: RunContext
 ) -> ImageClassifier:
-    """Average the weights of training runs that began at the same point: a soup.
+    """Average the weights of classifiers trained from the same starting point: a model soup.
 
-    It predicts, is saved and exported as any one of them, at the cost of one. Heads are averaged
-    as they are, temperature included, so that one which is too sure of itself outweighs nobody.
-    BatchNorm statistics that all members share (frozen ones) stay. Where members have their own
-    (trained ones), those of the average are neither of theirs nor their mean: activations at
-    averaged weights vary less than at either. They are taken again from the train images.
+    The average predicts, is saved and is exported like one classifier, at the cost of one. Heads
+    are averaged with their temperature scaling, so that an overconfident member does not outweigh
+    the others. BatchNorm statistics that all members share (frozen ones) are kept. Where members
+    differ (trained ones), neither a member's statistics nor their mean suit the average, because
+    activations at averaged weights have a smaller variance. They are recomputed from the train
+    images.
 
     Parameters
     ----------
     members
-        At least one, all of which `can_be_averaged`; strategy and hyperparameters of the first
-        are recorded.
+        At least one classifier; each pair must pass `can_be_averaged`. Strategy and
+        hyperparameters of the first are recorded.
     dataset
-        Whose train images they learnt from.
+        The dataset that they were trained on.
 
     Raises
     ------
     OutOfTime
         If the deadline has passed.
     ValueError
-        If they do not fit together.
+        If the members differ in architecture, classes or input.
 
     References
     ----------
     M. Wortsman et al., Model soups: averaging weights of multiple fine-tuned models improves
     accuracy without increasing inference time, ICML 2022. P. Izmailov et al., Averaging weights
-    leads to wider optima and better generalization, UAI 2018 (a pass over train for BatchNorm's
-    statistics after averaging). K. Jordan et al., REPAIR: renormalizing permuted activations for
-    interpolation repair, ICLR 2023 (why: the variance collapses).
+    leads to wider optima and better generalization, UAI 2018 (BatchNorm statistics
+    recomputed on train). K. Jordan et al., REPAIR: renormalizing permuted activations for
+    interpolation repair, ICLR 2023 (variance collapse).
     """
     first = members[0]
     if not all(can_be_averaged(first, other) for other in members[1:]):
@@ -69,26 +70,26 @@ def averaged(
     network = copy.deepcopy(first.network)
     network.load_state_dict({name: _mean([s[name] for s in states]) for name in states[0]})
     network.eval()
-    names = _own_statistics(members)
+    names = _differing_batch_norms(members)
     if names:
         norms = [m for m in map(network.get_submodule, names) if isinstance(m, nn.BatchNorm2d)]
         recompute_bn_statistics(network, norms, dataset, first.backbone, ctx)
     return replace(first, network=network)
 
 
-def _own_statistics(members: Sequence[ImageClassifier]) -> list[str]:
-    """Name the BatchNorm layers whose statistics differ between classifiers."""
+def _differing_batch_norms(members: Sequence[ImageClassifier]) -> list[str]:
+    """Return the names of BatchNorm layers whose statistics differ between classifiers."""
     states = [member.network.state_dict() for member in members]
     return [
         name
         for name, module in members[0].network.named_modules()
         if isinstance(module, nn.BatchNorm2d)
-        and any(_differs([s[f"{name}.{key}"] for s in states]) for key in _STATISTICS)
+        and any(_differs([s[f"{name}.{key}"] for s in states]) for key in _BN_STATISTICS)
     ]
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
-    """Average tensors in double precision; of counts, which are no weights, take the first."""
+    """Average tensors in double precision; for integer tensors (counters) return the first."""
     if not values[0].is_floating_point():
         return values[0]
     return torch.stack([v.double() for v in values]).mean(dim=0).to(values[0].dtype)

@@ -1,4 +1,4 @@
-"""Fixtures of searches: the advice is made once, with training runs of a few steps."""
+"""Fixtures of searches: advice computed once per session, training runs of a few steps."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,7 +33,7 @@ def measured(striped: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 @pytest.fixture
 def short_training_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the search space hold training runs of a few steps."""
+    """Limit training runs of the search space to a few steps."""
     for module in (full_fine_tune, partial_fine_tune):
         monkeypatch.setattr(module, "default_steps", lambda n_train, batch_size: ROUNDS)
 
@@ -42,7 +42,7 @@ def short_training_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 def make_runner(
     measured: tuple[Advice, Path], striped: Dataset, backbone: Backbone
 ) -> Callable[[Path], Runner]:
-    """Start searches in a folder: ``make_runner(folder)``."""
+    """Return a factory of searches in a folder: ``make_runner(folder)``."""
     advice, cache = measured
     ctx = RunContext(ArrayCache(cache))
     return lambda folder: Runner(advice, striped, backbone, ctx, folder)
@@ -57,7 +57,7 @@ def run(
 
 @pytest.fixture
 def small_network(tmp_path: Path) -> str:
-    """The name of a network that trains in seconds, with random weights, in timm's format."""
+    """Return the name of a small network with random weights, in timm's format."""
     net = timm.create_model("test_resnet", pretrained=False)
     timm.models.save_for_hf(net, str(tmp_path / "network"), safe_serialization=True)
     return f"local-dir:{tmp_path / 'network'}"

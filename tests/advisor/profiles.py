@@ -1,4 +1,4 @@
-"""Profiles made by hand, for tests of what is decided from them."""
+"""Hand-made profiles and priors, for tests of the decision."""
 
 import math
 from dataclasses import replace
@@ -14,10 +14,10 @@ NAMES = ("blocks.0", "blocks.2", "penultimate")
 
 
 def similarity_of(score: float) -> DomainSimilarity:
-    around = Interval(max(score - 0.03, 0), score, min(score + 0.03, 1))
+    interval = Interval(max(score - 0.03, 0), score, min(score + 0.03, 1))
     shift = Interval(0.1, 0.1, 0.1)
     return DomainSimilarity(
-        score=around,
+        score=interval,
         basis="bn_shift",
         reference="ImageNet",
         shift_nats=shift,
@@ -30,11 +30,11 @@ def similarity_of(score: float) -> DomainSimilarity:
 
 
 def probe(depth: int, loss: str, accuracy: float, gain: float = 0.0, n: int = 400) -> ProbeResult:
-    around = Interval(gain - 0.02, gain, gain + 0.02)
+    gains = Interval(gain - 0.02, gain, gain + 0.02)
     error = 1 - min(accuracy, 1 - 0.5 / n)
     gap = math.log((error + gain) / error) if error + gain > 0 else 0.0
     losses = Interval(gap - 0.05, gap, gap + 0.05)
-    return ProbeResult(depth, loss, proportion(accuracy, n), 1e-4, around, losses)
+    return ProbeResult(depth, loss, proportion(accuracy, n), 1e-4, gains, losses)
 
 
 def profile_of(
@@ -47,7 +47,7 @@ def profile_of(
     svm_depth: int = 2,
     **changes: Any,
 ) -> Profile:
-    """Make a profile; `changes` replace its fields."""
+    """Return a profile; `changes` replace its fields."""
     n = n_per_class * n_classes
     best_svm = probe(svm_depth, "squared_hinge", svm, svm - linear)
     base = Profile(
@@ -87,7 +87,9 @@ def profile_of(
 
 def pilot_of(gain: float, accuracy: float = 0.8, n: int = 200) -> Pilot:
     half = 0.04 * (200 / n) ** 0.5
-    loss = math.log((1 - accuracy + gain) / (1 - accuracy))  # losses fall as errors do
+    loss = math.log(
+        (1 - accuracy + gain) / (1 - accuracy)
+    )  # the log-loss falls in proportion to the error
     return Pilot(
         gain=Interval(max(gain - half, -1), gain, min(gain + half, 1)),
         accuracy=proportion(accuracy, n),
@@ -109,7 +111,7 @@ def curve_of(now: float, later: float, n_per_class: float = 30) -> LearningCurve
     )
 
 
-LEAD = {
+MEASURED_LEAD = {
     "far": 0.0,
     "probe": 0.0,
     "svm": 0.3,
@@ -119,7 +121,7 @@ LEAD = {
     "pixels": 0.0,
     "slope": 0.0,
 }
-"""What an SVM leads by: as much as was measured."""
+"""Weights of a variant whose predicted lead is the measured lead of the SVM."""
 WEIGHTS = {
     "far": 0.5,
     "probe": -0.2,
@@ -137,7 +139,7 @@ def variant_of(strategy: str, intercept: float, **given: Any) -> Variant:
 
 
 def priors_by_hand() -> Priors:
-    """Priors that rest on nothing: for tests of what is done with priors."""
+    """Return made-up priors, for tests of how priors are used."""
     return Priors(
         provenance="made by hand",
         evidence={
@@ -151,7 +153,7 @@ def priors_by_hand() -> Priors:
             "slope": Prior(0.2, 0.1),
         },
         variants=(
-            Variant("layer_svm", {}, 0.2, LEAD, 0.2, 0.2, 0.1, 0.2, 12),
+            Variant("layer_svm", {}, 0.2, MEASURED_LEAD, 0.2, 0.2, 0.1, 0.2, 12),
             variant_of("partial_fine_tune", 0.3, lr=1e-3),
             variant_of("full_fine_tune", 0.2, lr=1e-4),
             variant_of("full_fine_tune", 0.4, lr=1e-3),

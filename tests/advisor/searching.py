@@ -1,4 +1,4 @@
-"""Searches for tests: one short advice, many folders."""
+"""Runner of short hyperparameter searches for tests."""
 
 import json
 import math
@@ -26,7 +26,7 @@ from strategies.training.trainer import ROUNDS
 
 
 def shortened(advice: Advice) -> Advice:
-    """Let every training start with as few steps as it has rounds."""
+    """Return the advice with the minimum number of steps in every training run."""
     short = [
         replace(r, hyperparameters={**r.hyperparameters, "steps": ROUNDS})
         if "steps" in r.hyperparameters
@@ -37,7 +37,7 @@ def shortened(advice: Advice) -> Advice:
 
 
 class Runner:
-    """Searches in a folder of its own, each as a process of its own would."""
+    """Runs searches in one run folder, as separate processes would."""
 
     def __init__(
         self, advice: Advice, dataset: Dataset, backbone: Backbone, ctx: RunContext, folder: Path
@@ -58,7 +58,7 @@ class Runner:
         scheduler = make_scheduler(
             self.advice, max(n_val, 1), only=only, max_trials=max_trials, prefer="balanced"
         )
-        self.folder.enter("searching", math.inf)
+        self.folder.set_phase("searching", math.inf)
         return Search(
             self.dataset.hide_test(),
             self.backbone,
@@ -85,7 +85,7 @@ class Runner:
         search.run()
         return search.result()
 
-    def resumed(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
+    def resume(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
         search = self.prepare(max_trials, only)
         kept = self.folder.best()
         search.trials.requeue_dead(own=True, kept=kept and kept[0])

@@ -1,4 +1,4 @@
-"""What the README shows runs."""
+"""The serving example of the README runs."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.advisor.searching import Runner
 README = Path(__file__).resolve().parents[2] / "README.md"
 
 
-def test_the_serving_example_classifies(run: Runner) -> None:
+def test_the_serving_example_of_the_readme_classifies(run: Runner) -> None:
     run(max_trials=1)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     (code,) = [block for block in blocks if "def classify" in block]

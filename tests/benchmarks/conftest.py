@@ -1,4 +1,4 @@
-"""Fixtures for the scripts: each imported again, tiny images, and processes that are run here."""
+"""Fixtures for benchmark scripts: fresh imports, tiny datasets, subprocesses run in-process."""
 
 import contextlib
 import importlib
@@ -29,19 +29,22 @@ from tests.conftest import BENCHMARKS, write_folder
 
 NAMES = sorted(p.stem for p in BENCHMARKS.glob("*.py"))
 COMMITTED = ("results", "evidence", "claims")
-N_SETS = 5
-"""Of the committed rows: priors need a few sets."""
+N_DATASETS = 5
+"""Number of datasets whose committed rows are used: fitting priors needs several."""
 
 COLOURS = {"class0": "red", "class1": "green", "class2": "blue"}
 
 Load = Callable[[str], ModuleType]
-Here = Callable[..., subprocess.CompletedProcess[str]]
+RunProcess = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
-    """Import a script again, and what it imports."""
-    # Finding what is alike by chance costs half a second a dataset, however small.
+    """Return an importer of scripts that imports them, and the scripts they import, again.
+
+    Committed rows must be unchanged after the test.
+    """
+    # The null distribution of near-duplicates costs half a second per dataset of any size.
     monkeypatch.setattr("strategies.data.near_duplicates.TAIL_PAIRS", 1000)
     before = {p: p.read_bytes() for p in BENCHMARKS.glob("*.jsonl")}
     monkeypatch.syspath_prepend(str(BENCHMARKS))
@@ -54,17 +57,20 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root of one set: three classes of twenty striped images."""
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data root with one dataset: three classes of twenty striped images."""
     root = tmp_path_factory.mktemp("root")
     write_folder(root / "striped", 20)
     return root
 
 
 @pytest.fixture(scope="session")
-def easy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data root of one set on which a probe makes no error: nothing is left to try then."""
-    root = tmp_path_factory.mktemp("easy")
+def separable_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a data root with one dataset on which a linear probe makes no error.
+
+    A search on it ends early, because nothing is left to try.
+    """
+    root = tmp_path_factory.mktemp("separable")
     rng = np.random.default_rng(0)
     for name, colour in COLOURS.items():
         (root / "coloured" / name).mkdir(parents=True)
@@ -76,18 +82,19 @@ def easy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache that all scripts share: the images are the same."""
-    return tmp_path_factory.mktemp("kept")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache folder that all scripts share, because their images are the same."""
+    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="session")
-def shared_sets_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders named as three of the shared sets, and images in place of ImageNet's."""
+def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return folders named as three shared datasets, and images in place of ImageNet's."""
     root = tmp_path_factory.mktemp("shared")
     for seed, name in enumerate(("flowers5", "cats_dogs", "mnist5k", "imagenet_samples")):
         write_folder(root / name, 5, seed=seed)
-    for path in (root / "mnist5k").rglob("*.png"):  # colours tell: a set with another best depth
+    # Classes of this dataset differ by colour, so that its best depth differs.
+    for path in (root / "mnist5k").rglob("*.png"):
         Image.new("RGB", (48, 48), COLOURS[path.parent.name]).save(path)
     for i, path in enumerate(sorted((root / "imagenet_samples").rglob("*.png"))):
         Image.open(path).save(root / "imagenet_samples" / f"{i:03d}.jpg")
@@ -95,10 +102,10 @@ def shared_sets_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def some_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the committed rows of a few sets, of one seed and two sizes."""
+def rows_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the committed rows of a few datasets, one seed and two sizes."""
     folder = tmp_path_factory.mktemp("rows")
-    chosen = sorted({row["set"] for row in rows_in(BENCHMARKS / "results.jsonl")})[:N_SETS]
+    chosen = sorted({row["set"] for row in rows_in(BENCHMARKS / "results.jsonl")})[:N_DATASETS]
     for name in COMMITTED:
         lines = (BENCHMARKS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [(line, json.loads(line)) for line in lines]
@@ -112,21 +119,23 @@ def some_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_here(command: Sequence[object], **_: Any) -> subprocess.CompletedProcess[str]:
-    """Do what a Python process would, in this one: imports would take most of its time."""
+def run_in_process(command: Sequence[object], **_: Any) -> subprocess.CompletedProcess[str]:
+    """Run the command of a Python process in this process: imports would take most of its time."""
     _python, what, *arguments = map(str, command)
     out, err = io.StringIO(), io.StringIO()
     code = 0
-    own, really_leave = os.getpid(), os._exit
+    pid, os_exit = os.getpid(), os._exit
 
-    def leave(code: int) -> None:  # as the programs do at their end
-        if os.getpid() != own:
-            really_leave(code)
+    def exit_process(code: int) -> None:  # the programs end with os._exit
+        if os.getpid() != pid:
+            os_exit(code)
         raise SystemExit(code)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "_exit", leave)
-        patch.setattr(DataLoader, "__init__", partialmethod(_load_here, DataLoader.__init__))
+        patch.setattr(os, "_exit", exit_process)
+        patch.setattr(
+            DataLoader, "__init__", partialmethod(_init_without_workers, DataLoader.__init__)
+        )
         patch.setattr("advisor.cli.console.STARTED_S", time.monotonic())
         patch.setattr(sys, "argv", [what, *arguments])
         try:
@@ -147,52 +156,60 @@ def run_here(command: Sequence[object], **_: Any) -> subprocess.CompletedProcess
     )
 
 
-def _load_here(
-    loader: DataLoader[Any], init: Callable[..., None], *given: Any, **named: Any
+def _init_without_workers(
+    loader: DataLoader[Any], init: Callable[..., None], *args: Any, **kwargs: Any
 ) -> None:
-    """Make a loader without processes of its own."""
-    init(loader, *given, **{**named, "num_workers": 0})
+    """Initialise a loader without worker processes."""
+    init(loader, *args, **{**kwargs, "num_workers": 0})
 
 
 @pytest.fixture(scope="session")
-def finished(easy: Path, kept: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that ended before its time, because nothing was left to try."""
+def finished_run(
+    separable_root: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Return the folder of a run that ended early, because nothing was left to try."""
     out = tmp_path_factory.mktemp("finished") / "run"
     given = ["--time", "60s", "--input-px", "32", "--pilot", "off", "--no-control", "--quiet"]
     command = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()", "run"]
-    command += [str(easy / "coloured"), "--out", str(out), "--cache-dir", str(kept), *given]
-    done = run_here(command)
+    command += [str(separable_root / "coloured"), "--out", str(out), *given]
+    command += ["--cache-dir", str(cache_dir)]
+    done = run_in_process(command)
     assert done.returncode == 0, done.stderr
     return out
 
 
 @pytest.fixture
-def quickly(request: pytest.FixtureRequest) -> Here:
-    """Do in this process what another would, but let all calls of ``tl-auto run`` share a run."""
+def run_or_reuse(request: pytest.FixtureRequest) -> RunProcess:
+    """Return a replacement of ``subprocess.run`` that runs commands in this process.
+
+    All calls of ``tl-auto run`` copy the same finished run, after parsing their options.
+    """
 
     def run(command: Sequence[object], **_: Any) -> subprocess.CompletedProcess[str]:
-        said = [*map(str, command)]
-        if "tl_auto" not in said[2] or said[3] != "run":
-            return run_here(command)
+        words = [*map(str, command)]
+        if "tl_auto" not in words[2] or words[3] != "run":
+            return run_in_process(command)
         group = typer.main.get_command(auto_app)
         assert isinstance(group, TyperGroup)
-        asked = group.commands["run"].make_context("run", said[4:])  # knows all options?
-        shutil.copytree(request.getfixturevalue("finished"), asked.params["out"])
-        return subprocess.CompletedProcess(said, 0, "", "")
+        parsed = group.commands["run"].make_context("run", words[4:])  # fails on unknown options
+        shutil.copytree(request.getfixturevalue("finished_run"), parsed.params["out"])
+        return subprocess.CompletedProcess(words, 0, "", "")
 
     return run
 
 
 @pytest.fixture
-def here(quickly: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], None]:
-    """Let the processes that a script starts by ``subprocess.run`` be run in this one."""
+def in_process(
+    run_or_reuse: RunProcess, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[ModuleType], None]:
+    """Return a function that makes a script's ``subprocess.run`` calls run in this process."""
 
     def patch(script: ModuleType) -> None:
-        monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=quickly))
+        monkeypatch.setattr(script, "subprocess", SimpleNamespace(run=run_or_reuse))
 
     return patch
 
 
 def rows_in(path: Path) -> list[dict[str, Any]]:
-    """Read one JSON object a line."""
+    """Return the rows of a JSON Lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""No script is without a test that runs it."""
+"""Every benchmark script has a smoke test."""
 
 from tests.benchmarks import test_fits, test_processes, test_tables
 from tests.conftest import BENCHMARKS

@@ -1,4 +1,4 @@
-"""The scripts that learn from images: each main path runs on a few striped ones."""
+"""Smoke tests of scripts that fit classifiers to images, on small striped datasets."""
 
 import json
 from collections.abc import Callable
@@ -19,21 +19,29 @@ QUICK = {"steps": 2}
 
 
 @pytest.fixture
-def small(data: Path, kept: Path, tmp_path: Path) -> list[str]:
-    """Options that most of the scripts have: where images come from, and where rows go."""
-    given = ["--data-root", str(data), "--cache-dir", str(kept)]
+def options(data_root: Path, cache_dir: Path, tmp_path: Path) -> list[str]:
+    """Return the options of most scripts: data root, cache and file of rows."""
+    given = ["--data-root", str(data_root), "--cache-dir", str(cache_dir)]
     return [*given, "--out", str(tmp_path / "rows.jsonl")]
 
 
-def test_the_suite_measures_and_fits_what_is_missing(
-    load: Load, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_suite_adds_missing_rows(
+    load: Load, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     suite = load("run_suite")
     for strategy, given in suite.GRID:
         get_strategy(strategy)(**given)
     monkeypatch.setattr(suite, "GRID", (("linear_probe", {}), ("full_fine_tune", QUICK)))
     out, evidence = tmp_path / "rows.jsonl", tmp_path / "evidence.jsonl"
-    given = ["--data-root", str(data), "--out", str(out), "--evidence", str(evidence), "--pilot"]
+    given = [
+        "--data-root",
+        str(data_root),
+        "--out",
+        str(out),
+        "--evidence",
+        str(evidence),
+        "--pilot",
+    ]
     given += ["--grid", "0", "1", "--n-per-class", "5", "--seeds", "0", "--input-px", "32"]
     suite.main(given)
     suite.main(given)
@@ -42,9 +50,9 @@ def test_the_suite_measures_and_fits_what_is_missing(
     assert case == ("striped", 5, 0, 32)
 
 
-def test_training_runs_are_recorded_averaged_and_replayed(
+def test_training_runs_are_recorded_and_averaged(
     load: Load,
-    small: list[str],
+    options: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -54,88 +62,92 @@ def test_training_runs_are_recorded_averaged_and_replayed(
     monkeypatch.setattr(curves, "N_TRIALS", 2)
     monkeypatch.setattr(curves, "POOLS", (2,))
     monkeypatch.setattr(curves, "FEWER_STEPS", 30)
-    given = [*small, "--weights", str(tmp_path / "weights"), "--sets", "striped"]
+    given = [*options, "--weights", str(tmp_path / "weights"), "--sets", "striped"]
     curves.main(["record", "soups", *given])
     assert "striped, 2 trials" in capsys.readouterr().out
     assert len(rows_in(tmp_path / "rows.jsonl")) == 2
 
 
-def test_leaks_series_and_wrong_labels_are_planted_and_found(
-    load: Load, data: Path, kept: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_planted_leaks_series_and_wrong_labels_are_detected(
+    load: Load,
+    data_root: Path,
+    cache_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     quality = load("data_quality")
-    for path in (data / "striped").rglob("*.png"):
+    for path in (data_root / "striped").rglob("*.png"):
         frames = tmp_path / "tracks" / path.parent.name
         frames.mkdir(parents=True, exist_ok=True)
-        for n, turn in enumerate((quality.as_it_is, quality.turned)):
-            turn(path, frames / f"{path.stem}_{n}")
+        for n, copy in enumerate((quality.unchanged, quality.rotated)):
+            copy(path, frames / f"{path.stem}_{n}")
     for part, root, name in (
-        ("leaks", data, "striped"),
+        ("leaks", data_root, "striped"),
         ("series", tmp_path, "tracks"),
-        ("labels", data, "striped"),
+        ("labels", data_root, "striped"),
     ):
         given = [str(root), "--part", part, "--sets", name, "--seeds", "0"]
-        quality.main([*given, "--cache-dir", str(kept)])
-    said = capsys.readouterr().out
-    assert "as_it_is   found 100.0%" in said
-    assert "pairs of one track on one side" in said
-    assert "planted errors in the first tenth" in said
+        quality.main([*given, "--cache-dir", str(cache_dir)])
+    printed = capsys.readouterr().out
+    assert "unchanged  found 100.0%" in printed
+    assert "pairs of one track in the same split" in printed
+    assert "planted errors in the top tenth" in printed
 
 
-def test_default_hyperparameters_are_fitted_and_tabled(
+def test_default_hyperparameters_are_fitted_and_printed(
     load: Load,
-    small: list[str],
+    options: list[str],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     defaults = load("fine_tune_defaults")
     monkeypatch.setattr(defaults, "ROWS", {("striped", 4): 99.0})
     given = ["--sets", "striped", "--seeds", "0", "--input-px", "32", "--steps", "2"]
-    defaults.main([*small, *given])
+    defaults.main([*options, *given])
     assert "| striped, 4 |" in capsys.readouterr().out
 
 
-def test_a_cached_prefix_is_trained_behind_and_timed(
-    load: Load, small: list[str], capsys: pytest.CaptureFixture[str]
+def test_training_with_cached_frozen_stages_is_timed(
+    load: Load, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--sets", "striped", "--seeds", "0", "--frozen", "3", "--n-per-class", "6"]
-    load("prefix_cache").main([*small, *given, "--input-px", "32"])
+    load("prefix_cache").main([*options, *given, "--input-px", "32"])
     assert "| striped | 32 | 3 |" in capsys.readouterr().out
 
 
-def test_leans_are_measured_and_mirrored_training_runs_fitted(
-    load: Load, small: list[str], capsys: pytest.CaptureFixture[str]
+def test_flip_asymmetry_is_measured_and_flips_are_fitted(
+    load: Load, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--sets", "striped", "--seeds", "0", "--n-per-class", "5", "--input-px", "32"]
-    load("mirror").main([*small, *given, "--fit", "--steps", "2"])
+    load("mirror").main([*options, *given, "--fit", "--steps", "2"])
     assert "| striped, 5 |" in capsys.readouterr().out
 
 
-def test_probes_are_fitted_and_compared_in_pairs(
-    load: Load, small: list[str], capsys: pytest.CaptureFixture[str]
+def test_linear_heads_are_fitted_and_compared_in_pairs(
+    load: Load, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     probes = load("probes")
     given = ["--sets", "striped", "--seeds", "0", "--n-per-class", "5", "--input-px", "32"]
-    probes.main([*small, *given])
-    probes.main([*small, "--table"])
+    probes.main([*options, *given])
+    probes.main([*options, "--table"])
     assert "| striped, 5 (1) |" in capsys.readouterr().out
 
 
-def test_the_path_of_strengths_is_timed_against_scikit_learn(
-    load: Load, small: list[str], capsys: pytest.CaptureFixture[str]
+def test_the_regularisation_path_is_timed_against_scikit_learn(
+    load: Load, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     speed = load("probe_speed")
-    speed.main([*small, "--set", "striped", "--n-per-class", "6", "--depths", "1", "0"])
-    speed.main([*small, "--table"])
+    speed.main([*options, "--set", "striped", "--n-per-class", "6", "--depths", "1", "0"])
+    speed.main([*options, "--table"])
     speed.main(["--synthetic", "60"])
-    said = capsys.readouterr().out
-    assert "| all |" in said
-    assert '"peak_gb"' in said
+    printed = capsys.readouterr().out
+    assert "| all |" in printed
+    assert '"peak_gb"' in printed
 
 
-def test_a_harmful_backbone_is_made_warned_of_and_remedied(
+def test_interventions_are_fitted_on_a_harmful_backbone(
     load: Load,
-    small: list[str],
+    options: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -143,45 +155,48 @@ def test_a_harmful_backbone_is_made_warned_of_and_remedied(
     negative = load("negative")
     for name, value in (("FOREIGN", "striped"), ("TARGETS", ("striped",)), ("NEAR", ("striped",))):
         monkeypatch.setattr(negative, name, value)
-    for remedied in negative.REMEDIED.values():
-        get_strategy("full_fine_tune")(**remedied)
-    monkeypatch.setattr(negative, "REMEDIED", {"stages": negative.REMEDIED["stages"]})
-    given = [*small, "--backbone-folder", str(tmp_path / "harmful"), "--input-px", "32"]
+    for intervention in negative.INTERVENTIONS.values():
+        get_strategy("full_fine_tune")(**intervention)
+    stages = {"stages": negative.INTERVENTIONS["stages"]}
+    monkeypatch.setattr(negative, "INTERVENTIONS", stages)
+    given = [*options, "--backbone-folder", str(tmp_path / "harmful"), "--input-px", "32"]
     given += ["--steps", "2", "--fit-steps", "2", "--seeds", "1"]
     for part in ("harm", "warn", "near", "interventions", "table"):
         negative.main([part, *given])
-    said = capsys.readouterr().out
-    assert "| harmful | striped | 1 |" in said
-    assert "| best on validation, all | 1 |" in said
+    printed = capsys.readouterr().out
+    assert "| harmful | striped | 1 |" in printed
+    assert "| best on validation, all | 1 |" in printed
 
 
-def test_the_domain_is_measured_line_by_line(
+def test_every_section_of_the_domain_benchmark_is_printed(
     load: Load,
-    shared_sets_root: Path,
-    kept: Path,
+    shared_root: Path,
+    cache_dir: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    domain = small_domain("domain", load, shared_sets_root, monkeypatch)
+    domain = small_domain("domain", load, shared_root, monkeypatch)
     monkeypatch.setattr(domain, "NEAR", ("flowers5", "cats_dogs"))
     monkeypatch.setattr(domain, "FAR", ("mnist5k",))
     monkeypatch.setattr(domain, "N_VARIANTS", 4)
     wide = {k: replace(v, far=20 * v.far) for k, v in domain.calibrations().items()}
-    monkeypatch.setattr(domain, "calibrations", lambda: wide)  # stripes are farther than any set
+    # Striped images are farther from ImageNet than any real dataset.
+    monkeypatch.setattr(domain, "calibrations", lambda: wide)
     lines = [str(n) for n in domain.LINES if n != 8 or _are_installed("lite1", "lite2")]
-    small = ["--input-px", "128"]  # the smallest with features in the reference
-    domain.main(["--cache-dir", str(kept), "--most-draws", "2", *small, "--lines", *lines])
+    given = ["--cache-dir", str(cache_dir), "--most-draws", "2"]
+    given += ["--input-px", "128"]  # the smallest size whose features are in the reference
+    domain.main([*given, "--lines", *lines])
     assert capsys.readouterr().out.count("###") == len(lines)
 
 
-def test_the_maps_of_the_domain_are_fitted(
-    load: Load, shared_sets_root: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_similarity_calibrations_are_fitted(
+    load: Load, shared_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit_domain = small_domain("fit_domain", load, shared_sets_root, monkeypatch)
+    fit_domain = small_domain("fit_domain", load, shared_root, monkeypatch)
     for name, value in (("N_SAME", 4), ("N_SCATTER", 12), ("DRAWS", 4)):
         monkeypatch.setattr(fit_domain, name, value)
     before = fit_domain.MAPS.read_bytes()
-    fit_domain.main(["--cache-dir", str(kept), "--out", str(tmp_path / "domain.json")])
+    fit_domain.main(["--cache-dir", str(cache_dir), "--out", str(tmp_path / "domain.json")])
     found = json.loads((tmp_path / "domain.json").read_text(encoding="utf-8"))
     assert found.keys() == json.loads(before).keys()
     assert found["calibrations"].keys() == json.loads(before)["calibrations"].keys()
@@ -189,23 +204,23 @@ def test_the_maps_of_the_domain_are_fitted(
 
 
 def test_a_reference_is_measured_and_written(
-    load: Load, shared_sets_root: Path, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    load: Load, shared_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = small_domain("make_reference", load, shared_sets_root, monkeypatch)
+    script = small_domain("make_reference", load, shared_root, monkeypatch)
     name = "tf_efficientnet_lite0"
     monkeypatch.setattr(script, "SIZES", {name: (32, 64)})
     monkeypatch.setattr(script, "FEATURES", {name: (64,)})
-    script.main(["--cache-dir", str(kept), "--out", str(tmp_path), name])
+    script.main(["--cache-dir", str(cache_dir), "--out", str(tmp_path), name])
     made = read_reference(tmp_path / f"{name}.safetensors")
     assert (set(made.moments), set(made.features)) == ({32, 64}, {64})
 
 
 def small_domain(name: str, load: Load, root: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Import a script that reads the shared sets, with tiny ones in their place."""
-    sets = load("shared_sets")
-    monkeypatch.setattr(sets, "DATA", root)
-    few = {k: v for k, v in sets.SPOKEN.items() if (root / k).is_dir()}
-    monkeypatch.setattr(sets, "SPOKEN", few)
+    """Import a script that reads the shared datasets, with tiny ones in their place."""
+    datasets = load("shared_datasets")
+    monkeypatch.setattr(datasets, "DATA", root)
+    few = {k: v for k, v in datasets.DESCRIPTIONS.items() if (root / k).is_dir()}
+    monkeypatch.setattr(datasets, "DESCRIPTIONS", few)
     return load(name)
 
 
@@ -214,17 +229,17 @@ def _are_installed(*names: str) -> bool:
 
 
 SMOKE = {
-    "run_suite": test_the_suite_measures_and_fits_what_is_missing,
-    "curves": test_training_runs_are_recorded_averaged_and_replayed,
-    "data_quality": test_leaks_series_and_wrong_labels_are_planted_and_found,
-    "fine_tune_defaults": test_default_hyperparameters_are_fitted_and_tabled,
-    "prefix_cache": test_a_cached_prefix_is_trained_behind_and_timed,
-    "mirror": test_leans_are_measured_and_mirrored_training_runs_fitted,
-    "probes": test_probes_are_fitted_and_compared_in_pairs,
-    "probe_speed": test_the_path_of_strengths_is_timed_against_scikit_learn,
-    "negative": test_a_harmful_backbone_is_made_warned_of_and_remedied,
-    "domain": test_the_domain_is_measured_line_by_line,
-    "shared_sets": test_the_domain_is_measured_line_by_line,
-    "fit_domain": test_the_maps_of_the_domain_are_fitted,
+    "run_suite": test_the_suite_adds_missing_rows,
+    "curves": test_training_runs_are_recorded_and_averaged,
+    "data_quality": test_planted_leaks_series_and_wrong_labels_are_detected,
+    "fine_tune_defaults": test_default_hyperparameters_are_fitted_and_printed,
+    "prefix_cache": test_training_with_cached_frozen_stages_is_timed,
+    "mirror": test_flip_asymmetry_is_measured_and_flips_are_fitted,
+    "probes": test_linear_heads_are_fitted_and_compared_in_pairs,
+    "probe_speed": test_the_regularisation_path_is_timed_against_scikit_learn,
+    "negative": test_interventions_are_fitted_on_a_harmful_backbone,
+    "domain": test_every_section_of_the_domain_benchmark_is_printed,
+    "shared_datasets": test_every_section_of_the_domain_benchmark_is_printed,
+    "fit_domain": test_similarity_calibrations_are_fitted,
     "make_reference": test_a_reference_is_measured_and_written,
 }

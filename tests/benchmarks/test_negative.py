@@ -1,4 +1,4 @@
-"""The benchmarks of negative transfer count what they say they count."""
+"""Tests of the benchmarks of negative transfer (transfer_risk.py and negative.py)."""
 
 import math
 from types import ModuleType
@@ -12,7 +12,10 @@ Row = dict[str, Any]
 
 
 def suite() -> tuple[list[Row], dict[Any, Profile]]:
-    """Ten sets: far away a probe loses to training from scratch; no fine-tune does."""
+    """Return rows of ten datasets: on far ones probes lose to training from scratch.
+
+    Fine-tunes lose on none.
+    """
     rows: list[Row] = []
     profiles = {}
     for i in range(10):
@@ -43,51 +46,51 @@ def suite() -> tuple[list[Row], dict[Any, Profile]]:
     return rows, profiles
 
 
-def test_a_chance_from_other_sets_tells_where_scratch_wins(
+def test_priors_of_other_datasets_predict_where_scratch_wins(
     scripts: dict[str, ModuleType],
 ) -> None:
     module = scripts["transfer_risk"]
-    told = module.predict(*suite())
-    assert {t.strategy for t in told} == {"linear_probe", "layer_svm", "full_fine_tune"}
-    probes = [t for t in told if t.strategy == "linear_probe"]
+    predictions = module.predict(*suite())
+    assert {p.strategy for p in predictions} == {"linear_probe", "layer_svm", "full_fine_tune"}
+    probes = [p for p in predictions if p.strategy == "linear_probe"]
     assert len(probes) == 20
-    assert {t.case[0] for t in probes if t.negative} == {f"set{i}" for i in range(6, 10)}
+    assert {p.case[0] for p in probes if p.negative} == {f"set{i}" for i in range(6, 10)}
     assert module.area(probes) > 0.9
     low, high = module.area_interval(probes)
     assert 0.5 < low <= high <= 1
-    assert not any(t.negative for t in told if t.strategy == "full_fine_tune")
-    assert "| linear_probe | 20 | 8 |" in module.report(told)
-    assert "(8 cases)" in module.remedied(*suite())
+    assert not any(p.negative for p in predictions if p.strategy == "full_fine_tune")
+    assert "| linear_probe | 20 | 8 |" in module.report(predictions)
+    assert "(8 cases)" in module.fine_tuning_gain(*suite())
 
 
-def test_the_set_under_test_does_not_teach_its_own_chance(scripts: dict[str, ModuleType]) -> None:
+def test_a_prediction_does_not_depend_on_its_own_dataset(scripts: dict[str, ModuleType]) -> None:
     module = scripts["transfer_risk"]
     rows, profiles = suite()
-    plain = {(t.case, t.strategy): t.probability for t in module.predict(rows, profiles)}
+    before = {(p.case, p.strategy): p.probability for p in module.predict(rows, profiles)}
     for row in rows:
         if row["set"] == "set3" and row["strategy"] == "from_scratch":
             row["accuracy"] = 0.99
-    spoilt = {(t.case, t.strategy): t.probability for t in module.predict(rows, profiles)}
+    after = {(p.case, p.strategy): p.probability for p in module.predict(rows, profiles)}
     own = (("set3", 20, 0, 96), "linear_probe")
     other = (("set4", 20, 0, 96), "linear_probe")
-    assert spoilt[own] == plain[own]
-    assert spoilt[other] != plain[other]
+    assert after[own] == before[own]
+    assert after[other] != before[other]
 
 
-def test_an_area_needs_both_kinds(scripts: dict[str, ModuleType]) -> None:
+def test_the_roc_area_is_nan_without_negative_cases(scripts: dict[str, ModuleType]) -> None:
     module = scripts["transfer_risk"]
-    near = [t for t in module.predict(*suite()) if t.case[0] < "set3"]
+    near = [p for p in module.predict(*suite()) if p.case[0] < "set3"]
     assert math.isnan(module.area(near))
 
 
-def test_what_a_run_would_keep_is_the_best_on_val_not_on_test(
+def test_a_run_would_choose_the_best_on_validation_not_on_test(
     scripts: dict[str, ModuleType],
 ) -> None:
     def row(kind: str, strategy: str, val: float, test: float, **given: Any) -> Row:
         about = {"set": "a", "seed": 0, "input_px": 64, "kind": kind, "strategy": strategy}
         return about | {"given": given, "val": val, "test": test}
 
-    found = scripts["negative"].reached(
+    found = scripts["negative"].accuracies(
         [
             row("plain", "linear_probe", 0.2, 0.3),
             row("scratch", "from_scratch", 0.5, 0.4, steps=60),
@@ -98,4 +101,4 @@ def test_what_a_run_would_keep_is_the_best_on_val_not_on_test(
     assert found["best of plain and scratch, in hindsight"] == [0.4]
     assert found["best on validation, this backbone"] == [0.35]
     assert found["best on validation, all"] == [0.8]
-    assert found["remedy: full_fine_tune {'reset_stages': 2}"] == [0.35]
+    assert found["intervention: full_fine_tune {'reset_stages': 2}"] == [0.35]

@@ -1,4 +1,4 @@
-"""The priors are what the benchmarks' rows say; regret is judged on sets they never saw."""
+"""Tests of fitting priors to rows, and of regret on datasets left out of the priors."""
 
 import json
 from dataclasses import replace
@@ -19,7 +19,7 @@ Row = dict[str, Any]
 
 
 def suite() -> tuple[list[Row], dict[Any, Profile]]:
-    """Eight sets on which training gains the more the farther they are."""
+    """Return rows of eight datasets; fine-tuning gains more, the farther a dataset is."""
     rows: list[Row] = []
     profiles = {}
     for i in range(8):
@@ -50,16 +50,16 @@ def test_the_priors_are_rebuilt_from_the_rows_byte_for_byte(
     assert text == fit_priors.PRIORS.read_text()
 
 
-def test_a_size_that_takes_no_further_image_is_no_case_of_its_own(
+def test_a_size_that_adds_no_images_is_no_case(
     scripts: dict[str, ModuleType], small_dataset: Dataset
 ) -> None:
     suite = scripts["run_suite"]
     most = max(np.bincount(labels_of(small_dataset.fit_split)))
     assert 5 < most <= 20
-    assert [suite.takes_more(small_dataset, n) for n in suite.SIZES] == [True, True, False, False]
+    assert [suite.adds_images(small_dataset, n) for n in suite.SIZES] == [True, True, False, False]
 
 
-def test_the_shipped_priors_know_their_strategies_and_their_error() -> None:
+def test_shipped_priors_have_known_strategies_and_errors() -> None:
     priors = load_priors()
     assert {v.strategy for v in priors.variants} <= set(STRATEGIES)
     for variant in priors.variants:
@@ -69,7 +69,7 @@ def test_the_shipped_priors_know_their_strategies_and_their_error() -> None:
         assert STRATEGIES[variant.strategy](**variant.hyperparameters)
 
 
-def test_weights_have_the_sign_of_common_sense(scripts: dict[str, ModuleType]) -> None:
+def test_weights_respect_their_bounds(scripts: dict[str, ModuleType]) -> None:
     rows, profiles = suite()
     for record in (
         scripts["fit_priors"].fit(rows, profiles),
@@ -82,19 +82,19 @@ def test_weights_have_the_sign_of_common_sense(scripts: dict[str, ModuleType]) -
             assert variant.weights["probe"] <= 0
 
 
-def test_advice_learns_to_train_far_away_and_to_probe_nearby(
+def test_advice_fine_tunes_far_and_probes_near_datasets(
     scripts: dict[str, ModuleType],
 ) -> None:
-    judged = scripts["judged"].judge(*suite())
-    table = scripts["regret"].policies(judged, {})
-    assert len(judged) == 16
+    advised = scripts["leave_one_dataset_out"].advise_all(*suite())
+    table = scripts["regret"].policies(advised, {})
+    assert len(advised) == 16
     fixed = [sum(v) for name, v in table.items() if name.startswith("always")]
     assert sum(table["advisor, accuracy"]) < min(fixed)
     assert all(min(v) >= 0 for v in table.values())
-    assert "| advisor, balanced |" in scripts["regret"].report(judged, {})
+    assert "| advisor, balanced |" in scripts["regret"].report(advised, {})
 
 
-def test_a_lucky_draw_is_not_what_advice_is_measured_against(
+def test_regret_is_measured_against_means_over_seeds(
     scripts: dict[str, ModuleType],
 ) -> None:
     rows, profiles = suite()
@@ -104,14 +104,14 @@ def test_a_lucky_draw_is_not_what_advice_is_measured_against(
         if lucky.items() <= row.items():
             row["accuracy"] += gained
     profiles |= {(name, n, 1, px): p for (name, n, _, px), p in profiles.items()}
-    both = {j.case: j for j in scripts["judged"].judge(rows + again, profiles)}
-    one = {j.case: j for j in scripts["judged"].judge(rows, profiles)}
+    both = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows + again, profiles)}
+    one = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows, profiles)}
     entry, case = ("linear_probe", "{}"), ("set0", 5, 0, 96)
     assert one[case].regret(entry) == pytest.approx(5.5)
     assert both[case].regret(entry) == pytest.approx(0.5)
 
 
-def test_a_case_with_few_test_images_counts_for_little(scripts: dict[str, ModuleType]) -> None:
+def test_a_case_with_few_test_images_has_little_weight(scripts: dict[str, ModuleType]) -> None:
     rows, profiles = suite()
     lines = {}
     for n_test in (500, 10):
@@ -124,30 +124,30 @@ def test_a_case_with_few_test_images_counts_for_little(scripts: dict[str, Module
     assert lines[10]["intercept"] < lines[500]["intercept"] - 0.05
 
 
-def test_with_more_images_a_line_fitted_to_inexact_tests_is_less_certain(
+def test_noisy_test_accuracies_increase_the_drift(
     scripts: dict[str, ModuleType],
 ) -> None:
-    lines = scripts["gain_lines"]
+    regression = scripts["gain_regression"]
     rows, profiles = suite()
     prior = scripts["fit_priors"]._prior(profiles)
     drift = {}
     for n_test in (5000, 50):
-        gains = lines.gains_of([r | {"n_test": n_test} for r in rows], "from_scratch", {})
-        line = lines.fit_line(gains, profiles, prior, lines.GUESS)
-        assert ((line.exact > 0) & (line.exact < 1)).all()
-        x = lines.evidence_matrix(gains, profiles, prior)
-        drift[n_test] = lines.drift_of(line, x, prior, sd=0.5)
+        gains = regression.gains_of([r | {"n_test": n_test} for r in rows], "from_scratch", {})
+        model = regression.fit_model(gains, profiles, prior, regression.PRIOR_WEIGHTS)
+        assert ((model.case_weights > 0) & (model.case_weights < 1)).all()
+        x = regression.evidence_matrix(gains, profiles, prior)
+        drift[n_test] = regression.drift_of(model, x, prior, sd=0.5)
     assert 0 < drift[5000] < drift[50]
 
 
-def test_given_hyperparameters_are_offered_where_they_clearly_beat_the_default(
+def test_given_hyperparameters_are_offered_if_they_clearly_beat_the_default(
     scripts: dict[str, ModuleType],
 ) -> None:
     rows, profiles = suite()
     by_default = [row | {"grid": {}} for row in rows if row["grid"] == {"lr": 1e-4}]
     variants = scripts["fit_priors"].fit(rows + by_default, profiles)["variants"]
     offered = [v["hyperparameters"] for v in variants if v["strategy"] == "full_fine_tune"]
-    assert offered == [{"lr": 1e-3}, {}]  # 1e-4 does what the default does
+    assert offered == [{"lr": 1e-3}, {}]  # 1e-4 is equal to the default
 
 
 def test_two_fits_with_the_same_hyperparameters_count_with_their_mean(
@@ -159,39 +159,43 @@ def test_two_fits_with_the_same_hyperparameters_count_with_their_mean(
         for row in rows
         if row["grid"] == {"lr": 1e-4}
     ]
-    for j in scripts["judged"].judge(rows + by_default, profiles):
+    for j in scripts["leave_one_dataset_out"].advise_all(rows + by_default, profiles):
         one, other = (j.expected["full_fine_tune", grid] for grid in ("{}", '{"lr": 0.0001}'))
         assert one == other == pytest.approx(j.rows["full_fine_tune", "{}"]["accuracy"] - 0.01)
 
 
-def test_a_fixed_pair_is_what_advice_is_a_share_of(scripts: dict[str, ModuleType]) -> None:
+def test_regret_is_given_as_a_share_of_the_best_fixed_entry(
+    scripts: dict[str, ModuleType],
+) -> None:
     regret = scripts["regret"]
     assert not regret.is_fixed(("full_fine_tune", "{}"))
     assert not regret.is_fixed(("full_fine_tune", '{"lr": 0.001}'))
     assert regret.is_fixed(("full_fine_tune", '{"blend": 1.0, "lr": 0.001}'))
     assert regret.is_fixed(("layer_svm", "{}"))
-    judged = scripts["judged"].judge(*suite())
+    advised = scripts["leave_one_dataset_out"].advise_all(*suite())
     best = "always linear_probe, default"
-    lost = {name: np.mean(v) for name, v in regret.policies(judged, {}).items()}
-    lines = regret.against_best_fixed(judged, {}).splitlines()
+    lost = {name: np.mean(v) for name, v in regret.policies(advised, {}).items()}
+    lines = regret.against_best_fixed(advised, {}).splitlines()
     assert lines[0].startswith(f"| regret as a share of: {best} |")
     share = lost["advisor, accuracy"] / lost[best]
     assert f"| advisor, accuracy | {share:.2f} [" in "\n".join(lines)
 
 
-def test_the_set_under_test_is_left_out(scripts: dict[str, ModuleType]) -> None:
+def test_the_dataset_under_test_is_left_out(scripts: dict[str, ModuleType]) -> None:
     rows, profiles = suite()
     for row in rows:
         if row["set"] == "set3" and row["strategy"] == "full_fine_tune":
             row["accuracy"] = 0.01
-    spoilt = {j.case: j for j in scripts["judged"].judge(rows, profiles)}
-    plain = {j.case: j for j in scripts["judged"].judge(*suite())}
+    after = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows, profiles)}
+    before = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(*suite())}
     case = ("set3", 20, 0, 96)
-    assert spoilt[case].decisions == plain[case].decisions
-    assert spoilt[("set4", 20, 0, 96)].decisions != plain[("set4", 20, 0, 96)].decisions
+    assert after[case].decisions == before[case].decisions
+    assert after[("set4", 20, 0, 96)].decisions != before[("set4", 20, 0, 96)].decisions
 
 
-def test_a_profile_comes_back_from_its_row(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+def test_a_profile_is_read_as_it_was_written(
+    scripts: dict[str, ModuleType], tmp_path: Path
+) -> None:
     full = replace(profile_of(curve=curve_of(0.5, 0.5625)), pilot=pilot_of(0.125, 0.75, 200))
     rows = scripts["rows"]
     about = {"set": "a", "n_per_class": 20, "seed": 0, "input_px": 96}
@@ -203,31 +207,35 @@ def test_a_profile_comes_back_from_its_row(scripts: dict[str, ModuleType], tmp_p
     assert back.pilot.n_train == 200
 
 
-def test_regret_by_halves_leaves_out_the_luck_of_the_best(scripts: dict[str, ModuleType]) -> None:
+def test_regret_by_halves_is_zero_for_equal_entries(scripts: dict[str, ModuleType]) -> None:
     rng = np.random.default_rng(0)
     plain, halves, behind = [], [], []
     for _ in range(100):
         right = rng.random((5, 300)) < 0.8
         plain.append(right.mean(axis=1).max() - right[0].mean())
-        halves.append(scripts["judged"]._lost_by_halves(right[None].astype(float), rng)[0])
-        right[1:] |= rng.random((4, 300)) < 0.5  # the others are better by ten points
-        behind.append(scripts["judged"]._lost_by_halves(right[None].astype(float), rng)[0])
+        halves.append(
+            scripts["leave_one_dataset_out"]._regret_by_halves(right[None].astype(float), rng)[0]
+        )
+        right[1:] |= rng.random((4, 300)) < 0.5  # the other entries are better by ten points
+        behind.append(
+            scripts["leave_one_dataset_out"]._regret_by_halves(right[None].astype(float), rng)[0]
+        )
     assert np.mean(plain) > 0.015
     assert abs(np.mean(halves)) < 0.005
     assert np.mean(behind) == pytest.approx(0.1, abs=0.01)
 
 
-def test_regret_by_halves_leaves_out_the_luck_of_a_training(
+def test_regret_by_halves_is_zero_if_only_training_noise_differs(
     scripts: dict[str, ModuleType],
 ) -> None:
     rng = np.random.default_rng(0)
     plain, halves = [], []
     for _ in range(60):
-        luck = rng.normal(0, 0.05, (3, 5, 1))  # every fit has its own; no entry is better
-        right = (rng.random((3, 5, 600)) < 0.7 + luck).astype(float)
+        noise = rng.normal(0, 0.05, (3, 5, 1))  # of every fit; no entry is better
+        right = (rng.random((3, 5, 600)) < 0.7 + noise).astype(float)
         accuracy = right.mean(axis=(0, 2))
         plain.append(accuracy.max() - accuracy[0])
-        halves.append(scripts["judged"]._lost_by_halves(right, rng)[0])
+        halves.append(scripts["leave_one_dataset_out"]._regret_by_halves(right, rng)[0])
     assert np.mean(plain) > 0.02
     assert abs(np.mean(halves)) < 0.01
 
@@ -236,5 +244,5 @@ def test_hits_are_read_as_they_were_written(scripts: dict[str, ModuleType]) -> N
     rows = scripts["rows"]
     for n in (1, 8, 599):
         hits = np.random.default_rng(n).random(n) < 0.7
-        row = {"hits": rows.packed(hits), "n_test": n}
+        row = {"hits": rows.pack_hits(hits), "n_test": n}
         assert rows.hits_of(row).tolist() == hits.tolist()

@@ -1,4 +1,4 @@
-"""The scripts that start processes: each main path runs, in one process wherever that can be."""
+"""Smoke tests of scripts that start processes; most of these are run in the test's process."""
 
 import io
 import json
@@ -15,15 +15,15 @@ from PIL import Image
 
 from advisor.advise import advise
 from advisor.types.options import Options
-from tests.benchmarks.conftest import rows_in, run_here
+from tests.benchmarks.conftest import rows_in, run_in_process
 
 Load = Callable[[str], ModuleType]
 Patch = Callable[[ModuleType], None]
-Here = Callable[..., subprocess.CompletedProcess[str]]
+RunProcess = Callable[..., subprocess.CompletedProcess[str]]
 
 
-class Ended:
-    """A process that ran to its end in this one."""
+class FinishedProcess:
+    """Stand-in for a `subprocess.Popen` whose command was already run in the test's process."""
 
     pid = -1
 
@@ -37,29 +37,30 @@ class Ended:
         return self.code
 
 
-def test_a_run_is_held_against_its_time(
+def test_a_run_is_compared_with_its_time_limit(
     load: Load,
-    here: Patch,
-    easy: Path,
-    kept: Path,
+    in_process: Patch,
+    separable_root: Path,
+    cache_dir: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     budget = load("budget")
-    here(budget)
+    in_process(budget)
     out = tmp_path / "budget.jsonl"
-    given = ["--data", str(easy), "--sets", "coloured", "--times", "60s", "--cache-dir", str(kept)]
-    budget.main([*given, "--input-px", "32", "--out", str(out)])
+    given = ["--data", str(separable_root), "--sets", "coloured", "--times", "60s"]
+    given += ["--cache-dir", str(cache_dir), "--input-px", "32", "--out", str(out)]
+    budget.main(given)
     (row,) = rows_in(out)
     assert row["exit"] == 0, row["said"]
     assert row["ended"] in budget.NOTHING_LEFT
     assert row["trials"] > 0
-    assert "1 more ended early and said" in capsys.readouterr().out
+    assert "1 more ended early because nothing was left to try" in capsys.readouterr().out
 
 
 def test_a_killed_run_is_resumed_and_compared(
     load: Load,
-    data: Path,
+    data_root: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -67,48 +68,48 @@ def test_a_killed_run_is_resumed_and_compared(
     kill = load("kill")
     really_start = kill.start
 
-    def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes] | Ended:
+    def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes] | FinishedProcess:
         if arguments[0] == "run" and any("killed-" in a for a in arguments):
             started: subprocess.Popen[bytes] = really_start(arguments, log)
             return started
-        if any(a.endswith("warm") for a in arguments):  # nothing is to be warmed here
-            return Ended(0)
-        done = run_here([*kill.COMMAND, *arguments])
+        if any(a.endswith("warm") for a in arguments):  # the test needs no warm cache
+            return FinishedProcess(0)
+        done = run_in_process([*kill.COMMAND, *arguments])
         with log.open("a") as file:
             file.write(done.stdout + done.stderr)
-        return Ended(done.returncode)
+        return FinishedProcess(done.returncode)
 
     monkeypatch.setattr(kill, "start", start)
     given = ["--kills", "1", "--trials", "1", "--input-px", "32", "--strategy", "linear_probe"]
     given += ["--pilot", "off", "--no-control", "--out", str(tmp_path / "out")]
-    code = kill.main([str(data / "striped"), *given])
-    said = capsys.readouterr().out
-    assert code == 0, said + (tmp_path / "out/output.log").read_text()
-    assert '"same": true' in said
+    code = kill.main([str(data_root / "striped"), *given])
+    printed = capsys.readouterr().out
+    assert code == 0, printed + (tmp_path / "out/output.log").read_text()
+    assert '"same": true' in printed
 
 
-def test_a_few_links_are_listed_and_measured(
-    load: Load, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_loading_a_few_hard_links_is_measured(
+    load: Load, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--images", str(data / "striped"), "--scratch", str(tmp_path)]
+    given = ["--images", str(data_root / "striped"), "--scratch", str(tmp_path)]
     load("million_files").main([*given, "--classes", "3", "--per-class", "10"])
     row = json.loads(capsys.readouterr().out)
     assert (row["files"], row["classes"], row["torch_imported"]) == (30, 3, False)
     assert not (tmp_path / "million-files").exists()
 
 
-def test_alternatives_fit_the_same_images(
+def test_peers_fit_the_same_images(
     load: Load,
-    here: Patch,
-    data: Path,
-    kept: Path,
+    in_process: Patch,
+    data_root: Path,
+    cache_dir: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     peers = load("peers")
-    here(peers)
+    in_process(peers)
     out, own = tmp_path / "peers.jsonl", list(peers.STRATEGIES)
-    given = ["--data-root", str(data), "--cache-dir", str(kept), "--out", str(out)]
+    given = ["--data-root", str(data_root), "--cache-dir", str(cache_dir), "--out", str(out)]
     given += ["--python", sys.executable, "--sets", "striped", "--n-per-class", "5"]
     given += ["--seeds", "0", "--input-px", "32", "--steps", "1"]
     peers.main([*given, "--who", *peers.SKLEARN, *own, "timm_1e-3"])
@@ -118,14 +119,14 @@ def test_alternatives_fit_the_same_images(
 
 
 @pytest.mark.parametrize("how", ["fastai", "autogluon"])
-def test_a_peer_that_is_installed_trains(
-    load: Load, here: Patch, data: Path, kept: Path, how: str
+def test_an_installed_peer_fine_tunes(
+    load: Load, in_process: Patch, data_root: Path, cache_dir: Path, how: str
 ) -> None:
-    pytest.importorskip(how, reason=f"{how} lives in an environment of its own")
+    pytest.importorskip(how, reason=f"{how} is not installed: it needs its own environment")
     peers, suite = load("peers"), load("run_suite")
-    here(peers)
+    in_process(peers)
     backbone = peers.load_backbone(input_px=32)
-    dataset = suite.subsample(peers.load_dataset(data / "striped"), 5, 0)
+    dataset = suite.subsample(peers.load_dataset(data_root / "striped"), 5, 0)
     row = peers.run_training(how, dataset, backbone, 0, 10.0, Path(sys.executable))
     assert row["n_test"] == len(dataset.test)
 
@@ -133,19 +134,20 @@ def test_a_peer_that_is_installed_trains(
 @pytest.mark.parametrize(
     ("who", "seconds"), [("run", "60"), ("advice", "60"), ("random", "4"), ("optuna", "4")]
 )
-def test_a_way_to_spend_the_time_is_tried_and_summed_up(
+def test_a_search_method_is_run_and_summarised(
     load: Load,
-    here: Patch,
-    easy: Path,
+    in_process: Patch,
+    separable_root: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     who: str,
     seconds: str,
 ) -> None:
     tuning = load("tuning")
-    here(tuning)
+    in_process(tuning)
     out = tmp_path / "tuning.jsonl"
-    given = ["--data-root", str(easy), "--out", str(out), "--sets", "coloured", "--who", who]
+    given = ["--data-root", str(separable_root), "--sets", "coloured", "--out", str(out)]
+    given += ["--who", who]
     given += ["--n-per-class", "8", "--seeds", "0", "--seconds", seconds, "--input-px", "32"]
     tuning.main(given)
     (row,) = rows_in(out)
@@ -155,65 +157,65 @@ def test_a_way_to_spend_the_time_is_tried_and_summed_up(
     assert ("run " in capsys.readouterr().out) == (who == "run")
 
 
-def test_the_time_of_the_help_text_is_told(
-    load: Load, data: Path, capsys: pytest.CaptureFixture[str]
+def test_the_time_of_the_help_text_is_printed(
+    load: Load, data_root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--figures", "7", "--repeat", "1", "--images", str(data / "striped")]
+    given = ["--figures", "7", "--repeat", "1", "--images", str(data_root / "striped")]
     load("speed").main(given)
     assert "| 7 | `tl-advise --help`" in capsys.readouterr().out
 
 
-def test_all_figures_of_speed_are_measured(
+def test_all_speed_figures_are_measured(
     load: Load,
-    quickly: Here,
-    data: Path,
+    run_or_reuse: RunProcess,
+    data_root: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     speed = load("speed")
     advised: list[str] = []
-    passed: dict[str, str] = {}
+    rates: dict[str, str] = {}
 
     def run(bench: Any, code: str, *arguments: object) -> Any:
         advises = "tl_advise" in code and "--help" not in arguments
-        if advises and len(advised) > 1:  # the same once more
+        if advises and len(advised) > 1:  # reuse the first result
             Path(str(arguments[arguments.index("--cache-dir") + 1])).mkdir(exist_ok=True)
-            return speed.Spent(1.0, 1.0, advised[0])
-        if "kept" not in arguments and code in passed:
-            return speed.Spent(1.0, 1.0, passed[code])
+            return speed.ProcessResult(1.0, 1.0, advised[0])
+        if speed.KEEP_MEMORY not in arguments and code in rates:
+            return speed.ProcessResult(1.0, 1.0, rates[code])
         small = ["--input-px", "32"] if advises else []
-        done = quickly([sys.executable, "-c", code, *arguments, *small])
+        done = run_or_reuse([sys.executable, "-c", code, *arguments, *small])
         assert done.returncode == 0, done.stderr
         if "our_pass" in code:
-            passed[code] = done.stdout
+            rates[code] = done.stdout
         advised.extend([done.stdout + done.stderr] if advises else [])
-        return speed.Spent(1.0, 1.0, done.stdout + done.stderr)
+        return speed.ProcessResult(1.0, 1.0, done.stdout + done.stderr)
 
     monkeypatch.setattr(speed.Bench, "run", run)
     small = {"SETTLED_S": 0.0, "N": 9, "N_NEW": 3, "MANY": 12, "SOME": 9, "FEW": 6}
     for name, value in small.items():
         monkeypatch.setattr(speed, name, value)
-    speed.main(["--repeat", "1", "--images", str(data / "striped")])
-    said = capsys.readouterr().out
-    assert all(f"| {number} | {figure.what} |" in said for number, figure in speed.FIGURES.items())
+    speed.main(["--repeat", "1", "--images", str(data_root / "striped")])
+    printed = capsys.readouterr().out
+    figures = speed.FIGURES.items()
+    assert all(f"| {number} | {figure.what} |" in printed for number, figure in figures)
 
 
-def test_the_guard_looks_at_figures_that_there_are(
+def test_the_guard_fails_if_existing_figures_are_slow(
     load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     speed = load("speed")
-    asked: list[Sequence[int]] = []
+    measured: list[Sequence[int]] = []
 
     def measure(bench: Any, figures: list[int], repeat: int) -> dict[int, float]:
-        asked.append(figures)
+        measured.append(figures)
         assert len(list(bench.source.iterdir())) == 10
-        slow = {n: speed.FIGURES[n].at_least for n in figures}
-        return {n: 0.01 if slow[n] else 100.0 for n in figures}
+        return {n: 0.01 if speed.FIGURES[n].at_least else 100.0 for n in figures}
 
     monkeypatch.setattr(speed, "measure", measure)
     with pytest.raises(SystemExit, match="Much slower"):
         speed.main(["--guard"])
-    assert asked == [list(speed.GUARDED)]
+    assert measured == [list(speed.GUARDED)]
 
 
 def test_a_screenshot_is_saved_with_few_colours(
@@ -228,27 +230,28 @@ def test_a_screenshot_is_saved_with_few_colours(
     assert "bytes" in capsys.readouterr().out
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Chromium's sockets outlive the test
-def test_screenshots_are_taken_of_a_page(
-    load: Load, data: Path, kept: Path, tmp_path: Path
+# Chromium's sockets stay open after the test.
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_screenshots_are_taken_of_a_report(
+    load: Load, data_root: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
-        pytest.skip("there is no chromium on this machine")
-    options = Options(input_px=32, cache_dir=kept, pilot="off")
-    advise(data / "striped", options, html=tmp_path / "report.html")
+        pytest.skip("Chromium is not installed")
+    options = Options(input_px=32, cache_dir=cache_dir, pilot="off")
+    advise(data_root / "striped", options, html=tmp_path / "report.html")
     load("screenshots").main(["--run", str(tmp_path), "--out", str(tmp_path / "images")])
     found = {p.name for p in (tmp_path / "images").iterdir()}
     assert found == {"report-light.png", "map-dark.png"}
 
 
 SMOKE = {
-    "budget": test_a_run_is_held_against_its_time,
+    "budget": test_a_run_is_compared_with_its_time_limit,
     "kill": test_a_killed_run_is_resumed_and_compared,
-    "million_files": test_a_few_links_are_listed_and_measured,
-    "peers": test_alternatives_fit_the_same_images,
-    "peer_training": test_alternatives_fit_the_same_images,
-    "tuning": test_a_way_to_spend_the_time_is_tried_and_summed_up,
-    "speed": test_all_figures_of_speed_are_measured,
+    "million_files": test_loading_a_few_hard_links_is_measured,
+    "peers": test_peers_fit_the_same_images,
+    "peer_training": test_peers_fit_the_same_images,
+    "tuning": test_a_search_method_is_run_and_summarised,
+    "speed": test_all_speed_figures_are_measured,
     "screenshots": test_a_screenshot_is_saved_with_few_colours,
 }

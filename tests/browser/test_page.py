@@ -1,4 +1,4 @@
-"""The page in a real browser: nothing runs that should not, and everything works that should."""
+"""The HTML page in headless Chromium: charts, map, tables, dark mode, security, accessibility."""
 
 import os
 import shutil
@@ -26,13 +26,13 @@ from tests.conftest import write_folder
 playwright_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 AXE = os.environ.get("AXE_JS", "")
-"""Where axe-core's axe.min.js is (npm pack axe-core); it is not part of this repository."""
+"""Path of axe-core's axe.min.js (npm pack axe-core); it is not part of this repository."""
 PHONE, DESK = {"width": 400, "height": 800}, {"width": 1200, "height": 900}
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine"),
-    # Chromium's sockets outlive the test by a moment.
+    # Chromium closes its sockets shortly after the test ends.
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
 ]
 
@@ -40,7 +40,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     with playwright_api.sync_playwright() as p:
-        # Without --no-sandbox it does not start as root, as in a container.
+        # Chromium does not start as root (as in a container) without --no-sandbox.
         browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
@@ -48,7 +48,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Real advice, a real run, a hostile run, and a large set of many classes."""
+    """Write pages of real advice, a real run, a hostile run, and a dataset of many classes."""
     folder = tmp_path_factory.mktemp("pages")
     data = write_folder(folder / "striped", 12)
     write_folder(data, 18, n_classes=1)
@@ -77,17 +77,17 @@ Open = Callable[..., Any]
 
 @pytest.fixture
 def open_page(chromium: Any, pages: dict[str, Path]) -> Iterator[Open]:
-    """Open a page and hold against it whatever the console says or the network is asked."""
-    wrong: list[str] = []
+    """Return a function that opens a page; fail on console output, errors or network requests."""
+    problems: list[str] = []
     opened: list[Any] = []
 
     def open_one(name: str, **options: Any) -> Any:
         tab = chromium.new_page(**{"viewport": DESK, **options})
-        tab.on("console", lambda m: wrong.append(f"{m.type}: {m.text}"))
-        tab.on("pageerror", lambda error: wrong.append(str(error)))
-        tab.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        tab.on("console", lambda m: problems.append(f"{m.type}: {m.text}"))
+        tab.on("pageerror", lambda error: problems.append(str(error)))
+        tab.on("dialog", lambda dialog: (problems.append(dialog.message), dialog.dismiss()))
         allowed = ("file:", "data:")
-        tab.on("request", lambda r: r.url.startswith(allowed) or wrong.append(r.url))
+        tab.on("request", lambda r: r.url.startswith(allowed) or problems.append(r.url))
         tab.goto(pages[name].as_uri())
         tab.wait_for_selector("html[data-ready=yes]", state="attached", timeout=30_000)
         opened.append(tab)
@@ -96,20 +96,18 @@ def open_page(chromium: Any, pages: dict[str, Path]) -> Iterator[Open]:
     yield open_one
     for tab in opened:
         tab.close()
-    assert not wrong
+    assert not problems
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_opens_without_a_word_on_the_console_and_without_a_request(
-    name: str, open_page: Open
-) -> None:
+def test_the_page_opens_without_console_output_and_requests(name: str, open_page: Open) -> None:
     tab = open_page(name)
     charts = tab.locator("figure[data-chart]")
     assert charts.count() >= 5
     assert tab.locator("figure[data-chart] svg").count() == charts.count()
 
 
-def test_the_page_of_a_hundred_thousand_images_opens_in_three_seconds(
+def test_the_page_of_a_hundred_thousand_images_opens_within_three_seconds(
     open_page: Open, pages: dict[str, Path]
 ) -> None:
     assert pages["many"].stat().st_size < 5_000_000
@@ -122,13 +120,13 @@ def test_the_page_of_a_hundred_thousand_images_opens_in_three_seconds(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_phone_has_no_sideways_scroll(name: str, open_page: Open) -> None:
+def test_a_phone_has_no_horizontal_scroll(name: str, open_page: Open) -> None:
     tab = open_page(name, viewport=PHONE)
     assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
 
 
 @pytest.mark.parametrize("name", ["advice", "hostile"])
-def test_pointing_at_a_image_on_the_map_shows_it(name: str, open_page: Open) -> None:
+def test_hovering_a_point_of_the_map_shows_its_image(name: str, open_page: Open) -> None:
     tab = open_page(name)
     plot = tab.locator('[data-chart="map"] .plot')
     plot.scroll_into_view_if_needed()
@@ -140,7 +138,7 @@ def test_pointing_at_a_image_on_the_map_shows_it(name: str, open_page: Open) -> 
     if name == "hostile":
         seen = tab.locator("#tip").inner_text()
         assert any(class_name in seen for class_name in HOSTILE)
-    tab.evaluate("document.dispatchEvent(new Event('scroll'))")  # of a scroll that is over
+    tab.evaluate("document.dispatchEvent(new Event('scroll'))")  # late event of an earlier scroll
     assert tab.locator("#tip").is_visible()
     tab.evaluate("window.scrollBy(0, window.scrollY > 200 ? -100 : 100)")
     tab.wait_for_selector("#tip", state="hidden")
@@ -150,13 +148,13 @@ def test_arrow_keys_step_through_the_map(open_page: Open) -> None:
     tab = open_page("two")
     tab.locator('[data-chart="map"] .plot').focus()
     tab.keyboard.press("ArrowRight")
-    first = tab.locator("#said").inner_text()
+    first = tab.locator("#focused-image").inner_text()
     tab.keyboard.press("ArrowRight")
     assert ".png" in first
-    assert tab.locator("#said").inner_text() != first
+    assert tab.locator("#focused-image").inner_text() != first
 
 
-def test_a_class_switches_off_and_on(open_page: Open) -> None:
+def test_class_buttons_hide_and_show_points_of_the_map(open_page: Open) -> None:
     tab = open_page("hostile")
     marks = tab.locator('[data-chart="map"] .mark-symbol path')
     n = marks.count()
@@ -184,7 +182,7 @@ def test_tables_sort_by_number_and_by_name(open_page: Open) -> None:
 
     numbers = [int(n) for n in column(2)]
     assert len(set(numbers)) > 1
-    images = table.get_by_role("button", name="ImageInputs")
+    images = table.get_by_role("button", name="Images")
     images.click()
     assert [int(n) for n in column(2)] == sorted(numbers)
     images.click()
@@ -194,7 +192,7 @@ def test_tables_sort_by_number_and_by_name(open_page: Open) -> None:
     assert column(1) == sorted(column(1))
 
 
-def test_dark_mode_is_dark_and_its_charts_are_light_on_it(open_page: Open) -> None:
+def test_dark_mode_has_a_dark_background_and_light_chart_labels(open_page: Open) -> None:
     def brightness(tab: Any, selector: str, what: str) -> float:
         rgb = tab.evaluate(
             "([s, w]) => getComputedStyle(document.querySelector(s))[w]", [selector, what]
@@ -209,7 +207,7 @@ def test_dark_mode_is_dark_and_its_charts_are_light_on_it(open_page: Open) -> No
     assert brightness(dark, label, "fill") > 130
 
 
-def test_a_script_in_a_name_has_not_run(open_page: Open) -> None:
+def test_a_script_in_a_class_name_does_not_run(open_page: Open) -> None:
     tab = open_page("hostile")
     assert tab.locator("b, i").count() == 0
     assert "<script>alert(1)</script>" in tab.locator("h1, .eyebrow").all_inner_texts()[0]

@@ -1,4 +1,4 @@
-"""Small networks of several families with random weights, as if a hub had sent them."""
+"""Fixture: timm architectures with random weights in place of downloaded ones."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What every registered strategy promises."""
+"""Contract that every registered strategy must fulfil."""
 
 import dataclasses
 from dataclasses import replace
@@ -54,17 +54,18 @@ def test_default_hyperparameters_are_plain_values(name: str) -> None:
         assert value is None or isinstance(value, (bool, int, float, str))
 
 
-def test_a_suggestion_replays_from_its_parameters(
+def test_suggested_hyperparameters_are_reproduced_from_the_trial_parameters(
     name: str, small_dataset: Dataset, backbone: Backbone
 ) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     trial = study.ask()
-    drawn = STRATEGIES[name].suggest(trial, small_dataset, backbone)
-    assert STRATEGIES[name].suggest(FixedTrial(trial.params), small_dataset, backbone) == drawn
-    assert drawn.inapplicable(small_dataset, backbone) is None
+    suggested = STRATEGIES[name].suggest(trial, small_dataset, backbone)
+    again = STRATEGIES[name].suggest(FixedTrial(trial.params), small_dataset, backbone)
+    assert again == suggested
+    assert suggested.inapplicable(small_dataset, backbone) is None
 
 
-def test_cost_grows_with_images_and_is_positive(
+def test_cost_is_positive_and_grows_with_the_number_of_images(
     strategy: Strategy, small_dataset: Dataset, backbone: Backbone
 ) -> None:
     double = replace(
@@ -74,7 +75,7 @@ def test_cost_grows_with_images_and_is_positive(
     assert 0 < once < strategy.image_passes(double, backbone)
 
 
-def test_probabilities_have_a_column_a_class_and_sum_to_one(
+def test_probabilities_have_one_column_per_class_and_sum_to_one(
     fitted: ImageClassifier, small_dataset: Dataset
 ) -> None:
     assert small_dataset.test is not None
@@ -84,7 +85,7 @@ def test_probabilities_have_a_column_a_class_and_sum_to_one(
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
 
 
-def test_same_seed_same_predictions_and_nothing_global_is_touched(
+def test_the_same_seed_gives_the_same_predictions_and_global_state_is_unchanged(
     strategy: Strategy,
     fitted: ImageClassifier,
     small_dataset: Dataset,
@@ -99,8 +100,10 @@ def test_same_seed_same_predictions_and_nothing_global_is_touched(
     np.testing.assert_array_equal(fitted.predict_proba(paths), again.predict_proba(paths))
 
 
-def test_saved_is_loaded(fitted: ImageClassifier, small_dataset: Dataset, tmp_path: Path) -> None:
-    # Predicting at the command line, ONNX and timm: test_round_trips.
+def test_a_saved_classifier_predicts_the_same_when_loaded(
+    fitted: ImageClassifier, small_dataset: Dataset, tmp_path: Path
+) -> None:
+    # Prediction at the command line, ONNX and timm: see test_round_trips.
     paths = [p.path for p in small_dataset.val]
     fitted.save(tmp_path / "saved")
     loaded = ImageClassifier.load(tmp_path / "saved")
@@ -109,7 +112,7 @@ def test_saved_is_loaded(fitted: ImageClassifier, small_dataset: Dataset, tmp_pa
     assert dict(loaded.hyperparameters) == dict(fitted.hyperparameters)
 
 
-def test_another_input_size_is_the_classifiers_own(
+def test_the_input_size_is_recorded_in_the_classifier_and_scales_the_cost(
     strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     small = replace(strategy, input_px=32)
@@ -123,40 +126,40 @@ def test_another_input_size_is_the_classifiers_own(
     assert ratio == pytest.approx((32 / backbone.input_px) ** 2)
 
 
-def test_test_labels_are_never_read(
+def test_test_images_and_labels_are_never_read(
     strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     assert small_dataset.test is not None
-    nowhere = Path("does/not/exist.png")
-    poisoned = tuple(replace(p, path=nowhere, label=10**6) for p in small_dataset.test)
-    strategy.fit(replace(small_dataset, test=poisoned), backbone, ctx)
+    missing = Path("does/not/exist.png")
+    invalid = tuple(replace(p, path=missing, label=10**6) for p in small_dataset.test)
+    strategy.fit(replace(small_dataset, test=invalid), backbone, ctx)
 
 
 class Stop(Exception):
-    """What a listener raises."""
+    """Raised by a callback."""
 
 
-def test_exceptions_of_on_epoch_pass_through(
+def test_exceptions_of_on_epoch_are_propagated(
     name: str, strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     def stop(epoch: int, val_accuracy: float) -> None:
         raise Stop
 
-    listening = replace(ctx, on_epoch=stop)
+    stopping = replace(ctx, on_epoch=stop)
     if strategy.selects_on_val:
         with pytest.raises(Stop):
-            strategy.fit(small_dataset.hide_test(), backbone, listening)
+            strategy.fit(small_dataset.hide_test(), backbone, stopping)
     else:
-        strategy.fit(small_dataset.hide_test(), backbone, listening)
+        strategy.fit(small_dataset.hide_test(), backbone, stopping)
 
 
-def test_no_time_left_is_out_of_time(
+def test_a_passed_deadline_raises_out_of_time(
     strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     with pytest.raises(OutOfTime):
         strategy.fit(small_dataset.hide_test(), backbone, replace(ctx, deadline_s=0.0))
 
 
-def test_a_misspelt_name_is_answered_with_the_right_one(name: str) -> None:
+def test_the_error_for_a_misspelt_name_suggests_the_right_one(name: str) -> None:
     with pytest.raises(NotApplicable, match=f"Did you mean .*{name}"):
         get_strategy(name[:-1])

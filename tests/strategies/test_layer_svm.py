@@ -1,4 +1,4 @@
-"""How the SVM chooses what it reads."""
+"""Layer SVM: choice of depths, pooling and share of features."""
 
 from dataclasses import replace
 
@@ -23,7 +23,7 @@ def test_depths_are_counted_from_both_ends(backbone: Backbone) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"depth": 7}, {"depth": -7}, {"share": 0.0}, {"share": 1.5}])
-def test_what_is_not_there_is_refused(
+def test_depths_and_shares_out_of_range_are_rejected(
     wrong: dict[str, float], small_dataset: Dataset, backbone: Backbone
 ) -> None:
     (value,) = wrong.values()
@@ -32,13 +32,13 @@ def test_what_is_not_there_is_refused(
     assert str(value) in reason
 
 
-def test_a_depth_that_alone_tells_classes_apart_is_found_and_the_network_cut_there(
+def test_the_only_informative_depth_is_chosen_and_the_network_truncated_there(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = labels_of(small_dataset.train)
     at = Views.at
 
-    def telling(views: Views, depths: tuple[int, ...], pooling: Pooling) -> Rows:
+    def informative_at_depth_3(views: Views, depths: tuple[int, ...], pooling: Pooling) -> Rows:
         noise = np.random.default_rng(0).normal(size=at(views, depths, pooling).shape)
         x: Rows = noise.astype(np.float32)
         if depths == (3,):
@@ -46,7 +46,7 @@ def test_a_depth_that_alone_tells_classes_apart_is_found_and_the_network_cut_the
             x[:, :, 1] += 10 * (labels[:, None] == 1)
         return x
 
-    monkeypatch.setattr(Views, "at", telling)
+    monkeypatch.setattr(Views, "at", informative_at_depth_3)
 
     fitted = LayerSVM(views=1).fit(small_dataset.hide_test(), backbone, ctx)
 
@@ -54,7 +54,7 @@ def test_a_depth_that_alone_tells_classes_apart_is_found_and_the_network_cut_the
     assert fitted.depths == (3,)
 
 
-def test_features_that_say_nothing_leave_the_first_candidate(
+def test_the_first_candidate_is_the_default(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layer_svm, "one_standard_error_rule", lambda losses, costs: 0)
@@ -65,7 +65,7 @@ def test_features_that_say_nothing_leave_the_first_candidate(
     assert fitted.depths == depth_set(first.depth, backbone)
 
 
-def test_a_share_leaves_the_other_activations_without_weight(
+def test_activations_outside_the_share_have_zero_weight(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     svm = LayerSVM(depth=0, pooling="mean", share=0.25, views=1, strength=1e-3)
@@ -76,7 +76,7 @@ def test_a_share_leaves_the_other_activations_without_weight(
 
 
 @pytest.mark.parametrize("svm", [LayerSVM(), LayerSVM(depth=0, pooling="grid", share=0.25)])
-def test_what_was_chosen_fits_the_same_again(
+def test_the_recorded_hyperparameters_reproduce_the_classifier(
     svm: LayerSVM, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     dataset = small_dataset.hide_test()
@@ -86,11 +86,11 @@ def test_what_was_chosen_fits_the_same_again(
     again = LayerSVM(**first.hyperparameters).fit(dataset, backbone, ctx)
 
     paths = [p.path for p in dataset.val]
-    # The temperature is found on scores of folds that are solved less exactly.
+    # The temperature is fitted to out-of-fold scores, whose solver stops earlier.
     np.testing.assert_allclose(first.predict_proba(paths), again.predict_proba(paths), atol=0.01)
 
 
-def test_one_image_a_class_takes_the_first_candidate(
+def test_with_one_image_per_class_the_first_candidate_is_used(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     labels = labels_of(small_dataset.train)

@@ -1,7 +1,7 @@
-"""What every registered strategy leaves behind says the same of images wherever it is used.
+"""Round trips: saved and exported classifiers predict what the fitted ones predict.
 
-Fitted and judged on real photographs where ``../shared/data`` has some (of other sizes and sides
-than the input, and one of them grey), on striped images otherwise.
+The images are real photographs if ``../shared/data`` has some (sizes and aspect ratios differ from
+the input's, and one of them is grey), and striped images otherwise.
 """
 
 import json
@@ -43,7 +43,7 @@ N_PHOTOS = 10
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """A few real photographs of three classes, one of them grey; striped images without."""
+    """A few real photographs of three classes, one of them grey; or striped images."""
     root = tmp_path_factory.mktemp("photos")
     if not (SHARED / "flowers5").is_dir():
         return load_dataset(write_folder(root, N_PHOTOS))
@@ -60,7 +60,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def fit(
     photos: Dataset, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Any]:
-    """Fit a strategy on the photographs, once for all tests here: ``fit(name)``."""
+    """Fit a strategy to the photographs, once for all tests of this module: ``fit(name)``."""
     ctx = RunContext(cache=ArrayCache(tmp_path_factory.mktemp("cache")))
 
     @cache
@@ -78,7 +78,7 @@ def paths(photos: Dataset) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_what_is_saved_predicts_at_the_command_line_what_it_did_before(
+def test_a_saved_classifier_predicts_the_same_at_the_command_line(
     name: str, fit: Any, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier: ImageClassifier = fit(name)
@@ -86,23 +86,23 @@ def test_what_is_saved_predicts_at_the_command_line_what_it_did_before(
     monkeypatch.setattr("advisor.deploy.predict.choose_precision", lambda _: torch.float32)
     command = ["predict", str(tmp_path / "saved"), *map(str, paths), "--json", "--device", "cpu"]
 
-    said = CliRunner().invoke(auto_app, command)
+    result = CliRunner().invoke(auto_app, command)
 
-    assert said.exit_code == 0, said.output
+    assert result.exit_code == 0, result.output
     expected = classifier.predict_proba(paths)
     assert len(np.unique(expected, axis=0)) == len(paths)
-    rows = {Path(p["path"]): p["classes"] for p in json.loads(said.stdout)["predictions"]}
-    found = [[_share(rows[path], c) for c in classifier.classes] for path in paths]
+    rows = {Path(p["path"]): p["classes"] for p in json.loads(result.stdout)["predictions"]}
+    found = [[_probability(rows[path], c) for c in classifier.classes] for path in paths]
     np.testing.assert_allclose(found, expected, atol=CLOSE)
     assert {f.suffix for f in (tmp_path / "saved").iterdir()} == {".json", ".safetensors"}
 
 
-def _share(classes: Any, name: str) -> float:
+def _probability(classes: Any, name: str) -> float:
     return next(c["probability"] for c in classes if c["class"] == name)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_an_onnx_file_alone_is_enough_to_predict_the_same(
+def test_an_onnx_file_alone_is_sufficient_to_predict_the_same(
     name: str, fit: Any, paths: list[Path], tmp_path: Path
 ) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
@@ -113,33 +113,33 @@ def test_an_onnx_file_alone_is_enough_to_predict_the_same(
     session = onnxruntime.InferenceSession(
         tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
     )
-    contract = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-    images = np.stack([_prepared(path, contract) for path in paths])
+    metadata = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    images = np.stack([_preprocessed(path, metadata) for path in paths])
     (found,) = session.run(None, {"images": images})
 
     np.testing.assert_allclose(found, classifier.predict_proba(paths), atol=CLOSE)
-    assert tuple(contract["classes"]) == classifier.classes
+    assert tuple(metadata["classes"]) == classifier.classes
 
 
-def _prepared(path: Path, contract: dict[str, Any]) -> np.ndarray:
-    """Do what the contract says, with nothing of this program."""
+def _preprocessed(path: Path, metadata: dict[str, Any]) -> np.ndarray:
+    """Preprocess an image as the metadata specify, without code of this program."""
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
-    px, short = contract["input_px"], int(contract["input_px"] / contract["crop_pct"])
+    px, short = metadata["input_px"], int(metadata["input_px"] / metadata["crop_pct"])
     width, height = image.size
     wide = short if width <= height else int(short * width / height)
     high = short if height <= width else int(short * height / width)
     left, top = round((wide - px) / 2), round((high - px) / 2)
     box = (left, top, min(left + px, wide), min(top + px, high))
     scale = (width / wide, height / high) * 2
-    method = Image.Resampling[contract["interpolation"].upper()]
+    method = Image.Resampling[metadata["interpolation"].upper()]
     small = image.resize((px, px), method, box=[b * s for b, s in zip(box, scale, strict=True)])
     pixels = np.asarray(small, dtype=np.float32) / 255
-    pixels = (pixels - np.float32(contract["mean"])) / np.float32(contract["std"])
+    pixels = (pixels - np.float32(metadata["mean"])) / np.float32(metadata["std"])
     return pixels.transpose(2, 0, 1)
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_timm_reads_every_uncut_network_and_prepares_images_alike(
+def test_timm_loads_every_network_that_is_not_truncated_and_preprocesses_alike(
     name: str, fit: Any, paths: list[Path], tmp_path: Path
 ) -> None:
     classifier: ImageClassifier = fit(name)
@@ -156,6 +156,6 @@ def test_timm_reads_every_uncut_network_and_prepares_images_alike(
         found = net(images).softmax(1).numpy()
 
     expected = classifier.predict_proba(paths)
-    # timm resizes, rounds and cuts; this program does it in one step.
+    # timm resizes, rounds, then crops; this program does both in one step.
     np.testing.assert_allclose(found, expected, atol=0.02)
     assert net.pretrained_cfg["label_names"] == list(classifier.classes)

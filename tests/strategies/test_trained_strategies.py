@@ -1,4 +1,4 @@
-"""What the strategies that train a network have in common."""
+"""Strategies that train a network by gradient descent: shared behaviour."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from strategies.partial_fine_tune import PartialFineTune
 TRAINED = (FullFineTune(steps=2), PartialFineTune(steps=2), FromScratch(steps=2))
 
 
-def test_a_size_below_one_pixel_is_refused(
+def test_an_input_size_below_one_pixel_is_rejected(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     with pytest.raises(BackboneError, match="-5 px"):
@@ -25,7 +25,7 @@ def test_a_size_below_one_pixel_is_refused(
 
 
 @pytest.mark.parametrize("strategy", TRAINED[:2], ids=lambda s: s.name)
-def test_what_was_chosen_is_recorded_and_fits_the_same_again(
+def test_the_recorded_hyperparameters_reproduce_the_classifier(
     strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     dataset = small_dataset.hide_test()
@@ -38,12 +38,12 @@ def test_what_was_chosen_is_recorded_and_fits_the_same_again(
     np.testing.assert_array_equal(first.predict_proba(paths), again.predict_proba(paths))
 
 
-def test_training_without_val_keeps_the_last_weights(
+def test_training_without_validation_images_reports_no_accuracy(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    told: list[float | None] = []
-    listening = replace(ctx, on_epoch=lambda _, accuracy: told.append(accuracy))
+    accuracies: list[float | None] = []
+    recording = replace(ctx, on_epoch=lambda _, accuracy: accuracies.append(accuracy))
 
-    FullFineTune(steps=2).fit(replace(small_dataset.hide_test(), val=()), backbone, listening)
+    FullFineTune(steps=2).fit(replace(small_dataset.hide_test(), val=()), backbone, recording)
 
-    assert set(told) == {None}
+    assert set(accuracies) == {None}

@@ -1,1 +1,1 @@
-"""Charts of the reports, each with its numbers as a table."""
+"""Charts of the reports (Vega-Lite, and text for the terminal), with their numbers as tables."""

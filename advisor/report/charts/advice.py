@@ -1,6 +1,6 @@
-"""Charts of an advice, each with the same numbers as a table.
+"""Charts of an advice (Vega-Lite), each with the same numbers as a table.
 
-Their data are the numbers of the JSON, unrounded; only places of labels and colours are made here.
+The data are the unrounded numbers of the JSON; only label positions and colours are computed here.
 """
 
 import json
@@ -11,13 +11,13 @@ from advisor.report.charts.vega import (
     PERCENT,
     Chart,
     Row,
-    bars,
     depth_axis,
     depths,
-    dots,
-    ends,
-    percent,
-    with_ends,
+    estimate_text,
+    interval_row,
+    lines_with_intervals,
+    percent_text,
+    points_with_intervals,
     x_axis,
     y_axis,
 )
@@ -27,14 +27,14 @@ from advisor.types.advice import Advice
 from advisor.types.profile import ProbeResult, Profile
 
 HUES, SHAPES = 8, ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
-"""Classes are told apart by colour first, then by shape; beyond that both repeat."""
+"""Classes differ by colour first, then by shape; beyond that both repeat."""
 
 ZOOM = {"type": "interval", "zoom": "wheel![event.ctrlKey]"}
-"""With the key, as on maps elsewhere: without it, the wheel is to scroll the page."""
+"""Zooming needs the Ctrl key, as on other maps: the wheel alone scrolls the page."""
 
 
 def advice_charts(advice: Advice) -> tuple[Chart, ...]:
-    """Return the charts of an advice; what was not measured has none."""
+    """Return the charts of an advice, leaving out what was not measured."""
     made = (
         quadrant_chart(advice),
         similarity_chart(advice.profile),
@@ -47,7 +47,7 @@ def advice_charts(advice: Advice) -> tuple[Chart, ...]:
 
 
 def similarity_chart(profile: Profile) -> Chart | None:
-    """Draw how far the activations are from ImageNet's by depth."""
+    """Return the chart of the BatchNorm shift from ImageNet by depth."""
     similarity = profile.similarity
     if similarity is None or not similarity.per_depth:
         return None
@@ -56,32 +56,33 @@ def similarity_chart(profile: Profile) -> Chart | None:
         for name, s in zip(depths(profile), similarity.per_depth, strict=True)
         if s is not None
     ]
-    rows = tuple((v["depth"], with_ends(v, "{:.3f}")) for v in values)
+    rows = tuple((v["depth"], estimate_text(v, "{:.3f}")) for v in values)
     return Chart(
         "similarity",
-        "Distance from ImageNet by depth",
-        "How far the activations at each depth are from those of ImageNet images, input to "
-        "output. 0 nats: no difference.",
+        "BatchNorm shift from ImageNet by depth",
+        "Divergence of the BatchNorm statistics of your images from those of ImageNet, by depth "
+        "from input to output. 0 nats: no shift.",
         {
             "height": 240,
             "data": {"values": values},
-            "layer": dots(depth_axis(), y_axis("Shift (nats)", zero=True), ".3f"),
+            "layer": lines_with_intervals(
+                depth_axis(), y_axis("BatchNorm shift (nats)", zero=True), ".3f"
+            ),
         },
-        ("depth", "shift in nats"),
+        ("depth", "BatchNorm shift (nats)"),
         rows,
     )
 
 
 def probe_chart(profile: Profile) -> Chart:
-    """Draw the accuracy of linear probes by depth, with pretrained and with random weights."""
+    """Return the chart of linear-probe accuracy by depth, for pretrained and random weights."""
     values = _probe_rows(profile, profile.probes, "pretrained")
     values += _probe_rows(profile, profile.random_probes, "random weights")
-    known = {"data": {"values": [{"mid": profile.majority_share}]}}
-    tip = [{"field": "mid", "title": "always the largest class", "format": PERCENT}]
-    guess = {
-        **known,
+    tooltip = [{"field": "mid", "title": "majority-class baseline", "format": PERCENT}]
+    baseline = {
+        "data": {"values": [{"mid": profile.majority_share}]},
         "mark": {"type": "rule", "strokeDash": [3, 3], "color": "var(--soft)"},
-        "encoding": {"y": {"field": "mid", "type": "quantitative"}, "tooltip": tip},
+        "encoding": {"y": {"field": "mid", "type": "quantitative"}, "tooltip": tooltip},
     }
     colour = {
         "field": "weights",
@@ -91,42 +92,43 @@ def probe_chart(profile: Profile) -> Chart:
         "legend": {"orient": "top"} if profile.random_probes else None,
     }
     y = y_axis("Accuracy", PERCENT)
-    layers = [guess, *dots(depth_axis(), y, PERCENT, colour)]
-    chance = f"always naming the largest class gives {100 * profile.majority_share:.1f}% (dashed)"
+    layers = [baseline, *lines_with_intervals(depth_axis(), y, PERCENT, colour)]
+    majority = f"{100 * profile.majority_share:.1f}%"
     absent = "" if profile.random_probes else " Random weights were not measured."
     return Chart(
         "probes",
-        "What each depth knows about your classes",
-        f"Cross-validated accuracy of a linear SVM on the frozen activations; {chance}.{absent}",
+        "Linear probe accuracy by depth",
+        "Cross-validated accuracy of a linear SVM on the frozen features. Dashed: majority-class "
+        f"baseline, {majority}.{absent}",
         {"height": 240, "data": {"values": values}, "layer": layers},
         ("depth", "weights", "accuracy"),
-        tuple((v["depth"], v["weights"], percent(v)) for v in values),
+        tuple((v["depth"], v["weights"], percent_text(v)) for v in values),
     )
 
 
 def _probe_rows(profile: Profile, probes: Sequence[ProbeResult], weights: str) -> list[Row]:
     names = depths(profile)
     return [
-        {"depth": names[p.depth - 1], "weights": weights, **ends(p.accuracy)}
+        {"depth": names[p.depth - 1], "weights": weights, **interval_row(p.accuracy)}
         for p in probes
         if p.loss == "squared_hinge" and p.depth > 0
     ]
 
 
 def curve_chart(profile: Profile) -> Chart | None:
-    """Draw what more images would bring."""
+    """Return the learning curve: accuracy over images per class; None if not measured."""
     curve = profile.curve
     if curve is None:
         return None
     values = [
-        {"n": n, "kind": kind, **ends(accuracy)}
+        {"n": n, "kind": kind, **interval_row(accuracy)}
         for kind, points in (("measured", curve.measured), ("extrapolated", curve.extrapolated))
         for n, accuracy in points
     ]
     x = {
         "field": "n",
         "type": "quantitative",
-        "title": "Images a class",
+        "title": "Images per class",
         "scale": {"type": "log", "nice": False, "padding": 14},
         "axis": {"values": [v["n"] for v in values], "format": ",.0f", "labelOverlap": True},
     }
@@ -139,39 +141,43 @@ def curve_chart(profile: Profile) -> Chart | None:
     }
     return Chart(
         "curve",
-        "What more images would bring",
-        "Cross-validated accuracy of the linear probe on fewer images, and how a power law "
-        "goes on.",
+        "Learning curve",
+        "Cross-validated accuracy of the linear probe on subsets of the images, extrapolated by "
+        "a power law. The x axis is logarithmic.",
         {
             "height": 240,
             "data": {"values": values},
-            "layer": dots(x, y_axis("Accuracy", PERCENT), PERCENT, colour),
+            "layer": lines_with_intervals(x, y_axis("Accuracy", PERCENT), PERCENT, colour),
         },
         ("images per class", "kind", "accuracy"),
-        tuple((f"{v['n']:,.0f}", v["kind"], percent(v)) for v in values),
+        tuple((f"{v['n']:,.0f}", v["kind"], percent_text(v)) for v in values),
     )
 
 
 def accuracy_chart(advice: Advice) -> Chart:
-    """Draw the expected accuracy of every strategy."""
-    values = [{"strategy": title(r.strategy), **ends(r.accuracy)} for r in advice.recommendations]
+    """Return the chart of the expected accuracy of every strategy."""
+    values = [
+        {"strategy": title(r.strategy), **interval_row(r.accuracy)} for r in advice.recommendations
+    ]
     return Chart(
         "accuracy",
         "Expected accuracy",
-        "Probes were measured by cross-validation; what training reaches is predicted.",
+        "Probes: cross-validated on your images. Fine-tuning and from scratch: predicted.",
         {
             "height": 34 * len(values),
             "data": {"values": values},
-            "layer": bars(x_axis("Accuracy", PERCENT), PERCENT),
+            "layer": points_with_intervals(x_axis("Expected accuracy", PERCENT), PERCENT),
         },
-        ("strategy", "accuracy"),
-        tuple((v["strategy"], percent(v)) for v in values),
+        ("strategy", "expected accuracy"),
+        tuple((v["strategy"], percent_text(v)) for v in values),
     )
 
 
 def cost_chart(advice: Advice) -> Chart:
-    """Draw the predicted time of one fit of every strategy."""
-    values = [{"strategy": title(r.strategy), **ends(r.seconds)} for r in advice.recommendations]
+    """Return the chart of the predicted time of one fit of every strategy."""
+    values = [
+        {"strategy": title(r.strategy), **interval_row(r.seconds)} for r in advice.recommendations
+    ]
     scale = {"type": "log", "nice": False, "padding": 12}
     marks = {0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h"}
     marks |= {36000: "10 h", 360000: "100 h"}
@@ -179,13 +185,17 @@ def cost_chart(advice: Advice) -> Chart:
         "values": list(marks),
         "labelExpr": f"({json.dumps({str(k): v for k, v in marks.items()})})[datum.value]",
     }
-    x = {**x_axis("Time of one fit", ",.1f"), "scale": scale, "axis": axis}
+    x = {**x_axis("Predicted time of one fit", ",.1f"), "scale": scale, "axis": axis}
     return Chart(
         "cost",
-        "Expected time of one fit",
-        "On this machine, features cached. The scale is logarithmic.",
-        {"height": 34 * len(values), "data": {"values": values}, "layer": bars(x, ",.1f")},
-        ("strategy", "time"),
+        "Predicted time of one fit",
+        "On this machine, with cached features. The scale is logarithmic.",
+        {
+            "height": 34 * len(values),
+            "data": {"values": values},
+            "layer": points_with_intervals(x, ",.1f"),
+        },
+        ("strategy", "predicted time of one fit"),
         tuple(
             (
                 title(r.strategy),
@@ -198,7 +208,7 @@ def cost_chart(advice: Advice) -> Chart:
 
 
 def map_chart(gallery: Gallery, classes: Sequence[str]) -> Chart | None:
-    """Draw the images where like lies beside like."""
+    """Return the t-SNE map of the images, or None if there are no points."""
     if not gallery.points:
         return None
     values = _map_rows(gallery, classes)
@@ -224,16 +234,16 @@ def map_chart(gallery: Gallery, classes: Sequence[str]) -> Chart | None:
         "size": {"condition": {"test": "datum.i == focused", "value": 500}, "value": 55},
         "tooltip": [{"field": "i", "title": "image"}],
     }
-    depth = "all depths together" if gallery.depth == 0 else f"depth {gallery.depth}"
+    depth = "all depths" if gallery.depth == 0 else f"depth {gallery.depth}"
     sample = f"{len(values):,} of {gallery.n_images:,} images"
-    params = [{"name": "view", "select": ZOOM, "bind": "calibrations"}]
+    params = [{"name": "view", "select": ZOOM, "bind": "scales"}]
     return Chart(
         "map",
-        "A map of your images",
-        f"{sample}, like beside like to the network at {depth} (t-SNE: neighbours mean "
-        "something, distances between groups do not). Hollow: a linear probe that never saw the "
-        "image names another class. Hover, or focus the map and use the arrow keys, to see a "
-        "image; drag to move, Ctrl and wheel to zoom, double-click to go back.",
+        "Image map (t-SNE)",
+        f"{sample}, by their features at {depth}. Neighbours are similar to the network; "
+        "distances between clusters have no meaning. Hollow: misclassified by a linear probe that "
+        "was fitted without the image. Hover, or focus the map and use the arrow keys, to see an "
+        "image; drag to pan, Ctrl and wheel to zoom, double-click to reset.",
         {
             "height": 460,
             "data": {"values": values},

@@ -1,4 +1,4 @@
-"""The quadrant map: few or many images, near to or far from ImageNet."""
+"""Quadrant chart: dataset size against domain similarity, with the rules of thumb."""
 
 from collections.abc import Sequence
 
@@ -12,39 +12,40 @@ from strategies.core.metrics import Interval
 
 
 def landmarks(profile: Profile) -> tuple[tuple[str, float], ...]:
-    """Return datasets measured before, with their similarity, on the scale of this profile."""
+    """Return the landmark datasets and their similarity, on the scale of this profile."""
     if profile.similarity is None:
         return ()
-    scale = calibrations()[profile.similarity.basis]
-    return tuple((name, scale.score(distance)) for name, distance in scale.landmarks)
+    calibration = calibrations()[profile.similarity.basis]
+    return tuple((name, calibration.score(distance)) for name, distance in calibration.landmarks)
 
 
 def quadrant_chart(advice: Advice) -> Chart:
-    """Draw where the dataset lies between few and many images, near to and far from ImageNet."""
+    """Return the chart of the dataset's position by size and domain similarity."""
     size, similarity = advice.quadrant.size_decades, advice.quadrant.similarity
     reach = max(3.0, abs(size.low) + 0.3, abs(size.high) + 0.3)
-    layers = [*_fields(reach), *_landmark_layers(advice.profile, reach)]
+    layers = [*_quadrant_layers(reach), *_landmark_layers(advice.profile, reach)]
     here = {"x": size.mid, "xl": size.low, "xh": size.high}
     if similarity is not None:
         here |= {"y": similarity.mid, "yl": similarity.low, "yh": similarity.high}
-    layers += _position(here, reach)
-    rows = [("your images", _decades(size), "unknown" if similarity is None else _two(similarity))]
-    rows += [(name, "", f"{score:.2f}") for name, score in landmarks(advice.profile)]
+    layers += _position_layers(here, reach)
+    score = "unknown" if similarity is None else _similarity_text(similarity)
+    rows = [("your dataset", _decades_text(size), score)]
+    rows += [(name, "", f"{s:.2f}") for name, s in landmarks(advice.profile)]
     return Chart(
         "quadrant",
-        "Where your images lie",
-        "Across: how many images there are, against the border between few and many. Up: how "
-        "much they look, to the network, like ImageNet. Each field names its rule of thumb; the "
-        "bars are the intervals of your position. At the right, sets that were measured before.",
+        "Dataset size and domain similarity",
+        "x: number of images relative to the threshold between few and many. y: domain similarity "
+        "to ImageNet, measured on the network's activations. Each quadrant names its rule of "
+        "thumb; the bars are 90% intervals. Right: landmark datasets, measured before.",
         {"height": 330, "layer": layers},
-        ("what", "size, decades above the border", "similarity"),
+        ("dataset", "size, powers of ten above the threshold", "similarity"),
         tuple(rows),
         wide=True,
     )
 
 
-def _fields(reach: float) -> list[Spec]:
-    """Draw the four fields with the names of their rules."""
+def _quadrant_layers(reach: float) -> list[Spec]:
+    """Return layers for the four quadrants and their rules."""
     values = []
     places: Sequence[tuple[Size, float, float]] = (("small", -reach, 0), ("large", 0, reach))
     heights: Sequence[tuple[Domain, float, float]] = (
@@ -55,17 +56,18 @@ def _fields(reach: float) -> list[Spec]:
         for domain, low, high in heights:
             rule = title(RULES[size, domain])
             values.append({"x": left, "x2": right, "y": low, "y2": high, "rule": rule})
-    decades = (
-        "datum.value == 0 ? 'border' : (datum.value < 0 ? '÷' : '×') + pow(10, abs(datum.value))"
+    tick_label = (
+        "datum.value == 0 ? 'threshold' "
+        ": (datum.value < 0 ? '÷' : '×') + pow(10, abs(datum.value))"
     )
     x = {
         "field": "x",
         "type": "quantitative",
-        "title": "Number of images (÷ below, × above the border)",
+        "title": "Number of images relative to the threshold",
         "scale": {"domain": [-reach, reach * 2.25], "nice": False},
         "axis": {
             "values": list(range(-int(reach), int(reach) + 1)),
-            "labelExpr": decades,
+            "labelExpr": tick_label,
             "grid": False,
             "domain": False,
             "titleAnchor": "start",
@@ -74,7 +76,7 @@ def _fields(reach: float) -> list[Spec]:
     y = {
         "field": "y",
         "type": "quantitative",
-        "title": "Similarity to ImageNet (1 = alike)",
+        "title": "Domain similarity to ImageNet",
         "scale": {"domain": [0, 1]},
         "axis": {"grid": False},
     }
@@ -101,22 +103,22 @@ def _fields(reach: float) -> list[Spec]:
 
 
 def _landmark_layers(profile: Profile, reach: float) -> list[Spec]:
-    """Draw the landmarks as a scale to the right of the fields, their names apart."""
+    """Return layers for the landmarks right of the quadrants, with labels that do not overlap."""
     values: list[Row] = []
     place = -1.0
     for name, score in sorted(landmarks(profile), key=lambda pair: pair[1]):
         place = max(score, place + 0.048)
         values.append({"name": name, "similarity": score, "place": place})
-    over = max((v["place"] for v in values), default=0.0) - 1.0
+    overflow = max((v["place"] for v in values), default=0.0) - 1.0
     for below, value in enumerate(reversed(values)):
-        if over > 0:
+        if overflow > 0:
             value["place"] = min(value["place"], 1.0 - 0.048 * below)
     if not values:
         return []
     data = {"values": values}
     name_at = {"field": "place", "type": "quantitative"}
-    tip = [
-        {"field": "name", "title": "set"},
+    tooltip = [
+        {"field": "name", "title": "dataset"},
         {"field": "similarity", "title": "similarity", "format": ".2f"},
     ]
     return [
@@ -143,17 +145,17 @@ def _landmark_layers(profile: Profile, reach: float) -> list[Spec]:
                 "x": {"datum": reach * 1.08},
                 "y": name_at,
                 "text": {"field": "name"},
-                "tooltip": tip,
+                "tooltip": tooltip,
             },
         },
     ]
 
 
-def _position(here: Row, reach: float) -> list[Spec]:
-    """Draw the dataset: a cross of its intervals and a point, or a line where one is unknown."""
+def _position_layers(here: Row, reach: float) -> list[Spec]:
+    """Return layers for the dataset: a point with intervals, or a line without similarity."""
     data = {"values": [here]}
     x = {"field": "x", "type": "quantitative"}
-    across = {"x": {"field": "xl", "type": "quantitative"}, "x2": {"field": "xh"}}
+    x_interval = {"x": {"field": "xl", "type": "quantitative"}, "x2": {"field": "xh"}}
     bar = {"type": "rule", "color": "var(--accent)", "strokeWidth": 3, "opacity": 0.75}
     if "y" not in here:
         unknown = {**bar, "strokeDash": [4, 4]}
@@ -165,19 +167,19 @@ def _position(here: Row, reach: float) -> list[Spec]:
             }
         ]
     y = {"field": "y", "type": "quantitative"}
-    up = {"y": {"field": "yl", "type": "quantitative"}, "y2": {"field": "yh"}}
-    tip = [
-        {"field": "x", "title": "decades above the border", "format": "+.2f"},
+    y_interval = {"y": {"field": "yl", "type": "quantitative"}, "y2": {"field": "yh"}}
+    tooltip = [
+        {"field": "x", "title": "powers of ten above the threshold", "format": "+.2f"},
         {"field": "y", "title": "similarity", "format": ".2f"},
     ]
-    side: Row = (
+    offset: Row = (
         {"align": "right", "dx": -9} if here["x"] > reach / 2 else {"align": "left", "dx": 9}
     )
-    side["dy"] = 14 if here["y"] > 0.12 else -12
-    label = {"type": "text", "fontWeight": 600, **side}
+    offset["dy"] = 14 if here["y"] > 0.12 else -12
+    label = {"type": "text", "fontWeight": 600, **offset}
     return [
-        {"data": data, "mark": bar, "encoding": {"y": y, **across}},
-        {"data": data, "mark": bar, "encoding": {"x": x, **up}},
+        {"data": data, "mark": bar, "encoding": {"y": y, **x_interval}},
+        {"data": data, "mark": bar, "encoding": {"x": x, **y_interval}},
         {
             "data": data,
             "mark": {
@@ -188,19 +190,19 @@ def _position(here: Row, reach: float) -> list[Spec]:
                 "opacity": 1,
                 "stroke": "var(--paper)",
             },
-            "encoding": {"x": x, "y": y, "tooltip": tip},
+            "encoding": {"x": x, "y": y, "tooltip": tooltip},
         },
         {
             "data": data,
             "mark": {**label, "color": "var(--accent)"},
-            "encoding": {"x": x, "y": y, "text": {"value": "your images"}},
+            "encoding": {"x": x, "y": y, "text": {"value": "your dataset"}},
         },
     ]
 
 
-def _two(interval: Interval) -> str:
+def _similarity_text(interval: Interval) -> str:
     return f"{interval.mid:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def _decades(interval: Interval) -> str:
+def _decades_text(interval: Interval) -> str:
     return f"{interval.mid:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"

@@ -1,38 +1,44 @@
-"""Charts of a run: its trials, and how the classifier did on test."""
+"""Charts of a run (Vega-Lite): its trials, and the evaluation of the classifier on test."""
 
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from advisor.report.charts.vega import (
     PERCENT,
     Chart,
     Row,
-    bars,
-    ends,
-    percent,
-    tip,
+    estimate_tooltip,
+    interval_row,
+    percent_text,
+    points_with_intervals,
     x_axis,
     y_axis,
 )
 from advisor.report.importance import varied
-from advisor.report.words import pairs, points, title
+from advisor.report.words import VERDICTS, pairs, points, title
 from advisor.types.outcome import Outcome, TrialRecord
 from strategies.core.metrics import Evaluation
 from strategies.registry import STRATEGIES
 
 MOST_CLASSES = 20
-"""A chart with more classes than this shows those with the most mistakes; the table has all."""
-COUNTS_UP_TO = 12
-FEWEST_LINES = 3
+"""Maximum number of classes in a chart: those with the most errors are shown."""
+MOST_CLASSES_WITH_COUNTS = 12
+FEWEST_TRIALS = 3
+_ACCURACY = "validation accuracy"
 
 
 def outcome_charts(
     outcome: Outcome, shares: Mapping[str, Mapping[str, float]]
 ) -> tuple[Chart, ...]:
-    """Return the charts of a run; `shares` is what `importance` found."""
+    """Return the charts of a run; `shares` is the result of `importance`."""
     made: list[Chart | None] = [trials_chart(outcome.trials)]
     by_strategy: dict[str, list[TrialRecord]] = {}
     for trial in outcome.trials:
@@ -47,7 +53,7 @@ def outcome_charts(
 
 
 def trials_chart(trials: Sequence[TrialRecord]) -> Chart | None:
-    """Draw the validation accuracy of every trial, and the best so far."""
+    """Return the optimization history: validation accuracy by trial, and the best so far."""
     values = _trial_rows(trials)
     if not values:
         return None
@@ -68,30 +74,31 @@ def trials_chart(trials: Sequence[TrialRecord]) -> Chart | None:
         "legend": {"orient": "top", "columns": 2, "values": seen},
     }
     y = y_axis("Validation accuracy", PERCENT)
-    told = [*tip(x, PERCENT, colour), {"field": "seconds", "title": "seconds", "format": ".1f"}]
-    told.append({"field": "settings", "title": "with"})
-    span = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
+    tooltip = estimate_tooltip(x, PERCENT, colour)
+    tooltip.append({"field": "seconds", "title": "seconds", "format": ".1f"})
+    tooltip.append({"field": "settings", "title": "hyperparameters"})
+    interval = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
     step = {"type": "line", "interpolate": "step-after", "color": "var(--soft)"}
     best_so_far = {"field": "best", "type": "quantitative"}
     return Chart(
         "trials",
-        "Trials",
-        "Accuracy on validation of every trial that finished; the line is the best so far.",
+        "Optimization history",
+        "Validation accuracy of every finished trial, with its interval. Line: best so far.",
         {
             "height": 260,
             "data": {"values": values},
             "layer": [
                 {"mark": step, "encoding": {"x": x, "y": best_so_far}},
-                {"mark": {"type": "rule"}, "encoding": {"x": x, **span, "color": colour}},
+                {"mark": {"type": "rule"}, "encoding": {"x": x, **interval, "color": colour}},
                 {
                     "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
-                    "encoding": {"x": x, "y": y, "color": colour, "tooltip": told},
+                    "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip},
                 },
             ],
         },
-        ("trial", "strategy", "validation accuracy", "seconds", "with"),
+        ("trial", "strategy", "validation accuracy", "seconds", "hyperparameters"),
         tuple(
-            (str(v["trial"]), v["strategy"], percent(v), f"{v['seconds']:.1f}", v["settings"])
+            (str(v["trial"]), v["strategy"], percent_text(v), f"{v['seconds']:.1f}", v["settings"])
             for v in values
         ),
         wide=True,
@@ -109,7 +116,7 @@ def _trial_rows(trials: Sequence[TrialRecord]) -> list[Row]:
             {
                 "trial": trial.number,
                 "strategy": title(trial.strategy),
-                **ends(trial.val_accuracy),
+                **interval_row(trial.val_accuracy),
                 "best": best,
                 "settings": ", ".join(pairs(trial.hyperparameters.items())),
                 "seconds": trial.seconds,
@@ -119,39 +126,26 @@ def _trial_rows(trials: Sequence[TrialRecord]) -> list[Row]:
 
 
 def parallel_chart(strategy: str, trials: Sequence[TrialRecord]) -> Chart | None:
-    """Draw the trials of a strategy as lines through their hyperparameters."""
+    """Return the parallel coordinate plot of the trials of a strategy."""
     scored = [t for t in trials if t.val_accuracy is not None]
     ranges = varied(scored)
-    if len(scored) < FEWEST_LINES or not ranges:
+    if len(scored) < FEWEST_TRIALS or not ranges:
         return None
-    names = [*ranges, "validation accuracy"]
-    reached = [t.val_accuracy.mid for t in scored if t.val_accuracy is not None]
-    low, spread = min(reached), max(max(reached) - min(reached), 1e-9)
-    values: list[Row] = []
-    for trial, accuracy in zip(scored, reached, strict=True):
-        place = (accuracy - low) / spread
-        said = {n: trial.hyperparameters[n] for n in ranges}
-        told = ", ".join([*pairs(said.items()), f"validation accuracy {100 * accuracy:.1f}%"])
-        at = {n: _place(trial.hyperparameters[n], ranges[n]) for n in ranges}
-        for name in names:
-            spot = place if name == "validation accuracy" else at[name]
-            values.append(
-                {"trial": trial.number, "what": name, "place": spot, "good": place, "told": told}
-            )
+    values = _parallel_rows(scored, ranges)
     line = {
         "x": {
-            "field": "what",
+            "field": "axis",
             "type": "ordinal",
             "title": None,
-            "sort": names,
+            "sort": [*ranges, _ACCURACY],
             "axis": {"labelAngle": -20, "labelLimit": 110, "grid": True},
             "scale": {"padding": 0.1},
         },
         "y": {
             "field": "place",
             "type": "quantitative",
-            "title": "Least to largest of those tried",
-            "axis": {"values": [0, 1], "labelExpr": "datum.value ? 'most' : 'least'"},
+            "title": "Range of tried values",
+            "axis": {"values": [0, 1], "labelExpr": "datum.value ? 'max' : 'min'"},
         },
         "detail": {"field": "trial"},
         "opacity": {
@@ -160,24 +154,40 @@ def parallel_chart(strategy: str, trials: Sequence[TrialRecord]) -> Chart | None
             "scale": {"domain": [0, 1], "range": [0.15, 1]},
             "legend": None,
         },
-        "tooltip": [{"field": "trial"}, {"field": "told", "title": "with"}],
+        "tooltip": [{"field": "trial"}, {"field": "settings", "title": "values"}],
     }
     mark = {"type": "line", "strokeWidth": 2, "color": "var(--c0)", "point": True}
     return Chart(
         f"parallel-{strategy}",
-        f"{title(strategy)}: what was tried",
-        "A line is a trial; the darker, the better it did.",
+        f"{title(strategy)}: parallel coordinates",
+        "One line per trial; darker lines have a higher validation accuracy.",
         {"height": 230, "data": {"values": values}, "layer": [{"mark": mark, "encoding": line}]},
         (),
         (),
     )
 
 
+def _parallel_rows(
+    scored: Sequence[TrialRecord], ranges: Mapping[str, BaseDistribution]
+) -> list[Row]:
+    accuracies = [t.val_accuracy.mid for t in scored if t.val_accuracy is not None]
+    low, spread = min(accuracies), max(max(accuracies) - min(accuracies), 1e-9)
+    rows: list[Row] = []
+    for trial, accuracy in zip(scored, accuracies, strict=True):
+        varying = {name: trial.hyperparameters[name] for name in ranges}
+        settings = ", ".join([*pairs(varying.items()), f"{_ACCURACY} {100 * accuracy:.1f}%"])
+        places = {name: _place(value, ranges[name]) for name, value in varying.items()}
+        places[_ACCURACY] = (accuracy - low) / spread
+        shared = {"trial": trial.number, "good": places[_ACCURACY], "settings": settings}
+        rows += [{**shared, "axis": name, "place": place} for name, place in places.items()]
+    return rows
+
+
 def _place(value: object, kind: object) -> float:
-    """Place a value between 0, the least of its range, and 1."""
+    """Scale a value to [0, 1] within its range."""
     if isinstance(kind, FloatDistribution | IntDistribution):
-        ends_of = (kind.low, kind.high, float(str(value)))
-        low, high, at = np.log(ends_of) if kind.log else ends_of
+        numbers = (kind.low, kind.high, float(str(value)))
+        low, high, at = np.log(numbers) if kind.log else numbers
         return float((at - low) / (high - low))
     assert isinstance(kind, CategoricalDistribution)
     choices = [str(choice) for choice in kind.choices]
@@ -185,13 +195,13 @@ def _place(value: object, kind: object) -> float:
 
 
 def importance_chart(strategy: str, shares: Mapping[str, float]) -> Chart:
-    """Draw how much of the spread of validation accuracy each hyperparameter explains."""
+    """Return the chart of hyperparameter importance of a strategy."""
     values = [{"name": name, "mid": share} for name, share in shares.items()]
     return Chart(
         f"importance-{strategy}",
-        f"{title(strategy)}: what mattered",
-        "Share of the spread of validation accuracy that a hyperparameter explains (fANOVA). "
-        "With few trials this is rough.",
+        f"{title(strategy)}: hyperparameter importance",
+        "Share of the variance of validation accuracy explained by each hyperparameter (fANOVA). "
+        "With few trials this is a rough estimate.",
         {
             "height": 26 * len(values),
             "data": {"values": values},
@@ -200,81 +210,89 @@ def importance_chart(strategy: str, shares: Mapping[str, float]) -> Chart:
                     "mark": {"type": "bar", "color": "var(--c0)", "height": 12},
                     "encoding": {
                         "y": {"field": "name", "type": "nominal", "title": None, "sort": None},
-                        "x": {**x_axis("Share", PERCENT), "scale": {"domain": [0, 1]}},
+                        "x": {**x_axis("Importance", PERCENT), "scale": {"domain": [0, 1]}},
                         "tooltip": [{"field": "name"}, {"field": "mid", "format": PERCENT}],
                     },
                 }
             ],
         },
-        ("hyperparameter", "share"),
+        ("hyperparameter", "importance"),
         tuple((name, f"{100 * share:.1f}%") for name, share in shares.items()),
     )
 
 
 def calibration_chart(test: Evaluation) -> Chart | None:
-    """Draw how often the classifier is right when it says that it is so sure."""
+    """Return the reliability diagram: accuracy over confidence on test."""
     if not test.calibration:
         return None
-    values = [{"sure": b.confidence, "n": b.n, **ends(b.accuracy)} for b in test.calibration]
-    x = {**x_axis("Said: probability of the likeliest class", PERCENT), "field": "sure"}
-    y = y_axis("Found: share that was right", PERCENT)
+    values = [
+        {"sure": b.confidence, "n": b.n, **interval_row(b.accuracy)} for b in test.calibration
+    ]
+    x = {**x_axis("Confidence (probability of the predicted class)", PERCENT), "field": "sure"}
+    y = y_axis("Accuracy", PERCENT)
     ideal = {"values": [{"a": 0, "b": 0}, {"a": 1, "b": 1}]}
-    even = {
+    diagonal = {
         "x": {"field": "a", "type": "quantitative"},
         "y": {"field": "b", "type": "quantitative"},
     }
-    span = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
-    told = [{"field": "sure", "title": "said", "format": PERCENT}, *tip(x, PERCENT)[1:]]
-    told.append({"field": "n", "title": "images"})
+    interval = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
+    confidence = {"field": "sure", "title": "confidence", "format": PERCENT}
+    tooltip = [confidence, *estimate_tooltip(x, PERCENT)[1:]]
+    tooltip.append({"field": "n", "title": "images"})
     dashed = {"type": "line", "strokeDash": [3, 3], "color": "var(--soft)", "clip": True}
     dot = {"type": "point", "filled": True, "size": 60, "color": "var(--c0)", "opacity": 1}
     return Chart(
         "calibration",
-        "Can its probabilities be believed?",
-        f"On the dashed line they can. Mean gap: {100 * test.calibration_error:.1f} points.",
+        "Reliability diagram",
+        "Accuracy by confidence on test. Dashed: perfect calibration. Expected calibration error: "
+        f"{100 * test.calibration_error:.1f} points.",
         {
             "height": 260,
             "layer": [
-                {"data": ideal, "mark": dashed, "encoding": even},
+                {"data": ideal, "mark": dashed, "encoding": diagonal},
                 {
                     "data": {"values": values},
                     "mark": {"type": "rule", "color": "var(--c0)", "strokeWidth": 2},
-                    "encoding": {"x": x, **span},
+                    "encoding": {"x": x, **interval},
                 },
                 {
                     "data": {"values": values},
                     "mark": dot,
-                    "encoding": {"x": x, "y": y, "tooltip": told},
+                    "encoding": {"x": x, "y": y, "tooltip": tooltip},
                 },
             ],
         },
-        ("said", "found", "images"),
-        tuple((f"{100 * v['sure']:.1f}%", percent(v), str(v["n"])) for v in values),
+        ("confidence", "accuracy", "images"),
+        tuple((f"{100 * v['sure']:.1f}%", percent_text(v), str(v["n"])) for v in values),
     )
 
 
 def classes_chart(test: Evaluation) -> Chart:
-    """Draw the accuracy within every class, worst first."""
+    """Return the chart of per-class accuracy (recall), worst first."""
     known = [(n, a) for n, a in zip(test.classes, test.per_class, strict=True) if a is not None]
     worst = sorted(known, key=lambda pair: pair[1].mid)[:MOST_CLASSES]
-    values = [{"class": name, **ends(accuracy)} for name, accuracy in worst]
-    few = "" if len(worst) == len(known) else f" The {MOST_CLASSES} worst of {len(known)}."
+    values = [{"class": name, **interval_row(accuracy)} for name, accuracy in worst]
+    few = (
+        ""
+        if len(worst) == len(known)
+        else f" Shown: the {MOST_CLASSES} worst of {len(known)} classes."
+    )
     return Chart(
         "classes",
-        "Accuracy by class",
-        f"Of the test images of a class, the share that is named rightly; worst first.{few}",
+        "Per-class accuracy (recall)",
+        f"Share of the test images of a class that are classified correctly, worst first.{few}",
         {
             "height": 22 * len(values),
             "data": {"values": values},
-            "layer": bars(x_axis("Accuracy", PERCENT), PERCENT, "class", 110),
+            "layer": points_with_intervals(x_axis("Accuracy", PERCENT), PERCENT, "class", 110),
         },
         ("class", "accuracy"),
-        tuple((v["class"], percent(v)) for v in values),
+        tuple((v["class"], percent_text(v)) for v in values),
     )
 
 
 def confusion_chart(test: Evaluation) -> Chart:
-    """Draw what was taken for what."""
+    """Return the confusion matrix on test."""
     table = np.array(test.confusion)
     wrong = table - np.diag(np.diag(table))
     involved = wrong.sum(axis=0) + wrong.sum(axis=1)
@@ -286,10 +304,10 @@ def confusion_chart(test: Evaluation) -> Chart:
         "field": "taken",
         "type": "nominal",
         "sort": names,
-        "title": "Taken for",
+        "title": "Predicted class",
         "axis": {**axis, "labelAngle": -45},
     }
-    y = {"field": "true", "type": "nominal", "sort": names, "title": "Is", "axis": axis}
+    y = {"field": "true", "type": "nominal", "sort": names, "title": "True class", "axis": axis}
     shade = {
         "field": "dark",
         "type": "quantitative",
@@ -297,30 +315,34 @@ def confusion_chart(test: Evaluation) -> Chart:
         "legend": None,
     }
     colour = {"condition": {"test": "datum.right", "value": "var(--c0)"}, "value": "var(--c1)"}
-    told = [
-        {"field": "true", "title": "is"},
-        {"field": "taken", "title": "taken for"},
+    tooltip = [
+        {"field": "true", "title": "true class"},
+        {"field": "taken", "title": "predicted class"},
         {"field": "n", "title": "images"},
     ]
     layers: list[Row] = [
         {"mark": "rect", "encoding": {"x": x, "y": y, "color": colour, "opacity": shade}}
     ]
-    layers[0]["encoding"]["tooltip"] = told
-    if len(names) <= COUNTS_UP_TO:
+    layers[0]["encoding"]["tooltip"] = tooltip
+    if len(names) <= MOST_CLASSES_WITH_COUNTS:
         ink = {"condition": {"test": "datum.dark > 0.5", "value": "var(--paper)"}}
-        count = {"text": {"field": "n"}, "color": {**ink, "value": "var(--ink)"}, "tooltip": told}
+        count = {
+            "text": {"field": "n"},
+            "color": {**ink, "value": "var(--ink)"},
+            "tooltip": tooltip,
+        }
         layers.append({"mark": {"type": "text"}, "encoding": {"x": x, "y": y, **count}})
     few = (
         ""
         if len(names) == len(test.classes)
-        else (f" Shown: the {len(names)} of {len(test.classes)} classes with the most mistakes.")
+        else (f" Shown: the {len(names)} of {len(test.classes)} classes with the most errors.")
     )
     return Chart(
         "confusion",
-        "What was taken for what",
-        f"Test images: rows are what they are, columns what they were taken for.{few}",
+        "Confusion matrix",
+        f"Number of test images by true class (rows) and predicted class (columns).{few}",
         {"height": 26 * len(names), "data": {"values": values}, "layer": layers},
-        ("is", "taken for", "images"),
+        ("true class", "predicted class", "images"),
         tuple((v["true"], v["taken"], str(v["n"])) for v in values if v["n"]),
         wide=True,
     )
@@ -344,26 +366,24 @@ def _confusion_rows(test: Evaluation, chosen: NDArray[np.intp]) -> list[Row]:
 
 
 def gain_chart(outcome: Outcome) -> Chart | None:
-    """Draw what pretraining brought to every class."""
+    """Return the chart of the transfer gain by class."""
     found = outcome.transfer_gain
     if found is None or not found.per_class:
         return None
     ranked = sorted(found.per_class, key=lambda c: c.gain.mid)
-    values = [{"class": c.name, "n": c.n, **ends(c.gain)} for c in ranked]
+    values = [{"class": c.name, "n": c.n, **interval_row(c.gain)} for c in ranked]
     shown = values if len(values) <= MOST_CLASSES else values[:10] + values[-10:]
     zero: Row = {"data": {"values": [{"zero": 0}]}}
     zero["mark"] = {"type": "rule", "color": "var(--soft)"}
     zero["encoding"] = {"x": {"field": "zero", "type": "quantitative"}}
-    rows = bars(x_axis("Gain in accuracy", PERCENT), PERCENT, "class", 110)
-    few = (
-        "" if len(shown) == len(values) else " The ten that gain least and the ten that gain most."
-    )
+    rows = points_with_intervals(x_axis("Transfer gain", PERCENT), PERCENT, "class", 110)
+    few = "" if len(shown) == len(values) else " Shown: the ten lowest and the ten highest gains."
     return Chart(
         "gain",
-        "What pretraining brought to each class",
-        f"Accuracy minus that of {found.control}, on the same {found.n:,} images; all together "
-        f"{points(found.gain)}: {found.verdict}.{few}",
+        "Transfer gain by class",
+        f"Accuracy minus that of the control ({found.control}) on the same {found.n:,} images. "
+        f"All classes: {points(found.gain)}, {VERDICTS[found.verdict]}.{few}",
         {"height": 22 * len(shown), "data": {"values": shown}, "layer": [zero, *rows]},
-        ("class", "gain"),
+        ("class", "transfer gain"),
         tuple((c.name, points(c.gain)) for c in ranked),
     )

@@ -1,16 +1,16 @@
-"""The quadrant map and the depth profile in characters: readable without colour, 80 columns."""
+"""Text charts for the terminal: quadrant map and depth profile, 80 columns, no colour."""
 
 from advisor.decide.quadrant import RULES, SIMILAR_FROM
 from advisor.types.advice import Advice, Domain, Size
 from advisor.types.profile import Profile
 
 REACH = 3.0
-"""Decades that the map shows on either side of the border; what lies farther is at its edge."""
+"""Powers of ten that the map shows on either side of the threshold; points beyond are clipped."""
 _HALF, _ROWS, _BAR = 24, 3, 20
 
 
 def quadrant_map(advice: Advice) -> tuple[str, ...]:
-    """Draw the four fields with their rules, the dataset and its intervals."""
+    """Draw the four quadrants with their rules, and the dataset with its intervals."""
     width = 2 * _HALF + 1
     rows = [[" "] * width for _ in range(2 * _ROWS)]
     for row in rows:
@@ -18,11 +18,11 @@ def quadrant_map(advice: Advice) -> tuple[str, ...]:
     size, similarity = advice.quadrant.size_decades, advice.quadrant.similarity
     here = None if similarity is None else _row(similarity.mid)
     places: tuple[tuple[Size, int], ...] = (("small", 1), ("large", _HALF + 2))
-    fields: tuple[tuple[Domain, int], ...] = (("similar", 0), ("different", _ROWS))
-    for domain, top in fields:
-        free = top if here != top else top + _ROWS - 1
+    halves: tuple[tuple[Domain, int], ...] = (("similar", 0), ("different", _ROWS))
+    for domain, top in halves:
+        label_row = top if here != top else top + _ROWS - 1
         for size_name, left in places:
-            _write(rows[free], left, RULES[size_name, domain])
+            _write(rows[label_row], left, RULES[size_name, domain])
     if similarity is None:
         for row in rows:
             row[_column(size.mid)] = "?"
@@ -45,16 +45,16 @@ def _framed(rows: list[str]) -> tuple[str, ...]:
         f" {SIMILAR_FROM:.1f} ├{line}┼{line}┤",
         *body[_ROWS:],
         f" 0.0 └{line}┴{line}┘",
-        f"     ÷1000{'border':^{2 * _HALF - 7}}×1000",
-        "     (up: similarity to ImageNet; across: images, against the border)",
+        f"     ÷1000{'threshold':^{2 * _HALF - 7}}×1000",
+        "     (y: similarity to ImageNet; x: images relative to the threshold)",
     )
 
 
 def depth_profile(profile: Profile) -> tuple[str, ...]:
-    """Draw shift and probe accuracy depth by depth, with random weights where measured."""
+    """Draw BatchNorm shift and probe accuracy by depth, with random weights if measured."""
     svms = {p.depth: p for p in profile.probes if p.loss == "squared_hinge"}
     random = {p.depth: p for p in profile.random_probes}
-    lines = [f"{'depth':<18}{'shift':>9}  {'accuracy of a linear SVM':<{_BAR}}"]
+    lines = [f"{'depth':<17}{'BN shift':>10}  {'linear SVM accuracy':<{_BAR + 9}}"]
     lines[0] += "  random weights" if random else ""
     for depth, name in enumerate(profile.depth_names, start=1):
         shift = None if profile.similarity is None else profile.similarity.shift_at(depth)
@@ -68,7 +68,7 @@ def depth_profile(profile: Profile) -> tuple[str, ...]:
 
 
 def bar(share: float) -> str:
-    """Draw a share of 1 as a bar."""
+    """Draw a fraction as a bar."""
     n = round(_BAR * share)
     return "█" * n + "░" * (_BAR - n)
 

@@ -1,4 +1,4 @@
-"""The grammar of the page's charts: Vega-Lite without a theme, points always with intervals."""
+"""Building blocks of the Vega-Lite charts: axes, points with intervals, tooltips."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ class Chart:
     Attributes
     ----------
     name
-        Its id in the page.
+        Identifier in the page.
     heading, text
-        What it shows, and how to read it.
+        Title and caption.
     spec
-        Vega-Lite without the theme.
+        Vega-Lite specification without the theme.
     columns, rows
-        The same as a table.
+        The numbers of the chart as a table.
     wide
-        Whether it takes the page's whole width.
+        Whether it takes the full width of the page.
     """
 
     name: str
@@ -41,12 +41,12 @@ class Chart:
 
 
 def depths(profile: Profile) -> list[str]:
-    """Return the depths as the charts name them: ``"3 blocks.2"``."""
+    """Return the labels of the depths: ``"3 blocks.2"``."""
     return [f"{i} {name}" for i, name in enumerate(profile.depth_names, start=1)]
 
 
 def depth_axis() -> Spec:
-    """Return the axis of depths, from input to output."""
+    """Return the x encoding of depths, from input to output."""
     return {
         "field": "depth",
         "type": "ordinal",
@@ -57,7 +57,7 @@ def depth_axis() -> Spec:
 
 
 def y_axis(name: str, form: str = "", *, zero: bool = False) -> Spec:
-    """Return an upright axis."""
+    """Return the y encoding of an estimate."""
     axis = {"format": ".0%"} if form == PERCENT else {}
     return {
         "field": "mid",
@@ -69,7 +69,7 @@ def y_axis(name: str, form: str = "", *, zero: bool = False) -> Spec:
 
 
 def x_axis(name: str, form: str) -> Spec:
-    """Return a lying axis."""
+    """Return the x encoding of an estimate."""
     axis = {"format": ".0%", "tickCount": 5} if form == PERCENT else {"tickCount": 5}
     return {
         "field": "mid",
@@ -80,25 +80,27 @@ def x_axis(name: str, form: str) -> Spec:
     }
 
 
-def dots(x: Spec, y: Spec, form: str, colour: Spec | None = None) -> list[Spec]:
-    """Draw points joined by a line, with their intervals upright."""
+def lines_with_intervals(x: Spec, y: Spec, form: str, colour: Spec | None = None) -> list[Spec]:
+    """Return layers for points joined by a line, with vertical intervals."""
     paint: Spec = {"color": colour} if colour else {"color": {"value": "var(--c0)"}}
-    reach = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
+    interval = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
     return [
         {
             "mark": {"type": "line", "strokeWidth": 1.5, "opacity": 0.6},
             "encoding": {"x": x, "y": y, **paint},
         },
-        {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"x": x, **reach, **paint}},
+        {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {"x": x, **interval, **paint}},
         {
             "mark": {"type": "point", "filled": True, "size": 55, "opacity": 1},
-            "encoding": {"x": x, "y": y, **paint, "tooltip": tip(x, form, colour)},
+            "encoding": {"x": x, "y": y, **paint, "tooltip": estimate_tooltip(x, form, colour)},
         },
     ]
 
 
-def bars(x: Spec, form: str, label: str = "strategy", limit: int = 130) -> list[Spec]:
-    """Draw points with their intervals lying, one row a name."""
+def points_with_intervals(
+    x: Spec, form: str, label: str = "strategy", limit: int = 130
+) -> list[Spec]:
+    """Return layers for one row per name: a point with its horizontal interval."""
     y = {
         "field": label,
         "type": "nominal",
@@ -106,41 +108,41 @@ def bars(x: Spec, form: str, label: str = "strategy", limit: int = 130) -> list[
         "sort": None,
         "axis": {"labelLimit": limit, "grid": False},
     }
-    reach = {"x": {**x, "field": "low"}, "x2": {"field": "high"}}
+    interval = {"x": {**x, "field": "low"}, "x2": {"field": "high"}}
     paint = {"color": {"value": "var(--c0)"}}
-    read = tip({"field": label}, form)
+    tooltip = estimate_tooltip({"field": label}, form)
     return [
         {
             "mark": {"type": "rule", "strokeWidth": 3, "opacity": 0.55},
-            "encoding": {"y": y, **reach, **paint},
+            "encoding": {"y": y, **interval, **paint},
         },
         {
             "mark": {"type": "point", "filled": True, "size": 80, "opacity": 1},
-            "encoding": {"y": y, "x": x, **paint, "tooltip": read},
+            "encoding": {"y": y, "x": x, **paint, "tooltip": tooltip},
         },
     ]
 
 
-def tip(first: Spec, form: str, colour: Spec | None = None) -> list[Spec]:
-    """Return what is read on pointing: the name, the estimate and its ends."""
+def estimate_tooltip(first: Spec, form: str, colour: Spec | None = None) -> list[Spec]:
+    """Return tooltip fields: the name, the estimate and the bounds of its interval."""
     named = [{"field": first["field"], "title": first.get("title") or first["field"]}]
     if colour:
         named.append({"field": colour["field"], "title": "series"})
-    told = (("mid", "estimate"), ("low", "at least"), ("high", "at most"))
-    return named + [{"field": f, "title": t, "format": form} for f, t in told]
+    numbers = (("mid", "estimate"), ("low", "lower bound"), ("high", "upper bound"))
+    return named + [{"field": f, "title": t, "format": form} for f, t in numbers]
 
 
-def ends(interval: Interval) -> Row:
-    """Return an interval as fields."""
+def interval_row(interval: Interval) -> Row:
+    """Return an interval as the fields of a data row."""
     return {"low": interval.low, "mid": interval.mid, "high": interval.high}
 
 
-def with_ends(row: Mapping[str, float], form: str) -> str:
+def estimate_text(row: Mapping[str, float], form: str) -> str:
     """Format a row for the table: ``"0.12 [0.10, 0.15]"``."""
     low, mid, high = (form.format(row[k]) for k in ("low", "mid", "high"))
     return f"{mid} [{low}, {high}]"
 
 
-def percent(row: Mapping[str, float]) -> str:
-    """Format a row of fractions for the table."""
+def percent_text(row: Mapping[str, float]) -> str:
+    """Format a row of fractions for the table: ``"12.0% [10.0, 15.0]"``."""
     return Interval(row["low"], row["mid"], row["high"]).percent()

@@ -23,7 +23,7 @@ function element(name, text, attributes = {}) {
   return made;
 }
 
-function pictureParts(index) {
+function imageDetails(index) {
   const point = data.points[index];
   const parts = [];
   if (point.thumb) {
@@ -33,7 +33,7 @@ function pictureParts(index) {
   label.append(element("bdi", point.label));
   parts.push(label);
   if (point.guess !== point.label) {
-    const guess = element("div", "the probe says ");
+    const guess = element("div", "linear probe predicts ");
     guess.append(element("bdi", point.guess));
     parts.push(guess);
   }
@@ -46,7 +46,7 @@ function pictureParts(index) {
 function showTip(event, value) {
   if (value === null || value === undefined || value === "") { tip.hidden = true; return; }
   if (typeof value === "object" && "image" in value) {
-    tip.replaceChildren(...pictureParts(Number(value.image)));
+    tip.replaceChildren(...imageDetails(Number(value.image)));
   } else if (typeof value === "object") {
     const list = element("dl", null);
     for (const [key, text] of Object.entries(value)) {
@@ -121,7 +121,7 @@ function makeMap(view) {
   });
   const order = data.points.map((_, i) => i).sort((a, b) => data.points[a].x - data.points[b].x);
   let at = -1;
-  const said = document.getElementById("said");
+  const details = document.getElementById("focused-image");
   const plot = document.querySelector('[data-chart="map"] .plot');
   plot.addEventListener("keydown", (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
@@ -130,7 +130,7 @@ function makeMap(view) {
     const visible = order.filter((i) => !hidden.has(data.points[i].label));
     if (!visible.length) return;
     at = (at + step + visible.length) % visible.length;
-    said.replaceChildren(...pictureParts(visible[at]));
+    details.replaceChildren(...imageDetails(visible[at]));
     view.signal("focused", visible[at]).runAsync();
   });
   plot.addEventListener("blur", () => view.signal("focused", -1).runAsync());
@@ -144,7 +144,8 @@ async function start() {
   }
   document.documentElement.dataset.ready = "yes";
 }
-// The event of a scroll that ended before the tip was shown may come after it: only moving on hides it.
+// A scroll event can arrive after the tooltip opened, for a scroll that ended before. Hide it only if
+// the page has moved since.
 document.addEventListener("scroll", () => {
   if (window.scrollY !== shownAt) tip.hidden = true;
 }, { passive: true });

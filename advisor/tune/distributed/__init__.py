@@ -1,1 +1,1 @@
-"""Several processes or machines on one run."""
+"""Several worker processes or machines on one run: database, lock, artifact store, devices."""

@@ -1,8 +1,8 @@
-"""What processes on several machines share: facts in the database, files in an artifact store.
+"""Records and files that machines share: JSON in the database, files in an artifact store.
 
-Both are Optuna's. A file is written under a name of its own that nobody has seen yet; then one
-fact, which a database changes at once or not at all, points to it. So a reader finds the old file
-or the whole new one, whoever is killed, and nothing is ever locked in a folder or a bucket.
+Both are Optuna's. A file is written under a new unique name. Then a JSON record, which the
+database updates atomically, is changed to point to it. So a reader finds the old file or the
+complete new one, whichever process is killed, and no lock is needed in a folder or a bucket.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
 S3 = "s3://"
-_RUN = "run"
+_STUDY = "run"
 _RETRIES = 3
 
 
 class Artifacts:
-    """A folder, or ``s3://BUCKET/PREFIX``: files by names that are made here.
+    """Artifact store for files under generated names: a folder, or ``s3://BUCKET/PREFIX``.
 
     Raises
     ------
@@ -42,9 +42,9 @@ class Artifacts:
         self.name = name
         self._prefix = ""
         self._errors: tuple[type[Exception], ...] = (OSError,)
-        with self._telling("used"):
+        with self._storage_errors("used"):
             self._store = self._bucket() if name.startswith(S3) else self._folder()
-        self.remove(self.write(io.BytesIO(b"")))  # what cannot be written is better known now
+        self.remove(self.write(io.BytesIO(b"")))  # fail now if the store cannot be written
 
     def _folder(self) -> "ArtifactStore":
         Path(self.name).mkdir(parents=True, exist_ok=True)
@@ -68,22 +68,22 @@ class Artifacts:
         return optuna.artifacts.Boto3ArtifactStore(bucket)
 
     def write(self, file: BinaryIO) -> str:
-        """Write a file; return what it is called there."""
+        """Write a file; return its generated name in the store."""
         name = f"{self._prefix}{uuid.uuid4()}"
-        with self._telling("written"):
+        with self._storage_errors("written"):
             self._store.write(name, file)
         return name
 
     def read(self, name: str, path: Path) -> None:
-        """Copy a file to `path`, whole or not at all.
+        """Copy a file from the store to `path` atomically.
 
         Raises
         ------
         optuna.artifacts.exceptions.ArtifactNotFound
-            If it is not there.
+            If the store has no such file.
         """
         part = path.with_name(path.name + ".part")
-        with self._telling("read"):
+        with self._storage_errors("read"):
             with self._store.open_reader(name) as reader, part.open("wb") as file:
                 shutil.copyfileobj(reader, file)
                 file.flush()
@@ -91,39 +91,44 @@ class Artifacts:
             part.replace(path)
 
     def remove(self, name: str) -> None:
-        """Delete a file; one that is gone already is no error."""
+        """Delete a file; a missing file is not an error."""
         with (
-            self._telling("written"),
+            self._storage_errors("written"),
             contextlib.suppress(optuna.artifacts.exceptions.ArtifactNotFound),
         ):
             self._store.remove(name)
 
     @contextlib.contextmanager
-    def _telling(self, done: str) -> Iterator[None]:
+    def _storage_errors(self, done: str) -> Iterator[None]:
+        """Raise StorageError instead of the store's own errors; `done` is a participle."""
         try:
             yield
         except self._errors as error:
             raise StorageError(f"--artifacts {self.name} cannot be {done}: {error}") from error
 
 
-class Board:
-    """What all processes of a run see: facts by name, and files that facts point to.
+class SharedRecords:
+    """JSON records by name that all processes of a run share, and files that records point to.
 
-    The facts are attributes of a study of its own, which has no trials: "mine-1a2b3c4d/run".
+    The records are attributes of a separate study without trials: "mine-1a2b3c4d/run".
 
     Parameters
     ----------
     storage
-        SQLAlchemy's name of the database of the trials.
+        SQLAlchemy URL of the database of the trials.
     prefix
-        What the names of the run's studies begin with: "mine-1a2b3c4d/".
+        Prefix of the names of the run's studies: "mine-1a2b3c4d/".
+    artifacts
+        The artifact store: a folder, or ``s3://BUCKET/PREFIX``.
+    heartbeat_s
+        Seconds between heartbeats.
     new
-        Whether to put it up where there is none.
+        Whether to create the study if there is none.
 
     Raises
     ------
     StorageError
-        If there is none, or database or store cannot be used.
+        If there is no such run, or the database or the store cannot be used.
     """
 
     def __init__(
@@ -139,42 +144,44 @@ class Board:
         self.prefix = prefix
         self._storage = open_storage(storage, heartbeat_s)
         names = retry_transient(lambda: optuna.get_all_study_names(self._storage))
-        if not new and prefix + _RUN not in names:
-            known = sorted(name.removesuffix(f"/{_RUN}") for name in names if f"/{_RUN}" in name)
+        if not new and prefix + _STUDY not in names:
+            known = sorted(
+                name.removesuffix(f"/{_STUDY}") for name in names if f"/{_STUDY}" in name
+            )
             raise StorageError(
-                f"The database knows of no run {prefix.rstrip('/')!r} that shares artifacts. "
-                f"It knows: {', '.join(known) or 'none'}."
+                f"The database has no run {prefix.rstrip('/')!r} that shares artifacts. "
+                f"Its runs are: {', '.join(known) or 'none'}."
             )
         self.artifacts = Artifacts(artifacts)
         self._study = retry_transient(
             partial(
                 optuna.create_study,
-                study_name=prefix + _RUN,
+                study_name=prefix + _STUDY,
                 storage=self._storage,
                 load_if_exists=True,
             )
         )
 
-    def fact(self, name: str) -> Mapping[str, Any] | None:
-        """Return a fact, or None."""
+    def get_json(self, name: str) -> Mapping[str, Any] | None:
+        """Return a record, or None if there is none."""
         found: Mapping[str, Any] | None = retry_transient(lambda: self._study.user_attrs).get(name)
         return found
 
-    def set(self, name: str, fact: Mapping[str, Any] | None) -> None:
-        """Change a fact, at once for all."""
-        retry_transient(lambda: self._study.set_user_attr(name, fact))
+    def put_json(self, name: str, record: Mapping[str, Any] | None) -> None:
+        """Replace a record atomically, for all processes."""
+        retry_transient(lambda: self._study.set_user_attr(name, record))
 
-    def put(self, name: str, path: Path, about: Mapping[str, Any] | None = None) -> None:
-        """Share a file in the place of the one that a fact points to, and change the fact."""
-        before = self.fact(name)
+    def put_file(self, name: str, path: Path, about: Mapping[str, Any] | None = None) -> None:
+        """Upload a file, point a record to it, and delete the file that it pointed to before."""
+        before = self.get_json(name)
         with path.open("rb") as file:
-            self.set(name, {**(about or {}), "file": self.artifacts.write(file)})
+            self.put_json(name, {**(about or {}), "file": self.artifacts.write(file)})
         self._remove(before)
 
-    def get(self, name: str, path: Path) -> bool:
-        """Fetch the file that a fact points to; False if there is none."""
-        for _ in range(_RETRIES):  # it may be replaced between the two looks
-            found = self.fact(name)
+    def get_file(self, name: str, path: Path) -> bool:
+        """Download the file that a record points to; return False if there is none."""
+        for _ in range(_RETRIES):  # it may be replaced after its record was read
+            found = self.get_json(name)
             if found is None or "file" not in found:
                 return False
             with contextlib.suppress(optuna.artifacts.exceptions.ArtifactNotFound):
@@ -182,24 +189,24 @@ class Board:
                 return True
         return False
 
-    def drop(self, name: str) -> None:
-        """Delete the file that a fact points to; what else the fact says stays."""
-        found = self.fact(name)
+    def drop_file(self, name: str) -> None:
+        """Delete the file that a record points to; the other keys of the record stay."""
+        found = self.get_json(name)
         if found is not None and "file" in found:
-            self.set(name, {k: v for k, v in found.items() if k != "file"} or None)
+            self.put_json(name, {k: v for k, v in found.items() if k != "file"} or None)
             self._remove(found)
 
-    def clear(self) -> None:
-        """Delete all files, once the run is over."""
+    def drop_files(self) -> None:
+        """Delete the files of all records, after the run."""
         for name in retry_transient(lambda: self._study.user_attrs):
-            self.drop(name)
+            self.drop_file(name)
 
-    def take_down(self) -> None:
-        """Forget all facts: the run could not even begin."""
+    def delete(self) -> None:
+        """Delete all records of a run that could not begin."""
         retry_transient(
             lambda: optuna.delete_study(study_name=self._study.study_name, storage=self._storage)
         )
 
-    def _remove(self, fact: Mapping[str, Any] | None) -> None:
-        if fact is not None and "file" in fact:
-            self.artifacts.remove(fact["file"])
+    def _remove(self, record: Mapping[str, Any] | None) -> None:
+        if record is not None and "file" in record:
+            self.artifacts.remove(record["file"])

@@ -1,4 +1,4 @@
-"""Optuna's database: opened for many processes, asked with patience, sampled by seed."""
+"""Optuna storage for many processes: retries of transient errors, locks, a seeded sampler."""
 
 import contextlib
 import time
@@ -23,14 +23,14 @@ from strategies.core.errors import StorageError
 T = TypeVar("T")
 
 STARTUP_TRIALS = 5
-"""Trials of a strategy before TPE models them; until then draws are uniform."""
+"""Trials of a strategy before TPE models them; until then it samples at random."""
 RETRY_FOR_S = 120.0
-"""A database that does not answer is asked again for this long."""
-CLAIM_TIMEOUT_S = 600.0
-"""Claims take milliseconds, or as long as a classifier takes to an artifact store; who waits
-longer than this waits for a machine that hangs."""
-# What a database says that waiting does not mend.
-_LASTING = (
+"""Seconds for which an operation is retried while the database does not answer."""
+LOCK_TIMEOUT_S = 600.0
+"""Timeout of `Lock`, in seconds. A lock is held for milliseconds, or for as long as a classifier
+takes to upload to an artifact store. If it is held for longer, its process hangs."""
+# Parts of messages of errors that a retry does not fix.
+_PERMANENT = (
     "is full",
     "readonly",
     "malformed",
@@ -43,9 +43,9 @@ DATABASE_ERRORS = (StorageInternalError, DBAPIError)
 
 
 class SeededTPE(BaseSampler):
-    """TPE whose draws depend on the seed, the trial's number and its history alone.
+    """TPE sampler whose draws depend only on the seed, the trial's number and earlier trials.
 
-    A killed process takes its random state with it; this way a resumed search draws what the
+    A killed process loses its random state. With this sampler a resumed search draws what the
     uninterrupted one would have drawn.
     """
 
@@ -55,13 +55,13 @@ class SeededTPE(BaseSampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        """Leave every parameter to `sample_independent`."""
+        """Return no parameters: `sample_independent` draws all of them."""
         return {}
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Draw nothing."""
+        """Return no parameters."""
         return {}
 
     def sample_independent(
@@ -71,43 +71,43 @@ class SeededTPE(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        """Draw one parameter."""
+        """Draw one parameter with TPE."""
         number = trial.user_attrs.get("number", trial.number)
         seed = zlib.crc32(f"{self.seed}/{number}/{param_name}".encode())
         sampler = TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
         return sampler.sample_independent(study, trial, param_name, param_distribution)
 
 
-def retry_transient(ask: Callable[[], T]) -> T:
-    """Ask a database; once more, and again, while its server restarts or is busy.
+def retry_transient(operation: Callable[[], T]) -> T:
+    """Run a database operation; retry it while the server restarts or is busy.
 
     Raises
     ------
     StorageError
-        If it does not answer for `RETRY_FOR_S`, or says something that waiting does not mend.
+        If it still fails after `RETRY_FOR_S`, or fails with an error that is not transient.
     """
     begun, wait_s = time.monotonic(), 0.1
     while True:
         try:
-            return ask()
+            return operation()
         except DATABASE_ERRORS as error:
             reason = str(error.__cause__ or error).splitlines()[0]
-            if _is_lasting(reason) or time.monotonic() - begun > RETRY_FOR_S:
+            if _is_permanent(reason) or time.monotonic() - begun > RETRY_FOR_S:
                 raise StorageError(
-                    f"The trials' database cannot be used: {reason}. Nothing that was finished "
-                    "is lost; go on with tl-auto resume."
+                    f"The database of the trials cannot be used: {reason}. Finished trials are "
+                    "kept; continue with tl-auto resume."
                 ) from error
         time.sleep(wait_s)
         wait_s = min(2 * wait_s, 5.0)
 
 
-def _is_lasting(reason: str) -> bool:
-    """Whether a database's complaint stays true however long one waits."""
-    return any(said in reason for said in _LASTING)
+def _is_permanent(reason: str) -> bool:
+    """Return whether a database error cannot be fixed by a retry."""
+    return any(part in reason for part in _PERMANENT)
 
 
 def open_storage(url: str, heartbeat_s: int) -> RDBStorage:
-    """Open Optuna's storage; who gives no sign of life for six heartbeats is held for dead.
+    """Open Optuna's storage; after six missed heartbeats a worker is presumed dead.
 
     Raises
     ------
@@ -120,14 +120,16 @@ def open_storage(url: str, heartbeat_s: int) -> RDBStorage:
         if kind not in ("sqlite", "postgresql") or (
             kind == "sqlite" and name.database in (None, "", ":memory:")
         ):
-            raise ValueError(f"{name.render_as_string()} is no database that processes can share")
+            raise ValueError(
+                f"{name.render_as_string()} is not a database that processes can share"
+            )
         if kind == "sqlite":
             arguments: dict[str, Any] = {"connect_args": {"timeout": 60}}
         else:
             arguments = {"pool_pre_ping": True}
         if name.drivername == "postgresql":
             name = name.set(drivername="postgresql+psycopg")
-        with experimental():
+        with ignore_experimental_warnings():
             return retry_transient(
                 lambda: RDBStorage(
                     name.render_as_string(hide_password=False),
@@ -144,29 +146,29 @@ def open_storage(url: str, heartbeat_s: int) -> RDBStorage:
 
 
 @contextlib.contextmanager
-def experimental() -> Iterator[None]:
-    """Use what Optuna calls experimental (heartbeats, Wilcoxon) without its remark on that."""
+def ignore_experimental_warnings() -> Iterator[None]:
+    """Silence Optuna's ExperimentalWarning for heartbeats and the Wilcoxon pruner."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         yield
 
 
 class LockLost(StorageError):
-    """The database went away meanwhile, and with it the right to be the only one."""
+    """The connection to the database was lost, and with it the lock."""
 
 
 def retry_if_lock_lost(decide: Callable[[], T]) -> T:
-    """Decide something under a lock; again from its start, where the lock was lost."""
+    """Run a function that takes the lock; run it again from its start if the lock was lost."""
     while True:
         with contextlib.suppress(LockLost):
             return decide()
 
 
 class Lock:
-    """Lets one process at a time decide something, for all that share a database.
+    """Mutual exclusion of all processes that share a database.
 
-    It lives where the trials do: beside an SQLite file, which takes its own locks there too, or in
-    the PostgreSQL server. What dies lets go of it.
+    For SQLite it is a lock file beside the database file; for PostgreSQL it is an advisory lock in
+    the server. A process that dies releases it.
     """
 
     def __init__(self, storage: RDBStorage, name: str) -> None:
@@ -175,12 +177,12 @@ class Lock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Be the only one in this block.
+        """Hold the lock in this block.
 
         Raises
         ------
         StorageError
-            If another process does not let go of it.
+            If another process holds it for longer than `LOCK_TIMEOUT_S`.
         """
         engine = self._storage.engine
         if engine.dialect.name == "sqlite":
@@ -191,29 +193,31 @@ class Lock:
         try:
             yield
         finally:
-            with contextlib.suppress(*DATABASE_ERRORS):  # a server that restarts lets go as well
+            with contextlib.suppress(*DATABASE_ERRORS):  # a restart of the server releases it too
                 self._connection.close()
             self._connection = None
 
-    def check(self) -> None:
-        """Make sure that this process is still the only one: to be asked before it writes.
+    def check_held(self) -> None:
+        """Check that this process still holds the lock; call it before writing.
 
         Raises
         ------
         LockLost
-            If the server restarted meanwhile.
+            If the server has restarted since.
         """
         if self._connection is None:
             return
         try:
             self._connection.execute(text("SELECT 1"))
         except DATABASE_ERRORS as error:
-            raise LockLost("The trials' database went away in the midst of a claim.") from error
+            raise LockLost(
+                "The connection to the database was lost while the lock was held."
+            ) from error
 
     @contextlib.contextmanager
     def _file_lock(self, path: str) -> Iterator[None]:
         try:
-            with filelock.FileLock(path, timeout=CLAIM_TIMEOUT_S):
+            with filelock.FileLock(path, timeout=LOCK_TIMEOUT_S):
                 yield
         except filelock.Timeout as error:
             raise StorageError(_held_too_long(path)) from error
@@ -221,17 +225,17 @@ class Lock:
     def _acquire(self) -> Connection:
         connection = self._storage.engine.connect()
         try:
-            connection.execute(text(f"SET LOCAL lock_timeout = '{CLAIM_TIMEOUT_S:.0f}s'"))
+            connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT_S:.0f}s'"))
             key = zlib.crc32(self._name.encode())
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
         except DBAPIError as error:
             connection.close()
             if "lock timeout" in str(error):
-                said = _held_too_long(f"The lock of {self._name}")
-                raise StorageError(said) from error
+                message = _held_too_long(f"The lock of {self._name}")
+                raise StorageError(message) from error
             raise
         return connection
 
 
 def _held_too_long(lock: str) -> str:
-    return f"{lock} has been held for {CLAIM_TIMEOUT_S:.0f} s. A worker hangs; end it."
+    return f"{lock} has been held for {LOCK_TIMEOUT_S:.0f} s: a worker process hangs. Stop it."

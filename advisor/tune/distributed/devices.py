@@ -1,4 +1,4 @@
-"""One worker a device: which devices are meant, what each worker is started with, its end."""
+"""Worker processes on this machine, one per device: parse ``--devices``, start, stop them."""
 
 import contextlib
 import os
@@ -15,48 +15,48 @@ from strategies.core.progress import OnNote
 ALL = "all"
 COMMAND = (sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()")
 GRACE_S = 5.0
-"""How long a worker that was told to end may take."""
+"""Seconds that a worker may take to end after SIGTERM, before it is killed."""
 _INTERRUPTED = 130
 
 
 def devices_of(given: str | None, n_gpus: int) -> tuple[str, ...]:
-    """Return the devices that ``--devices`` means; the first is the coordinator's own.
+    """Return the devices that ``--devices`` names; the first is the coordinator's own.
 
     Raises
     ------
     TransferError
-        If all GPUs are meant and there is none, or a name is empty.
+        If it is "all" and there is no GPU, or if a name is empty.
     """
     if given is None:
         return ()
     if given == ALL:
         if not n_gpus:
             raise TransferError(
-                "--devices all: no GPU is to be found here. Leave it out, or name devices with "
+                "--devices all: this machine has no GPU. Leave it out, or name devices with "
                 "commas between them: --devices cpu,cpu."
             )
         return tuple(f"cuda:{number}" for number in range(n_gpus))
     names = tuple(name.strip() for name in given.split(","))
     if not all(names):
         raise TransferError(
-            f"--devices {given!r} names no device. Give all, or names with commas between them: "
-            "--devices cuda:0,cuda:2."
+            f"--devices {given!r} has an empty device name. Give all, or names with commas "
+            "between them: --devices cuda:0,cuda:2."
         )
     return names
 
 
 def worker_command(run: Path, device: str) -> list[str]:
-    """Return the command that helps a run with one device."""
+    """Return the command of a worker process that joins a run on one device."""
     return [*COMMAND, "worker", str(run), "--device", device, "--quiet"]
 
 
 def worker_environment(storage: str | None, known: Mapping[str, str]) -> dict[str, str]:
-    """Return a worker's environment: a database's password is handed on there, not in words.
+    """Return a worker's environment, with the database's password, which no argument shows.
 
     Parameters
     ----------
     storage
-        SQLAlchemy's name of the database, perhaps with its password.
+        SQLAlchemy URL of the database, perhaps with its password.
     known
         The environment of this process.
     """
@@ -68,9 +68,10 @@ def worker_environment(storage: str | None, known: Mapping[str, str]) -> dict[st
 def workers_on(
     run: Path, devices: Sequence[str], storage: str | None, on_note: OnNote
 ) -> Iterator[None]:
-    """Start one worker a device; none outlives the block, by which a run has its outcome.
+    """Start one worker process per device, and stop all of them at the end of the block.
 
-    What they say goes to ``worker-N.log`` in the run folder; one that failed is told of.
+    Their output goes to ``worker-N.log`` in the run directory. A worker that failed is reported
+    by `on_note`.
 
     Raises
     ------
@@ -89,12 +90,12 @@ def workers_on(
             worker = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )
-            stack.callback(_end, worker, device, path, on_note)
+            stack.callback(_stop, worker, device, path, on_note)
         yield
 
 
-def _end(worker: subprocess.Popen[bytes], device: str, log: Path, on_note: OnNote) -> None:
-    """End a worker that has not ended by itself."""
+def _stop(worker: subprocess.Popen[bytes], device: str, log: Path, on_note: OnNote) -> None:
+    """Stop a worker that is still running; note one that failed."""
     code = worker.poll()
     if code is None:
         worker.terminate()
@@ -104,4 +105,4 @@ def _end(worker: subprocess.Popen[bytes], device: str, log: Path, on_note: OnNot
             worker.kill()
             worker.wait()
     elif code not in (0, _INTERRUPTED):
-        on_note(f"The worker on {device} failed (exit code {code}); {log} says why.")
+        on_note(f"The worker on {device} failed (exit code {code}); see {log}.")

@@ -1,4 +1,4 @@
-"""Joining a run that another process holds."""
+"""Worker process: join the search of a run that another process coordinates."""
 
 import math
 import os
@@ -10,7 +10,7 @@ from typing import Any
 
 from advisor.advise import prepare
 from advisor.report.from_json import read_advice
-from advisor.tune.distributed.shared_folder import visit
+from advisor.tune.distributed.shared_folder import open_for_worker
 from advisor.tune.driver import check_split, make_search
 from advisor.tune.interrupt import Interrupt
 from advisor.tune.run_dir.directory import RunDir
@@ -30,27 +30,28 @@ def join(
     on_progress: OnProgress | None = None,
     on_event: OnEvent = ignore,
 ) -> bool:
-    """Help a run that another process holds, until nothing is left to try.
+    """Run trials of a run that another process coordinates, until nothing is left to try.
 
-    The images and the database must be the same as there, and the run folder too, unless
-    machines share an artifact store. Their clocks are taken to agree.
+    Both must use the same images and the same database, and the same run directory unless they
+    share an artifact store. Their system clocks are assumed to agree.
 
     Parameters
     ----------
     run
-        The run folder, or the name of a run in the database.
+        The run directory, or the name of a run in the database.
     device
-        Where this process computes; None: as the run does.
+        Device of this process; None: that of the run.
     storage, artifacts
-        Where database and artifact store are, seen from here; None: as the run folder says.
+        Database and artifact store, as reached from this machine; None: those that the run
+        directory names.
     data, cache_dir
-        Where the images are, and features are kept; None: as the run does.
+        Folders of the images and of the feature cache; None: those of the run.
 
     Returns
     -------
     Whether the run was still searching when this process was ready.
     """
-    with visit(str(run), storage, artifacts) as folder:
+    with open_for_worker(str(run), storage, artifacts) as folder:
         settings = read_settings(folder)
         options = settings.options_of(on_progress)
         options = replace(
@@ -59,7 +60,7 @@ def join(
             cache_dir=cache_dir or options.cache_dir,
         )
         prepared = prepare(data or Path(settings.data), options)
-        state = _state_after_measuring(folder)
+        state = _wait_until_measured(folder)
         if state["phase"] != "searching":
             return False
         check_split(folder, prepared.dataset)
@@ -70,15 +71,15 @@ def join(
         search = make_search(
             folder, settings, prepared, advice, deadline_s, storage, owner, interrupt, on_event
         )
-        with interrupt.watching():
+        with interrupt.handle_sigint():
             search.run()
-    if interrupt.asked:
+    if interrupt.requested:
         raise KeyboardInterrupt
     return True
 
 
-def _state_after_measuring(folder: RunDir) -> dict[str, Any]:
-    """Wait until a run has been measured; a run whose time is up counts as judged."""
+def _wait_until_measured(folder: RunDir) -> dict[str, Any]:
+    """Wait until the advice of a run is there; return its state ("judging" if its time is up)."""
     while (state := folder.state()).get("phase", "measuring") == "measuring":
         if time.time() > state.get("ends_at", math.inf):
             return {**state, "phase": "judging"}

@@ -1,4 +1,4 @@
-"""A run folder for a run that other machines share without seeing the folder."""
+"""Run directory shared through database and artifact store, for machines without access to it."""
 
 import contextlib
 import shutil
@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from advisor.tune.distributed.artifacts import Board
+from advisor.tune.distributed.artifacts import SharedRecords
 from advisor.tune.run_dir.directory import RunDir, read_trial
 from advisor.tune.run_dir.settings import Settings, read_settings
 from advisor.types.outcome import TrialRecord
@@ -22,67 +22,69 @@ _ARCHIVE = "classifier.tar"
 
 @dataclass(frozen=True)
 class SharedRunDir(RunDir):
-    """A run folder whose settings, advice, phase, checkpoints and best lie on a board as well.
+    """A run directory that shares settings, advice, phase, checkpoints and the best classifier.
 
-    The coordinator's is the run folder itself, which is complete at the end; a worker's is a
-    temporary folder. What is on the board counts, and it is always changed first.
+    The coordinator's is the run directory itself, which is complete at the end; a worker's is a
+    temporary folder. The shared records are authoritative; the JSON files are changed there first.
 
     Attributes
     ----------
+    records
+        The shared records and files.
     is_guest
-        Whether this process only helps.
+        Whether this process is a worker, not the coordinator.
     """
 
-    board: Board
+    records: SharedRecords
     is_guest: bool = False
 
     def write(self, name: str, record: Mapping[str, Any]) -> None:
-        """Write a JSON file of the folder, and show it to all."""
+        """Write a JSON file of the run directory, and share it."""
         if name in _SHARED:
-            self.board.set(name, record)
+            self.records.put_json(name, record)
         super().write(name, record)
 
     def read(self, name: str) -> dict[str, Any]:
-        """Return a JSON file of the folder as all see it."""
+        """Return a JSON file of the run directory, as shared."""
         if name not in _SHARED:
             return super().read(name)
-        found = self.board.fact(name)
+        found = self.records.get_json(name)
         if found is None:
-            raise StorageError(f"The run {self.board.prefix} has no {name} yet.")
+            raise StorageError(f"The run {self.records.prefix} has no {name} yet.")
         return dict(found)
 
     def state(self) -> dict[str, Any]:
-        """Return how far the run is; empty before it began."""
-        return dict(self.board.fact("state.json") or {})
+        """Return the phase of the run and when it ends; empty before it began."""
+        return dict(self.records.get_json("state.json") or {})
 
     def abandon(self) -> None:
-        """Leave nothing behind: the run could not even begin."""
+        """Delete the files and the shared records of a run that could not begin."""
         super().abandon()
-        self.board.take_down()
+        self.records.delete()
 
     def checkpoint(self, number: int, fold: int = 0) -> Path:
-        """Return where trial `number` keeps what it has learnt so far, wherever it began."""
+        """Return the checkpoint file of a trial, downloaded if another machine wrote it."""
         path = super().checkpoint(number, fold)
-        self.board.get(_checkpoint(path), path)
+        self.records.get_file(_checkpoint_key(path), path)
         return path
 
     def share_checkpoint(self, number: int, fold: int = 0) -> None:
-        """Let another process go on with a trial where this one stands."""
+        """Upload the checkpoint of a trial, so that another process can continue it."""
         path = self.checkpoint_path(number, fold)
         if path.is_file():
-            self.board.put(_checkpoint(path), path)
+            self.records.put_file(_checkpoint_key(path), path)
 
     def drop_checkpoint(self, number: int, fold: int = 0) -> None:
-        """Delete what a trial that has ended had learnt."""
+        """Delete the checkpoint of a trial that has ended."""
         super().drop_checkpoint(number, fold)
-        self.board.drop(_checkpoint(self.checkpoint_path(number, fold)))
+        self.records.drop_file(_checkpoint_key(self.checkpoint_path(number, fold)))
 
     def clear_checkpoints(self) -> None:
-        """Delete what is in the store: the search is over, and its classifier lies here."""
+        """Delete all checkpoints and shared files after the search; the classifier is local."""
         super().clear_checkpoints()
-        self.board.clear()
+        self.records.drop_files()
 
-    def keep(
+    def save_best(
         self,
         classifier: ImageClassifier,
         record: TrialRecord,
@@ -90,87 +92,89 @@ class SharedRunDir(RunDir):
         refitted: bool,
         averaged: Sequence[int] = (),
     ) -> None:
-        """Make a classifier the best so far, for all, in one step."""
-        super().keep(classifier, record, refitted=refitted, averaged=averaged)
+        """Save a classifier as the best so far, and share it atomically."""
+        super().save_best(classifier, record, refitted=refitted, averaged=averaged)
         archive = self.path / _ARCHIVE
-        with self.writing(archive):
+        with self.storage_errors(archive):
             shutil.make_archive(str(archive.with_suffix("")), "tar", self.path / "classifier")
-            self.board.put(_BEST, archive, {**asdict(record), "refitted": refitted})
+            self.records.put_file(_BEST, archive, {**asdict(record), "refitted": refitted})
             archive.unlink()
 
     def best(self) -> tuple[TrialRecord, bool] | None:
-        """Return the best trial of all machines, and whether it was fitted on validation too."""
-        found = self.board.fact(_BEST)
+        """Return the best trial of all machines, and whether it was refitted with validation."""
+        found = self.records.get_json(_BEST)
         return None if found is None else (read_trial(found), bool(found["refitted"]))
 
     def classifier(self) -> Path:
-        """Return the folder of the best classifier so far, fetched if it was made elsewhere.
+        """Return the folder of the best classifier so far, downloaded if another machine made it.
 
         Raises
         ------
         StorageError
-            If it is not in the store any more.
+            If it is no longer in the store.
         """
-        here = RunDir(self.path)
-        if self.best() == here.best():
-            return here.classifier()
+        local = RunDir(self.path)
+        if self.best() == local.best():
+            return local.classifier()
         archive, new = self.path / _ARCHIVE, self.path / "classifier.new"
-        with self.writing(archive):
-            if not self.board.get(_BEST, archive):
-                raise StorageError(f"The best classifier is gone from {self.board.artifacts.name}")
+        with self.storage_errors(archive):
+            if not self.records.get_file(_BEST, archive):
+                raise StorageError(
+                    f"{self.records.artifacts.name} no longer has the best classifier"
+                )
             shutil.rmtree(new, ignore_errors=True)
             shutil.unpack_archive(archive, new, "tar", filter="data")
             archive.unlink()
-            self.put_in_place(new)
-        return here.classifier()
+            self.install_classifier(new)
+        return local.classifier()
 
-    def how_to_go_on(self) -> str:
-        """Return the command that goes on after something was mended."""
-        return self.invitation() if self.is_guest else super().how_to_go_on()
+    def resume_command(self) -> str:
+        """Return the command that continues after the cause of an error was fixed."""
+        return self.join_command() if self.is_guest else super().resume_command()
 
-    def invitation(self) -> str:
-        """Return the command by which other machines help."""
-        name = self.board.prefix.rstrip("/")
-        return f"tl-auto worker {name} --storage URL --artifacts {self.board.artifacts.name}"
+    def join_command(self) -> str:
+        """Return the command with which a worker on another machine joins the run."""
+        name = self.records.prefix.rstrip("/")
+        return f"tl-auto worker {name} --storage URL --artifacts {self.records.artifacts.name}"
 
 
-def share(folder: RunDir, settings: Settings, storage: str | None) -> RunDir:
-    """Return the folder of a coordinator: shared if the settings name an artifact store.
+def open_for_coordinator(folder: RunDir, settings: Settings, storage: str | None) -> RunDir:
+    """Return the coordinator's run directory: shared if the settings name an artifact store.
 
     Raises
     ------
     StorageError
-        If database or store cannot be used.
+        If the database or the store cannot be used.
     """
     url = storage or settings.storage
     if settings.artifacts is None or url is None:
         return folder
-    board = Board(
+    records = SharedRecords(
         url, settings.prefix, settings.artifacts, heartbeat_s=settings.heartbeat_s, new=True
     )
-    return SharedRunDir(folder.path, board)
+    return SharedRunDir(folder.path, records)
 
 
 @contextlib.contextmanager
-def visit(run: str, storage: str | None, artifacts: str | None) -> Iterator[RunDir]:
-    """Give a worker its folder: the run's own, or a temporary one where machines share a store.
+def open_for_worker(run: str, storage: str | None, artifacts: str | None) -> Iterator[RunDir]:
+    """Open a worker's run directory: the run's own, or a temporary one with an artifact store.
 
     Parameters
     ----------
     run
-        A run folder, or the name of a run in the database.
+        A run directory, or the name of a run in the database.
 
     Raises
     ------
     StorageError
-        If there is no such run, or database or store cannot be used.
+        If there is no such run, or the database or the store cannot be used.
     """
     name = f"{run.rstrip('/')}/"
     if Path(run).exists() or storage is None or artifacts is None:
         if not Path(run).exists():
             raise StorageError(
-                f"There is no folder {run}. Give a run folder, or the name that tl-auto run told, "
-                "with --storage and --artifacts."
+                f"There is no folder {run}. Give a run directory; or the name that tl-auto run "
+                "printed, with --storage and --artifacts."
             )
         folder = RunDir.open(Path(run))
         settings = read_settings(folder)
@@ -180,9 +184,9 @@ def visit(run: str, storage: str | None, artifacts: str | None) -> Iterator[RunD
             yield folder
             return
     with tempfile.TemporaryDirectory(prefix="tl-auto-") as own:
-        yield SharedRunDir(Path(own), Board(storage, name, artifacts), is_guest=True)
+        yield SharedRunDir(Path(own), SharedRecords(storage, name, artifacts), is_guest=True)
 
 
-def _checkpoint(path: Path) -> str:
-    """Return the name of the fact that points to a checkpoint: "checkpoint trial-3"."""
+def _checkpoint_key(path: Path) -> str:
+    """Return the name of the record that points to a checkpoint: "checkpoint trial-3"."""
     return f"checkpoint {path.name}"

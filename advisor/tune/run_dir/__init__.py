@@ -1,1 +1,1 @@
-"""What a run keeps on disk."""
+"""Run directory: settings, trials, checkpoints and the best classifier of a run on disk."""

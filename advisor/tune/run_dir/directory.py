@@ -1,4 +1,4 @@
-"""A run folder: one lock, files that are whole or absent, and all that a resumed run needs."""
+"""Run directory: lock, atomically written files, checkpoints and the best classifier of a run."""
 
 import contextlib
 import json
@@ -20,89 +20,92 @@ from strategies.core.metrics import Interval
 from strategies.models.classifier import ImageClassifier
 
 FORMAT_VERSION = 2
+"""Version of the run directory's format; `RunDir.open` reads no other."""
 _LOCK = "run.lock"
 Phase = Literal["measuring", "searching", "judging", "done"]
 
 
 @dataclass(frozen=True)
 class RunDir:
-    """Everything about one run, in one folder.
+    """All files of one run, in one directory.
 
-    ``run.json`` (how it was started), ``state.json`` (how far it is), ``advice.json``,
-    ``study.db`` (Optuna's), ``trials.jsonl``, ``metrics.jsonl``, ``checkpoints/``, ``classifier/``
-    (the best so far) and ``outcome.json``. Every JSON file is the old or the new one, never half
-    of one, whenever the program is killed.
+    ``run.json`` (settings), ``state.json`` (phase), ``advice.json``, ``study.db`` (Optuna's
+    database), ``trials.jsonl`` (finished trials), ``metrics.jsonl`` (event log), ``checkpoints/``,
+    ``classifier/`` (the best so far) and ``outcome.json``. JSON files are written atomically: if
+    the program is killed, each is the old or the new one, never part of one.
     """
 
     path: Path
 
     @staticmethod
     def create(path: Path) -> "RunDir":
-        """Make a new folder for a run, or take an empty one.
+        """Create a new run directory, or use an empty one.
+
+        A directory that a running process has locked is accepted: `locked` then reports that.
 
         Raises
         ------
         StorageError
-            If it holds anything already, or cannot be written.
+            If it is not empty, or cannot be written.
         """
         folder = RunDir(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
             if folder.is_run() and not folder.is_locked():
                 raise StorageError(
-                    f"{path} is not empty: it holds a run. Go on with it by tl-auto resume "
+                    f"{path} is not empty: it holds a run. Continue it with tl-auto resume "
                     f"{path}, or give a new folder with --out."
                 )
             if not folder.is_run() and any(p.name != _LOCK for p in path.iterdir()):
                 raise StorageError(f"{path} is not empty. Give a new folder with --out.")
         except OSError as error:
-            raise StorageError(f"{path} cannot be used as a run folder: {error}") from error
+            raise StorageError(f"{path} cannot be used as a run directory: {error}") from error
         return folder
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Write how the run is started; the caller holds the lock."""
+        """Write the settings of a new run. The caller must hold the lock."""
         self.write("run.json", {"format_version": FORMAT_VERSION, **settings})
 
     def abandon(self) -> None:
-        """Leave an empty folder behind: the run could not even begin."""
+        """Delete the files of a run that could not begin, so that the directory is empty again."""
         for name in ("run.json", "state.json", "metrics.jsonl"):
             (self.path / name).unlink(missing_ok=True)
 
     @staticmethod
     def open(path: Path) -> "RunDir":
-        """Return an existing run folder.
+        """Return an existing run directory.
 
         Raises
         ------
         StorageError
-            If it is none, or one of another format version.
+            If it is not a run directory, or has another format version.
         """
         folder = RunDir(path)
         if not folder.is_run():
             raise StorageError(
-                f"{path} is not a run folder: it has no run.json. Give the folder that tl-auto "
+                f"{path} is not a run directory: it has no run.json. Give the folder that tl-auto "
                 "run wrote (--out)."
             )
         found = folder.settings().get("format_version")
         if found != FORMAT_VERSION:
             raise StorageError(
-                f"{path} has run format {found}; this program reads {FORMAT_VERSION}. Use the "
+                f"{path} has run format {found}; this release reads {FORMAT_VERSION}. Use the "
                 "release that wrote it."
             )
         return folder
 
     def is_run(self) -> bool:
-        """Whether a run was started here."""
+        """Return whether a run was started here."""
         return (self.path / "run.json").is_file()
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run: one process at a time coordinates it. A dead process holds nothing.
+        """Hold the run's lock: one process at a time coordinates it. A dead process releases it.
 
         Raises
         ------
         StorageError
-            If another process holds it.
+            If another process holds the lock.
         """
         try:
             with filelock.FileLock(self.path / _LOCK, timeout=0):
@@ -111,12 +114,12 @@ class RunDir:
         except filelock.Timeout as error:
             who = self.state().get("process", "another process")
             raise StorageError(
-                f"{self.path} is in use by {who}. Wait for it, or give another folder with --out; "
-                "tl-auto worker joins a run that is going on."
+                f"{self.path} is in use by {who}. Wait for it, or give another folder with --out. "
+                "To join a running search use tl-auto worker."
             ) from error
 
     def is_locked(self) -> bool:
-        """Whether a process on this machine is at work on the run."""
+        """Return whether a process on this machine holds the run's lock."""
         lock = filelock.FileLock(self.path / _LOCK, timeout=0)
         try:
             lock.acquire()
@@ -126,24 +129,24 @@ class RunDir:
         return False
 
     def settings(self) -> dict[str, Any]:
-        """Return how the run was started."""
+        """Return the settings of the run."""
         return self.read("run.json")
 
     def state(self) -> dict[str, Any]:
-        """Return how far the run is; empty before it began."""
+        """Return the phase of the run, its process and when it ends; empty before it began."""
         return self.read("state.json") if (self.path / "state.json").is_file() else {}
 
-    def enter(self, phase: Phase, ends_at: float) -> None:
-        """Note how far the run is, by which process, and the Unix time at which it must end."""
+    def set_phase(self, phase: Phase, ends_at: float) -> None:
+        """Write the phase of the run, this process, and the Unix time at which it must end."""
         process = f"process {os.getpid()} on {socket.gethostname()}"
         self.write("state.json", {"phase": phase, "process": process, "ends_at": ends_at})
 
     def is_done(self) -> bool:
-        """Whether the run has its outcome."""
+        """Return whether the run is finished and has its outcome."""
         return self.state().get("phase") == "done"
 
     def read(self, name: str) -> dict[str, Any]:
-        """Return a JSON file of the folder.
+        """Return the content of a JSON file of the run directory.
 
         Raises
         ------
@@ -157,32 +160,32 @@ class RunDir:
         return record
 
     def write(self, name: str, record: Mapping[str, Any]) -> None:
-        """Write a JSON file of the folder, whole or not at all."""
-        with self.writing(self.path / name):
+        """Write a JSON file of the run directory atomically."""
+        with self.storage_errors(self.path / name):
             write_json(self.path / name, record)
 
     def write_trials(self, records: tuple[TrialRecord, ...]) -> None:
-        """Write the list of finished trials, one JSON object a line."""
+        """Write the finished trials atomically, one JSON object per line."""
         path = self.path / "trials.jsonl"
         part = path.with_name("trials.jsonl.part")
-        with self.writing(path):
+        with self.storage_errors(path):
             with part.open("w", encoding="utf-8") as file:
                 file.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
 
-    def note(self, event: str, **facts: Any) -> None:
-        """Append what happened to ``metrics.jsonl``, with the time."""
+    def log_event(self, event: str, **facts: Any) -> None:
+        """Append an event with its time to ``metrics.jsonl``."""
         line = json.dumps({"time": round(time.time(), 3), "event": event, **facts})
         path = self.path / "metrics.jsonl"
-        with self.writing(path), path.open("a+b") as file:
+        with self.storage_errors(path), path.open("a+b") as file:
             if file.tell() and not _ends_a_line(path):
-                file.write(b"\n")  # a killed process left half a line
+                file.write(b"\n")  # a process was killed while it wrote a line
             file.write(line.encode() + b"\n")
 
     def events(self) -> list[dict[str, Any]]:
-        """Return what happened so far; a line that was cut short is left out."""
+        """Return the logged events; skip a line that is truncated."""
         path = self.path / "metrics.jsonl"
         found = []
         for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -191,7 +194,7 @@ class RunDir:
         return found
 
     def used_s(self) -> float:
-        """Return the seconds that all processes which held the run have used up."""
+        """Return the seconds that all sessions of the run have used."""
         used, start = 0.0, None
         last = 0.0
         for event in self.events():
@@ -202,44 +205,44 @@ class RunDir:
         return used + (last - start if start is not None else 0.0)
 
     def checkpoint(self, number: int, fold: int = 0) -> Path:
-        """Return where trial `number` keeps what it has learnt so far, on one of its folds."""
+        """Return the checkpoint file of a trial's fold; create its folder."""
         path = self.checkpoint_path(number, fold)
-        with self.writing(path):
+        with self.storage_errors(path):
             path.parent.mkdir(exist_ok=True)
         return path
 
     def checkpoint_path(self, number: int, fold: int = 0) -> Path:
-        """Return the file of a checkpoint, whether it is there or not."""
+        """Return the path of a checkpoint, which need not exist."""
         name = f"trial-{number}-fold-{fold}" if fold else f"trial-{number}"
         return self.path / "checkpoints" / name
 
     def share_checkpoint(self, number: int, fold: int = 0) -> None:
-        """Let another process go on with a trial where this one stands: it sees the file."""
+        """Share a checkpoint with other processes: nothing to do, as they see the directory."""
 
     def drop_checkpoint(self, number: int, fold: int = 0) -> None:
-        """Delete what a trial that has ended had learnt."""
+        """Delete the checkpoint of a trial that has ended."""
         path = self.checkpoint_path(number, fold)
-        with self.writing(path):
+        with self.storage_errors(path):
             path.unlink(missing_ok=True)
 
-    def needs_room(self, error: StorageError) -> StorageError:
-        """Return a complaint about storage with what is to be done about it in this run."""
+    def with_resume_hint(self, error: StorageError) -> StorageError:
+        """Return a storage error whose message also says how to continue the run."""
         return StorageError(
-            f"{str(error).rstrip('.')}. Nothing that was finished is lost; once there is room, go "
-            f"on with {self.how_to_go_on()}."
+            f"{str(error).rstrip('.')}. Finished trials are kept; once there is space, continue "
+            f"with {self.resume_command()}."
         )
 
-    def how_to_go_on(self) -> str:
-        """Return the command that goes on after something was mended."""
+    def resume_command(self) -> str:
+        """Return the command that continues after the cause of an error was fixed."""
         return f"tl-auto resume {self.path}"
 
-    def invitation(self) -> str:
-        """Return the command by which other processes help."""
+    def join_command(self) -> str:
+        """Return the command with which other processes join the run."""
         return f"tl-auto worker {self.path}"
 
     @contextlib.contextmanager
-    def writing(self, path: Path) -> Iterator[None]:
-        """Say of what cannot be written in this block how to go on.
+    def storage_errors(self, path: Path) -> Iterator[None]:
+        """Turn errors of writing `path` in this block into StorageError with a resume hint.
 
         Raises
         ------
@@ -249,19 +252,19 @@ class RunDir:
         try:
             yield
         except OSError as error:
-            said = f"{path} cannot be written: {error.strerror or error}"
-            raise self.needs_room(StorageError(said)) from error
+            message = f"{path} cannot be written: {error.strerror or error}"
+            raise self.with_resume_hint(StorageError(message)) from error
         except StorageError as error:
-            raise self.needs_room(error) from error
+            raise self.with_resume_hint(error) from error
 
     def clear_checkpoints(self) -> None:
-        """Delete what trials learnt that nobody will go on with, once the search is over."""
+        """Delete all checkpoints, after the search."""
         folder = self.path / "checkpoints"
-        with self.writing(folder):
+        with self.storage_errors(folder):
             if folder.is_dir():
                 shutil.rmtree(folder)
 
-    def keep(
+    def save_best(
         self,
         classifier: ImageClassifier,
         record: TrialRecord,
@@ -269,38 +272,38 @@ class RunDir:
         refitted: bool,
         averaged: Sequence[int] = (),
     ) -> None:
-        """Make a classifier the best so far, on disk, in one step.
+        """Save a classifier as the best so far; replace the old one atomically.
 
         Parameters
         ----------
         averaged
-            Numbers of the trials whose weights it is the average of; empty: it is that of
-            `record` alone.
+            Numbers of the trials whose weights were averaged; empty: it is the classifier of
+            the trial `record`.
         """
         new = self.path / "classifier.new"
-        with self.writing(self.path / "classifier"):
+        with self.storage_errors(self.path / "classifier"):
             shutil.rmtree(new, ignore_errors=True)
             classifier.save(new)
             about = {"refitted": refitted, "averaged": list(averaged)}
             write_json(new / "trial.json", {**asdict(record), **about})
-            self.put_in_place(new)
+            self.install_classifier(new)
 
-    def put_in_place(self, new: Path) -> None:
-        """Let a whole folder of this one become its classifier, in one step."""
+    def install_classifier(self, new: Path) -> None:
+        """Make a complete folder inside this directory its best classifier, atomically."""
         for file in new.iterdir():
             _sync(file)
         _swap(new, self.path / "classifier")
         _sync(self.path)
 
     def best(self) -> tuple[TrialRecord, bool] | None:
-        """Return the trial of the classifier on disk, and whether it was fitted on validation too."""
+        """Return the trial of the best classifier, and whether it was refitted with validation."""
         if not (self.classifier() / "trial.json").is_file():
             return None
         record = json.loads((self.classifier() / "trial.json").read_text(encoding="utf-8"))
         return read_trial(record), bool(record["refitted"])
 
-    def averaged(self) -> tuple[int, ...]:
-        """Return the trials whose weights were averaged to the best classifier; empty: none."""
+    def averaged_trials(self) -> tuple[int, ...]:
+        """Return the trials whose average is the best classifier; empty: it is no average."""
         path = self.classifier() / "trial.json"
         record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         return tuple(record.get("averaged", ()))
@@ -311,15 +314,15 @@ class RunDir:
         return target if target.is_dir() else _old(target)
 
     def _finish_swap(self) -> None:
-        """Finish what a killed process left half done."""
+        """Undo the swap of the classifier's folder that a killed process did not finish."""
         target = self.path / "classifier"
-        with self.writing(target):
+        with self.storage_errors(target):
             if not target.is_dir() and _old(target).is_dir():
                 _old(target).rename(target)
 
 
 def read_trial(record: Mapping[str, Any]) -> TrialRecord:
-    """Return a trial from its JSON."""
+    """Return a trial from its JSON record."""
     found = record["val_accuracy"]
     return TrialRecord(
         record["number"],
@@ -337,10 +340,10 @@ def _old(target: Path) -> Path:
 
 
 def _swap(new: Path, target: Path) -> None:
-    """Put a whole folder in another's place; at every moment one of the two is whole.
+    """Replace a folder by another; at every moment one of the two is complete.
 
-    No rename replaces a folder that is not empty, so the old one steps aside first; `classifier`
-    finds it there.
+    A rename cannot replace a folder that is not empty. So the old one is renamed first, and
+    `classifier` finds it under its other name.
     """
     if target.is_dir():
         shutil.rmtree(_old(target), ignore_errors=True)
@@ -356,7 +359,7 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def _sync(path: Path) -> None:
-    """Wait until a file or a folder's entries are on the disk."""
+    """Flush a file, or a folder's entries, to the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""How a run was started, as JSON: all that a process needs to go on with it or to join it."""
+"""Settings of a run, as JSON in ``run.json``: what a process needs to resume or join it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -19,24 +19,31 @@ _PATHS = ("val", "test", "cache_dir", "root", "reference")
 
 @dataclass(frozen=True)
 class Settings:
-    """How a run was started: all that a process needs to go on with it or to join it.
+    """Settings of a run: what a process needs to resume or join it.
 
     Attributes
     ----------
+    data
+        Path of the images.
+    options
+        The options as JSON values.
+    time_s, max_trials
+        Time limit in seconds, and limit of the number of trials or None.
     storage
-        SQLAlchemy's name of a database, without its password; None: ``study.db`` in the folder.
+        SQLAlchemy URL of a database, without its password; None: ``study.db`` in the run
+        directory.
     prefix
-        What the studies' names begin with there.
-    artifacts
-        A folder or s3://BUCKET/PREFIX, for machines that do not see the run folder; or None.
+        Prefix of the study names in the database.
     heartbeat_s
-        How often a process gives a sign of life.
+        Seconds between the heartbeats of a process.
     control
         Whether the best trial is compared with a control without pretrained weights.
+    devices
+        The value of ``--devices``; None: one process, on the device of the options.
+    artifacts
+        A folder or s3://BUCKET/PREFIX, for machines that cannot access the run directory; or None.
     soup
         Whether the weights of the best training runs are averaged at the end.
-    devices
-        What ``--devices`` said; None: one process, on the device of the options.
     """
 
     data: str
@@ -52,7 +59,7 @@ class Settings:
     soup: bool = True
 
     def options_of(self, on_progress: OnProgress | None, on_note: OnNote = ignore_note) -> Options:
-        """Return the options as they were given."""
+        """Return the options that the run was started with."""
         given: dict[str, Any] = {
             k: Path(v) if k in _PATHS and v else v for k, v in self.options.items()
         }
@@ -60,12 +67,12 @@ class Settings:
 
 
 def read_settings(folder: RunDir) -> Settings:
-    """Return how a run was started."""
+    """Return the settings of a run."""
     record = folder.settings()
     try:
         return Settings(**{f.name: record[f.name] for f in fields(Settings) if f.name in record})
     except TypeError as error:
-        raise StorageError(f"{folder.path / 'run.json'} is not complete: {error}.") from error
+        raise StorageError(f"{folder.path / 'run.json'} is incomplete: {error}.") from error
 
 
 def options_record(options: Options) -> dict[str, Any]:
@@ -75,41 +82,41 @@ def options_record(options: Options) -> dict[str, Any]:
 
 
 def absolute(path: Path) -> str:
-    """Return a path that means the same in another working folder."""
+    """Return an existing path as absolute, to be valid in any working directory; else as given."""
     return str(path.absolute()) if path.exists() else str(path)
 
 
 def without_password(storage: str | None) -> str | None:
-    """Return a database's name without its password, which does not belong into a file."""
+    """Return a database URL without its password, which must not be written to a file."""
     if storage is None:
         return None
     try:
         url = make_url(storage)
     except ArgumentError as error:
         raise TransferError(
-            f"--storage {storage!r} names no database. Give postgresql://user@host/database."
+            f"--storage {storage!r} is not a database URL. Give postgresql://user@host/database."
         ) from error
     return url.set(password=None).render_as_string()
 
 
 def artifacts_name(artifacts: str | None, storage: str | None) -> str | None:
-    """Return an artifact store's name, which means the same in another working folder.
+    """Return the name of an artifact store, valid in any working directory.
 
     Raises
     ------
     TransferError
-        If there is no database that other machines reach.
+        If there is no database that other machines can reach.
     """
     if artifacts is None:
         return None
     if storage is None:
         raise TransferError(
-            "--artifacts is for machines that do not see the run folder, and the trials lie there "
-            "too. Give --storage postgresql://user@host/database."
+            "--artifacts is for machines that cannot access the run directory, which also holds "
+            "the database of the trials. Give --storage postgresql://user@host/database as well."
         )
     return artifacts if "://" in artifacts else str(Path(artifacts).absolute())
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a run was started with."""
+    """Return the versions of this program and its main dependencies."""
     return {name: version(name) for name in ("tl-advisor", "torch", "timm", "optuna")}

@@ -1,3 +1,5 @@
+"""Cache of complete advice: what its key depends on, and that a hit measures nothing."""
+
 import json
 import os
 import subprocess
@@ -10,40 +12,40 @@ import pytest
 from typer.testing import CliRunner
 
 from advisor.advise import advise
-from advisor.cli import advice_cache as answers
-from advisor.cli.advice_cache import stored_advice, store_advice, question
+from advisor.cli import advice_cache
+from advisor.cli.advice_cache import advice_key, store_advice, stored_advice
 from advisor.cli.app import advise_app
 from advisor.types.options import Options
 from strategies.core.cache import ArrayCache
-from strategies.data import inspection as reading
+from strategies.data import inspection
 
 runner = CliRunner()
 
 
 @pytest.fixture(autouse=True)
 def _settled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "SETTLED_S", 0.0)
+    monkeypatch.setattr(inspection, "SETTLED_S", 0.0)
 
 
-def test_an_advice_reads_back_as_what_it_was(
+def test_stored_advice_is_read_back_unchanged(
     make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     data = make_folder("data", 8)
     options = Options(input_px=64, cache_dir=tmp_path / "cache")
     cache = ArrayCache(tmp_path / "cache")
-    name = question(data, options)
-    assert name is not None
-    assert stored_advice(cache, name) is None
+    key = advice_key(data, options)
+    assert key is not None
+    assert stored_advice(cache, key) is None
 
     advice = advise(data, options)
-    store_advice(cache, name, advice)
+    store_advice(cache, key, advice)
 
-    assert stored_advice(cache, name) == advice
+    assert stored_advice(cache, key) == advice
     assert stored_advice(cache, None) is None
-    assert stored_advice(cache, "another name") is None
+    assert stored_advice(cache, "another key") is None
 
 
-def test_an_advice_that_does_not_read_back_is_not_kept(
+def test_advice_that_changes_in_the_round_trip_is_not_stored(
     make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     advice = advise(make_folder("data", 8), Options(input_px=64, cache_dir=tmp_path / "cache"))
@@ -53,10 +55,10 @@ def test_an_advice_that_does_not_read_back_is_not_kept(
     assert stored_advice(cache, "odd") is None
 
 
-def test_the_same_question_has_the_same_name(make_folder: Callable[..., Path]) -> None:
+def test_the_key_does_not_depend_on_the_cache_folder(make_folder: Callable[..., Path]) -> None:
     data = make_folder("data", 4)
 
-    assert question(data, Options()) == question(data, Options(cache_dir=Path("elsewhere")))
+    assert advice_key(data, Options()) == advice_key(data, Options(cache_dir=Path("elsewhere")))
 
 
 def _rewrite(data: Path) -> None:
@@ -84,22 +86,20 @@ CHANGES: dict[str, Callable[[Path], None]] = {
     "a changed image": _rewrite,
     "a changed label": _relabel,
     "a split": _make_split,
-    "an image less": lambda data: (data / "class2" / "003.png").unlink(),
-    "a file that is no image": lambda data: (data / "class2" / "notes.txt").write_text("x"),  # type: ignore[dict-item,return-value]
+    "a removed image": lambda data: (data / "class2" / "003.png").unlink(),
+    "an added text file": lambda data: (data / "class2" / "notes.txt").write_text("x"),  # type: ignore[dict-item,return-value]
     "a renamed class": lambda data: (data / "class2").rename(data / "other"),  # type: ignore[dict-item,return-value]
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_data_that_changed_are_another_question(
-    make_folder: Callable[..., Path], change: str
-) -> None:
+def test_changed_data_change_the_key(make_folder: Callable[..., Path], change: str) -> None:
     data = make_folder("data", 4)
-    before = question(data, Options())
+    before = advice_key(data, Options())
 
     CHANGES[change](data)
 
-    assert question(data, Options()) != before
+    assert advice_key(data, Options()) != before
 
 
 @pytest.mark.parametrize(
@@ -119,67 +119,69 @@ def test_data_that_changed_are_another_question(
     ],
     ids=str,
 )
-def test_every_option_makes_another_question(
+def test_every_option_changes_the_key(
     make_folder: Callable[..., Path], option: dict[str, object]
 ) -> None:
     data = make_folder("data", 4)
 
-    assert question(data, Options(**option)) != question(data, Options())
+    assert advice_key(data, Options(**option)) != advice_key(data, Options())
 
 
-def test_a_folder_given_apart_belongs_to_the_question(make_folder: Callable[..., Path]) -> None:
-    data, apart = make_folder("data", 4), make_folder("apart", 4, seed=1)
+def test_separate_folders_are_part_of_the_key(make_folder: Callable[..., Path]) -> None:
+    data, separate = make_folder("data", 4), make_folder("separate", 4, seed=1)
     for option in ("val", "test", "reference"):
-        options = Options(**{option: apart})
-        before = question(data, options)
-        assert before != question(data, Options())
-        _rewrite(apart)
-        assert question(data, options) not in (before, None)
+        options = Options(**{option: separate})
+        before = advice_key(data, options)
+        assert before != advice_key(data, Options())
+        _rewrite(separate)
+        assert advice_key(data, options) not in (before, None)
 
 
-def test_another_program_is_another_question(
+def test_another_program_or_machine_changes_the_key(
     make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make_folder("data", 4)
-    before = question(data, Options())
-    program = answers._program()
+    before = advice_key(data, Options())
+    program = advice_cache._program()
 
-    monkeypatch.setattr(answers, "_program", lambda: program + "changed")
-    assert question(data, Options()) != before
+    monkeypatch.setattr(advice_cache, "_program", lambda: program + "changed")
+    assert advice_key(data, Options()) != before
     monkeypatch.undo()
-    monkeypatch.setattr(reading, "SETTLED_S", 0.0)
-    assert question(data, Options()) == before
-    monkeypatch.setattr(answers, "_machine", lambda: ("another",))
-    assert question(data, Options()) != before
+    monkeypatch.setattr(inspection, "SETTLED_S", 0.0)
+    assert advice_key(data, Options()) == before
+    monkeypatch.setattr(advice_cache, "_machine", lambda: ("another",))
+    assert advice_key(data, Options()) != before
 
 
-def test_the_program_is_known_by_its_files(
+def test_the_program_digest_depends_on_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "advisor").mkdir()
     (tmp_path / "strategies").mkdir()
     (tmp_path / "advisor" / "priors.json").write_text("1")
-    monkeypatch.setattr(answers, "__file__", str(tmp_path / "advisor" / "cli" / "advice_cache.py"))
-    read_again = answers._program.__wrapped__  # within a process, it is read once
-    before = read_again()
+    monkeypatch.setattr(
+        advice_cache, "__file__", str(tmp_path / "advisor" / "cli" / "advice_cache.py")
+    )
+    digest = advice_cache._program.__wrapped__  # bypasses the cache of the function
+    before = digest()
     (tmp_path / "advisor" / "priors.json").write_text("2")
 
-    assert read_again() != before
+    assert digest() != before
 
 
-def test_what_cannot_be_told_without_measuring_has_no_name(
+def test_inputs_that_cannot_be_identified_have_no_key(
     make_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make_folder("data", 4)
-    assert question(data, Options(backbone="resnet18")) is None
-    assert question(data, Options(backbone="tf_efficientnet_lite0,resnet18")) is None
-    assert question(data, Options(backbone="hf-hub:someone/something")) is None
-    assert question(Path("hfds/mnist"), Options()) is None
-    monkeypatch.setattr(reading, "SETTLED_S", 3600.0)
-    assert question(data, Options()) is None
+    assert advice_key(data, Options(backbone="resnet18")) is None
+    assert advice_key(data, Options(backbone="tf_efficientnet_lite0,resnet18")) is None
+    assert advice_key(data, Options(backbone="hf-hub:someone/something")) is None
+    assert advice_key(Path("hfds/mnist"), Options()) is None
+    monkeypatch.setattr(inspection, "SETTLED_S", 3600.0)
+    assert advice_key(data, Options()) is None
 
 
-def test_a_second_call_measures_nothing_and_says_so(
+def test_a_second_call_uses_the_cache_and_reports_it(
     make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = [str(make_folder("data", 8)), "--json", "--input-px", "64"]
@@ -187,10 +189,10 @@ def test_a_second_call_measures_nothing_and_says_so(
     first = runner.invoke(advise_app, command)
     assert first.exit_code == 0, first.output
 
-    def refuse(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("advisor.advise.advise", refuse)
+    monkeypatch.setattr("advisor.advise.advise", fail)
     second = runner.invoke(advise_app, command)
 
     assert second.exit_code == 0, second.output
@@ -199,7 +201,7 @@ def test_a_second_call_measures_nothing_and_says_so(
     assert "from the cache" not in first.stderr
 
 
-def test_an_answer_and_its_report_need_no_network_library() -> None:
+def test_a_cache_hit_imports_no_heavy_library() -> None:
     code = (
         "import sys; import advisor.cli.advice_cache, advisor.types.options; "
         "import advisor.report.to_json, "

@@ -1,4 +1,4 @@
-"""The commands as their user meets them."""
+"""The commands tl-advise and tl-auto, run as a user runs them."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ def cache(tmp_path: Path) -> list[str]:
     return ["--cache-dir", str(tmp_path / "cache"), "--input-px", "64"]
 
 
-def test_a_wrong_path_is_answered_at_once_with_what_to_do() -> None:
+def test_a_wrong_path_gives_an_error_with_advice_within_half_a_second() -> None:
     start = time.perf_counter()
     code = "from advisor.cli.app import tl_advise; tl_advise()"
     found = subprocess.run(
@@ -42,33 +42,33 @@ def test_a_wrong_path_is_answered_at_once_with_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("app", [advise_app, auto_app])
-def test_help_lists_the_options(app: object) -> None:
+def test_help_exits_with_code_0(app: object) -> None:
     found = runner.invoke(app, ["--help"])  # type: ignore[arg-type]
     assert found.exit_code == 0
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ([], "--demo"),
-        (["{data}", "--demo"], "both"),
+        (["{data}", "--demo"], "cannot be used together"),
         (["{data}", "--strategy", "linear_prob"], "linear_probe"),
         (["{data}", "--backbone", "resnet1"], "resnet"),
         (["{data}", "--device", "warp"], "--device warp"),
         (["{data}/class0"], "no subfolders"),
     ],
 )
-def test_what_the_user_can_mend_is_exit_2_and_a_sentence(
-    arguments: list[str], said: str, make_folder: Callable[..., Path], cache: list[str]
+def test_user_errors_exit_with_code_2_and_a_message(
+    arguments: list[str], message: str, make_folder: Callable[..., Path], cache: list[str]
 ) -> None:
     data = make_folder("data", 4)
     found = runner.invoke(advise_app, [a.format(data=data) for a in arguments] + cache)
     assert found.exit_code == 2
     assert found.stdout == ""
-    assert said in " ".join(found.stderr.split())
+    assert message in " ".join(found.stderr.split())
 
 
-def test_json_is_alone_on_stdout_and_complete(
+def test_json_is_the_only_output_on_stdout_and_complete(
     make_folder: Callable[..., Path], cache: list[str]
 ) -> None:
     data = make_folder("data", 12)
@@ -76,7 +76,7 @@ def test_json_is_alone_on_stdout_and_complete(
     found = runner.invoke(advise_app, [str(data), "--json", *cache])
     assert found.exit_code == 0, found.output
     record = json.loads(found.stdout)
-    assert record["schema_version"] == 1
+    assert record["schema_version"] == 2
     best = record["recommendations"][0]
     assert set(best) == {
         "strategy",
@@ -115,7 +115,7 @@ def test_the_report_fits_80_columns_and_names_every_strategy(
     assert "●" in text
 
 
-def test_html_and_markdown_hold_the_same_answer(
+def test_html_and_markdown_show_the_same_accuracy(
     make_folder: Callable[..., Path], cache: list[str], tmp_path: Path
 ) -> None:
     page = tmp_path / "report.html"
@@ -131,20 +131,20 @@ def test_html_and_markdown_hold_the_same_answer(
     assert accuracy in page.read_text(encoding="utf-8")
 
 
-def test_two_forms_on_one_stdout_are_refused(make_folder: Callable[..., Path]) -> None:
+def test_json_and_markdown_together_are_rejected(make_folder: Callable[..., Path]) -> None:
     found = runner.invoke(advise_app, [str(make_folder("data", 4)), "--json", "--markdown"])
     assert found.exit_code == 2
-    assert "both" in found.stderr
+    assert "cannot be used together" in found.stderr
 
 
-def test_a_page_without_a_folder_to_go_to_is_refused_at_once(tmp_path: Path) -> None:
-    aim = tmp_path / "none" / "report.html"
-    found = runner.invoke(advise_app, [str(tmp_path), "--html", str(aim)])
+def test_html_into_a_missing_folder_is_rejected(tmp_path: Path) -> None:
+    target = tmp_path / "none" / "report.html"
+    found = runner.invoke(advise_app, [str(tmp_path), "--html", str(target)])
     assert found.exit_code == 2
     assert "there is no folder" in " ".join(found.stderr.split())
 
 
-def test_explain_prints_the_page_of_a_code_and_knows_near_ones() -> None:
+def test_explain_prints_a_finding_and_suggests_similar_codes() -> None:
     found = runner.invoke(advise_app, ["--explain", "tl003"])
     assert found.exit_code == 0
     assert found.stdout.startswith("## TL003: ")
@@ -156,7 +156,7 @@ def test_explain_prints_the_page_of_a_code_and_knows_near_ones() -> None:
 
 @pytest.mark.parametrize(("app", "name"), [(advise_app, "TL_ADVISE"), (auto_app, "TL_AUTO")])
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_shell_completion_can_be_had(app: object, name: str, shell: str) -> None:
+def test_shell_completion_scripts_are_available(app: object, name: str, shell: str) -> None:
     program = name.lower().replace("_", "-")
     found = runner.invoke(
         app,  # type: ignore[arg-type]
@@ -168,7 +168,7 @@ def test_shell_completion_can_be_had(app: object, name: str, shell: str) -> None
     assert f"_{name}_COMPLETE" in found.stdout
 
 
-def test_profile_says_on_stderr_where_the_time_went(
+def test_profile_prints_phase_times_to_stderr(
     make_folder: Callable[..., Path], cache: list[str]
 ) -> None:
     found = runner.invoke(advise_app, [str(make_folder("data", 8)), "--json", "--profile", *cache])
@@ -180,7 +180,7 @@ def test_profile_says_on_stderr_where_the_time_went(
     assert all(s >= 0 for s in seconds.values())
 
 
-def test_the_cache_is_shown_and_forgotten(
+def test_cache_info_and_cache_clear(
     make_folder: Callable[..., Path], cache: list[str], tmp_path: Path
 ) -> None:
     where = ["--cache-dir", str(tmp_path / "cache")]
@@ -218,9 +218,9 @@ def test_run_then_predict(
     assert "not empty" in " ".join(again.stderr.split())
 
     (data / "class0" / "broken.png").write_bytes(b"no image")
-    said = runner.invoke(auto_app, ["predict", str(out), str(data), "--json", "--top", "2"])
-    assert said.exit_code == 0, said.output
-    predictions = json.loads(said.stdout)
+    predicted = runner.invoke(auto_app, ["predict", str(out), str(data), "--json", "--top", "2"])
+    assert predicted.exit_code == 0, predicted.output
+    predictions = json.loads(predicted.stdout)
     assert len(predictions["predictions"]) == 36
     assert all(len(p["classes"]) == 2 for p in predictions["predictions"])
     assert [Path(q["path"]).name for q in predictions["quarantine"]] == ["broken.png"]
@@ -242,34 +242,34 @@ def test_a_forced_strategy_is_the_only_one_searched(
     assert [x["strategy"] for x in lines] == ["layer_svm", "layer_svm"]
 
 
-def test_a_run_chooses_by_what_is_preferred(
+def test_a_run_passes_the_preference_to_the_scheduler(
     make_folder: Callable[..., Path],
     cache: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    contests: list[Scheduler] = []
+    schedulers: list[Scheduler] = []
 
-    def kept(*args: Any, **given: Any) -> Scheduler:
-        contests.append(make_scheduler(*args, **given))
-        return contests[-1]
+    def record_scheduler(*args: Any, **given: Any) -> Scheduler:
+        schedulers.append(make_scheduler(*args, **given))
+        return schedulers[-1]
 
-    monkeypatch.setattr("advisor.tune.driver.make_scheduler", kept)
+    monkeypatch.setattr("advisor.tune.driver.make_scheduler", record_scheduler)
     arguments = ["run", str(make_folder("data", 8)), "--out", str(tmp_path / "run")]
     arguments += ["--trials", "1", "--no-control", "--prefer", "cheap", *cache]
     found = runner.invoke(auto_app, arguments)
     assert found.exit_code == 0, found.output
-    assert [c.prefer for c in contests] == ["cheap"]
+    assert [s.prefer for s in schedulers] == ["cheap"]
 
 
 @pytest.mark.parametrize(
     ("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("45", 45)]
 )
-def test_durations_are_read(text: str, seconds: float) -> None:
+def test_durations_are_parsed(text: str, seconds: float) -> None:
     assert parse_duration_s(text) == seconds
 
 
-def test_a_wrong_duration_is_refused(make_folder: Callable[..., Path]) -> None:
+def test_an_invalid_duration_is_rejected(make_folder: Callable[..., Path]) -> None:
     found = runner.invoke(auto_app, ["run", str(make_folder("data", 4)), "--time", "soon"])
     assert found.exit_code == 2
     assert "10m" in found.stderr

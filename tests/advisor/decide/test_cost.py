@@ -1,3 +1,5 @@
+"""Predicted seconds of a strategy's first fit."""
+
 from dataclasses import replace
 
 import pytest
@@ -11,19 +13,19 @@ from tests.advisor.profiles import priors_by_hand, profile_of
 PRIORS = priors_by_hand()
 
 
-def test_seconds_are_measured_rates_times_what_forecasts_missed_before() -> None:
+def test_seconds_are_measured_rates_times_the_correction_from_benchmarks() -> None:
     profile = profile_of(passes_per_trained_image=PASSES_PER_STEP, build_s=1.0)
     raw = raw_seconds("full_fine_tune", profile)
     assert raw == pytest.approx(1.0 + 1.0 + 15_000 * 0.01)
-    late = replace(PRIORS, cost={**PRIORS.cost, "full_fine_tune": Offset(0.5, 0.1, 9)})
-    found = fit_seconds("full_fine_tune", profile, late)
+    underestimated = replace(PRIORS, cost={**PRIORS.cost, "full_fine_tune": Offset(0.5, 0.1, 9)})
+    found = fit_seconds("full_fine_tune", profile, underestimated)
     assert found.mid == pytest.approx(raw * 1.6487, rel=1e-3)
     assert found.high / found.mid == pytest.approx(found.mid / found.low)
     assert found.high < fit_seconds("full_fine_tune", profile, PRIORS).high * 1.6487
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_training_that_was_not_timed_widens_the_interval(name: str) -> None:
+def test_the_interval_is_wider_if_training_was_not_timed(name: str) -> None:
     untimed, timed = (
         fit_seconds(name, profile_of(passes_per_trained_image=p), PRIORS) for p in (None, 6.0)
     )

@@ -1,4 +1,4 @@
-"""What training would gain, in log-odds."""
+"""Predicted gain of a strategy over a linear probe, in log-odds."""
 
 import math
 from dataclasses import replace
@@ -11,7 +11,7 @@ from advisor.decide.gain_model import (
     UNKNOWN,
     Evidence,
     Gain,
-    Odds,
+    LogOdds,
     evidence_of,
     log_odds,
     pilot_gain,
@@ -26,7 +26,7 @@ PRIORS = priors_by_hand()
 SVM, VARIANT = PRIORS.variants[:2]
 
 
-def test_evidence_names_what_was_not_measured() -> None:
+def test_evidence_is_unknown_where_it_was_not_measured() -> None:
     bare = evidence_of(profile_of(similarity=None))
     assert [name for name, value in bare.items() if value == UNKNOWN] == [
         "far",
@@ -47,19 +47,21 @@ def test_evidence_names_what_was_not_measured() -> None:
     assert full["slope"].value == pytest.approx(log_odds(0.7, 400) - log_odds(0.6, 400))
 
 
-def test_prior_evidence_predicts_the_intercept() -> None:
+def test_the_gain_is_the_intercept_plus_the_weighted_standardised_evidence() -> None:
     mean = {name: prior.mean for name, prior in PRIORS.evidence.items()}
     profile = profile_of(similarity=1 - mean["far"], n_per_class=round(10 ** mean["size"]))
     gain = predict_gain(VARIANT, profile, PRIORS)
-    known = evidence_of(profile)
-    beside = {name: known[name].standardised(PRIORS.evidence[name]) for name in known}
-    rest = sum(VARIANT.weights[name] * distance for name, (distance, _) in beside.items())
+    evidence = evidence_of(profile)
+    standardised = {name: evidence[name].standardised(PRIORS.evidence[name]) for name in evidence}
+    rest = sum(VARIANT.weights[name] * distance for name, (distance, _) in standardised.items())
     assert gain.mean == pytest.approx(VARIANT.intercept + rest)
-    left_open = [VARIANT.weights[name] ** 2 * (1 - share) for name, (_, share) in beside.items()]
-    assert gain.sd == pytest.approx(math.sqrt(VARIANT.sd**2 + sum(left_open)))
+    unexplained = [
+        VARIANT.weights[name] ** 2 * (1 - share) for name, (_, share) in standardised.items()
+    ]
+    assert gain.sd == pytest.approx(math.sqrt(VARIANT.sd**2 + sum(unexplained)))
 
 
-def test_an_exact_pilot_corrects_the_line_and_a_noisy_one_hardly_moves_it() -> None:
+def test_a_precise_pilot_corrects_the_prediction_and_a_noisy_one_hardly_changes_it() -> None:
     without = predict_gain(VARIANT, profile_of(), PRIORS)
     trust = PRIORS.pilot[VARIANT.strategy]
 
@@ -69,8 +71,8 @@ def test_an_exact_pilot_corrects_the_line_and_a_noisy_one_hardly_moves_it() -> N
     exact = after(0.2, 10_000_000)
     gained, noise = pilot_gain(pilot_of(0.2, 0.8, 10_000_000), VARIANT.strategy)
     assert noise < 0.01
-    foretold = trust.offset + trust.line * without.mean + trust.pilot * gained
-    assert exact.mean == pytest.approx(foretold, abs=1e-3)
+    corrected = trust.offset + trust.line * without.mean + trust.pilot * gained
+    assert exact.mean == pytest.approx(corrected, abs=1e-3)
     assert exact.sd == pytest.approx(trust.sd, abs=1e-3)
     assert exact.sd < without.sd
     assert abs(after(0.2, 4).mean - without.mean) < abs(exact.mean - without.mean) / 3
@@ -78,7 +80,7 @@ def test_an_exact_pilot_corrects_the_line_and_a_noisy_one_hardly_moves_it() -> N
     assert exact.before_pilot == without.mean
 
 
-def test_a_strategy_that_no_pilot_was_compared_with_has_nothing_to_learn_from_one() -> None:
+def test_a_pilot_does_not_change_a_strategy_without_a_pilot_model() -> None:
     scratch = next(v for v in PRIORS.variants if v.strategy == "from_scratch")
     assert scratch.strategy not in PRIORS.pilot
     assert predict_gain(scratch, profile_of(pilot=pilot_of(0.2)), PRIORS) == predict_gain(
@@ -86,30 +88,30 @@ def test_a_strategy_that_no_pilot_was_compared_with_has_nothing_to_learn_from_on
     )
 
 
-def test_a_pilot_tells_of_the_svm_what_the_svm_gained_in_it() -> None:
+def test_the_svm_uses_its_own_gain_in_the_pilot() -> None:
     pilot = pilot_of(0.2)
     tuned, svm = (pilot_gain(pilot, name) for name in ("full_fine_tune", "layer_svm"))
     assert tuned == pilot_gain(pilot, "partial_fine_tune")
     assert svm[0] < 0 < tuned[0]
 
 
-def test_of_hits_and_losses_the_more_exact_tells_more_of_a_pilot() -> None:
+def test_accuracy_and_log_loss_of_a_pilot_are_weighted_by_their_precision() -> None:
     pilot = replace(pilot_of(0.0, 0.8, 30), loss_gain=Interval(0.35, 0.5, 0.65))
-    vague = replace(pilot, loss_gain=Interval(-4.5, 0.5, 5.5))
-    clear, unclear = (pilot_gain(p, "full_fine_tune") for p in (pilot, vague))
-    assert 0.4 < clear[0] < 0.5
-    assert 0.0 < unclear[0] < 0.1
-    assert 0.09 < clear[1] < 0.2 < unclear[1]
+    noisy = replace(pilot, loss_gain=Interval(-4.5, 0.5, 5.5))
+    from_precise, from_noisy = (pilot_gain(p, "full_fine_tune") for p in (pilot, noisy))
+    assert 0.4 < from_precise[0] < 0.5
+    assert 0.0 < from_noisy[0] < 0.1
+    assert 0.09 < from_precise[1] < 0.2 < from_noisy[1]
 
 
-def test_evidence_counts_as_far_as_it_is_exact() -> None:
+def test_noisy_evidence_is_shrunk_to_the_prior() -> None:
     prior = Prior(0.2, 0.3)
     assert Evidence(0.8, 0.0).standardised(prior) == (pytest.approx(2.0), 1.0)
     assert Evidence(0.8, 0.3).standardised(prior) == (pytest.approx(1.0), pytest.approx(0.5))
     assert UNKNOWN.standardised(prior) == (0.0, 0.0)
 
 
-def test_of_a_measured_lead_of_the_svm_as_much_counts_as_it_is_exact() -> None:
+def test_the_measured_lead_of_the_svm_is_shrunk_by_its_noise() -> None:
     base = profile_of(linear=0.6, svm=0.8)
     measured = evidence_of(base)["svm"].value
 
@@ -126,15 +128,15 @@ def test_of_a_measured_lead_of_the_svm_as_much_counts_as_it_is_exact() -> None:
     assert PRIORS.evidence["svm"].mean < noisy.mean < exact.mean
 
 
-def test_a_gain_is_worth_fewer_points_near_certainty() -> None:
+def test_the_same_gain_in_log_odds_is_worth_fewer_points_near_an_accuracy_of_one() -> None:
     gain = Gain(1.0, 0.3, 1.0)
-    low, high = Odds(0.0, 0.1).gaining(gain), Odds(3.0, 0.1).gaining(gain)
+    low, high = LogOdds(0.0, 0.1).plus(gain), LogOdds(3.0, 0.1).plus(gain)
     assert low.sd == pytest.approx(np.hypot(0.1, 0.3))
-    assert low.accuracy.mid - 0.5 > high.accuracy.mid - Odds(3.0, 0.1).accuracy.mid > 0
+    assert low.accuracy.mid - 0.5 > high.accuracy.mid - LogOdds(3.0, 0.1).accuracy.mid > 0
     assert 0.95 < high.accuracy.low < high.accuracy.mid < high.accuracy.high < 1
 
 
-def test_a_few_images_that_were_all_right_do_not_make_certain() -> None:
+def test_a_few_correctly_classified_images_do_not_make_an_accuracy_of_one_certain() -> None:
     prior = Prior(1.0, 1.3)
     few, many = shrunk_to_prior(1.0, 8, prior), shrunk_to_prior(1.0, 10_000, prior)
     assert 0.8 < few.accuracy.mid < 0.95
@@ -145,16 +147,16 @@ def test_a_few_images_that_were_all_right_do_not_make_certain() -> None:
     assert exact.high - exact.low < 0.01
 
 
-def test_what_is_expected_after_few_images_holds_as_often_as_promised() -> None:
+def test_intervals_after_few_images_have_their_nominal_coverage() -> None:
     rng = np.random.default_rng(0)
     prior = Prior(1.0, 1.2)
-    held, errors, plain = [], [], []
+    covered, errors, raw_errors = [], [], []
     for truth in rng.normal(prior.mean, prior.sd, 400):
         n = int(rng.choice([10, 30, 100]))
-        hits = rng.binomial(n, expit(truth))
-        told = shrunk_to_prior(hits / n, n, prior).accuracy
-        held.append(told.low <= expit(truth) <= told.high)
-        errors.append(abs(told.mid - expit(truth)))
-        plain.append(abs(hits / n - expit(truth)))
-    assert 0.86 < np.mean(held) < 0.94
-    assert np.mean(errors) < np.mean(plain)
+        n_correct = rng.binomial(n, expit(truth))
+        posterior = shrunk_to_prior(n_correct / n, n, prior).accuracy
+        covered.append(posterior.low <= expit(truth) <= posterior.high)
+        errors.append(abs(posterior.mid - expit(truth)))
+        raw_errors.append(abs(n_correct / n - expit(truth)))
+    assert 0.86 < np.mean(covered) < 0.94
+    assert np.mean(errors) < np.mean(raw_errors)

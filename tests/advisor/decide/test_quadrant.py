@@ -1,3 +1,5 @@
+"""Quadrants of size and domain, and their rules of thumb."""
+
 from dataclasses import replace
 
 import pytest
@@ -30,7 +32,7 @@ NEAR, FAR = similarity(0.88, 0.9, 0.92), similarity(0.08, 0.1, 0.12)
     ("per_class", "size"), [(20, "small"), (2000, "large")], ids=["few", "many"]
 )
 @pytest.mark.parametrize(("where", "domain"), [(NEAR, "similar"), (FAR, "different")])
-def test_a_clear_place_has_the_textbook_rule_alone(
+def test_a_clear_quadrant_has_only_its_own_rule(
     per_class: int, size: str, where: DomainSimilarity, domain: str
 ) -> None:
     found = find_quadrant([per_class] * 10, WIDTH, where)
@@ -39,13 +41,13 @@ def test_a_clear_place_has_the_textbook_rule_alone(
     assert found.candidates == (found.rule,) == (RULES[size, domain],)
 
 
-def test_a_similarity_interval_across_the_border_makes_both_rules_stand() -> None:
+def test_a_similarity_interval_across_the_threshold_makes_both_rules_candidates() -> None:
     found = find_quadrant([20] * 5, WIDTH, similarity(0.3, 0.55, 0.7))
     assert found.borderline
     assert found.candidates == ("linear_probe", "layer_svm")
 
 
-def test_a_narrow_interval_beside_the_border_is_not_trusted() -> None:
+def test_a_narrow_interval_next_to_the_threshold_is_borderline() -> None:
     assert find_quadrant([20] * 5, WIDTH, similarity(0.51, 0.52, 0.53)).borderline
 
 
@@ -57,7 +59,7 @@ def test_size_measures_that_disagree_are_borderline() -> None:
         assert set(found.candidates) == {"linear_probe", "full_fine_tune"}
 
 
-def test_an_unknown_domain_is_said_and_leaves_both_rules() -> None:
+def test_an_unknown_domain_is_reported_and_makes_both_rules_candidates() -> None:
     found = find_quadrant([20] * 5, WIDTH, None)
     assert found.domain == "unknown"
     assert found.similarity is None
@@ -65,22 +67,22 @@ def test_an_unknown_domain_is_said_and_leaves_both_rules() -> None:
     assert found.candidates == ("linear_probe", "layer_svm")
 
 
-def test_more_images_are_never_smaller() -> None:
+def test_the_position_grows_with_the_number_of_images() -> None:
     positions = [size_position([n, 2 * n, 3 * n], WIDTH).mid for n in (1, 5, 50, 500)]
     assert positions == sorted(positions)
 
 
-def test_a_wider_network_makes_the_same_images_fewer() -> None:
+def test_a_wider_network_lowers_the_position_of_the_same_images() -> None:
     assert size_position([300] * 4, 2048).mid < size_position([300] * 4, 512).mid
 
 
-def test_the_border_is_where_both_measures_say_enough() -> None:
+def test_the_position_is_zero_where_both_measures_are_at_their_threshold() -> None:
     n_classes = 2 * WIDTH // ENOUGH_PER_CLASS
     at = size_position([ENOUGH_PER_CLASS] * n_classes, WIDTH)
     assert at.mid == pytest.approx(0, abs=0.02)
 
 
-def test_a_starved_class_pulls_the_size_down() -> None:
+def test_a_class_with_few_images_lowers_the_position() -> None:
     assert size_position([1000, 1000, 5], WIDTH).low < size_position([700, 700, 605], WIDTH).low
 
 
@@ -90,7 +92,7 @@ def test_classes_without_images_are_refused(sizes: list[int]) -> None:
         size_position(sizes, WIDTH)
 
 
-def test_the_position_is_on_record() -> None:
+def test_the_quadrant_stores_both_positions() -> None:
     found = find_quadrant([20] * 5, WIDTH, replace(NEAR, basis="kernel"))
     assert found.similarity == NEAR.score
     assert found.size_decades == size_position([20] * 5, WIDTH)

@@ -1,4 +1,4 @@
-"""The decision, from profiles made by hand."""
+"""Ranking of the strategies, for profiles made by hand."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from advisor.decide.quadrant import RULES, SIMILAR_FROM
-from advisor.decide.rationale import _missing
+from advisor.decide.rationale import _shortfall
 from advisor.decide.recommend import place, recommend
 from advisor.types.advice import Domain, Recommendation, Size
 from advisor.types.options import LIKE_COSTS, NOISE, Prefer, equal_within, least_better
@@ -39,23 +39,23 @@ def test_a_strategy_that_does_not_apply_is_rejected_with_its_reason() -> None:
     assert [(r.strategy, r.reason) for r in decision.rejections] == [("layer_svm", "no depths")]
 
 
-def test_forcing_what_does_not_apply_is_refused() -> None:
+def test_forcing_a_strategy_that_does_not_apply_is_an_error() -> None:
     with pytest.raises(NotApplicable, match="no depths"):
         recommend(profile_of(inapplicable={"layer_svm": "no depths"}), PRIORS, "layer_svm")
 
 
-def test_a_forced_strategy_stands_first_and_says_so() -> None:
+def test_a_forced_strategy_is_ranked_first_with_that_reason() -> None:
     decision = recommend(profile_of(), PRIORS, "from_scratch")
     assert decision.recommendations[0].strategy == "from_scratch"
     assert any("--strategy" in reason for reason in decision.recommendations[0].reasons)
 
 
-def test_a_perfect_probe_is_never_beaten_by_a_dearer_strategy() -> None:
+def test_a_perfect_probe_is_never_beaten_by_fine_tuning() -> None:
     decision = recommend(profile_of(linear=1.0, svm=1.0), PRIORS)
     assert decision.recommendations[0].strategy in ("linear_probe", "layer_svm")
 
 
-def test_equals_go_to_the_cheaper() -> None:
+def test_the_cheaper_of_two_equals_is_ranked_first() -> None:
     profile = profile_of(similarity=1.0, linear=0.985, svm=0.98)
     assert recommend(profile, PRIORS).recommendations[0].strategy == "linear_probe"
 
@@ -67,12 +67,12 @@ def test_an_earlier_depth_that_is_clearly_better_wins_over_the_probe() -> None:
     assert ranked.index("layer_svm") < ranked.index("linear_probe")
 
 
-def test_a_poor_probe_far_from_imagenet_calls_for_fine_tuning() -> None:
+def test_fine_tuning_is_recommended_for_a_poor_probe_far_from_imagenet() -> None:
     best = recommend(profile_of(similarity=0.0, linear=0.5, svm=0.5), PRIORS).recommendations[0]
     assert best.strategy in ("partial_fine_tune", "full_fine_tune")
 
 
-def test_fine_tuning_is_predicted_to_gain_no_less_the_farther_the_domain() -> None:
+def test_the_predicted_gain_of_fine_tuning_never_falls_with_domain_distance() -> None:
     gains = [
         by_name(profile_of(similarity=s))["full_fine_tune"].accuracy.mid
         for s in np.linspace(1, 0, 11)
@@ -96,14 +96,14 @@ EVIDENCE = {"curve": curve_of(0.6, 0.65), "transfer_gain": Interval(0.1, 0.2, 0.
 @pytest.mark.parametrize(
     "missing", [{"similarity": None}, {"curve": None}, {"transfer_gain": None}]
 )
-def test_missing_evidence_widens_what_is_predicted(missing: dict[str, Any]) -> None:
+def test_missing_evidence_widens_the_predicted_interval(missing: dict[str, Any]) -> None:
     given: dict[str, Any] = {"similarity": 0.6, "linear": 0.6, "svm": 0.6, **EVIDENCE}
     known = by_name(profile_of(**given))["full_fine_tune"]
     unknown = by_name(profile_of(**given | missing))["full_fine_tune"]
     assert width(unknown) > width(known)
 
 
-def test_a_pilot_narrows_what_is_predicted_and_pulls_towards_what_it_saw() -> None:
+def test_a_pilot_narrows_the_prediction_and_moves_it_towards_its_gain() -> None:
     without = by_name(profile_of(linear=0.7, svm=0.7))["full_fine_tune"]
     for gain in (-0.2, 0.2):
         pilot = pilot_of(gain, accuracy=0.7 + gain / 2)
@@ -120,7 +120,7 @@ def test_a_larger_pilot_is_trusted_more() -> None:
     assert gains[1].accuracy.mid < gains[0].accuracy.mid
 
 
-def test_more_images_never_make_fine_tuning_look_worse() -> None:
+def test_more_images_never_lower_the_prediction_for_fine_tuning() -> None:
     for name in ("partial_fine_tune", "full_fine_tune"):
         expected = [
             by_name(profile_of(n_per_class=n, linear=0.7, svm=0.7))[name].accuracy.mid
@@ -144,14 +144,14 @@ def test_preferences_are_in_order_of_cost_and_of_accuracy() -> None:
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
 @pytest.mark.parametrize("refused", list(STRATEGIES))
-def test_what_does_not_apply_is_never_advised(prefer: Prefer, refused: str) -> None:
+def test_an_inapplicable_strategy_is_never_recommended(prefer: Prefer, refused: str) -> None:
     for similarity in (0.1, 0.9):
         profile = profile_of(similarity=similarity, linear=0.6, inapplicable={refused: "no"})
         names = {r.strategy for r in recommend(profile, PRIORS, prefer=prefer).recommendations}
         assert refused not in names
 
 
-def test_the_hyperparameters_advised_are_those_that_promise_most() -> None:
+def test_the_variant_with_the_highest_predicted_gain_is_recommended() -> None:
     best = by_name(profile_of())["full_fine_tune"].hyperparameters
     assert best["lr"] == 1e-3
 
@@ -164,31 +164,31 @@ def test_seconds_follow_the_measured_cost_of_training() -> None:
     assert dear["linear_probe"].seconds == cheap["linear_probe"].seconds
 
 
-def test_the_boundary_is_said_and_what_would_cross_it() -> None:
+def test_the_reasons_name_the_alternative_and_what_it_would_need() -> None:
     decision = recommend(profile_of(similarity=0.6, linear=0.8, svm=0.8), PRIORS)
-    said = " ".join(decision.recommendations[0].reasons)
-    assert "It would be" in said
-    assert "--pilot on" in said
+    reasons = " ".join(decision.recommendations[0].reasons)
+    assert "would be recommended instead if it did" in reasons
+    assert "--pilot on" in reasons
     piloted = profile_of(similarity=0.6, linear=0.8, svm=0.8, pilot=pilot_of(0.1))
     assert "--pilot on" not in " ".join(recommend(piloted, PRIORS).recommendations[0].reasons)
 
 
-def test_of_two_that_promise_the_same_the_other_needs_any_more() -> None:
+def test_of_two_equal_predictions_any_improvement_would_change_the_order() -> None:
     alike = tuple(variant_of(name, 1.0) for name in ("partial_fine_tune", "full_fine_tune"))
     others = tuple(variant_of(name, -1.0) for name in ("layer_svm", "from_scratch"))
     profile = profile_of(similarity=0.2, linear=0.5, svm=0.5)
     cost = dict.fromkeys(profile.image_passes, 1000.0)
     profile = replace(profile, image_passes=cost)
     first = recommend(profile, replace(PRIORS, variants=alike + others)).recommendations[0]
-    assert "if that did any better than expected (chance about 50%)" in " ".join(first.reasons)
+    assert "if it did any better than expected (probability about 50%)" in " ".join(first.reasons)
 
 
-def test_a_pilot_is_told_of_with_its_numbers() -> None:
+def test_the_reasons_report_the_gain_of_the_pilot() -> None:
     profile = profile_of(pilot=pilot_of(0.123))
     assert "+12.3 points" in " ".join(by_name(profile)["full_fine_tune"].reasons)
 
 
-def test_predictions_stay_between_guessing_and_certainty() -> None:
+def test_predicted_accuracies_stay_between_zero_and_one() -> None:
     for linear in (0.1, 0.5, 1.0):
         for r in by_name(profile_of(linear=linear, svm=linear, similarity=0.0)).values():
             assert 0 <= r.accuracy.low <= r.accuracy.mid <= r.accuracy.high <= 1
@@ -233,14 +233,14 @@ def test_a_position_near_a_threshold_is_borderline() -> None:
     assert place(at_domain).borderline
 
 
-def test_disagreement_with_the_rule_is_said_with_numbers() -> None:
+def test_disagreement_with_the_rule_is_reported_with_numbers() -> None:
     decision = recommend(profile_of(similarity=0.9, linear=0.4, svm=0.8), PRIORS)
     best = decision.recommendations[0]
     assert best.strategy != decision.quadrant.rule
     assert any("rule of thumb" in reason and "points" in reason for reason in best.reasons)
 
 
-def test_the_winner_leads_or_is_cheaper() -> None:
+def test_the_best_strategy_is_clearly_better_or_cheaper() -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         linear, svm = rng.uniform(0.2, 1.0, 2)
@@ -251,7 +251,7 @@ def test_the_winner_leads_or_is_cheaper() -> None:
                 assert other.seconds.mid > best.seconds.mid
 
 
-def test_half_a_point_is_worth_its_cost_and_at_like_costs_the_better_goes_first() -> None:
+def test_half_a_point_is_traded_for_cost_and_at_similar_cost_the_more_accurate_wins() -> None:
     rng = np.random.default_rng(1)
     dearer = cheaper = 0
     for _ in range(400):
@@ -276,7 +276,7 @@ def test_half_a_point_is_worth_its_cost_and_at_like_costs_the_better_goes_first(
 
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
-def test_what_counts_as_equal_shrinks_with_the_errors_and_is_inverted_exactly(
+def test_equal_within_shrinks_with_the_error_rate_and_least_better_is_its_inverse(
     prefer: Prefer,
 ) -> None:
     for accuracy in (0.2, 0.7, 0.94):
@@ -290,9 +290,9 @@ def test_what_counts_as_equal_shrinks_with_the_errors_and_is_inverted_exactly(
         assert least - equal_within(least, prefer) == pytest.approx(accuracy)
 
 
-def test_a_tenth_of_the_errors_is_the_most_that_is_given_away() -> None:
+def test_at_most_a_tenth_of_the_errors_is_traded_for_cost() -> None:
     rng = np.random.default_rng(2)
-    kept = given = 0
+    n_traded = n_not_traded = 0
     for _ in range(400):
         linear = rng.uniform(0.95, 0.995)
         svm = linear + rng.uniform(0, 0.006)
@@ -302,14 +302,14 @@ def test_a_tenth_of_the_errors_is_the_most_that_is_given_away() -> None:
         most = max(r.accuracy.mid for r in ranked)
         lost = most - ranked[0].accuracy.mid
         assert lost <= min(0.005, 0.1 * (1 - most)) + 1e-9
-        kept += lost == 0 and 0 < most - sorted(r.accuracy.mid for r in ranked)[-2] < 0.004
-        given += lost > 0
-    assert kept > 0
-    assert given > 0
+        n_not_traded += lost == 0 and 0 < most - sorted(r.accuracy.mid for r in ranked)[-2] < 0.004
+        n_traded += lost > 0
+    assert n_not_traded > 0
+    assert n_traded > 0
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "times", "missing"),
+    ("accuracy", "times", "shortfall"),
     [
         (0.9, 0.1, 0.015),
         (0.9, 0.6, 0.02),
@@ -319,8 +319,8 @@ def test_a_tenth_of_the_errors_is_the_most_that_is_given_away() -> None:
         (0.98, 10.0, 0.02 + 0.02 / 11),
     ],
 )
-def test_a_alternative_at_like_costs_must_only_be_better(
-    accuracy: float, times: float, missing: float
+def test_an_alternative_at_similar_cost_only_needs_to_be_better(
+    accuracy: float, times: float, shortfall: float
 ) -> None:
     base = profile_of()
     best, alternative, *_ = recommend(base, PRIORS).recommendations
@@ -328,18 +328,18 @@ def test_a_alternative_at_like_costs_must_only_be_better(
     alternative = replace(alternative, accuracy=Interval(accuracy - 0.07, accuracy - 0.02, 0.99))
     passes = {**base.image_passes, best.strategy: 100.0, alternative.strategy: 100.0 * times}
     profile = replace(base, image_passes=passes)
-    assert _missing(best, alternative, "balanced", profile) == pytest.approx(missing)
+    assert _shortfall(best, alternative, "balanced", profile) == pytest.approx(shortfall)
 
 
-@pytest.mark.parametrize(("gain", "is_advised"), [(1.0, False), (4.0, True)])
-def test_training_from_scratch_is_advised_only_where_its_lead_is_beyond_chance(
-    gain: float, *, is_advised: bool
+@pytest.mark.parametrize(("gain", "is_recommended"), [(1.0, False), (4.0, True)])
+def test_training_from_scratch_is_recommended_only_if_its_lead_is_beyond_chance(
+    gain: float, *, is_recommended: bool
 ) -> None:
     control = variant_of("from_scratch", gain)
     priors = replace(PRIORS, variants=(*PRIORS.variants[:-1], control))
     ranked = recommend(profile_of(linear=0.5, svm=0.5), priors).recommendations
     assert max(ranked, key=lambda r: r.accuracy.mid).strategy == "from_scratch"
-    assert (ranked[0].strategy == "from_scratch") is is_advised
-    if not is_advised:
+    assert (ranked[0].strategy == "from_scratch") is is_recommended
+    if not is_recommended:
         assert ranked[1].strategy == "from_scratch"
         assert any("beyond chance" in reason for reason in ranked[1].reasons)

@@ -1,3 +1,5 @@
+"""Prediction with a saved classifier on files and folders."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,7 +24,7 @@ def saved(backbone: Backbone, tmp_path: Path) -> Path:
     return folder
 
 
-def test_every_image_gets_what_the_classifier_says_of_it_and_the_rest_a_reason(
+def test_readable_images_get_probabilities_and_unreadable_ones_a_reason(
     saved: Path, make_folder: Callable[..., Path]
 ) -> None:
     data = make_folder("data", 25)  # more than one batch
@@ -30,20 +32,20 @@ def test_every_image_gets_what_the_classifier_says_of_it_and_the_rest_a_reason(
     for path in bad:
         path.write_bytes(b"no image")
     paths = sorted(p for p in data.rglob("*.png") if p not in bad)
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
 
-    (found,) = predict(saved, [data], on_progress=lambda _, *counts: told.append(counts))
+    (found,) = predict(saved, [data], on_progress=lambda _, *counts: progress.append(counts))
 
     assert [path for path, _ in found.rows] == paths
     assert [s.path for s in found.skipped] == bad
-    assert told[-1][0] == 77
+    assert progress[-1][0] == 77
     expected = ImageClassifier.load(saved).predict_proba(paths)
     rows = [[dict(row)[name] for name in "abc"] for _, row in found.rows]
     np.testing.assert_allclose(rows, expected, atol=0.02)  # the pass may be in bfloat16
     assert all(row[0][1] >= row[1][1] >= row[2][1] for _, row in found.rows)
 
 
-def test_a_batch_without_a_readable_image_is_left_out(saved: Path, tmp_path: Path) -> None:
+def test_a_batch_without_a_readable_image_has_no_predictions(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
 
     (found,) = predict(saved, [tmp_path / "bad.png"], on_progress=ignore_progress)
@@ -52,7 +54,7 @@ def test_a_batch_without_a_readable_image_is_left_out(saved: Path, tmp_path: Pat
     assert [s.path.name for s in found.skipped] == ["bad.png"]
 
 
-def test_no_image_at_all_is_said(saved: Path, tmp_path: Path) -> None:
+def test_an_empty_folder_raises_an_error(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no image"):
         list(predict(saved, [tmp_path / "empty"], on_progress=ignore_progress))

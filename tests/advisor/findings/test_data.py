@@ -1,3 +1,5 @@
+"""Data findings: each is reported where its cause is present, and only there."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -5,7 +7,12 @@ import numpy as np
 import pytest
 
 from advisor.findings.data import check_data
-from advisor.findings.statistics import in_bins, predicts_label, suspect_labels, two_sample_test
+from advisor.findings.statistics import (
+    predicts_label,
+    quantile_bins,
+    suspect_labels,
+    two_sample_test,
+)
 from advisor.measure.probe_evidence import ProbeEvidence
 from advisor.types.advice import Finding
 from strategies.data.dataset import Dataset
@@ -22,30 +29,30 @@ def image(i: int, label: int, n_bytes: int | None = None, **changes: object) -> 
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def with_stats(split: Split, **changes: object) -> Split:
-    seen = ((p, p.stats) for p in split if p.stats is not None)
-    return tuple(replace(p, stats=replace(stats, **changes)) for p, stats in seen)  # type: ignore[arg-type]
+def change_stats(split: Split, **changes: object) -> Split:
+    inspected = ((p, p.stats) for p in split if p.stats is not None)
+    return tuple(replace(p, stats=replace(stats, **changes)) for p, stats in inspected)  # type: ignore[arg-type]
 
 
 def a_dataset(n: int = 60, **changes: object) -> Dataset:
-    """Make a dataset with nothing to remark."""
+    """Make a dataset without findings."""
     train = tuple(image(i, i % 2) for i in range(n))
     dataset = Dataset("d", Path("d"), ("cat", "dog"), train, (), None, "one folder per class")
     return replace(dataset, **changes)  # type: ignore[arg-type]
 
 
 def scores(labels: list[int], wrong: int = 0) -> np.ndarray:
-    """Make scores of a confident classifier that disputes the first few labels."""
+    """Make scores of a confident classifier that disagrees with the first `wrong` labels."""
     given = np.array(labels)
-    believed = np.where(np.arange(len(given)) < wrong, 1 - given, given)
-    return np.where(np.eye(2, dtype=bool)[believed], 3.0, -3.0)
+    predicted = np.where(np.arange(len(given)) < wrong, 1 - given, given)
+    return np.where(np.eye(2, dtype=bool)[predicted], 3.0, -3.0)
 
 
 def blobs(n: int, shift: float, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).normal(shift, 1, (n, 12))
 
 
-def plain_measures(dataset: Dataset) -> ProbeEvidence:
+def evidence_without_findings(dataset: Dataset) -> ProbeEvidence:
     split = dataset.fit_split
     return ProbeEvidence(
         input_px=224,
@@ -64,7 +71,7 @@ DATASET = a_dataset()
 FIRST, SECOND, THIRD = DATASET.train[0], DATASET.train[1], DATASET.train[2]
 LEAK = Leak("test", "train", 100, 3, 2, ("a = b",))
 
-FIRES: dict[str, tuple[Dataset, dict[str, object]]] = {
+CAUSES: dict[str, tuple[Dataset, dict[str, object]]] = {
     "TL001": (replace(DATASET, skipped=(Skipped(Path("x\n.jpg"), "empty file"),)), {}),
     "TL002": (replace(DATASET, pairs=(pair(FIRST, THIRD, exact=True),)), {}),
     "TL003": (replace(DATASET, pairs=(pair(FIRST, SECOND, exact=True),)), {}),
@@ -80,7 +87,7 @@ FIRES: dict[str, tuple[Dataset, dict[str, object]]] = {
         ),
         {},
     ),
-    "TL011": (replace(DATASET, train=with_stats(DATASET.train, is_grey=True)), {}),
+    "TL011": (replace(DATASET, train=change_stats(DATASET.train, is_grey=True)), {}),
     "TL012": (
         replace(
             DATASET,
@@ -89,12 +96,14 @@ FIRES: dict[str, tuple[Dataset, dict[str, object]]] = {
         {},
     ),
     "TL013": (
-        replace(DATASET, train=DATASET.train[1:] + with_stats(DATASET.train[:1], contrast=2)),
+        replace(DATASET, train=DATASET.train[1:] + change_stats(DATASET.train[:1], contrast=2)),
         {},
     ),
     "TL014": (DATASET, {"test_features": blobs(80, 0.6, 1)}),
     "TL015": (
-        replace(DATASET, train=DATASET.train[::2] + with_stats(DATASET.train[1::2], format="PNG")),
+        replace(
+            DATASET, train=DATASET.train[::2] + change_stats(DATASET.train[1::2], format="PNG")
+        ),
         {},
     ),
     "TL016": (replace(DATASET, alike=(("Cat", "cat"),)), {}),
@@ -102,17 +111,17 @@ FIRES: dict[str, tuple[Dataset, dict[str, object]]] = {
 
 
 def findings(dataset: Dataset, changes: dict[str, object]) -> list[Finding]:
-    measured = replace(plain_measures(dataset), **changes)  # type: ignore[arg-type]
-    return list(check_data(dataset, measured))
+    evidence = replace(evidence_without_findings(dataset), **changes)  # type: ignore[arg-type]
+    return list(check_data(dataset, evidence))
 
 
-def test_nothing_is_said_of_plain_data() -> None:
+def test_clean_data_has_no_findings() -> None:
     assert findings(DATASET, {}) == []
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_each_finding_fires_alone(code: str) -> None:
-    dataset, changes = FIRES[code]
+def test_each_cause_gives_exactly_its_own_finding(code: str) -> None:
+    dataset, changes = CAUSES[code]
     found = findings(dataset, changes)
     expected = {"TL012": ["TL012"], "TL015": ["TL015"]}.get(code, [code])
     assert [f.code for f in found] == expected
@@ -140,29 +149,29 @@ def test_each_finding_fires_alone(code: str) -> None:
             replace(DATASET, train=tuple(replace(p, height_px=112) for p in DATASET.train)),
             {},
         ),
-        ("TL010", FIRES["TL010"][0], {"input_px": 64}),
+        ("TL010", CAUSES["TL010"][0], {"input_px": 64}),
         (
             "TL011",
             replace(
-                DATASET, train=DATASET.train[2:] + with_stats(DATASET.train[:2], is_grey=True)
+                DATASET, train=DATASET.train[2:] + change_stats(DATASET.train[:2], is_grey=True)
             ),
             {},
         ),
         ("TL012", replace(DATASET, train=(replace(FIRST, width_px=900), *DATASET.train[1:])), {}),
-        ("TL013", replace(DATASET, train=with_stats(DATASET.train, contrast=8)), {}),
+        ("TL013", replace(DATASET, train=change_stats(DATASET.train, contrast=8)), {}),
         ("TL014", DATASET, {"test_features": None}),
         ("TL014", DATASET, {"test_features": blobs(80, 0.02, 3)}),
-        ("TL015", replace(DATASET, train=with_stats(DATASET.train, format="PNG")), {}),
+        ("TL015", replace(DATASET, train=change_stats(DATASET.train, format="PNG")), {}),
         (
             "TL015",
             replace(
-                DATASET, train=DATASET.train[:30] + with_stats(DATASET.train[30:], format="PNG")
+                DATASET, train=DATASET.train[:30] + change_stats(DATASET.train[30:], format="PNG")
             ),
             {},
         ),
     ],
 )
-def test_a_finding_does_not_fire_without_cause(
+def test_there_is_no_finding_without_its_cause(
     code: str, dataset: Dataset, changes: dict[str, object]
 ) -> None:
     assert code not in [f.code for f in findings(dataset, changes)]
@@ -189,11 +198,11 @@ def test_one_class_is_an_issue() -> None:
 
 
 @pytest.mark.parametrize("what", ["resolution", "colour", "file size", "file format"])
-def test_shortcuts_of_every_kind_are_named(what: str) -> None:
+def test_every_kind_of_shortcut_is_named(what: str) -> None:
     cats, dogs = DATASET.train[::2], DATASET.train[1::2]
     changed = {
         "resolution": tuple(replace(p, width_px=301) for p in dogs),
-        "colour": with_stats(dogs, is_grey=True),
+        "colour": change_stats(dogs, is_grey=True),
         "file size": tuple(image(i, 1, n_bytes=50_000 + i) for i in range(30)),
         "file format": tuple(replace(p, path=p.path.with_suffix(".png")) for p in dogs),
     }
@@ -202,7 +211,7 @@ def test_shortcuts_of_every_kind_are_named(what: str) -> None:
     assert what in found[0].title
 
 
-def test_doubtful_labels_are_listed_most_suspicious_first() -> None:
+def test_suspicious_labels_are_ranked_most_suspicious_first() -> None:
     labels = np.zeros(40, dtype=np.int64)
     logits = np.tile([5.0, 0.0], (40, 1))
     logits[[7, 3, 9]] = [[0, 9], [0, 6], [0, 1]]
@@ -213,7 +222,7 @@ def test_doubtful_labels_are_listed_most_suspicious_first() -> None:
     assert found.odds[7] > found.odds[3] > 9 > found.odds[9] > 1 > found.odds[0]
 
 
-def test_two_samples_of_one_kind_are_not_told_apart() -> None:
+def test_samples_of_the_same_distribution_are_not_separated() -> None:
     p_values = [
         two_sample_test(blobs(60, 0, 2 * s), blobs(90, 0, 2 * s + 1), s).p_value for s in range(40)
     ]
@@ -222,20 +231,20 @@ def test_two_samples_of_one_kind_are_not_told_apart() -> None:
     assert two_sample_test(blobs(3, 0, 0), blobs(90, 9, 1), 0).p_value == 1.0
 
 
-def test_more_features_than_images_are_no_trouble() -> None:
+def test_the_two_sample_test_works_with_more_features_than_images() -> None:
     rng = np.random.default_rng(0)
     first, second = rng.normal(size=(40, 300)), rng.normal(size=(40, 300))
     assert two_sample_test(first, second, 0).p_value > 1e-3
     assert two_sample_test(first, second + 0.3, 0).auc > 0.8
 
 
-def test_a_value_of_its_own_for_every_image_predicts_nothing() -> None:
+def test_unique_values_predict_no_label() -> None:
     labels = np.arange(100) % 4
     assert predicts_label(list(range(100)), labels, 0).p_value > 0.01
     assert predicts_label(labels.tolist(), labels, 0).accuracy == 1.0
 
 
 def test_equal_values_share_a_bin() -> None:
-    bins = in_bins([1.0] * 50 + [2.0] * 3 + list(range(3, 50)))
+    bins = quantile_bins([1.0] * 50 + [2.0] * 3 + list(range(3, 50)))
     assert len(set(bins[:50])) == 1
-    assert in_bins([5.0] * 9) == [0] * 9
+    assert quantile_bins([5.0] * 9) == [0] * 9

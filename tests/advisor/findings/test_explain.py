@@ -1,4 +1,4 @@
-"""Every code that a check can emit has a page, and every page a check that emits it."""
+"""Every code that a rule emits has an explanation, and every explanation a rule."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ CODE = re.compile(r"TL\d{3}")
 
 
 def emitted() -> set[str]:
-    """All codes that stand as a string of their own in the program."""
+    """All codes that are string constants in the program."""
     codes = set()
     for path in (ROOT / "advisor").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -23,24 +23,24 @@ def emitted() -> set[str]:
     return codes
 
 
-def test_codes_and_pages_are_the_same() -> None:
+def test_emitted_codes_and_explanations_are_the_same() -> None:
     assert len(emitted()) >= 17
     assert set(explanations()) == emitted()
 
 
 @pytest.mark.parametrize("code", explanations())
-def test_a_page_says_what_it_means_and_what_to_do(code: str) -> None:
+def test_an_explanation_has_a_meaning_and_an_action(code: str) -> None:
     page = explanation(code)
     assert page.startswith(f"## {code}: ")
     assert "**Means.**" in page
     assert "**Do.**" in page
 
 
-def test_pages_stand_in_the_order_of_their_codes() -> None:
+def test_explanations_are_in_the_order_of_their_codes() -> None:
     headings = re.findall(r"^## (TL\d{3})", PAGES.read_text(), re.MULTILINE)
     assert headings == sorted(set(headings))
 
 
-def test_an_unknown_code_is_refused_with_the_nearest() -> None:
+def test_an_unknown_code_is_an_error_that_suggests_the_nearest() -> None:
     with pytest.raises(TransferError, match="Did you mean TL009"):
         explanation("TL0009")

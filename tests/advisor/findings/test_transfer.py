@@ -1,4 +1,4 @@
-"""Findings about transfer: each fires where its cause was made, and not beside it."""
+"""Transfer findings: each is reported where its cause is present, and only there."""
 
 from dataclasses import replace
 from typing import Any
@@ -50,13 +50,13 @@ NEAR: dict[str, Any] = {
 }
 
 
-def test_nothing_is_said_of_a_near_domain_that_the_features_suit() -> None:
+def test_a_near_domain_with_good_features_has_no_findings() -> None:
     near = profile_of(**NEAR)
     assert codes(near) == {}
     assert codes(replace(near, similarity=with_head(0.9, -0.5))) == {}
 
 
-def test_features_no_better_than_guessing_are_an_issue() -> None:
+def test_features_at_chance_are_an_issue() -> None:
     assert codes(profile_of(**NEAR | {"linear": 0.1, "svm": 0.1}))["TL201"] == "issue"
 
 
@@ -68,11 +68,11 @@ def test_features_no_better_than_guessing_are_an_issue() -> None:
         (Interval(-0.01, 0.015, 0.04), "tip"),
     ],
 )
-def test_random_weights_that_do_as_well_are_remarked(gain: Interval, severity: str) -> None:
+def test_random_weights_that_do_as_well_are_reported(gain: Interval, severity: str) -> None:
     assert codes(profile_of(**NEAR | {"transfer_gain": gain}))["TL202"] == severity
 
 
-def test_a_few_images_raise_no_alarm() -> None:
+def test_a_few_images_are_not_enough_for_a_finding() -> None:
     gain = Interval(-0.21, -0.03, 0.14)
     assert codes(profile_of(**NEAR | {"transfer_gain": gain})) == {}
     few = {"linear": 0.57, "svm": 0.57, "n_per_class": 5, "n_classes": 2}
@@ -83,7 +83,7 @@ def wide_probes() -> tuple[ProbeResult, ...]:
     return tuple(probe(d, "softmax", 0.57, n=10) for d in (3, 0))
 
 
-def test_a_wide_interval_around_a_clear_gain_is_no_warning() -> None:
+def test_a_wide_interval_around_a_clear_gain_has_no_findings() -> None:
     assert codes(profile_of(**NEAR | {"transfer_gain": Interval(-0.05, 0.15, 0.35)})) == {}
 
 
@@ -104,7 +104,7 @@ def alternative(lead: float) -> AlternativeBackbone:
     )
 
 
-def test_a_measured_alternative_goes_before_every_guess_at_the_cause() -> None:
+def test_a_measured_alternative_takes_precedence_over_other_causes() -> None:
     harmed = profile_of(**NEAR | {"transfer_gain": Interval(-0.3, -0.2, -0.1)})
     far = replace(harmed, similarity=similarity_of(0.1))
 
@@ -114,10 +114,10 @@ def test_a_measured_alternative_goes_before_every_guess_at_the_cause() -> None:
     assert "--backbone embedded" in worse["TL202"].action
     assert "--backbone embedded" in worse["TL209"].action
 
-    no_better = {f.code: f for f in findings(replace(far, alternative=alternative(0.02)))}
-    assert "TL209" not in no_better
-    assert "too far" in no_better["TL202"].detail
-    assert "--backbone embedded" not in no_better["TL202"].action
+    not_better = {f.code: f for f in findings(replace(far, alternative=alternative(0.02)))}
+    assert "TL209" not in not_better
+    assert "too far" in not_better["TL202"].detail
+    assert "--backbone embedded" not in not_better["TL202"].action
 
 
 def risks(**probability: float) -> tuple[TransferRisk, ...]:
@@ -125,12 +125,12 @@ def risks(**probability: float) -> tuple[TransferRisk, ...]:
     return tuple(TransferRisk(name, p, gain) for name, p in probability.items())
 
 
-def test_scratch_is_warned_of_by_strategy() -> None:
+def test_the_risk_of_losing_to_scratch_is_reported_by_strategy() -> None:
     near = profile_of(**NEAR)
 
     def found(**probability: float) -> Finding | None:
-        said = check_transfer(near, TransferContext(PRIOR, risks(**probability)))
-        return next((f for f in said if f.code == "TL208"), None)
+        reported = check_transfer(near, TransferContext(PRIOR, risks(**probability)))
+        return next((f for f in reported if f.code == "TL208"), None)
 
     assert found(linear_probe=0.1, full_fine_tune=0.05) is None
     probe_only = found(linear_probe=0.7, full_fine_tune=0.1)
@@ -144,14 +144,14 @@ def test_scratch_is_warned_of_by_strategy() -> None:
     assert "from_scratch" in every.action
 
 
-def test_the_risk_falls_with_the_gain_and_leans_on_what_is_prior() -> None:
+def test_the_risk_falls_with_the_gain_and_is_shrunk_to_the_prior() -> None:
     risks = [risk_of_harm(Interval(g - 0.1, g, g + 0.1), PRIOR) for g in (-0.2, -0.1, 0.0, 0.2)]
     assert risks == sorted(risks, reverse=True)
     assert risks[0] > 0.9
     assert risks[3] < 0.01
-    sure = risk_of_harm(Interval(-0.11, -0.1, -0.09), PRIOR)
-    unsure = risk_of_harm(Interval(-0.5, -0.1, 0.3), PRIOR)
-    assert unsure < 0.5 < 0.99 < sure
+    precise = risk_of_harm(Interval(-0.11, -0.1, -0.09), PRIOR)
+    noisy = risk_of_harm(Interval(-0.5, -0.1, 0.3), PRIOR)
+    assert noisy < 0.5 < 0.99 < precise
 
 
 def test_a_middle_depth_that_is_clearly_better_is_named() -> None:
@@ -169,7 +169,7 @@ def test_a_middle_depth_that_is_clearly_better_is_named() -> None:
     assert "depth 2" in found.action
 
 
-def test_an_old_head_that_says_nothing_of_the_labels_is_remarked() -> None:
+def test_a_pretrained_head_that_does_not_explain_the_labels_is_reported() -> None:
     unrelated = profile_of(**NEAR)
     assert relatedness(replace(unrelated, similarity=with_head(0.4, -2.303))) == pytest.approx(
         0, abs=1e-3
@@ -178,7 +178,7 @@ def test_an_old_head_that_says_nothing_of_the_labels_is_remarked() -> None:
     assert relatedness(unrelated) is None
 
 
-def test_foreign_statistics_are_remarked_only_far_away() -> None:
+def test_bn_statistics_that_do_not_fit_are_reported_only_for_far_domains() -> None:
     def shifted(score: float, nats: float) -> Profile:
         depths = (exactly(0.05), exactly(nats), exactly(0.05))
         similarity = replace(similarity_of(score), per_depth=depths)
@@ -189,7 +189,7 @@ def test_foreign_statistics_are_remarked_only_far_away() -> None:
     assert "TL205" not in codes(shifted(0.2, 0.1))
 
 
-def test_thumbnails_that_do_as_well_as_the_network_are_remarked() -> None:
+def test_thumbnails_that_do_as_well_as_the_network_are_reported() -> None:
     assert (
         codes(profile_of(**NEAR | {"pixel_probe": Interval(0.88, 0.91, 0.94)}))["TL206"] == "tip"
     )
@@ -199,8 +199,11 @@ def test_thumbnails_that_do_as_well_as_the_network_are_remarked() -> None:
     assert "TL206" not in codes(profile_of(**NEAR | at_chance))
 
 
-def test_more_images_are_asked_for_only_where_the_curve_is_sure() -> None:
+def test_more_images_are_suggested_only_if_the_curve_clearly_rises() -> None:
     rising = replace(profile_of(**NEAR), curve=curve_of(0.7, 0.74, n_per_class=30))
     found = {f.code: f for f in findings(rising)}
-    assert "About 15 more per class would buy the probe 2 points" in found["TL207"].detail
+    assert (
+        "About 15 more images per class would raise the linear probe's accuracy by 2 points"
+        in found["TL207"].detail
+    )
     assert "TL207" not in codes(replace(rising, curve=curve_of(0.7, 0.705)))

@@ -1,7 +1,7 @@
-"""What the golden tests pin: decisions, advice and runs as plain values, without their wording.
+"""Records for the golden tests: decisions, advice and runs as plain values, without wording.
 
-``python -m tests.advisor.golden.behaviour`` writes decisions and advice again after a change that
-is meant.
+``python -m tests.advisor.golden.behaviour`` writes decisions and advice again after an intended
+change.
 """
 
 import importlib
@@ -40,7 +40,7 @@ def golden(name: str) -> Any:
 
 
 def decisions() -> Iterator[tuple[str, Record]]:
-    """Yield what is decided for every profile of the benchmarks, with today's priors."""
+    """Yield the decision for every dataset profile of the benchmarks, with the current priors."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
         profiles = importlib.import_module("rows").read_profiles()
@@ -56,27 +56,28 @@ def decisions() -> Iterator[tuple[str, Record]]:
 
 
 def decision_record(decision: Decision | Advice) -> Record:
-    """Return order, accuracies, hyperparameters and place of a decision."""
-    place = decision.quadrant
+    """Return order, accuracies, hyperparameters and quadrant of a decision."""
+    quadrant = decision.quadrant
     return {
         "recommended": [
             [r.strategy, *_interval(r.accuracy), dict(r.hyperparameters)]
             for r in decision.recommendations
         ],
         "rejected": sorted(r.strategy for r in decision.rejections),
-        "quadrant": [place.size, place.domain, place.rule, *place.candidates],
+        "quadrant": [quadrant.size, quadrant.domain, quadrant.rule, *quadrant.candidates],
     }
 
 
 def write_dataset(name: str, folder: Path) -> Path:
-    """Write class folders of small images that come with a dependency, or are drawn here."""
+    """Write class folders of small images, from scikit-learn or generated here."""
     if name == "stripes":
         return write_folder(folder, N_PER_CLASS)
     if name == "digits":
         found = load_digits()
-        of_class = {str(d): found.images[found.target == d][:N_PER_CLASS] for d in range(4)}
+        by_class = {str(d): found.images[found.target == d][:N_PER_CLASS] for d in range(4)}
         images = {
-            k: [_on_paper(image, i) for i, image in enumerate(v)] for k, v in of_class.items()
+            k: [_coloured_digit(image, i) for i, image in enumerate(v)]
+            for k, v in by_class.items()
         }
     else:
         images = {
@@ -91,8 +92,8 @@ def write_dataset(name: str, folder: Path) -> Path:
     return folder
 
 
-def _on_paper(digit: Any, seed: int) -> Any:
-    """Enlarge a digit of 8 px to 48 px, in some colour on noise: no two are near-duplicates."""
+def _coloured_digit(digit: Any, seed: int) -> Any:
+    """Enlarge a digit from 8 to 48 px, in a random colour on noise: none are near-duplicates."""
     rng = np.random.default_rng(seed)
     noise = rng.normal(90, 25, (48, 48, 3))
     ink = np.kron(digit / 16, np.ones((6, 6)))[..., None] * rng.uniform(60, 140, 3)
@@ -100,7 +101,7 @@ def _on_paper(digit: Any, seed: int) -> Any:
 
 
 def _crops(photo: Any) -> Iterator[Any]:
-    """Yield crops of 64 px from anywhere in a photo."""
+    """Yield random crops of 64 px from a photo."""
     rng = np.random.default_rng(0)
     for _ in range(N_PER_CLASS):
         top, left = (rng.integers(side - 64) for side in photo.shape[:2])
@@ -108,7 +109,7 @@ def _crops(photo: Any) -> Iterator[Any]:
 
 
 def prepared(folder: Path, cache: Path, *, pilot: bool) -> Prepared:
-    """Read a dataset as the golden advice does: full precision, costs without weight."""
+    """Load a dataset with the golden advice's options: on the CPU, and only accuracy counts."""
     options = Options(
         input_px=64,
         cache_dir=cache,
@@ -120,12 +121,12 @@ def prepared(folder: Path, cache: Path, *, pilot: bool) -> Prepared:
 
 
 def in_full_precision(device: torch.device) -> torch.dtype:
-    """Take the place of what chooses a precision for a processor."""
+    """Replace `choose_precision`: always float32."""
     return torch.float32
 
 
 def advice_record(advice: Advice) -> Record:
-    """Return all numbers of an advice that are no times, and which findings it has."""
+    """Return all numbers of an advice except times, and its finding codes."""
     profile = advice.profile
     similarity = profile.similarity
     return {
@@ -146,7 +147,7 @@ def advice_record(advice: Advice) -> Record:
 
 
 def trial_record(trial: TrialRecord) -> Record:
-    """Return a trial without its time and the wording of its reason."""
+    """Return a trial without its seconds and without the wording of its reason."""
     return {
         "number": trial.number,
         "strategy": trial.strategy,
@@ -161,23 +162,23 @@ def _interval(interval: Any) -> list[float]:
 
 
 def write(name: str, record: object) -> None:
-    """Write a golden file, one entry a line."""
+    """Write a golden file, one entry per line."""
     lines = json.dumps(record, separators=(",", ":"), sort_keys=True)
     text = lines.replace('},"', '},\n"').replace("},{", "},\n{")
     (HERE / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    """Write decisions and advice; a run's test writes its own where `WRITE_GOLDEN` is set."""
+    """Write decisions and advice; the test of the run writes its own if `WRITE_GOLDEN` is set."""
     import tempfile
 
     write("decisions", dict(decisions()))
     context.choose_precision = in_full_precision
     found = {}
     for name in DATASETS:
-        with tempfile.TemporaryDirectory() as place:
-            folder = write_dataset(name, Path(place) / "data" / name)
-            p = prepared(folder, Path(place) / "cache", pilot=False)
+        with tempfile.TemporaryDirectory() as root:
+            folder = write_dataset(name, Path(root) / "data" / name)
+            p = prepared(folder, Path(root) / "cache", pilot=False)
             found[name] = advice_record(advise_on(p))
     write("advice", found)
 

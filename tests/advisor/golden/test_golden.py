@@ -1,4 +1,4 @@
-"""Behaviour that a change of names or places must not touch."""
+"""Golden tests: decisions, advice and runs stay the same when code is renamed or moved."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ from tests.advisor.searching import Runner
 ORDER_KEYS = ("rejected", "quadrant", "n", "findings", "quarantined", "pilot")
 
 
-def test_every_profile_of_the_benchmarks_leads_to_the_same_decision() -> None:
+def test_every_benchmark_profile_leads_to_the_same_decision() -> None:
     known = behaviour.golden("decisions")
     found = dict(behaviour.decisions())
     assert found.keys() == known.keys()
@@ -54,7 +54,7 @@ def test_small_datasets_get_the_same_advice(
     assert found["risks"] == pytest.approx(known["risks"], abs=0.02)
 
 
-def test_a_run_of_so_many_trials_has_the_same_trials_and_the_same_best(run: Runner) -> None:
+def test_a_run_with_a_number_of_trials_has_the_same_trials_and_the_same_best(run: Runner) -> None:
     found = run(max_trials=4)
     if "WRITE_GOLDEN" in os.environ:
         trials = [behaviour.trial_record(t) for t in found.trials]
@@ -63,7 +63,9 @@ def test_a_run_of_so_many_trials_has_the_same_trials_and_the_same_best(run: Runn
 
 
 @pytest.mark.parametrize("killed_after", [1, 3])
-def test_a_run_that_was_killed_and_resumed_is_the_same_run(killed_after: int, run: Runner) -> None:
+def test_a_killed_and_resumed_run_has_the_same_trials_and_the_same_best(
+    killed_after: int, run: Runner
+) -> None:
     def die(event: Any) -> None:
         if event.kind == "ended" and event.number == killed_after - 1:
             raise SystemExit
@@ -72,7 +74,7 @@ def test_a_run_that_was_killed_and_resumed_is_the_same_run(killed_after: int, ru
     object.__setattr__(search, "on_event", die)
     with pytest.raises(SystemExit):
         search.run()
-    found = run.resumed(4)
+    found = run.resume(4)
     assert_same_run([*found.trials], found.best)
 
 

@@ -1,11 +1,11 @@
-"""Nearest neighbours."""
+"""k-nearest-neighbour accuracy."""
 
 import numpy as np
 
 from advisor.measure.knn import knn_accuracy
 
 
-def test_classes_that_lie_apart_are_told_and_noise_is_not() -> None:
+def test_separated_classes_are_classified_and_noise_is_at_chance() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(4), 25)
     folds = np.arange(100) % 5
@@ -16,7 +16,7 @@ def test_classes_that_lie_apart_are_told_and_noise_is_not() -> None:
     assert chance.low < 0.25 < chance.high + 0.1
 
 
-def test_neighbours_of_the_own_fold_have_no_vote() -> None:
+def test_neighbours_in_the_same_fold_have_no_vote() -> None:
     x = np.repeat(np.random.default_rng(1).normal(size=(20, 8)), 2, axis=0)
     labels = np.repeat(np.arange(20) % 2, 2)
     together = np.repeat(np.arange(20), 2) % 5

@@ -1,11 +1,11 @@
-"""The learning curve: measured where there are images, careful where there are none."""
+"""Learning curve: measured on subsamples and extrapolated by a power law."""
 
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from advisor.measure.learning_curve import Point, exponent, learning_curve
+from advisor.measure.learning_curve import Point, learning_curve, power_law_exponent
 from advisor.types.profile import LearningCurve
 from strategies.core.metrics import proportion
 
@@ -28,28 +28,28 @@ def test_accuracy_is_measured_from_few_images_to_many() -> None:
     assert curve.measured[2][1].mid > curve.measured[0][1].mid
 
 
-def test_a_subsample_that_would_lack_a_class_is_left_out() -> None:
+def test_a_subsample_without_images_of_a_class_is_skipped() -> None:
     curve = curve_of(5, 3.0)
     assert all(n >= 1 for n, _ in curve.measured)
     assert curve.measured[-1][0] == 4
 
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 6.0])
-def test_what_is_extrapolated_never_falls_and_never_exceeds_one(spread: float) -> None:
+def test_the_extrapolation_never_falls_and_never_exceeds_one(spread: float) -> None:
     curve = curve_of(40, spread)
-    found = [curve.measured[-1][1].mid, *(a.mid for _, a in curve.extrapolated)]
-    assert all(later >= earlier for earlier, later in pairwise(found))
+    accuracies = [curve.measured[-1][1].mid, *(a.mid for _, a in curve.extrapolated)]
+    assert all(later >= earlier for earlier, later in pairwise(accuracies))
     assert all(a.high <= 1 for _, a in curve.extrapolated)
 
 
-def test_the_exponent_of_an_exact_power_law_is_found() -> None:
+def test_the_exponent_of_an_exact_power_law_is_estimated() -> None:
     points = [Point(n, proportion(1 - 0.9 * n**-0.5, 1e5)) for n in (10, 20, 40, 80)]
-    slope, sd = exponent(points)
+    slope, sd = power_law_exponent(points)
     assert slope == pytest.approx(0.5, abs=2 * sd)
     assert slope > 0.4
 
 
-def test_images_that_belong_together_are_learnt_together() -> None:
+def test_a_group_of_images_is_not_split_between_training_and_evaluation() -> None:
     labels = np.tile([0, 1], 40)
     groups = np.repeat(np.arange(20), 4)
     x = np.random.default_rng(0).normal(size=(80, 5)).astype(np.float32)

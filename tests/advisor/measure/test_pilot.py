@@ -1,12 +1,13 @@
-"""The pilot: fair, small, and only where it can change something."""
+"""Pilot: a fair, small comparison, run only if it can change the decision."""
 
 from dataclasses import replace
 
 import pytest
 
-import advisor.measure.pilot as module
 from advisor.decide.recommend import recommend
+from advisor.measure import pilot as pilot_module
 from advisor.measure.pilot import pilot_seconds, run_pilot, why_no_pilot
+from advisor.types.options import PilotMode
 from advisor.types.profile import Profile
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
@@ -17,8 +18,8 @@ from tests.advisor.profiles import priors_by_hand, profile_of
 NO_LIMIT = float("inf")
 
 
-def against(
-    mode: module.PilotMode, profile: Profile, seconds_left: float, gmacs: float = 0.4
+def reason_against(
+    mode: PilotMode, profile: Profile, seconds_left: float, gmacs: float = 0.4
 ) -> str | None:
     decision = recommend(profile, priors_by_hand())
     return why_no_pilot(mode, decision, profile, gmacs, seconds_left)
@@ -27,77 +28,79 @@ def against(
 QUICK = profile_of(linear=0.7, svm=0.7, ms_per_image=1.0, passes_per_trained_image=4.0)
 
 
-def test_a_pilot_runs_where_fine_tuning_may_win_and_it_is_cheap() -> None:
-    assert against("auto", QUICK, NO_LIMIT) is None
-    assert against("auto", QUICK, 600.0) is None
+def test_a_pilot_is_run_where_fine_tuning_may_win_and_the_pilot_is_cheap() -> None:
+    assert reason_against("auto", QUICK, NO_LIMIT) is None
+    assert reason_against("auto", QUICK, 600.0) is None
 
 
-def test_no_pilot_where_it_is_dear_against_the_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "STEPS", 150)  # as a user has it
-    assert "share of the time" in str(against("auto", QUICK, 5.0))
+def test_no_pilot_where_it_exceeds_its_share_of_the_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pilot_module, "STEPS", 150)  # the default, which conftest.py reduces
+    assert "share of the time" in str(reason_against("auto", QUICK, 5.0))
     slow = replace(QUICK, ms_per_image=100.0)
     assert pilot_seconds(slow) > pilot_seconds(QUICK)
-    assert "--pilot on" in str(against("auto", slow, 600.0))
-    assert against("on", slow, 600.0) is None
+    assert "--pilot on" in str(reason_against("auto", slow, 600.0))
+    assert reason_against("on", slow, 600.0) is None
 
 
-def test_without_a_limit_the_size_of_the_network_decides_and_not_how_busy_the_machine_is() -> None:
+def test_without_a_time_limit_the_network_size_decides_and_not_the_load_of_the_machine() -> None:
     busy = replace(QUICK, ms_per_image=100.0, passes_per_trained_image=9.0, build_s=30.0)
-    assert against("auto", busy, NO_LIMIT) is None
-    assert "too large" in str(against("auto", QUICK, NO_LIMIT, gmacs=20.0))
-    assert against("on", QUICK, NO_LIMIT, gmacs=20.0) is None
+    assert reason_against("auto", busy, NO_LIMIT) is None
+    assert "too large" in str(reason_against("auto", QUICK, NO_LIMIT, gmacs=20.0))
+    assert reason_against("on", QUICK, NO_LIMIT, gmacs=20.0) is None
 
 
-def test_no_pilot_where_it_cannot_turn_the_advice() -> None:
+def test_no_pilot_where_it_cannot_change_the_advice() -> None:
     certain = replace(QUICK, probes=profile_of(linear=1.0).probes)
     certain = replace(certain, layer_svm=profile_of(svm=1.0).layer_svm)
-    assert "not expected" in str(against("auto", certain, NO_LIMIT))
+    assert "not expected" in str(reason_against("auto", certain, NO_LIMIT))
 
 
-def test_no_pilot_where_it_is_not_wanted_or_could_tell_nothing() -> None:
-    assert "--pilot off" in str(against("off", QUICK, NO_LIMIT))
-    assert "fewer than" in str(against("on", replace(QUICK, n=20), NO_LIMIT))
+def test_no_pilot_where_it_is_disabled_or_its_result_would_be_uncertain() -> None:
+    assert "--pilot off" in str(reason_against("off", QUICK, NO_LIMIT))
+    assert "fewer than" in str(reason_against("on", replace(QUICK, n=20), NO_LIMIT))
     refused = replace(QUICK, inapplicable={"full_fine_tune": "no"})
-    assert "does not apply" in str(against("on", refused, NO_LIMIT))
+    assert "does not apply" in str(reason_against("on", refused, NO_LIMIT))
 
 
-def test_both_sides_learn_from_the_same_images_and_are_judged_on_others(
+def test_all_strategies_are_trained_on_the_same_images_and_evaluated_on_others(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "STEPS", 2)
-    monkeypatch.setattr(module, "FEWEST", 10)
-    monkeypatch.setattr(module, "MAX_INPUT_PX", 32)
+    monkeypatch.setattr(pilot_module, "STEPS", 2)
+    monkeypatch.setattr(pilot_module, "FEWEST", 10)
+    monkeypatch.setattr(pilot_module, "MAX_INPUT_PX", 32)
     dataset = small_dataset.hide_test()
-    learnt, judged = module._halves(dataset, seed=0)
-    assert not {p.path for p in learnt} & {p.path for p in judged}
-    assert {p.label for p in learnt} == {0, 1, 2}
+    train, evaluated = pilot_module._halves(dataset, seed=0)
+    assert not {p.path for p in train} & {p.path for p in evaluated}
+    assert {p.label for p in train} == {0, 1, 2}
     epochs: list[int] = []
-    watched = replace(ctx, on_epoch=lambda epoch, accuracy: epochs.append(epoch))
-    pilot = run_pilot(dataset, backbone, watched, {"lr": 1e-4}, any_size=True)
+    counting = replace(ctx, on_epoch=lambda epoch, accuracy: epochs.append(epoch))
+    pilot = run_pilot(dataset, backbone, counting, {"lr": 1e-4}, any_size=True)
     assert pilot is not None
-    assert (pilot.n_train, pilot.n_judged) == (len(learnt), len(judged))
+    assert (pilot.n_train, pilot.n_judged) == (len(train), len(evaluated))
     assert pilot.hyperparameters == {"lr": 1e-4, "steps": 2}
     assert pilot.gain.low <= pilot.gain.mid <= pilot.gain.high
     assert -1 <= pilot.svm_gain.low <= pilot.svm_gain.high <= 1
-    for told in (pilot.loss_gain, pilot.svm_loss_gain):
-        assert told.low <= told.mid <= told.high
+    for gain in (pilot.loss_gain, pilot.svm_loss_gain):
+        assert gain.low <= gain.mid <= gain.high
     assert epochs == []
     late = replace(ctx, deadline_s=0.0)
     with pytest.raises(OutOfTime):
         run_pilot(dataset, backbone, late, {"lr": 1e-4}, any_size=True)
 
 
-def test_too_few_images_make_no_pilot(
+def test_with_too_few_images_there_is_no_pilot(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     few = replace(small_dataset.hide_test(), train=small_dataset.train[:9], val=())
     assert run_pilot(few, backbone, ctx, {}, any_size=True) is None
 
 
-def test_where_nearly_every_class_has_one_image_there_is_nothing_to_judge(
+def test_there_is_no_pilot_if_nearly_every_class_has_a_single_image(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FEWEST", 3)
+    monkeypatch.setattr(pilot_module, "FEWEST", 3)
     one_each = {p.label: p for p in small_dataset.train}
-    lonely = replace(small_dataset.hide_test(), train=tuple(one_each.values()), val=())
-    assert run_pilot(lonely, backbone, ctx, {}, any_size=True) is None
+    singles = replace(small_dataset.hide_test(), train=tuple(one_each.values()), val=())
+    assert run_pilot(singles, backbone, ctx, {}, any_size=True) is None

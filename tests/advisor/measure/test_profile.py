@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from advisor.measure import profile
+from advisor.measure import profile as profile_module
 from advisor.measure.profile import N_TIMED, measure
 from strategies.core.context import RunContext
 from strategies.data.dataset import load_dataset
 from strategies.models.backbone import Backbone
 
 
-def test_under_a_time_limit_no_more_is_measured_than_a_part_of_it_allows(
+def test_under_a_time_limit_the_sample_is_reduced_to_fit_into_its_share_of_the_time(
     make_folder: Callable[..., Path],
     backbone: Backbone,
     ctx: RunContext,
@@ -27,7 +27,7 @@ def test_under_a_time_limit_no_more_is_measured_than_a_part_of_it_allows(
     assert measure(dataset, small, hurried).n_measured == every
     assert not notes
 
-    monkeypatch.setattr(profile, "EVIDENCE_SHARE", 1e-9)
+    monkeypatch.setattr(profile_module, "EVIDENCE_SHARE", 1e-9)
     few = measure(dataset, small, hurried).n_measured
     assert few == pytest.approx(N_TIMED, abs=2)
     assert few < every

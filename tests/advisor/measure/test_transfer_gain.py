@@ -7,7 +7,7 @@ from strategies.core.metrics import Interval
 CLASSES = ("ant", "bee", "wasp")
 
 
-def test_a_classifier_that_beats_its_control_has_gained() -> None:
+def test_a_classifier_better_than_its_control_has_a_positive_transfer_gain() -> None:
     labels = np.repeat([0, 1, 2], 50)
     hits, control = np.ones(150, dtype=bool), labels != 0
 
@@ -18,7 +18,7 @@ def test_a_classifier_that_beats_its_control_has_gained() -> None:
     assert [c.sure for c in found.per_class] == [True, False, False]
 
 
-def test_a_classifier_that_loses_to_its_control_has_transferred_negatively() -> None:
+def test_a_classifier_worse_than_its_control_shows_negative_transfer() -> None:
     labels = np.repeat([0, 1], 50)
     hits, control = labels == 0, np.ones(100, dtype=bool)
 
@@ -39,22 +39,22 @@ def test_a_classifier_that_loses_to_its_control_has_transferred_negatively() -> 
     ],
 )
 def test_the_verdict_claims_no_more_than_the_interval(interval: Interval, word: str) -> None:
-    assert verdict(interval, learnt=True) == word
+    assert verdict(interval, control_learnt=True) == word
 
 
-def test_a_control_that_learnt_nothing_tells_of_losses_only() -> None:
+def test_with_a_control_that_learnt_nothing_only_negative_transfer_is_determined() -> None:
     labels = np.repeat([0, 1, 2], 50)
     hits, chance = np.ones(150, dtype=bool), labels == 0
 
     found = transfer_gain(hits, chance, labels, CLASSES, "from_scratch")
 
-    assert found.verdict == "untold"
+    assert found.verdict == "undetermined"
     assert found.per_class == ()
     assert transfer_gain(hits, labels > 0, labels, CLASSES, "x").verdict == "positive"
-    assert verdict(Interval(-0.3, -0.2, -0.1), learnt=False) == "negative"
+    assert verdict(Interval(-0.3, -0.2, -0.1), control_learnt=False) == "negative"
 
 
-def test_swapping_the_two_turns_the_gain_around() -> None:
+def test_swapping_classifier_and_control_changes_the_sign_of_the_gain() -> None:
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 3, 200)
     hits, control = rng.random(200) < 0.8, rng.random(200) < 0.6
@@ -64,18 +64,18 @@ def test_swapping_the_two_turns_the_gain_around() -> None:
     assert forward.low == pytest.approx(-backward.high)
 
 
-def test_equal_classifiers_are_rarely_told_apart_in_any_class() -> None:
+def test_equal_classifiers_rarely_differ_significantly_in_any_class() -> None:
     rng = np.random.default_rng(1)
     labels = np.repeat(np.arange(20), 30)
     names = [str(c) for c in range(20)]
-    named = 0
+    n_false = 0
     for _ in range(200):
         hits, control = rng.random(600) < 0.7, rng.random(600) < 0.7
-        named += any(c.sure for c in transfer_gain(hits, control, labels, names, "x").per_class)
-    assert named / 200 <= 0.05
+        n_false += any(c.sure for c in transfer_gain(hits, control, labels, names, "x").per_class)
+    assert n_false / 200 <= 0.05
 
 
-def test_at_most_one_in_twenty_of_the_classes_that_are_named_is_named_by_chance() -> None:
+def test_the_false_discovery_rate_over_classes_is_at_most_five_percent() -> None:
     rng = np.random.default_rng(2)
     labels = np.repeat(np.arange(20), 40)
     gains = labels < 5
@@ -93,6 +93,6 @@ def test_at_most_one_in_twenty_of_the_classes_that_are_named_is_named_by_chance(
     assert np.mean(found_shares) > 0.5
 
 
-def test_images_of_different_number_are_refused() -> None:
+def test_arrays_of_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="one length"):
         transfer_gain(np.ones(3, bool), np.ones(4, bool), np.zeros(3, int), CLASSES, "x")

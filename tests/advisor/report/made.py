@@ -1,4 +1,4 @@
-"""Advice, galleries and outcomes made by hand, for tests of how they are shown."""
+"""Hand-made advice, galleries and outcomes, for tests of the reports."""
 
 import io
 from collections.abc import Sequence
@@ -33,15 +33,15 @@ HOSTILE_FILE = 'data/cats/"><img src=x onerror=alert(1)>.png'
 
 
 def full_profile(classes: Sequence[str], n_per_class: int = 40) -> Profile:
-    """A profile in which everything was measured."""
-    around = Interval(0.8, 0.85, 0.9)
+    """Return a profile with all measurements."""
+    accuracy = Interval(0.8, 0.85, 0.9)
     return profile_of(
         n_classes=len(classes),
         n_per_class=n_per_class,
         n_by_class=dict.fromkeys(classes, n_per_class),
         random_probes=tuple(probe(d, "squared_hinge", 0.4 + 0.02 * d) for d in (1, 2, 3)),
         curve=LearningCurve(
-            ((5.0, proportion(0.7, 100)), (20.0, proportion(0.8, 100)), (40.0, around)),
+            ((5.0, proportion(0.7, 100)), (20.0, proportion(0.8, 100)), (40.0, accuracy)),
             ((80.0, proportion(0.9, 60)), (160.0, proportion(0.92, 40))),
         ),
         knn=proportion(0.81, 400),
@@ -53,7 +53,7 @@ def full_profile(classes: Sequence[str], n_per_class: int = 40) -> Profile:
 
 
 def made_advice(profile: Profile, **changes: Any) -> Advice:
-    """The advice that follows from a profile."""
+    """Return the advice that `recommend` gives for a profile."""
     decision = recommend(profile, load_priors())
     base = Advice(
         dataset="made",
@@ -65,7 +65,8 @@ def made_advice(profile: Profile, **changes: Any) -> Advice:
         findings=(),
         quarantine=(),
         choices=(Choice("backbone", profile.backbone, "embedded default; pin with --backbone"),),
-        split="one folder per class; test and validation cut at random by class and duplicates (seed 0)",
+        split="one folder per class; test and validation cut at random by class and duplicates "
+        "(seed 0)",
         n_test=100,
         seed=0,
         seconds=12.5,
@@ -75,7 +76,7 @@ def made_advice(profile: Profile, **changes: Any) -> Advice:
 
 
 def hostile_advice() -> Advice:
-    """An advice whose every name is an attack or a hardship."""
+    """Return advice whose names and paths are injection attempts or hard to display."""
     finding = Finding(
         "TL003",
         "issue",
@@ -94,7 +95,7 @@ def hostile_advice() -> Advice:
 
 
 def thumb(seed: int, side: int = 64) -> bytes:
-    """A small WebP image of noise on a colour."""
+    """Return a small WebP image of coloured noise."""
     rng = np.random.default_rng(seed)
     colour = rng.uniform(40, 215, 3)
     pixels = (colour + rng.normal(0, 25, (side, side, 3))).clip(0, 255).astype(np.uint8)
@@ -104,7 +105,7 @@ def thumb(seed: int, side: int = 64) -> bytes:
 
 
 def made_gallery(advice: Advice, n_points: int = 120, mistakes: Sequence[Mistake] = ()) -> Gallery:
-    """A gallery with as many points, the first one hostile."""
+    """Return a gallery with `n_points` points, the first with a hostile file name."""
     rng = np.random.default_rng(0)
     classes = list(advice.profile.n_by_class)
     points = tuple(
@@ -124,7 +125,7 @@ def made_gallery(advice: Advice, n_points: int = 120, mistakes: Sequence[Mistake
 
 
 def made_outcome(advice: Advice, n_trials: int = 12) -> Outcome:
-    """A run of some trials, judged on test."""
+    """Return a run of some trials, evaluated on test."""
     rng = np.random.default_rng(1)
     classes = tuple(advice.profile.n_by_class)
     trials = [TrialRecord(0, "linear_probe", {"strength": 1e-4}, proportion(0.85, 80), 3.0, None)]
@@ -161,7 +162,7 @@ def made_outcome(advice: Advice, n_trials: int = 12) -> Outcome:
 
 
 def made_test(classes: tuple[str, ...], n: int = 10) -> Evaluation:
-    """A judgement in which every class is taken for the next one twice."""
+    """Return an evaluation in which two images of every class are predicted as the next one."""
     size = len(classes)
     table = np.diag(np.full(size, n - 2)) + 2 * np.roll(np.eye(size, dtype=int), 1, axis=1)
     mistakes = tuple(

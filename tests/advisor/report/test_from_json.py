@@ -1,4 +1,4 @@
-"""What a run folder holds can be read back as what it was."""
+"""Advice read back from JSON equals the original."""
 
 import json
 from pathlib import Path
@@ -11,12 +11,12 @@ from advisor.types.advice import Advice
 from strategies.core.errors import StorageError
 
 
-def test_advice_is_what_it_was(measured: tuple[Advice, Path]) -> None:
+def test_advice_survives_the_round_trip_through_json(measured: tuple[Advice, Path]) -> None:
     advice = measured[0]
     record = json.loads(json.dumps(advice_record(advice), default=str))
     assert read_advice(record) == advice
 
 
-def test_what_is_no_advice_is_refused() -> None:
-    with pytest.raises(StorageError, match="not advice"):
+def test_a_record_of_another_release_is_rejected() -> None:
+    with pytest.raises(StorageError, match="not from this release"):
         read_advice({"data": "here", "split": {"description": "", "test": None}})

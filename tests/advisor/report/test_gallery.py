@@ -1,4 +1,4 @@
-"""The images of a report: small, few, without metadata; the map keeps every class."""
+"""Thumbnails of the page (small, without metadata) and the t-SNE map of the images."""
 
 import io
 from pathlib import Path
@@ -29,7 +29,7 @@ def photo(path: Path, seed: int = 0, side: int = 300) -> Path:
     return path
 
 
-def test_a_thumbnail_has_the_pixels_and_nothing_else(tmp_path: Path) -> None:
+def test_a_thumbnail_has_no_metadata(tmp_path: Path) -> None:
     path = photo(tmp_path / "a.jpg")
     assert b"secret" in path.read_bytes()
     data = make_thumbs({"a": path})["a"]
@@ -41,7 +41,7 @@ def test_a_thumbnail_has_the_pixels_and_nothing_else(tmp_path: Path) -> None:
         assert set(image.info) <= {"background", "loop", "duration", "timestamp"}
 
 
-def test_a_image_that_is_gone_has_no_thumbnail(tmp_path: Path) -> None:
+def test_a_missing_or_unreadable_image_has_no_thumbnail(tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes(b"torn")
     given = {"torn": tmp_path / "torn.png", "gone": tmp_path / "gone.png"}
     assert make_thumbs(given) == {}
@@ -62,7 +62,7 @@ def test_thumbnails_shrink_until_they_fit_the_budget(
     assert sum(map(len, make_thumbs(paths).values())) <= len(small["0"])
 
 
-def test_examples_name_the_longest_path_that_stands_in_them() -> None:
+def test_the_longest_known_path_in_an_example_is_found() -> None:
     names = ["d/a.png", "d/a.png.png", "d/b b.png"]
     examples = ("d/a.png.png (x) = d/b b.png (y)", "d/a.png: x, rather y", "none", "other/a.png")
     found = images_named([Finding("TL003", "issue", "", "", "", examples)], names)
@@ -70,7 +70,7 @@ def test_examples_name_the_longest_path_that_stands_in_them() -> None:
 
 
 @pytest.mark.parametrize("n", [10, MAX_ON_MAP, 5 * MAX_ON_MAP])
-def test_the_map_is_a_sample_in_proportion(n: int) -> None:
+def test_the_map_is_a_stratified_sample(n: int) -> None:
     labels = np.sort(np.random.default_rng(0).choice(4, n, p=[0.7, 0.2, 0.08, 0.02]))
     rows = sample_rows(labels, 0)
     assert len(rows) == min(n, MAX_ON_MAP)
@@ -79,7 +79,7 @@ def test_the_map_is_a_sample_in_proportion(n: int) -> None:
     assert np.abs(before - after).max() < 0.01
 
 
-def test_neighbours_stay_neighbours_on_the_map() -> None:
+def test_clusters_stay_together_on_the_map() -> None:
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(3), 30)
     places = lay_out(rng.normal(0, 1, (90, 40)) + 10 * rng.normal(0, 1, (3, 40))[groups], 0)
@@ -90,5 +90,5 @@ def test_neighbours_stay_neighbours_on_the_map() -> None:
 
 
 @pytest.mark.parametrize("n", [3, 5, 12])
-def test_a_handful_of_equal_images_has_a_map(n: int) -> None:
+def test_a_few_identical_images_have_finite_map_coordinates(n: int) -> None:
     assert np.isfinite(lay_out(np.ones((n, 8)), 0)).all()

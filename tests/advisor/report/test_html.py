@@ -1,4 +1,4 @@
-"""The page: complete, safe, self-contained, small; every number of it stands in the JSON."""
+"""The HTML page: safe, self-contained, below 5 MB; every number of a chart is in the JSON."""
 
 import json
 import re
@@ -28,14 +28,14 @@ from tests.advisor.report.made import (
     made_outcome,
 )
 
-PLACES = {"x", "y", "x2", "y2", "xl", "xh", "yl", "yh", "place", "hue", "shape", "i", "good"}
+POSITIONS = {"x", "y", "x2", "y2", "xl", "xh", "yl", "yh", "place", "hue", "shape", "i", "good"}
 """Fields of charts that are positions or colours."""
 DERIVED = {"dark", "a", "b", "zero"}
-"""A share of two counts that are in the JSON, and lines of reference."""
+"""Ratios of counts that are in the JSON, and reference lines."""
 
 
 class Elements(HTMLParser):
-    """All start tags with their attributes, and the text."""
+    """Parser that collects all start tags with their attributes, and the text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ def hostile() -> Elements:
     return Elements(page(advice, made_gallery(advice, mistakes=outcome.test.mistakes), outcome))
 
 
-def test_hostile_names_are_shown_and_make_no_element(hostile: Elements) -> None:
+def test_hostile_names_are_escaped_and_shown(hostile: Elements) -> None:
     scripts = [a for t, a in hostile.tags if t == "script"]
     assert [a.get("type") for a in scripts] == ["application/json", None, None]
     for _, attributes in hostile.tags:
@@ -72,7 +72,7 @@ def test_hostile_names_are_shown_and_make_no_element(hostile: Elements) -> None:
         assert name in text
 
 
-def test_the_policy_names_the_scripts_by_their_hashes_and_allows_no_request(
+def test_the_content_security_policy_allows_only_hashed_scripts_and_no_request(
     hostile: Elements,
 ) -> None:
     (policy,) = [str(a["content"]) for t, a in hostile.tags if a.get("http-equiv")]
@@ -88,16 +88,16 @@ def test_the_policy_names_the_scripts_by_their_hashes_and_allows_no_request(
                 assert str(attributes[name]).startswith(("data:", "#"))
 
 
-def test_ids_are_unique_and_every_link_within_the_page_has_its_aim(hostile: Elements) -> None:
+def test_ids_are_unique_and_every_internal_link_has_a_target(hostile: Elements) -> None:
     ids = [a["id"] for _, a in hostile.tags if a.get("id")]
     assert len(ids) == len(set(ids))
-    aims = [str(a["href"])[1:] for t, a in hostile.tags if t == "a"]
-    assert aims
-    assert set(aims) <= set(ids)
+    targets = [str(a["href"])[1:] for t, a in hostile.tags if t == "a"]
+    assert targets
+    assert set(targets) <= set(ids)
 
 
 def numbers(value: Any) -> Iterator[float]:
-    """All numbers in a JSON value."""
+    """Yield all numbers in a JSON value."""
     if isinstance(value, dict):
         for inner in value.values():
             yield from numbers(inner)
@@ -109,7 +109,7 @@ def numbers(value: Any) -> Iterator[float]:
 
 
 def drawn(spec: Any) -> Iterator[tuple[str, float]]:
-    """All numbers that a chart draws, with their fields."""
+    """Yield all numbers in the data of a chart, with their fields."""
     if isinstance(spec, list):
         for inner in spec:
             yield from drawn(inner)
@@ -132,7 +132,7 @@ def test_every_number_that_a_chart_draws_is_in_the_json() -> None:
     seen = 0
     for chart in (*advice_charts(advice), *outcome_charts(outcome, shares)):
         for field, value in drawn(chart.spec):
-            if field not in PLACES | DERIVED:
+            if field not in POSITIONS | DERIVED:
                 assert value in known, (chart.name, field, value)
                 seen += 1
     assert seen > 100
@@ -143,7 +143,7 @@ def test_every_number_that_a_chart_draws_is_in_the_json() -> None:
     assert set(position.values()) <= known
 
 
-def test_what_was_not_measured_has_no_chart() -> None:
+def test_missing_measurements_have_no_chart() -> None:
     bare = made_advice(profile_of(similarity=None))
     assert {c.name for c in advice_charts(bare)} == {"quadrant", "probes", "accuracy", "cost"}
     text = page(bare, Gallery())
@@ -164,6 +164,6 @@ def large_advice() -> Advice:
     return made_advice(full_profile(classes, n_per_class=735))
 
 
-def test_the_template_and_the_script_are_part_of_the_package() -> None:
+def test_template_script_and_style_are_part_of_the_package() -> None:
     folder = Path(__file__).parents[3] / "advisor" / "report" / "page"
     assert {p.name for p in folder.iterdir()} >= {"page.html", "page.css", "page.js"}

@@ -1,4 +1,4 @@
-"""Markdown and the model card: the facts of the JSON, and no markup from the data."""
+"""Markdown reports and the model card: complete, with text from the data escaped."""
 
 from dataclasses import replace
 
@@ -22,13 +22,13 @@ def rendered(text: str) -> str:
 @pytest.mark.parametrize(
     "name", [*HOSTILE, "**bold**", "[a](javascript:alert(1))", "a | b", "# x"]
 )
-def test_a_name_stays_a_name(name: str) -> None:
+def test_markup_in_a_name_is_escaped(name: str) -> None:
     html = rendered(f"x {escape(name)}")
     for tag in ("<script", "<img", "<b>", "<strong", "<a ", "<h1", "<code"):
         assert tag not in html
 
 
-def test_nothing_of_a_hostile_set_becomes_an_element() -> None:
+def test_a_hostile_dataset_creates_no_html_element() -> None:
     advice = hostile_advice()
     outcome = made_outcome(advice)
     for text in (advice_markdown(advice), outcome_markdown(outcome), model_card(outcome)):
@@ -37,7 +37,7 @@ def test_nothing_of_a_hostile_set_becomes_an_element() -> None:
             assert tag not in html
 
 
-def test_the_advice_holds_every_strategy_finding_and_the_command() -> None:
+def test_the_report_has_every_strategy_finding_and_the_command() -> None:
     advice = replace(hostile_advice(), command="tl-advise data --seed 0")
     html = rendered(advice_markdown(advice))
     for r in advice.recommendations:
@@ -48,7 +48,7 @@ def test_the_advice_holds_every_strategy_finding_and_the_command() -> None:
     assert "with random weights" in html
 
 
-def test_a_model_card_says_how_well_and_for_what() -> None:
+def test_the_model_card_has_accuracy_classes_limits_and_settings() -> None:
     outcome = made_outcome(made_advice(full_profile(["ants", "bees"])))
     assert outcome.test is not None
     card = rendered(model_card(outcome))
@@ -57,10 +57,10 @@ def test_a_model_card_says_how_well_and_for_what() -> None:
         assert words in card
     untested = rendered(model_card(replace(outcome, test=None)))
     assert "not known" in untested
-    assert "not judged" in untested
+    assert "not evaluated" in untested
 
 
-def test_where_another_backbone_won_it_is_named_with_the_licence_of_its_weights() -> None:
+def test_a_different_winning_backbone_is_named_with_the_licence_of_its_weights() -> None:
     outcome = made_outcome(made_advice(full_profile(("ants", "bees"))))
     own, other = outcome.advice.profile.backbone, "tf_efficientnet_lite2"
     best = replace(

@@ -1,4 +1,4 @@
-"""The JSON that programs read is what its schema says."""
+"""The JSON output of tl-advise follows its schema and is reproducible."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def quick(tmp_path: Path) -> list[str]:
     return ["--cache-dir", str(tmp_path / "cache"), "--input-px", "32"]
 
 
-def test_the_schema_is_one_and_knows_its_version(schema: Any) -> None:
+def test_the_schema_is_valid_and_has_the_current_version(schema: Any) -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["properties"]["schema_version"]["const"] == SCHEMA_VERSION
     assert schema["$id"].endswith(f":{SCHEMA_VERSION}")
@@ -57,7 +57,7 @@ def test_json_carries_findings_quarantine_and_split(
 
 
 def without_times(value: Any, schema: Any, whole: Any, path: str, found: set[str]) -> Any:
-    """Blank the fields that the schema marks as times, and note them."""
+    """Blank the fields that the schema marks as times, and add their paths to `found`."""
     if "$ref" in schema:
         schema = whole["$defs"][schema["$ref"].rsplit("/", 1)[1]] | schema
     for option in schema.get("anyOf", schema.get("oneOf", ())):
@@ -78,7 +78,7 @@ def without_times(value: Any, schema: Any, whole: Any, path: str, found: set[str
     return value
 
 
-def test_cold_and_warm_calls_with_one_worker_and_two_differ_only_in_fields_marked_as_times(
+def test_cache_and_number_of_workers_change_only_fields_marked_as_times(
     schema: Any, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     data = make_folder("d", 20)
@@ -94,7 +94,7 @@ def test_cold_and_warm_calls_with_one_worker_and_two_differ_only_in_fields_marke
     assert texts[0] == texts[1] == texts[2]
 
 
-def test_too_much_that_cannot_be_read_is_exit_2(
+def test_too_many_unreadable_images_exit_with_code_2(
     make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     root = make_folder("d", 5)
@@ -106,7 +106,7 @@ def test_too_much_that_cannot_be_read_is_exit_2(
 
 
 @pytest.mark.slow
-def test_the_whole_corpus_goes_through_both_commands(schema: Any, tmp_path: Path) -> None:
+def test_both_commands_handle_the_corpus_of_damaged_files(schema: Any, tmp_path: Path) -> None:
     root = tmp_path / "corpus"
     write_corpus(root)
     allowed = [str(root), "--max-quarantine", "1", *quick(tmp_path)]

@@ -1,4 +1,4 @@
-"""The terminal: 80 columns, no colour needed, what was not measured left out."""
+"""Terminal reports: within 80 columns, without colour, without missing measurements."""
 
 import io
 from dataclasses import replace
@@ -9,7 +9,7 @@ from rich.console import Console
 from advisor.report.charts.run import gain_chart
 from advisor.report.charts.text import depth_profile, quadrant_map
 from advisor.report.facts import main_facts
-from advisor.report.markdown import outcome_markdown
+from advisor.report.markdown import escape, outcome_markdown
 from advisor.report.terminal import print_advice, print_outcome
 from advisor.types.advice import Advice, Rejection
 from advisor.types.profile import BackboneScore
@@ -34,26 +34,26 @@ def printed(advice: Advice) -> str:
     ],
     ids=["full", "unknown domain", "many classes", "large"],
 )
-def test_it_fits_and_answers_in_its_first_line(advice: Advice) -> None:
+def test_the_report_fits_80_columns_and_starts_with_the_recommendation(advice: Advice) -> None:
     lines = printed(advice).splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0].startswith(f"made: {advice.best.strategy}: expect ")
-    for heading in ("Why", "All strategies", "What was measured", "How to get this again"):
+    assert lines[0].startswith(f"made: {advice.best.strategy}: expected accuracy ")
+    for heading in ("Why", "All strategies", "Measurements", "Reproduce"):
         assert heading in lines
 
 
-def test_it_names_what_was_not_considered_and_the_command() -> None:
+def test_rejected_strategies_and_the_command_are_listed() -> None:
     advice = made_advice(profile_of(), command="tl-advise data --seed 0")
     advice = replace(advice, rejections=(Rejection("layer_svm", "too few images"),))
     text = printed(advice)
-    assert "not considered: layer_svm: too few images" in text
+    assert "not applicable: layer_svm: too few images" in text
     assert "tl-advise data --seed 0" in text
-    assert "neighbours" not in text
+    assert "k-NN" not in text
     assert "random weights" not in text
     assert "random weights" in printed(made_advice(full_profile(["a", "b"])))
 
 
-def test_backbones_that_were_compared_are_ranked() -> None:
+def test_compared_backbones_are_ranked() -> None:
     scores = (
         BackboneScore("tf_efficientnet_lite2", 1, Interval(0.9, 0.92, 0.94), None, 20.0, 0.9, 260),
         BackboneScore(
@@ -71,7 +71,7 @@ def test_backbones_that_were_compared_are_ranked() -> None:
     assert text.index("tf_efficientnet_lite2 ") < text.index("tf_efficientnet_lite0 ")
 
 
-def test_markup_in_a_name_is_printed_as_it_is() -> None:
+def test_rich_markup_in_a_name_is_printed_literally() -> None:
     advice = replace(hostile_advice(), dataset="[bold red]x[/]")
     assert printed(advice).startswith("[bold red]x[/]: ")
     page = io.StringIO()
@@ -79,10 +79,10 @@ def test_markup_in_a_name_is_printed_as_it_is() -> None:
     assert "[bold red]x[/]" in page.getvalue()
 
 
-def at(size: float, similarity: float) -> Advice:
-    around = Interval(size - 0.5, size, size + 0.5)
+def advice_at(size: float, similarity: float) -> Advice:
+    decades = Interval(size - 0.5, size, size + 0.5)
     advice = made_advice(profile_of(similarity=similarity))
-    return replace(advice, quadrant=replace(advice.quadrant, size_decades=around))
+    return replace(advice, quadrant=replace(advice.quadrant, size_decades=decades))
 
 
 @pytest.mark.parametrize(
@@ -96,10 +96,10 @@ def at(size: float, similarity: float) -> Advice:
         (-9, 0.04, True, False),
     ],
 )
-def test_the_map_puts_the_point_into_its_field(
+def test_the_map_puts_the_point_into_its_quadrant(
     size: float, similarity: float, left: bool, upper: bool
 ) -> None:
-    lines = quadrant_map(at(size, similarity))
+    lines = quadrant_map(advice_at(size, similarity))
     middle = next(i for i, line in enumerate(lines) if "┼" in line)
     (row,) = [i for i, line in enumerate(lines) if "●" in line]
     assert (row < middle) == upper
@@ -108,7 +108,7 @@ def test_the_map_puts_the_point_into_its_field(
     assert sum(line.count("full_fine_tune") for line in lines) == 2
 
 
-def test_an_unknown_similarity_is_drawn_as_unknown() -> None:
+def test_an_unknown_similarity_is_drawn_as_a_column_of_question_marks() -> None:
     lines = quadrant_map(made_advice(profile_of(similarity=None)))
     assert not any("●" in line for line in lines)
     assert sum("?" in line for line in lines) == 6
@@ -123,17 +123,18 @@ def test_the_depth_profile_has_a_row_for_every_depth() -> None:
         assert name in line
 
 
-def test_a_control_that_learnt_nothing_is_no_gain_in_any_report() -> None:
-    made = made_outcome(made_advice(full_profile(["ants", "bees"])))
-    assert made.transfer_gain is not None
-    untold = replace(made.transfer_gain, verdict="untold", per_class=())
-    outcome = replace(made, transfer_gain=untold)
+def test_a_control_below_the_majority_class_gives_no_transfer_gain_in_any_report() -> None:
+    base = made_outcome(made_advice(full_profile(["ants", "bees"])))
+    assert base.transfer_gain is not None
+    undetermined = replace(base.transfer_gain, verdict="undetermined", per_class=())
+    outcome = replace(base, transfer_gain=undetermined)
     page = io.StringIO()
     print_outcome(Console(file=page, width=80, no_color=True), outcome)
-    (fact,) = [f for f in main_facts(outcome.advice, outcome) if f.what == "Transfer gain"]
+    (fact,) = [f for f in main_facts(outcome.advice, outcome) if f.label == "Transfer gain"]
 
-    for said in (" ".join(page.getvalue().split()), outcome_markdown(outcome)):
-        assert "untold: random weights learnt nothing" in said
-    assert fact.value == "untold"
-    assert fact.more.startswith("random weights learnt nothing")
+    reason = "the control (random weights) did not beat the majority class"
+    assert f"not determined: {reason}" in " ".join(page.getvalue().split())
+    assert f"not determined: {escape(reason)}" in outcome_markdown(outcome)
+    assert fact.value == "not determined"
+    assert fact.detail.startswith(reason)
     assert gain_chart(outcome) is None

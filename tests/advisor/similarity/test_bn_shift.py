@@ -21,7 +21,7 @@ STANDARD = Source(np.zeros(CHANNELS), np.ones(CHANNELS))
 def make_moments(
     n: int, seed: int, offset: float = 0.0, scale: float = 1.0, positions: int = 16
 ) -> Moments:
-    """Moments of normal activations: images differ in their mean, positions within them."""
+    """Make moments of normal activations that vary between images and between positions."""
     rng = np.random.default_rng(seed)
     image = rng.normal(0, 0.6, (n, 1, CHANNELS))
     z = offset + scale * (image + rng.normal(0, 0.8, (n, positions, CHANNELS)))
@@ -38,13 +38,13 @@ def one_class(n: int) -> np.ndarray:
     return np.zeros(n, dtype=np.int64)
 
 
-def test_zero_when_the_moments_are_those_of_the_source() -> None:
+def test_the_shift_is_zero_if_the_moments_are_those_of_the_source() -> None:
     source = Source(np.array([0.3, -1.0]), np.array([0.5, 2.0]))
     assert bn_shift(source.mean, source.variance, source) == pytest.approx([0, 0])
 
 
 @pytest.mark.parametrize(("mean", "variance"), [(0.5, 1.0), (0.0, 0.4), (0.0, 3.0), (-1.0, 0.1)])
-def test_is_the_divergence_of_two_normal_distributions(mean: float, variance: float) -> None:
+def test_the_shift_is_the_divergence_of_normal_distributions(mean: float, variance: float) -> None:
     x = np.linspace(-30, 30, 200_001)
     v, s = variance + SOFTENING, 1 + SOFTENING
     p = np.exp(-((x - mean) ** 2) / (2 * v)) / np.sqrt(2 * np.pi * v)
@@ -54,14 +54,14 @@ def test_is_the_divergence_of_two_normal_distributions(mean: float, variance: fl
     assert found[0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_channel_without_variance_stays_bounded() -> None:
+def test_the_shift_of_a_channel_without_variance_is_bounded() -> None:
     found = bn_shift(np.zeros(1), np.zeros(1), Source(np.zeros(1), np.ones(1)))
     assert np.isfinite(found).all()
     assert found[0] < 2
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.4])
-def test_few_images_do_not_look_farther_than_many(offset: float) -> None:
+def test_the_estimate_does_not_grow_with_fewer_images(offset: float) -> None:
     few = [
         layer_shifts(make_moments(20, seed, offset), balanced(one_class(20)), STANDARD).mean()
         for seed in range(80)
@@ -73,10 +73,10 @@ def test_few_images_do_not_look_farther_than_many(offset: float) -> None:
     assert np.mean(few) == pytest.approx(many, abs=4 * error + 0.002)
 
 
-def test_a_class_with_many_images_does_not_pull_the_shift_to_itself() -> None:
+def test_a_class_with_many_images_does_not_dominate_the_shift() -> None:
     near, far = make_moments(400, 1), make_moments(400, 2, offset=1.0)
 
-    def joined(n_near: int, n_far: int) -> float:
+    def shift(n_near: int, n_far: int) -> float:
         moments = replace(
             near,
             mean=np.concatenate([near.mean[:n_near], far.mean[:n_far]]),
@@ -85,12 +85,12 @@ def test_a_class_with_many_images_does_not_pull_the_shift_to_itself() -> None:
         labels = np.repeat([0, 1], [n_near, n_far])
         return float(layer_shifts(moments, balanced(labels), STANDARD).mean())
 
-    even = joined(200, 200)
-    assert joined(400, 40) == pytest.approx(even, abs=0.03)
-    assert joined(40, 400) == pytest.approx(even, abs=0.03)
+    even = shift(200, 200)
+    assert shift(400, 40) == pytest.approx(even, abs=0.03)
+    assert shift(40, 400) == pytest.approx(even, abs=0.03)
 
 
-def test_the_bootstrap_scatters_like_fresh_samples() -> None:
+def test_the_bootstrap_varies_like_independent_samples() -> None:
     weights = balanced(one_class(60))
     fresh = [
         layer_shifts(make_moments(60, seed, 0.5), weights, STANDARD).mean() for seed in range(200)
@@ -116,7 +116,7 @@ def test_resampling_has_the_variance_of_an_unbiased_estimate(sizes: list[int]) -
     assert drawn.var() == pytest.approx(expected, rel=0.06)
 
 
-def test_resampled_weights_sum_to_one_and_keep_every_class_its_share() -> None:
+def test_resampled_weights_sum_to_one_and_keep_the_share_of_every_class() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2, 2, 2])
     weights = balanced(labels)
     drawn = resampled(weights, 50, np.random.default_rng(0))
@@ -128,7 +128,7 @@ def test_resampled_weights_sum_to_one_and_keep_every_class_its_share() -> None:
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, 0, 0, 1], [0, 0, 1, 2], [0], [5, 5, 9, 9]])
-def test_no_stratum_has_a_single_image_unless_there_is_one_alone(labels: list[int]) -> None:
+def test_no_stratum_has_a_single_image_unless_there_is_only_one_image(labels: list[int]) -> None:
     weights = balanced(np.array(labels))
     assert weights.share.sum() == pytest.approx(1)
     assert weights.sizes.min() >= min(2, len(labels))

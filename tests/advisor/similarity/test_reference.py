@@ -12,7 +12,7 @@ from advisor.similarity.reference import (
     Quantised,
     Reference,
     build_reference,
-    images_below,
+    list_images,
     make_reference,
     read_reference,
     shipped_reference,
@@ -36,7 +36,7 @@ def features() -> Features:
     return Features((rng.normal(size=(60, 5)).astype(np.float32),), moments)
 
 
-def test_what_is_written_is_read_back(
+def test_a_reference_is_read_as_written(
     features: Features, backbone: Backbone, tmp_path: Path
 ) -> None:
     reference = make_reference("mine", backbone, features, {"made": "today"})
@@ -56,7 +56,7 @@ def test_what_is_written_is_read_back(
     assert source.variance == pytest.approx(whole.variance, abs=2e-3)
 
 
-def test_rounding_to_256_steps_is_off_by_half_a_step_at_most() -> None:
+def test_quantising_to_256_levels_is_off_by_half_a_level_at_most() -> None:
     values = np.random.default_rng(1).normal(size=(200, 6)).astype(np.float32)
     values[:, 2] = 3.0
     stored = Quantised.of(values)
@@ -64,7 +64,7 @@ def test_rounding_to_256_steps_is_off_by_half_a_step_at_most() -> None:
     assert (np.abs(stored.values() - values) <= 0.501 * stored.step + 1e-6).all()
 
 
-def test_moments_between_two_sizes_lie_between_theirs() -> None:
+def test_moments_are_interpolated_between_two_input_sizes() -> None:
     def at(value: float) -> Source:
         return Source(np.array([value]), np.array([1 + value]))
 
@@ -77,7 +77,7 @@ def test_moments_between_two_sizes_lie_between_theirs() -> None:
     assert means == pytest.approx([0, 0, 0.5, 1, 1])
 
 
-def test_features_are_compared_at_their_own_input_size_only(
+def test_features_are_available_at_their_own_input_size_only(
     features: Features, backbone: Backbone
 ) -> None:
     reference = make_reference("", backbone, features, {})
@@ -86,7 +86,7 @@ def test_features_are_compared_at_their_own_input_size_only(
 
 
 @pytest.mark.parametrize("damage", [b"", b"no safetensors", b"\xff" * 40])
-def test_a_damaged_file_is_named(damage: bytes, tmp_path: Path) -> None:
+def test_the_error_names_a_damaged_file(damage: bytes, tmp_path: Path) -> None:
     path = tmp_path / "r.safetensors"
     path.write_bytes(damage)
     with pytest.raises(StorageError, match=r"r\.safetensors"):
@@ -120,7 +120,7 @@ def test_a_reference_of_too_few_images_is_refused(
         build_reference(small_dataset.root, backbone, ctx)
 
 
-def test_unreadable_and_repeated_files_are_no_part_of_a_reference(
+def test_unreadable_and_duplicate_files_are_left_out_of_a_reference(
     make_folder: Callable[..., Path],
 ) -> None:
     folder = make_folder("some", 4)
@@ -128,15 +128,15 @@ def test_unreadable_and_repeated_files_are_no_part_of_a_reference(
     (folder / "notes.txt").write_text("no image either")
     copied = next(folder.rglob("000.png")).read_bytes()
     (folder / "again.png").write_bytes(copied)
-    assert len(images_below(folder, 2)) == 12
+    assert len(list_images(folder, 2)) == 12
 
 
-def test_a_folder_of_ones_own_becomes_a_reference(
+def test_a_reference_is_built_from_the_users_folder(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("advisor.similarity.reference.MIN_IMAGES", 40)
     reference = build_reference(small_dataset.root, backbone, ctx)
-    features = extract_features(images_below(small_dataset.root, 2), backbone, ctx)
+    features = extract_features(list_images(small_dataset.root, 2), backbone, ctx)
     source = reference.source(backbone.input_px)
     assert source is not None
     assert features.moments is not None

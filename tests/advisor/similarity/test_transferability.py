@@ -9,13 +9,13 @@ def one_hot(named: np.ndarray, n_classes: int) -> np.ndarray:
     return np.eye(n_classes)[named]
 
 
-def test_zero_when_the_old_class_determines_the_label() -> None:
+def test_the_scores_are_zero_if_the_source_class_determines_the_label() -> None:
     named, labels = np.array([0, 3, 5, 3, 0]), np.array([1, 0, 1, 0, 1])
     assert nce(named, labels) == pytest.approx(0)
     assert leep(one_hot(named, 6), labels) == pytest.approx(0)
 
 
-def test_minus_the_entropy_of_the_labels_when_the_old_head_says_nothing() -> None:
+def test_the_scores_are_minus_the_label_entropy_if_predictions_are_constant() -> None:
     labels = np.array([0, 0, 0, 1, 2, 2])
     expected = -entropy([3, 1, 2])
     assert nce(np.zeros(6, dtype=np.int64), labels) == pytest.approx(expected)
@@ -28,7 +28,7 @@ def test_leep_of_certain_predictions_is_nce() -> None:
     assert leep(one_hot(named, 4), labels) == pytest.approx(nce(named, labels))
 
 
-def test_never_above_zero_nor_below_what_ignoring_the_old_head_gives() -> None:
+def test_the_scores_are_at_most_zero_and_nce_at_least_minus_the_label_entropy() -> None:
     rng = np.random.default_rng(1)
     for _ in range(20):
         labels = rng.integers(3, size=50)
@@ -38,7 +38,7 @@ def test_never_above_zero_nor_below_what_ignoring_the_old_head_gives() -> None:
         assert leep(rng.dirichlet(np.ones(6), size=50), labels) <= 0
 
 
-def test_the_numbers_of_labels_do_not_matter() -> None:
+def test_renumbering_the_labels_does_not_matter() -> None:
     rng = np.random.default_rng(2)
     named, labels = rng.integers(4, size=40), rng.integers(3, size=40)
     assert nce(named * 7 + 1, labels * 5 + 2) == pytest.approx(nce(named, labels))
@@ -59,14 +59,14 @@ def clusters(spread: float, n: int = 120, d: int = 20) -> tuple[np.ndarray, np.n
     return x, labels
 
 
-def test_features_that_tell_the_classes_score_higher() -> None:
+def test_features_that_separate_the_classes_score_higher() -> None:
     for score in (log_me, h_score):
         found = [score(*clusters(spread)) for spread in (0.0, 2.0, 6.0)]
         assert found == sorted(found)
         assert found[0] < found[2]
 
 
-def test_rotating_or_moving_the_features_changes_nothing() -> None:
+def test_rotating_or_shifting_the_features_does_not_matter() -> None:
     x, labels = clusters(2.0)
     turn = np.linalg.qr(np.random.default_rng(3).normal(size=(20, 20)))[0]
     for score in (log_me, h_score):
@@ -74,7 +74,7 @@ def test_rotating_or_moving_the_features_changes_nothing() -> None:
 
 
 def test_log_me_is_the_largest_evidence_of_its_model() -> None:
-    """Against the density of a Gaussian with covariance X X' / alpha + 1 / beta, on a grid."""
+    """Compare with a grid search over Gaussians with covariance X X' / alpha + 1 / beta."""
     x, labels = clusters(2.0, n=40, d=5)
     x = x - x.mean(axis=0)
     best = 0.0
@@ -91,12 +91,12 @@ def test_log_me_is_the_largest_evidence_of_its_model() -> None:
     assert log_me(x, labels) == pytest.approx(best, abs=0.01)
 
 
-def test_h_score_lies_between_nothing_and_the_number_of_classes_less_one() -> None:
+def test_h_score_is_between_zero_and_the_number_of_classes_minus_one() -> None:
     for spread in (0.0, 1.0, 20.0):
         assert 0 <= h_score(*clusters(spread)) <= 2 + 1e-9
 
 
-def test_ratings_hold_the_score_and_widen_with_fewer_images() -> None:
+def test_intervals_contain_the_score_and_widen_with_fewer_images() -> None:
     x, labels = clusters(2.0, n=400)
     many, few = rate_features(x, labels, 0), rate_features(x[:40], labels[:40], 0)
     assert many["logme"].mid == pytest.approx(log_me(x, labels))
@@ -105,7 +105,7 @@ def test_ratings_hold_the_score_and_widen_with_fewer_images() -> None:
         assert few[name].high - few[name].low > many[name].high - many[name].low
 
 
-def test_features_that_hardly_one_image_moves_are_rated_all_the_same() -> None:
+def test_features_that_are_zero_for_all_but_one_image_have_finite_scores() -> None:
     labels = np.arange(40) % 4
     dead = np.zeros((40, 8))
     dead[3, 0] = 0.5

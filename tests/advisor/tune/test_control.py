@@ -1,3 +1,5 @@
+"""Control of the best trial: random-init probe or from scratch, within its share of the time."""
+
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -8,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from advisor.tune.control import Control, fit_control, judge_both
-from advisor.tune.time_budget import FACTOR
+from advisor.tune.control import Control, evaluate_with_control, fit_control
+from advisor.tune.time_budget import SAFETY_FACTOR
 from advisor.types.outcome import TrialRecord
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
@@ -35,7 +37,7 @@ def test_a_probe_is_compared_with_the_same_probe_on_random_weights(
     assert any(not np.array_equal(own[k], pretrained[k]) for k in pretrained)
 
 
-def test_a_training_is_compared_with_one_from_scratch_and_both_are_judged_alike(
+def test_a_training_run_is_compared_with_one_from_scratch_on_the_same_images(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     soon = replace(ctx, deadline_s=time.monotonic() + 3)
@@ -44,64 +46,66 @@ def test_a_training_is_compared_with_one_from_scratch_and_both_are_judged_alike(
     assert found is not None
     assert found.name == "from_scratch"
     chosen: ImageClassifier = LinearProbe(views=1).fit(small_dataset, backbone, ctx)
-    judged, gain = judge_both(chosen, found, small_dataset.val, ctx)
+    evaluation, gain = evaluate_with_control(chosen, found, small_dataset.val, ctx)
     control = evaluate(found.classifier, small_dataset.val)
-    assert judged == evaluate(chosen, small_dataset.val)
+    assert evaluation == evaluate(chosen, small_dataset.val)
     assert gain is not None
-    assert gain.gain.mid == pytest.approx(judged.accuracy.mid - control.accuracy.mid)
+    assert gain.gain.mid == pytest.approx(evaluation.accuracy.mid - control.accuracy.mid)
 
 
-def test_a_control_that_has_no_time_is_left_out_and_said_so(
+def test_a_control_without_time_is_left_out_with_a_note(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    said: list[str] = []
-    late = replace(ctx, deadline_s=time.monotonic() - 1, on_note=said.append)
+    notes: list[str] = []
+    late = replace(ctx, deadline_s=time.monotonic() - 1, on_note=notes.append)
 
     assert fit_control(best("full_fine_tune", lr=1e-3), small_dataset, backbone, late) is None
-    assert "left out" in said[0]
+    assert "left out" in notes[0]
     chosen = Control(
         "itself", "linear_probe", LinearProbe(views=1).fit(small_dataset, backbone, ctx)
     )
-    assert judge_both(chosen.classifier, None, small_dataset.val, ctx)[1] is None
+    assert evaluate_with_control(chosen.classifier, None, small_dataset.val, ctx)[1] is None
 
 
-def test_a_control_that_cannot_be_judged_in_time_is_not_and_the_classifier_is(
+def test_without_time_the_control_is_not_evaluated_but_the_classifier_is(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    said: list[str] = []
+    notes: list[str] = []
     chosen = LinearProbe(views=1).fit(small_dataset, backbone, ctx)
-    late = replace(ctx, deadline_s=time.monotonic(), on_note=said.append)
+    late = replace(ctx, deadline_s=time.monotonic(), on_note=notes.append)
 
-    judged, gain = judge_both(
+    evaluation, gain = evaluate_with_control(
         chosen, Control("itself", "linear_probe", chosen), small_dataset.val, late
     )
 
-    assert judged.n == len(small_dataset.val)
+    assert evaluation.n == len(small_dataset.val)
     assert gain is None
-    assert "not judged" in said[0]
+    assert "not evaluated" in notes[0]
 
 
-def test_a_control_that_there_is_half_the_time_for_is_judged_on_some_of_the_images(
+def test_with_half_the_time_the_control_is_evaluated_on_a_sample_of_the_images(
     small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, said = [0.0], list[str]()
+    now, notes = [0.0], list[str]()
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     chosen = cast(ImageClassifier, _Slow(small_dataset.classes, now))
-    soon = replace(ctx, deadline_s=150.0, on_note=said.append)
+    soon = replace(ctx, deadline_s=150.0, on_note=notes.append)
     hundred = (small_dataset.val * 100)[:100]
 
-    judged, gain = judge_both(chosen, Control("itself", "linear_probe", chosen), hundred, soon)
+    evaluation, gain = evaluate_with_control(
+        chosen, Control("itself", "linear_probe", chosen), hundred, soon
+    )
 
-    assert judged.n == 100
+    assert evaluation.n == 100
     assert gain is not None
-    assert gain.n == int(50 / FACTOR)
+    assert gain.n == int(50 / SAFETY_FACTOR)
     assert gain.gain.mid == 0
     assert now[0] < 150
-    assert f"on {gain.n} of 100" in said[0]
+    assert f"on {gain.n} of 100" in notes[0]
 
 
 class _Slow:
-    """Needs a second for every image, and always names the first class."""
+    """A classifier that takes a second per image and always predicts the first class."""
 
     def __init__(self, classes: tuple[str, ...], now: list[float]) -> None:
         self.classes, self.now = classes, now
@@ -111,10 +115,10 @@ class _Slow:
         return np.eye(len(self.classes), dtype=np.float32)[np.zeros(len(paths), dtype=int)]
 
 
-def test_a_probe_that_random_weights_have_no_time_for_is_compared_with_a_network_from_scratch(
+def test_without_time_for_random_features_a_probe_is_compared_with_a_network_from_scratch(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    """Ever more views of an image: no more than one of them fits into a second."""
+    """Six views of many images: there is no time to compute their features."""
     many = replace(small_dataset, train=small_dataset.train * 500)
     soon = replace(ctx, deadline_s=time.monotonic() + 3)
     found = fit_control(best("linear_probe", views=6), many, backbone, soon)
@@ -123,7 +127,7 @@ def test_a_probe_that_random_weights_have_no_time_for_is_compared_with_a_network
 
 
 @pytest.mark.parametrize("strategy", ["full_fine_tune", "linear_probe"])
-def test_a_control_ends_with_its_share_of_the_time(
+def test_a_control_ends_within_its_share_of_the_time(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext, strategy: str
 ) -> None:
     share_s = 2.0
@@ -132,20 +136,20 @@ def test_a_control_ends_with_its_share_of_the_time(
 
     fit_control(best(strategy), small_dataset, backbone, with_share)
 
-    assert time.monotonic() - start < 4 * share_s  # a whole training takes far longer
+    assert time.monotonic() - start < 4 * share_s  # a complete training run takes far longer
 
 
-def test_a_probe_as_control_has_no_time_either(
+def test_the_control_of_a_probe_is_left_out_without_time(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     late = replace(ctx, deadline_s=time.monotonic() - 1)
     assert fit_control(best("linear_probe"), small_dataset, backbone, late) is None
 
 
-def test_what_was_trained_from_scratch_needs_no_control(
+def test_a_network_trained_from_scratch_has_no_control(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    said: list[str] = []
-    telling = replace(ctx, on_note=said.append)
-    assert fit_control(best("from_scratch"), small_dataset, backbone, telling) is None
-    assert "no transfer" in said[0]
+    notes: list[str] = []
+    with_notes = replace(ctx, on_note=notes.append)
+    assert fit_control(best("from_scratch"), small_dataset, backbone, with_notes) is None
+    assert "no transfer" in notes[0]

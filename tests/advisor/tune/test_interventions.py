@@ -1,4 +1,4 @@
-"""What a run tries by itself after a warning."""
+"""Extra trials of a run after a finding that reports negative transfer."""
 
 import math
 from dataclasses import replace
@@ -9,10 +9,10 @@ import pytest
 from advisor.tune.interventions import (
     INTERVENTIONS,
     backbone_of,
+    from_scratch_is_candidate,
     hyperparameters_of,
     initial_trials,
     interventions_for,
-    scratch_contends,
     suggest_fixed,
 )
 from advisor.tune.scheduler import make_scheduler
@@ -31,23 +31,23 @@ def finding(code: str, severity: Severity = "issue") -> Finding:
     return Finding(code, severity, "title", "detail", "action")
 
 
-def test_every_intervention_is_a_change_that_its_strategy_knows() -> None:
+def test_every_intervention_is_a_valid_change_of_its_strategy() -> None:
     for by_strategy in INTERVENTIONS.values():
         for name, changes in by_strategy.items():
             for change in changes:
                 assert STRATEGIES[name](**change) != STRATEGIES[name]()
 
 
-def test_nothing_is_tried_where_nothing_warns_and_nothing_twice() -> None:
+def test_without_a_finding_there_is_no_intervention_and_none_occurs_twice() -> None:
     assert interventions_for(()) == {}
     assert interventions_for((finding("TL207", "tip"),)) == {}
     both = interventions_for((finding("TL202"), finding("TL203", "tip")))
     assert both == {"full_fine_tune": [{"reset_stages": 2, "blend": 1.0}]}
 
 
-def test_scratch_contends_after_an_issue_and_not_after_a_tip() -> None:
-    assert scratch_contends((finding("TL208"),))
-    assert not scratch_contends((finding("TL208", "tip"), finding("TL006")))
+def test_from_scratch_is_a_candidate_after_an_issue_and_not_after_a_tip() -> None:
+    assert from_scratch_is_candidate((finding("TL208"),))
+    assert not from_scratch_is_candidate((finding("TL208", "tip"), finding("TL006")))
 
 
 def test_interventions_start_right_after_the_advice() -> None:
@@ -56,19 +56,21 @@ def test_interventions_start_right_after_the_advice() -> None:
     assert [e["batch_norm"] for e in entries] == ["frozen", "reestimated", "trained"]
 
 
-def test_a_warning_brings_scratch_into_the_scheduler(measured: tuple[Advice, object]) -> None:
-    calm = replace(measured[0], findings=())
-    alarmed = replace(calm, findings=(finding("TL209"),))
+def test_an_issue_makes_from_scratch_a_candidate_of_the_scheduler(
+    measured: tuple[Advice, object],
+) -> None:
+    no_findings = replace(measured[0], findings=())
+    with_issue = replace(no_findings, findings=(finding("TL209"),))
 
     def candidates(advice: Advice) -> set[str]:
         scheduler = make_scheduler(advice, 50, only=None, max_trials=None, prefer="balanced")
         return {c.strategy for c in scheduler.candidates}
 
-    assert candidates(alarmed) == candidates(calm) | {"from_scratch"}
+    assert candidates(with_issue) == candidates(no_findings) | {"from_scratch"}
 
 
-def doubtful(advice: Advice, alternative: str) -> Advice:
-    """Advice that names another backbone as clearly better."""
+def with_alternative(advice: Advice, alternative: str) -> Advice:
+    """Return advice with another backbone that is clearly better."""
     lead = Interval(0.1, 0.2, 0.3)
     profile = replace(
         advice.profile,
@@ -77,10 +79,10 @@ def doubtful(advice: Advice, alternative: str) -> Advice:
     return replace(advice, profile=profile, findings=(finding("TL209"),))
 
 
-def test_probes_try_the_backbone_that_does_better_second_and_training_runs_first(
+def test_probes_try_a_better_backbone_second_and_training_runs_try_it_first(
     measured: tuple[Advice, object],
 ) -> None:
-    advice = doubtful(measured[0], "better")
+    advice = with_alternative(measured[0], "better")
     scheduler = make_scheduler(advice, 50, only=None, max_trials=None, prefer="balanced")
     begun: dict[str, list[str | None]] = {}
     snapshot = TrialsSnapshot((), ())
@@ -89,21 +91,21 @@ def test_probes_try_the_backbone_that_does_better_second_and_training_runs_first
         assert name is not None
         start = scheduler.start(name, snapshot, {}, math.inf)
         begun.setdefault(name, []).append(start.get("backbone"))
-        snapshot = replace(snapshot, under_way=(*snapshot.under_way, name))
+        snapshot = replace(snapshot, unfinished=(*snapshot.unfinished, name))
     assert next(iter(begun)) == "linear_probe"
     assert begun["linear_probe"] == [None, "better"]
     assert begun["full_fine_tune"][:2] == ["better", None]
     assert set(begun["from_scratch"]) == {None}
-    nothing = replace(advice, findings=())
+    no_findings = replace(advice, findings=())
     assert not make_scheduler(
-        nothing, 50, only=None, max_trials=None, prefer="balanced"
+        no_findings, 50, only=None, max_trials=None, prefer="balanced"
     ).interventions
 
 
-def test_a_trial_with_another_backbone_is_of_it_whether_it_wins_or_not(
+def test_a_trial_records_its_other_backbone_whether_it_wins_or_not(
     run: Runner, small_network: str
 ) -> None:
-    run.advice = doubtful(run.advice, small_network)
+    run.advice = with_alternative(run.advice, small_network)
     run.prepare(max_trials=2, only="linear_probe").run()
     first, second = run.lines()
     assert "backbone" not in first["hyperparameters"]
@@ -116,7 +118,7 @@ def test_a_trial_with_another_backbone_is_of_it_whether_it_wins_or_not(
         assert made.input_px == run.backbone.input_px
 
 
-def test_what_the_search_space_does_not_draw_is_set_and_what_it_draws_is_kept() -> None:
+def test_start_values_outside_the_search_space_are_set_and_drawn_values_are_kept() -> None:
     study = optuna.create_study()
     start = {"lr": 1e-3, "reset_stages": 2, "input_px": None}
     study.enqueue_trial(start, user_attrs={"start": start})
@@ -142,7 +144,7 @@ def test_a_run_tries_the_intervention_of_a_finding(
     with pytest.raises(OutOfTime):
         run(max_trials=2, only="full_fine_tune")
     change = INTERVENTIONS[code]["full_fine_tune"][0]
-    plain, remedied = (t.hyperparameters() for t in tried)
+    plain, changed = (t.hyperparameters() for t in tried)
     assert not change.items() <= plain.items()
-    assert change.items() <= remedied.items()
-    assert remedied["lr"] == plain["lr"]
+    assert change.items() <= changed.items()
+    assert changed["lr"] == plain["lr"]

@@ -1,4 +1,4 @@
-"""kill -9 from outside, at random moments: the script that does it finds no difference."""
+"""Runs that are killed with kill -9 at random moments and resumed: benchmarks/kill.py."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ SCRIPT = Path(__file__).resolve().parents[3] / "benchmarks" / "kill.py"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["layer_svm", "partial_fine_tune"])
-def test_a_killed_and_resumed_run_ends_as_one_that_was_left_alone(
+def test_a_killed_and_resumed_run_has_the_result_of_an_uninterrupted_one(
     make_folder: Callable[..., Path], tmp_path: Path, strategy: str
 ) -> None:
     limits = ["--kills", "3", "--trials", "3", "--input-px", "32", "--strategy", strategy]

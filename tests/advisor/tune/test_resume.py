@@ -1,4 +1,4 @@
-"""A search that is cut short anywhere goes on: nothing finished is lost, nothing counts twice."""
+"""Resume after a kill at any point: no finished trial is lost and none counts twice."""
 
 import signal
 from collections.abc import Callable
@@ -20,13 +20,13 @@ from tests.advisor.searching import Runner
 
 
 class Killed(BaseException):
-    """What nothing catches: as near to kill -9 as a process can come from within."""
+    """Exception that no code catches: simulates kill -9 inside the process."""
 
 
-def killed_at(
+def kill_at(
     monkeypatch: pytest.MonkeyPatch, owner: type, name: str, *, call: int, before: bool
 ) -> None:
-    """Let the `call`-th call of a method be the last thing that a process does."""
+    """Raise `Killed` before or after the `call`-th call of a method."""
     original = getattr(owner, name)
     calls = 0
 
@@ -43,15 +43,15 @@ def killed_at(
     monkeypatch.setattr(owner, name, last)
 
 
-def timeless(records: tuple[TrialRecord, ...]) -> list[dict[str, Any]]:
+def without_seconds(records: tuple[TrialRecord, ...]) -> list[dict[str, Any]]:
     return [{k: v for k, v in asdict(r).items() if k != "seconds"} for r in records]
 
 
-MOMENTS: list[tuple[type, str, int, bool]] = [
+KILL_POINTS: list[tuple[type, str, int, bool]] = [
     (optuna.Study, "ask", 2, False),
     (Trials, "claim", 2, False),
     (LayerSVM, "fit", 3, False),
-    (RunDir, "keep", 1, False),
+    (RunDir, "save_best", 1, False),
     (optuna.Study, "tell", 2, True),
     (Trials, "tell", 3, False),
     (RunDir, "write_trials", 3, True),
@@ -59,19 +59,21 @@ MOMENTS: list[tuple[type, str, int, bool]] = [
 
 
 @pytest.fixture(scope="module")
-def alone(
+def uninterrupted(
     make_runner: Callable[[Path], Runner], tmp_path_factory: pytest.TempPathFactory
 ) -> SearchResult:
-    """What a search finds that nobody kills."""
-    return make_runner(tmp_path_factory.mktemp("alone") / "run")(max_trials=3, only="layer_svm")
+    """The result of a search that is not killed."""
+    return make_runner(tmp_path_factory.mktemp("uninterrupted") / "run")(
+        max_trials=3, only="layer_svm"
+    )
 
 
 @pytest.mark.parametrize(
-    ("owner", "name", "call", "before"), MOMENTS, ids=[f"{m[1]}-{m[2]}" for m in MOMENTS]
+    ("owner", "name", "call", "before"), KILL_POINTS, ids=[f"{m[1]}-{m[2]}" for m in KILL_POINTS]
 )
-def test_a_killed_search_ends_as_if_it_had_not_been(
+def test_a_killed_search_has_the_result_of_an_uninterrupted_one(
     run: Runner,
-    alone: SearchResult,
+    uninterrupted: SearchResult,
     monkeypatch: pytest.MonkeyPatch,
     owner: type,
     name: str,
@@ -79,14 +81,14 @@ def test_a_killed_search_ends_as_if_it_had_not_been(
     before: bool,
 ) -> None:
     with monkeypatch.context() as patch:
-        killed_at(patch, owner, name, call=call, before=before)
+        kill_at(patch, owner, name, call=call, before=before)
         with pytest.raises(Killed):
             run(max_trials=3, only="layer_svm")
-    known = timeless(run.prepare().trials.snapshot().done)
-    found = run.resumed(max_trials=3, only="layer_svm")
-    assert timeless(found.trials) == timeless(alone.trials)
-    assert timeless(found.trials)[: len(known)] == known
-    assert found.best.number == alone.best.number
+    known = without_seconds(run.prepare().trials.snapshot().done)
+    found = run.resume(max_trials=3, only="layer_svm")
+    assert without_seconds(found.trials) == without_seconds(uninterrupted.trials)
+    assert without_seconds(found.trials)[: len(known)] == known
+    assert found.best.number == uninterrupted.best.number
     on_disk = run.folder.best()
     assert on_disk is not None
     assert on_disk[0] == found.best
@@ -102,22 +104,22 @@ def test_a_trial_that_kills_its_process_every_time_is_given_up(
         patch.setattr(LayerSVM, "fit", die)
         for _ in range(3):
             with pytest.raises(Killed):
-                run.resumed(max_trials=2, only="layer_svm")
-    found = run.resumed(max_trials=2, only="layer_svm")
+                run.resume(max_trials=2, only="layer_svm")
+    found = run.resume(max_trials=2, only="layer_svm")
     assert [r.number for r in found.trials] == [0, 1]
     assert found.trials[0].val_accuracy is None
-    assert "ended before it did" in str(found.trials[0].reason)
+    assert "the process running it died 3 times" in str(found.trials[0].reason)
     assert found.best.number == 1
 
 
-def test_a_swap_that_was_cut_short_leaves_the_old_classifier(
+def test_an_interrupted_swap_leaves_the_old_classifier(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = run(max_trials=1)
     with monkeypatch.context() as patch:
-        killed_at(patch, Path, "rename", call=1, before=False)
+        kill_at(patch, Path, "rename", call=1, before=False)
         with pytest.raises(Killed):
-            run.folder.keep(found.classifier, found.best, refitted=False)
+            run.folder.save_best(found.classifier, found.best, refitted=False)
     assert not (run.folder.path / "classifier").exists()
     assert run.folder.best() == (found.best, True)
     with run.folder.locked():
@@ -125,15 +127,15 @@ def test_a_swap_that_was_cut_short_leaves_the_old_classifier(
     ImageClassifier.load(run.folder.path / "classifier")
 
 
-def test_a_half_written_line_spoils_no_other(run: Runner) -> None:
-    run.folder.note("session")
+def test_a_truncated_line_damages_no_other_line(run: Runner) -> None:
+    run.folder.log_event("session")
     with (run.folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"time": 1, "eve')
-    run.folder.note("done")
+    run.folder.log_event("done")
     assert [e["event"] for e in run.folder.events()] == ["session", "done"]
 
 
-def test_one_process_at_a_time_holds_a_run(run: Runner) -> None:
+def test_one_process_at_a_time_holds_the_lock_of_a_run(run: Runner) -> None:
     other = RunDir(run.folder.path)
     with run.folder.locked():
         assert other.is_locked()
@@ -142,7 +144,7 @@ def test_one_process_at_a_time_holds_a_run(run: Runner) -> None:
     assert not other.is_locked()
 
 
-def test_one_ctrl_c_keeps_the_best_and_two_stop_at_once(
+def test_one_ctrl_c_keeps_the_best_and_a_second_stops_at_once(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, calls = LayerSVM.fit, 0
@@ -150,19 +152,19 @@ def test_one_ctrl_c_keeps_the_best_and_two_stop_at_once(
     def fit(*args: Any) -> ImageClassifier:
         nonlocal calls
         calls += 1
-        if calls == 3:  # 2: the first trial once more, with validation
+        if calls == 3:  # call 2 refits the first trial with validation
             signal.raise_signal(signal.SIGINT)
         return original(*args)
 
     monkeypatch.setattr(LayerSVM, "fit", fit)
     search = run.prepare(max_trials=3, only="layer_svm")
-    with search.interrupt.watching():
+    with search.interrupt.handle_sigint():
         search.run()
     found = search.result()
-    assert search.interrupt.asked
+    assert search.interrupt.requested
     assert [r.reason for r in found.trials] == [None, "interrupted"]
     assert found.best.number == 0
-    with search.interrupt.watching(), pytest.raises(KeyboardInterrupt):
+    with search.interrupt.handle_sigint(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
 

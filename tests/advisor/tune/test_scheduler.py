@@ -1,4 +1,4 @@
-"""Who gets the next trial: the floor first, then what may win, while evidence and time allow."""
+"""Scheduler: baseline first, then strategies that may still win, while scores and time allow."""
 
 import math
 import time
@@ -55,7 +55,7 @@ EASY = replace(
         advised("partial_fine_tune", 0.97, 30.0, half=0.02),
     ),
 )
-"""The advice expects as much of each of them."""
+"""The advice predicts the same accuracy for each strategy."""
 
 
 def snapshot(*scores: tuple[str, float | None]) -> TrialsSnapshot:
@@ -73,18 +73,18 @@ def snapshot(*scores: tuple[str, float | None]) -> TrialsSnapshot:
     return TrialsSnapshot(tuple(done), ())
 
 
-def test_the_floor_comes_first() -> None:
+def test_the_baseline_comes_first() -> None:
     assert SCHEDULER.choose(snapshot(), 1000) == "linear_probe"
 
 
-def test_every_training_gets_its_turn_and_the_leader_more() -> None:
+def test_every_training_strategy_gets_trials_and_the_incumbents_gets_more() -> None:
     begun = snapshot(("linear_probe", 0.8), ("full_fine_tune", 0.85))
     assert SCHEDULER.choose(begun, 1000) == "partial_fine_tune"
     even = snapshot(("linear_probe", 0.8), ("full_fine_tune", 0.85), ("partial_fine_tune", 0.83))
     assert SCHEDULER.choose(even, 1000) == "full_fine_tune"
 
 
-def test_what_the_leader_is_surely_better_than_is_out() -> None:
+def test_a_strategy_clearly_worse_than_the_incumbent_gets_no_more_trials() -> None:
     sure = snapshot(("linear_probe", 0.8), ("full_fine_tune", 0.95), ("partial_fine_tune", 0.5))
     for _ in range(5):
         name = SCHEDULER.choose(sure, 1000)
@@ -93,38 +93,42 @@ def test_what_the_leader_is_surely_better_than_is_out() -> None:
         sure = TrialsSnapshot((*sure.done, more), ())
 
 
-def test_left_over_time_goes_to_the_shortest_training_and_the_last_seconds_to_none() -> None:
+def test_little_time_goes_to_the_shortest_training_run_and_the_last_seconds_to_none() -> None:
     done = snapshot(("linear_probe", 0.8))
     assert SCHEDULER.choose(done, 8.9, 5.0) == "partial_fine_tune"
     assert SCHEDULER.choose(done, 4.9, 5.0) is None
     assert SCHEDULER.choose(done, 0.0, 5.0) is None
 
 
-def test_nothing_is_tried_against_a_perfect_leader_unless_a_number_was_asked_for() -> None:
+def test_nothing_is_tried_against_a_perfect_incumbent_unless_a_number_of_trials_was_given() -> (
+    None
+):
     perfect = snapshot(("linear_probe", 0.99))
     assert EASY.choose(perfect, 1000) is None
     assert replace(EASY, max_trials=3).choose(perfect, 1000) is not None
 
 
-def test_what_the_advice_expects_more_of_is_tried_against_a_perfect_leader() -> None:
+def test_a_strategy_with_a_higher_prediction_is_tried_against_a_perfect_incumbent() -> None:
     few = replace(SCHEDULER, n_val=10)
     perfect = snapshot(("linear_probe", 1.0))
     assert few.choose(perfect, 1000) == "full_fine_tune"
-    assert few.ended(perfect) == "time"
+    assert few.end_reason(perfect) == "time"
 
 
-def test_a_search_says_why_it_is_over() -> None:
-    assert SCHEDULER.ended(snapshot(("linear_probe", 0.8))) == "time"
-    assert EASY.ended(snapshot(("linear_probe", 0.99))) == "unbeatable"
-    outrun = snapshot(("linear_probe", 0.95), ("full_fine_tune", 0.5), ("partial_fine_tune", 0.5))
-    assert SCHEDULER.choose(outrun, 1000) is None
-    assert SCHEDULER.ended(outrun) == "no_contender"
-    assert replace(SCHEDULER, max_trials=3).ended(outrun) == "trials"
+def test_the_end_reason_of_a_search() -> None:
+    assert SCHEDULER.end_reason(snapshot(("linear_probe", 0.8))) == "time"
+    assert EASY.end_reason(snapshot(("linear_probe", 0.99))) == "unbeatable"
+    surpassed = snapshot(
+        ("linear_probe", 0.95), ("full_fine_tune", 0.5), ("partial_fine_tune", 0.5)
+    )
+    assert SCHEDULER.choose(surpassed, 1000) is None
+    assert SCHEDULER.end_reason(surpassed) == "no_contender"
+    assert replace(SCHEDULER, max_trials=3).end_reason(surpassed) == "trials"
     three = replace(EASY, max_trials=3)
-    assert three.ended(snapshot(("linear_probe", 0.99))) == "time"
+    assert three.end_reason(snapshot(("linear_probe", 0.99))) == "time"
 
 
-def test_what_only_fails_is_given_up() -> None:
+def test_a_strategy_that_only_fails_is_given_up() -> None:
     failed = snapshot(("linear_probe", 0.8), *[("full_fine_tune", None)] * 3)
     assert SCHEDULER.choose(failed, 1000) == "partial_fine_tune"
     all_failed = snapshot(
@@ -136,7 +140,7 @@ def test_what_only_fails_is_given_up() -> None:
     assert SCHEDULER.choose(all_failed, math.inf) is None
 
 
-def test_trials_under_way_count() -> None:
+def test_unfinished_trials_count() -> None:
     limited = replace(SCHEDULER, max_trials=2)
     assert (
         limited.choose(
@@ -146,7 +150,7 @@ def test_trials_under_way_count() -> None:
     )
 
 
-def test_ties_go_to_the_cheaper() -> None:
+def test_ties_go_to_the_cheaper_strategy() -> None:
     pair = (("full_fine_tune", 0.97), ("linear_probe", 0.97))
     for done in (snapshot(*pair), snapshot(*pair[::-1])):
         best = EASY.best(done.done)
@@ -155,7 +159,7 @@ def test_ties_go_to_the_cheaper() -> None:
 
 
 @pytest.mark.parametrize(("errors", "best"), [(0.03, "linear_probe"), (0.015, "full_fine_tune")])
-def test_a_fifth_of_a_point_decides_where_errors_are_few(errors: float, best: str) -> None:
+def test_a_gap_of_a_fifth_of_a_point_decides_if_errors_are_few(errors: float, best: str) -> None:
     many = replace(EASY, n_val=1_000_000)
     pair = (("full_fine_tune", 1 - errors + 0.002), ("linear_probe", 1 - errors))
     for done in (snapshot(*pair), snapshot(*pair[::-1])):
@@ -164,7 +168,7 @@ def test_a_fifth_of_a_point_decides_where_errors_are_few(errors: float, best: st
         assert found.strategy == best
 
 
-def test_what_counts_as_equal_is_what_was_preferred() -> None:
+def test_the_preference_sets_which_differences_count_as_equal() -> None:
     val = (("linear_probe", 0.88), ("full_fine_tune", 0.90), ("partial_fine_tune", 0.897))
     best = {}
     for prefer in get_args(Prefer):
@@ -181,14 +185,12 @@ def test_what_counts_as_equal_is_what_was_preferred() -> None:
 
 
 @pytest.mark.parametrize(("prefer", "ended"), [("balanced", "time"), ("cheap", "unbeatable")])
-def test_a_search_ends_where_a_perfect_trial_would_count_as_equal(
-    prefer: Prefer, ended: str
-) -> None:
+def test_a_search_ends_if_a_perfect_trial_would_count_as_equal(prefer: Prefer, ended: str) -> None:
     one_error = snapshot(("linear_probe", 0.95))
-    assert replace(EASY, n_val=20, prefer=prefer).ended(one_error) == ended
+    assert replace(EASY, n_val=20, prefer=prefer).end_reason(one_error) == ended
 
 
-def test_few_val_images_are_weighed_against_what_the_advice_expects() -> None:
+def test_with_few_validation_images_the_score_is_shrunk_to_the_prediction() -> None:
     done = snapshot(("linear_probe", 0.85), ("full_fine_tune", 0.8)).done
     few, many = (replace(SCHEDULER, n_val=n).best(done) for n in (20, 2000))
     assert few is not None
@@ -196,7 +198,7 @@ def test_few_val_images_are_weighed_against_what_the_advice_expects() -> None:
     assert (few.strategy, many.strategy) == ("full_fine_tune", "linear_probe")
 
 
-def test_what_is_expected_lies_between_advice_and_val_and_on_another_backbone_is_val() -> None:
+def test_expected_accuracy_is_validation_shrunk_to_the_prediction_of_the_same_backbone() -> None:
     (record,) = snapshot(("full_fine_tune", 0.7)).done
     found = [replace(SCHEDULER, n_val=n).expected(record) for n in (1, 10, 100, 10_000)]
     assert 0.85 > found[0] > found[1] > found[2] > found[3] > 0.7
@@ -204,12 +206,12 @@ def test_what_is_expected_lies_between_advice_and_val_and_on_another_backbone_is
     assert SCHEDULER.expected(elsewhere) == pytest.approx(0.7)
 
 
-def test_other_hyperparameters_must_win_by_more_than_one_val_image() -> None:
+def test_other_hyperparameters_must_win_by_more_than_one_validation_image() -> None:
     first, *later = snapshot(*[("full_fine_tune", s) for s in (0.8, 0.81, 0.82)]).done
     assert [SCHEDULER.beats(r, first) for r in later] == [False, True]
 
 
-def test_the_portfolio_changes_one_thing_at_a_time_within_the_space() -> None:
+def test_the_initial_trials_change_one_hyperparameter_at_a_time_within_the_space() -> None:
     first = {"lr": 1e-3, "batch_norm": "frozen", "steps": 100}
     entries = initial_trials(first, {"lr": FloatDistribution(1e-5, 2e-3, log=True)})
     assert entries[0] == first
@@ -217,25 +219,25 @@ def test_the_portfolio_changes_one_thing_at_a_time_within_the_space() -> None:
     assert entries[3] == first | {"batch_norm": "trained"}
 
 
-def test_far_away_and_short_of_time_a_training_starts_on_smaller_images() -> None:
-    far = replace(SCHEDULER, sizes=(224, 160, 128))
+def test_in_a_different_domain_with_little_time_a_training_run_starts_on_smaller_images() -> None:
+    different = replace(SCHEDULER, sizes=(224, 160, 128))
 
     def px(scheduler: Scheduler, strategy: str, seconds_left: float) -> int | None:
         return scheduler.start(strategy, snapshot(), {}, seconds_left).get("input_px")
 
-    assert px(far, "full_fine_tune", 120.0) == 224  # predicted to take 60 s
-    assert px(far, "full_fine_tune", 119.0) == 160
-    assert px(far, "full_fine_tune", 60.0) == 128
-    assert px(far, "full_fine_tune", 5.0) == 128
-    assert px(far, "partial_fine_tune", 60.0) == 224
-    assert px(far, "linear_probe", 1.0) is None
-    assert px(SCHEDULER, "full_fine_tune", 5.0) is None  # near: fewer steps are the better way
+    assert px(different, "full_fine_tune", 120.0) == 224  # predicted to take 60 s
+    assert px(different, "full_fine_tune", 119.0) == 160
+    assert px(different, "full_fine_tune", 60.0) == 128
+    assert px(different, "full_fine_tune", 5.0) == 128
+    assert px(different, "partial_fine_tune", 60.0) == 224
+    assert px(different, "linear_probe", 1.0) is None
+    assert px(SCHEDULER, "full_fine_tune", 5.0) is None  # similar domain: fewer steps are better
 
 
-def test_draws_depend_on_seed_number_and_history_alone() -> None:
+def test_draws_depend_only_on_seed_trial_number_and_earlier_trials() -> None:
     def draw(skip: int) -> list[float]:
         study = optuna.create_study(sampler=SeededTPE(0))
-        for _ in range(skip):  # what else a sampler was asked meanwhile must not matter
+        for _ in range(skip):  # other draws from the same sampler must not matter
             study.sampler.sample_independent(
                 study, study.ask()._get_latest_trial(), "x", FloatDistribution(0, 1)
             )
@@ -252,7 +254,7 @@ def test_draws_depend_on_seed_number_and_history_alone() -> None:
     assert len(set(draw(0))) == 8
 
 
-def test_a_clock_provides_for_judging_before_it_hands_out_time() -> None:
+def test_a_time_budget_reserves_time_for_evaluation() -> None:
     budget = TimeBudget(deadline_s=1000.0, n_test=100, n_val=50, by_px={224: 0.01})
     before = budget.search_ends_s()
     assert budget.fit_ends_s() < before < 1000.0 - 1.0
@@ -260,7 +262,7 @@ def test_a_clock_provides_for_judging_before_it_hands_out_time() -> None:
     assert budget.search_ends_s() < before - 5
 
 
-def test_small_images_that_are_soon_judged_leave_the_time_that_large_ones_need() -> None:
+def test_fast_predictions_at_a_small_size_keep_the_reserve_for_large_images() -> None:
     budget = TimeBudget(deadline_s=1000.0, n_test=100, n_val=50, by_px={224: 0.01})
     budget.saw(10, 1.0, px=224)
     for _ in range(5):
@@ -270,18 +272,20 @@ def test_small_images_that_are_soon_judged_leave_the_time_that_large_ones_need()
     assert budget.s_per_image == 0.08
 
 
-def test_what_control_and_page_turn_out_to_need_is_what_is_set_aside() -> None:
-    budget = TimeBudget(1000.0, n_test=0, n_val=50, by_px={224: 0.01}, control_s=60.0, page_s=6.0)
+def test_the_reserves_for_control_and_report_shrink_to_what_they_cost() -> None:
+    budget = TimeBudget(
+        1000.0, n_test=0, n_val=50, by_px={224: 0.01}, control_s=60.0, report_s=6.0
+    )
     before = budget.search_ends_s()
-    budget.page_s = 2.0
+    budget.report_s = 2.0
     assert budget.search_ends_s() == pytest.approx(before + 1.15 * 4.0)
-    budget.training_leads, budget.has_control = True, True
-    assert budget.search_ends_s() == budget.judging_begins_s() - 60.0
-    budget.training_leads = False
-    assert budget.search_ends_s() == budget.judging_begins_s() == budget.page_begins_s()
+    budget.incumbent_is_trained, budget.has_control = True, True
+    assert budget.search_ends_s() == budget.test_begins_s() - 60.0
+    budget.incumbent_is_trained = False
+    assert budget.search_ends_s() == budget.test_begins_s() == budget.report_begins_s()
 
 
-def test_fits_to_one_trial_share_its_time() -> None:
+def test_the_folds_of_a_trial_share_its_time() -> None:
     budget = TimeBudget(time.monotonic() + 100.0, n_test=0, n_val=1, by_px={224: 0.0})
     whole, half = (budget.fold_ends_s(n) - time.monotonic() for n in (1, 2))
     assert half == pytest.approx(whole / 2, abs=0.1)

@@ -1,4 +1,4 @@
-"""The search: floor first, records without holes, the best one kept on disk."""
+"""Search loop: baseline first, every trial recorded, the best classifier saved."""
 
 import time
 from dataclasses import replace
@@ -18,7 +18,7 @@ from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
-from strategies.training import frozen_activations as prefix
+from strategies.training import frozen_activations
 from strategies.training.trainer import ROUNDS
 from tests.advisor.searching import Runner
 
@@ -38,7 +38,7 @@ def test_the_probe_comes_first_and_a_classifier_is_on_disk(run: Runner) -> None:
     )
 
 
-def test_every_trial_is_in_the_study_and_in_the_list(run: Runner) -> None:
+def test_every_trial_is_in_the_study_and_in_trials_jsonl(run: Runner) -> None:
     found = run(max_trials=4, only="layer_svm")
     trials = run.study("layer_svm").trials
     assert len(found.trials) == len(run.lines()) == len(trials) == 4
@@ -83,7 +83,7 @@ def test_a_failure_does_not_end_the_search(run: Runner, monkeypatch: pytest.Monk
     assert any(t.reason for t in found.trials)
 
 
-def test_a_winning_probe_is_fitted_once_more_with_val(run: Runner) -> None:
+def test_a_winning_probe_is_refitted_on_train_and_validation(run: Runner) -> None:
     found = run(max_trials=1)
     assert found.refitted
     expected = LinearProbe(**found.best.hyperparameters).fit(
@@ -95,7 +95,7 @@ def test_a_winning_probe_is_fitted_once_more_with_val(run: Runner) -> None:
     )
 
 
-def test_a_probe_learns_from_val_at_once_so_that_no_time_need_be_set_aside(run: Runner) -> None:
+def test_a_probe_is_refitted_at_once_so_that_no_time_need_be_reserved(run: Runner) -> None:
     run.deadline_s = time.monotonic() + 3600
     search = run.prepare(max_trials=1)
     before = search.budget.search_ends_s()
@@ -107,42 +107,42 @@ def test_a_probe_learns_from_val_at_once_so_that_no_time_need_be_set_aside(run: 
     assert best[1]
     assert search.budget.search_ends_s() == before
     longest = replace(best[0], number=1, seconds=4000.0, val_accuracy=Interval(1.0, 1.0, 1.0))
-    assert search._with_val(claim, replace(longest, strategy="full_fine_tune")) is None
-    assert search._with_val(claim, longest) is None
+    assert search._refit_with_val(claim, replace(longest, strategy="full_fine_tune")) is None
+    assert search._refit_with_val(claim, longest) is None
 
 
-def test_a_first_classifier_can_be_had_before_the_search_goes_on(run: Runner) -> None:
+def test_the_search_can_stop_at_the_first_classifier_and_continue(run: Runner) -> None:
     search = run.prepare(max_trials=2, only="layer_svm")
-    search.run(until_found=True)
+    search.run(stop_at_first=True)
     assert len(search.trials.snapshot().done) == 1
     assert run.folder.best() is not None
-    search.run(until_found=True)
+    search.run(stop_at_first=True)
     assert len(search.trials.snapshot().done) == 1
     search.run()
     assert len(search.trials.snapshot().done) == 2
-    assert search.ended() == "trials"
+    assert search.end_reason() == "trials"
 
 
-def test_no_time_is_out_of_time(run: Runner) -> None:
+def test_without_time_out_of_time_is_raised(run: Runner) -> None:
     run.deadline_s = 0.0
     with pytest.raises(OutOfTime, match="--time"):
         run()
 
 
-def test_nothing_to_select_on_is_refused(run: Runner) -> None:
+def test_a_dataset_without_validation_images_is_refused(run: Runner) -> None:
     run.dataset = replace(run.dataset, val=())
     with pytest.raises(DataError, match="--val"):
         run()
 
 
-def test_a_probe_is_tried_once_and_the_rest_of_the_time_goes_to_a_training(run: Runner) -> None:
+def test_a_probe_is_tried_once_and_the_other_trials_are_training_runs(run: Runner) -> None:
     tried = [t.strategy for t in run(max_trials=4).trials]
     assert tried.count("linear_probe") == 1
     assert set(tried) & {"partial_fine_tune", "full_fine_tune"}
     assert "from_scratch" not in tried
 
 
-def test_a_training_that_is_clearly_in_the_worse_half_is_pruned(
+def test_a_training_run_clearly_in_the_worse_half_is_pruned(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     curves = [[0.9] * ROUNDS, [0.8] * ROUNDS, [0.95] * ROUNDS, [0.1] * ROUNDS]
@@ -166,12 +166,12 @@ def test_a_training_that_is_clearly_in_the_worse_half_is_pruned(
     assert kinds == [("begun", 0), ("round", 1), ("ended", 0)]
 
 
-def test_training_runs_that_freeze_the_same_stages_run_them_once(
+def test_training_runs_with_the_same_frozen_stages_compute_their_activations_once(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled: list[object] = []
-    fill = prefix._fill_train
-    monkeypatch.setattr(prefix, "_fill_train", lambda *a: (filled.append(a), fill(*a)))
+    fill = frozen_activations._fill_train
+    monkeypatch.setattr(frozen_activations, "_fill_train", lambda *a: (filled.append(a), fill(*a)))
 
     found = run(max_trials=3, only="partial_fine_tune")
 
@@ -180,24 +180,23 @@ def test_training_runs_that_freeze_the_same_stages_run_them_once(
     assert len(set(frozen)) == len(filled) == 1
 
 
-def test_a_hopeless_training_is_really_stopped_and_leaves_nothing_behind(
+def test_a_diverging_training_run_is_pruned_and_its_checkpoint_is_deleted(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates = iter([1e-5, 1e-5, 1.0])
     seen: list[bool] = []
 
     def suggest(trial: optuna.Trial, *args: object) -> FullFineTune:
-        trial.suggest_float("lr", 1e-5, 1.0)  # drawn, so that no advice takes its place
+        trial.suggest_float("lr", 1e-5, 1.0)  # drawn, so that the advice does not set it
         return FullFineTune(lr=next(rates), blend=1.0, steps=ROUNDS)
 
-    def hear(event: Event) -> None:
+    def on_event(event: Event) -> None:
         seen.append((run.folder.path / "checkpoints" / "trial-2").exists())
 
-    run.dataset = replace(
-        run.dataset, val=(*run.dataset.val, *run.dataset.train)
-    )  # enough to tell by
+    # With this many validation images the difference is significant.
+    run.dataset = replace(run.dataset, val=(*run.dataset.val, *run.dataset.train))
     monkeypatch.setattr(FullFineTune, "suggest", suggest)
-    search = replace(run.prepare(max_trials=3, only="full_fine_tune"), on_event=hear)
+    search = replace(run.prepare(max_trials=3, only="full_fine_tune"), on_event=on_event)
     search.run()
     good, also_good, hopeless = search.result().trials
     assert min(score(good), score(also_good)) > 0.6

@@ -1,4 +1,4 @@
-"""A soup of training runs: kept if it wins on validation, else as if it had never been tried."""
+"""Model soup: kept if it wins on validation, else the best trial stays unchanged."""
 
 import math
 import time
@@ -22,14 +22,14 @@ from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import WEIGHTS_FILE, ImageClassifier
 from tests.advisor.searching import Runner
-from tests.advisor.tune.test_resume import Killed, killed_at
+from tests.advisor.tune.test_resume import Killed, kill_at
 
 Searched = Callable[..., Search]
 
 
 @pytest.fixture
 def searched(run: Runner, monkeypatch: pytest.MonkeyPatch) -> Searched:
-    """Search over training runs that end as a good probe plus so many times one and the same error."""
+    """Search over training runs whose head is a good probe plus a multiple of one fixed error."""
 
     def search(errors: Sequence[float], n_folds: int = 1) -> Search:
         waiting = iter([e for e in errors for _ in range(n_folds)])
@@ -61,31 +61,33 @@ def accuracy(record: TrialRecord) -> float:
 
 
 @pytest.mark.parametrize("n_folds", [1, 3])
-def test_an_average_that_wins_on_val_is_the_classifier(
+def test_an_average_that_wins_on_validation_is_the_classifier(
     searched: Searched, run: Runner, n_folds: int
 ) -> None:
     search = searched([5.0, -5.0], n_folds)
-    alone = search.scheduler.best(search.trials.snapshot().done)
-    assert alone is not None
+    best_trial = search.scheduler.best(search.trials.snapshot().done)
+    assert best_trial is not None
     soup = make_soup(search)
     assert soup is not None
     assert soup.kept
     assert sorted(soup.trials) == [0, 1]
     assert soup.val_accuracy is not None
-    assert soup.val_accuracy.mid > accuracy(alone) + 1 / search.validation.n
-    assert soup.alone == alone.val_accuracy
+    assert soup.val_accuracy.mid > accuracy(best_trial) + 1 / search.validation.n
+    assert soup.alone == best_trial.val_accuracy
     result = search.result()
     assert result.best.number == soup.trials[0]
     assert result.best.val_accuracy == soup.val_accuracy
     if n_folds == 1:
-        hits = search._judge(ImageClassifier.load(run.folder.classifier()), search.dataset.val)
+        hits = search._score_images(
+            ImageClassifier.load(run.folder.classifier()), search.dataset.val
+        )
         assert np.mean(hits) == soup.val_accuracy.mid
     run.folder.begin({"data": "striped"})
-    said = status_lines(run.folder, status_record(run.folder))
-    assert any("weights of trials" in line and "averaged" in line for line in said)
+    lines = status_lines(run.folder, status_record(run.folder))
+    assert any("weights of trials" in line and "averaged" in line for line in lines)
 
 
-def test_an_average_that_loses_leaves_the_best_alone(searched: Searched, run: Runner) -> None:
+def test_an_average_that_loses_leaves_the_best_trial(searched: Searched, run: Runner) -> None:
     search = searched([5.0, 5.5])
     before = run.folder.best()
     soup = make_soup(search)
@@ -93,10 +95,10 @@ def test_an_average_that_loses_leaves_the_best_alone(searched: Searched, run: Ru
     assert not soup.kept
     assert soup.reason
     assert run.folder.best() == before
-    assert run.folder.averaged() == ()
+    assert run.folder.averaged_trials() == ()
 
 
-def test_without_time_the_best_alone_stays_and_no_image_is_looked_at(
+def test_without_time_the_best_trial_is_kept_and_no_image_is_read(
     searched: Searched, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = searched([5.0, -5.0])
@@ -110,29 +112,33 @@ def test_without_time_the_best_alone_stays_and_no_image_is_looked_at(
     assert run.folder.best() == before
 
 
-def test_the_search_leaves_time_to_it_once_there_may_be_two_training_runs(
+def test_the_search_reserves_time_for_a_soup_once_there_may_be_two_training_runs(
     searched: Searched, run: Runner
 ) -> None:
     search = searched([5.0])
     budget, pool = search.budget, search.soup_candidates
     assert pool is not None
     assert pool.n_reserved((), search.validation) == 0
-    assert budget.n_soup == pool.n_reserved(search.trials.snapshot().done, search.validation) > 0
+    assert (
+        budget.n_soup_images
+        == pool.n_reserved(search.trials.snapshot().done, search.validation)
+        > 0
+    )
     budget.deadline_s = time.monotonic() + 100
     assert budget.search_ends_s() < budget.soup_ends_s()
-    budget.n_soup = 0
+    budget.n_soup_images = 0
     assert budget.search_ends_s() == budget.soup_ends_s()
 
 
-def test_a_run_killed_while_it_averages_does_it_again(
+def test_a_run_killed_while_it_averages_averages_again(
     searched: Searched, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     search = searched([5.0, -5.0])
     with monkeypatch.context() as patch:
-        killed_at(patch, RunDir, "put_in_place", call=1, before=True)
+        kill_at(patch, RunDir, "install_classifier", call=1, before=True)
         with pytest.raises(Killed):
             make_soup(search)
-    assert run.folder.averaged() == ()
+    assert run.folder.averaged_trials() == ()
     resumed = run.prepare(max_trials=2, only="full_fine_tune")
     soup = make_soup(resumed)
     assert soup is not None
@@ -140,14 +146,14 @@ def test_a_run_killed_while_it_averages_does_it_again(
     assert make_soup(run.prepare(max_trials=2, only="full_fine_tune")) == soup
 
 
-def test_what_has_been_judged_is_not_averaged_any_more(searched: Searched, run: Runner) -> None:
+def test_after_the_search_phase_nothing_is_averaged(searched: Searched, run: Runner) -> None:
     search = searched([5.0, -5.0])
-    run.folder.enter("judging", math.inf)
+    run.folder.set_phase("judging", math.inf)
     assert make_soup(search) is None
-    assert run.folder.averaged() == ()
+    assert run.folder.averaged_trials() == ()
 
 
-def test_one_training_alone_or_one_that_is_damaged_makes_no_soup(
+def test_with_one_of_two_candidates_damaged_there_is_no_soup(
     searched: Searched, run: Runner
 ) -> None:
     search = searched([5.0, -5.0])
@@ -156,14 +162,14 @@ def test_one_training_alone_or_one_that_is_damaged_makes_no_soup(
     assert make_soup(search) is None
 
 
-def test_only_the_best_are_kept_and_nothing_at_the_end(
+def test_only_the_best_candidates_are_kept_and_all_are_deleted_at_the_end(
     searched: Searched, run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("advisor.tune.run_dir.soup_candidates.MOST", 2)
     search = searched([8.0, 0.0, 8.0, 1.0])
     pool = SoupCandidates(run.folder, 1)
-    here = pool.best(search.trials.snapshot().done)
+    candidates = pool.best(search.trials.snapshot().done)
     done = sorted(search.trials.snapshot().done, key=lambda r: (-accuracy(r), r.number))
-    assert [r.number for r in here] == [r.number for r in done[:2]]
+    assert [r.number for r in candidates] == [r.number for r in done[:2]]
     pool.clear()
     assert not (run.folder.path / "soup_candidates").exists()

@@ -45,7 +45,7 @@ def _row(seed: int, width: int = 8) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=width).astype(np.float32)
 
 
-def test_what_was_put_comes_back(cache: ArrayCache) -> None:
+def test_stored_rows_are_returned_unchanged(cache: ArrayCache) -> None:
     rows = {f"d{i}": _row(i) for i in range(5)}
     cache.put("space", rows)
 
@@ -57,13 +57,15 @@ def test_what_was_put_comes_back(cache: ArrayCache) -> None:
         assert found[digest].dtype == np.float32
 
 
-def test_what_was_put_outlives_the_object(cache: ArrayCache) -> None:
+def test_stored_rows_are_found_by_a_new_cache_object(cache: ArrayCache) -> None:
     cache.put("space", {"a": _row(0)})
 
     np.testing.assert_array_equal(ArrayCache(cache.path.parent).get("space", ["a"])["a"], _row(0))
 
 
-def test_absent_rows_are_missing_and_repeated_digests_are_one(cache: ArrayCache) -> None:
+def test_absent_rows_are_left_out_and_repeated_digests_are_returned_once(
+    cache: ArrayCache,
+) -> None:
     cache.put("space", {"a": _row(0)})
 
     assert cache.get("space", ["a", "a", "b"]).keys() == {"a"}
@@ -85,7 +87,7 @@ def test_a_second_put_replaces_the_first(cache: ArrayCache) -> None:
     np.testing.assert_array_equal(cache.get("space", ["a"])["a"], _row(2))
 
 
-def test_more_digests_than_one_query_holds_are_all_found(cache: ArrayCache) -> None:
+def test_more_digests_than_one_query_can_hold_are_all_found(cache: ArrayCache) -> None:
     rows = {f"d{i}": np.array([i], dtype=np.float32) for i in range(1203)}
     cache.put("space", rows)
 
@@ -94,7 +96,7 @@ def test_more_digests_than_one_query_holds_are_all_found(cache: ArrayCache) -> N
     assert {k: float(v[0]) for k, v in found.items()} == {f"d{i}": i for i in range(1203)}
 
 
-def test_a_damaged_row_is_missing_and_the_others_are_not(cache: ArrayCache) -> None:
+def test_only_the_damaged_row_is_left_out(cache: ArrayCache) -> None:
     cache.put("space", {"good": _row(1), "bad": _row(2)})
     with sqlite3.connect(cache.path) as db:
         (data,) = db.execute("SELECT data FROM rows WHERE digest = 'bad'").fetchone()
@@ -105,7 +107,7 @@ def test_a_damaged_row_is_missing_and_the_others_are_not(cache: ArrayCache) -> N
     assert cache.get("space", ["good", "bad"]).keys() == {"good"}
 
 
-def test_a_truncated_row_is_missing(cache: ArrayCache) -> None:
+def test_a_truncated_row_is_left_out(cache: ArrayCache) -> None:
     cache.put("space", {"a": _row(1)})
     with sqlite3.connect(cache.path) as db:
         db.execute("UPDATE rows SET data = substr(data, 1, 7)")
@@ -115,7 +117,7 @@ def test_a_truncated_row_is_missing(cache: ArrayCache) -> None:
 
 
 @pytest.mark.parametrize("value", [None, "text", 3])
-def test_a_row_that_is_not_bytes_is_missing(cache: ArrayCache, value: object) -> None:
+def test_a_row_that_is_not_bytes_is_left_out(cache: ArrayCache, value: object) -> None:
     cache.put("space", {"a": _row(1)})
     with sqlite3.connect(cache.path) as db:
         db.execute("UPDATE rows SET data = ?, crc = ?", (value, zlib.crc32(b"")))
@@ -124,7 +126,7 @@ def test_a_row_that_is_not_bytes_is_missing(cache: ArrayCache, value: object) ->
     assert cache.get("space", ["a"]) == {}
 
 
-def test_a_put_that_fails_half_way_leaves_nothing_behind(cache: ArrayCache) -> None:
+def test_a_put_that_fails_half_way_stores_no_row(cache: ArrayCache) -> None:
     cache.put("space", {"first": _row(0)})
     with sqlite3.connect(cache.path) as db:
         db.execute(
@@ -139,7 +141,7 @@ def test_a_put_that_fails_half_way_leaves_nothing_behind(cache: ArrayCache) -> N
     assert cache.get("space", ["good", "bad"]) == {}
 
 
-def test_two_processes_may_write_at_once(cache: ArrayCache) -> None:
+def test_two_processes_can_write_at_once(cache: ArrayCache) -> None:
     folder = str(cache.path.parent)
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, folder, me]) for me in ("left", "right")
@@ -147,32 +149,32 @@ def test_two_processes_may_write_at_once(cache: ArrayCache) -> None:
 
     assert [w.wait(timeout=60) for w in writers] == [0, 0]
 
-    wanted = [f"{me}-{i}-{j}" for me in ("left", "right") for i in range(40) for j in range(5)]
-    found = cache.get("both", [*wanted, "contested"])
-    assert len(found) == len(wanted) + 1
+    digests = [f"{me}-{i}-{j}" for me in ("left", "right") for i in range(40) for j in range(5)]
+    found = cache.get("both", [*digests, "contested"])
+    assert len(found) == len(digests) + 1
     assert all((row == int(k.split("-")[1])).all() for k, row in found.items() if "-" in k)
     assert (found["contested"] == 39).all()
 
 
-@pytest.mark.parametrize("n_seen", [1, 40, 333])
-def test_a_writer_killed_at_any_moment_loses_no_row_that_was_put(
-    cache: ArrayCache, n_seen: int
+@pytest.mark.parametrize("n_rows", [1, 40, 333])
+def test_a_writer_killed_at_any_moment_loses_no_committed_row(
+    cache: ArrayCache, n_rows: int
 ) -> None:
     command = [sys.executable, "-c", ONE_BY_ONE, str(cache.path.parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        seen = [int(process.stdout.readline()) for _ in range(n_seen)]
+        written = [int(process.stdout.readline()) for _ in range(n_rows)]
         process.kill()
-        seen += [int(line) for line in process.stdout.read().split()]
+        written += [int(line) for line in process.stdout.read().split()]
 
-    found = cache.get("space", [f"d{i}" for i in range(len(seen) + 2)])
+    found = cache.get("space", [f"d{i}" for i in range(len(written) + 2)])
 
-    assert len(seen) <= len(found) <= len(seen) + 1
-    assert all((found[f"d{i}"] == i).all() for i in seen)
+    assert len(written) <= len(found) <= len(written) + 1
+    assert all((found[f"d{i}"] == i).all() for i in written)
     assert not cache.info().damaged
 
 
-def test_a_file_kept_open_can_be_written_by_others(cache: ArrayCache) -> None:
+def test_a_file_kept_open_can_be_written_by_another_connection(cache: ArrayCache) -> None:
     with cache.kept_open():
         ArrayCache(cache.path.parent).put("space", {"a": _row(1)})
         assert set(cache.get("space", ["a"])) == {"a"}
@@ -180,7 +182,7 @@ def test_a_file_kept_open_can_be_written_by_others(cache: ArrayCache) -> None:
     assert set(cache.get("space", ["a", "b"])) == {"a", "b"}
 
 
-def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_a_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
 
     with pytest.raises(StorageError, match="--cache-dir"):
@@ -190,7 +192,7 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path: Path) -> None
 NO_DATABASE = b"this is not a database at all" * 1000
 
 
-def test_a_file_that_is_no_database_is_set_aside_and_said(
+def test_a_file_that_is_not_a_database_is_quarantined_and_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = ArrayCache(tmp_path)
@@ -200,14 +202,14 @@ def test_a_file_that_is_no_database_is_set_aside_and_said(
     cache.put("space", {"a": _row(1)})
 
     assert cache.get("space", ["a"]).keys() == {"a"}
-    (aside,) = cache.info().damaged
-    assert aside.read_bytes() == NO_DATABASE
+    (quarantined,) = cache.info().damaged
+    assert quarantined.read_bytes() == NO_DATABASE
     assert "damaged" in caplog.text
-    assert aside.name in caplog.text
+    assert quarantined.name in caplog.text
 
 
 @pytest.mark.parametrize("damage", ["cut", "overwritten", "emptied"])
-def test_a_database_damaged_later_is_noticed_and_usable_again(
+def test_a_damaged_database_is_detected_and_the_cache_is_usable_again(
     cache: ArrayCache, damage: str
 ) -> None:
     rows = {f"d{i}": _row(i, 2000) for i in range(100)}
@@ -216,17 +218,17 @@ def test_a_database_damaged_later_is_noticed_and_usable_again(
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     db.close()
     data = cache.path.read_bytes()
-    spoilt = {
+    contents = {
         "cut": data[: len(data) // 2],
         "overwritten": data[:100] + b"\xff" * (len(data) - 100),
         "emptied": b"",
     }
-    cache.path.write_bytes(spoilt[damage])
+    cache.path.write_bytes(contents[damage])
 
     found = cache.get("space", list(rows))
     for digest, row in found.items():
         np.testing.assert_array_equal(row, rows[digest])
-    for _ in range(2):  # the first may be what meets the damage
+    for _ in range(2):  # the first put may be the one that finds the damage
         cache.put("space", rows)
     found = cache.get("space", list(rows))
 
@@ -235,7 +237,9 @@ def test_a_database_damaged_later_is_noticed_and_usable_again(
         np.testing.assert_array_equal(found[digest], row)
 
 
-def test_what_is_not_damage_is_a_storage_error(cache: ArrayCache) -> None:
+def test_a_path_that_cannot_be_opened_is_a_storage_error_and_is_not_renamed(
+    cache: ArrayCache,
+) -> None:
     cache.path.mkdir()
 
     with pytest.raises(StorageError, match="--cache-dir"):
@@ -243,7 +247,7 @@ def test_what_is_not_damage_is_a_storage_error(cache: ArrayCache) -> None:
     assert cache.path.is_dir()
 
 
-def test_values_come_back_as_they_were(cache: ArrayCache) -> None:
+def test_json_values_are_returned_unchanged(cache: ArrayCache) -> None:
     values = {"a": [1, 0.1, None, "é\udcff"], "b": {"c": [True, -1e-300]}}
     cache.put_json("space", values)
 
@@ -251,7 +255,7 @@ def test_values_come_back_as_they_were(cache: ArrayCache) -> None:
     assert cache.get_json("other", ["a"]) == {}
 
 
-def test_what_was_used_longest_ago_makes_room(
+def test_the_least_recently_used_rows_are_evicted_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = ArrayCache(tmp_path, max_bytes=1_000_000)
@@ -265,16 +269,16 @@ def test_what_was_used_longest_ago_makes_room(
     for i in range(20, 30):
         cache.put("space", {f"d{i}": _row(i, 10_000)})
 
-    kept = cache.get("space", [f"d{i}" for i in range(30)]).keys()
+    stored = cache.get("space", [f"d{i}" for i in range(30)]).keys()
 
-    assert {"d0", "d1"} <= kept
-    assert {f"d{i}" for i in range(20, 30)} <= kept
-    assert "d2" not in kept
-    assert len(kept) >= 20
+    assert {"d0", "d1"} <= stored
+    assert {f"d{i}" for i in range(20, 30)} <= stored
+    assert "d2" not in stored
+    assert len(stored) >= 20
     assert cache.path.stat().st_size < 1_200_000
 
 
-def test_the_cache_can_be_looked_at_and_forgotten(cache: ArrayCache) -> None:
+def test_info_returns_the_size_and_clear_deletes_all_rows(cache: ArrayCache) -> None:
     cache.put("space", {f"d{i}": _row(i, 10_000) for i in range(10)})
     full = cache.info()
     assert full.n_rows == 10
@@ -289,7 +293,7 @@ def test_the_cache_can_be_looked_at_and_forgotten(cache: ArrayCache) -> None:
     assert cache.get("space", ["d0"]).keys() == {"d0"}
 
 
-def test_equal_parts_name_one_space_and_others_another() -> None:
+def test_a_space_name_is_determined_by_all_its_parts() -> None:
     assert space_name([1, "a", (0.5, 0.5)]) == space_name([1, "a", (0.5, 0.5)])
     names = [
         space_name(p) for p in (["ab", "c"], ["a", "bc"], ["a|b", "c"], ["a", "b|c"], ["abc"])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from strategies.core import context as run
+from strategies.core import context as context_module
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext, make_context, make_device
 from strategies.core.errors import OutOfTime, TransferError
@@ -15,19 +15,19 @@ def _context(tmp_path: Path, **settings: object) -> RunContext:
     return RunContext(cache=ArrayCache(tmp_path), **settings)
 
 
-def test_without_a_deadline_time_never_runs_out(ctx: RunContext) -> None:
+def test_without_a_deadline_the_time_left_is_infinite(ctx: RunContext) -> None:
     assert ctx.seconds_left() == float("inf")
     ctx.check_time()
 
 
-def test_time_left_is_measured_to_the_deadline(tmp_path: Path) -> None:
+def test_seconds_left_counts_down_to_the_deadline(tmp_path: Path) -> None:
     ctx = _context(tmp_path, deadline_s=time.monotonic() + 100)
 
     assert 95 < ctx.seconds_left() <= 100
     ctx.check_time()
 
 
-def test_a_passed_deadline_raises(tmp_path: Path) -> None:
+def test_check_time_raises_after_the_deadline(tmp_path: Path) -> None:
     ctx = _context(tmp_path, deadline_s=time.monotonic() - 1)
 
     assert ctx.seconds_left() < 0
@@ -44,7 +44,7 @@ def test_the_same_seed_draws_the_same_numbers(tmp_path: Path) -> None:
     assert not torch.equal(draw(1), draw(2))
 
 
-def test_seeding_leaves_the_global_generator_as_it_was(ctx: RunContext) -> None:
+def test_seeding_leaves_the_global_generator_unchanged(ctx: RunContext) -> None:
     before = torch.random.get_rng_state()
 
     with ctx.seeded():
@@ -56,36 +56,36 @@ def test_seeding_leaves_the_global_generator_as_it_was(ctx: RunContext) -> None:
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_full_precision_casts_nothing(ctx: RunContext) -> None:
+def test_full_precision_disables_autocast(ctx: RunContext) -> None:
     with ctx.autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
-def test_lower_precision_casts_products(tmp_path: Path) -> None:
+def test_lower_precision_enables_autocast(tmp_path: Path) -> None:
     with _context(tmp_path, precision=torch.bfloat16).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
 
 
-def test_a_context_ignores_reports_by_default(ctx: RunContext) -> None:
+def test_default_callbacks_accept_reports(ctx: RunContext) -> None:
     ctx.on_epoch(1, 0.5)
     ctx.on_progress("features", 1, 2)
 
 
-def test_the_default_device_is_one_that_works() -> None:
+def test_the_default_device_can_compute() -> None:
     assert torch.zeros(1, device=make_device("auto")).sum().item() == 0
 
 
-def test_the_processor_is_always_there() -> None:
+def test_the_cpu_is_always_available() -> None:
     assert make_device("cpu") == torch.device("cpu")
 
 
 @pytest.mark.parametrize("name", ["banana", "meta", "", "cuda:99", "cpu cuda"])
-def test_a_device_that_cannot_compute_is_refused_with_what_can(name: str) -> None:
+def test_an_unusable_device_is_refused_with_the_valid_names(name: str) -> None:
     with pytest.raises(TransferError, match="Use auto, cpu, cuda"):
         make_device(name)
 
 
-def test_a_context_keeps_its_cache_where_it_is_told(tmp_path: Path) -> None:
+def test_the_cache_folder_can_be_given(tmp_path: Path) -> None:
     ctx = make_context(device="cpu", cache_dir=tmp_path / "here", seed=7)
 
     assert ctx.cache.path.parent == tmp_path / "here"
@@ -96,13 +96,13 @@ def test_a_context_keeps_its_cache_where_it_is_told(tmp_path: Path) -> None:
 def test_the_cache_is_in_the_users_folder_by_default(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "default_cache_dir", lambda: tmp_path / "user")
+    monkeypatch.setattr(context_module, "default_cache_dir", lambda: tmp_path / "user")
 
     assert make_context(device="cpu").cache.path.parent == tmp_path / "user"
 
 
 @pytest.mark.parametrize(("capable", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_the_processor_computes_in_the_precision_that_it_is_fast_in(
+def test_the_cpu_uses_bfloat16_only_if_its_hardware_supports_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capable: bool, expected: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable})

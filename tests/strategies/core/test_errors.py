@@ -4,36 +4,36 @@ import pytest
 
 from strategies.core import errors
 from strategies.core.errors import TransferError, unknown_name
-from strategies.data import decoding as images
+from strategies.data import decoding
 
 
 @pytest.mark.parametrize(
     "error",
     [
         member
-        for module in (errors, images)
+        for module in (errors, decoding)
         for _, member in inspect.getmembers(module, inspect.isclass)
         if issubclass(member, Exception) and member.__module__ == module.__name__
     ],
 )
-def test_every_error_descends_from_one_root(error: type[Exception]) -> None:
+def test_every_error_is_a_transfer_error(error: type[Exception]) -> None:
     assert issubclass(error, TransferError)
 
 
-def test_a_misspelt_name_gets_the_closest_one() -> None:
+def test_a_misspelt_name_is_answered_with_the_closest_known_name() -> None:
     message = unknown_name("strategy", "liner_probe", ["layer_svm", "linear_probe"])
 
     assert "'liner_probe'" in message
     assert "Did you mean 'linear_probe'?" in message
 
 
-def test_a_name_like_no_other_gets_no_guess() -> None:
+def test_a_name_unlike_all_known_names_gets_no_suggestion() -> None:
     assert "Did you mean" not in unknown_name("strategy", "xyz", ["linear_probe"])
 
 
-def test_a_short_list_is_told_whole_and_in_order() -> None:
+def test_a_short_list_of_names_is_shown_completely_and_sorted() -> None:
     assert "Known: a1, b2, c3." in unknown_name("thing", "q", iter(["c3", "a1", "b2"]))
 
 
-def test_a_long_list_is_not_told() -> None:
-    assert "TransferContext" not in unknown_name("thing", "q", [f"name{i}" for i in range(500)])
+def test_a_long_list_of_names_is_not_shown() -> None:
+    assert "Known" not in unknown_name("thing", "q", [f"name{i}" for i in range(500)])

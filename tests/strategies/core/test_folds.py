@@ -1,12 +1,7 @@
 import numpy as np
 import pytest
 
-from strategies.heads.cross_validation import (
-    MAX_FOLDS,
-    fold_numbers,
-)
-
-Data = tuple[np.ndarray, np.ndarray]
+from strategies.core.folds import MAX_FOLDS, fold_numbers
 
 
 @pytest.mark.parametrize("sizes", [(50, 50), (7, 30, 4), (11, 2, 3), (100, 5, 5, 6)])
@@ -24,14 +19,14 @@ def test_folds_are_balanced_within_every_class_and_overall(sizes: tuple[int, ...
     assert totals.max() - totals.min() <= 1
 
 
-def test_folds_follow_their_seed() -> None:
+def test_folds_are_determined_by_the_seed() -> None:
     labels = np.arange(60) % 3
 
     np.testing.assert_array_equal(fold_numbers(labels, 1), fold_numbers(labels, 1))
     assert (fold_numbers(labels, 1) != fold_numbers(labels, 2)).any()
 
 
-def test_folds_are_dealt_at_random() -> None:
+def test_folds_are_assigned_at_random() -> None:
     labels = np.zeros(1000, dtype=np.int64)
 
     folds = fold_numbers(labels, 0)
@@ -39,7 +34,7 @@ def test_folds_are_dealt_at_random() -> None:
     assert abs(np.corrcoef(folds[1:], folds[:-1])[0, 1]) < 0.1
 
 
-def test_number_of_folds_can_be_given() -> None:
+def test_the_number_of_folds_can_be_given() -> None:
     assert set(fold_numbers(np.arange(30) % 3, 0, n_folds=3)) == {0, 1, 2}
 
 

@@ -24,7 +24,7 @@ def test_an_interval_refuses_values_out_of_order(values: tuple[float, float, flo
         Interval(*values)
 
 
-def test_overlap_is_symmetric_and_includes_touching() -> None:
+def test_overlap_is_symmetric_and_includes_touching_intervals() -> None:
     left, touching, apart = Interval(0, 1, 2), Interval(2, 3, 4), Interval(2.1, 3, 4)
 
     assert left.overlaps(touching)
@@ -49,7 +49,7 @@ def test_percent_shows_one_decimal_and_the_interval() -> None:
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
 @pytest.mark.parametrize("n", [30, 200])
-def test_wilson_covers_the_truth_as_often_as_it_says(share: float, n: int) -> None:
+def test_wilson_intervals_cover_the_true_share_at_the_stated_level(share: float, n: int) -> None:
     hits = np.random.default_rng(0).binomial(n, share, size=4000)
     intervals = {k: proportion(k / n, n) for k in np.unique(hits)}
 
@@ -79,36 +79,36 @@ def test_a_higher_level_makes_the_interval_wider() -> None:
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
-def test_without_trials_nothing_is_known() -> None:
+def test_without_trials_the_interval_is_zero_to_one() -> None:
     assert proportion(0.5, 0) == Interval(0.0, 0.5, 1.0)
 
 
-def test_accuracy_is_the_share_of_hits_with_its_interval() -> None:
+def test_accuracy_is_the_share_of_correct_predictions_with_its_interval() -> None:
     labels = np.array([0, 1, 2, 2])
 
     assert accuracy(np.array([0, 1, 0, 2]), labels) == proportion(0.75, 4)
 
 
-def test_accuracy_of_nothing_is_refused() -> None:
+def test_accuracy_without_labels_is_refused() -> None:
     empty = np.empty(0, dtype=np.int64)
     with pytest.raises(ValueError, match="at least one"):
         accuracy(empty, empty)
 
 
-def test_mean_per_class_does_not_see_how_large_classes_are() -> None:
+def test_mean_per_class_does_not_depend_on_class_sizes() -> None:
     labels = np.repeat([0, 1], [98, 2])
 
     assert mean_per_class(np.zeros(100, dtype=np.int64), labels) == 0.5
 
 
-def test_mean_per_class_leaves_out_classes_that_do_not_occur() -> None:
+def test_mean_per_class_ignores_classes_that_do_not_occur() -> None:
     labels = np.array([0, 0, 3, 3])
 
     assert mean_per_class(np.array([0, 1, 3, 3]), labels) == 0.75
 
 
 def _calibrated(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Draw labels from the very probabilities that are claimed."""
+    """Return random probabilities, and labels drawn from exactly these probabilities."""
     rng = np.random.default_rng(seed)
     probabilities = rng.dirichlet([0.5, 0.5, 0.5], size=n)
     labels = (rng.random(n)[:, None] > probabilities.cumsum(axis=1)).sum(axis=1)
@@ -119,13 +119,13 @@ def test_calibration_error_of_true_probabilities_is_about_zero() -> None:
     assert calibration_error(*_calibrated(20_000)) < 0.015
 
 
-def test_calibration_error_of_certainty_that_is_never_right_is_one() -> None:
+def test_calibration_error_of_full_confidence_that_is_always_wrong_is_one() -> None:
     probabilities = np.tile([1.0, 0.0], (40, 1))
 
     assert calibration_error(probabilities, np.ones(40, dtype=np.int64)) == 1.0
 
 
-def test_calibration_error_of_certainty_that_is_right_half_the_time_is_a_half() -> None:
+def test_calibration_error_of_full_confidence_that_is_right_half_the_time_is_a_half() -> None:
     probabilities = np.tile([1.0, 0.0], (40, 1))
     labels = np.repeat([0, 1], 20)
 
@@ -144,7 +144,7 @@ def test_calibration_error_does_not_depend_on_the_order_of_images() -> None:
     )
 
 
-def test_equal_confidences_that_are_right_as_often_as_claimed_have_no_error() -> None:
+def test_equal_confidences_that_match_their_accuracy_have_no_calibration_error() -> None:
     probabilities = np.tile([0.75, 0.25], (80, 1))
     labels = np.repeat([0, 1], [60, 20])
 
@@ -170,11 +170,11 @@ def test_log_loss_is_the_mean_negative_log_probability() -> None:
     assert log_loss(logits, labels) == pytest.approx(expected)
 
 
-def test_log_loss_of_no_knowledge_is_the_log_of_the_number_of_classes() -> None:
+def test_log_loss_of_uniform_logits_is_the_log_of_the_number_of_classes() -> None:
     assert log_loss(np.zeros((5, 7)), np.arange(5)) == pytest.approx(np.log(7))
 
 
-def test_log_loss_does_not_change_with_a_common_shift_and_survives_large_scores() -> None:
+def test_log_loss_is_invariant_to_a_common_shift_and_stable_for_large_logits() -> None:
     logits = np.array([[1e4, 0.0], [0.0, 1e4]])
 
     assert log_loss(logits + 1e4, np.array([0, 1])) == pytest.approx(0.0)
@@ -189,7 +189,7 @@ def test_top_k_counts_labels_among_the_k_highest_scores() -> None:
     assert top_k(scores, labels, 3).mid == 1.0
 
 
-def test_calibration_bins_rise_hold_all_images_and_meet_the_error() -> None:
+def test_calibration_bins_increase_and_contain_all_images_and_match_the_accuracy() -> None:
     probabilities, labels = _calibrated(1000)
     bins = calibration_bins(probabilities, labels)
     assert sum(b.n for b in bins) == 1000
@@ -200,7 +200,7 @@ def test_calibration_bins_rise_hold_all_images_and_meet_the_error() -> None:
     assert np.mean(inside) >= 0.7
 
 
-def test_few_images_make_one_bin() -> None:
+def test_few_images_give_one_calibration_bin() -> None:
     (only,) = calibration_bins(np.array([[0.8, 0.2]]), np.array([0]))
     assert only.n == 1
     assert only.accuracy.mid == 1.0

@@ -1,4 +1,4 @@
-"""Nothing people have in a folder ends in a traceback, is misread, or is changed."""
+"""A corpus of odd files: none causes a traceback, is decoded wrongly, or is changed."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
 
 
 def tree_digest(root: Path) -> str:
-    """Hash names, kinds, times and contents of everything below a folder."""
+    """Return a hash of the names, modes, times and contents of everything below a folder."""
     total = hashlib.sha256()
     for parent, folders, files in os.walk(root):
         for name in sorted([*folders, *files]):
@@ -39,7 +39,7 @@ def tree_digest(root: Path) -> str:
 
 
 def reference(data: bytes) -> np.ndarray | None:
-    """Decode with Pillow alone, by other means than the program; None if that cannot be done."""
+    """Decode with Pillow, independently of the program; return None if that fails."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -53,7 +53,7 @@ def reference(data: bytes) -> np.ndarray | None:
                 image = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
             rgba = np.asarray(image.convert("RGBA") if image.mode not in DEEP else image)
     except Exception:
-        # Whatever goes wrong here, in a library or in a torn file: there is no reference.
+        # Any error, in a library or because of a truncated file, means that there is no reference.
         return None
     if image.mode in DEEP:
         values = rgba.astype(float)
@@ -96,12 +96,12 @@ def test_every_file_is_read_to_the_reference_pixels_or_quarantined(
     with capsys.disabled():
         sys.stdout.write(
             f"\ncorpus: {n_files} files, {len(read)} read to the reference pixels, "
-            f"{len(dataset.skipped)} set aside, in {seconds:.1f} s\n"
+            f"{len(dataset.skipped)} quarantined, in {seconds:.1f} s\n"
         )
 
 
 def reference_of(path: Path) -> np.ndarray | None:
-    """Return the reference of a regular file; what is set aside by its name has none."""
+    """Return the reference of a regular file; None for a file that is skipped by its suffix."""
     if not path.is_file() or path.suffix == ".txt":
         return None
     return reference(path.read_bytes())

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from strategies.core.errors import DataError
+from strategies.core.folds import fold_numbers
 from strategies.data import dataset as dataset_module
 from strategies.data.dataset import Dataset, labels_of, load_dataset
 from strategies.data.image import LabelledImage, groups_of, shown
-from strategies.data.splitting import cut, with_groups
-from strategies.heads.cross_validation import fold_numbers
+from strategies.data.splitting import assign_groups, split_off
 
 Make = Callable[..., Path]
 
@@ -39,7 +39,7 @@ def tree_digest(root: Path) -> str:
     return total.hexdigest()
 
 
-def test_every_image_lands_in_one_split_and_nothing_is_changed(make_folder: Make) -> None:
+def test_every_image_is_in_exactly_one_split_and_no_file_is_changed(make_folder: Make) -> None:
     root = make_folder("d", 20)
     before = tree_digest(root)
     dataset = load_dataset(root)
@@ -50,13 +50,13 @@ def test_every_image_lands_in_one_split_and_nothing_is_changed(make_folder: Make
     assert "12 test" in dataset.split_source
 
 
-def test_the_same_seed_gives_the_same_split_and_another_another(make_folder: Make) -> None:
+def test_the_split_is_determined_by_the_seed(make_folder: Make) -> None:
     root = make_folder("d", 20)
     assert load_dataset(root).test == load_dataset(root).test
     assert load_dataset(root).test != load_dataset(root, seed=1).test
 
 
-def test_copies_never_straddle_a_split(make_folder: Make) -> None:
+def test_copies_are_always_in_the_same_split(make_folder: Make) -> None:
     root = make_folder("d", 20)
     for i in range(20):
         source = root / "class0" / f"{i:03d}.png"
@@ -78,7 +78,7 @@ def test_a_regular_expression_keeps_patients_together(make_folder: Make) -> None
     root = make_folder("d", 24)
     for path in list(root.rglob("*.png")):
         path.rename(path.with_name(f"patient{int(path.stem) % 8}-{path.stem}.png"))
-    dataset = load_dataset(root, group_by=r"retry_transient(\d+)")
+    dataset = load_dataset(root, group_by=r"patient(\d+)")
     sides = [
         {p.path.name[:8] for p in split}
         for split in (dataset.train, dataset.val, dataset.test or ())
@@ -88,12 +88,12 @@ def test_a_regular_expression_keeps_patients_together(make_folder: Make) -> None
     assert "--group-by" in dataset.split_source
     with pytest.raises(DataError, match="matches none of the 72 paths"):
         load_dataset(root, group_by="nurse")
-    with pytest.raises(DataError, match="is no regular expression"):
+    with pytest.raises(DataError, match="is not a valid regular expression"):
         load_dataset(root, group_by="(")
 
 
 def series_folder(root: Path, *, alike: bool) -> Path:
-    """Write 12 series of 4 frames a class; the frames of one resemble each other, or do not."""
+    """Write 12 series of 4 frames per class; if `alike`, frames of one series are similar."""
     rng = np.random.default_rng(0)
     for label in range(2):
         (root / f"class{label}").mkdir(parents=True)
@@ -108,7 +108,7 @@ def series_folder(root: Path, *, alike: bool) -> Path:
     return root
 
 
-def test_series_that_names_tell_are_kept_together_if_images_confirm_them(
+def test_series_in_file_names_are_kept_together_if_their_images_are_similar(
     tmp_path: Path,
 ) -> None:
     dataset = load_dataset(series_folder(tmp_path / "alike", alike=True))
@@ -127,10 +127,10 @@ def test_given_splits_are_kept(make_folder: Make) -> None:
     make_folder("d/test", 4, seed=1)
     dataset = load_dataset(make_folder("d/val", 3, seed=2).parent)
     assert [len(dataset.train), len(dataset.val), len(dataset.test or ())] == [30, 9, 12]
-    assert "cut" not in dataset.split_source
+    assert "at random" not in dataset.split_source
 
 
-def test_splits_may_be_given_apart(make_folder: Make) -> None:
+def test_splits_can_be_given_as_separate_folders(make_folder: Make) -> None:
     root, test = make_folder("d", 10), make_folder("t/wrapped", 4, seed=1).parent
     dataset = load_dataset(root, test=test)
     assert len(dataset.test or ()) == 12
@@ -139,11 +139,11 @@ def test_splits_may_be_given_apart(make_folder: Make) -> None:
         load_dataset(root, val=root / "nothing")
     make_folder("both/train", 4)
     make_folder("both/test", 4)
-    with pytest.raises(DataError, match="has a test split of its own"):
+    with pytest.raises(DataError, match="already has a test split"):
         load_dataset(root.parent / "both", test=test)
 
 
-def test_leaks_between_given_splits_are_counted_and_survive_hiding(make_folder: Make) -> None:
+def test_leaks_between_given_splits_are_counted_and_kept_by_hide_test(make_folder: Make) -> None:
     make_folder("d/train", 10)
     root = make_folder("d/test", 5, seed=1).parent
     shutil.copy(root / "test/class0/001.png", root / "train/class0/leak.png")
@@ -157,7 +157,9 @@ def test_leaks_between_given_splits_are_counted_and_survive_hiding(make_folder: 
     assert dataset.with_val_in_train().train == dataset.fit_split
 
 
-def test_small_classes_follow_the_stated_rule(tmp_path: Path, make_folder: Make) -> None:
+def test_small_classes_give_images_to_test_first_and_then_to_validation(
+    tmp_path: Path, make_folder: Make
+) -> None:
     root = make_folder("d", 12)
     for label, n in enumerate((1, 2, 3)):
         for i in range(n, 12):
@@ -174,30 +176,30 @@ def test_small_classes_follow_the_stated_rule(tmp_path: Path, make_folder: Make)
     assert n_by_split == [[1, 1, 2, 2], [0, 0, 0, 1], [0, 1, 1, 1]]
 
 
-def test_a_class_of_one_large_group_stays_whole() -> None:
+def test_a_class_of_one_group_is_not_split() -> None:
     split = images([0] * 10 + [1] * 10, [7] * 10 + list(range(20, 30)))
-    left, off = cut(split, 2, 0.2, seed=0, smallest=2)
+    left, off = split_off(split, 2, 0.2, seed=0, smallest=2)
     assert np.bincount(labels_of(left)).tolist() == [10, 8]
     assert np.bincount(labels_of(off)).tolist() == [0, 2]
-    assert cut((), 2, 0.2, 0, 2) == ((), ())
+    assert split_off((), 2, 0.2, 0, 2) == ((), ())
 
 
-def test_two_large_groups_still_give_one_to_test() -> None:
-    left, off = cut(images([0] * 20, [1] * 12 + [2] * 8), 1, 0.2, seed=0, smallest=2)
+def test_a_class_of_two_large_groups_gives_the_smaller_to_test() -> None:
+    left, off = split_off(images([0] * 20, [1] * 12 + [2] * 8), 1, 0.2, seed=0, smallest=2)
     assert {p.group for p in off} == {2}
     assert {p.group for p in left} == {1}
 
 
-def test_groups_that_span_classes_are_cut_whole() -> None:
+def test_groups_that_span_classes_are_not_split() -> None:
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 25, 200).tolist()
     split = images([i % 3 for i in range(200)], groups)
-    left, off = cut(split, 3, 0.2, seed=0, smallest=2)
+    left, off = split_off(split, 3, 0.2, seed=0, smallest=2)
     assert not {p.group for p in left} & {p.group for p in off}
     assert 0.1 < len(off) / 200 < 0.3
 
 
-def test_folds_hold_whole_groups_and_stay_even() -> None:
+def test_folds_contain_whole_groups_and_are_balanced() -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2], [100, 60, 20])
     groups = rng.integers(0, 60, 180)
@@ -220,7 +222,7 @@ def test_too_many_unreadable_images_stop_the_command(make_folder: Make) -> None:
     assert len(all_of(dataset)) == 26
 
 
-def test_files_that_vanish_during_the_run_are_set_aside(
+def test_files_that_disappear_during_the_run_are_quarantined(
     make_folder: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_folder("d", 20)
@@ -255,12 +257,12 @@ def test_options_out_of_range_are_refused(make_folder: Make, options: dict[str, 
         load_dataset(make_folder("d", 4), **options)  # type: ignore[arg-type]
 
 
-def test_names_are_shown_on_one_printable_line() -> None:
+def test_shown_returns_one_printable_line() -> None:
     assert shown("a\nb\udcff🐈") == "a\\nb\\udcff🐈"
 
 
-def test_images_without_a_look_can_be_grouped() -> None:
-    split, source = with_groups(
+def test_images_without_statistics_can_be_grouped() -> None:
+    split, source = assign_groups(
         images([0, 0, 1, 1]), np.array([0, 0, 1, 2]), None, Path(), 0, n_train=4
     )
     assert groups_of(split).tolist() == [0, 0, 1, 2]

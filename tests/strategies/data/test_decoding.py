@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from strategies.data import decoding as images
+from strategies.data import decoding
 from strategies.data.decoding import (
     DRAFT_SIDE_PX,
     UnreadableImage,
@@ -35,12 +35,12 @@ def noise(mode: str = "RGB", size: tuple[int, int] = (40, 30)) -> Image.Image:
     )
 
 
-def ramp(values: np.ndarray) -> np.ndarray:
+def decoded_grey(values: np.ndarray) -> np.ndarray:
     return np.asarray(decode_image(encoded(Image.fromarray(values), "TIFF")))[..., 0]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "GIF", "WEBP", "JPEG", "JPEG2000", "AVIF"])
-def test_every_prior_format_is_read(kind: str) -> None:
+def test_every_common_format_is_read(kind: str) -> None:
     decoded = decode(encoded(noise(), kind))
     assert (decoded.image.mode, decoded.image.size) == ("RGB", (40, 30))
     assert (decoded.format, decoded.width_px, decoded.height_px) == (kind, 40, 30)
@@ -52,20 +52,20 @@ def test_modes_without_transparency_keep_their_colours(mode: str) -> None:
     assert np.array_equal(decode_image(encoded(image)), image.convert("RGB"))
 
 
-def test_transparency_shows_white() -> None:
+def test_transparency_becomes_white() -> None:
     for mode in ("LA", "RGBA"):
         clear = Image.new(mode, (4, 4), 0)
         assert np.all(np.asarray(decode_image(encoded(clear))) == 255)
 
 
-def test_a_transparent_palette_entry_shows_white() -> None:
+def test_a_transparent_palette_entry_becomes_white() -> None:
     image = Image.new("P", (4, 4), 1)
     image.putpalette([0, 0, 0, 255, 0, 0])
     assert np.asarray(decode_image(encoded(image, transparency=1))).min() == 255
     assert np.asarray(decode_image(encoded(image, transparency=b"\xff\x00"))).min() == 255
 
 
-def test_a_transparent_colour_shows_white() -> None:
+def test_a_transparent_colour_becomes_white() -> None:
     image = Image.new("RGB", (4, 4), (9, 8, 7))
     assert np.asarray(decode_image(encoded(image, transparency=(9, 8, 7)))).min() == 255
 
@@ -79,33 +79,33 @@ def test_heif_is_read_where_its_plugin_is_installed() -> None:
 
 def test_twelve_bits_in_a_sixteen_bit_file_are_not_black() -> None:
     values = np.linspace(0, 4095, 64).round().astype(np.uint16).reshape(8, 8)
-    assert np.array_equal(ramp(values), np.round(values / 4095 * 255))
+    assert np.array_equal(decoded_grey(values), np.round(values / 4095 * 255))
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped() -> None:
     values = np.linspace(0, 65535, 64).round().astype(np.uint16).reshape(8, 8)
-    assert np.array_equal(ramp(values), np.round(values / 65535 * 255))
+    assert np.array_equal(decoded_grey(values), np.round(values / 65535 * 255))
 
 
 def test_a_float_image_is_scaled_by_its_range() -> None:
     values = np.linspace(-3, 7, 64, dtype=np.float32).reshape(8, 8)
-    assert np.array_equal(ramp(values), np.round((values.astype(float) + 3) / 10 * 255))
+    assert np.array_equal(decoded_grey(values), np.round((values.astype(float) + 3) / 10 * 255))
 
 
-def test_fractions_are_taken_as_they_are() -> None:
+def test_a_float_image_in_zero_to_one_keeps_its_scale() -> None:
     values = np.full((8, 8), 0.5, dtype=np.float32)
-    assert np.all(ramp(values) == 128)
+    assert np.all(decoded_grey(values) == 128)
 
 
-def test_a_float_image_without_a_number_is_survived() -> None:
+def test_a_float_image_of_nan_and_infinity_is_decoded() -> None:
     values = np.full((8, 8), np.nan, dtype=np.float32)
-    assert ramp(values).shape == (8, 8)
+    assert decoded_grey(values).shape == (8, 8)
     values[0] = np.inf
     values[1] = np.linspace(0, 1, 8)
-    assert np.all(ramp(values)[0] == 255)
+    assert np.all(decoded_grey(values)[0] == 255)
 
 
-def test_exif_orientation_is_undone() -> None:
+def test_exif_orientation_is_applied() -> None:
     image = noise()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -114,13 +114,13 @@ def test_exif_orientation_is_undone() -> None:
     assert np.array_equal(decoded.image, image.rotate(-90, expand=True))
 
 
-def test_the_first_frame_of_an_animation_is_taken() -> None:
+def test_the_first_frame_of_an_animation_is_decoded() -> None:
     first = Image.new("RGB", (8, 8), "red")
     data = encoded(first, "GIF", save_all=True, append_images=[Image.new("RGB", (8, 8), "blue")])
     assert decode_image(data).getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_large_jpeg_is_drafted_but_its_size_is_told() -> None:
+def test_a_large_jpeg_is_reduced_but_its_full_size_is_returned() -> None:
     side = 2 * DRAFT_SIDE_PX
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -144,7 +144,7 @@ def png_chunk(name: bytes, data: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("side", [10_000, 60_000])
-def test_a_bomb_is_refused_by_its_header(side: int) -> None:
+def test_a_decompression_bomb_is_refused_by_its_header(side: int) -> None:
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     with pytest.raises(UnreadableImage, match="over the limit"):
         decode_image(b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", b""))
@@ -160,7 +160,7 @@ def test_formats_that_run_programs_are_never_opened() -> None:
     ("data", "reason"),
     [(b"", "empty"), (b"<html><body>404</body></html>", "not an image"), (b"\0" * 99, "not a")],
 )
-def test_what_is_no_image_is_refused_with_a_reason(data: bytes, reason: str) -> None:
+def test_data_that_are_not_an_image_are_refused_with_a_reason(data: bytes, reason: str) -> None:
     with pytest.raises(UnreadableImage, match=reason):
         decode_image(data)
 
@@ -178,7 +178,7 @@ def test_a_file_that_is_too_large_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     noise().save(tmp_path / "x.png")
-    monkeypatch.setattr(images, "MAX_BYTES", 10)
+    monkeypatch.setattr(decoding, "MAX_BYTES", 10)
     with pytest.raises(UnreadableImage, match="over the limit"):
         read_image(tmp_path / "x.png")
 
@@ -193,7 +193,7 @@ def test_decoding_in_threads_leaves_the_warning_filters_usable() -> None:
         warnings.warn("still an error", UserWarning, stacklevel=1)
 
 
-def test_boxes_lie_within_the_image() -> None:
+def test_boxes_are_within_the_image() -> None:
     assert centre_box(200, 100, 50, 0.5) == (75, 25, 125, 75)
     rng = np.random.default_rng(0)
     for _ in range(50):
@@ -204,14 +204,14 @@ def test_boxes_lie_within_the_image() -> None:
 
 
 @pytest.mark.parametrize("size", [(60, 30), (30, 60), (50, 50), (300, 40)])
-def test_boxes_are_never_smaller_than_their_least_area(size: tuple[int, int]) -> None:
+def test_random_boxes_are_never_smaller_than_the_minimum_area(size: tuple[int, int]) -> None:
     rng = np.random.default_rng(0)
     for _ in range(200):
         left, top, right, bottom = random_box(*size, 0.7, rng)
         assert (right - left) * (bottom - top) >= 0.7 * size[0] * size[1] - 1e-6
 
 
-def test_boxes_have_aspects_from_three_to_four_to_four_to_three_where_they_fit() -> None:
+def test_random_boxes_that_fit_have_aspect_ratios_from_3_4_to_4_3() -> None:
     rng = np.random.default_rng(0)
     boxes = [random_box(100, 100, 0.05, rng) for _ in range(300)]
     aspects = [(r - x) / (b - y) for x, y, r, b in boxes]
@@ -220,7 +220,7 @@ def test_boxes_have_aspects_from_three_to_four_to_four_to_three_where_they_fit()
 
 
 @pytest.mark.parametrize("size", [(337, 224), (224, 358), (90, 90), (640, 480)])
-def test_the_centre_crop_is_timms_to_the_pixel(size: tuple[int, int]) -> None:
+def test_the_centre_crop_equals_that_of_timm(size: tuple[int, int]) -> None:
     from timm.data import create_transform
 
     two_steps = create_transform((3, 64, 64), interpolation="bicubic", crop_pct=0.875)

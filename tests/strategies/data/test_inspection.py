@@ -5,32 +5,32 @@ from pathlib import Path
 import pytest
 
 from strategies.core.cache import ArrayCache
-from strategies.data import inspection as reading
+from strategies.data import inspection
 from strategies.data.dataset import load_dataset
 
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ArrayCache:
-    """A cache that believes files which were written a moment ago."""
-    monkeypatch.setattr(reading, "SETTLED_S", 0.0)
+    """Return a cache that also stores files written a moment ago."""
+    monkeypatch.setattr(inspection, "SETTLED_S", 0.0)
     return ArrayCache(tmp_path / "cache")
 
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that were decoded."""
-    seen: list[Path] = []
-    read_bytes = reading.read_bytes
+    """Return a list to which the path of every decoded file is added."""
+    paths: list[Path] = []
+    read_bytes = inspection.read_bytes
 
-    def note(path: Path) -> bytes:
-        seen.append(path)
+    def record(path: Path) -> bytes:
+        paths.append(path)
         return read_bytes(path)
 
-    monkeypatch.setattr(reading, "read_bytes", note)
-    return seen
+    monkeypatch.setattr(inspection, "read_bytes", record)
+    return paths
 
 
-def test_a_dataset_read_again_is_the_same_and_decodes_nothing(
+def test_a_cached_dataset_is_equal_and_decodes_no_image(
     make_folder: Callable[..., Path], cache: ArrayCache, decoded: list[Path]
 ) -> None:
     data = make_folder("data", 6)
@@ -42,7 +42,7 @@ def test_a_dataset_read_again_is_the_same_and_decodes_nothing(
     assert load_dataset(data) == first
 
 
-def test_a_changed_image_is_decoded_again_though_size_and_time_stay(
+def test_a_changed_image_is_decoded_again_even_with_equal_size_and_mtime(
     make_folder: Callable[..., Path], cache: ArrayCache, decoded: list[Path]
 ) -> None:
     data = make_folder("data", 6)
@@ -61,7 +61,7 @@ def test_a_changed_image_is_decoded_again_though_size_and_time_stay(
     assert decoded == [path]
 
 
-def test_a_new_image_alone_is_decoded(
+def test_only_a_new_image_is_decoded(
     make_folder: Callable[..., Path], cache: ArrayCache, decoded: list[Path]
 ) -> None:
     data = make_folder("data", 6)
@@ -74,7 +74,7 @@ def test_a_new_image_alone_is_decoded(
     assert decoded == [new]
 
 
-def test_a_image_in_another_class_has_the_other_label(
+def test_an_image_moved_to_another_class_gets_the_new_label(
     make_folder: Callable[..., Path], cache: ArrayCache
 ) -> None:
     data = make_folder("data", 6)
@@ -87,7 +87,7 @@ def test_a_image_in_another_class_has_the_other_label(
     assert labels["moved.png"] == 1
 
 
-def test_what_could_not_be_read_is_tried_again(
+def test_an_unreadable_file_is_tried_again(
     make_folder: Callable[..., Path], cache: ArrayCache, decoded: list[Path]
 ) -> None:
     data = make_folder("data", 6)
@@ -104,6 +104,6 @@ def test_a_file_changed_a_moment_ago_has_no_signature(tmp_path: Path) -> None:
     path = tmp_path / "new.png"
     path.write_bytes(b"new")
 
-    assert reading.signature(path) is None
-    assert reading.signature(tmp_path) is None
-    assert reading.signature(tmp_path / "absent.png") is None
+    assert inspection.signature(path) is None
+    assert inspection.signature(tmp_path) is None
+    assert inspection.signature(tmp_path / "absent.png") is None

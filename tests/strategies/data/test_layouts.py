@@ -60,17 +60,17 @@ def counts(data: Path) -> dict[str, dict[str, int]]:
         ("123", None),
     ],
 )
-def test_prior_spellings_of_splits_are_known(name: str, split: str | None) -> None:
+def test_common_names_of_splits_are_recognised(name: str, split: str | None) -> None:
     assert split_of(name) == split
 
 
-def test_classes_are_sorted_as_people_count(tmp_path: Path) -> None:
+def test_classes_are_sorted_in_natural_order(tmp_path: Path) -> None:
     assert sorted(["10", "9", "1", "b2", "B10"], key=natural_key) == ["1", "9", "10", "b2", "B10"]
     dataset = load_dataset(paint_tree(tmp_path / "d", "10", "9", "2"))
     assert dataset.classes == ("2", "9", "10")
 
 
-def test_images_may_lie_at_any_depth_below_their_class(tmp_path: Path) -> None:
+def test_images_may_be_at_any_depth_below_their_class_folder(tmp_path: Path) -> None:
     data = paint_tree(tmp_path / "d", "cat", "dog/2019/a/b", "dog/x.png")
     assert counts(data) == {"train": {"cat": 4, "dog": 8}}
 
@@ -107,12 +107,12 @@ def test_a_folder_without_class_folders_is_refused(tmp_path: Path) -> None:
         listed(tmp_path / "d")
 
 
-def test_a_wrapper_folder_is_looked_through(tmp_path: Path) -> None:
+def test_single_outer_folders_are_skipped(tmp_path: Path) -> None:
     paint_tree(tmp_path / "d" / "inner" / "data", "cat", "dog")
     assert counts(tmp_path / "d") == {"train": {"cat": 4, "dog": 4}}
 
 
-def test_links_that_go_round_end(tmp_path: Path) -> None:
+def test_circular_links_are_listed_once(tmp_path: Path) -> None:
     data = paint_tree(tmp_path / "d", "cat", "dog")
     (data / "cat" / "loop").symlink_to(data / "cat")
     (data / "dog" / "up").symlink_to(data)
@@ -132,7 +132,7 @@ def test_linked_class_folders_are_followed(tmp_path: Path) -> None:
     assert counts(tmp_path / "d") == {"train": {"cat": 4, "dog": 4}}
 
 
-def test_a_folder_that_cannot_be_listed_is_noted(
+def test_a_folder_that_cannot_be_listed_is_reported_as_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = paint_tree(tmp_path / "d", "cat", "dog", "dog/locked")
@@ -149,7 +149,7 @@ def test_a_folder_that_cannot_be_listed_is_noted(
     assert "Permission denied" in found.skipped[0].reason
 
 
-def test_odd_names_are_survived(tmp_path: Path) -> None:
+def test_unusual_class_names_are_accepted(tmp_path: Path) -> None:
     names = ["new\nline", "quo\"te's", "emoji 🐈", os.fsdecode(b"in\xffvalid"), " "]
     data = paint_tree(tmp_path / "d", *names)
     dataset = load_dataset(data)
@@ -159,7 +159,7 @@ def test_odd_names_are_survived(tmp_path: Path) -> None:
     assert "new\\nline" in dataset.classes
 
 
-def test_files_that_are_no_images_are_noted_and_not_counted(tmp_path: Path) -> None:
+def test_files_that_are_not_images_are_reported_as_skipped_and_not_counted(tmp_path: Path) -> None:
     data = paint_tree(tmp_path / "d", "cat", "dog")
     (data / "cat" / "notes.txt").write_text("x")
     (data / "cat" / ".DS_Store").write_text("x")
@@ -168,7 +168,10 @@ def test_files_that_are_no_images_are_noted_and_not_counted(tmp_path: Path) -> N
     found = listed(data)
     assert found.splits["train"].counts == {"cat": 5, "dog": 4}
     reasons = [s.reason for s in found.skipped]
-    assert reasons == ["1 files beside the class folders", "not an image by its name (.txt)"]
+    assert reasons == [
+        "1 files outside the class folders",
+        "the suffix .txt is not an image format",
+    ]
 
 
 def test_names_that_differ_only_in_case_are_one_class_between_splits(tmp_path: Path) -> None:
@@ -179,7 +182,7 @@ def test_names_that_differ_only_in_case_are_one_class_between_splits(tmp_path: P
     assert dataset.alike == (("Cat", "cat"),)
 
 
-def test_names_that_differ_only_in_unicode_form_are_noticed(tmp_path: Path) -> None:
+def test_names_that_differ_only_in_unicode_form_are_reported(tmp_path: Path) -> None:
     dataset = load_dataset(paint_tree(tmp_path / "d", "caf\u00e9", "cafe\u0301", "tea"))
     assert dataset.n_classes == 3
     assert len(dataset.alike) == 1
@@ -198,7 +201,7 @@ def write_table(path: Path, rows: list[list[str]], mark: str = ",") -> Path:
 
 
 @pytest.mark.parametrize(("suffix", "mark"), [(".csv", ","), (".csv", ";"), (".tsv", "\t")])
-def test_a_manifest_names_paths_labels_and_splits(tmp_path: Path, suffix: str, mark: str) -> None:
+def test_a_manifest_gives_paths_labels_and_splits(tmp_path: Path, suffix: str, mark: str) -> None:
     rows = [["label", "File", "split"]]
     for i in range(12):
         paint(tmp_path / "images" / f"{i}, a.png", i)
@@ -211,14 +214,14 @@ def test_a_manifest_names_paths_labels_and_splits(tmp_path: Path, suffix: str, m
     assert not dataset.skipped
 
 
-def test_a_manifest_is_relative_to_root(tmp_path: Path) -> None:
+def test_paths_in_a_manifest_are_relative_to_root(tmp_path: Path) -> None:
     rows = [["path", "label"]]
     rows += [[paint(tmp_path / "far" / f"{i}.png", i).name, str(i % 2)] for i in range(12)]
     table = write_table(tmp_path / "m.csv", rows)
     assert len(load_dataset(table, root=tmp_path / "far").fit_split) == 10
     with pytest.raises(DataError, match="--max-quarantine"):
         load_dataset(table)
-    with pytest.raises(DataError, match="is for a manifest"):
+    with pytest.raises(DataError, match="only applies to a manifest"):
         load_dataset(paint_tree(tmp_path / "d", "a", "b"), root=tmp_path)
 
 
@@ -237,7 +240,7 @@ def test_a_manifest_is_relative_to_root(tmp_path: Path) -> None:
         ([], "no column path"),
     ],
 )
-def test_a_manifest_that_says_too_little_is_refused(
+def test_an_incomplete_or_ambiguous_manifest_is_refused(
     tmp_path: Path, rows: list[list[str]], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
@@ -264,7 +267,7 @@ def archive(root: Path, target: Path, mode: str = "w") -> Path:
     return target
 
 
-def test_an_archive_is_read_like_the_folder_in_it(tmp_path: Path) -> None:
+def test_an_archive_gives_the_same_dataset_as_its_folder(tmp_path: Path) -> None:
     data = paint_tree(tmp_path / "d", "train/cat", "train/dog", "test/cat", "test/dog")
     (data / "train" / "cat" / "torn.png").write_bytes(b"\x89PNG")
     expected = load_dataset(data, max_quarantine=0.2)
@@ -285,7 +288,7 @@ def test_an_archive_that_is_damaged_or_compressed_is_refused(tmp_path: Path) -> 
     for name in ("z.tar", "junk.tar", "cut.tar"):
         with pytest.raises(DataError, match="uncompressed tar archive"):
             listed(tmp_path / name)
-    with pytest.raises(DataError, match="no known kind"):
+    with pytest.raises(DataError, match="not a supported file"):
         listed(tmp_path / "d.tgz")
     with pytest.raises(UnreadableImage, match="no member"):
         read_image(tmp_path / "d.tar" / "d" / "fox" / "1.png")
@@ -296,20 +299,20 @@ def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
         listed(tmp_path / "nothing")
 
 
-def test_a_sample_is_bounded_stratified_and_the_same_in_any_order() -> None:
+def test_a_sample_is_bounded_and_stratified_and_independent_of_the_order() -> None:
     names = [("big", f"b{i}") for i in range(5000)] + [("small", f"s{i}") for i in range(30)]
     names += [("tiny", f"t{i}") for i in range(3)]
     forward, backward = Reservoir(200), Reservoir(200)
     for label, name in names:
-        forward.offer(name, label, name)
+        forward.add(name, label, name)
     for label, name in reversed(names):
-        backward.offer(name, label, name)
+        backward.add(name, label, name)
     chosen = forward.chosen()
     assert chosen == backward.chosen()
     assert len(chosen) == 200
-    kept = [label for _, label in chosen]
-    assert kept.count("tiny") == 3
-    assert kept.count("small") >= MIN_PER_CLASS
+    labels = [label for _, label in chosen]
+    assert labels.count("tiny") == 3
+    assert labels.count("small") >= MIN_PER_CLASS
     assert forward.counts == {"big": 5000, "small": 30, "tiny": 3}
     assert Reservoir(200, seed=1).chosen() == []
 
@@ -326,7 +329,9 @@ def test_a_sampled_dataset_keeps_exact_counts(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not importlib.util.find_spec("datasets"), reason="needs datasets")
 @pytest.mark.filterwarnings("ignore")
-def test_hugging_face_folders_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hugging_face_image_and_parquet_folders_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hf")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from strategies.data.decoding import decode
 from strategies.data.image import LabelledImage
-from strategies.data.inspection import look_at
+from strategies.data.inspection import measure_image
 from strategies.data.near_duplicates import (
     LARGEST_ANYWAY,
     Match,
@@ -21,7 +21,7 @@ from strategies.data.near_duplicates import (
 
 
 def scene(seed: int, px: int = 160) -> Image.Image:
-    """Draw something like a photograph: noise whose power falls with frequency."""
+    """Return noise whose power falls with frequency, as in a photograph."""
     rng = np.random.default_rng(seed)
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(px), np.fft.fftfreq(px)))
     channels = []
@@ -38,7 +38,7 @@ def labelled(
     stream = io.BytesIO()
     image.save(stream, "PNG")
     decoded = decode(stream.getvalue())
-    stats = look_at(decoded, stream.tell())
+    stats = measure_image(decoded, stream.tell())
     return LabelledImage(Path(name), label, digest or name, *image.size, stats=stats)
 
 
@@ -53,32 +53,34 @@ def scenes() -> list[LabelledImage]:
     return [labelled(scene(i), f"{i}", i % 4) for i in range(120)]
 
 
-def near(images: list[LabelledImage]) -> set[tuple[str, str]]:
+def duplicate_names(images: list[LabelledImage]) -> set[tuple[str, str]]:
     found = pairs_of(images, find_matches(images))
     return {(p.first.path.name, p.second.path.name) for p in found}
 
 
-def test_unrelated_images_are_not_accused(scenes: list[LabelledImage]) -> None:
-    assert near(scenes) == set()
+def test_unrelated_images_are_not_reported_as_duplicates(scenes: list[LabelledImage]) -> None:
+    assert duplicate_names(scenes) == set()
 
 
-@pytest.mark.parametrize("what", ["encoded again", "resized", "turned", "brighter"])
-def test_a_changed_copy_is_found(scenes: list[LabelledImage], what: str) -> None:
+@pytest.mark.parametrize("what", ["encoded again", "resized", "rotated", "brighter"])
+def test_a_changed_copy_is_a_near_duplicate(scenes: list[LabelledImage], what: str) -> None:
     original = scene(3)
     copies = {
         "encoded again": jpeg(original),
         "resized": original.resize((144, 144), Image.Resampling.BICUBIC),
-        "turned": original.rotate(1, Image.Resampling.BICUBIC),
+        "rotated": original.rotate(1, Image.Resampling.BICUBIC),
         "brighter": original.point(lambda v: min(255, round(1.1 * v))),
     }
-    assert near([*scenes, labelled(copies[what], "copy")]) == {("3", "copy")}
+    assert duplicate_names([*scenes, labelled(copies[what], "copy")]) == {("3", "copy")}
 
 
-def test_a_stretched_copy_has_another_shape(scenes: list[LabelledImage]) -> None:
-    assert near([*scenes, labelled(scene(3).resize((160, 120)), "stretched")]) == set()
+def test_a_copy_of_another_aspect_ratio_is_not_a_near_duplicate(
+    scenes: list[LabelledImage],
+) -> None:
+    assert duplicate_names([*scenes, labelled(scene(3).resize((160, 120)), "stretched")]) == set()
 
 
-def test_exact_copies_are_matched_with_the_first(scenes: list[LabelledImage]) -> None:
+def test_exact_copies_are_matched_with_the_first_copy(scenes: list[LabelledImage]) -> None:
     copies = [replace(scenes[5], path=Path(name)) for name in ("a", "b")]
     matches = find_matches([*scenes, *copies])
     assert matches == (Match(5, 120, True, 1.0), Match(5, 121, True, 1.0))
@@ -91,13 +93,13 @@ def test_blank_images_are_not_near_duplicates_of_each_other() -> None:
     assert find_matches([]) == ()
 
 
-def test_groups_follow_links_and_long_doubtful_chains_are_cut() -> None:
+def test_groups_follow_links_and_long_uncertain_chains_are_split() -> None:
     assert connected(4, [(0, 2)]).tolist() == [0, 1, 0, 2]
-    sure = [Match(0, 1, False, 0.95)]
-    doubtful = [Match(i, i + 1, False, 0.7) for i in range(1, LARGEST_ANYWAY + 5)]
+    certain = [Match(0, 1, False, 0.95)]
+    uncertain = [Match(i, i + 1, False, 0.7) for i in range(1, LARGEST_ANYWAY + 5)]
     n = LARGEST_ANYWAY + 10
-    assert len(set(duplicate_groups(n, [*sure, *doubtful[:5]]).tolist())) == n - 6
-    assert len(set(duplicate_groups(n, [*sure, *doubtful]).tolist())) == n - 1
+    assert len(set(duplicate_groups(n, [*certain, *uncertain[:5]]).tolist())) == n - 6
+    assert len(set(duplicate_groups(n, [*certain, *uncertain]).tolist())) == n - 1
 
 
 def test_leaks_count_exact_and_near_copies_once(scenes: list[LabelledImage]) -> None:

@@ -35,11 +35,11 @@ def test_the_best_strength_has_the_least_calibrated_loss() -> None:
     good = 2 * np.eye(3)[labels] + rng.normal(size=(400, 3))
     scores = np.stack([rng.normal(size=(400, 3)), 50 * good, good + 3 * rng.normal(size=(400, 3))])
 
-    # Overconfidence alone is mended by the temperature, so it must not decide.
+    # The temperature corrects overconfidence, so it must not affect the choice.
     assert CrossValidated(scores.astype(np.float32), labels, (3.0, 2.0, 1.0)).best == 1
 
 
-def test_choosing_among_settings_of_pure_chance_is_not_optimistic() -> None:
+def test_corrected_accuracy_of_the_best_random_setting_is_at_chance() -> None:
     chance, n, naive, corrected, covered = 0.25, 60, [], [], []
     for seed in range(60):
         correct = np.random.default_rng(seed).random((20, n)) < chance
@@ -53,19 +53,19 @@ def test_choosing_among_settings_of_pure_chance_is_not_optimistic() -> None:
     assert np.mean(covered) >= 0.9
 
 
-def test_labels_of_noise_are_not_learnt_according_to_cross_validation() -> None:
-    judged = []
+def test_cross_validated_accuracy_on_random_labels_is_at_chance() -> None:
+    accuracies = []
     for seed in range(12):
         rng = np.random.default_rng(seed)
         x, labels = rng.normal(size=(60, 30)).astype(np.float32), rng.permutation(60) % 3
         folds = fold_numbers(labels, seed)
         tried = cross_validate(x, labels, 3, folds=folds, strengths=STRENGTHS[:6:2])
-        judged.append(corrected_accuracy(tried.correct, seed, draws=100).mid)
+        accuracies.append(corrected_accuracy(tried.correct, seed, draws=100).mid)
 
-    assert np.mean(judged) == pytest.approx(1 / 3, abs=0.06)
+    assert np.mean(accuracies) == pytest.approx(1 / 3, abs=0.06)
 
 
-def test_a_setting_that_is_plainly_best_keeps_its_accuracy() -> None:
+def test_the_accuracy_of_a_clearly_best_setting_is_not_corrected() -> None:
     rng = np.random.default_rng(0)
     correct = np.stack([rng.random(400) < 0.9, rng.random(400) < 0.3])
 
@@ -79,7 +79,7 @@ def test_a_single_setting_needs_no_correction() -> None:
 
 
 @pytest.mark.parametrize("settings", [1, 3])
-def test_fewer_effective_images_widen_the_interval(settings: int) -> None:
+def test_fewer_effective_images_give_a_wider_interval(settings: int) -> None:
     correct = np.random.default_rng(0).random((settings, 100)) < 0.7
     wide, narrow = corrected_accuracy(correct, 0, n_effective=20), corrected_accuracy(correct, 0)
 
@@ -87,7 +87,7 @@ def test_fewer_effective_images_widen_the_interval(settings: int) -> None:
     assert wide.high - wide.low > narrow.high - narrow.low
 
 
-def test_a_few_images_that_are_all_right_do_not_make_certain() -> None:
+def test_a_few_correct_images_do_not_give_full_confidence() -> None:
     labels = np.array([0, 1, 0, 1, 0, 1])
     scores = np.eye(2)[labels]
 
@@ -98,42 +98,46 @@ def test_a_few_images_that_are_all_right_do_not_make_certain() -> None:
     assert softmax(scores / many, axis=1).max() > 0.995
 
 
-def few_judged(n: int, true: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Scores whose temperature is known, and labels drawn from them."""
+def scores_and_labels(
+    n: int, true: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw scores with a known temperature, and labels from their probabilities."""
     logits = rng.normal(size=(n, 4)) * 2
     return logits * true, (logits + rng.gumbel(size=logits.shape)).argmax(1)
 
 
-def test_a_known_spread_keeps_temperatures_of_few_images_near_1_and_those_of_many_free() -> None:
+def test_the_prior_shrinks_temperatures_of_few_images_to_1_and_hardly_those_of_many() -> None:
     rng = np.random.default_rng(0)
     for n in (1, 3, 10, 100):
-        free, kept = (
-            np.log(temperature(*few_judged(n, 3.0, np.random.default_rng(n)), spread=spread)[0])
+        free, shrunk = (
+            np.log(
+                temperature(*scores_and_labels(n, 3.0, np.random.default_rng(n)), spread=spread)[0]
+            )
             for spread in (np.inf, 0.5)
         )
-        assert 0 <= kept / free <= 1
-    assert abs(np.log(temperature(*few_judged(1, 3.0, rng), spread=0.5)[0])) < 0.5
-    assert temperature(*few_judged(20_000, 3.0, rng), spread=0.5)[0] == pytest.approx(3, rel=0.05)
+        assert 0 <= shrunk / free <= 1
+    assert abs(np.log(temperature(*scores_and_labels(1, 3.0, rng), spread=0.5)[0])) < 0.5
+    assert temperature(*scores_and_labels(20_000, 3.0, rng), spread=0.5)[0] == pytest.approx(
+        3, rel=0.05
+    )
 
 
-def test_on_a_few_images_a_known_spread_calibrates_others_better() -> None:
+def test_the_prior_on_temperature_improves_calibration_from_few_images() -> None:
     rng = np.random.default_rng(0)
     gains = []
     for _ in range(100):
-        true = float(
-            np.exp(rng.normal(0.3, np.log(2)))
-        )  # networks are too sure more often than not
-        scores, labels = few_judged(6, true, rng)
-        others, truth = few_judged(500, true, rng)
-        free, kept = (
+        true = float(np.exp(rng.normal(0.3, np.log(2))))  # most networks are overconfident
+        scores, labels = scores_and_labels(6, true, rng)
+        others, truth = scores_and_labels(500, true, rng)
+        free, shrunk = (
             log_loss(others / temperature(scores, labels, spread=spread)[0], truth)
             for spread in (np.inf, np.log(2))
         )
-        gains.append(free - kept)
+        gains.append(free - shrunk)
     assert np.mean(gains) > 2 * np.std(gains) / np.sqrt(len(gains))
 
 
-def test_another_setting_must_be_better_beyond_doubt_to_be_chosen() -> None:
+def test_another_setting_is_chosen_only_if_significantly_better() -> None:
     n = 100
     first = np.arange(n) < 60
     lucky = np.arange(n) < 63
@@ -145,10 +149,10 @@ def test_another_setting_must_be_better_beyond_doubt_to_be_chosen() -> None:
     assert significantly_better([best, first], [1.0, 0.1]) == 0
 
 
-def test_the_first_setting_stands_until_another_loses_less_by_more_than_two_errors() -> None:
+def test_the_first_setting_is_kept_unless_another_is_better_by_two_standard_errors() -> None:
     noise = np.random.default_rng(0).normal(size=100)
     first = 1 + noise
-    unclear = first - 0.15 + np.tile([1.0, -1.0], 50)  # one and a half errors
+    unclear = first - 0.15 + np.tile([1.0, -1.0], 50)  # one and a half standard errors
     clear = first - 0.5 + 0.1 * np.random.default_rng(2).normal(size=100)
 
     assert one_standard_error_rule([first, first, first + 0.1], [3, 1, 2]) == 0
@@ -156,7 +160,7 @@ def test_the_first_setting_stands_until_another_loses_less_by_more_than_two_erro
     assert one_standard_error_rule([first, unclear, clear], [1, 1, 3]) == 2
 
 
-def test_of_settings_that_are_as_good_as_the_best_the_cheapest_is_taken() -> None:
+def test_the_cheapest_setting_within_one_standard_error_of_the_best_is_chosen() -> None:
     rng = np.random.default_rng(0)
     first = 2 + rng.normal(size=100)
     best, near, far = (first - gain + 0.3 * rng.normal(size=100) for gain in (1.0, 0.99, 0.6))
@@ -165,7 +169,7 @@ def test_of_settings_that_are_as_good_as_the_best_the_cheapest_is_taken() -> Non
     assert one_standard_error_rule([first, best, near, far], [9, 2, 3, 1]) == 1
 
 
-def test_of_many_settings_that_are_all_alike_chance_seldom_favours_one() -> None:
+def test_of_many_equal_settings_the_first_is_mostly_kept() -> None:
     rng = np.random.default_rng(0)
     chosen = [
         one_standard_error_rule(list(rng.normal(size=(17, 20))), [1] * 17) for _ in range(200)
@@ -173,5 +177,5 @@ def test_of_many_settings_that_are_all_alike_chance_seldom_favours_one() -> None
     assert np.mean([c > 0 for c in chosen]) < 0.4
 
 
-def test_a_single_image_decides_nothing() -> None:
+def test_with_a_single_image_the_first_setting_is_kept() -> None:
     assert one_standard_error_rule([np.array([1.0]), np.array([0.1])], [1, 1]) == 0

@@ -8,8 +8,12 @@ import pytest
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
 from strategies.data.dataset import Dataset, load_dataset
-from strategies.heads import compute_budget as module
-from strategies.heads.compute_budget import affordable, affordable_views, interleave_classes
+from strategies.heads import compute_budget
+from strategies.heads.compute_budget import (
+    affordable_subset,
+    affordable_views,
+    interleave_classes,
+)
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
 from strategies.models.features import BATCH, extract_features, not_cached
@@ -25,53 +29,53 @@ def small(backbone: Backbone) -> Backbone:
     return replace(backbone, input_px=32)
 
 
-def within(seconds: float, ctx: RunContext, notes: list[str]) -> RunContext:
+def with_limit(seconds: float, ctx: RunContext, notes: list[str]) -> RunContext:
     return replace(ctx, deadline_s=time.monotonic() + seconds, on_note=notes.append)
 
 
-def test_with_time_enough_nothing_is_left_out(
+def test_with_enough_time_all_views_and_images_are_kept(
     dataset: Dataset, small: Backbone, ctx: RunContext
 ) -> None:
     notes: list[str] = []
-    for each in (ctx, within(600, ctx, notes)):
-        assert affordable(dataset, small, each, (6, 1)) == (dataset, (6, 1))
-        assert affordable_views(dataset, small, each, (6, 1)) == (6, 1)
+    for given in (ctx, with_limit(600, ctx, notes)):
+        assert affordable_subset(dataset, small, given, (6, 1)) == (dataset, (6, 1))
+        assert affordable_views(dataset, small, given, (6, 1)) == (6, 1)
     assert not notes
 
 
-def test_in_a_hurry_views_go_first_then_images_and_it_is_said(
+def test_under_a_time_limit_views_are_dropped_first_then_images_and_both_are_reported(
     dataset: Dataset, small: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
     n = len(dataset.train)
-    monkeypatch.setattr(module, "passes_left", lambda *_: 2.0 * n)
-    assert affordable(dataset, small, within(60, ctx, notes), (6, 1)) == (dataset, (1,))
-    assert affordable_views(dataset, small, within(60, ctx, notes), (6, 1)) == (1,)
+    monkeypatch.setattr(compute_budget, "passes_left", lambda *_: 2.0 * n)
+    assert affordable_subset(dataset, small, with_limit(60, ctx, notes), (6, 1)) == (dataset, (1,))
+    assert affordable_views(dataset, small, with_limit(60, ctx, notes), (6, 1)) == (1,)
     assert len(notes) == 2
 
     extract_features(dataset.train[:BATCH], small, ctx)
-    monkeypatch.setattr(module, "passes_left", lambda *_: 9.0)
-    few, views = affordable(dataset, small, within(60, ctx, notes), (6, 1))
+    monkeypatch.setattr(compute_budget, "passes_left", lambda *_: 9.0)
+    few, views = affordable_subset(dataset, small, with_limit(60, ctx, notes), (6, 1))
     assert views == (1,)
     assert len(few.train) == BATCH + 9
     assert set(dataset.train[:BATCH]) <= set(few.train)
     assert len(not_cached(few.train, small, ctx)) == 9
     assert f"{BATCH + 9} of {n} images" in notes[-1]
-    with pytest.raises(OutOfTime, match=f"Of {n} images"):
-        affordable_views(dataset, small, within(60, ctx, notes), (6, 1))
+    with pytest.raises(OutOfTime, match=f"of {n} images only"):
+        affordable_views(dataset, small, with_limit(60, ctx, notes), (6, 1))
 
 
-def test_a_probe_in_a_hurry_is_a_classifier_all_the_same(
+def test_a_linear_probe_under_a_short_time_limit_is_fitted_to_cached_images(
     dataset: Dataset, small: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "PASS_SHARE", 1e-9)
+    monkeypatch.setattr(compute_budget, "PASS_SHARE", 1e-9)
     notes: list[str] = []
-    found = LinearProbe().fit(dataset, small, within(60, ctx, notes))
+    found = LinearProbe().fit(dataset, small, with_limit(60, ctx, notes))
     assert found.hyperparameters["views"] == 1
     assert f"{BATCH} of {len(dataset.train)}" in notes[0]
 
 
-def test_turns_are_taken_class_by_class(dataset: Dataset) -> None:
+def test_interleaved_images_are_in_round_robin_order_of_the_classes(dataset: Dataset) -> None:
     ordered = interleave_classes(dataset.train)
     assert sorted(ordered, key=lambda p: p.path) == sorted(dataset.train, key=lambda p: p.path)
     n = dataset.n_classes

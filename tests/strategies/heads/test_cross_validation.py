@@ -7,33 +7,29 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
-from strategies.heads import cross_validation as probes
-from strategies.heads import solver
-from strategies.heads import whitening as axes
+from strategies.heads import cross_validation, solver, whitening
 from strategies.heads.cross_validation import (
     STRENGTHS,
     Head,
     cross_validate,
     fit_head,
     fold_numbers,
-    row_weights,
+    sample_weights,
 )
 
 
 @pytest.fixture(autouse=True)
-def _standardised_by_the_images_alone(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Let others' solutions, on features that are simply standardised, be compared with ours."""
-    if "drawn" not in request.node.name:
-        monkeypatch.setattr(axes, "ALIKE", 0.0)
+def _no_variance_prior(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disable the prior on variances, to compare with reference solutions on plain z-scores."""
+    if "prior" not in request.node.name:
+        monkeypatch.setattr(whitening, "ALIKE", 0.0)
 
 
 Data = tuple[np.ndarray, np.ndarray]
 
 
 def _blobs(n: int, d: int, n_classes: int, spread: float = 1.0, seed: int = 0) -> Data:
-    """Draw overlapping Gaussian classes, columns of very different scale and offset."""
+    """Draw overlapping Gaussian classes, with columns of very different scale and offset."""
     rng = np.random.default_rng(seed)
     labels = np.arange(n) % n_classes
     centres = rng.normal(size=(n_classes, d))
@@ -42,7 +38,7 @@ def _blobs(n: int, d: int, n_classes: int, spread: float = 1.0, seed: int = 0) -
 
 
 def _scaled(x: np.ndarray) -> np.ndarray:
-    """Standardise, and scale to unit mean squared length, as the strengths are meant."""
+    """Standardise and scale to unit mean squared length, for which strengths are defined."""
     x = x.astype(np.float64)
     return (x - x.mean(0)) / (x.std(0) * np.sqrt(x.shape[1]))
 
@@ -57,7 +53,7 @@ def _hinge_loss(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _in_scaled_space(head: Head, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return weights and bias of a head on the features as `_scaled` has them."""
+    """Return weights and bias of a head for features transformed by `_scaled`."""
     x = x.astype(np.float64)
     weight = head.weight * x.std(0) * np.sqrt(x.shape[1])
     return weight, head.bias + head.weight @ x.mean(0)
@@ -76,9 +72,7 @@ def _objective(
 
 @pytest.mark.parametrize("strength", [1e-2, 1e-3, 1e-4])
 @pytest.mark.parametrize(("n", "d"), [(150, 12), (40, 90)])
-def test_softmax_head_is_the_optimum_that_scikit_learn_finds(
-    n: int, d: int, strength: float
-) -> None:
+def test_softmax_head_equals_the_optimum_of_scikit_learn(n: int, d: int, strength: float) -> None:
     x, labels = _blobs(n, d, 3, spread=2.0)
     # scikit-learn minimises C * sum of losses + |w|^2 / 2.
     reference = LogisticRegression(C=1 / (strength * n), tol=1e-9, max_iter=10_000)
@@ -97,7 +91,7 @@ def test_softmax_head_is_the_optimum_that_scikit_learn_finds(
 def test_two_classes_are_binary_logistic_regression(strength: float) -> None:
     n = 80
     x, labels = _blobs(n, 6, 2, spread=2.0)
-    # Two opposite weight vectors share the penalty, so each pays half of what one would.
+    # Two opposite weight vectors share the penalty, so each has half of it.
     reference = LogisticRegression(C=2 / (strength * n), tol=1e-9, max_iter=10_000)
     reference.fit(_scaled(x), labels)
 
@@ -130,7 +124,7 @@ def test_svm_head_is_the_optimum_of_the_squared_hinge(n: int, d: int, strength: 
 
 
 @pytest.mark.parametrize("loss", ["softmax", "squared_hinge"])
-def test_less_regularisation_fits_the_train_images_better(loss: str) -> None:
+def test_weaker_regularisation_lowers_the_train_loss(loss: str) -> None:
     x, labels = _blobs(100, 20, 4, spread=3.0)
     measure = _softmax_loss if loss == "softmax" else _hinge_loss
     losses = [measure(fit_head(x, labels, 4, s, loss=loss).scores(x), labels) for s in STRENGTHS]
@@ -139,10 +133,10 @@ def test_less_regularisation_fits_the_train_images_better(loss: str) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_cross_validated_scores_are_those_of_heads_that_never_saw_the_image(
+def test_cross_validated_scores_are_those_of_heads_fitted_without_the_image(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(probes, "FOLD_TOLERANCE", 1e-3)
+    monkeypatch.setattr(cross_validation, "FOLD_TOLERANCE", 1e-3)
     x, labels = _blobs(90, 10, 3, spread=2.0)
     folds = fold_numbers(labels, 0)
     tried = cross_validate(x, labels, 3, folds=folds, strengths=[1e-2, 1e-3])
@@ -157,17 +151,18 @@ def test_cross_validated_scores_are_those_of_heads_that_never_saw_the_image(
             np.testing.assert_allclose(found, expected, atol=0.015)
 
 
-def test_label_of_a_left_out_image_does_not_move_its_score() -> None:
+def test_the_label_of_a_held_out_image_does_not_change_its_score() -> None:
     x, labels = _blobs(40, 6, 2)
     folds = fold_numbers(labels, 0)
-    lied = np.where(folds == 0, 1 - labels, labels)
+    wrong = np.where(folds == 0, 1 - labels, labels)
 
-    honest = cross_validate(x, labels, 2, folds=folds, strengths=[1e-2])
-    told = cross_validate(x, lied, 2, folds=folds, strengths=[1e-2])
+    original = cross_validate(x, labels, 2, folds=folds, strengths=[1e-2])
+    changed = cross_validate(x, wrong, 2, folds=folds, strengths=[1e-2])
 
-    # All folds stop together, so convergence (only) may differ a little.
-    np.testing.assert_allclose(honest.scores[:, folds == 0], told.scores[:, folds == 0], atol=0.05)
-    assert np.abs(honest.scores[:, folds != 0] - told.scores[:, folds != 0]).max() > 0.5
+    # All folds are solved together, so only the convergence may differ slightly.
+    same, other = folds == 0, folds != 0
+    np.testing.assert_allclose(original.scores[:, same], changed.scores[:, same], atol=0.05)
+    assert np.abs(original.scores[:, other] - changed.scores[:, other]).max() > 0.5
 
 
 def test_head_on_raw_features_equals_the_one_on_standardised_features() -> None:
@@ -182,7 +177,7 @@ def test_head_on_raw_features_equals_the_one_on_standardised_features() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 1234.56])
 @pytest.mark.parametrize("n", [12, 80])
-def test_constant_features_change_nothing(n: int, value: float) -> None:
+def test_constant_features_do_not_change_the_scores(n: int, value: float) -> None:
     x, labels = _blobs(n, 20, 3)
     padded = np.column_stack([x, np.full((n, 20), value, dtype=np.float32)])
 
@@ -193,28 +188,28 @@ def test_constant_features_change_nothing(n: int, value: float) -> None:
     assert np.abs(head.weight[:, 20:]).max() == 0
 
 
-def test_a_feature_that_few_images_hardly_show_is_drawn_to_the_prior_spread() -> None:
+def test_the_variance_prior_helps_on_few_images_with_rarely_active_features() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(400) % 2
     x = rng.normal(size=(400, 40)).astype(np.float32)
     x[:, :5] += 1.5 * labels[:, None]
-    x[:, 5:] *= rng.random((400, 35)) < 0.05  # silent on most images, as many features are
+    x[:, 5:] *= rng.random((400, 35)) < 0.05  # zero on most images, as many features are
 
-    def right(n: int, alike: float) -> float:
+    def accuracy(n: int, prior_rows: float) -> float:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(axes, "ALIKE", alike)
-            hits = []
+            patch.setattr(whitening, "ALIKE", prior_rows)
+            accuracies = []
             for first in range(0, 200, n):
                 seen = slice(first, first + n)
                 head = fit_head(x[seen], labels[seen], 2, 1e-2)
-                hits.append(np.mean(head.scores(x[200:]).argmax(1) == labels[200:]))
-        return float(np.mean(hits))
+                accuracies.append(np.mean(head.scores(x[200:]).argmax(1) == labels[200:]))
+        return float(np.mean(accuracies))
 
-    assert right(10, 30.0) > right(10, 0.0) + 0.02
-    assert right(200, 30.0) == pytest.approx(right(200, 0.0), abs=0.02)
+    assert accuracy(10, 30.0) > accuracy(10, 0.0) + 0.02
+    assert accuracy(200, 30.0) == pytest.approx(accuracy(200, 0.0), abs=0.02)
 
 
-def test_features_that_say_nothing_at_all_give_the_class_shares() -> None:
+def test_constant_features_alone_give_the_class_frequencies() -> None:
     labels = np.repeat([0, 1, 2], [60, 30, 10])
 
     head = fit_head(np.ones((100, 5), dtype=np.float32), labels, 3, 1e-3)
@@ -225,7 +220,7 @@ def test_features_that_say_nothing_at_all_give_the_class_shares() -> None:
 
 @pytest.mark.parametrize(("n", "d"), [(9, 200), (300, 5), (20, 20)])
 @pytest.mark.parametrize("loss", ["softmax", "squared_hinge"])
-def test_separable_classes_are_separated_whatever_the_shape(n: int, d: int, loss: str) -> None:
+def test_separable_classes_are_separated_for_any_shape(n: int, d: int, loss: str) -> None:
     x, labels = _blobs(n, d, 3, spread=0.02)
 
     head = fit_head(x, labels, 3, 1e-4, loss=loss)
@@ -252,7 +247,7 @@ def test_the_same_input_gives_the_same_head() -> None:
     )
 
 
-def test_a_class_of_one_image_is_judged_by_a_head_that_never_saw_it() -> None:
+def test_the_only_image_of_a_class_is_misclassified_out_of_fold() -> None:
     x, labels = _blobs(41, 5, 2, spread=0.1)
     labels[-1] = 2
     x[-1] += 1000 * x.std(0)
@@ -264,11 +259,11 @@ def test_a_class_of_one_image_is_judged_by_a_head_that_never_saw_it() -> None:
 
 
 @pytest.mark.parametrize("strength", [1e-2, 1e-3])
-def test_balanced_classes_are_those_of_scikit_learn(strength: float) -> None:
+def test_balanced_class_weights_equal_those_of_scikit_learn(strength: float) -> None:
     x, labels = _blobs(120, 8, 3, spread=3.0)
     kept = np.concatenate([np.flatnonzero(labels == c)[:n] for c, n in enumerate((40, 20, 5))])
     x, labels = x[kept], labels[kept]
-    weights = row_weights(labels, "balanced").astype(np.float64)
+    weights = sample_weights(labels, "balanced").astype(np.float64)
     mean = np.average(x, axis=0, weights=weights)
     z = (x - mean) / np.sqrt(np.average((x - mean) ** 2, axis=0, weights=weights) * x.shape[1])
     reference = LogisticRegression(
@@ -282,30 +277,30 @@ def test_balanced_classes_are_those_of_scikit_learn(strength: float) -> None:
 
 
 @pytest.mark.parametrize("loss", ["softmax", "squared_hinge"])
-def test_memory_that_is_bounded_changes_nothing(
+def test_solving_in_chunks_does_not_change_the_scores(
     loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probes, "FOLD_TOLERANCE", 1e-3)
+    monkeypatch.setattr(cross_validation, "FOLD_TOLERANCE", 1e-3)
     x, labels = _blobs(90, 10, 3, spread=2.0)
     folds = fold_numbers(labels, 0)
     whole = cross_validate(x, labels, 3, folds=folds, loss=loss, strengths=[1e-2, 1e-3])
 
-    monkeypatch.setattr(solver, "MAX_HELD", 1)
-    monkeypatch.setattr(axes, "_CHUNK", 7)
+    monkeypatch.setattr(solver, "MAX_SCORES", 1)
+    monkeypatch.setattr(whitening, "_CHUNK", 7)
     parts = cross_validate(x, labels, 3, folds=folds, loss=loss, strengths=[1e-2, 1e-3])
 
     np.testing.assert_allclose(parts.scores, whole.scores, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("loss", ["softmax", "squared_hinge"])
-def test_the_best_of_a_path_that_is_solved_less_exactly_is_nearly_the_same(
+def test_the_fold_tolerance_hardly_changes_the_best_accuracy_and_loss(
     loss: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, labels = _blobs(300, 40, 5, spread=2.5)
     folds = fold_numbers(labels, 0)
-    quick = cross_validate(x, labels, 5, folds=folds, loss=loss)
-    monkeypatch.setattr(probes, "FOLD_TOLERANCE", 1e-4)
+    fast = cross_validate(x, labels, 5, folds=folds, loss=loss)
+    monkeypatch.setattr(cross_validation, "FOLD_TOLERANCE", 1e-4)
     exact = cross_validate(x, labels, 5, folds=folds, loss=loss)
 
-    assert abs(quick.correct[quick.best].mean() - exact.correct[exact.best].mean()) <= 0.007
-    assert quick.log_loss == pytest.approx(exact.log_loss, rel=0.02)
+    assert abs(fast.correct[fast.best].mean() - exact.correct[exact.best].mean()) <= 0.007
+    assert fast.log_loss == pytest.approx(exact.log_loss, rel=0.02)

@@ -8,8 +8,8 @@ from strategies.heads.feature_selection import cross_validate_strongest, select_
 N, D = 120, 60
 
 
-def _told_by(columns: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Noise, in which some columns tell three classes apart."""
+def _informative(columns: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Draw noise in which only some columns distinguish three classes."""
     rng = np.random.default_rng(seed)
     labels = np.arange(N) % 3
     x = rng.normal(size=(N, D)).astype(np.float32)
@@ -18,26 +18,26 @@ def _told_by(columns: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]
     return x, labels
 
 
-def test_the_columns_that_tell_classes_apart_are_kept_in_their_order() -> None:
+def test_informative_columns_are_selected_in_ascending_order() -> None:
     columns = [50, 3, 17]
-    x, labels = _told_by(columns)
+    x, labels = _informative(columns)
 
-    kept = select_strongest(x, labels, 3, 0.05, 1e-2, loss="squared_hinge")
+    selected = select_strongest(x, labels, 3, 0.05, 1e-2, loss="squared_hinge")
 
-    assert kept.tolist() == sorted(columns)
+    assert selected.tolist() == sorted(columns)
 
 
-def test_a_column_that_spreads_less_or_more_than_others_counts_all_the_same() -> None:
-    x, labels = _told_by([50, 3, 17])
+def test_the_selection_does_not_depend_on_the_scale_of_columns() -> None:
+    x, labels = _informative([50, 3, 17])
     scaled = x * np.geomspace(0.3, 3, D).astype(np.float32)
 
-    kept = select_strongest(scaled, labels, 3, 0.05, 1e-2, loss="squared_hinge")
+    selected = select_strongest(scaled, labels, 3, 0.05, 1e-2, loss="squared_hinge")
 
-    assert kept.tolist() == [3, 17, 50]
+    assert selected.tolist() == [3, 17, 50]
 
 
-def test_a_share_that_helps_is_seen_to_help() -> None:
-    x, labels = _told_by([50, 3, 17])
+def test_selecting_informative_columns_lowers_the_cross_validated_loss() -> None:
+    x, labels = _informative([50, 3, 17])
     folds = fold_numbers(labels, 0)
 
     few = cross_validate_strongest(x, labels, 3, 0.1, 1e-2, folds=folds, loss="squared_hinge")
@@ -46,23 +46,23 @@ def test_a_share_that_helps_is_seen_to_help() -> None:
     assert few.log_loss < every.log_loss
 
 
-def test_choosing_among_columns_of_noise_is_not_taken_for_knowledge() -> None:
-    # Chosen with all images, the "best" tenth of 400 columns of noise would seem to tell.
+def test_selecting_from_columns_of_noise_gives_chance_accuracy() -> None:
+    # Selected on all images, the "best" tenth of 400 columns of noise would seem informative.
     rng = np.random.default_rng(0)
     labels = np.arange(N) % 2
     x = rng.normal(size=(N, 400)).astype(np.float32)
     folds = fold_numbers(labels, 0)
 
-    honest = cross_validate_strongest(x, labels, 2, 0.1, 1e-2, folds=folds, loss="squared_hinge")
-    kept = select_strongest(x, labels, 2, 0.1, 1e-2, loss="squared_hinge")
-    naive = cross_validate(x[:, kept], labels, 2, folds=folds, loss="squared_hinge")
+    nested = cross_validate_strongest(x, labels, 2, 0.1, 1e-2, folds=folds, loss="squared_hinge")
+    selected = select_strongest(x, labels, 2, 0.1, 1e-2, loss="squared_hinge")
+    naive = cross_validate(x[:, selected], labels, 2, folds=folds, loss="squared_hinge")
 
-    assert honest.correct[honest.best].mean() < 0.63
+    assert nested.correct[nested.best].mean() < 0.63
     assert naive.correct[naive.best].mean() > 0.75
 
 
-def test_all_columns_are_all_columns() -> None:
-    x, labels = _told_by([50, 3, 17])
+def test_a_share_of_one_selects_all_columns() -> None:
+    x, labels = _informative([50, 3, 17])
     folds = fold_numbers(labels, 0)
 
     assert select_strongest(x, labels, 3, 1.0, 1e-2, loss="softmax").tolist() == list(range(D))

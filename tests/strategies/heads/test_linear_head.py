@@ -5,55 +5,55 @@ import pytest
 
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset, labels_of
-from strategies.heads import linear_head as frozen
+from strategies.heads import linear_head
 from strategies.heads.linear_head import LinearSettings, fit_on_features
 from strategies.models.backbone import Backbone
 from strategies.models.multi_view import features_at
 
 
-def _first_of_each(dataset: Dataset, n: tuple[int, ...]) -> Dataset:
+def _subset_of_train(dataset: Dataset, n: tuple[int, ...]) -> Dataset:
     """Keep the first n[c] train images of class c."""
-    kept = [[p for p in dataset.train if p.label == c][:most] for c, most in enumerate(n)]
-    return replace(dataset, train=tuple(p for some in kept for p in some))
+    by_class = [[p for p in dataset.train if p.label == c][:most] for c, most in enumerate(n)]
+    return replace(dataset, train=tuple(p for images in by_class for p in images))
 
 
-def test_one_image_a_class_is_fitted_by_a_prior_and_is_not_certain(
+def test_with_one_image_per_class_the_prior_strength_gives_moderate_confidence(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    dataset = _first_of_each(small_dataset, (1, 1, 1))
+    dataset = _subset_of_train(small_dataset, (1, 1, 1))
 
     network, used = fit_on_features(
         dataset, backbone, ctx, LinearSettings((backbone.n_depths,), "softmax")
     )
 
-    assert used.strength == frozen.PRIOR_STRENGTH
+    assert used.strength == linear_head.PRIOR_STRENGTH
     x = features_at(dataset.train, backbone, ctx, (backbone.n_depths,), "mean", 1)[:, 0]
     scores = x @ network.head.weight.detach().numpy().T + network.head.bias.detach().numpy()
     assert (scores.argmax(1) == labels_of(dataset.train)).all()
-    shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-    assert shares.max() < 0.9
+    probabilities = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+    assert probabilities.max() < 0.9
 
 
-def test_a_class_of_one_image_has_no_say_in_what_is_chosen(
+def test_a_class_with_one_image_is_left_out_of_cross_validated_choices(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    judged = []
-    temperature = frozen.temperature
+    evaluated = []
+    temperature = linear_head.temperature
 
-    def note(scores: np.ndarray, labels: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-        judged.append(labels)
-        return temperature(scores, labels, counts)
+    def record(scores: np.ndarray, labels: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+        evaluated.append(labels)
+        return temperature(scores, labels, weight)
 
-    monkeypatch.setattr(frozen, "temperature", note)
-    dataset = _first_of_each(small_dataset, (4, 4, 1))
+    monkeypatch.setattr(linear_head, "temperature", record)
+    dataset = _subset_of_train(small_dataset, (4, 4, 1))
 
     fit_on_features(dataset, backbone, ctx, LinearSettings((2,), "softmax", views=6))
 
-    (labels,) = judged
+    (labels,) = evaluated
     assert sorted(labels.tolist()) == [0] * 4 + [1] * 4
 
 
-def test_several_views_make_another_head_for_the_same_network(
+def test_several_views_change_the_head_and_not_its_shape(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     one, six = (
@@ -67,33 +67,33 @@ def test_several_views_make_another_head_for_the_same_network(
     assert not np.allclose(one.head.weight.detach(), six.head.weight.detach(), rtol=1e-2)
 
 
-def test_balanced_classes_give_a_rare_class_more_room(
+def test_balanced_class_weights_raise_the_probability_of_a_rare_class(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    dataset = _first_of_each(small_dataset, (10, 10, 3))
+    dataset = _subset_of_train(small_dataset, (10, 10, 3))
     x = features_at(small_dataset.val, backbone, ctx, (2,), "mean", 1)[:, 0]
 
-    def share_of_rare(class_weight: str) -> float:
-        how = LinearSettings((2,), "softmax", 1e-2, class_weight=class_weight)
-        head = fit_on_features(dataset, backbone, ctx, how)[0].head
+    def probability_of_rare(class_weight: str) -> float:
+        settings = LinearSettings((2,), "softmax", 1e-2, class_weight=class_weight)
+        head = fit_on_features(dataset, backbone, ctx, settings)[0].head
         scores = x @ head.weight.detach().numpy().T + head.bias.detach().numpy()
-        shares = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
-        return float(shares[:, 2].mean())
+        probabilities = np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
+        return float(probabilities[:, 2].mean())
 
-    assert share_of_rare("balanced") > share_of_rare("none") + 0.02
+    assert probability_of_rare("balanced") > probability_of_rare("none") + 0.02
 
 
-def test_views_that_are_left_open_are_chosen_by_cross_validation(
+def test_the_number_of_views_is_chosen_by_cross_validation_if_none(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    how = LinearSettings((backbone.n_depths,), "softmax", views=None)
-    features = frozen.features_at
+    settings = LinearSettings((backbone.n_depths,), "softmax", views=None)
+    features = linear_head.features_at
 
     def misleading(*args: object) -> np.ndarray:
         x = features(*args)
-        x[:, 1:] = np.roll(x[:, 1:], len(x) // 3, axis=0)  # the views of another class
+        x[:, 1:] = np.roll(x[:, 1:], len(x) // 3, axis=0)  # views of another class
         return x
 
-    assert fit_on_features(small_dataset, backbone, ctx, how)[1].views in (1, 6)
-    monkeypatch.setattr(frozen, "features_at", misleading)
-    assert fit_on_features(small_dataset, backbone, ctx, how)[1].views == 1
+    assert fit_on_features(small_dataset, backbone, ctx, settings)[1].views in (1, 6)
+    monkeypatch.setattr(linear_head, "features_at", misleading)
+    assert fit_on_features(small_dataset, backbone, ctx, settings)[1].views == 1

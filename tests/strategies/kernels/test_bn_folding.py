@@ -1,4 +1,4 @@
-"""Folding changes how fast a network is trained, and nothing else."""
+"""BatchNorm folding does not change outputs, gradients or statistics."""
 
 import copy
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from strategies.kernels.depthwise import QuickDepthwise
 
 
 def network_of(name: str) -> nn.Module:
-    """Return an untrained network whose BatchNorm layers all do something."""
+    """Return an untrained network whose BatchNorm layers are not the identity."""
     torch.manual_seed(0)
     net: nn.Module = timm.create_model(name, num_classes=5)
     for norm in norms_of(net):
@@ -40,7 +40,7 @@ def gradients(net: nn.Module, images: Tensor, labels: Tensor) -> Iterator[tuple[
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "resnet10t", "mobilenetv3_small_050"])
-def test_folded_or_not_outputs_and_gradients_are_the_same(name: str) -> None:
+def test_folding_does_not_change_outputs_and_gradients(name: str) -> None:
     net = network_of(name).to(memory_format=torch.channels_last).eval()
     images, labels = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 3])
     plain = dict(gradients(net, images, labels))
@@ -53,14 +53,14 @@ def test_folded_or_not_outputs_and_gradients_are_the_same(name: str) -> None:
         torch.testing.assert_close(folded[key], gradient, rtol=0, atol=2e-3 * scale, msg=key)
 
 
-def test_a_layer_that_learns_its_statistics_is_left_alone() -> None:
+def test_a_layer_that_updates_its_statistics_is_not_folded() -> None:
     net = network_of("resnet10t")
-    first, *kept = norms_of(net)
-    norms = norms_to_fold(net, kept, torch.randn(1, 3, 64, 64))
+    first, *frozen = norms_of(net)
+    norms = norms_to_fold(net, frozen, torch.randn(1, 3, 64, 64))
     assert first not in norms.values()
-    assert len(norms) == len(kept)
-    assert net.training  # as it was
-    for norm in kept:
+    assert len(norms) == len(frozen)
+    assert net.training  # restored
+    for norm in frozen:
         norm.eval()
     images = torch.randn(4, 3, 64, 64)
     twin = copy.deepcopy(net)
@@ -72,28 +72,28 @@ def test_a_layer_that_learns_its_statistics_is_left_alone() -> None:
 
 
 class Branched(nn.Module):
-    """What the convolution makes is read by the BatchNorm layer, and once more after it."""
+    """The convolution's output is read by the BatchNorm layer and by a second branch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
 
     def forward(self, images: Tensor) -> Tensor:
-        made = self.conv(images)
-        out: Tensor = self.norm(made) + 3 * made
+        convolved = self.conv(images)
+        out: Tensor = self.norm(convolved) + 3 * convolved
         return out
 
 
-class Twice(Branched):
-    """The same layers, used twice."""
+class UsedTwice(Branched):
+    """The same layers are used twice."""
 
     def forward(self, images: Tensor) -> Tensor:
         out: Tensor = self.norm(self.conv(images)) - self.norm(self.conv(images.flip(-1)))
         return out
 
 
-@pytest.mark.parametrize("kind", [Branched, Twice])
-def test_what_is_read_elsewhere_too_or_used_twice_is_not_folded(kind: type[nn.Module]) -> None:
+@pytest.mark.parametrize("kind", [Branched, UsedTwice])
+def test_a_convolution_read_elsewhere_or_used_twice_is_not_folded(kind: type[nn.Module]) -> None:
     net = kind()
     for norm in norms_of(net):
         assert norm.running_mean is not None

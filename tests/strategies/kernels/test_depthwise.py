@@ -11,7 +11,7 @@ from strategies.kernels.depthwise import QuickDepthwise
 def _gradients(
     layer: nn.Module, images: Tensor, context: contextlib.AbstractContextManager[object]
 ) -> list[Tensor]:
-    """Return the output and the gradients of images and parameters for some loss."""
+    """Return the output of a layer, and the gradients of images and parameters for some loss."""
     layer.zero_grad(set_to_none=True)
     leaf = images.clone().requires_grad_()
     with context:
@@ -25,7 +25,7 @@ def _gradients(
 @pytest.mark.parametrize(("kernel", "padding"), [(5, 2), (7, 3), (5, 0)])
 @pytest.mark.parametrize("px", [9, 12])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_outputs_and_gradients_are_those_of_the_library(
+def test_outputs_and_gradients_equal_those_of_torch(
     stride: int, kernel: int, padding: int, px: int, layout: torch.memory_format
 ) -> None:
     torch.manual_seed(0)
@@ -41,10 +41,10 @@ def test_outputs_and_gradients_are_those_of_the_library(
 
 @pytest.mark.parametrize("px", [1, 2, 4, 9])
 @pytest.mark.parametrize("stride", [1, 2])
-def test_neither_tiny_maps_nor_images_taken_in_parts_change_the_gradient(
+def test_the_gradient_is_right_for_tiny_maps_and_for_images_in_chunks(
     px: int, stride: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(depthwise, "IN_CACHE", 4 * 6 * px * px * 3)  # three images of seven
+    monkeypatch.setattr(depthwise, "CHUNK_BYTES", 4 * 6 * px * px * 3)  # three of seven images
     torch.manual_seed(1)
     layer = nn.Conv2d(6, 6, 5, stride, 2, groups=6)
     images = torch.randn(7, 6, px, px)
@@ -57,7 +57,7 @@ def test_neither_tiny_maps_nor_images_taken_in_parts_change_the_gradient(
 
 
 @pytest.mark.parametrize(
-    ("layer", "quick"),
+    ("layer", "eligible"),
     [
         (nn.Conv2d(6, 6, 5, padding=2, groups=6), True),
         (nn.Conv2d(6, 6, 3, padding=1, groups=6), False),
@@ -67,22 +67,22 @@ def test_neither_tiny_maps_nor_images_taken_in_parts_change_the_gradient(
         (nn.Conv2d(6, 6, 5, padding=4, dilation=2, groups=6), False),
     ],
 )
-def test_only_what_it_is_right_for_goes_the_quicker_way(
-    layer: nn.Conv2d, quick: bool, monkeypatch: pytest.MonkeyPatch
+def test_only_eligible_convolutions_use_the_faster_gradient(
+    layer: nn.Conv2d, eligible: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
-    by_weight = depthwise._by_weight
+    calls = []
+    weight_gradient = depthwise._weight_gradient
 
-    def note(*args: object) -> Tensor:
-        asked.append(args)
-        return by_weight(*args)
+    def record(*args: object) -> Tensor:
+        calls.append(args)
+        return weight_gradient(*args)
 
-    monkeypatch.setattr(depthwise, "_by_weight", note)
+    monkeypatch.setattr(depthwise, "_weight_gradient", record)
     images = torch.randn(2, 6, 8, 8)
 
     found = _gradients(layer, images, QuickDepthwise())
 
-    assert bool(asked) == quick
+    assert bool(calls) == eligible
     expected = _gradients(layer, images, contextlib.nullcontext())
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)

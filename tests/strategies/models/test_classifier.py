@@ -56,7 +56,7 @@ def saved(tiny: Backbone, tmp_path: Path) -> Path:
     return tmp_path / "saved"
 
 
-def _tamper(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+def _modify_record(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     record = json.loads((folder / RECORD_FILE).read_text())
     change(record)
     (folder / RECORD_FILE).write_text(json.dumps(record))
@@ -73,7 +73,7 @@ def test_probabilities_are_a_distribution_for_every_image(
     np.testing.assert_allclose(found.sum(1), 1, rtol=1e-5)
 
 
-def test_no_images_have_no_probabilities(tiny: Backbone) -> None:
+def test_no_images_give_an_empty_array(tiny: Backbone) -> None:
     assert _classifier(tiny).predict_proba([]).shape == (0, 3)
 
 
@@ -86,14 +86,14 @@ def test_probabilities_follow_the_order_of_the_images(tiny: Backbone, paths: lis
     assert len(np.unique(forth, axis=0)) == 5
 
 
-def test_a_file_that_is_no_image_is_refused(tiny: Backbone, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_image_is_refused(tiny: Backbone, tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("no image")
 
     with pytest.raises(UnreadableImage):
         _classifier(tiny).predict_proba([tmp_path / "x.png"])
 
 
-def test_predicting_does_not_depend_on_the_mode_that_the_network_was_left_in(
+def test_prediction_does_not_depend_on_train_or_eval_mode_of_the_network(
     tiny: Backbone, paths: list[Path]
 ) -> None:
     classifier = _classifier(tiny)
@@ -104,7 +104,7 @@ def test_predicting_does_not_depend_on_the_mode_that_the_network_was_left_in(
 
 
 @pytest.mark.parametrize("depths", [(1,), (2, 4), (6,), (1, 6)])
-def test_what_is_loaded_predicts_what_was_saved(
+def test_a_loaded_classifier_predicts_as_the_saved_one(
     backbone: Backbone, paths: list[Path], tmp_path: Path, depths: tuple[int, ...]
 ) -> None:
     classifier = _classifier(backbone, depths)
@@ -134,7 +134,7 @@ def test_a_transformer_is_saved_and_loaded(
         )
 
 
-def test_a_cut_classifier_holds_no_more_than_it_uses(backbone: Backbone, tmp_path: Path) -> None:
+def test_a_classifier_cut_early_has_a_small_file(backbone: Backbone, tmp_path: Path) -> None:
     _classifier(backbone, (1,)).save(tmp_path / "early")
     _classifier(backbone).save(tmp_path / "whole")
 
@@ -142,7 +142,7 @@ def test_a_cut_classifier_holds_no_more_than_it_uses(backbone: Backbone, tmp_pat
     assert early < whole / 20
 
 
-def test_a_network_in_another_memory_layout_is_saved_all_the_same(
+def test_a_channels_last_network_is_saved_and_loaded(
     tiny: Backbone, paths: list[Path], tmp_path: Path
 ) -> None:
     classifier = _classifier(tiny)
@@ -156,7 +156,7 @@ def test_a_network_in_another_memory_layout_is_saved_all_the_same(
     )
 
 
-def test_loading_leaves_the_global_generator_as_it_was(saved: Path) -> None:
+def test_loading_does_not_change_the_global_generator(saved: Path) -> None:
     before = torch.random.get_rng_state()
 
     ImageClassifier.load(saved)
@@ -173,7 +173,9 @@ def test_a_saved_classifier_is_one_record_and_one_safetensors_file(saved: Path) 
     assert not weights.startswith((b"PK", b"\x80"))  # neither torch's archive nor a pickle
 
 
-def test_saving_twice_replaces_the_first(tiny: Backbone, saved: Path, paths: list[Path]) -> None:
+def test_saving_again_replaces_the_saved_classifier(
+    tiny: Backbone, saved: Path, paths: list[Path]
+) -> None:
     classifier = _classifier(tiny)
     scale_scores(classifier.network, 3.0)
     classifier.save(saved)
@@ -189,7 +191,7 @@ def test_saving_twice_replaces_the_first(tiny: Backbone, saved: Path, paths: lis
 def test_a_missing_file_is_a_storage_error(saved: Path, name: str) -> None:
     (saved / name).unlink()
 
-    with pytest.raises(StorageError, match="no readable classifier"):
+    with pytest.raises(StorageError, match="contains no readable classifier"):
         ImageClassifier.load(saved)
 
 
@@ -199,7 +201,7 @@ def test_a_folder_that_does_not_exist_is_a_storage_error(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '"text"', "{}", "null", "\x00"])
-def test_a_record_that_is_none_is_a_storage_error(saved: Path, text: str) -> None:
+def test_an_invalid_record_is_a_storage_error(saved: Path, text: str) -> None:
     (saved / RECORD_FILE).write_text(text)
 
     with pytest.raises(StorageError):
@@ -236,17 +238,17 @@ def test_a_record_that_is_not_text_is_a_storage_error(saved: Path) -> None:
         lambda r: r["backbone"].pop("mean"),
     ],
 )
-def test_a_record_that_was_tampered_with_is_a_storage_error(
+def test_a_modified_record_is_a_storage_error(
     saved: Path, change: Callable[[dict[str, Any]], object]
 ) -> None:
-    _tamper(saved, change)
+    _modify_record(saved, change)
 
     with pytest.raises(StorageError):
         ImageClassifier.load(saved)
 
 
 @pytest.mark.parametrize("change", ["cut", "flipped", "empty", "text"])
-def test_weights_that_were_damaged_are_a_storage_error(saved: Path, change: str) -> None:
+def test_damaged_weights_are_a_storage_error(saved: Path, change: str) -> None:
     file = saved / WEIGHTS_FILE
     data = file.read_bytes()
     damaged = {
@@ -269,12 +271,12 @@ def test_weights_of_another_classifier_of_the_same_shape_are_refused(
     other.save(tmp_path / "other")
     (tmp_path / "other" / WEIGHTS_FILE).replace(saved / WEIGHTS_FILE)
 
-    with pytest.raises(StorageError, match="is not what"):
+    with pytest.raises(StorageError, match=r"SHA-256 of .* differs from"):
         ImageClassifier.load(saved)
 
 
-def test_another_format_version_is_refused_with_the_reason(saved: Path) -> None:
-    _tamper(saved, lambda r: r.update(format_version=FORMAT_VERSION + 1))
+def test_another_format_version_is_refused_with_an_explanation(saved: Path) -> None:
+    _modify_record(saved, lambda r: r.update(format_version=FORMAT_VERSION + 1))
 
     with pytest.raises(StorageError, match=f"classifier format {FORMAT_VERSION + 1}.*reads"):
         ImageClassifier.load(saved)
@@ -299,7 +301,7 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("depths", [(6,), (2, 5)])
-def test_a_head_reads_the_cached_features_of_its_depths(
+def test_a_head_fitted_to_cached_features_predicts_from_images(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext, depths: tuple[int, ...]
 ) -> None:
     images = small_dataset.train[:4]
@@ -318,7 +320,9 @@ def test_a_head_reads_the_cached_features_of_its_depths(
     )
 
 
-def test_scaling_scores_sharpens_but_does_not_reorder(tiny: Backbone, paths: list[Path]) -> None:
+def test_scaling_scores_changes_the_confidence_and_not_the_order(
+    tiny: Backbone, paths: list[Path]
+) -> None:
     classifier = _classifier(tiny)
     before = classifier.predict_proba(paths)
 
@@ -329,7 +333,7 @@ def test_scaling_scores_sharpens_but_does_not_reorder(tiny: Backbone, paths: lis
     np.testing.assert_allclose(after, expected, rtol=1e-3)
 
 
-def test_an_evaluation_says_how_the_predictions_did(
+def test_an_evaluation_holds_all_metrics_and_mistakes(
     tiny: Backbone, small_dataset: Dataset
 ) -> None:
     classifier = _classifier(tiny)

@@ -38,7 +38,7 @@ def _inputs(dataset: Dataset, backbone: Backbone, n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("name", "depths"), [("test_resnet", (1, 3)), ("test_vit", (7,))])
-def test_an_exported_model_gives_the_same_probabilities_for_any_number_of_images(
+def test_an_onnx_model_gives_the_same_probabilities_for_any_batch_size(
     load_random: Callable[..., Backbone],
     small_dataset: Dataset,
     tmp_path: Path,
@@ -60,7 +60,7 @@ def test_an_exported_model_gives_the_same_probabilities_for_any_number_of_images
     assert [o.name for o in session.get_outputs()] == ["probabilities"]
 
 
-def test_an_exported_model_comes_with_all_that_is_needed_to_use_it(
+def test_an_onnx_model_is_one_file_with_classes_and_preprocessing(
     load_random: Callable[..., Backbone], small_dataset: Dataset, tmp_path: Path
 ) -> None:
     backbone = load_random("test_efficientnet", input_px=64)
@@ -74,13 +74,13 @@ def test_an_exported_model_comes_with_all_that_is_needed_to_use_it(
 
     expected = classifier.predict_proba([p.path for p in small_dataset.train[:4]])
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    contract = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
-    assert contract["classes"] == ["a", "b", "Ω"]
-    assert contract["input_px"] == backbone.input_px
-    assert tuple(contract["mean"]) == backbone.mean
-    assert tuple(contract["std"]) == backbone.std
-    assert contract["crop_pct"] == backbone.crop_pct
-    assert contract["interpolation"] == backbone.interpolation
+    metadata = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    assert metadata["classes"] == ["a", "b", "Ω"]
+    assert metadata["input_px"] == backbone.input_px
+    assert tuple(metadata["mean"]) == backbone.mean
+    assert tuple(metadata["std"]) == backbone.std
+    assert metadata["crop_pct"] == backbone.crop_pct
+    assert metadata["interpolation"] == backbone.interpolation
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
     assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {"model.onnx"}
     assert logging.getLogger("torch.onnx").level == logging.INFO
@@ -89,7 +89,7 @@ def test_an_exported_model_comes_with_all_that_is_needed_to_use_it(
 @pytest.mark.parametrize(
     ("name", "px"), [("test_efficientnet", 64), ("test_resnet", 96), ("test_vit", 160)]
 )
-def test_timm_reads_its_own_format_and_gives_the_same_probabilities(
+def test_timm_loads_an_exported_folder_and_gives_the_same_probabilities(
     load_random: Callable[..., Backbone],
     small_dataset: Dataset,
     tmp_path: Path,
@@ -118,7 +118,7 @@ def test_timm_reads_its_own_format_and_gives_the_same_probabilities(
 
 
 @pytest.mark.parametrize("depths", [(1,), (1, 3)])
-def test_a_network_that_timm_does_not_have_is_refused_with_a_way_out(
+def test_a_cut_network_is_refused_by_the_timm_format_with_an_alternative(
     load_random: Callable[..., Backbone], tmp_path: Path, depths: tuple[int, ...]
 ) -> None:
     classifier = _classifier(load_random("test_resnet"), depths)
@@ -128,7 +128,7 @@ def test_a_network_that_timm_does_not_have_is_refused_with_a_way_out(
     assert not (tmp_path / "mine").exists()
 
 
-def test_an_unknown_format_is_answered_with_the_right_one(
+def test_an_unknown_format_is_answered_with_the_closest_one(
     load_random: Callable[..., Backbone], tmp_path: Path
 ) -> None:
     classifier = _classifier(load_random("test_resnet"), (1,))
@@ -138,7 +138,7 @@ def test_an_unknown_format_is_answered_with_the_right_one(
 
 
 @pytest.mark.parametrize("format", ["onnx", "timm"])
-def test_whatever_the_format_a_place_that_is_taken_is_a_storage_error(
+def test_a_target_that_cannot_be_written_is_a_storage_error(
     load_random: Callable[..., Backbone], tmp_path: Path, format: str
 ) -> None:
     backbone = load_random("test_resnet")

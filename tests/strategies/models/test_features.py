@@ -32,24 +32,24 @@ from strategies.models.features import (
 CPU = torch.device("cpu")
 
 
-def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+def _forbid_building(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Backbone) -> nn.Module:
         raise AssertionError("a network was built")
 
     monkeypatch.setattr(Backbone, "build", refuse)
 
 
-def _rows_computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Record the size of every batch that goes through the network."""
-    seen: list[int] = []
+def _batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Record the size of every batch that passes the network."""
+    sizes: list[int] = []
     activations = Body.activations
 
     def count(self: Body, images: torch.Tensor) -> list[torch.Tensor]:
-        seen.append(len(images))
+        sizes.append(len(images))
         return activations(self, images)
 
     monkeypatch.setattr(Body, "activations", count)
-    return seen
+    return sizes
 
 
 def _assert_equal(left: Features, right: Features) -> None:
@@ -67,7 +67,7 @@ def _damage_one_row(path: Path, digest: str) -> None:
 
 
 @torch.no_grad()
-def test_pooled_activations_are_those_of_a_forward_pass_with_hooks(
+def test_pooled_activations_equal_those_recorded_by_forward_hooks(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     images = small_dataset.train[:5]
@@ -90,7 +90,7 @@ def test_pooled_activations_are_those_of_a_forward_pass_with_hooks(
 
 
 @torch.no_grad()
-def test_moments_are_the_standardised_inputs_of_batch_norm(
+def test_moments_are_those_of_the_standardised_inputs_of_batch_norm(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     image = small_dataset.train[0]
@@ -110,20 +110,20 @@ def test_moments_are_the_standardised_inputs_of_batch_norm(
     assert moments is not None
     assert len(moments.layer_share) == len(norms)
     assert moments.mean.shape == moments.square.shape == (1, len(moments.layer))
-    for number, everywhere in enumerate(z):
+    for number, activations in enumerate(z):
         mean = moments.mean[0, moments.layer == number]
         square = moments.square[0, moments.layer == number]
         assert 0 < len(mean) <= CHANNELS_PER_LAYER
         assert (square >= mean**2 - 1e-4).all()
-        stride = max(1, min(everywhere.shape[1:]) // features.GRID)
-        values = everywhere[:, ::stride, ::stride]
+        stride = max(1, min(activations.shape[1:]) // features.GRID)
+        values = activations[:, ::stride, ::stride]
         expected_mean, expected_square = values.mean((1, 2)), values.square().mean((1, 2))
         if len(mean) == len(expected_mean):  # every channel is measured, in order
             np.testing.assert_allclose(mean, expected_mean, rtol=1e-3, atol=1e-3)
             np.testing.assert_allclose(square, expected_square, rtol=1e-3, atol=1e-3)
 
 
-def test_inputs_like_those_of_pretraining_have_mean_zero_and_square_one() -> None:
+def test_inputs_distributed_as_in_pretraining_have_mean_zero_and_square_one() -> None:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(6)
     norm.running_mean.uniform_(-5, 5)
@@ -140,7 +140,7 @@ def test_inputs_like_those_of_pretraining_have_mean_zero_and_square_one() -> Non
     assert (square - 1).abs().max() < 0.05
 
 
-def test_moments_notice_a_shift_and_a_stretch_in_units_of_the_source() -> None:
+def test_moments_measure_shift_and_scale_in_units_of_the_running_statistics() -> None:
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(3).eval()
     norm.running_var.fill_(4.0)
@@ -154,7 +154,7 @@ def test_moments_notice_a_shift_and_a_stretch_in_units_of_the_source() -> None:
     assert square.mean().item() == pytest.approx(9 + 1, abs=0.3)
 
 
-def test_watching_ends_with_its_block() -> None:
+def test_hooks_are_removed_at_the_end_of_the_context() -> None:
     norm = nn.BatchNorm2d(3)
     with features._watch(
         nn.Sequential(norm), features._Layout((("0", torch.arange(3)),), np.ones(1, np.float32))
@@ -163,7 +163,7 @@ def test_watching_ends_with_its_block() -> None:
     assert not norm._forward_pre_hooks
 
 
-def test_dead_channels_are_left_out() -> None:
+def test_dead_channels_are_skipped() -> None:
     norm = nn.BatchNorm2d(200)
     norm.running_var[::3] = 1e-9
 
@@ -187,11 +187,11 @@ def test_rows_follow_the_order_of_the_images(
         assert len(np.unique(a, axis=0)) == len(images)
 
 
-def test_equal_contents_are_computed_once(
+def test_images_with_equal_content_are_computed_once(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = small_dataset.train[:2]
-    computed = _rows_computed(monkeypatch)
+    computed = _batch_sizes(monkeypatch)
 
     found = extract_features([one, two, one, one], backbone, ctx).pooled[-1]
 
@@ -200,11 +200,11 @@ def test_equal_contents_are_computed_once(
     np.testing.assert_array_equal(found[0], found[3])
 
 
-def test_a_second_call_needs_no_network(
+def test_a_second_call_reads_the_cache_without_building_the_network(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = extract_features(small_dataset.train[:4], backbone, ctx)
-    _poison(monkeypatch)
+    _forbid_building(monkeypatch)
 
     second = extract_features(small_dataset.train[:4], backbone, ctx)
 
@@ -219,7 +219,7 @@ def test_only_new_images_are_computed(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     extract_features(small_dataset.train[:4], backbone, ctx)
-    computed = _rows_computed(monkeypatch)
+    computed = _batch_sizes(monkeypatch)
 
     extract_features(small_dataset.train[:7], backbone, ctx)
 
@@ -232,7 +232,7 @@ def test_a_damaged_row_is_computed_again(
     images = small_dataset.train[:3]
     before = extract_features(images, backbone, ctx)
     _damage_one_row(ctx.cache.path, images[1].digest)
-    computed = _rows_computed(monkeypatch)
+    computed = _batch_sizes(monkeypatch)
 
     after = extract_features(images, backbone, ctx)
 
@@ -240,13 +240,13 @@ def test_a_damaged_row_is_computed_again(
     _assert_equal(before, after)
 
 
-def test_a_damaged_layout_is_measured_again(
+def test_a_damaged_layout_row_is_measured_again_without_a_forward_pass(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = small_dataset.train[:3]
     before = extract_features(images, backbone, ctx)
     _damage_one_row(ctx.cache.path, features._COUNTS)
-    computed = _rows_computed(monkeypatch)
+    computed = _batch_sizes(monkeypatch)
 
     after = extract_features(images, backbone, ctx)
 
@@ -264,13 +264,13 @@ def test_a_damaged_layout_is_measured_again(
         {"weights": "random", "digest": "random"},
     ],
 )
-def test_what_changes_the_features_changes_the_space(
+def test_everything_that_changes_the_features_changes_the_cache_space(
     backbone: Backbone, ctx: RunContext, change: dict[str, object]
 ) -> None:
     assert features._space(replace(backbone, **change), ctx) != features._space(backbone, ctx)
 
 
-def test_precision_belongs_to_the_space_and_the_seed_only_to_random_weights(
+def test_the_cache_space_depends_on_precision_and_with_random_weights_on_the_seed(
     backbone: Backbone, ctx: RunContext
 ) -> None:
     low, reseeded = replace(ctx, precision=torch.bfloat16), replace(ctx, seed=1)
@@ -300,7 +300,7 @@ def test_a_transformer_has_no_moments(
 ) -> None:
     vit = load_random("test_vit")
     first = extract_features(small_dataset.train[:3], vit, ctx)
-    _poison(monkeypatch)
+    _forbid_building(monkeypatch)
     second = extract_features(small_dataset.train[:3], vit, ctx)
 
     assert first.moments is None
@@ -309,7 +309,7 @@ def test_a_transformer_has_no_moments(
     np.testing.assert_array_equal(first.pooled[-1], second.pooled[-1])
 
 
-def test_depths_are_laid_side_by_side(
+def test_features_of_several_depths_are_concatenated(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     found = extract_features(small_dataset.train[:2], backbone, ctx)
@@ -320,22 +320,22 @@ def test_depths_are_laid_side_by_side(
     )
 
 
-def test_a_deadline_keeps_what_was_computed_before_it(
+def test_batches_computed_before_the_deadline_stay_in_the_cache(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = small_dataset.train[:8]
     monkeypatch.setattr(features, "batches", partial(batches, size=3))
-    budget = iter([0.0, 0.0, 100.0])
-    monkeypatch.setattr(RunContext, "seconds_left", lambda self: 50 - next(budget), raising=True)
+    elapsed = iter([0.0, 0.0, 100.0])
+    monkeypatch.setattr(RunContext, "seconds_left", lambda self: 50 - next(elapsed), raising=True)
 
     with pytest.raises(OutOfTime):
         extract_features(images, backbone, ctx)
 
-    kept = ctx.cache.get(features._space(backbone, ctx), [p.digest for p in images])
-    assert kept.keys() == {p.digest for p in images[:6]}
+    cached = ctx.cache.get(features._space(backbone, ctx), [p.digest for p in images])
+    assert cached.keys() == {p.digest for p in images[:6]}
 
 
-def test_a_passed_deadline_computes_nothing_but_reads_the_cache(
+def test_after_the_deadline_features_are_only_read_from_the_cache(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     late = replace(ctx, deadline_s=time.monotonic() - 1)
@@ -346,18 +346,18 @@ def test_a_passed_deadline_computes_nothing_but_reads_the_cache(
         extract_features(small_dataset.train[:3], backbone, late)
 
 
-def test_progress_is_told_up_to_the_end(
+def test_progress_is_reported_up_to_the_last_image(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    told: list[tuple[str, int, int]] = []
+    calls: list[tuple[str, int, int]] = []
     extract_features(
-        small_dataset.train[:5], backbone, replace(ctx, on_progress=lambda *a: told.append(a))
+        small_dataset.train[:5], backbone, replace(ctx, on_progress=lambda *a: calls.append(a))
     )
 
-    assert told[-1] == ("features", 5, 5)
+    assert calls[-1] == ("features", 5, 5)
 
 
-def test_the_global_generator_is_left_as_it_was(
+def test_extracting_features_does_not_change_the_global_generator(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     before = torch.random.get_rng_state()
@@ -368,7 +368,7 @@ def test_the_global_generator_is_left_as_it_was(
 
 
 @pytest.mark.parametrize("n_workers", [1, 4])
-def test_batches_keep_the_order_and_the_rest(
+def test_batches_keep_the_order_and_the_incomplete_last_batch(
     small_dataset: Dataset, backbone: Backbone, n_workers: int
 ) -> None:
     paths = [p.path for p in small_dataset.train[:11]]
@@ -395,7 +395,7 @@ def test_network_input_is_normalised_channel_by_channel(backbone: Backbone) -> N
     np.testing.assert_allclose(found[1, :, 2, 2], expected, rtol=1e-5)
 
 
-def test_the_pass_is_timed_and_a_pass_over_a_few_new_images_keeps_the_time(
+def test_a_pass_over_a_few_new_images_does_not_change_the_measured_time(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     first = extract_features(small_dataset.train[:3], backbone, ctx).ms_per_image
@@ -407,7 +407,7 @@ def test_the_pass_is_timed_and_a_pass_over_a_few_new_images_keeps_the_time(
     assert more == first
 
 
-def test_a_lost_time_is_measured_again(
+def test_a_damaged_time_row_is_measured_again(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     images = small_dataset.train[:3]
@@ -421,7 +421,7 @@ def test_a_lost_time_is_measured_again(
 
 
 @pytest.mark.parametrize("n_workers", [1, 2])
-def test_cold_and_warm_passes_and_any_number_of_readers_give_the_same_features(
+def test_features_are_the_same_with_cold_and_warm_cache_and_any_number_of_workers(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, tmp_path: Path, n_workers: int
 ) -> None:
     images = small_dataset.train[:5]
@@ -443,40 +443,40 @@ from strategies.models import features
 from strategies.models.backbone import load_backbone
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
-from strategies.data.dataset import load_task
+from strategies.data.dataset import load_dataset
 
 features.batches = partial(features.batches, size=4)
-dataset = load_task(Path(sys.argv[1]), n_workers=1)
+dataset = load_dataset(Path(sys.argv[1]), n_workers=1)
 ctx = RunContext(
     cache=ArrayCache(Path(sys.argv[2])),
-    on_progress=lambda what, done, total: print(done, flush=True),
+    on_progress=lambda stage, done, total: print(done, flush=True),
 )
 features.extract_features(dataset.fit_split, load_backbone(input_px=64), ctx)
 """
 
 
-def test_a_killed_pass_keeps_all_batches_that_were_done(
+def test_all_finished_batches_of_a_killed_pass_stay_in_the_cache(
     make_folder: Callable[..., Path], backbone: Backbone, ctx: RunContext
 ) -> None:
     data = make_folder("data", 40)
     command = [sys.executable, "-c", KILLED, str(data), str(ctx.cache.path.parent)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        told = [int(process.stdout.readline()) for _ in range(3)]
+        done = [int(process.stdout.readline()) for _ in range(3)]
         process.kill()
     assert process.returncode == -signal.SIGKILL
-    assert told == [4, 8, 12]
+    assert done == [4, 8, 12]
 
-    wanted = load_dataset(data).fit_split
-    kept = ctx.cache.get(features._space(backbone, ctx), [p.digest for p in wanted])
-    assert {p.digest for p in wanted[:12]} <= kept.keys()
-    assert len(kept) % 4 == 0
-    whole = extract_features(wanted[:16], backbone, ctx)
+    images = load_dataset(data).fit_split
+    cached = ctx.cache.get(features._space(backbone, ctx), [p.digest for p in images])
+    assert {p.digest for p in images[:12]} <= cached.keys()
+    assert len(cached) % 4 == 0
+    resumed = extract_features(images[:16], backbone, ctx)
     fresh = replace(ctx, cache=ArrayCache(ctx.cache.path.parent / "fresh"))
-    _assert_equal(whole, extract_features(wanted[:16], backbone, fresh))
+    _assert_equal(resumed, extract_features(images[:16], backbone, fresh))
 
 
-def test_a_damaged_cache_file_costs_a_second_pass_and_nothing_else(
+def test_features_are_computed_again_if_the_cache_file_is_damaged(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     images = small_dataset.train[:3]
@@ -491,7 +491,7 @@ def test_a_damaged_cache_file_costs_a_second_pass_and_nothing_else(
 
 
 @pytest.mark.parametrize("error", [features.ROUNDING_TOLERANCE * 2, np.inf, np.nan])
-def test_a_precision_that_rounds_too_much_is_not_used_now_or_later(
+def test_a_precision_with_a_large_rounding_error_is_never_used(
     small_dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
@@ -514,7 +514,7 @@ def test_a_precision_that_rounds_too_much_is_not_used_now_or_later(
     _assert_equal(extract_features(images, backbone, low), exact)
 
 
-def test_rounding_is_measured_against_full_precision(
+def test_the_rounding_error_is_measured_against_float32(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     images, (body, _) = small_dataset.train[:3], features._prepare(backbone, ctx)
@@ -528,6 +528,6 @@ def test_rounding_is_measured_against_full_precision(
 def test_a_network_with_batch_norm_takes_any_size(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    seen = extract_features(small_dataset.train[:2], backbone, ctx)
-    assert seen.any_size
-    assert not replace(seen, moments=None).any_size
+    found = extract_features(small_dataset.train[:2], backbone, ctx)
+    assert found.any_size
+    assert not replace(found, moments=None).any_size

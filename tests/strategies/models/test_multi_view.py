@@ -10,7 +10,7 @@ from PIL import Image
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
 from strategies.data.dataset import Dataset
-from strategies.models import multi_view as module
+from strategies.models import multi_view
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body, pool
 from strategies.models.classifier import ImageClassifier, make_network
@@ -18,7 +18,7 @@ from strategies.models.features import eval_pixels, extract_features
 from strategies.models.multi_view import VIEWS, extract_views, features_at, view_pixels
 
 
-def test_the_first_view_is_what_prediction_sees_and_the_second_its_mirror_image(
+def test_the_first_view_is_the_evaluation_crop_and_the_second_its_horizontal_flip(
     small_dataset: Dataset, backbone: Backbone
 ) -> None:
     path = small_dataset.train[0].path
@@ -33,29 +33,26 @@ def test_the_first_view_is_what_prediction_sees_and_the_second_its_mirror_image(
 
 
 @pytest.mark.parametrize("size", [(90, 40), (40, 90)])
-def test_every_corner_of_a_image_is_in_one_view(
+def test_every_corner_of_an_image_is_in_one_view(
     backbone: Backbone, tmp_path: Path, size: tuple[int, int]
 ) -> None:
     image = Image.new("RGB", size, "white")
     colours = {(0, 0): "red", (1, 0): "lime", (0, 1): "blue", (1, 1): "black"}
-    for (right, low), colour in colours.items():
-        image.paste(colour, (right * (size[0] - 8), low * (size[1] - 8), *_end(right, low, size)))
+    for (right, bottom), colour in colours.items():
+        end = (size[0] if right else 8, size[1] if bottom else 8)
+        image.paste(colour, (right * (size[0] - 8), bottom * (size[1] - 8), *end))
     image.save(tmp_path / "corners.png")
 
     _, _, *corners = view_pixels(tmp_path / "corners.png", backbone, 6)
 
-    # The right ones are mirrored, so that every corner of the image lies on the left.
+    # The right corners are flipped, so that every corner of the image is on the left.
     found = [
         tuple(int(v) for v in view[y, 0]) for view, y in zip(corners, (0, 0, -1, -1), strict=True)
     ]
     assert found == [(255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 0, 0)]
 
 
-def _end(right: int, low: int, size: tuple[int, int]) -> tuple[int, int]:
-    return (size[0] if right else 8, size[1] if low else 8)
-
-
-def test_one_view_by_means_is_the_plain_features(
+def test_one_view_with_mean_pooling_equals_the_plain_features(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     images = small_dataset.train[:5]
@@ -72,21 +69,21 @@ def test_one_view_by_means_is_the_plain_features(
     )
 
 
-def test_what_a_head_learns_from_is_what_the_cut_network_computes(
+def test_features_for_a_head_equal_the_activations_of_the_cut_network(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     images = small_dataset.train[:4]
     for depths in ((2,), (2, 4), (3, backbone.n_depths)):
-        learnt = features_at(images, backbone, ctx, depths, "grid", 1)[:, 0]
+        expected = features_at(images, backbone, ctx, depths, "grid", 1)[:, 0]
         network = make_network(backbone, depths, 2, "grid").eval()
-        assert network.head.in_features == learnt.shape[1]
+        assert network.head.in_features == expected.shape[1]
         pixels = np.stack([eval_pixels(p.path, backbone) for p in images])
         with torch.inference_mode():
-            found = network.body(module.to_input(pixels, backbone, ctx.device)).numpy()
-        np.testing.assert_allclose(found, learnt, rtol=1e-4, atol=1e-4)
+            found = network.body(multi_view.to_input(pixels, backbone, ctx.device)).numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_views_are_computed_once_for_every_image(
+def test_views_of_an_image_are_computed_once(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = small_dataset.train[0], small_dataset.train[1]
@@ -100,7 +97,7 @@ def test_views_are_computed_once_for_every_image(
     np.testing.assert_array_equal(before.grid[1][0], before.grid[1][2])
 
 
-def test_no_time_left_is_out_of_time(
+def test_a_passed_deadline_raises_out_of_time(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     with pytest.raises(OutOfTime):
@@ -108,7 +105,7 @@ def test_no_time_left_is_out_of_time(
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (3, 3), (1, 1), (5, 2)])
-def test_a_grid_holds_the_means_of_the_quarters(height: int, width: int) -> None:
+def test_grid_pooling_returns_the_means_of_the_quarters(height: int, width: int) -> None:
     maps = torch.arange(2 * 3 * height * width, dtype=torch.float32).view(2, 3, height, width)
 
     found = pool(maps, "grid").view(2, 4, 3)
@@ -118,14 +115,14 @@ def test_a_grid_holds_the_means_of_the_quarters(height: int, width: int) -> None
     torch.testing.assert_close(pool(maps, "mean"), maps.mean((2, 3)))
 
 
-def test_a_grid_tells_a_image_from_its_mirror_image_and_a_mean_does_not() -> None:
+def test_grid_pooling_differs_for_a_horizontal_flip_and_mean_pooling_does_not() -> None:
     maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
     torch.testing.assert_close(pool(maps, "mean"), pool(maps.flip(3), "mean"))
     assert (pool(maps, "grid") - pool(maps.flip(3), "grid")).abs().max() > 0.1
 
 
-def test_a_saved_classifier_remembers_its_pooling(
+def test_a_saved_classifier_keeps_its_pooling(
     load_random: Callable[..., Backbone], small_dataset: Dataset, tmp_path: Path
 ) -> None:
     backbone = load_random("test_resnet")

@@ -1,3 +1,5 @@
+"""Checkpoints: an interrupted training run resumes and ends with the same weights."""
+
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,7 +16,7 @@ from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network
 from strategies.models.network import Network
-from strategies.training import trainer as training
+from strategies.training import trainer
 from strategies.training.checkpoint import Checkpoint, Snapshot, identity_of
 from strategies.training.recipe import Recipe
 from strategies.training.trainer import train
@@ -30,7 +32,7 @@ def tiny(load_random: Callable[..., Backbone]) -> Backbone:
 
 
 @pytest.fixture
-def kept(ctx: RunContext, tmp_path: Path) -> RunContext:
+def checkpointed(ctx: RunContext, tmp_path: Path) -> RunContext:
     return replace(ctx, checkpoint=tmp_path / "run" / "training.safetensors")
 
 
@@ -46,17 +48,17 @@ def _trained(
 def _interrupt_before(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     """Interrupt the step of this number, once; record the steps that are taken."""
     taken: list[int] = []
-    step = training._TrainingLoop.take_step
-    left = [1]
+    step = trainer._TrainingLoop.take_step
+    remaining = [1]
 
-    def watch(learner: training._TrainingLoop, *args: object) -> None:
-        if learner.step == number and left:
-            left.pop()
+    def record(loop: trainer._TrainingLoop, *args: object) -> None:
+        if loop.step == number and remaining:
+            remaining.pop()
             raise KeyboardInterrupt
-        taken.append(learner.step)
-        step(learner, *args)
+        taken.append(loop.step)
+        step(loop, *args)
 
-    monkeypatch.setattr(training._TrainingLoop, "take_step", watch)
+    monkeypatch.setattr(trainer._TrainingLoop, "take_step", record)
     return taken
 
 
@@ -69,27 +71,27 @@ def _interrupt_before(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]
     ],
     ids=["full", "frozen prefix", "sgd and mixing"],
 )
-def test_a_training_interrupted_anywhere_ends_with_the_same_weights(
+def test_a_run_interrupted_at_any_step_ends_with_the_same_weights(
     tiny: Backbone,
     small_dataset: Dataset,
-    kept: RunContext,
+    checkpointed: RunContext,
     monkeypatch: pytest.MonkeyPatch,
     recipe: Recipe,
     times: int,
 ) -> None:
-    kept = replace(kept, deadline_s=time.monotonic() + 1e4)  # a limit that is far away
-    expected = _trained(small_dataset, tiny, recipe, kept)
+    distant = replace(checkpointed, deadline_s=time.monotonic() + 1e4)
+    expected = _trained(small_dataset, tiny, recipe, distant)
     for number in np.random.default_rng(0).choice(recipe.steps, size=times, replace=False):
         with monkeypatch.context() as patch:
             taken = _interrupt_before(patch, int(number))
             with pytest.raises(KeyboardInterrupt):
-                _trained(small_dataset, tiny, recipe, kept)
-            found = _trained(small_dataset, tiny, recipe, kept)
+                _trained(small_dataset, tiny, recipe, distant)
+            found = _trained(small_dataset, tiny, recipe, distant)
 
         assert all(torch.equal(found[name], value) for name, value in expected.items())
-        a_round = int(np.ceil(recipe.steps / training.ROUNDS))
-        assert len(taken) - recipe.steps <= a_round
-        assert not list(kept.checkpoint.parent.iterdir())
+        steps_per_round = int(np.ceil(recipe.steps / trainer.ROUNDS))
+        assert len(taken) - recipe.steps <= steps_per_round
+        assert not list(distant.checkpoint.parent.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -101,39 +103,39 @@ def test_a_training_interrupted_anywhere_ends_with_the_same_weights(
     ],
     ids=["recipe", "seed", "images"],
 )
-def test_another_training_does_not_go_on_from_it(
+def test_another_training_run_does_not_resume_from_the_checkpoint(
     tiny: Backbone,
     small_dataset: Dataset,
-    kept: RunContext,
+    checkpointed: RunContext,
     monkeypatch: pytest.MonkeyPatch,
     other: Callable[..., tuple[Dataset, Recipe, RunContext]],
 ) -> None:
-    dataset, recipe, ctx = other(small_dataset, RECIPE, kept)
+    dataset, recipe, ctx = other(small_dataset, RECIPE, checkpointed)
     expected = _trained(dataset, tiny, recipe, replace(ctx, checkpoint=None))
     _interrupt_before(monkeypatch, 8)
     with pytest.raises(KeyboardInterrupt):
-        _trained(small_dataset, tiny, RECIPE, kept)
-    assert kept.checkpoint.exists()
+        _trained(small_dataset, tiny, RECIPE, checkpointed)
+    assert checkpointed.checkpoint.exists()
 
     found = _trained(dataset, tiny, recipe, ctx)
 
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
-@pytest.mark.parametrize("damage", ["cut short", "one bit", "empty", "text"])
-def test_a_damaged_file_counts_as_absent(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["truncated", "one bit", "empty", "text"])
+def test_a_damaged_checkpoint_is_treated_as_absent(tmp_path: Path, damage: str) -> None:
     checkpoint = Checkpoint(tmp_path / "c", "me")
     checkpoint.write(Snapshot({"a": torch.arange(50.0)}, {"step": 3}))
     data = bytearray(checkpoint.path.read_bytes())
     if damage == "one bit":
         data[-7] ^= 1
-    damaged = {"cut short": data[:-9], "one bit": data, "empty": b"", "text": b"hello there"}
+    damaged = {"truncated": data[:-9], "one bit": data, "empty": b"", "text": b"hello there"}
     checkpoint.path.write_bytes(damaged[damage])
 
     assert checkpoint.read(CPU) is None
 
 
-def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+def test_a_snapshot_is_read_as_it_was_written(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path / "folder" / "c", "me")
     tensors = {
         "a/b": torch.randn(3, 4).to(torch.bfloat16),
@@ -152,13 +154,13 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
     assert checkpoint.read(CPU) is None
 
 
-def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_raises_storage_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StorageError, match="cannot be written"):
         Checkpoint(tmp_path / "file" / "c", "me").write(Snapshot({}, {}))
 
 
-def test_the_deadline_is_no_part_of_a_training_runs_identity(
+def test_the_deadline_is_not_part_of_a_training_runs_identity(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     one = identity_of(small_dataset, tiny, RECIPE, ctx)

@@ -1,4 +1,4 @@
-"""Processes that share every batch come to the weights that one process comes to."""
+"""Data-parallel training gives the weights that a single process gives."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -41,37 +41,39 @@ def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
         torch.testing.assert_close(other[name], value, rtol=1e-3, atol=2e-5, msg=name)
 
 
-@pytest.mark.parametrize(("n", "size"), [(8, 2), (32, 3), (7, 3), (10, 5), (5, 1)])
-def test_shares_hold_every_row_once_and_keep_pairs_together(n: int, size: int) -> None:
-    shares = [DataParallelGroup(rank, size).share(n) for rank in range(size)]
-    assert sorted(np.concatenate(shares).tolist()) == list(range(n))
-    for share in shares:
-        assert np.array_equal(n - 1 - share, share[::-1])  # row i beside its partner in mixup
-    assert max(map(len, shares)) - min(map(len, shares)) <= 3
+@pytest.mark.parametrize(("n", "world_size"), [(8, 2), (32, 3), (7, 3), (10, 5), (5, 1)])
+def test_shards_hold_every_row_once_and_keep_mixup_pairs_together(n: int, world_size: int) -> None:
+    shards = [DataParallelGroup(rank, world_size).shard(n) for rank in range(world_size)]
+    assert sorted(np.concatenate(shards).tolist()) == list(range(n))
+    for shard in shards:
+        assert np.array_equal(n - 1 - shard, shard[::-1])  # row i with its partner in mixup
+    assert max(map(len, shards)) - min(map(len, shards)) <= 3
 
 
-def test_two_processes_come_to_the_weights_of_one(
+def test_two_processes_give_the_weights_of_one(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    # SGD: Adam's first steps turn rounding into signs where a gradient is nearly zero.
+    # SGD, because Adam's first steps amplify rounding errors where a gradient is nearly zero.
     recipe = Recipe(
         6, 0.01, batch_size=8, optimiser="sgd", batch_norm="trained", mixup=0.3, ema=0.5, blend=0.8
     )
-    seen: list[list[float | None]] = [[], []]
+    accuracies: list[list[float | None]] = [[], []]
     states = []
     for size in (1, 2):
-        heard = replace(
-            ctx, n_processes=size, on_epoch=lambda _, found, n=size: seen[n - 1].append(found)
+        recording = replace(
+            ctx,
+            n_processes=size,
+            on_epoch=lambda _, found, n=size: accuracies[n - 1].append(found),
         )
-        states.append(trained(tiny, small_dataset, recipe, heard))
+        states.append(trained(tiny, small_dataset, recipe, recording))
     assert_same(*states)
-    assert seen[0] == seen[1]
-    assert len(seen[1]) == 6
+    assert accuracies[0] == accuracies[1]
+    assert len(accuracies[1]) == 6
     assert not multiprocessing.active_children()
 
 
 @pytest.mark.slow
-def test_short_memory_in_one_process_changes_nothing(
+def test_out_of_memory_in_one_process_does_not_change_the_weights(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = Recipe(3, 0.01, batch_size=8, optimiser="sgd")
@@ -79,7 +81,7 @@ def test_short_memory_in_one_process_changes_nothing(
     original, sizes = Body.forward, []
 
     def forward(self: Body, images: Tensor) -> Tensor:
-        if self.training and len(images) > 2:  # here alone: the other process imports it again
+        if self.training and len(images) > 2:  # not in the worker, which imports the original
             raise torch.OutOfMemoryError("out of memory")
         sizes.append(len(images))
         return original(self, images)
@@ -90,11 +92,11 @@ def test_short_memory_in_one_process_changes_nothing(
 
 
 class Stopped(Exception):
-    """What a caller may end a training with."""
+    """Raised by a callback to stop a training run."""
 
 
 @pytest.mark.slow
-def test_a_training_that_was_stopped_goes_on_with_any_number_of_processes(
+def test_a_stopped_run_resumes_with_any_number_of_processes(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     recipe = Recipe(6, 0.01, batch_size=8, optimiser="sgd")
@@ -119,36 +121,36 @@ def test_a_training_that_was_stopped_goes_on_with_any_number_of_processes(
 
 
 @pytest.mark.slow
-def test_what_another_process_dies_of_is_told(
+def test_the_error_of_a_worker_process_is_reported(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gone = replace(small_dataset.train[0], path=small_dataset.root / "gone.png")
     dataset = replace(small_dataset, train=(gone,) * len(small_dataset.train), val=())
-    # Here every file can be read; the other process imports the reader again.
+    # Rank 0 can read every file; the worker process imports the original reader.
     image = read_image(small_dataset.train[0].path)
     monkeypatch.setattr("strategies.training.dataloader.read_image", lambda path: image)
-    with pytest.raises(TransferError, match=r"process of --ddp failed: .*gone\.png could be read"):
+    with pytest.raises(TransferError, match=r"process of --ddp failed: .*gone\.png was readable"):
         trained(tiny, dataset, Recipe(6, 0.01, batch_size=8), replace(ctx, n_processes=2))
     assert not multiprocessing.active_children()
 
 
-def test_what_follows_a_frozen_prefix_is_trained_by_one_process_and_says_so(
+def test_with_cached_frozen_stages_one_process_trains_and_a_note_is_given(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     notes: list[str] = []
     recipe = Recipe(12, 0.01, batch_size=16, frozen_stages=2)
     trained(tiny, small_dataset, recipe, replace(ctx, n_processes=2, on_note=notes.append))
-    assert ["in spite of --ddp" in note for note in notes] == [True]
+    assert ["--ddp is ignored" in note for note in notes] == [True]
 
 
-def test_more_processes_than_images_or_gpus_are_refused(
+def test_more_processes_than_images_or_gpus_are_rejected(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(TransferError, match="--ddp 5: a batch of 8"):
         trained(tiny, small_dataset, Recipe(6, 0.01, batch_size=8), replace(ctx, n_processes=5))
     monkeypatch.setattr("strategies.core.context.make_device", lambda name: torch.device(name))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    with pytest.raises(TransferError, match=r"--ddp 3 needs as many GPUs from cuda:2 on; 2 found"):
+    with pytest.raises(TransferError, match=r"--ddp 3 needs 3 GPUs, counted from cuda:2; found 2"):
         make_context(device="cuda:2", ddp=3)
     with pytest.raises(TransferError, match="at least 1"):
         make_context(device="cpu", ddp=0)

@@ -1,3 +1,5 @@
+"""Data loading: errors of worker threads, and resuming at a batch."""
+
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,36 +13,36 @@ from strategies.core.context import RunContext
 from strategies.core.errors import DataError, TransferError
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
-from strategies.training import dataloader as loader
+from strategies.training import dataloader
 from strategies.training.dataloader import result_of, train_batches
 from strategies.training.recipe import Recipe
 
 RECIPE = Recipe(5, 0.1, batch_size=6)
 
 
-@pytest.mark.parametrize("death", [ValueError("odd"), MemoryError(), SystemExit(1)])
-def test_a_worker_that_dies_is_an_error_with_a_sentence(
+@pytest.mark.parametrize("error", [ValueError("odd"), MemoryError(), SystemExit(1)])
+def test_a_worker_thread_that_fails_raises_a_transfer_error(
     small_dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
     monkeypatch: pytest.MonkeyPatch,
-    death: BaseException,
+    error: BaseException,
 ) -> None:
-    read, left = loader.read_image, [7]
+    read, remaining = dataloader.read_image, [7]
 
-    def die(path: Path) -> object:
-        left[0] -= 1
-        if left[0] < 0:
-            raise death
+    def fail(path: Path) -> object:
+        remaining[0] -= 1
+        if remaining[0] < 0:
+            raise error
         return read(path)
 
-    monkeypatch.setattr(loader, "read_image", die)
+    monkeypatch.setattr(dataloader, "read_image", fail)
 
-    with pytest.raises(TransferError, match=f"worker.*died.*{type(death).__name__}"):
+    with pytest.raises(TransferError, match=f"worker.*failed.*{type(error).__name__}"):
         list(islice(train_batches(small_dataset.train, backbone, RECIPE, ctx), 5))
 
 
-def test_an_interruption_is_not_taken_for_a_worker_that_died() -> None:
+def test_a_keyboard_interrupt_is_not_reported_as_a_worker_failure() -> None:
     def interrupted() -> np.ndarray:
         raise KeyboardInterrupt
 
@@ -48,17 +50,17 @@ def test_an_interruption_is_not_taken_for_a_worker_that_died() -> None:
         result_of(pool.submit(interrupted))
 
 
-def test_a_image_that_has_gone_is_named(
+def test_an_image_that_is_gone_is_named(
     make_folder: Callable[..., Path], small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     gone = replace(small_dataset.train[2], path=make_folder("f", 1) / "gone.png")
     split = (*small_dataset.train[:2], gone)
 
-    with pytest.raises(DataError, match=r"gone\.png could be read before"):
+    with pytest.raises(DataError, match=r"gone\.png was readable when the dataset was loaded"):
         next(train_batches(split, backbone, RECIPE, ctx))
 
 
-def test_a_resumed_loader_goes_on_with_the_batch_that_comes_next(
+def test_a_resumed_loader_continues_with_the_next_batch(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     whole = list(islice(train_batches(small_dataset.train, backbone, RECIPE, ctx), 9))

@@ -1,3 +1,5 @@
+"""Cached activations of frozen stages: same outputs, sharing, limits and fallbacks."""
+
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +17,7 @@ from strategies.models.backbone import Backbone, stages
 from strategies.models.classifier import make_network
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network
-from strategies.training import frozen_activations as prefix
+from strategies.training import frozen_activations
 from strategies.training.dataloader import ImageInputs
 from strategies.training.frozen_activations import CachedPrefix, make_inputs
 from strategies.training.recipe import Recipe
@@ -40,7 +42,7 @@ def _network(backbone: Backbone, ctx: RunContext) -> Network:
 
 
 @pytest.mark.parametrize("frozen", [1, 3, 5])
-def test_the_rest_computes_from_the_cache_what_the_network_computes_from_images(
+def test_the_suffix_on_cached_activations_gives_the_scores_of_the_network(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext, notes: list[str], frozen: int
 ) -> None:
     network = _network(backbone, ctx).eval()
@@ -59,7 +61,7 @@ def test_the_rest_computes_from_the_cache_what_the_network_computes_from_images(
     torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01 * float(expected.abs().max()))
 
 
-def test_a_row_of_a_batch_is_a_view_of_its_image_and_views_take_turns(
+def test_a_row_of_a_batch_is_a_view_of_its_image_and_views_alternate(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     dataset = replace(small_dataset, train=small_dataset.train[:6])
@@ -71,46 +73,50 @@ def test_a_row_of_a_batch_is_a_view_of_its_image_and_views_take_turns(
     n, views = inputs.train.shape[:2]
     assert n == 6
     assert 1 < views < recipe.steps
-    seen: dict[int, list[int]] = {row: [] for row in range(6)}
+    drawn: dict[int, list[int]] = {row: [] for row in range(6)}
     for rows, values in islice(inputs.batches(0), views):
         for row, value in zip(rows, values.numpy(), strict=True):
-            own = [np.array_equal(value, view.astype(np.float32)) for view in inputs.train[row]]
-            seen[row].append(own.index(True))
-    late = next(iter(inputs.batches(2)))
+            matches = [
+                np.array_equal(value, view.astype(np.float32)) for view in inputs.train[row]
+            ]
+            drawn[row].append(matches.index(True))
+    resumed = next(iter(inputs.batches(2)))
     third = next(islice(inputs.batches(0), 2, None))
 
-    assert all(sorted(turns) == list(range(views)) for turns in seen.values())
-    assert late[0] == third[0]
-    assert torch.equal(late[1], third[1])
+    assert all(sorted(order) == list(range(views)) for order in drawn.values())
+    assert resumed[0] == third[0]
+    assert torch.equal(resumed[1], third[1])
 
 
-def test_frozen_stages_run_once_however_many_epochs_there_are(
+def test_frozen_stages_run_once_for_any_number_of_epochs(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(backbone, ctx)
-    passed: list[int] = []
+    n_images: list[int] = []
 
     def count(module: object, inputs: tuple[torch.Tensor], output: object) -> None:
-        passed.append(len(inputs[0]))
+        n_images.append(len(inputs[0]))
 
     network.body.net.get_submodule("blocks.0").register_forward_hook(count)
     before = {k: v.clone() for k, v in network.state_dict().items()}
     train(network, small_dataset, backbone, RECIPE, ctx)
 
     n_val = len(small_dataset.val)
-    assert sum(passed) <= 0.5 * RECIPE.steps * RECIPE.batch_size + n_val
+    assert sum(n_images) <= 0.5 * RECIPE.steps * RECIPE.batch_size + n_val
     changed = {k for k, v in network.state_dict().items() if not torch.equal(before[k], v)}
     assert "head.weight" in changed
     assert not {k for k in changed if "blocks.0." in k or "blocks.1." in k or "conv_stem" in k}
     assert any("blocks.5." in k for k in changed)
 
 
-def test_training_runs_that_freeze_the_same_share_the_file_and_learn_the_same(
+def test_runs_that_freeze_the_same_stages_share_the_file_and_the_result_is_the_same(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     filled: list[object] = []
-    fill = prefix._fill_train
-    monkeypatch.setattr(prefix, "_fill_train", lambda *a: (filled.append(a[0]), fill(*a)))
+    fill = frozen_activations._fill_train
+    monkeypatch.setattr(
+        frozen_activations, "_fill_train", lambda *a: (filled.append(a[0]), fill(*a))
+    )
     sharing = replace(ctx, activation_store=ActivationStore())
     other_lr = replace(RECIPE, lr=0.003)
     alone = _trained(backbone, small_dataset, other_lr, ctx)
@@ -125,35 +131,35 @@ def test_training_runs_that_freeze_the_same_share_the_file_and_learn_the_same(
 @pytest.mark.parametrize(
     "change", [{"frozen_stages": 3}, {"hflip": not RECIPE.hflip}, {"min_area": 0.3}, {"steps": 60}]
 )
-def test_what_is_frozen_or_seen_otherwise_is_not_shared(
+def test_activations_are_not_shared_between_other_stages_or_crops(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext, change: dict[str, Any]
 ) -> None:
     ctx = replace(ctx, activation_store=ActivationStore())
     first, again, other = (
-        _opened(backbone, small_dataset, r, ctx)
+        _cached(backbone, small_dataset, r, ctx)
         for r in (RECIPE, RECIPE, replace(RECIPE, **change))
     )
     assert np.shares_memory(first.train, again.train)
     assert not np.shares_memory(first.train, other.train)
 
 
-def test_other_weights_or_images_are_not_shared(
+def test_activations_of_other_weights_or_images_are_not_shared(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     ctx = replace(ctx, activation_store=ActivationStore())
-    first = _opened(backbone, small_dataset, RECIPE, ctx)
+    first = _cached(backbone, small_dataset, RECIPE, ctx)
     fewer = replace(small_dataset, train=small_dataset.train[1:])
     random = backbone.with_random_weights()
-    assert not np.shares_memory(first.train, _opened(backbone, fewer, RECIPE, ctx).train)
-    assert not np.shares_memory(first.train, _opened(random, small_dataset, RECIPE, ctx).train)
+    assert not np.shares_memory(first.train, _cached(backbone, fewer, RECIPE, ctx).train)
+    assert not np.shares_memory(first.train, _cached(random, small_dataset, RECIPE, ctx).train)
 
 
 @pytest.mark.parametrize(("module", "shared"), [("bn1", False), ("blocks.6", True)])
-def test_what_was_changed_in_the_frozen_stages_is_not_shared_what_follows_them_may_change(
+def test_activations_are_shared_if_only_stages_after_the_frozen_ones_differ(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext, module: str, *, shared: bool
 ) -> None:
     ctx = replace(ctx, activation_store=ActivationStore())
-    first = _opened(backbone, small_dataset, RECIPE, ctx)
+    first = _cached(backbone, small_dataset, RECIPE, ctx)
     network = _network(backbone, ctx)
     for value in network.body.net.get_submodule(module).state_dict().values():
         value += 1
@@ -163,15 +169,15 @@ def test_what_was_changed_in_the_frozen_stages_is_not_shared_what_follows_them_m
     assert np.shares_memory(first.train, found.train) is shared
 
 
-def test_files_that_are_kept_make_room_for_new_ones(
+def test_old_files_are_evicted_to_make_room_for_new_ones(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ctx = replace(ctx, activation_store=ActivationStore())
-    first = _opened(backbone, small_dataset, RECIPE, ctx)
-    n_bytes = first.train.nbytes + first.centre.nbytes
-    monkeypatch.setattr(prefix, "MOST_BYTES", 1.5 * n_bytes)
-    _opened(backbone, small_dataset, replace(RECIPE, hflip=not RECIPE.hflip), ctx)
-    again = _opened(backbone, small_dataset, RECIPE, ctx)
+    first = _cached(backbone, small_dataset, RECIPE, ctx)
+    n_bytes = first.train.nbytes + first.val_rows.nbytes
+    monkeypatch.setattr(frozen_activations, "MOST_BYTES", 1.5 * n_bytes)
+    _cached(backbone, small_dataset, replace(RECIPE, hflip=not RECIPE.hflip), ctx)
+    again = _cached(backbone, small_dataset, RECIPE, ctx)
     assert not np.shares_memory(first.train, again.train)
     assert np.array_equal(first.train, again.train)
 
@@ -184,7 +190,7 @@ def _trained(
     return network.state_dict()
 
 
-def _opened(backbone: Backbone, dataset: Dataset, recipe: Recipe, ctx: RunContext) -> CachedPrefix:
+def _cached(backbone: Backbone, dataset: Dataset, recipe: Recipe, ctx: RunContext) -> CachedPrefix:
     network = _network(backbone, ctx)
     found = make_inputs(
         network, stages(network.body.net, backbone), dataset, backbone, recipe, ctx
@@ -193,14 +199,14 @@ def _opened(backbone: Backbone, dataset: Dataset, recipe: Recipe, ctx: RunContex
     return found
 
 
-def test_what_does_not_fit_is_told_and_trained_from_images(
+def test_a_file_that_is_too_large_is_reported_and_images_are_used(
     backbone: Backbone,
     small_dataset: Dataset,
     ctx: RunContext,
     notes: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(prefix, "MOST_BYTES", 1000)
+    monkeypatch.setattr(frozen_activations, "MOST_BYTES", 1000)
     network = _network(backbone, ctx)
     stage = stages(network.body.net, backbone)
 
@@ -211,7 +217,7 @@ def test_what_does_not_fit_is_told_and_trained_from_images(
     assert "GB" in notes[0]
 
 
-def test_a_network_that_cannot_be_taken_up_behind_the_cut_is_trained_from_images(
+def test_a_network_that_cannot_be_split_is_trained_from_images(
     load_random: Callable[..., Backbone], small_dataset: Dataset, ctx: RunContext, notes: list[str]
 ) -> None:
     vit = load_random("test_vit")
@@ -225,7 +231,7 @@ def test_a_network_that_cannot_be_taken_up_behind_the_cut_is_trained_from_images
 
 
 @pytest.mark.parametrize("change", [{"frozen_stages": 0}, {"steps": 1}])
-def test_nothing_is_kept_and_nothing_said_where_it_would_not_pay(
+def test_nothing_is_cached_or_reported_where_caching_would_not_pay(
     backbone: Backbone,
     small_dataset: Dataset,
     ctx: RunContext,
@@ -242,7 +248,7 @@ def test_nothing_is_kept_and_nothing_said_where_it_would_not_pay(
     assert not notes
 
 
-def test_nothing_of_the_file_is_left_behind(
+def test_no_file_remains_after_training(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     folder = ctx.cache.path.parent
@@ -252,19 +258,19 @@ def test_nothing_of_the_file_is_left_behind(
     assert set(folder.iterdir()) == before
 
 
-def test_what_leaves_no_time_to_train_is_not_run_first(
+def test_caching_stops_if_it_leaves_no_time_to_train(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(prefix, "TIME_SHARE", 0.0)
-    limited = replace(ctx, deadline_s=time.monotonic() + 3600, on_note=said.append)
+    notes: list[str] = []
+    monkeypatch.setattr(frozen_activations, "TIME_SHARE", 0.0)
+    limited = replace(ctx, deadline_s=time.monotonic() + 3600, on_note=notes.append)
 
     train(_network(backbone, ctx), small_dataset, backbone, replace(RECIPE, steps=8), limited)
 
-    assert any("no time" in note for note in said)
+    assert any("no time" in note for note in notes)
 
 
 @pytest.mark.parametrize("value", [7e4, float("inf"), float("nan")])
-def test_activations_too_large_for_half_precision_are_not_kept(value: float) -> None:
-    with pytest.raises(prefix.NotCached, match="half precision"):
-        prefix._half(torch.tensor([0.0, value]))
+def test_activations_out_of_the_range_of_half_precision_are_not_cached(value: float) -> None:
+    with pytest.raises(frozen_activations.NotCached, match="half precision"):
+        frozen_activations._half(torch.tensor([0.0, value]))

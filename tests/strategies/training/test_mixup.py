@@ -1,3 +1,5 @@
+"""Mixup and CutMix: images and soft labels are mixed alike, reproducibly."""
+
 import numpy as np
 import pytest
 import torch
@@ -14,21 +16,21 @@ def _recipe(**mixing: float) -> Recipe:
     return Recipe(steps=10, lr=1e-3, **mixing)
 
 
-def _plain() -> Tensor:
-    """Images of one colour each: the number of the image."""
+def _constant_images() -> Tensor:
+    """Return images of a constant value each: the number of the image."""
     return torch.arange(4.0).view(4, 1, 1, 1).expand(4, 3, 16, 16).clone()
 
 
-def test_without_mixing_images_and_labels_are_what_they_were() -> None:
-    images = _plain()
+def test_without_mixup_and_cutmix_images_and_labels_are_unchanged() -> None:
+    images = _constant_images()
     found, labels = mixed(images, LABELS, 3, _recipe(), [0])
     assert found is images
     assert labels is LABELS
 
 
 @pytest.mark.parametrize("step", range(5))
-def test_mixup_weighs_whole_images_as_it_weighs_their_labels(step: int) -> None:
-    found, shares = mixed(_plain(), LABELS, 3, _recipe(mixup=1.0), [0, step])
+def test_mixup_weights_images_and_labels_alike(step: int) -> None:
+    found, shares = mixed(_constant_images(), LABELS, 3, _recipe(mixup=1.0), [0, step])
 
     colours = found.mean(dim=(1, 2, 3))
     assert torch.allclose(found, colours.view(4, 1, 1, 1).expand_as(found))
@@ -40,8 +42,8 @@ def test_mixup_weighs_whole_images_as_it_weighs_their_labels(step: int) -> None:
 
 
 @pytest.mark.parametrize("step", range(5))
-def test_cutmix_weighs_labels_by_the_area_that_each_image_keeps(step: int) -> None:
-    found, shares = mixed(_plain(), LABELS, 3, _recipe(cutmix=1.0), [0, step])
+def test_cutmix_weights_labels_by_the_area_of_each_image(step: int) -> None:
+    found, shares = mixed(_constant_images(), LABELS, 3, _recipe(cutmix=1.0), [0, step])
 
     own = (found[:, 0] == torch.arange(4.0).view(4, 1, 1)).float().mean(dim=(1, 2))
     other = (found[:, 0] == torch.arange(4.0).flip(0).view(4, 1, 1)).float().mean(dim=(1, 2))
@@ -51,11 +53,13 @@ def test_cutmix_weighs_labels_by_the_area_that_each_image_keeps(step: int) -> No
     assert torch.allclose(shares, expected, atol=1e-5)
 
 
-def test_what_is_mixed_follows_its_seed_and_leaves_numpys_generator_alone() -> None:
+def test_mixing_depends_on_the_seed_and_leaves_numpys_global_generator_unchanged() -> None:
     before = np.random.get_state()[1].copy()  # noqa: NPY002
 
     recipe = _recipe(mixup=0.4, cutmix=1.0)
-    first, again, other = (mixed(_plain(), LABELS, 3, recipe, [0, s])[0] for s in (1, 1, 2))
+    first, again, other = (
+        mixed(_constant_images(), LABELS, 3, recipe, [0, s])[0] for s in (1, 1, 2)
+    )
 
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -63,7 +67,7 @@ def test_what_is_mixed_follows_its_seed_and_leaves_numpys_generator_alone() -> N
 
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
-def test_recipes_that_cannot_mix_are_refused(kind: str) -> None:
+def test_invalid_mixing_parameters_are_rejected(kind: str) -> None:
     with pytest.raises(NotApplicable, match="must be even, got 3"):
         Recipe(steps=10, lr=1e-3, batch_size=3, **{kind: 0.4})
     with pytest.raises(NotApplicable, match=f"{kind} must be at least 0, got -1"):

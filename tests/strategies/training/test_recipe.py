@@ -1,18 +1,20 @@
+"""Recipe: fine-tuning defaults, domain shift, default steps and validation of settings."""
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from strategies.core.errors import NotApplicable
 from strategies.models.features import Features, Moments
-from strategies.training.flip_symmetry import UNSEEN, FlipAsymmetry
+from strategies.training.flip_symmetry import UNKNOWN, FlipAsymmetry
 from strategies.training.recipe import (
+    ASYMMETRY_COSINE,
     FAR_LR,
     FAR_SHIFT,
     NEAR_BLEND,
     NEAR_LR,
     NEAR_SHIFT,
-    ONE_SIDED,
-    SEEN,
+    PRECISE_SD,
     Recipe,
     default_steps,
     domain_distance,
@@ -20,11 +22,11 @@ from strategies.training.recipe import (
     fine_tune_defaults,
 )
 
-EVEN = FlipAsymmetry(0.0, 0.01)
+SYMMETRIC = FlipAsymmetry(0.0, 0.01)
 
 
 def _features(offset: float, spread: float = 1.0, n: int = 400) -> Features:
-    """Features whose activations have this mean and standard deviation at every layer."""
+    """Return features with this mean and standard deviation at every BatchNorm layer."""
     means = np.full((n, 8), offset, dtype=np.float32)
     squares = means**2 + np.float32(spread**2)
     layer = np.repeat([0, 1], 4)
@@ -37,82 +39,85 @@ def _without_moments() -> Features:
     return Features((pooled,), None)
 
 
-def test_images_like_those_of_pretraining_have_no_shift() -> None:
+def test_images_with_pretraining_statistics_have_no_domain_shift() -> None:
     assert domain_shift(_features(0.0)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("far", [(1.0, 1.0), (0.0, 3.0), (0.0, 0.2)])
-def test_another_mean_or_spread_is_a_shift(far: tuple[float, float]) -> None:
+def test_another_mean_or_standard_deviation_is_a_domain_shift(far: tuple[float, float]) -> None:
     assert domain_shift(_features(*far)) > domain_shift(_features(0.1)) > 0
 
 
-def test_near_images_that_a_probe_names_rightly_get_small_steps_half_way() -> None:
-    found = fine_tune_defaults(_features(0.0), 0.95, EVEN)
+def test_near_images_with_a_good_probe_get_a_low_learning_rate_and_half_blend() -> None:
+    found = fine_tune_defaults(_features(0.0), 0.95, SYMMETRIC)
 
     assert (found.lr, found.blend) == (NEAR_LR, NEAR_BLEND)
 
 
 @pytest.mark.parametrize(("offset", "accuracy"), [(2.0, 0.95), (0.0, 0.3)])
-def test_far_images_or_a_failing_probe_get_large_steps_in_full(
+def test_far_images_or_a_failing_probe_get_a_high_learning_rate_and_full_blend(
     offset: float, accuracy: float
 ) -> None:
-    found = fine_tune_defaults(_features(offset), accuracy, EVEN)
+    found = fine_tune_defaults(_features(offset), accuracy, SYMMETRIC)
 
     assert (found.lr, found.blend) == (FAR_LR, 1.0)
 
 
-def test_a_probe_that_fails_on_few_near_images_says_only_that_they_are_few() -> None:
-    few, some, many = (fine_tune_defaults(_features(0.0, n=n), 0.3, EVEN) for n in (40, 90, 200))
+def test_a_failing_probe_raises_the_learning_rate_only_with_enough_images() -> None:
+    few, some, many = (
+        fine_tune_defaults(_features(0.0, n=n), 0.3, SYMMETRIC) for n in (40, 90, 200)
+    )
 
     assert (few.lr, few.blend) == (NEAR_LR, NEAR_BLEND)
     assert few.lr < some.lr < many.lr == FAR_LR
-    assert fine_tune_defaults(_features(2.0, n=10), 0.3, EVEN).lr == FAR_LR
+    assert fine_tune_defaults(_features(2.0, n=10), 0.3, SYMMETRIC).lr == FAR_LR
 
 
-def test_small_steps_are_taken_in_full_where_a_probe_is_wrong_on_many_images() -> None:
+def test_the_blend_grows_with_the_number_of_misclassified_images() -> None:
     sizes = (100, 250, 500, 750, 2000)
-    found = [fine_tune_defaults(_features(0.0, n=n), 0.8, EVEN) for n in sizes]
+    found = [fine_tune_defaults(_features(0.0, n=n), 0.8, SYMMETRIC) for n in sizes]
     blends = [d.blend for d in found]
 
     assert {d.lr for d in found} == {NEAR_LR}
     assert blends == sorted(blends)
     assert blends[:2] == [NEAR_BLEND, NEAR_BLEND]
     assert NEAR_BLEND < blends[2] < blends[3] == blends[4] == 1
-    assert fine_tune_defaults(_features(0.0, n=2000), 1.0, EVEN).blend == NEAR_BLEND
+    assert fine_tune_defaults(_features(0.0, n=2000), 1.0, SYMMETRIC).blend == NEAR_BLEND
 
 
-def test_without_batch_norm_the_middle_is_taken() -> None:
-    found = fine_tune_defaults(_without_moments(), 0.95, EVEN)
+def test_without_batch_norm_the_defaults_are_intermediate() -> None:
+    found = fine_tune_defaults(_without_moments(), 0.95, SYMMETRIC)
 
     assert NEAR_LR < found.lr < FAR_LR
     assert NEAR_BLEND < found.blend < 1
 
 
-LEFT, SLIGHT = FlipAsymmetry(1.2 * ONE_SIDED, 0.01), FlipAsymmetry(0.8 * ONE_SIDED, 0.01)
-VAGUE = FlipAsymmetry(1.2 * ONE_SIDED, 2 * SEEN)
+ASYMMETRIC = FlipAsymmetry(1.2 * ASYMMETRY_COSINE, 0.01)
+SLIGHT = FlipAsymmetry(0.8 * ASYMMETRY_COSINE, 0.01)
+IMPRECISE = FlipAsymmetry(1.2 * ASYMMETRY_COSINE, 2 * PRECISE_SD)
 
 
 @pytest.mark.parametrize(
-    ("offset", "flip_asymmetry", "mirrored"),
+    ("offset", "flip_asymmetry", "hflip"),
     [
-        (0.0, EVEN, True),
-        (2.0, EVEN, True),
-        (0.0, LEFT, False),
-        (2.0, LEFT, False),
+        (0.0, SYMMETRIC, True),
+        (2.0, SYMMETRIC, True),
+        (0.0, ASYMMETRIC, False),
+        (2.0, ASYMMETRIC, False),
         (2.0, SLIGHT, True),
-        (0.0, VAGUE, True),
-        (2.0, VAGUE, False),
-        (0.0, UNSEEN, True),
-        (2.0, UNSEEN, False),
+        (0.0, IMPRECISE, True),
+        (2.0, IMPRECISE, False),
+        (0.0, UNKNOWN, True),
+        (2.0, UNKNOWN, False),
     ],
 )
-def test_images_are_mirrored_where_they_have_no_sides_and_unseen_only_near_ones(
-    offset: float, flip_asymmetry: FlipAsymmetry, mirrored: bool
+def test_flips_are_on_for_symmetric_classes_and_if_unknown_only_near_pretraining(
+    offset: float, flip_asymmetry: FlipAsymmetry, hflip: bool
 ) -> None:
-    assert fine_tune_defaults(_features(offset), 0.5, flip_asymmetry).hflip == mirrored
+    assert fine_tune_defaults(_features(offset), 0.5, flip_asymmetry).hflip == hflip
 
 
-def test_farness_rises_from_near_to_far() -> None:
+def test_domain_distance_increases_with_the_shift() -> None:
     shifts = np.linspace(0.01, 1, 50)
     found = [domain_distance(s) for s in shifts]
 
@@ -121,7 +126,7 @@ def test_farness_rises_from_near_to_far() -> None:
     assert domain_distance(FAR_SHIFT) == pytest.approx(1)
 
 
-def test_more_images_get_more_steps_within_bounds() -> None:
+def test_default_steps_grow_with_the_images_within_bounds() -> None:
     steps = [default_steps(n, 32) for n in (1, 100, 1000, 2000, 10**6)]
 
     assert steps == sorted(steps)
@@ -132,13 +137,13 @@ def test_more_images_get_more_steps_within_bounds() -> None:
 @pytest.mark.parametrize(
     "wrong", [{"blend": 0.0}, {"layer_lr_decay": 1.5}, {"ema": 1.0}, {"spectral": -1.0}]
 )
-def test_settings_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+def test_settings_out_of_range_are_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(NotApplicable, match=next(iter(wrong))):
         Recipe(1, 0.1, **wrong)
 
 
 @pytest.mark.parametrize(("steps", "share"), [(1000, 0.1), (200, 0.25), (60, 0.5)])
-def test_a_short_training_warms_up_for_as_many_steps_as_a_long_one(
+def test_a_short_run_has_at_least_the_minimum_number_of_warmup_steps(
     steps: int, share: float
 ) -> None:
     assert Recipe(steps=steps, lr=1e-3).warmup == pytest.approx(share)

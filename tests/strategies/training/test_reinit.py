@@ -1,4 +1,4 @@
-"""What is made new before a training, and what is not touched."""
+"""Reinitialisation: which statistics and weights change, and which are kept."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,7 +19,7 @@ from strategies.partial_fine_tune import PartialFineTune
 from strategies.training.recipe import Recipe
 from strategies.training.reinit import needs_reinit, reinitialise
 
-AGAIN = Recipe(3, 0.01, batch_norm="reestimated")
+REESTIMATED = Recipe(3, 0.01, batch_norm="reestimated")
 
 
 @pytest.fixture
@@ -46,31 +46,31 @@ def is_statistic(key: str) -> bool:
     return "running_" in key or "num_batches" in key
 
 
-def test_what_reaches_a_layer_has_mean_0_and_variance_1_by_the_new_statistics(
+def test_reestimated_statistics_are_those_of_the_batch_norm_inputs(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = network_of(tiny)
-    reinitialise(network, small_dataset, tiny, AGAIN, ctx)
+    reinitialise(network, small_dataset, tiny, REESTIMATED, ctx)
 
     norm = next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d))
-    seen: list[Tensor] = []
-    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    captured: list[Tensor] = []
+    norm.register_forward_pre_hook(lambda _, inputs: captured.append(inputs[0]))
     pixels = np.stack([eval_pixels(p.path, tiny) for p in small_dataset.train])
     with torch.no_grad():
         network(to_input(pixels, tiny, ctx.device))
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    mean, variance = seen[0].mean((0, 2, 3)), seen[0].var((0, 2, 3))
+    mean, variance = captured[0].mean((0, 2, 3)), captured[0].var((0, 2, 3))
     torch.testing.assert_close(norm.running_mean, mean, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(norm.running_var, variance, rtol=0.1, atol=1e-3)
 
 
-def test_only_statistics_are_taken_again_and_frozen_stages_keep_theirs(
+def test_only_statistics_are_reestimated_and_frozen_stages_keep_theirs(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = network_of(tiny)
     before = state_of(network)
-    reinitialise(network, small_dataset, tiny, replace(AGAIN, frozen_stages=2), ctx)
+    reinitialise(network, small_dataset, tiny, replace(REESTIMATED, frozen_stages=2), ctx)
 
     stage = stages(network.body.net, tiny)
     moved = changed(network, before)
@@ -81,12 +81,12 @@ def test_only_statistics_are_taken_again_and_frozen_stages_keep_theirs(
     assert not any(m.training for m in network.modules() if isinstance(m, nn.BatchNorm2d))
 
 
-def test_the_last_stages_start_from_random_weights_and_the_first_are_kept(
+def test_the_last_stages_get_random_weights_and_the_first_are_kept(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = network_of(tiny)
     before = state_of(network)
-    other = replace(ctx, seed=1)  # the network itself was drawn with seed 0
+    other = replace(ctx, seed=1)  # the network was initialised with seed 0
     with other.seeded():
         reinitialise(network, small_dataset, tiny, Recipe(3, 0.01, reset_stages=2), other)
 
@@ -102,21 +102,21 @@ def test_the_last_stages_start_from_random_weights_and_the_first_are_kept(
     assert convolutions <= moved
 
 
-def test_activations_come_in_the_order_of_the_images(
+def test_features_are_in_the_order_of_the_images(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = network_of(tiny)
-    found = reinitialise(network, small_dataset, tiny, AGAIN, ctx)
+    found = reinitialise(network, small_dataset, tiny, REESTIMATED, ctx)
     pixels = np.stack([eval_pixels(small_dataset.train[0].path, tiny)])
     with torch.no_grad():
         alone = network.body(to_input(pixels, tiny, ctx.device))
     np.testing.assert_allclose(found[0], alone[0].numpy(), rtol=1e-3, atol=1e-4)
 
 
-def test_a_recipe_renews_nothing_unless_told() -> None:
+def test_a_recipe_reinitialises_nothing_by_default() -> None:
     assert not needs_reinit(Recipe(3, 0.01))
     assert not needs_reinit(Recipe(3, 0.01, batch_norm="trained"))
-    assert needs_reinit(AGAIN)
+    assert needs_reinit(REESTIMATED)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_recipe_renews_nothing_unless_told() -> None:
     ],
     ids=lambda s: f"{s.name}-{s.batch_norm}",
 )
-def test_a_renewed_training_costs_more_passes_and_is_the_same_twice(
+def test_reinitialisation_costs_more_passes_and_is_reproducible(
     strategy: FullFineTune | PartialFineTune,
     small_dataset: Dataset,
     tiny: Backbone,
@@ -148,8 +148,8 @@ def test_a_renewed_training_costs_more_passes_and_is_the_same_twice(
     assert not np.allclose(first.predict_proba(paths), other)
 
 
-def test_making_all_stages_new_is_refused(small_dataset: Dataset, backbone: Backbone) -> None:
-    refusal = FullFineTune(reset_stages=backbone.n_depths).inapplicable(small_dataset, backbone)
-    assert refusal is not None
-    assert "reset_stages" in refusal
+def test_resetting_all_stages_is_rejected(small_dataset: Dataset, backbone: Backbone) -> None:
+    reason = FullFineTune(reset_stages=backbone.n_depths).inapplicable(small_dataset, backbone)
+    assert reason is not None
+    assert "reset_stages" in reason
     assert FullFineTune(reset_stages=1).inapplicable(small_dataset, backbone) is None

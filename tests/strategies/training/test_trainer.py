@@ -1,3 +1,5 @@
+"""Training loop: freezing, recipes, validation, deadlines, memory limits and schedules."""
+
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,9 +17,7 @@ from strategies.models.backbone import Backbone, stages
 from strategies.models.classifier import make_network
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network, scores_of
-from strategies.training import dataloader as loader
-from strategies.training import optimiser
-from strategies.training import trainer as training
+from strategies.training import dataloader, optimiser, trainer
 from strategies.training.data_parallel import SINGLE_PROCESS
 from strategies.training.dataloader import ImageInputs
 from strategies.training.recipe import Recipe
@@ -42,7 +42,7 @@ def _state(network: Network) -> dict[str, Tensor]:
 def _train(
     backbone: Backbone, dataset: Dataset, ctx: RunContext, recipe: Recipe
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Train a fresh network without validation (so that the last weights stay): before, after."""
+    """Train a new network without validation; return its state before and after."""
     network = _network(backbone, ctx)
     before = _state(network)
     with ctx.seeded():
@@ -59,7 +59,7 @@ def _is_statistic(key: str) -> bool:
 
 
 @pytest.mark.parametrize("frozen", [1, 3])
-def test_frozen_stages_keep_parameters_and_statistics_and_the_others_learn(
+def test_frozen_stages_keep_parameters_and_statistics_and_the_others_are_trained(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, frozen: int
 ) -> None:
     recipe = Recipe(3, 0.01, batch_size=8, frozen_stages=frozen, batch_norm="trained")
@@ -68,13 +68,15 @@ def test_frozen_stages_keep_parameters_and_statistics_and_the_others_learn(
     stage = stages(network.body.net, tiny)
 
     keys = {k for k in before if k.startswith("body.net.")}
-    kept = {k for k in keys if stage[k.removeprefix("body.net.").rpartition(".")[0]] <= frozen}
-    assert kept
-    assert kept < keys
-    assert _changed(before, after) == before.keys() - kept
+    frozen_keys = {
+        k for k in keys if stage[k.removeprefix("body.net.").rpartition(".")[0]] <= frozen
+    }
+    assert frozen_keys
+    assert frozen_keys < keys
+    assert _changed(before, after) == before.keys() - frozen_keys
 
 
-def test_frozen_statistics_stay_while_every_parameter_learns(
+def test_frozen_statistics_are_kept_while_every_parameter_is_trained(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     before, after = _train(tiny, small_dataset, ctx, Recipe(3, 0.01, batch_size=8))
@@ -82,7 +84,9 @@ def test_frozen_statistics_stay_while_every_parameter_learns(
     assert _changed(before, after) == {k for k in before if not _is_statistic(k)}
 
 
-def test_trained_statistics_move(tiny: Backbone, small_dataset: Dataset, ctx: RunContext) -> None:
+def test_trained_statistics_change(
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
+) -> None:
     before, after = _train(
         tiny, small_dataset, ctx, Recipe(3, 0.01, batch_size=8, batch_norm="trained")
     )
@@ -90,7 +94,7 @@ def test_trained_statistics_move(tiny: Backbone, small_dataset: Dataset, ctx: Ru
     assert _changed(before, after) == before.keys()
 
 
-def test_blocks_that_use_a_module_without_calling_it_are_frozen_whole(
+def test_blocks_that_use_a_module_without_calling_it_are_frozen_as_a_whole(
     load_random: Callable[..., Backbone], small_dataset: Dataset, ctx: RunContext
 ) -> None:
     found = load_random("test_coatnet")
@@ -98,11 +102,11 @@ def test_blocks_that_use_a_module_without_calling_it_are_frozen_whole(
     stage = stages(network.body.net, found)
     optimiser.freeze(network.body, stage, Recipe(1, 0.1, frozen_stages=found.n_depths - 1))
 
-    learning = {k for k, p in network.body.net.named_parameters() if p.requires_grad}
-    assert not [k for k in learning if k.startswith("stages")]
+    trained = {k for k, p in network.body.net.named_parameters() if p.requires_grad}
+    assert not [k for k in trained if k.startswith("stages")]
 
 
-def test_the_head_learns_faster_by_its_factor(
+def test_the_heads_learning_rate_is_multiplied_by_its_factor(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx)
@@ -116,7 +120,7 @@ def test_the_head_learns_faster_by_its_factor(
         assert vectors == {group["weight_decay"] == 0}
 
 
-def test_training_learns(tiny: Backbone, small_dataset: Dataset, ctx: RunContext) -> None:
+def test_training_lowers_the_loss(tiny: Backbone, small_dataset: Dataset, ctx: RunContext) -> None:
     network = _network(tiny, ctx)
     labels = torch.tensor([p.label for p in small_dataset.train])
 
@@ -144,78 +148,76 @@ def test_the_same_seed_gives_the_same_weights(
     assert _changed(one, other)
 
 
-def _learner(
+def _loop(
     network: Network, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
-) -> training._TrainingLoop:
-    fed = ImageInputs(network, dataset, backbone, recipe, ctx)
+) -> trainer._TrainingLoop:
+    inputs = ImageInputs(network, dataset, backbone, recipe, ctx)
     stage = stages(network.body.net, backbone)
-    return training._TrainingLoop(fed, stage, dataset, recipe, ctx, SINGLE_PROCESS)
+    return trainer._TrainingLoop(inputs, stage, dataset, recipe, ctx, SINGLE_PROCESS)
 
 
-def test_a_batch_that_is_not_finite_leaves_no_trace(
+def test_a_batch_that_is_not_finite_changes_no_weights(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx).train()
-    learner = _learner(network, small_dataset, tiny, Recipe(1, 0.1, batch_norm="trained"), ctx)
+    loop = _loop(network, small_dataset, tiny, Recipe(1, 0.1, batch_norm="trained"), ctx)
     rows = [0, 1, 2, 3]
-    learner.take_step(rows, torch.randn(4, 3, 32, 32))
+    loop.take_step(rows, torch.randn(4, 3, 32, 32))
     before = _state(network)
     bad = torch.randn(4, 3, 32, 32)
     bad[2, 1, 5, 5] = torch.nan
 
-    learner.take_step(rows, bad)
+    loop.take_step(rows, bad)
 
-    assert learner.brakes == 1
+    assert loop.lr_cuts == 1
     assert not _changed(before, _state(network))
 
 
-def test_a_gradient_that_is_not_finite_leaves_no_trace(
+def test_a_gradient_that_is_not_finite_changes_no_weights(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx).train()
-    learner = _learner(network, small_dataset, tiny, Recipe(1, 0.1), ctx)
+    loop = _loop(network, small_dataset, tiny, Recipe(1, 0.1), ctx)
     before = _state(network)
     network.head.weight.register_hook(lambda gradient: gradient * torch.inf)
 
-    learner.take_step([0, 1, 2, 3], torch.randn(4, 3, 32, 32))
+    loop.take_step([0, 1, 2, 3], torch.randn(4, 3, 32, 32))
 
-    assert learner.brakes == 1
+    assert loop.lr_cuts == 1
     assert not _changed(before, _state(network))
 
 
-def test_overflow_in_float16_lowers_the_scale_and_not_the_learning_rate(
+def test_float16_overflow_lowers_the_loss_scale_and_not_the_learning_rate(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx).train()
-    learner = _learner(network, small_dataset, tiny, Recipe(1, 0.1, batch_size=4), ctx)
-    learner.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+    loop = _loop(network, small_dataset, tiny, Recipe(1, 0.1, batch_size=4), ctx)
+    loop.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
     before = _state(network)
 
-    learner.take_step([0, 1, 2, 3], 100 * torch.randn(4, 3, 32, 32))
+    loop.take_step([0, 1, 2, 3], 100 * torch.randn(4, 3, 32, 32))
 
-    assert learner.brakes == 0
-    assert learner.scaler.get_scale() < 1e38
+    assert loop.lr_cuts == 0
+    assert loop.scaler.get_scale() < 1e38
     assert not _changed(before, _state(network))
 
 
-def _spoil(
-    monkeypatch: pytest.MonkeyPatch, network: Network, spoilt: Callable[[int], bool]
-) -> None:
-    """Make the scores of some training steps, counted from 0, not finite."""
+def _inject_nan(network: Network, affects: Callable[[int], bool]) -> None:
+    """Make the scores of some training steps, counted from 0, NaN."""
     steps = iter(range(1000))
 
-    def spoil(module: nn.Module, inputs: object, scores: Tensor) -> Tensor | None:
-        return scores * torch.nan if module.training and spoilt(next(steps)) else None
+    def inject(module: nn.Module, inputs: object, scores: Tensor) -> Tensor | None:
+        return scores * torch.nan if module.training and affects(next(steps)) else None
 
-    network.head.register_forward_hook(spoil)
+    network.head.register_forward_hook(inject)
 
 
-def test_a_training_survives_three_bad_batches(
-    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+def test_a_run_survives_three_batches_that_are_not_finite(
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx)
     before = _state(network)
-    _spoil(monkeypatch, network, lambda step: step in (1, 2, 4))
+    _inject_nan(network, lambda step: step in (1, 2, 4))
 
     train(network, replace(small_dataset, val=()), tiny, Recipe(7, 0.01, batch_size=8), ctx)
 
@@ -223,12 +225,12 @@ def test_a_training_survives_three_bad_batches(
     assert all(v.isfinite().all() for v in network.state_dict().values())
 
 
-def test_a_loss_that_stays_infinite_is_told_after_the_brakes(
-    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+def test_a_loss_that_stays_nan_raises_training_diverged(
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx)
     before = _state(network)
-    _spoil(monkeypatch, network, lambda step: True)
+    _inject_nan(network, lambda step: True)
 
     with pytest.raises(TrainingDiverged, match="step 3"):
         train(network, small_dataset, tiny, Recipe(20, 0.01, batch_size=8), ctx)
@@ -236,31 +238,32 @@ def test_a_loss_that_stays_infinite_is_told_after_the_brakes(
     assert not _changed(before, _state(network))
 
 
-def _judged_as(monkeypatch: pytest.MonkeyPatch, *right: int) -> list[dict[str, Tensor]]:
-    """Have validation find so many images right, and record the weights that it was shown."""
-    shown: list[dict[str, Tensor]] = []
+def _fake_validation(monkeypatch: pytest.MonkeyPatch, *n_correct: int) -> list[dict[str, Tensor]]:
+    """Fake the number of correct validation images per round; record the validated weights."""
+    states: list[dict[str, Tensor]] = []
 
-    def judge(learner: training._TrainingLoop) -> float:
-        state = learner._shown()
-        labels = learner.val_labels
-        said = np.where(np.arange(len(labels)) < right[len(shown)], labels, (labels + 1) % 3)
-        shown.append(state)
-        learner.scores = np.eye(3, dtype=np.float32)[said]
-        hits = learner._hits(learner.scores)
-        if hits.sum() >= learner._hits(learner.best_scores).sum():
-            learner.best, learner.best_scores = state, learner.scores
-        return float(hits.mean())
+    def validate(loop: trainer._TrainingLoop) -> float:
+        state = loop.result_state()
+        labels = loop.val_labels
+        right = np.arange(len(labels)) < n_correct[len(states)]
+        predicted = np.where(right, labels, (labels + 1) % 3)
+        states.append(state)
+        loop.scores = np.eye(3, dtype=np.float32)[predicted]
+        correct = loop.correct(loop.scores)
+        if correct.sum() >= loop.correct(loop.best_scores).sum():
+            loop.best, loop.best_scores = state, loop.scores
+        return float(correct.mean())
 
-    monkeypatch.setattr(training._TrainingLoop, "judge", judge)
-    return shown
+    monkeypatch.setattr(trainer._TrainingLoop, "validate", validate)
+    return states
 
 
-def test_the_starting_point_stays_when_training_clearly_harms(
+def test_the_starting_weights_are_kept_if_training_is_significantly_harmful(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = _network(tiny, ctx)
     before = _state(network)
-    _judged_as(monkeypatch, 9, *[4] * ROUNDS)
+    _fake_validation(monkeypatch, 9, *[4] * ROUNDS)
 
     train(network, small_dataset, tiny, Recipe(ROUNDS, 0.1, batch_size=8), ctx)
 
@@ -268,54 +271,54 @@ def test_the_starting_point_stays_when_training_clearly_harms(
     assert not network.training
 
 
-def test_the_weights_that_were_clearly_best_on_val_stay(
+def test_weights_that_are_significantly_better_on_validation_are_kept(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = _network(tiny, ctx)
-    shown = _judged_as(monkeypatch, 1, 5, 8, 7, 6, 5, 4)
+    states = _fake_validation(monkeypatch, 1, 5, 8, 7, 6, 5, 4)
 
     train(network, small_dataset, tiny, Recipe(12, 0.1, batch_size=8, batch_norm="trained"), ctx)
 
-    assert not _changed(shown[2], _state(network))
-    assert _changed(shown[1], shown[2])
-    assert _changed(shown[2], shown[3])
+    assert not _changed(states[2], _state(network))
+    assert _changed(states[1], states[2])
+    assert _changed(states[2], states[3])
 
 
-def test_the_last_weights_stay_where_val_cannot_tell_them_from_the_best(
+def test_the_last_weights_are_kept_if_no_round_is_significantly_better(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     network = _network(tiny, ctx)
-    shown = _judged_as(monkeypatch, 1, 5, 8, 7, 7, 7, 7)
+    states = _fake_validation(monkeypatch, 1, 5, 8, 7, 7, 7, 7)
 
     train(network, small_dataset, tiny, Recipe(12, 0.1, batch_size=8), ctx)
 
-    assert not _changed(shown[-1], _state(network))
-    assert _changed(shown[2], _state(network))
+    assert not _changed(states[-1], _state(network))
+    assert _changed(states[2], _state(network))
 
 
-def test_without_val_the_last_weights_stay_and_no_accuracy_is_told(
+def test_without_validation_the_last_weights_are_kept_and_no_accuracy_is_reported(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[float | None] = []
-    shown: list[dict[str, Tensor]] = []
+    accuracies: list[float | None] = []
+    states: list[dict[str, Tensor]] = []
     network = _network(tiny, ctx)
-    step = training._TrainingLoop.take_step
+    step = trainer._TrainingLoop.take_step
 
-    def watch(learner: training._TrainingLoop, *args: object) -> None:
-        step(learner, *args)
-        shown.append(_state(network))
+    def record(loop: trainer._TrainingLoop, *args: object) -> None:
+        step(loop, *args)
+        states.append(_state(network))
 
-    monkeypatch.setattr(training._TrainingLoop, "take_step", watch)
-    ctx = replace(ctx, on_epoch=lambda _, accuracy: told.append(accuracy))
+    monkeypatch.setattr(trainer._TrainingLoop, "take_step", record)
+    ctx = replace(ctx, on_epoch=lambda _, accuracy: accuracies.append(accuracy))
 
     train(network, replace(small_dataset, val=()), tiny, Recipe(8, 0.01, batch_size=8), ctx)
 
-    assert not _changed(shown[-1], _state(network))
-    assert _changed(shown[-2], shown[-1])
-    assert told == [None] * ROUNDS
+    assert not _changed(states[-1], _state(network))
+    assert _changed(states[-2], states[-1])
+    assert accuracies == [None] * ROUNDS
 
 
-def test_half_a_blend_is_the_mean_of_start_and_end(
+def test_a_blend_of_one_half_is_the_mean_of_start_and_end(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     recipe = Recipe(4, 0.01, batch_size=8)
@@ -326,54 +329,54 @@ def test_half_a_blend_is_the_mean_of_start_and_end(
         torch.testing.assert_close(half[name], (before[name] + end[name]) / 2)
 
 
-def test_an_average_lags_behind_the_weights(
+def test_the_moving_average_lags_behind_the_weights(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     recipe = Recipe(6, 0.01, batch_size=8)
     before, end = _train(tiny, small_dataset, ctx, recipe)
     _, mean = _train(tiny, small_dataset, ctx, replace(recipe, ema=0.9))
 
-    def way(state: dict[str, Tensor]) -> float:
+    def squared_distance(state: dict[str, Tensor]) -> float:
         return float(sum((state[k] - before[k]).square().sum() for k in before if "weight" in k))
 
-    assert 0 < way(mean) < way(end)
+    assert 0 < squared_distance(mean) < squared_distance(end)
 
 
-def test_l2_sp_keeps_the_body_near_its_start(
+def test_l2_sp_keeps_the_body_near_its_starting_weights(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     recipe = Recipe(6, 0.01, batch_size=8)
     before, free = _train(tiny, small_dataset, ctx, recipe)
     _, pulled = _train(tiny, small_dataset, ctx, replace(recipe, l2_sp=50.0))
 
-    def way(state: dict[str, Tensor]) -> float:
+    def squared_distance(state: dict[str, Tensor]) -> float:
         body = [k for k in before if k.startswith("body")]
         return float(sum((state[k] - before[k]).float().square().sum() for k in body))
 
-    assert 0 < way(pulled) < 0.8 * way(free)
+    assert 0 < squared_distance(pulled) < 0.8 * squared_distance(free)
 
 
-def test_spectral_shrinkage_lets_the_least_of_the_directions_fade(
+def test_spectral_shrinkage_lowers_the_smallest_singular_value(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     recipe = Recipe(6, 0.01, batch_size=8)
 
-    def least(weight: float) -> float:
+    def smallest(weight: float) -> float:
         network = _network(tiny, ctx)
         _, after = _train(tiny, small_dataset, ctx, replace(recipe, spectral=weight))
         network.load_state_dict(after)
         images = [p.path for p in small_dataset.train[:8]]
-        shown = torch.cat([to_input(b, tiny, ctx.device) for b in batches(images, tiny, 1)])
+        batch = torch.cat([to_input(b, tiny, ctx.device) for b in batches(images, tiny, 1)])
         with torch.inference_mode():
-            return float(torch.linalg.svdvals(network.eval().body(shown).float())[-1])
+            return float(torch.linalg.svdvals(network.eval().body(batch).float())[-1])
 
-    assert least(50.0) < 0.8 * least(0.0)
+    assert smallest(50.0) < 0.8 * smallest(0.0)
 
 
 @pytest.mark.parametrize(
     "change", [{"mixup": 0.4}, {"cutmix": 1.0}, {"optimiser": "sgd"}, {"layer_lr_decay": 0.5}]
 )
-def test_an_option_changes_what_is_learnt(
+def test_an_option_changes_the_trained_weights(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, change: dict[str, object]
 ) -> None:
     recipe = Recipe(3, 0.01, batch_size=8)
@@ -384,7 +387,9 @@ def test_an_option_changes_what_is_learnt(
     assert all(v.isfinite().all() for v in other.values())
 
 
-def test_deeper_stages_learn_faster_under_layer_decay(tiny: Backbone, ctx: RunContext) -> None:
+def test_deeper_stages_have_higher_learning_rates_under_layer_decay(
+    tiny: Backbone, ctx: RunContext
+) -> None:
     network = _network(tiny, ctx)
     stage = stages(network.body.net, tiny)
     recipe = Recipe(1, 0.01, layer_lr_decay=0.5)
@@ -396,77 +401,81 @@ def test_deeper_stages_learn_faster_under_layer_decay(tiny: Backbone, ctx: RunCo
         assert peak[id(parameter)] == pytest.approx(0.01 * 0.5**above)
 
 
-class _Short:
-    """A network's forward pass that has memory for so many images only."""
+class _LimitedMemory:
+    """Hook that raises an error for forward passes of more than `most` images in training."""
 
-    def __init__(self, network: Network, most: int, error: type[RuntimeError], said: str) -> None:
+    def __init__(
+        self, network: Network, most: int, error: type[RuntimeError], message: str
+    ) -> None:
         self.sizes: list[int] = []
-        self.most, self.error, self.said = most, error, said
+        self.most, self.error, self.message = most, error, message
         network.body.register_forward_pre_hook(self)
 
     def __call__(self, module: nn.Module, inputs: tuple[Tensor]) -> None:
         if module.training:
             self.sizes.append(len(inputs[0]))
             if len(inputs[0]) > self.most:
-                raise self.error(self.said)
+                raise self.error(self.message)
 
 
 @pytest.mark.parametrize("most", [32, 16, 5])
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (torch.OutOfMemoryError, "CUDA out of memory."),
         (RuntimeError, "DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
     ],
 )
-def test_short_memory_splits_batches_and_changes_nothing_else(
+def test_out_of_memory_splits_batches_without_changing_the_weights(
     tiny: Backbone,
     small_dataset: Dataset,
     ctx: RunContext,
     most: int,
     error: type[RuntimeError],
-    said: str,
+    message: str,
 ) -> None:
     recipe = Recipe(2, 0.003, batch_size=64, optimiser="sgd")
     dataset = replace(small_dataset, val=())
     whole, split = _network(tiny, ctx), _network(tiny, ctx)
-    short = _Short(split, most, error, said)
+    limited = _LimitedMemory(split, most, error, message)
 
     train(whole, dataset, tiny, recipe, ctx)
     train(split, dataset, tiny, recipe, ctx)
 
-    assert short.sizes[0] == 64
-    assert sum(s for s in short.sizes if s <= most) == 2 * 64
+    assert limited.sizes[0] == 64
+    assert sum(s for s in limited.sizes if s <= most) == 2 * 64
     for name, value in _state(whole).items():
         torch.testing.assert_close(split.state_dict()[name], value, rtol=1e-3, atol=1e-5)
 
 
-def test_memory_too_short_for_one_image_is_told(
+def test_out_of_memory_with_one_image_raises_a_transfer_error(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx)
-    _Short(network, 0, torch.OutOfMemoryError, "CUDA out of memory.")
+    _LimitedMemory(network, 0, torch.OutOfMemoryError, "CUDA out of memory.")
 
-    with pytest.raises(TransferError, match="one image at a time"):
+    with pytest.raises(TransferError, match="out of memory even with one image at a time"):
         train(network, small_dataset, tiny, Recipe(2, 0.01, batch_size=8), ctx)
 
 
-def test_a_device_that_failed_is_not_tried_again(
+def test_a_device_failure_is_not_retried(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx)
-    short = _Short(network, 0, torch.AcceleratorError, "CUDA error: an illegal memory access")
+    limited = _LimitedMemory(
+        network, 0, torch.AcceleratorError, "CUDA error: an illegal memory access"
+    )
 
-    with pytest.raises(TransferError, match=r"illegal memory access.*start again"):
+    with pytest.raises(TransferError, match=r"illegal memory access.*Start the program again"):
         train(network, small_dataset, tiny, Recipe(2, 0.01, batch_size=8), ctx)
-    assert len(short.sizes) == 1
+    assert len(limited.sizes) == 1
 
 
-def test_other_errors_of_a_network_are_not_taken_for_short_memory(
+def test_other_errors_of_a_network_are_not_handled_as_out_of_memory(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx)
-    _Short(network, 0, RuntimeError, "shapes do not match")
+    _LimitedMemory(network, 0, RuntimeError, "shapes do not match")
 
     with pytest.raises(RuntimeError, match="shapes"):
         train(network, small_dataset, tiny, Recipe(2, 0.01, batch_size=8), ctx)
@@ -481,24 +490,24 @@ def test_networks_with_depthwise_convolutions_train_in_full_precision_on_a_cpu(
     assert training_precision(_network(tiny, ctx), half) == torch.bfloat16
 
 
-def test_every_round_is_told_with_its_accuracy_on_val(
+def test_every_round_reports_its_validation_accuracy(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    told: list[tuple[int, float]] = []
-    ctx = replace(ctx, on_epoch=lambda epoch, accuracy: told.append((epoch, accuracy)))
+    reports: list[tuple[int, float]] = []
+    ctx = replace(ctx, on_epoch=lambda epoch, accuracy: reports.append((epoch, accuracy)))
     network = _network(tiny, ctx)
     labels = [p.label for p in small_dataset.val]
     before = np.mean(scores_of(network, small_dataset.val, tiny, ctx).argmax(1) == labels)
 
     train(network, small_dataset, tiny, Recipe(13, 0.003, batch_size=8), ctx)
 
-    assert [epoch for epoch, _ in told] == list(range(1, ROUNDS + 1))
+    assert [epoch for epoch, _ in reports] == list(range(1, ROUNDS + 1))
     found = scores_of(network, small_dataset.val, tiny, ctx).argmax(1)
     final = np.mean(found == labels)
-    assert final in {accuracy for _, accuracy in told} | {before}
+    assert final in {accuracy for _, accuracy in reports} | {before}
 
 
-def test_an_exception_of_on_epoch_ends_the_training(
+def test_an_exception_of_on_epoch_ends_the_run(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     class Pruned(Exception):
@@ -518,17 +527,17 @@ def test_an_exception_of_on_epoch_ends_the_training(
         )
 
 
-def test_a_near_deadline_shortens_a_training_and_still_cools_it_down(
+def test_a_near_deadline_shortens_a_run_and_the_learning_rate_still_decays(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[float] = []
-    step = training._TrainingLoop.take_step
+    step = trainer._TrainingLoop.take_step
 
-    def watch(learner: training._TrainingLoop, *args: object) -> None:
-        step(learner, *args)
-        rates.append(learner.optimiser.param_groups[0]["lr"])
+    def record(loop: trainer._TrainingLoop, *args: object) -> None:
+        step(loop, *args)
+        rates.append(loop.optimiser.param_groups[0]["lr"])
 
-    monkeypatch.setattr(training._TrainingLoop, "take_step", watch)
+    monkeypatch.setattr(trainer._TrainingLoop, "take_step", record)
     start = time.monotonic()
 
     train(
@@ -546,25 +555,25 @@ def test_a_near_deadline_shortens_a_training_and_still_cools_it_down(
 
 
 @pytest.mark.parametrize("left_s", [-1.0, 1e-4])
-def test_no_time_for_a_single_step_raises(
+def test_no_time_for_a_single_step_raises_out_of_time(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, left_s: float
 ) -> None:
-    told: list[int] = []
+    epochs: list[int] = []
     late = replace(
-        ctx, deadline_s=time.monotonic() + left_s, on_epoch=lambda epoch, _: told.append(epoch)
+        ctx, deadline_s=time.monotonic() + left_s, on_epoch=lambda epoch, _: epochs.append(epoch)
     )
 
     with pytest.raises(OutOfTime):
         train(_network(tiny, ctx), small_dataset, tiny, Recipe(5, 0.01), late)
 
-    assert not told
+    assert not epochs
 
 
-def test_time_that_runs_out_while_the_starting_point_is_judged_raises(
+def test_a_deadline_that_passes_during_the_first_validation_raises_out_of_time(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
-    monkeypatch.setattr(training.ProgressSchedule, "progress", lambda self, step: 1.5)
+    epochs: list[int] = []
+    monkeypatch.setattr(trainer.ProgressSchedule, "progress", lambda self, step: 1.5)
 
     with pytest.raises(OutOfTime):
         train(
@@ -572,13 +581,13 @@ def test_time_that_runs_out_while_the_starting_point_is_judged_raises(
             small_dataset,
             tiny,
             Recipe(5, 0.01),
-            replace(ctx, on_epoch=lambda epoch, _: told.append(epoch)),
+            replace(ctx, on_epoch=lambda epoch, _: epochs.append(epoch)),
         )
 
-    assert not told
+    assert not epochs
 
 
-def test_the_learning_rate_warms_up_to_its_peak_and_cools_to_zero() -> None:
+def test_the_learning_rate_warms_up_to_its_peak_and_decays_to_zero() -> None:
     rates = [optimiser.warmup_cosine(p, 0.1) for p in np.linspace(0, 1, 101)]
 
     assert max(rates) == pytest.approx(1)
@@ -589,9 +598,9 @@ def test_the_learning_rate_warms_up_to_its_peak_and_cools_to_zero() -> None:
     assert rates[-1] == pytest.approx(0)
 
 
-def test_every_image_is_seen_equally_often_in_a_new_order() -> None:
-    drawn = loader.row_batches(10, 4, seed=0)
-    rows = [next(drawn) for _ in range(5)]
+def test_every_image_is_drawn_once_per_epoch_in_a_new_order() -> None:
+    batches_of_rows = dataloader.row_batches(10, 4, seed=0)
+    rows = [next(batches_of_rows) for _ in range(5)]
 
     assert [len(r) for r in rows] == [4] * 5
     flat = np.concatenate(rows)
@@ -600,23 +609,23 @@ def test_every_image_is_seen_equally_often_in_a_new_order() -> None:
 
 
 def test_a_batch_may_be_larger_than_the_train_split() -> None:
-    assert sorted(next(loader.row_batches(3, 7, seed=0))).count(0) in (2, 3)
+    assert sorted(next(dataloader.row_batches(3, 7, seed=0))).count(0) in (2, 3)
 
 
-def _drawn(
+def _batches(
     dataset: Dataset, backbone: Backbone, ctx: RunContext, n: int = 3, **settings: object
 ) -> list[tuple[list[int], np.ndarray]]:
     recipe = Recipe(1, 0.1, batch_size=5, **settings)
-    batches = loader.train_batches(dataset.train, backbone, recipe, ctx)
-    return [next(batches) for _ in range(n)]
+    found = dataloader.train_batches(dataset.train, backbone, recipe, ctx)
+    return [next(found) for _ in range(n)]
 
 
-def test_the_same_seed_draws_the_same_crops_with_any_number_of_threads(
+def test_the_same_seed_gives_the_same_crops_with_any_number_of_threads(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    one = _drawn(small_dataset, tiny, replace(ctx, n_workers=1), hflip=True)
-    many = _drawn(small_dataset, tiny, replace(ctx, n_workers=4), hflip=True)
-    other = _drawn(small_dataset, tiny, replace(ctx, seed=1), hflip=True)
+    one = _batches(small_dataset, tiny, replace(ctx, n_workers=1), hflip=True)
+    many = _batches(small_dataset, tiny, replace(ctx, n_workers=4), hflip=True)
+    other = _batches(small_dataset, tiny, replace(ctx, seed=1), hflip=True)
 
     for (rows, pixels), (their_rows, their_pixels) in zip(one, many, strict=True):
         assert rows == their_rows
@@ -624,36 +633,36 @@ def test_the_same_seed_draws_the_same_crops_with_any_number_of_threads(
     assert any((a[1] != b[1]).any() for a, b in zip(one, other, strict=True))
 
 
-def test_crops_of_one_image_differ_from_round_to_round(
+def test_crops_of_one_image_differ_between_batches(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     one = replace(small_dataset, train=small_dataset.train[:1])
 
-    first, second, _ = (pixels for _, pixels in _drawn(one, tiny, ctx))
+    first, second, _ = (pixels for _, pixels in _batches(one, tiny, ctx))
 
     assert (first[0] != first[1]).any()
     assert (first != second).any()
 
 
-def test_mirroring_mirrors_about_half_of_the_same_crops(
+def test_hflip_flips_about_half_of_the_same_crops(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    plain = np.concatenate([p for _, p in _drawn(small_dataset, tiny, ctx, n=12)])
-    mirrored = np.concatenate([p for _, p in _drawn(small_dataset, tiny, ctx, n=12, hflip=True)])
+    plain = np.concatenate([p for _, p in _batches(small_dataset, tiny, ctx, n=12)])
+    hflip = np.concatenate([p for _, p in _batches(small_dataset, tiny, ctx, n=12, hflip=True)])
 
-    same = (plain == mirrored).all((1, 2, 3))
-    flipped = (plain[:, :, ::-1] == mirrored).all((1, 2, 3))
+    same = (plain == hflip).all((1, 2, 3))
+    flipped = (plain[:, :, ::-1] == hflip).all((1, 2, 3))
     assert (same | flipped).all()
     assert 0.25 < flipped.mean() < 0.75
 
 
-def test_images_that_do_not_fit_into_memory_are_read_again(
+def test_images_that_do_not_fit_into_the_image_cache_are_read_again(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = _drawn(small_dataset, tiny, ctx)
-    monkeypatch.setattr(loader, "KEPT_BYTES", 0)
+    cached = _batches(small_dataset, tiny, ctx)
+    monkeypatch.setattr(dataloader, "IMAGE_CACHE_BYTES", 0)
 
-    for (_, a), (_, b) in zip(kept, _drawn(small_dataset, tiny, ctx), strict=True):
+    for (_, a), (_, b) in zip(cached, _batches(small_dataset, tiny, ctx), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -662,27 +671,27 @@ def test_scores_follow_the_order_of_the_split(
 ) -> None:
     network = _network(tiny, ctx)
 
-    forth = scores_of(network, small_dataset.val, tiny, ctx)
-    back = scores_of(network, small_dataset.val[::-1], tiny, ctx)
+    scores = scores_of(network, small_dataset.val, tiny, ctx)
+    reverse = scores_of(network, small_dataset.val[::-1], tiny, ctx)
 
-    assert forth.shape == (len(small_dataset.val), 3)
-    np.testing.assert_allclose(forth, back[::-1], rtol=1e-4, atol=1e-5)
+    assert scores.shape == (len(small_dataset.val), 3)
+    np.testing.assert_allclose(scores, reverse[::-1], rtol=1e-4, atol=1e-5)
 
 
-def test_a_resumed_training_spreads_its_schedule_over_the_time_that_is_left(
+def test_a_resumed_run_spreads_its_schedule_over_the_remaining_steps(
     ctx: RunContext,
 ) -> None:
     recipe = Recipe(100, 0.1)
-    hurried = optimiser.ProgressSchedule(recipe, ctx, step=20, progress=0.6)
+    schedule = optimiser.ProgressSchedule(recipe, ctx, step=20, progress=0.6)
 
-    found = [hurried.progress(step) for step in (20, 60, 100)]
+    found = [schedule.progress(step) for step in (20, 60, 100)]
 
     assert found == pytest.approx([0.6, 0.8, 1.0])
 
 
-def test_the_last_judgement_and_one_more_step_fit_before_the_deadline(ctx: RunContext) -> None:
+def test_the_last_validation_and_one_more_step_fit_before_the_deadline(ctx: RunContext) -> None:
     soon = replace(ctx, deadline_s=time.monotonic() + 10.0)
-    schedule = optimiser.ProgressSchedule(Recipe(10**6, 0.1), soon, judging_s=4.0)
+    schedule = optimiser.ProgressSchedule(Recipe(10**6, 0.1), soon, val_s=4.0)
     assert schedule.progress(0) == 0
 
     assert schedule.seconds == pytest.approx(10.0 - 1.15 * 4.0 - 0.2, abs=0.1)
@@ -691,38 +700,38 @@ def test_the_last_judgement_and_one_more_step_fit_before_the_deadline(ctx: RunCo
     assert schedule.progress(400) < 1
 
 
-def test_a_short_training_is_judged_less_often_but_at_its_end(
+def test_a_short_run_is_validated_less_often_but_at_its_end(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
-    listening = replace(ctx, on_epoch=lambda epoch, _: told.append(epoch))
-    monkeypatch.setattr(training._TrainingLoop, "affordable_rounds", lambda self, seconds: 2)
+    epochs: list[int] = []
+    recording = replace(ctx, on_epoch=lambda epoch, _: epochs.append(epoch))
+    monkeypatch.setattr(trainer._TrainingLoop, "affordable_rounds", lambda self, seconds: 2)
 
-    train(_network(tiny, ctx), small_dataset, tiny, Recipe(12, 0.01, batch_size=8), listening)
+    train(_network(tiny, ctx), small_dataset, tiny, Recipe(12, 0.01, batch_size=8), recording)
 
-    assert told == [3, ROUNDS]
+    assert epochs == [3, ROUNDS]
 
 
-def test_rounds_take_at_most_a_quarter_of_the_time_to_be_judged() -> None:
-    learner = object.__new__(training._TrainingLoop)
-    learner.judging_s = 1.0
-    rounds = [learner.affordable_rounds(seconds) for seconds in (0.0, 4.0, 12.0, np.inf)]
+def test_validation_takes_at_most_a_quarter_of_the_time() -> None:
+    loop = object.__new__(trainer._TrainingLoop)
+    loop.val_s = 1.0
+    rounds = [loop.affordable_rounds(seconds) for seconds in (0.0, 4.0, 12.0, np.inf)]
     assert rounds == [1, 2, 4, ROUNDS]
 
 
-def test_training_returns_what_the_kept_weights_say_of_val(
+def test_training_returns_the_validation_scores_of_the_final_weights(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     network = _network(tiny, ctx)
-    said = train(network, small_dataset, tiny, Recipe(ROUNDS, 0.003, batch_size=8), ctx)
+    found = train(network, small_dataset, tiny, Recipe(ROUNDS, 0.003, batch_size=8), ctx)
 
-    assert said is not None
-    np.testing.assert_allclose(said, scores_of(network, small_dataset.val, tiny, ctx), atol=1e-4)
-    unjudged = replace(small_dataset, val=())
-    assert train(network, unjudged, tiny, Recipe(2, 0.003, batch_size=8), ctx) is None
+    assert found is not None
+    np.testing.assert_allclose(found, scores_of(network, small_dataset.val, tiny, ctx), atol=1e-4)
+    without_val = replace(small_dataset, val=())
+    assert train(network, without_val, tiny, Recipe(2, 0.003, batch_size=8), ctx) is None
 
 
-def test_steps_that_set_the_pace_are_counted_without_rounding(ctx: RunContext) -> None:
+def test_progress_by_steps_is_the_same_after_resuming(ctx: RunContext) -> None:
     recipe = Recipe(13, 0.1)
     fresh, resumed = (
         optimiser.ProgressSchedule(recipe, ctx),
@@ -732,19 +741,19 @@ def test_steps_that_set_the_pace_are_counted_without_rounding(ctx: RunContext) -
     assert [fresh.progress(s) for s in range(5, 14)] == [resumed.progress(s) for s in range(5, 14)]
 
 
-def test_where_there_is_time_enough_it_does_not_set_the_pace(ctx: RunContext) -> None:
+def test_with_enough_time_the_steps_alone_determine_the_progress(ctx: RunContext) -> None:
     timed = replace(ctx, deadline_s=time.monotonic() + 1000.0)
     fresh = optimiser.ProgressSchedule(Recipe(13, 0.1), timed)
     resumed = optimiser.ProgressSchedule(Recipe(13, 0.1), timed, 5, 5 / 13)
     for schedule in (fresh, resumed):
-        schedule.start_s -= 1.0  # inputs were read for a second
+        schedule.start_s -= 1.0  # reading the first batch took a second
 
     assert [fresh.progress(s) for s in range(14)] == [s / 13 for s in range(14)]
     assert [resumed.progress(s) for s in range(5, 14)] == [s / 13 for s in range(5, 14)]
-    assert resumed.seconds == pytest.approx(999.0 - optimiser.LEAVING_S, abs=0.1)
+    assert resumed.seconds == pytest.approx(999.0 - optimiser.RESERVE_S, abs=0.1)
 
 
-def test_time_that_is_over_before_the_first_step_ends_the_training(ctx: RunContext) -> None:
+def test_a_deadline_that_passes_before_the_first_step_ends_the_run(ctx: RunContext) -> None:
     schedule = optimiser.ProgressSchedule(
         Recipe(13, 0.1), replace(ctx, deadline_s=time.monotonic() + 10.0)
     )
@@ -753,14 +762,14 @@ def test_time_that_is_over_before_the_first_step_ends_the_training(ctx: RunConte
     assert schedule.progress(0) >= 1
 
 
-def test_time_that_is_short_is_not_spent_on_judging_after_every_step(
+def test_long_steps_are_validated_once_per_round_and_not_after_every_step(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = iter([0.0, 0.4, 0.55, 0.9, 0.95, 1.2])
-    monkeypatch.setattr(training.ProgressSchedule, "progress", lambda self, step: next(shares))
-    told: list[int] = []
-    listening = replace(ctx, on_epoch=lambda epoch, _: told.append(epoch))
+    monkeypatch.setattr(trainer.ProgressSchedule, "progress", lambda self, step: next(shares))
+    epochs: list[int] = []
+    recording = replace(ctx, on_epoch=lambda epoch, _: epochs.append(epoch))
 
-    train(_network(tiny, ctx), small_dataset, tiny, Recipe(50, 0.01, batch_size=8), listening)
+    train(_network(tiny, ctx), small_dataset, tiny, Recipe(50, 0.01, batch_size=8), recording)
 
-    assert told == [2, 3, 5, 6]
+    assert epochs == [2, 3, 5, 6]

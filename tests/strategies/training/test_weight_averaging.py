@@ -1,4 +1,4 @@
-"""Averages of weights: linear where they can be, and with statistics of their own."""
+"""Weight averaging: linear in the heads, with recomputed BatchNorm statistics."""
 
 import copy
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from strategies.training.weight_averaging import averaged, can_be_averaged
 
 @pytest.fixture
 def make(backbone: Backbone, small_dataset: Dataset) -> Callable[[int], ImageClassifier]:
-    """Classifiers with one body, each with a head of its own."""
+    """Create classifiers with the same body and a random head for each seed."""
     network = make_network(backbone, (backbone.n_depths,), small_dataset.n_classes).eval()
 
     def with_head(seed: int) -> ImageClassifier:
@@ -39,8 +39,8 @@ def make(backbone: Backbone, small_dataset: Dataset) -> Callable[[int], ImageCla
     return with_head
 
 
-def move_statistics(classifier: ImageClassifier, shift: float) -> ImageClassifier:
-    """Spoil what the last BatchNorm layer takes for the mean."""
+def shift_statistics(classifier: ImageClassifier, shift: float) -> ImageClassifier:
+    """Shift the running mean of the last BatchNorm layer."""
     moved = copy.deepcopy(classifier.network)
     norms = [m for m in moved.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     assert norms[-1].running_mean is not None
@@ -48,7 +48,7 @@ def move_statistics(classifier: ImageClassifier, shift: float) -> ImageClassifie
     return replace(classifier, network=moved)
 
 
-def test_with_one_body_the_scores_are_the_mean_of_the_scores(
+def test_with_the_same_body_the_scores_are_the_mean_of_the_members_scores(
     make: Callable[[int], ImageClassifier], small_dataset: Dataset, ctx: RunContext
 ) -> None:
     members = [make(seed) for seed in (1, 2, 3)]
@@ -62,7 +62,7 @@ def test_with_one_body_the_scores_are_the_mean_of_the_scores(
     assert found.hyperparameters == {"lr": 1}
 
 
-def test_the_average_of_one_with_itself_is_the_same(
+def test_the_average_of_a_classifier_with_itself_is_the_same(
     make: Callable[[int], ImageClassifier], small_dataset: Dataset, ctx: RunContext
 ) -> None:
     one = make(1)
@@ -71,10 +71,10 @@ def test_the_average_of_one_with_itself_is_the_same(
         torch.testing.assert_close(found[name], value)
 
 
-def test_members_are_left_as_they_were(
+def test_members_are_not_modified(
     make: Callable[[int], ImageClassifier], small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    members = [make(1), move_statistics(make(2), 1.0)]
+    members = [make(1), shift_statistics(make(2), 1.0)]
     before = [copy.deepcopy(m.network.state_dict()) for m in members]
     averaged(members, small_dataset, ctx)
     for member, state in zip(members, before, strict=True):
@@ -82,11 +82,13 @@ def test_members_are_left_as_they_were(
             assert torch.equal(value, state[name])
 
 
-def test_statistics_that_differ_are_taken_from_the_train_images_and_the_rest_stay(
+def test_differing_statistics_are_recomputed_from_train_and_the_others_are_kept(
     make: Callable[[int], ImageClassifier], small_dataset: Dataset, ctx: RunContext
 ) -> None:
     one = make(1)
-    found = [averaged([one, move_statistics(one, by)], small_dataset, ctx) for by in (1.0, 99.0)]
+    found = [
+        averaged([one, shift_statistics(one, shift)], small_dataset, ctx) for shift in (1.0, 99.0)
+    ]
     first, second = (f.network.state_dict() for f in found)
     own = one.network.state_dict()
     moved = [n for n, v in own.items() if v.is_floating_point() and not torch.equal(v, first[n])]
@@ -96,7 +98,7 @@ def test_statistics_that_differ_are_taken_from_the_train_images_and_the_rest_sta
         assert torch.equal(first[name], second[name])
 
 
-def test_other_sizes_of_the_input_do_not_mix(
+def test_classifiers_of_different_input_sizes_are_not_averaged(
     make: Callable[[int], ImageClassifier], small_dataset: Dataset, ctx: RunContext
 ) -> None:
     one = make(1)
@@ -107,7 +109,7 @@ def test_other_sizes_of_the_input_do_not_mix(
         averaged([one, other], small_dataset, ctx)
 
 
-def test_after_the_deadline_nothing_is_averaged(
+def test_a_passed_deadline_raises_out_of_time(
     make: Callable[[int], ImageClassifier], small_dataset: Dataset, ctx: RunContext
 ) -> None:
     with pytest.raises(OutOfTime):

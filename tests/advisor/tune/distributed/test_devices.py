@@ -1,4 +1,4 @@
-"""One worker a device: the mapping, and what becomes of workers, without any GPU."""
+"""Worker processes per device: parsing, commands, start and stop, without a GPU."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from advisor.tune.distributed.devices import (
     worker_environment,
     workers_on,
 )
-from advisor.tune.driver import _note_of_ddp
+from advisor.tune.driver import _note_unused_ddp
 from advisor.types.options import DEFAULTS
 from strategies.core.errors import TransferError
 from strategies.core.progress import ignore_note
@@ -28,7 +28,7 @@ SLEEP = (sys.executable, "-c", "import time; time.sleep(300)")
 FAIL = (sys.executable, "-c", "raise SystemExit(3)")
 
 
-def test_all_means_every_gpu_and_names_mean_themselves() -> None:
+def test_all_means_every_gpu_and_other_names_are_kept() -> None:
     assert devices_of(None, 4) == ()
     assert devices_of("all", 3) == ("cuda:0", "cuda:1", "cuda:2")
     assert devices_of("cuda:0, cuda:2", 4) == ("cuda:0", "cuda:2")
@@ -36,12 +36,12 @@ def test_all_means_every_gpu_and_names_mean_themselves() -> None:
 
 
 @pytest.mark.parametrize("given", ["all", "", "cpu,,cpu"])
-def test_devices_that_are_not_there_are_refused(given: str) -> None:
+def test_missing_devices_and_empty_names_are_refused(given: str) -> None:
     with pytest.raises(TransferError, match="--devices"):
         devices_of(given, 0)
 
 
-def test_a_worker_is_told_its_device_and_no_password() -> None:
+def test_a_worker_command_names_the_device_and_no_password() -> None:
     command = worker_command(Path("runs/a"), "cuda:1")
     assert command[-5:] == ["worker", "runs/a", "--device", "cuda:1", "--quiet"]
     found = worker_environment("postgresql://me:secret@host/db", {"HOME": "h"})
@@ -64,7 +64,7 @@ def test_no_worker_outlives_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [worker.returncode is not None for worker in started] == [True, True]
 
 
-def test_a_worker_that_failed_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_worker_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     monkeypatch.setattr(devices, "COMMAND", FAIL)
     with workers_on(tmp_path, ["cuda:1"], None, notes.append):
@@ -86,16 +86,16 @@ def test_device_and_devices_together_are_refused(
         return " ".join(found.stderr.split())
 
     assert "both given" in run("--device", "cpu", "--devices", "cpu,cpu")
-    assert "names no device" in run("--devices", "cpu,")
+    assert "empty device name" in run("--devices", "cpu,")
     assert "both given" in run("--ddp", "2", "--devices", "cpu,cpu")
 
 
-def test_sharing_batches_is_without_effect_on_a_probe_and_says_so() -> None:
+def test_ddp_has_no_effect_on_a_probe_and_a_note_says_so() -> None:
     notes: list[str] = []
     options = replace(DEFAULTS, ddp=2, on_note=notes.append)
     for strategy in ("linear_probe", "full_fine_tune", "auto"):
-        _note_of_ddp(replace(options, strategy=strategy))
-    assert notes == ["--ddp is without effect: linear_probe trains no network."]
+        _note_unused_ddp(replace(options, strategy=strategy))
+    assert notes == ["--ddp has no effect: linear_probe trains no network."]
 
 
 def owners(lines: Sequence[str]) -> set[str]:

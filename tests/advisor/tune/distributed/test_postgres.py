@@ -27,7 +27,7 @@ N_TRIALS = 5
 
 
 class Server:
-    """A PostgreSQL server in a folder of its own, on a free port."""
+    """A PostgreSQL server in a temporary folder, on a free port."""
 
     def __init__(self, programs: Path, folder: Path) -> None:
         self.programs, self.folder = programs, folder
@@ -68,7 +68,7 @@ def server() -> Iterator[Server]:
     known += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     if not known:
         pytest.skip(
-            "there is no PostgreSQL server here: initdb is neither on the PATH nor below "
+            "PostgreSQL is not installed: initdb is neither on the PATH nor below "
             "/usr/lib/postgresql (Debian: apt install postgresql)"
         )
     with tempfile.TemporaryDirectory() as name:
@@ -88,8 +88,8 @@ def wait_for(what: Callable[[], Any], process: subprocess.Popen[bytes]) -> Any:
     return found
 
 
-def under_way(run: Path, owner_ends_with: str) -> int | None:
-    """The number of a trial that a process is in the midst of."""
+def running_trial(run: Path, owner_ends_with: str) -> int | None:
+    """Return the number of the trial that a process has reported a round of, or None."""
     path = run / "metrics.jsonl"
     begun = None
     for line in path.read_text().splitlines() if path.exists() else ():
@@ -99,7 +99,7 @@ def under_way(run: Path, owner_ends_with: str) -> int | None:
     return begun
 
 
-def test_a_lock_is_one_processs_and_a_restarted_server_takes_it_away(server: Server) -> None:
+def test_one_process_holds_a_lock_and_loses_it_when_the_server_restarts(server: Server) -> None:
     one, two = (Lock(open_storage(server.url, 1), "a/") for _ in range(2))
     other_run = Lock(open_storage(server.url, 1), "b/")
     order: list[str] = []
@@ -113,28 +113,28 @@ def test_a_lock_is_one_processs_and_a_restarted_server_takes_it_away(server: Ser
         with other_run.held():  # runs do not wait for each other
             waiting.start()
         time.sleep(0.5)
-        one.check()
+        one.check_held()
         order.append("one")
     waiting.join()
     assert order == ["one", "two"]
     tries: list[int] = []
 
-    def decide() -> str:
+    def critical_section() -> str:
         with one.held():
             tries.append(len(tries))
             if len(tries) == 1:
                 server.control("restart")
-            one.check()
-            return "decided"
+            one.check_held()
+            return "done"
 
-    assert retry_if_lock_lost(decide) == "decided"
+    assert retry_if_lock_lost(critical_section) == "done"
     assert tries == [0, 1]
     for lock in (one, two, other_run):
         lock._storage.remove_session()
         lock._storage.engine.dispose()
 
 
-def test_three_processes_finish_a_run_though_one_is_killed_and_the_server_restarts(
+def test_three_processes_finish_a_run_after_one_is_killed_and_the_server_restarts(
     server: Server, small_network: str, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     data, run = make_folder("data", 12), tmp_path / "run"
@@ -149,7 +149,7 @@ def test_three_processes_finish_a_run_though_one_is_killed_and_the_server_restar
     wait_for(lambda: (run / "run.json").exists(), coordinator)
     workers = [subprocess.Popen([*COMMAND, "worker", str(run)], **shared) for _ in range(2)]
     victim = workers[0]
-    killed = wait_for(lambda: under_way(run, f"-{victim.pid}"), coordinator)
+    killed = wait_for(lambda: running_trial(run, f"-{victim.pid}"), coordinator)
     victim.send_signal(signal.SIGKILL)
     assert victim.wait() == -signal.SIGKILL
     server.control("restart")

@@ -1,4 +1,4 @@
-"""A worker that sees a database and an artifact store, and no run folder, takes part fully."""
+"""Workers with access to the database and the artifact store, but not to the run directory."""
 
 import json
 import signal
@@ -12,14 +12,14 @@ import pytest
 from typer.testing import CliRunner
 
 from advisor.cli.app import auto_app
-from advisor.tune.distributed.artifacts import Board
-from advisor.tune.distributed.shared_folder import SharedRunDir, visit
+from advisor.tune.distributed.artifacts import SharedRecords
+from advisor.tune.distributed.shared_folder import SharedRunDir, open_for_worker
 from advisor.tune.run_dir.directory import RunDir
 from strategies.core.errors import StorageError
 from strategies.models.classifier import ImageClassifier
 from strategies.training.trainer import ROUNDS
 from tests.advisor.searching import Runner
-from tests.advisor.tune.test_resume import Killed, killed_at
+from tests.advisor.tune.test_resume import Killed, kill_at
 
 NAME = "shared-1/"
 COMMAND = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()"]
@@ -29,26 +29,26 @@ COMMAND = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()
 def pair(
     make_runner: Callable[[Path], Runner], tmp_path: Path, short_training_runs: None
 ) -> tuple[Runner, Runner]:
-    """A coordinator, and a worker with a folder of its own."""
+    """A coordinator and a worker, each with its own folder."""
     url, store = f"sqlite:///{tmp_path / 'trials.db'}", str(tmp_path / "store")
     coordinator, worker = make_runner(tmp_path / "run"), make_runner(tmp_path / "scratch")
     for runner, is_guest in ((coordinator, False), (worker, True)):
-        board = Board(url, NAME, store, new=not is_guest)
-        runner.folder = SharedRunDir(runner.folder.path, board, is_guest=is_guest)
+        records = SharedRecords(url, NAME, store, new=not is_guest)
+        runner.folder = SharedRunDir(runner.folder.path, records, is_guest=is_guest)
         runner.url, runner.heartbeat_s = url, 1
     return coordinator, worker
 
 
-def test_what_a_worker_finds_is_the_coordinators(pair: tuple[Runner, Runner]) -> None:
+def test_the_coordinator_gets_what_a_worker_finds(pair: tuple[Runner, Runner]) -> None:
     coordinator, worker = pair
     search = coordinator.prepare(max_trials=1)
     worker(max_trials=1)
     found = search.result()
     assert [r.number for r in found.trials] == [0]
-    here = RunDir(coordinator.folder.path)
-    assert here.best() == worker.folder.best() == (found.best, True)
-    ImageClassifier.load(here.path / "classifier")
-    assert not list(here.path.glob("*.tar"))
+    local = RunDir(coordinator.folder.path)
+    assert local.best() == worker.folder.best() == (found.best, True)
+    ImageClassifier.load(local.path / "classifier")
+    assert not list(local.path.glob("*.tar"))
 
 
 def test_two_machines_share_the_trials_and_none_runs_twice(pair: tuple[Runner, Runner]) -> None:
@@ -67,18 +67,18 @@ def test_two_machines_share_the_trials_and_none_runs_twice(pair: tuple[Runner, R
         assert search.result().best == search.scheduler.best(search.trials.snapshot().done)
 
 
-def test_a_killed_workers_training_goes_on_at_the_coordinator(
+def test_the_coordinator_continues_the_training_run_of_a_killed_worker(
     pair: tuple[Runner, Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     coordinator, worker = pair
     helping = worker.prepare(max_trials=1, only="partial_fine_tune", owner="worker")
     with monkeypatch.context() as patch:
-        killed_at(patch, SharedRunDir, "share_checkpoint", call=3, before=False)
+        kill_at(patch, SharedRunDir, "share_checkpoint", call=3, before=False)
         with pytest.raises(Killed):
             helping.run()
     seen = [e.step for e in worker.events if e.kind == "round"]
     assert seen == [1, 2, 3]
-    time.sleep(7)  # six heartbeats without a sign of life
+    time.sleep(7)  # six missed heartbeats
     found = coordinator(max_trials=1, only="partial_fine_tune")
     seen = [e.step for e in coordinator.events if e.kind == "round"]
     assert seen == list(range(4, ROUNDS + 1))
@@ -87,53 +87,53 @@ def test_a_killed_workers_training_goes_on_at_the_coordinator(
 
 
 def test_every_fold_of_a_trial_has_its_own_checkpoint(pair: tuple[Runner, Runner]) -> None:
-    here, there = (runner.folder for runner in pair)
+    local, remote = (runner.folder for runner in pair)
     for fold in (0, 1):
-        there.checkpoint(3, fold).write_text(f"fold {fold}")
-        there.share_checkpoint(3, fold)
-    assert [here.checkpoint(3, fold).read_text() for fold in (0, 1)] == ["fold 0", "fold 1"]
-    there.drop_checkpoint(3, 1)
-    here.drop_checkpoint(3, 0)
-    assert not here.checkpoint(3, 0).exists()
-    assert not there.checkpoint(3, 1).exists()
+        remote.checkpoint(3, fold).write_text(f"fold {fold}")
+        remote.share_checkpoint(3, fold)
+    assert [local.checkpoint(3, fold).read_text() for fold in (0, 1)] == ["fold 0", "fold 1"]
+    remote.drop_checkpoint(3, 1)
+    local.drop_checkpoint(3, 0)
+    assert not local.checkpoint(3, 0).exists()
+    assert not remote.checkpoint(3, 1).exists()
 
 
-def test_nothing_is_left_in_the_store_once_the_run_is_over(
-    pair: tuple[Runner, Runner], tmp_path: Path
-) -> None:
+def test_the_store_is_empty_after_the_run(pair: tuple[Runner, Runner], tmp_path: Path) -> None:
     coordinator, _ = pair
     found = coordinator(max_trials=1)
     assert list((tmp_path / "store").iterdir())
     coordinator.folder.clear_checkpoints()
     assert not list((tmp_path / "store").iterdir())
-    # Killed before it says that it is done, the run still finds what it found.
+    # If it is killed before it is marked as done, the run still has its result.
     assert coordinator.prepare().result().best == found.best
 
 
-def test_what_has_been_judged_is_not_replaced(pair: tuple[Runner, Runner]) -> None:
+def test_after_the_search_phase_the_classifier_is_not_replaced(
+    pair: tuple[Runner, Runner],
+) -> None:
     coordinator, worker = pair
     search = worker.prepare(max_trials=1)
     claim, _ = search._claim()
     assert claim is not None
-    coordinator.folder.enter("judging", time.time())
+    coordinator.folder.set_phase("judging", time.time())
     search._run_trial(claim)
     assert coordinator.folder.best() is None
     assert search._claim() == (None, False)
 
 
-def test_a_full_store_names_the_command_that_goes_on(
+def test_the_error_of_a_full_store_names_the_command_to_continue(
     pair: tuple[Runner, Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: object) -> None:
         raise StorageError("--artifacts there cannot be written: no room")
 
     for runner, command in zip(pair, ("tl-auto resume", "tl-auto worker shared-1"), strict=True):
-        monkeypatch.setattr(Board, "put", full)
+        monkeypatch.setattr(SharedRecords, "put_file", full)
         with pytest.raises(StorageError, match=f"no room.*{command}"):
             runner(max_trials=1, only="layer_svm")
 
 
-def test_artifacts_without_a_database_that_others_reach_are_refused(
+def test_artifacts_without_a_shared_database_are_refused(
     make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     arguments = ["run", str(make_folder("data", 4)), "--out", str(tmp_path / "run")]
@@ -143,21 +143,27 @@ def test_artifacts_without_a_database_that_others_reach_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_that_nobody_knows_is_told_of(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match="no folder"), visit(str(tmp_path / "run"), None, None):
+def test_an_unknown_run_is_reported(tmp_path: Path) -> None:
+    with (
+        pytest.raises(StorageError, match="no folder"),
+        open_for_worker(str(tmp_path / "run"), None, None),
+    ):
         pass
     url, store = f"sqlite:///{tmp_path / 'trials.db'}", str(tmp_path / "store")
-    Board(url, NAME, store, new=True)
-    with pytest.raises(StorageError, match="It knows: shared-1"), visit("shared", url, store):
+    SharedRecords(url, NAME, store, new=True)
+    with (
+        pytest.raises(StorageError, match="Its runs are: shared-1"),
+        open_for_worker("shared", url, store),
+    ):
         pass
-    with visit("shared-1", url, store) as folder:
+    with open_for_worker("shared-1", url, store) as folder:
         assert folder.path != tmp_path
         assert folder.state() == {}
     assert not folder.path.exists()
 
 
 @pytest.mark.slow
-def test_a_process_without_the_run_folder_helps_and_its_trial_outlives_it(
+def test_the_trial_of_a_killed_worker_without_the_run_directory_is_continued(
     make_folder: Callable[..., Path], small_network: str, tmp_path: Path
 ) -> None:
     """Two processes: the worker has a copy of the images elsewhere, and is killed -9."""
@@ -178,12 +184,12 @@ def test_a_process_without_the_run_folder_helps_and_its_trial_outlives_it(
     name = json.loads((run / "run.json").read_text())["prefix"].rstrip("/")
     there = ["--data", str(copy), "--cache-dir", str(tmp_path / "other cache")]
     worker = subprocess.Popen([*COMMAND, "worker", name, *shared, *there], **both)
-    board = Board(url, f"{name}/", store)
+    records = SharedRecords(url, f"{name}/", store)
 
-    def at_work() -> str | None:
-        """The owner that wrote a checkpoint while the coordinator runs another trial."""
-        facts = board._study.user_attrs
-        return next((k for k, v in facts.items() if k.startswith("checkpoint") and v), None)
+    def shared_checkpoint() -> str | None:
+        """Return the record name of a shared checkpoint, or None."""
+        attributes = records._study.user_attrs
+        return next((k for k, v in attributes.items() if k.startswith("checkpoint") and v), None)
 
     own = None
     while own is None:
@@ -191,7 +197,7 @@ def test_a_process_without_the_run_folder_helps_and_its_trial_outlives_it(
         assert coordinator.poll() is None, (tmp_path / "log").read_text()
         events = [e for e in RunDir(run).events() if e["event"].startswith("trial")]
         mine = {e["number"] for e in events}
-        found = at_work()
+        found = shared_checkpoint()
         own = found if found and int(found.split("-")[1]) not in mine else None
     worker.send_signal(signal.SIGKILL)
     assert worker.wait() == -signal.SIGKILL

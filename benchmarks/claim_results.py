@@ -1,4 +1,4 @@
-"""A claim held against the suite's rows: what is compared, and how it is said."""
+"""Results of checking a published claim on the suite's rows: paired comparisons, table rows."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 from rows import Case, Row, case_of
-from run_suite import PLAIN
+from run_suite import NO_BLEND
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A claim, where it comes from, and on how many cases it held."""
+class ClaimResult:
+    """A published claim, its source, and the number of cases on which it held."""
 
     claim: str
     source: str
@@ -21,30 +21,30 @@ class Verdict:
     detail: str
 
     def row(self) -> str:
-        """Return a line of the table."""
+        """Return the result as a row of a Markdown table."""
         return f"| {self.claim} | {self.source} | {self.held} of {self.cases} | {self.detail} |"
 
 
 def pairs(
     rows: list[Row], first: Callable[[Row], bool], second: Callable[[Row], bool]
 ) -> Iterator[tuple[Case, float]]:
-    """Yield the accuracy of the first minus that of the second, where a case has both."""
+    """Yield the accuracy of the first row minus that of the second, for cases with both."""
     cases: dict[Case, dict[int, float]] = defaultdict(dict)
     for row in rows:
-        for i, chosen in enumerate((first, second)):
-            if chosen(row):
+        for i, matches in enumerate((first, second)):
+            if matches(row):
                 cases[case_of(row)][i] = row["accuracy"]
     yield from ((case, found[0] - found[1]) for case, found in cases.items() if len(found) == 2)
 
 
 def fixed(strategy: str, **given: Any) -> Callable[[Row], bool]:
-    """Tell the rows of a fine-tuning whose steps are taken in full, at 1e-3 unless given."""
-    grid = {"lr": 1e-3, **PLAIN, **given}
+    """Return a filter for rows of a fine-tune with `blend` 1 and learning rate 1e-3 (or given)."""
+    grid = {"lr": 1e-3, **NO_BLEND, **given}
     return lambda r: r["strategy"] == strategy and r["grid"] == grid
 
 
 def with_error(gaps: list[float]) -> str:
-    """Write the mean of some differences in points, with its standard error."""
+    """Format the mean of differences in points, with its standard error."""
     if len(gaps) < 2:
         return f"{100 * np.mean(gaps or [np.nan]):+.1f}"
     error = float(np.std(gaps, ddof=1)) / np.sqrt(len(gaps))
@@ -52,5 +52,5 @@ def with_error(gaps: list[float]) -> str:
 
 
 def is_default(row: Row, strategy: str) -> bool:
-    """Whether a row is of a strategy that was told nothing."""
+    """Return whether a row is of a strategy with default hyperparameters."""
     return row["strategy"] == strategy and not row["grid"]

@@ -1,4 +1,4 @@
-"""Cases on which advice is judged by priors that never saw their dataset."""
+"""Evaluate advice by leaving datasets out: priors are fitted without the dataset of a case."""
 
 import json
 from collections import defaultdict
@@ -16,29 +16,31 @@ from advisor.types.advice import Decision, Recommendation
 from advisor.types.options import Prefer
 from advisor.types.profile import Profile
 
-WIDELY = 0.8
-"""Share of the cases that a grid entry must cover to count."""
+MIN_COVERAGE = 0.8
+"""Share of the cases that must have a row for a grid entry to count."""
 HALVES = 500
-"""Random halves of the test images and of the seeds."""
+"""Number of random splits of test images and seeds into halves."""
 DEFAULT = "{}"
 COMPARED = ("partial_fine_tune", "full_fine_tune")
 
 Entry = tuple[str, str]
-"""A strategy and what was given to it, as JSON."""
+"""A strategy and the hyperparameters given to it, as JSON."""
 Cases = Mapping[Case, Mapping[Entry, Row]]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A case of the set under test: its rows, and what priors without this set lead to.
+class AdvisedCase:
+    """A case, its rows, and the advice of priors fitted without its dataset.
 
     Attributes
     ----------
     expected
-        Test accuracy of every entry, mean over the seeds of this set and size.
+        Test accuracy of every entry, mean over the seeds of this dataset and size.
     by_halves
-        What an entry loses, in points, against the one that was best with other seeds on other
-        images; none where single hits are not known.
+        Regret of every entry, in points, against the entry that was best with other seeds on other
+        images. Entries without per-image results are missing.
+    decisions
+        Advice by name of the policy.
     """
 
     case: Case
@@ -49,11 +51,11 @@ class Judged:
     decisions: Mapping[str, Decision]
 
     def regret(self, entry: Entry) -> float:
-        """Return the points lost against the best entry."""
+        """Return the regret of an entry against the best one, in points."""
         return 100 * (max(self.expected.values()) - self.expected[entry])
 
     def regret_by_halves(self, entry: Entry) -> float:
-        """Return the same without the luck of the best, where single hits are known."""
+        """Return the regret by halves, or the plain one where per-image results are missing."""
         return self.by_halves.get(entry, self.regret(entry))
 
 
@@ -63,9 +65,9 @@ def entry_of(row: Row) -> Entry:
 
 
 def complete_cases(rows: list[Row], known: Mapping[Case, Profile]) -> Cases:
-    """Keep the grid entries that nearly all cases have, and the cases that have them all.
+    """Return the rows of grid entries that nearly all cases have, for cases that have them all.
 
-    A case counts once something was trained on it.
+    Cases without any fine-tuning row are left out.
     """
     found_rows: dict[Case, dict[Entry, Row]] = defaultdict(dict)
     for row in (r for r in rows if case_of(r) in known):
@@ -76,7 +78,7 @@ def complete_cases(rows: list[Row], known: Mapping[Case, Profile]) -> Cases:
         if any(name in COMPARED for name, _ in found)
     }
     entries = {e for found in cases.values() for e in found}
-    wide = {e for e in entries if sum(e in c for c in cases.values()) >= WIDELY * len(cases)}
+    wide = {e for e in entries if sum(e in c for c in cases.values()) >= MIN_COVERAGE * len(cases)}
     return {
         case: {e: r for e, r in found.items() if e in wide}
         for case, found in cases.items()
@@ -85,30 +87,32 @@ def complete_cases(rows: list[Row], known: Mapping[Case, Profile]) -> Cases:
 
 
 def advised_entry(best: Recommendation, rows: Mapping[Entry, Row]) -> Entry:
-    """Return the entry that was advised: the one that names most of its hyperparameters."""
-    fitting = []
+    """Return the entry that matches a recommendation: the one with most of its hyperparameters."""
+    matches = []
     for name, given in rows:
         settings = json.loads(given)
         if name == best.strategy and settings.items() <= dict(best.hyperparameters).items():
-            fitting.append((len(settings), (name, given)))
-    if fitting:
-        return max(fitting)[1]
+            matches.append((len(settings), (name, given)))
+    if matches:
+        return max(matches)[1]
     return best.strategy, DEFAULT
 
 
-def judge(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Judged]:
-    """Advise on every case with priors that never saw its dataset."""
+def advise_all(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[AdvisedCase]:
+    """Advise on every case with priors fitted without its dataset."""
     cases = complete_cases(rows, profiles)
     kept = [row for row in rows if entry_of(row) in cases.get(case_of(row), {})]
-    judged = []
+    advised = []
     for name in sorted({case[0] for case in cases}):
         priors = priors_of(fit([r for r in kept if r["set"] != name], profiles))
         for case, found in cases.items():
             if case[0] == name:
                 decisions = _decide(profiles[case], priors)
                 expected, halves = _expected(case, cases), _by_halves(case, cases)
-                judged.append(Judged(case, found, expected, halves, profiles[case], decisions))
-    return judged
+                advised.append(
+                    AdvisedCase(case, found, expected, halves, profiles[case], decisions)
+                )
+    return advised
 
 
 def _seeds_of(case: Case, cases: Cases) -> list[Mapping[Entry, Row]]:
@@ -117,7 +121,7 @@ def _seeds_of(case: Case, cases: Cases) -> list[Mapping[Entry, Row]]:
 
 
 def _expected(case: Case, cases: Cases) -> dict[Entry, float]:
-    """Return the mean accuracy of every entry over the seeds of a case's set and size."""
+    """Return the mean accuracy of every entry over the seeds of a case's dataset and size."""
     seeds = _seeds_of(case, cases)
 
     def accuracy(rows: Mapping[Entry, Row], e: Entry) -> float:
@@ -127,56 +131,57 @@ def _expected(case: Case, cases: Cases) -> dict[Entry, float]:
 
 
 def _repeats(rows: Mapping[Entry, Row], entry: Entry) -> list[Row]:
-    """Return the rows of a case that were fitted as an entry was.
+    """Return the rows of a case with the same strategy and hyperparameters as an entry.
 
-    Where the evidence leads a default to what another entry has fixed, both are the same fit,
-    and the better of two is only the luckier.
+    Where evidence-based defaults equal what another entry was given, both rows are repeats of the
+    same fit, and the better one is better by chance.
     """
     fitted = ("strategy", "hyperparameters")
     return [r for r in rows.values() if all(r[key] == rows[entry][key] for key in fitted)]
 
 
 def _by_halves(case: Case, cases: Cases) -> dict[Entry, float]:
-    """Return the points that every entry loses on one half to what was best on the other.
+    """Return the regret of every entry on one half against the best entry of the other half.
 
-    Entries whose single hits are not known are left out; all are if the best of all is one of
-    them, so that nothing looks better than it is.
+    Entries without per-image results are left out. If the best entry is one of them, all entries
+    are left out: without the best one, regrets would be too low.
     """
     seeds, expected = _seeds_of(case, cases), _expected(case, cases)
     known = [e for e in expected if all("hits" in rows[e] for rows in seeds)]
     if not known or max(expected, key=lambda e: expected[e]) not in known:
         return {}
     right = np.array([[_hits(rows, e) for e in known] for rows in seeds])
-    lost = 100 * _lost_by_halves(right, np.random.default_rng(0))
+    lost = 100 * _regret_by_halves(right, np.random.default_rng(0))
     return dict(zip(known, lost.tolist(), strict=True))
 
 
 def _hits(rows: Mapping[Entry, Row], entry: Entry) -> NDArray[np.float64]:
-    """Return how often each test image was classified correctly by an entry's fits."""
+    """Return the share of an entry's fits that classified each test image correctly, (n_test,)."""
     mean: NDArray[np.float64] = np.mean(
         [hits_of(r) for r in _repeats(rows, entry) if "hits" in r], axis=0
     )
     return mean
 
 
-def _lost_by_halves(right: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return what each of some entries loses to the best, (entries,).
+def _regret_by_halves(right: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return the mean regret by halves of entries, as a share of images, (entries,).
+
+    The best entry is found on one half of the images with some of the seeds. Regret is measured on
+    the other half with the other seeds. A single seed is used for both.
 
     Parameters
     ----------
     right
-        How often each test image was classified correctly, (seeds, entries, images). The best
-        is found on one half of the images and with some of the seeds, and compared on the other
-        half with the other seeds; a single seed has to do for both.
+        Share of fits that classified each test image correctly, (seeds, entries, images).
     """
     seeds, entries, n = right.shape
     lost = np.zeros(entries)
     for _ in range(HALVES):
         first, some = rng.permutation(n) < n // 2, rng.permutation(seeds) < (seeds + 1) // 2
         others = some if seeds == 1 else ~some
-        there = right[some][:, :, first].mean(axis=(0, 2))
-        here = right[others][:, :, ~first].mean(axis=(0, 2))
-        lost += here[there.argmax()] - here
+        selection = right[some][:, :, first].mean(axis=(0, 2))
+        held_out = right[others][:, :, ~first].mean(axis=(0, 2))
+        lost += held_out[selection.argmax()] - held_out
     mean: NDArray[np.float64] = lost / HALVES
     return mean
 
@@ -185,6 +190,6 @@ def _decide(profile: Profile, priors: Priors) -> dict[str, Decision]:
     bare = replace(profile, pilot=None)
     preferences: tuple[Prefer, ...] = ("balanced", "accuracy", "cheap")
     decisions = {f"advisor, {p}": recommend(bare, priors, prefer=p) for p in preferences}
-    for p in preferences:  # where there were too few images for a pilot, both are the same
+    for p in preferences:  # the same as without a pilot if there were too few images for one
         decisions[f"advisor with pilot, {p}"] = recommend(profile, priors, prefer=p)
     return decisions

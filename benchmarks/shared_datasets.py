@@ -1,4 +1,4 @@
-"""The real image sets beside the repository: what is in them, and samples of them."""
+"""Real image datasets beside the repository: names, descriptions and random samples."""
 
 import hashlib
 from pathlib import Path
@@ -9,7 +9,7 @@ from strategies.data.dataset import LabelledImage
 
 DATA = Path(__file__).parents[1].parent / "shared" / "data"
 IMAGENET = "imagenet_samples"
-SPOKEN = {
+DESCRIPTIONS: dict[str, str] = {
     "hymenoptera": "ants and bees",
     "cats_dogs": "cats and dogs",
     "flowers5": "flowers",
@@ -27,11 +27,11 @@ SPOKEN = {
 }
 NEAR = ("hymenoptera", "cats_dogs", "flowers5")
 FAR = ("mnist5k", "fsdd_spec", "omniglot_small1", "neu_surface", "pneumonia_cxr")
-_HALF_SEED = 0
+_HALVES_SEED = 0
 
 
 def images_of(name: str, most: int = 1000, seed: int = 0) -> list[LabelledImage]:
-    """List at most `most` training images of a set at random, in a stable order."""
+    """Return at most `most` training images of a dataset, drawn at random, in a stable order."""
     root = DATA / name
     root = root / "train" if (root / "train").is_dir() else root
     if name == IMAGENET:
@@ -54,15 +54,15 @@ def images_of(name: str, most: int = 1000, seed: int = 0) -> list[LabelledImage]
 
 
 def classes_of(name: str) -> list[str]:
-    """List the class names of a set."""
+    """Return the class names of a dataset."""
     root = DATA / name
     root = root / "train" if (root / "train").is_dir() else root
     return sorted(p.name for p in root.iterdir() if p.is_dir())
 
 
 def imagenet_halves() -> tuple[list[LabelledImage], list[LabelledImage]]:
-    """Split the ImageNet images: what reference and mapping may see, and what nothing sees."""
+    """Split the ImageNet images: the half used for reference and calibration, the unseen half."""
     images = images_of(IMAGENET)
-    order = np.random.default_rng(_HALF_SEED).permutation(len(images))
+    order = np.random.default_rng(_HALVES_SEED).permutation(len(images))
     half = len(images) // 2
     return [images[i] for i in order[:half]], [images[i] for i in order[half:]]

@@ -1,59 +1,61 @@
-"""What freezing the first stages gains, by images per class: two claims, a table and a plot."""
+"""Gain of freezing the first stages, by images per class: two claims, a table and a plot."""
 
 from collections import defaultdict
 
 import numpy as np
+from claim_results import ClaimResult, fixed, is_default, pairs, with_error
 from rows import Case, Row, case_of
-from verdicts import Verdict, fixed, is_default, pairs, with_error
 from vl_convert import vegalite_to_svg
 
 
-def freezing_when_few(rows: list[Row]) -> Verdict:
-    """See whether freezing the first two or three stages beats training all, whatever the size."""
+def freezing_when_few(rows: list[Row]) -> ClaimResult:
+    """Check whether freezing the first two or three stages beats training all, at any size."""
     held, by_size = [], defaultdict(list)
-    for (_, n, _, _), by_stage in freezing(rows).items():
+    for (_, n, _, _), by_stage in accuracy_by_frozen_stages(rows).items():
         gap = (by_stage[2] + by_stage[3]) / 2 - by_stage[0]
         held.append(gap > 0)
         by_size[n].append(gap)
-    said = [f"{with_error(gaps)} with {n} per class" for n, gaps in sorted(by_size.items())]
-    return Verdict(
-        "with few images freezing the first two or three stages beats training all",
+    details = [
+        f"{with_error(gaps)} with {n} images per class" for n, gaps in sorted(by_size.items())
+    ]
+    return ClaimResult(
+        "with few images, freezing the first two or three stages beats training all stages",
         "Soekhoe 2016",
         sum(held),
         len(held),
-        "sets and sizes where it does; mean of 2 and 3 frozen minus none, learning rates by "
-        "evidence, points: " + ", ".join(said),
+        "datasets and sizes where it does; mean of 2 and 3 frozen minus none, default learning "
+        "rates, points: " + ", ".join(details),
     )
 
 
-def freezing_by_size(rows: list[Row]) -> Verdict:
-    """See with how many images per class two or three frozen stages beat none."""
+def freezing_by_size(rows: list[Row]) -> ClaimResult:
+    """Check at how many images per class two or three frozen stages beat none."""
     none, by_size = fixed("full_fine_tune"), defaultdict(list)
     for frozen in (fixed("partial_fine_tune", frozen_stages=2), fixed("partial_fine_tune")):
         for (name, n, _, _), gap in pairs(rows, frozen, none):
             by_size[n].append((name, gap))
-    held, said = [], []
+    held, details = [], []
     for n, gaps in sorted(by_size.items()):
         by_set: dict[str, list[float]] = defaultdict(list)
         for name, gap in gaps:
             by_set[name].append(gap)
         means = [float(np.mean(of_set)) for of_set in by_set.values()]
         held += means
-        said.append(f"{with_error(means)} with {n} per class")
-    return Verdict(
+        details.append(f"{with_error(means)} with {n} images per class")
+    return ClaimResult(
         "the fewer images, the more freezing the first two or three stages gains",
         "Soekhoe 2016",
         sum(gap > 0 for gap in held),
         len(held),
-        "sets and sizes where it gained; mean of 2 and 3 frozen minus none, lr 1e-3, points: "
-        + ", ".join(said),
+        "datasets and sizes where it gained; mean of 2 and 3 frozen minus none, lr 1e-3, points: "
+        + ", ".join(details),
     )
 
 
-def freezing(rows: list[Row]) -> dict[Case, dict[int, float]]:
-    """Return accuracy by number of frozen stages, case by case, where 0, 2 and 3 were tried.
+def accuracy_by_frozen_stages(rows: list[Row]) -> dict[Case, dict[int, float]]:
+    """Return test accuracy by number of frozen stages, for cases with rows for 0, 2 and 3.
 
-    Learning rates are those by default; with all stages frozen only the head is trained.
+    Learning rates are the defaults. With all stages frozen only the head is trained.
     """
     found: dict[Case, dict[int, float]] = defaultdict(dict)
     heads = {case_of(row): row["accuracy"] for row in rows if is_default(row, "linear_probe")}
@@ -70,15 +72,15 @@ def freezing(rows: list[Row]) -> dict[Case, dict[int, float]]:
 
 
 def freezing_table(rows: list[Row]) -> str:
-    """Return what each number of frozen stages gains over none, by size, as Markdown."""
+    """Return the gain of each number of frozen stages over none, by size, as Markdown."""
     gains: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for (_, n, _, _), by_stage in freezing(rows).items():
+    for (_, n, _, _), by_stage in accuracy_by_frozen_stages(rows).items():
         for k, accuracy in by_stage.items():
             if k:
                 gains[n][k].append(accuracy - by_stage[0])
     stages = sorted({k for gained in gains.values() for k in gained})
     lines = [
-        "| images per class (sets), frozen: | " + " | ".join(map(str, stages)) + " |",
+        "| images per class (datasets), frozen stages: | " + " | ".join(map(str, stages)) + " |",
         "|---|" + "---|" * len(stages),
     ]
     for n, gained in sorted(gains.items()):
@@ -88,7 +90,7 @@ def freezing_table(rows: list[Row]) -> str:
 
 
 def plot(rows: list[Row]) -> str:
-    """Draw accuracy over frozen stages, a panel a size, as SVG; the best of each is filled."""
+    """Draw accuracy over frozen stages as SVG, one panel per size; best points are filled."""
     values = [
         {
             "set": name,
@@ -97,7 +99,7 @@ def plot(rows: list[Row]) -> str:
             "accuracy": 100 * accuracy,
             "best": accuracy == max(by.values()),
         }
-        for (name, n, _, _), by in freezing(rows).items()
+        for (name, n, _, _), by in accuracy_by_frozen_stages(rows).items()
         for k, accuracy in by.items()
     ]
     x: dict[str, object] = {"field": "frozen", "type": "quantitative", "title": "stages frozen"}
