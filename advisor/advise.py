@@ -12,8 +12,8 @@ from advisor.decide.priors import load_priors
 from advisor.decide.recommend import recommend
 from advisor.findings.backbone_check import with_alternative
 from advisor.findings.check import check
-from advisor.measure.backbone_comparison import compare_backbones, why_first
-from advisor.measure.pilot import PILOTED, is_any_size, run_pilot, why_no_pilot
+from advisor.measure.backbone_comparison import compare_backbones, comparison_rationale
+from advisor.measure.pilot import PILOT_STRATEGY, reason_against_pilot, run_pilot, takes_any_size
 from advisor.measure.profile import measure_with_evidence, sample
 from advisor.report.files import write_page
 from advisor.report.gallery import make_gallery
@@ -133,7 +133,9 @@ def _advise(
         measured = replace(measured, test_features=features)
     forced = None if options.strategy == AUTO else options.strategy
     decision = recommend(profile, priors, forced, options.prefer)
-    no_pilot = why_no_pilot(options.pilot, decision, profile, backbone.gmacs, ctx.seconds_left())
+    no_pilot = reason_against_pilot(
+        options.pilot, decision, profile, backbone.gmacs, ctx.seconds_left()
+    )
     if no_pilot is None:
         profile = _with_pilot(profile, decision, dataset, backbone, ctx)
         decision = recommend(profile, priors, forced, options.prefer)
@@ -163,8 +165,8 @@ def _advise(
 def _with_pilot(
     profile: Profile, decision: Decision, dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> Profile:
-    tuned = next(r for r in decision.recommendations if r.strategy == PILOTED)
-    any_size = is_any_size(profile)
+    tuned = next(r for r in decision.recommendations if r.strategy == PILOT_STRATEGY)
+    any_size = takes_any_size(profile)
     pilot = run_pilot(dataset, backbone, ctx, tuned.hyperparameters, any_size=any_size)
     ctx.on_progress("pilot", 1, 1)
     return replace(profile, pilot=pilot)
@@ -234,7 +236,7 @@ def _backbone(
         images = sample(dataset.fit_split, dataset.n_classes, ctx.seed, COMPARED)
         ranked = compare_backbones(tuple(candidates.values()), images, dataset.n_classes, ctx)
         names = [score.name for score in ranked]
-        choices.append(Choice("backbone", names[0], why_first(ranked)))
+        choices.append(Choice("backbone", names[0], comparison_rationale(ranked)))
     backbone = candidates[names[0]]
     if px is None:
         why = "input size of the pretraining; pin with --input-px"

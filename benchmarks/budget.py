@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 COMMAND = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()"]
-NOTHING_LEFT = ("unbeatable", "no_contender")
+NOTHING_LEFT = ("unbeatable", "no_candidate")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 

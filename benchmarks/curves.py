@@ -38,7 +38,7 @@ from strategies.data.dataset import Dataset, Split, labels_of, load_dataset
 from strategies.full_fine_tune import FullFineTune
 from strategies.models.backbone import load_backbone
 from strategies.models.classifier import ImageClassifier
-from strategies.training.weight_averaging import averaged
+from strategies.training.weight_averaging import average_weights
 
 HERE = Path(__file__).resolve().parent
 SETS = {
@@ -168,7 +168,7 @@ def soups(
             members = [
                 ImageClassifier.load(weights / f"{name}-{n}") for n in (*soup, row["trial"])
             ]
-            candidate = averaged(members, dataset.hide_test(), ctx)
+            candidate = average_weights(members, dataset.hide_test(), ctx)
             val = float(hits(candidate, dataset.val).mean())
             if val >= accuracy:
                 soup, best, accuracy = [*soup, row["trial"]], candidate, val

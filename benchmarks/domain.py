@@ -22,9 +22,13 @@ from shared_datasets import DESCRIPTIONS, FAR, NEAR, classes_of, imagenet_halves
 from sklearn.metrics import roc_auc_score
 
 from advisor.decide.quadrant import SIMILAR_FROM
-from advisor.similarity.bn_shift import Source, balanced, layer_shifts
+from advisor.similarity.bn_shift import SourceMoments, balanced, layer_shifts
 from advisor.similarity.calibration import Calibration, calibrations
-from advisor.similarity.domain_similarity import few_images, measure_similarity, shift_intervals
+from advisor.similarity.domain_similarity import (
+    measure_similarity,
+    shift_intervals,
+    small_sample_factor,
+)
 from advisor.similarity.kernel_distance import (
     bootstrap_kernel_distance,
     cubic_kernels,
@@ -64,7 +68,7 @@ class Bench:
         self.known = reference.rows(self.backbone.input_px)
         source = reference.source(self.backbone.input_px)
         assert source is not None
-        self.source: Source = source
+        self.source: SourceMoments = source
 
     def imagenet(self) -> Sample:
         """Return the unseen half of the ImageNet images, as one class."""
@@ -77,7 +81,9 @@ class Bench:
         images = images_of(name, most)
         return extract_features(images, self.backbone, self.ctx), labels_of(tuple(images))
 
-    def shift(self, features: Features, labels: Labels, source: Source | None = None) -> float:
+    def shift(
+        self, features: Features, labels: Labels, source: SourceMoments | None = None
+    ) -> float:
         """Return the mean BatchNorm shift."""
         assert features.moments is not None
         used = source or self.source
@@ -205,7 +211,7 @@ def coverage(bench: Bench) -> None:
                 kernels = cubic_kernels(features.pooled[-1], bench.known)
                 weights = balanced(labels)
                 scatter = bootstrap_kernel_distance(kernels, weights, 200, rng)
-                low, high = np.quantile(scatter * few_images(weights), [0.05, 0.95])
+                low, high = np.quantile(scatter * small_sample_factor(weights), [0.05, 0.95])
                 mid = kernel_distance(kernels, weights.share)
                 kernel_hits.append(mid + low <= whole_kernel <= mid + high)
             row[0].append(float(np.mean(shift_hits)))
@@ -235,13 +241,13 @@ def transfer_correlation(bench: Bench) -> None:
     rng = np.random.default_rng(9)
     for column, what in ((1, "gain of pretrained over random-init probes"), (2, "best depth")):
         found = spearmanr(table[:, 0], table[:, column]).statistic
-        resampled = []
+        bootstrap_weights = []
         for _ in range(2000):
             rows_drawn = rng.integers(len(table), size=len(table))
             drawn = table[rows_drawn][:, [0, column]]
             if len(np.unique(drawn[:, 1])) > 1 and len(np.unique(drawn[:, 0])) > 1:
-                resampled.append(spearmanr(drawn[:, 0], drawn[:, 1]).statistic)
-        low, high = np.quantile(resampled, [0.05, 0.95])
+                bootstrap_weights.append(spearmanr(drawn[:, 0], drawn[:, 1]).statistic)
+        low, high = np.quantile(bootstrap_weights, [0.05, 0.95])
         print(f"Rank correlation of similarity and {what}: {found:.2f} [{low:.2f}, {high:.2f}]")
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from shared_datasets import DESCRIPTIONS, imagenet_halves, images_of
 
 import advisor.similarity.domain_similarity
-from advisor.similarity.bn_shift import Source, balanced, layer_shifts
+from advisor.similarity.bn_shift import SourceMoments, balanced, layer_shifts
 from advisor.similarity.kernel_distance import cubic_kernels, kernel_distance
 from advisor.similarity.reference import Reference, make_reference, shipped_reference
 from strategies.core.context import make_context
@@ -57,7 +57,7 @@ def bn_shift_running(features: Features, labels: Labels, reference: Reference) -
     """Return the mean BatchNorm shift against the network's running statistics."""
     assert features.moments is not None
     channels = features.moments.mean.shape[1]
-    source = Source(np.zeros(channels), np.ones(channels))
+    source = SourceMoments(np.zeros(channels), np.ones(channels))
     return float(layer_shifts(features.moments, balanced(labels), source).mean())
 
 

@@ -10,7 +10,7 @@ from fit_priors import fit
 from numpy.typing import NDArray
 from rows import Case, Row, case_of, hits_of
 
-from advisor.decide.priors import Priors, priors_of
+from advisor.decide.priors import Priors, priors_from_record
 from advisor.decide.recommend import recommend
 from advisor.types.advice import Decision, Recommendation
 from advisor.types.options import Prefer
@@ -104,7 +104,7 @@ def advise_all(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Advise
     kept = [row for row in rows if entry_of(row) in cases.get(case_of(row), {})]
     advised = []
     for name in sorted({case[0] for case in cases}):
-        priors = priors_of(fit([r for r in kept if r["set"] != name], profiles))
+        priors = priors_from_record(fit([r for r in kept if r["set"] != name], profiles))
         for case, found in cases.items():
             if case[0] == name:
                 decisions = _decide(profiles[case], priors)

@@ -31,7 +31,7 @@ from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import make_network, set_head
 from strategies.models.network import scores_of
 from strategies.training import frozen_activations
-from strategies.training.lp_ft import Start, prepare
+from strategies.training.lp_ft import StartingPoint, prepare
 from strategies.training.recipe import Recipe
 from strategies.training.trainer import train
 
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compare(
-    dataset: Dataset, backbone: Backbone, start: Start, frozen: int, ctx: RunContext
+    dataset: Dataset, backbone: Backbone, start: StartingPoint, frozen: int, ctx: RunContext
 ) -> dict[str, Any]:
     """Train with an empty cache, a full cache and none; return seconds and test accuracies."""
     recipe = Recipe(
@@ -80,7 +80,7 @@ def compare(
 
 
 def _train(
-    dataset: Dataset, backbone: Backbone, start: Start, recipe: Recipe, ctx: RunContext
+    dataset: Dataset, backbone: Backbone, start: StartingPoint, recipe: Recipe, ctx: RunContext
 ) -> dict[str, float]:
     """Return wall-clock and CPU seconds of a training run, and its test accuracy (key "")."""
     assert dataset.test is not None

@@ -28,7 +28,7 @@ from fit_priors import MIN_CASES
 from leave_one_dataset_out import COMPARED, DEFAULT, AdvisedCase, Entry, advise_all, advised_entry
 from rows import EVIDENCE, RESULTS, Case, case_of, read_profiles, read_rows
 
-from advisor.decide.recommend import place
+from advisor.decide.recommend import quadrant_of
 from advisor.types.advice import Decision
 
 DRAWS = 2000
@@ -52,7 +52,7 @@ def policies(
             ]
     for entry in sorted(advised[0].rows):
         table[title_of(entry)] = [regret(j, entry) for j in advised]
-    by_rule = [(place(j.profile).rule, DEFAULT) for j in advised]
+    by_rule = [(quadrant_of(j.profile).rule, DEFAULT) for j in advised]
     table["rule of four quadrants"] = [
         regret(j, e) for j, e in zip(advised, by_rule, strict=True) if e in j.rows
     ]

@@ -46,7 +46,7 @@ from advisor.similarity.transferability import rate_features
 from strategies.core.context import RunContext, make_context
 from strategies.data.dataset import Dataset, LabelledImage, Split, labels_of, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
-from strategies.models.classifier import judge
+from strategies.models.classifier import evaluate_probabilities
 from strategies.models.features import extract_features
 from strategies.registry import get_strategy
 
@@ -142,7 +142,7 @@ def fit(
         seconds = time.monotonic() - start
     assert dataset.test is not None
     probabilities = fitted.predict_proba([p.path for p in dataset.test])
-    result = judge(probabilities, dataset.test, dataset.classes)
+    result = evaluate_probabilities(probabilities, dataset.test, dataset.classes)
     hits = probabilities.argmax(axis=1) == labels_of(dataset.test)
     return _row_of(case) | {
         "strategy": strategy,

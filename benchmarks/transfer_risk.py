@@ -26,8 +26,8 @@ from sklearn.metrics import roc_auc_score
 from vl_convert import vegalite_to_svg
 
 from advisor.decide.gain_model import Z
-from advisor.decide.negative_transfer import SCRATCH, chance_with_more, transfer_risks
-from advisor.decide.priors import priors_of
+from advisor.decide.negative_transfer import SCRATCH, probability_scratch_wins, transfer_risks
+from advisor.decide.priors import priors_from_record
 from advisor.findings.transfer import HARM
 from advisor.types.profile import Profile
 from strategies.core.metrics import proportion
@@ -89,7 +89,7 @@ def predict_larger_sizes(
     accuracy = {(case_of(r), r["strategy"]): r["accuracy"] for r in rows}
     found: list[tuple[float, bool]] = []
     for name in sorted({c[0] for c in profiles}):
-        priors = priors_of(fit([r for r in rows if r["set"] != name], profiles))
+        priors = priors_from_record(fit([r for r in rows if r["set"] != name], profiles))
         own = [(c, p) for c, p in profiles.items() if c[0] == name]
         for size in sorted({c[1] for c, _ in own}):
             larger = [c for c, _ in own if c[1] == size]
@@ -102,7 +102,9 @@ def predict_larger_sizes(
                     ]
                     if gains:
                         factor = size / case[1]
-                        probability = chance_with_more(factor, risk.strategy, profile, priors)
+                        probability = probability_scratch_wins(
+                            factor, risk.strategy, profile, priors
+                        )
                         found.append((probability, bool(np.mean(gains) < 0)))
     return found
 
@@ -128,7 +130,7 @@ def predict(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Predictio
     n_test = {case_of(r): r["n_test"] for r in rows}
     predictions = []
     for name in sorted({case[0] for case, strategy in accuracy if strategy == SCRATCH}):
-        priors = priors_of(fit([r for r in rows if r["set"] != name], profiles))
+        priors = priors_from_record(fit([r for r in rows if r["set"] != name], profiles))
         for case in sorted(c for c, strategy in accuracy if strategy == SCRATCH and c[0] == name):
             for risk in transfer_risks(profiles[case], priors):
                 own = accuracy.get((case, risk.strategy))

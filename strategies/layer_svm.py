@@ -12,7 +12,7 @@ from strategies.data.dataset import Dataset
 from strategies.heads.compute_budget import affordable_views
 from strategies.heads.cross_validation import ClassWeight, one_standard_error_rule
 from strategies.heads.linear_head import (
-    MAX_VIEWED,
+    MAX_MULTI_VIEW_IMAGES,
     LinearSettings,
     cross_validate_head,
     fit_on_features,
@@ -210,6 +210,6 @@ def candidates(backbone: Backbone, n_train: int) -> list[Cut]:
     """
     n = backbone.n_depths
     together = [Cut(-max(1, n // 2), "mean"), Cut(0, "mean"), Cut(0, "grid")]
-    shares = [Cut(0, "grid", SHARE)] if n_train <= MAX_VIEWED else []
+    shares = [Cut(0, "grid", SHARE)] if n_train <= MAX_MULTI_VIEW_IMAGES else []
     single = [Cut(d, p) for d in range(1, n) for p in POOLINGS]
     return [*together, *shares, Cut(n, "mean"), *single]

@@ -22,7 +22,7 @@ from strategies.core.cache import ArrayCache
 from strategies.data.archives import is_archive
 from strategies.data.hub import is_hub_name
 from strategies.data.inspection import signature
-from strategies.data.listing import list_everything
+from strategies.data.listing import list_dataset
 from strategies.models.catalogue import CATALOGUE
 
 LOCAL = "local-dir:"
@@ -46,7 +46,7 @@ def advice_key(data: Path, options: Options) -> str | None:
     n_identified = len(local) + sum(name == AUTO or name in CATALOGUE for name in backbones)
     if is_hub_name(data) or n_identified < len(backbones):
         return None
-    listing = list_everything(
+    listing = list_dataset(
         data,
         val=options.val,
         test=options.test,

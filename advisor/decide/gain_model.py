@@ -9,7 +9,7 @@ from scipy.special import expit, log_expit, logit
 from scipy.stats import norm
 
 from advisor.decide.priors import Prior, Priors, Variant
-from advisor.measure.learning_curve import continued
+from advisor.measure.learning_curve import extrapolate
 from advisor.types.profile import LearningCurve, Pilot, Profile
 from strategies.core.metrics import LEVEL, Interval
 
@@ -150,7 +150,7 @@ def with_more_images(
     sizes = {k: Evidence(evidence[k].value + more, 0.0) for k in ("size", "total")}
     if profile.curve is None:
         return {**evidence, **sizes}
-    then = continued(profile.curve, factor * profile.curve.measured[-1][0])
+    then = extrapolate(profile.curve, factor * profile.curve.measured[-1][0])
     probe = Evidence(log_odds(then.mid, n), _sd(then) / _logit_slope(then.mid, n))
     return {**evidence, **sizes, "probe": probe}
 

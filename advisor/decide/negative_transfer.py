@@ -16,7 +16,7 @@ from advisor.decide.gain_model import (
     with_more_images,
 )
 from advisor.decide.priors import Prior, Priors
-from advisor.types.advice import FARTHEST, TransferRisk
+from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS, TransferRisk
 from advisor.types.profile import ProbeResult, Profile
 from strategies.core.metrics import Interval
 
@@ -96,14 +96,15 @@ def break_even_n_per_class(name: str, profile: Profile, priors: Priors) -> Inter
 
     Both gains are predicted for growing datasets (`with_more_images`). The interval's middle is
     where the probability that training from scratch is better reaches 50%; its ends are where it
-    reaches 5% and 95%. None if it is better already, or is not expected to be up to `FARTHEST`.
+    reaches 5% and 95%. None if it is better already, or is not expected to be up to
+    `MAX_BREAK_EVEN_N_PER_CLASS`.
     """
-    most = FARTHEST / profile.n_per_class
+    most = MAX_BREAK_EVEN_N_PER_CLASS / profile.n_per_class
     if most <= 1:
         return None
     factors = np.geomspace(1, most, N_SIZES)
     probabilities = np.maximum.accumulate(
-        [chance_with_more(f, name, profile, priors) for f in factors]
+        [probability_scratch_wins(f, name, profile, priors) for f in factors]
     )
     if not probabilities[0] < 0.5 <= probabilities[-1]:
         return None
@@ -111,7 +112,7 @@ def break_even_n_per_class(name: str, profile: Profile, priors: Priors) -> Inter
     return Interval(*(float(f"{profile.n_per_class * factors[i]:.2g}") for i in rows))
 
 
-def chance_with_more(factor: float, name: str, profile: Profile, priors: Priors) -> float:
+def probability_scratch_wins(factor: float, name: str, profile: Profile, priors: Priors) -> float:
     """Return the probability that training from scratch wins with `factor` times the images."""
     own, scratch = (_gain(s, profile, priors, factor) for s in (name, SCRATCH))
     assert own is not None

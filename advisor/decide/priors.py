@@ -120,7 +120,7 @@ class Priors:
     cost: Mapping[str, Offset]
 
 
-def priors_of(record: Mapping[str, Any]) -> Priors:
+def priors_from_record(record: Mapping[str, Any]) -> Priors:
     """Build priors from the parsed JSON of ``priors.json``."""
     return Priors(
         record["provenance"],
@@ -136,6 +136,6 @@ def priors_of(record: Mapping[str, Any]) -> Priors:
 @cache
 def load_priors() -> Priors:
     """Load the priors that are shipped with the program."""
-    return priors_of(
+    return priors_from_record(
         json.loads(files("advisor.decide").joinpath("priors.json").read_text(encoding="utf-8"))
     )

@@ -7,8 +7,8 @@ from scipy.stats import norm
 from advisor.decide.gain_model import Z
 from advisor.decide.quadrant import SIMILAR_FROM
 from advisor.types.advice import Quadrant, Recommendation
-from advisor.types.options import LIKE_COSTS, Prefer, equal_within, least_better
-from advisor.types.profile import Profile, loss_words
+from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance, tie_upper_bound
+from advisor.types.profile import Profile, format_loss_gain
 from strategies.core.metrics import Interval
 
 MEASURED = ("linear_probe", "layer_svm")
@@ -39,7 +39,7 @@ def rationale_of(
         The strategy that the user asked for, if any.
     """
     best = ranked[0]
-    margin = equal_within(max(r.accuracy.mid for r in ranked), prefer)
+    margin = tie_tolerance(max(r.accuracy.mid for r in ranked), prefer)
     expected = {r.strategy: r.accuracy.mid for r in ranked}
     probe = expected.get("linear_probe", profile.linear_probe.accuracy.mid)
     reasons: dict[str, list[str]] = {r.strategy: [_evidence(r, probe, profile)] for r in ranked}
@@ -90,7 +90,7 @@ def _evidence(r: Recommendation, probe: float, profile: Profile) -> str:
     return (
         f"Predicted: it {effect} the linear probe's error. A short pilot on "
         f"{_count_images(pilot.n_train)}, compared with a linear probe on the same images: "
-        f"{_points(pilot.gain)}, {loss_words(pilot.loss_gain)}."
+        f"{_points(pilot.gain)}, {format_loss_gain(pilot.loss_gain)}."
     )
 
 
@@ -101,7 +101,7 @@ def _svm_in_pilot(profile: Profile) -> str:
         return ""
     return (
         f" In the pilot on {_count_images(pilot.n_train)}, with pooling and views chosen "
-        f"by cross-validation: {_points(pilot.svm_gain)}, {loss_words(pilot.svm_loss_gain)}."
+        f"by cross-validation: {_points(pilot.svm_gain)}, {format_loss_gain(pilot.svm_loss_gain)}."
     )
 
 
@@ -174,10 +174,10 @@ def _shortfall(
 ) -> float:
     """Return by how much an alternative must exceed its expected accuracy to be recommended."""
     needed, times = best.accuracy.mid, _cost_ratio(alternative, best, profile)
-    if times < 1 / LIKE_COSTS:
-        needed -= equal_within(needed, prefer)
-    elif times > LIKE_COSTS:
-        needed = least_better(needed, prefer)
+    if times < 1 / SIMILAR_COST_RATIO:
+        needed -= tie_tolerance(needed, prefer)
+    elif times > SIMILAR_COST_RATIO:
+        needed = tie_upper_bound(needed, prefer)
     return max(needed - alternative.accuracy.mid, 0.0)
 
 

@@ -5,12 +5,12 @@ from typing import Any
 
 from advisor.decide.cost import fit_seconds
 from advisor.decide.gain_model import Gain, expected_probe_accuracy, predict_gain
-from advisor.decide.negative_transfer import SCRATCH, chance_with_more
+from advisor.decide.negative_transfer import SCRATCH, probability_scratch_wins
 from advisor.decide.priors import Priors, Variant
 from advisor.decide.quadrant import find_quadrant
 from advisor.decide.rationale import MEASURED, rationale_of
 from advisor.types.advice import Decision, Quadrant, Recommendation, Rejection
-from advisor.types.options import LIKE_COSTS, Prefer, equal_within
+from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance
 from advisor.types.profile import Profile
 from strategies.core.errors import NotApplicable
 from strategies.registry import STRATEGIES
@@ -61,7 +61,7 @@ def recommend(
 
     - ``balanced``: equal within half a point; at similar cost, the more accurate one goes first;
     - ``cheap``: equal within three points. With error rates below one in twenty, this and the half
-      point shrink in proportion to the error rate (`equal_within`);
+      point shrink in proportion to the error rate (`tie_tolerance`);
     - ``accuracy``: none count as equal; the most accurate one goes first at any cost.
 
     Training from scratch is the control. It is ranked first only if the probability that it is
@@ -83,7 +83,7 @@ def recommend(
         raise NotApplicable(
             f"{forced} does not apply to this dataset: {profile.inapplicable[forced]}"
         )
-    quadrant = place(profile)
+    quadrant = quadrant_of(profile)
     candidates = [
         _predict(name, profile, priors) for name in STRATEGIES if name not in profile.inapplicable
     ]
@@ -98,7 +98,7 @@ def recommend(
     )
 
 
-def place(profile: Profile) -> Quadrant:
+def quadrant_of(profile: Profile) -> Quadrant:
     """Place a dataset in one of the four quadrants of size and domain."""
     sizes = list(profile.n_by_class.values())
     return find_quadrant(sizes, profile.feature_width, profile.similarity)
@@ -112,7 +112,7 @@ def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> l
     ranked = []
     while remaining:
         most = remaining[0].mid
-        equal = [c for c in remaining if most - c.mid <= equal_within(most, prefer)]
+        equal = [c for c in remaining if most - c.mid <= tie_tolerance(most, prefer)]
         if prefer == "cheap":
             taken = min(equal, key=lambda c: c.rank)
         else:
@@ -130,7 +130,7 @@ def _demote_scratch(
     if first.name != SCRATCH or not others:
         return ranked
     best = max(others, key=lambda c: c.mid)
-    if chance_with_more(1, best.name, profile, priors) >= MIN_SCRATCH_PROBABILITY:
+    if probability_scratch_wins(1, best.name, profile, priors) >= MIN_SCRATCH_PROBABILITY:
         return ranked
     return [others[0], first, *others[1:]]
 
@@ -141,7 +141,7 @@ def _take_balanced(equal: list[_Candidate], quadrant: Quadrant) -> _Candidate:
     Ties go to the strategy of the rule of thumb.
     """
     cheapest = min(c.cost for c in equal)
-    affordable = [c for c in equal if c.cost <= LIKE_COSTS * cheapest]
+    affordable = [c for c in equal if c.cost <= SIMILAR_COST_RATIO * cheapest]
     return max(affordable, key=lambda c: (c.mid, c.name == quadrant.rule))
 
 

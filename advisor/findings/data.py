@@ -203,15 +203,15 @@ def _label_noise(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]
 
 
 def _similar_names(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
-    if dataset.alike:
+    if dataset.similar_class_names:
         yield Finding(
             "TL016",
             "issue",
-            f"{count(len(dataset.alike), 'pair')} of class names that differ only in case or "
-            "Unicode form",
+            f"{count(len(dataset.similar_class_names), 'pair')} of class names that differ only "
+            "in case or Unicode form",
             "Within a split they count as two classes; between splits they count as one.",
             "Rename or merge the class folders.",
-            examples(f"{a!r} and {b!r}" for a, b in dataset.alike),
+            examples(f"{a!r} and {b!r}" for a, b in dataset.similar_class_names),
         )
 
 

@@ -80,7 +80,7 @@ def _rank(probed: list[_Probed]) -> tuple[BackboneScore, ...]:
     return tuple(ranked)
 
 
-def why_first(ranked: Sequence[BackboneScore]) -> str:
+def comparison_rationale(ranked: Sequence[BackboneScore]) -> str:
     """Return a clause on why the first backbone was chosen, with numbers."""
     others = ranked[1:]
     listed = "; ".join(

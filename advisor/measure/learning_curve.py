@@ -75,7 +75,7 @@ def learning_curve(
     )
 
 
-def continued(curve: LearningCurve, n_per_class: float) -> Interval:
+def extrapolate(curve: LearningCurve, n_per_class: float) -> Interval:
     """Extrapolate a measured curve to a number of images per class."""
     return _extrapolate([Point(*measured) for measured in curve.measured], n_per_class)
 

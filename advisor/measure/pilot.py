@@ -52,14 +52,14 @@ PROBE_PASSES = 5.0
 
 Half of the images are used for training, and most of those as several views.
 """
-PILOTED = "full_fine_tune"
+PILOT_STRATEGY = "full_fine_tune"
 MIN_ADVANTAGE = 0.01
 """A pilot is run only if fine-tuning may be better by more than this in accuracy."""
 TINY = 1e-12
 """Lower bound of a probability, so that its log-loss is finite."""
 
 
-def why_no_pilot(
+def reason_against_pilot(
     mode: PilotMode, decision: Decision, profile: Profile, gmacs: float, seconds_left: float
 ) -> str | None:
     """Return why no pilot is run, as text for the user, or None if one is run.
@@ -76,16 +76,16 @@ def why_no_pilot(
     """
     if mode == "off":
         return "disabled (--pilot off)"
-    tuned = next((r for r in decision.recommendations if r.strategy == PILOTED), None)
+    tuned = next((r for r in decision.recommendations if r.strategy == PILOT_STRATEGY), None)
     if tuned is None:
-        return f"{PILOTED} does not apply to this dataset and backbone"
+        return f"{PILOT_STRATEGY} does not apply to this dataset and backbone"
     if profile.n < FEWEST:
         return f"with fewer than {FEWEST} images, its result would be too uncertain"
     if mode == "on":
         return None
     best = decision.recommendations[0]
     if tuned is not best and tuned.accuracy.high <= best.accuracy.mid + MIN_ADVANTAGE:
-        return f"{PILOTED} is not expected to be clearly better than {best.strategy}"
+        return f"{PILOT_STRATEGY} is not expected to be clearly better than {best.strategy}"
     if math.isinf(seconds_left):
         if pilot_passes(profile, PASSES_PER_TRAINED_IMAGE) * gmacs <= MAX_GMACS:
             return None
@@ -104,12 +104,14 @@ def pilot_seconds(profile: Profile) -> float:
 
 def pilot_passes(profile: Profile, per_trained_image: float) -> float:
     """Return the cost of a pilot in forward passes of one image at the profile's input size."""
-    side = min(profile.input_px, MAX_INPUT_PX) / profile.input_px if is_any_size(profile) else 1.0
+    side = (
+        min(profile.input_px, MAX_INPUT_PX) / profile.input_px if takes_any_size(profile) else 1.0
+    )
     n = min(profile.n, MAX_TRAIN + MAX_EVALUATED)
     return (STEPS * BATCH * per_trained_image + PROBE_PASSES * n) * side**2
 
 
-def is_any_size(profile: Profile) -> bool:
+def takes_any_size(profile: Profile) -> bool:
     """Whether the network takes any input size: it does with BatchNorm (convolutional)."""
     return profile.similarity is not None and profile.similarity.shift_nats is not None
 

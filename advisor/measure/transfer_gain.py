@@ -83,10 +83,10 @@ def _per_class(
     """
     rows = [(c, labels == c) for c in range(len(classes)) if np.any(labels == c)]
     p_values = np.array([_mcnemar(hits[at], control_hits[at]) for _, at in rows])
-    sure = _benjamini_hochberg(p_values)
+    significant = _benjamini_hochberg(p_values)
     return tuple(
         ClassGain(classes[c], int(at.sum()), paired_gain(hits[at], control_hits[at]), bool(s))
-        for (c, at), s in zip(rows, sure, strict=True)
+        for (c, at), s in zip(rows, significant, strict=True)
     )
 
 

@@ -15,7 +15,7 @@ from advisor.report.words import (
 )
 from advisor.types.advice import Advice
 from advisor.types.outcome import Outcome
-from advisor.types.profile import loss_words
+from advisor.types.profile import format_loss_gain
 from strategies.core.metrics import Interval
 
 
@@ -111,10 +111,10 @@ def measurements(advice: Advice) -> tuple[Fact, ...]:
     if profile.pilot is not None:
         pilot = profile.pilot
         detail = f"over a linear probe, {pilot.n_train:,} training images"
-        detail += f"; {loss_words(pilot.loss_gain)}"
+        detail += f"; {format_loss_gain(pilot.loss_gain)}"
         facts.append(Fact("Pilot: full fine-tuning", points(pilot.gain), detail))
         detail = "over a linear probe on the same images, with quarter pooling and several views"
-        detail += f"; {loss_words(pilot.svm_loss_gain)}"
+        detail += f"; {format_loss_gain(pilot.svm_loss_gain)}"
         facts.append(Fact("Pilot: layer SVM", points(pilot.svm_gain), detail))
     for name, score in profile.transferability.items():
         detail = f"[{score.low:.3f}, {score.high:.3f}]; compares backbones on one dataset"

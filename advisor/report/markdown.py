@@ -21,7 +21,7 @@ from advisor.report.words import (
 )
 from advisor.types.advice import Advice, Finding
 from advisor.types.outcome import Outcome
-from advisor.types.profile import Profile, loss_words
+from advisor.types.profile import Profile, format_loss_gain
 from strategies.core.metrics import LEVEL, Interval
 from strategies.models.catalogue import CATALOGUE
 
@@ -190,7 +190,7 @@ def _other_measurements(profile: Profile) -> list[str]:
             ("Pilot, full fine-tuning", profile.pilot.gain, profile.pilot.loss_gain),
             ("Pilot, layer SVM", profile.pilot.svm_gain, profile.pilot.svm_loss_gain),
         ):
-            lines.append(f"{name}: {points(gain)} over a linear probe, {loss_words(loss)}")
+            lines.append(f"{name}: {points(gain)} over a linear probe, {format_loss_gain(loss)}")
     for name, score in profile.transferability.items():
         lines.append(f"{metric_name(name)}: {_with_interval(score, 3)}")
     if profile.curve is not None:

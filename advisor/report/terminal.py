@@ -26,7 +26,7 @@ from advisor.report.words import (
 )
 from advisor.types.advice import Advice, Finding
 from advisor.types.outcome import Outcome
-from advisor.types.profile import Profile, loss_words
+from advisor.types.profile import Profile, format_loss_gain
 from advisor.types.similarity import DomainSimilarity
 from strategies.core.metrics import LEVEL
 
@@ -202,9 +202,9 @@ def _other_measurements(profile: Profile) -> list[tuple[str, str]]:
     if profile.pilot is not None:
         pilot = profile.pilot
         rows.append(("pilot", f"full fine-tuning {points(pilot.gain)} over a probe,"))
-        rows.append(("", loss_words(pilot.loss_gain)))
+        rows.append(("", format_loss_gain(pilot.loss_gain)))
         rows.append(("", f"layer_svm {points(pilot.svm_gain)},"))
-        rows.append(("", loss_words(pilot.svm_loss_gain)))
+        rows.append(("", format_loss_gain(pilot.svm_loss_gain)))
     if profile.curve is not None and profile.curve.extrapolated:
         n, accuracy = profile.curve.extrapolated[-1]
         value = f"{accuracy.percent()} at {n:,.0f} images per class (extrapolated)"

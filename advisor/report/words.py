@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from advisor.types.advice import FARTHEST, Advice, TransferRisk
+from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS, Advice, TransferRisk
 from advisor.types.outcome import Ended, Outcome, TransferGain, TransferVerdict
 from advisor.types.similarity import DomainSimilarity
 from strategies.core.metrics import Interval
@@ -13,7 +13,7 @@ ENDED: Mapping[Ended, str] = {
     "time": "time budget used up",
     "trials": "maximum number of trials reached",
     "unbeatable": "early: a trial without validation errors would not be a relevant improvement",
-    "no_contender": "early: no strategy is left that may still win",
+    "no_candidate": "early: no strategy is left that may still win",
     "interrupted": "interrupted by the user",
 }
 """Why a search ended, for people."""
@@ -138,7 +138,11 @@ def break_even_words(risk: TransferRisk) -> str:
     found = risk.break_even_n_per_class
     if found is None:
         return ""
-    high = f"{found.high:,.0f}" if found.high < FARTHEST else f"over {FARTHEST:,}"
+    high = (
+        f"{found.high:,.0f}"
+        if found.high < MAX_BREAK_EVEN_N_PER_CLASS
+        else f"over {MAX_BREAK_EVEN_N_PER_CLASS:,}"
+    )
     return (
         f"; break-even with from_scratch at about {found.mid:,.0f} images per class "
         f"[{found.low:,.0f}, {high}]"

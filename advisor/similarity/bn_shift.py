@@ -15,7 +15,7 @@ from strategies.models.features import Moments
 
 Vector = NDArray[np.float64]
 
-SOFTENING = 0.1
+VARIANCE_OFFSET = 0.1
 """Added to all variances (in units of the pretraining variance).
 
 It bounds the shift of channels that hardly vary.
@@ -24,7 +24,7 @@ _BLOCK = 50
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceMoments:
     """Moments of every channel on the pretraining data, in units of the running statistics.
 
     The running statistics themselves have mean 0 and variance 1. Evaluation images (centre crop,
@@ -80,10 +80,10 @@ def balanced(labels: Labels) -> Weights:
     return Weights(share / share.sum(), stratum)
 
 
-def bn_shift(mean: Scores, variance: Scores, source: Source) -> Vector:
+def bn_shift(mean: Scores, variance: Scores, source: SourceMoments) -> Vector:
     """Return the divergence of every channel's activations from those of the pretraining data.
 
-    ``KL(N(mean, v + e) || N(source mean, source v + e))`` in nats with e = `SOFTENING`, for
+    ``KL(N(mean, v + e) || N(source mean, source v + e))`` in nats with e = `VARIANCE_OFFSET`, for
     activations in units of the running statistics. It is 0 if the moments are those of the
     pretraining data, and unbounded above. Comparable between datasets on one backbone and input
     size.
@@ -93,12 +93,12 @@ def bn_shift(mean: Scores, variance: Scores, source: Source) -> Vector:
     mean, variance
         Moments by channel, shape (..., channels).
     """
-    v, s = np.maximum(variance, 0) + SOFTENING, source.variance + SOFTENING
+    v, s = np.maximum(variance, 0) + VARIANCE_OFFSET, source.variance + VARIANCE_OFFSET
     shift: Vector = 0.5 * ((v + (mean - source.mean) ** 2) / s - 1 - np.log(v / s))
     return shift
 
 
-def layer_shifts(moments: Moments, weights: Weights, source: Source) -> Vector:
+def layer_shifts(moments: Moments, weights: Weights, source: SourceMoments) -> Vector:
     """Return the debiased estimate of the mean shift of every BatchNorm layer, (layers,).
 
     The plug-in estimate is biased upwards by terms in 1/n: the variance of the mean, and half the
@@ -109,14 +109,14 @@ def layer_shifts(moments: Moments, weights: Weights, source: Source) -> Vector:
     average = weights.share @ mean
     variance = weights.share @ square - average**2
     influence = (square - weights.share @ square) - 2 * average * (mean - average)
-    softened = np.maximum(variance, 0) + SOFTENING
+    softened = np.maximum(variance, 0) + VARIANCE_OFFSET
     bias = _variance_of_mean(mean, weights) / softened
     bias += _variance_of_mean(influence, weights) / (2 * softened**2)
     return _by_layer(bn_shift(average, variance, source) - 0.5 * bias, moments.layer)
 
 
 def bootstrap_layer_shifts(
-    moments: Moments, weights: Weights, source: Source, draws: int, rng: np.random.Generator
+    moments: Moments, weights: Weights, source: SourceMoments, draws: int, rng: np.random.Generator
 ) -> Vector:
     """Return bootstrap deviations of the plug-in estimate from its mean, (draws, layers).
 
@@ -126,7 +126,7 @@ def bootstrap_layer_shifts(
     mean, square = moments.mean.astype(np.float32), moments.square.astype(np.float32)
     drawn = []
     for block in _blocks(draws):
-        shares = resampled(weights, block, rng).astype(np.float32)
+        shares = bootstrap_weights(weights, block, rng).astype(np.float32)
         average = shares @ mean
         variance = shares @ square - average**2
         drawn.append(_by_layer(bn_shift(average, variance, source), moments.layer))
@@ -135,7 +135,7 @@ def bootstrap_layer_shifts(
     return scatter
 
 
-def resampled(weights: Weights, draws: int, rng: np.random.Generator) -> Vector:
+def bootstrap_weights(weights: Weights, draws: int, rng: np.random.Generator) -> Vector:
     """Draw weights of a smooth (Bayesian) bootstrap within every stratum, shape (draws, n).
 
     Dirichlet weights with parameter (size - 2) / size for every image. The variance of a weighted

@@ -14,7 +14,7 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 
 from advisor.similarity.bn_shift import (
-    Source,
+    SourceMoments,
     Vector,
     Weights,
     balanced,
@@ -94,7 +94,7 @@ def measure_similarity(
 def shift_intervals(
     moments: Moments,
     labels: Labels,
-    source: Source | None,
+    source: SourceMoments | None,
     n_depths: int,
     rng: np.random.Generator,
 ) -> tuple[Interval, tuple[Interval | None, ...]]:
@@ -104,11 +104,11 @@ def shift_intervals(
     """
     if source is None:
         channels = moments.mean.shape[1]
-        source = Source(np.zeros(channels), np.ones(channels))
+        source = SourceMoments(np.zeros(channels), np.ones(channels))
     weights = balanced(labels)
     mid = layer_shifts(moments, weights, source)
     scatter = bootstrap_layer_shifts(moments, weights, source, DRAWS, rng)
-    scatter *= few_images(weights)
+    scatter *= small_sample_factor(weights)
     per_depth: list[Interval | None] = []
     for depth in range(1, n_depths + 1):
         own = moments.layer_depth == depth
@@ -116,7 +116,7 @@ def shift_intervals(
     return _shift_interval(mid, scatter), tuple(per_depth)
 
 
-def few_images(weights: Weights) -> float:
+def small_sample_factor(weights: Weights) -> float:
     """Return the factor by which an interval widens because its variance is estimated.
 
     It is the ratio of Student's quantile to the normal one: 1 for many images, 1.05 for 20.
@@ -169,7 +169,9 @@ def _kernel_distance(
     kernels = cubic_kernels(penultimate[rows], reference_features)
     weights = balanced(labels[rows])
     mid = kernel_distance(kernels, weights.share)
-    scatter = bootstrap_kernel_distance(kernels, weights, DRAWS, rng) * few_images(weights)
+    scatter = bootstrap_kernel_distance(kernels, weights, DRAWS, rng) * small_sample_factor(
+        weights
+    )
     low, high = np.quantile(scatter, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     distance = Interval(mid + min(0.0, float(low)), mid, mid + max(0.0, float(high)))
     return distance, permutation_p_value(kernels, weights.share, PERMUTATIONS, rng)

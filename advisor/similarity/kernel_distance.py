@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from advisor.similarity.bn_shift import Weights, resampled
+from advisor.similarity.bn_shift import Weights, bootstrap_weights
 from strategies.core.metrics import Scores
 
 Vector = NDArray[np.float64]
@@ -86,7 +86,7 @@ def bootstrap_kernel_distance(
     to_own = 2 * to_own / (1 - weights.share)
     to_reference = kernels.cross.mean(axis=1)
     contribution = 2 * (across * to_own / whole - to_reference) / whole
-    values = resampled(weights, draws, rng) @ contribution
+    values = bootstrap_weights(weights, draws, rng) @ contribution
     scatter: Vector = values - values.mean()
     return scatter
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as tensors_of
 from safetensors.numpy import save as bytes_of
 
-from advisor.similarity.bn_shift import Source
+from advisor.similarity.bn_shift import SourceMoments
 from advisor.similarity.source_head import CONFIDENT, predict
 from strategies.core.cache import Rows
 from strategies.core.context import RunContext
@@ -79,12 +79,12 @@ class Reference:
     name: str
     backbone: str
     digest: str
-    moments: Mapping[int, Source]
+    moments: Mapping[int, SourceMoments]
     features: Mapping[int, Quantised]
     confident_share: Mapping[int, float]
     provenance: Mapping[str, str]
 
-    def source(self, input_px: int) -> Source | None:
+    def source(self, input_px: int) -> SourceMoments | None:
         """Return the moments at an input size, or None without BatchNorm.
 
         They are interpolated between the measured sizes, in the logarithm of the size. Beyond the
@@ -96,7 +96,7 @@ class Reference:
         at = float(np.interp(np.log(input_px), np.log(sizes), np.arange(len(sizes))))
         low, high = self.moments[sizes[int(at)]], self.moments[sizes[int(np.ceil(at))]]
         share = at - int(at)
-        return Source(
+        return SourceMoments(
             (1 - share) * low.mean + share * high.mean,
             (1 - share) * low.variance + share * high.variance,
         )
@@ -116,7 +116,7 @@ def make_reference(
     if features.moments is not None:
         mean = features.moments.mean.mean(axis=0, dtype=np.float64)
         square = features.moments.square.mean(axis=0, dtype=np.float64)
-        moments[px] = Source(mean, square - mean**2)
+        moments[px] = SourceMoments(mean, square - mean**2)
     confident = {}
     if features.source_head is not None:
         confidence = predict(features.source_head, pooled).confidence
@@ -231,7 +231,9 @@ def read_reference(path: Path) -> Reference:
             about["backbone"],
             about["digest"],
             {
-                px: Source(mean.astype(np.float64), tensors[f"variance.{px}"].astype(np.float64))
+                px: SourceMoments(
+                    mean.astype(np.float64), tensors[f"variance.{px}"].astype(np.float64)
+                )
                 for px, mean in _by_size(tensors, "mean")
             },
             {

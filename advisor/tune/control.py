@@ -17,9 +17,9 @@ from strategies.core.errors import OutOfTime
 from strategies.core.metrics import Evaluation
 from strategies.data.dataset import Dataset, Split, labels_of
 from strategies.from_scratch import FromScratch
-from strategies.heads.compute_budget import passes_left
+from strategies.heads.compute_budget import affordable_passes
 from strategies.models.backbone import Backbone, resized
-from strategies.models.classifier import ImageClassifier, judge
+from strategies.models.classifier import ImageClassifier, evaluate_probabilities
 from strategies.models.features import not_cached
 from strategies.registry import get_strategy
 
@@ -98,7 +98,7 @@ def random_features_fit_in_time(
     random = resized(backbone, best.hyperparameters.get("input_px")).with_random_weights()
     views = best.hyperparameters.get("views") or 1
     uncached = not_cached(dataset.train, random, ctx) if views == 1 else dataset.train
-    return views * len(uncached) <= passes_left(dataset, random, ctx)
+    return views * len(uncached) <= affordable_passes(dataset, random, ctx)
 
 
 def evaluate_with_control(
@@ -120,7 +120,7 @@ def evaluate_with_control(
     begun = time.monotonic()
     probabilities = _predict_proba(classifier, test, ctx)
     took_s = SAFETY_FACTOR * (time.monotonic() - begun)
-    found, n = judge(probabilities, test, classifier.classes), len(test)
+    found, n = evaluate_probabilities(probabilities, test, classifier.classes), len(test)
     if control is None:
         return found, None
     if ctx.seconds_left() < took_s:

@@ -18,7 +18,7 @@ from advisor.tune.interventions import (
 )
 from advisor.tune.study import TrialsSnapshot
 from advisor.types.advice import Advice, Recommendation
-from advisor.types.options import NOISE, Prefer, equal_within
+from advisor.types.options import NOISE, Prefer, tie_tolerance
 from advisor.types.outcome import Ended, TrialRecord
 from strategies.core.metrics import Interval
 from strategies.registry import STRATEGIES, get_strategy
@@ -127,7 +127,7 @@ class Scheduler:
             return "trials" if snapshot.n >= self.max_trials else "time"
         if incumbent is not None and self._is_unbeatable(incumbent):
             return "unbeatable"
-        return "time" if self._remaining(snapshot, incumbent) else "no_contender"
+        return "time" if self._remaining(snapshot, incumbent) else "no_candidate"
 
     def _remaining(
         self, snapshot: TrialsSnapshot, incumbent: TrialRecord | None
@@ -233,7 +233,7 @@ class Scheduler:
 
     def _margin(self, record: TrialRecord, best: TrialRecord) -> float:
         """Return by how much the accuracies of two trials may differ and still count as equal."""
-        return equal_within(max(map(self.expected, (record, best))), self.prefer)
+        return tie_tolerance(max(map(self.expected, (record, best))), self.prefer)
 
     def _is_better(self, record: TrialRecord, best: TrialRecord, margin: float) -> bool:
         """Return whether a trial beats another if differences up to `margin` count as equal."""

@@ -29,7 +29,7 @@ from strategies.data.dataset import labels_of
 from strategies.models.classifier import ImageClassifier
 from strategies.models.network import scores_of
 from strategies.training.lp_ft import calibrate
-from strategies.training.weight_averaging import averaged, can_be_averaged
+from strategies.training.weight_averaging import average_weights, can_be_averaged
 
 NO_TIME = "there was no time to validate an average"
 NO_WIN = "it did not beat the best trial by more than one validation image"
@@ -156,7 +156,7 @@ def _validate_average(search: Search, pool: SoupCandidates, numbers: tuple[int, 
     for number in reversed(range(len(search.validation.folds))):
         fold = search.validation.folds[number]
         members = [pool.load(n, number, ctx.device) for n in numbers]
-        classifier = averaged(members, fold, ctx)
+        classifier = average_weights(members, fold, ctx)
         ctx.check_time()
         begun = time.monotonic()
         scores = scores_of(classifier.network, fold.val, classifier.backbone, ctx)

@@ -131,7 +131,7 @@ class Choice:
     source: str
 
 
-FARTHEST = 10_000
+MAX_BREAK_EVEN_N_PER_CLASS = 10_000
 """Largest number of images per class for which `break_even_n_per_class` is predicted."""
 
 
@@ -146,8 +146,8 @@ class TransferRisk:
     gain
         Predicted transfer gain: accuracy of the strategy minus that of ``from_scratch``.
     break_even_n_per_class
-        Images per class from which on training from scratch is predicted to do as well, at most
-        `FARTHEST`. None if it already does as well, or is not predicted to by `FARTHEST`.
+        Images per class from which on training from scratch is predicted to do as well. None if
+        it already does as well, or if that is more than `MAX_BREAK_EVEN_N_PER_CLASS`.
     """
 
     strategy: str

@@ -16,24 +16,24 @@ Prefer = Literal["accuracy", "balanced", "cheap"]
 PilotMode = Literal["auto", "on", "off"]
 NOISE: Mapping[Prefer, float] = {"accuracy": 0.0, "balanced": 0.005, "cheap": 0.03}
 """Accuracies that differ by at most this much count as equal; the cheaper strategy then wins."""
-RARE_ERRORS = 0.05
+TIE_FULL_ERROR_RATE = 0.05
 """Below this error rate, `NOISE` shrinks in proportion to the error rate: half a percentage point
 is a tenth of the errors at 95% accuracy, and would be all of them at 99.5%."""
-LIKE_COSTS = 2.0
+SIMILAR_COST_RATIO = 2.0
 """Costs that differ by at most this factor count as equal; the more accurate one then wins."""
 
 
-def equal_within(accuracy: float, prefer: Prefer) -> float:
+def tie_tolerance(accuracy: float, prefer: Prefer) -> float:
     """Return by how much another accuracy may be below this one and still count as equal to it."""
-    return NOISE[prefer] * min(1.0, (1 - accuracy) / RARE_ERRORS)
+    return NOISE[prefer] * min(1.0, (1 - accuracy) / TIE_FULL_ERROR_RATE)
 
 
-def least_better(accuracy: float, prefer: Prefer) -> float:
+def tie_upper_bound(accuracy: float, prefer: Prefer) -> float:
     """Return the accuracy above which this one no longer counts as equal.
 
-    The inverse of `equal_within`.
+    The inverse of `tie_tolerance`.
     """
-    per_error = NOISE[prefer] / RARE_ERRORS
+    per_error = NOISE[prefer] / TIE_FULL_ERROR_RATE
     return min(accuracy + NOISE[prefer], (accuracy + per_error) / (1 + per_error))
 
 

@@ -8,11 +8,11 @@ from typing import Any, Literal
 from advisor.types.advice import Advice
 from strategies.core.metrics import Evaluation, Interval
 
-Ended = Literal["time", "trials", "unbeatable", "no_contender", "interrupted"]
+Ended = Literal["time", "trials", "unbeatable", "no_candidate", "interrupted"]
 """Why a search ended.
 
 "unbeatable": even a trial without a validation error would be no relevant improvement.
-"no_contender": no strategy is left that may still win.
+"no_candidate": no strategy is left that may still win.
 """
 
 
@@ -54,14 +54,14 @@ class ClassGain:
         Number of test images of the class.
     gain
         Accuracy within the class minus that of the control.
-    sure
+    significant
         Whether the gain is significant, with the false discovery rate controlled over classes.
     """
 
     name: str
     n: int
     gain: Interval
-    sure: bool
+    significant: bool
 
 
 @dataclass(frozen=True)

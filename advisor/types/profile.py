@@ -90,7 +90,7 @@ class Pilot:
     seconds: float
 
 
-def loss_words(gain: Interval) -> str:
+def format_loss_gain(gain: Interval) -> str:
     """Format a log ratio of log-losses (`Pilot.loss_gain`) as a change in per cent."""
     low, mid, high = (100 * math.expm1(-g) for g in (gain.high, gain.mid, gain.low))
     return f"log-loss {mid:+.0f}% [{low:+.0f}, {high:+.0f}]"

@@ -23,7 +23,7 @@ class ActivationStore:
         self._rows[key] = rows  # the order of the dict is the order of use
         return rows
 
-    def make_room(self, n_bytes: int, most: int) -> None:
+    def evict(self, n_bytes: int, most: int) -> None:
         """Evict arrays until `n_bytes` more fit into a total of `most` bytes."""
         while self._rows and n_bytes + sum(r.nbytes for r in self._rows.values()) > most:
             del self._rows[next(iter(self._rows))]

@@ -31,7 +31,7 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, _TRIM_ABOVE_BYTES))
 
 
-def check_short_memory(error: RuntimeError, device: torch.device) -> None:
+def reraise_unless_out_of_memory(error: RuntimeError, device: torch.device) -> None:
     """Return if an error is an out-of-memory error, on any device; raise it otherwise.
 
     Raises

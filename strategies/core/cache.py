@@ -83,7 +83,7 @@ class ArrayCache:
         """Store rows in one transaction: either all of them or none."""
         self._write(space, {k: v.astype(np.float32).tobytes() for k, v in rows.items()})
 
-    def kept_open(self) -> contextlib.AbstractContextManager[object]:
+    def keep_open(self) -> contextlib.AbstractContextManager[object]:
         """Keep the file open for a block of many writes.
 
         Opening the file costs more than one write. The open file holds no lock.

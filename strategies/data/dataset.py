@@ -22,7 +22,7 @@ from strategies.data.image import (
 )
 from strategies.data.inspection import check_quarantine, read_images
 from strategies.data.layouts import same_spelling
-from strategies.data.listing import list_everything
+from strategies.data.listing import list_dataset
 from strategies.data.near_duplicates import duplicate_groups, find_leaks, find_matches, pairs_of
 from strategies.data.sampling import MAX_IMAGES, MAX_QUARANTINE, Listing
 from strategies.data.splitting import assign_groups, split_off
@@ -63,7 +63,7 @@ class Dataset:
         Exact and near-duplicates among all images.
     leaks
         How many images of a given split occur in another; kept by `hide_test`.
-    alike
+    similar_class_names
         Pairs of class names that differ only in case or Unicode form.
     is_sampled
         Whether only a sample of the images was read.
@@ -82,7 +82,7 @@ class Dataset:
     listed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     pairs: tuple[Pair, ...] = ()
     leaks: tuple[Leak, ...] = ()
-    alike: tuple[tuple[str, str], ...] = ()
+    similar_class_names: tuple[tuple[str, str], ...] = ()
     is_sampled: bool = False
     n_hidden: int = 0
 
@@ -172,9 +172,7 @@ def load_dataset(
     if not 0 <= max_quarantine <= 1:
         raise DataError(f"--max-quarantine must be between 0 and 1, got {max_quarantine}.")
     data = Path(data)
-    listing = list_everything(
-        data, val=val, test=test, root=root, max_images=max_images, seed=seed
-    )
+    listing = list_dataset(data, val=val, test=test, root=root, max_images=max_images, seed=seed)
     splits, bad = _read_splits(listing, n_workers, cache, on_progress)
     n_read = sum(map(len, splits.values()))
     check_quarantine(data, bad, n_read, max_quarantine)
@@ -243,7 +241,7 @@ def _assemble(
         },
         pairs=pairs,
         leaks=leaks,
-        alike=_similar_names(names, listing.merged),
+        similar_class_names=_similar_names(names, listing.merged),
         is_sampled=any(r.is_full for r in listing.splits.values()),
     )
 

@@ -172,7 +172,7 @@ def _train_first(splits: dict[str, Prefix]) -> list[tuple[str, Prefix]]:
     return [(s, splits[s]) for s in ("train", "val", "test") if s in splits]
 
 
-def list_everything(
+def list_dataset(
     data: Path,
     *,
     val: Path | None,

@@ -16,7 +16,7 @@ PASS_SHARE = 0.5
 """Share of the remaining time that forward passes over the images may take."""
 
 
-def passes_left(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> float:
+def affordable_passes(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> float:
     """Return how many images can pass the frozen backbone in time; infinite without a limit."""
     left_s = ctx.seconds_left()
     if np.isinf(left_s):
@@ -35,7 +35,7 @@ def affordable_views(
     OutOfTime
         If there is no time for one view of every image.
     """
-    n, n_passes = len(dataset.train), passes_left(dataset, backbone, ctx)
+    n, n_passes = len(dataset.train), affordable_passes(dataset, backbone, ctx)
     kept = tuple(v for v in views if v * n <= n_passes)
     if not kept:
         raise OutOfTime(f"The time limit allows features of {n_passes:.0f} of {n} images only.")
@@ -50,7 +50,7 @@ def affordable_subset(
     Images whose features are in the cache are always kept. They include those that the advice was
     measured on, so the train set is never empty.
     """
-    n_passes = passes_left(dataset, backbone, ctx)
+    n_passes = affordable_passes(dataset, backbone, ctx)
     kept = tuple(v for v in views if v == 1 or v * len(dataset.train) <= n_passes)
     uncached = not_cached(dataset.train, backbone, ctx) if np.isfinite(n_passes) else ()
     if len(uncached) > n_passes:

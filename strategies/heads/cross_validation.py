@@ -18,8 +18,8 @@ from scipy.stats import norm
 
 from strategies.core.folds import MAX_FOLDS, fold_numbers
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores, log_loss, proportion
+from strategies.heads.principal_axes import principal_axes
 from strategies.heads.solver import Loss, solve_path
-from strategies.heads.whitening import principal_axes
 
 __all__ = [
     "MAX_FOLDS",

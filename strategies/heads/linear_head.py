@@ -27,7 +27,7 @@ from strategies.models.classifier import make_network, set_head
 from strategies.models.multi_view import VIEWS, features_at
 from strategies.models.network import Network
 
-MAX_VIEWED = 1000
+MAX_MULTI_VIEW_IMAGES = 1000
 """Up to this many train images, several views are worth their forward passes by default."""
 PRIOR_STRENGTH, PRIOR_TEMPERATURE = 1e-2, 20.0
 """Used if no class has two images, so that cross-validation is impossible. They were best
@@ -76,7 +76,7 @@ class _Choice:
 
 def view_counts(n_train: int) -> tuple[int, ...]:
     """Return the numbers of views that are worth trying, largest first."""
-    return tuple(sorted(VIEWS, reverse=True)) if n_train <= MAX_VIEWED else (1,)
+    return tuple(sorted(VIEWS, reverse=True)) if n_train <= MAX_MULTI_VIEW_IMAGES else (1,)
 
 
 def fit_on_features(

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from strategies.heads.whitening import sum_over_rows
+from strategies.heads.principal_axes import sum_over_rows
 
 Loss = Literal["softmax", "squared_hinge"]
 

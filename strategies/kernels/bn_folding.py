@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from strategies.kernels.torch_function import Calls
+from strategies.kernels.torch_function import TorchFunctionInterceptor
 
 _TOLERANCE = 1e-3
 """Largest change of any output, as a share of the largest output; above it nothing is folded."""
 
-Norms = Mapping[int, nn.BatchNorm2d]
+NormByConv = Mapping[int, nn.BatchNorm2d]
 """The BatchNorm layer that follows a convolution, by the id of the convolution's weights."""
 
 
-class FoldedNorms(Calls):
+class FoldedNorms(TorchFunctionInterceptor):
     """Context in which some convolutions also apply the BatchNorm layers that follow them."""
 
-    def __init__(self, norms: Norms) -> None:
+    def __init__(self, norms: NormByConv) -> None:
         super().__init__()
         self.norms = norms
         self._folded_norms = {id(norm.weight) for norm in norms.values()}
@@ -63,7 +63,7 @@ def _folded_parameters(
 
 
 @torch.no_grad()
-def norms_to_fold(network: nn.Module, frozen: Collection[nn.Module], images: Tensor) -> Norms:
+def norms_to_fold(network: nn.Module, frozen: Collection[nn.Module], images: Tensor) -> NormByConv:
     """Find the convolutions that can be folded with one of the `frozen` BatchNorm layers.
 
     That is, the BatchNorm layer is the only module that reads the convolution's output. The
@@ -94,7 +94,7 @@ def norms_to_fold(network: nn.Module, frozen: Collection[nn.Module], images: Ten
     return norms if same else {}
 
 
-class _ConvNormTracer(Calls):
+class _ConvNormTracer(TorchFunctionInterceptor):
     """Context that records which convolution's output each BatchNorm layer reads."""
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from strategies.core.context import RunContext
-from strategies.kernels.torch_function import Calls
+from strategies.kernels.torch_function import TorchFunctionInterceptor
 
 MIN_KERNEL = 5
 """Smallest kernel side. torch's gradient of 3 x 3 kernels is fast already."""
@@ -37,7 +37,7 @@ def training_precision(network: nn.Module, ctx: RunContext) -> torch.dtype:
     return torch.float32 if ctx.device.type == "cpu" and depthwise else ctx.precision
 
 
-class QuickDepthwise(Calls):
+class FastDepthwiseGradient(TorchFunctionInterceptor):
     """Context in which large depthwise convolutions on the CPU use the faster weight gradient."""
 
     def call(

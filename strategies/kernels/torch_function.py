@@ -6,7 +6,7 @@ from typing import Any
 from torch.overrides import TorchFunctionMode
 
 
-class Calls(TorchFunctionMode):
+class TorchFunctionInterceptor(TorchFunctionMode):
     """Context in which every call of a torch function goes through `call`."""
 
     def __torch_function__(

@@ -233,10 +233,12 @@ def evaluate(classifier: ImageClassifier, split: Split, *, n_workers: int = 2) -
     """Evaluate a classifier on labelled images."""
     paths = [image.path for image in split]
     probabilities = classifier.predict_proba(paths, n_workers=n_workers)
-    return judge(probabilities, split, classifier.classes)
+    return evaluate_probabilities(probabilities, split, classifier.classes)
 
 
-def judge(probabilities: Scores, split: Split, classes: tuple[str, ...]) -> Evaluation:
+def evaluate_probabilities(
+    probabilities: Scores, split: Split, classes: tuple[str, ...]
+) -> Evaluation:
     """Evaluate predicted probabilities, (n, classes), of labelled images."""
     labels = labels_of(split)
     predicted = probabilities.argmax(axis=1)

@@ -245,7 +245,7 @@ def _compute(
     rows: dict[str, Rows] = {}
     batch_ms: list[float] = []
     done, start = 0, time.perf_counter()
-    with torch.inference_mode(), _watch(body.net, layout) as moments, ctx.cache.kept_open():
+    with torch.inference_mode(), _watch(body.net, layout) as moments, ctx.cache.keep_open():
         for pixels in batches([i.path for i in images], backbone, ctx.n_workers):
             ctx.check_time()
             batch = images[done : done + len(pixels)]

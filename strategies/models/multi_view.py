@@ -103,7 +103,7 @@ def _compute(
     def read(paths: Sequence[Path]) -> Pixels:
         return np.concatenate([view_pixels(path, backbone, views) for path in paths])
 
-    with torch.inference_mode(), ctx.cache.kept_open():
+    with torch.inference_mode(), ctx.cache.keep_open():
         for pixels in read_ahead([i.path for i in images], read, ctx.n_workers, size):
             ctx.check_time()
             batch = images[len(rows) : len(rows) + size]

@@ -30,7 +30,7 @@ from torch.nn import functional
 from strategies.core.context import RunContext, ignore_epoch
 from strategies.core.errors import TransferError
 from strategies.core.progress import ignore_note, ignore_progress
-from strategies.kernels.torch_function import Calls
+from strategies.kernels.torch_function import TorchFunctionInterceptor
 
 TIMEOUT = timedelta(minutes=30)
 """Timeout of collective operations. Longer than validation, during which the other ranks wait."""
@@ -199,7 +199,7 @@ def _process_group(init_method: str, dp_group: DataParallelGroup) -> Iterator[No
         distributed.destroy_process_group()
 
 
-class _SyncBatchNorm(Calls):
+class _SyncBatchNorm(TorchFunctionInterceptor):
     """Context in which BatchNorm computes its statistics over the batches of all ranks.
 
     torch's SyncBatchNorm works on GPUs only. It is also another module, which would change the

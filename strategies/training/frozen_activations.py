@@ -248,9 +248,9 @@ def _file(n: int, shape: Sequence[int], ctx: RunContext) -> NDArray[np.float16]:
     size = 2 * n * int(np.prod(shape))
     folder = ctx.cache.path.parent
     if ctx.activation_store is not None:
-        ctx.activation_store.make_room(size, MOST_BYTES)
+        ctx.activation_store.evict(size, MOST_BYTES)
         if size > DISK_SHARE * shutil.disk_usage(folder).free:
-            ctx.activation_store.make_room(size, 0)
+            ctx.activation_store.evict(size, 0)
     free = shutil.disk_usage(folder).free
     if size > min(MOST_BYTES, DISK_SHARE * free):
         raise NotCached(

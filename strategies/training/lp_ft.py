@@ -30,7 +30,7 @@ PASSES_PER_STEP = 3.0
 
 
 @dataclass(frozen=True)
-class Start:
+class StartingPoint:
     """Starting point of fine-tuning: the probe used as head, and default hyperparameters."""
 
     head: Head
@@ -39,7 +39,7 @@ class Start:
 
 def prepare(
     dataset: Dataset, backbone: Backbone, ctx: RunContext, hflip: bool | None = None
-) -> Start:
+) -> StartingPoint:
     """Fit a cross-validated linear probe on train, and derive fine-tuning defaults from it.
 
     Parameters
@@ -59,8 +59,10 @@ def prepare(
         flip_asymmetry = measure_flip_asymmetry(
             dataset.train, backbone, ctx, any_size=features.any_size
         )
-        return Start(head, fine_tune_defaults(features, accuracy, flip_asymmetry))
-    return Start(head, replace(fine_tune_defaults(features, accuracy, UNKNOWN), hflip=hflip))
+        return StartingPoint(head, fine_tune_defaults(features, accuracy, flip_asymmetry))
+    return StartingPoint(
+        head, replace(fine_tune_defaults(features, accuracy, UNKNOWN), hflip=hflip)
+    )
 
 
 def _probe(penultimate: Scores, dataset: Dataset, ctx: RunContext) -> tuple[Head, float]:
@@ -79,7 +81,7 @@ def _probe(penultimate: Scores, dataset: Dataset, ctx: RunContext) -> tuple[Head
 
 
 def fine_tune(
-    dataset: Dataset, backbone: Backbone, start: Start, recipe: Recipe, ctx: RunContext
+    dataset: Dataset, backbone: Backbone, start: StartingPoint, recipe: Recipe, ctx: RunContext
 ) -> Network:
     """Train body and head together, with the probe as the initial head; calibrate the result.
 

@@ -32,7 +32,7 @@ its standard deviation times the second."""
 NEAR_DISTANCE, PRECISE_SD = 1 / 3, 0.1
 """Images with a domain distance below the first resemble the pretraining images, which were
 flipped too. Others are flipped only if the cosine's standard deviation is below the second."""
-SOFTENING = 0.1
+VARIANCE_OFFSET = 0.1
 """Added to the variances in `domain_shift`."""
 MIN_WARMUP_STEPS = 50
 
@@ -221,16 +221,16 @@ def domain_shift(features: Features) -> float:
     """Return the KL divergence of the BatchNorm inputs from their pretraining statistics.
 
     Mean over layers of the mean over channels of ``KL(N(m, v + e) || N(0, 1 + e))`` in nats with
-    e = `SOFTENING`, where activations are standardised by the running statistics. It is 0 if the
-    images have the statistics of the pretraining data. Plug-in estimate, not bias-corrected.
-    Comparable between datasets on one backbone and input size.
+    e = `VARIANCE_OFFSET`, where activations are standardised by the running statistics. It is 0
+    if the images have the statistics of the pretraining data. Plug-in estimate, not
+    bias-corrected. Comparable between datasets on one backbone and input size.
     """
     moments = features.moments
     assert moments is not None
     mean = moments.mean.mean(axis=0, dtype=np.float64)
     variance = np.maximum(moments.square.mean(axis=0, dtype=np.float64) - mean**2, 0)
-    ratio = (variance + SOFTENING) / (1 + SOFTENING)
-    by_channel = 0.5 * (ratio + mean**2 / (1 + SOFTENING) - 1 - np.log(ratio))
+    ratio = (variance + VARIANCE_OFFSET) / (1 + VARIANCE_OFFSET)
+    by_channel = 0.5 * (ratio + mean**2 / (1 + VARIANCE_OFFSET) - 1 - np.log(ratio))
     counts = np.bincount(moments.layer)
     return float((np.bincount(moments.layer, by_channel) / counts).mean())
 

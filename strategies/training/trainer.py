@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from strategies.core.allocator import check_short_memory
+from strategies.core.allocator import reraise_unless_out_of_memory
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
 from strategies.core.metrics import Scores
 from strategies.data.dataset import Dataset, labels_of
-from strategies.kernels.bn_folding import FoldedNorms, Norms, norms_to_fold
-from strategies.kernels.depthwise import QuickDepthwise, training_precision
+from strategies.kernels.bn_folding import FoldedNorms, NormByConv, norms_to_fold
+from strategies.kernels.depthwise import FastDepthwiseGradient, training_precision
 from strategies.models.backbone import Backbone, stages
 from strategies.models.network import Network
 from strategies.training.checkpoint import Checkpoint, Snapshot, identity_of
@@ -179,7 +179,7 @@ class _TrainingLoop:
         self.rounds = ROUNDS
         self.progress = self.val_s = 0.0
         self.micro_batch = recipe.batch_size
-        self.norms: Norms | None = None
+        self.norms: NormByConv | None = None
         empty = np.zeros((0, network.head.out_features), dtype=np.float32)
         self.best, self.best_scores, self.scores = self.start, empty, empty
 
@@ -295,7 +295,7 @@ class _TrainingLoop:
         for first in range(0, len(images), self.micro_batch):
             part = slice(first, first + self.micro_batch)
             folded, sync = FoldedNorms(self.norms or {}), self.dp_group.sync_batch_norm()
-            with self.training_ctx.autocast(), QuickDepthwise(), folded, sync:
+            with self.training_ctx.autocast(), FastDepthwiseGradient(), folded, sync:
                 features = self.network.body(images[part]).float()
                 scores = self.network.head(features)
             loss = nn.functional.cross_entropy(
@@ -315,7 +315,7 @@ class _TrainingLoop:
 
     def _halve_micro_batch(self, error: RuntimeError) -> None:
         """Halve the micro-batch after an out-of-memory error; raise for any other error."""
-        check_short_memory(error, self.ctx.device)
+        reraise_unless_out_of_memory(error, self.ctx.device)
         if self.micro_batch == 1:
             raise TransferError(
                 f"{self.ctx.device} is out of memory even with one image at a time. "

@@ -27,7 +27,7 @@ def can_be_averaged(one: ImageClassifier, other: ImageClassifier) -> bool:
     )
 
 
-def averaged(
+def average_weights(
     members: Sequence[ImageClassifier], dataset: Dataset, ctx: RunContext
 ) -> ImageClassifier:
     """Average the weights of classifiers trained from the same starting point: a model soup.

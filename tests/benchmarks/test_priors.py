@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from advisor.decide.priors import load_priors, priors_of
+from advisor.decide.priors import load_priors, priors_from_record
 from advisor.types.profile import Profile
 from strategies.data.dataset import Dataset, labels_of
 from strategies.registry import STRATEGIES
@@ -75,7 +75,7 @@ def test_weights_respect_their_bounds(scripts: dict[str, ModuleType]) -> None:
         scripts["fit_priors"].fit(rows, profiles),
         json.loads(scripts["fit_priors"].PRIORS.read_text()),
     ):
-        for variant in priors_of(record).variants:
+        for variant in priors_from_record(record).variants:
             assert variant.weights["far"] >= 0
             assert variant.weights["size"] >= 0
             assert variant.weights["total"] >= 0

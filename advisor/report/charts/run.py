@@ -226,9 +226,11 @@ def calibration_chart(test: Evaluation) -> Chart | None:
     if not test.calibration:
         return None
     values = [
-        {"sure": b.confidence, "n": b.n, **interval_row(b.accuracy)} for b in test.calibration
+        {"confidence": b.confidence, "n": b.n, **interval_row(b.accuracy)}
+        for b in test.calibration
     ]
-    x = {**x_axis("Confidence (probability of the predicted class)", PERCENT), "field": "sure"}
+    title = "Confidence (probability of the predicted class)"
+    x = {**x_axis(title, PERCENT), "field": "confidence"}
     y = y_axis("Accuracy", PERCENT)
     ideal = {"values": [{"a": 0, "b": 0}, {"a": 1, "b": 1}]}
     diagonal = {
@@ -236,7 +238,7 @@ def calibration_chart(test: Evaluation) -> Chart | None:
         "y": {"field": "b", "type": "quantitative"},
     }
     interval = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
-    confidence = {"field": "sure", "title": "confidence", "format": PERCENT}
+    confidence = {"field": "confidence", "title": "confidence", "format": PERCENT}
     tooltip = [confidence, *estimate_tooltip(x, PERCENT)[1:]]
     tooltip.append({"field": "n", "title": "images"})
     dashed = {"type": "line", "strokeDash": [3, 3], "color": "var(--soft)", "clip": True}
@@ -263,7 +265,7 @@ def calibration_chart(test: Evaluation) -> Chart | None:
             ],
         },
         ("confidence", "accuracy", "images"),
-        tuple((f"{100 * v['sure']:.1f}%", percent_text(v), str(v["n"])) for v in values),
+        tuple((f"{100 * v['confidence']:.1f}%", percent_text(v), str(v["n"])) for v in values),
     )
 
 

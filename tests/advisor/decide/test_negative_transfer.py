@@ -6,7 +6,7 @@ import pytest
 
 from advisor.decide.negative_transfer import is_at_chance, transfer_risks
 from advisor.decide.priors import Priors, Variant
-from advisor.types.advice import FARTHEST
+from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS
 from advisor.types.profile import Profile
 from strategies.core.metrics import Interval
 from tests.advisor.profiles import priors_by_hand, profile_of, variant_of
@@ -100,7 +100,7 @@ def test_scratch_breaks_even_earlier_if_it_gains_more_from_images() -> None:
     assert mids == sorted(mids, reverse=True)
     for f in found:
         assert f is not None
-        assert profile.n_per_class <= f.low <= f.mid <= f.high <= FARTHEST
+        assert profile.n_per_class <= f.low <= f.mid <= f.high <= MAX_BREAK_EVEN_N_PER_CLASS
 
 
 def test_a_larger_drift_widens_the_break_even_interval() -> None:

@@ -9,9 +9,9 @@ import pytest
 
 from advisor.decide.quadrant import RULES, SIMILAR_FROM
 from advisor.decide.rationale import _shortfall
-from advisor.decide.recommend import place, recommend
+from advisor.decide.recommend import quadrant_of, recommend
 from advisor.types.advice import Domain, Recommendation, Size
-from advisor.types.options import LIKE_COSTS, NOISE, Prefer, equal_within, least_better
+from advisor.types.options import NOISE, SIMILAR_COST_RATIO, Prefer, tie_tolerance, tie_upper_bound
 from advisor.types.profile import Profile
 from strategies.core.errors import NotApplicable
 from strategies.core.metrics import Interval
@@ -220,7 +220,7 @@ def test_first_hyperparameters_construct_their_strategy() -> None:
 def test_the_four_quadrants_and_the_unknown_have_their_rules(
     n_per_class: int, similarity: float | None, size: Size, domain: Domain
 ) -> None:
-    quadrant = place(profile_of(n_per_class=n_per_class, similarity=similarity))
+    quadrant = quadrant_of(profile_of(n_per_class=n_per_class, similarity=similarity))
     assert (quadrant.size, quadrant.domain) == (size, domain)
     assert quadrant.rule == RULES[size, domain]
     assert not quadrant.borderline
@@ -229,8 +229,8 @@ def test_the_four_quadrants_and_the_unknown_have_their_rules(
 def test_a_position_near_a_threshold_is_borderline() -> None:
     at_size = profile_of(n_per_class=250)
     at_domain = profile_of(similarity=SIMILAR_FROM)
-    assert place(at_size).borderline
-    assert place(at_domain).borderline
+    assert quadrant_of(at_size).borderline
+    assert quadrant_of(at_domain).borderline
 
 
 def test_disagreement_with_the_rule_is_reported_with_numbers() -> None:
@@ -247,7 +247,7 @@ def test_the_best_strategy_is_clearly_better_or_cheaper() -> None:
         profile = profile_of(similarity=float(rng.uniform()), linear=linear, svm=svm)
         best, *others = recommend(profile, PRIORS).recommendations
         for other in others:
-            if other.accuracy.mid > least_better(best.accuracy.mid, "balanced"):
+            if other.accuracy.mid > tie_upper_bound(best.accuracy.mid, "balanced"):
                 assert other.seconds.mid > best.seconds.mid
 
 
@@ -261,8 +261,8 @@ def test_half_a_point_is_traded_for_cost_and_at_similar_cost_the_more_accurate_w
         ranked = recommend(profile, PRIORS).recommendations
         cost, best = profile.image_passes, ranked[0]
         most = max(r.accuracy.mid for r in ranked)
-        equal = [r for r in ranked if most - r.accuracy.mid <= equal_within(most, "balanced")]
-        dear = LIKE_COSTS * min(cost[r.strategy] for r in equal)
+        equal = [r for r in ranked if most - r.accuracy.mid <= tie_tolerance(most, "balanced")]
+        dear = SIMILAR_COST_RATIO * min(cost[r.strategy] for r in equal)
         assert best in equal
         assert cost[best.strategy] <= dear
         for other in equal[1:]:
@@ -280,14 +280,14 @@ def test_equal_within_shrinks_with_the_error_rate_and_least_better_is_its_invers
     prefer: Prefer,
 ) -> None:
     for accuracy in (0.2, 0.7, 0.94):
-        assert equal_within(accuracy, prefer) == pytest.approx(NOISE[prefer])
+        assert tie_tolerance(accuracy, prefer) == pytest.approx(NOISE[prefer])
     for accuracy in (0.96, 0.98, 0.999):
-        assert equal_within(accuracy, prefer) <= NOISE[prefer] * (1 - accuracy) / 0.05 + 1e-12
-    assert equal_within(1.0, prefer) == 0
+        assert tie_tolerance(accuracy, prefer) <= NOISE[prefer] * (1 - accuracy) / 0.05 + 1e-12
+    assert tie_tolerance(1.0, prefer) == 0
     for accuracy in np.linspace(0, 1, 201):
-        least = least_better(float(accuracy), prefer)
+        least = tie_upper_bound(float(accuracy), prefer)
         assert least <= 1
-        assert least - equal_within(least, prefer) == pytest.approx(accuracy)
+        assert least - tie_tolerance(least, prefer) == pytest.approx(accuracy)
 
 
 def test_at_most_a_tenth_of_the_errors_is_traded_for_cost() -> None:

@@ -106,7 +106,7 @@ CAUSES: dict[str, tuple[Dataset, dict[str, object]]] = {
         ),
         {},
     ),
-    "TL016": (replace(DATASET, alike=(("Cat", "cat"),)), {}),
+    "TL016": (replace(DATASET, similar_class_names=(("Cat", "cat"),)), {}),
 }
 
 

@@ -4,7 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from advisor.measure.backbone_comparison import _Probed, _rank, compare_backbones, why_first
+from advisor.measure.backbone_comparison import (
+    _Probed,
+    _rank,
+    compare_backbones,
+    comparison_rationale,
+)
 from advisor.types.profile import BackboneScore
 from strategies.core.context import RunContext
 from strategies.core.metrics import proportion
@@ -30,8 +35,8 @@ def test_equal_backbones_share_a_rank_and_the_fastest_is_first(backbone: Backbon
     assert [(s.name, s.rank) for s in ranked] == [("fast", 1), ("slow", 1), ("poor", 3)]
     assert ranked[2].behind_best is not None
     assert ranked[2].behind_best.low > 0
-    assert "fastest of those" in why_first(ranked)
-    assert "better than the others" in why_first([ranked[0], ranked[2]])
+    assert "fastest of those" in comparison_rationale(ranked)
+    assert "better than the others" in comparison_rationale([ranked[0], ranked[2]])
 
 
 def test_a_significantly_better_backbone_ranks_first_whatever_its_cost(backbone: Backbone) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from advisor.decide.recommend import recommend
 from advisor.measure import pilot as pilot_module
-from advisor.measure.pilot import pilot_seconds, run_pilot, why_no_pilot
+from advisor.measure.pilot import pilot_seconds, reason_against_pilot, run_pilot
 from advisor.types.options import PilotMode
 from advisor.types.profile import Profile
 from strategies.core.context import RunContext
@@ -22,7 +22,7 @@ def reason_against(
     mode: PilotMode, profile: Profile, seconds_left: float, gmacs: float = 0.4
 ) -> str | None:
     decision = recommend(profile, priors_by_hand())
-    return why_no_pilot(mode, decision, profile, gmacs, seconds_left)
+    return reason_against_pilot(mode, decision, profile, gmacs, seconds_left)
 
 
 QUICK = profile_of(linear=0.7, svm=0.7, ms_per_image=1.0, passes_per_trained_image=4.0)

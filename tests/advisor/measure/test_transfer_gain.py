@@ -15,7 +15,7 @@ def test_a_classifier_better_than_its_control_has_a_positive_transfer_gain() -> 
 
     assert found.verdict == "positive"
     assert found.gain.mid == pytest.approx(1 / 3)
-    assert [c.sure for c in found.per_class] == [True, False, False]
+    assert [c.significant for c in found.per_class] == [True, False, False]
 
 
 def test_a_classifier_worse_than_its_control_shows_negative_transfer() -> None:
@@ -26,7 +26,7 @@ def test_a_classifier_worse_than_its_control_shows_negative_transfer() -> None:
 
     assert found.verdict == "negative"
     assert found.gain.high < 0
-    assert [(c.name, c.sure) for c in found.per_class] == [("ant", False), ("bee", True)]
+    assert [(c.name, c.significant) for c in found.per_class] == [("ant", False), ("bee", True)]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,9 @@ def test_equal_classifiers_rarely_differ_significantly_in_any_class() -> None:
     n_false = 0
     for _ in range(200):
         hits, control = rng.random(600) < 0.7, rng.random(600) < 0.7
-        n_false += any(c.sure for c in transfer_gain(hits, control, labels, names, "x").per_class)
+        n_false += any(
+            c.significant for c in transfer_gain(hits, control, labels, names, "x").per_class
+        )
     assert n_false / 200 <= 0.05
 
 
@@ -85,7 +87,7 @@ def test_the_false_discovery_rate_over_classes_is_at_most_five_percent() -> None
         hits = rng.random(800) < np.where(gains, 0.95, 0.6)
         control = rng.random(800) < 0.6
         sure = np.array(
-            [c.sure for c in transfer_gain(hits, control, labels, names, "x").per_class]
+            [c.significant for c in transfer_gain(hits, control, labels, names, "x").per_class]
         )
         false_shares.append(sure[5:].sum() / max(sure.sum(), 1))
         found_shares.append(sure[:5].mean())

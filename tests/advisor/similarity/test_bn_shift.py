@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 
 from advisor.similarity.bn_shift import (
-    SOFTENING,
-    Source,
+    VARIANCE_OFFSET,
+    SourceMoments,
     balanced,
     bn_shift,
     bootstrap_layer_shifts,
+    bootstrap_weights,
     layer_shifts,
-    resampled,
 )
 from strategies.models.features import Moments
 
 CHANNELS = 40
-STANDARD = Source(np.zeros(CHANNELS), np.ones(CHANNELS))
+STANDARD = SourceMoments(np.zeros(CHANNELS), np.ones(CHANNELS))
 
 
 def make_moments(
@@ -39,23 +39,25 @@ def one_class(n: int) -> np.ndarray:
 
 
 def test_the_shift_is_zero_if_the_moments_are_those_of_the_source() -> None:
-    source = Source(np.array([0.3, -1.0]), np.array([0.5, 2.0]))
+    source = SourceMoments(np.array([0.3, -1.0]), np.array([0.5, 2.0]))
     assert bn_shift(source.mean, source.variance, source) == pytest.approx([0, 0])
 
 
 @pytest.mark.parametrize(("mean", "variance"), [(0.5, 1.0), (0.0, 0.4), (0.0, 3.0), (-1.0, 0.1)])
 def test_the_shift_is_the_divergence_of_normal_distributions(mean: float, variance: float) -> None:
     x = np.linspace(-30, 30, 200_001)
-    v, s = variance + SOFTENING, 1 + SOFTENING
+    v, s = variance + VARIANCE_OFFSET, 1 + VARIANCE_OFFSET
     p = np.exp(-((x - mean) ** 2) / (2 * v)) / np.sqrt(2 * np.pi * v)
     log_ratio = -((x - mean) ** 2) / (2 * v) + x**2 / (2 * s) + 0.5 * np.log(s / v)
     expected = np.trapezoid(p * log_ratio, x)
-    found = bn_shift(np.array([mean]), np.array([variance]), Source(np.zeros(1), np.ones(1)))
+    found = bn_shift(
+        np.array([mean]), np.array([variance]), SourceMoments(np.zeros(1), np.ones(1))
+    )
     assert found[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_shift_of_a_channel_without_variance_is_bounded() -> None:
-    found = bn_shift(np.zeros(1), np.zeros(1), Source(np.zeros(1), np.ones(1)))
+    found = bn_shift(np.zeros(1), np.zeros(1), SourceMoments(np.zeros(1), np.ones(1)))
     assert np.isfinite(found).all()
     assert found[0] < 2
 
@@ -111,7 +113,7 @@ def test_resampling_has_the_variance_of_an_unbiased_estimate(sizes: list[int]) -
         weights.share[labels == c].sum() ** 2 * values[labels == c].var(ddof=1) / size
         for c, size in enumerate(sizes)
     )
-    drawn = resampled(weights, 20_000, np.random.default_rng(4)) @ values
+    drawn = bootstrap_weights(weights, 20_000, np.random.default_rng(4)) @ values
     assert drawn.mean() == pytest.approx(weights.share @ values, abs=0.02)
     assert drawn.var() == pytest.approx(expected, rel=0.06)
 
@@ -119,7 +121,7 @@ def test_resampling_has_the_variance_of_an_unbiased_estimate(sizes: list[int]) -
 def test_resampled_weights_sum_to_one_and_keep_the_share_of_every_class() -> None:
     labels = np.array([0, 0, 0, 1, 1, 2, 2, 2])
     weights = balanced(labels)
-    drawn = resampled(weights, 50, np.random.default_rng(0))
+    drawn = bootstrap_weights(weights, 50, np.random.default_rng(0))
     assert (drawn >= 0).all()
     assert drawn.sum(axis=1) == pytest.approx(np.ones(50))
     for label in range(3):

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from advisor.similarity.bn_shift import Source, balanced, layer_shifts
+from advisor.similarity.bn_shift import SourceMoments, balanced, layer_shifts
 from advisor.similarity.calibration import Calibration, calibrations
 from advisor.similarity.domain_similarity import (
     balanced_rows,
-    few_images,
     measure_similarity,
     shift_intervals,
+    small_sample_factor,
 )
 from advisor.similarity.reference import make_reference, shipped_reference
 from advisor.types.similarity import DomainSimilarity
@@ -167,7 +167,7 @@ def test_the_same_seed_gives_the_same_result(backbone: Backbone) -> None:
 
 
 def test_ninety_percent_intervals_have_about_their_nominal_coverage() -> None:
-    source = Source(np.zeros(CHANNELS), np.ones(CHANNELS))
+    source = SourceMoments(np.zeros(CHANNELS), np.ones(CHANNELS))
     population = make_features(4000, 0, offset=0.4).moments
     assert population is not None
     truth = layer_shifts(population, balanced(np.zeros(4000, dtype=np.int64)), source).mean()
@@ -183,7 +183,7 @@ def test_ninety_percent_intervals_have_about_their_nominal_coverage() -> None:
 
 
 def test_the_interval_is_wider_with_few_images() -> None:
-    widths = [few_images(balanced(np.zeros(n, dtype=np.int64))) for n in (3, 20, 1000)]
+    widths = [small_sample_factor(balanced(np.zeros(n, dtype=np.int64))) for n in (3, 20, 1000)]
     assert widths == sorted(widths, reverse=True)
     assert widths[-1] == pytest.approx(1, abs=0.01)
 

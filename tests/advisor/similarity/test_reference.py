@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from advisor.similarity.bn_shift import Source
+from advisor.similarity.bn_shift import SourceMoments
 from advisor.similarity.reference import (
     FOLDER,
     MIN_IMAGES,
@@ -65,8 +65,8 @@ def test_quantising_to_256_levels_is_off_by_half_a_level_at_most() -> None:
 
 
 def test_moments_are_interpolated_between_two_input_sizes() -> None:
-    def at(value: float) -> Source:
-        return Source(np.array([value]), np.array([1 + value]))
+    def at(value: float) -> SourceMoments:
+        return SourceMoments(np.array([value]), np.array([1 + value]))
 
     reference = Reference("", "", "", {100: at(0.0), 400: at(1.0)}, {}, {}, {})
     means = []

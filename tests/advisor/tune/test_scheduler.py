@@ -122,7 +122,7 @@ def test_the_end_reason_of_a_search() -> None:
         ("linear_probe", 0.95), ("full_fine_tune", 0.5), ("partial_fine_tune", 0.5)
     )
     assert SCHEDULER.choose(surpassed, 1000) is None
-    assert SCHEDULER.end_reason(surpassed) == "no_contender"
+    assert SCHEDULER.end_reason(surpassed) == "no_candidate"
     assert replace(SCHEDULER, max_trials=3).end_reason(surpassed) == "trials"
     three = replace(EASY, max_trials=3)
     assert three.end_reason(snapshot(("linear_probe", 0.99))) == "time"

@@ -29,7 +29,7 @@ import numpy as np
 from strategies.core.cache import ArrayCache
 
 cache = ArrayCache(Path(sys.argv[1]))
-with cache.kept_open():
+with cache.keep_open():
     for i in range(100_000):
         cache.put("space", {f"d{i}": np.full(2000, i, dtype=np.float32)})
         print(i, flush=True)
@@ -174,8 +174,8 @@ def test_a_writer_killed_at_any_moment_loses_no_committed_row(
     assert not cache.info().damaged
 
 
-def test_a_file_kept_open_can_be_written_by_another_connection(cache: ArrayCache) -> None:
-    with cache.kept_open():
+def test_a_file_keep_open_can_be_written_by_another_connection(cache: ArrayCache) -> None:
+    with cache.keep_open():
         ArrayCache(cache.path.parent).put("space", {"a": _row(1)})
         assert set(cache.get("space", ["a"])) == {"a"}
         cache.put("space", {"b": _row(2)})

@@ -179,13 +179,13 @@ def test_names_that_differ_only_in_case_are_one_class_between_splits(tmp_path: P
     dataset = load_dataset(data)
     assert dataset.classes == ("Cat", "dog")
     assert len(dataset.test or ()) == 8
-    assert dataset.alike == (("Cat", "cat"),)
+    assert dataset.similar_class_names == (("Cat", "cat"),)
 
 
 def test_names_that_differ_only_in_unicode_form_are_reported(tmp_path: Path) -> None:
     dataset = load_dataset(paint_tree(tmp_path / "d", "caf\u00e9", "cafe\u0301", "tea"))
     assert dataset.n_classes == 3
-    assert len(dataset.alike) == 1
+    assert len(dataset.similar_class_names) == 1
 
 
 def test_a_class_that_train_does_not_have_is_refused(tmp_path: Path) -> None:

@@ -48,13 +48,13 @@ def test_under_a_time_limit_views_are_dropped_first_then_images_and_both_are_rep
 ) -> None:
     notes: list[str] = []
     n = len(dataset.train)
-    monkeypatch.setattr(compute_budget, "passes_left", lambda *_: 2.0 * n)
+    monkeypatch.setattr(compute_budget, "affordable_passes", lambda *_: 2.0 * n)
     assert affordable_subset(dataset, small, with_limit(60, ctx, notes), (6, 1)) == (dataset, (1,))
     assert affordable_views(dataset, small, with_limit(60, ctx, notes), (6, 1)) == (1,)
     assert len(notes) == 2
 
     extract_features(dataset.train[:BATCH], small, ctx)
-    monkeypatch.setattr(compute_budget, "passes_left", lambda *_: 9.0)
+    monkeypatch.setattr(compute_budget, "affordable_passes", lambda *_: 9.0)
     few, views = affordable_subset(dataset, small, with_limit(60, ctx, notes), (6, 1))
     assert views == (1,)
     assert len(few.train) == BATCH + 9

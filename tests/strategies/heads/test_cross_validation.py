@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
-from strategies.heads import cross_validation, solver, whitening
+from strategies.heads import cross_validation, principal_axes, solver
 from strategies.heads.cross_validation import (
     STRENGTHS,
     Head,
@@ -22,7 +22,7 @@ from strategies.heads.cross_validation import (
 def _no_variance_prior(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable the prior on variances, to compare with reference solutions on plain z-scores."""
     if "prior" not in request.node.name:
-        monkeypatch.setattr(whitening, "ALIKE", 0.0)
+        monkeypatch.setattr(principal_axes, "VARIANCE_PRIOR_ROWS", 0.0)
 
 
 Data = tuple[np.ndarray, np.ndarray]
@@ -197,7 +197,7 @@ def test_the_variance_prior_helps_on_few_images_with_rarely_active_features() ->
 
     def accuracy(n: int, prior_rows: float) -> float:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(whitening, "ALIKE", prior_rows)
+            patch.setattr(principal_axes, "VARIANCE_PRIOR_ROWS", prior_rows)
             accuracies = []
             for first in range(0, 200, n):
                 seen = slice(first, first + n)
@@ -286,7 +286,7 @@ def test_solving_in_chunks_does_not_change_the_scores(
     whole = cross_validate(x, labels, 3, folds=folds, loss=loss, strengths=[1e-2, 1e-3])
 
     monkeypatch.setattr(solver, "MAX_SCORES", 1)
-    monkeypatch.setattr(whitening, "_CHUNK", 7)
+    monkeypatch.setattr(principal_axes, "_CHUNK", 7)
     parts = cross_validate(x, labels, 3, folds=folds, loss=loss, strengths=[1e-2, 1e-3])
 
     np.testing.assert_allclose(parts.scores, whole.scores, rtol=0.02, atol=0.02)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from strategies.kernels.bn_folding import FoldedNorms, norms_to_fold
-from strategies.kernels.depthwise import QuickDepthwise
+from strategies.kernels.depthwise import FastDepthwiseGradient
 
 
 def network_of(name: str) -> nn.Module:
@@ -46,7 +46,7 @@ def test_folding_does_not_change_outputs_and_gradients(name: str) -> None:
     plain = dict(gradients(net, images, labels))
     norms = norms_to_fold(net, norms_of(net), images[:1])
     assert len(norms) == len(norms_of(net))
-    with QuickDepthwise(), FoldedNorms(norms):
+    with FastDepthwiseGradient(), FoldedNorms(norms):
         folded = dict(gradients(net, images, labels))
     for key, gradient in plain.items():
         scale = float(gradient.abs().max()) + 1e-4

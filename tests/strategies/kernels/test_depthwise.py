@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies.kernels import depthwise
-from strategies.kernels.depthwise import QuickDepthwise
+from strategies.kernels.depthwise import FastDepthwiseGradient
 
 
 def _gradients(
@@ -32,7 +32,7 @@ def test_outputs_and_gradients_equal_those_of_torch(
     layer = nn.Conv2d(6, 6, kernel, stride, padding, groups=6).to(memory_format=layout)
     images = torch.randn(4, 6, px, px).contiguous(memory_format=layout)
 
-    found = _gradients(layer, images, QuickDepthwise())
+    found = _gradients(layer, images, FastDepthwiseGradient())
     expected = _gradients(layer, images, contextlib.nullcontext())
 
     for a, b in zip(found, expected, strict=True):
@@ -49,7 +49,7 @@ def test_the_gradient_is_right_for_tiny_maps_and_for_images_in_chunks(
     layer = nn.Conv2d(6, 6, 5, stride, 2, groups=6)
     images = torch.randn(7, 6, px, px)
 
-    found = _gradients(layer, images, QuickDepthwise())
+    found = _gradients(layer, images, FastDepthwiseGradient())
     expected = _gradients(layer, images, contextlib.nullcontext())
 
     for a, b in zip(found, expected, strict=True):
@@ -80,7 +80,7 @@ def test_only_eligible_convolutions_use_the_faster_gradient(
     monkeypatch.setattr(depthwise, "_weight_gradient", record)
     images = torch.randn(2, 6, 8, 8)
 
-    found = _gradients(layer, images, QuickDepthwise())
+    found = _gradients(layer, images, FastDepthwiseGradient())
 
     assert bool(calls) == eligible
     expected = _gradients(layer, images, contextlib.nullcontext())

@@ -14,7 +14,7 @@ from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, resized
 from strategies.models.classifier import ImageClassifier, make_network
 from strategies.models.network import scores_of
-from strategies.training.weight_averaging import averaged, can_be_averaged
+from strategies.training.weight_averaging import average_weights, can_be_averaged
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_with_the_same_body_the_scores_are_the_mean_of_the_members_scores(
         return scores_of(classifier.network, small_dataset.val, classifier.backbone, ctx)
 
     expected = np.mean([scores(m) for m in members], axis=0)
-    found = averaged(members, small_dataset, ctx)
+    found = average_weights(members, small_dataset, ctx)
     np.testing.assert_allclose(scores(found), expected, atol=1e-4)
     assert found.hyperparameters == {"lr": 1}
 
@@ -66,7 +66,7 @@ def test_the_average_of_a_classifier_with_itself_is_the_same(
     make: Callable[[int], ImageClassifier], small_dataset: Dataset, ctx: RunContext
 ) -> None:
     one = make(1)
-    found = averaged([one, one], small_dataset, ctx).network.state_dict()
+    found = average_weights([one, one], small_dataset, ctx).network.state_dict()
     for name, value in one.network.state_dict().items():
         torch.testing.assert_close(found[name], value)
 
@@ -76,7 +76,7 @@ def test_members_are_not_modified(
 ) -> None:
     members = [make(1), shift_statistics(make(2), 1.0)]
     before = [copy.deepcopy(m.network.state_dict()) for m in members]
-    averaged(members, small_dataset, ctx)
+    average_weights(members, small_dataset, ctx)
     for member, state in zip(members, before, strict=True):
         for name, value in member.network.state_dict().items():
             assert torch.equal(value, state[name])
@@ -87,7 +87,8 @@ def test_differing_statistics_are_recomputed_from_train_and_the_others_are_kept(
 ) -> None:
     one = make(1)
     found = [
-        averaged([one, shift_statistics(one, shift)], small_dataset, ctx) for shift in (1.0, 99.0)
+        average_weights([one, shift_statistics(one, shift)], small_dataset, ctx)
+        for shift in (1.0, 99.0)
     ]
     first, second = (f.network.state_dict() for f in found)
     own = one.network.state_dict()
@@ -106,11 +107,11 @@ def test_classifiers_of_different_input_sizes_are_not_averaged(
     assert can_be_averaged(one, make(2))
     assert not can_be_averaged(one, other)
     with pytest.raises(ValueError, match="one architecture"):
-        averaged([one, other], small_dataset, ctx)
+        average_weights([one, other], small_dataset, ctx)
 
 
 def test_a_passed_deadline_raises_out_of_time(
     make: Callable[[int], ImageClassifier], small_dataset: Dataset, ctx: RunContext
 ) -> None:
     with pytest.raises(OutOfTime):
-        averaged([make(1)], small_dataset, replace(ctx, deadline_s=0.0))
+        average_weights([make(1)], small_dataset, replace(ctx, deadline_s=0.0))

@@ -11,7 +11,7 @@ from torch import Tensor
 from strategies.core.metrics import Scores
 
 _CHUNK = 8192
-ALIKE = 30.0
+VARIANCE_PRIOR_ROWS = 30.0
 """Strength of the prior on a feature's variance, in rows: each variance is shrunk to the mean over
 all features. Some features hardly vary on a few images. Divided by so small a standard deviation,
 they would dominate all others on new images (benchmarks/README-probes.md)."""
@@ -52,8 +52,8 @@ class Basis:
 def principal_axes(features: Scores, row_weights: Tensor, *, exact: bool = True) -> Basis:
     """Standardise features, scale them to unit mean squared length, find their principal axes.
 
-    Variances are shrunk to their mean by a prior worth `ALIKE` rows. Constant features get no
-    weight.
+    Variances are shrunk to their mean by a prior worth `VARIANCE_PRIOR_ROWS` rows. Constant
+    features get no weight.
 
     Parameters
     ----------
@@ -72,7 +72,9 @@ def principal_axes(features: Scores, row_weights: Tensor, *, exact: bool = True)
     variance = sum_over_rows(lambda rows, s: (rows.square() * s).sum(0), x, share).float()
     varies = variance > 1e-12 * (variance.max() + 1e-24)
     prior = variance.sum() / varies.sum().clamp_min(1)
-    shrunk = (row_weights.sum() * variance + ALIKE * prior) / (row_weights.sum() + ALIKE)
+    shrunk = (row_weights.sum() * variance + VARIANCE_PRIOR_ROWS * prior) / (
+        row_weights.sum() + VARIANCE_PRIOR_ROWS
+    )
     length = (variance / shrunk)[varies].sum().sqrt()
     scale = torch.where(varies, shrunk.sqrt() * length, torch.inf)
     x /= scale
