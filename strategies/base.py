@@ -27,17 +27,22 @@ class Strategy(ABC):
     references: ClassVar[tuple[str, ...]]
     """Publications that describe the method."""
     selects_on_val: ClassVar[bool]
-    """Whether `fit` selects weights on the validation images. If not, it may be given train and
-    validation images together once the hyperparameters are chosen."""
+    """Whether `fit` selects weights on the validation images. If not, the final `fit` may use
+    train and validation images together."""
 
     @classmethod
     @abstractmethod
     def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
-        """Sample hyperparameters. A FixedTrial with a trial's parameters gives the same ones."""
+        """Sample hyperparameters.
+
+        An Optuna `FixedTrial` with a trial's parameters reproduces its hyperparameters.
+        """
 
     @abstractmethod
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
-        """Fit a classifier to ``dataset.train``; select on ``dataset.val``.
+        """Fit a classifier to ``dataset.train``.
+
+        If `selects_on_val`, select its weights on ``dataset.val``.
 
         Raises
         ------
@@ -47,7 +52,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
-        """Return the cost of `fit` in forward passes of one image, with an empty cache."""
+        """Return the cost of `fit` with an empty cache, in forward passes of a single image."""
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
         """Return why the strategy cannot be applied to this dataset and backbone, or None."""

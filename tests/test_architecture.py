@@ -1,6 +1,7 @@
 """Rules on code size, imports and documentation that import-linter does not check."""
 
 import ast
+import importlib
 import re
 import subprocess
 import sys
@@ -97,6 +98,14 @@ def test_documents_name_files_that_exist(page: Path) -> None:
     dotted = re.findall(
         r"^from ((?:advisor|strategies)[\w.]*) import|^::: ([\w.]+)\.\w+$", text, re.M
     )
+    for name in re.findall(r"^::: ([\w.]+)$", text, re.M):
+        module, _, attribute = name.rpartition(".")
+        assert hasattr(importlib.import_module(module), attribute), name
     for module in filter(None, (a or b for a, b in dotted)):
         place = ROOT / module.replace(".", "/")
         assert place.is_dir() or place.with_suffix(".py").exists(), module
+
+
+def test_the_site_shows_the_pages_that_explain_prints() -> None:
+    packaged = (ROOT / "advisor/findings/findings.md").read_text(encoding="utf-8")
+    assert (ROOT / "docs/findings.md").read_text(encoding="utf-8") == packaged

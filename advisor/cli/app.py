@@ -1,4 +1,4 @@
-"""Entry points of tl-advise and tl-auto: options, commands and printing of the advice."""
+"""Entry points of tl-advise and tl-auto: commands, lookup in the advice cache, and printing."""
 
 import sys
 from pathlib import Path
@@ -83,13 +83,11 @@ def advise_command(
     pilot: PilotOption = "auto",
     html: Annotated[
         Path | None,
-        typer.Option("--html", help="Also write the report as one HTML page to this file."),
+        typer.Option("--html", help="Also write the report to this file as a single HTML page."),
     ] = None,
     as_markdown: Annotated[
         bool,
-        typer.Option(
-            "--markdown", help="Print the report as Markdown to stdout, and nothing else."
-        ),
+        typer.Option("--markdown", help="Print only the report, as Markdown, to stdout."),
     ] = False,
     explain: Annotated[
         str | None,
@@ -146,8 +144,8 @@ def _cached_or_new(
 ) -> "Advice":
     """Return cached advice if data, options and program are unchanged; otherwise measure.
 
-    An HTML page shows thumbnails, which are not cached: it is always rebuilt, from cached
-    features.
+    With --html the advice is always recomputed, because the thumbnails are not cached. Features
+    still come from the cache.
     """
     from advisor.cli.advice_cache import advice_key, store_advice, stored_advice
     from strategies.core.cache import ArrayCache, default_cache_dir

@@ -1,6 +1,7 @@
-"""Rules of the data findings TL001 to TL016: files, duplicates, leaks, classes and labels.
+"""Rules of the data findings TL001 to TL009 and TL016 (TL010 to TL015: `images`).
 
-Every rule uses what was measured while the images were read; none opens a file.
+They concern files, duplicates, leaks, classes and labels. Every rule uses what was measured
+before; none opens a file.
 """
 
 from collections import Counter
@@ -24,12 +25,14 @@ IMBALANCED = 5.0
 TOO_FEW, FEW = 5, 20
 SERIOUS_LEAK = 0.01
 MIN_SUSPECTS, MIN_SUSPECT_SHARE = 3, 0.01
+_SPLIT_TITLES = {"val": "validation"}
 
 
 def check_data(dataset: Dataset, evidence: ProbeEvidence) -> tuple[Finding, ...]:
     """Return the findings about a dataset's images and labels, in the order of their codes.
 
-    The test split may be absent: the dataset stores its leaks, and no other rule needs its labels.
+    The test split may be absent: leaks are already stored in the dataset, and no other rule needs
+    test labels.
     """
     return tuple(finding for rule in _RULES for finding in rule(dataset, evidence))
 
@@ -72,9 +75,10 @@ def _one_image_two_labels(dataset: Dataset, evidence: ProbeEvidence) -> Iterator
         yield Finding(
             "TL003",
             "issue",
-            f"{count(len(pairs), 'image')} under two labels",
-            f"Byte-identical: {n_exact:,}; nearly identical: {len(pairs) - n_exact:,}. One of the "
-            "two labels is wrong, or the classes overlap.",
+            f"{count(len(pairs), 'pair')} of identical or nearly identical images with different "
+            "labels",
+            f"Byte-identical: {n_exact:,}; nearly identical: {len(pairs) - n_exact:,}. In each "
+            "pair, one of the two labels is wrong, or the classes overlap.",
             "Decide on one label for each image and remove the other copy.",
             examples(
                 f"{shown(p.first.path)} ({dataset.classes[p.first.label]}) = "
@@ -87,14 +91,15 @@ def _one_image_two_labels(dataset: Dataset, evidence: ProbeEvidence) -> Iterator
 def _leaks(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     for leak in dataset.leaks:
         share = (leak.n_exact + leak.n_near) / leak.n
+        split, source = (_SPLIT_TITLES.get(s, s) for s in (leak.split, leak.source))
         yield Finding(
             "TL004",
             "issue" if share >= SERIOUS_LEAK else "tip",
-            f"{100 * share:.1f}% of {leak.split} occurs in {leak.source}",
+            f"{100 * share:.1f}% of the {split} images also occur in {source}",
             f"{count(leak.n_exact, 'exact copy', 'exact copies')} and "
             f"{count(leak.n_near, 'near-duplicate')} among {count(leak.n, 'image')}: accuracy on "
-            f"{leak.split} is partly memorisation.",
-            f"Remove them from {leak.source}, or let the program make the split: it keeps "
+            f"{split} is partly memorisation.",
+            f"Remove them from {source}, or let the program make the split: it keeps "
             "duplicates together.",
             leak.examples,
         )
@@ -109,7 +114,7 @@ def _near_duplicates(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Find
             "tip",
             f"{count(len(involved), 'image')} with a near-duplicate",
             "Near-duplicates differ by little more than encoding, size or a small rotation; they "
-            "add less information than their number suggests.",
+            "add little information.",
             "Nothing to do if this program made the split: it keeps near-duplicates together. "
             "Otherwise group them with --group-by.",
             examples(f"{shown(p.first.path)} ~ {shown(p.second.path)}" for p in near),
@@ -192,7 +197,8 @@ def _label_noise(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]
         "issue" if found.n_confident >= 5 * MIN_SUSPECT_SHARE * len(labels) else "tip",
         f"{count(found.n_confident, 'suspicious label')}",
         f"For {100 * found.n_confident / len(labels):.1f}% of the images, a cross-validated "
-        f"classifier finds another class over {CONFIDENT:.0f} times as probable as the label.",
+        f"classifier rates another class more than {CONFIDENT:.0f} times as probable as the "
+        "label.",
         "Check them, most suspicious first, and correct the labels that are wrong.",
         tuple(
             f"{shown(evidence.images[row].path)}: labelled {dataset.classes[labels[row]]} "

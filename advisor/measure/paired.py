@@ -15,8 +15,9 @@ TINY = 1e-12
 def paired_gain(hits: NDArray[np.bool_], others: NDArray[np.bool_]) -> Interval:
     """Return the difference of two accuracies on the same images, in [-1, 1], with its interval.
 
-    The interval is normal, from the discordant pairs. Half a pair is added to each kind (Agresti
-    and Min), so that its width is positive even if the two classifiers never disagree.
+    The interval is a normal approximation based on the discordant pairs. The standard error is
+    that of Agresti and Min: 0.5 is added to each cell of the 2x2 table, so that the width is
+    positive even if the classifiers never disagree. The centre is not adjusted.
 
     Parameters
     ----------
@@ -39,8 +40,9 @@ def paired_gain(hits: NDArray[np.bool_], others: NDArray[np.bool_]) -> Interval:
 def loss_gain(losses: NDArray[np.float64], others: NDArray[np.float64]) -> Interval:
     """Return ``log(mean(others) / mean(losses))`` of two log-losses on the same images.
 
-    Above 0 if `losses` is lower. The interval is normal, by the delta method. With few images,
-    this is more sensitive than accuracy: most images are correct, or wrong, for both classifiers.
+    Positive if `losses` is lower. Normal approximation with the delta method. With few images, it
+    is more sensitive than the accuracy difference, which only the images that exactly one
+    classifier gets right affect.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Reading of advice from JSON (`advice.json` of a run folder, or the cache)."""
+"""Read advice back from JSON (`advice.json` of a run folder, or the cache)."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -20,7 +20,7 @@ def read_advice(record: Mapping[str, Any]) -> Advice:
     Raises
     ------
     StorageError
-        If the record was not written by this release.
+        If the record cannot be read: it is damaged, or was written by another release.
     """
     kinds = get_type_hints(Advice)
     try:
@@ -37,5 +37,6 @@ def read_advice(record: Mapping[str, Any]) -> Advice:
         return Advice(**same, **renamed)
     except (LookupError, TypeError, ValueError, BaseValidationError) as error:
         raise StorageError(
-            f"advice.json is not from this release: {error!r}. Use the release that wrote it."
+            f"The advice record cannot be read: {error!r}. It is damaged or of another release; "
+            "use the release that wrote it."
         ) from error

@@ -1,8 +1,8 @@
-"""Greedy model soup: average the weights of the best training runs if that wins on validation.
+"""Greedy model soup: average the best fine-tuning trials' weights; kept if it wins on validation.
 
-The average starts with the best training run. The others are added in the order of validation
+The average starts with the best fine-tuning trial. The others are added in the order of validation
 accuracy, and each stays in if the average does not get worse. Networks that were fine-tuned from
-the same weights lie in one basin of the loss, where their average is often better than each of
+the same weights are in one basin of the loss, where their average is often better than each of
 them and costs no more to use.
 
 References
@@ -45,18 +45,22 @@ class _Average:
 
 
 def make_soup(search: Search) -> Soup | None:
-    """Average the best training runs; keep the average if it wins by more than one image.
+    """Average the best fine-tuning trials; keep the average if it wins by more than one image.
 
-    A trial must beat the incumbent by the same margin; a tie goes to the simpler, the single
-    network. The best trial and the average are both selected on validation, so their validation
-    accuracies are optimistic. The interval does not correct for this, as for trials. Test is read
-    once, later, and is not affected by the selection.
+    A trial must beat the incumbent by the same margin; on a tie the single network is kept,
+    because it is simpler. The best trial and the average are both selected on validation, so their
+    validation accuracies are optimistic. As with single trials, the interval does not correct for
+    this. The test split is evaluated once, later.
 
     Only an average that is kept is written to disk: a run that is killed here averages again.
 
     Returns
     -------
-    None if fewer than two training runs can be averaged, or if no average could win any more.
+    The average that is the run's classifier, made now or by an earlier call. Otherwise the average
+    that was tried and not kept, with the reason. None if none was kept and none could be tried:
+    there is no best trial yet or no store of candidates, the run was interrupted, the search is
+    over, the best trial is too accurate to be beaten by more than one image, or fewer than two
+    trials can be averaged.
 
     Raises
     ------
@@ -85,7 +89,7 @@ def make_soup(search: Search) -> Soup | None:
 
 
 def _soup_on_disk(search: Search, done: Sequence[TrialRecord]) -> Soup | None:
-    """Return the record of the classifier on disk if it is an average already, else None."""
+    """Return the record of the run's classifier if it is an average already, else None."""
     numbers, best = search.folder.averaged_trials(), search.folder.best()
     alone = search.scheduler.best(done)
     if not numbers or best is None or alone is None or alone.val_accuracy is None:
@@ -96,7 +100,7 @@ def _soup_on_disk(search: Search, done: Sequence[TrialRecord]) -> Soup | None:
 def _compatible(
     search: Search, pool: SoupCandidates, done: Sequence[TrialRecord], incumbent: TrialRecord
 ) -> list[TrialRecord]:
-    """Return training runs that can be averaged: the incumbent if it is one, then the best."""
+    """Return the trials that can be averaged, best first, but the incumbent before all others."""
     candidates = pool.best(done)[:MOST]
     first: ImageClassifier | None = None
     ranked = []
@@ -116,12 +120,15 @@ def _compatible(
 def _greedy_soup(
     search: Search, pool: SoupCandidates, ranked: Sequence[TrialRecord]
 ) -> tuple[_Average | None, str | None]:
-    """Add one training run after the other; return the last average that was not worse.
+    """Add one trial after the other; return the last average that was not worse.
 
     Returns
     -------
-    The average, or None; and why the soup stopped before all training runs had been tried, or why
-    there is none.
+    average
+        None if no average was validated or all were worse.
+    reason
+        The interruption or lack of memory that stopped the soup, even if there is an average.
+        Otherwise why there is no average. None if there is one, also if the time ran out after it.
     """
     assert ranked[0].val_accuracy is not None
     members, accuracy = [ranked[0]], ranked[0].val_accuracy.mid
@@ -150,7 +157,10 @@ def _greedy_soup(
 
 
 def _validate_average(search: Search, pool: SoupCandidates, numbers: tuple[int, ...]) -> _Average:
-    """Average the classifiers of some trials fold by fold, and score the average like a trial."""
+    """Average the classifiers of some trials fold by fold, and score the average like a trial.
+
+    Fold 0, the dataset itself, is evaluated last: its classifier is calibrated and returned.
+    """
     ctx = replace(search.ctx, deadline_s=search.budget.soup_ends_s())
     hits: list[bool] = []
     for number in reversed(range(len(search.validation.folds))):
@@ -163,12 +173,15 @@ def _validate_average(search: Search, pool: SoupCandidates, numbers: tuple[int, 
         took_s = time.monotonic() - begun
         search.budget.saw(len(fold.val), took_s, classifier.backbone.input_px)
         hits += (scores.argmax(axis=1) == labels_of(fold.val)).tolist()
-    calibrate(classifier.network, scores, search.dataset)  # the last fold is the dataset itself
+    calibrate(classifier.network, scores, search.dataset)  # those of fold 0, evaluated last
     return _Average(numbers, proportion(float(np.mean(hits)), len(hits)), classifier)
 
 
 def _save_if_better(search: Search, tried: _Average, first: TrialRecord) -> bool:
-    """Make an average the classifier of the run, if it beats the best one by over one image."""
+    """Save an average as the run's classifier if it beats the current one by more than one image.
+
+    Return whether it was saved.
+    """
     with search.trials.lock.held():
         known = search.folder.best()
         if not search.is_searching() or known is None or known[0].val_accuracy is None:

@@ -1,4 +1,4 @@
-"""Options of ``tl-advise`` and ``tl-auto run``, and the accuracy differences that count as a tie.
+"""Options of ``tl-advise`` and ``tl-auto run``, and tolerances within which accuracies are tied.
 
 This module imports no deep-learning library, so that ``--help`` is fast.
 """
@@ -24,14 +24,14 @@ SIMILAR_COST_RATIO = 2.0
 
 
 def tie_tolerance(accuracy: float, prefer: Prefer) -> float:
-    """Return by how much another accuracy may be below this one and still count as equal to it."""
+    """Return how far below this accuracy another may be and still count as a tie."""
     return NOISE[prefer] * min(1.0, (1 - accuracy) / TIE_FULL_ERROR_RATE)
 
 
 def tie_upper_bound(accuracy: float, prefer: Prefer) -> float:
-    """Return the accuracy above which this one no longer counts as equal.
+    """Return the highest accuracy with which this one still counts as tied.
 
-    The inverse of `tie_tolerance`.
+    The largest u with ``u - tie_tolerance(u, prefer) <= accuracy``.
     """
     per_error = NOISE[prefer] / TIE_FULL_ERROR_RATE
     return min(accuracy + NOISE[prefer], (accuracy + per_error) / (1 + per_error))
@@ -47,7 +47,7 @@ class Options:
         "auto" or None: chosen automatically and printed with the reason. Several backbones,
         separated by commas, are compared and the best one is used.
     val, test
-        Folders with one folder per class, where validation or test are separate from the data.
+        Folders with one folder per class, for validation or test images outside the data folder.
     workers
         Threads that read images while the network computes; None: one per core. The result does
         not depend on it.
@@ -61,15 +61,17 @@ class Options:
         Folder of images like those that the backbone was pretrained on; None: the reference that
         this program ships.
     prefer
-        How large a difference in accuracy counts as equal to a cheaper strategy, see `recommend`.
+        How much more accurate a strategy must be to be preferred over a cheaper one, see
+        `recommend`.
     pilot
-        Whether to run a pilot, a short full fine-tuning; "auto": only where it may change the
-        advice and costs little.
+        Whether to run a pilot, a short run of full fine-tuning; "auto": only where it may change
+        the advice and costs little.
     ddp
         Number of data-parallel processes of a training run. Each has its own GPU, or all share
         the CPU (to try it out).
     on_note
-        Callback for a sentence about a training run that deviates from its plan.
+        Called with a message for the user, for example when a training run deviates from its
+        plan.
     """
 
     backbone: str = AUTO

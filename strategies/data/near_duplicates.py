@@ -1,6 +1,6 @@
-"""Duplicate detection: exact copies by file digest, near-duplicates by a perceptual hash.
+"""Duplicate detection: exact copies by file digest, near-duplicates by correlated fine detail.
 
-The perceptual hash is a real vector: the grey thumbnail minus its blur, scaled to unit length (the
+The fingerprint is a real vector: the grey thumbnail minus its blur, scaled to unit length (the
 detail). Unrelated photographs may share a bright sky and a dark ground, but not the texture: their
 details correlate only by chance (below 0.3). Re-encoded or rescaled copies correlate by 0.97 and
 more, copies rotated by one degree by 0.6 to 0.9. A candidate pair is confirmed if the thumbnails

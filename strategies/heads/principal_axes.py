@@ -12,9 +12,9 @@ from strategies.core.metrics import Scores
 
 _CHUNK = 8192
 VARIANCE_PRIOR_ROWS = 30.0
-"""Strength of the prior on a feature's variance, in rows: each variance is shrunk to the mean over
-all features. Some features hardly vary on a few images. Divided by so small a standard deviation,
-they would dominate all others on new images (benchmarks/README-probes.md)."""
+"""Strength of the prior on a feature's variance, in rows: each variance is shrunk towards the mean
+over all features that vary. In a small sample some features hardly vary; divided by their tiny
+standard deviation, they would dominate on new images (benchmarks/README-probes.md)."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,13 @@ class Basis:
     Attributes
     ----------
     coordinates
-        ``((features - mean) / scale) @ axes`` and a column of ones, (n, r + 1). The weighted mean
-        of their outer products is diagonal.
+        ``((features - mean) / scale) @ axes`` and a column of ones, (n, r + 1). Their weighted
+        second-moment matrix is diagonal; r is the numerical rank.
     mean, scale
         Shape (d,) each.
     vectors, rows
-        The axes, (d, r), and None. With fewer images than features: (n, r), and the standardised
-        features, (n, d). The axes are then ``rows.T @ vectors``, which is never computed.
+        If d <= n: the axes, (d, r), and None. Otherwise: coefficients, (n, r), and the
+        standardised features, (n, d); the axes ``rows.T @ vectors`` are never formed.
     """
 
     coordinates: Tensor
@@ -50,9 +50,9 @@ class Basis:
 
 
 def principal_axes(features: Scores, row_weights: Tensor, *, exact: bool = True) -> Basis:
-    """Standardise features, scale them to unit mean squared length, find their principal axes.
+    """Standardise features, scale the rows to unit mean squared norm, and find the principal axes.
 
-    Variances are shrunk to their mean by a prior worth `VARIANCE_PRIOR_ROWS` rows. Constant
+    Variances are shrunk towards their mean by a prior worth `VARIANCE_PRIOR_ROWS` rows. Constant
     features get no weight.
 
     Parameters
@@ -97,6 +97,6 @@ def principal_axes(features: Scores, row_weights: Tensor, *, exact: bool = True)
 
 
 def sum_over_rows(part: Callable[[Tensor, Tensor], Tensor], x: Tensor, share: Tensor) -> Tensor:
-    """Return the sum of `part` over chunks of `_CHUNK` rows, which bounds the memory."""
+    """Sum ``part(rows, share)`` over chunks of `_CHUNK` rows, to bound the memory."""
     pieces = zip(torch.split(x, _CHUNK), torch.split(share, _CHUNK), strict=True)
     return functools.reduce(torch.add, (part(rows, s) for rows, s in pieces))

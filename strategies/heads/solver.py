@@ -1,10 +1,11 @@
-"""Batched L-BFGS solver of linear heads: all folds and classes of a regularisation path at once.
+"""Batched L-BFGS for linear softmax and squared-hinge heads: L2 paths of all folds at once.
 
-All problems share their features, so one limited-memory quasi-Newton method solves them together,
-with two matrix products per step for all folds and classes. In the principal axes of the features
-the curvature of the loss is bounded by a *diagonal* matrix (Boehning's bound), from which the
-curvature estimate starts. Scores are linear in the weights, so the line search needs no matrix
-product.
+A problem is the fit to one weighting of the samples, for example to one fold's training rows. All
+problems share their features, so one limited-memory quasi-Newton method solves them together, with
+two matrix products per step for all folds and classes. In the principal axes of the features the
+curvature of the loss is bounded by a *diagonal* matrix (Boehning's bound). The same matrix, with
+the current mean second derivative of the loss instead of its bound, scales the initial Hessian
+approximation. Scores are linear in the weights, so the line search needs no matrix product.
 
 References
 ----------
@@ -27,7 +28,8 @@ MAX_STEPS, TOLERANCE = 200, 1e-3
 MEMORY = 8
 """Number of pairs (step, gradient change) from which the curvature is estimated."""
 MAX_SCORES = 1 << 26
-"""Scores (rows x folds x classes) kept in memory at once. Above it, folds are solved in turn."""
+"""Maximum number of scores (rows x folds x classes) in memory; with more, the folds are split into
+chunks of at least one fold."""
 CURVATURE_BOUND = {"softmax": 0.5, "squared_hinge": 2.0}
 """Upper bound of the second derivative of each loss with respect to a score."""
 _SUFFICIENT_DECREASE = 1e-4
@@ -43,7 +45,9 @@ def solve_path(
     strengths: Sequence[float],
     tolerance: float = TOLERANCE,
 ) -> list[Tensor]:
-    """Minimise mean loss + strength/2 * |w|^2 for every problem, from strong to weak strengths.
+    """Minimise mean loss + strength/2 * |w|^2 for every problem and each of the strengths.
+
+    Each solution starts from that of the previous strength.
 
     Parameters
     ----------
@@ -52,8 +56,11 @@ def solve_path(
     weights
         Sample weights of every problem, (problems, n): the row weights of the basis, or 0 for
         rows that are left out.
+    strengths
+        L2 penalties, in decreasing order.
     tolerance
-        Norm of the gradient, relative to its initial norm, at which to stop.
+        Norm of the gradient (scaled by the curvature bound), relative to its value at zero
+        weights, at which to stop.
 
     Returns
     -------
@@ -79,13 +86,13 @@ def _solve_batch(
 ) -> list[Tensor]:
     """Follow the path for a batch of problems. Parameters and results as in `solve_path`."""
     total = weights.sum(1, keepdim=True).clamp_min(1e-12)
-    problem = _Problem(x, labels, weights / total, n_classes, loss)
+    batch = _Batch(x, labels, weights / total, n_classes, loss)
     heaviest = sum_over_rows(lambda rows, s: s.T @ rows.square(), x, weights.amax(0)[:, None])
     spread = heaviest / total
     penalised = x.new_ones(x.shape[1])
     penalised[-1] = 0
     v = x.new_zeros(n_classes, len(weights), x.shape[1])
-    here = _evaluate(problem, 0 * penalised, v, problem.scores(v))
+    here = _evaluate(batch, 0 * penalised, v, batch.scores(v))
     pairs: list[_Pair] = []
     threshold, previous, path = None, 0.0, []
     for strength in strengths:
@@ -94,22 +101,22 @@ def _solve_batch(
         here = _add_penalty(here, change, loss)
         penalty = strength * penalised
         bound = 1 / (CURVATURE_BOUND[loss] * spread + penalty).clamp_min(1e-30)
-        guess = 1 / (problem.curvature(here.scores) * spread + penalty).clamp_min(1e-30)
+        guess = 1 / (batch.curvature(here.scores) * spread + penalty).clamp_min(1e-30)
         pairs = [_pair(p.step, p.change + change * p.step, guess, loss) for p in pairs]
         if threshold is None:
             squared = _dot(here.gradient * bound, here.gradient, loss)
             threshold = tolerance**2 * squared.clamp_min(1e-12)
-        here = _minimise(problem, penalty, (bound, guess), here, pairs, threshold)
+        here = _minimise(batch, penalty, (bound, guess), here, pairs, threshold)
         path.append(here.v)
         previous = strength
     return path
 
 
-class _Problem:
-    """A batch of problems: rows (n, r), labels (n,), and row weights per problem (problems, n).
+class _Batch:
+    """A batch of problems: rows (n, r + 1), labels (n,), row weights per problem (problems, n).
 
-    A group is what is minimised independently: a problem with the softmax, and a class of a
-    problem with the squared hinge.
+    Groups are minimised independently. With softmax a group is a problem; with squared hinge it is
+    one class of a problem.
     """
 
     def __init__(
@@ -126,12 +133,15 @@ class _Problem:
         return scores.view(*v.shape[:2], -1)
 
     def weight_gradient(self, score_gradient: Tensor) -> Tensor:
-        """Return the gradient by the weights, (classes, problems, r), from that by the scores."""
+        """Return the gradient with respect to the weights, (classes, problems, r + 1).
+
+        It is computed from the gradient with respect to the scores, (classes, problems, n).
+        """
         gradient: Tensor = score_gradient.flatten(0, 1) @ self.x
         return gradient.view(*score_gradient.shape[:2], -1)
 
     def loss_and_gradient(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss of every group, and its gradient by the scores."""
+        """Return the mean loss of every group, and its gradient with respect to the scores."""
         if self.loss == "softmax":
             logs = scores.log_softmax(0)
             value = -torch.linalg.vecdot(self.share, logs.gather(0, self.labels))[..., None]
@@ -145,7 +155,10 @@ class _Problem:
         return value, gradient.mul_(self.sign).mul_(-2)
 
     def curvature(self, scores: Tensor) -> Tensor:
-        """Return the mean second derivative of a group's loss by a score, at least 0.001."""
+        """Return the mean second derivative of each group's loss with respect to a score.
+
+        It is at least 0.001.
+        """
         if self.loss == "softmax":
             p = scores.softmax(0)
             second = (p * (1 - p)).sum(0, keepdim=True) / max(len(p) - 1, 1)
@@ -168,7 +181,7 @@ class _Point:
 def _dot(a: Tensor, b: Tensor, loss: Loss) -> Tensor:
     """Return the inner product of every group, (1 or classes, problems, 1).
 
-    With the softmax all classes of a problem form one group, otherwise each class is a group.
+    With softmax all classes of a problem form one group; with squared hinge each class is one.
     """
     by_class: Tensor = torch.linalg.vecdot(a, b.expand_as(a))[..., None]
     return by_class.sum(0, keepdim=True) if loss == "softmax" else by_class
@@ -178,7 +191,7 @@ def _dot(a: Tensor, b: Tensor, loss: Loss) -> Tensor:
 class _Pair:
     """A step, the change of the gradient along it, and the inverse of their inner product.
 
-    The inverse is 0 for groups to which the pair does not apply.
+    The inverse is 0 for groups whose pair is discarded.
     """
 
     step: Tensor
@@ -193,10 +206,10 @@ def _pair(step: Tensor, change: Tensor, scale: Tensor, loss: Loss) -> _Pair:
     return _Pair(step, change, torch.where(usable, 1 / product, 0.0))
 
 
-def _evaluate(problem: _Problem, penalty: Tensor, v: Tensor, scores: Tensor) -> _Point:
-    value, score_gradient = problem.loss_and_gradient(scores)
-    gradient = problem.weight_gradient(score_gradient).add_(penalty * v)
-    return _Point(v, scores, value + 0.5 * _dot(penalty * v, v, problem.loss), gradient)
+def _evaluate(batch: _Batch, penalty: Tensor, v: Tensor, scores: Tensor) -> _Point:
+    value, score_gradient = batch.loss_and_gradient(scores)
+    gradient = batch.weight_gradient(score_gradient).add_(penalty * v)
+    return _Point(v, scores, value + 0.5 * _dot(penalty * v, v, batch.loss), gradient)
 
 
 def _add_penalty(here: _Point, change: Tensor, loss: Loss) -> _Point:
@@ -207,7 +220,7 @@ def _add_penalty(here: _Point, change: Tensor, loss: Loss) -> _Point:
 
 
 def _minimise(
-    problem: _Problem,
+    batch: _Batch,
     penalty: Tensor,
     scales: tuple[Tensor, Tensor],
     start: _Point,
@@ -224,17 +237,18 @@ def _minimise(
         Two inverse curvatures per coordinate: from the upper bound, to measure the gradient, and
         from the estimate, to scale the steps.
     threshold
-        Squared norm of the gradient, in the first of the scales, at which a group has converged.
+        Squared norm of the gradient, scaled by the first of `scales`, at which a group has
+        converged.
     """
     here, (bound, guess) = start, scales
     for _ in range(MAX_STEPS):
-        moving = _dot(here.gradient * bound, here.gradient, problem.loss) > threshold
+        moving = _dot(here.gradient * bound, here.gradient, batch.loss) > threshold
         if not moving.any():
             break
-        step = -_two_loop_recursion(here.gradient, guess, pairs, problem.loss) * moving
-        there = _line_search(problem, penalty, here, step)
+        step = -_two_loop_recursion(here.gradient, guess, pairs, batch.loss) * moving
+        there = _line_search(batch, penalty, here, step)
         change = there.gradient - here.gradient
-        pairs.append(_pair(there.v - here.v, change, guess, problem.loss))
+        pairs.append(_pair(there.v - here.v, change, guess, batch.loss))
         del pairs[:-MEMORY]
         here = there
     return here
@@ -258,10 +272,10 @@ def _two_loop_recursion(gradient: Tensor, scale: Tensor, pairs: list[_Pair], los
     return q
 
 
-def _line_search(problem: _Problem, penalty: Tensor, here: _Point, step: Tensor) -> _Point:
+def _line_search(batch: _Batch, penalty: Tensor, here: _Point, step: Tensor) -> _Point:
     """Backtrack along `step`, for each group, until its objective decreases sufficiently."""
-    loss = problem.loss
-    score_step = problem.scores(step)
+    loss = batch.loss
+    score_step = batch.scores(step)
     descent = _dot(here.gradient, step, loss)
     # The penalty along the step: (constant + 2 * length * linear + length**2 * quadratic) / 2.
     quadratic, linear = _dot(penalty * step, step, loss), _dot(penalty * here.v, step, loss)
@@ -269,7 +283,7 @@ def _line_search(problem: _Problem, penalty: Tensor, here: _Point, step: Tensor)
     length = torch.ones_like(descent)
     for _ in range(20):
         scores = here.scores + length * score_step
-        value, score_gradient = problem.loss_and_gradient(scores)
+        value, score_gradient = batch.loss_and_gradient(scores)
         value = value + 0.5 * (constant + 2 * length * linear + length**2 * quadratic)
         allowed = here.value + _SUFFICIENT_DECREASE * length * descent
         too_high = value > allowed + 1e-6 * here.value.abs()
@@ -279,5 +293,5 @@ def _line_search(problem: _Problem, penalty: Tensor, here: _Point, step: Tensor)
         best = -descent * length**2 / (2 * (value - here.value - length * descent))
         length = torch.where(too_high, best.clamp(0.1 * length, 0.5 * length), length)
     v = here.v + length * step
-    gradient = problem.weight_gradient(score_gradient).add_(penalty * v)
+    gradient = batch.weight_gradient(score_gradient).add_(penalty * v)
     return _Point(v, scores, value, gradient)

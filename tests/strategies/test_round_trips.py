@@ -6,7 +6,7 @@ the input's, and one of them is grey), and striped images otherwise.
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,13 @@ from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.core.errors import NotApplicable
 from strategies.data.dataset import Dataset, load_dataset
-from strategies.models.backbone import Backbone
+from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.models.export import export
 from strategies.registry import STRATEGIES
 from tests.conftest import SHARED, write_folder
+
+Fit = Callable[[str], ImageClassifier]
 
 QUICK = {"steps": 4}
 FITTED = {
@@ -59,9 +61,24 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="session")
 def fit(
     photos: Dataset, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Any]:
+) -> Iterator[Fit]:
     """Fit a strategy to the photographs, once for all tests of this module: ``fit(name)``."""
-    ctx = RunContext(cache=ArrayCache(tmp_path_factory.mktemp("cache")))
+    yield from _fits(photos, backbone, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def fit_small(photos: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fit]:
+    """Like `fit`, with a small network of random weights: its export to ONNX is fast."""
+    folder = tmp_path_factory.mktemp("network")
+    torch.manual_seed(0)
+    net = timm.create_model("test_efficientnet", pretrained=False)
+    timm.models.save_for_hf(net, str(folder), safe_serialization=True)
+    small = load_backbone(f"local-dir:{folder}", input_px=64)
+    yield from _fits(photos, small, tmp_path_factory.mktemp("cache"))
+
+
+def _fits(photos: Dataset, backbone: Backbone, cache_dir: Path) -> Iterator[Fit]:
+    ctx = RunContext(cache=ArrayCache(cache_dir))
 
     @cache
     def fitted(name: str) -> ImageClassifier:
@@ -79,9 +96,9 @@ def paths(photos: Dataset) -> list[Path]:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_saved_classifier_predicts_the_same_at_the_command_line(
-    name: str, fit: Any, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, fit: Fit, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    classifier: ImageClassifier = fit(name)
+    classifier = fit(name)
     classifier.save(tmp_path / "saved")
     monkeypatch.setattr("advisor.deploy.predict.choose_precision", lambda _: torch.float32)
     command = ["predict", str(tmp_path / "saved"), *map(str, paths), "--json", "--device", "cpu"]
@@ -103,11 +120,20 @@ def _probability(classes: Any, name: str) -> float:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_an_onnx_file_alone_is_sufficient_to_predict_the_same(
-    name: str, fit: Any, paths: list[Path], tmp_path: Path
+    name: str, fit_small: Fit, paths: list[Path], tmp_path: Path
 ) -> None:
+    _check_onnx(fit_small(name), paths, tmp_path)
+
+
+def test_the_default_backbone_is_exported_to_onnx(
+    fit: Fit, paths: list[Path], tmp_path: Path
+) -> None:
+    _check_onnx(fit("layer_svm"), paths, tmp_path)
+
+
+def _check_onnx(classifier: ImageClassifier, paths: list[Path], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    classifier: ImageClassifier = fit(name)
     export(classifier, tmp_path / "model.onnx", "onnx")
 
     session = onnxruntime.InferenceSession(
@@ -140,9 +166,9 @@ def _preprocessed(path: Path, metadata: dict[str, Any]) -> np.ndarray:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_timm_loads_every_network_that_is_not_truncated_and_preprocesses_alike(
-    name: str, fit: Any, paths: list[Path], tmp_path: Path
+    name: str, fit: Fit, paths: list[Path], tmp_path: Path
 ) -> None:
-    classifier: ImageClassifier = fit(name)
+    classifier = fit(name)
     if classifier.depths != (classifier.backbone.n_depths,):
         with pytest.raises(NotApplicable, match="Export it as onnx"):
             export(classifier, tmp_path / "mine", "timm")

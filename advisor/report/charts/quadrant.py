@@ -12,7 +12,7 @@ from strategies.core.metrics import Interval
 
 
 def landmarks(profile: Profile) -> tuple[tuple[str, float], ...]:
-    """Return the landmark datasets and their similarity, on the scale of this profile."""
+    """Return names and similarities of the landmarks, by the statistic used in `profile`."""
     if profile.similarity is None:
         return ()
     calibration = calibrations()[profile.similarity.basis]
@@ -35,8 +35,10 @@ def quadrant_chart(advice: Advice) -> Chart:
         "quadrant",
         "Dataset size and domain similarity",
         "x: number of images relative to the threshold between few and many. y: domain similarity "
-        "to ImageNet, measured on the network's activations. Each quadrant names its rule of "
-        "thumb; the bars are 90% intervals. Right: landmark datasets, measured before.",
+        "to ImageNet, measured on the network's activations. Each quadrant shows its rule of "
+        "thumb. The vertical bar is a 90% interval. The ends of the horizontal bar are two "
+        "measures of size (all images, images per class). On the right: landmark datasets with "
+        "known similarity.",
         {"height": 330, "layer": layers},
         ("dataset", "size, powers of ten above the threshold", "similarity"),
         tuple(rows),
@@ -152,7 +154,10 @@ def _landmark_layers(profile: Profile, reach: float) -> list[Spec]:
 
 
 def _position_layers(here: Row, reach: float) -> list[Spec]:
-    """Return layers for the dataset: a point with intervals, or a line without similarity."""
+    """Return layers for the position of the dataset.
+
+    They are a point with bars, or a vertical line if the similarity is unknown.
+    """
     data = {"values": [here]}
     x = {"field": "x", "type": "quantitative"}
     x_interval = {"x": {"field": "xl", "type": "quantitative"}, "x2": {"field": "xh"}}

@@ -10,7 +10,10 @@ _HALF, _ROWS, _BAR = 24, 3, 20
 
 
 def quadrant_map(advice: Advice) -> tuple[str, ...]:
-    """Draw the four quadrants with their rules, and the dataset with its intervals."""
+    """Draw the four quadrants with their rules, and the dataset as a point with bars.
+
+    The vertical bar is a 90% interval. The ends of the horizontal bar are two measures of size.
+    """
     width = 2 * _HALF + 1
     rows = [[" "] * width for _ in range(2 * _ROWS)]
     for row in rows:

@@ -181,7 +181,7 @@ def test_serious_and_slight_leaks_differ_in_severity() -> None:
     slight = Leak("test", "train", 1000, 0, 2, ())
     found = findings(replace(DATASET, leaks=(LEAK, slight)), {})
     assert [f.severity for f in found] == ["issue", "tip"]
-    assert "5.0% of test occurs in train" in found[0].title
+    assert "5.0% of the test images also occur in train" in found[0].title
 
 
 def test_very_small_classes_are_an_issue() -> None:

@@ -81,7 +81,7 @@ def without_times(value: Any, schema: Any, whole: Any, path: str, found: set[str
 def test_cache_and_number_of_workers_change_only_fields_marked_as_times(
     schema: Any, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    data = make_folder("d", 20)
+    data = make_folder("d", 7)
     texts = []
     for cache, workers in (("first", "1"), ("second", "2"), ("first", "2")):
         asked = [str(data), "--json", "--input-px", "32", "--workers", workers]

@@ -417,22 +417,24 @@ def test_a_catalogue_entry_gives_the_pip_name_of_its_package() -> None:
 def test_the_default_backbone_classifies_imagenet_samples(shared: Path) -> None:
     # The sorted file names are in the order of the class indices.
     paths = sorted((shared / "imagenet_samples").glob("*.jpg"))
+    assert len(paths) == 1000
+    classes = np.arange(0, 1000, 5)
     found = load_backbone()
     net = found.build().to(memory_format=torch.channels_last)
     plain: list[int] = []
     flipped: list[int] = []
     dtype = torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else None
     with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype is not None):
-        for pixels in batches(paths, found, 2):
+        for pixels in batches([paths[c] for c in classes], found, 2):
             images = to_input(pixels, found, torch.device("cpu"))
             logits = net(images)
             plain += logits.argmax(1).tolist()
             flipped += (logits + net(images.flip(3))).argmax(1).tolist()
 
-    assert len(paths) == 1000
-    # Measured: 84.6%, and 85.4% with the logits of the horizontal flip added.
-    assert np.mean(np.array(plain) == np.arange(1000)) >= 0.84
-    assert np.mean(np.array(flipped) == np.arange(1000)) >= 0.85
+    # Measured on these 200: 83.0%, and 85.5% with the logits of the horizontal flip added; on all
+    # 1,000: 84.6% and 85.4%. One image is 0.5 points; other processors round differently.
+    assert np.mean(np.array(plain) == classes) >= 0.82
+    assert np.mean(np.array(flipped) == classes) >= 0.84
 
 
 def test_half_size_is_a_multiple_of_32_and_at_most_the_full_size(backbone: Backbone) -> None:
