@@ -105,7 +105,8 @@ def _provenance(rows: list[Row]) -> str:
     newest = max(r.get("date", "") for r in rows)
     return (
         f"benchmarks/fit_priors.py on {len(rows)} rows of benchmarks/results.jsonl to {newest}: "
-        f"{len(datasets)} sets ({', '.join(datasets)}), {sizes} a class, seeds {seeds}, "
+        f"{len(datasets)} datasets ({', '.join(datasets)}), {sizes} images per class, "
+        f"seeds {seeds}, "
         f"{sides} px"
     )
 
