@@ -62,18 +62,20 @@ def test_a_run_with_a_number_of_trials_has_the_same_trials_and_the_same_best(run
     assert_same_run([*found.trials], found.best)
 
 
-@pytest.mark.parametrize("killed_after", [1, 3])
-def test_a_killed_and_resumed_run_has_the_same_trials_and_the_same_best(
-    killed_after: int, run: Runner
-) -> None:
-    def die(event: Any) -> None:
-        if event.kind == "ended" and event.number == killed_after - 1:
-            raise SystemExit
+def test_a_run_killed_twice_and_resumed_has_the_same_trials_and_the_same_best(run: Runner) -> None:
+    for last in (0, 2):
 
-    search = run.prepare(4)
-    object.__setattr__(search, "on_event", die)
-    with pytest.raises(SystemExit):
-        search.run()
+        def die(event: Any, last: int = last) -> None:
+            if event.kind == "ended" and event.number == last:
+                raise SystemExit
+
+        search = run.prepare(4)
+        kept = run.folder.best()
+        search.trials.requeue_dead(own=True, kept=kept and kept[0])
+        object.__setattr__(search, "on_event", die)
+        with pytest.raises(SystemExit):
+            search.run()
+        assert len(run.lines()) == last + 1
     found = run.resume(4)
     assert_same_run([*found.trials], found.best)
 

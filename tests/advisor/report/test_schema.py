@@ -37,7 +37,7 @@ def test_the_schema_is_valid_and_has_the_current_version(schema: Any) -> None:
 def test_json_carries_findings_quarantine_and_split(
     schema: Any, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    make_folder("d/train", 12)
+    make_folder("d/train", 7)
     root = make_folder("d/test", 5, seed=1).parent
     shutil.copy(root / "test/class0/001.png", root / "train/class0/leak.png")
     (root / "train/class1/torn\n.png").write_bytes(b"\x89PNG")
@@ -45,7 +45,7 @@ def test_json_carries_findings_quarantine_and_split(
     assert found.exit_code == 0, found.output
     advice = json.loads(found.stdout)
     jsonschema.validate(advice, schema)
-    assert advice["split"]["train"] + advice["split"]["val"] == 37
+    assert advice["split"]["train"] + advice["split"]["val"] == 22
     assert advice["split"]["test"] == 15
     assert advice["quarantine"][0]["path"].endswith("torn\\n.png")
     codes = {finding["code"]: finding for finding in advice["findings"]}
