@@ -83,7 +83,9 @@ def _readers(data: Path, name: str) -> dict[str, Any]:
     try:
         # One reader per split, so that the labels of the splits are not mixed.
         splits = datasets.get_dataset_split_names(name)
-        features = datasets.load_dataset_builder(name).info.features or {}
+        features = datasets.load_dataset_builder(name).info.features
+        if not features:  # a local folder: its columns are known once it is loaded
+            features = datasets.load_dataset(name, split=splits[0]).features
         keys = {
             "input_key": _key(data, features, _IMAGE_KEYS),
             "target_key": _key(data, features, _LABEL_KEYS),
@@ -100,8 +102,6 @@ def _readers(data: Path, name: str) -> dict[str, Any]:
 
 
 def _key(data: Path, features: Mapping[str, Any], known: tuple[str, ...]) -> str:
-    if not features:
-        return known[0]  # unknown before loading; image folders use these names
     for name in known:
         if name in features:
             return name

@@ -343,10 +343,10 @@ def test_hugging_face_image_and_parquet_folders_are_read(
 
     images = [(folder / p).read_bytes() for p in sorted(folder.rglob("*.png"))]
     features = datasets.Features(
-        {"image": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])}
+        {"picture": datasets.Image(), "label": datasets.ClassLabel(names=["no", "yes"])}
     )
     rows = {
-        "image": [{"bytes": b, "path": None} for b in images],
+        "picture": [{"bytes": b, "path": None} for b in images],
         "label": [i % 2 for i in range(len(images))],
     }
     (tmp_path / "table").mkdir()
