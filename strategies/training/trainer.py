@@ -50,8 +50,7 @@ MIN_STANDARD_ERRORS = 1.64
 """By how many standard errors an earlier round must be better on validation than the last one."""
 MAX_LR_CUTS = 3
 """Maximum number of times that the learning rate is halved because the loss was not finite."""
-_SAVED = {"brakes": "lr_cuts", "judging_s": "val_s"}  # attributes by their key in a checkpoint
-_SAVED |= {name: name for name in ("step", "round", "progress", "micro_batch")}
+_SAVED = ("step", "round", "progress", "micro_batch", "lr_cuts", "val_s")
 
 
 def train(
@@ -347,7 +346,7 @@ class _TrainingLoop:
         tensors["rng"] = torch.get_rng_state()
         if self.ctx.device.type == "cuda":
             tensors["cuda_rng"] = torch.cuda.get_rng_state(self.ctx.device)
-        values = {key: getattr(self, name) for key, name in _SAVED.items()}
+        values = {name: getattr(self, name) for name in _SAVED}
         return Snapshot(tensors, values | {"scaler": self.scaler.state_dict()})
 
     def restore(self, checkpoint: Checkpoint | None) -> bool:
@@ -370,8 +369,8 @@ class _TrainingLoop:
         torch.set_rng_state(found.tensors["rng"].cpu())
         if self.ctx.device.type == "cuda":
             torch.cuda.set_rng_state(found.tensors["cuda_rng"].cpu(), self.ctx.device)
-        for key, name in _SAVED.items():
-            setattr(self, name, found.values[key])
+        for name in _SAVED:
+            setattr(self, name, found.values[name])
         self.scaler.load_state_dict(found.values["scaler"])
         return True
 
