@@ -22,6 +22,7 @@ from advisor.types.advice import Advice, Choice, Decision
 from advisor.types.options import AUTO, DEFAULTS, Options
 from advisor.types.profile import BackboneScore, Profile
 from strategies.core.context import RunContext, make_context
+from strategies.core.progress import Reporter, ignore_progress
 from strategies.data.dataset import Dataset, Split, load_dataset
 from strategies.data.image import shown
 from strategies.data.sampling import MAX_IMAGES, MAX_QUARANTINE
@@ -125,9 +126,9 @@ def _advise(
     priors = load_priors()
     folder = options.reference
     reference = None if folder is None else build_reference(folder, backbone, ctx)
-    ctx.on_progress("network", 1, 1)
+    ctx.reporter.on_progress("network", 1, 1)
     profile, measured = measure_with_evidence(dataset, backbone, ctx, reference)
-    ctx.on_progress("similarity", 1, 1)
+    ctx.reporter.on_progress("similarity", 1, 1)
     if test_images:
         features = extract_features(test_images, backbone, ctx).pooled[-1]
         measured = replace(measured, test_features=features)
@@ -142,7 +143,7 @@ def _advise(
     choices = (*choices, *_sample_choice(dataset, options), *_decision_choices(options, no_pilot))
     profile = with_alternative(profile, dataset, backbone, priors, ctx)
     findings = check(dataset, profile, measured)
-    ctx.on_progress("findings", 1, 1)
+    ctx.reporter.on_progress("findings", 1, 1)
     return Advice(
         dataset=dataset.name,
         data=dataset.root,
@@ -168,7 +169,7 @@ def _with_pilot(
     tuned = next(r for r in decision.recommendations if r.strategy == PILOT_STRATEGY)
     any_size = takes_any_size(profile)
     pilot = run_pilot(dataset, backbone, ctx, tuned.hyperparameters, any_size=any_size)
-    ctx.on_progress("pilot", 1, 1)
+    ctx.reporter.on_progress("pilot", 1, 1)
     return replace(profile, pilot=pilot)
 
 
@@ -187,15 +188,13 @@ def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, .
 def _context(options: Options) -> RunContext:
     if options.strategy != AUTO:
         get_strategy(options.strategy)
-    callbacks = {} if options.on_progress is None else {"on_progress": options.on_progress}
     return make_context(
         device=options.device,
         cache_dir=options.cache_dir,
         seed=options.seed,
         workers=options.workers,
         ddp=options.ddp,
-        on_note=options.on_note,
-        **callbacks,
+        reporter=Reporter(options.on_progress or ignore_progress, options.on_note),
     )
 
 
@@ -211,7 +210,7 @@ def _load(data: Path, options: Options, ctx: RunContext) -> Dataset:
         seed=options.seed,
         n_workers=ctx.n_workers,
         cache=ctx.cache,
-        on_progress=ctx.on_progress,
+        on_progress=ctx.reporter.on_progress,
     )
 
 

@@ -175,7 +175,7 @@ def _affordable_images(dataset: Dataset, backbone: Backbone, ctx: RunContext) ->
     n = max(N_TIMED, int(EVIDENCE_SHARE * left_s / s_per_image))
     if n >= wanted:
         return MAX_MEASURED
-    ctx.on_note(
+    ctx.reporter.on_note(
         f"The advice is based on about {n} of {len(dataset.fit_split)} images: measuring more "
         f"would take over {100 * EVIDENCE_SHARE:.0f}% of the time left."
     )
@@ -265,7 +265,7 @@ def _probe_depths(
             cross_validate(x, labels, n_classes, folds=folds, loss=loss, device=ctx.device)
         )
         stamps.append(time.perf_counter())
-        ctx.on_progress("probes", i + 1, len(plan))
+        ctx.reporter.on_progress("probes", i + 1, len(plan))
     hits = [r.correct[r.best] for r in results]
     probes = tuple(
         ProbeResult(

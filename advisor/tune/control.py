@@ -67,7 +67,9 @@ def fit_control(
     time for a single step.
     """
     if best.strategy == FromScratch.name:
-        ctx.on_note("The best trial was trained from scratch: there is no transfer to measure.")
+        ctx.reporter.on_note(
+            "The best trial was trained from scratch: there is no transfer to measure."
+        )
         return None
     strategy, backbone = get_strategy(best.strategy), backbone_of(best.hyperparameters, backbone)
     try:
@@ -82,7 +84,7 @@ def fit_control(
         same = hyperparameters_of(best.hyperparameters) | {"strength": None}
         fitted = strategy(**same).fit(dataset, backbone.with_random_weights(), ctx)
     except OutOfTime:
-        ctx.on_note(
+        ctx.reporter.on_note(
             f"The control of {best.strategy} without pretrained weights was left out: there was "
             "no time for it."
         )
@@ -126,11 +128,11 @@ def evaluate_with_control(
     if ctx.seconds_left() < took_s:
         n = int(n * max(ctx.seconds_left(), 0) / took_s)
         if n < MIN_CONTROL_IMAGES:
-            ctx.on_note(
+            ctx.reporter.on_note(
                 "The control without pretrained weights is not evaluated: there is no time."
             )
             return found, None
-        ctx.on_note(
+        ctx.reporter.on_note(
             f"The control without pretrained weights is evaluated on {n} of {len(test)} test "
             "images: there is no time for more."
         )
@@ -158,7 +160,7 @@ def fit_early_control(folder: RunDir, prepared: Prepared, budget: TimeBudget) ->
     if best is None or get_strategy(best[0].strategy).selects_on_val:
         return None
     dataset = _training_images(best, prepared)
-    ctx = replace(prepared.ctx, deadline_s=time.monotonic() + budget.control_s)
+    ctx = prepared.ctx.with_deadline(time.monotonic() + budget.control_s)
     if not random_features_fit_in_time(best[0], dataset, prepared.backbone, ctx):
         return None
     return fit_control(best[0], dataset, prepared.backbone, ctx)
@@ -183,7 +185,7 @@ def fit_final_control(
         return early
     if ended != "time":
         deadline_s = min(deadline_s, time.monotonic() + budget.control_s)
-    ctx = replace(prepared.ctx, deadline_s=deadline_s)
+    ctx = prepared.ctx.with_deadline(deadline_s)
     final = fit_control(best[0], _training_images(best, prepared), prepared.backbone, ctx)
     is_from_scratch = best[0].strategy == FromScratch.name
     return final if is_from_scratch else final or early

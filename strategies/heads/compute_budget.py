@@ -56,7 +56,7 @@ def affordable_subset(
     if len(uncached) > n_passes:
         dropped = {image.path for image in interleave_classes(uncached)[int(n_passes) :]}
         train = tuple(image for image in dataset.train if image.path not in dropped)
-        ctx.on_note(
+        ctx.reporter.on_note(
             f"The head is fitted to {len(train)} of {len(dataset.train)} images, because of the "
             "time limit."
         )
@@ -78,5 +78,7 @@ def _note_fewer_views(
     kept: tuple[int, ...], views: tuple[int, ...], ctx: RunContext
 ) -> tuple[int, ...]:
     if kept != views:
-        ctx.on_note(f"At most {max(kept)} view(s) of every image, because of the time limit.")
+        ctx.reporter.on_note(
+            f"At most {max(kept)} view(s) of every image, because of the time limit."
+        )
     return kept

@@ -261,7 +261,7 @@ def _compute(
             ctx.cache.put(space, new_rows)
             rows |= new_rows
             done += len(batch)
-            ctx.on_progress("features", done, len(images))
+            ctx.reporter.on_progress("features", done, len(images))
     return rows
 
 

@@ -116,7 +116,7 @@ def _compute(
             new_rows = {image.digest: row for image, row in zip(batch, by_image, strict=True)}
             ctx.cache.put(space, new_rows)
             rows |= new_rows
-            ctx.on_progress("views", len(rows), len(images))
+            ctx.reporter.on_progress("views", len(rows), len(images))
     return rows
 
 

@@ -3,7 +3,7 @@
 The activations of a few random crops of every train image, and of the centre crop of every
 validation image, are stored in a file. The file is unnamed, so it disappears however the training
 run ends. Training runs that freeze the same stages of the same network and use the same crops
-share it (`RunContext.activation_store`).
+share it (`TrainingResources.activation_store`).
 """
 
 import contextlib
@@ -146,12 +146,11 @@ def cached_prefix(
         _fill_val(val, prefix, dataset, backbone, ctx)
         return rows
 
-    if ctx.activation_store is None:
+    store = ctx.training.activation_store
+    if store is None:
         rows = fill()
     else:
-        rows = ctx.activation_store.get(
-            _key(network, stage, dataset, backbone, recipe, views, ctx), fill
-        )
+        rows = store.get(_key(network, stage, dataset, backbone, recipe, views, ctx), fill)
     return CachedPrefix(suffix, *split_rows(rows), recipe, ctx)
 
 
@@ -247,10 +246,11 @@ def _file(n: int, shape: Sequence[int], ctx: RunContext) -> NDArray[np.float16]:
     """
     size = 2 * n * int(np.prod(shape))
     folder = ctx.cache.path.parent
-    if ctx.activation_store is not None:
-        ctx.activation_store.evict(size, MOST_BYTES)
+    store = ctx.training.activation_store
+    if store is not None:
+        store.evict(size, MOST_BYTES)
         if size > DISK_SHARE * shutil.disk_usage(folder).free:
-            ctx.activation_store.evict(size, 0)
+            store.evict(size, 0)
     free = shutil.disk_usage(folder).free
     if size > min(MOST_BYTES, DISK_SHARE * free):
         raise NotCached(
@@ -296,7 +296,7 @@ def _fill_train(
                 pending.append(pool.submit(draw, starts[number + read_ahead]))
             values = _half(prefix(to_input(pixels, backbone, ctx.device)))
             rows[start : start + _BATCH] = values.reshape(-1, views, *values.shape[1:])
-            ctx.on_progress("frozen stages", min(start + _BATCH, n), n)
+            ctx.reporter.on_progress("frozen stages", min(start + _BATCH, n), n)
 
 
 def _fill_val(
@@ -331,11 +331,11 @@ def make_inputs(
 ) -> Inputs:
     """Return cached activations of the frozen stages, or images where they cannot be cached.
 
-    The reason for not caching is reported to ``ctx.on_note``.
+    The reason for not caching is reported to ``ctx.reporter.on_note``.
     """
     try:
         return cached_prefix(network, stage, dataset, backbone, recipe, ctx)
     except NotCached as reason:
         if str(reason):
-            ctx.on_note(f"The frozen stages run in every training step: {reason}")
+            ctx.reporter.on_note(f"The frozen stages run in every training step: {reason}")
         return ImageInputs(network, dataset, backbone, recipe, ctx)

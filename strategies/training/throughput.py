@@ -60,7 +60,8 @@ def _measure(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> tuple[flo
         def record_time(epoch: int, accuracy: float | None) -> None:
             stamps.append(time.perf_counter())
 
-        train(network, few, backbone, recipe, replace(ctx, on_epoch=record_time, deadline_s=None))
+        timed = replace(ctx, reporter=replace(ctx.reporter, on_epoch=record_time), deadline_s=None)
+        train(network, few, backbone, recipe, timed)
     trained_ms = 1000 * float(np.min(np.diff(stamps))) / BATCH
     features = extract_features(dataset.train[:N_TIMED], backbone, ctx)
     return max(1.0, trained_ms / features.ms_per_image), build_s

@@ -13,6 +13,7 @@ from optuna.trial import FixedTrial
 from strategies.base import Strategy
 from strategies.core.context import RunContext
 from strategies.core.errors import NotApplicable, OutOfTime
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
@@ -145,7 +146,7 @@ def test_exceptions_of_on_epoch_are_propagated(
     def stop(epoch: int, val_accuracy: float) -> None:
         raise Stop
 
-    stopping = replace(ctx, on_epoch=stop)
+    stopping = replace(ctx, reporter=Reporter(on_epoch=stop))
     if strategy.selects_on_val:
         with pytest.raises(Stop):
             strategy.fit(small_dataset.hide_test(), backbone, stopping)
@@ -157,7 +158,7 @@ def test_a_passed_deadline_raises_out_of_time(
     strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     with pytest.raises(OutOfTime):
-        strategy.fit(small_dataset.hide_test(), backbone, replace(ctx, deadline_s=0.0))
+        strategy.fit(small_dataset.hide_test(), backbone, ctx.with_deadline(0.0))
 
 
 def test_the_error_for_a_misspelt_name_suggests_the_right_one(name: str) -> None:

@@ -11,6 +11,7 @@ from advisor.types.options import PilotMode
 from advisor.types.profile import Profile
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from tests.advisor.profiles import priors_by_hand, profile_of
@@ -75,7 +76,9 @@ def test_all_strategies_are_trained_on_the_same_images_and_evaluated_on_others(
     assert not {p.path for p in train} & {p.path for p in evaluated}
     assert {p.label for p in train} == {0, 1, 2}
     epochs: list[int] = []
-    counting = replace(ctx, on_epoch=lambda epoch, accuracy: epochs.append(epoch))
+    counting = replace(
+        ctx, reporter=Reporter(on_epoch=lambda epoch, accuracy: epochs.append(epoch))
+    )
     pilot = run_pilot(dataset, backbone, counting, {"lr": 1e-4}, any_size=True)
     assert pilot is not None
     assert (pilot.n_train, pilot.n_judged) == (len(train), len(evaluated))
@@ -85,7 +88,7 @@ def test_all_strategies_are_trained_on_the_same_images_and_evaluated_on_others(
     for gain in (pilot.loss_gain, pilot.svm_loss_gain):
         assert gain.low <= gain.mid <= gain.high
     assert epochs == []
-    late = replace(ctx, deadline_s=0.0)
+    late = ctx.with_deadline(0.0)
     with pytest.raises(OutOfTime):
         run_pilot(dataset, backbone, late, {"lr": 1e-4}, any_size=True)
 

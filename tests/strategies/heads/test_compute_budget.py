@@ -7,6 +7,7 @@ import pytest
 
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset, load_dataset
 from strategies.heads import compute_budget
 from strategies.heads.compute_budget import (
@@ -30,7 +31,9 @@ def small(backbone: Backbone) -> Backbone:
 
 
 def with_limit(seconds: float, ctx: RunContext, notes: list[str]) -> RunContext:
-    return replace(ctx, deadline_s=time.monotonic() + seconds, on_note=notes.append)
+    return replace(
+        ctx, deadline_s=time.monotonic() + seconds, reporter=Reporter(on_note=notes.append)
+    )
 
 
 def test_with_enough_time_all_views_and_images_are_kept(

@@ -155,6 +155,6 @@ def test_flip_symmetry_is_not_measured_if_hflip_is_given(
 def test_a_passed_deadline_raises_out_of_time(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    late = replace(ctx, deadline_s=0.0)
+    late = ctx.with_deadline(0.0)
     with pytest.raises(OutOfTime):
         measure_flip_asymmetry(small_dataset.train, backbone, late, any_size=True)
