@@ -2,12 +2,9 @@
 
 import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,13 +13,13 @@ from torch import Tensor, nn
 
 from strategies.core.cache import Rows, space_name
 from strategies.core.context import RunContext
+from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import Pixels, read_image
 from strategies.data.transforms import centre_box, resize_box
 from strategies.models.backbone import Backbone, source_classes
 from strategies.models.body import Body, source_head
 
-T = TypeVar("T")
 BATCH = 32
 CHANNELS_PER_LAYER = 64
 GRID = 14
@@ -332,24 +329,7 @@ def batches(
     def read(chunk: Sequence[Path]) -> Pixels:
         return np.stack([eval_pixels(path, backbone) for path in chunk])
 
-    return read_ahead(paths, read, n_workers, size)
-
-
-def read_ahead(
-    paths: Sequence[Path], read: Callable[[Sequence[Path]], T], n_workers: int, size: int = BATCH
-) -> Iterator[T]:
-    """Yield the results of `read` for `size` paths at a time, in order, prefetched in threads.
-
-    Decoding releases the GIL, so that the next images are read while the network computes.
-    """
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(n_workers) as pool:
-        for start in range(0, len(paths), size):
-            waiting.append(pool.submit(read, paths[start : start + size]))
-            if len(waiting) > n_workers + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return prefetch(read, chunks(paths, size), n_workers)
 
 
 def eval_pixels(path: Path, backbone: Backbone) -> Pixels:

@@ -16,12 +16,13 @@ import torch
 
 from strategies.core.cache import Rows, space_name
 from strategies.core.context import RunContext
+from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import Box, Pixels, read_image
 from strategies.data.transforms import centre_box, resize_box
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body, Pooling, pool, widths
-from strategies.models.features import BATCH, extract_features, read_ahead, to_input
+from strategies.models.features import BATCH, extract_features, to_input
 
 VIEWS = (1, 6)
 """Numbers of views that linear heads may be fitted to. 1: the centre crop. 6: also its horizontal
@@ -104,7 +105,7 @@ def _compute(
         return np.concatenate([view_pixels(path, backbone, views) for path in paths])
 
     with torch.inference_mode(), ctx.cache.keep_open():
-        for pixels in read_ahead([i.path for i in images], read, ctx.n_workers, size):
+        for pixels in prefetch(read, chunks([i.path for i in images], size), ctx.n_workers):
             ctx.check_time()
             batch = images[len(rows) : len(rows) + size]
             with ctx.autocast():
