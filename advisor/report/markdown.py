@@ -114,7 +114,6 @@ def model_card(outcome: Outcome) -> str:
         recall = recalls.get(name)
         rows.append((name, f"{n:,}", "not evaluated" if recall is None else recall.percent()))
     fitted = ", ".join(pairs(best.hyperparameters.items()))
-    licence = _licence(outcome)
     parts = [
         f"# Image classifier: {escape(advice.dataset)}",
         _list(
@@ -122,7 +121,6 @@ def model_card(outcome: Outcome) -> str:
                 f"Task: single-label image classification, {len(classes)} classes.",
                 f"Method: {best.strategy} on {backbone_used(outcome)} at "
                 f"{advice.profile.input_px} px with {fitted}.",
-                *([] if licence is None else [f"Licence of the pretrained weights: {licence}."]),
                 f"Created by tl-advisor, seed {advice.seed}; "
                 + ", ".join(f"{name} {number}" for name, number in versions().items()),
             ]
@@ -131,6 +129,8 @@ def model_card(outcome: Outcome) -> str:
         escape(size_line(advice)) + ".",
         "## Evaluation",
         _list(_results(outcome)),
+        f"Intervals are {100 * LEVEL:.0f}% intervals. Test images, if there are any, are read "
+        "once, after model selection.",
         _table(("class", "images (train and validation)", "test accuracy"), rows),
         "## Limits",
         "The classifier predicts one of its classes for every image, even for an image that "
@@ -139,6 +139,9 @@ def model_card(outcome: Outcome) -> str:
         "\n\n".join(_finding(f) for f in advice.findings) or "None.",
         "## Use",
         _code("tl-auto predict RUN_FOLDER IMAGE_OR_FOLDER"),
+        "## Licence",
+        f"Pretrained weights: {escape(_licence(outcome))}. The licence of the training images is "
+        "not known here: state it before you publish the classifier.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -278,10 +281,10 @@ def _code(text: str) -> str:
     return f"{fence}\n{text}\n{fence}"
 
 
-def _licence(outcome: Outcome) -> str | None:
-    """Return the licence of the pretrained weights, or None if it is unknown."""
+def _licence(outcome: Outcome) -> str:
+    """Return the licence of the pretrained weights."""
     used = backbone_used(outcome)
-    if used != outcome.advice.profile.backbone:
-        return CATALOGUE[used].licence if used in CATALOGUE else None
+    if used in CATALOGUE:
+        return CATALOGUE[used].licence
     licences = (c.value for c in outcome.advice.choices if c.name == "weights' licence")
-    return next(licences, None)
+    return next(licences, "not stated")
