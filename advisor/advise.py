@@ -232,7 +232,7 @@ def _backbone(
     candidates = {name: load_backbone(name, input_px=px) for name in names}
     ranked: tuple[BackboneScore, ...] = ()
     if len(candidates) > 1:
-        images = sample(dataset.fit_split, dataset.n_classes, ctx.seed, COMPARED)
+        images = sample(dataset.fit_split, ctx.seed, COMPARED)
         ranked = compare_backbones(tuple(candidates.values()), images, dataset.n_classes, ctx)
         names = [score.name for score in ranked]
         choices.append(Choice("backbone", names[0], comparison_rationale(ranked)))
