@@ -9,7 +9,6 @@ from advisor.decide.quadrant import SIMILAR_FROM
 from advisor.types.advice import Quadrant, Recommendation
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance, tie_upper_bound
 from advisor.types.profile import Profile, format_loss_gain
-from strategies.core.metrics import Interval
 
 MEASURED = ("linear_probe", "layer_svm")
 """Strategies whose accuracy is measured by cross-validation; the others' is predicted."""
@@ -75,7 +74,7 @@ def _evidence(r: Recommendation, probe: float, profile: Profile) -> str:
         where = "all depths together" if svm.depth == 0 else f"depth {svm.depth}"
         sentence = (
             f"Measured: {svm.accuracy.percent()} on {where}, "
-            f"{_points(svm.gain_over_penultimate)} relative to the linear probe."
+            f"{svm.gain_over_penultimate.points()} relative to the linear probe."
         )
         return sentence + _svm_in_pilot(profile)
     error = 1 - probe
@@ -90,7 +89,7 @@ def _evidence(r: Recommendation, probe: float, profile: Profile) -> str:
     return (
         f"Predicted: it {effect} the linear probe's error. A short pilot on "
         f"{_count_images(pilot.n_train)}, compared with a linear probe on the same images: "
-        f"{_points(pilot.gain)}, {format_loss_gain(pilot.loss_gain)}."
+        f"{pilot.gain.points()}, {format_loss_gain(pilot.loss_gain)}."
     )
 
 
@@ -101,7 +100,7 @@ def _svm_in_pilot(profile: Profile) -> str:
         return ""
     return (
         f" In the pilot on {_count_images(pilot.n_train)}, with pooling and views chosen "
-        f"by cross-validation: {_points(pilot.svm_gain)}, {format_loss_gain(pilot.svm_loss_gain)}."
+        f"by cross-validation: {pilot.svm_gain.points()}, {format_loss_gain(pilot.svm_loss_gain)}."
     )
 
 
@@ -223,7 +222,3 @@ def _quadrant_words(quadrant: Quadrant) -> str:
 
 def _count_images(n: int) -> str:
     return f"{n:,} image{'' if n == 1 else 's'}"
-
-
-def _points(gain: Interval) -> str:
-    return f"{100 * gain.mid:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"

@@ -10,7 +10,6 @@ from advisor.report.words import (
     duration,
     metric_name,
     pairs,
-    points,
     result,
     settings,
     similarity_words,
@@ -186,14 +185,14 @@ def _other_measurements(profile: Profile) -> list[str]:
         )
     if profile.transfer_gain is not None:
         lines.append(
-            f"Transfer gain of probes over random weights: {points(profile.transfer_gain)}"
+            f"Transfer gain of probes over random weights: {profile.transfer_gain.points()}"
         )
     if profile.pilot is not None:
         for name, gain, loss in (
             ("Pilot, full fine-tuning", profile.pilot.gain, profile.pilot.loss_gain),
             ("Pilot, layer SVM", profile.pilot.svm_gain, profile.pilot.svm_loss_gain),
         ):
-            lines.append(f"{name}: {points(gain)} over a linear probe, {format_loss_gain(loss)}")
+            lines.append(f"{name}: {gain.points()} over a linear probe, {format_loss_gain(loss)}")
     for name, score in profile.transferability.items():
         lines.append(f"{metric_name(name)}: {_with_interval(score, 3)}")
     if profile.curve is not None:
@@ -207,7 +206,7 @@ def _other_measurements(profile: Profile) -> list[str]:
 def _risks(advice: Advice) -> list[str]:
     return [
         f"Probability of negative transfer, {r.strategy}: {100 * r.probability:.0f}% "
-        f"(predicted gain over from_scratch {points(r.gain)}{break_even_words(r)})"
+        f"(predicted gain over from_scratch {r.gain.points()}{break_even_words(r)})"
         for r in advice.risks
     ]
 
@@ -241,7 +240,7 @@ def _backbones(advice: Advice) -> tuple[str, ...]:
             str(b.rank),
             b.name,
             b.accuracy.percent(),
-            "" if b.behind_best is None else points(b.behind_best),
+            "" if b.behind_best is None else b.behind_best.points(),
             f"{b.ms_per_image:.1f}",
         )
         for b in advice.backbones
