@@ -14,9 +14,8 @@ from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance
 from advisor.types.profile import Profile
 from strategies.core.errors import NotApplicable
 from strategies.registry import STRATEGIES
-from strategies.training.recipe import default_steps
+from strategies.training.recipe import BATCH_SIZE, default_steps
 
-BATCH = 32
 MIN_SCRATCH_PROBABILITY = 0.9
 """Training from scratch, the control, is ranked first only if it wins with this probability."""
 
@@ -182,7 +181,7 @@ def _first_hyperparameters(name: str, profile: Profile) -> dict[str, Any]:
     chosen = STRATEGIES[name]().hyperparameters() | {"input_px": profile.input_px}
     not_set = {k: v for k, v in profile.fine_tune_defaults.items() if chosen.get(k, v) is None}
     chosen |= not_set
-    steps = default_steps(profile.n_train, BATCH)
+    steps = default_steps(profile.n_train, BATCH_SIZE)
     chosen["steps"] = 2 * steps if name == "from_scratch" else steps
     if name == "partial_fine_tune":
         chosen["frozen_stages"] = len(profile.depth_names) // 2

@@ -24,6 +24,7 @@ from strategies.heads.cross_validation import CrossValidated, fold_numbers
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
+from strategies.training.recipe import BATCH_SIZE
 
 MAX_TRAIN, MAX_EVALUATED = 300, 300
 STEPS, MAX_INPUT_PX = 150, 96
@@ -36,7 +37,6 @@ FEWEST = 24
 """Smallest number of images for a pilot; with fewer, its result would be too uncertain."""
 MIN_EVALUATED = 2
 """Smallest number of evaluation images; one image gives no standard error."""
-BATCH = 32
 TIME_SHARE = 0.1
 """Largest share of the time left that an "auto" pilot may take, if there is a time limit."""
 MAX_GMACS = 2000.0
@@ -108,7 +108,7 @@ def pilot_passes(profile: Profile, per_trained_image: float) -> float:
         min(profile.input_px, MAX_INPUT_PX) / profile.input_px if takes_any_size(profile) else 1.0
     )
     n = min(profile.n, MAX_TRAIN + MAX_EVALUATED)
-    return (STEPS * BATCH * per_trained_image + PROBE_PASSES * n) * side**2
+    return (STEPS * BATCH_SIZE * per_trained_image + PROBE_PASSES * n) * side**2
 
 
 def takes_any_size(profile: Profile) -> bool:

@@ -20,7 +20,8 @@ from strategies.data.transforms import centre_box, resize_box
 from strategies.models.backbone import Backbone, source_classes
 from strategies.models.body import Body, source_head
 
-BATCH = 32
+INFERENCE_BATCH = 32
+"""Images of one forward pass without gradients."""
 CHANNELS_PER_LAYER = 64
 GRID = 14
 """Moments of larger maps are taken on a regular grid of about GRID x GRID positions."""
@@ -129,7 +130,7 @@ def extract_features(
     rows = ctx.cache.get(space, [*digests, *_NETWORK, _TIME])
     missing = list({image.digest: image for image in images if image.digest not in rows}.values())
     if _TIME not in rows:
-        missing = missing or list(images[:BATCH])
+        missing = missing or list(images[:INFERENCE_BATCH])
     if missing or not rows.keys() >= set(_NETWORK):
         body, layout = _prepare(backbone, ctx)
         head = _flat_head(body, backbone)
@@ -137,7 +138,7 @@ def extract_features(
         if _ROUNDING not in rows:
             network_rows[_ROUNDING] = _rounding_error(images, body, backbone, ctx)
         ctx.cache.put(space, network_rows)
-        timed = len(missing) > BATCH or _TIME not in rows
+        timed = len(missing) > INFERENCE_BATCH or _TIME not in rows
         rows |= network_rows
         is_precise = rows[_ROUNDING][0] <= ROUNDING_TOLERANCE
         pass_ctx = ctx if is_precise else replace(ctx, precision=torch.float32)
@@ -322,7 +323,7 @@ def _watch(net: nn.Module, layout: _Layout) -> Iterator[dict[str, Tensor]]:
 
 
 def batches(
-    paths: Sequence[Path], backbone: Backbone, n_workers: int, size: int = BATCH
+    paths: Sequence[Path], backbone: Backbone, n_workers: int, size: int = INFERENCE_BATCH
 ) -> Iterator[Pixels]:
     """Yield batches of centre crops in order, uint8 (n, px, px, 3), prefetched in threads."""
 

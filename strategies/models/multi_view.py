@@ -22,7 +22,7 @@ from strategies.data.decoding import Box, Pixels, read_image
 from strategies.data.transforms import centre_box, resize_box
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body, Pooling, pool, widths
-from strategies.models.features import BATCH, extract_features, to_input
+from strategies.models.features import INFERENCE_BATCH, extract_features, to_input
 
 VIEWS = (1, 6)
 """Numbers of views that linear heads may be fitted to. 1: the centre crop. 6: also its horizontal
@@ -99,7 +99,7 @@ def _compute(
         net = backbone.build().to(ctx.device)
     body = Body(net, tuple(range(1, backbone.n_depths + 1)), backbone.n_depths)
     rows: dict[str, Rows] = {}
-    size = max(1, BATCH // views)
+    size = max(1, INFERENCE_BATCH // views)
 
     def read(paths: Sequence[Path]) -> Pixels:
         return np.concatenate([view_pixels(path, backbone, views) for path in paths])

@@ -13,6 +13,7 @@ BatchNorm = Literal["frozen", "reestimated", "trained"]
 Optimiser = Literal["adamw", "sgd"]
 
 BATCH_SIZE = 32
+"""Images of one training step."""
 LABEL_SMOOTHING = 0.1
 """Default of partial and full fine-tuning; C. Szegedy et al., Rethinking the Inception
 architecture for computer vision, CVPR 2016."""
