@@ -1,4 +1,4 @@
-"""Markdown reports of an advice and of a run, and the model card of its classifier."""
+"""Markdown report of an advice, and model card of the classifier of a run."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,6 @@ from advisor.report.words import (
     duration,
     metric_name,
     pairs,
-    result,
     settings,
     similarity_words,
     size_line,
@@ -72,30 +71,6 @@ def advice_markdown(advice: Advice) -> str:
         f"seed {advice.seed}.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def outcome_markdown(outcome: Outcome) -> str:
-    """Return the outcome of a run as Markdown."""
-    facts = [*_results(outcome), f"Run time {duration(outcome.seconds)}."]
-    rows = [
-        (
-            str(t.number),
-            t.strategy,
-            "" if t.val_accuracy is None else t.val_accuracy.percent(),
-            duration(t.seconds),
-            t.reason or ", ".join(pairs(t.hyperparameters.items())),
-        )
-        for t in outcome.trials
-    ]
-    columns = (
-        "trial",
-        "strategy",
-        "validation accuracy",
-        "time",
-        "hyperparameters, or reason without a score",
-    )
-    title = f"# {escape(outcome.advice.dataset)}: {result(outcome)}"
-    return "\n\n".join([title, _list(facts), "## Trials", _table(columns, rows)]) + "\n"
 
 
 def model_card(outcome: Outcome) -> str:
