@@ -33,6 +33,7 @@ from advisor.tune.distributed.database import SeededTPE
 from advisor.tune.interventions import initial_trials
 from advisor.tune.pruning import PatientHalving
 from advisor.tune.run_dir.soup_candidates import MOST
+from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
 from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset, Split, labels_of, load_dataset
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--sets", nargs="*", default=list(SETS))
     parser.add_argument("--orders", type=int, default=20, help="random trial orders for pruners")
     args = parser.parse_args(argv)
+    keep_freed_memory()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name in args.sets if {"record", "soups"} & set(args.what) else ():
         dataset = draw(load_dataset(args.data_root / name), SETS[name])

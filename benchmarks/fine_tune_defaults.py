@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import make_context
 from strategies.data.dataset import Dataset, LabelledImage, load_dataset
 from strategies.models.backbone import load_backbone
@@ -42,6 +43,7 @@ MAX_TEST = 600
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the fits that have no row yet, then print the table."""
     args = _arguments(argv)
+    keep_freed_memory()
     for name, n in ROWS:
         todo = [
             (seed, strategy)

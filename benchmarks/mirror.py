@@ -23,6 +23,7 @@ import numpy as np
 from rows import append_row, read_rows
 from run_suite import REFERENCE_SET, subsample
 
+from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
 from strategies.data.dataset import Dataset, load_dataset
 from strategies.full_fine_tune import FullFineTune
@@ -36,6 +37,7 @@ MAX_EVALUATED = 400
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the cases that have no row yet, then print the table of all rows."""
     args = _arguments(argv)
+    keep_freed_memory()
     names = args.sets or sorted(
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
     )

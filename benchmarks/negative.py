@@ -32,6 +32,7 @@ from run_suite import subsample
 from advisor.advise import Prepared, advise_on
 from advisor.types.advice import Finding
 from advisor.types.options import Options
+from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import make_context
 from strategies.data.dataset import Dataset, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
@@ -243,6 +244,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--out", type=Path, default=ROWS)
     args = parser.parse_args(argv)
+    keep_freed_memory()
     parts = {"harm": harm, "warn": advise_draws, "near": advise_draws, "table": table}
     parts["interventions"] = fit_interventions
     parts[args.part](args)

@@ -32,6 +32,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
+from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
 from strategies.core.folds import MAX_FOLDS
 from strategies.data.dataset import Dataset, labels_of, load_dataset
@@ -49,6 +50,7 @@ TRAINING = Path(__file__).with_name("peer_training.py")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the fits that have no row yet, or print the table of existing rows."""
     args = _arguments(argv)
+    keep_freed_memory()
     if args.table:
         print(table(read_rows(args.out)))
         return

@@ -25,6 +25,7 @@ import numpy as np
 from fine_tune_defaults import draw
 
 from strategies.core.activation_store import ActivationStore
+from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, TrainingResources, make_context
 from strategies.data.dataset import Dataset, labels_of, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
@@ -41,6 +42,7 @@ EPOCHS, BATCH_SIZE = 10, 32
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the cases that have no row yet, then print the table."""
     args = _arguments(argv)
+    keep_freed_memory()
     backbone = load_backbone(input_px=args.input_px)
     for name in args.sets:
         dataset = load_dataset(args.data_root / name)

@@ -27,6 +27,7 @@ from run_suite import subsample
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import make_context
 from strategies.core.folds import fold_numbers
 from strategies.data.dataset import groups_of, labels_of, load_dataset
@@ -41,6 +42,7 @@ STRENGTHS = tuple(float(s) for s in np.logspace(-2, -6.5, 10))
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the depths asked for, or print the table of existing rows."""
     args = _arguments(argv)
+    keep_freed_memory()
     if args.table:
         print_table(read_rows(args.out))
         return

@@ -27,6 +27,7 @@ from run_suite import subsample
 from scipy.stats import norm
 from shared_datasets import NEAR
 
+from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
 from strategies.core.metrics import LEVEL
 from strategies.data.dataset import Dataset, labels_of, load_dataset
@@ -50,6 +51,7 @@ WHO = ("linear_probe", "layer_svm")
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the fits that have no row yet, or print the table of existing rows."""
     args = _arguments(argv)
+    keep_freed_memory()
     if args.table:
         print_table(read_rows(args.out))
         return

@@ -43,6 +43,7 @@ from advisor.decide.recommend import recommend
 from advisor.measure.pilot import FEWEST, run_pilot
 from advisor.measure.profile import measure
 from advisor.similarity.transferability import rate_features
+from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
 from strategies.data.dataset import Dataset, LabelledImage, Split, labels_of, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
@@ -78,6 +79,7 @@ REFERENCE_SET = "imagenet_samples"
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure the cases and run the fits that have no row yet."""
     args = _arguments(argv)
+    keep_freed_memory()
     names = args.sets or sorted(
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
     )

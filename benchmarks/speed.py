@@ -209,11 +209,13 @@ def _rate(bench: Bench, function: str, *arguments: object) -> float:
 
 def our_pass() -> None:
     """Print images per second of this program's pass; ``sys.argv[1:3]`` are data and cache."""
+    from strategies.core.allocator import keep_freed_memory
     from strategies.core.context import make_context
     from strategies.data.dataset import load_dataset
     from strategies.models.backbone import load_backbone
     from strategies.models.features import extract_features
 
+    keep_freed_memory()
     ctx = make_context(cache_dir=Path(sys.argv[2]))
     images = load_dataset(sys.argv[1]).fit_split
     backbone = load_backbone()

@@ -47,6 +47,7 @@ from scipy.stats import t as student
 from advisor.advise import Prepared, advise_on, prepare
 from advisor.tune.time_budget import TimeBudget
 from advisor.types.options import Options
+from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TrainingDiverged
 from strategies.data.dataset import Dataset, load_dataset
@@ -68,6 +69,7 @@ AUTO = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()"]
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the fits that have no line yet, and print the summary."""
     args = _arguments(argv)
+    keep_freed_memory()
     if args.one:
         print(json.dumps(run_in_process(json.loads(args.one.read_text()))))
         return

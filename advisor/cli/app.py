@@ -10,6 +10,7 @@ from advisor.cli.cache import cache_app
 from advisor.cli.classifier import export_command, predict_command
 from advisor.cli.console import (
     STARTED_S,
+    configure_process,
     errors,
     fail,
     print_json,
@@ -160,6 +161,7 @@ def _cached_or_new(
         return cached
     from advisor.advise import advise
 
+    configure_process()
     phase_timer.end("imports")
     advice = advise(folder, options, html=html)
     store_advice(cache, key, advice)

@@ -69,7 +69,9 @@ def predict_command(
         fail(f"{missing[0]} does not exist.")
     with progress(quiet) as on_progress, errors():
         from advisor.deploy.predict import predict
+        from strategies.core.allocator import keep_freed_memory
 
+        keep_freed_memory()
         batches = predict(run, _expand_stdin(images), device=device, on_progress=on_progress)
         if as_json:
             _predictions_as_json(batches, top)

@@ -62,6 +62,16 @@ def run_and_exit(app: typer.Typer) -> None:
         os._exit(end.code)
 
 
+def configure_process() -> None:
+    """Set memory allocation and Optuna's log level for the whole process of a command."""
+    import optuna
+
+    from strategies.core.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
 def print_note(sentence: str) -> None:
     """Print to stderr that a training run deviates from its settings."""
     stderr.print(sentence, highlight=False, markup=False)

@@ -10,6 +10,7 @@ import typer
 from advisor.cli.console import (
     INTERRUPTED,
     OnProgress,
+    configure_process,
     errors,
     print_json,
     print_note,
@@ -257,6 +258,7 @@ def show_events(
     with progress(quiet) as on_progress, errors():
         from advisor.cli.live import TensorBoard, line_of
 
+        configure_process()
         board = TensorBoard(folder / "tensorboard") if tensorboard else None
 
         def on_event(event: "Event") -> None:

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 
 from advisor.tune.run_dir.directory import RunDir
-from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import choose_precision, make_device
 from strategies.core.errors import DataError
 from strategies.core.prefetch import chunks, prefetch
@@ -62,7 +61,6 @@ def predict(
     DataError
         If `given` holds no image.
     """
-    keep_freed_memory()
     folder = RunDir(run).classifier()
     classifier = ImageClassifier.load(folder if folder.is_dir() else run, make_device(device))
     precision = choose_precision(classifier.device)

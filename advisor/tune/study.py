@@ -116,7 +116,6 @@ class Trials:
         n_val: int,
         by_folds: bool = False,
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.owner = owner
         self._storage = open_storage(url, heartbeat_s)
         self.lock = Lock(self._storage, prefix)

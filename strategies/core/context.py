@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from strategies.core.activation_store import ActivationStore
-from strategies.core.allocator import keep_freed_memory
 from strategies.core.cache import ArrayCache, default_cache_dir
 from strategies.core.errors import OutOfTime, TransferError
 from strategies.core.progress import Reporter
@@ -105,9 +104,7 @@ def make_context(
     ddp: int = 1,
     reporter: Reporter | None = None,
 ) -> RunContext:
-    """Build the run context: choose device and precision, and tune memory allocation.
-
-    The allocator settings hold for the whole process; see `keep_freed_memory`.
+    """Build the run context: choose device and precision.
 
     Parameters
     ----------
@@ -123,7 +120,6 @@ def make_context(
     """
     chosen = make_device(device)
     _check_processes(ddp, chosen)
-    keep_freed_memory()
     return RunContext(
         cache=ArrayCache(cache_dir or default_cache_dir()),
         device=chosen,

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext
 from strategies.core.errors import TransferError
 from strategies.core.progress import Reporter
@@ -169,6 +170,7 @@ def _run_worker(
 ) -> None:
     """Run a worker process; send an error to rank 0."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops rank 0, which stops the workers
+    keep_freed_memory()
     if ctx.device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // dp_group.world_size))
     try:

@@ -139,7 +139,6 @@ class SharedRecords:
         heartbeat_s: int = 10,
         new: bool = False,
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.prefix = prefix
         self._storage = open_storage(storage, heartbeat_s)
         names = retry_transient(lambda: optuna.get_all_study_names(self._storage))
