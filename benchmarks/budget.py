@@ -24,6 +24,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from rows import append_row, read_rows
+
 COMMAND = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()"]
 NOTHING_LEFT = ("unbeatable", "no_candidate")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
@@ -46,8 +48,7 @@ def measure(
             check=False,
         )
         took_s = time.monotonic() - begun
-        lines = (run / "trials.jsonl").read_text() if (run / "trials.jsonl").exists() else ""
-        trials = [json.loads(x) for x in lines.splitlines()]
+        trials = read_rows(run / "trials.jsonl")
         outcome = json.loads((run / "outcome.json").read_text()) if not done.returncode else {}
     return {
         "set": data.name,
@@ -84,8 +85,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--input-px", type=int, help="default: chosen by the run")
     parser.add_argument("--out", type=Path, default=Path("budget.jsonl"))
     given = parser.parse_args(argv)
-    lines = given.out.read_text().splitlines() if given.out.exists() else []
-    rows = [json.loads(line) for line in lines]
+    rows = read_rows(given.out)
     known = {(r["set"], r["limit"], r["seed"]) for r in rows}
     for limit in given.times:
         for name in given.sets:
@@ -94,8 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     continue
                 row = measure(given.data / name, limit, given.cache_dir, seed, given.input_px)
                 rows.append(row)
-                with given.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_row(given.out, row)
                 print(json.dumps(row), flush=True)
     n = sum(bool(r["within"]) for r in rows)
     early = [r for r in rows if not r["within"] and r["over_s"] < 0 and r["ended"] in NOTHING_LEFT]

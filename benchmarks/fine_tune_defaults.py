@@ -10,7 +10,6 @@ Expected: README-training.md.
 """
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from rows import append_row, read_rows
 
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import make_context
@@ -56,8 +56,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             assert dataset is not None
             row = {"set": name, "n_per_class": n, "seed": seed, "strategy": strategy}
             row |= fit(draw(dataset, n, seed), strategy, seed, args)
-            with args.out.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            append_row(args.out, row)
     print(table(_rows(args.out)))
 
 
@@ -131,10 +130,10 @@ def table(rows: dict[tuple[str, int, int, str], float]) -> str:
 
 
 def _rows(out: Path) -> dict[tuple[str, int, int, str], float]:
-    if not out.exists():
-        return {}
-    rows = [json.loads(line) for line in out.read_text().splitlines()]
-    return {(r["set"], r["n_per_class"], r["seed"], r["strategy"]): r["accuracy"] for r in rows}
+    return {
+        (r["set"], r["n_per_class"], r["seed"], r["strategy"]): r["accuracy"]
+        for r in read_rows(out)
+    }
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

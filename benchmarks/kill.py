@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rows import read_rows
+
 COMMAND = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()"]
 
 
@@ -42,9 +44,8 @@ def begin(arguments: list[str], folder: Path, log: Path) -> subprocess.Popen[byt
 
 def trials_of(run: Path) -> list[dict[str, Any]]:
     """Return the trials of a run without their seconds: these must not depend on a kill."""
-    path = run / "trials.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [{k: v for k, v in json.loads(x).items() if k != "seconds"} for x in lines]
+    rows = read_rows(run / "trials.jsonl")
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

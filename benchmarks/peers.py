@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from fine_tune_defaults import fill_test
+from rows import append_row, read_rows
 from run_suite import subsample
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -71,8 +72,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                         who, dataset, backbone, ctx, rows, args
                     )
                     rows.append(row)
-                    with args.out.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
+                    append_row(args.out, row)
                     print(json.dumps(row), flush=True)
 
 
@@ -210,11 +210,6 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def _peers_of(strategy: str) -> tuple[str, ...]:
     return (*SKLEARN, *TRAINED) if STRATEGIES[strategy].selects_on_val else SKLEARN
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a JSON Lines file; none if the file does not exist yet."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _cell(row: dict[str, Any]) -> tuple[str, int, int]:

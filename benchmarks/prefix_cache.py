@@ -12,7 +12,6 @@ Expected: a speed-up above 1 at equal accuracy (README-training.md).
 """
 
 import argparse
-import json
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ from unittest import mock
 
 import numpy as np
 from fine_tune_defaults import draw
+from rows import append_row, read_rows
 
 from strategies.core.activation_store import ActivationStore
 from strategies.core.allocator import keep_freed_memory
@@ -52,13 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             start = prepare(drawn, backbone, ctx)
             for frozen in args.frozen:
                 case = {"set": name, "seed": seed, "frozen": frozen, "input_px": args.input_px}
-                if any(case.items() <= row.items() for row in _rows(args.out)):
+                if any(case.items() <= row.items() for row in read_rows(args.out)):
                     continue
                 row = case | compare(drawn, backbone, start, frozen, ctx)
-                with args.out.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                append_row(args.out, row)
                 print(row, flush=True)
-    print(table(_rows(args.out)))
+    print(table(read_rows(args.out)))
 
 
 def compare(
@@ -119,10 +118,6 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{gap.mean():+.1f}{spread} ({len(own)}) |"
         )
     return "\n".join(lines)
-
-
-def _rows(out: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from peers import read_rows
+from rows import append_row, read_rows
 from run_suite import subsample
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         theirs, unfinished = scikit_learn(x, labels, folds, args.max_iter)
         row |= {"theirs_s": time.process_time() - start, "theirs": theirs.mean(1).tolist()}
         row["unfinished"] = unfinished
-        with args.out.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(args.out, row)
         print(json.dumps(row), flush=True)
 
 

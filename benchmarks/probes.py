@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from fine_tune_defaults import fill_test
 from numpy.typing import NDArray
-from peers import read_rows
+from rows import append_row, read_rows
 from run_suite import subsample
 from scipy.stats import norm
 from shared_datasets import NEAR
@@ -68,8 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for who in todo:
                     row = {"set": name, "n_per_class": n, "seed": seed, "who": who}
                     row |= run(who, dataset, backbone, ctx)
-                    with args.out.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
+                    append_row(args.out, row)
                     print(json.dumps({k: v for k, v in row.items() if k != "hits"}), flush=True)
 
 

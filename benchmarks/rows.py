@@ -39,7 +39,8 @@ def hits_of(row: Row) -> NDArray[np.bool_]:
 
 def read_rows(path: Path) -> list[Row]:
     """Return the rows of a JSON Lines file; none if the file does not exist yet."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def append_row(path: Path, row: Row) -> None:

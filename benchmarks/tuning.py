@@ -40,7 +40,8 @@ from typing import Any
 
 import numpy as np
 import optuna
-from peers import read_rows, run_training
+from peers import run_training
+from rows import append_row, read_rows
 from run_suite import subsample
 from scipy.stats import t as student
 
@@ -89,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     python = getattr(args, who) if who in PEERS else None
                     row = cell | {"who": who} | run_method(who, dataset, backbone, cell, python)
                     rows.append(row)
-                    with args.out.open("a") as file:
-                        file.write(json.dumps(row) + "\n")
+                    append_row(args.out, row)
                     print(json.dumps(row), flush=True)
     print_summary([r for r in rows if r["limit_s"] == args.seconds])
 
@@ -132,12 +132,11 @@ def run_auto(manifest: Path, cell: dict[str, Any], folder: Path) -> dict[str, An
     options = [str(v) for pair in values.items() for v in pair]
     call([*AUTO, "run", str(manifest), "--no-control", "--quiet", *options])
     outcome = json.loads((folder / "run" / "outcome.json").read_text())
-    lines = (folder / "run" / "trials.jsonl").read_text().splitlines()
     return {
         "accuracy": outcome["test"]["accuracy"]["mid"],
         "n_test": outcome["test"]["n"],
         "best": outcome["best"]["strategy"],
-        "trials": len(lines),
+        "trials": len(read_rows(folder / "run" / "trials.jsonl")),
     }
 
 
