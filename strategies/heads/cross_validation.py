@@ -28,6 +28,7 @@ __all__ = [
     "CrossValidated",
     "Head",
     "Loss",
+    "RegularisationPath",
     "corrected_accuracy",
     "cross_validate",
     "fit_head",
@@ -113,6 +114,16 @@ class CrossValidated:
         return losses if self.sample_weight is None else losses * self.sample_weight
 
 
+@dataclass(frozen=True)
+class RegularisationPath:
+    """Linear heads that are fitted to the same images with several L2 strengths."""
+
+    loss: Loss = "softmax"
+    strengths: Sequence[float] = STRENGTHS
+    class_weight: ClassWeight = "none"
+    device: torch.device | None = None
+
+
 def cross_validate(
     features: Scores,
     labels: Labels,
@@ -133,17 +144,9 @@ def cross_validate(
     folds
         Fold number of every image, (n,).
     """
-    scores = out_of_fold(
-        features,
-        labels,
-        n_classes,
-        folds=folds,
-        held_out=range(int(folds.max()) + 1),
-        loss=loss,
-        strengths=strengths,
-        class_weight=class_weight,
-        device=device,
-    )
+    path = RegularisationPath(loss, strengths, class_weight, device)
+    held_out = range(int(folds.max()) + 1)
+    scores = out_of_fold(features, labels, n_classes, path, folds=folds, held_out=held_out)
     return CrossValidated(scores, labels, tuple(strengths), sample_weights(labels, class_weight))
 
 
@@ -151,28 +154,27 @@ def out_of_fold(
     features: Scores,
     labels: Labels,
     n_classes: int,
+    path: RegularisationPath,
     *,
     folds: NDArray[np.int64],
     held_out: Sequence[int],
-    loss: Loss,
-    strengths: Sequence[float],
-    class_weight: ClassWeight,
-    device: torch.device | None,
 ) -> NDArray[np.float32]:
     """Return scores, (strengths, n, classes), for images of the `held_out` folds; 0 for others.
 
-    The other parameters are those of `cross_validate`.
+    Features, labels and folds are those of `cross_validate`.
     """
-    weights = torch.as_tensor(sample_weights(labels, class_weight), device=device)
+    weights = torch.as_tensor(sample_weights(labels, path.class_weight), device=path.device)
     basis = principal_axes(features, weights, exact=False)
     x, targets = basis.coordinates, torch.as_tensor(labels, device=weights.device)
     fold = torch.as_tensor(folds, device=weights.device)
     fit_weights = torch.stack([(fold != k).float() * weights for k in held_out])
-    scores = np.zeros((len(strengths), len(labels), n_classes), dtype=np.float32)
-    path = solve_path(x, targets, n_classes, fit_weights, loss, strengths, FOLD_TOLERANCE)
+    scores = np.zeros((len(path.strengths), len(labels), n_classes), dtype=np.float32)
+    solved = solve_path(
+        x, targets, n_classes, fit_weights, path.loss, path.strengths, FOLD_TOLERANCE
+    )
     for number, k in enumerate(held_out):
         left_out = x[fold == k]
-        for s, v in enumerate(path):
+        for s, v in enumerate(solved):
             scores[s, folds == k] = (left_out @ v[:, number].T).cpu().numpy()
     return scores
 

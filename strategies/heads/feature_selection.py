@@ -6,18 +6,16 @@ U. Evci et al., Head2Toe: Utilizing intermediate representations for better tran
 ICML 2022.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from strategies.core.metrics import Labels, Scores
 from strategies.heads.cross_validation import (
-    STRENGTHS,
     ClassWeight,
     CrossValidated,
     Loss,
+    RegularisationPath,
     fit_head,
     out_of_fold,
     sample_weights,
@@ -63,19 +61,16 @@ def cross_validate_strongest(
     n_classes: int,
     share: float,
     strength: float,
+    path: RegularisationPath,
     *,
     folds: NDArray[np.int64],
-    loss: Loss,
-    strengths: Sequence[float] = STRENGTHS,
-    class_weight: ClassWeight = "none",
-    device: torch.device | None = None,
 ) -> CrossValidated:
     """Cross-validate a regularisation path on selected features.
 
     The features are selected for every fold without the images of that fold. Parameters as in
     `select_strongest` and `cross_validation.cross_validate`.
     """
-    scores = np.empty((len(strengths), len(labels), n_classes), dtype=np.float32)
+    scores = np.empty((len(path.strengths), len(labels), n_classes), dtype=np.float32)
     for fold in range(int(folds.max()) + 1):
         fitted = folds != fold
         columns = select_strongest(
@@ -84,19 +79,17 @@ def cross_validate_strongest(
             n_classes,
             share,
             strength,
-            loss=loss,
-            class_weight=class_weight,
-            device=device,
+            loss=path.loss,
+            class_weight=path.class_weight,
+            device=path.device,
         )
         scores[:, ~fitted] = out_of_fold(
             features[:, columns],
             labels,
             n_classes,
+            path,
             folds=np.where(fitted, 1, 0),
             held_out=[0],
-            loss=loss,
-            strengths=strengths,
-            class_weight=class_weight,
-            device=device,
         )[:, ~fitted]
-    return CrossValidated(scores, labels, tuple(strengths), sample_weights(labels, class_weight))
+    weights = sample_weights(labels, path.class_weight)
+    return CrossValidated(scores, labels, tuple(path.strengths), weights)

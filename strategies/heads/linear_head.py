@@ -15,6 +15,7 @@ from strategies.heads.cross_validation import (
     ClassWeight,
     CrossValidated,
     Loss,
+    RegularisationPath,
     cross_validate,
     fit_head,
     fold_numbers,
@@ -170,11 +171,8 @@ def cross_validate_head(
             dataset.n_classes,
             settings.share,
             ranking_strength,
+            RegularisationPath(settings.loss, strengths, settings.class_weight, ctx.device),
             folds=fold,
-            strengths=strengths,
-            loss=settings.loss,
-            class_weight=settings.class_weight,
-            device=ctx.device,
         )
     return _select_rows(scored, scorable * views), ranking_strength
 
