@@ -7,20 +7,21 @@ from pathlib import Path
 
 import numpy as np
 
+from advisor.decide.candidates import DecisionInputs, make_candidates
 from advisor.decide.negative_transfer import transfer_risks
 from advisor.decide.priors import load_priors
 from advisor.decide.recommend import recommend
-from advisor.findings.backbone_check import with_alternative
+from advisor.findings.backbone_check import probe_alternative
 from advisor.findings.check import check
 from advisor.measure.backbone_comparison import compare_backbones, comparison_rationale
-from advisor.measure.pilot import PILOT_STRATEGY, reason_against_pilot, run_pilot, takes_any_size
+from advisor.measure.pilot import piloted, reason_against_pilot, run_pilot, takes_any_size
 from advisor.measure.profile import measure_with_evidence, sample
 from advisor.report.files import write_page
 from advisor.report.gallery import make_gallery
 from advisor.similarity.reference import build_reference
 from advisor.types.advice import Advice, Choice, Decision
 from advisor.types.options import AUTO, DEFAULTS, Options
-from advisor.types.profile import BackboneScore, Profile
+from advisor.types.profile import BackboneScore, Pilot
 from strategies.core.context import RunContext, make_context
 from strategies.data.dataset import Dataset, Split, load_dataset
 from strategies.data.image import shown
@@ -132,16 +133,17 @@ def _advise(
         features = extract_features(test_images, backbone, ctx).pooled[-1]
         measured = replace(measured, test_features=features)
     forced = None if options.strategy == AUTO else options.strategy
-    decision = recommend(profile, priors, forced, options.prefer)
+    inputs = DecisionInputs(profile, make_candidates(profile, dataset, backbone))
+    decision = recommend(inputs, priors, forced, options.prefer)
     no_pilot = reason_against_pilot(
         options.pilot, decision, profile, backbone.gmacs, ctx.seconds_left()
     )
     if no_pilot is None:
-        profile = _with_pilot(profile, decision, dataset, backbone, ctx)
-        decision = recommend(profile, priors, forced, options.prefer)
+        inputs = replace(inputs, pilot=_pilot(inputs, decision, dataset, backbone, ctx))
+        decision = recommend(inputs, priors, forced, options.prefer)
     choices = (*choices, *_sample_choice(dataset, options), *_decision_choices(options, no_pilot))
-    profile = with_alternative(profile, dataset, backbone, priors, ctx)
-    findings = check(dataset, profile, measured)
+    alternative = probe_alternative(profile, dataset, backbone, priors, ctx)
+    findings = check(dataset, inputs, measured, alternative)
     ctx.on_progress("findings", 1, 1)
     return Advice(
         dataset=dataset.name,
@@ -158,18 +160,25 @@ def _advise(
         seed=options.seed,
         seconds=round(time.monotonic() - start, 3),
         command=_command(dataset, backbone, options),
-        risks=transfer_risks(profile, priors),
+        risks=transfer_risks(inputs, priors),
+        pilot=inputs.pilot,
+        alternative=alternative,
     )
 
 
-def _with_pilot(
-    profile: Profile, decision: Decision, dataset: Dataset, backbone: Backbone, ctx: RunContext
-) -> Profile:
-    tuned = next(r for r in decision.recommendations if r.strategy == PILOT_STRATEGY)
-    any_size = takes_any_size(profile)
-    pilot = run_pilot(dataset, backbone, ctx, tuned.hyperparameters, any_size=any_size)
+def _pilot(
+    inputs: DecisionInputs,
+    decision: Decision,
+    dataset: Dataset,
+    backbone: Backbone,
+    ctx: RunContext,
+) -> Pilot | None:
+    tuned = piloted(decision)
+    assert tuned is not None
+    any_size = takes_any_size(inputs.profile)
+    pilot = run_pilot(dataset, backbone, ctx, tuned, any_size=any_size)
     ctx.on_progress("pilot", 1, 1)
-    return replace(profile, pilot=pilot)
+    return pilot
 
 
 def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, ...]:

@@ -47,7 +47,7 @@ from strategies.core.errors import (
 )
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import input_sizes
-from strategies.registry import STRATEGIES, get_strategy
+from strategies.registry import get_strategy, search_spaces
 
 HEARTBEAT_S = 10
 """Default seconds between the heartbeats of a worker process."""
@@ -227,7 +227,7 @@ def _own_and_worker_devices(settings: Settings, options: Options) -> tuple[str, 
 def _note_unused_ddp(options: Options) -> None:
     """Note that --ddp has no effect on a strategy that trains no network."""
     name = options.strategy
-    if options.ddp > 1 and name != AUTO and not get_strategy(name).selects_on_val:
+    if options.ddp > 1 and name != AUTO and not get_strategy(name).trains_network:
         options.on_note(f"--ddp has no effect: {name} trains no network.")
 
 
@@ -276,7 +276,7 @@ def make_search(
     url = storage or settings.storage or f"sqlite:///{(folder.path / 'study.db').resolve()}"
     trials = Trials(
         url,
-        list(STRATEGIES),
+        search_spaces(dataset, prepared.backbone),
         prefix=settings.prefix,
         seed=options.seed,
         owner=owner,

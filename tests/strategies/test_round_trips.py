@@ -82,7 +82,7 @@ def _fits(photos: Dataset, backbone: Backbone, cache_dir: Path) -> Iterator[Fit]
 
     @cache
     def fitted(name: str) -> ImageClassifier:
-        strategy = STRATEGIES[name](**FITTED.get(name, {}))
+        strategy = STRATEGIES[name].from_hyperparameters(FITTED.get(name, {}))
         return strategy.fit(photos.hide_test(), backbone, ctx)
 
     yield fitted
