@@ -22,9 +22,9 @@ from advisor.types.advice import Advice, Choice, Decision
 from advisor.types.options import AUTO, DEFAULTS, Options
 from advisor.types.profile import BackboneScore, Profile
 from strategies.core.context import RunContext, make_context
+from strategies.core.limits import MAX_IMAGES, MAX_QUARANTINE
 from strategies.data.dataset import Dataset, Split, load_dataset
 from strategies.data.image import shown
-from strategies.data.sampling import MAX_IMAGES, MAX_QUARANTINE
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.catalogue import CATALOGUE, DEFAULT_BACKBONE
 from strategies.models.features import extract_features

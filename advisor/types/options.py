@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from strategies.core.limits import MAX_IMAGES, MAX_QUARANTINE
 from strategies.core.progress import OnNote, OnProgress, ignore_note
-from strategies.data.sampling import MAX_IMAGES, MAX_QUARANTINE
 
 AUTO = "auto"
 Prefer = Literal["accuracy", "balanced", "cheap"]
