@@ -104,7 +104,7 @@ def without_password(storage: str | None) -> str | None:
         raise TransferError(
             f"--storage {storage!r} is not a database URL. Give postgresql://user@host/database."
         ) from error
-    return url.set(password=None).render_as_string()
+    return url._replace(password=None).render_as_string()  # `URL.set` ignores None
 
 
 def artifacts_name(artifacts: str | None, storage: str | None) -> str | None:

@@ -43,7 +43,7 @@ def test_existing_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_password_of_the_database_is_neither_written_nor_shown(tmp_path: Path) -> None:
     run = RunOptions(storage="postgresql://me:secret@host/db")
     found = written(replace(SETTINGS, run=run), tmp_path / "run")
-    assert found.run.storage is not None
+    assert found.run.storage == "postgresql://me@host/db"
     assert "secret" not in (tmp_path / "run" / "run.json").read_text()
     assert "secret" not in repr(run)
 
