@@ -20,12 +20,12 @@ from advisor.report.files import write_page
 from advisor.report.gallery import make_gallery
 from advisor.similarity.reference import build_reference
 from advisor.types.advice import Advice, Choice, Decision
+from advisor.types.flags import arguments
 from advisor.types.options import AUTO, DEFAULTS, Options
 from advisor.types.profile import BackboneScore, Pilot
 from strategies.core.context import RunContext, make_context
 from strategies.data.dataset import Dataset, Split, load_dataset
 from strategies.data.image import shown
-from strategies.data.sampling import MAX_IMAGES, MAX_QUARANTINE
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.catalogue import CATALOGUE, DEFAULT_BACKBONE
 from strategies.models.features import extract_features
@@ -81,15 +81,19 @@ def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None =
     return advice
 
 
-def prepare(data: Path, options: Options, deadline_s: float | None = None) -> Prepared:
+def prepare(
+    data: Path, options: Options, deadline_s: float | None = None, ddp: int = 1
+) -> Prepared:
     """Load a dataset and choose its backbone.
 
     Parameters
     ----------
     deadline_s
         ``time.monotonic()`` at which to stop measuring; None: no limit.
+    ddp
+        Number of data-parallel processes of a training run.
     """
-    ctx = replace(_context(options), deadline_s=deadline_s)
+    ctx = replace(_context(options, ddp), deadline_s=deadline_s)
     dataset = _load(data, options, ctx)
     ranked, backbone, choices = _backbone(dataset, options, ctx)
     return Prepared(dataset, backbone, ranked, choices, options, ctx)
@@ -193,7 +197,7 @@ def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, .
     return tuple(chosen)
 
 
-def _context(options: Options) -> RunContext:
+def _context(options: Options, ddp: int) -> RunContext:
     if options.strategy != AUTO:
         get_strategy(options.strategy)
     callbacks = {} if options.on_progress is None else {"on_progress": options.on_progress}
@@ -202,7 +206,7 @@ def _context(options: Options) -> RunContext:
         cache_dir=options.cache_dir,
         seed=options.seed,
         workers=options.workers,
-        ddp=options.ddp,
+        ddp=ddp,
         on_note=options.on_note,
         **callbacks,
     )
@@ -257,25 +261,10 @@ def _backbone(
 
 def _command(dataset: Dataset, backbone: Backbone, options: Options) -> str:
     """Return the command that reproduces this advice, with every choice pinned."""
-    given: dict[str, object] = {
-        "backbone": backbone.name,
-        "input-px": backbone.input_px,
-        "strategy": None if options.strategy == AUTO else options.strategy,
-        "val": options.val,
-        "test": options.test,
-        "root": options.root,
-        "group-by": options.group_by,
-        "max-images": None if options.max_images == MAX_IMAGES else options.max_images or 0,
-        "max-quarantine": None
-        if options.max_quarantine == MAX_QUARANTINE
-        else options.max_quarantine,
-        "reference": options.reference,
-        "prefer": None if options.prefer == DEFAULTS.prefer else options.prefer,
-        "pilot": None if options.pilot == AUTO else options.pilot,
-        "seed": options.seed,
-    }
-    pinned = [f"--{k} {shlex.quote(shown(str(v)))}" for k, v in given.items() if v is not None]
-    return " ".join(["tl-advise", shlex.quote(shown(dataset.root)), *pinned])
+    pinned = replace(options, backbone=backbone.name, input_px=backbone.input_px)
+    given = arguments(pinned, always=("backbone", "input_px", "seed"))
+    words = [f"{flag} {shlex.quote(shown(value))}" for flag, value in given]
+    return " ".join(["tl-advise", shlex.quote(shown(dataset.root)), *words])
 
 
 def _sample_choice(dataset: Dataset, options: Options) -> tuple[Choice, ...]:

@@ -266,7 +266,7 @@ def test_a_run_passes_the_preference_to_the_scheduler(
     ("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("45", 45)]
 )
 def test_durations_are_parsed(text: str, seconds: float) -> None:
-    assert parse_duration_s(text) == seconds
+    assert parse_duration_s("--time", text) == seconds
 
 
 def test_an_invalid_duration_is_rejected(make_folder: Callable[..., Path]) -> None:
