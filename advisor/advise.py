@@ -24,6 +24,7 @@ from advisor.types.flags import arguments
 from advisor.types.options import AUTO, DEFAULTS, Options
 from advisor.types.profile import BackboneScore, Pilot
 from strategies.core.context import RunContext, make_context
+from strategies.core.progress import Reporter, ignore_progress
 from strategies.data.dataset import Dataset, Split, load_dataset
 from strategies.data.image import shown
 from strategies.models.backbone import Backbone, load_backbone
@@ -130,9 +131,9 @@ def _advise(
     priors = load_priors()
     folder = options.reference
     reference = None if folder is None else build_reference(folder, backbone, ctx)
-    ctx.on_progress("network", 1, 1)
+    ctx.reporter.on_progress("network", 1, 1)
     profile, measured = measure_with_evidence(dataset, backbone, ctx, reference)
-    ctx.on_progress("similarity", 1, 1)
+    ctx.reporter.on_progress("similarity", 1, 1)
     if test_images:
         features = extract_features(test_images, backbone, ctx).pooled[-1]
         measured = replace(measured, test_features=features)
@@ -148,7 +149,7 @@ def _advise(
     choices = (*choices, *_sample_choice(dataset, options), *_decision_choices(options, no_pilot))
     alternative = probe_alternative(profile, dataset, backbone, priors, ctx)
     findings = check(dataset, inputs, measured, alternative)
-    ctx.on_progress("findings", 1, 1)
+    ctx.reporter.on_progress("findings", 1, 1)
     return Advice(
         dataset=dataset.name,
         data=dataset.root,
@@ -181,7 +182,7 @@ def _pilot(
     assert tuned is not None
     any_size = takes_any_size(inputs.profile)
     pilot = run_pilot(dataset, backbone, ctx, tuned, any_size=any_size)
-    ctx.on_progress("pilot", 1, 1)
+    ctx.reporter.on_progress("pilot", 1, 1)
     return pilot
 
 
@@ -200,15 +201,13 @@ def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, .
 def _context(options: Options, ddp: int) -> RunContext:
     if options.strategy != AUTO:
         get_strategy(options.strategy)
-    callbacks = {} if options.on_progress is None else {"on_progress": options.on_progress}
     return make_context(
         device=options.device,
         cache_dir=options.cache_dir,
         seed=options.seed,
         workers=options.workers,
         ddp=ddp,
-        on_note=options.on_note,
-        **callbacks,
+        reporter=Reporter(options.on_progress or ignore_progress, options.on_note),
     )
 
 
@@ -224,7 +223,7 @@ def _load(data: Path, options: Options, ctx: RunContext) -> Dataset:
         seed=options.seed,
         n_workers=ctx.n_workers,
         cache=ctx.cache,
-        on_progress=ctx.on_progress,
+        on_progress=ctx.reporter.on_progress,
     )
 
 
@@ -246,7 +245,7 @@ def _backbone(
     candidates = {name: load_backbone(name, input_px=px) for name in names}
     ranked: tuple[BackboneScore, ...] = ()
     if len(candidates) > 1:
-        images = sample(dataset.fit_split, dataset.n_classes, ctx.seed, COMPARED)
+        images = sample(dataset.fit_split, ctx.seed, COMPARED)
         ranked = compare_backbones(tuple(candidates.values()), images, dataset.n_classes, ctx)
         names = [score.name for score in ranked]
         choices.append(Choice("backbone", names[0], comparison_rationale(ranked)))

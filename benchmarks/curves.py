@@ -34,6 +34,7 @@ from advisor.tune.interventions import initial_trials
 from advisor.tune.pruning import PatientHalving
 from advisor.tune.run_dir.soup_candidates import MOST
 from strategies.core.context import RunContext, make_context
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset, Split, labels_of, load_dataset
 from strategies.full_fine_tune import FullFineTune
 from strategies.models.backbone import load_backbone
@@ -137,7 +138,7 @@ def record(name: str, dataset: Dataset, ctx: RunContext, args: argparse.Namespac
         def on_epoch(_: int, accuracy: float | None, curve: list[float | None] = curve) -> None:
             curve.append(accuracy)
 
-        fitted = drawn.fit(hidden, backbone, replace(ctx, on_epoch=on_epoch))
+        fitted = drawn.fit(hidden, backbone, replace(ctx, reporter=Reporter(on_epoch=on_epoch)))
         if number == 0:
             used = {k: fitted.hyperparameters[k] for k in ("lr", "blend")}
             entries = initial_trials({**START, **used}, trial.distributions)

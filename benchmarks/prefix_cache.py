@@ -25,7 +25,7 @@ import numpy as np
 from fine_tune_defaults import draw
 
 from strategies.core.activation_store import ActivationStore
-from strategies.core.context import RunContext, make_context
+from strategies.core.context import RunContext, TrainingResources, make_context
 from strategies.data.dataset import Dataset, labels_of, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import make_network, set_head
@@ -72,7 +72,7 @@ def compare(
     )
     recipe = complete(draft, start, dataset, backbone, ctx)
     row: dict[str, Any] = {"n_train": len(dataset.train), "steps": recipe.steps}
-    sharing = replace(ctx, activation_store=ActivationStore())
+    sharing = replace(ctx, training=TrainingResources(activation_store=ActivationStore()))
     for name in ("cached", "again"):
         found = _train(dataset, backbone, start, recipe, sharing)
         row |= {f"{name}{k}": v for k, v in found.items()}

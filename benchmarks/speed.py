@@ -231,12 +231,12 @@ def bare_pass() -> None:
     from strategies.core.context import choose_precision
     from strategies.data.dataset import load_dataset
     from strategies.models.backbone import load_backbone
-    from strategies.models.features import BATCH, batches, to_input
+    from strategies.models.features import INFERENCE_BATCH, batches, to_input
 
     if KEEP_MEMORY in sys.argv:
         keep_freed_memory()
     device = torch.device("cpu")
-    paths = [p.path for p in load_dataset(sys.argv[1]).fit_split[: 10 * BATCH]]
+    paths = [p.path for p in load_dataset(sys.argv[1]).fit_split[: 10 * INFERENCE_BATCH]]
     backbone = load_backbone()
     net = backbone.build()
     ready = [to_input(b, backbone, device) for b in batches(paths, backbone, 2)]

@@ -172,7 +172,7 @@ def fit_advice(prepared: Prepared, dataset: Dataset, budget: TimeBudget) -> Imag
     try:
         advised = advise_on(prepared).recommendations[0]
         strategy = get_strategy(advised.strategy).from_hyperparameters(advised.hyperparameters)
-        ctx = replace(prepared.ctx, deadline_s=budget.fit_ends_s())
+        ctx = prepared.ctx.with_deadline(budget.fit_ends_s())
         return strategy.fit(dataset, prepared.backbone, ctx)
     except (OutOfTime, TrainingDiverged):
         return None
@@ -217,7 +217,8 @@ def fit_trial(
 
     try:
         strategy = kind.from_hyperparameters(trial.params)
-        own = replace(ctx, deadline_s=budget.fit_ends_s(), on_epoch=on_epoch)
+        reporter = replace(ctx.reporter, on_epoch=on_epoch)
+        own = replace(ctx, deadline_s=budget.fit_ends_s(), reporter=reporter)
         classifier = strategy.fit(dataset, backbone, own)
     except (OutOfTime, TrainingDiverged):
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -243,7 +244,7 @@ def with_val(
     strategy = get_strategy(best.strategy)
     if strategy.trains_network:
         return best
-    own = replace(ctx, deadline_s=budget.search_ends_s())
+    own = ctx.with_deadline(budget.search_ends_s())
     try:
         everything = dataset.with_val_in_train()
         refitted = strategy.from_hyperparameters(best.hyperparameters)

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from strategies.core.atomic_files import atomic_file
 from strategies.core.errors import StorageError
 
 
@@ -36,9 +37,8 @@ def write_digits(folder: Path) -> Path:
                 continue
             path.parent.mkdir(parents=True, exist_ok=True)
             grey = np.round(pixels * (255 / 16)).astype(np.uint8)
-            part = path.with_suffix(".part")
-            Image.fromarray(grey).save(part, format="PNG")
-            part.replace(path)
+            with atomic_file(path, fsync=False) as file:
+                Image.fromarray(grey).save(file, format="PNG")
     except OSError as error:
         raise StorageError(
             f"The demo dataset cannot be written to {root}: {error}. Give another --cache-dir."

@@ -10,7 +10,6 @@ from advisor.decide.quadrant import SIMILAR_FROM
 from advisor.types.advice import Quadrant, Recommendation
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance, tie_upper_bound
 from advisor.types.profile import Pilot, format_loss_gain
-from strategies.core.metrics import Interval
 from strategies.registry import baseline, get_strategy
 
 MIN_SHRINKAGE = 0.03
@@ -75,7 +74,7 @@ def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
         where = "all depths together" if svm.depth == 0 else f"depth {svm.depth}"
         sentence = (
             f"Measured: {svm.accuracy.percent()} on {where}, "
-            f"{_points(svm.gain_over_penultimate)} relative to the linear probe."
+            f"{svm.gain_over_penultimate.points()} relative to the linear probe."
         )
         return sentence + _svm_in_pilot(pilot)
     error = 1 - probe
@@ -94,7 +93,7 @@ def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
     return (
         f"Predicted: it {effect} the linear probe's error. A short pilot on "
         f"{_count_images(pilot.n_train)}, compared with a linear probe on the same images: "
-        f"{_points(pilot.gain)}, {format_loss_gain(pilot.loss_gain)}."
+        f"{pilot.gain.points()}, {format_loss_gain(pilot.loss_gain)}."
     )
 
 
@@ -104,7 +103,7 @@ def _svm_in_pilot(pilot: Pilot | None) -> str:
         return ""
     return (
         f" In the pilot on {_count_images(pilot.n_train)}, with pooling and views chosen "
-        f"by cross-validation: {_points(pilot.svm_gain)}, {format_loss_gain(pilot.svm_loss_gain)}."
+        f"by cross-validation: {pilot.svm_gain.points()}, {format_loss_gain(pilot.svm_loss_gain)}."
     )
 
 
@@ -225,7 +224,3 @@ def _quadrant_words(quadrant: Quadrant) -> str:
 
 def _count_images(n: int) -> str:
     return f"{n:,} image{'' if n == 1 else 's'}"
-
-
-def _points(gain: Interval) -> str:
-    return f"{100 * gain.mid:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"

@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
+from advisor.report.files import CARD_FILE
 from advisor.tune.run_dir.directory import RunDir
+from strategies.core.atomic_files import write_text
 from strategies.core.errors import NotApplicable, StorageError, unknown_name
 from strategies.models.classifier import ImageClassifier
 from strategies.models.export import FORMATS, export
@@ -43,17 +44,18 @@ def export_run(run: Path, kind: str, out: Path | None) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     export(classifier, target, "timm" if kind == HUB else kind)
     if kind == HUB:
-        card = model_card(classifier, folder.read("outcome.json"), folder.read("advice.json"))
-        (target / "README.md").write_text(card, encoding="utf-8")
+        write_text(target / "README.md", _hub_card(classifier, folder))
     return target
 
 
-def model_card(
-    classifier: ImageClassifier, outcome: dict[str, Any], advice: dict[str, Any]
-) -> str:
-    """Return a model card: dataset, strategy, accuracy with intervals, limits, licences."""
-    backbone, split = classifier.backbone, advice["split"]
-    licence = backbone.licence
+def _hub_card(classifier: ImageClassifier, folder: RunDir) -> str:
+    """Return the model card of the run with the front matter that the Hugging Face hub reads."""
+    path = folder.path / CARD_FILE
+    try:
+        card = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
+    licence = classifier.backbone.licence
     front = {
         "library_name": "timm",
         "pipeline_tag": "image-classification",
@@ -61,55 +63,4 @@ def model_card(
         "license": licence if licence != "not stated" else "other",
     }
     header = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
-    settings = ", ".join(f"{k} {v}" for k, v in classifier.hyperparameters.items())
-    names = ", ".join(classifier.classes[:50])
-    if len(classifier.classes) > 50:
-        names += f" and {len(classifier.classes) - 50} more"
-    return f"""---
-{header}
----
-
-# {outcome["dataset"]}
-
-Image classifier for {len(classifier.classes)} classes: {names}.
-
-| | |
-|---|---|
-| strategy | `{classifier.strategy}` ({settings}) |
-| backbone | `{backbone.name}`, {backbone.input_px} px, weights from {backbone.source} |
-| dataset | {split["description"]} |
-| test accuracy | {_test_accuracy(outcome)} |
-| validation accuracy (used for selection) | {_percent(outcome["best"]["val_accuracy"])} |
-
-Intervals are 90% intervals (Wilson). The classifier was evaluated once on the test images, after
-model selection.
-
-## Limits
-
-- It was evaluated on images from the same source as its training images. Its accuracy on other
-  images is unknown.
-- It always predicts one of its classes, even for an image that belongs to none of them.
-{_findings(advice)}
-## Licence
-
-Pretrained weights: {licence}. The program that wrote this card does not know the licence of the
-training images: state it here before you publish.
-"""
-
-
-def _test_accuracy(outcome: dict[str, Any]) -> str:
-    test = outcome["test"]
-    if test is None:
-        return "not measured (no test images)"
-    balanced = f"balanced accuracy (mean per-class recall) {100 * test['mean_per_class']:.1f}%"
-    return f"{_percent(test['accuracy'])} on {test['n']} images; {balanced}"
-
-
-def _percent(interval: dict[str, float]) -> str:
-    low, mid, high = (100 * interval[k] for k in ("low", "mid", "high"))
-    return f"{mid:.1f}% [{low:.1f}, {high:.1f}]"
-
-
-def _findings(advice: dict[str, Any]) -> str:
-    issues = [f for f in advice["findings"] if f["severity"] == "issue"]
-    return "".join(f"- {f['title']} ({f['code']}): {f['detail']}\n" for f in issues)
+    return f"---\n{header}\n---\n\n{card}"

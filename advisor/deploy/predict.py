@@ -14,12 +14,13 @@ from advisor.tune.run_dir.directory import RunDir
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import choose_precision, make_device
 from strategies.core.errors import DataError
+from strategies.core.prefetch import chunks, prefetch
 from strategies.core.progress import OnProgress
 from strategies.data.dataset import Skipped
 from strategies.data.decoding import Pixels, UnreadableImage, known_suffixes
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
-from strategies.models.features import eval_pixels, read_ahead
+from strategies.models.features import INFERENCE_BATCH, eval_pixels
 
 CHUNK = 512
 """Images per batch: the next ones are read while others are classified."""
@@ -87,7 +88,7 @@ def _predict_chunk(
     def read(paths: Sequence[Path]) -> list[Pixels | str]:
         return [_pixels(path, classifier.backbone) for path in paths]
 
-    for decoded in read_ahead(chunk, read, n_workers):
+    for decoded in prefetch(read, chunks(chunk, INFERENCE_BATCH), n_workers):
         pairs = list(zip(islice(remaining, len(decoded)), decoded, strict=True))
         skipped += [Skipped(path, reason) for path, reason in pairs if isinstance(reason, str)]
         readable = [(path, pixels) for path, pixels in pairs if not isinstance(pixels, str)]

@@ -37,7 +37,7 @@ def probe_alternative(
     if backbone.name == DEFAULT_BACKBONE or not in_doubt(profile, priors):
         return None
     embedded = load_backbone(DEFAULT_BACKBONE, input_px=backbone.input_px)
-    images = sample(dataset.fit_split, dataset.n_classes, ctx.seed, MAX_COMPARED)
+    images = sample(dataset.fit_split, ctx.seed, MAX_COMPARED)
     scores = compare_backbones((backbone, embedded), images, dataset.n_classes, ctx)
     own, other = sorted(scores, key=lambda s: s.name == embedded.name)
     if own.behind_best is not None:

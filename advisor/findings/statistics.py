@@ -25,16 +25,14 @@ class SuspectLabels:
     ----------
     order
         All rows, most suspicious first, (n,).
-    odds
-        Probability of the most probable other class divided by that of the label, by row, (n,).
     likelier
-        That other class, by row, (n,).
+        Most probable other class, by row, (n,).
     n_confident
-        Number of rows whose odds are above `CONFIDENT`; they come first in `order`.
+        Number of rows where that class is more than `CONFIDENT` times as probable as the label.
+        They come first in `order`.
     """
 
     order: Rows
-    odds: NDArray[np.float64]
     likelier: Labels
     n_confident: int
 
@@ -61,8 +59,7 @@ def suspect_labels(scores: Scores, labels: Labels) -> SuspectLabels:
     margin = others[rows, likelier] - own
     order = np.argsort(-margin, kind="stable")
     n_confident = int(np.sum(margin > np.log(CONFIDENT)))
-    odds = np.exp(np.clip(margin, -50.0, 50.0)).astype(np.float64)
-    return SuspectLabels(order, odds, likelier, n_confident)
+    return SuspectLabels(order, likelier, n_confident)
 
 
 @dataclass(frozen=True)

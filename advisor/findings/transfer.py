@@ -13,7 +13,6 @@ from advisor.decide.negative_transfer import (
 from advisor.decide.priors import Prior
 from advisor.types.advice import Finding, TransferRisk
 from advisor.types.profile import AlternativeBackbone, Profile
-from strategies.core.metrics import Interval
 from strategies.registry import fits_head, get_strategy, reference_control
 
 HARM = 0.38
@@ -84,7 +83,7 @@ def _no_transfer_gain(profile: Profile, context: TransferContext) -> Iterator[Fi
         if risk >= HARM
         else "pretrained features are hardly better than random ones",
         f"Transfer gain (accuracy at the best depth minus that with random weights): "
-        f"{_points(gain)}; the probability of negative transfer is {100 * risk:.0f}%. "
+        f"{gain.points()}; the probability of negative transfer is {100 * risk:.0f}%. "
         f"Cause: {_cause(profile, context)}.",
         _use_alternative(context)
         or "Do not rely on a linear probe. tl-auto run also tries fine-tuning with "
@@ -99,7 +98,7 @@ def _cause(profile: Profile, context: TransferContext) -> str:
     if alternative is not None and alternative.lead.low > 0:
         return (
             f"the backbone itself, as {alternative.name} is better by "
-            f"{_points(alternative.lead)} on the same images"
+            f"{alternative.lead.points()} on the same images"
         )
     if similarity is not None and similarity.score.high < SIMILAR:
         return f"the domain is too far from ImageNet (similarity {similarity.score.mid:.2f})"
@@ -268,17 +267,13 @@ def _other_backbone_is_better(profile: Profile, context: TransferContext) -> Ite
         "issue",
         f"another backbone is clearly better: {alternative.name}",
         f"A linear probe on {alternative.name} reaches {alternative.accuracy.percent()} on the "
-        f"same images, {_points(alternative.lead)} relative to {profile.backbone}.",
+        f"same images, {alternative.lead.points()} relative to {profile.backbone}.",
         f"Use it: --backbone {alternative.name}; tl-auto run also tries it.",
     )
 
 
 def _is_trained(risk: TransferRisk) -> bool:
     return get_strategy(risk.strategy).trains_network
-
-
-def _points(gain: Interval) -> str:
-    return f"{100 * gain.mid:+.1f} points [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
 
 
 _RULES: tuple[Rule, ...] = (

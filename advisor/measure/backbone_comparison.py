@@ -55,7 +55,7 @@ def compare_backbones(
             input_px=backbone.input_px,
         )
         probed.append(_Probed(backbone, result.correct[result.best], score))
-        ctx.on_progress("backbones", i + 1, len(backbones))
+        ctx.reporter.on_progress("backbones", i + 1, len(backbones))
     return _rank(probed)
 
 

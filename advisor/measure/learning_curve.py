@@ -80,12 +80,6 @@ def extrapolate(curve: LearningCurve, n_per_class: float) -> Interval:
     return _extrapolate([Point(*measured) for measured in curve.measured], n_per_class)
 
 
-def power_law_exponent(points: list[Point]) -> tuple[float, float]:
-    """Return the exponent of the error's power law and its standard deviation (see `_fit`)."""
-    mean, covariance = _fit(points)
-    return max(-float(mean[1]), 0.0), float(np.sqrt(covariance[1, 1]))
-
-
 def _measure(
     features: Scores,
     labels: Labels,

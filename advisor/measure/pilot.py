@@ -14,7 +14,7 @@ from advisor.types.profile import Pilot, Profile
 from strategies.base import Strategy
 from strategies.core.context import RunContext
 from strategies.core.metrics import Interval, Labels, Scores, proportion
-from strategies.core.progress import ignore_progress
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset, groups_of, labels_of
 from strategies.data.image import Split
 from strategies.heads.cross_validation import CrossValidated, fold_numbers
@@ -163,7 +163,7 @@ def run_pilot(
     if any_size:
         backbone = replace(backbone, input_px=min(backbone.input_px, MAX_INPUT_PX))
     used = {**advised.hyperparameters, "steps": STEPS}
-    quiet = replace(ctx, on_epoch=_ignore, on_progress=ignore_progress)
+    quiet = replace(ctx, reporter=Reporter(on_note=ctx.reporter.on_note))
     labels = labels_of(evaluated)
 
     def predict(strategy: Strategy) -> _Predictions:
@@ -232,7 +232,3 @@ def _first_of_each(rows: list[int], images: Split, most: int) -> list[int]:
     """Return about the first `most` rows, with at least one of every class."""
     first = {images[i].label: i for i in reversed(rows)}
     return list(dict.fromkeys([*first.values(), *rows]))[: max(most, len(first))]
-
-
-def _ignore(epoch: int, accuracy: float | None) -> None:
-    """Do not report epochs of the pilot: they are not those of a trial."""

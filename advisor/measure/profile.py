@@ -20,7 +20,7 @@ from advisor.types.similarity import DomainSimilarity
 from strategies.core.context import RunContext
 from strategies.core.metrics import Labels, Scores
 from strategies.data.dataset import Dataset, LabelledImage, groups_of, labels_of
-from strategies.data.sampling import content_order
+from strategies.data.sampling import stratified_rows
 from strategies.heads.cross_validation import (
     CrossValidated,
     Loss,
@@ -72,7 +72,7 @@ def measure_with_evidence(
         If the deadline passes during the forward pass over the images.
     """
     most = _affordable_images(dataset, backbone, ctx)
-    images = sample(dataset.fit_split, dataset.n_classes, ctx.seed, most)
+    images = sample(dataset.fit_split, ctx.seed, most)
     labels = labels_of(images)
     features = extract_features(images, backbone, ctx)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(images))
@@ -124,19 +124,10 @@ def _training_cost(
 
 
 def sample(
-    split: Sequence[LabelledImage], n_classes: int, seed: int, most: int = MAX_MEASURED
+    split: Sequence[LabelledImage], seed: int, most: int = MAX_MEASURED
 ) -> tuple[LabelledImage, ...]:
     """Draw about `most` images, in proportion to the classes but at least a few of each."""
-    if len(split) <= most:
-        return tuple(split)
-    labels = labels_of(tuple(split))
-    order = np.array(content_order((p.digest for p in split), seed))
-    chosen: list[int] = []
-    for label in range(n_classes):
-        rows = order[labels[order] == label]
-        quota = max(MIN_PER_CLASS, round(most * len(rows) / len(split)))
-        chosen += rows[:quota].tolist()
-    return tuple(split[i] for i in sorted(chosen))
+    return tuple(split[i] for i in stratified_rows(split, most, MIN_PER_CLASS, seed))
 
 
 def _affordable_images(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> int:
@@ -145,12 +136,12 @@ def _affordable_images(dataset: Dataset, backbone: Backbone, ctx: RunContext) ->
     left_s = ctx.seconds_left()
     if np.isinf(left_s) or wanted <= N_TIMED:
         return MAX_MEASURED
-    few = sample(dataset.fit_split, dataset.n_classes, ctx.seed, N_TIMED)
+    few = sample(dataset.fit_split, ctx.seed, N_TIMED)
     s_per_image = extract_features(few, backbone, ctx).ms_per_image / 1000
     n = max(N_TIMED, int(EVIDENCE_SHARE * left_s / s_per_image))
     if n >= wanted:
         return MAX_MEASURED
-    ctx.on_note(
+    ctx.reporter.on_note(
         f"The advice is based on about {n} of {len(dataset.fit_split)} images: measuring more "
         f"would take over {100 * EVIDENCE_SHARE:.0f}% of the time left."
     )
@@ -240,7 +231,7 @@ def _probe_depths(
             cross_validate(x, labels, n_classes, folds=folds, loss=loss, device=ctx.device)
         )
         stamps.append(time.perf_counter())
-        ctx.on_progress("probes", i + 1, len(plan))
+        ctx.reporter.on_progress("probes", i + 1, len(plan))
     hits = [r.correct[r.best] for r in results]
     probes = tuple(
         ProbeResult(

@@ -11,7 +11,7 @@ from advisor.types.profile import ProbeResult
 from strategies.core.context import RunContext
 from strategies.core.metrics import Interval, Scores
 from strategies.data.dataset import LabelledImage, groups_of, labels_of
-from strategies.data.sampling import content_order
+from strategies.data.sampling import stratified_rows
 from strategies.heads.cross_validation import (
     CrossValidated,
     corrected_accuracy,
@@ -60,7 +60,7 @@ def measure_random_init_control(
     pretrained
         Features of all `images` with pretrained weights.
     """
-    rows = _sample_rows(images, ctx.seed)
+    rows = stratified_rows(images, MAX_IMAGES, MIN_PER_CLASS, ctx.seed)
     chosen = tuple(images[i] for i in rows)
     labels = labels_of(chosen)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(chosen))
@@ -124,15 +124,3 @@ def _best_hits(result: CrossValidated) -> NDArray[np.bool_]:
 def _best_strength(result: CrossValidated) -> int:
     """Return the index of the most accurate strength."""
     return int(result.correct.mean(axis=1).argmax())
-
-
-def _sample_rows(images: Sequence[LabelledImage], seed: int) -> NDArray[np.int64]:
-    """Draw rows, in proportion to the classes but at least `MIN_PER_CLASS` of each."""
-    labels = labels_of(tuple(images))
-    order = np.array(content_order((p.digest for p in images), seed))
-    chosen: list[int] = []
-    for label in np.unique(labels):
-        rows = order[labels[order] == label]
-        quota = max(MIN_PER_CLASS, round(MAX_IMAGES * len(rows) / len(labels)))
-        chosen += rows[:quota].tolist()
-    return np.array(sorted(chosen), dtype=np.int64)

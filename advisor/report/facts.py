@@ -7,7 +7,6 @@ from advisor.report.words import (
     break_even_words,
     duration,
     metric_name,
-    points,
     similarity_words,
     title,
     transfer_words,
@@ -75,7 +74,7 @@ def _run_facts(outcome: Outcome) -> tuple[Fact, ...]:
         )
     if outcome.transfer_gain is not None:
         found = outcome.transfer_gain
-        value, detail = points(found.gain), f"{VERDICTS[found.verdict]}; over {found.control}"
+        value, detail = found.gain.points(), f"{VERDICTS[found.verdict]}; over {found.control}"
         if found.verdict == "undetermined":
             value, _, detail = transfer_words(found).partition(": ")
         facts.append(Fact("Transfer gain", value, detail))
@@ -102,20 +101,20 @@ def measurements(advice: Advice) -> tuple[Fact, ...]:
         facts.append(Fact("Pixel baseline", _mid(profile.pixel_probe), detail))
     if profile.transfer_gain is not None:
         detail = "best depth, over the same network with random weights"
-        facts.append(Fact("Transfer gain of probes", points(profile.transfer_gain), detail))
+        facts.append(Fact("Transfer gain of probes", profile.transfer_gain.points(), detail))
     for risk in advice.risks:
         label = f"Negative transfer, {title(risk.strategy).lower()}"
-        detail = f"probability; predicted gain over training from scratch {points(risk.gain)}"
+        detail = f"probability; predicted gain over training from scratch {risk.gain.points()}"
         detail += with_titles(break_even_words(risk))
         facts.append(Fact(label, f"{100 * risk.probability:.0f}%", detail))
     if advice.pilot is not None:
         pilot = advice.pilot
         detail = f"over a linear probe, {pilot.n_train:,} training images"
         detail += f"; {format_loss_gain(pilot.loss_gain)}"
-        facts.append(Fact("Pilot: full fine-tuning", points(pilot.gain), detail))
+        facts.append(Fact("Pilot: full fine-tuning", pilot.gain.points(), detail))
         detail = "over a linear probe on the same images, with quarter pooling and several views"
         detail += f"; {format_loss_gain(pilot.svm_loss_gain)}"
-        facts.append(Fact("Pilot: layer SVM", points(pilot.svm_gain), detail))
+        facts.append(Fact("Pilot: layer SVM", pilot.svm_gain.points(), detail))
     for name, score in profile.transferability.items():
         detail = f"[{score.low:.3f}, {score.high:.3f}]; compares backbones on one dataset"
         facts.append(Fact(metric_name(name), f"{score.mid:.3f}", detail))
@@ -154,7 +153,7 @@ def class_table(
             row.append(_cell(recalls.get(name)))
         if gains:
             gain = gains.get(name)
-            row.append(Cell("", -9) if gain is None else Cell(points(gain.gain), gain.gain.mid))
+            row.append(Cell("", -9) if gain is None else Cell(gain.gain.points(), gain.gain.mid))
         rows.append(tuple(row))
     return tuple(columns), tuple(rows)
 

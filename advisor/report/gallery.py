@@ -187,7 +187,7 @@ def _map(
     advice: Advice, dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> tuple[Point, ...]:
     """Compute a t-SNE map of a sample of the measured images."""
-    measured = sample(dataset.fit_split, dataset.n_classes, ctx.seed)
+    measured = sample(dataset.fit_split, ctx.seed)
     if len(measured) < FEWEST_ON_MAP:
         return ()
     images = tuple(measured[row] for row in sample_rows(labels_of(measured), ctx.seed))

@@ -24,7 +24,6 @@ from advisor.report.outcome_json import importance_record
 from advisor.report.to_json import versions
 from advisor.report.words import (
     duration,
-    points,
     result,
     settings,
     size_line,
@@ -131,7 +130,6 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
         duration=duration,
         settings=settings,
         with_titles=with_titles,
-        points=points,
     )
     return text
 

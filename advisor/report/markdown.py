@@ -1,4 +1,4 @@
-"""Markdown reports of an advice and of a run, and the model card of its classifier."""
+"""Markdown report of an advice, and model card of the classifier of a run."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -10,8 +10,6 @@ from advisor.report.words import (
     duration,
     metric_name,
     pairs,
-    points,
-    result,
     settings,
     similarity_words,
     size_line,
@@ -75,30 +73,6 @@ def advice_markdown(advice: Advice) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def outcome_markdown(outcome: Outcome) -> str:
-    """Return the outcome of a run as Markdown."""
-    facts = [*_results(outcome), f"Run time {duration(outcome.seconds)}."]
-    rows = [
-        (
-            str(t.number),
-            t.strategy,
-            "" if t.val_accuracy is None else t.val_accuracy.percent(),
-            duration(t.seconds),
-            t.reason or ", ".join(pairs(t.hyperparameters.items())),
-        )
-        for t in outcome.trials
-    ]
-    columns = (
-        "trial",
-        "strategy",
-        "validation accuracy",
-        "time",
-        "hyperparameters, or reason without a score",
-    )
-    title = f"# {escape(outcome.advice.dataset)}: {result(outcome)}"
-    return "\n\n".join([title, _list(facts), "## Trials", _table(columns, rows)]) + "\n"
-
-
 def model_card(outcome: Outcome) -> str:
     """Return the model card of the classifier of a run, in Markdown.
 
@@ -114,7 +88,6 @@ def model_card(outcome: Outcome) -> str:
         recall = recalls.get(name)
         rows.append((name, f"{n:,}", "not evaluated" if recall is None else recall.percent()))
     fitted = ", ".join(pairs(best.hyperparameters.items()))
-    licence = _licence(outcome)
     parts = [
         f"# Image classifier: {escape(advice.dataset)}",
         _list(
@@ -122,7 +95,6 @@ def model_card(outcome: Outcome) -> str:
                 f"Task: single-label image classification, {len(classes)} classes.",
                 f"Method: {best.strategy} on {backbone_used(outcome)} at "
                 f"{advice.profile.input_px} px with {fitted}.",
-                *([] if licence is None else [f"Licence of the pretrained weights: {licence}."]),
                 f"Created by tl-advisor, seed {advice.seed}; "
                 + ", ".join(f"{name} {number}" for name, number in versions().items()),
             ]
@@ -131,6 +103,8 @@ def model_card(outcome: Outcome) -> str:
         escape(size_line(advice)) + ".",
         "## Evaluation",
         _list(_results(outcome)),
+        f"Intervals are {100 * LEVEL:.0f}% intervals. Test images, if there are any, are read "
+        "once, after model selection.",
         _table(("class", "images (train and validation)", "test accuracy"), rows),
         "## Limits",
         "The classifier predicts one of its classes for every image, even for an image that "
@@ -139,6 +113,9 @@ def model_card(outcome: Outcome) -> str:
         "\n\n".join(_finding(f) for f in advice.findings) or "None.",
         "## Use",
         _code("tl-auto predict RUN_FOLDER IMAGE_OR_FOLDER"),
+        "## Licence",
+        f"Pretrained weights: {escape(_licence(outcome))}. The licence of the training images is "
+        "not known here: state it before you publish the classifier.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -184,14 +161,14 @@ def _other_measurements(advice: Advice) -> list[str]:
         )
     if profile.transfer_gain is not None:
         lines.append(
-            f"Transfer gain of probes over random weights: {points(profile.transfer_gain)}"
+            f"Transfer gain of probes over random weights: {profile.transfer_gain.points()}"
         )
     if advice.pilot is not None:
         for name, gain, loss in (
             ("Pilot, full fine-tuning", advice.pilot.gain, advice.pilot.loss_gain),
             ("Pilot, layer SVM", advice.pilot.svm_gain, advice.pilot.svm_loss_gain),
         ):
-            lines.append(f"{name}: {points(gain)} over a linear probe, {format_loss_gain(loss)}")
+            lines.append(f"{name}: {gain.points()} over a linear probe, {format_loss_gain(loss)}")
     for name, score in profile.transferability.items():
         lines.append(f"{metric_name(name)}: {_with_interval(score, 3)}")
     if profile.curve is not None:
@@ -205,7 +182,7 @@ def _other_measurements(advice: Advice) -> list[str]:
 def _risks(advice: Advice) -> list[str]:
     return [
         f"Probability of negative transfer, {r.strategy}: {100 * r.probability:.0f}% "
-        f"(predicted gain over from_scratch {points(r.gain)}{break_even_words(r)})"
+        f"(predicted gain over from_scratch {r.gain.points()}{break_even_words(r)})"
         for r in advice.risks
     ]
 
@@ -239,7 +216,7 @@ def _backbones(advice: Advice) -> tuple[str, ...]:
             str(b.rank),
             b.name,
             b.accuracy.percent(),
-            "" if b.behind_best is None else points(b.behind_best),
+            "" if b.behind_best is None else b.behind_best.points(),
             f"{b.ms_per_image:.1f}",
         )
         for b in advice.backbones
@@ -279,10 +256,10 @@ def _code(text: str) -> str:
     return f"{fence}\n{text}\n{fence}"
 
 
-def _licence(outcome: Outcome) -> str | None:
-    """Return the licence of the pretrained weights, or None if it is unknown."""
+def _licence(outcome: Outcome) -> str:
+    """Return the licence of the pretrained weights."""
     used = backbone_used(outcome)
-    if used != outcome.advice.profile.backbone:
-        return CATALOGUE[used].licence if used in CATALOGUE else None
+    if used in CATALOGUE:
+        return CATALOGUE[used].licence
     licences = (c.value for c in outcome.advice.choices if c.name == "weights' licence")
-    return next(licences, None)
+    return next(licences, "not stated")

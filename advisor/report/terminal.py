@@ -14,7 +14,6 @@ from advisor.report.words import (
     duration,
     metric_name,
     pairs,
-    points,
     risk_words,
     settings,
     similarity_words,
@@ -156,7 +155,7 @@ def _backbones(advice: Advice) -> RenderableType | None:
     for name in ("", "backbone", "linear probe", "gap (points)", "per image"):
         table.add_column(name, overflow="fold")
     for b in advice.backbones:
-        gap = "" if b.behind_best is None else points(b.behind_best, unit="")
+        gap = "" if b.behind_best is None else b.behind_best.points(unit="")
         cost = f"{b.ms_per_image:.0f} ms"
         table.add_row(str(b.rank), Text(b.name), b.accuracy.percent(), gap, cost)
     return table
@@ -195,16 +194,16 @@ def _other_measurements(advice: Advice) -> list[tuple[str, str]]:
     if profile.knn is not None:
         rows.append(("k-NN", f"{profile.knn.percent()} (penultimate)"))
     if profile.transfer_gain is not None:
-        gain = f"{points(profile.transfer_gain)} over random weights (best depth)"
+        gain = f"{profile.transfer_gain.points()} over random weights (best depth)"
         rows.append(("transfer gain", gain))
     for name, score in profile.transferability.items():
         value = f"{score.mid:.3f} [{score.low:.3f}, {score.high:.3f}]"
         rows.append((metric_name(name), value))
     if advice.pilot is not None:
         pilot = advice.pilot
-        rows.append(("pilot", f"full fine-tuning {points(pilot.gain)} over a probe,"))
+        rows.append(("pilot", f"full fine-tuning {pilot.gain.points()} over a probe,"))
         rows.append(("", format_loss_gain(pilot.loss_gain)))
-        rows.append(("", f"layer_svm {points(pilot.svm_gain)},"))
+        rows.append(("", f"layer_svm {pilot.svm_gain.points()},"))
         rows.append(("", format_loss_gain(pilot.svm_loss_gain)))
     if profile.curve is not None and profile.curve.extrapolated:
         n, accuracy = profile.curve.extrapolated[-1]

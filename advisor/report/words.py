@@ -7,7 +7,6 @@ from typing import Any
 from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS, Advice, TransferRisk
 from advisor.types.outcome import Ended, Outcome, TransferGain, TransferVerdict
 from advisor.types.similarity import DomainSimilarity
-from strategies.core.metrics import Interval
 
 ENDED: Mapping[Ended, str] = {
     "time": "time budget used up",
@@ -113,17 +112,12 @@ def size_line(advice: Advice) -> str:
     )
 
 
-def points(gain: Interval, unit: str = " points") -> str:
-    """Format a difference of accuracies in percentage points: ``"+1.2 points [-0.3, +2.8]"``."""
-    return f"{100 * gain.mid:+.1f}{unit} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-
-
 def transfer_words(found: TransferGain) -> str:
     """Describe the transfer gain of a run: gain, control and verdict."""
     verdict = VERDICTS[found.verdict]
     if found.verdict == "undetermined":
         return f"{verdict}: the control ({found.control}) did not beat the majority class"
-    return f"{points(found.gain)} over {found.control}: {verdict}"
+    return f"{found.gain.points()} over {found.control}: {verdict}"
 
 
 def risk_words(advice: Advice) -> str | None:

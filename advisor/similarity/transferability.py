@@ -13,14 +13,14 @@ from strategies.core.metrics import LEVEL, Interval, Labels, Scores
 MAX_IMAGES, BLOCKS, ROUNDS = 400, 8, 12
 
 
-def leep(probabilities: Scores, labels: Labels) -> float:
-    """Return the log expected empirical prediction (LEEP).
+def leep_terms(probabilities: Scores, labels: Labels) -> NDArray[np.float64]:
+    """Return the terms of LEEP, the log expected empirical prediction, shape (n,).
 
-    It is the mean log-likelihood in nats of the labels under the classifier that combines the
-    predicted probabilities of the source classes with the empirical P(label | source class). At
-    most 0, which is reached if every source class is predicted for one label only. Comparable
-    between networks on one dataset, not between datasets. Optimistic with few images per predicted
-    source class.
+    Their mean is LEEP: the mean log-likelihood in nats of the labels under the classifier that
+    combines the predicted probabilities of the source classes with the empirical P(label | source
+    class). At most 0, which is reached if every source class is predicted for one label only.
+    Comparable between networks on one dataset, not between datasets. Optimistic with few images
+    per predicted source class.
 
     Parameters
     ----------
@@ -34,11 +34,6 @@ def leep(probabilities: Scores, labels: Labels) -> float:
     C. V. Nguyen et al., LEEP: a new measure to evaluate transferability of learned
     representations, ICML 2020.
     """
-    return float(leep_terms(probabilities, labels).mean())
-
-
-def leep_terms(probabilities: Scores, labels: Labels) -> NDArray[np.float64]:
-    """Return the log-likelihood of every image, shape (n,); its mean is LEEP."""
     _require_rows(len(probabilities), labels)
     label_of_row, n_labels = _renumber(labels)
     joint = np.zeros((n_labels, probabilities.shape[1]))
@@ -49,11 +44,12 @@ def leep_terms(probabilities: Scores, labels: Labels) -> NDArray[np.float64]:
     return terms
 
 
-def nce(source_labels: Labels, labels: Labels) -> float:
-    """Return the negative conditional entropy (NCE) of the labels given the source class.
+def nce_terms(source_labels: Labels, labels: Labels) -> NDArray[np.float64]:
+    """Return log P(label | source class) of every image, shape (n,).
 
-    In nats. At most 0, which is reached if the source class determines the label; at least minus
-    the entropy of the labels. Comparable between networks on one dataset, not between datasets.
+    Their mean is NCE, the negative conditional entropy of the labels given the source class, in
+    nats. At most 0, which is reached if the source class determines the label; at least minus the
+    entropy of the labels. Comparable between networks on one dataset, not between datasets.
 
     Parameters
     ----------
@@ -65,11 +61,6 @@ def nce(source_labels: Labels, labels: Labels) -> float:
     A. T. Tran, C. V. Nguyen and T. Hassner, Transferability and hardness of supervised
     classification tasks, ICCV 2019.
     """
-    return float(nce_terms(source_labels, labels).mean())
-
-
-def nce_terms(source_labels: Labels, labels: Labels) -> NDArray[np.float64]:
-    """Return log P(label | source class) of every image, shape (n,); its mean is NCE."""
     _require_rows(len(source_labels), labels)
     row, n_labels = _renumber(labels)
     column, n_sources = _renumber(source_labels)
@@ -88,42 +79,22 @@ class _Spectrum:
     width: int
 
 
-def log_me(features: Scores, labels: Labels) -> float:
-    """Return LogME: log evidence of a Bayesian linear model of the labels, per image and class.
+def rate_features(features: Scores, labels: Labels, seed: int) -> Mapping[str, Interval]:
+    """Return LogME and H-score, each with the interval of a jackknife over blocks of images.
 
-    In nats, unbounded; higher is better. Comparable between networks and depths on one dataset,
-    not between datasets.
+    They are computed on a random sample of at most `MAX_IMAGES` images. Both are comparable
+    between networks and depths on one dataset, not between datasets; higher is better.
 
-    Parameters
-    ----------
-    features, labels
-        Shapes (n, d) and (n,).
+    LogME is the log evidence of a Bayesian linear model of the labels, per image and class, in
+    nats; unbounded. The regularised H-score is the between-class variance relative to the total
+    variance, from 0 to the number of features.
 
     References
     ----------
     K. You et al., LogME: practical assessment of pre-trained models for transfer learning, ICML
     2021.
-    """
-    return _log_me(_spectrum(features), labels)
-
-
-def h_score(features: Scores, labels: Labels) -> float:
-    """Return the regularised H-score: between-class variance relative to the total variance.
-
-    From 0 to the number of features; higher is better. Comparable in the same way as LogME.
-
-    References
-    ----------
     S. Ibrahim, N. Ponomareva, R. Mazumder, Newer is not always better: rethinking transferability
     metrics, their peculiarities, stability and performance, ECML 2022.
-    """
-    return _h_score(_spectrum(features), labels, _shrinkage(features))
-
-
-def rate_features(features: Scores, labels: Labels, seed: int) -> Mapping[str, Interval]:
-    """Return LogME and H-score, each with the interval of a jackknife over blocks of images.
-
-    They are computed on a random sample of at most `MAX_IMAGES` images.
     """
     rows = np.random.default_rng(seed).permutation(len(labels))[:MAX_IMAGES]
     x, y = np.asarray(features[rows], dtype=np.float64), labels[rows]

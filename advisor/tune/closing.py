@@ -1,7 +1,7 @@
 """Search phase of a run, with draft report, control and soup, all inside the time limit."""
 
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from advisor.advise import Prepared
 from advisor.report.files import PAGE_FILE, load_scripts, write_page
@@ -95,7 +95,7 @@ def draft_report(
     StorageError
         If the file cannot be written.
     """
-    dataset, ctx = prepared.dataset.hide_test(), replace(prepared.ctx, deadline_s=None)
+    dataset, ctx = prepared.dataset.hide_test(), prepared.ctx.with_deadline(None)
     gallery = Gallery(n_images=len(dataset.fit_split))
     if seconds_left > MIN_S_FOR_MAP:
         gallery = make_gallery(advice, dataset, prepared.backbone, ctx)

@@ -67,7 +67,7 @@ def fit_control(
     """
     strategy, backbone = get_strategy(best.strategy), backbone_of(best.hyperparameters, backbone)
     if strategy.role == "control":
-        ctx.on_note(
+        ctx.reporter.on_note(
             f"The best trial, {best.strategy}, uses no pretrained weights: there is no transfer "
             "to measure."
         )
@@ -87,7 +87,7 @@ def fit_control(
         probe = strategy.from_hyperparameters(same)
         fitted = probe.fit(dataset, backbone.with_random_weights(), ctx)
     except OutOfTime:
-        ctx.on_note(
+        ctx.reporter.on_note(
             f"The control of {best.strategy} without pretrained weights was left out: there was "
             "no time for it."
         )
@@ -131,11 +131,11 @@ def evaluate_with_control(
     if ctx.seconds_left() < took_s:
         n = int(n * max(ctx.seconds_left(), 0) / took_s)
         if n < MIN_CONTROL_IMAGES:
-            ctx.on_note(
+            ctx.reporter.on_note(
                 "The control without pretrained weights is not evaluated: there is no time."
             )
             return found, None
-        ctx.on_note(
+        ctx.reporter.on_note(
             f"The control without pretrained weights is evaluated on {n} of {len(test)} test "
             "images: there is no time for more."
         )
@@ -163,7 +163,7 @@ def fit_early_control(folder: RunDir, prepared: Prepared, budget: TimeBudget) ->
     if best is None or get_strategy(best[0].strategy).trains_network:
         return None
     dataset = _training_images(best, prepared)
-    ctx = replace(prepared.ctx, deadline_s=time.monotonic() + budget.control_s)
+    ctx = prepared.ctx.with_deadline(time.monotonic() + budget.control_s)
     if not random_features_fit_in_time(best[0], dataset, prepared.backbone, ctx):
         return None
     return fit_control(best[0], dataset, prepared.backbone, ctx)
@@ -188,7 +188,7 @@ def fit_final_control(
         return early
     if ended != "time":
         deadline_s = min(deadline_s, time.monotonic() + budget.control_s)
-    ctx = replace(prepared.ctx, deadline_s=deadline_s)
+    ctx = prepared.ctx.with_deadline(deadline_s)
     final = fit_control(best[0], _training_images(best, prepared), prepared.backbone, ctx)
     is_control = get_strategy(best[0].strategy).role == "control"
     return final if is_control else final or early

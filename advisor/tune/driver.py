@@ -155,7 +155,7 @@ def _make_outcome(
     found, test = _result(search), prepared.dataset.test
     evaluation, gain = None, None
     if test:
-        ctx = replace(prepared.ctx, deadline_s=search.budget.report_begins_s())
+        ctx = prepared.ctx.with_deadline(search.budget.report_begins_s())
         evaluation, gain = evaluate_with_control(found.classifier, closing.control, test, ctx)
     return Outcome(
         advice=advice,
@@ -250,7 +250,7 @@ def make_search(
     return Search(
         dataset.hide_test(),
         prepared.backbone,
-        replace(prepared.ctx, deadline_s=None),
+        prepared.ctx.with_deadline(None),
         folder,
         trials,
         scheduler,

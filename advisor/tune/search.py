@@ -26,9 +26,10 @@ from advisor.tune.validation import Validation
 from advisor.types.events import Event, OnEvent
 from advisor.types.outcome import Ended, TrialRecord
 from strategies.core.activation_store import ActivationStore
-from strategies.core.context import OnEpoch, RunContext
+from strategies.core.context import RunContext
 from strategies.core.errors import DataError, OutOfTime, StorageError, TransferError
 from strategies.core.metrics import Interval, proportion
+from strategies.core.progress import OnEpoch
 from strategies.data.dataset import Dataset, Split, labels_of
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
@@ -184,10 +185,13 @@ class Search:
         def fit(fold: Dataset, number: int, n_left: int) -> ImageClassifier:
             ctx = replace(
                 self.ctx,
-                on_epoch=self._reporter(claim, fold, number),
-                checkpoint=self.folder.checkpoint(claim.number, number),
                 deadline_s=self.budget.fold_ends_s(n_left),
-                activation_store=self.activation_store,
+                reporter=replace(self.ctx.reporter, on_epoch=self._on_epoch(claim, fold, number)),
+                training=replace(
+                    self.ctx.training,
+                    checkpoint=self.folder.checkpoint(claim.number, number),
+                    activation_store=self.activation_store,
+                ),
             )
             classifier = strategy.fit(fold, backbone, ctx)
             if self.soup_candidates and self.soup_candidates.accepts(claim.strategy):
@@ -225,7 +229,7 @@ class Search:
         if self.budget.left_s() <= record.seconds:
             return None
         train_and_val = self.dataset.with_val_in_train()
-        ctx = replace(self.ctx, deadline_s=self.budget.search_ends_s())
+        ctx = self.ctx.with_deadline(self.budget.search_ends_s())
         try:
             with self.trials.heartbeat(claim):
                 backbone = backbone_of(record.hyperparameters, self.backbone)
@@ -235,14 +239,14 @@ class Search:
             why = str(error)
         except (MemoryError, RuntimeError) as error:
             why = out_of_memory_reason(error)
-        self.ctx.on_note(
+        self.ctx.reporter.on_note(
             f"{record.strategy} was not refitted on train and validation together: {why}"
         )
         return None
 
-    def _reporter(self, claim: Claim, fold: Dataset, number: int) -> OnEpoch:
+    def _on_epoch(self, claim: Claim, fold: Dataset, number: int) -> OnEpoch:
         def on_epoch(epoch: int, val_accuracy: float | None) -> None:
-            self.ctx.on_progress("this trial", epoch, ROUNDS)
+            self.ctx.reporter.on_progress("this trial", epoch, ROUNDS)
             if val_accuracy is None:
                 return
             interval = proportion(val_accuracy, len(fold.val))

@@ -109,7 +109,7 @@ def _compatible(
         try:
             found = pool.load(record.number, 0)
         except StorageError as error:  # a power failure may have damaged it: skip it
-            search.ctx.on_note(f"Trial {record.number} is left out of the soup: {error}")
+            search.ctx.reporter.on_note(f"Trial {record.number} is left out of the soup: {error}")
             continue
         first = first or found
         if can_be_averaged(first, found):
@@ -134,7 +134,7 @@ def _greedy_soup(
     members, accuracy = [ranked[0]], ranked[0].val_accuracy.mid
     best: _Average | None = None
     for step, record in enumerate(ranked[1:], start=1):
-        search.ctx.on_progress("averages", step, len(ranked) - 1)
+        search.ctx.reporter.on_progress("averages", step, len(ranked) - 1)
         if search.interrupt.requested:
             return best, "the run was interrupted"
         n_images = pool.n_images_read([*members, record], search.validation)
@@ -146,7 +146,7 @@ def _greedy_soup(
         except OutOfTime:
             return best, None if best else NO_TIME
         except StorageError as error:
-            search.ctx.on_note(f"Trial {record.number} is left out of the soup: {error}")
+            search.ctx.reporter.on_note(f"Trial {record.number} is left out of the soup: {error}")
             continue
         except (MemoryError, RuntimeError) as error:
             return best, out_of_memory_reason(error)
@@ -161,7 +161,7 @@ def _validate_average(search: Search, pool: SoupCandidates, numbers: tuple[int, 
 
     Fold 0, the dataset itself, is evaluated last: its classifier is calibrated and returned.
     """
-    ctx = replace(search.ctx, deadline_s=search.budget.soup_ends_s())
+    ctx = search.ctx.with_deadline(search.budget.soup_ends_s())
     hits: list[bool] = []
     for number in reversed(range(len(search.validation.folds))):
         fold = search.validation.folds[number]

@@ -1,11 +1,12 @@
-"""Run context of a fit: device, precision, seed, deadline, cache and progress callbacks."""
+"""Run context of a fit: cache, device, precision, seed, deadline and reporter."""
 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,13 +15,30 @@ from strategies.core.activation_store import ActivationStore
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.cache import ArrayCache, default_cache_dir
 from strategies.core.errors import OutOfTime, TransferError
-from strategies.core.progress import OnNote, OnProgress, ignore_note, ignore_progress
-
-OnEpoch = Callable[[int, float | None], None]
+from strategies.core.progress import Reporter
 
 
-def ignore_epoch(epoch: int, val_accuracy: float | None) -> None:
-    """Ignore the end of an epoch (default callback)."""
+@dataclass(frozen=True)
+class TrainingResources:
+    """What only training runs of a network need.
+
+    Attributes
+    ----------
+    checkpoint
+        Checkpoint file, or None. A training run writes its state there every epoch, resumes from
+        it when it is started again, and deletes it at the end. A damaged checkpoint, or one of
+        another training run, is replaced; so no two concurrent runs may share a file.
+    n_processes
+        Processes that share every batch of a training run (data-parallel), each on a GPU of its
+        own, `RunContext.device` and the ones after it; or all on the CPU.
+    activation_store
+        Shares the activations of frozen stages between training runs that freeze the same stages;
+        None shares nothing.
+    """
+
+    checkpoint: Path | None = None
+    n_processes: int = 1
+    activation_store: ActivationStore | None = None
 
 
 @dataclass(frozen=True)
@@ -35,23 +53,10 @@ class RunContext:
         Threads that read images beside the network.
     deadline_s
         Value of ``time.monotonic()`` at which to stop, or None.
-    on_epoch
-        Called with (epoch from 1, validation accuracy, or None without validation images). It may
-        raise to end the fit.
-    on_progress
-        Called with (phase, done, total).
-    on_note
-        Called with a sentence when a fit deviates from what was asked for.
-    checkpoint
-        Checkpoint file, or None. A training run writes its state there every epoch, resumes from
-        it when it is started again, and deletes it at the end. A damaged checkpoint, or one of
-        another training run, is replaced; so no two concurrent runs may share a file.
-    n_processes
-        Processes that share every batch of a training run (data-parallel), each on a GPU of its
-        own, `device` and the ones after it; or all on the CPU.
-    activation_store
-        Shares the activations of frozen stages between training runs that freeze the same stages;
-        None shares nothing.
+    reporter
+        Callbacks for progress, notes and epochs.
+    training
+        What only training runs need.
     """
 
     cache: ArrayCache
@@ -60,12 +65,12 @@ class RunContext:
     seed: int = 0
     n_workers: int = 2
     deadline_s: float | None = None
-    on_epoch: OnEpoch = ignore_epoch
-    on_progress: OnProgress = ignore_progress
-    on_note: OnNote = ignore_note
-    checkpoint: Path | None = None
-    n_processes: int = 1
-    activation_store: ActivationStore | None = None
+    reporter: Reporter = field(default_factory=Reporter)
+    training: TrainingResources = field(default_factory=TrainingResources)
+
+    def with_deadline(self, deadline_s: float | None) -> Self:
+        """Return the same context with another deadline."""
+        return replace(self, deadline_s=deadline_s)
 
     def seconds_left(self) -> float:
         """Return the seconds until the deadline; infinite without one."""
@@ -98,8 +103,7 @@ def make_context(
     seed: int = 0,
     workers: int | None = None,
     ddp: int = 1,
-    on_progress: OnProgress = ignore_progress,
-    on_note: OnNote = ignore_note,
+    reporter: Reporter | None = None,
 ) -> RunContext:
     """Build the run context: choose device and precision, and tune memory allocation.
 
@@ -126,9 +130,8 @@ def make_context(
         precision=choose_precision(chosen),
         seed=seed,
         n_workers=workers or max(2, min(16, os.cpu_count() or 2)),
-        on_progress=on_progress,
-        on_note=on_note,
-        n_processes=ddp,
+        reporter=reporter or Reporter(),
+        training=TrainingResources(n_processes=ddp),
     )
 
 

@@ -37,6 +37,10 @@ class Interval:
         """Return a fraction as text in percent: ``"91.2% [88.0, 93.7]"``."""
         return f"{100 * self.mid:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
+    def points(self, unit: str = " points") -> str:
+        """Return a difference of fractions as text: ``"+1.2 points [-0.3, +2.8]"``."""
+        return f"{100 * self.mid:+.1f}{unit} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+
 
 @dataclass(frozen=True)
 class CalibrationBin:

@@ -1,4 +1,4 @@
-"""Progress callbacks, and a timer that records the seconds spent in each phase."""
+"""What a fit reports to its caller, and a timer that records the seconds of each phase."""
 
 import time
 from collections.abc import Callable
@@ -8,6 +8,8 @@ OnProgress = Callable[[str, int, int], None]
 """Called with (phase, done, total)."""
 OnNote = Callable[[str], None]
 """Called with a sentence for the user."""
+OnEpoch = Callable[[int, float | None], None]
+"""Called with (epoch from 1, validation accuracy or None without validation images)."""
 
 
 def ignore_note(note: str) -> None:
@@ -16,6 +18,29 @@ def ignore_note(note: str) -> None:
 
 def ignore_progress(what: str, done: int, total: int) -> None:
     """Ignore progress (default callback)."""
+
+
+def ignore_epoch(epoch: int, val_accuracy: float | None) -> None:
+    """Ignore the end of an epoch (default callback)."""
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """The callbacks through which a fit reports to its caller.
+
+    Attributes
+    ----------
+    on_progress
+        Called with (phase, done, total).
+    on_note
+        Called with a sentence when a fit deviates from what was asked for.
+    on_epoch
+        Called at the end of every epoch with the validation accuracy. It may raise to end the fit.
+    """
+
+    on_progress: OnProgress = ignore_progress
+    on_note: OnNote = ignore_note
+    on_epoch: OnEpoch = ignore_epoch
 
 
 @dataclass

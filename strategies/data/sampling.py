@@ -1,16 +1,19 @@
-"""File listings with exact class counts and a bounded, reproducible sample of the files."""
+"""Reproducible samples: of the files of a listing with exact class counts, and of images."""
 
 import hashlib
 import heapq
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from strategies.core.errors import DataError
 from strategies.data.decoding import known_suffixes
-from strategies.data.image import Skipped, shown
+from strategies.data.image import LabelledImage, Skipped, shown
 from strategies.data.layouts import natural_key
 
 MIN_PER_CLASS = 10
@@ -159,6 +162,27 @@ class Listing:
 def _some(names: Iterable[str]) -> str:
     listed = [shown(n) for n in sorted(names, key=natural_key)]
     return ", ".join(listed[:20]) + (f", ... ({len(listed)})" if len(listed) > 20 else "")
+
+
+def stratified_rows(
+    images: Sequence[LabelledImage], most: int, min_per_class: int, seed: int
+) -> NDArray[np.int64]:
+    """Draw about `most` images, in proportion to the classes but at least a few of each.
+
+    Returns
+    -------
+    Their positions in `images`, in ascending order.
+    """
+    if len(images) <= most:
+        return np.arange(len(images))
+    labels = np.array([image.label for image in images])
+    order = np.array(content_order((image.digest for image in images), seed))
+    chosen: list[int] = []
+    for label in np.unique(labels):
+        rows = order[labels[order] == label]
+        quota = max(min_per_class, round(most * len(rows) / len(images)))
+        chosen += rows[:quota].tolist()
+    return np.array(sorted(chosen), dtype=np.int64)
 
 
 def content_order(digests: Iterable[str], seed: int) -> list[int]:

@@ -10,7 +10,7 @@ from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
 from strategies.data.dataset import Dataset, LabelledImage
 from strategies.models.backbone import Backbone
-from strategies.models.features import BATCH, extract_features, not_cached
+from strategies.models.features import INFERENCE_BATCH, extract_features, not_cached
 
 PASS_SHARE = 0.5
 """Share of the remaining time that forward passes over the images may take."""
@@ -21,7 +21,7 @@ def affordable_passes(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> 
     left_s = ctx.seconds_left()
     if np.isinf(left_s):
         return np.inf
-    sample = extract_features(dataset.train[:BATCH], backbone, ctx)
+    sample = extract_features(dataset.train[:INFERENCE_BATCH], backbone, ctx)
     return float(PASS_SHARE * left_s * 1000 / sample.ms_per_image)
 
 
@@ -56,7 +56,7 @@ def affordable_subset(
     if len(uncached) > n_passes:
         dropped = {image.path for image in interleave_classes(uncached)[int(n_passes) :]}
         train = tuple(image for image in dataset.train if image.path not in dropped)
-        ctx.on_note(
+        ctx.reporter.on_note(
             f"The head is fitted to {len(train)} of {len(dataset.train)} images, because of the "
             "time limit."
         )
@@ -78,5 +78,7 @@ def _note_fewer_views(
     kept: tuple[int, ...], views: tuple[int, ...], ctx: RunContext
 ) -> tuple[int, ...]:
     if kept != views:
-        ctx.on_note(f"At most {max(kept)} view(s) of every image, because of the time limit.")
+        ctx.reporter.on_note(
+            f"At most {max(kept)} view(s) of every image, because of the time limit."
+        )
     return kept

@@ -16,7 +16,7 @@ from safetensors.torch import load as weights_of
 from safetensors.torch import save as bytes_of
 from torch import nn
 
-from strategies.core.atomic_files import write_json
+from strategies.core.atomic_files import atomic_file, write_json
 from strategies.core.errors import BackboneError, StorageError
 from strategies.core.metrics import (
     Evaluation,
@@ -145,9 +145,8 @@ class ImageClassifier:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            temporary = folder / (WEIGHTS_FILE + ".part")
-            temporary.write_bytes(weights)
-            temporary.replace(folder / WEIGHTS_FILE)
+            with atomic_file(folder / WEIGHTS_FILE) as file:
+                file.write(weights)
             write_json(folder / RECORD_FILE, record)
         except OSError as error:
             raise StorageError(f"The classifier cannot be saved to {folder}: {error}") from error

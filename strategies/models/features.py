@@ -2,12 +2,9 @@
 
 import contextlib
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,14 +13,15 @@ from torch import Tensor, nn
 
 from strategies.core.cache import Rows, space_name
 from strategies.core.context import RunContext
+from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import Pixels, read_image
 from strategies.data.transforms import centre_box, resize_box
 from strategies.models.backbone import Backbone, source_classes
 from strategies.models.body import Body, source_head
 
-T = TypeVar("T")
-BATCH = 32
+INFERENCE_BATCH = 32
+"""Images of one forward pass without gradients."""
 CHANNELS_PER_LAYER = 64
 GRID = 14
 """Moments of larger maps are taken on a regular grid of about GRID x GRID positions."""
@@ -132,7 +130,7 @@ def extract_features(
     rows = ctx.cache.get(space, [*digests, *_NETWORK, _TIME])
     missing = list({image.digest: image for image in images if image.digest not in rows}.values())
     if _TIME not in rows:
-        missing = missing or list(images[:BATCH])
+        missing = missing or list(images[:INFERENCE_BATCH])
     if missing or not rows.keys() >= set(_NETWORK):
         body, layout = _prepare(backbone, ctx)
         head = _flat_head(body, backbone)
@@ -140,7 +138,7 @@ def extract_features(
         if _ROUNDING not in rows:
             network_rows[_ROUNDING] = _rounding_error(images, body, backbone, ctx)
         ctx.cache.put(space, network_rows)
-        timed = len(missing) > BATCH or _TIME not in rows
+        timed = len(missing) > INFERENCE_BATCH or _TIME not in rows
         rows |= network_rows
         is_precise = rows[_ROUNDING][0] <= ROUNDING_TOLERANCE
         pass_ctx = ctx if is_precise else replace(ctx, precision=torch.float32)
@@ -261,7 +259,7 @@ def _compute(
             ctx.cache.put(space, new_rows)
             rows |= new_rows
             done += len(batch)
-            ctx.on_progress("features", done, len(images))
+            ctx.reporter.on_progress("features", done, len(images))
     return rows
 
 
@@ -325,31 +323,14 @@ def _watch(net: nn.Module, layout: _Layout) -> Iterator[dict[str, Tensor]]:
 
 
 def batches(
-    paths: Sequence[Path], backbone: Backbone, n_workers: int, size: int = BATCH
+    paths: Sequence[Path], backbone: Backbone, n_workers: int, size: int = INFERENCE_BATCH
 ) -> Iterator[Pixels]:
     """Yield batches of centre crops in order, uint8 (n, px, px, 3), prefetched in threads."""
 
     def read(chunk: Sequence[Path]) -> Pixels:
         return np.stack([eval_pixels(path, backbone) for path in chunk])
 
-    return read_ahead(paths, read, n_workers, size)
-
-
-def read_ahead(
-    paths: Sequence[Path], read: Callable[[Sequence[Path]], T], n_workers: int, size: int = BATCH
-) -> Iterator[T]:
-    """Yield the results of `read` for `size` paths at a time, in order, prefetched in threads.
-
-    Decoding releases the GIL, so that the next images are read while the network computes.
-    """
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(n_workers) as pool:
-        for start in range(0, len(paths), size):
-            waiting.append(pool.submit(read, paths[start : start + size]))
-            if len(waiting) > n_workers + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    return prefetch(read, chunks(paths, size), n_workers)
 
 
 def eval_pixels(path: Path, backbone: Backbone) -> Pixels:

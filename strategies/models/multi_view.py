@@ -16,12 +16,13 @@ import torch
 
 from strategies.core.cache import Rows, space_name
 from strategies.core.context import RunContext
+from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import Box, Pixels, read_image
 from strategies.data.transforms import centre_box, resize_box
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body, Pooling, pool, widths
-from strategies.models.features import BATCH, extract_features, read_ahead, to_input
+from strategies.models.features import INFERENCE_BATCH, extract_features, to_input
 
 VIEWS = (1, 6)
 """Numbers of views that linear heads may be fitted to. 1: the centre crop. 6: also its horizontal
@@ -98,13 +99,13 @@ def _compute(
         net = backbone.build().to(ctx.device)
     body = Body(net, tuple(range(1, backbone.n_depths + 1)), backbone.n_depths)
     rows: dict[str, Rows] = {}
-    size = max(1, BATCH // views)
+    size = max(1, INFERENCE_BATCH // views)
 
     def read(paths: Sequence[Path]) -> Pixels:
         return np.concatenate([view_pixels(path, backbone, views) for path in paths])
 
     with torch.inference_mode(), ctx.cache.keep_open():
-        for pixels in read_ahead([i.path for i in images], read, ctx.n_workers, size):
+        for pixels in prefetch(read, chunks([i.path for i in images], size), ctx.n_workers):
             ctx.check_time()
             batch = images[len(rows) : len(rows) + size]
             with ctx.autocast():
@@ -116,7 +117,7 @@ def _compute(
             new_rows = {image.digest: row for image, row in zip(batch, by_image, strict=True)}
             ctx.cache.put(space, new_rows)
             rows |= new_rows
-            ctx.on_progress("views", len(rows), len(images))
+            ctx.reporter.on_progress("views", len(rows), len(images))
     return rows
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as bytes_of
 from torch import Tensor
 
+from strategies.core.atomic_files import atomic_file
 from strategies.core.context import RunContext
 from strategies.core.errors import StorageError
 from strategies.data.dataset import Dataset
@@ -72,14 +72,10 @@ class Checkpoint:
             "digest": _digest(tensors),
             "values": dict(snapshot.values),
         }
-        part = self.path.with_name(self.path.name + ".part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with part.open("wb") as file:
+            with atomic_file(self.path) as file:
                 file.write(bytes_of(tensors, metadata={"about": json.dumps(about)}))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(self.path)
         except OSError as error:
             raise StorageError(f"The checkpoint {self.path} cannot be written: {error}") from error
 

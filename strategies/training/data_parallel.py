@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
-from strategies.core.context import RunContext, ignore_epoch
+from strategies.core.context import RunContext
 from strategies.core.errors import TransferError
-from strategies.core.progress import ignore_note, ignore_progress
+from strategies.core.progress import Reporter
 from strategies.kernels.torch_function import TorchFunctionInterceptor
 
 TIMEOUT = timedelta(minutes=30)
@@ -101,7 +101,7 @@ def start_group(
     TransferError
         If a process fails, or a batch has fewer than two images per process.
     """
-    world_size = ctx.n_processes
+    world_size = ctx.training.n_processes
     if world_size == 1:
         yield SINGLE_PROCESS
         return
@@ -146,10 +146,8 @@ def _worker_context(ctx: RunContext, rank: int) -> RunContext:
         ctx,
         device=device,
         deadline_s=None,
-        on_epoch=ignore_epoch,
-        on_progress=ignore_progress,
-        on_note=ignore_note,
-        activation_store=None,
+        reporter=Reporter(),
+        training=replace(ctx.training, activation_store=None),
     )
 
 

@@ -1,9 +1,8 @@
 """Data loading for training: shuffled batches, random crops, and prefetching worker threads."""
 
 import contextlib
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError, TransferError
+from strategies.core.prefetch import prefetch
 from strategies.data.dataset import Dataset, Split
 from strategies.data.decoding import Pixels, UnreadableImage, read_image
 from strategies.data.transforms import random_box, resize_box
@@ -34,7 +34,27 @@ class Crops:
         self._cached: dict[int, Image.Image] = {}
         self._cached_bytes = 0
 
-    def crop(self, row: int, *key: int) -> Pixels:
+    def batch(self, keys: Iterable[tuple[int, ...]]) -> Pixels:
+        """Return one random crop per key, (n, px, px, 3). A key starts with the image's row.
+
+        Raises
+        ------
+        DataError
+            If an image can no longer be read.
+        TransferError
+            If reading fails for any other reason.
+        """
+        try:
+            return np.stack([self._crop(row, *key) for row, *key in keys])
+        except TransferError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise TransferError(
+                f"A worker thread that reads images failed ({type(error).__name__}: {error}), so "
+                "training was stopped. Run it again. If it fails again, use fewer workers."
+            ) from error
+
+    def _crop(self, row: int, *key: int) -> Pixels:
         """Return one random crop of an image, (px, px, 3)."""
         rng = np.random.default_rng([self.seed, *key])
         image = self._image(row)
@@ -67,8 +87,8 @@ def train_batches(
     ctx: RunContext,
     first: int = 0,
     dp_group: DataParallelGroup = SINGLE_PROCESS,
-) -> Generator[tuple[Sequence[int], Pixels]]:
-    """Yield batches forever: row numbers and augmented pixels, reproducible for a seed.
+) -> Generator[tuple[list[int], Pixels]]:
+    """Return batches forever: row numbers and augmented pixels, reproducible for a seed.
 
     Parameters
     ----------
@@ -87,36 +107,13 @@ def train_batches(
     crops = Crops(split, backbone, recipe, ctx.seed)
     own = dp_group.shard(recipe.batch_size).tolist()
 
-    def draw(number: int, rows: Sequence[int]) -> Pixels:
-        return np.stack([crops.crop(row, number, i) for i, row in zip(own, rows, strict=True)])
+    def draw(numbered: tuple[int, list[int]]) -> tuple[list[int], Pixels]:
+        number, batch = numbered
+        rows = [batch[i] for i in own]
+        return rows, crops.batch((row, number, i) for i, row in zip(own, rows, strict=True))
 
-    pending: deque[tuple[list[int], Future[Pixels]]] = deque()
-    with ThreadPoolExecutor(ctx.n_workers) as pool:
-        try:
-            for number, batch in enumerate(row_batches(len(split), recipe.batch_size, ctx.seed)):
-                if number < first:
-                    continue
-                rows = [batch[i] for i in own]
-                pending.append((rows, pool.submit(draw, number, rows)))
-                if len(pending) > ctx.n_workers:
-                    rows, pixels = pending.popleft()
-                    yield rows, result_of(pixels)
-        finally:
-            for _, pixels in pending:
-                pixels.cancel()
-
-
-def result_of(work: Future[Pixels]) -> Pixels:
-    """Return the result of a worker thread; turn unexpected exceptions into a TransferError."""
-    try:
-        return work.result()
-    except TransferError:
-        raise
-    except (Exception, SystemExit) as error:  # any failure of the worker
-        raise TransferError(
-            f"A worker thread that reads images failed ({type(error).__name__}: {error}), so "
-            "training was stopped. Run it again. If it fails again, use fewer workers."
-        ) from error
+    numbered = enumerate(row_batches(len(split), recipe.batch_size, ctx.seed))
+    return prefetch(draw, islice(numbered, first, None), ctx.n_workers)
 
 
 def row_batches(n: int, size: int, seed: int) -> Iterator[list[int]]:

@@ -3,7 +3,7 @@
 The activations of a few random crops of every train image, and of the centre crop of every
 validation image, are stored in a file. The file is unnamed, so it disappears however the training
 run ends. Training runs that freeze the same stages of the same network and use the same crops
-share it (`RunContext.activation_store`).
+share it (`TrainingResources.activation_store`).
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import shutil
 import tempfile
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from strategies.core.context import RunContext
+from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import Dataset
 from strategies.data.decoding import Pixels
 from strategies.models.backbone import Backbone
@@ -34,7 +34,6 @@ from strategies.training.dataloader import (
     Crops,
     ImageInputs,
     Inputs,
-    result_of,
     row_batches,
 )
 from strategies.training.recipe import Recipe
@@ -128,9 +127,7 @@ def cached_prefix(
     views = _views(dataset, recipe)
     prefix = _Prefix(network, backbone.depths[recipe.frozen_stages - 1].name, ctx)
     crops = Crops(dataset.train, backbone, recipe, ctx.seed)
-    with ThreadPoolExecutor(1) as pool:
-        sample = result_of(pool.submit(lambda: np.stack([crops.crop(0, 0, 0)])))
-    images = to_input(sample, backbone, ctx.device)
+    images = to_input(crops.batch([(0, 0, 0)]), backbone, ctx.device)
     suffix = _suffix(network, stage, recipe.frozen_stages)
     _check_split(network, prefix, suffix, images)
     shape = prefix(images).shape[1:]
@@ -146,12 +143,11 @@ def cached_prefix(
         _fill_val(val, prefix, dataset, backbone, ctx)
         return rows
 
-    if ctx.activation_store is None:
+    store = ctx.training.activation_store
+    if store is None:
         rows = fill()
     else:
-        rows = ctx.activation_store.get(
-            _key(network, stage, dataset, backbone, recipe, views, ctx), fill
-        )
+        rows = store.get(_key(network, stage, dataset, backbone, recipe, views, ctx), fill)
     return CachedPrefix(suffix, *split_rows(rows), recipe, ctx)
 
 
@@ -247,10 +243,11 @@ def _file(n: int, shape: Sequence[int], ctx: RunContext) -> NDArray[np.float16]:
     """
     size = 2 * n * int(np.prod(shape))
     folder = ctx.cache.path.parent
-    if ctx.activation_store is not None:
-        ctx.activation_store.evict(size, MOST_BYTES)
+    store = ctx.training.activation_store
+    if store is not None:
+        store.evict(size, MOST_BYTES)
         if size > DISK_SHARE * shutil.disk_usage(folder).free:
-            ctx.activation_store.evict(size, 0)
+            store.evict(size, 0)
     free = shutil.disk_usage(folder).free
     if size > min(MOST_BYTES, DISK_SHARE * free):
         raise NotCached(
@@ -278,25 +275,20 @@ def _fill_train(
     """Compute the activations of all views of all train images. Each image is read once."""
     n, views = rows.shape[:2]
 
-    def draw(start: int) -> Pixels:
-        batch = range(start, min(start + _BATCH, n))
-        return np.stack([crops.crop(row, row, view) for row in batch for view in range(views)])
+    def draw(images: Sequence[int]) -> Pixels:
+        return crops.batch((row, row, view) for row in images for view in range(views))
 
-    with ThreadPoolExecutor(ctx.n_workers) as pool:
-        starts = list(range(0, n, _BATCH))
-        read_ahead = ctx.n_workers + 1
-        pending = [pool.submit(draw, start) for start in starts[:read_ahead]]
-        start_s, left_s = time.monotonic(), ctx.seconds_left()
-        for number, start in enumerate(starts):
-            used_s = time.monotonic() - start_s
-            if number and used_s * len(starts) / number > TIME_SHARE * left_s:
-                raise NotCached("there is no time to compute their activations for all images.")
-            pixels = result_of(pending.pop(0))
-            if number + read_ahead < len(starts):
-                pending.append(pool.submit(draw, starts[number + read_ahead]))
+    start_s, left_s, done = time.monotonic(), ctx.seconds_left(), 0
+    with contextlib.closing(prefetch(draw, chunks(range(n), _BATCH), ctx.n_workers)) as drawn:
+        for pixels in drawn:
             values = _half(prefix(to_input(pixels, backbone, ctx.device)))
-            rows[start : start + _BATCH] = values.reshape(-1, views, *values.shape[1:])
-            ctx.on_progress("frozen stages", min(start + _BATCH, n), n)
+            values = values.reshape(-1, views, *values.shape[1:])
+            rows[done : done + len(values)] = values
+            done += len(values)
+            ctx.reporter.on_progress("frozen stages", done, n)
+            used_s = time.monotonic() - start_s
+            if done < n and used_s * n / done > TIME_SHARE * left_s:
+                raise NotCached("there is no time to compute their activations for all images.")
 
 
 def _fill_val(
@@ -331,11 +323,11 @@ def make_inputs(
 ) -> Inputs:
     """Return cached activations of the frozen stages, or images where they cannot be cached.
 
-    The reason for not caching is reported to ``ctx.on_note``.
+    The reason for not caching is reported to ``ctx.reporter.on_note``.
     """
     try:
         return cached_prefix(network, stage, dataset, backbone, recipe, ctx)
     except NotCached as reason:
         if str(reason):
-            ctx.on_note(f"The frozen stages run in every training step: {reason}")
+            ctx.reporter.on_note(f"The frozen stages run in every training step: {reason}")
         return ImageInputs(network, dataset, backbone, recipe, ctx)

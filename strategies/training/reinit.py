@@ -12,7 +12,7 @@ from strategies.core.context import RunContext
 from strategies.core.metrics import Scores
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, stages
-from strategies.models.features import BATCH, batches, to_input
+from strategies.models.features import INFERENCE_BATCH, batches, to_input
 from strategies.models.network import Network
 from strategies.training.recipe import Recipe
 
@@ -114,7 +114,7 @@ def _run(network: Network, dataset: Dataset, backbone: Backbone, ctx: RunContext
     order = np.random.default_rng(ctx.seed).permutation(len(dataset.train))
     paths = [dataset.train[row].path for row in order]
     # Batches of equal size, so that the last one does not hold a single image.
-    size = math.ceil(len(paths) / math.ceil(len(paths) / BATCH))
+    size = math.ceil(len(paths) / math.ceil(len(paths) / INFERENCE_BATCH))
     parts = []
     for pixels in batches(paths, backbone, ctx.n_workers, size):
         with ctx.autocast():

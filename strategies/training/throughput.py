@@ -10,14 +10,14 @@ from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network
-from strategies.models.features import BATCH, extract_features
-from strategies.training.recipe import Recipe
+from strategies.models.features import INFERENCE_BATCH, extract_features
+from strategies.training.recipe import BATCH_SIZE, Recipe
 from strategies.training.trainer import ROUNDS, train
 
 STEPS = 3
 """Optimiser steps per measurement. The first one is warm-up. Up to `ROUNDS` steps, the training
 loop calls ``on_epoch`` after every step."""
-N_TIMED = 4 * BATCH
+N_TIMED = 4 * INFERENCE_BATCH
 """Images in the timed feature pass. The first batch is warm-up. The median of the others is used,
 so that a single slow disk write does not matter."""
 _KEY = "feature passes per trained image, seconds to build"
@@ -49,18 +49,19 @@ def measure_training_cost(dataset: Dataset, backbone: Backbone, ctx: RunContext)
 
 def _measure(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> tuple[float, float]:
     assert STEPS <= ROUNDS
-    few = replace(dataset, train=dataset.train[:BATCH], val=(), test=None)
+    few = replace(dataset, train=dataset.train[:BATCH_SIZE], val=(), test=None)
     stamps: list[float] = []
     start = time.perf_counter()
     with ctx.seeded():
         network = make_network(backbone, (backbone.n_depths,), dataset.n_classes)
         build_s = time.perf_counter() - start
-        recipe = Recipe(steps=STEPS, lr=1e-4, batch_size=BATCH)
+        recipe = Recipe(steps=STEPS, lr=1e-4)
 
         def record_time(epoch: int, accuracy: float | None) -> None:
             stamps.append(time.perf_counter())
 
-        train(network, few, backbone, recipe, replace(ctx, on_epoch=record_time, deadline_s=None))
-    trained_ms = 1000 * float(np.min(np.diff(stamps))) / BATCH
+        timed = replace(ctx, reporter=replace(ctx.reporter, on_epoch=record_time), deadline_s=None)
+        train(network, few, backbone, recipe, timed)
+    trained_ms = 1000 * float(np.min(np.diff(stamps))) / BATCH_SIZE
     features = extract_features(dataset.train[:N_TIMED], backbone, ctx)
     return max(1.0, trained_ms / features.ms_per_image), build_s

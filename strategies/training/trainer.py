@@ -61,8 +61,8 @@ def train(
     The result has the weights of the last round, unless an earlier round (the starting point is
     round 0) is significantly better on validation: few validation images cannot distinguish
     rounds. The learning rate follows the share of steps or of time used, whichever is larger, so
-    it decays fully even if the deadline ends the run. With ``ctx.checkpoint`` the state is saved
-    every round. An interrupted run resumes from it, and ends with the same weights.
+    it decays fully even if the deadline ends the run. The state is saved every round if
+    there is a checkpoint file. An interrupted run resumes from it and ends with the same weights.
 
     Raises
     ------
@@ -93,7 +93,7 @@ def train(
                 accuracy = loop.validate()
                 if checkpoint:
                     checkpoint.write(loop.snapshot())
-                ctx.on_epoch(loop.round, accuracy)
+                ctx.reporter.on_epoch(loop.round, accuracy)
             if loop.progress >= 1:
                 break
             loop.take_step(rows, images)
@@ -110,10 +110,12 @@ def _start_workers(
     inputs: Inputs, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
 ) -> Iterator[DataParallelGroup]:
     """Start the worker processes of data-parallel training, if the context asks for them."""
-    if ctx.n_processes > 1 and inputs.kind != ImageInputs.kind:
-        ctx.on_note("--ddp is ignored: with cached frozen stages one process trains the rest.")
-        ctx = replace(ctx, n_processes=1)
-    network = copy.deepcopy(inputs.network).cpu() if ctx.n_processes > 1 else None
+    if ctx.training.n_processes > 1 and inputs.kind != ImageInputs.kind:
+        ctx.reporter.on_note(
+            "--ddp is ignored: with cached frozen stages one process trains the rest."
+        )
+        ctx = replace(ctx, training=replace(ctx.training, n_processes=1))
+    network = copy.deepcopy(inputs.network).cpu() if ctx.training.n_processes > 1 else None
     job = (pickle.dumps(network), dataset, backbone, recipe)  # bytes, so that no memory is shared
     with start_group(_train_worker, job, ctx, recipe.batch_size) as dp_group:
         yield dp_group
@@ -144,10 +146,10 @@ def _train_worker(
 def _checkpoint(
     inputs: Inputs, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
 ) -> Checkpoint | None:
-    if ctx.checkpoint is None:
+    if ctx.training.checkpoint is None:
         return None
     identity = identity_of(dataset, backbone, recipe, ctx)
-    return Checkpoint(ctx.checkpoint, f"{identity} {inputs.kind}")
+    return Checkpoint(ctx.training.checkpoint, f"{identity} {inputs.kind}")
 
 
 class _TrainingLoop:

@@ -188,7 +188,7 @@ def test_a_passed_deadline_raises_out_of_time(
     strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     with pytest.raises(OutOfTime):
-        strategy.fit(small_dataset.hide_test(), backbone, replace(ctx, deadline_s=0.0))
+        strategy.fit(small_dataset.hide_test(), backbone, ctx.with_deadline(0.0))
 
 
 def test_the_error_for_a_misspelt_name_suggests_the_right_one(name: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 from strategies.base import Strategy
 from strategies.core.context import RunContext
 from strategies.core.errors import BackboneError
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.from_scratch import FromScratch
 from strategies.full_fine_tune import FullFineTune
@@ -49,7 +50,9 @@ def test_training_without_validation_images_reports_no_accuracy(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     accuracies: list[float | None] = []
-    recording = replace(ctx, on_epoch=lambda _, accuracy: accuracies.append(accuracy))
+    recording = replace(
+        ctx, reporter=Reporter(on_epoch=lambda _, accuracy: accuracies.append(accuracy))
+    )
 
     FullFineTune(RecipeDraft(steps=2)).fit(
         replace(small_dataset.hide_test(), val=()), backbone, recording

@@ -23,7 +23,7 @@ from advisor.report.charts.vega import (
     y_axis,
 )
 from advisor.report.importance import varied
-from advisor.report.words import VERDICTS, pairs, points, title
+from advisor.report.words import VERDICTS, pairs, title
 from advisor.types.outcome import Outcome, TrialRecord
 from strategies.core.metrics import Evaluation
 from strategies.registry import STRATEGIES
@@ -384,8 +384,8 @@ def gain_chart(outcome: Outcome) -> Chart | None:
         "gain",
         "Transfer gain by class",
         f"Accuracy minus that of the control ({found.control}) on the same {found.n:,} images. "
-        f"All classes: {points(found.gain)}, {VERDICTS[found.verdict]}.{few}",
+        f"All classes: {found.gain.points()}, {VERDICTS[found.verdict]}.{few}",
         {"height": 22 * len(shown), "data": {"values": shown}, "layer": [zero, *rows]},
         ("class", "transfer gain"),
-        tuple((c.name, points(c.gain)) for c in ranked),
+        tuple((c.name, c.gain.points()) for c in ranked),
     )

@@ -8,7 +8,6 @@ complete new one, whichever process is killed, and no lock is needed in a folder
 import contextlib
 import importlib
 import io
-import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import optuna
 
 from advisor.tune.distributed.database import open_storage, retry_transient
+from strategies.core.atomic_files import atomic_file
 from strategies.core.errors import StorageError
 
 if TYPE_CHECKING:
@@ -82,13 +82,12 @@ class Artifacts:
         optuna.artifacts.exceptions.ArtifactNotFound
             If the store has no such file.
         """
-        part = path.with_name(path.name + ".part")
-        with self._storage_errors("read"):
-            with self._store.open_reader(name) as reader, part.open("wb") as file:
-                shutil.copyfileobj(reader, file)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+        with (
+            self._storage_errors("read"),
+            self._store.open_reader(name) as reader,
+            atomic_file(path) as file,
+        ):
+            shutil.copyfileobj(reader, file)
 
     def remove(self, name: str) -> None:
         """Delete a file; a missing file is not an error."""

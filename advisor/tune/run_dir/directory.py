@@ -14,7 +14,7 @@ from typing import Any, Literal
 import filelock
 
 from advisor.types.outcome import TrialRecord
-from strategies.core.atomic_files import write_json
+from strategies.core.atomic_files import write_json, write_text
 from strategies.core.errors import StorageError
 from strategies.core.metrics import Interval
 from strategies.models.classifier import ImageClassifier
@@ -167,13 +167,9 @@ class RunDir:
     def write_trials(self, records: tuple[TrialRecord, ...]) -> None:
         """Write the finished trials atomically, one JSON object per line."""
         path = self.path / "trials.jsonl"
-        part = path.with_name("trials.jsonl.part")
+        lines = [json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records]
         with self.storage_errors(path):
-            with part.open("w", encoding="utf-8") as file:
-                file.writelines(json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in records)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
+            write_text(path, "".join(lines))
 
     def log_event(self, event: str, **facts: Any) -> None:
         """Append an event with its time to ``metrics.jsonl``."""

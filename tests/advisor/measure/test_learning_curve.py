@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from advisor.measure.learning_curve import Point, learning_curve, power_law_exponent
+from advisor.measure.learning_curve import Point, extrapolate, learning_curve
 from advisor.types.profile import LearningCurve
 from strategies.core.metrics import proportion
 
@@ -42,11 +42,11 @@ def test_the_extrapolation_never_falls_and_never_exceeds_one(spread: float) -> N
     assert all(a.high <= 1 for _, a in curve.extrapolated)
 
 
-def test_the_exponent_of_an_exact_power_law_is_estimated() -> None:
-    points = [Point(n, proportion(1 - 0.9 * n**-0.5, 1e5)) for n in (10, 20, 40, 80)]
-    slope, sd = power_law_exponent(points)
-    assert slope == pytest.approx(0.5, abs=2 * sd)
-    assert slope > 0.4
+def test_an_exact_power_law_is_extrapolated() -> None:
+    points = tuple((n, proportion(1 - 0.9 * n**-0.5, 1e5)) for n in (10, 20, 40, 80))
+    found = extrapolate(LearningCurve(points, ()), 320)
+    assert found.low <= 1 - 0.9 * 320**-0.5 <= found.high
+    assert 1 - found.mid < (1 - points[-1][1].mid) * 4**-0.4
 
 
 def test_a_group_of_images_is_not_split_between_training_and_evaluation() -> None:

@@ -14,6 +14,7 @@ from advisor.types.profile import Profile
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
 from strategies.core.metrics import Interval
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.registry import STRATEGIES
@@ -94,7 +95,8 @@ def test_all_strategies_are_trained_on_the_same_images_and_evaluated_on_others(
     assert not {p.path for p in train} & {p.path for p in evaluated}
     assert {p.label for p in train} == {0, 1, 2}
     epochs: list[int] = []
-    counting = replace(ctx, on_epoch=lambda epoch, accuracy: epochs.append(epoch))
+    reporter = Reporter(on_epoch=lambda epoch, accuracy: epochs.append(epoch))
+    counting = replace(ctx, reporter=reporter)
     pilot = run_pilot(dataset, backbone, counting, ADVISED, any_size=True)
     assert pilot is not None
     assert (pilot.n_train, pilot.n_judged) == (len(train), len(evaluated))
@@ -104,7 +106,7 @@ def test_all_strategies_are_trained_on_the_same_images_and_evaluated_on_others(
     for gain in (pilot.loss_gain, pilot.svm_loss_gain):
         assert gain.low <= gain.mid <= gain.high
     assert epochs == []
-    late = replace(ctx, deadline_s=0.0)
+    late = ctx.with_deadline(0.0)
     with pytest.raises(OutOfTime):
         run_pilot(dataset, backbone, late, ADVISED, any_size=True)
 

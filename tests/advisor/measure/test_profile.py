@@ -8,6 +8,7 @@ import pytest
 from advisor.measure import profile as profile_module
 from advisor.measure.profile import N_TIMED, measure
 from strategies.core.context import RunContext
+from strategies.core.progress import Reporter
 from strategies.data.dataset import load_dataset
 from strategies.models.backbone import Backbone
 
@@ -20,7 +21,9 @@ def test_under_a_time_limit_the_sample_is_reduced_to_fit_into_its_share_of_the_t
 ) -> None:
     dataset, small = load_dataset(make_folder("d", 40)), replace(backbone, input_px=32)
     notes: list[str] = []
-    hurried = replace(ctx, deadline_s=time.monotonic() + 600, on_note=notes.append)
+    hurried = replace(
+        ctx, deadline_s=time.monotonic() + 600, reporter=Reporter(on_note=notes.append)
+    )
     every = len(dataset.fit_split)
 
     assert measure(dataset, small, ctx).n_measured == every

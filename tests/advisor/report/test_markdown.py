@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from markdown_it import MarkdownIt
 
-from advisor.report.markdown import advice_markdown, escape, model_card, outcome_markdown
+from advisor.report.markdown import advice_markdown, escape, model_card
+from advisor.report.words import result
 from tests.advisor.report.made import (
     HOSTILE,
     full_profile,
@@ -31,7 +32,7 @@ def test_markup_in_a_name_is_escaped(name: str) -> None:
 def test_a_hostile_dataset_creates_no_html_element() -> None:
     advice = hostile_advice()
     outcome = made_outcome(advice)
-    for text in (advice_markdown(advice), outcome_markdown(outcome), model_card(outcome)):
+    for text in (advice_markdown(advice), model_card(outcome)):
         html = rendered(text)
         for tag in ("<script", "<img", "<b>", "<i>"):
             assert tag not in html
@@ -66,9 +67,9 @@ def test_a_different_winning_backbone_is_named_with_the_licence_of_its_weights()
     best = replace(
         outcome.best, hyperparameters={**outcome.best.hyperparameters, "backbone": other}
     )
-    assert own not in outcome_markdown(outcome).splitlines()[0]
     won = replace(outcome, best=best)
-    assert f"{best.strategy} on {other}:" in outcome_markdown(won).splitlines()[0]
+    assert own not in result(outcome)
+    assert f"{best.strategy} on {other}:" in result(won)
     card = rendered(model_card(won))
     assert f"on {other} at" in card
     assert "apache-2.0" in card

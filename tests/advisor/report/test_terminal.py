@@ -9,7 +9,7 @@ from rich.console import Console
 from advisor.report.charts.run import gain_chart
 from advisor.report.charts.text import depth_profile, quadrant_map
 from advisor.report.facts import main_facts
-from advisor.report.markdown import escape, outcome_markdown
+from advisor.report.markdown import escape, model_card
 from advisor.report.terminal import print_advice, print_outcome
 from advisor.types.advice import Advice, Rejection
 from advisor.types.profile import BackboneScore
@@ -134,7 +134,7 @@ def test_a_control_below_the_majority_class_gives_no_transfer_gain_in_any_report
 
     reason = "the control (random weights) did not beat the majority class"
     assert f"not determined: {reason}" in " ".join(page.getvalue().split())
-    assert f"not determined: {escape(reason)}" in outcome_markdown(outcome)
+    assert f"not determined: {escape(reason)}" in model_card(outcome)
     assert fact.value == "not determined"
     assert fact.detail.startswith(reason)
     assert gain_chart(outcome) is None

@@ -14,6 +14,7 @@ from advisor.tune.control import Control, evaluate_with_control, fit_control
 from advisor.tune.time_budget import SAFETY_FACTOR
 from advisor.types.outcome import TrialRecord
 from strategies.core.context import RunContext
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
@@ -40,7 +41,7 @@ def test_a_probe_is_compared_with_the_same_probe_on_random_weights(
 def test_a_training_run_is_compared_with_one_from_scratch_on_the_same_images(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    soon = replace(ctx, deadline_s=time.monotonic() + 3)
+    soon = ctx.with_deadline(time.monotonic() + 3)
     found = fit_control(best("full_fine_tune", lr=1e-3), small_dataset, backbone, soon)
 
     assert found is not None
@@ -57,7 +58,7 @@ def test_a_control_without_time_is_left_out_with_a_note(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     notes: list[str] = []
-    late = replace(ctx, deadline_s=time.monotonic() - 1, on_note=notes.append)
+    late = replace(ctx, deadline_s=time.monotonic() - 1, reporter=Reporter(on_note=notes.append))
 
     assert fit_control(best("full_fine_tune", lr=1e-3), small_dataset, backbone, late) is None
     assert "left out" in notes[0]
@@ -72,7 +73,7 @@ def test_without_time_the_control_is_not_evaluated_but_the_classifier_is(
 ) -> None:
     notes: list[str] = []
     chosen = LinearProbe(views=1).fit(small_dataset, backbone, ctx)
-    late = replace(ctx, deadline_s=time.monotonic(), on_note=notes.append)
+    late = replace(ctx, deadline_s=time.monotonic(), reporter=Reporter(on_note=notes.append))
 
     evaluation, gain = evaluate_with_control(
         chosen, Control("itself", "linear_probe", chosen), small_dataset.val, late
@@ -89,7 +90,7 @@ def test_with_half_the_time_the_control_is_evaluated_on_a_sample_of_the_images(
     now, notes = [0.0], list[str]()
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     chosen = cast(ImageClassifier, _Slow(small_dataset.classes, now))
-    soon = replace(ctx, deadline_s=150.0, on_note=notes.append)
+    soon = replace(ctx, deadline_s=150.0, reporter=Reporter(on_note=notes.append))
     hundred = (small_dataset.val * 100)[:100]
 
     evaluation, gain = evaluate_with_control(
@@ -120,7 +121,7 @@ def test_without_time_for_random_features_a_probe_is_compared_with_a_network_fro
 ) -> None:
     """Six views of many images: there is no time to compute their features."""
     many = replace(small_dataset, train=small_dataset.train * 500)
-    soon = replace(ctx, deadline_s=time.monotonic() + 3)
+    soon = ctx.with_deadline(time.monotonic() + 3)
     found = fit_control(best("linear_probe", views=6), many, backbone, soon)
     assert found is not None
     assert found.name == "from_scratch"
@@ -132,7 +133,7 @@ def test_a_control_ends_within_its_share_of_the_time(
 ) -> None:
     share_s = 2.0
     start = time.monotonic()
-    with_share = replace(ctx, deadline_s=start + share_s)
+    with_share = ctx.with_deadline(start + share_s)
 
     fit_control(best(strategy), small_dataset, backbone, with_share)
 
@@ -142,7 +143,7 @@ def test_a_control_ends_within_its_share_of_the_time(
 def test_the_control_of_a_probe_is_left_out_without_time(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    late = replace(ctx, deadline_s=time.monotonic() - 1)
+    late = ctx.with_deadline(time.monotonic() - 1)
     assert fit_control(best("linear_probe"), small_dataset, backbone, late) is None
 
 
@@ -150,6 +151,6 @@ def test_a_network_trained_from_scratch_has_no_control(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     notes: list[str] = []
-    with_notes = replace(ctx, on_note=notes.append)
+    with_notes = replace(ctx, reporter=Reporter(on_note=notes.append))
     assert fit_control(best("from_scratch"), small_dataset, backbone, with_notes) is None
     assert "no transfer" in notes[0]

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from advisor.cli.app import auto_app
 from advisor.tune.run_dir.directory import RunDir
 from strategies.core.errors import StorageError
+from strategies.core.progress import Reporter
 from strategies.layer_svm import LayerSVM
 from strategies.models.classifier import ImageClassifier
 from tests.advisor.searching import Runner
@@ -42,7 +43,7 @@ def test_a_probe_that_cannot_be_refitted_for_lack_of_memory_is_kept_as_it_is(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notes: list[str] = []
-    run.ctx = replace(run.ctx, on_note=notes.append)
+    run.ctx = replace(run.ctx, reporter=Reporter(on_note=notes.append))
     fail_at_call(monkeypatch, LayerSVM, "fit", OUT_OF_MEMORY[1], call=2)
     found = run(max_trials=1, only="layer_svm")
     assert (found.best.number, found.refitted) == (0, False)

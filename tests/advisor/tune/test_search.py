@@ -162,7 +162,7 @@ def test_a_training_run_clearly_in_the_worse_half_is_pruned(
         self: FullFineTune, dataset: Dataset, backbone: Backbone, ctx: RunContext
     ) -> ImageClassifier:
         for step, accuracy in enumerate(next(waiting), start=1):
-            ctx.on_epoch(step, accuracy)
+            ctx.reporter.on_epoch(step, accuracy)
         return LinearProbe(0.01).fit(dataset, backbone, ctx)
 
     monkeypatch.setattr(FullFineTune, "fit", fit)

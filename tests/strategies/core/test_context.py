@@ -67,8 +67,8 @@ def test_lower_precision_enables_autocast(tmp_path: Path) -> None:
 
 
 def test_default_callbacks_accept_reports(ctx: RunContext) -> None:
-    ctx.on_epoch(1, 0.5)
-    ctx.on_progress("features", 1, 2)
+    ctx.reporter.on_epoch(1, 0.5)
+    ctx.reporter.on_progress("features", 1, 2)
 
 
 def test_the_default_device_can_compute() -> None:

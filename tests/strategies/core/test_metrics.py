@@ -45,6 +45,7 @@ def test_clipping_moves_all_three_values_into_the_range() -> None:
 
 def test_percent_shows_one_decimal_and_the_interval() -> None:
     assert Interval(0.88, 0.912, 0.937).percent() == "91.2% [88.0, 93.7]"
+    assert Interval(-0.003, 0.012, 0.028).points() == "+1.2 points [-0.3, +2.8]"
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8])

@@ -7,6 +7,7 @@ import pytest
 
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset, load_dataset
 from strategies.heads import compute_budget
 from strategies.heads.compute_budget import (
@@ -16,7 +17,7 @@ from strategies.heads.compute_budget import (
 )
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
-from strategies.models.features import BATCH, extract_features, not_cached
+from strategies.models.features import INFERENCE_BATCH, extract_features, not_cached
 
 
 @pytest.fixture
@@ -30,7 +31,9 @@ def small(backbone: Backbone) -> Backbone:
 
 
 def with_limit(seconds: float, ctx: RunContext, notes: list[str]) -> RunContext:
-    return replace(ctx, deadline_s=time.monotonic() + seconds, on_note=notes.append)
+    return replace(
+        ctx, deadline_s=time.monotonic() + seconds, reporter=Reporter(on_note=notes.append)
+    )
 
 
 def test_with_enough_time_all_views_and_images_are_kept(
@@ -53,14 +56,14 @@ def test_under_a_time_limit_views_are_dropped_first_then_images_and_both_are_rep
     assert affordable_views(dataset, small, with_limit(60, ctx, notes), (6, 1)) == (1,)
     assert len(notes) == 2
 
-    extract_features(dataset.train[:BATCH], small, ctx)
+    extract_features(dataset.train[:INFERENCE_BATCH], small, ctx)
     monkeypatch.setattr(compute_budget, "affordable_passes", lambda *_: 9.0)
     few, views = affordable_subset(dataset, small, with_limit(60, ctx, notes), (6, 1))
     assert views == (1,)
-    assert len(few.train) == BATCH + 9
-    assert set(dataset.train[:BATCH]) <= set(few.train)
+    assert len(few.train) == INFERENCE_BATCH + 9
+    assert set(dataset.train[:INFERENCE_BATCH]) <= set(few.train)
     assert len(not_cached(few.train, small, ctx)) == 9
-    assert f"{BATCH + 9} of {n} images" in notes[-1]
+    assert f"{INFERENCE_BATCH + 9} of {n} images" in notes[-1]
     with pytest.raises(OutOfTime, match=f"of {n} images only"):
         affordable_views(dataset, small, with_limit(60, ctx, notes), (6, 1))
 
@@ -72,7 +75,7 @@ def test_a_linear_probe_under_a_short_time_limit_is_fitted_to_cached_images(
     notes: list[str] = []
     found = LinearProbe().fit(dataset, small, with_limit(60, ctx, notes))
     assert found.hyperparameters["views"] == 1
-    assert f"{BATCH} of {len(dataset.train)}" in notes[0]
+    assert f"{INFERENCE_BATCH} of {len(dataset.train)}" in notes[0]
 
 
 def test_interleaved_images_are_in_round_robin_order_of_the_classes(dataset: Dataset) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset, load_dataset
 from strategies.models import features
 from strategies.models.backbone import Backbone
@@ -338,7 +339,7 @@ def test_batches_computed_before_the_deadline_stay_in_the_cache(
 def test_after_the_deadline_features_are_only_read_from_the_cache(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    late = replace(ctx, deadline_s=time.monotonic() - 1)
+    late = ctx.with_deadline(time.monotonic() - 1)
     extract_features(small_dataset.train[:2], backbone, ctx)
 
     extract_features(small_dataset.train[:2], backbone, late)
@@ -351,7 +352,9 @@ def test_progress_is_reported_up_to_the_last_image(
 ) -> None:
     calls: list[tuple[str, int, int]] = []
     extract_features(
-        small_dataset.train[:5], backbone, replace(ctx, on_progress=lambda *a: calls.append(a))
+        small_dataset.train[:5],
+        backbone,
+        replace(ctx, reporter=Reporter(on_progress=lambda *a: calls.append(a))),
     )
 
     assert calls[-1] == ("features", 5, 5)
@@ -443,13 +446,14 @@ from strategies.models import features
 from strategies.models.backbone import load_backbone
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
+from strategies.core.progress import Reporter
 from strategies.data.dataset import load_dataset
 
 features.batches = partial(features.batches, size=4)
 dataset = load_dataset(Path(sys.argv[1]), n_workers=1)
 ctx = RunContext(
     cache=ArrayCache(Path(sys.argv[2])),
-    on_progress=lambda stage, done, total: print(done, flush=True),
+    reporter=Reporter(lambda stage, done, total: print(done, flush=True)),
 )
 features.extract_features(dataset.fit_split, load_backbone(input_px=64), ctx)
 """

@@ -136,6 +136,6 @@ def test_arrows_to_the_right_are_asymmetric_and_arrows_both_ways_are_not(
 def test_a_passed_deadline_raises_out_of_time(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    late = replace(ctx, deadline_s=0.0)
+    late = ctx.with_deadline(0.0)
     with pytest.raises(OutOfTime):
         measure_flip_asymmetry(small_dataset.train, backbone, late, any_size=True)

@@ -1,5 +1,4 @@
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +100,7 @@ def test_a_passed_deadline_raises_out_of_time(
     small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
     with pytest.raises(OutOfTime):
-        extract_views(small_dataset.train[:2], backbone, replace(ctx, deadline_s=0.0), 6)
+        extract_views(small_dataset.train[:2], backbone, ctx.with_deadline(0.0), 6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (3, 3), (1, 1), (5, 2)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from strategies.core.context import RunContext
+from strategies.core.context import RunContext, TrainingResources
 from strategies.core.errors import StorageError
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
@@ -33,7 +33,7 @@ def tiny(load_random: Callable[..., Backbone]) -> Backbone:
 
 @pytest.fixture
 def checkpointed(ctx: RunContext, tmp_path: Path) -> RunContext:
-    return replace(ctx, checkpoint=tmp_path / "run" / "training.safetensors")
+    return replace(ctx, training=TrainingResources(tmp_path / "run" / "training.safetensors"))
 
 
 def _trained(
@@ -91,7 +91,7 @@ def test_a_run_interrupted_at_any_step_ends_with_the_same_weights(
         assert all(torch.equal(found[name], value) for name, value in expected.items())
         steps_per_round = int(np.ceil(recipe.steps / trainer.ROUNDS))
         assert len(taken) - recipe.steps <= steps_per_round
-        assert not list(distant.checkpoint.parent.iterdir())
+        assert not list(distant.training.checkpoint.parent.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,11 @@ def test_another_training_run_does_not_resume_from_the_checkpoint(
     other: Callable[..., tuple[Dataset, Recipe, RunContext]],
 ) -> None:
     dataset, recipe, ctx = other(small_dataset, RECIPE, checkpointed)
-    expected = _trained(dataset, tiny, recipe, replace(ctx, checkpoint=None))
+    expected = _trained(dataset, tiny, recipe, replace(ctx, training=TrainingResources()))
     _interrupt_before(monkeypatch, 8)
     with pytest.raises(KeyboardInterrupt):
         _trained(small_dataset, tiny, RECIPE, checkpointed)
-    assert checkpointed.checkpoint.exists()
+    assert checkpointed.training.checkpoint.exists()
 
     found = _trained(dataset, tiny, recipe, ctx)
 
@@ -165,5 +165,5 @@ def test_the_deadline_is_not_part_of_a_training_runs_identity(
 ) -> None:
     one = identity_of(small_dataset, tiny, RECIPE, ctx)
 
-    assert identity_of(small_dataset, tiny, RECIPE, replace(ctx, deadline_s=1e9)) == one
+    assert identity_of(small_dataset, tiny, RECIPE, ctx.with_deadline(1e9)) == one
     assert identity_of(small_dataset, tiny, RECIPE, replace(ctx, seed=5)) != one

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from strategies.core.context import RunContext, make_context
+from strategies.core.context import RunContext, TrainingResources, make_context
 from strategies.core.errors import TransferError
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.data.decoding import read_image
 from strategies.models.backbone import Backbone
@@ -62,8 +63,8 @@ def test_two_processes_give_the_weights_of_one(
     for size in (1, 2):
         recording = replace(
             ctx,
-            n_processes=size,
-            on_epoch=lambda _, found, n=size: accuracies[n - 1].append(found),
+            training=TrainingResources(n_processes=size),
+            reporter=Reporter(on_epoch=lambda _, found, n=size: accuracies[n - 1].append(found)),
         )
         states.append(trained(tiny, small_dataset, recipe, recording))
     assert_same(*states)
@@ -87,7 +88,12 @@ def test_out_of_memory_in_one_process_does_not_change_the_weights(
         return original(self, images)
 
     monkeypatch.setattr(Body, "forward", forward)
-    assert_same(expected, trained(tiny, small_dataset, recipe, replace(ctx, n_processes=2)))
+    assert_same(
+        expected,
+        trained(
+            tiny, small_dataset, recipe, replace(ctx, training=TrainingResources(n_processes=2))
+        ),
+    )
     assert 2 in sizes
 
 
@@ -110,7 +116,11 @@ def test_a_stopped_run_resumes_with_any_number_of_processes(
             raise Stopped
 
     for size in (2, 2, 1):
-        context = replace(ctx, n_processes=size, checkpoint=path, on_epoch=stop)
+        context = replace(
+            ctx,
+            training=TrainingResources(path, n_processes=size),
+            reporter=Reporter(on_epoch=stop),
+        )
         if size == 2:
             with pytest.raises(Stopped):
                 trained(tiny, small_dataset, recipe, context)
@@ -130,7 +140,12 @@ def test_the_error_of_a_worker_process_is_reported(
     image = read_image(small_dataset.train[0].path)
     monkeypatch.setattr("strategies.training.dataloader.read_image", lambda path: image)
     with pytest.raises(TransferError, match=r"process of --ddp failed: .*gone\.png was readable"):
-        trained(tiny, dataset, Recipe(6, 0.01, batch_size=8), replace(ctx, n_processes=2))
+        trained(
+            tiny,
+            dataset,
+            Recipe(6, 0.01, batch_size=8),
+            replace(ctx, training=TrainingResources(n_processes=2)),
+        )
     assert not multiprocessing.active_children()
 
 
@@ -139,7 +154,14 @@ def test_with_cached_frozen_stages_one_process_trains_and_a_note_is_given(
 ) -> None:
     notes: list[str] = []
     recipe = Recipe(12, 0.01, batch_size=16, frozen_stages=2)
-    trained(tiny, small_dataset, recipe, replace(ctx, n_processes=2, on_note=notes.append))
+    trained(
+        tiny,
+        small_dataset,
+        recipe,
+        replace(
+            ctx, training=TrainingResources(n_processes=2), reporter=Reporter(on_note=notes.append)
+        ),
+    )
     assert ["--ddp is ignored" in note for note in notes] == [True]
 
 
@@ -147,7 +169,12 @@ def test_more_processes_than_images_or_gpus_are_rejected(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(TransferError, match="--ddp 5: a batch of 8"):
-        trained(tiny, small_dataset, Recipe(6, 0.01, batch_size=8), replace(ctx, n_processes=5))
+        trained(
+            tiny,
+            small_dataset,
+            Recipe(6, 0.01, batch_size=8),
+            replace(ctx, training=TrainingResources(n_processes=5)),
+        )
     monkeypatch.setattr("strategies.core.context.make_device", lambda name: torch.device(name))
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     with pytest.raises(TransferError, match=r"--ddp 3 needs 3 GPUs, counted from cuda:2; found 2"):

@@ -1,7 +1,6 @@
 """Data loading: errors of worker threads, and resuming at a batch."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -14,7 +13,7 @@ from strategies.core.errors import DataError, TransferError
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.training import dataloader
-from strategies.training.dataloader import result_of, train_batches
+from strategies.training.dataloader import train_batches
 from strategies.training.recipe import Recipe
 
 RECIPE = Recipe(5, 0.1, batch_size=6)
@@ -42,12 +41,16 @@ def test_a_worker_thread_that_fails_raises_a_transfer_error(
         list(islice(train_batches(small_dataset.train, backbone, RECIPE, ctx), 5))
 
 
-def test_a_keyboard_interrupt_is_not_reported_as_a_worker_failure() -> None:
-    def interrupted() -> np.ndarray:
+def test_a_keyboard_interrupt_is_not_reported_as_a_worker_failure(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(path: Path) -> object:
         raise KeyboardInterrupt
 
-    with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
-        result_of(pool.submit(interrupted))
+    monkeypatch.setattr(dataloader, "read_image", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        next(train_batches(small_dataset.train, backbone, RECIPE, ctx))
 
 
 def test_an_image_that_is_gone_is_named(

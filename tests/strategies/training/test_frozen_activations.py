@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from strategies.core.activation_store import ActivationStore
-from strategies.core.context import RunContext
+from strategies.core.context import RunContext, TrainingResources
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, stages
 from strategies.models.classifier import make_network
@@ -33,7 +34,7 @@ def notes() -> list[str]:
 
 @pytest.fixture
 def ctx(ctx: RunContext, notes: list[str]) -> RunContext:
-    return replace(ctx, on_note=notes.append)
+    return replace(ctx, reporter=Reporter(on_note=notes.append))
 
 
 def _network(backbone: Backbone, ctx: RunContext) -> Network:
@@ -117,7 +118,7 @@ def test_runs_that_freeze_the_same_stages_share_the_file_and_the_result_is_the_s
     monkeypatch.setattr(
         frozen_activations, "_fill_train", lambda *a: (filled.append(a[0]), fill(*a))
     )
-    sharing = replace(ctx, activation_store=ActivationStore())
+    sharing = replace(ctx, training=TrainingResources(activation_store=ActivationStore()))
     other_lr = replace(RECIPE, lr=0.003)
     alone = _trained(backbone, small_dataset, other_lr, ctx)
     assert len(filled) == 1
@@ -134,7 +135,7 @@ def test_runs_that_freeze_the_same_stages_share_the_file_and_the_result_is_the_s
 def test_activations_are_not_shared_between_other_stages_or_crops(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext, change: dict[str, Any]
 ) -> None:
-    ctx = replace(ctx, activation_store=ActivationStore())
+    ctx = replace(ctx, training=TrainingResources(activation_store=ActivationStore()))
     first, again, other = (
         _cached(backbone, small_dataset, r, ctx)
         for r in (RECIPE, RECIPE, replace(RECIPE, **change))
@@ -146,7 +147,7 @@ def test_activations_are_not_shared_between_other_stages_or_crops(
 def test_activations_of_other_weights_or_images_are_not_shared(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
-    ctx = replace(ctx, activation_store=ActivationStore())
+    ctx = replace(ctx, training=TrainingResources(activation_store=ActivationStore()))
     first = _cached(backbone, small_dataset, RECIPE, ctx)
     fewer = replace(small_dataset, train=small_dataset.train[1:])
     random = backbone.with_random_weights()
@@ -158,7 +159,7 @@ def test_activations_of_other_weights_or_images_are_not_shared(
 def test_activations_are_shared_if_only_stages_after_the_frozen_ones_differ(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext, module: str, *, shared: bool
 ) -> None:
-    ctx = replace(ctx, activation_store=ActivationStore())
+    ctx = replace(ctx, training=TrainingResources(activation_store=ActivationStore()))
     first = _cached(backbone, small_dataset, RECIPE, ctx)
     network = _network(backbone, ctx)
     for value in network.body.net.get_submodule(module).state_dict().values():
@@ -172,7 +173,7 @@ def test_activations_are_shared_if_only_stages_after_the_frozen_ones_differ(
 def test_old_files_are_evicted_to_make_room_for_new_ones(
     backbone: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ctx = replace(ctx, activation_store=ActivationStore())
+    ctx = replace(ctx, training=TrainingResources(activation_store=ActivationStore()))
     first = _cached(backbone, small_dataset, RECIPE, ctx)
     n_bytes = first.train.nbytes + first.val_rows.nbytes
     monkeypatch.setattr(frozen_activations, "MOST_BYTES", 1.5 * n_bytes)
@@ -263,7 +264,9 @@ def test_caching_stops_if_it_leaves_no_time_to_train(
 ) -> None:
     notes: list[str] = []
     monkeypatch.setattr(frozen_activations, "TIME_SHARE", 0.0)
-    limited = replace(ctx, deadline_s=time.monotonic() + 3600, on_note=notes.append)
+    limited = replace(
+        ctx, deadline_s=time.monotonic() + 3600, reporter=Reporter(on_note=notes.append)
+    )
 
     train(_network(backbone, ctx), small_dataset, backbone, replace(RECIPE, steps=8), limited)
 

@@ -11,7 +11,7 @@ from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.data.dataset import load_dataset
 from strategies.models.backbone import Backbone
-from strategies.models.features import BATCH
+from strategies.models.features import INFERENCE_BATCH
 from strategies.training.throughput import measure_training_cost
 
 SLEPT_S = 3.0
@@ -27,12 +27,12 @@ def test_a_slow_disk_write_in_the_feature_pass_does_not_make_training_look_cheap
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     dataset = load_dataset(make_folder("many", n_per_class))
-    assert min(4, -(-len(dataset.train) // BATCH)) == batches
+    assert min(4, -(-len(dataset.train) // INFERENCE_BATCH)) == batches
     slept = []
     put = ArrayCache.put
 
     def sleep_once(self: ArrayCache, space: str, rows: Mapping[str, np.ndarray]) -> None:
-        if not slept and len(rows) >= BATCH:
+        if not slept and len(rows) >= INFERENCE_BATCH:
             slept.append(space)
             time.sleep(SLEPT_S)
         put(self, space, rows)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.kernels.depthwise import training_precision
 from strategies.models.backbone import Backbone, stages
@@ -309,7 +310,7 @@ def test_without_validation_the_last_weights_are_kept_and_no_accuracy_is_reporte
         states.append(_state(network))
 
     monkeypatch.setattr(trainer._TrainingLoop, "take_step", record)
-    ctx = replace(ctx, on_epoch=lambda _, accuracy: accuracies.append(accuracy))
+    ctx = replace(ctx, reporter=Reporter(on_epoch=lambda _, accuracy: accuracies.append(accuracy)))
 
     train(network, replace(small_dataset, val=()), tiny, Recipe(8, 0.01, batch_size=8), ctx)
 
@@ -494,7 +495,9 @@ def test_every_round_reports_its_validation_accuracy(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext
 ) -> None:
     reports: list[tuple[int, float]] = []
-    ctx = replace(ctx, on_epoch=lambda epoch, accuracy: reports.append((epoch, accuracy)))
+    ctx = replace(
+        ctx, reporter=Reporter(on_epoch=lambda epoch, accuracy: reports.append((epoch, accuracy)))
+    )
     network = _network(tiny, ctx)
     labels = [p.label for p in small_dataset.val]
     before = np.mean(scores_of(network, small_dataset.val, tiny, ctx).argmax(1) == labels)
@@ -523,7 +526,7 @@ def test_an_exception_of_on_epoch_ends_the_run(
             small_dataset,
             tiny,
             Recipe(12, 0.01, batch_size=8),
-            replace(ctx, on_epoch=prune),
+            replace(ctx, reporter=Reporter(on_epoch=prune)),
         )
 
 
@@ -545,7 +548,7 @@ def test_a_near_deadline_shortens_a_run_and_the_learning_rate_still_decays(
         replace(small_dataset, val=()),
         tiny,
         Recipe(10**6, 0.01, batch_size=8),
-        replace(ctx, deadline_s=start + 2),
+        ctx.with_deadline(start + 2),
     )
 
     assert time.monotonic() - start < 4
@@ -560,7 +563,9 @@ def test_no_time_for_a_single_step_raises_out_of_time(
 ) -> None:
     epochs: list[int] = []
     late = replace(
-        ctx, deadline_s=time.monotonic() + left_s, on_epoch=lambda epoch, _: epochs.append(epoch)
+        ctx,
+        deadline_s=time.monotonic() + left_s,
+        reporter=Reporter(on_epoch=lambda epoch, _: epochs.append(epoch)),
     )
 
     with pytest.raises(OutOfTime):
@@ -581,7 +586,7 @@ def test_a_deadline_that_passes_during_the_first_validation_raises_out_of_time(
             small_dataset,
             tiny,
             Recipe(5, 0.01),
-            replace(ctx, on_epoch=lambda epoch, _: epochs.append(epoch)),
+            replace(ctx, reporter=Reporter(on_epoch=lambda epoch, _: epochs.append(epoch))),
         )
 
     assert not epochs
@@ -690,7 +695,7 @@ def test_a_resumed_run_spreads_its_schedule_over_the_remaining_steps(
 
 
 def test_the_last_validation_and_one_more_step_fit_before_the_deadline(ctx: RunContext) -> None:
-    soon = replace(ctx, deadline_s=time.monotonic() + 10.0)
+    soon = ctx.with_deadline(time.monotonic() + 10.0)
     schedule = optimiser.ProgressSchedule(Recipe(10**6, 0.1), soon, val_s=4.0)
     assert schedule.progress(0) == 0
 
@@ -704,7 +709,7 @@ def test_a_short_run_is_validated_less_often_but_at_its_end(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs: list[int] = []
-    recording = replace(ctx, on_epoch=lambda epoch, _: epochs.append(epoch))
+    recording = replace(ctx, reporter=Reporter(on_epoch=lambda epoch, _: epochs.append(epoch)))
     monkeypatch.setattr(trainer._TrainingLoop, "affordable_rounds", lambda self, seconds: 2)
 
     train(_network(tiny, ctx), small_dataset, tiny, Recipe(12, 0.01, batch_size=8), recording)
@@ -742,7 +747,7 @@ def test_progress_by_steps_is_the_same_after_resuming(ctx: RunContext) -> None:
 
 
 def test_with_enough_time_the_steps_alone_determine_the_progress(ctx: RunContext) -> None:
-    timed = replace(ctx, deadline_s=time.monotonic() + 1000.0)
+    timed = ctx.with_deadline(time.monotonic() + 1000.0)
     fresh = optimiser.ProgressSchedule(Recipe(13, 0.1), timed)
     resumed = optimiser.ProgressSchedule(Recipe(13, 0.1), timed, 5, 5 / 13)
     for schedule in (fresh, resumed):
@@ -755,7 +760,7 @@ def test_with_enough_time_the_steps_alone_determine_the_progress(ctx: RunContext
 
 def test_a_deadline_that_passes_before_the_first_step_ends_the_run(ctx: RunContext) -> None:
     schedule = optimiser.ProgressSchedule(
-        Recipe(13, 0.1), replace(ctx, deadline_s=time.monotonic() + 10.0)
+        Recipe(13, 0.1), ctx.with_deadline(time.monotonic() + 10.0)
     )
     schedule.start_s -= 10.0
 
@@ -768,7 +773,7 @@ def test_long_steps_are_validated_once_per_round_and_not_after_every_step(
     shares = iter([0.0, 0.4, 0.55, 0.9, 0.95, 1.2])
     monkeypatch.setattr(trainer.ProgressSchedule, "progress", lambda self, step: next(shares))
     epochs: list[int] = []
-    recording = replace(ctx, on_epoch=lambda epoch, _: epochs.append(epoch))
+    recording = replace(ctx, reporter=Reporter(on_epoch=lambda epoch, _: epochs.append(epoch)))
 
     train(_network(tiny, ctx), small_dataset, tiny, Recipe(50, 0.01, batch_size=8), recording)
 

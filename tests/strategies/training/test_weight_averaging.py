@@ -114,4 +114,4 @@ def test_a_passed_deadline_raises_out_of_time(
     make: Callable[[int], ImageClassifier], small_dataset: Dataset, ctx: RunContext
 ) -> None:
     with pytest.raises(OutOfTime):
-        average_weights([make(1)], small_dataset, replace(ctx, deadline_s=0.0))
+        average_weights([make(1)], small_dataset, ctx.with_deadline(0.0))
