@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from advisor.cli.app import advise_app, auto_app
 from advisor.cli.options import parse_duration_s
 from advisor.tune.scheduler import Scheduler, make_scheduler
+from advisor.types.advice import SCHEMA_VERSION
 
 runner = CliRunner()
 
@@ -76,7 +77,7 @@ def test_json_is_the_only_output_on_stdout_and_complete(
     found = runner.invoke(advise_app, [str(data), "--json", *cache])
     assert found.exit_code == 0, found.output
     record = json.loads(found.stdout)
-    assert record["schema_version"] == 2
+    assert record["schema_version"] == SCHEMA_VERSION
     best = record["recommendations"][0]
     assert set(best) == {
         "strategy",
