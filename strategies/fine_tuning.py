@@ -85,7 +85,8 @@ class FineTuning(Strategy):
             blend=found.blend if default.blend is None else default.blend,
             hflip=found.hflip if default.hflip is None else default.hflip,
         )
-        return cls(recipe, measured.input_px)
+        start = cls(recipe, measured.input_px)
+        return replace(start, recipe=start.resolved(measured.n_depths))
 
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Train; keep an earlier round only if it is significantly better on validation."""

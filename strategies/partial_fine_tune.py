@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, final
+from typing import ClassVar, final
 
 from optuna.distributions import BaseDistribution, IntDistribution
 
@@ -10,7 +10,6 @@ from strategies.base import GainPrior
 from strategies.data.dataset import Dataset
 from strategies.fine_tuning import FineTuning
 from strategies.models.backbone import Backbone
-from strategies.training.defaults import Measurements
 from strategies.training.recipe import SMOOTHED, RecipeDraft
 
 
@@ -53,12 +52,6 @@ class PartialFineTune(FineTuning):
         """Return the number of frozen stages, and what full fine-tuning samples."""
         frozen = IntDistribution(1, backbone.n_depths - 1)
         return {"frozen_stages": frozen, **super().search_space(dataset, backbone)}
-
-    @classmethod
-    def starting_point(cls, measured: Measurements) -> Self:
-        """Return the starting point of full fine-tuning, with half of the depths frozen."""
-        start = super().starting_point(measured)
-        return replace(start, recipe=start.resolved(measured.n_depths))
 
     def resolved(self, n_depths: int) -> RecipeDraft:
         """Return the recipe with half of the depths frozen, unless a number is set."""

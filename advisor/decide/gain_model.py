@@ -73,7 +73,7 @@ def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
     """
     n = profile.n_measured
     similarity, control = profile.similarity, profile.transfer_gain
-    probe, svm = profile.linear_probe.accuracy, profile.layer_svm
+    probe, svm = profile.linear_probe.accuracy, profile.best_svm
     return {
         "far": UNKNOWN
         if similarity is None

@@ -70,7 +70,7 @@ def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
             sentence += " With so few images, a lower accuracy is expected on new ones."
         return sentence
     if strategy.head_loss is not None:
-        svm = profile.layer_svm
+        svm = profile.best_svm
         where = "all depths together" if svm.depth == 0 else f"depth {svm.depth}"
         sentence = (
             f"Measured: {svm.accuracy.percent()} on {where}, "

@@ -96,7 +96,7 @@ def measure_with_evidence(
         flops_shares=tuple(d.flops_share for d in backbone.depths),
         similarity=_similarity(features, labels, dataset, backbone, reference, ctx.seed),
         probes=probed.probes,
-        layer_svm=probed.layer_svm,
+        best_svm=probed.best_svm,
         majority_share=float(counts.max() / counts.sum()),
         n_measured=len(images),
         ms_per_image=features.ms_per_image,
@@ -198,7 +198,7 @@ class _ProbeResults:
 
     Attributes
     ----------
-    layer_svm
+    best_svm
         The SVM at the chosen depth.
     scores
         Calibrated out-of-fold scores of the first probe.
@@ -207,7 +207,7 @@ class _ProbeResults:
     """
 
     probes: tuple[ProbeResult, ...]
-    layer_svm: ProbeResult
+    best_svm: ProbeResult
     scores: Scores
     seconds: Mapping[str, float]
 
@@ -254,5 +254,5 @@ def _probe_depths(
     scores = results[0].scores[results[0].best]
     calibrated = scores / temperature(scores, labels)[0]
     seconds = {"softmax": stamps[1] - stamps[0], "squared_hinge": stamps[-1] - stamps[2]}
-    layer_svm = replace(probes[chosen], accuracy=corrected)
-    return _ProbeResults(probes, layer_svm, calibrated, seconds)
+    best_svm = replace(probes[chosen], accuracy=corrected)
+    return _ProbeResults(probes, best_svm, calibrated, seconds)

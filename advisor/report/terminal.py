@@ -203,7 +203,7 @@ def _other_measurements(advice: Advice) -> list[tuple[str, str]]:
         pilot = advice.pilot
         rows.append(("pilot", f"full fine-tuning {pilot.gain.points()} over a probe,"))
         rows.append(("", format_loss_gain(pilot.loss_gain)))
-        rows.append(("", f"layer_svm {pilot.svm_gain.points()},"))
+        rows.append(("", f"SVM {pilot.svm_gain.points()},"))
         rows.append(("", format_loss_gain(pilot.svm_loss_gain)))
     if profile.curve is not None and profile.curve.extrapolated:
         n, accuracy = profile.curve.extrapolated[-1]

@@ -167,7 +167,7 @@ class Profile:
     probes
         Softmax probes at the penultimate depth and on all depths, then SVMs at every depth and on
         all depths.
-    layer_svm
+    best_svm
         The SVM at the depth that cross-validation chose; its accuracy is corrected for the
         optimism of that choice.
     majority_share
@@ -220,7 +220,7 @@ class Profile:
     flops_shares: tuple[float, ...]
     similarity: DomainSimilarity | None
     probes: tuple[ProbeResult, ...]
-    layer_svm: ProbeResult
+    best_svm: ProbeResult
     majority_share: float
     n_measured: int
     ms_per_image: float

@@ -72,7 +72,7 @@ def profile_of(
             *(probe(d, "squared_hinge", svm if d == svm_depth else svm - 0.05) for d in (1, 2, 3)),
             probe(0, "squared_hinge", svm - 0.01),
         ),
-        layer_svm=best_svm,
+        best_svm=best_svm,
         majority_share=1 / n_classes,
         n_measured=n,
         ms_per_image=10.0,

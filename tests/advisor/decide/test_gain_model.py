@@ -120,9 +120,9 @@ def test_the_measured_lead_of_the_svm_is_shrunk_by_its_noise() -> None:
 
     def lead(half: float) -> Gain:
         around = replace(
-            base.layer_svm, loss_gain=Interval(measured - half, measured, measured + half)
+            base.best_svm, loss_gain=Interval(measured - half, measured, measured + half)
         )
-        return predict_gain(SVM, evidence_of(replace(base, layer_svm=around)), None, PRIORS)
+        return predict_gain(SVM, evidence_of(replace(base, best_svm=around)), None, PRIORS)
 
     exact, noisy = lead(0.001), lead(0.2)
     assert exact.mean == pytest.approx(measured, abs=0.01)

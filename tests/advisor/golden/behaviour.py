@@ -136,7 +136,7 @@ def advice_record(advice: Advice) -> Record:
         "shifts": [] if similarity is None else [x.mid for x in similarity.per_depth],
         "probes": [[p.depth, p.accuracy.mid] for p in profile.probes],
         "random_probes": [[p.depth, p.accuracy.mid] for p in profile.random_probes],
-        "layer_svm": [profile.layer_svm.depth, profile.layer_svm.accuracy.mid],
+        "layer_svm": [profile.best_svm.depth, profile.best_svm.accuracy.mid],
         "transfer_gain": profile.transfer_gain and profile.transfer_gain.mid,
         "knn": profile.knn and profile.knn.mid,
         "pilot": advice.pilot and [advice.pilot.n_train, advice.pilot.n_judged],

@@ -72,7 +72,7 @@ def test_without_a_time_limit_the_network_size_decides_and_not_the_load_of_the_m
 
 def test_no_pilot_where_it_cannot_change_the_advice() -> None:
     certain = replace(QUICK, probes=profile_of(linear=1.0).probes)
-    certain = replace(certain, layer_svm=profile_of(svm=1.0).layer_svm)
+    certain = replace(certain, best_svm=profile_of(svm=1.0).best_svm)
     assert "not expected" in str(reason_against("auto", certain, NO_LIMIT))
 
 
