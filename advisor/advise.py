@@ -7,25 +7,26 @@ from pathlib import Path
 
 import numpy as np
 
+from advisor.decide.candidates import DecisionInputs, make_candidates
 from advisor.decide.negative_transfer import transfer_risks
 from advisor.decide.priors import load_priors
 from advisor.decide.recommend import recommend
-from advisor.findings.backbone_check import with_alternative
+from advisor.findings.backbone_check import probe_alternative
 from advisor.findings.check import check
 from advisor.measure.backbone_comparison import compare_backbones, comparison_rationale
-from advisor.measure.pilot import PILOT_STRATEGY, reason_against_pilot, run_pilot, takes_any_size
+from advisor.measure.pilot import piloted, reason_against_pilot, run_pilot, takes_any_size
 from advisor.measure.profile import measure_with_evidence, sample
 from advisor.report.files import write_page
 from advisor.report.gallery import make_gallery
 from advisor.similarity.reference import build_reference
 from advisor.types.advice import Advice, Choice, Decision
+from advisor.types.flags import arguments
 from advisor.types.options import AUTO, DEFAULTS, Options
-from advisor.types.profile import BackboneScore, Profile
+from advisor.types.profile import BackboneScore, Pilot
 from strategies.core.context import RunContext, make_context
 from strategies.core.progress import Reporter, ignore_progress
 from strategies.data.dataset import Dataset, Split, load_dataset
 from strategies.data.image import shown
-from strategies.data.sampling import MAX_IMAGES, MAX_QUARANTINE
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.catalogue import CATALOGUE, DEFAULT_BACKBONE
 from strategies.models.features import extract_features
@@ -81,15 +82,19 @@ def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None =
     return advice
 
 
-def prepare(data: Path, options: Options, deadline_s: float | None = None) -> Prepared:
+def prepare(
+    data: Path, options: Options, deadline_s: float | None = None, ddp: int = 1
+) -> Prepared:
     """Load a dataset and choose its backbone.
 
     Parameters
     ----------
     deadline_s
         ``time.monotonic()`` at which to stop measuring; None: no limit.
+    ddp
+        Number of data-parallel processes of a training run.
     """
-    ctx = replace(_context(options), deadline_s=deadline_s)
+    ctx = replace(_context(options, ddp), deadline_s=deadline_s)
     dataset = _load(data, options, ctx)
     ranked, backbone, choices = _backbone(dataset, options, ctx)
     return Prepared(dataset, backbone, ranked, choices, options, ctx)
@@ -133,16 +138,17 @@ def _advise(
         features = extract_features(test_images, backbone, ctx).pooled[-1]
         measured = replace(measured, test_features=features)
     forced = None if options.strategy == AUTO else options.strategy
-    decision = recommend(profile, priors, forced, options.prefer)
+    inputs = DecisionInputs(profile, make_candidates(profile, dataset, backbone))
+    decision = recommend(inputs, priors, forced, options.prefer)
     no_pilot = reason_against_pilot(
         options.pilot, decision, profile, backbone.gmacs, ctx.seconds_left()
     )
     if no_pilot is None:
-        profile = _with_pilot(profile, decision, dataset, backbone, ctx)
-        decision = recommend(profile, priors, forced, options.prefer)
+        inputs = replace(inputs, pilot=_pilot(inputs, decision, dataset, backbone, ctx))
+        decision = recommend(inputs, priors, forced, options.prefer)
     choices = (*choices, *_sample_choice(dataset, options), *_decision_choices(options, no_pilot))
-    profile = with_alternative(profile, dataset, backbone, priors, ctx)
-    findings = check(dataset, profile, measured)
+    alternative = probe_alternative(profile, dataset, backbone, priors, ctx)
+    findings = check(dataset, inputs, measured, alternative)
     ctx.reporter.on_progress("findings", 1, 1)
     return Advice(
         dataset=dataset.name,
@@ -159,18 +165,25 @@ def _advise(
         seed=options.seed,
         seconds=round(time.monotonic() - start, 3),
         command=_command(dataset, backbone, options),
-        risks=transfer_risks(profile, priors),
+        risks=transfer_risks(inputs, priors),
+        pilot=inputs.pilot,
+        alternative=alternative,
     )
 
 
-def _with_pilot(
-    profile: Profile, decision: Decision, dataset: Dataset, backbone: Backbone, ctx: RunContext
-) -> Profile:
-    tuned = next(r for r in decision.recommendations if r.strategy == PILOT_STRATEGY)
-    any_size = takes_any_size(profile)
-    pilot = run_pilot(dataset, backbone, ctx, tuned.hyperparameters, any_size=any_size)
+def _pilot(
+    inputs: DecisionInputs,
+    decision: Decision,
+    dataset: Dataset,
+    backbone: Backbone,
+    ctx: RunContext,
+) -> Pilot | None:
+    tuned = piloted(decision)
+    assert tuned is not None
+    any_size = takes_any_size(inputs.profile)
+    pilot = run_pilot(dataset, backbone, ctx, tuned, any_size=any_size)
     ctx.reporter.on_progress("pilot", 1, 1)
-    return replace(profile, pilot=pilot)
+    return pilot
 
 
 def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, ...]:
@@ -185,7 +198,7 @@ def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, .
     return tuple(chosen)
 
 
-def _context(options: Options) -> RunContext:
+def _context(options: Options, ddp: int) -> RunContext:
     if options.strategy != AUTO:
         get_strategy(options.strategy)
     return make_context(
@@ -193,7 +206,7 @@ def _context(options: Options) -> RunContext:
         cache_dir=options.cache_dir,
         seed=options.seed,
         workers=options.workers,
-        ddp=options.ddp,
+        ddp=ddp,
         reporter=Reporter(options.on_progress or ignore_progress, options.on_note),
     )
 
@@ -247,25 +260,10 @@ def _backbone(
 
 def _command(dataset: Dataset, backbone: Backbone, options: Options) -> str:
     """Return the command that reproduces this advice, with every choice pinned."""
-    given: dict[str, object] = {
-        "backbone": backbone.name,
-        "input-px": backbone.input_px,
-        "strategy": None if options.strategy == AUTO else options.strategy,
-        "val": options.val,
-        "test": options.test,
-        "root": options.root,
-        "group-by": options.group_by,
-        "max-images": None if options.max_images == MAX_IMAGES else options.max_images or 0,
-        "max-quarantine": None
-        if options.max_quarantine == MAX_QUARANTINE
-        else options.max_quarantine,
-        "reference": options.reference,
-        "prefer": None if options.prefer == DEFAULTS.prefer else options.prefer,
-        "pilot": None if options.pilot == AUTO else options.pilot,
-        "seed": options.seed,
-    }
-    pinned = [f"--{k} {shlex.quote(shown(str(v)))}" for k, v in given.items() if v is not None]
-    return " ".join(["tl-advise", shlex.quote(shown(dataset.root)), *pinned])
+    pinned = replace(options, backbone=backbone.name, input_px=backbone.input_px)
+    given = arguments(pinned, always=("backbone", "input_px", "seed"))
+    words = [f"{flag} {shlex.quote(shown(value))}" for flag, value in given]
+    return " ".join(["tl-advise", shlex.quote(shown(dataset.root)), *words])
 
 
 def _sample_choice(dataset: Dataset, options: Options) -> tuple[Choice, ...]:

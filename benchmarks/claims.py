@@ -22,17 +22,17 @@ import numpy as np
 from claim_results import ClaimResult, fixed, is_default, pairs, with_error
 from frozen_stages import freezing_by_size, freezing_table, freezing_when_few, plot
 from numpy.typing import NDArray
-from rows import EVIDENCE, RESULTS, Case, Row, read_profiles, read_rows
+from rows import EVIDENCE, RESULTS, Case, Row, read_inputs, read_rows
 from run_suite import REFERENCE_SET, subsample
 from scipy.stats import spearmanr
 
-from advisor.types.profile import Profile
+from advisor.decide.candidates import DecisionInputs
 from strategies.core.context import RunContext, make_context
 from strategies.data.dataset import Split, labels_of, load_dataset
 from strategies.heads.cross_validation import fit_head
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.features import eval_pixels, extract_features
-from strategies.training.recipe import FEW, MANY, NEAR_LR
+from strategies.training.defaults import FEW, MANY, NEAR_LR
 
 PER_CLASS, DRAWS, PIXEL_SIDE = 10, 5, 32
 FEATURES_STRENGTH, PIXELS_STRENGTH = 1e-3, 1e-2
@@ -97,10 +97,10 @@ def _accuracy(train: Split, test: Split, n_classes: int, read: Reader, n_per_cla
     return float(np.mean(head.scores(read(test)).argmax(axis=1) == labels_of(test)))
 
 
-def svm_equals_softmax(profiles: dict[Case, Profile]) -> ClaimResult:
+def svm_equals_softmax(inputs: dict[Case, DecisionInputs]) -> ClaimResult:
     """Compare cross-validated softmax regression with an SVM on the penultimate features."""
     gaps = []
-    for profile in profiles.values():
+    for profile in (i.profile for i in inputs.values()):
         last = len(profile.depth_names)
         svm = next(p for p in profile.probes if p.depth == last and p.loss == "squared_hinge")
         gaps.append(svm.gain_over_penultimate)
@@ -116,10 +116,10 @@ def svm_equals_softmax(profiles: dict[Case, Profile]) -> ClaimResult:
     )
 
 
-def earlier_depth_when_far(profiles: dict[Case, Profile]) -> ClaimResult:
+def earlier_depth_when_far(inputs: dict[Case, DecisionInputs]) -> ClaimResult:
     """Check whether the best depth is the earlier, the farther the domain is from ImageNet."""
     far, share = [], []
-    for profile in profiles.values():
+    for profile in (i.profile for i in inputs.values()):
         if profile.similarity is None:
             continue
         svms = [p for p in profile.probes if p.loss == "squared_hinge" and p.depth > 0]
@@ -138,11 +138,13 @@ def earlier_depth_when_far(profiles: dict[Case, Profile]) -> ClaimResult:
     )
 
 
-def small_learning_rate_when_near(rows: list[Row], profiles: dict[Case, Profile]) -> ClaimResult:
+def small_learning_rate_when_near(
+    rows: list[Row], inputs: dict[Case, DecisionInputs]
+) -> ClaimResult:
     """Check whether a small learning rate is better near ImageNet, and a large one far from it."""
     found = []
     for case, gap in pairs(rows, fixed("full_fine_tune", lr=3e-4), fixed("full_fine_tune")):
-        profile = profiles.get(case)
+        profile = inputs[case].profile if case in inputs else None
         if profile is not None and profile.similarity is not None:
             found.append((profile.similarity.score.mid, gap))
     held = sum((gap > 0) == (score >= 0.5) for score, gap in found)
@@ -158,16 +160,16 @@ def small_learning_rate_when_near(rows: list[Row], profiles: dict[Case, Profile]
     )
 
 
-def interpolated_weights(rows: list[Row], profiles: dict[Case, Profile]) -> ClaimResult:
+def interpolated_weights(rows: list[Row], inputs: dict[Case, DecisionInputs]) -> ClaimResult:
     """Check whether weights between pretrained and fine-tuned ones beat the fine-tuned ones.
 
     Gains are grouped by the number of train images that a linear probe classifies wrongly.
     """
     found: list[dict[str, list[float]]] = [defaultdict(list) for _ in range(3)]
     for case, gap in pairs(rows, _interpolates, fixed("full_fine_tune", lr=NEAR_LR)):
-        if case in profiles:
-            errors = 1 - profiles[case].linear_probe.accuracy.mid
-            size = int(np.digitize(profiles[case].n_train * errors, (FEW, MANY)))
+        if case in inputs:
+            errors = 1 - inputs[case].profile.linear_probe.accuracy.mid
+            size = int(np.digitize(inputs[case].profile.n_train * errors, (FEW, MANY)))
             found[size][case[0]].append(gap)
     gaps = [gap for by_set in found for of_set in by_set.values() for gap in of_set]
     where = (f"fewer than {FEW}", f"{FEW} to {MANY}", f"more than {MANY}")
@@ -233,15 +235,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = args.sets or sorted(
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
     )
-    profiles, suite = read_profiles(args.evidence), read_rows(args.results)
+    inputs, suite = read_inputs(args.evidence), read_rows(args.results)
     extra = read_rows(args.extra)
     ctx = make_context(cache_dir=args.cache_dir)
     results = [
         one_image_against_ten(args.data_root, names, ctx, args.input_px),
-        svm_equals_softmax(profiles),
-        earlier_depth_when_far(profiles),
-        small_learning_rate_when_near(suite, profiles),
-        interpolated_weights(suite, profiles),
+        svm_equals_softmax(inputs),
+        earlier_depth_when_far(inputs),
+        small_learning_rate_when_near(suite, inputs),
+        interpolated_weights(suite, inputs),
         freezing_when_few(suite + extra),
         freezing_by_size(suite),
         augmented_is_better(extra),

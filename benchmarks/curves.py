@@ -130,12 +130,11 @@ def record(name: str, dataset: Dataset, ctx: RunContext, args: argparse.Namespac
     for number in range(N_TRIALS):
         if number < len(entries):
             study.enqueue_trial(entries[number])
-        trial = study.ask()
-        drawn = FullFineTune.suggest(trial, hidden, backbone)
-        steps = drawn.steps or 0
-        drawn = replace(drawn, steps=steps // FEWER_STEPS)
+        trial = study.ask(dict(FullFineTune.search_space(hidden, backbone)))
+        given = {**trial.params, "steps": trial.params["steps"] // FEWER_STEPS}
         if number == 0:
-            drawn = replace(drawn, lr=None, blend=None)  # the defaults depend on the images
+            given |= {"lr": None, "blend": None}  # the defaults depend on the images
+        drawn = FullFineTune.from_hyperparameters(given)
         curve: list[float | None] = []
 
         def on_epoch(_: int, accuracy: float | None, curve: list[float | None] = curve) -> None:

@@ -95,7 +95,8 @@ def fit(dataset: Dataset, strategy: str, seed: int, args: argparse.Namespace) ->
     ctx = make_context(cache_dir=args.cache_dir, seed=seed)
     start = time.monotonic()
     given = {"steps": args.steps} if args.steps and strategy == "full_fine_tune" else {}
-    fitted = get_strategy(strategy)(**given).fit(dataset.hide_test(), backbone, ctx)
+    chosen = get_strategy(strategy).from_hyperparameters(given)
+    fitted = chosen.fit(dataset.hide_test(), backbone, ctx)
     seconds = time.monotonic() - start
     assert dataset.test is not None
     found = evaluate(fitted, dataset.test)

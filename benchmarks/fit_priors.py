@@ -31,8 +31,8 @@ from gain_regression import (
     RIDGE,
     SVM,
     EvidencePriors,
+    Inputs,
     Matrix,
-    Profiles,
     apply_model,
     drift_of,
     evidence_matrix,
@@ -45,7 +45,7 @@ from gain_regression import (
     prior_weights_of,
     shrunk_sd,
 )
-from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
+from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_inputs, read_rows
 from scipy.optimize import lsq_linear
 
 from advisor.decide.cost import raw_seconds
@@ -70,10 +70,10 @@ PILOT_PRIOR = np.array([0.0, 0.5, 0.5])
 """Prior of the offset, the weight of the linear model and the weight of the pilot."""
 
 
-def fit(rows: list[Row], profiles: Profiles) -> dict[str, Any]:
+def fit(rows: list[Row], inputs: Inputs) -> dict[str, Any]:
     """Return the contents of priors.json."""
-    rows = [r for r in rows if case_of(r) in profiles]
-    used = {case_of(r): profiles[case_of(r)] for r in rows}
+    rows = [r for r in rows if case_of(r) in inputs]
+    used = {case_of(r): inputs[case_of(r)] for r in rows}
     prior = _prior(used)
     variants = [
         variant
@@ -121,11 +121,11 @@ def _grid(rows: list[Row], strategies: Sequence[str]) -> list[tuple[str, dict[st
     return [(strategy, grid) for (strategy, _), grid in sorted(seen.items(), key=lambda i: i[0])]
 
 
-def _prior(profiles: Profiles) -> EvidencePriors:
+def _prior(inputs: Inputs) -> EvidencePriors:
     """Return mean and standard deviation of every piece of evidence over the cases."""
     prior = {}
     for name in BOUNDS:
-        seen = [evidence_of(p)[name] for p in profiles.values()]
+        seen = [evidence_of(i.profile)[name] for i in inputs.values()]
         known = [e for e in seen if e != UNKNOWN]
         values, noise = np.array([e.value for e in known]), np.array([e.noise for e in known])
         mean = float(values.mean()) if known else 0.0
@@ -136,7 +136,7 @@ def _prior(profiles: Profiles) -> EvidencePriors:
 
 def _variant(
     rows: list[Row],
-    profiles: Profiles,
+    inputs: Inputs,
     prior: EvidencePriors,
     strategy: str,
     grid: dict[str, Any],
@@ -145,12 +145,12 @@ def _variant(
     gains = gains_of(rows, strategy, grid)
     if len(gains) < MIN_CASES:
         return None
-    x = evidence_matrix(gains, profiles, prior)
+    x = evidence_matrix(gains, inputs, prior)
     y = np.array([g.gain for g in gains])
     prior_weights = prior_weights_of(strategy, prior)
-    model = fit_model(gains, profiles, prior, prior_weights)
+    model = fit_model(gains, inputs, prior, prior_weights)
     residuals = y - apply_model(model, x)
-    left_out = y - left_out_gains(gains, profiles, prior, prior_weights)
+    left_out = y - left_out_gains(gains, inputs, prior, prior_weights)
     return {
         "strategy": strategy,
         "hyperparameters": grid,
@@ -166,20 +166,20 @@ def _variant(
 
 def _left_out_predictions(
     rows: list[Row],
-    profiles: Profiles,
+    inputs: Inputs,
     prior: EvidencePriors,
     strategy: str,
     grid: Mapping[str, Any],
 ) -> dict[Case, float]:
     """Return the gain of every case as predicted by models fitted to the other datasets."""
     gains = gains_of(rows, strategy, grid)
-    values = left_out_gains(gains, profiles, prior, prior_weights_of(strategy, prior))
+    values = left_out_gains(gains, inputs, prior, prior_weights_of(strategy, prior))
     return {g.case: float(value) for g, value in zip(gains, values, strict=True)}
 
 
 def _is_worth_offering(
     rows: list[Row],
-    profiles: Profiles,
+    inputs: Inputs,
     prior: EvidencePriors,
     strategy: str,
     grid: Mapping[str, Any],
@@ -192,8 +192,8 @@ def _is_worth_offering(
     gains, default = gain_by_case(rows, strategy, grid), gain_by_case(rows, strategy, {})
     if not grid or not default:
         return True
-    predicted = _left_out_predictions(rows, profiles, prior, strategy, grid)
-    by_default = _left_out_predictions(rows, profiles, prior, strategy, {})
+    predicted = _left_out_predictions(rows, inputs, prior, strategy, grid)
+    by_default = _left_out_predictions(rows, inputs, prior, strategy, {})
     by_dataset: dict[str, list[float]] = defaultdict(list)
     for case, gain in gains.items():
         if case in by_default and predicted[case] > by_default[case]:
@@ -205,11 +205,11 @@ def _is_worth_offering(
     return float(leads.mean()) > MIN_LEAD * error
 
 
-def _shared(rows: list[Row], profiles: Profiles, prior: EvidencePriors) -> float:
+def _shared(rows: list[Row], inputs: Inputs, prior: EvidencePriors) -> float:
     """Return the mean correlation of two strategies' residuals on left-out datasets."""
     residuals = {}
     for strategy in (SVM, *TRAINED):
-        predicted = _left_out_predictions(rows, profiles, prior, strategy, {})
+        predicted = _left_out_predictions(rows, inputs, prior, strategy, {})
         residuals[strategy] = {
             case: gain - predicted[case] for case, gain in gain_by_case(rows, strategy, {}).items()
         }
@@ -242,7 +242,7 @@ def _prior_variant(rows: list[Row], strategy: str) -> dict[str, Any]:
     }
 
 
-def _probe_offset(rows: list[Row], profiles: Profiles, prior: EvidencePriors) -> dict[str, Any]:
+def _probe_offset(rows: list[Row], inputs: Inputs, prior: EvidencePriors) -> dict[str, Any]:
     """Compare the linear probe's test accuracy with the predicted one.
 
     Return the mean difference in log-odds, and its standard deviation beyond that of sampling.
@@ -250,7 +250,7 @@ def _probe_offset(rows: list[Row], profiles: Profiles, prior: EvidencePriors) ->
     gaps, sampling = [], []
     for row in rows:
         if row["strategy"] == PROBE and not row["grid"]:
-            profile = profiles[case_of(row)]
+            profile = inputs[case_of(row)].profile
             accuracy = profile.linear_probe.accuracy.mid
             odds = shrunk_to_prior(accuracy, profile.n_measured, prior["probe"])
             gaps.append(log_odds_of(row) - odds.mean)
@@ -268,10 +268,14 @@ def _probe_offset(rows: list[Row], profiles: Profiles, prior: EvidencePriors) ->
     }
 
 
-def _cost(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, Any]:
+def _cost(rows: list[Row], inputs: Inputs, strategy: str) -> dict[str, Any]:
     """Compare the seconds of fits with those predicted from measured rates (median of logs)."""
+
+    def predicted_s(case: Case) -> float:
+        return raw_seconds(inputs[case].candidate(strategy), inputs[case].profile)
+
     errors = [
-        float(np.log(row["seconds"] / raw_seconds(strategy, profiles[case_of(row)])))
+        float(np.log(row["seconds"] / predicted_s(case_of(row))))
         for row in rows
         if row["strategy"] == strategy and not row["grid"]
     ]
@@ -282,7 +286,7 @@ def _cost(rows: list[Row], profiles: Profiles, strategy: str) -> dict[str, Any]:
 
 
 def _pilot(
-    rows: list[Row], profiles: Profiles, prior: EvidencePriors, strategy: str
+    rows: list[Row], inputs: Inputs, prior: EvidencePriors, strategy: str
 ) -> dict[str, Any] | None:
     """Regress a strategy's gain on its model's left-out prediction and on the gain of the pilot.
 
@@ -290,8 +294,8 @@ def _pilot(
     not improve the prediction on left-out datasets.
     """
     gains = gain_by_case(rows, strategy, {})
-    predicted = _left_out_predictions(rows, profiles, prior, strategy, {})
-    pilots = {c: pilot for c in gains if (pilot := profiles[c].pilot) is not None}
+    predicted = _left_out_predictions(rows, inputs, prior, strategy, {})
+    pilots = {c: pilot for c in gains if (pilot := inputs[c].pilot) is not None}
     measured = {c: pilot_gain(pilot, strategy) for c, pilot in pilots.items()}
     cases = [(c, y) for c, y in gains.items() if c in measured]
     noise = np.array([sd for _, sd in measured.values()])
@@ -327,9 +331,9 @@ def _pilot_weights(x: Matrix, y: Matrix, weight: Matrix) -> Matrix:
     return solution
 
 
-def text_of(rows: list[Row], profiles: Profiles) -> str:
+def text_of(rows: list[Row], inputs: Inputs) -> str:
     """Return the text of priors.json."""
-    return json.dumps(fit(rows, profiles), indent=2) + "\n"
+    return json.dumps(fit(rows, inputs), indent=2) + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -339,7 +343,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--out", type=Path, default=PRIORS)
     args = parser.parse_args(argv)
-    args.out.write_text(text_of(read_rows(args.results), read_profiles(args.evidence)))
+    args.out.write_text(text_of(read_rows(args.results), read_inputs(args.evidence)))
     print(args.out.read_text())
 
 

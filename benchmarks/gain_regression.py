@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from rows import Case, Row, case_of
 from scipy.optimize import lsq_linear
 
+from advisor.decide.candidates import DecisionInputs
 from advisor.decide.gain_model import evidence_of, log_odds, reliability
 from advisor.decide.priors import Prior
 from advisor.types.profile import Profile
@@ -35,7 +36,7 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "slope": (-np.inf, np.inf),
 }
 """Lower and upper bound of the weight of every piece of evidence."""
-Profiles = Mapping[Case, Profile]
+Inputs = Mapping[Case, DecisionInputs]
 EvidencePriors = Mapping[str, Prior]
 Matrix = NDArray[np.float64]
 
@@ -99,7 +100,7 @@ def prior_weights_of(strategy: str, prior: EvidencePriors) -> Mapping[str, float
 
 def left_out_gains(
     gains: Sequence[ObservedGain],
-    profiles: Profiles,
+    inputs: Inputs,
     prior: EvidencePriors,
     prior_weights: Mapping[str, float] = PRIOR_WEIGHTS,
 ) -> Matrix:
@@ -109,17 +110,17 @@ def left_out_gains(
     for name in np.unique(datasets):
         others = [g for g in gains if g.case[0] != name]
         if others:
-            model = fit_model(others, profiles, prior, prior_weights)
-            own = evidence_matrix([g for g in gains if g.case[0] == name], profiles, prior)
+            model = fit_model(others, inputs, prior, prior_weights)
+            own = evidence_matrix([g for g in gains if g.case[0] == name], inputs, prior)
             predicted[datasets == name] = apply_model(model, own)
     return predicted
 
 
 def evidence_matrix(
-    gains: Sequence[ObservedGain], profiles: Profiles, prior: EvidencePriors
+    gains: Sequence[ObservedGain], inputs: Inputs, prior: EvidencePriors
 ) -> Matrix:
     """Return the standardised evidence of cases, (cases, evidence)."""
-    return np.array([standardised(profiles[g.case], prior) for g in gains])
+    return np.array([standardised(inputs[g.case].profile, prior) for g in gains])
 
 
 def standardised(profile: Profile, prior: EvidencePriors) -> list[float]:
@@ -130,7 +131,7 @@ def standardised(profile: Profile, prior: EvidencePriors) -> list[float]:
 
 def fit_model(
     gains: Sequence[ObservedGain],
-    profiles: Profiles,
+    inputs: Inputs,
     prior: EvidencePriors,
     prior_weights: Mapping[str, float],
 ) -> LinearModel:
@@ -139,7 +140,7 @@ def fit_model(
     A case counts by the reliability of its test accuracy: 1 without noise, and 1/2 where the noise
     is as large as the residual standard deviation of an unweighted fit.
     """
-    x = evidence_matrix(gains, profiles, prior)
+    x = evidence_matrix(gains, inputs, prior)
     y, noise = (np.array([g[i] for g in gains]) for i in (1, 2))
     probe_sd, ones = prior["probe"].sd, np.ones(len(y))
     unweighted = LinearModel(_ridge(x, y, ones, probe_sd, prior_weights), ones)

@@ -10,11 +10,11 @@ from fit_priors import fit
 from numpy.typing import NDArray
 from rows import Case, Row, case_of, hits_of
 
+from advisor.decide.candidates import DecisionInputs
 from advisor.decide.priors import Priors, priors_from_record
 from advisor.decide.recommend import recommend
 from advisor.types.advice import Decision, Recommendation
 from advisor.types.options import Prefer
-from advisor.types.profile import Profile
 
 MIN_COVERAGE = 0.8
 """Share of the cases that must have a row for a grid entry to count."""
@@ -47,7 +47,7 @@ class AdvisedCase:
     rows: Mapping[Entry, Row]
     expected: Mapping[Entry, float]
     by_halves: Mapping[Entry, float]
-    profile: Profile
+    inputs: DecisionInputs
     decisions: Mapping[str, Decision]
 
     def regret(self, entry: Entry) -> float:
@@ -64,7 +64,7 @@ def entry_of(row: Row) -> Entry:
     return row["strategy"], json.dumps(row["grid"], sort_keys=True)
 
 
-def complete_cases(rows: list[Row], known: Mapping[Case, Profile]) -> Cases:
+def complete_cases(rows: list[Row], known: Mapping[Case, DecisionInputs]) -> Cases:
     """Return the rows of grid entries that nearly all cases have, for cases that have them all.
 
     Cases without any fine-tuning row are left out.
@@ -98,20 +98,18 @@ def advised_entry(best: Recommendation, rows: Mapping[Entry, Row]) -> Entry:
     return best.strategy, DEFAULT
 
 
-def advise_all(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[AdvisedCase]:
+def advise_all(rows: list[Row], inputs: Mapping[Case, DecisionInputs]) -> list[AdvisedCase]:
     """Advise on every case with priors fitted without its dataset."""
-    cases = complete_cases(rows, profiles)
+    cases = complete_cases(rows, inputs)
     kept = [row for row in rows if entry_of(row) in cases.get(case_of(row), {})]
     advised = []
     for name in sorted({case[0] for case in cases}):
-        priors = priors_from_record(fit([r for r in kept if r["set"] != name], profiles))
+        priors = priors_from_record(fit([r for r in kept if r["set"] != name], inputs))
         for case, found in cases.items():
             if case[0] == name:
-                decisions = _decide(profiles[case], priors)
+                decisions = _decide(inputs[case], priors)
                 expected, halves = _expected(case, cases), _by_halves(case, cases)
-                advised.append(
-                    AdvisedCase(case, found, expected, halves, profiles[case], decisions)
-                )
+                advised.append(AdvisedCase(case, found, expected, halves, inputs[case], decisions))
     return advised
 
 
@@ -186,10 +184,10 @@ def _regret_by_halves(right: NDArray[np.float64], rng: np.random.Generator) -> N
     return mean
 
 
-def _decide(profile: Profile, priors: Priors) -> dict[str, Decision]:
-    bare = replace(profile, pilot=None)
+def _decide(inputs: DecisionInputs, priors: Priors) -> dict[str, Decision]:
+    bare = replace(inputs, pilot=None)
     preferences: tuple[Prefer, ...] = ("balanced", "accuracy", "cheap")
     decisions = {f"advisor, {p}": recommend(bare, priors, prefer=p) for p in preferences}
     for p in preferences:  # the same as without a pilot if there were too few images for one
-        decisions[f"advisor with pilot, {p}"] = recommend(profile, priors, prefer=p)
+        decisions[f"advisor with pilot, {p}"] = recommend(inputs, priors, prefer=p)
     return decisions

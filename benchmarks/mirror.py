@@ -1,7 +1,7 @@
 """Measure flip asymmetry of datasets, and the effect of horizontal flips on full fine-tuning.
 
 Images are drawn as in the suite (`run_suite.py`). Every case has one row with the flip asymmetry
-of its train images (`strategies/training/flip_symmetry.py`). With ``--fit`` it also has the
+of its train images (`strategies/models/flip_symmetry.py`). With ``--fit`` it also has the
 accuracy of a full fine-tune with random horizontal flips and of one without, all other
 hyperparameters at their defaults, on up to 400 train and validation images that were not drawn:
 the test split is not used. Rows are appended to ``--out``; existing ones are not measured again.
@@ -29,7 +29,8 @@ from strategies.data.dataset import Dataset, load_dataset
 from strategies.full_fine_tune import FullFineTune
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import evaluate
-from strategies.training.flip_symmetry import measure_flip_asymmetry
+from strategies.models.flip_symmetry import measure_flip_asymmetry
+from strategies.training.recipe import RecipeDraft
 
 MAX_EVALUATED = 400
 
@@ -72,12 +73,13 @@ def measure(
     """Return the flip asymmetry of the train images for `hflip` None, else a fine-tune's row."""
     if hflip is None:
         found = measure_flip_asymmetry(dataset.train, backbone, ctx, any_size=True)
-        return {"flip_asymmetry": round(found.cosine, 4), "noise": round(found.noise, 4)}
+        assert found is not None
+        return {"flip_asymmetry": round(found.cosine, 4), "noise": round(found.sd, 4)}
     used = {p.path for p in dataset.fit_split}
     left = [p for p in whole.fit_split if p.path not in used]
     order = np.random.default_rng(ctx.seed).permutation(len(left))[:MAX_EVALUATED]
     held_out = tuple(left[i] for i in sorted(order))
-    fitted = FullFineTune(hflip=hflip, steps=steps).fit(dataset, backbone, ctx)
+    fitted = FullFineTune(RecipeDraft(hflip=hflip, steps=steps)).fit(dataset, backbone, ctx)
     accuracy = evaluate(fitted, held_out).accuracy.mid
     return {"hflip": hflip, "accuracy": round(accuracy, 4), "n_judged": len(held_out)}
 

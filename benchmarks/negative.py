@@ -104,7 +104,7 @@ def advise_one(dataset: Dataset, backbone: Backbone, seed: int, cache_dir: Path)
     ctx = make_context(cache_dir=cache_dir, seed=seed)
     advice = advise_on(Prepared(dataset, backbone, (), (), options, ctx))
     profile = advice.profile
-    gain, alternative = profile.transfer_gain, profile.alternative
+    gain, alternative = profile.transfer_gain, advice.alternative
     assert gain is not None
     return {
         "warnings": [f.code for f in advice.findings if f.code in CODES],
@@ -163,7 +163,8 @@ def fit(
     """Fit once; evaluate on validation, by which a run chooses, and on test."""
     ctx = make_context(cache_dir=cache_dir, seed=seed)
     start = time.monotonic()
-    classifier = get_strategy(strategy)(**given).fit(dataset.hide_test(), backbone, ctx)
+    chosen = get_strategy(strategy).from_hyperparameters(given)
+    classifier = chosen.fit(dataset.hide_test(), backbone, ctx)
     seconds = time.monotonic() - start
     assert dataset.test is not None
     return {

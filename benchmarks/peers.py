@@ -96,10 +96,10 @@ def run(
             )
         return run_training(who, dataset, backbone, ctx.seed, given, args.python)
     chosen = get_strategy(who)
-    given_steps = {"steps": args.steps} if args.steps and chosen.selects_on_val else {}
-    strategy = chosen(**given_steps)
+    given_steps = {"steps": args.steps} if args.steps and chosen.trains_network else {}
+    strategy = chosen.from_hyperparameters(given_steps)
     fitted_on = dataset.hide_test().with_val_in_train()
-    if not strategy.selects_on_val:
+    if not strategy.trains_network:
         # As for scikit-learn, the seconds are those of the head alone.
         extract_features(fitted_on.train, backbone, ctx)
     start = time.monotonic()
@@ -209,7 +209,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def _peers_of(strategy: str) -> tuple[str, ...]:
-    return (*SKLEARN, *TRAINED) if STRATEGIES[strategy].selects_on_val else SKLEARN
+    return (*SKLEARN, *TRAINED) if STRATEGIES[strategy].trains_network else SKLEARN
 
 
 def _cell(row: dict[str, Any]) -> tuple[str, int, int]:
@@ -225,7 +225,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--python", type=Path, default=Path("peers/bin/python"), help="with timm and fastai"
     )
     parser.add_argument("--sets", nargs="*", default=SETS)
-    order = sorted(STRATEGIES, key=lambda name: STRATEGIES[name].selects_on_val)
+    order = sorted(STRATEGIES, key=lambda name: STRATEGIES[name].trains_network)
     parser.add_argument("--who", nargs="*", default=[*SKLEARN, *order, *TRAINED])
     parser.add_argument("--n-per-class", nargs="*", type=int, default=[10, 100])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])

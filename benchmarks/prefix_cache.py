@@ -32,8 +32,8 @@ from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import make_network, set_head
 from strategies.models.network import scores_of
 from strategies.training import frozen_activations
-from strategies.training.lp_ft import StartingPoint, prepare
-from strategies.training.recipe import Recipe
+from strategies.training.lp_ft import Probe, complete, fit_probe
+from strategies.training.recipe import Recipe, RecipeDraft
 from strategies.training.trainer import train
 
 EPOCHS, BATCH_SIZE = 10, 32
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for seed in args.seeds:
             drawn = draw(dataset, args.n_per_class, seed)
             ctx = make_context(cache_dir=args.cache_dir, seed=seed)
-            start = prepare(drawn, backbone, ctx)
+            start = fit_probe(drawn, backbone, ctx)
             for frozen in args.frozen:
                 case = {"set": name, "seed": seed, "frozen": frozen, "input_px": args.input_px}
                 if any(case.items() <= row.items() for row in read_rows(args.out)):
@@ -61,15 +61,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def compare(
-    dataset: Dataset, backbone: Backbone, start: StartingPoint, frozen: int, ctx: RunContext
+    dataset: Dataset, backbone: Backbone, start: Probe, frozen: int, ctx: RunContext
 ) -> dict[str, Any]:
     """Train with an empty cache, a full cache and none; return seconds and test accuracies."""
-    recipe = Recipe(
+    draft = RecipeDraft(
         steps=EPOCHS * len(dataset.train) // BATCH_SIZE,
-        lr=start.defaults.lr,
-        batch_size=BATCH_SIZE,
+        blend=1.0,
+        hflip=False,
         frozen_stages=frozen,
+        batch_size=BATCH_SIZE,
     )
+    recipe = complete(draft, start, dataset, backbone, ctx)
     row: dict[str, Any] = {"n_train": len(dataset.train), "steps": recipe.steps}
     sharing = replace(ctx, training=TrainingResources(activation_store=ActivationStore()))
     for name in ("cached", "again"):
@@ -81,7 +83,7 @@ def compare(
 
 
 def _train(
-    dataset: Dataset, backbone: Backbone, start: StartingPoint, recipe: Recipe, ctx: RunContext
+    dataset: Dataset, backbone: Backbone, start: Probe, recipe: Recipe, ctx: RunContext
 ) -> dict[str, float]:
     """Return wall-clock and CPU seconds of a training run, and its test accuracy (key "")."""
     assert dataset.test is not None

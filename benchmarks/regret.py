@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from fit_priors import MIN_CASES
 from leave_one_dataset_out import COMPARED, DEFAULT, AdvisedCase, Entry, advise_all, advised_entry
-from rows import EVIDENCE, RESULTS, Case, case_of, read_profiles, read_rows
+from rows import EVIDENCE, RESULTS, Case, case_of, read_inputs, read_rows
 
 from advisor.decide.recommend import quadrant_of
 from advisor.types.advice import Decision
@@ -52,7 +52,7 @@ def policies(
             ]
     for entry in sorted(advised[0].rows):
         table[title_of(entry)] = [regret(j, entry) for j in advised]
-    by_rule = [(quadrant_of(j.profile).rule, DEFAULT) for j in advised]
+    by_rule = [(quadrant_of(j.inputs.profile).rule, DEFAULT) for j in advised]
     table["rule of four quadrants"] = [
         regret(j, e) for j, e in zip(advised, by_rule, strict=True) if e in j.rows
     ]
@@ -222,7 +222,7 @@ def advice_cost(advised: list[AdvisedCase], seconds: Mapping[Case, float]) -> st
     ]
     bare = [seconds[j.case] for j in advised]
     lines = ["| advice | share of fitting every strategy once | highest share |", "|---|---|---|"]
-    pilots = [0.0 if (p := j.profile.pilot) is None else p.seconds for j in advised]
+    pilots = [0.0 if (p := j.inputs.pilot) is None else p.seconds for j in advised]
     known = {
         "without pilot": bare,
         "with pilot": [b + p for b, p in zip(bare, pilots, strict=True)],
@@ -255,13 +255,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="*", help="seeds of cases; default: all")
     parser.add_argument("--cases", action="store_true", help="also list every case")
     args = parser.parse_args(argv)
-    profiles = {
-        case: profile
-        for case, profile in read_profiles(args.evidence).items()
+    inputs = {
+        case: known
+        for case, known in read_inputs(args.evidence).items()
         if args.seeds is None or case[2] in args.seeds
     }
     logme = {case_of(r): r["logme_by_depth"] for r in read_rows(args.evidence)}
-    advised = advise_all(read_rows(args.results), profiles)
+    advised = advise_all(read_rows(args.results), inputs)
     n_datasets = len({j.case[0] for j in advised})
     if n_datasets <= MIN_CASES:
         raise SystemExit(

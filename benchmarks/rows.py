@@ -1,4 +1,4 @@
-"""Reading and writing of the suite's rows: results of fits, and profiles measured before them."""
+"""Reading and writing of the suite's rows: results of fits, and what was measured before them."""
 
 import json
 import types
@@ -10,7 +10,9 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 import numpy as np
 from numpy.typing import NDArray
 
-from advisor.types.profile import Profile
+from advisor.decide.candidates import Candidate, DecisionInputs
+from advisor.types.profile import Pilot, Profile
+from strategies.registry import get_strategy
 
 HERE = Path(__file__).resolve().parent
 RESULTS, EVIDENCE = HERE / "results.jsonl", HERE / "evidence.jsonl"
@@ -49,18 +51,38 @@ def append_row(path: Path, row: Row) -> None:
         file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def profile_record(profile: Profile) -> Row:
-    """Return a profile as plain values, rounded, without the names of similar source classes."""
+def inputs_record(inputs: DecisionInputs) -> Row:
+    """Return the inputs of a decision as plain values, rounded.
+
+    The names of similar source classes are left out.
+    """
+    profile = inputs.profile
     if profile.similarity is not None and profile.similarity.evidence is not None:
         head = replace(profile.similarity.evidence, nearest_source_classes=())
         profile = replace(profile, similarity=replace(profile.similarity, evidence=head))
-    record: Row = _rounded(asdict(profile))
-    return record
+    candidates = {
+        c.name: {
+            "hyperparameters": dict(c.hyperparameters),
+            "image_passes": c.image_passes,
+            "inapplicable": c.inapplicable,
+        }
+        for c in inputs.candidates
+    }
+    pilot = None if inputs.pilot is None else _rounded(asdict(inputs.pilot))
+    return {"profile": _rounded(asdict(profile)), "candidates": candidates, "pilot": pilot}
 
 
-def read_profiles(path: Path = EVIDENCE) -> dict[Case, Profile]:
-    """Return the profile of every case; a later row replaces an earlier one."""
-    return {case_of(row): _build(Profile, row["profile"]) for row in read_rows(path)}
+def read_inputs(path: Path = EVIDENCE) -> dict[Case, DecisionInputs]:
+    """Return the inputs of the decision of every case; a later row replaces an earlier one."""
+    return {case_of(row): _inputs_of(row) for row in read_rows(path)}
+
+
+def _inputs_of(row: Row) -> DecisionInputs:
+    candidates = tuple(
+        Candidate(get_strategy(name), **about) for name, about in row["candidates"].items()
+    )
+    profile = _build(Profile, row["profile"])
+    return DecisionInputs(profile, candidates, _build(Pilot, row["pilot"]))
 
 
 def _rounded(value: Any) -> Any:

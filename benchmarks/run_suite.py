@@ -32,15 +32,16 @@ from rows import (
     Row,
     append_row,
     case_of,
+    inputs_record,
     pack_hits,
-    profile_record,
-    read_profiles,
+    read_inputs,
     read_rows,
 )
 
+from advisor.decide.candidates import DecisionInputs, make_candidates
 from advisor.decide.priors import load_priors
 from advisor.decide.recommend import recommend
-from advisor.measure.pilot import FEWEST, run_pilot
+from advisor.measure.pilot import FEWEST, piloted, run_pilot
 from advisor.measure.profile import measure
 from advisor.similarity.transferability import rate_features
 from strategies.core.allocator import keep_freed_memory
@@ -107,11 +108,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure_all(cases: list[Case], dataset_of: Any, backbone: Backbone, args: Any) -> None:
-    """Write the profile of every case without one; with ``--pilot``, without one with a pilot."""
+    """Measure every case without a row; with ``--pilot``, without one that has a pilot."""
     known = {
         case
-        for case, profile in read_profiles(args.evidence).items()
-        if profile.pilot is not None or not args.pilot or profile.n < FEWEST
+        for case, inputs in read_inputs(args.evidence).items()
+        if inputs.pilot is not None or not args.pilot or inputs.profile.n < FEWEST
     }
     for case in cases:
         if case in known:
@@ -124,11 +125,12 @@ def measure_all(cases: list[Case], dataset_of: Any, backbone: Backbone, args: An
             pooled = extract_features(dataset.fit_split, backbone, ctx).pooled
             labels = labels_of(dataset.fit_split)
             by_depth = [rate_features(x, labels, ctx.seed)["logme"].mid for x in pooled]
-            if args.pilot:
-                advised = recommend(profile, load_priors(), "full_fine_tune").recommendations[0]
-                pilot = run_pilot(dataset, backbone, ctx, advised.hyperparameters, any_size=True)
-                profile = replace(profile, pilot=pilot)
-        row = _row_of(case) | {"advice_s": round(seconds, 2), "profile": profile_record(profile)}
+            inputs = DecisionInputs(profile, make_candidates(profile, dataset, backbone))
+            tuned = piloted(recommend(inputs, load_priors()))
+            if args.pilot and tuned is not None:
+                pilot = run_pilot(dataset, backbone, ctx, tuned, any_size=True)
+                inputs = replace(inputs, pilot=pilot)
+        row = _row_of(case) | {"advice_s": round(seconds, 2), **inputs_record(inputs)}
         row["logme_by_depth"] = [round(v, 4) for v in by_depth]
         append_row(args.evidence, row)
         print(*case, "evidence", round(seconds, 1), "s", flush=True)
@@ -140,7 +142,8 @@ def fit(
     """Fit once with an empty cache, and evaluate on test."""
     with _fresh_context(case[2]) as ctx:
         start = time.monotonic()
-        fitted = get_strategy(strategy)(**given).fit(dataset.hide_test(), backbone, ctx)
+        chosen = get_strategy(strategy).from_hyperparameters(given)
+        fitted = chosen.fit(dataset.hide_test(), backbone, ctx)
         seconds = time.monotonic() - start
     assert dataset.test is not None
     probabilities = fitted.predict_proba([p.path for p in dataset.test])

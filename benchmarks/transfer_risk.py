@@ -21,17 +21,18 @@ from typing import Any
 
 import numpy as np
 from fit_priors import fit
-from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_profiles, read_rows
+from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_inputs, read_rows
 from sklearn.metrics import roc_auc_score
 from vl_convert import vegalite_to_svg
 
+from advisor.decide.candidates import DecisionInputs
 from advisor.decide.gain_model import Z
-from advisor.decide.negative_transfer import SCRATCH, probability_scratch_wins, transfer_risks
+from advisor.decide.negative_transfer import probability_scratch_wins, transfer_risks
 from advisor.decide.priors import priors_from_record
 from advisor.findings.transfer import HARM
-from advisor.types.profile import Profile
 from strategies.core.metrics import proportion
 
+SCRATCH = "from_scratch"
 DRAWS = 500
 BINS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 
@@ -73,7 +74,7 @@ class Prediction:
 
 
 def predict_larger_sizes(
-    rows: list[Row], profiles: Mapping[Case, Profile]
+    rows: list[Row], inputs: Mapping[Case, DecisionInputs]
 ) -> list[tuple[float, bool]]:
     """Predict from the evidence of few images whether scratch wins with more images.
 
@@ -85,16 +86,16 @@ def predict_larger_sizes(
         Pairs of the predicted probability, and whether training from scratch won: whether the mean
         gain over the seeds of the larger size was below 0.
     """
-    rows = [r for r in rows if case_of(r) in profiles and not r["grid"]]
+    rows = [r for r in rows if case_of(r) in inputs and not r["grid"]]
     accuracy = {(case_of(r), r["strategy"]): r["accuracy"] for r in rows}
     found: list[tuple[float, bool]] = []
-    for name in sorted({c[0] for c in profiles}):
-        priors = priors_from_record(fit([r for r in rows if r["set"] != name], profiles))
-        own = [(c, p) for c, p in profiles.items() if c[0] == name]
+    for name in sorted({c[0] for c in inputs}):
+        priors = priors_from_record(fit([r for r in rows if r["set"] != name], inputs))
+        own = [(c, i) for c, i in inputs.items() if c[0] == name]
         for size in sorted({c[1] for c, _ in own}):
             larger = [c for c, _ in own if c[1] == size]
-            for case, profile in ((c, p) for c, p in own if c[1] < size):
-                for risk in transfer_risks(profile, priors):
+            for case, known in ((c, i) for c, i in own if c[1] < size):
+                for risk in transfer_risks(known, priors):
                     gains = [
                         accuracy[c, risk.strategy] - accuracy[c, SCRATCH]
                         for c in larger
@@ -103,7 +104,7 @@ def predict_larger_sizes(
                     if gains:
                         factor = size / case[1]
                         probability = probability_scratch_wins(
-                            factor, risk.strategy, profile, priors
+                            factor, risk.strategy, known, priors
                         )
                         found.append((probability, bool(np.mean(gains) < 0)))
     return found
@@ -123,16 +124,16 @@ def larger_sizes_table(found: list[tuple[float, bool]]) -> str:
     return "\n".join(lines)
 
 
-def predict(rows: list[Row], profiles: Mapping[Case, Profile]) -> list[Prediction]:
+def predict(rows: list[Row], inputs: Mapping[Case, DecisionInputs]) -> list[Prediction]:
     """Predict every case with priors fitted without its dataset."""
-    rows = [r for r in rows if case_of(r) in profiles]
+    rows = [r for r in rows if case_of(r) in inputs]
     accuracy = {(case_of(r), r["strategy"]): r["accuracy"] for r in rows if not r["grid"]}
     n_test = {case_of(r): r["n_test"] for r in rows}
     predictions = []
     for name in sorted({case[0] for case, strategy in accuracy if strategy == SCRATCH}):
-        priors = priors_from_record(fit([r for r in rows if r["set"] != name], profiles))
+        priors = priors_from_record(fit([r for r in rows if r["set"] != name], inputs))
         for case in sorted(c for c, strategy in accuracy if strategy == SCRATCH and c[0] == name):
-            for risk in transfer_risks(profiles[case], priors):
+            for risk in transfer_risks(inputs[case], priors):
                 own = accuracy.get((case, risk.strategy))
                 if own is not None:
                     other = accuracy[case, SCRATCH]
@@ -247,12 +248,12 @@ def _binned(predictions: list[Prediction]) -> dict[tuple[float, float], list[Pre
     return binned
 
 
-def fine_tuning_gain(rows: list[Row], profiles: Mapping[Case, Profile]) -> str:
+def fine_tuning_gain(rows: list[Row], inputs: Mapping[Case, DecisionInputs]) -> str:
     """Compare full fine-tuning, which the finding advises, with the best of probe and scratch.
 
     Only cases where training from scratch beats the linear probe count.
     """
-    rows = [r for r in rows if case_of(r) in profiles]
+    rows = [r for r in rows if case_of(r) in inputs]
     found: dict[Case, dict[str, float]] = {}
     for row in rows:
         if not row["grid"]:
@@ -281,13 +282,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cases", action="store_true", help="also list every prediction")
     parser.add_argument("--plot", type=Path, help="SVG file for the reliability diagram")
     args = parser.parse_args(argv)
-    rows, profiles = read_rows(args.results), read_profiles(args.evidence)
-    predictions = predict(rows, profiles)
+    rows, inputs = read_rows(args.results), read_inputs(args.evidence)
+    predictions = predict(rows, inputs)
     if not predictions:
         print("There is no case with evidence and a row of from_scratch.")
         return
-    larger = larger_sizes_table(predict_larger_sizes(rows, profiles))
-    print(report(predictions), fine_tuning_gain(rows, profiles), larger, sep="\n\n")
+    larger = larger_sizes_table(predict_larger_sizes(rows, inputs))
+    print(report(predictions), fine_tuning_gain(rows, inputs), larger, sep="\n\n")
     if args.plot is not None:
         args.plot.write_text(plot(predictions))
     for p in predictions if args.cases else ():

@@ -172,7 +172,7 @@ def fit_advice(prepared: Prepared, dataset: Dataset, budget: TimeBudget) -> Imag
     """Fit the first recommendation of the advice; None if there was not enough time."""
     try:
         advised = advise_on(prepared).recommendations[0]
-        strategy = get_strategy(advised.strategy)(**advised.hyperparameters)
+        strategy = get_strategy(advised.strategy).from_hyperparameters(advised.hyperparameters)
         ctx = prepared.ctx.with_deadline(budget.fit_ends_s())
         return strategy.fit(dataset, prepared.backbone, ctx)
     except (OutOfTime, TrainingDiverged):
@@ -207,7 +207,8 @@ def fit_trial(
     budget: TimeBudget,
 ) -> tuple[float, ImageClassifier] | None:
     """Run one trial; return validation accuracy and classifier, None if it did not complete."""
-    trial = study.ask()
+    kind = get_strategy(name)
+    trial = study.ask(dict(kind.search_space(dataset, backbone)))
 
     def on_epoch(epoch: int, val_accuracy: float | None) -> None:
         if val_accuracy is not None:
@@ -216,7 +217,7 @@ def fit_trial(
                 raise optuna.TrialPruned
 
     try:
-        strategy = get_strategy(name).suggest(trial, dataset, backbone)
+        strategy = kind.from_hyperparameters(trial.params)
         reporter = replace(ctx.reporter, on_epoch=on_epoch)
         own = replace(ctx, deadline_s=budget.fit_ends_s(), reporter=reporter)
         classifier = strategy.fit(dataset, backbone, own)
@@ -242,12 +243,13 @@ def with_val(
 ) -> ImageClassifier:
     """Refit a linear head with validation images if there is time; else return it unchanged."""
     strategy = get_strategy(best.strategy)
-    if strategy.selects_on_val:
+    if strategy.trains_network:
         return best
     own = ctx.with_deadline(budget.search_ends_s())
     try:
         everything = dataset.with_val_in_train()
-        return strategy(**best.hyperparameters).fit(everything, backbone, own)
+        refitted = strategy.from_hyperparameters(best.hyperparameters)
+        return refitted.fit(everything, backbone, own)
     except OutOfTime:
         return best
 

@@ -1,48 +1,77 @@
 """Base class of all transfer-learning strategies."""
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Self
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, Literal, Self
 
-from optuna.trial import BaseTrial
+from optuna.distributions import BaseDistribution
 
 from strategies.core.context import RunContext
+from strategies.core.errors import NotApplicable, unknown_name
 from strategies.data.dataset import Dataset
+from strategies.heads.cross_validation import Loss
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
+from strategies.training.defaults import Measurements
+
+Role = Literal["baseline", "transfer", "control"]
+"""Part of a strategy in a comparison.
+
+The gains of all strategies are measured against the baseline. A control uses no pretrained
+weights: it shows what transfer is worth.
+"""
+
+
+@dataclass(frozen=True)
+class GainPrior:
+    """Normal prior of a strategy's gain over the baseline, in log-odds of accuracy."""
+
+    mean: float
+    sd: float
 
 
 @dataclass(frozen=True)
 class Strategy(ABC):
-    """A method that adapts a pretrained backbone to a dataset.
+    """A way to adapt a pretrained backbone to a dataset.
 
     Every subclass is a final, frozen dataclass whose fields are its hyperparameters, all with
-    defaults.
+    defaults. It states all facts about itself, so that nothing else needs to know its name.
     """
 
     name: ClassVar[str]
-    """Key in the registry, file name without suffix, and name in reports and JSON."""
-    summary: ClassVar[str]
-    """One-line description that is shown to users."""
+    """Key in the registry, file name without suffix, and name in JSON."""
+    title: ClassVar[str]
+    """Name that is shown to users."""
     references: ClassVar[tuple[str, ...]]
     """Publications that describe the method."""
-    selects_on_val: ClassVar[bool]
-    """Whether `fit` selects weights on the validation images. If not, the final `fit` may use
-    train and validation images together."""
+    role: ClassVar[Role] = "transfer"
+    """Part in a comparison: baseline, transfer or control."""
+    trains_network: ClassVar[bool]
+    """Whether `fit` trains the network in epochs, and selects weights on the validation images. If
+    not, the final `fit` may use train and validation images together."""
+    head_loss: ClassVar[Loss | None] = None
+    """Loss of the linear head that is all that `fit` fits to the frozen features. Such a strategy
+    is measured by cross-validation of this head. None: its accuracy is predicted."""
+    fallback_gain: ClassVar[GainPrior]
+    """Expected gain where the benchmarks have no cases of the strategy: mean and standard
+    deviation over datasets, from these benchmarks or from publications."""
 
     @classmethod
     @abstractmethod
-    def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
-        """Sample hyperparameters.
+    def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:
+        """Return the distribution of every hyperparameter that a search samples."""
 
-        An Optuna `FixedTrial` with a trial's parameters reproduces its hyperparameters.
-        """
+    @classmethod
+    @abstractmethod
+    def starting_point(cls, measured: Measurements) -> Self:
+        """Return the first hyperparameters to try, given what was measured on the images."""
 
     @abstractmethod
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Fit a classifier to ``dataset.train``.
 
-        If `selects_on_val`, select its weights on ``dataset.val``.
+        If `trains_network`, select its weights on ``dataset.val``.
 
         Raises
         ------
@@ -61,3 +90,23 @@ class Strategy(ABC):
     def hyperparameters(self) -> dict[str, Any]:
         """Return the hyperparameters by name."""
         return asdict(self)
+
+    @classmethod
+    def from_hyperparameters(cls, given: Mapping[str, Any]) -> Self:
+        """Return a strategy with some hyperparameters; the others have their defaults.
+
+        Raises
+        ------
+        NotApplicable
+            If the strategy has no hyperparameter of this name.
+        """
+        names = [field.name for field in fields(cls)]
+        check_names(cls.name, given, names)
+        return cls(**given)
+
+
+def check_names(strategy: str, given: Mapping[str, Any], known: list[str]) -> None:
+    """Raise NotApplicable for the first hyperparameter that a strategy does not have."""
+    for name in given:
+        if name not in known:
+            raise NotApplicable(unknown_name(f"hyperparameter of {strategy}", name, known))

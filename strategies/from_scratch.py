@@ -1,17 +1,24 @@
 """Training from scratch: the random-init control for negative transfer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self, final
 
-from optuna.trial import BaseTrial
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
-from strategies.base import Strategy
+from strategies.base import GainPrior, Role, Strategy
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.classifier import ImageClassifier, make_network
+from strategies.training.defaults import Measurements, default_steps
 from strategies.training.lp_ft import calibrate, training_passes
-from strategies.training.recipe import BATCH_SIZE, Recipe, default_steps
+from strategies.training.recipe import BATCH_SIZE, Recipe
 from strategies.training.trainer import train
 
 
@@ -38,31 +45,35 @@ class FromScratch(Strategy):
     input_px: int | None = None
 
     name: ClassVar[str] = "from_scratch"
-    summary: ClassVar[str] = "training from random weights: the control for negative transfer"
+    title: ClassVar[str] = "From scratch"
     references: ClassVar[tuple[str, ...]] = (
         "K. He, R. Girshick, P. Dollar, Rethinking ImageNet pre-training, ICCV 2019",
     )
-    selects_on_val: ClassVar[bool] = True
+    role: ClassVar[Role] = "control"
+    trains_network: ClassVar[bool] = True
+    fallback_gain: ClassVar[GainPrior] = GainPrior(-0.39, 1.14)
 
     @classmethod
-    def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
-        """Sample learning rate, steps, horizontal flips and input size."""
-        base = 2 * default_steps(len(dataset.train), BATCH_SIZE)
-        return cls(
-            lr=trial.suggest_float("lr", 3e-4, 1e-2, log=True),
-            steps=trial.suggest_int("steps", base // 2, 2 * base),
-            hflip=trial.suggest_categorical("hflip", [False, True]),
-            input_px=trial.suggest_categorical("input_px", input_sizes(backbone)),
-        )
+    def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:
+        """Return learning rate, steps, horizontal flips and input size."""
+        base = cls._default_steps(len(dataset.train))
+        return {
+            "lr": FloatDistribution(3e-4, 1e-2, log=True),
+            "steps": IntDistribution(base // 2, 2 * base),
+            "hflip": CategoricalDistribution([False, True]),
+            "input_px": CategoricalDistribution(input_sizes(backbone)),
+        }
+
+    @classmethod
+    def starting_point(cls, measured: Measurements) -> Self:
+        """Return the defaults, with a number of steps for the number of images."""
+        return cls(steps=cls._default_steps(measured.n_train), input_px=measured.input_px)
 
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Train; keep an earlier round only if it is significantly better on validation."""
         ctx.check_time()
-        backbone = resized(backbone, self.input_px)
-        used = replace(self, steps=self._steps(dataset), input_px=backbone.input_px)
-        recipe = Recipe(
-            steps=self._steps(dataset), lr=self.lr, batch_norm="trained", hflip=self.hflip
-        )
+        backbone, recipe = resized(backbone, self.input_px), self._recipe(dataset)
+        used = replace(self, steps=recipe.steps, input_px=backbone.input_px)
         depths = (backbone.n_depths,)
         with ctx.seeded():
             network = make_network(backbone.with_random_weights(), depths, dataset.n_classes)
@@ -74,9 +85,12 @@ class FromScratch(Strategy):
 
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
         """Return the passes of all training steps and of validation."""
-        scale = (self.input_px or backbone.input_px) / backbone.input_px
-        n_train, n_val, steps = len(dataset.train), len(dataset.val), self._steps(dataset)
-        return training_passes(n_train, n_val, steps, BATCH_SIZE, 0.0, scale)
+        return training_passes(dataset, backbone, self._recipe(dataset), self.input_px)
 
-    def _steps(self, dataset: Dataset) -> int:
-        return self.steps or 2 * default_steps(len(dataset.train), BATCH_SIZE)
+    def _recipe(self, dataset: Dataset) -> Recipe:
+        steps = self.steps or self._default_steps(len(dataset.train))
+        return Recipe(steps=steps, lr=self.lr, batch_norm="trained", hflip=self.hflip)
+
+    @staticmethod
+    def _default_steps(n_train: int) -> int:
+        return 2 * default_steps(n_train, BATCH_SIZE)

@@ -1,16 +1,17 @@
 """Layer SVM: linear support vector machine on frozen activations of one or several depths."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import ClassVar, Self, cast, final
+from typing import ClassVar, Self, final, get_args
 
-from optuna.trial import BaseTrial
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from strategies.base import Strategy
+from strategies.base import GainPrior, Strategy
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.heads.compute_budget import affordable_views
-from strategies.heads.cross_validation import ClassWeight, one_standard_error_rule
+from strategies.heads.cross_validation import ClassWeight, Loss, one_standard_error_rule
 from strategies.heads.linear_head import (
     MAX_MULTI_VIEW_IMAGES,
     LinearSettings,
@@ -22,8 +23,10 @@ from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.body import Pooling
 from strategies.models.classifier import ImageClassifier
 from strategies.models.multi_view import extract_views
+from strategies.training.defaults import Measurements
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "grid")
+SQUARED_HINGE: Loss = "squared_hinge"
 SHARE = 0.25
 """Share of the features that a candidate with feature selection keeps."""
 
@@ -73,26 +76,30 @@ class LayerSVM(Strategy):
     input_px: int | None = None
 
     name: ClassVar[str] = "layer_svm"
-    summary: ClassVar[str] = "linear SVM on frozen activations, depths chosen by cross-validation"
+    title: ClassVar[str] = "Layer SVM"
     references: ClassVar[tuple[str, ...]] = (
         "A. Sharif Razavian et al., CNN features off-the-shelf, CVPR workshops 2014",
         "J. Yosinski et al., How transferable are features in deep neural networks?, 2014",
         "U. Evci et al., Head2Toe, ICML 2022",
     )
-    selects_on_val: ClassVar[bool] = False
+    trains_network: ClassVar[bool] = False
+    head_loss: ClassVar[Loss | None] = SQUARED_HINGE
+    fallback_gain: ClassVar[GainPrior] = GainPrior(0.40, 0.55)
 
     @classmethod
-    def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
-        """Sample depth, pooling, class weights, input size. Cross-validation chooses the rest."""
-        depths = [None, *range(backbone.n_depths + 1)]
-        return cls(
-            depth=trial.suggest_categorical("depth", depths),
-            pooling=cast(Pooling | None, trial.suggest_categorical("pooling", [None, *POOLINGS])),
-            class_weight=cast(
-                ClassWeight, trial.suggest_categorical("class_weight", ["none", "balanced"])
-            ),
-            input_px=trial.suggest_categorical("input_px", input_sizes(backbone)),
-        )
+    def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:
+        """Return depth, pooling, class weights, input size. Cross-validation chooses the rest."""
+        return {
+            "depth": CategoricalDistribution([None, *range(backbone.n_depths + 1)]),
+            "pooling": CategoricalDistribution([None, *POOLINGS]),
+            "class_weight": CategoricalDistribution(get_args(ClassWeight)),
+            "input_px": CategoricalDistribution(input_sizes(backbone)),
+        }
+
+    @classmethod
+    def starting_point(cls, measured: Measurements) -> Self:
+        """Return the defaults: cross-validation chooses depth, pooling, strength and views."""
+        return cls(input_px=measured.input_px)
 
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Fit the head to cached features."""
@@ -139,7 +146,7 @@ class LayerSVM(Strategy):
     def _settings(self, cut: Cut, views: int | None, backbone: Backbone) -> LinearSettings:
         return LinearSettings(
             depth_set(cut.depth, backbone),
-            "squared_hinge",
+            SQUARED_HINGE,
             self.strength,
             cut.pooling,
             views,

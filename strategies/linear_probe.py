@@ -1,17 +1,19 @@
 """Linear probe: softmax regression on the penultimate features of the frozen network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, Self, cast, final
+from typing import ClassVar, Self, final, get_args
 
-from optuna.trial import BaseTrial
+from optuna.distributions import BaseDistribution, CategoricalDistribution
 
-from strategies.base import Strategy
+from strategies.base import GainPrior, Role, Strategy
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
-from strategies.heads.cross_validation import ClassWeight
+from strategies.heads.cross_validation import ClassWeight, Loss
 from strategies.heads.linear_head import LinearSettings, fit_on_features, view_counts
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.classifier import ImageClassifier
+from strategies.training.defaults import Measurements
 
 
 @final
@@ -40,19 +42,28 @@ class LinearProbe(Strategy):
     input_px: int | None = None
 
     name: ClassVar[str] = "linear_probe"
-    summary: ClassVar[str] = "softmax regression on the penultimate features of the frozen network"
+    title: ClassVar[str] = "Linear probe"
     references: ClassVar[tuple[str, ...]] = (
         "J. Donahue et al., DeCAF, ICML 2014",
         "S. Kornblith et al., Do better ImageNet models transfer better?, CVPR 2019",
     )
-    selects_on_val: ClassVar[bool] = False
+    role: ClassVar[Role] = "baseline"
+    trains_network: ClassVar[bool] = False
+    head_loss: ClassVar[Loss | None] = "softmax"
+    fallback_gain: ClassVar[GainPrior] = GainPrior(0.0, 0.0)
 
     @classmethod
-    def suggest(cls, trial: BaseTrial, dataset: Dataset, backbone: Backbone) -> Self:
-        """Sample class weights and input size. Cross-validation chooses strength and views."""
-        weight = trial.suggest_categorical("class_weight", ["none", "balanced"])
-        px = trial.suggest_categorical("input_px", input_sizes(backbone))
-        return cls(class_weight=cast(ClassWeight, weight), input_px=px)
+    def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:
+        """Return class weights and input size. Cross-validation chooses strength and views."""
+        return {
+            "class_weight": CategoricalDistribution(get_args(ClassWeight)),
+            "input_px": CategoricalDistribution(input_sizes(backbone)),
+        }
+
+    @classmethod
+    def starting_point(cls, measured: Measurements) -> Self:
+        """Return the defaults: cross-validation chooses strength and views."""
+        return cls(input_px=measured.input_px)
 
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Fit the head to cached features."""

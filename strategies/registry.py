@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping
 
+from optuna.distributions import BaseDistribution
+
 from strategies.base import Strategy
 from strategies.core.errors import NotApplicable, unknown_name
+from strategies.data.dataset import Dataset
 from strategies.from_scratch import FromScratch
 from strategies.full_fine_tune import FullFineTune
+from strategies.heads.cross_validation import Loss
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
+from strategies.models.backbone import Backbone
 from strategies.partial_fine_tune import PartialFineTune
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
@@ -31,3 +36,25 @@ def get_strategy(name: str) -> type[Strategy]:
     if name not in STRATEGIES:
         raise NotApplicable(unknown_name("strategy", name, STRATEGIES))
     return STRATEGIES[name]
+
+
+def search_spaces(
+    dataset: Dataset, backbone: Backbone
+) -> Mapping[str, Mapping[str, BaseDistribution]]:
+    """Return the search space of every strategy by name."""
+    return {name: s.search_space(dataset, backbone) for name, s in STRATEGIES.items()}
+
+
+def baseline() -> type[Strategy]:
+    """Return the strategy that the gains of the others are measured against."""
+    return next(s for s in STRATEGIES.values() if s.role == "baseline")
+
+
+def fits_head(loss: Loss) -> type[Strategy]:
+    """Return the strategy that fits a linear head with a loss to frozen features."""
+    return next(s for s in STRATEGIES.values() if s.head_loss == loss)
+
+
+def reference_control() -> type[Strategy]:
+    """Return the control of training runs: the whole network without pretrained weights."""
+    return next(s for s in STRATEGIES.values() if s.role == "control" and s.trains_network)

@@ -11,11 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from advisor.decide.quadrant import RULES
+from strategies.registry import STRATEGIES
+
 ROOT = Path(__file__).resolve().parents[1]
 FILES = sorted(p for package in ("advisor", "strategies") for p in (ROOT / package).rglob("*.py"))
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
 MAX_MODULES = 14
+MAX_PARAMETERS = 8
+STRATEGY_FILES = {f"strategies.{name}" for name in STRATEGIES}
 USE_TIMM = ("strategies.models.backbone", "strategies.training.mixup")
 """Modules that may import timm: models come from the backbone, Mixup is timm's."""
 
@@ -42,6 +47,32 @@ def test_files_and_functions_are_short(path: Path) -> None:
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < MAX_FUNCTION_LINES, node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_functions_take_at_most_eight_parameters(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef) and node.name != "load_dataset":
+            given = node.args
+            names = [a.arg for a in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+            assert len([n for n in names if n not in ("self", "cls")]) <= MAX_PARAMETERS, node.name
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_only_the_registry_imports_the_file_of_a_strategy(path: Path) -> None:
+    if module_name(path) != "strategies.registry":
+        assert not STRATEGY_FILES & set(imports_of(path))
+
+
+def test_the_advisor_names_strategies_only_in_the_table_of_the_rule_of_thumb() -> None:
+    named = [
+        (path.name, node.value)
+        for path in FILES
+        if module_name(path).startswith("advisor")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and node.value in STRATEGIES
+    ]
+    assert sorted(named) == sorted(("quadrant.py", strategy) for strategy in RULES.values())
 
 
 def test_no_folder_holds_more_than_fourteen_modules() -> None:

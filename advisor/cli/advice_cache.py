@@ -5,7 +5,6 @@ signature (`strategies.data.inspection.signature`): a cache hit reads no image a
 torch nor timm.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ from pathlib import Path
 from advisor.report.from_json import read_advice
 from advisor.report.to_json import advice_record
 from advisor.types.advice import Advice
+from advisor.types.flags import declared_in
 from advisor.types.options import AUTO, Options
 from strategies.core.cache import ArrayCache
 from strategies.data.archives import is_archive
@@ -27,7 +27,7 @@ from strategies.models.catalogue import CATALOGUE
 
 LOCAL = "local-dir:"
 _NAMESPACE = "answers"
-_NOT_IN_KEY = ("on_progress", "on_note", "cache_dir", "workers")
+_NOT_IN_KEY = ("cache_dir", "workers")
 
 
 def advice_key(data: Path, options: Options) -> str | None:
@@ -62,7 +62,7 @@ def advice_key(data: Path, options: Options) -> str | None:
     signatures = [signature(path) for path in paths]
     if None in signatures:
         return None
-    names = [f.name for f in dataclasses.fields(options) if f.name not in _NOT_IN_KEY]
+    names = [o.name for o in declared_in(options) if o.name not in _NOT_IN_KEY]
     option_values = [(name, getattr(options, name)) for name in names]
     counts = {name: reservoir.counts for name, reservoir in listing.splits.items()}
     listed = (listing.skipped, listing.merged, listing.origin)

@@ -1,6 +1,7 @@
 """Entry points of tl-advise and tl-auto: commands, lookup in the advice cache, and printing."""
 
 import sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,40 +15,19 @@ from advisor.cli.console import (
     errors,
     fail,
     print_json,
+    print_note,
     progress,
     run_and_exit,
     stderr,
     stdout,
 )
-from advisor.cli.options import (
-    BackboneName,
-    CacheDir,
-    Data,
-    Demo,
-    Device,
-    GroupBy,
-    InputPx,
-    Json,
-    MaxImages,
-    MaxQuarantine,
-    PilotOption,
-    PreferOption,
-    Quiet,
-    ReferenceFolder,
-    Root,
-    Seed,
-    StrategyName,
-    Test,
-    Val,
-    Workers,
-    data_folder,
-    options_of,
-)
+from advisor.cli.options import Data, Demo, Output, data_folder, with_flags
 from advisor.cli.run import about_auto, resume_command, run_command, status_command, worker_command
+from advisor.types.flags import Flag
+from advisor.types.options import Options
 
 if TYPE_CHECKING:
     from advisor.types.advice import Advice
-    from advisor.types.options import Options
     from strategies.core.progress import PhaseTimer
 
 advise_app = typer.Typer(add_completion=True, rich_markup_mode=None)
@@ -62,75 +42,61 @@ auto_app.command("predict")(predict_command)
 auto_app.add_typer(cache_app, name="cache", help="Show or clear the feature cache.")
 
 
-@advise_app.command()
-def advise_command(
-    data: Data = None,
-    demo: Demo = False,
-    backbone: BackboneName = "auto",
-    input_px: InputPx = None,
-    strategy: StrategyName = "auto",
-    val: Val = None,
-    test: Test = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    workers: Workers = None,
-    cache_dir: CacheDir = None,
-    root: Root = None,
-    group_by: GroupBy = None,
-    max_images: MaxImages = 5000,
-    max_quarantine: MaxQuarantine = 0.1,
-    reference: ReferenceFolder = None,
-    prefer: PreferOption = "balanced",
-    pilot: PilotOption = "auto",
+@dataclass(frozen=True)
+class AdviceOutput(Output):
+    """What tl-advise prints and writes."""
+
     html: Annotated[
-        Path | None,
-        typer.Option("--html", help="Also write the report to this file as a single HTML page."),
-    ] = None,
-    as_markdown: Annotated[
-        bool,
-        typer.Option("--markdown", help="Print only the report, as Markdown, to stdout."),
-    ] = False,
+        Path | None, Flag("Also write the report to this file as a single HTML page.")
+    ] = None
+    markdown: Annotated[
+        bool, Flag("Print only the report, as Markdown, to stdout.", name="--markdown")
+    ] = False
     explain: Annotated[
-        str | None,
-        typer.Option("--explain", help="Explain a finding by its code, e.g. TL003, and exit."),
-    ] = None,
-    as_json: Json = False,
+        str | None, Flag("Explain a finding by its code, e.g. TL003, and exit.")
+    ] = None
     profile: Annotated[
-        bool, typer.Option("--profile", help="Print the time of every phase to stderr.")
-    ] = False,
-    quiet: Quiet = False,
+        bool, Flag("Print the time of every phase to stderr.", name="--profile")
+    ] = False
+
+
+@advise_app.command()
+@with_flags
+def advise_command(
+    data: Data = None, demo: Demo = False, *, options: Options, output: AdviceOutput
 ) -> None:
     """Recommend a transfer-learning strategy for a dataset of labelled images."""
-    given = locals()
-    if explain is not None:
-        _explain(explain)
+    html = output.html
+    if output.explain is not None:
+        _explain(output.explain)
         return
-    if as_json and as_markdown:
+    if output.json and output.markdown:
         fail("--json and --markdown cannot be used together. Both print to stdout; give one.")
     if html is not None and not html.resolve().parent.is_dir():
         fail(f"--html {html}: there is no folder {html.resolve().parent}. Create it first.")
-    folder = data_folder(data, demo, cache_dir)
-    with progress(quiet) as on_progress, errors():
+    folder = data_folder(data, demo, options.cache_dir)
+    with progress(output.quiet) as on_progress, errors():
         from strategies.core.progress import PhaseTimer
 
         phase_timer = PhaseTimer(on_progress, last_s=STARTED_S)
-        advice = _cached_or_new(folder, options_of(given, phase_timer), phase_timer, html)
-    _print_advice(advice, as_json, as_markdown, quiet)
-    if profile:
+        options = replace(options, on_progress=phase_timer, on_note=print_note)
+        advice = _cached_or_new(folder, options, phase_timer, html)
+    _print_advice(advice, output)
+    if output.profile:
         phase_timer.end("report")
         _print_phase_times(phase_timer)
 
 
-def _print_advice(advice: "Advice", as_json: bool, as_markdown: bool, quiet: bool) -> None:
-    if as_json:
+def _print_advice(advice: "Advice", output: AdviceOutput) -> None:
+    if output.json:
         from advisor.report.to_json import advice_record
 
         print_json(advice_record(advice))
-    elif as_markdown:
+    elif output.markdown:
         from advisor.report.markdown import advice_markdown
 
         sys.stdout.write(advice_markdown(advice))
-    elif quiet:
+    elif output.quiet:
         from advisor.report.words import headline
 
         stdout.print(headline(advice), highlight=False)
@@ -141,7 +107,7 @@ def _print_advice(advice: "Advice", as_json: bool, as_markdown: bool, quiet: boo
 
 
 def _cached_or_new(
-    folder: Path, options: "Options", phase_timer: "PhaseTimer", html: Path | None
+    folder: Path, options: Options, phase_timer: "PhaseTimer", html: Path | None
 ) -> "Advice":
     """Return cached advice if data, options and program are unchanged; otherwise measure.
 

@@ -3,12 +3,14 @@
 import typer
 
 from advisor.cli.console import errors, stdout
-from advisor.cli.options import CacheDir
+from advisor.cli.options import with_flags
+from advisor.types.options import CacheDir
 
 cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 
 
 @cache_app.command("info")
+@with_flags
 def cache_info_command(cache_dir: CacheDir = None) -> None:
     """Show where the cache is and how much it holds."""
     with errors():
@@ -23,6 +25,7 @@ def cache_info_command(cache_dir: CacheDir = None) -> None:
 
 
 @cache_app.command("clear")
+@with_flags
 def cache_clear_command(cache_dir: CacheDir = None) -> None:
     """Delete all cached results; images, runs and damaged cache files are kept."""
     with errors():

@@ -16,18 +16,16 @@ from advisor.cli.console import (
     stderr,
     stdout,
 )
-from advisor.cli.options import (
-    Device,
-    Json,
-    Quiet,
-)
+from advisor.cli.options import Output, Run, with_flags
+from advisor.types.flags import Flag
+from advisor.types.options import AUTO, DeviceName
 
 if TYPE_CHECKING:
     from advisor.deploy.predict import Predictions
 
 
 def export_command(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Run,
     kind: Annotated[
         str, typer.Option("--format", help="onnx, timm, or hf: timm folder with a model card.")
     ] = "onnx",
@@ -44,6 +42,7 @@ def export_command(
     stdout.print(str(target), highlight=False, markup=False, soft_wrap=True)
 
 
+@with_flags
 def predict_command(
     run: Annotated[Path, typer.Argument(help="Run folder, or the classifier folder in it.")],
     images: Annotated[
@@ -52,28 +51,28 @@ def predict_command(
     top: Annotated[
         int, typer.Option("--top-k", "--top", min=1, help="Number of classes per image.")
     ] = 3,
-    device: Device = "auto",
-    as_json: Json = False,
+    device: DeviceName = AUTO,
     as_csv: Annotated[
-        bool, typer.Option("--csv", help="Print the top class of every image as CSV to stdout.")
+        bool, Flag("Print the top class of every image as CSV to stdout.", name="--csv")
     ] = False,
-    quiet: Quiet = False,
+    *,
+    output: Output,
 ) -> None:
     """Classify images and print classes with probabilities."""
-    if as_json and as_csv:
+    if output.json and as_csv:
         fail("--json and --csv cannot be used together. Both print to stdout; give one.")
     if not run.is_dir():
         fail(f"{run} is not a folder. Give the folder that tl-auto run wrote (--out).")
     missing = [p for p in images if str(p) != "-" and not p.exists()]
     if missing:
         fail(f"{missing[0]} does not exist.")
-    with progress(quiet) as on_progress, errors():
+    with progress(output.quiet) as on_progress, errors():
         from advisor.deploy.predict import predict
         from strategies.core.allocator import keep_freed_memory
 
         keep_freed_memory()
         batches = predict(run, _expand_stdin(images), device=device, on_progress=on_progress)
-        if as_json:
+        if output.json:
             _predictions_as_json(batches, top)
         elif as_csv:
             _predictions_as_csv(batches)

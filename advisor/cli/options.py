@@ -4,19 +4,18 @@ Heavy modules are imported inside functions, so that ``--help`` and the error fo
 appear at once.
 """
 
+import functools
+import inspect
 import re
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from advisor.cli.console import OnProgress, errors, fail, print_note
-
-if TYPE_CHECKING:
-    from advisor.types.options import Options
-
+from advisor.cli.console import errors, fail
+from advisor.types.flags import Declared, Flag, declared, declared_in
 
 Data = Annotated[
     Path | None,
@@ -26,63 +25,92 @@ Data = Annotated[
     ),
 ]
 Demo = Annotated[
-    bool, typer.Option("--demo", help="Use scikit-learn's handwritten digits as the dataset.")
+    bool, Flag("Use scikit-learn's handwritten digits as the dataset.", name="--demo")
 ]
-BackboneName = Annotated[
-    str,
-    typer.Option(
-        help="timm model name, hf-hub:..., local-dir:..., or auto. Several, separated by commas, "
-        "are compared.",
-        show_default=True,
-    ),
-]
-InputPx = Annotated[
-    int | None, typer.Option(min=16, help="Input resolution: side of the network's input.")
-]
-StrategyName = Annotated[str, typer.Option(help="Name of the strategy to use, or auto.")]
-Val = Annotated[Path | None, typer.Option(help="Separate folder of validation images.")]
-Test = Annotated[Path | None, typer.Option(help="Separate folder of test images.")]
-Seed = Annotated[int, typer.Option(min=0, help="Random seed of splits, folds and training.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-Workers = Annotated[
-    int | None, typer.Option(min=1, help="Threads that read images; default: one per CPU core.")
-]
-CacheDir = Annotated[Path | None, typer.Option(help="Folder of the feature cache.")]
-Root = Annotated[
-    Path | None, typer.Option(help="Folder that a manifest's relative paths start from.")
-]
-GroupBy = Annotated[
-    str | None,
-    typer.Option(
-        help="Regular expression on paths: images with the same match stay in the same split and "
-        "fold; none: no grouping."
-    ),
-]
-MaxImages = Annotated[int, typer.Option(min=0, help="Maximum number of images per split; 0: all.")]
-MaxQuarantine = Annotated[
-    float, typer.Option(min=0, max=1, help="Maximum share of unreadable images.")
-]
-ReferenceFolder = Annotated[
-    Path | None,
-    typer.Option("--reference", help="Folder of images from the backbone's pretraining domain."),
-]
-PreferOption = Annotated[
-    Literal["accuracy", "balanced", "cheap"],
-    typer.Option(help="Trade-off between accuracy and training cost."),
-]
-PilotOption = Annotated[
-    Literal["auto", "on", "off"],
-    typer.Option("--pilot", help="Run a short pilot fine-tuning as evidence."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout, and nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print only the result, no progress.")]
+Run = Annotated[Path, typer.Argument(help="Run folder.")]
+Json = Annotated[bool, Flag("Print JSON to stdout, and nothing else.", name="--json")]
+Quiet = Annotated[bool, Flag("Print only the result, no progress.", name="--quiet")]
 
 
-def parse_duration_s(text: str) -> float:
+@dataclass(frozen=True)
+class Output:
+    """What a command prints."""
+
+    json: Json = False
+    quiet: Quiet = False
+
+
+def with_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags that its parameters declare, as typer reads them.
+
+    A parameter with a `Flag` becomes one option. A parameter that is a dataclass of fields with
+    flags becomes one option per field, and the command gets the dataclass. Other parameters stay
+    as they are.
+    """
+    kinds = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {name: kind for name, kind in kinds.items() if is_dataclass(kind)}
+    options: list[Declared] = []
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        found = _options(kinds[name], parameter)
+        options += found
+        parameters += map(_typer_option, found)
+        if not found:
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+
+    @functools.wraps(command)
+    def flattened(**given: Any) -> None:
+        given |= {option.name: _value(option, given[option.name]) for option in options}
+        for name, kind in groups.items():
+            own = {option.name: given.pop(option.name) for option in declared_in(kind)}
+            given[name] = kind(**own)
+        command(**given)
+
+    flattened.__annotations__ = {p.name: p.annotation for p in parameters}
+    vars(flattened)["__signature__"] = inspect.Signature(parameters)
+    return flattened
+
+
+def _options(kind: Any, parameter: inspect.Parameter) -> tuple[Declared, ...]:
+    """Return the options that a parameter declares: one, those of a dataclass, or none."""
+    if is_dataclass(kind):
+        return declared_in(kind)
+    option = declared(kind, parameter.name, parameter.default)
+    return () if option is None else (option,)
+
+
+def _typer_option(option: Declared) -> inspect.Parameter:
+    """Return an option as the parameter of a typer command."""
+    flag, kind, default = option.flag, option.kind, option.default
+    if flag.is_duration:
+        kind, default = str | None, default and _duration(default)
+    names = [flag.name] if flag.name else []
+    about = typer.Option(*names, help=flag.help, min=flag.min, max=flag.max)
+    return inspect.Parameter(
+        option.name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind, about],
+    )
+
+
+def _value(option: Declared, given: Any) -> Any:
+    """Return the value of an option from what typer read."""
+    if option.flag.is_duration and given is not None:
+        return parse_duration_s(option.flag_name, given)
+    return None if option.flag.zero_is_none and given == 0 else given
+
+
+def _duration(seconds: float) -> str:
+    """Return seconds as text that `parse_duration_s` reads."""
+    return f"{seconds / 60:g}m" if seconds % 60 == 0 else f"{seconds:g}s"
+
+
+def parse_duration_s(flag: str, text: str) -> float:
     """Parse ``"90s"``, ``"10m"``, ``"1.5h"`` or plain seconds into seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|h)?", text.strip())
     if not found or float(found[1]) <= 0:
-        fail(f"--time {text!r} is not a duration. Give for example 90s, 10m or 2h.")
+        fail(f"{flag} {text!r} is not a duration. Give for example 90s, 10m or 2h.")
     return float(found[1]) * {"s": 1, "m": 60, "h": 3600, None: 1}[found[2]]
 
 
@@ -109,12 +137,3 @@ def data_folder(data: Path | None, demo: bool, cache_dir: Path | None) -> Path:
             "CSV, TSV or Parquet manifest (path,label[,split]), or an uncompressed .tar archive."
         )
     return data
-
-
-def options_of(given: Mapping[str, Any], on_progress: OnProgress) -> "Options":
-    """Build `Options` from the arguments of a command (its ``locals()``)."""
-    from advisor.types.options import Options
-
-    values = {f.name: given[f.name] for f in fields(Options) if f.name in given}
-    values |= {"max_images": given["max_images"] or None}
-    return Options(**values, on_progress=on_progress, on_note=print_note)

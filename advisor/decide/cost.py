@@ -2,37 +2,43 @@
 
 import math
 
+from advisor.decide.candidates import Candidate
 from advisor.decide.gain_model import Z
-from advisor.decide.priors import Priors
-from advisor.decide.rationale import MEASURED
+from advisor.decide.priors import Offset, Priors
 from advisor.types.profile import Profile
 from strategies.core.metrics import Interval
+from strategies.registry import baseline
 from strategies.training.lp_ft import PASSES_PER_STEP
 
 UNTIMED_SD = 0.4
 """Standard deviation, in logarithms, added where training was not timed on this machine."""
+NO_CASES = Offset(0.0, 0.7, 0)
+"""Correction for a strategy without benchmark cases: its seconds may be off by a factor of two."""
 
 
-def fit_seconds(name: str, profile: Profile, priors: Priors) -> Interval:
+def fit_seconds(candidate: Candidate, profile: Profile, priors: Priors) -> Interval:
     """Predict the seconds of a strategy's first fit on this machine, with an empty cache.
 
     This is `raw_seconds` times the correction that such predictions needed in the benchmarks.
     """
-    cost = priors.cost[name]
-    untimed = name not in MEASURED and profile.passes_per_trained_image is None
+    cost = priors.cost.get(candidate.name, NO_CASES)
+    is_trained = candidate.strategy.trains_network
+    untimed = is_trained and profile.passes_per_trained_image is None
     spread = math.exp(Z * math.hypot(cost.sd, UNTIMED_SD if untimed else 0.0))
-    seconds = raw_seconds(name, profile) * math.exp(cost.offset)
+    seconds = raw_seconds(candidate, profile) * math.exp(cost.offset)
     return Interval(seconds / spread, seconds, seconds * spread)
 
 
-def raw_seconds(name: str, profile: Profile) -> float:
+def raw_seconds(candidate: Candidate, profile: Profile) -> float:
     """Predict the seconds from measured rates alone.
 
     Strategies count their cost in forward passes, with `PASSES_PER_STEP` passes for each training
     image. The ratio measured on this machine replaces that constant where it is known.
     """
-    head = profile.head_s.get("layer_svm" if name == "layer_svm" else "linear_probe", 1.0)
-    passes_s = profile.image_passes[name] * profile.ms_per_image / 1000
-    measured = profile.passes_per_trained_image
-    ratio = 1.0 if name in MEASURED or measured is None else measured / PASSES_PER_STEP
-    return profile.build_s + head + passes_s * ratio
+    loss = candidate.strategy.head_loss or baseline().head_loss
+    head_s = 1.0 if loss is None else profile.head_s.get(loss, 1.0)
+    passes_s = candidate.image_passes * profile.ms_per_image / 1000
+    measured, ratio = profile.passes_per_trained_image, 1.0
+    if candidate.strategy.trains_network and measured is not None:
+        ratio = measured / PASSES_PER_STEP
+    return profile.build_s + head_s + passes_s * ratio

@@ -12,6 +12,7 @@ from advisor.decide.priors import Prior, Priors, Variant
 from advisor.measure.learning_curve import extrapolate
 from advisor.types.profile import LearningCurve, Pilot, Profile
 from strategies.core.metrics import LEVEL, Interval
+from strategies.registry import get_strategy
 
 Z = float(norm.ppf(0.5 + LEVEL / 2))
 _LOG_ODDS_GRID = np.linspace(-12, 12, 4801)
@@ -72,7 +73,7 @@ def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
     """
     n = profile.n_measured
     similarity, control = profile.similarity, profile.transfer_gain
-    probe, svm = profile.linear_probe.accuracy, profile.layer_svm
+    probe, svm = profile.linear_probe.accuracy, profile.best_svm
     return {
         "far": UNKNOWN
         if similarity is None
@@ -116,18 +117,13 @@ def _logit_slope(accuracy: float, n: int) -> float:
     return inside * (1 - inside)
 
 
-def predict_gain(variant: Variant, profile: Profile, priors: Priors) -> Gain:
+def predict_gain(
+    variant: Variant, evidence: Mapping[str, Evidence], pilot: Pilot | None, priors: Priors
+) -> Gain:
     """Predict a variant's gain by its linear model, corrected by the pilot where there is one.
 
     The noisier a pilot, the less it corrects. Missing evidence widens the prediction.
     """
-    return predict_gain_from(variant, evidence_of(profile), profile.pilot, priors)
-
-
-def predict_gain_from(
-    variant: Variant, evidence: Mapping[str, Evidence], pilot: Pilot | None, priors: Priors
-) -> Gain:
-    """Predict a variant's gain as `predict_gain` does, from evidence and a pilot."""
     mean, variance = variant.intercept, variant.sd**2
     for name, weight in variant.weights.items():
         distance, share = evidence[name].standardised(priors.evidence[name])
@@ -188,7 +184,7 @@ def pilot_gain(pilot: Pilot, strategy: str) -> tuple[float, float]:
     correlated, so the standard deviation is averaged too, instead of becoming smaller.
     """
     reached, accuracy_gain, loss_gain = pilot.accuracy, pilot.gain, pilot.loss_gain
-    if strategy == "layer_svm":
+    if get_strategy(strategy).head_loss is not None:
         reached, accuracy_gain = pilot.svm_accuracy, pilot.svm_gain
         loss_gain = pilot.svm_loss_gain
     n = pilot.n_judged

@@ -7,25 +7,25 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import norm
 
+from advisor.decide.candidates import DecisionInputs
 from advisor.decide.gain_model import (
     Gain,
     Z,
     evidence_of,
     expected_probe_accuracy,
-    predict_gain_from,
+    predict_gain,
     with_more_images,
 )
 from advisor.decide.priors import Prior, Priors
 from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS, TransferRisk
 from advisor.types.profile import ProbeResult, Profile
 from strategies.core.metrics import Interval
+from strategies.registry import baseline, reference_control
 
-SCRATCH = "from_scratch"
 MIN_CASES = 4
 """Fewer benchmark cases of training from scratch are too few to predict a probability from."""
 CLEAR = 0.02
 """Smallest difference in accuracy that is reported, if it is also statistically significant."""
-PROBES = ("linear_probe", "layer_svm")
 AT_CHANCE_SHARE = 0.25
 """A probe is at chance if it surely removes less than this share of the majority class's error."""
 N_SIZES = 41
@@ -34,22 +34,24 @@ _NORMAL_QUANTILES = norm.ppf((np.arange(15) + 0.5) / 15)
 """Equally likely values of a standard normal variable."""
 
 
-def transfer_risks(profile: Profile, priors: Priors) -> tuple[TransferRisk, ...]:
+def transfer_risks(inputs: DecisionInputs, priors: Priors) -> tuple[TransferRisk, ...]:
     """Return the probability that training from scratch beats each strategy that transfers.
 
     The gains of both over the linear probe are predicted in log-odds, with correlated errors (see
     `advisor.decide.gain_model`). Empty if there are too few benchmark cases of training from
-    scratch, or if it does not apply to the dataset.
+    scratch, or if it does not apply to the dataset. Strategies without benchmark cases have none.
     """
-    n_cases = sum(v.cases for v in priors.variants if v.strategy == SCRATCH)
-    scratch = _gain(SCRATCH, profile, priors)
-    if scratch is None or SCRATCH in profile.inapplicable or n_cases < MIN_CASES:
+    control = reference_control().name
+    n_cases = sum(v.cases for v in priors.variants if v.strategy == control)
+    scratch = _gain(control, inputs, priors)
+    applicable = [c.strategy for c in inputs.applicable]
+    if scratch is None or reference_control() not in applicable or n_cases < MIN_CASES:
         return ()
     risks = []
-    for name in (*PROBES, "partial_fine_tune", "full_fine_tune"):
-        own = _gain(name, profile, priors)
-        if own is not None and name not in profile.inapplicable:
-            risks.append(_risk(name, own, scratch, profile, priors))
+    for strategy in applicable:
+        own = _gain(strategy.name, inputs, priors)
+        if own is not None and strategy.role != "control":
+            risks.append(_risk(strategy.name, own, scratch, inputs, priors))
     return tuple(risks)
 
 
@@ -91,7 +93,7 @@ def better_earlier_depth(profile: Profile) -> tuple[ProbeResult, ProbeResult] | 
     return (best, last) if sure and gap > CLEAR else None
 
 
-def break_even_n_per_class(name: str, profile: Profile, priors: Priors) -> Interval | None:
+def break_even_n_per_class(name: str, inputs: DecisionInputs, priors: Priors) -> Interval | None:
     """Return the images per class from which on training from scratch does as well.
 
     Both gains are predicted for growing datasets (`with_more_images`). The interval's middle is
@@ -99,22 +101,26 @@ def break_even_n_per_class(name: str, profile: Profile, priors: Priors) -> Inter
     reaches 5% and 95%. None if it is better already, or is not expected to be up to
     `MAX_BREAK_EVEN_N_PER_CLASS`.
     """
-    most = MAX_BREAK_EVEN_N_PER_CLASS / profile.n_per_class
+    n_per_class = inputs.profile.n_per_class
+    most = MAX_BREAK_EVEN_N_PER_CLASS / n_per_class
     if most <= 1:
         return None
     factors = np.geomspace(1, most, N_SIZES)
     probabilities = np.maximum.accumulate(
-        [probability_scratch_wins(f, name, profile, priors) for f in factors]
+        [probability_scratch_wins(f, name, inputs, priors) for f in factors]
     )
     if not probabilities[0] < 0.5 <= probabilities[-1]:
         return None
     rows = [min(int(np.searchsorted(probabilities, p)), N_SIZES - 1) for p in (0.05, 0.5, 0.95)]
-    return Interval(*(float(f"{profile.n_per_class * factors[i]:.2g}") for i in rows))
+    return Interval(*(float(f"{n_per_class * factors[i]:.2g}") for i in rows))
 
 
-def probability_scratch_wins(factor: float, name: str, profile: Profile, priors: Priors) -> float:
+def probability_scratch_wins(
+    factor: float, name: str, inputs: DecisionInputs, priors: Priors
+) -> float:
     """Return the probability that training from scratch wins with `factor` times the images."""
-    own, scratch = (_gain(s, profile, priors, factor) for s in (name, SCRATCH))
+    names = (name, reference_control().name)
+    own, scratch = (_gain(s, inputs, priors, factor) for s in names)
     assert own is not None
     assert scratch is not None
     return _probability_scratch_wins(own, scratch, priors.shared)
@@ -125,13 +131,13 @@ def _probability_scratch_wins(own: Gain, scratch: Gain, shared: float) -> float:
     return float(norm.sf((own.mean - scratch.mean) / max(sd, 1e-6)))
 
 
-def _gain(name: str, profile: Profile, priors: Priors, factor: float = 1.0) -> Gain | None:
+def _gain(name: str, inputs: DecisionInputs, priors: Priors, factor: float = 1.0) -> Gain | None:
     """Return a strategy's predicted gain over the linear probe; None without benchmark cases."""
-    if name == "linear_probe":
+    if name == baseline().name:
         return Gain(0.0, 0.0, 0.0)
-    evidence = with_more_images(evidence_of(profile), profile, factor)
+    evidence = with_more_images(evidence_of(inputs.profile), inputs.profile, factor)
     candidates = [
-        (predict_gain_from(v, evidence, profile.pilot, priors), v.drift * math.log10(factor))
+        (predict_gain(v, evidence, inputs.pilot, priors), v.drift * math.log10(factor))
         for v in priors.variants
         if v.strategy == name
     ]
@@ -141,13 +147,15 @@ def _gain(name: str, profile: Profile, priors: Priors, factor: float = 1.0) -> G
     return replace(best, sd=math.hypot(best.sd, drift))
 
 
-def _risk(name: str, own: Gain, scratch: Gain, profile: Profile, priors: Priors) -> TransferRisk:
+def _risk(
+    name: str, own: Gain, scratch: Gain, inputs: DecisionInputs, priors: Priors
+) -> TransferRisk:
     """Compare a strategy with training from scratch; the gain is in accuracy, not log-odds.
 
     What a difference of log-odds is worth in accuracy depends on the linear probe's accuracy,
     which is itself uncertain. The interval is therefore one of quantiles over all errors together.
     """
-    shared, base = priors.shared, expected_probe_accuracy(profile, priors)
+    shared, base = priors.shared, expected_probe_accuracy(inputs.profile, priors)
     base_z, own_z, rest_z = np.meshgrid(*[_NORMAL_QUANTILES] * 3)
     centre = base.mean + base_z * base.sd
     reached = own.mean + own.sd * own_z
@@ -156,4 +164,4 @@ def _risk(name: str, own: Gain, scratch: Gain, profile: Profile, priors: Priors)
     middle = float(expit(base.mean + own.mean) - expit(base.mean + scratch.mean))
     interval = Interval(min(float(ends[0]), middle), middle, max(float(ends[1]), middle))
     probability = _probability_scratch_wins(own, scratch, shared)
-    return TransferRisk(name, probability, interval, break_even_n_per_class(name, profile, priors))
+    return TransferRisk(name, probability, interval, break_even_n_per_class(name, inputs, priors))

@@ -25,12 +25,9 @@ RULES: Mapping[tuple[Size, Domain], str] = {
     ("large", "similar"): "full_fine_tune",
     ("small", "different"): "layer_svm",
     ("large", "different"): "full_fine_tune",
-    ("small", "unknown"): "linear_probe",
-    ("large", "unknown"): "full_fine_tune",
 }
 """CS231n's rule of thumb. For large and different datasets, training from scratch is affordable,
-but the rule still recommends to start from pretrained weights. Where the domain is unknown, the
-cautious rule for the size applies."""
+but the rule still recommends to start from pretrained weights."""
 
 
 def size_position(class_sizes: Sequence[int], feature_width: int) -> Interval:
@@ -62,6 +59,8 @@ def find_quadrant(
 ) -> Quadrant:
     """Place a dataset on both axes and look up the rule of thumb.
 
+    Where the domain is unknown, the cautious rule for the size applies: that of a similar domain.
+
     An axis is clear if its whole interval, and the tolerance around its middle, are on one side of
     the threshold. The candidates are the rules of all quadrants that the dataset may be in.
 
@@ -83,7 +82,7 @@ def find_quadrant(
         domain = "similar" if similarity.score.mid >= SIMILAR_FROM else "different"
         both: tuple[Domain, Domain] = ("different", "similar")
         domains = _possible_sides(similarity.score, SIMILAR_FROM, SIMILARITY_TOLERANCE, both)
-    rule = RULES[size, domain]
+    rule = RULES[size, "similar" if domain == "unknown" else domain]
     candidates = dict.fromkeys([rule, *(RULES[s, d] for s in sizes for d in domains)])
     return Quadrant(
         size=size,

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 
 from scipy.stats import norm
 
+from advisor.decide.candidates import DecisionInputs
 from advisor.decide.gain_model import Z
 from advisor.decide.quadrant import SIMILAR_FROM
 from advisor.types.advice import Quadrant, Recommendation
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance, tie_upper_bound
-from advisor.types.profile import Profile, format_loss_gain
-
-MEASURED = ("linear_probe", "layer_svm")
-"""Strategies whose accuracy is measured by cross-validation; the others' is predicted."""
+from advisor.types.profile import Pilot, format_loss_gain
+from strategies.registry import baseline, get_strategy
 
 MIN_SHRINKAGE = 0.03
 """The probe's expected accuracy is explained if it is below the measured one by more than this."""
@@ -22,7 +21,7 @@ MIN_PRINTED = 0.0005
 def rationale_of(
     ranked: Sequence[Recommendation],
     quadrant: Quadrant,
-    profile: Profile,
+    inputs: DecisionInputs,
     prefer: Prefer,
     forced: str | None,
 ) -> dict[str, tuple[str, ...]]:
@@ -37,22 +36,22 @@ def rationale_of(
     forced
         The strategy that the user asked for, if any.
     """
-    best = ranked[0]
+    best, profile = ranked[0], inputs.profile
     margin = tie_tolerance(max(r.accuracy.mid for r in ranked), prefer)
     expected = {r.strategy: r.accuracy.mid for r in ranked}
-    probe = expected.get("linear_probe", profile.linear_probe.accuracy.mid)
-    reasons: dict[str, list[str]] = {r.strategy: [_evidence(r, probe, profile)] for r in ranked}
+    probe = expected.get(baseline().name, profile.linear_probe.accuracy.mid)
+    reasons: dict[str, list[str]] = {r.strategy: [_evidence(r, probe, inputs)] for r in ranked}
     if forced is not None:
         reasons[best.strategy].append("Ranked first because you asked for it (--strategy).")
     else:
-        reasons[best.strategy].append(_rule(best, ranked, quadrant, margin, profile))
-        reasons[best.strategy] += _boundary(best, ranked, profile, prefer)
+        reasons[best.strategy].append(_rule(best, ranked, quadrant, margin))
+        reasons[best.strategy] += _boundary(best, ranked, inputs, prefer)
     for other in ranked[1:]:
-        reasons[other.strategy].append(_comparison(best, other, margin, profile))
+        reasons[other.strategy].append(_comparison(best, other, margin))
     return {name: tuple(sentences) for name, sentences in reasons.items()}
 
 
-def _evidence(r: Recommendation, probe: float, profile: Profile) -> str:
+def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
     """Return the sentence on a strategy's measured or predicted accuracy.
 
     Parameters
@@ -60,7 +59,8 @@ def _evidence(r: Recommendation, probe: float, profile: Profile) -> str:
     probe
         Expected accuracy of the linear probe.
     """
-    if r.strategy == "linear_probe":
+    strategy, profile, pilot = get_strategy(r.strategy), inputs.profile, inputs.pilot
+    if strategy.role == "baseline":
         measured = profile.linear_probe.accuracy
         sentence = (
             f"Measured: {measured.percent()} by cross-validation on "
@@ -69,19 +69,23 @@ def _evidence(r: Recommendation, probe: float, profile: Profile) -> str:
         if measured.mid - r.accuracy.mid > MIN_SHRINKAGE:
             sentence += " With so few images, a lower accuracy is expected on new ones."
         return sentence
-    if r.strategy == "layer_svm":
-        svm = profile.layer_svm
+    if strategy.head_loss is not None:
+        svm = profile.best_svm
         where = "all depths together" if svm.depth == 0 else f"depth {svm.depth}"
         sentence = (
             f"Measured: {svm.accuracy.percent()} on {where}, "
             f"{svm.gain_over_penultimate.points()} relative to the linear probe."
         )
-        return sentence + _svm_in_pilot(profile)
+        return sentence + _svm_in_pilot(pilot)
     error = 1 - probe
     share = 100 * (1 - (1 - r.accuracy.mid) / error) if error > 0 else 0.0
     effect = f"removes {share:.0f}% of" if share >= 0 else f"adds {-share:.0f}% to"
-    pilot = profile.pilot
-    if pilot is None or r.strategy == "from_scratch":
+    if not r.cases:
+        return (
+            "Predicted from published gains, as the benchmarks have no cases of it: it "
+            f"{effect} the linear probe's error."
+        )
+    if pilot is None or strategy.role == "control":
         return (
             f"Predicted from benchmark datasets with similar evidence: it {effect} the linear "
             "probe's error."
@@ -93,9 +97,8 @@ def _evidence(r: Recommendation, probe: float, profile: Profile) -> str:
     )
 
 
-def _svm_in_pilot(profile: Profile) -> str:
+def _svm_in_pilot(pilot: Pilot | None) -> str:
     """Return the sentence on the SVM's gain in the pilot, fitted with all its options."""
-    pilot = profile.pilot
     if pilot is None:
         return ""
     return (
@@ -109,7 +112,6 @@ def _rule(
     ranked: Sequence[Recommendation],
     quadrant: Quadrant,
     margin: float,
-    profile: Profile,
 ) -> str:
     """Return the sentence that compares the recommendation with the rule of thumb."""
     where = _quadrant_words(quadrant)
@@ -125,7 +127,7 @@ def _rule(
             f"{start}, but its expected accuracy is {100 * gap:.1f} points lower, and evidence "
             "takes precedence over the rule."
         )
-    times = _cost_ratio(rule, best, profile)
+    times = _cost_ratio(rule, best)
     cost = f"costs {times:.0f} times as much" if times >= 1.5 else "is not cheaper"
     return (
         f"{start}. Its expected accuracy differs by only {100 * -gap:+.1f} points (up to "
@@ -136,25 +138,27 @@ def _rule(
 def _boundary(
     best: Recommendation,
     ranked: Sequence[Recommendation],
-    profile: Profile,
+    inputs: DecisionInputs,
     prefer: Prefer,
 ) -> list[str]:
     """Return sentences on how close the decision is, and on what would change it."""
     sentences = []
-    alternatives = [r for r in ranked[1:] if r.strategy != "from_scratch"]
+    alternatives = [
+        r for r in ranked[1:] if r.cases and get_strategy(r.strategy).role != "control"
+    ]
     if alternatives:
-        alternative = min(alternatives, key=lambda r: _shortfall(best, r, prefer, profile))
-        shortfall = _shortfall(best, alternative, prefer, profile)
+        alternative = min(alternatives, key=lambda r: _shortfall(best, r, prefer))
+        shortfall = _shortfall(best, alternative, prefer)
         probability = _probability_of_excess(best, alternative, shortfall)
         more = "any" if shortfall < MIN_PRINTED else f"{100 * shortfall:.1f} points"
         sentence = (
             f"{alternative.strategy} would be recommended instead if it did {more} better than "
             f"expected (probability about {100 * probability:.0f}%)"
         )
-        pilot_helps = alternative.strategy not in MEASURED or best.strategy not in MEASURED
-        suggest = pilot_helps and profile.pilot is None
+        pilot_helps = any(get_strategy(r.strategy).head_loss is None for r in (alternative, best))
+        suggest = pilot_helps and inputs.pilot is None
         sentences.append(sentence + ("; --pilot on would measure this." if suggest else "."))
-    similarity = profile.similarity
+    similarity = inputs.profile.similarity
     if similarity is not None and abs(similarity.score.mid - SIMILAR_FROM) < 0.1:
         sentences.append(
             f"The domain similarity of {similarity.score.mid:.2f} is close to the threshold of "
@@ -163,16 +167,14 @@ def _boundary(
     return sentences
 
 
-def _cost_ratio(one: Recommendation, other: Recommendation, profile: Profile) -> float:
+def _cost_ratio(one: Recommendation, other: Recommendation) -> float:
     """Return the forward passes of one strategy divided by those of another."""
-    return profile.image_passes[one.strategy] / max(profile.image_passes[other.strategy], 1e-9)
+    return one.image_passes / max(other.image_passes, 1e-9)
 
 
-def _shortfall(
-    best: Recommendation, alternative: Recommendation, prefer: Prefer, profile: Profile
-) -> float:
+def _shortfall(best: Recommendation, alternative: Recommendation, prefer: Prefer) -> float:
     """Return by how much an alternative must exceed its expected accuracy to be recommended."""
-    needed, times = best.accuracy.mid, _cost_ratio(alternative, best, profile)
+    needed, times = best.accuracy.mid, _cost_ratio(alternative, best)
     if times < 1 / SIMILAR_COST_RATIO:
         needed -= tie_tolerance(needed, prefer)
     elif times > SIMILAR_COST_RATIO:
@@ -191,12 +193,10 @@ def _probability_of_excess(
     return float(norm.sf(shortfall / max(width / (2 * Z), 1e-6)))
 
 
-def _comparison(
-    best: Recommendation, other: Recommendation, margin: float, profile: Profile
-) -> str:
+def _comparison(best: Recommendation, other: Recommendation, margin: float) -> str:
     """Return the sentence that compares a strategy's accuracy and cost with the best one's."""
     gap = best.accuracy.mid - other.accuracy.mid
-    times = _cost_ratio(other, best, profile)
+    times = _cost_ratio(other, best)
     cost = f"{times:.0f} times the cost" if times >= 1.5 else "about the same cost"
     if times < 1 / 1.5:
         cost = f"1/{1 / times:.0f} of the cost"
@@ -205,8 +205,10 @@ def _comparison(
         return f"Within {clear:g} point{'' if clear == 1 else 's'} of {best.strategy}, at {cost}."
     side = "below" if gap > 0 else "above"
     sentence = f"{100 * abs(gap):.1f} points {side} {best.strategy}, at {cost}."
-    if other.strategy == "from_scratch" and gap < 0:
+    if gap < 0 and get_strategy(other.strategy).role == "control":
         sentence += " As the control, it is ranked first only if its lead is beyond chance."
+    elif gap < 0 and not other.cases:
+        sentence += " Without benchmark cases, it is ranked first only if its lead is certain."
     return sentence
 
 

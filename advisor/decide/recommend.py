@@ -1,54 +1,63 @@
-"""Rank the strategies for a dataset: a pure function from a profile to a decision."""
+"""Rank the strategies for a dataset: a pure function from measurements to a decision."""
 
+import math
 from dataclasses import dataclass, replace
-from typing import Any
 
+from scipy.stats import norm
+
+from advisor.decide.candidates import Candidate, DecisionInputs
 from advisor.decide.cost import fit_seconds
-from advisor.decide.gain_model import Gain, expected_probe_accuracy, predict_gain
-from advisor.decide.negative_transfer import SCRATCH, probability_scratch_wins
+from advisor.decide.gain_model import Gain, evidence_of, expected_probe_accuracy, predict_gain
+from advisor.decide.negative_transfer import probability_scratch_wins
 from advisor.decide.priors import Priors, Variant
 from advisor.decide.quadrant import find_quadrant
-from advisor.decide.rationale import MEASURED, rationale_of
+from advisor.decide.rationale import rationale_of
 from advisor.types.advice import Decision, Quadrant, Recommendation, Rejection
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance
 from advisor.types.profile import Profile
 from strategies.core.errors import NotApplicable
-from strategies.registry import STRATEGIES
-from strategies.training.recipe import BATCH_SIZE, default_steps
+from strategies.registry import reference_control
 
-MIN_SCRATCH_PROBABILITY = 0.9
-"""Training from scratch, the control, is ranked first only if it wins with this probability."""
+MIN_PROBABILITY = 0.9
+"""A control, or a strategy without benchmark cases, is ranked first only if it wins with this
+probability."""
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """A strategy with its recommendation and its cost.
+class _Ranked:
+    """A candidate with its recommendation and the predicted gain behind it.
 
     Attributes
     ----------
-    cost
-        In forward passes, not in measured seconds, so that advice does not depend on the machine.
+    order
+        Position in the registry, from cheap to expensive.
     """
 
+    candidate: Candidate
     advice: Recommendation
-    cost: float
-
-    @property
-    def name(self) -> str:
-        return self.advice.strategy
+    gain: Gain
+    order: int
 
     @property
     def mid(self) -> float:
         return self.advice.accuracy.mid
 
     @property
+    def cost(self) -> float:
+        """Cost in forward passes, not in seconds: advice does not depend on the machine."""
+        return self.candidate.image_passes
+
+    @property
     def rank(self) -> tuple[float, int]:
         """Sort key: by cost, and by order in the registry where costs are equal."""
-        return self.cost, list(STRATEGIES).index(self.name)
+        return self.cost, self.order
 
 
 def recommend(
-    profile: Profile, priors: Priors, forced: str | None = None, prefer: Prefer = "balanced"
+    inputs: DecisionInputs,
+    priors: Priors,
+    forced: str | None = None,
+    prefer: Prefer = "balanced",
 ) -> Decision:
     """Rank the strategies for a dataset.
 
@@ -63,8 +72,10 @@ def recommend(
       point shrink in proportion to the error rate (`tie_tolerance`);
     - ``accuracy``: none count as equal; the most accurate one goes first at any cost.
 
-    Training from scratch is the control. It is ranked first only if the probability that it is
-    better is at least 90%.
+    A strategy without benchmark cases has the wide gain of `Strategy.fallback_gain`. It is placed
+    by its expected accuracy and does not change the order of the others. Such a strategy, or a
+    control without pretrained weights, is ranked first only if it is better with a probability of
+    at least 90%.
 
     Parameters
     ----------
@@ -78,20 +89,23 @@ def recommend(
     NotApplicable
         If the forced strategy does not apply to this dataset.
     """
-    if forced is not None and forced in profile.inapplicable:
-        raise NotApplicable(
-            f"{forced} does not apply to this dataset: {profile.inapplicable[forced]}"
-        )
-    quadrant = quadrant_of(profile)
-    candidates = [
-        _predict(name, profile, priors) for name in STRATEGIES if name not in profile.inapplicable
-    ]
-    ranked = _demote_scratch(_rank(candidates, quadrant, prefer), profile, priors)
+    for candidate in inputs.candidates:
+        if candidate.name == forced and candidate.inapplicable is not None:
+            raise NotApplicable(
+                f"{forced} does not apply to this dataset: {candidate.inapplicable}"
+            )
+    quadrant = quadrant_of(inputs.profile)
+    predicted = [_predict(c, i, inputs, priors) for i, c in enumerate(inputs.applicable)]
+    known = _rank([c for c in predicted if c.advice.cases], quadrant, prefer)
+    ranked = _with_unproven(known, [c for c in predicted if not c.advice.cases])
+    ranked = _proven_first(ranked, inputs, priors)
     if forced is not None:
-        ranked.sort(key=lambda c: c.name != forced)
+        ranked.sort(key=lambda c: c.candidate.name != forced)
     advice = [c.advice for c in ranked]
-    reasons = rationale_of(advice, quadrant, profile, prefer, forced)
-    rejections = tuple(Rejection(name, reason) for name, reason in profile.inapplicable.items())
+    reasons = rationale_of(advice, quadrant, inputs, prefer, forced)
+    rejections = tuple(
+        Rejection(c.name, c.inapplicable) for c in inputs.candidates if c.inapplicable is not None
+    )
     return Decision(
         quadrant, tuple(replace(r, reasons=reasons[r.strategy]) for r in advice), rejections
     )
@@ -103,7 +117,7 @@ def quadrant_of(profile: Profile) -> Quadrant:
     return find_quadrant(sizes, profile.feature_width, profile.similarity)
 
 
-def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> list[_Candidate]:
+def _rank(candidates: list[_Ranked], quadrant: Quadrant, prefer: Prefer) -> list[_Ranked]:
     """Sort best first; among equals the cheapest first, at similar cost the more accurate one."""
     remaining = sorted(candidates, key=lambda c: (-c.mid, c.rank))
     if prefer == "accuracy":
@@ -121,68 +135,90 @@ def _rank(candidates: list[_Candidate], quadrant: Quadrant, prefer: Prefer) -> l
     return ranked
 
 
-def _demote_scratch(
-    ranked: list[_Candidate], profile: Profile, priors: Priors
-) -> list[_Candidate]:
-    """Move training from scratch to second place if its lead is not beyond chance."""
-    first, *others = ranked
-    if first.name != SCRATCH or not others:
-        return ranked
-    best = max(others, key=lambda c: c.mid)
-    if probability_scratch_wins(1, best.name, profile, priors) >= MIN_SCRATCH_PROBABILITY:
-        return ranked
-    return [others[0], first, *others[1:]]
-
-
-def _take_balanced(equal: list[_Candidate], quadrant: Quadrant) -> _Candidate:
+def _take_balanced(equal: list[_Ranked], quadrant: Quadrant) -> _Ranked:
     """Return the most accurate of those that cost about as little as the cheapest.
 
     Ties go to the strategy of the rule of thumb.
     """
     cheapest = min(c.cost for c in equal)
     affordable = [c for c in equal if c.cost <= SIMILAR_COST_RATIO * cheapest]
-    return max(affordable, key=lambda c: (c.mid, c.name == quadrant.rule))
+    return max(affordable, key=lambda c: (c.mid, c.candidate.name == quadrant.rule))
 
 
-def _predict(name: str, profile: Profile, priors: Priors) -> _Candidate:
-    """Predict the accuracy and the seconds of a strategy with its best first hyperparameters."""
-    odds = expected_probe_accuracy(profile, priors)
-    chosen: dict[str, Any] = {}
-    if name != "linear_probe":
-        variant, gain = _best_variant(name, profile, priors)
-        odds = odds.plus(gain)
-        chosen = dict(variant.hyperparameters)
+def _with_unproven(ranked: list[_Ranked], unproven: list[_Ranked]) -> list[_Ranked]:
+    """Insert strategies without benchmark cases before the first one that is less accurate."""
+    for new in sorted(unproven, key=lambda c: -c.mid):
+        below = [i for i, c in enumerate(ranked) if c.mid < new.mid]
+        ranked = [*ranked[: (at := below[0] if below else len(ranked))], new, *ranked[at:]]
+    return ranked
+
+
+def _proven_first(ranked: list[_Ranked], inputs: DecisionInputs, priors: Priors) -> list[_Ranked]:
+    """Move the first strategy to the front that may be ranked first."""
+    proven = [c for c in ranked if not _needs_proof(c)]
+    if not proven:
+        return ranked
+    best = max(proven, key=lambda c: c.mid)
+    for i, c in enumerate(ranked):
+        if not _needs_proof(c) or _probability_of_win(c, best, inputs, priors) >= MIN_PROBABILITY:
+            return [c, *ranked[:i], *ranked[i + 1 :]]
+    return ranked
+
+
+def _needs_proof(c: _Ranked) -> bool:
+    return c.candidate.strategy.role == "control" or not c.advice.cases
+
+
+def _probability_of_win(
+    c: _Ranked, best: _Ranked, inputs: DecisionInputs, priors: Priors
+) -> float:
+    """Return the probability that a strategy is better than the best proven one.
+
+    Prediction errors of two strategies with benchmark cases are correlated; without, they are
+    taken to be independent.
+    """
+    if c.candidate.strategy is reference_control() and c.advice.cases:
+        return probability_scratch_wins(1, best.candidate.name, inputs, priors)
+    sd = math.hypot(c.gain.sd, best.gain.sd)
+    return float(norm.sf((best.gain.mean - c.gain.mean) / max(sd, 1e-6)))
+
+
+def _predict(candidate: Candidate, order: int, inputs: DecisionInputs, priors: Priors) -> _Ranked:
+    """Predict accuracy and seconds of a strategy with the best of its benchmarked settings."""
+    variant, gain = _best_variant(candidate, inputs, priors)
+    is_baseline = candidate.strategy.role == "baseline"
+    cases = priors.measured.cases if is_baseline else variant.cases if variant else 0
+    odds = expected_probe_accuracy(inputs.profile, priors)
     advice = Recommendation(
-        strategy=name,
-        backbone=profile.backbone,
-        accuracy=odds.accuracy,
-        seconds=fit_seconds(name, profile, priors),
-        hyperparameters=_first_hyperparameters(name, profile) | chosen,
+        strategy=candidate.name,
+        backbone=inputs.profile.backbone,
+        accuracy=(odds if is_baseline else odds.plus(gain)).accuracy,
+        seconds=fit_seconds(candidate, inputs.profile, priors),
+        hyperparameters={
+            **candidate.hyperparameters,
+            **(variant.hyperparameters if variant else {}),
+        },
         reasons=(),
+        image_passes=candidate.image_passes,
+        cases=cases,
     )
-    return _Candidate(advice, profile.image_passes[name])
+    return _Ranked(candidate, advice, gain, order)
 
 
-def _best_variant(name: str, profile: Profile, priors: Priors) -> tuple[Variant, Gain]:
-    """Return the variant with the highest predicted gain; the first one of equals."""
-    candidates = [
-        (v, predict_gain(v, profile, priors)) for v in priors.variants if v.strategy == name
+def _best_variant(
+    candidate: Candidate, inputs: DecisionInputs, priors: Priors
+) -> tuple[Variant | None, Gain]:
+    """Return the variant with the highest predicted gain, the first one of equals.
+
+    Without benchmark cases there is none, and the gain is that of `Strategy.fallback_gain`.
+    """
+    evidence = evidence_of(inputs.profile)
+    predicted = [
+        (v, predict_gain(v, evidence, inputs.pilot, priors))
+        for v in priors.variants
+        if v.strategy == candidate.name
     ]
-    return max(candidates, key=lambda pair: pair[1].mean)
-
-
-def _first_hyperparameters(name: str, profile: Profile) -> dict[str, Any]:
-    """Return the hyperparameters that a search starts from, except those of the priors."""
-    if name in MEASURED:
-        common: dict[str, Any] = {"class_weight": "none", "input_px": profile.input_px}
-        if name == "linear_probe":
-            return common
-        return {"depth": None, "pooling": None} | common  # None: chosen by cross-validation
-    chosen = STRATEGIES[name]().hyperparameters() | {"input_px": profile.input_px}
-    not_set = {k: v for k, v in profile.fine_tune_defaults.items() if chosen.get(k, v) is None}
-    chosen |= not_set
-    steps = default_steps(profile.n_train, BATCH_SIZE)
-    chosen["steps"] = 2 * steps if name == "from_scratch" else steps
-    if name == "partial_fine_tune":
-        chosen["frozen_stages"] = len(profile.depth_names) // 2
-    return chosen
+    if not predicted:
+        prior = candidate.strategy.fallback_gain
+        return None, Gain(prior.mean, prior.sd, prior.mean)
+    return max(predicted, key=lambda pair: pair[1].mean)

@@ -1,7 +1,5 @@
 """Compare a doubtful backbone with the embedded one by linear probes on the same images."""
 
-from dataclasses import replace
-
 from advisor.decide.negative_transfer import better_earlier_depth, is_at_chance
 from advisor.decide.priors import Priors
 from advisor.measure.backbone_comparison import compare_backbones
@@ -28,16 +26,16 @@ def in_doubt(profile: Profile, priors: Priors) -> bool:
     return little or is_at_chance(profile) or better_earlier_depth(profile) is not None
 
 
-def with_alternative(
+def probe_alternative(
     profile: Profile, dataset: Dataset, backbone: Backbone, priors: Priors, ctx: RunContext
-) -> Profile:
-    """Add a linear probe of the embedded backbone to a profile whose backbone is in doubt.
+) -> AlternativeBackbone | None:
+    """Probe the embedded backbone on the same images if the backbone in use is in doubt.
 
     Only a measurement on the same images can distinguish a harmful backbone from images for which
     no pretraining helps: on the latter, the embedded backbone is no better.
     """
     if backbone.name == DEFAULT_BACKBONE or not in_doubt(profile, priors):
-        return profile
+        return None
     embedded = load_backbone(DEFAULT_BACKBONE, input_px=backbone.input_px)
     images = sample(dataset.fit_split, ctx.seed, MAX_COMPARED)
     scores = compare_backbones((backbone, embedded), images, dataset.n_classes, ctx)
@@ -48,4 +46,4 @@ def with_alternative(
         behind = other.behind_best
         assert behind is not None
         lead = Interval(-behind.high, -behind.mid, -behind.low)
-    return replace(profile, alternative=AlternativeBackbone(embedded.name, other.accuracy, lead))
+    return AlternativeBackbone(embedded.name, other.accuracy, lead)

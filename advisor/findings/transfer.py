@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from advisor.decide.negative_transfer import (
     CLEAR,
-    PROBES,
     better_earlier_depth,
     is_at_chance,
     risk_of_harm,
 )
 from advisor.decide.priors import Prior
 from advisor.types.advice import Finding, TransferRisk
-from advisor.types.profile import Profile
+from advisor.types.profile import AlternativeBackbone, Profile
+from strategies.registry import fits_head, get_strategy, reference_control
 
 HARM = 0.38
 """Negative transfer is reported from this probability on."""
@@ -37,10 +37,13 @@ class TransferContext:
         Prior of the accuracy that pretrained features gain over random ones.
     risks
         Of negative transfer, one for each strategy.
+    alternative
+        Linear probe of another backbone on the same images; None if it was not measured.
     """
 
     prior: Prior
     risks: tuple[TransferRisk, ...] = ()
+    alternative: AlternativeBackbone | None = None
 
 
 Rule = Callable[[Profile, TransferContext], Iterator[Finding]]
@@ -51,7 +54,7 @@ def check_transfer(profile: Profile, context: TransferContext) -> tuple[Finding,
     return tuple(finding for rule in _RULES for finding in rule(profile, context))
 
 
-def _at_chance(profile: Profile, _: TransferContext) -> Iterator[Finding]:
+def _at_chance(profile: Profile, context: TransferContext) -> Iterator[Finding]:
     accuracy = profile.linear_probe.accuracy
     if is_at_chance(profile):
         yield Finding(
@@ -60,8 +63,8 @@ def _at_chance(profile: Profile, _: TransferContext) -> Iterator[Finding]:
             "the pretrained features do not predict these labels",
             f"A linear probe reaches {accuracy.percent()}; always predicting the largest class "
             f"reaches {100 * profile.majority_share:.1f}%.",
-            _use_alternative(profile)
-            or "Check the labels; if they are right, compare with from_scratch.",
+            _use_alternative(context)
+            or f"Check the labels; if they are right, compare with {reference_control().name}.",
         )
 
 
@@ -81,17 +84,17 @@ def _no_transfer_gain(profile: Profile, context: TransferContext) -> Iterator[Fi
         else "pretrained features are hardly better than random ones",
         f"Transfer gain (accuracy at the best depth minus that with random weights): "
         f"{gain.points()}; the probability of negative transfer is {100 * risk:.0f}%. "
-        f"Cause: {_cause(profile)}.",
-        _use_alternative(profile)
+        f"Cause: {_cause(profile, context)}.",
+        _use_alternative(context)
         or "Do not rely on a linear probe. tl-auto run also tries fine-tuning with "
         "reinitialised last stages, and training from scratch. Or compare other backbones "
         "(--backbone a,b).",
     )
 
 
-def _cause(profile: Profile) -> str:
+def _cause(profile: Profile, context: TransferContext) -> str:
     """Return the most likely cause of harm; a measured one takes precedence."""
-    alternative, similarity = profile.alternative, profile.similarity
+    alternative, similarity = context.alternative, profile.similarity
     if alternative is not None and alternative.lead.low > 0:
         return (
             f"the backbone itself, as {alternative.name} is better by "
@@ -110,9 +113,9 @@ def _cause(profile: Profile) -> str:
     )
 
 
-def _use_alternative(profile: Profile) -> str | None:
+def _use_alternative(context: TransferContext) -> str | None:
     """Return the action where another backbone was measured to be better, else None."""
-    alternative = profile.alternative
+    alternative = context.alternative
     if alternative is None or alternative.lead.low <= 0:
         return None
     return f"Use the other backbone: --backbone {alternative.name}."
@@ -129,8 +132,8 @@ def _late_features_too_specialised(profile: Profile, _: TransferContext) -> Iter
         "late features are too specialised for these images",
         f"A linear SVM reaches {best.accuracy.percent()} at depth {best.depth} "
         f"({profile.depth_names[best.depth - 1]}) and {last.accuracy.percent()} at the last one.",
-        f"Use layer_svm at depth {best.depth}, or fine-tune the stages after it "
-        f"(partial_fine_tune with frozen_stages {best.depth}).",
+        f"Use {fits_head('squared_hinge').name} at depth {best.depth}, or fine-tune only the "
+        f"stages after it (frozen_stages {best.depth}).",
     )
 
 
@@ -230,14 +233,15 @@ def _scratch_may_win(profile: Profile, context: TransferContext) -> Iterator[Fin
     harmed = [r for r in context.risks if r.probability >= HARM]
     if not harmed:
         return
-    spared = [r for r in context.risks if r.probability < HARM and r.strategy not in PROBES]
+    spared = [r for r in context.risks if r.probability < HARM and _is_trained(r)]
     all_lose = len(harmed) == len(context.risks)
     named = ", ".join(f"{r.strategy} {100 * r.probability:.0f}%" for r in harmed)
     others = ", ".join(f"{r.strategy} {100 * r.probability:.0f}%" for r in spared)
     best = min(spared, key=lambda r: r.probability, default=None)
     action = (
-        "Do not rely on the pretrained weights yet: tl-auto run also tries from_scratch, and "
-        "fine-tuning that departs from them (blend 1, reinitialised last stages)."
+        "Do not rely on the pretrained weights yet: tl-auto run also tries "
+        f"{reference_control().name}, and fine-tuning that departs from them (blend 1, "
+        "reinitialised last stages)."
         if best is None
         else f"Fine-tune instead of probing: {best.strategy} starts from the same weights and is "
         "expected to gain from them."
@@ -249,13 +253,13 @@ def _scratch_may_win(profile: Profile, context: TransferContext) -> Iterator[Fin
         + ("" if all_lose else f" than {' and '.join(r.strategy for r in harmed)}"),
         f"Probability that the same network trained from scratch does better, by strategy: {named}"
         + (f"; lower for {others}" if others else "")
-        + f". Cause: {_cause(profile)}.",
-        _use_alternative(profile) or action,
+        + f". Cause: {_cause(profile, context)}.",
+        _use_alternative(context) or action,
     )
 
 
-def _other_backbone_is_better(profile: Profile, _: TransferContext) -> Iterator[Finding]:
-    alternative = profile.alternative
+def _other_backbone_is_better(profile: Profile, context: TransferContext) -> Iterator[Finding]:
+    alternative = context.alternative
     if alternative is None or alternative.lead.low <= CLEAR:
         return
     yield Finding(
@@ -266,6 +270,10 @@ def _other_backbone_is_better(profile: Profile, _: TransferContext) -> Iterator[
         f"same images, {alternative.lead.points()} relative to {profile.backbone}.",
         f"Use it: --backbone {alternative.name}; tl-auto run also tries it.",
     )
+
+
+def _is_trained(risk: TransferRisk) -> bool:
+    return get_strategy(risk.strategy).trains_network
 
 
 _RULES: tuple[Rule, ...] = (

@@ -2,15 +2,13 @@
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from advisor.measure.paired import loss_gain, paired_gain
-from advisor.types.advice import Decision
+from advisor.types.advice import Decision, Recommendation
 from advisor.types.options import PilotMode
 from advisor.types.profile import Pilot, Profile
 from strategies.base import Strategy
@@ -19,11 +17,9 @@ from strategies.core.metrics import Interval, Labels, Scores, proportion
 from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset, groups_of, labels_of
 from strategies.data.image import Split
-from strategies.full_fine_tune import FullFineTune
 from strategies.heads.cross_validation import CrossValidated, fold_numbers
-from strategies.layer_svm import LayerSVM
-from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
+from strategies.registry import baseline, fits_head, get_strategy
 from strategies.training.recipe import BATCH_SIZE
 
 MAX_TRAIN, MAX_EVALUATED = 300, 300
@@ -52,7 +48,6 @@ PROBE_PASSES = 5.0
 
 Half of the images are used for training, and most of those as several views.
 """
-PILOT_STRATEGY = "full_fine_tune"
 MIN_ADVANTAGE = 0.01
 """A pilot is run only if fine-tuning may be better by more than this in accuracy."""
 TINY = 1e-12
@@ -64,8 +59,9 @@ def reason_against_pilot(
 ) -> str | None:
     """Return why no pilot is run, as text for the user, or None if one is run.
 
-    A pilot is worthwhile if it could change the decision: if full fine-tuning is recommended, or
-    its interval reaches clearly above the accuracy of the recommended strategy.
+    A pilot is worthwhile if it could change the decision: if the strategy that it tries
+    (`piloted`) is recommended, or its interval reaches clearly above the accuracy of the
+    recommended strategy.
 
     Parameters
     ----------
@@ -76,16 +72,16 @@ def reason_against_pilot(
     """
     if mode == "off":
         return "disabled (--pilot off)"
-    tuned = next((r for r in decision.recommendations if r.strategy == PILOT_STRATEGY), None)
+    tuned = piloted(decision)
     if tuned is None:
-        return f"{PILOT_STRATEGY} does not apply to this dataset and backbone"
+        return "no strategy that trains the network applies to this dataset and backbone"
     if profile.n < FEWEST:
         return f"with fewer than {FEWEST} images, its result would be too uncertain"
     if mode == "on":
         return None
     best = decision.recommendations[0]
     if tuned is not best and tuned.accuracy.high <= best.accuracy.mid + MIN_ADVANTAGE:
-        return f"{PILOT_STRATEGY} is not expected to be clearly better than {best.strategy}"
+        return f"{tuned.strategy} is not expected to be clearly better than {best.strategy}"
     if math.isinf(seconds_left):
         if pilot_passes(profile, PASSES_PER_TRAINED_IMAGE) * gmacs <= MAX_GMACS:
             return None
@@ -94,6 +90,21 @@ def reason_against_pilot(
         share = f"its share of the time left ({TIME_SHARE:.0%})"
         return f"it would exceed {share}; run it with --pilot on"
     return None
+
+
+def piloted(decision: Decision) -> Recommendation | None:
+    """Return the strategy that a pilot tries: the one that trains most of the pretrained network.
+
+    That is the costliest one with benchmark cases. None if no such strategy applies.
+    """
+    trained = [
+        r
+        for r in decision.recommendations
+        if get_strategy(r.strategy).trains_network
+        and get_strategy(r.strategy).role == "transfer"
+        and r.cases
+    ]
+    return max(trained, key=lambda r: r.image_passes, default=None)
 
 
 def pilot_seconds(profile: Profile) -> float:
@@ -120,7 +131,7 @@ def run_pilot(
     dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
-    hyperparameters: Mapping[str, Any],
+    advised: Recommendation,
     *,
     any_size: bool,
 ) -> Pilot | None:
@@ -128,8 +139,8 @@ def run_pilot(
 
     Parameters
     ----------
-    hyperparameters
-        Hyperparameters of full fine-tuning; the number of steps is set to `STEPS`.
+    advised
+        Strategy and hyperparameters (`piloted`); the number of steps is set to `STEPS`.
     any_size
         Whether the network takes any input size; if so, images have at most `MAX_INPUT_PX`.
 
@@ -151,7 +162,7 @@ def run_pilot(
     small = replace(dataset, train=train, val=(), test=None, pairs=())
     if any_size:
         backbone = replace(backbone, input_px=min(backbone.input_px, MAX_INPUT_PX))
-    used = {**hyperparameters, "steps": STEPS}
+    used = {**advised.hyperparameters, "steps": STEPS}
     quiet = replace(ctx, reporter=Reporter(on_note=ctx.reporter.on_note))
     labels = labels_of(evaluated)
 
@@ -159,7 +170,8 @@ def run_pilot(
         fitted = strategy.fit(small, backbone, quiet)
         return _Predictions(fitted.predict_proba([p.path for p in evaluated]), labels)
 
-    tuned, svm, probe = predict(FullFineTune(**used)), predict(LayerSVM()), predict(LinearProbe())
+    tuned = predict(get_strategy(advised.strategy).from_hyperparameters(used))
+    svm, probe = predict(fits_head("squared_hinge")()), predict(baseline()())
     return Pilot(
         gain=paired_gain(tuned.hits, probe.hits),
         accuracy=tuned.accuracy,

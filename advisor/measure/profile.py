@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +31,9 @@ from strategies.heads.cross_validation import (
     temperature,
 )
 from strategies.models.backbone import Backbone, half_size
+from strategies.models.bn_statistics import domain_shift
 from strategies.models.features import Features, extract_features
-from strategies.registry import STRATEGIES
-from strategies.training.flip_symmetry import measure_flip_asymmetry
-from strategies.training.recipe import fine_tune_defaults
+from strategies.models.flip_symmetry import measure_flip_asymmetry
 from strategies.training.throughput import TrainingCost, measure_training_cost
 
 MAX_MEASURED, MIN_PER_CLASS = 2000, 5
@@ -83,7 +82,6 @@ def measure_with_evidence(
     last = features.pooled[-1]
     evidence = ProbeEvidence(backbone.input_px, images, probed.scores, last, seed=ctx.seed)
     counts = np.bincount(labels_of(dataset.fit_split), minlength=dataset.n_classes)
-    image_passes, inapplicable = _strategy_costs(dataset, backbone)
     profile = Profile(
         n=len(dataset.fit_split),
         n_train=len(dataset.train),
@@ -98,12 +96,10 @@ def measure_with_evidence(
         flops_shares=tuple(d.flops_share for d in backbone.depths),
         similarity=_similarity(features, labels, dataset, backbone, reference, ctx.seed),
         probes=probed.probes,
-        layer_svm=probed.layer_svm,
+        best_svm=probed.best_svm,
         majority_share=float(counts.max() / counts.sum()),
         n_measured=len(images),
         ms_per_image=features.ms_per_image,
-        image_passes=image_passes,
-        inapplicable=inapplicable,
         random_probes=control.probes,
         curve=_curve(last, labels, images, folds, probed.probes[0], dataset.n_classes, ctx),
         knn=knn_accuracy(last, labels, dataset.n_classes, folds),
@@ -113,19 +109,10 @@ def measure_with_evidence(
         head_s=probed.seconds,
         build_s=training.build_s,
         passes_per_trained_image=training.passes_per_image,
-        fine_tune_defaults=_defaults(images, features, probed.probes[0], backbone, ctx),
+        domain_shift=None if features.moments is None else domain_shift(features.moments),
+        flip_asymmetry=measure_flip_asymmetry(images, backbone, ctx, any_size=features.any_size),
     )
     return profile, evidence
-
-
-def _strategy_costs(
-    dataset: Dataset, backbone: Backbone
-) -> tuple[Mapping[str, float], Mapping[str, str]]:
-    """Return the cost of each strategy in forward passes, and why some do not apply."""
-    defaults = {name: strategy() for name, strategy in STRATEGIES.items()}
-    reasons = {name: s.inapplicable(dataset, backbone) for name, s in defaults.items()}
-    passes = {name: s.image_passes(dataset, backbone) for name, s in defaults.items()}
-    return passes, {name: reason for name, reason in reasons.items() if reason}
 
 
 def _training_cost(
@@ -134,18 +121,6 @@ def _training_cost(
     """Measure the cost of training, at half the input size if the network takes any size."""
     small = half_size(backbone, TIMED_PX) if features.any_size else backbone
     return measure_training_cost(dataset, small, ctx)
-
-
-def _defaults(
-    images: Sequence[LabelledImage],
-    features: Features,
-    probe: ProbeResult,
-    backbone: Backbone,
-    ctx: RunContext,
-) -> Mapping[str, float | bool]:
-    """Return the default hyperparameters of fine-tuning on these images."""
-    flip_asymmetry = measure_flip_asymmetry(images, backbone, ctx, any_size=features.any_size)
-    return asdict(fine_tune_defaults(features, probe.accuracy.mid, flip_asymmetry))
 
 
 def sample(
@@ -223,16 +198,16 @@ class _ProbeResults:
 
     Attributes
     ----------
-    layer_svm
+    best_svm
         The SVM at the chosen depth.
     scores
         Calibrated out-of-fold scores of the first probe.
     seconds
-        Time of the probes, by strategy.
+        Time of the probes, by loss.
     """
 
     probes: tuple[ProbeResult, ...]
-    layer_svm: ProbeResult
+    best_svm: ProbeResult
     scores: Scores
     seconds: Mapping[str, float]
 
@@ -278,6 +253,6 @@ def _probe_depths(
     corrected = corrected_accuracy(every_setting, ctx.seed)
     scores = results[0].scores[results[0].best]
     calibrated = scores / temperature(scores, labels)[0]
-    seconds = {"linear_probe": stamps[1] - stamps[0], "layer_svm": stamps[-1] - stamps[2]}
-    layer_svm = replace(probes[chosen], accuracy=corrected)
-    return _ProbeResults(probes, layer_svm, calibrated, seconds)
+    seconds = {"softmax": stamps[1] - stamps[0], "squared_hinge": stamps[-1] - stamps[2]}
+    best_svm = replace(probes[chosen], accuracy=corrected)
+    return _ProbeResults(probes, best_svm, calibrated, seconds)

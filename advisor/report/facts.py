@@ -107,8 +107,8 @@ def measurements(advice: Advice) -> tuple[Fact, ...]:
         detail = f"probability; predicted gain over training from scratch {risk.gain.points()}"
         detail += with_titles(break_even_words(risk))
         facts.append(Fact(label, f"{100 * risk.probability:.0f}%", detail))
-    if profile.pilot is not None:
-        pilot = profile.pilot
+    if advice.pilot is not None:
+        pilot = advice.pilot
         detail = f"over a linear probe, {pilot.n_train:,} training images"
         detail += f"; {format_loss_gain(pilot.loss_gain)}"
         facts.append(Fact("Pilot: full fine-tuning", pilot.gain.points(), detail))

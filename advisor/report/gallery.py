@@ -96,7 +96,7 @@ def make_gallery(
     OutOfTime
         If the deadline passes.
     """
-    depth = advice.profile.layer_svm.depth
+    depth = advice.profile.best_svm.depth
     points = _map(advice, dataset, backbone, ctx)
     files = {shown(p.path): p.path for p in dataset.fit_split}
     named = images_named(advice.findings, files)
@@ -192,7 +192,7 @@ def _map(
         return ()
     images = tuple(measured[row] for row in sample_rows(labels_of(measured), ctx.seed))
     features = extract_features(images, backbone, ctx)
-    depth = advice.profile.layer_svm.depth
+    depth = advice.profile.best_svm.depth
     depths = range(1, backbone.n_depths + 1) if depth == 0 else [depth]
     places = lay_out(features.at(depths), 0)
     guesses = _predictions(features.pooled[-1], images, dataset.n_classes, ctx)

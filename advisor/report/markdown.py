@@ -61,7 +61,7 @@ def advice_markdown(advice: Advice) -> str:
         f"Size: {advice.quadrant.size}. Domain: {advice.quadrant.domain}, "
         f"{similarity_words(profile.similarity)}.",
         _depth_table(profile),
-        _list([*_other_measurements(profile), *_risks(advice)]),
+        _list([*_other_measurements(advice), *_risks(advice)]),
         "## Findings",
         "\n\n".join(_finding(f) for f in advice.findings) or "None.",
         "## Reproduce",
@@ -149,7 +149,8 @@ def _results(outcome: Outcome) -> list[str]:
     return lines
 
 
-def _other_measurements(profile: Profile) -> list[str]:
+def _other_measurements(advice: Advice) -> list[str]:
+    profile = advice.profile
     lines = [f"Linear probe (softmax, penultimate): {profile.linear_probe.accuracy.percent()}"]
     if profile.knn is not None:
         lines.append(f"k-NN accuracy (penultimate): {profile.knn.percent()}")
@@ -162,10 +163,10 @@ def _other_measurements(profile: Profile) -> list[str]:
         lines.append(
             f"Transfer gain of probes over random weights: {profile.transfer_gain.points()}"
         )
-    if profile.pilot is not None:
+    if advice.pilot is not None:
         for name, gain, loss in (
-            ("Pilot, full fine-tuning", profile.pilot.gain, profile.pilot.loss_gain),
-            ("Pilot, layer SVM", profile.pilot.svm_gain, profile.pilot.svm_loss_gain),
+            ("Pilot, full fine-tuning", advice.pilot.gain, advice.pilot.loss_gain),
+            ("Pilot, layer SVM", advice.pilot.svm_gain, advice.pilot.svm_loss_gain),
         ):
             lines.append(f"{name}: {gain.points()} over a linear probe, {format_loss_gain(loss)}")
     for name, score in profile.transferability.items():

@@ -168,7 +168,7 @@ def _measured(advice: Advice) -> RenderableType:
     facts.add_row("size", Text(f"{quadrant.size} ({profile.n_per_class:.0f} per class)"))
     facts.add_row("domain", Text(f"{quadrant.domain}; {words}" if profile.similarity else words))
     facts.add_row("source classes", Text(_source_classes(profile.similarity)))
-    for name, value in _other_measurements(profile):
+    for name, value in _other_measurements(advice):
         facts.add_row(name, Text(value))
     risks = risk_words(advice)
     if risks is not None:
@@ -184,7 +184,8 @@ def _measured(advice: Advice) -> RenderableType:
     )
 
 
-def _other_measurements(profile: Profile) -> list[tuple[str, str]]:
+def _other_measurements(advice: Advice) -> list[tuple[str, str]]:
+    profile = advice.profile
     all_depths = next(p for p in profile.probes if p.loss == "squared_hinge" and p.depth == 0)
     rows = [
         ("linear probe", f"{profile.linear_probe.accuracy.percent()} (softmax, penultimate)"),
@@ -198,11 +199,11 @@ def _other_measurements(profile: Profile) -> list[tuple[str, str]]:
     for name, score in profile.transferability.items():
         value = f"{score.mid:.3f} [{score.low:.3f}, {score.high:.3f}]"
         rows.append((metric_name(name), value))
-    if profile.pilot is not None:
-        pilot = profile.pilot
+    if advice.pilot is not None:
+        pilot = advice.pilot
         rows.append(("pilot", f"full fine-tuning {pilot.gain.points()} over a probe,"))
         rows.append(("", format_loss_gain(pilot.loss_gain)))
-        rows.append(("", f"layer_svm {pilot.svm_gain.points()},"))
+        rows.append(("", f"SVM {pilot.svm_gain.points()},"))
         rows.append(("", format_loss_gain(pilot.svm_loss_gain)))
     if profile.curve is not None and profile.curve.extrapolated:
         n, accuracy = profile.curve.extrapolated[-1]

@@ -24,6 +24,8 @@ def advice_record(advice: Advice) -> dict[str, Any]:
         "profile": asdict(advice.profile),
         "backbones": [asdict(b) for b in advice.backbones],
         "risks": [asdict(r) for r in advice.risks],
+        "pilot": None if advice.pilot is None else asdict(advice.pilot),
+        "alternative": None if advice.alternative is None else asdict(advice.alternative),
         "findings": [asdict(f) for f in advice.findings],
         "quarantine": [{"path": shown(s.path), "reason": s.reason} for s in advice.quarantine],
         "choices": [asdict(c) for c in advice.choices],

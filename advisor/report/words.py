@@ -30,8 +30,8 @@ _MAIN = ("strength", "depth", "views", "frozen_stages", "lr", "steps")
 
 def title(strategy: str) -> str:
     """Return the display name of a strategy: ``"Linear probe"``."""
-    words = strategy.replace("_", " ").replace("fine tune", "fine-tuning").capitalize()
-    return words.replace("svm", "SVM")
+    words = strategy.replace("_", " ").replace("fine tune", "fine-tune").capitalize()
+    return re.sub(r"tune\b", "tuning", words).replace("svm", "SVM")
 
 
 def metric_name(name: str) -> str:

@@ -10,16 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.core.metrics import Labels, Scores
+from strategies.core.metrics import Labels
+from strategies.models.bn_statistics import VARIANCE_OFFSET, Vector, bn_shift, by_layer
 from strategies.models.features import Moments
 
-Vector = NDArray[np.float64]
-
-VARIANCE_OFFSET = 0.1
-"""Added to all variances (in units of the pretraining variance).
-
-It bounds the shift of channels that hardly vary.
-"""
 _BLOCK = 50
 
 
@@ -80,24 +74,6 @@ def balanced(labels: Labels) -> Weights:
     return Weights(share / share.sum(), stratum)
 
 
-def bn_shift(mean: Scores, variance: Scores, source: SourceMoments) -> Vector:
-    """Return the divergence of every channel's activations from those of the pretraining data.
-
-    ``KL(N(mean, v + e) || N(source mean, source v + e))`` in nats with e = `VARIANCE_OFFSET`, for
-    activations in units of the running statistics. It is 0 if the moments are those of the
-    pretraining data, and unbounded above. Comparable between datasets on one backbone and input
-    size.
-
-    Parameters
-    ----------
-    mean, variance
-        Moments by channel, shape (..., channels).
-    """
-    v, s = np.maximum(variance, 0) + VARIANCE_OFFSET, source.variance + VARIANCE_OFFSET
-    shift: Vector = 0.5 * ((v + (mean - source.mean) ** 2) / s - 1 - np.log(v / s))
-    return shift
-
-
 def layer_shifts(moments: Moments, weights: Weights, source: SourceMoments) -> Vector:
     """Return the debiased estimate of the mean shift of every BatchNorm layer, (layers,).
 
@@ -112,7 +88,9 @@ def layer_shifts(moments: Moments, weights: Weights, source: SourceMoments) -> V
     softened = np.maximum(variance, 0) + VARIANCE_OFFSET
     bias = _variance_of_mean(mean, weights) / softened
     bias += _variance_of_mean(influence, weights) / (2 * softened**2)
-    return _by_layer(bn_shift(average, variance, source) - 0.5 * bias, moments.layer)
+    return by_layer(
+        bn_shift(average, variance, source.mean, source.variance) - 0.5 * bias, moments.layer
+    )
 
 
 def bootstrap_layer_shifts(
@@ -129,7 +107,9 @@ def bootstrap_layer_shifts(
         shares = bootstrap_weights(weights, block, rng).astype(np.float32)
         average = shares @ mean
         variance = shares @ square - average**2
-        drawn.append(_by_layer(bn_shift(average, variance, source), moments.layer))
+        drawn.append(
+            by_layer(bn_shift(average, variance, source.mean, source.variance), moments.layer)
+        )
     shifts = np.concatenate(drawn)
     scatter: Vector = shifts - shifts.mean(axis=0)
     return scatter
@@ -166,14 +146,6 @@ def _variance_of_mean(values: Vector, weights: Weights) -> Vector:
     factor = (sizes / np.maximum(sizes - 1, 1))[weights.stratum]
     variance: Vector = (weights.share**2 * factor) @ centred**2
     return variance
-
-
-def _by_layer(values: Vector, layer: NDArray[np.int64]) -> Vector:
-    """Return the mean over the columns of each layer; layers are numbered in order."""
-    starts = np.flatnonzero(np.diff(layer, prepend=-1))
-    counts = np.diff(np.append(starts, len(layer)))
-    means: Vector = np.add.reduceat(values, starts, axis=-1) / counts
-    return means
 
 
 def _blocks(total: int) -> Iterator[int]:

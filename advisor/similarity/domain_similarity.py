@@ -15,7 +15,6 @@ from scipy.stats import t as student_t
 
 from advisor.similarity.bn_shift import (
     SourceMoments,
-    Vector,
     Weights,
     balanced,
     bootstrap_layer_shifts,
@@ -32,6 +31,7 @@ from advisor.similarity.reference import Reference
 from advisor.similarity.source_head import head_evidence
 from advisor.types.similarity import DomainSimilarity, HeadEvidence
 from strategies.core.metrics import LEVEL, Interval, Labels
+from strategies.models.bn_statistics import Vector
 from strategies.models.features import Features, Moments
 
 MAX_IMAGES = 1000

@@ -16,12 +16,11 @@ from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
 from strategies.core.metrics import Evaluation
 from strategies.data.dataset import Dataset, Split, labels_of
-from strategies.from_scratch import FromScratch
 from strategies.heads.compute_budget import affordable_passes
 from strategies.models.backbone import Backbone, resized
 from strategies.models.classifier import ImageClassifier, evaluate_probabilities
 from strategies.models.features import not_cached
-from strategies.registry import get_strategy
+from strategies.registry import get_strategy, reference_control
 
 MIN_CONTROL_IMAGES = 30
 """A control is not evaluated on fewer images: the interval of the gain would be too wide."""
@@ -66,23 +65,27 @@ def fit_control(
     None, with a note, if the best trial itself uses no pretrained weights, or if there was no
     time for a single step.
     """
-    if best.strategy == FromScratch.name:
+    strategy, backbone = get_strategy(best.strategy), backbone_of(best.hyperparameters, backbone)
+    if strategy.role == "control":
         ctx.reporter.on_note(
-            "The best trial was trained from scratch: there is no transfer to measure."
+            f"The best trial, {best.strategy}, uses no pretrained weights: there is no transfer "
+            "to measure."
         )
         return None
-    strategy, backbone = get_strategy(best.strategy), backbone_of(best.hyperparameters, backbone)
     try:
-        if strategy.selects_on_val or not random_features_fit_in_time(
+        if strategy.trains_network or not random_features_fit_in_time(
             best, dataset, backbone, ctx
         ):
-            fresh = FromScratch(input_px=best.hyperparameters.get("input_px"))
+            control = reference_control()
+            px = {"input_px": best.hyperparameters.get("input_px")}
+            fresh = control.from_hyperparameters(px)
             # The control has a single setting, so no validation images are needed to select one.
             without_val = replace(dataset, val=())
-            return Control(FromScratch.name, best.strategy, fresh.fit(without_val, backbone, ctx))
+            return Control(control.name, best.strategy, fresh.fit(without_val, backbone, ctx))
         # The regularisation strength was chosen for pretrained features: it is chosen again.
         same = hyperparameters_of(best.hyperparameters) | {"strength": None}
-        fitted = strategy(**same).fit(dataset, backbone.with_random_weights(), ctx)
+        probe = strategy.from_hyperparameters(same)
+        fitted = probe.fit(dataset, backbone.with_random_weights(), ctx)
     except OutOfTime:
         ctx.reporter.on_note(
             f"The control of {best.strategy} without pretrained weights was left out: there was "
@@ -157,7 +160,7 @@ def fit_early_control(folder: RunDir, prepared: Prepared, budget: TimeBudget) ->
     that is left. None if the incumbent is a training run, or the features take too long.
     """
     best = folder.best()
-    if best is None or get_strategy(best[0].strategy).selects_on_val:
+    if best is None or get_strategy(best[0].strategy).trains_network:
         return None
     dataset = _training_images(best, prepared)
     ctx = prepared.ctx.with_deadline(time.monotonic() + budget.control_s)
@@ -180,15 +183,15 @@ def fit_final_control(
     if best is None or (early is not None and early.of_strategy == best[0].strategy):
         return early
     deadline_s = budget.test_begins_s()
-    is_trained = get_strategy(best[0].strategy).selects_on_val
+    is_trained = get_strategy(best[0].strategy).trains_network
     if early is not None and not is_trained and deadline_s - time.monotonic() < budget.control_s:
         return early
     if ended != "time":
         deadline_s = min(deadline_s, time.monotonic() + budget.control_s)
     ctx = prepared.ctx.with_deadline(deadline_s)
     final = fit_control(best[0], _training_images(best, prepared), prepared.backbone, ctx)
-    is_from_scratch = best[0].strategy == FromScratch.name
-    return final if is_from_scratch else final or early
+    is_control = get_strategy(best[0].strategy).role == "control"
+    return final if is_control else final or early
 
 
 def _training_images(best: tuple[TrialRecord, bool], prepared: Prepared) -> Dataset:

@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 import uuid
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,9 +24,7 @@ from advisor.tune.run_dir.settings import (
     Settings,
     absolute,
     artifacts_name,
-    options_record,
-    versions,
-    without_password,
+    settings_record,
 )
 from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.scheduler import Scheduler, make_scheduler
@@ -36,7 +34,7 @@ from advisor.tune.time_budget import TimeBudget
 from advisor.tune.validation import Validation, make_validation, n_folds
 from advisor.types.advice import Advice
 from advisor.types.events import OnEvent, ignore
-from advisor.types.options import AUTO, DEFAULTS, Options
+from advisor.types.options import AUTO, DEFAULTS, RUN_DEFAULTS, Options, RunOptions
 from advisor.types.outcome import Outcome
 from strategies.core.errors import (
     BackboneError,
@@ -47,25 +45,15 @@ from strategies.core.errors import (
 )
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import input_sizes
-from strategies.registry import STRATEGIES, get_strategy
-
-HEARTBEAT_S = 10
-"""Default seconds between the heartbeats of a worker process."""
+from strategies.registry import get_strategy, search_spaces
 
 
 def auto(
     data: Path | str,
     out: Path | str,
     options: Options = DEFAULTS,
+    run: RunOptions = RUN_DEFAULTS,
     *,
-    time_s: float = 600.0,
-    max_trials: int | None = None,
-    storage: str | None = None,
-    heartbeat_s: int = HEARTBEAT_S,
-    control: bool = True,
-    soup: bool = True,
-    devices: str | None = None,
-    artifacts: str | None = None,
     on_event: OnEvent = ignore,
 ) -> Outcome:
     """Tune what the advice recommends within a time limit, and write the best classifier.
@@ -74,16 +62,8 @@ def auto(
     ----------
     data, out
         Images, see `load_dataset`; the run directory, new or empty.
-    time_s, max_trials
-        Limits: seconds for everything (measuring, tuning, evaluating, saving), and trials.
-    storage, heartbeat_s
-        A database that other machines can reach; None: a file in `out`. After six missed
-        heartbeats a worker is presumed dead, and another process continues its trial.
-    control, soup
-        Whether a control without pretrained weights is fitted, and whether weights are averaged.
-    devices, artifacts
-        "all" GPUs of this machine, or device names with commas between them; a folder or
-        ``s3://BUCKET/PREFIX``, for machines that cannot access the run directory.
+    options, run
+        How to measure and to recommend; limits of the search and the processes that share it.
 
     Raises
     ------
@@ -92,40 +72,24 @@ def auto(
     KeyboardInterrupt
         If Ctrl-C was pressed before there was a classifier, or twice.
     """
-    deadline_s = time.monotonic() + time_s
-    settings = Settings(
-        absolute(Path(data)),
-        options_record(options),
-        time_s,
-        max_trials,
-        without_password(storage),
-        f"{Path(out).name}-{uuid.uuid4().hex[:8]}/" if storage else "",
-        heartbeat_s,
-        control,
-        devices,
-        artifacts_name(artifacts, storage),
-        soup,
-    )
-    _own_and_worker_devices(settings, options)
-    _note_unused_ddp(options)
+    deadline_s = time.monotonic() + run.time_s
+    run = replace(run, artifacts=artifacts_name(run.artifacts, run.storage))
+    prefix = f"{Path(out).name}-{uuid.uuid4().hex[:8]}/" if run.storage else ""
+    settings = Settings(Path(absolute(Path(data))), prefix, options, run)
+    record = settings_record(settings)
+    _own_and_worker_devices(settings)
+    _note_unused_ddp(settings)
     folder = RunDir.create(Path(out))
     with folder.locked():
-        folder = open_for_coordinator(folder, settings, storage)
-        folder.begin({**asdict(settings), "versions": versions()})
-        return _run_new(folder, settings, options, deadline_s, storage, on_event)
+        folder = open_for_coordinator(folder, settings)
+        folder.begin(record)
+        return _run_new(folder, settings, deadline_s, on_event)
 
 
-def _run_new(
-    folder: RunDir,
-    settings: Settings,
-    options: Options,
-    deadline_s: float,
-    storage: str | None,
-    on_event: OnEvent,
-) -> Outcome:
+def _run_new(folder: RunDir, settings: Settings, deadline_s: float, on_event: OnEvent) -> Outcome:
     """Run a new run; leave an empty directory if the data or the backbone cannot be used."""
     try:
-        return run_session(folder, settings, options, deadline_s, storage, on_event)
+        return run_session(folder, settings, deadline_s, on_event)
     except (DataError, BackboneError, NotApplicable):
         if not (folder.path / "advice.json").exists():
             folder.abandon()
@@ -133,12 +97,7 @@ def _run_new(
 
 
 def run_session(
-    folder: RunDir,
-    settings: Settings,
-    options: Options,
-    deadline_s: float,
-    storage: str | None,
-    on_event: OnEvent,
+    folder: RunDir, settings: Settings, deadline_s: float, on_event: OnEvent
 ) -> Outcome:
     """Run a new or resumed run up to its outcome. The caller must hold the run's lock.
 
@@ -147,32 +106,33 @@ def run_session(
     deadline_s
         ``time.monotonic()`` at which the program must have ended.
     """
+    options, run = settings.options, settings.run
     used_before_s, start = folder.used_s(), time.monotonic()
     ends_at = time.time() + deadline_s - start
     was_testing = folder.state().get("phase") == "judging"
     folder.log_event("session", ends_at=ends_at, process=os.getpid())
     folder.set_phase("measuring", ends_at)
-    if settings.artifacts:
+    if run.artifacts:
         options.on_note(f"Other machines can join with: {folder.join_command()}")
-    own, *others = _own_and_worker_devices(settings, options)
-    prepared = prepare(Path(settings.data), replace(options, device=own), deadline_s)
+    own, *others = _own_and_worker_devices(settings)
+    prepared = prepare(settings.data, replace(options, device=own), deadline_s, run.ddp)
     check_split(folder, prepared.dataset)
     advice = _load_or_make_advice(folder, prepared)
     interrupt = Interrupt()
     search = make_search(
-        folder, settings, prepared, advice, deadline_s, storage, COORDINATOR, interrupt, on_event
+        folder, settings, prepared, advice, deadline_s, COORDINATOR, interrupt, on_event
     )
     worker_devices = [] if was_testing else others  # after the search workers have nothing to do
     with (
         interrupt.handle_sigint(),
-        workers_on(folder.path, worker_devices, storage, options.on_note),
+        workers_on(folder.path, worker_devices, run.storage, options.on_note),
     ):
         with search.trials.lock.held():
             best = folder.best()
             search.trials.requeue_dead(own=True, kept=best and best[0])
         if not was_testing:  # test may have been read already: no trial may follow
             folder.set_phase("searching", ends_at)
-        wanted = settings.control and bool(prepared.dataset.test)
+        wanted = run.control and bool(prepared.dataset.test)
         closing = search_with_control(search, advice, prepared, wanted=wanted)
         with search.trials.lock.held():
             folder.set_phase("judging", ends_at)
@@ -212,23 +172,24 @@ def _make_outcome(
     )
 
 
-def _own_and_worker_devices(settings: Settings, options: Options) -> tuple[str, ...]:
+def _own_and_worker_devices(settings: Settings) -> tuple[str, ...]:
     """Return this process's device first, then one device for each worker process."""
-    if settings.devices is not None and options.device != AUTO:
+    options, run = settings.options, settings.run
+    if run.devices is not None and options.device != AUTO:
         raise TransferError("--device and --devices were both given. Give only one of them.")
-    if settings.devices is not None and options.ddp > 1:
+    if run.devices is not None and run.ddp > 1:
         raise TransferError(
             "--ddp and --devices were both given. GPUs can train data-parallel (--ddp) or run a "
             "trial each (--devices). Give only one of them."
         )
-    return devices_of(settings.devices, torch.cuda.device_count()) or (options.device,)
+    return devices_of(run.devices, torch.cuda.device_count()) or (options.device,)
 
 
-def _note_unused_ddp(options: Options) -> None:
+def _note_unused_ddp(settings: Settings) -> None:
     """Note that --ddp has no effect on a strategy that trains no network."""
-    name = options.strategy
-    if options.ddp > 1 and name != AUTO and not get_strategy(name).selects_on_val:
-        options.on_note(f"--ddp has no effect: {name} trains no network.")
+    name = settings.options.strategy
+    if settings.run.ddp > 1 and name != AUTO and not get_strategy(name).trains_network:
+        settings.options.on_note(f"--ddp has no effect: {name} trains no network.")
 
 
 def _result(search: Search) -> SearchResult:
@@ -256,16 +217,15 @@ def make_search(
     prepared: Prepared,
     advice: Advice,
     deadline_s: float,
-    storage: str | None,
     owner: str,
     interrupt: Interrupt,
     on_event: OnEvent,
 ) -> Search:
     """Return a `Search`, with which one process takes part in a run."""
-    dataset, options = prepared.dataset, prepared.options
+    dataset, options, run = prepared.dataset, prepared.options, settings.run
     by_px = {prepared.backbone.input_px: advice.profile.ms_per_image / 1000}
     only = None if options.strategy == AUTO else options.strategy
-    sizes, limit = input_sizes(prepared.backbone), settings.max_trials
+    sizes, limit = input_sizes(prepared.backbone), run.max_trials
     scheduler = make_scheduler(
         advice, len(dataset.val), only=only, max_trials=limit, prefer=options.prefer, sizes=sizes
     )
@@ -273,19 +233,19 @@ def make_search(
         folder, dataset.hide_test(), scheduler, options.seed, deadline_s
     )
     scheduler = replace(scheduler, n_val=validation.n, n_fits=len(validation.folds))
-    url = storage or settings.storage or f"sqlite:///{(folder.path / 'study.db').resolve()}"
+    url = run.storage or f"sqlite:///{(folder.path / 'study.db').resolve()}"
     trials = Trials(
         url,
-        list(STRATEGIES),
+        search_spaces(dataset, prepared.backbone),
         prefix=settings.prefix,
         seed=options.seed,
         owner=owner,
-        heartbeat_s=settings.heartbeat_s,
+        heartbeat_s=run.heartbeat_s,
         n_val=len(dataset.val),
         by_folds=len(validation.folds) > 1,
     )
-    n_test = (1 + settings.control) * len(dataset.test or ())
-    control_s = settings.control * CONTROL_SHARE * settings.time_s
+    n_test = (1 + run.control) * len(dataset.test or ())
+    control_s = run.control * CONTROL_SHARE * run.time_s
     budget = TimeBudget(deadline_s, n_test, len(dataset.val), by_px, control_s, REPORT_S)
     return Search(
         dataset.hide_test(),
@@ -298,7 +258,7 @@ def make_search(
         interrupt,
         on_event,
         validation,
-        SoupCandidates(folder, len(validation.folds)) if settings.soup else None,
+        SoupCandidates(folder, len(validation.folds)) if run.soup else None,
     )
 
 

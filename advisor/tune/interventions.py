@@ -1,15 +1,14 @@
 """Extra trials that a run starts where a finding reports a risk of negative transfer."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
 from typing import Any
 
 from optuna.distributions import BaseDistribution, FloatDistribution
-from optuna.trial import BaseTrial
 
 from advisor.types.advice import Advice, Finding
 from strategies.base import Strategy
 from strategies.models.backbone import Backbone, load_backbone
+from strategies.registry import STRATEGIES
 
 REESTIMATE_BN = {"batch_norm": "reestimated"}
 NO_INTERPOLATION = {"blend": 1.0}
@@ -18,35 +17,41 @@ STRONG_L2_SP = {"l2_sp": 10.0}
 """A strong L2 penalty on the distance to the pretrained weights."""
 SPECTRAL_SHRINKAGE = {"spectral": 0.001}
 REINIT_LAST_STAGES = {"reset_stages": 2, "blend": 1.0}
-INTERVENTIONS: Mapping[str, Mapping[str, tuple[Mapping[str, Any], ...]]] = {
-    "TL202": {"full_fine_tune": (REINIT_LAST_STAGES,)},
-    "TL203": {"full_fine_tune": (REINIT_LAST_STAGES,)},
-    "TL205": {"full_fine_tune": (REESTIMATE_BN,), "partial_fine_tune": (REESTIMATE_BN,)},
-    "TL208": {
-        "full_fine_tune": (NO_INTERPOLATION, REINIT_LAST_STAGES, SPECTRAL_SHRINKAGE, STRONG_L2_SP),
-        "partial_fine_tune": (NO_INTERPOLATION,),
-    },
+INTERVENTIONS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
+    "TL202": (REINIT_LAST_STAGES,),
+    "TL203": (REINIT_LAST_STAGES,),
+    "TL205": (REESTIMATE_BN,),
+    "TL208": (NO_INTERPOLATION, REINIT_LAST_STAGES, SPECTRAL_SHRINKAGE, STRONG_L2_SP),
 }
-"""Changes to the advised hyperparameters by finding and strategy; each is given one trial."""
+"""Changes to the advised hyperparameters by finding. Each is given one trial of every strategy
+that trains the pretrained network and has these hyperparameters."""
 BACKBONE = "backbone"
 """Key of the backbone's name among a trial's settings, if an intervention replaces it."""
 NEGATIVE_TRANSFER = ("TL201", "TL202", "TL208", "TL209")
-"""Findings after which, as issues, training from scratch is a candidate and not only a control."""
+"""Findings after which, as issues, controls such as training from scratch are candidates."""
 
 
 def interventions_for(findings: Sequence[Finding]) -> dict[str, list[dict[str, Any]]]:
     """Return the changes that findings call for, by strategy and without duplicates."""
     found: dict[str, list[dict[str, Any]]] = {}
     for finding in findings:
-        for strategy, changes in INTERVENTIONS.get(finding.code, {}).items():
-            known = found.setdefault(strategy, [])
-            known += [dict(change) for change in changes if dict(change) not in known]
-    return found
+        for change in INTERVENTIONS.get(finding.code, ()):
+            for name, strategy in STRATEGIES.items():
+                known = found.setdefault(name, [])
+                if accepts(strategy, change) and dict(change) not in known:
+                    known.append(dict(change))
+    return {name: changes for name, changes in found.items() if changes}
+
+
+def accepts(strategy: type[Strategy], change: Mapping[str, Any]) -> bool:
+    """Return whether a strategy trains the pretrained network and has some hyperparameters."""
+    trains_pretrained = strategy.trains_network and strategy.role == "transfer"
+    return trains_pretrained and change.keys() <= strategy().hyperparameters().keys()
 
 
 def alternative_backbone(advice: Advice) -> dict[str, str] | None:
     """Return the change to an alternative backbone that TL209 found clearly better, or None."""
-    alternative = advice.profile.alternative
+    alternative = advice.alternative
     named = any(finding.code == "TL209" for finding in advice.findings)
     return {BACKBONE: alternative.name} if named and alternative is not None else None
 
@@ -62,19 +67,9 @@ def hyperparameters_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in settings.items() if k != BACKBONE}
 
 
-def from_scratch_is_candidate(findings: Sequence[Finding]) -> bool:
-    """Return whether an issue reports negative transfer, so that training from scratch may win."""
+def controls_are_candidates(findings: Sequence[Finding]) -> bool:
+    """Return whether an issue reports negative transfer, so that a control may win."""
     return any(f.code in NEGATIVE_TRANSFER and f.severity == "issue" for f in findings)
-
-
-def suggest_fixed(strategy: Strategy, trial: BaseTrial) -> Strategy:
-    """Set hyperparameters that the trial starts with but the search space does not contain.
-
-    Interventions are not in the search spaces: without a finding, trials of them are wasted.
-    """
-    start = trial.user_attrs.get("start", {})
-    own = {f.name for f in fields(strategy)} - trial.params.keys()
-    return replace(strategy, **{k: v for k, v in start.items() if k in own and v is not None})
 
 
 def initial_trials(

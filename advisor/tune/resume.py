@@ -1,6 +1,7 @@
 """Resume a run that was killed or interrupted."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from advisor.tune.distributed.shared_folder import open_for_coordinator
@@ -45,8 +46,9 @@ def resume(
     with folder.locked():
         if folder.is_done():
             raise StorageError(f"{run} is finished: its outcome is in outcome.json.")
-        settings = read_settings(folder)
-        folder = open_for_coordinator(folder, settings, storage)
-        left_s = settings.time_s - folder.used_s() if time_s is None else time_s
-        options = settings.options_of(on_progress, on_note)
-        return run_session(folder, settings, options, start + left_s, storage, on_event)
+        settings = read_settings(folder).with_storage(storage)
+        options = replace(settings.options, on_progress=on_progress, on_note=on_note)
+        settings = replace(settings, options=options)
+        folder = open_for_coordinator(folder, settings)
+        left_s = settings.run.time_s - folder.used_s() if time_s is None else time_s
+        return run_session(folder, settings, start + left_s, on_event)

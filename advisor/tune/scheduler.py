@@ -12,7 +12,7 @@ from advisor.decide.gain_model import prior_of, shrunk_to_prior
 from advisor.tune.interventions import (
     BACKBONE,
     alternative_backbone,
-    from_scratch_is_candidate,
+    controls_are_candidates,
     initial_trials,
     interventions_for,
 )
@@ -21,14 +21,11 @@ from advisor.types.advice import Advice, Recommendation
 from advisor.types.options import NOISE, Prefer, tie_tolerance
 from advisor.types.outcome import Ended, TrialRecord
 from strategies.core.metrics import Interval
-from strategies.registry import STRATEGIES, get_strategy
+from strategies.registry import STRATEGIES, baseline, get_strategy
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-BASELINE, CONTROL = "linear_probe", "from_scratch"
-"""The baseline is always tried first: it is nearly free and gives a classifier within minutes. The
-control is what transfer must beat; it is a candidate only after a finding of negative transfer."""
 PROBE_TRIALS = 10
 """Trials of a strategy that trains no network, if it is the only one that is searched. Otherwise
 it gets one: its hyperparameters were chosen by cross-validation, and more trials would overfit
@@ -112,7 +109,7 @@ class Scheduler:
             return None
 
         def weighted_trials(c: Recommendation) -> float:
-            if c.strategy == BASELINE:
+            if get_strategy(c.strategy).role == "baseline":
                 return 0.0
             is_best = incumbent is not None and incumbent.strategy == c.strategy
             n = _n_begun(c.strategy, snapshot)
@@ -273,10 +270,12 @@ def make_scheduler(
 ) -> Scheduler:
     """Return a scheduler of the baseline, the advised strategy and those that may beat it.
 
-    Those are the runner-up and every training strategy whose interval reaches the advised
-    accuracy. If none does, the best training strategy is a candidate all the same: a prediction
-    may be wrong, and probes need little time. After an issue of negative transfer, training from
-    scratch is a candidate too. If an alternative backbone is clearly better, probes try it in
+    The baseline is nearly free and gives a classifier within minutes. Strategies that may beat
+    the advised one are the runner-up and every training strategy whose interval reaches the
+    advised accuracy. Strategies without benchmark cases are searched only if they are advised or
+    asked for. If none may win, the best training strategy is a candidate all the same: a
+    prediction may be wrong, and probes need little time. After an issue of negative transfer, the
+    controls are candidates too. If an alternative backbone is clearly better, probes try it in
     their second trial and training strategies in their first.
 
     Parameters
@@ -293,23 +292,28 @@ def make_scheduler(
     changes = interventions_for(advice.findings)
     other = alternative_backbone(advice)
     if other is not None:
-        changes = {name: [other, *changes.get(name, [])] for name in by_name if name != CONTROL}
+        changes = {n: [other, *changes.get(n, [])] for n in by_name if not _is_control(n)}
     if only is not None:
         single = (by_name[only],)
         return Scheduler(single, n_val, PROBE_TRIALS, max_trials, changes, sizes, prefer=prefer)
-    best, *others = advice.recommendations
+    best, *others = (r for i, r in enumerate(advice.recommendations) if i == 0 or r.cases)
     may_win = [r for r in others if r.accuracy.high >= best.accuracy.mid]
-    ranked = sorted(advice.recommendations, key=lambda r: -r.accuracy.mid)
-    training_runs = [r for r in ranked if _is_trained(r.strategy) and r.strategy != CONTROL]
+    ranked = sorted([best, *others], key=lambda r: -r.accuracy.mid)
+    training_runs = [r for r in ranked if _is_trained(r.strategy) and not _is_control(r.strategy)]
     trained = [r for r in training_runs if r in may_win or r == best] or training_runs[:1]
-    names = [BASELINE, *(r.strategy for r in [best, *may_win[:1], *trained])]
-    names += [CONTROL] if from_scratch_is_candidate(advice.findings) else []
+    names = [baseline().name, *(r.strategy for r in [best, *may_win[:1], *trained])]
+    if controls_are_candidates(advice.findings):
+        names += [r.strategy for r in others if _is_control(r.strategy)]
     candidates = tuple(by_name[n] for n in dict.fromkeys(names) if n in by_name)
     return Scheduler(candidates, n_val, 1, max_trials, changes, sizes, prefer=prefer)
 
 
 def _is_trained(strategy: str) -> bool:
-    return get_strategy(strategy).selects_on_val
+    return get_strategy(strategy).trains_network
+
+
+def _is_control(strategy: str) -> bool:
+    return get_strategy(strategy).role == "control"
 
 
 def _n_begun(strategy: str, snapshot: TrialsSnapshot) -> int:

@@ -16,7 +16,7 @@ import torch
 
 from advisor.tune.distributed.database import retry_if_lock_lost
 from advisor.tune.interrupt import Interrupt
-from advisor.tune.interventions import BACKBONE, backbone_of, hyperparameters_of, suggest_fixed
+from advisor.tune.interventions import BACKBONE, backbone_of, hyperparameters_of
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.scheduler import Scheduler
@@ -121,7 +121,7 @@ class Search:
                 return None, False
             best = self.folder.best()
             if best:
-                self.budget.incumbent_is_trained = get_strategy(best[0].strategy).selects_on_val
+                self.budget.incumbent_is_trained = get_strategy(best[0].strategy).trains_network
             self.trials.requeue_dead(own=False, kept=best and best[0])
             snapshot = self.trials.snapshot()
             if self.soup_candidates:
@@ -132,7 +132,7 @@ class Search:
             strategy = self.scheduler.choose(snapshot, self.budget.left_s(), min_fit_s)
             start: Mapping[str, Any] = {}
             if strategy is not None:
-                space = self.trials.distributions(strategy)
+                space = self.trials.spaces[strategy]
                 start = self.scheduler.start(strategy, snapshot, space, self.budget.left_s())
             claim = self.trials.claim(strategy, start)
         return claim, bool(snapshot.unfinished)
@@ -176,8 +176,7 @@ class Search:
             self.folder.drop_checkpoint(claim.number, number)
 
     def _fit(self, claim: Claim) -> tuple[ImageClassifier, Interval]:
-        drawn = get_strategy(claim.strategy).suggest(claim.trial, self.dataset, self.backbone)
-        strategy = suggest_fixed(drawn, claim.trial)
+        strategy = get_strategy(claim.strategy).from_hyperparameters(claim.hyperparameters)
         backbone = backbone_of(claim.start, self.backbone)
         refusal = strategy.inapplicable(self.dataset, backbone)
         if refusal is not None:
@@ -200,7 +199,7 @@ class Search:
             return classifier
 
         def on_fold(hits: Mapping[int, float]) -> None:
-            if by_folds and strategy.selects_on_val and report_values(claim.trial, hits):
+            if by_folds and strategy.trains_network and report_values(claim.trial, hits):
                 raise optuna.TrialPruned
 
         by_folds = len(self.validation.folds) > 1
@@ -225,7 +224,7 @@ class Search:
         probe or not better than the incumbent, or if less time is left than the probe itself took.
         """
         strategy, best = get_strategy(record.strategy), self.folder.best()
-        if strategy.selects_on_val or not self.scheduler.beats(record, best and best[0]):
+        if strategy.trains_network or not self.scheduler.beats(record, best and best[0]):
             return None
         if self.budget.left_s() <= record.seconds:
             return None
@@ -234,7 +233,7 @@ class Search:
         try:
             with self.trials.heartbeat(claim):
                 backbone = backbone_of(record.hyperparameters, self.backbone)
-                chosen = strategy(**hyperparameters_of(record.hyperparameters))
+                chosen = strategy.from_hyperparameters(hyperparameters_of(record.hyperparameters))
                 return chosen.fit(train_and_val, backbone, ctx)
         except OutOfTime as error:
             why = str(error)

@@ -8,7 +8,7 @@ same hyperparameters is enqueued. So each number counts once.
 import contextlib
 import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,6 +30,7 @@ from advisor.tune.distributed.database import (
     open_storage,
     retry_transient,
 )
+from advisor.tune.interventions import hyperparameters_of
 from advisor.tune.pruning import make_pruner
 from advisor.types.outcome import TrialRecord
 from strategies.core.metrics import Interval
@@ -50,9 +51,17 @@ class Claim:
 
     @property
     def start(self) -> Mapping[str, Any]:
-        """Hyperparameters that the trial starts with; the sampler draws the others."""
+        """Settings that the trial starts with; the sampler draws the others."""
         found: Mapping[str, Any] = self.trial.user_attrs.get("start", {})
         return found
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Any]:
+        """Hyperparameters of the trial.
+
+        Those that it starts with need not be in the search space: interventions are not.
+        """
+        return {**hyperparameters_of(self.start), **self.trial.params}
 
 
 @dataclass(frozen=True)
@@ -75,8 +84,8 @@ class Trials:
     ----------
     url
         SQLAlchemy URL of the database.
-    strategies
-        Names of all strategies; each gets a study.
+    spaces
+        Search space of every strategy by name; each strategy gets a study.
     prefix
         Prefix of the study names, for runs that share a database.
     seed
@@ -93,6 +102,8 @@ class Trials:
 
     Attributes
     ----------
+    spaces
+        As given.
     lock
         Lock under which one process at a time claims a trial or updates the best classifier.
     pruning_reason
@@ -107,7 +118,7 @@ class Trials:
     def __init__(
         self,
         url: str,
-        strategies: Sequence[str],
+        spaces: Mapping[str, Mapping[str, BaseDistribution]],
         *,
         prefix: str = "",
         seed: int = 0,
@@ -116,7 +127,7 @@ class Trials:
         n_val: int,
         by_folds: bool = False,
     ) -> None:
-        self.owner = owner
+        self.owner, self.spaces = owner, spaces
         self._storage = open_storage(url, heartbeat_s)
         self.lock = Lock(self._storage, prefix)
         pruner, self.pruning_reason = make_pruner(n_val, by_folds=by_folds)
@@ -124,7 +135,7 @@ class Trials:
             name: retry_transient(
                 partial(_create_study, self._storage, prefix + name, seed, pruner)
             )
-            for name in strategies
+            for name in spaces
         }
 
     def snapshot(self) -> TrialsSnapshot:
@@ -133,13 +144,6 @@ class Trials:
         done = [_record(name, trial) for name, trial in latest if _is_done(trial)]
         unfinished = [name for name, trial in latest if not _is_done(trial)]
         return TrialsSnapshot(tuple(sorted(done, key=lambda r: r.number)), tuple(unfinished))
-
-    def distributions(self, strategy: str) -> Mapping[str, BaseDistribution]:
-        """Return the search space of a strategy, as far as earlier trials have drawn from it."""
-        known: dict[str, BaseDistribution] = {}
-        for trial in self._trials_of(strategy):
-            known |= trial.distributions
-        return known
 
     def requeue_dead(self, *, own: bool, kept: TrialRecord | None) -> None:
         """Enqueue the trials of dead workers again.
@@ -187,7 +191,7 @@ class Trials:
         study = self._studies[waiting]
         with warnings.catch_warnings():  # heartbeats are sent by `heartbeat`, not by optimize
             warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
-            trial = retry_transient(study.ask)
+            trial = retry_transient(partial(study.ask, dict(self.spaces[waiting])))
         # Another `ask`, whose answer was lost, may have emptied the queue: this trial is not ours.
         if "number" not in trial.user_attrs:
             retry_transient(lambda: study.tell(trial, state=TrialState.FAIL))

@@ -91,7 +91,7 @@ def n_folds(dataset: Dataset, candidates: tuple[Recommendation, ...], seconds: f
     """
     if len(dataset.val) >= SMALL_VAL or not dataset.val or "val" in dataset.listed:
         return 1
-    trained = [c.seconds.mid for c in candidates if get_strategy(c.strategy).selects_on_val]
+    trained = [c.seconds.mid for c in candidates if get_strategy(c.strategy).trains_network]
     needed_s = MIN_TRIALS * max(trained, default=0.0)
     if needed_s == 0 or math.isinf(seconds):
         return MAX_FOLDS if seconds > 0 else 1

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from advisor.types.profile import BackboneScore, Profile
+from advisor.types.profile import AlternativeBackbone, BackboneScore, Pilot, Profile
 from strategies.core.metrics import Interval
 from strategies.data.image import Skipped
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 Size = Literal["small", "large"]
 Domain = Literal["similar", "different", "unknown"]
@@ -87,6 +87,11 @@ class Recommendation:
         Those to begin with.
     reasons
         Why it has this rank, one sentence each.
+    image_passes
+        Cost of a fit, in forward passes of one image.
+    cases
+        Number of benchmark cases behind the predicted accuracy. 0: the expected gain is that of
+        publications.
     """
 
     strategy: str
@@ -95,6 +100,8 @@ class Recommendation:
     seconds: Interval
     hyperparameters: Mapping[str, Any]
     reasons: tuple[str, ...]
+    image_passes: float
+    cases: int
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,11 @@ class Advice:
         Command line that reproduces this advice.
     risks
         Risk of negative transfer of each strategy; empty where it cannot be predicted.
+    pilot
+        Result of the pilot; None if it was not run.
+    alternative
+        Linear probe of the embedded backbone on the same images, measured if the backbone in use
+        is in doubt; otherwise None.
     """
 
     dataset: str
@@ -202,6 +214,8 @@ class Advice:
     backbones: tuple[BackboneScore, ...] = ()
     command: str = ""
     risks: tuple[TransferRisk, ...] = ()
+    pilot: Pilot | None = None
+    alternative: AlternativeBackbone | None = None
 
     @property
     def best(self) -> Recommendation:

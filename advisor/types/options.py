@@ -1,15 +1,17 @@
-"""Options of ``tl-advise`` and ``tl-auto run``, and tolerances within which accuracies are tied.
+"""Options of ``tl-advise`` and ``tl-auto``, and tolerances within which accuracies are tied.
 
+Each option is declared once, with its default, flag, help and bounds; see `advisor.types.flags`.
 This module imports no deep-learning library, so that ``--help`` is fast.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from advisor.types.flags import Flag, check_values
+from strategies.core.limits import MAX_IMAGES, MAX_QUARANTINE
 from strategies.core.progress import OnNote, OnProgress, ignore_note
-from strategies.data.sampling import MAX_IMAGES, MAX_QUARANTINE
 
 AUTO = "auto"
 Prefer = Literal["accuracy", "balanced", "cheap"]
@@ -37,6 +39,21 @@ def tie_upper_bound(accuracy: float, prefer: Prefer) -> float:
     return min(accuracy + NOISE[prefer], (accuracy + per_error) / (1 + per_error))
 
 
+DeviceName = Annotated[str, Flag("auto, cpu, cuda, cuda:N or mps.", is_local=True)]
+CacheDir = Annotated[Path | None, Flag("Folder of the feature cache.", is_local=True)]
+StorageUrl = Annotated[
+    str | None,
+    Flag("Database of the trials, for workers on other machines: postgresql://USER@HOST/DB."),
+]
+ArtifactStore = Annotated[
+    str | None,
+    Flag(
+        "Artifact store for machines without access to the run folder: a folder or "
+        "s3://BUCKET/PREFIX."
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Options:
     """Options of both commands; by default everything is chosen automatically.
@@ -53,8 +70,6 @@ class Options:
         not depend on it.
     cache_dir
         Where features are cached; None: the user's cache folder.
-    on_progress
-        Callback for progress.
     root, group_by, max_images, max_quarantine
         How the data are read, see `load_dataset`.
     reference
@@ -66,33 +81,151 @@ class Options:
     pilot
         Whether to run a pilot, a short run of full fine-tuning; "auto": only where it may change
         the advice and costs little.
-    ddp
-        Number of data-parallel processes of a training run. Each has its own GPU, or all share
-        the CPU (to try it out).
+    on_progress
+        Callback for progress.
     on_note
         Called with a message for the user, for example when a training run deviates from its
         plan.
     """
 
-    backbone: str = AUTO
-    input_px: int | None = None
-    strategy: str = AUTO
-    val: Path | None = None
-    test: Path | None = None
-    seed: int = 0
-    device: str = AUTO
-    workers: int | None = None
-    cache_dir: Path | None = None
+    backbone: Annotated[
+        str,
+        Flag(
+            "timm model name, hf-hub:..., local-dir:..., or auto. Several, separated by commas, "
+            "are compared."
+        ),
+    ] = AUTO
+    input_px: Annotated[
+        int | None, Flag("Input resolution: side of the network's input.", min=16)
+    ] = None
+    strategy: Annotated[str, Flag("Name of the strategy to use, or auto.")] = AUTO
+    val: Annotated[Path | None, Flag("Separate folder of validation images.")] = None
+    test: Annotated[Path | None, Flag("Separate folder of test images.")] = None
+    device: DeviceName = AUTO
+    workers: Annotated[
+        int | None,
+        Flag("Threads that read images; default: one per CPU core.", min=1, is_local=True),
+    ] = None
+    cache_dir: CacheDir = None
+    root: Annotated[Path | None, Flag("Folder that a manifest's relative paths start from.")] = (
+        None
+    )
+    group_by: Annotated[
+        str | None,
+        Flag(
+            "Regular expression on paths: images with the same match stay in the same split and "
+            "fold; none: no grouping."
+        ),
+    ] = None
+    max_images: Annotated[
+        int | None,
+        Flag("Maximum number of images per split; 0: all.", min=0, zero_is_none=True),
+    ] = MAX_IMAGES
+    max_quarantine: Annotated[float, Flag("Maximum share of unreadable images.", min=0, max=1)] = (
+        MAX_QUARANTINE
+    )
+    reference: Annotated[
+        Path | None, Flag("Folder of images from the backbone's pretraining domain.")
+    ] = None
+    prefer: Annotated[Prefer, Flag("Trade-off between accuracy and training cost.")] = "balanced"
+    pilot: Annotated[PilotMode, Flag("Run a short pilot fine-tuning as evidence.")] = "auto"
+    seed: Annotated[int, Flag("Random seed of splits, folds and training.", min=0)] = 0
     on_progress: OnProgress | None = field(default=None, compare=False)
-    root: Path | None = None
-    group_by: str | None = None
-    max_images: int | None = MAX_IMAGES
-    max_quarantine: float = MAX_QUARANTINE
-    reference: Path | None = None
-    prefer: Prefer = "balanced"
-    pilot: PilotMode = "auto"
-    ddp: int = 1
     on_note: OnNote = field(default=ignore_note, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check choices and bounds."""
+        check_values(self)
 
 
 DEFAULTS = Options()
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options that only ``tl-auto run`` takes.
+
+    Attributes
+    ----------
+    time_s, max_trials
+        Limits: seconds for everything (measuring, tuning, evaluating, saving), and trials.
+    storage
+        SQLAlchemy URL of a database that other machines can reach; None: a file in the run
+        directory.
+    heartbeat_s
+        After six missed heartbeats a worker is presumed dead, and another process continues its
+        trial.
+    control
+        Whether the best trial is compared with a control without pretrained weights.
+    soup
+        Whether the weights of the best training runs are averaged at the end.
+    devices
+        "all" GPUs of this machine, or device names with commas between them; None: one process,
+        on the device of the options.
+    artifacts
+        A folder or ``s3://BUCKET/PREFIX``, for machines that cannot access the run directory.
+    ddp
+        Number of data-parallel processes of a training run. Each has its own GPU, or all share
+        the CPU (to try it out).
+    """
+
+    time_s: Annotated[
+        float,
+        Flag("Time limit of the whole command: 90s, 10m, 2h.", name="--time", is_duration=True),
+    ] = 600.0
+    max_trials: Annotated[
+        int | None, Flag("Maximum number of trials.", name="--trials", min=1)
+    ] = None
+    storage: StorageUrl = field(default=None, repr=False)  # it may hold a password
+    heartbeat_s: Annotated[
+        int,
+        Flag("Seconds between two heartbeats of a worker process.", name="--heartbeat", min=1),
+    ] = 10
+    control: Annotated[
+        bool,
+        Flag("Use a tenth of the time for a random-init control, to measure the transfer gain."),
+    ] = True
+    soup: Annotated[
+        bool,
+        Flag(
+            "Average the weights of the best trials (model soup); keep the average if it scores "
+            "better on validation."
+        ),
+    ] = True
+    devices: Annotated[
+        str | None,
+        Flag("Start a worker process on each of these devices: all, or e.g. cuda:0,cuda:2."),
+    ] = None
+    artifacts: ArtifactStore = None
+    ddp: Annotated[
+        int, Flag("Data-parallel processes per training run, each on its own GPU.", min=1)
+    ] = 1
+
+    def __post_init__(self) -> None:
+        """Check bounds."""
+        check_values(self)
+
+
+RUN_DEFAULTS = RunOptions()
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """Options of ``tl-auto worker``; None: as in the run.
+
+    Attributes
+    ----------
+    storage, artifacts
+        Database and artifact store, as reached from this machine.
+    """
+
+    device: Annotated[str | None, Flag("cpu, cuda:N or mps; default: as in the run.")] = None
+    storage: StorageUrl = field(default=None, repr=False)
+    artifacts: ArtifactStore = None
+    data: Annotated[
+        Path | None, Flag("Path of the dataset on this machine; default: as in the run.")
+    ] = None
+    cache_dir: CacheDir = None
+
+
+WORKER_DEFAULTS = WorkerOptions()

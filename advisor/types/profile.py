@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from advisor.types.similarity import DomainSimilarity
-from strategies.core.metrics import Interval
+from strategies.core.metrics import FlipAsymmetry, Interval
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class AlternativeBackbone:
 
 @dataclass(frozen=True)
 class Profile:
-    """All measurements of a dataset with one backbone: the input of the decision.
+    """All measurements of a dataset with one backbone, without training a network.
 
     Attributes
     ----------
@@ -167,7 +167,7 @@ class Profile:
     probes
         Softmax probes at the penultimate depth and on all depths, then SVMs at every depth and on
         all depths.
-    layer_svm
+    best_svm
         The SVM at the depth that cross-validation chose; its accuracy is corrected for the
         optimism of that choice.
     majority_share
@@ -176,10 +176,6 @@ class Profile:
         Number of images of train and validation that similarity and probes were measured on.
     ms_per_image
         Measured time of one frozen forward pass in ms, including reading the image.
-    image_passes
-        Cost of every strategy with its default hyperparameters, in forward passes of one image.
-    inapplicable
-        Strategies that do not apply, with the reason.
     random_probes
         Random-init control: SVMs at every depth of the same network with random weights, to show
         what the architecture gives without pretraining. Empty if not measured.
@@ -190,8 +186,6 @@ class Profile:
     transferability
         LogME and regularised H-score at the penultimate depth, by name; higher is better.
         Comparable between backbones on one dataset, not between datasets.
-    pilot
-        Result of the pilot; None if it was not run.
     transfer_gain
         Cross-validated accuracy at the best pretrained depth minus that at the best depth of
         random weights, on the same images, in [-1, 1]. None if not measured.
@@ -199,18 +193,18 @@ class Profile:
         Cross-validated accuracy of a linear classifier on greyscale thumbnails; None if not
         measured.
     head_s
-        Measured seconds to fit the linear head of a strategy and choose its hyperparameters, on
-        cached features.
+        Measured seconds to fit a linear head to cached features and to choose its hyperparameters,
+        by loss.
     build_s
         Measured seconds to build the network.
     passes_per_trained_image
         Measured cost of training on one image, in forward passes; None if not measured.
-    fine_tune_defaults
-        Default learning rate, weight interpolation (blend) and horizontal flip of the fine-tuning
-        strategies on this dataset; empty if not measured.
-    alternative
-        Linear probe of the embedded backbone on the same images, measured if the backbone in use
-        is in doubt; otherwise None.
+    domain_shift
+        Shift of the BatchNorm inputs in nats, with equal weights of all images and without
+        correction for their number. None without BatchNorm.
+    flip_asymmetry
+        Whether images of a class differ from their flips in a common direction; None if it could
+        not be measured.
     """
 
     n: int
@@ -226,24 +220,21 @@ class Profile:
     flops_shares: tuple[float, ...]
     similarity: DomainSimilarity | None
     probes: tuple[ProbeResult, ...]
-    layer_svm: ProbeResult
+    best_svm: ProbeResult
     majority_share: float
     n_measured: int
     ms_per_image: float
-    image_passes: Mapping[str, float]
-    inapplicable: Mapping[str, str]
     random_probes: tuple[ProbeResult, ...] = ()
     curve: LearningCurve | None = None
     knn: Interval | None = None
     transferability: Mapping[str, Interval] = field(default_factory=dict)
-    pilot: Pilot | None = None
     transfer_gain: Interval | None = None
     pixel_probe: Interval | None = None
     head_s: Mapping[str, float] = field(default_factory=dict)
     build_s: float = 0.0
     passes_per_trained_image: float | None = None
-    fine_tune_defaults: Mapping[str, float | bool] = field(default_factory=dict)
-    alternative: AlternativeBackbone | None = None
+    domain_shift: float | None = None
+    flip_asymmetry: FlipAsymmetry | None = None
 
     @property
     def n_classes(self) -> int:

@@ -8,6 +8,7 @@ import numpy as np
 
 from strategies.core.cache import ArrayCache
 from strategies.core.errors import DataError
+from strategies.core.limits import MAX_IMAGES, MAX_QUARANTINE
 from strategies.core.progress import OnProgress, ignore_progress
 from strategies.data.image import (
     ImageStats,
@@ -24,7 +25,7 @@ from strategies.data.inspection import check_quarantine, read_images
 from strategies.data.layouts import same_spelling
 from strategies.data.listing import list_dataset
 from strategies.data.near_duplicates import duplicate_groups, find_leaks, find_matches, pairs_of
-from strategies.data.sampling import MAX_IMAGES, MAX_QUARANTINE, Listing
+from strategies.data.sampling import Listing
 from strategies.data.splitting import assign_groups, split_off
 
 __all__ = [

@@ -16,9 +16,6 @@ from strategies.data.decoding import known_suffixes
 from strategies.data.image import LabelledImage, Skipped, shown
 from strategies.data.layouts import natural_key
 
-MAX_IMAGES, MAX_QUARANTINE = 5_000, 0.10
-"""Default maximum number of images read per split, and maximum share of unreadable images."""
-
 MIN_PER_CLASS = 10
 """A sample contains at least this many images of every class that has as many."""
 

@@ -66,8 +66,9 @@ def _folded_parameters(
 def norms_to_fold(network: nn.Module, frozen: Collection[nn.Module], images: Tensor) -> NormByConv:
     """Find the convolutions that can be folded with one of the `frozen` BatchNorm layers.
 
-    That is, the BatchNorm layer is the only module that reads the convolution's output. The
-    network is run in eval mode on noise of the shape of `images`: once to trace which layers
+    That is, the BatchNorm layer is the only module that reads the convolution's output. A fixed
+    convolution with a trained scale is not folded: its weights would need a gradient. The network
+    is run in eval mode on noise of the shape of `images`: once to trace which layers
     follow which, and once to check that folding does not change the outputs. Empty if it does.
     """
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
@@ -81,7 +82,12 @@ def norms_to_fold(network: nn.Module, frozen: Collection[nn.Module], images: Ten
             for m in frozen
             if isinstance(m, nn.BatchNorm2d) and m.affine and m.track_running_stats
         }
-        norms = {conv: layers[norm] for conv, norm in tracer.pairs() if norm in layers}
+        fixed = {id(p) for p in network.parameters() if not p.requires_grad}
+        norms = {
+            conv: layers[norm]
+            for conv, norm in tracer.pairs()
+            if norm in layers and (conv not in fixed or norm in fixed)
+        }
         if not norms:
             return {}
         with FoldedNorms(norms):

@@ -15,37 +15,69 @@ from strategies.heads.cross_validation import (
     temperature,
 )
 from strategies.models.backbone import Backbone
+from strategies.models.bn_statistics import domain_shift
 from strategies.models.classifier import make_network, scale_scores, set_head
-from strategies.models.features import extract_features
+from strategies.models.features import Features, extract_features
+from strategies.models.flip_symmetry import measure_flip_asymmetry
 from strategies.models.network import Network
-from strategies.training.flip_symmetry import UNKNOWN, measure_flip_asymmetry
-from strategies.training.recipe import Defaults, Recipe, fine_tune_defaults
-from strategies.training.reinit import REINIT_PASSES, needs_reinit, reinitialise
+from strategies.training.defaults import Measurements, default_steps, fine_tune_defaults
+from strategies.training.recipe import Recipe, RecipeDraft
+from strategies.training.reinit import REINIT_PASSES, reinitialise
 from strategies.training.trainer import ROUNDS, train
 
 TEMPERATURE_SPREAD = float(np.log(2))
 """Prior standard deviation of the log temperature: two in three are between a half and two."""
 PASSES_PER_STEP = 3.0
-"""Cost of one trained image in forward passes: the backward pass costs about two."""
+"""Cost of one trained image in forward passes: the forward pass, the gradients of the activations,
+and those of the weights."""
 
 
 @dataclass(frozen=True)
-class StartingPoint:
-    """Starting point of fine-tuning: the probe used as head, and default hyperparameters."""
+class Probe:
+    """A linear probe of the train images: its features, its head, its out-of-fold accuracy."""
 
+    features: Features
     head: Head
-    defaults: Defaults
+    accuracy: float
 
 
-def prepare(
-    dataset: Dataset, backbone: Backbone, ctx: RunContext, hflip: bool | None = None
-) -> StartingPoint:
-    """Fit a cross-validated linear probe on train, and derive fine-tuning defaults from it.
+def fine_tune(
+    dataset: Dataset, backbone: Backbone, draft: RecipeDraft, ctx: RunContext
+) -> tuple[Network, Recipe]:
+    """Train body and head together, with a linear probe as the initial head; calibrate the result.
 
-    Parameters
+    What the draft leaves open is chosen from the train images (`defaults`). If the recipe
+    reinitialises part of the network, the probe is refitted to the new features.
+
+    Returns
+    -------
+    The network, and the recipe that it was trained by.
+
+    Raises
+    ------
+    OutOfTime
+        If the deadline passes before there is a result.
+
+    References
     ----------
-    hflip
-        Whether images are randomly flipped horizontally. None: decided from the images.
+    A. Kumar et al., Fine-tuning can distort pretrained features and underperform
+    out-of-distribution, ICLR 2022.
+    """
+    probe = fit_probe(dataset, backbone, ctx)
+    head, recipe = probe.head, complete(draft, probe, dataset, backbone, ctx)
+    with ctx.seeded():
+        network = make_network(backbone, (backbone.n_depths,), dataset.n_classes)
+        if recipe.reinitialises:
+            renewed = reinitialise(network, dataset, backbone, recipe, ctx)
+            head, _ = _fit_head(renewed, dataset, ctx)
+        set_head(network, head.weight, head.bias)
+        scores = train(network, dataset, backbone, recipe, ctx)
+    calibrate(network, scores, dataset)
+    return network, recipe
+
+
+def fit_probe(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> Probe:
+    """Fit a cross-validated linear probe to the penultimate features of the train images.
 
     Raises
     ------
@@ -54,19 +86,11 @@ def prepare(
     """
     ctx.check_time()
     features = extract_features(dataset.train, backbone, ctx)
-    head, accuracy = _probe(features.at([backbone.n_depths]), dataset, ctx)
-    if hflip is None:
-        flip_asymmetry = measure_flip_asymmetry(
-            dataset.train, backbone, ctx, any_size=features.any_size
-        )
-        return StartingPoint(head, fine_tune_defaults(features, accuracy, flip_asymmetry))
-    return StartingPoint(
-        head, replace(fine_tune_defaults(features, accuracy, UNKNOWN), hflip=hflip)
-    )
+    return Probe(features, *_fit_head(features.at([backbone.n_depths]), dataset, ctx))
 
 
-def _probe(penultimate: Scores, dataset: Dataset, ctx: RunContext) -> tuple[Head, float]:
-    """Return a linear probe fitted to train, and its out-of-fold accuracy."""
+def _fit_head(penultimate: Scores, dataset: Dataset, ctx: RunContext) -> tuple[Head, float]:
+    """Return a head fitted to features of train, and its out-of-fold accuracy."""
     labels = labels_of(dataset.train)
     found = cross_validate(
         penultimate,
@@ -80,27 +104,38 @@ def _probe(penultimate: Scores, dataset: Dataset, ctx: RunContext) -> tuple[Head
     return head, float(found.correct[found.best].mean())
 
 
-def fine_tune(
-    dataset: Dataset, backbone: Backbone, start: StartingPoint, recipe: Recipe, ctx: RunContext
-) -> Network:
-    """Train body and head together, with the probe as the initial head; calibrate the result.
-
-    If the recipe reinitialises part of the network, the probe is refitted to the new features.
-
-    References
-    ----------
-    A. Kumar et al., Fine-tuning can distort pretrained features and underperform
-    out-of-distribution, ICLR 2022.
-    """
-    with ctx.seeded():
-        network = make_network(backbone, (backbone.n_depths,), dataset.n_classes)
-        head = start.head
-        if needs_reinit(recipe):
-            head, _ = _probe(reinitialise(network, dataset, backbone, recipe, ctx), dataset, ctx)
-        set_head(network, head.weight, head.bias)
-        scores = train(network, dataset, backbone, recipe, ctx)
-    calibrate(network, scores, dataset)
-    return network
+def complete(
+    draft: RecipeDraft, probe: Probe, dataset: Dataset, backbone: Backbone, ctx: RunContext
+) -> Recipe:
+    """Choose from the train images what a draft leaves open; measure only what that needs."""
+    steps = draft.steps or default_steps(len(dataset.train), draft.batch_size)
+    if draft.lr is not None and draft.blend is not None and draft.hflip is not None:
+        return Recipe.of(replace(draft, steps=steps))
+    features, flip_asymmetry = probe.features, None
+    if draft.hflip is None:
+        flip_asymmetry = measure_flip_asymmetry(
+            dataset.train, backbone, ctx, any_size=features.any_size
+        )
+    found = fine_tune_defaults(
+        Measurements(
+            n_train=len(dataset.train),
+            n_depths=backbone.n_depths,
+            input_px=backbone.input_px,
+            n_measured=len(dataset.train),
+            probe_accuracy=probe.accuracy,
+            domain_shift=None if features.moments is None else domain_shift(features.moments),
+            flip_asymmetry=flip_asymmetry,
+        )
+    )
+    return Recipe.of(
+        replace(
+            draft,
+            steps=steps,
+            lr=found.lr if draft.lr is None else draft.lr,
+            blend=found.blend if draft.blend is None else draft.blend,
+            hflip=found.hflip if draft.hflip is None else draft.hflip,
+        )
+    )
 
 
 def calibrate(network: Network, scores: Scores | None, dataset: Dataset) -> None:
@@ -122,27 +157,26 @@ def calibrate(network: Network, scores: Scores | None, dataset: Dataset) -> None
 
 
 def training_passes(
-    n_train: int,
-    n_val: int,
-    steps: int,
-    batch: int,
-    frozen: float,
-    scale: float = 1.0,
-    *,
-    reinit: bool = False,
+    dataset: Dataset, backbone: Backbone, draft: RecipeDraft, input_px: int | None
 ) -> float:
     """Return the cost of a training run in forward passes of one image.
 
+    It covers the probe, all training steps and the validations. Frozen stages before the first
+    trained one need no backward pass; other frozen weights save their own gradient.
+
     Parameters
     ----------
-    scale
-        Side of the input, relative to the backbone's.
-    frozen
-        Share of the forward pass that is spent in frozen stages, which need no backward pass.
-    reinit
-        Whether the recipe reinitialises statistics or stages first (`strategies.training.reinit`).
+    input_px
+        Side of the input; None: that of the backbone. The cost is relative to the backbone's.
     """
-    per_image = 1 + (PASSES_PER_STEP - 1) * (1 - frozen)
-    n_validated = (ROUNDS + 1) * n_val
-    n_before = (1 + REINIT_PASSES * reinit) * n_train
+    n_train, batch = len(dataset.train), draft.batch_size
+    steps = draft.steps or default_steps(n_train, batch)
+    shares = [0.0, *(depth.flops_share for depth in backbone.depths)]
+    frozen = shares[draft.frozen_stages or 0]
+    last = backbone.n_depths if draft.last_trained_stage is None else draft.last_trained_stage
+    weights = shares[last] - frozen if draft.trained == "all" else 0.0
+    per_image = 1 + (1 - frozen) + weights
+    n_before = (1 + REINIT_PASSES * draft.reinitialises) * n_train
+    n_validated = (ROUNDS + 1) * len(dataset.val)
+    scale = (input_px or backbone.input_px) / backbone.input_px
     return (n_before + steps * batch * per_image + n_validated) * scale**2

@@ -21,7 +21,7 @@ NO_TIME = "The deadline leaves no time for a single training step."
 
 
 def freeze(body: Body, stage: Mapping[str, int], recipe: Recipe) -> frozenset[nn.Module]:
-    """Freeze the first stages; return the BatchNorm layers whose statistics stay fixed.
+    """Freeze what the recipe does not train; return the BatchNorm layers with fixed statistics.
 
     Parameters
     ----------
@@ -29,16 +29,26 @@ def freeze(body: Body, stage: Mapping[str, int], recipe: Recipe) -> frozenset[nn
         Depth of every module of the network by name, from `backbone.stages`.
     """
     deepest = max(stage.values())
+    last = deepest if recipe.last_trained_stage is None else recipe.last_trained_stage
     fixed_norms: set[nn.Module] = set()
     for name, module in body.net.named_modules():
-        frozen = stage.get(name, deepest) <= recipe.frozen_stages
-        for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(not frozen)
+        frozen = not recipe.frozen_stages < stage.get(name, deepest) <= last
+        for key, parameter in module.named_parameters(recurse=False):
+            chosen = recipe.trained == "all" or _is_norm_or_bias(module, key, parameter)
+            parameter.requires_grad_(chosen and not frozen)
         reset = stage.get(name, deepest) > deepest - recipe.reset_stages
         updated = not frozen and (reset or recipe.batch_norm == "trained")
         if isinstance(module, nn.BatchNorm2d) and not updated:
             fixed_norms.add(module)
     return frozenset(fixed_norms)
+
+
+def _is_norm_or_bias(module: nn.Module, key: str, parameter: nn.Parameter) -> bool:
+    """Return whether a parameter is a bias, or the scale of a normalisation layer.
+
+    Normalisation layers are recognised by their class: torch's and timm's have "Norm" in its name.
+    """
+    return parameter.ndim <= 1 and (key.endswith("bias") or "Norm" in type(module).__name__)
 
 
 def make_optimiser(

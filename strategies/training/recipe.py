@@ -1,46 +1,23 @@
-"""Training recipe: settings of the training loop, and fine-tuning defaults from the images."""
+"""Training recipe: settings of the training loop, and a draft that leaves some of them open."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import numpy as np
 
 from strategies.core.errors import NotApplicable
-from strategies.models.features import Features
-from strategies.training.flip_symmetry import FlipAsymmetry
 
 BatchNorm = Literal["frozen", "reestimated", "trained"]
 Optimiser = Literal["adamw", "sgd"]
+TrainedParameters = Literal["all", "norms_and_biases"]
 
 BATCH_SIZE = 32
-"""Images of one training step."""
-LABEL_SMOOTHING = 0.1
-"""Default of partial and full fine-tuning; C. Szegedy et al., Rethinking the Inception
-architecture for computer vision, CVPR 2016."""
-NEAR_SHIFT, FAR_SHIFT = 0.13, 0.18
-"""Domain shifts (`domain_shift`): images up to the first are near, from the second on far."""
-PROBE_ERRORS = 0.25, 0.5
-"""Error rates of a linear probe: up to the first it works, from the second on it fails."""
-FEW, MANY = 50, 150
-"""Numbers of images between which evidence grows from none to full. With `FEW` train images, a
-probe may fail because they are few; with `MANY`, its features do not separate the classes. The
-same numbers apply to misclassified images: how much is left to learn from them."""
-NEAR_LR, FAR_LR = 3e-4, 1e-3
-NEAR_BLEND = 0.5
-ASYMMETRY_COSINE, ASYMMETRY_SDS = 0.04, 2.0
-"""Classes count as flip-asymmetric if the cosine (`flip_symmetry`) is above the first, and above
-its standard deviation times the second."""
-NEAR_DISTANCE, PRECISE_SD = 1 / 3, 0.1
-"""Images with a domain distance below the first resemble the pretraining images, which were
-flipped too. Others are flipped only if the cosine's standard deviation is below the second."""
-VARIANCE_OFFSET = 0.1
-"""Added to the variances in `domain_shift`."""
 MIN_WARMUP_STEPS = 50
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Settings of the training loop.
+class RecipeDraft:
+    """A recipe in which some settings may be open (None), to be chosen from the images.
 
     Attributes
     ----------
@@ -48,12 +25,25 @@ class Recipe:
         Optimiser steps of `batch_size` images; fewer if the deadline comes first.
     lr
         Peak learning rate of the body (linear warm-up, then cosine decay to zero).
+    blend
+        Linear interpolation of the final weights between the starting weights (0) and the trained
+        ones (1).
+    hflip
+        Whether crops are randomly flipped horizontally (wrong for letters and hands).
+    frozen_stages
+        Number of depths, from the input, whose parameters are frozen.
+    last_trained_stage
+        Last depth, counted from 1, whose parameters are trained; the deeper ones are frozen. None:
+        all are trained that `frozen_stages` leaves.
+    trained
+        Parameters that are trained in these stages: "all", or "norms_and_biases" (scale and shift
+        of normalisation layers, and all biases). The head is always trained.
     spectral
         Weight in the loss of the smallest squared singular value of a batch's features (batch
         spectral shrinkage against negative transfer: it suppresses feature directions that hardly
         matter). 0: off.
     warmup_share
-        Share of the steps that are warm-up; see `warmup`.
+        Share of the steps that are warm-up; see `Recipe.warmup`.
     head_lr_factor
         Learning rate of the head, as a multiple of `lr`.
     layer_lr_decay
@@ -72,22 +62,15 @@ class Recipe:
     ema
         Decay of the exponential moving average of the weights. The average is validated and
         returned. 0: off.
-    blend
-        Linear interpolation of the final weights between the starting weights (0) and the trained
-        ones (1).
     batch_norm
         BatchNorm statistics. "frozen": those of the pretrained network. "reestimated": recomputed
         once from the train images, then frozen (`reinit`). "trained": updated in every step, as
         in ordinary training. Layers of frozen stages are always frozen.
-    frozen_stages
-        Number of depths, from the input, whose parameters are frozen.
     reset_stages
         Number of depths, from the end, that start from random weights (`reinit`). Their BatchNorm
         statistics are always trained.
     min_area
         Smallest share of an image's area that a random crop keeps.
-    hflip
-        Whether crops are randomly flipped horizontally.
 
     References
     ----------
@@ -98,8 +81,11 @@ class Recipe:
     models, 2022 (WiSE-FT: `blend`).
     """
 
-    steps: int
-    lr: float
+    steps: int | None = None
+    lr: float | None = None
+    blend: float | None = None
+    hflip: bool | None = None
+    frozen_stages: int | None = None
     head_lr_factor: float = 1.0
     layer_lr_decay: float = 1.0
     batch_size: int = BATCH_SIZE
@@ -112,37 +98,27 @@ class Recipe:
     mixup: float = 0.0
     cutmix: float = 0.0
     ema: float = 0.0
-    blend: float = 1.0
     clip_norm: float = 1.0
     batch_norm: BatchNorm = "frozen"
-    frozen_stages: int = 0
+    last_trained_stage: int | None = None
+    trained: TrainedParameters = "all"
     reset_stages: int = 0
     min_area: float = 0.5
-    hflip: bool = False
-
-    @property
-    def warmup(self) -> float:
-        """Share of the steps that are warm-up: at least `MIN_WARMUP_STEPS` steps, at most half.
-
-        Adam's first steps have full length whatever the size of the gradient. If the head is a
-        probe that already fits, the gradient is noise, and a short run would not recover from
-        these steps.
-
-        References
-        ----------
-        J. Ma, D. Yarats, On the adequacy of untuned warmup for adaptive optimization, 2021.
-        """
-        return min(max(self.warmup_share, MIN_WARMUP_STEPS / self.steps), 0.5)
 
     @property
     def mixes(self) -> bool:
         """Whether mixup or CutMix is on."""
         return self.mixup > 0 or self.cutmix > 0
 
+    @property
+    def reinitialises(self) -> bool:
+        """Whether statistics or stages are reinitialised, so that the head must be refitted."""
+        return self.batch_norm == "reestimated" or self.reset_stages > 0
+
     def __post_init__(self) -> None:
         shares = {"layer_lr_decay": self.layer_lr_decay, "blend": self.blend}
         for name, value in shares.items():
-            if not 0 < value <= 1:
+            if value is not None and not 0 < value <= 1:
                 raise NotApplicable(f"{name} must be above 0 and at most 1, got {value}")
         for name, value in {"mixup": self.mixup, "cutmix": self.cutmix}.items():
             if not 0 <= value < np.inf:
@@ -160,82 +136,43 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class Defaults:
-    """Default hyperparameters of fine-tuning: peak learning rate, blend and horizontal flips."""
+class Recipe(RecipeDraft):
+    """Settings of the training loop: a draft without open settings."""
 
+    steps: int
     lr: float
-    blend: float
-    hflip: bool
+    blend: float = 1.0
+    hflip: bool = False
+    frozen_stages: int = 0
+
+    @staticmethod
+    def of(draft: RecipeDraft) -> "Recipe":
+        """Return a draft as a recipe. An open blend, flip or number of frozen stages is off.
+
+        Raises
+        ------
+        ValueError
+            If steps or learning rate are open.
+        """
+        if draft.steps is None or draft.lr is None:
+            raise ValueError("a recipe needs a number of steps and a learning rate")
+        return Recipe(**{name: v for name, v in asdict(draft).items() if v is not None})
+
+    @property
+    def warmup(self) -> float:
+        """Share of the steps that are warm-up: at least `MIN_WARMUP_STEPS` steps, at most half.
+
+        Adam's first steps have full length whatever the size of the gradient. If the head is a
+        probe that already fits, the gradient is noise, and a short run would not recover from
+        these steps.
+
+        References
+        ----------
+        J. Ma, D. Yarats, On the adequacy of untuned warmup for adaptive optimization, 2021.
+        """
+        return min(max(self.warmup_share, MIN_WARMUP_STEPS / self.steps), 0.5)
 
 
-def fine_tune_defaults(
-    features: Features, probe_accuracy: float, flip_asymmetry: FlipAsymmetry
-) -> Defaults:
-    """Choose learning rate, blend and flips from domain distance, probe errors and flip symmetry.
-
-    Near the pretraining domain, and where a linear probe works, the pretrained weights are nearly
-    right, and training on few images mostly overfits: the learning rate is `NEAR_LR`, and the
-    blend is `NEAR_BLEND`. If the probe misclassifies many images, there is more to learn: the
-    learning rate is the same, and the blend is 1. Far from the pretraining domain, or if the probe
-    fails on many images, the body has to change: the learning rate is `FAR_LR`, and the blend
-    is 1. In between, both are interpolated. Without BatchNorm layers the domain distance is
-    unknown, and 0.5 is assumed. Random flips are on if classes are flip-symmetric; letters, signs
-    and hands are not.
-
-    Parameters
-    ----------
-    features
-        Features of the train images.
-    probe_accuracy
-        Out-of-fold accuracy of a linear probe on these features.
-    flip_asymmetry
-        Flip asymmetry of the train images.
-    """
-    distance = 0.5 if features.moments is None else domain_distance(domain_shift(features))
-    n, errors = len(features.pooled[0]), 1 - probe_accuracy
-    low, high = PROBE_ERRORS
-    failing = float(np.clip((errors - low) / (high - low), 0, 1)) * _abundance(n)
-    change = 1 - (1 - distance) * (1 - failing)
-    lr = NEAR_LR * (FAR_LR / NEAR_LR) ** change
-    blend = NEAR_BLEND + (1 - NEAR_BLEND) * max(change, _abundance(n * errors))
-    hflip = _is_flip_symmetric(flip_asymmetry, distance)
-    return Defaults(float(f"{lr:.2g}"), round(blend, 2), hflip=hflip)
-
-
-def _abundance(n: float) -> float:
-    """Map a number of images to 0 (`FEW`) ... 1 (`MANY`), linearly in its logarithm."""
-    return float(np.clip(np.log(max(n, 1) / FEW) / np.log(MANY / FEW), 0, 1))
-
-
-def _is_flip_symmetric(found: FlipAsymmetry, distance: float) -> bool:
-    asymmetric = found.cosine > max(ASYMMETRY_COSINE, ASYMMETRY_SDS * found.noise)
-    return not asymmetric and (distance < NEAR_DISTANCE or found.noise < PRECISE_SD)
-
-
-def domain_distance(shift: float) -> float:
-    """Map a domain shift to 0 (near) ... 1 (far), linearly in its logarithm in between."""
-    position = np.log(max(shift, 1e-6) / NEAR_SHIFT) / np.log(FAR_SHIFT / NEAR_SHIFT)
-    return float(np.clip(position, 0, 1))
-
-
-def domain_shift(features: Features) -> float:
-    """Return the KL divergence of the BatchNorm inputs from their pretraining statistics.
-
-    Mean over layers of the mean over channels of ``KL(N(m, v + e) || N(0, 1 + e))`` in nats with
-    e = `VARIANCE_OFFSET`, where activations are standardised by the running statistics. It is 0
-    if the images have the statistics of the pretraining data. Plug-in estimate, not
-    bias-corrected. Comparable between datasets on one backbone and input size.
-    """
-    moments = features.moments
-    assert moments is not None
-    mean = moments.mean.mean(axis=0, dtype=np.float64)
-    variance = np.maximum(moments.square.mean(axis=0, dtype=np.float64) - mean**2, 0)
-    ratio = (variance + VARIANCE_OFFSET) / (1 + VARIANCE_OFFSET)
-    by_channel = 0.5 * (ratio + mean**2 / (1 + VARIANCE_OFFSET) - 1 - np.log(ratio))
-    counts = np.bincount(moments.layer)
-    return float((np.bincount(moments.layer, by_channel) / counts).mean())
-
-
-def default_steps(n_train: int, batch_size: int) -> int:
-    """Return the default number of optimiser steps: eight epochs, at least 150, at most 600."""
-    return int(min(max(8 * n_train / batch_size, 150), 600))
+SMOOTHED = RecipeDraft(label_smoothing=0.1)
+"""Default of fine-tuning; C. Szegedy et al., Rethinking the Inception architecture for computer
+vision, CVPR 2016."""

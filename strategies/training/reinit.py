@@ -20,11 +20,6 @@ REINIT_PASSES = 2
 """Passes over the train images: one for the BatchNorm statistics, one for refitting the head."""
 
 
-def needs_reinit(recipe: Recipe) -> bool:
-    """Return whether a recipe reinitialises anything, so that the head must be refitted."""
-    return recipe.batch_norm == "reestimated" or recipe.reset_stages > 0
-
-
 def reinitialise(
     network: Network, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
 ) -> Scores:

@@ -9,7 +9,7 @@ import timm
 
 from advisor.advise import DEFAULTS, advise
 from advisor.types.advice import Advice
-from strategies import full_fine_tune, partial_fine_tune
+from strategies import fine_tuning
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset, load_dataset
@@ -34,8 +34,7 @@ def measured(striped: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tupl
 @pytest.fixture
 def short_training_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limit training runs of the search space to a few steps."""
-    for module in (full_fine_tune, partial_fine_tune):
-        monkeypatch.setattr(module, "default_steps", lambda n_train, batch_size: ROUNDS)
+    monkeypatch.setattr(fine_tuning, "default_steps", lambda n_train, batch_size: ROUNDS)
 
 
 @pytest.fixture(scope="session")

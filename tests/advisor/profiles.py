@@ -1,15 +1,18 @@
 """Hand-made profiles and priors, for tests of the decision."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from advisor.decide.candidates import Candidate, DecisionInputs, measurements_of
 from advisor.decide.priors import Offset, PilotTrust, Prior, Priors, Variant
 from advisor.types.profile import LearningCurve, Pilot, ProbeResult, Profile
 from advisor.types.similarity import DomainSimilarity
 from strategies.core.metrics import Interval, proportion
 from strategies.registry import STRATEGIES
 
+PASSES = {"partial_fine_tune": 12_000.0, "full_fine_tune": 15_000.0, "from_scratch": 30_000.0}
 NAMES = ("blocks.0", "blocks.2", "penultimate")
 
 
@@ -69,20 +72,41 @@ def profile_of(
             *(probe(d, "squared_hinge", svm if d == svm_depth else svm - 0.05) for d in (1, 2, 3)),
             probe(0, "squared_hinge", svm - 0.01),
         ),
-        layer_svm=best_svm,
+        best_svm=best_svm,
         majority_share=1 / n_classes,
         n_measured=n,
         ms_per_image=10.0,
-        image_passes={
-            "linear_probe": n,
-            "layer_svm": n,
-            "partial_fine_tune": 12_000.0,
-            "full_fine_tune": 15_000.0,
-            "from_scratch": 30_000.0,
-        },
-        inapplicable={},
     )
     return replace(base, **changes)
+
+
+def inputs_of(
+    profile: Profile | None = None,
+    *,
+    pilot: Pilot | None = None,
+    image_passes: Mapping[str, float] | None = None,
+    inapplicable: Mapping[str, str] | None = None,
+    **given: Any,
+) -> DecisionInputs:
+    """Return the inputs of a decision for a profile, or for the profile of `profile_of`.
+
+    Parameters
+    ----------
+    image_passes, inapplicable
+        Costs, and reasons against strategies, that replace the usual ones.
+    """
+    profile = profile or profile_of(**given)
+    costs = {"linear_probe": profile.n, "layer_svm": profile.n, **PASSES, **(image_passes or {})}
+    candidates = tuple(
+        Candidate(
+            kind,
+            kind.starting_point(measurements_of(profile)).hyperparameters(),
+            costs.get(name, 13_000.0),
+            (inapplicable or {}).get(name),
+        )
+        for name, kind in STRATEGIES.items()
+    )
+    return DecisionInputs(profile, candidates, pilot)
 
 
 def pilot_of(gain: float, accuracy: float = 0.8, n: int = 200) -> Pilot:

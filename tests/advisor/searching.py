@@ -21,7 +21,7 @@ from advisor.types.events import Event
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
-from strategies.registry import STRATEGIES
+from strategies.registry import search_spaces
 from strategies.training.trainer import ROUNDS
 
 
@@ -66,7 +66,7 @@ class Runner:
             self.folder,
             Trials(
                 self.url,
-                list(STRATEGIES),
+                search_spaces(self.dataset, self.backbone),
                 owner=owner,
                 heartbeat_s=self.heartbeat_s,
                 n_val=n_val,

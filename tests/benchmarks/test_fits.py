@@ -30,7 +30,7 @@ def test_the_suite_adds_missing_rows(
 ) -> None:
     suite = load("run_suite")
     for strategy, given in suite.GRID:
-        get_strategy(strategy)(**given)
+        get_strategy(strategy).from_hyperparameters(given)
     monkeypatch.setattr(suite, "GRID", (("linear_probe", {}), ("full_fine_tune", QUICK)))
     out, evidence = tmp_path / "rows.jsonl", tmp_path / "evidence.jsonl"
     given = [
@@ -156,7 +156,7 @@ def test_interventions_are_fitted_on_a_harmful_backbone(
     for name, value in (("FOREIGN", "striped"), ("TARGETS", ("striped",)), ("NEAR", ("striped",))):
         monkeypatch.setattr(negative, name, value)
     for intervention in negative.INTERVENTIONS.values():
-        get_strategy("full_fine_tune")(**intervention)
+        get_strategy("full_fine_tune").from_hyperparameters(intervention)
     stages = {"stages": negative.INTERVENTIONS["stages"]}
     monkeypatch.setattr(negative, "INTERVENTIONS", stages)
     given = [*options, "--backbone-folder", str(tmp_path / "harmful"), "--input-px", "32"]

@@ -66,7 +66,7 @@ def test_shipped_priors_have_known_strategies_and_errors() -> None:
         assert set(variant.weights) == set(priors.evidence)
         assert variant.left_out_error >= variant.fit_error
         assert (variant.fit_error > 0) == (variant.cases > 0)
-        assert STRATEGIES[variant.strategy](**variant.hyperparameters)
+        assert STRATEGIES[variant.strategy].from_hyperparameters(variant.hyperparameters)
 
 
 def test_weights_respect_their_bounds(scripts: dict[str, ModuleType]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from advisor.advise import advise
 from advisor.report.html import page
 from advisor.tune.driver import auto
-from advisor.types.options import Options
+from advisor.types.options import Options, RunOptions
 from tests.advisor.report.made import (
     HOSTILE,
     full_profile,
@@ -56,7 +56,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     shutil.copy(data / "class0" / "001.png", data / "class1" / "copy.png")
     small = Options(input_px=32, cache_dir=folder / "cache")
     advise(data, small, html=folder / "advice.html")
-    auto(data, folder / "run", small, time_s=120, max_trials=2)
+    auto(data, folder / "run", small, RunOptions(time_s=120, max_trials=2))
     hostile = hostile_advice()
     outcome = made_outcome(hostile)
     assert outcome.test is not None

@@ -8,30 +8,28 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from optuna.trial import FixedTrial
 
+from advisor.report.words import title
 from strategies.base import Strategy
 from strategies.core.context import RunContext
 from strategies.core.errors import NotApplicable, OutOfTime
-from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.registry import STRATEGIES, get_strategy
+from strategies.training.defaults import Measurements
 
-QUICK = {
-    "layer_svm": {"views": 1},
-    "partial_fine_tune": {"steps": 3},
-    "full_fine_tune": {"steps": 3},
-    "from_scratch": {"steps": 3},
-}
+QUICK = {"views": 1, "steps": 3}
+"""Hyperparameters with which a fit is quick, for the strategies that have them."""
 
 pytestmark = pytest.mark.parametrize("name", STRATEGIES)
 
 
 @pytest.fixture
 def strategy(name: str) -> Strategy:
-    return get_strategy(name)(**QUICK.get(name, {}))
+    kind = get_strategy(name)
+    own = kind().hyperparameters()
+    return kind.from_hyperparameters({k: v for k, v in QUICK.items() if k in own})
 
 
 @pytest.fixture
@@ -44,7 +42,8 @@ def fitted(
 def test_is_a_frozen_dataclass_registered_by_its_name(name: str) -> None:
     kind = STRATEGIES[name]
     assert kind.name == name
-    assert kind.summary
+    assert kind.title == title(name)
+    assert kind.fallback_gain.sd > 0 or kind.role == "baseline"
     assert kind.references
     with pytest.raises(dataclasses.FrozenInstanceError):
         kind().name = "other"  # type: ignore[misc]
@@ -55,15 +54,44 @@ def test_default_hyperparameters_are_plain_values(name: str) -> None:
         assert value is None or isinstance(value, (bool, int, float, str))
 
 
-def test_suggested_hyperparameters_are_reproduced_from_the_trial_parameters(
+def test_every_sampled_hyperparameter_belongs_to_the_strategy_and_applies(
     name: str, small_dataset: Dataset, backbone: Backbone
 ) -> None:
+    kind = STRATEGIES[name]
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
-    trial = study.ask()
-    suggested = STRATEGIES[name].suggest(trial, small_dataset, backbone)
-    again = STRATEGIES[name].suggest(FixedTrial(trial.params), small_dataset, backbone)
-    assert again == suggested
-    assert suggested.inapplicable(small_dataset, backbone) is None
+    space = dict(kind.search_space(small_dataset, backbone))
+    for _ in range(5):
+        trial = study.ask(space)
+        strategy = kind.from_hyperparameters(trial.params)
+        assert trial.params.items() <= strategy.hyperparameters().items()
+        assert strategy.inapplicable(small_dataset, backbone) is None
+
+
+def test_the_starting_point_applies_and_lies_in_the_search_space(
+    name: str, small_dataset: Dataset, backbone: Backbone
+) -> None:
+    kind = STRATEGIES[name]
+    measured = Measurements(
+        n_train=len(small_dataset.train),
+        n_depths=backbone.n_depths,
+        input_px=backbone.input_px,
+        n_measured=len(small_dataset.train),
+        probe_accuracy=0.7,
+        domain_shift=0.15,
+        flip_asymmetry=None,
+    )
+    start = kind.starting_point(measured)
+    assert start.inapplicable(small_dataset, backbone) is None
+    given = start.hyperparameters()
+    for key, distribution in kind.search_space(small_dataset, backbone).items():
+        assert distribution._contains(distribution.to_internal_repr(given[key])), key
+    assert kind.from_hyperparameters(given) == start
+
+
+def test_an_unknown_hyperparameter_is_refused_with_a_suggestion(name: str) -> None:
+    known = next(iter(STRATEGIES[name]().hyperparameters()))
+    with pytest.raises(NotApplicable, match=f"Did you mean .*{known}"):
+        STRATEGIES[name].from_hyperparameters({known + "x": 1})
 
 
 def test_cost_is_positive_and_grows_with_the_number_of_images(
@@ -146,8 +174,8 @@ def test_exceptions_of_on_epoch_are_propagated(
     def stop(epoch: int, val_accuracy: float) -> None:
         raise Stop
 
-    stopping = replace(ctx, reporter=Reporter(on_epoch=stop))
-    if strategy.selects_on_val:
+    stopping = replace(ctx, on_epoch=stop)
+    if strategy.trains_network:
         with pytest.raises(Stop):
             strategy.fit(small_dataset.hide_test(), backbone, stopping)
     else:

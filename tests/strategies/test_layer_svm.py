@@ -27,7 +27,7 @@ def test_depths_and_shares_out_of_range_are_rejected(
     wrong: dict[str, float], small_dataset: Dataset, backbone: Backbone
 ) -> None:
     (value,) = wrong.values()
-    reason = LayerSVM(**wrong).inapplicable(small_dataset, backbone)
+    reason = LayerSVM.from_hyperparameters(wrong).inapplicable(small_dataset, backbone)
     assert reason is not None
     assert str(value) in reason
 
@@ -83,7 +83,7 @@ def test_the_recorded_hyperparameters_reproduce_the_classifier(
     first = svm.fit(dataset, backbone, ctx)
     assert None not in first.hyperparameters.values()
 
-    again = LayerSVM(**first.hyperparameters).fit(dataset, backbone, ctx)
+    again = LayerSVM.from_hyperparameters(first.hyperparameters).fit(dataset, backbone, ctx)
 
     paths = [p.path for p in dataset.val]
     # The temperature is fitted to out-of-fold scores, whose solver stops earlier.

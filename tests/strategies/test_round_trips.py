@@ -31,14 +31,8 @@ from tests.conftest import SHARED, write_folder
 
 Fit = Callable[[str], ImageClassifier]
 
-QUICK = {"steps": 4}
-FITTED = {
-    "linear_probe": {"views": 1},
-    "layer_svm": {"views": 1, "depth": 4, "pooling": "grid"},
-    "partial_fine_tune": QUICK,
-    "full_fine_tune": QUICK,
-    "from_scratch": QUICK,
-}
+QUICK = {"steps": 4, "views": 1, "depth": 4, "pooling": "grid"}
+"""Hyperparameters of quick fits, for the strategies that have them."""
 CLOSE = 1e-4
 N_PHOTOS = 10
 
@@ -82,7 +76,9 @@ def _fits(photos: Dataset, backbone: Backbone, cache_dir: Path) -> Iterator[Fit]
 
     @cache
     def fitted(name: str) -> ImageClassifier:
-        strategy = STRATEGIES[name](**FITTED.get(name, {}))
+        own = STRATEGIES[name]().hyperparameters()
+        given = {k: v for k, v in QUICK.items() if k in own}
+        strategy = STRATEGIES[name].from_hyperparameters(given)
         return strategy.fit(photos.hide_test(), backbone, ctx)
 
     yield fitted

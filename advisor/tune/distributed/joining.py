@@ -16,17 +16,14 @@ from advisor.tune.interrupt import Interrupt
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.settings import read_settings
 from advisor.types.events import OnEvent, ignore
+from advisor.types.options import WORKER_DEFAULTS, WorkerOptions
 from strategies.core.progress import OnProgress
 
 
 def join(
     run: Path | str,
+    given: WorkerOptions = WORKER_DEFAULTS,
     *,
-    device: str | None = None,
-    storage: str | None = None,
-    artifacts: str | None = None,
-    data: Path | None = None,
-    cache_dir: Path | None = None,
     on_progress: OnProgress | None = None,
     on_event: OnEvent = ignore,
 ) -> bool:
@@ -39,27 +36,22 @@ def join(
     ----------
     run
         The run directory, or the name of a run in the database.
-    device
-        Device of this process; None: that of the run.
-    storage, artifacts
-        Database and artifact store, as reached from this machine; None: those that the run
-        directory names.
-    data, cache_dir
-        Folders of the images and of the feature cache; None: those of the run.
+    given
+        What differs from the run on this machine.
 
     Returns
     -------
     Whether the run was still searching when this process was ready.
     """
-    with open_for_worker(str(run), storage, artifacts) as folder:
-        settings = read_settings(folder)
-        options = settings.options_of(on_progress)
+    with open_for_worker(str(run), given.storage, given.artifacts) as folder:
+        settings = read_settings(folder).with_storage(given.storage)
         options = replace(
-            options,
-            device=device or options.device,
-            cache_dir=cache_dir or options.cache_dir,
+            settings.options,
+            device=given.device or settings.options.device,
+            cache_dir=given.cache_dir or settings.options.cache_dir,
+            on_progress=on_progress,
         )
-        prepared = prepare(data or Path(settings.data), options)
+        prepared = prepare(given.data or settings.data, options, ddp=settings.run.ddp)
         state = _wait_until_measured(folder)
         if state["phase"] != "searching":
             return False
@@ -69,7 +61,7 @@ def join(
         owner = f"{socket.gethostname()}-{os.getpid()}"
         interrupt = Interrupt()
         search = make_search(
-            folder, settings, prepared, advice, deadline_s, storage, owner, interrupt, on_event
+            folder, settings, prepared, advice, deadline_s, owner, interrupt, on_event
         )
         with interrupt.handle_sigint():
             search.run()

@@ -138,7 +138,7 @@ class SharedRunDir(RunDir):
         return f"tl-auto worker {name} --storage URL --artifacts {self.records.artifacts.name}"
 
 
-def open_for_coordinator(folder: RunDir, settings: Settings, storage: str | None) -> RunDir:
+def open_for_coordinator(folder: RunDir, settings: Settings) -> RunDir:
     """Return the coordinator's run directory: shared if the settings name an artifact store.
 
     Raises
@@ -146,11 +146,11 @@ def open_for_coordinator(folder: RunDir, settings: Settings, storage: str | None
     StorageError
         If the database or the store cannot be used.
     """
-    url = storage or settings.storage
-    if settings.artifacts is None or url is None:
+    run = settings.run
+    if run.artifacts is None or run.storage is None:
         return folder
     records = SharedRecords(
-        url, settings.prefix, settings.artifacts, heartbeat_s=settings.heartbeat_s, new=True
+        run.storage, settings.prefix, run.artifacts, heartbeat_s=run.heartbeat_s, new=True
     )
     return SharedRunDir(folder.path, records)
 
@@ -178,8 +178,8 @@ def open_for_worker(run: str, storage: str | None, artifacts: str | None) -> Ite
             )
         folder = RunDir.open(Path(run))
         settings = read_settings(folder)
-        name, storage = settings.prefix, storage or settings.storage
-        artifacts = artifacts or settings.artifacts
+        name, storage = settings.prefix, storage or settings.run.storage
+        artifacts = artifacts or settings.run.artifacts
         if artifacts is None or storage is None:
             yield folder
             return

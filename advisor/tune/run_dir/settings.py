@@ -1,20 +1,20 @@
 """Settings of a run, as JSON in ``run.json``: what a process needs to resume or join it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from advisor.tune.run_dir.directory import RunDir
-from advisor.types.options import Options
+from advisor.types.flags import declared_in
+from advisor.types.options import Options, RunOptions
 from strategies.core.errors import StorageError, TransferError
-from strategies.core.progress import OnNote, OnProgress, ignore_note
 
-_PATHS = ("val", "test", "cache_dir", "root", "reference")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -25,60 +25,68 @@ class Settings:
     ----------
     data
         Path of the images.
-    options
-        The options as JSON values.
-    time_s, max_trials
-        Time limit in seconds, and limit of the number of trials or None.
-    storage
-        SQLAlchemy URL of a database, without its password; None: ``study.db`` in the run
-        directory.
     prefix
         Prefix of the study names in the database.
-    heartbeat_s
-        Seconds between the heartbeats of a process.
-    control
-        Whether the best trial is compared with a control without pretrained weights.
-    devices
-        The value of ``--devices``; None: one process, on the device of the options.
-    artifacts
-        A folder or s3://BUCKET/PREFIX, for machines that cannot access the run directory; or None.
-    soup
-        Whether the weights of the best training runs are averaged at the end.
+    options, run
+        The options that the run was started with. `run.storage` is the database as reached from
+        this process, perhaps with its password; ``run.json`` never holds the password.
     """
 
-    data: str
-    options: Mapping[str, Any]
-    time_s: float
-    max_trials: int | None
-    storage: str | None
+    data: Path
     prefix: str
-    heartbeat_s: int
-    control: bool
-    devices: str | None
-    artifacts: str | None = None
-    soup: bool = True
+    options: Options
+    run: RunOptions
 
-    def options_of(self, on_progress: OnProgress | None, on_note: OnNote = ignore_note) -> Options:
-        """Return the options that the run was started with."""
-        given: dict[str, Any] = {
-            k: Path(v) if k in _PATHS and v else v for k, v in self.options.items()
-        }
-        return Options(**given, on_progress=on_progress, on_note=on_note)
+    def with_storage(self, storage: str | None) -> "Settings":
+        """Return the settings with the database as reached from this process; None: unchanged."""
+        return replace(self, run=replace(self.run, storage=storage or self.run.storage))
+
+
+def settings_record(settings: Settings) -> dict[str, Any]:
+    """Return the settings as JSON values: paths become absolute, the password is left out."""
+    run = replace(settings.run, storage=without_password(settings.run.storage))
+    return {
+        "data": absolute(settings.data),
+        "prefix": settings.prefix,
+        "options": _record(settings.options),
+        "run": _record(run),
+        "versions": versions(),
+    }
 
 
 def read_settings(folder: RunDir) -> Settings:
-    """Return the settings of a run."""
+    """Return the settings of a run.
+
+    Raises
+    ------
+    StorageError
+        If ``run.json`` is incomplete.
+    """
     record = folder.settings()
     try:
-        return Settings(**{f.name: record[f.name] for f in fields(Settings) if f.name in record})
-    except TypeError as error:
+        return Settings(
+            Path(record["data"]),
+            record["prefix"],
+            _read(Options, record["options"]),
+            _read(RunOptions, record["run"]),
+        )
+    except (LookupError, TypeError) as error:
         raise StorageError(f"{folder.path / 'run.json'} is incomplete: {error}.") from error
 
 
-def options_record(options: Options) -> dict[str, Any]:
-    """Return the options as JSON values; paths become absolute."""
-    values = {f.name: getattr(options, f.name) for f in fields(options) if f.compare}
+def _record(options: Options | RunOptions) -> dict[str, Any]:
+    """Return the declared options as JSON values; paths become absolute."""
+    values = {option.name: getattr(options, option.name) for option in declared_in(options)}
     return {k: absolute(v) if isinstance(v, Path) else v for k, v in values.items()}
+
+
+def _read(kind: type[T], record: Mapping[str, Any]) -> T:
+    """Return options from their JSON values (the inverse of `_record`)."""
+    values = {}
+    for option in declared_in(kind):
+        value = record[option.name]
+        values[option.name] = Path(value) if option.is_path and value is not None else value
+    return kind(**values)
 
 
 def absolute(path: Path) -> str:
@@ -96,7 +104,7 @@ def without_password(storage: str | None) -> str | None:
         raise TransferError(
             f"--storage {storage!r} is not a database URL. Give postgresql://user@host/database."
         ) from error
-    return url.set(password=None).render_as_string()
+    return url._replace(password=None).render_as_string()  # `URL.set` ignores None
 
 
 def artifacts_name(artifacts: str | None, storage: str | None) -> str | None:

@@ -10,7 +10,6 @@ import torch
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.validation import Validation
 from advisor.types.outcome import TrialRecord
-from strategies.from_scratch import FromScratch
 from strategies.models.classifier import RECORD_FILE, ImageClassifier
 from strategies.registry import get_strategy
 
@@ -33,7 +32,8 @@ class SoupCandidates:
     @staticmethod
     def accepts(strategy: str) -> bool:
         """Return whether a strategy's classifiers can be averaged: it fine-tunes a network."""
-        return get_strategy(strategy).selects_on_val and strategy != FromScratch.name
+        kind = get_strategy(strategy)
+        return kind.trains_network and kind.role == "transfer"
 
     def save(self, classifier: ImageClassifier, number: int, fold: int) -> None:
         """Save the classifier that a trial fitted to one of its folds.

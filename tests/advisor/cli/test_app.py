@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from advisor.cli.app import advise_app, auto_app
 from advisor.cli.options import parse_duration_s
 from advisor.tune.scheduler import Scheduler, make_scheduler
+from advisor.types.advice import SCHEMA_VERSION
 
 runner = CliRunner()
 
@@ -76,7 +77,7 @@ def test_json_is_the_only_output_on_stdout_and_complete(
     found = runner.invoke(advise_app, [str(data), "--json", *cache])
     assert found.exit_code == 0, found.output
     record = json.loads(found.stdout)
-    assert record["schema_version"] == 2
+    assert record["schema_version"] == SCHEMA_VERSION
     best = record["recommendations"][0]
     assert set(best) == {
         "strategy",
@@ -266,7 +267,7 @@ def test_a_run_passes_the_preference_to_the_scheduler(
     ("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("45", 45)]
 )
 def test_durations_are_parsed(text: str, seconds: float) -> None:
-    assert parse_duration_s(text) == seconds
+    assert parse_duration_s("--time", text) == seconds
 
 
 def test_an_invalid_duration_is_rejected(make_folder: Callable[..., Path]) -> None:

@@ -50,8 +50,8 @@ def test_evidence_is_unknown_where_it_was_not_measured() -> None:
 def test_the_gain_is_the_intercept_plus_the_weighted_standardised_evidence() -> None:
     mean = {name: prior.mean for name, prior in PRIORS.evidence.items()}
     profile = profile_of(similarity=1 - mean["far"], n_per_class=round(10 ** mean["size"]))
-    gain = predict_gain(VARIANT, profile, PRIORS)
     evidence = evidence_of(profile)
+    gain = predict_gain(VARIANT, evidence, None, PRIORS)
     standardised = {name: evidence[name].standardised(PRIORS.evidence[name]) for name in evidence}
     rest = sum(VARIANT.weights[name] * distance for name, (distance, _) in standardised.items())
     assert gain.mean == pytest.approx(VARIANT.intercept + rest)
@@ -62,11 +62,12 @@ def test_the_gain_is_the_intercept_plus_the_weighted_standardised_evidence() -> 
 
 
 def test_a_precise_pilot_corrects_the_prediction_and_a_noisy_one_hardly_changes_it() -> None:
-    without = predict_gain(VARIANT, profile_of(), PRIORS)
+    evidence = evidence_of(profile_of())
+    without = predict_gain(VARIANT, evidence, None, PRIORS)
     trust = PRIORS.pilot[VARIANT.strategy]
 
     def after(gain: float, n: int) -> Gain:
-        return predict_gain(VARIANT, profile_of(pilot=pilot_of(gain, 0.8, n)), PRIORS)
+        return predict_gain(VARIANT, evidence, pilot_of(gain, 0.8, n), PRIORS)
 
     exact = after(0.2, 10_000_000)
     gained, noise = pilot_gain(pilot_of(0.2, 0.8, 10_000_000), VARIANT.strategy)
@@ -83,9 +84,11 @@ def test_a_precise_pilot_corrects_the_prediction_and_a_noisy_one_hardly_changes_
 def test_a_pilot_does_not_change_a_strategy_without_a_pilot_model() -> None:
     scratch = next(v for v in PRIORS.variants if v.strategy == "from_scratch")
     assert scratch.strategy not in PRIORS.pilot
-    assert predict_gain(scratch, profile_of(pilot=pilot_of(0.2)), PRIORS) == predict_gain(
-        scratch, profile_of(), PRIORS
+    evidence = evidence_of(profile_of())
+    with_pilot, without = (
+        predict_gain(scratch, evidence, p, PRIORS) for p in (pilot_of(0.2), None)
     )
+    assert with_pilot == without
 
 
 def test_the_svm_uses_its_own_gain_in_the_pilot() -> None:
@@ -117,9 +120,9 @@ def test_the_measured_lead_of_the_svm_is_shrunk_by_its_noise() -> None:
 
     def lead(half: float) -> Gain:
         around = replace(
-            base.layer_svm, loss_gain=Interval(measured - half, measured, measured + half)
+            base.best_svm, loss_gain=Interval(measured - half, measured, measured + half)
         )
-        return predict_gain(SVM, replace(base, layer_svm=around), PRIORS)
+        return predict_gain(SVM, evidence_of(replace(base, best_svm=around)), None, PRIORS)
 
     exact, noisy = lead(0.001), lead(0.2)
     assert exact.mean == pytest.approx(measured, abs=0.01)

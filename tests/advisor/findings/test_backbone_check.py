@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from advisor.findings import backbone_check
-from advisor.findings.backbone_check import in_doubt, with_alternative
+from advisor.findings.backbone_check import in_doubt, probe_alternative
 from advisor.types.profile import BackboneScore, Profile
 from strategies.core.context import RunContext
 from strategies.core.metrics import Interval, proportion
@@ -30,7 +30,7 @@ def test_useless_or_too_specialised_features_or_little_transfer_gain_raise_doubt
 def test_the_embedded_backbone_has_no_alternative(
     profile: Profile, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> None:
-    assert with_alternative(profile, small_dataset, backbone, PRIORS, ctx) is profile
+    assert probe_alternative(profile, small_dataset, backbone, PRIORS, ctx) is None
 
 
 def test_a_backbone_without_doubt_is_not_compared(
@@ -41,9 +41,9 @@ def test_a_backbone_without_doubt_is_not_compared(
 
     monkeypatch.setattr(backbone_check, "compare_backbones", fail)
     other = replace(backbone, name="local-dir:another")
-    assert with_alternative(CLEAR, small_dataset, other, PRIORS, ctx).alternative is None
+    assert probe_alternative(CLEAR, small_dataset, other, PRIORS, ctx) is None
     with pytest.raises(AssertionError, match="compared"):
-        with_alternative(DOUBTFUL, small_dataset, other, PRIORS, ctx)
+        probe_alternative(DOUBTFUL, small_dataset, other, PRIORS, ctx)
 
 
 @pytest.mark.parametrize("embedded_wins", [True, False])
@@ -66,7 +66,7 @@ def test_the_lead_is_that_of_the_embedded_backbone(
     )
     monkeypatch.setattr(backbone_check, "compare_backbones", lambda *args: backbone_scores)
     other = replace(backbone, name="local-dir:another")
-    alternative = with_alternative(DOUBTFUL, small_dataset, other, PRIORS, ctx).alternative
+    alternative = probe_alternative(DOUBTFUL, small_dataset, other, PRIORS, ctx)
     assert alternative is not None
     assert alternative.name == backbone.name
     assert alternative.lead == (behind if embedded_wins else Interval(-0.35, -0.2, -0.1))

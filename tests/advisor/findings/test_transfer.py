@@ -17,8 +17,8 @@ from tests.advisor.profiles import curve_of, probe, profile_of, similarity_of
 PRIOR = Prior(0.2, 0.15)
 
 
-def findings(profile: Profile) -> tuple[Finding, ...]:
-    return check_transfer(profile, TransferContext(PRIOR))
+def findings(profile: Profile, other: AlternativeBackbone | None = None) -> tuple[Finding, ...]:
+    return check_transfer(profile, TransferContext(PRIOR, alternative=other))
 
 
 def codes(profile: Profile) -> dict[str, str]:
@@ -108,13 +108,13 @@ def test_a_measured_alternative_takes_precedence_over_other_causes() -> None:
     harmed = profile_of(**NEAR | {"transfer_gain": Interval(-0.3, -0.2, -0.1)})
     far = replace(harmed, similarity=similarity_of(0.1))
 
-    worse = {f.code: f for f in findings(replace(far, alternative=alternative(0.4)))}
+    worse = {f.code: f for f in findings(far, alternative(0.4))}
     assert worse["TL209"].severity == "issue"
     assert "backbone itself" in worse["TL202"].detail
     assert "--backbone embedded" in worse["TL202"].action
     assert "--backbone embedded" in worse["TL209"].action
 
-    not_better = {f.code: f for f in findings(replace(far, alternative=alternative(0.02)))}
+    not_better = {f.code: f for f in findings(far, alternative(0.02))}
     assert "TL209" not in not_better
     assert "too far" in not_better["TL202"].detail
     assert "--backbone embedded" not in not_better["TL202"].action

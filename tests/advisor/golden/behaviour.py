@@ -40,17 +40,17 @@ def golden(name: str) -> Any:
 
 
 def decisions() -> Iterator[tuple[str, Record]]:
-    """Yield the decision for every dataset profile of the benchmarks, with the current priors."""
+    """Yield the decision for every case of the benchmarks, with the current priors."""
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        profiles = importlib.import_module("rows").read_profiles()
+        inputs = importlib.import_module("rows").read_inputs()
     finally:
         sys.path.remove(str(BENCHMARKS))
     priors = load_priors()
-    for case, profile in profiles.items():
-        record = decision_record(recommend(profile, priors, None, "balanced"))
+    for case, known in inputs.items():
+        record = decision_record(recommend(known, priors, None, "balanced"))
         for prefer in PREFERENCES:
-            ranked = recommend(profile, priors, None, prefer).recommendations
+            ranked = recommend(known, priors, None, prefer).recommendations
             record[prefer] = [r.strategy for r in ranked]
         yield " ".join(map(str, case)), record
 
@@ -136,10 +136,10 @@ def advice_record(advice: Advice) -> Record:
         "shifts": [] if similarity is None else [x.mid for x in similarity.per_depth],
         "probes": [[p.depth, p.accuracy.mid] for p in profile.probes],
         "random_probes": [[p.depth, p.accuracy.mid] for p in profile.random_probes],
-        "layer_svm": [profile.layer_svm.depth, profile.layer_svm.accuracy.mid],
+        "layer_svm": [profile.best_svm.depth, profile.best_svm.accuracy.mid],
         "transfer_gain": profile.transfer_gain and profile.transfer_gain.mid,
         "knn": profile.knn and profile.knn.mid,
-        "pilot": profile.pilot and [profile.pilot.n_train, profile.pilot.n_judged],
+        "pilot": advice.pilot and [advice.pilot.n_train, advice.pilot.n_judged],
         "findings": [[f.code, f.severity] for f in advice.findings],
         "quarantined": len(advice.quarantine),
         "risks": {r.strategy: r.probability for r in advice.risks},

@@ -17,7 +17,7 @@ from advisor.types.outcome import ClassGain, Outcome, TransferGain, TrialRecord
 from advisor.types.profile import LearningCurve, Profile
 from strategies.core.metrics import CalibrationBin, Evaluation, Interval, Mistake, proportion
 from strategies.data.image import Skipped
-from tests.advisor.profiles import pilot_of, probe, profile_of
+from tests.advisor.profiles import inputs_of, pilot_of, probe, profile_of
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -48,13 +48,13 @@ def full_profile(classes: Sequence[str], n_per_class: int = 40) -> Profile:
         transfer_gain=Interval(0.2, 0.3, 0.4),
         pixel_probe=proportion(0.3, 400),
         transferability={"LogME": Interval(0.2, 0.3, 0.4)},
-        pilot=pilot_of(0.01, 0.85),
     )
 
 
 def made_advice(profile: Profile, **changes: Any) -> Advice:
     """Return the advice that `recommend` gives for a profile."""
-    decision = recommend(profile, load_priors())
+    pilot = pilot_of(0.01, 0.85)
+    decision = recommend(inputs_of(profile, pilot=pilot), load_priors())
     base = Advice(
         dataset="made",
         data=Path("data"),
@@ -71,6 +71,7 @@ def made_advice(profile: Profile, **changes: Any) -> Advice:
         seed=0,
         seconds=12.5,
         command="tl-advise data --seed 0",
+        pilot=pilot,
     )
     return replace(base, **changes)
 

@@ -5,18 +5,19 @@ from dataclasses import replace
 
 import optuna
 import pytest
+from optuna.distributions import FloatDistribution
 
 from advisor.tune.interventions import (
     INTERVENTIONS,
+    accepts,
     backbone_of,
-    from_scratch_is_candidate,
+    controls_are_candidates,
     hyperparameters_of,
     initial_trials,
     interventions_for,
-    suggest_fixed,
 )
 from advisor.tune.scheduler import make_scheduler
-from advisor.tune.study import TrialsSnapshot
+from advisor.tune.study import Claim, TrialsSnapshot
 from advisor.types.advice import Advice, Finding, Severity
 from advisor.types.profile import AlternativeBackbone
 from strategies.core.errors import OutOfTime, TrainingDiverged
@@ -32,10 +33,12 @@ def finding(code: str, severity: Severity = "issue") -> Finding:
 
 
 def test_every_intervention_is_a_valid_change_of_its_strategy() -> None:
-    for by_strategy in INTERVENTIONS.values():
-        for name, changes in by_strategy.items():
-            for change in changes:
-                assert STRATEGIES[name](**change) != STRATEGIES[name]()
+    for changes in INTERVENTIONS.values():
+        for change in changes:
+            chosen = [kind for kind in STRATEGIES.values() if accepts(kind, change)]
+            assert FullFineTune in chosen
+            for kind in chosen:
+                assert kind.from_hyperparameters(change) != kind()
 
 
 def test_without_a_finding_there_is_no_intervention_and_none_occurs_twice() -> None:
@@ -46,8 +49,8 @@ def test_without_a_finding_there_is_no_intervention_and_none_occurs_twice() -> N
 
 
 def test_from_scratch_is_a_candidate_after_an_issue_and_not_after_a_tip() -> None:
-    assert from_scratch_is_candidate((finding("TL208"),))
-    assert not from_scratch_is_candidate((finding("TL208", "tip"), finding("TL006")))
+    assert controls_are_candidates((finding("TL208"),))
+    assert not controls_are_candidates((finding("TL208", "tip"), finding("TL006")))
 
 
 def test_interventions_start_right_after_the_advice() -> None:
@@ -72,11 +75,8 @@ def test_an_issue_makes_from_scratch_a_candidate_of_the_scheduler(
 def with_alternative(advice: Advice, alternative: str) -> Advice:
     """Return advice with another backbone that is clearly better."""
     lead = Interval(0.1, 0.2, 0.3)
-    profile = replace(
-        advice.profile,
-        alternative=AlternativeBackbone(alternative, Interval(0.8, 0.85, 0.9), lead),
-    )
-    return replace(advice, profile=profile, findings=(finding("TL209"),))
+    other = AlternativeBackbone(alternative, Interval(0.8, 0.85, 0.9), lead)
+    return replace(advice, alternative=other, findings=(finding("TL209"),))
 
 
 def test_probes_try_a_better_backbone_second_and_training_runs_try_it_first(
@@ -114,19 +114,21 @@ def test_a_trial_records_its_other_backbone_whether_it_wins_or_not(
     assert second["val_accuracy"]
     for line, name in ((first, run.backbone.name), (second, small_network)):
         assert backbone_of(line["hyperparameters"], run.backbone).name == name
-        made = LinearProbe(**hyperparameters_of(line["hyperparameters"]))
+        made = LinearProbe.from_hyperparameters(hyperparameters_of(line["hyperparameters"]))
         assert made.input_px == run.backbone.input_px
 
 
 def test_start_values_outside_the_search_space_are_set_and_drawn_values_are_kept() -> None:
     study = optuna.create_study()
-    start = {"lr": 1e-3, "reset_stages": 2, "input_px": None}
+    start = {"lr": 1e-3, "reset_stages": 2, "backbone": "other"}
     study.enqueue_trial(start, user_attrs={"start": start})
-    trial = study.ask()
-    drawn = FullFineTune(lr=trial.suggest_float("lr", 1e-5, 1e-2))
-    with_start = suggest_fixed(drawn, trial)
-    assert with_start == replace(drawn, reset_stages=2)
-    assert suggest_fixed(drawn, study.ask()) == drawn
+    trial = study.ask({"lr": FloatDistribution(1e-5, 1e-2), "blend": FloatDistribution(0.5, 1.0)})
+    claim = Claim(0, "full_fine_tune", trial)
+    assert claim.hyperparameters == {
+        "lr": 1e-3,
+        "reset_stages": 2,
+        "blend": trial.params["blend"],
+    }
 
 
 @pytest.mark.parametrize("code", ["TL205", "TL202"])
@@ -143,7 +145,7 @@ def test_a_run_tries_the_intervention_of_a_finding(
     run.advice = replace(run.advice, findings=(finding(code),))
     with pytest.raises(OutOfTime):
         run(max_trials=2, only="full_fine_tune")
-    change = INTERVENTIONS[code]["full_fine_tune"][0]
+    change = INTERVENTIONS[code][0]
     plain, changed = (t.hyperparameters() for t in tried)
     assert not change.items() <= plain.items()
     assert change.items() <= changed.items()

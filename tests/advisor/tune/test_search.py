@@ -21,6 +21,7 @@ from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.partial_fine_tune import PartialFineTune
 from strategies.training import frozen_activations
+from strategies.training.recipe import RecipeDraft
 from strategies.training.trainer import ROUNDS
 from tests.advisor.searching import Runner
 
@@ -88,7 +89,7 @@ def test_a_failure_does_not_end_the_search(run: Runner, monkeypatch: pytest.Monk
 def test_a_winning_probe_is_refitted_on_train_and_validation(run: Runner) -> None:
     found = run(max_trials=1)
     assert found.refitted
-    expected = LinearProbe(**found.best.hyperparameters).fit(
+    expected = LinearProbe.from_hyperparameters(found.best.hyperparameters).fit(
         run.dataset.hide_test().with_val_in_train(), run.backbone, run.ctx
     )
     paths = [p.path for p in run.dataset.fit_split]
@@ -195,16 +196,15 @@ def test_a_diverging_training_run_is_pruned_and_its_checkpoint_is_deleted(
     rates = iter([1e-5, 1e-5, 1.0])
     seen: list[bool] = []
 
-    def suggest(trial: optuna.Trial, *args: object) -> FullFineTune:
-        trial.suggest_float("lr", 1e-5, 1.0)  # drawn, so that the advice does not set it
-        return FullFineTune(lr=next(rates), blend=1.0, steps=ROUNDS)
+    def chosen(given: object) -> FullFineTune:
+        return FullFineTune(RecipeDraft(lr=next(rates), blend=1.0, steps=ROUNDS))
 
     def on_event(event: Event) -> None:
         seen.append((run.folder.path / "checkpoints" / "trial-2").exists())
 
     # With this many validation images the difference is significant.
     run.dataset = replace(run.dataset, val=(*run.dataset.val, *run.dataset.train))
-    monkeypatch.setattr(FullFineTune, "suggest", suggest)
+    monkeypatch.setattr(FullFineTune, "from_hyperparameters", chosen)
     search = replace(run.prepare(max_trials=3, only="full_fine_tune"), on_event=on_event)
     search.run()
     good, also_good, hopeless = search.result().trials

@@ -16,8 +16,8 @@ from strategies.models.classifier import make_network
 from strategies.models.features import eval_pixels, to_input
 from strategies.models.network import Network
 from strategies.partial_fine_tune import PartialFineTune
-from strategies.training.recipe import Recipe
-from strategies.training.reinit import needs_reinit, reinitialise
+from strategies.training.recipe import Recipe, RecipeDraft
+from strategies.training.reinit import reinitialise
 
 REESTIMATED = Recipe(3, 0.01, batch_norm="reestimated")
 
@@ -114,19 +114,19 @@ def test_features_are_in_the_order_of_the_images(
 
 
 def test_a_recipe_reinitialises_nothing_by_default() -> None:
-    assert not needs_reinit(Recipe(3, 0.01))
-    assert not needs_reinit(Recipe(3, 0.01, batch_norm="trained"))
-    assert needs_reinit(REESTIMATED)
+    assert not Recipe(3, 0.01).reinitialises
+    assert not Recipe(3, 0.01, batch_norm="trained").reinitialises
+    assert REESTIMATED.reinitialises
 
 
 @pytest.mark.parametrize(
     "strategy",
     [
-        FullFineTune(steps=2, batch_norm="reestimated"),
-        FullFineTune(steps=2, reset_stages=1),
-        PartialFineTune(steps=2, batch_norm="reestimated"),
+        FullFineTune(RecipeDraft(steps=2, batch_norm="reestimated")),
+        FullFineTune(RecipeDraft(steps=2, reset_stages=1)),
+        PartialFineTune(RecipeDraft(steps=2, batch_norm="reestimated")),
     ],
-    ids=lambda s: f"{s.name}-{s.batch_norm}",
+    ids=lambda s: f"{s.name}-{s.recipe.batch_norm}",
 )
 def test_reinitialisation_costs_more_passes_and_is_reproducible(
     strategy: FullFineTune | PartialFineTune,
@@ -136,12 +136,12 @@ def test_reinitialisation_costs_more_passes_and_is_reproducible(
 ) -> None:
     backbone = tiny
     dataset = small_dataset.hide_test()
-    plain = type(strategy)(steps=2)
+    plain = type(strategy)(RecipeDraft(steps=2))
     more = strategy.image_passes(dataset, backbone) - plain.image_passes(dataset, backbone)
     assert more == pytest.approx(2 * len(dataset.train))
 
     first = strategy.fit(dataset, backbone, ctx)
-    again = type(strategy)(**first.hyperparameters).fit(dataset, backbone, ctx)
+    again = type(strategy).from_hyperparameters(first.hyperparameters).fit(dataset, backbone, ctx)
     paths = [p.path for p in dataset.val]
     np.testing.assert_array_equal(first.predict_proba(paths), again.predict_proba(paths))
     other = plain.fit(dataset, backbone, ctx).predict_proba(paths)
@@ -149,7 +149,9 @@ def test_reinitialisation_costs_more_passes_and_is_reproducible(
 
 
 def test_resetting_all_stages_is_rejected(small_dataset: Dataset, backbone: Backbone) -> None:
-    reason = FullFineTune(reset_stages=backbone.n_depths).inapplicable(small_dataset, backbone)
+    reason = FullFineTune(RecipeDraft(reset_stages=backbone.n_depths)).inapplicable(
+        small_dataset, backbone
+    )
     assert reason is not None
     assert "reset_stages" in reason
-    assert FullFineTune(reset_stages=1).inapplicable(small_dataset, backbone) is None
+    assert FullFineTune(RecipeDraft(reset_stages=1)).inapplicable(small_dataset, backbone) is None

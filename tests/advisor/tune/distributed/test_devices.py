@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,8 @@ from advisor.tune.distributed.devices import (
     workers_on,
 )
 from advisor.tune.driver import _note_unused_ddp
-from advisor.types.options import DEFAULTS
+from advisor.tune.run_dir.settings import Settings
+from advisor.types.options import Options, RunOptions
 from strategies.core.errors import TransferError
 from strategies.core.progress import ignore_note
 
@@ -92,9 +92,9 @@ def test_device_and_devices_together_are_refused(
 
 def test_ddp_has_no_effect_on_a_probe_and_a_note_says_so() -> None:
     notes: list[str] = []
-    options = replace(DEFAULTS, ddp=2, on_note=notes.append)
     for strategy in ("linear_probe", "full_fine_tune", "auto"):
-        _note_unused_ddp(replace(options, strategy=strategy))
+        options = Options(strategy=strategy, on_note=notes.append)
+        _note_unused_ddp(Settings(Path("data"), "", options, RunOptions(ddp=2)))
     assert notes == ["--ddp has no effect: linear_probe trains no network."]
 
 

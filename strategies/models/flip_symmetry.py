@@ -6,14 +6,13 @@ Z. Lin et al., Visual chirality, CVPR 2020.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from strategies.core.cache import Rows
 from strategies.core.context import RunContext
-from strategies.core.metrics import Labels
+from strategies.core.metrics import FlipAsymmetry, Labels
 from strategies.data.dataset import LabelledImage, groups_of, labels_of
 from strategies.data.sampling import content_order
 from strategies.models.backbone import Backbone, half_size
@@ -26,34 +25,12 @@ SMALLEST_PX = 96
 _TINY = 1e-3
 
 
-@dataclass(frozen=True)
-class FlipAsymmetry:
-    """Agreement, within classes, of the differences between images and their horizontal flips.
-
-    Attributes
-    ----------
-    cosine
-        Cosine similarity of the differences (activations of an image minus those of its flip) of
-        two images of a class; mean over such pairs and over depths, in [-1, 1]. Its expectation
-        is 0 if an image and its flip are equally likely (animals), and above 0 if a class has an
-        orientation (letters). Unbiased. Comparable between datasets on one backbone.
-    noise
-        Standard deviation of the cosine if the classes are flip-symmetric. Infinite if no class
-        has two images.
-    """
-
-    cosine: float
-    noise: float
-
-
-UNKNOWN = FlipAsymmetry(0.0, np.inf)
-"""Value if no class has two images of different groups."""
-
-
 def measure_flip_asymmetry(
     images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext, *, any_size: bool
-) -> FlipAsymmetry:
+) -> FlipAsymmetry | None:
     """Measure the flip asymmetry on a sample of the images, at half the input size.
+
+    None if no class has two images of different groups.
 
     Parameters
     ----------
@@ -73,10 +50,11 @@ def measure_flip_asymmetry(
 
 def flip_asymmetry(
     plain: Sequence[Rows], flipped: Sequence[Rows], images: Sequence[LabelledImage]
-) -> FlipAsymmetry:
+) -> FlipAsymmetry | None:
     """Return the flip asymmetry, given activations of images and of their flips.
 
-    Pairs of images within a group (duplicates, frames of one track) do not count.
+    None if no class has two images of different groups. Pairs of images within a group
+    (duplicates, frames of one track) do not count.
 
     Parameters
     ----------
@@ -86,7 +64,7 @@ def flip_asymmetry(
     labels, groups = labels_of(tuple(images)), groups_of(tuple(images))
     pairs = (labels[:, None] == labels) & (groups[:, None] != groups)
     if not pairs.any():
-        return UNKNOWN
+        return None
     cosines = np.mean([_cosines(a, b) for a, b in zip(plain, flipped, strict=True)], axis=0)
     terms = np.where(pairs, cosines, 0) / pairs.sum()
     between = _sum_by_group(_sum_by_group(terms, groups).T, groups)  # one sign per group

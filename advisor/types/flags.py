@@ -1,0 +1,121 @@
+"""Declared options: fields of a frozen dataclass, annotated with their command-line flags.
+
+A field such as ``input_px: Annotated[int | None, Flag("Input resolution.", min=16)] = None``
+declares an option once. The options of the commands, the check of bounds, the printed command and
+the settings of a run are made from it. This module imports no command-line library.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from strategies.core.errors import TransferError, unknown_name
+
+
+@dataclass(frozen=True)
+class Flag:
+    """How the command line takes an option.
+
+    Attributes
+    ----------
+    help
+        Text for ``--help``.
+    name
+        The flag; None: made from the field's name (``input_px``: ``--input-px``).
+    min, max
+        Bounds of a number, both inclusive; None: unbounded.
+    zero_is_none
+        Whether the command line gives 0 for None.
+    is_duration
+        Whether the command line gives the seconds as text: 90s, 10m or 2h.
+    is_local
+        Whether the option is about this machine: its devices, threads or folders. The printed
+        command leaves such options out.
+    """
+
+    help: str
+    name: str | None = None
+    min: float | None = None
+    max: float | None = None
+    zero_is_none: bool = False
+    is_duration: bool = False
+    is_local: bool = False
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A declared option: name, type and default of its field, and its flag."""
+
+    name: str
+    kind: Any
+    default: Any
+    flag: Flag
+
+    @property
+    def flag_name(self) -> str:
+        """The flag as the user types it."""
+        return self.flag.name or "--" + self.name.replace("_", "-")
+
+    @property
+    def is_path(self) -> bool:
+        """Whether its values are paths."""
+        return Path in (self.kind, *get_args(self.kind))
+
+    def check(self, value: Any) -> None:
+        """Check that a value is one of the choices, and within the bounds.
+
+        Raises
+        ------
+        TransferError
+            If it is not; the message names the flag.
+        """
+        choices = get_args(self.kind) if get_origin(self.kind) is Literal else ()
+        if choices and value not in choices:
+            raise TransferError(unknown_name(self.flag_name, str(value), choices))
+        low, high = self.flag.min, self.flag.max
+        if value is None or ((low is None or low <= value) and (high is None or value <= high)):
+            return
+        must = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        raise TransferError(f"{self.flag_name} must be {' and '.join(must)}, got {value}.")
+
+
+def declared(kind: Any, name: str, default: Any) -> Declared | None:
+    """Return the option that a field or parameter declares; None if it has no flag."""
+    for flag in getattr(kind, "__metadata__", ()):
+        if isinstance(flag, Flag):
+            return Declared(name, get_args(kind)[0], default, flag)
+    return None
+
+
+def declared_in(options: Any) -> tuple[Declared, ...]:
+    """Return the options that a dataclass, or an instance of it, declares."""
+    found = (declared(f.type, f.name, f.default) for f in fields(options))
+    return tuple(option for option in found if option is not None)
+
+
+def check_values(options: Any) -> None:
+    """Check the values of all declared options.
+
+    Raises
+    ------
+    TransferError
+        If a value is out of bounds or not one of the choices; the message names the flag.
+    """
+    for option in declared_in(options):
+        option.check(getattr(options, option.name))
+
+
+def arguments(options: Any, always: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
+    """Yield flags and values of the options that differ from their defaults.
+
+    Parameters
+    ----------
+    always
+        Names of the fields to yield even with their defaults.
+    """
+    for option in declared_in(options):
+        value = getattr(options, option.name)
+        differs = value != option.default and not option.flag.is_local
+        if differs or option.name in always:
+            yield option.flag_name, str(0 if value is None else value)

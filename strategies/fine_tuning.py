@@ -1,0 +1,123 @@
+"""Fine-tuning: the implementation that all strategies share which train the pretrained network."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Self, cast, get_args
+
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from strategies.base import Strategy, check_names
+from strategies.core.context import RunContext
+from strategies.core.errors import NotApplicable
+from strategies.data.dataset import Dataset
+from strategies.models.backbone import Backbone, input_sizes, resized
+from strategies.models.classifier import ImageClassifier
+from strategies.training.defaults import Measurements, default_steps, fine_tune_defaults
+from strategies.training.lp_ft import fine_tune, training_passes
+from strategies.training.recipe import BATCH_SIZE, BatchNorm, RecipeDraft
+
+
+@dataclass(frozen=True)
+class FineTuning(Strategy):
+    """Fit a linear probe as the head, then train some of the network's weights with it (LP-FT).
+
+    A subclass states which settings of the recipe are its hyperparameters (`tunable`), and the
+    recipe that it starts from.
+
+    Attributes
+    ----------
+    recipe
+        Settings of the training run. Open ones (None) are chosen from the images by `fit`.
+    input_px
+        Side of the square input. None: that of the backbone.
+    """
+
+    recipe: RecipeDraft
+    input_px: int | None = None
+
+    trains_network: ClassVar[bool] = True
+    tunable: ClassVar[tuple[str, ...]]
+    """Settings of the recipe that are hyperparameters; the others have a fixed value."""
+
+    def __post_init__(self) -> None:
+        default = self.default_recipe()
+        for field in fields(RecipeDraft):
+            value = getattr(self.recipe, field.name)
+            if field.name not in self.tunable and value != getattr(default, field.name):
+                raise NotApplicable(
+                    f"{field.name} is not a hyperparameter of {self.name}: it would be ignored. "
+                    f"Its hyperparameters are {', '.join(self.tunable)} and input_px."
+                )
+
+    @classmethod
+    def default_recipe(cls) -> RecipeDraft:
+        """Return the recipe in which no hyperparameter is set."""
+        return cast(RecipeDraft, cls.__dataclass_fields__["recipe"].default)
+
+    @classmethod
+    def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:
+        """Return learning rates, steps, blend, BatchNorm mode, smoothing, flips, input size."""
+        base = default_steps(len(dataset.train), BATCH_SIZE)
+        return {
+            "lr": FloatDistribution(3e-5, 3e-3, log=True),
+            "blend": FloatDistribution(0.25, 1.0),
+            "head_lr_factor": FloatDistribution(1.0, 10.0, log=True),
+            "steps": IntDistribution(base // 2, 2 * base),
+            "batch_norm": CategoricalDistribution(get_args(BatchNorm)),
+            "label_smoothing": FloatDistribution(0.0, 0.2),
+            "hflip": CategoricalDistribution([False, True]),
+            "input_px": CategoricalDistribution(input_sizes(backbone)),
+        }
+
+    @classmethod
+    def starting_point(cls, measured: Measurements) -> Self:
+        """Return learning rate, blend and flips from the images, and the default steps."""
+        default, found = cls.default_recipe(), fine_tune_defaults(measured)
+        recipe = replace(
+            default,
+            steps=default_steps(measured.n_train, default.batch_size),
+            lr=found.lr if default.lr is None else default.lr,
+            blend=found.blend if default.blend is None else default.blend,
+            hflip=found.hflip if default.hflip is None else default.hflip,
+        )
+        start = cls(recipe, measured.input_px)
+        return replace(start, recipe=start.resolved(measured.n_depths))
+
+    def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
+        """Train; keep an earlier round only if it is significantly better on validation."""
+        backbone = resized(backbone, self.input_px)
+        network, recipe = fine_tune(dataset, backbone, self.resolved(backbone.n_depths), ctx)
+        settings = {name: getattr(recipe, name) for name in self.tunable}
+        return ImageClassifier(
+            dataset.classes,
+            backbone,
+            (backbone.n_depths,),
+            network,
+            self.name,
+            settings | {"input_px": backbone.input_px},
+        )
+
+    def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
+        """Return the passes of the probe, of all training steps, and of validation."""
+        return training_passes(dataset, backbone, self.resolved(backbone.n_depths), self.input_px)
+
+    def resolved(self, n_depths: int) -> RecipeDraft:
+        """Return the recipe with the settings that depend on the network's number of depths."""
+        return self.recipe
+
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return the tunable settings of the recipe, and the input size."""
+        settings = {name: getattr(self.recipe, name) for name in self.tunable}
+        return settings | {"input_px": self.input_px}
+
+    @classmethod
+    def from_hyperparameters(cls, given: Mapping[str, Any]) -> Self:
+        """Return the strategy with some hyperparameters set, see `Strategy`."""
+        check_names(cls.name, given, [*cls.tunable, "input_px"])
+        settings = {name: value for name, value in given.items() if name != "input_px"}
+        return cls(replace(cls.default_recipe(), **settings), given.get("input_px"))
