@@ -174,7 +174,7 @@ def test_exceptions_of_on_epoch_are_propagated(
     def stop(epoch: int, val_accuracy: float) -> None:
         raise Stop
 
-    stopping = replace(ctx, on_epoch=stop)
+    stopping = replace(ctx, reporter=replace(ctx.reporter, on_epoch=stop))
     if strategy.trains_network:
         with pytest.raises(Stop):
             strategy.fit(small_dataset.hide_test(), backbone, stopping)
