@@ -13,11 +13,13 @@ from strategies.heads.cross_validation import Loss
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
+from strategies.norm_tune import NormTune
 from strategies.partial_fine_tune import PartialFineTune
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "linear_probe": LinearProbe,
     "layer_svm": LayerSVM,
+    "norm_tune": NormTune,
     "partial_fine_tune": PartialFineTune,
     "full_fine_tune": FullFineTune,
     "from_scratch": FromScratch,
