@@ -7,6 +7,7 @@ from optuna.distributions import BaseDistribution
 from strategies.base import Strategy
 from strategies.core.errors import NotApplicable, unknown_name
 from strategies.data.dataset import Dataset
+from strategies.first_stages import FirstStages
 from strategies.from_scratch import FromScratch
 from strategies.full_fine_tune import FullFineTune
 from strategies.heads.cross_validation import Loss
@@ -21,6 +22,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "layer_svm": LayerSVM,
     "norm_tune": NormTune,
     "partial_fine_tune": PartialFineTune,
+    "first_stages": FirstStages,
     "full_fine_tune": FullFineTune,
     "from_scratch": FromScratch,
 }
