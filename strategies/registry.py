@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from optuna.distributions import BaseDistribution
 
+from strategies.autoencoder_probe import AutoencoderProbe
 from strategies.base import Strategy
 from strategies.core.errors import NotApplicable, unknown_name
 from strategies.data.dataset import Dataset
@@ -20,6 +21,7 @@ from strategies.partial_fine_tune import PartialFineTune
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "linear_probe": LinearProbe,
     "layer_svm": LayerSVM,
+    "autoencoder_probe": AutoencoderProbe,
     "norm_tune": NormTune,
     "partial_fine_tune": PartialFineTune,
     "first_stages": FirstStages,
