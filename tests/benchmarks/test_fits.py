@@ -11,7 +11,7 @@ import pytest
 
 from advisor.similarity.reference import read_reference
 from strategies.models.catalogue import CATALOGUE
-from strategies.registry import get_strategy
+from strategies.registry import STRATEGIES, get_strategy
 from tests.benchmarks.conftest import rows_in
 
 Load = Callable[[str], ModuleType]
@@ -113,6 +113,24 @@ def test_training_with_cached_frozen_stages_is_timed(
     given = ["--sets", "striped", "--seeds", "0", "--frozen", "3", "--n-per-class", "6"]
     load("prefix_cache").main([*options, *given, "--input-px", "32"])
     assert "| striped | 32 | 3 |" in capsys.readouterr().out
+
+
+def test_every_strategy_is_fitted_once_and_stands_in_the_table(
+    load: Load,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script, out = load("all_strategies"), tmp_path / "rows.jsonl"
+    some = {name: STRATEGIES[name] for name in ("linear_probe", "layer_svm")}
+    monkeypatch.setattr(script, "STRATEGIES", some)
+    given = ["--data-root", str(data_root), "--out", str(out), "--sets", "striped"]
+    given += ["--seeds", "0", "--n-per-class", "5", "--input-px", "32"]
+    for _ in range(2):
+        script.main(given)
+    assert [r["strategy"] for r in rows_in(out)] == list(some)
+    assert "| `layer_svm` | " in capsys.readouterr().out
 
 
 def test_flip_asymmetry_is_measured_and_flips_are_fitted(
@@ -232,6 +250,7 @@ SMOKE = {
     "run_suite": test_the_suite_adds_missing_rows,
     "curves": test_training_runs_are_recorded_and_averaged,
     "data_quality": test_planted_leaks_series_and_wrong_labels_are_detected,
+    "all_strategies": test_every_strategy_is_fitted_once_and_stands_in_the_table,
     "fine_tune_defaults": test_default_hyperparameters_are_fitted_and_printed,
     "prefix_cache": test_training_with_cached_frozen_stages_is_timed,
     "mirror": test_flip_asymmetry_is_measured_and_flips_are_fitted,
