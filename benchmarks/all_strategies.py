@@ -1,4 +1,4 @@
-"""Fit every strategy with its defaults to small draws of a few datasets; print accuracy and seconds.
+"""Fit every strategy with its defaults to small draws of datasets; print accuracy and seconds.
 
 Draws, test images and fits are those of `run_suite.py`. The strategies of a case are fitted one
 after the other, so that their seconds are comparable. Rows are appended; existing ones are not
