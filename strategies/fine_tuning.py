@@ -43,6 +43,8 @@ class FineTuning(Strategy):
     trains_network: ClassVar[bool] = True
     tunable: ClassVar[tuple[str, ...]]
     """Settings of the recipe that are hyperparameters; the others have a fixed value."""
+    steps_share: ClassVar[float] = 1.0
+    """Default number of steps, as a share of that of full fine-tuning."""
 
     def __post_init__(self) -> None:
         default = self.default_recipe()
@@ -62,7 +64,7 @@ class FineTuning(Strategy):
     @classmethod
     def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:
         """Return learning rates, steps, blend, BatchNorm mode, smoothing, flips, input size."""
-        base = default_steps(len(dataset.train), BATCH_SIZE)
+        base = cls.default_steps(len(dataset.train), BATCH_SIZE)
         return {
             "lr": FloatDistribution(3e-5, 3e-3, log=True),
             "blend": FloatDistribution(0.25, 1.0),
@@ -80,18 +82,18 @@ class FineTuning(Strategy):
         default, found = cls.default_recipe(), fine_tune_defaults(measured)
         recipe = replace(
             default,
-            steps=default_steps(measured.n_train, default.batch_size),
             lr=found.lr if default.lr is None else default.lr,
             blend=found.blend if default.blend is None else default.blend,
             hflip=found.hflip if default.hflip is None else default.hflip,
         )
         start = cls(recipe, measured.input_px)
-        return replace(start, recipe=start.resolved(measured.n_depths))
+        return replace(start, recipe=start.resolved(measured.n_train, measured.n_depths))
 
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Train; keep an earlier round only if it is significantly better on validation."""
         backbone = resized(backbone, self.input_px)
-        network, recipe = fine_tune(dataset, backbone, self.resolved(backbone.n_depths), ctx)
+        draft = self.resolved(len(dataset.train), backbone.n_depths)
+        network, recipe = fine_tune(dataset, backbone, draft, ctx)
         settings = {name: getattr(recipe, name) for name in self.tunable}
         return ImageClassifier(
             dataset.classes,
@@ -104,11 +106,21 @@ class FineTuning(Strategy):
 
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
         """Return the passes of the probe, of all training steps, and of validation."""
-        return training_passes(dataset, backbone, self.resolved(backbone.n_depths), self.input_px)
+        draft = self.resolved(len(dataset.train), backbone.n_depths)
+        return training_passes(dataset, backbone, draft, self.input_px)
 
-    def resolved(self, n_depths: int) -> RecipeDraft:
-        """Return the recipe with the settings that depend on the network's number of depths."""
-        return self.recipe
+    def resolved(self, n_train: int, n_depths: int) -> RecipeDraft:
+        """Return the recipe with the settings that follow from the numbers of images and depths.
+
+        These are the number of steps here, and the trained stages in subclasses.
+        """
+        steps = self.recipe.steps or self.default_steps(n_train, self.recipe.batch_size)
+        return replace(self.recipe, steps=steps)
+
+    @classmethod
+    def default_steps(cls, n_train: int, batch_size: int) -> int:
+        """Return the default number of optimiser steps."""
+        return round(cls.steps_share * default_steps(n_train, batch_size))
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return the tunable settings of the recipe, and the input size."""

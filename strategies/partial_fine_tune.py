@@ -53,10 +53,10 @@ class PartialFineTune(FineTuning):
         frozen = IntDistribution(1, backbone.n_depths - 1)
         return {"frozen_stages": frozen, **super().search_space(dataset, backbone)}
 
-    def resolved(self, n_depths: int) -> RecipeDraft:
+    def resolved(self, n_train: int, n_depths: int) -> RecipeDraft:
         """Return the recipe with half of the depths frozen, unless a number is set."""
-        frozen = self.recipe.frozen_stages
-        return replace(self.recipe, frozen_stages=n_depths // 2 if frozen is None else frozen)
+        draft, frozen = super().resolved(n_train, n_depths), self.recipe.frozen_stages
+        return replace(draft, frozen_stages=n_depths // 2 if frozen is None else frozen)
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
         """Reject freezing no stage, or all of them."""

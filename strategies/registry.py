@@ -4,21 +4,27 @@ from collections.abc import Mapping
 
 from optuna.distributions import BaseDistribution
 
+from strategies.autoencoder_probe import AutoencoderProbe
 from strategies.base import Strategy
 from strategies.core.errors import NotApplicable, unknown_name
 from strategies.data.dataset import Dataset
+from strategies.first_stages import FirstStages
 from strategies.from_scratch import FromScratch
 from strategies.full_fine_tune import FullFineTune
 from strategies.heads.cross_validation import Loss
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
+from strategies.norm_tune import NormTune
 from strategies.partial_fine_tune import PartialFineTune
 
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "linear_probe": LinearProbe,
     "layer_svm": LayerSVM,
+    "autoencoder_probe": AutoencoderProbe,
+    "norm_tune": NormTune,
     "partial_fine_tune": PartialFineTune,
+    "first_stages": FirstStages,
     "full_fine_tune": FullFineTune,
     "from_scratch": FromScratch,
 }

@@ -13,6 +13,8 @@ from strategies.core.metrics import Interval, proportion
 from strategies.registry import STRATEGIES
 
 PASSES = {"partial_fine_tune": 12_000.0, "full_fine_tune": 15_000.0, "from_scratch": 30_000.0}
+BENCHMARKED = ("linear_probe", "layer_svm", *PASSES)
+"""Strategies that the priors by hand have cases of."""
 NAMES = ("blocks.0", "blocks.2", "penultimate")
 
 
@@ -90,6 +92,8 @@ def inputs_of(
 ) -> DecisionInputs:
     """Return the inputs of a decision for a profile, or for the profile of `profile_of`.
 
+    The candidates are the strategies that the priors by hand know.
+
     Parameters
     ----------
     image_passes, inapplicable
@@ -99,12 +103,12 @@ def inputs_of(
     costs = {"linear_probe": profile.n, "layer_svm": profile.n, **PASSES, **(image_passes or {})}
     candidates = tuple(
         Candidate(
-            kind,
-            kind.starting_point(measurements_of(profile)).hyperparameters(),
-            costs.get(name, 13_000.0),
+            STRATEGIES[name],
+            STRATEGIES[name].starting_point(measurements_of(profile)).hyperparameters(),
+            costs[name],
             (inapplicable or {}).get(name),
         )
-        for name, kind in STRATEGIES.items()
+        for name in BENCHMARKED
     )
     return DecisionInputs(profile, candidates, pilot)
 
@@ -189,5 +193,5 @@ def priors_by_hand() -> Priors:
             "partial_fine_tune": PilotTrust(0.1, 0.4, 0.6, 0.4, 0.5, 8),
             "full_fine_tune": PilotTrust(0.1, 0.4, 0.6, 0.3, 0.5, 8),
         },
-        cost={name: Offset(0.0, 0.25, 12) for name in STRATEGIES},
+        cost={name: Offset(0.0, 0.25, 12) for name in BENCHMARKED},
     )

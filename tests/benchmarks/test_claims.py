@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.advisor.profiles import profile_of
+from tests.advisor.profiles import inputs_of
 
 
 def row(name: str, strategy: str, grid: dict[str, Any], accuracy: float) -> dict[str, Any]:
@@ -76,13 +76,13 @@ def test_freezing_is_compared_at_one_learning_rate_by_images_per_class(
 def test_small_learning_rates_are_compared_with_large_ones(
     scripts: dict[str, ModuleType],
 ) -> None:
-    rows, profiles = [], {}
+    rows, inputs = [], {}
     for name, similarity, small in (("near", 0.9, 0.8), ("far", 0.1, 0.6), ("odd", 0.2, 0.75)):
         case = (name, 20, 0, 96)
-        profiles[case] = profile_of(similarity=similarity)
+        inputs[case] = inputs_of(similarity=similarity)
         for lr, accuracy in ((3e-4, small), (1e-3, 0.7)):
             rows.append(row(name, "full_fine_tune", {"lr": lr, "blend": 1.0}, accuracy))
-    result = scripts["claims"].small_learning_rate_when_near(rows, profiles)
+    result = scripts["claims"].small_learning_rate_when_near(rows, inputs)
     assert (result.held, result.cases) == (2, 3)
     assert "+10.0 points near, -2.5 ± 7.5 far" in result.detail
 
@@ -90,7 +90,7 @@ def test_small_learning_rates_are_compared_with_large_ones(
 def test_interpolated_weights_are_grouped_by_errors_of_the_probe(
     scripts: dict[str, ModuleType],
 ) -> None:
-    rows, profiles = [], {}
+    rows, inputs = [], {}
     for name, n_per_class, lr, blend, half in (
         ("few", 20, 3e-4, 0.5, 0.75),  # 160 train images, 32 of them classified wrongly
         ("some", 50, 3e-4, 0.7, 0.72),
@@ -99,11 +99,11 @@ def test_interpolated_weights_are_grouped_by_errors_of_the_probe(
         ("large rate", 500, 1e-3, 0.9, 0.9),
         ("no blend", 500, 3e-4, 1.0, 0.9),
     ):
-        profiles[name, 20, 0, 96] = profile_of(n_per_class=n_per_class, linear=0.8)
+        inputs[name, 20, 0, 96] = inputs_of(n_per_class=n_per_class, linear=0.8)
         used = {"hyperparameters": {"lr": lr, "blend": blend}}
         rows.append(row(name, "full_fine_tune", {}, half) | used)
         rows.append(row(name, "full_fine_tune", {"lr": 3e-4, "blend": 1.0}, 0.7))
-    result = scripts["claims"].interpolated_weights(rows, profiles)
+    result = scripts["claims"].interpolated_weights(rows, inputs)
     assert (result.held, result.cases) == (2, 4)
     details = ("+5.0 with fewer than 50", "+2.0 with 50 to 150", "-15.0 ± 5.0 with more than 150")
     for detail in details:

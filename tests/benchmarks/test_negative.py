@@ -4,26 +4,26 @@ import math
 from types import ModuleType
 from typing import Any
 
-from advisor.types.profile import Profile
+from advisor.decide.candidates import DecisionInputs
 from strategies.core.metrics import Interval
-from tests.advisor.profiles import profile_of
+from tests.advisor.profiles import inputs_of
 
 Row = dict[str, Any]
 
 
-def suite() -> tuple[list[Row], dict[Any, Profile]]:
+def suite() -> tuple[list[Row], dict[Any, DecisionInputs]]:
     """Return rows of ten datasets: on far ones probes lose to training from scratch.
 
     Fine-tunes lose on none.
     """
     rows: list[Row] = []
-    profiles = {}
+    inputs = {}
     for i in range(10):
         for n in (20, 100):
             case = (f"set{i}", n, 0, 96)
             probe = 0.95 - 0.06 * i
             gain = 0.4 - 0.045 * i
-            profiles[case] = profile_of(
+            inputs[case] = inputs_of(
                 n_per_class=n,
                 similarity=1 - i / 10,
                 linear=probe,
@@ -43,7 +43,7 @@ def suite() -> tuple[list[Row], dict[Any, Profile]]:
                     | {"strategy": strategy, "grid": {}, "accuracy": min(accuracy, 0.99)}
                     | {"seconds": 1.0}
                 )
-    return rows, profiles
+    return rows, inputs
 
 
 def test_priors_of_other_datasets_predict_where_scratch_wins(
@@ -65,12 +65,12 @@ def test_priors_of_other_datasets_predict_where_scratch_wins(
 
 def test_a_prediction_does_not_depend_on_its_own_dataset(scripts: dict[str, ModuleType]) -> None:
     module = scripts["transfer_risk"]
-    rows, profiles = suite()
-    before = {(p.case, p.strategy): p.probability for p in module.predict(rows, profiles)}
+    rows, inputs = suite()
+    before = {(p.case, p.strategy): p.probability for p in module.predict(rows, inputs)}
     for row in rows:
         if row["set"] == "set3" and row["strategy"] == "from_scratch":
             row["accuracy"] = 0.99
-    after = {(p.case, p.strategy): p.probability for p in module.predict(rows, profiles)}
+    after = {(p.case, p.strategy): p.probability for p in module.predict(rows, inputs)}
     own = (("set3", 20, 0, 96), "linear_probe")
     other = (("set4", 20, 0, 96), "linear_probe")
     assert after[own] == before[own]

@@ -9,26 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 
+from advisor.decide.candidates import DecisionInputs
 from advisor.decide.priors import load_priors, priors_from_record
-from advisor.types.profile import Profile
 from strategies.data.dataset import Dataset, labels_of
 from strategies.registry import STRATEGIES
-from tests.advisor.profiles import curve_of, pilot_of, profile_of
+from tests.advisor.profiles import curve_of, inputs_of, pilot_of
 
 Row = dict[str, Any]
 
 
-def suite() -> tuple[list[Row], dict[Any, Profile]]:
+def suite() -> tuple[list[Row], dict[Any, DecisionInputs]]:
     """Return rows of eight datasets; fine-tuning gains more, the farther a dataset is."""
     rows: list[Row] = []
-    profiles = {}
+    inputs = {}
     for i in range(8):
         for n in (5, 20):
             case = (f"set{i}", n, 0, 96)
             probe = 0.9 - 0.05 * i
-            profiles[case] = profile_of(
-                n_per_class=n, similarity=1 - i / 8, linear=probe, svm=probe
-            )
+            inputs[case] = inputs_of(n_per_class=n, similarity=1 - i / 8, linear=probe, svm=probe)
             about = {"set": case[0], "n_per_class": n, "seed": 0, "input_px": 96, "n_test": 500}
             for strategy, grid, accuracy in (
                 ("linear_probe", {}, probe),
@@ -39,14 +37,14 @@ def suite() -> tuple[list[Row], dict[Any, Profile]]:
             ):
                 row = {"strategy": strategy, "grid": grid, "accuracy": min(accuracy, 0.99)}
                 rows.append(about | row | {"hyperparameters": grid, "seconds": 1.0})
-    return rows, profiles
+    return rows, inputs
 
 
 def test_the_priors_are_rebuilt_from_the_rows_byte_for_byte(
     scripts: dict[str, ModuleType],
 ) -> None:
     rows, fit_priors = scripts["rows"], scripts["fit_priors"]
-    text = fit_priors.text_of(rows.read_rows(rows.RESULTS), rows.read_profiles())
+    text = fit_priors.text_of(rows.read_rows(rows.RESULTS), rows.read_inputs())
     assert text == fit_priors.PRIORS.read_text()
 
 
@@ -70,9 +68,9 @@ def test_shipped_priors_have_known_strategies_and_errors() -> None:
 
 
 def test_weights_respect_their_bounds(scripts: dict[str, ModuleType]) -> None:
-    rows, profiles = suite()
+    rows, inputs = suite()
     for record in (
-        scripts["fit_priors"].fit(rows, profiles),
+        scripts["fit_priors"].fit(rows, inputs),
         json.loads(scripts["fit_priors"].PRIORS.read_text()),
     ):
         for variant in priors_from_record(record).variants:
@@ -97,29 +95,29 @@ def test_advice_fine_tunes_far_and_probes_near_datasets(
 def test_regret_is_measured_against_means_over_seeds(
     scripts: dict[str, ModuleType],
 ) -> None:
-    rows, profiles = suite()
+    rows, inputs = suite()
     again = [row | {"seed": 1} for row in rows]
     lucky = {"set": "set0", "n_per_class": 5, "strategy": "full_fine_tune", "grid": {"lr": 1e-4}}
     for row, gained in ((r, s * 0.05) for s, group in ((1, rows), (-1, again)) for r in group):
         if lucky.items() <= row.items():
             row["accuracy"] += gained
-    profiles |= {(name, n, 1, px): p for (name, n, _, px), p in profiles.items()}
-    both = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows + again, profiles)}
-    one = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows, profiles)}
+    inputs |= {(name, n, 1, px): p for (name, n, _, px), p in inputs.items()}
+    both = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows + again, inputs)}
+    one = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows, inputs)}
     entry, case = ("linear_probe", "{}"), ("set0", 5, 0, 96)
     assert one[case].regret(entry) == pytest.approx(5.5)
     assert both[case].regret(entry) == pytest.approx(0.5)
 
 
 def test_a_case_with_few_test_images_has_little_weight(scripts: dict[str, ModuleType]) -> None:
-    rows, profiles = suite()
+    rows, inputs = suite()
     lines = {}
     for n_test in (500, 10):
         for row in rows:
             if row["set"] == "set3":
                 row["n_test"] = n_test
                 row["accuracy"] = 0.85 if row["strategy"] == "from_scratch" else row["accuracy"]
-        record = scripts["fit_priors"].fit(rows, profiles)
+        record = scripts["fit_priors"].fit(rows, inputs)
         lines[n_test] = next(v for v in record["variants"] if v["strategy"] == "from_scratch")
     assert lines[10]["intercept"] < lines[500]["intercept"] - 0.05
 
@@ -128,14 +126,14 @@ def test_noisy_test_accuracies_increase_the_drift(
     scripts: dict[str, ModuleType],
 ) -> None:
     regression = scripts["gain_regression"]
-    rows, profiles = suite()
-    prior = scripts["fit_priors"]._prior(profiles)
+    rows, inputs = suite()
+    prior = scripts["fit_priors"]._prior(inputs)
     drift = {}
     for n_test in (5000, 50):
         gains = regression.gains_of([r | {"n_test": n_test} for r in rows], "from_scratch", {})
-        model = regression.fit_model(gains, profiles, prior, regression.PRIOR_WEIGHTS)
+        model = regression.fit_model(gains, inputs, prior, regression.PRIOR_WEIGHTS)
         assert ((model.case_weights > 0) & (model.case_weights < 1)).all()
-        x = regression.evidence_matrix(gains, profiles, prior)
+        x = regression.evidence_matrix(gains, inputs, prior)
         drift[n_test] = regression.drift_of(model, x, prior, sd=0.5)
     assert 0 < drift[5000] < drift[50]
 
@@ -143,9 +141,9 @@ def test_noisy_test_accuracies_increase_the_drift(
 def test_given_hyperparameters_are_offered_if_they_clearly_beat_the_default(
     scripts: dict[str, ModuleType],
 ) -> None:
-    rows, profiles = suite()
+    rows, inputs = suite()
     by_default = [row | {"grid": {}} for row in rows if row["grid"] == {"lr": 1e-4}]
-    variants = scripts["fit_priors"].fit(rows + by_default, profiles)["variants"]
+    variants = scripts["fit_priors"].fit(rows + by_default, inputs)["variants"]
     offered = [v["hyperparameters"] for v in variants if v["strategy"] == "full_fine_tune"]
     assert offered == [{"lr": 1e-3}, {}]  # 1e-4 is equal to the default
 
@@ -153,13 +151,13 @@ def test_given_hyperparameters_are_offered_if_they_clearly_beat_the_default(
 def test_two_fits_with_the_same_hyperparameters_count_with_their_mean(
     scripts: dict[str, ModuleType],
 ) -> None:
-    rows, profiles = suite()
+    rows, inputs = suite()
     by_default = [
         row | {"grid": {}, "accuracy": row["accuracy"] + 0.02}
         for row in rows
         if row["grid"] == {"lr": 1e-4}
     ]
-    for j in scripts["leave_one_dataset_out"].advise_all(rows + by_default, profiles):
+    for j in scripts["leave_one_dataset_out"].advise_all(rows + by_default, inputs):
         one, other = (j.expected["full_fine_tune", grid] for grid in ("{}", '{"lr": 0.0001}'))
         assert one == other == pytest.approx(j.rows["full_fine_tune", "{}"]["accuracy"] - 0.01)
 
@@ -182,27 +180,28 @@ def test_regret_is_given_as_a_share_of_the_best_fixed_entry(
 
 
 def test_the_dataset_under_test_is_left_out(scripts: dict[str, ModuleType]) -> None:
-    rows, profiles = suite()
+    rows, inputs = suite()
     for row in rows:
         if row["set"] == "set3" and row["strategy"] == "full_fine_tune":
             row["accuracy"] = 0.01
-    after = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows, profiles)}
+    after = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows, inputs)}
     before = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(*suite())}
     case = ("set3", 20, 0, 96)
     assert after[case].decisions == before[case].decisions
     assert after[("set4", 20, 0, 96)].decisions != before[("set4", 20, 0, 96)].decisions
 
 
-def test_a_profile_is_read_as_it_was_written(
+def test_the_inputs_of_a_decision_are_read_as_they_were_written(
     scripts: dict[str, ModuleType], tmp_path: Path
 ) -> None:
-    full = replace(profile_of(curve=curve_of(0.5, 0.5625)), pilot=pilot_of(0.125, 0.75, 200))
+    full = replace(inputs_of(curve=curve_of(0.5, 0.5625)), pilot=pilot_of(0.125, 0.75, 200))
     rows = scripts["rows"]
     about = {"set": "a", "n_per_class": 20, "seed": 0, "input_px": 96}
-    rows.append_row(tmp_path / "e.jsonl", about | {"profile": rows.profile_record(full)})
-    back = rows.read_profiles(tmp_path / "e.jsonl")["a", 20, 0, 96]
-    assert rows.profile_record(back) == rows.profile_record(full)
-    assert type(back.curve) is type(full.curve)
+    rows.append_row(tmp_path / "e.jsonl", about | rows.inputs_record(full))
+    back = rows.read_inputs(tmp_path / "e.jsonl")["a", 20, 0, 96]
+    assert rows.inputs_record(back) == rows.inputs_record(full)
+    assert type(back.profile.curve) is type(full.profile.curve)
+    assert [c.name for c in back.candidates] == [c.name for c in full.candidates]
     assert back.pilot is not None
     assert back.pilot.n_train == 200
 

@@ -13,7 +13,6 @@ from advisor.report.words import title
 from strategies.base import Strategy
 from strategies.core.context import RunContext
 from strategies.core.errors import NotApplicable, OutOfTime
-from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
@@ -175,7 +174,7 @@ def test_exceptions_of_on_epoch_are_propagated(
     def stop(epoch: int, val_accuracy: float) -> None:
         raise Stop
 
-    stopping = replace(ctx, reporter=Reporter(on_epoch=stop))
+    stopping = replace(ctx, reporter=replace(ctx.reporter, on_epoch=stop))
     if strategy.trains_network:
         with pytest.raises(Stop):
             strategy.fit(small_dataset.hide_test(), backbone, stopping)

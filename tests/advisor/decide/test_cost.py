@@ -8,7 +8,7 @@ from advisor.decide.cost import fit_seconds, raw_seconds
 from advisor.decide.priors import Offset
 from strategies.registry import STRATEGIES
 from strategies.training.lp_ft import PASSES_PER_STEP
-from tests.advisor.profiles import inputs_of, priors_by_hand
+from tests.advisor.profiles import BENCHMARKED, inputs_of, priors_by_hand
 
 PRIORS = priors_by_hand()
 
@@ -25,7 +25,7 @@ def test_seconds_are_measured_rates_times_the_correction_from_benchmarks() -> No
     assert found.high < fit_seconds(full, profile, PRIORS).high * 1.6487
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", BENCHMARKED)
 def test_the_interval_is_wider_if_training_was_not_timed(name: str) -> None:
     known = (inputs_of(passes_per_trained_image=p) for p in (None, 6.0))
     untimed, timed = (fit_seconds(i.candidate(name), i.profile, PRIORS) for i in known)

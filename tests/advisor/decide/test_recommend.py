@@ -8,15 +8,18 @@ import numpy as np
 import pytest
 
 from advisor.decide.candidates import DecisionInputs
+from advisor.decide.priors import Priors
 from advisor.decide.quadrant import RULES, SIMILAR_FROM
 from advisor.decide.rationale import _shortfall
 from advisor.decide.recommend import quadrant_of, recommend
 from advisor.types.advice import Domain, Recommendation, Size
 from advisor.types.options import NOISE, SIMILAR_COST_RATIO, Prefer, tie_tolerance, tie_upper_bound
+from strategies.base import GainPrior
 from strategies.core.errors import NotApplicable
 from strategies.core.metrics import Interval
-from strategies.registry import STRATEGIES, get_strategy
+from strategies.registry import get_strategy
 from tests.advisor.profiles import (
+    BENCHMARKED,
     curve_of,
     inputs_of,
     pilot_of,
@@ -36,7 +39,7 @@ def by_name(inputs: DecisionInputs) -> dict[str, Recommendation]:
 
 def test_every_strategy_that_applies_is_ranked_once() -> None:
     decision = recommend(inputs_of(), PRIORS)
-    assert sorted(r.strategy for r in decision.recommendations) == sorted(STRATEGIES)
+    assert sorted(r.strategy for r in decision.recommendations) == sorted(BENCHMARKED)
     assert decision.rejections == ()
 
 
@@ -150,7 +153,7 @@ def test_preferences_are_in_order_of_cost_and_of_accuracy() -> None:
 
 
 @pytest.mark.parametrize("prefer", PREFERENCES)
-@pytest.mark.parametrize("refused", list(STRATEGIES))
+@pytest.mark.parametrize("refused", BENCHMARKED)
 def test_an_inapplicable_strategy_is_never_recommended(prefer: Prefer, refused: str) -> None:
     for similarity in (0.1, 0.9):
         inputs = inputs_of(similarity=similarity, linear=0.6, inapplicable={refused: "no"})
@@ -183,7 +186,7 @@ def test_the_reasons_name_the_alternative_and_what_it_would_need() -> None:
 def test_of_two_equal_predictions_any_improvement_would_change_the_order() -> None:
     alike = tuple(variant_of(name, 1.0) for name in ("partial_fine_tune", "full_fine_tune"))
     others = tuple(variant_of(name, -1.0) for name in ("layer_svm", "from_scratch"))
-    cost = dict.fromkeys(STRATEGIES, 1000.0)
+    cost = dict.fromkeys(BENCHMARKED, 1000.0)
     inputs = inputs_of(similarity=0.2, linear=0.5, svm=0.5, image_passes=cost)
     first = recommend(inputs, replace(PRIORS, variants=alike + others)).recommendations[0]
     assert "if it did any better than expected (probability about 50%)" in " ".join(first.reasons)
@@ -203,7 +206,7 @@ def test_predicted_accuracies_stay_between_zero_and_one() -> None:
 def test_cost_follows_the_forward_passes() -> None:
     slow = by_name(inputs_of(ms_per_image=100.0))
     fast = by_name(inputs_of(ms_per_image=10.0))
-    for name in STRATEGIES:
+    for name in BENCHMARKED:
         assert slow[name].seconds.mid > fast[name].seconds.mid
 
 
@@ -348,3 +351,41 @@ def test_training_from_scratch_is_recommended_only_if_its_lead_is_beyond_chance(
     if not is_recommended:
         assert ranked[1].strategy == "from_scratch"
         assert any("beyond chance" in reason for reason in ranked[1].reasons)
+
+
+def without_cases(name: str, gain: GainPrior, monkeypatch: pytest.MonkeyPatch) -> Priors:
+    """Return priors without cases of a strategy, whose expected gain is then `gain`."""
+    monkeypatch.setattr(get_strategy(name), "fallback_gain", gain)
+    known = tuple(v for v in PRIORS.variants if v.strategy != name)
+    return replace(PRIORS, variants=known)
+
+
+@pytest.mark.parametrize(("sd", "is_first"), [(3.0, False), (0.01, True)])
+def test_without_benchmark_cases_a_strategy_is_ranked_first_only_if_its_lead_is_certain(
+    sd: float, is_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "partial_fine_tune"
+    priors = without_cases(name, GainPrior(3.0, sd), monkeypatch)
+    ranked = recommend(inputs_of(linear=0.5, svm=0.5), priors).recommendations
+    new = next(r for r in ranked if r.strategy == name)
+    assert new.cases == 0
+    assert new == max(ranked, key=lambda r: r.accuracy.mid)
+    assert ranked.index(new) == (0 if is_first else 1)
+    assert is_first or any("Without benchmark cases" in reason for reason in new.reasons)
+
+
+def test_a_strategy_without_benchmark_cases_does_not_change_the_order_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(3)
+    name = "partial_fine_tune"
+    for _ in range(100):
+        linear, svm = rng.uniform(0.2, 1.0, 2)
+        gain = GainPrior(float(rng.normal(0.3, 0.5)), 1.0)
+        priors = without_cases(name, gain, monkeypatch)
+        inputs = inputs_of(similarity=float(rng.uniform()), linear=linear, svm=svm)
+        others = tuple(c for c in inputs.candidates if c.name != name)
+        with_it = recommend(inputs, priors).recommendations
+        without = recommend(replace(inputs, candidates=others), priors).recommendations
+        ranked = [r.strategy for r in with_it if r.strategy != name]
+        assert ranked == [r.strategy for r in without]
