@@ -229,7 +229,9 @@ def fit_trial(
         return None
     begun = time.monotonic()
     accuracy = evaluate(classifier, dataset.val).accuracy.mid
-    budget.saw(len(dataset.val), time.monotonic() - begun, classifier.backbone.input_px)
+    budget.observe_prediction(
+        len(dataset.val), time.monotonic() - begun, classifier.backbone.input_px
+    )
     study.tell(trial, accuracy)
     return accuracy, classifier
 

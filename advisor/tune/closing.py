@@ -60,25 +60,23 @@ def search_with_control(
     wanted
         Whether a control is to be fitted.
     """
-    folder, budget = search.folder, search.budget
+    folder, budget = search.executor.folder, search.executor.budget
     search.run(stop_at_first=True)
     draft = draft_report(folder, advice, prepared, budget.left_s())
-    budget.report_s = draft.seconds
+    budget.observe_report(draft.seconds)
     control = None
-    if wanted and not search.interrupt.requested:
+    if wanted and not search.is_interrupted:
         control = fit_early_control(folder, prepared, budget)
-        budget.has_control = control is not None
+        budget.early_control(is_fitted=control is not None)
     search.run()
-    soup = make_soup(search)
+    soup = make_soup(search.executor, search.incumbent, search.trials.snapshot().done)
     n_done = len(search.trials.snapshot().done)
-    if wanted and not search.interrupt.requested:
+    if wanted and not search.is_interrupted:
         control = fit_final_control(folder, prepared, budget, search.end_reason(), control)
-        budget.control_s = 0.0  # the rest of this reserve goes to the search
-        if control is None:
-            budget.n_test //= 2  # only the classifier will be evaluated on test
+        budget.release_control(is_fitted=control is not None)
         search.run()
     if len(search.trials.snapshot().done) > n_done:
-        soup = make_soup(search)
+        soup = make_soup(search.executor, search.incumbent, search.trials.snapshot().done)
     return ClosingResult(draft, control, soup)
 
 

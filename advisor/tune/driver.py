@@ -18,6 +18,7 @@ from advisor.tune.closing import CONTROL_SHARE, REPORT_S, ClosingResult, search_
 from advisor.tune.control import evaluate_with_control
 from advisor.tune.distributed.devices import devices_of, workers_on
 from advisor.tune.distributed.shared_folder import open_for_coordinator
+from advisor.tune.incumbent import Incumbent
 from advisor.tune.interrupt import Interrupt
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.settings import (
@@ -29,9 +30,10 @@ from advisor.tune.run_dir.settings import (
 from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.scheduler import Scheduler, make_scheduler
 from advisor.tune.search import Search, SearchResult
-from advisor.tune.study import COORDINATOR, Trials
 from advisor.tune.time_budget import TimeBudget
-from advisor.tune.validation import Validation, make_validation, n_folds
+from advisor.tune.trials.executor import LocalExecutor
+from advisor.tune.trials.study import COORDINATOR, Trials
+from advisor.tune.trials.validation import Validation, make_validation, n_folds
 from advisor.types.advice import Advice
 from advisor.types.events import OnEvent, ignore
 from advisor.types.options import AUTO, DEFAULTS, RUN_DEFAULTS, Options, RunOptions
@@ -127,22 +129,21 @@ def run_session(
         interrupt.handle_sigint(),
         workers_on(folder.path, worker_devices, run.storage, options.on_note),
     ):
-        with search.trials.lock.held():
-            best = folder.best()
-            search.trials.requeue_dead(own=True, kept=best and best[0])
+        with search.incumbent.locked():
+            search.trials.requeue_dead(own=True, kept=search.incumbent.trial)
         if not was_testing:  # test may have been read already: no trial may follow
             folder.set_phase("searching", ends_at)
         wanted = run.control and bool(prepared.dataset.test)
         closing = search_with_control(search, advice, prepared, wanted=wanted)
-        with search.trials.lock.held():
+        with search.incumbent.locked():
             folder.set_phase("judging", ends_at)
         outcome = _make_outcome(search, closing, advice, prepared, start - used_before_s)
         folder.write_trials(outcome.trials)
         folder.write("outcome.json", outcome_record(outcome))
         write_run_reports(outcome, closing.draft.gallery, prepared.ctx.n_workers)
         folder.clear_checkpoints()
-        if search.soup_candidates:
-            search.soup_candidates.clear()
+        if search.executor.soup_candidates:
+            search.executor.soup_candidates.clear()
         folder.set_phase("done", ends_at)
         folder.log_event("done", seconds=outcome.seconds)
     return outcome
@@ -155,7 +156,7 @@ def _make_outcome(
     found, test = _result(search), prepared.dataset.test
     evaluation, gain = None, None
     if test:
-        ctx = prepared.ctx.with_deadline(search.budget.report_begins_s())
+        ctx = prepared.ctx.with_deadline(search.executor.budget.report_begins_s())
         evaluation, gain = evaluate_with_control(found.classifier, closing.control, test, ctx)
     return Outcome(
         advice=advice,
@@ -164,10 +165,10 @@ def _make_outcome(
         test=evaluation,
         transfer_gain=gain,
         refitted=found.refitted,
-        folder=search.folder.path,
+        folder=search.executor.folder.path,
         seconds=round(time.monotonic() - start, 3),
         ended=search.end_reason(),
-        n_folds=len(search.validation.folds),
+        n_folds=len(search.executor.validation.folds),
         soup=closing.soup,
     )
 
@@ -197,7 +198,7 @@ def _result(search: Search) -> SearchResult:
     try:
         return search.result()
     except OutOfTime:
-        if search.interrupt.requested:
+        if search.is_interrupted:
             raise KeyboardInterrupt from None
         raise
 
@@ -247,19 +248,18 @@ def make_search(
     n_test = (1 + run.control) * len(dataset.test or ())
     control_s = run.control * CONTROL_SHARE * run.time_s
     budget = TimeBudget(deadline_s, n_test, len(dataset.val), by_px, control_s, REPORT_S)
-    return Search(
-        dataset.hide_test(),
+    executor = LocalExecutor(
         prepared.backbone,
         prepared.ctx.with_deadline(None),
         folder,
         trials,
-        scheduler,
+        validation,
         budget,
         interrupt,
-        on_event,
-        validation,
         SoupCandidates(folder, len(validation.folds)) if run.soup else None,
     )
+    incumbent = Incumbent(folder, trials.lock, scheduler)
+    return Search(trials, scheduler, executor, incumbent, on_event)
 
 
 def _load_or_make_validation(

@@ -44,9 +44,14 @@ def interventions_for(findings: Sequence[Finding]) -> dict[str, list[dict[str, A
 
 
 def accepts(strategy: type[Strategy], change: Mapping[str, Any]) -> bool:
-    """Return whether a strategy trains the pretrained network and has some hyperparameters."""
-    trains_pretrained = strategy.trains_network and strategy.role == "transfer"
-    return trains_pretrained and change.keys() <= strategy().hyperparameters().keys()
+    """Return whether a change of hyperparameters makes a difference to a strategy.
+
+    It must train the pretrained network, have these hyperparameters, and not have them already.
+    """
+    if not strategy.trains_network or strategy.role != "transfer":
+        return False
+    own = strategy().hyperparameters()
+    return change.keys() <= own.keys() and any(own[k] != v for k, v in change.items())
 
 
 def alternative_backbone(advice: Advice) -> dict[str, str] | None:

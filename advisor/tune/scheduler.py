@@ -16,7 +16,7 @@ from advisor.tune.interventions import (
     initial_trials,
     interventions_for,
 )
-from advisor.tune.study import TrialsSnapshot
+from advisor.tune.trials.study import TrialsSnapshot
 from advisor.types.advice import Advice, Recommendation
 from advisor.types.options import NOISE, Prefer, tie_tolerance
 from advisor.types.outcome import Ended, TrialRecord

@@ -19,9 +19,10 @@ from functools import partial
 import numpy as np
 
 from advisor.tune.distributed.database import retry_if_lock_lost
+from advisor.tune.incumbent import Incumbent
 from advisor.tune.run_dir.soup_candidates import MOST, SoupCandidates
-from advisor.tune.search import Search, out_of_memory_reason
 from advisor.tune.time_budget import SAFETY_FACTOR
+from advisor.tune.trials.executor import LocalExecutor, out_of_memory_reason
 from advisor.types.outcome import Soup, TrialRecord
 from strategies.core.errors import OutOfTime, StorageError
 from strategies.core.metrics import Interval, proportion
@@ -44,7 +45,9 @@ class _Average:
     classifier: ImageClassifier
 
 
-def make_soup(search: Search) -> Soup | None:
+def make_soup(
+    executor: LocalExecutor, incumbent: Incumbent, done: Sequence[TrialRecord]
+) -> Soup | None:
     """Average the best fine-tuning trials; keep the average if it wins by more than one image.
 
     A trial must beat the incumbent by the same margin; on a tie the single network is kept,
@@ -67,38 +70,39 @@ def make_soup(search: Search) -> Soup | None:
     StorageError
         If the run directory cannot be written.
     """
-    pool, incumbent = search.soup_candidates, search.folder.best()
-    if incumbent is None or incumbent[0].val_accuracy is None:
+    best, pool = incumbent.trial, executor.soup_candidates
+    if best is None or best.val_accuracy is None:
         return None
-    done = search.trials.snapshot().done
-    to_beat, on_disk = incumbent[0].val_accuracy, _soup_on_disk(search, done)
-    is_over = search.interrupt.requested or not search.is_searching()
-    if pool is None or is_over or 1 - to_beat.mid <= search.scheduler.one_image:
+    to_beat, on_disk = best.val_accuracy, _soup_on_disk(incumbent, done)
+    is_over = executor.interrupt.requested or not incumbent.is_open()
+    if pool is None or is_over or 1 - to_beat.mid <= incumbent.one_image:
         return on_disk
-    ranked = _compatible(search, pool, done, incumbent[0])
+    ranked = _compatible(executor, pool, done, best)
     if len(ranked) < 2:
         return on_disk
-    tried, reason = _greedy_soup(search, pool, ranked)
+    tried, reason = _greedy_soup(executor, pool, ranked)
     if tried is not None and retry_if_lock_lost(
-        partial(_save_if_better, search, tried, ranked[0])
+        partial(_save_if_better, executor, incumbent, tried, ranked[0])
     ):
-        return _soup_on_disk(search, done)
+        return _soup_on_disk(incumbent, done)
     numbers = tried.trials if tried else tuple(r.number for r in ranked)
     found = tried.val_accuracy if tried else None
     return on_disk or Soup(numbers, found, to_beat, kept=False, reason=reason or NO_WIN)
 
 
-def _soup_on_disk(search: Search, done: Sequence[TrialRecord]) -> Soup | None:
+def _soup_on_disk(incumbent: Incumbent, done: Sequence[TrialRecord]) -> Soup | None:
     """Return the record of the run's classifier if it is an average already, else None."""
-    numbers, best = search.folder.averaged_trials(), search.folder.best()
-    alone = search.scheduler.best(done)
+    numbers, best, alone = incumbent.averaged_trials, incumbent.trial, incumbent.best_of(done)
     if not numbers or best is None or alone is None or alone.val_accuracy is None:
         return None
-    return Soup(numbers, best[0].val_accuracy, alone.val_accuracy, kept=True)
+    return Soup(numbers, best.val_accuracy, alone.val_accuracy, kept=True)
 
 
 def _compatible(
-    search: Search, pool: SoupCandidates, done: Sequence[TrialRecord], incumbent: TrialRecord
+    executor: LocalExecutor,
+    pool: SoupCandidates,
+    done: Sequence[TrialRecord],
+    incumbent: TrialRecord,
 ) -> list[TrialRecord]:
     """Return the trials that can be averaged, best first, but the incumbent before all others."""
     candidates = pool.best(done)[:MOST]
@@ -109,7 +113,9 @@ def _compatible(
         try:
             found = pool.load(record.number, 0)
         except StorageError as error:  # a power failure may have damaged it: skip it
-            search.ctx.reporter.on_note(f"Trial {record.number} is left out of the soup: {error}")
+            executor.ctx.reporter.on_note(
+                f"Trial {record.number} is left out of the soup: {error}"
+            )
             continue
         first = first or found
         if can_be_averaged(first, found):
@@ -118,7 +124,7 @@ def _compatible(
 
 
 def _greedy_soup(
-    search: Search, pool: SoupCandidates, ranked: Sequence[TrialRecord]
+    executor: LocalExecutor, pool: SoupCandidates, ranked: Sequence[TrialRecord]
 ) -> tuple[_Average | None, str | None]:
     """Add one trial after the other; return the last average that was not worse.
 
@@ -134,19 +140,21 @@ def _greedy_soup(
     members, accuracy = [ranked[0]], ranked[0].val_accuracy.mid
     best: _Average | None = None
     for step, record in enumerate(ranked[1:], start=1):
-        search.ctx.reporter.on_progress("averages", step, len(ranked) - 1)
-        if search.interrupt.requested:
+        executor.ctx.reporter.on_progress("averages", step, len(ranked) - 1)
+        if executor.interrupt.requested:
             return best, "the run was interrupted"
-        n_images = pool.n_images_read([*members, record], search.validation)
-        needed_s = SAFETY_FACTOR * search.budget.s_per_image * n_images
-        if search.budget.soup_ends_s() - time.monotonic() < needed_s:
+        n_images = pool.n_images_read([*members, record], executor.validation)
+        needed_s = SAFETY_FACTOR * executor.budget.s_per_image * n_images
+        if executor.budget.soup_ends_s() - time.monotonic() < needed_s:
             return best, None if best else NO_TIME
         try:
-            tried = _validate_average(search, pool, tuple(r.number for r in [*members, record]))
+            tried = _validate_average(executor, pool, tuple(r.number for r in [*members, record]))
         except OutOfTime:
             return best, None if best else NO_TIME
         except StorageError as error:
-            search.ctx.reporter.on_note(f"Trial {record.number} is left out of the soup: {error}")
+            executor.ctx.reporter.on_note(
+                f"Trial {record.number} is left out of the soup: {error}"
+            )
             continue
         except (MemoryError, RuntimeError) as error:
             return best, out_of_memory_reason(error)
@@ -156,41 +164,43 @@ def _greedy_soup(
     return best, None if best else "every average was worse on validation"
 
 
-def _validate_average(search: Search, pool: SoupCandidates, numbers: tuple[int, ...]) -> _Average:
+def _validate_average(
+    executor: LocalExecutor, pool: SoupCandidates, numbers: tuple[int, ...]
+) -> _Average:
     """Average the classifiers of some trials fold by fold, and score the average like a trial.
 
     Fold 0, the dataset itself, is evaluated last: its classifier is calibrated and returned.
     """
-    ctx = search.ctx.with_deadline(search.budget.soup_ends_s())
+    ctx = executor.ctx.with_deadline(executor.budget.soup_ends_s())
     hits: list[bool] = []
-    for number in reversed(range(len(search.validation.folds))):
-        fold = search.validation.folds[number]
+    for number in reversed(range(len(executor.validation.folds))):
+        fold = executor.validation.folds[number]
         members = [pool.load(n, number, ctx.device) for n in numbers]
         classifier = average_weights(members, fold, ctx)
         ctx.check_time()
         begun = time.monotonic()
         scores = scores_of(classifier.network, fold.val, classifier.backbone, ctx)
         took_s = time.monotonic() - begun
-        search.budget.saw(len(fold.val), took_s, classifier.backbone.input_px)
+        executor.budget.observe_prediction(len(fold.val), took_s, classifier.backbone.input_px)
         hits += (scores.argmax(axis=1) == labels_of(fold.val)).tolist()
-    calibrate(classifier.network, scores, search.dataset)  # those of fold 0, evaluated last
+    calibrate(classifier.network, scores, executor.dataset)  # those of fold 0, evaluated last
     return _Average(numbers, proportion(float(np.mean(hits)), len(hits)), classifier)
 
 
-def _save_if_better(search: Search, tried: _Average, first: TrialRecord) -> bool:
+def _save_if_better(
+    executor: LocalExecutor, incumbent: Incumbent, tried: _Average, first: TrialRecord
+) -> bool:
     """Save an average as the run's classifier if it beats the current one by more than one image.
 
     Return whether it was saved.
     """
-    with search.trials.lock.held():
-        known = search.folder.best()
-        if not search.is_searching() or known is None or known[0].val_accuracy is None:
+    with incumbent.locked():
+        known = incumbent.trial
+        if not incumbent.is_open() or known is None or known.val_accuracy is None:
             return False
-        gap = tried.val_accuracy.mid - known[0].val_accuracy.mid
-        if gap <= search.scheduler.one_image:
+        if tried.val_accuracy.mid - known.val_accuracy.mid <= incumbent.one_image:
             return False
-        search.trials.lock.check_held()
         record = replace(first, val_accuracy=tried.val_accuracy)
-        search.folder.save_best(tried.classifier, record, refitted=False, averaged=tried.trials)
-    search.folder.log_event("soup", trials=tried.trials, val_accuracy=tried.val_accuracy.mid)
+        incumbent.replace(tried.classifier, record, averaged=tried.trials)
+    executor.folder.log_event("soup", trials=tried.trials, val_accuracy=tried.val_accuracy.mid)
     return True

@@ -19,6 +19,8 @@ MIN_VALIDATIONS = 2
 class TimeBudget:
     """The deadline of a run, the reserves before it, and the prediction speed of this machine.
 
+    Its methods are the only ones that change it.
+
     Attributes
     ----------
     deadline_s
@@ -55,9 +57,30 @@ class TimeBudget:
         """Seconds to predict one image at the slowest size: the best classifier may have it."""
         return max(self.by_px.values())
 
-    def saw(self, n: int, seconds: float, px: int) -> None:
+    def observe_prediction(self, n: int, seconds: float, px: int) -> None:
         """Update the prediction speed from `n` images; an old slow value halves at each update."""
         self.by_px[px] = max(seconds / n, self.by_px.get(px, 0.0) / 2)
+
+    def observe_report(self, seconds: float) -> None:
+        """Reserve what the draft of the report took."""
+        self.report_s = seconds
+
+    def reserve_for(self, *, incumbent_is_trained: bool, n_soup_images: int) -> None:
+        """Reserve time for the control of the incumbent, and for averaging the training runs."""
+        self.incumbent_is_trained, self.n_soup_images = incumbent_is_trained, n_soup_images
+
+    def early_control(self, *, is_fitted: bool) -> None:
+        """Note whether the probe that is the incumbent has its control already."""
+        self.has_control = is_fitted
+
+    def release_control(self, *, is_fitted: bool) -> None:
+        """Give the rest of the control's time to the search.
+
+        Without a control, only the classifier is evaluated on test.
+        """
+        self.control_s = 0.0
+        if not is_fitted:
+            self.n_test //= 2
 
     def report_begins_s(self) -> float:
         """Return the ``time.monotonic()`` by which all evaluation must be over."""

@@ -8,14 +8,16 @@ from typing import Any
 
 import optuna
 
+from advisor.tune.incumbent import Incumbent
 from advisor.tune.interrupt import Interrupt
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.scheduler import make_scheduler
 from advisor.tune.search import Search, SearchResult
-from advisor.tune.study import COORDINATOR, Trials
 from advisor.tune.time_budget import TimeBudget
-from advisor.tune.validation import make_validation
+from advisor.tune.trials.executor import LocalExecutor
+from advisor.tune.trials.study import COORDINATOR, Trials
+from advisor.tune.trials.validation import make_validation
 from advisor.types.advice import Advice
 from advisor.types.events import Event
 from strategies.core.context import RunContext
@@ -59,26 +61,26 @@ class Runner:
             self.advice, max(n_val, 1), only=only, max_trials=max_trials, prefer="balanced"
         )
         self.folder.set_phase("searching", math.inf)
-        return Search(
-            self.dataset.hide_test(),
+        trials = Trials(
+            self.url,
+            search_spaces(self.dataset, self.backbone),
+            owner=owner,
+            heartbeat_s=self.heartbeat_s,
+            n_val=n_val,
+            by_folds=self.n_folds > 1,
+        )
+        executor = LocalExecutor(
             self.backbone,
             self.ctx,
             self.folder,
-            Trials(
-                self.url,
-                search_spaces(self.dataset, self.backbone),
-                owner=owner,
-                heartbeat_s=self.heartbeat_s,
-                n_val=n_val,
-                by_folds=self.n_folds > 1,
-            ),
-            scheduler,
+            trials,
+            make_validation(self.dataset.hide_test(), self.n_folds, 0),
             TimeBudget(self.deadline_s, 0, n_val, {self.backbone.input_px: 0.001}),
             Interrupt(),
-            self.events.append,
-            make_validation(self.dataset.hide_test(), self.n_folds, 0),
             SoupCandidates(self.folder, self.n_folds) if self.soup else None,
         )
+        incumbent = Incumbent(self.folder, trials.lock, scheduler)
+        return Search(trials, scheduler, executor, incumbent, self.events.append)
 
     def __call__(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
         search = self.prepare(max_trials, only)

@@ -91,9 +91,10 @@ class SharedRunDir(RunDir):
         *,
         refitted: bool,
         averaged: Sequence[int] = (),
+        saved: Path | None = None,
     ) -> None:
         """Save a classifier as the best so far, and share it atomically."""
-        super().save_best(classifier, record, refitted=refitted, averaged=averaged)
+        super().save_best(classifier, record, refitted=refitted, averaged=averaged, saved=saved)
         archive = self.path / _ARCHIVE
         with self.storage_errors(archive):
             shutil.make_archive(str(archive.with_suffix("")), "tar", self.path / "classifier")

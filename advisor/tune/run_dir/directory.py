@@ -267,6 +267,7 @@ class RunDir:
         *,
         refitted: bool,
         averaged: Sequence[int] = (),
+        saved: Path | None = None,
     ) -> None:
         """Save a classifier as the best so far; replace the old one atomically.
 
@@ -275,11 +276,16 @@ class RunDir:
         averaged
             Numbers of the trials whose weights were averaged; empty: it is the classifier of
             the trial `record`.
+        saved
+            Folder in which it is saved already: its files are linked, not written again.
         """
         new = self.path / "classifier.new"
         with self.storage_errors(self.path / "classifier"):
             shutil.rmtree(new, ignore_errors=True)
-            classifier.save(new)
+            if saved is None:
+                classifier.save(new)
+            else:
+                shutil.copytree(saved, new, copy_function=_link)
             about = {"refitted": refitted, "averaged": list(averaged)}
             write_json(new / "trial.json", {**asdict(record), **about})
             self.install_classifier(new)
@@ -346,6 +352,14 @@ def _swap(new: Path, target: Path) -> None:
         target.rename(_old(target))
     new.rename(target)
     shutil.rmtree(_old(target), ignore_errors=True)
+
+
+def _link(source: str, target: str) -> None:
+    """Link a file that is never changed in place; copy it where the disk has no hard links."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def _ends_a_line(path: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from advisor.tune.run_dir.directory import RunDir
-from advisor.tune.validation import Validation
+from advisor.tune.trials.validation import Validation
 from advisor.types.outcome import TrialRecord
 from strategies.models.classifier import RECORD_FILE, ImageClassifier
 from strategies.registry import get_strategy
@@ -43,7 +43,7 @@ class SoupCandidates:
         StorageError
             If it cannot be written.
         """
-        target = self._path(number, fold)
+        target = self.path(number, fold)
         with self.folder.storage_errors(target):
             shutil.rmtree(target, ignore_errors=True)
             classifier.save(target)
@@ -56,7 +56,7 @@ class SoupCandidates:
         StorageError
             If it is missing or damaged.
         """
-        return ImageClassifier.load(self._path(number, fold), device)
+        return ImageClassifier.load(self.path(number, fold), device)
 
     def best(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
         """Return the trials with complete candidates on disk, the best on validation first."""
@@ -87,7 +87,7 @@ class SoupCandidates:
         for record in records:
             if record.number not in kept:
                 for fold in range(self.n_folds):
-                    shutil.rmtree(self._path(record.number, fold), ignore_errors=True)
+                    shutil.rmtree(self.path(record.number, fold), ignore_errors=True)
 
     def clear(self) -> None:
         """Delete all candidates, after the run."""
@@ -98,8 +98,9 @@ class SoupCandidates:
 
     def _is_complete(self, number: int) -> bool:
         """Return whether all folds have a record file, which is written last."""
-        paths = [self._path(number, fold) for fold in range(self.n_folds)]
+        paths = [self.path(number, fold) for fold in range(self.n_folds)]
         return all((path / RECORD_FILE).is_file() for path in paths)
 
-    def _path(self, number: int, fold: int) -> Path:
+    def path(self, number: int, fold: int) -> Path:
+        """Return the folder of the classifier that a trial fitted to one of its folds."""
         return self.folder.path / "soup_candidates" / f"trial-{number}-fold-{fold}"

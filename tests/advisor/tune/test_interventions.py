@@ -17,7 +17,7 @@ from advisor.tune.interventions import (
     interventions_for,
 )
 from advisor.tune.scheduler import make_scheduler
-from advisor.tune.study import Claim, TrialsSnapshot
+from advisor.tune.trials.study import Claim, TrialsSnapshot
 from advisor.types.advice import Advice, Finding, Severity
 from advisor.types.profile import AlternativeBackbone
 from strategies.core.errors import OutOfTime, TrainingDiverged

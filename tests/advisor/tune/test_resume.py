@@ -11,7 +11,7 @@ import pytest
 
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.search import Search, SearchResult
-from advisor.tune.study import Trials
+from advisor.tune.trials.study import Trials
 from advisor.types.outcome import TrialRecord
 from strategies.core.errors import StorageError
 from strategies.layer_svm import LayerSVM
@@ -158,13 +158,13 @@ def test_one_ctrl_c_keeps_the_best_and_a_second_stops_at_once(
 
     monkeypatch.setattr(LayerSVM, "fit", fit)
     search = run.prepare(max_trials=3, only="layer_svm")
-    with search.interrupt.handle_sigint():
+    with search.executor.interrupt.handle_sigint():
         search.run()
     found = search.result()
-    assert search.interrupt.requested
+    assert search.executor.interrupt.requested
     assert [r.reason for r in found.trials] == [None, "interrupted"]
     assert found.best.number == 0
-    with search.interrupt.handle_sigint(), pytest.raises(KeyboardInterrupt):
+    with search.executor.interrupt.handle_sigint(), pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
 
 

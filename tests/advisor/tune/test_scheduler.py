@@ -12,8 +12,8 @@ from optuna.distributions import FloatDistribution
 from advisor.tune.distributed.database import SeededTPE
 from advisor.tune.interventions import initial_trials
 from advisor.tune.scheduler import Scheduler
-from advisor.tune.study import TrialsSnapshot
 from advisor.tune.time_budget import TimeBudget
+from advisor.tune.trials.study import TrialsSnapshot
 from advisor.types.advice import Recommendation
 from advisor.types.options import Prefer
 from advisor.types.outcome import TrialRecord

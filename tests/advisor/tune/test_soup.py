@@ -14,7 +14,7 @@ from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.run_dir.status import status_lines, status_record
 from advisor.tune.search import Search
 from advisor.tune.soup import NO_TIME, make_soup
-from advisor.types.outcome import TrialRecord
+from advisor.types.outcome import Soup, TrialRecord
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.full_fine_tune import FullFineTune
@@ -55,6 +55,10 @@ def searched(run: Runner, monkeypatch: pytest.MonkeyPatch) -> Searched:
     return search
 
 
+def soup_of(search: Search) -> Soup | None:
+    return make_soup(search.executor, search.incumbent, search.trials.snapshot().done)
+
+
 def accuracy(record: TrialRecord) -> float:
     assert record.val_accuracy is not None
     return record.val_accuracy.mid
@@ -67,19 +71,19 @@ def test_an_average_that_wins_on_validation_is_the_classifier(
     search = searched([5.0, -5.0], n_folds)
     best_trial = search.scheduler.best(search.trials.snapshot().done)
     assert best_trial is not None
-    soup = make_soup(search)
+    soup = soup_of(search)
     assert soup is not None
     assert soup.kept
     assert sorted(soup.trials) == [0, 1]
     assert soup.val_accuracy is not None
-    assert soup.val_accuracy.mid > accuracy(best_trial) + 1 / search.validation.n
+    assert soup.val_accuracy.mid > accuracy(best_trial) + 1 / search.executor.validation.n
     assert soup.alone == best_trial.val_accuracy
     result = search.result()
     assert result.best.number == soup.trials[0]
     assert result.best.val_accuracy == soup.val_accuracy
     if n_folds == 1:
-        hits = search._score_images(
-            ImageClassifier.load(run.folder.classifier()), search.dataset.val
+        hits = search.executor._score_images(
+            ImageClassifier.load(run.folder.classifier()), search.executor.dataset.val
         )
         assert np.mean(hits) == soup.val_accuracy.mid
     run.folder.begin({"data": "striped"})
@@ -90,7 +94,7 @@ def test_an_average_that_wins_on_validation_is_the_classifier(
 def test_an_average_that_loses_leaves_the_best_trial(searched: Searched, run: Runner) -> None:
     search = searched([5.0, 5.5])
     before = run.folder.best()
-    soup = make_soup(search)
+    soup = soup_of(search)
     assert soup is not None
     assert not soup.kept
     assert soup.reason
@@ -103,9 +107,9 @@ def test_without_time_the_best_trial_is_kept_and_no_image_is_read(
 ) -> None:
     search = searched([5.0, -5.0])
     before = run.folder.best()
-    search.budget.deadline_s = time.monotonic()
+    search.executor.budget.deadline_s = time.monotonic()
     monkeypatch.setattr("advisor.tune.soup.scores_of", None)
-    soup = make_soup(search)
+    soup = soup_of(search)
     assert soup is not None
     assert not soup.kept
     assert soup.reason == NO_TIME
@@ -116,12 +120,12 @@ def test_the_search_reserves_time_for_a_soup_once_there_may_be_two_training_runs
     searched: Searched, run: Runner
 ) -> None:
     search = searched([5.0])
-    budget, pool = search.budget, search.soup_candidates
+    budget, pool = search.executor.budget, search.executor.soup_candidates
     assert pool is not None
-    assert pool.n_reserved((), search.validation) == 0
+    assert pool.n_reserved((), search.executor.validation) == 0
     assert (
         budget.n_soup_images
-        == pool.n_reserved(search.trials.snapshot().done, search.validation)
+        == pool.n_reserved(search.trials.snapshot().done, search.executor.validation)
         > 0
     )
     budget.deadline_s = time.monotonic() + 100
@@ -137,19 +141,19 @@ def test_a_run_killed_while_it_averages_averages_again(
     with monkeypatch.context() as patch:
         kill_at(patch, RunDir, "install_classifier", call=1, before=True)
         with pytest.raises(Killed):
-            make_soup(search)
+            soup_of(search)
     assert run.folder.averaged_trials() == ()
     resumed = run.prepare(max_trials=2, only="full_fine_tune")
-    soup = make_soup(resumed)
+    soup = soup_of(resumed)
     assert soup is not None
     assert soup.kept
-    assert make_soup(run.prepare(max_trials=2, only="full_fine_tune")) == soup
+    assert soup_of(run.prepare(max_trials=2, only="full_fine_tune")) == soup
 
 
 def test_after_the_search_phase_nothing_is_averaged(searched: Searched, run: Runner) -> None:
     search = searched([5.0, -5.0])
     run.folder.set_phase("judging", math.inf)
-    assert make_soup(search) is None
+    assert soup_of(search) is None
     assert run.folder.averaged_trials() == ()
 
 
@@ -159,7 +163,7 @@ def test_with_one_of_two_candidates_damaged_there_is_no_soup(
     search = searched([5.0, -5.0])
     weights = run.folder.path / "soup_candidates" / "trial-1-fold-0" / WEIGHTS_FILE
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert make_soup(search) is None
+    assert soup_of(search) is None
 
 
 def test_only_the_best_candidates_are_kept_and_all_are_deleted_at_the_end(

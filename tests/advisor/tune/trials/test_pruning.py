@@ -9,7 +9,7 @@ import pytest
 from optuna.pruners import SuccessiveHalvingPruner
 from optuna.trial import TrialState, create_trial
 
-from advisor.tune.pruning import PatientHalving
+from advisor.tune.trials.pruning import PatientHalving
 from tests.conftest import BENCHMARKS
 
 GOOD, BAD = [0.9] * 6, [0.1] * 6

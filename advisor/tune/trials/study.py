@@ -31,7 +31,7 @@ from advisor.tune.distributed.database import (
     retry_transient,
 )
 from advisor.tune.interventions import hyperparameters_of
-from advisor.tune.pruning import make_pruner
+from advisor.tune.trials.pruning import make_pruner
 from advisor.types.outcome import TrialRecord
 from strategies.core.metrics import Interval
 

@@ -8,7 +8,13 @@ import numpy as np
 import optuna
 import pytest
 
-from advisor.tune.validation import MAX_FOLDS, SMALL_VAL, Validation, make_validation, n_folds
+from advisor.tune.trials.validation import (
+    MAX_FOLDS,
+    SMALL_VAL,
+    Validation,
+    make_validation,
+    n_folds,
+)
 from advisor.types.advice import Recommendation
 from strategies.core.context import RunContext
 from strategies.core.metrics import Interval

@@ -1,0 +1,223 @@
+"""Executor: fit and score trials one after the other in this process."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import optuna
+import torch
+
+from advisor.tune.interrupt import Interrupt
+from advisor.tune.interventions import BACKBONE, backbone_of, hyperparameters_of
+from advisor.tune.run_dir.directory import RunDir
+from advisor.tune.run_dir.soup_candidates import SoupCandidates
+from advisor.tune.time_budget import TimeBudget
+from advisor.tune.trials.study import Claim, Trials, report_values
+from advisor.tune.trials.validation import Validation
+from advisor.types.outcome import TrialRecord
+from strategies.core.activation_store import ActivationStore
+from strategies.core.context import RunContext
+from strategies.core.errors import OutOfTime, StorageError, TransferError
+from strategies.core.metrics import Interval, proportion
+from strategies.core.progress import OnEpoch
+from strategies.data.dataset import Dataset, Split, labels_of
+from strategies.models.backbone import Backbone
+from strategies.models.classifier import ImageClassifier
+from strategies.registry import get_strategy
+from strategies.training.trainer import ROUNDS
+
+OnRound = Callable[[Claim, int, Interval], None]
+"""Called with a trial, the number of the evaluation within it, and its validation accuracy."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A trial that was carried out.
+
+    Attributes
+    ----------
+    classifier
+        None if the trial has no score.
+    saved
+        Folder in which the classifier is saved already; None: it is in memory only.
+    """
+
+    record: TrialRecord
+    classifier: ImageClassifier | None = None
+    saved: Path | None = None
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """Fits and scores trials in this process. It decides nothing and owns no results.
+
+    Attributes
+    ----------
+    trials
+        Where a trial reports the accuracies by which it may be pruned.
+    validation
+        The folds that trials are scored on.
+    soup_candidates
+        Store of the best training runs, for a soup; None: there will be no soup.
+    activation_store
+        Activations of frozen stages, shared by all training runs of this process.
+    """
+
+    backbone: Backbone
+    ctx: RunContext
+    folder: RunDir
+    trials: Trials
+    validation: Validation
+    budget: TimeBudget
+    interrupt: Interrupt
+    soup_candidates: SoupCandidates | None = None
+    activation_store: ActivationStore = field(default_factory=ActivationStore)
+
+    @property
+    def dataset(self) -> Dataset:
+        """The dataset without its test split."""
+        return self.validation.folds[0]
+
+    def run(self, claim: Claim, on_round: OnRound) -> TrialResult:
+        """Run one trial to its end: it gets a score, or a reason why it has none.
+
+        Raises
+        ------
+        StorageError
+            If the run directory cannot be written. The trial is run again after a resume.
+        KeyboardInterrupt
+            If Ctrl-C was pressed twice.
+        """
+        start = time.monotonic()
+        pruned = False
+        classifier, accuracy, reason = None, None, None
+        try:
+            with self.trials.heartbeat(claim), self.interrupt.interruptible():
+                classifier, accuracy = self._fit(claim, on_round)
+        except KeyboardInterrupt:
+            if self.interrupt.requested_twice:
+                raise
+            reason = "interrupted"
+        except optuna.TrialPruned:
+            pruned, reason = True, f"pruned: {self.trials.pruning_reason}"
+        except StorageError as error:
+            raise self.folder.with_resume_hint(error) from error
+        except TransferError as error:
+            reason = str(error)
+        except (MemoryError, RuntimeError) as error:
+            reason = out_of_memory_reason(error)
+        used = dict(classifier.hyperparameters if classifier else claim.trial.params)
+        if BACKBONE in claim.start:
+            used[BACKBONE] = claim.start[BACKBONE]
+        seconds = round(time.monotonic() - start, 3)
+        record = TrialRecord(claim.number, claim.strategy, used, accuracy, seconds, reason, pruned)
+        return TrialResult(record, classifier, self._saved(claim) if classifier else None)
+
+    def refit(self, claim: Claim, record: TrialRecord) -> ImageClassifier | None:
+        """Fit a scored trial again on train and validation together.
+
+        This is done at once, while its features are still in memory. None if it trains a network,
+        which needs validation images, or if less time is left than the trial itself took.
+        """
+        strategy = get_strategy(record.strategy)
+        if strategy.trains_network or self.budget.left_s() <= record.seconds:
+            return None
+        ctx = self.ctx.with_deadline(self.budget.search_ends_s())
+        try:
+            with self.trials.heartbeat(claim):
+                backbone = backbone_of(record.hyperparameters, self.backbone)
+                chosen = strategy.from_hyperparameters(hyperparameters_of(record.hyperparameters))
+                return chosen.fit(self.dataset.with_val_in_train(), backbone, ctx)
+        except OutOfTime as error:
+            why = str(error)
+        except (MemoryError, RuntimeError) as error:
+            why = out_of_memory_reason(error)
+        self.ctx.reporter.on_note(
+            f"{record.strategy} was not refitted on train and validation together: {why}"
+        )
+        return None
+
+    def n_soup_images(self, done: Sequence[TrialRecord]) -> int:
+        """Return how many images a soup would read if one more training run finished."""
+        pool = self.soup_candidates
+        return 0 if pool is None else pool.n_reserved(done, self.validation)
+
+    def drop_checkpoints(self, claim: Claim) -> None:
+        """Delete the checkpoints of a trial that has ended."""
+        for number in range(len(self.validation.folds)):
+            self.folder.drop_checkpoint(claim.number, number)
+
+    def _fit(self, claim: Claim, on_round: OnRound) -> tuple[ImageClassifier, Interval]:
+        strategy = get_strategy(claim.strategy).from_hyperparameters(claim.hyperparameters)
+        backbone = backbone_of(claim.start, self.backbone)
+        refusal = strategy.inapplicable(self.dataset, backbone)
+        if refusal is not None:
+            raise TransferError(refusal)
+
+        def fit(fold: Dataset, number: int, n_left: int) -> ImageClassifier:
+            on_epoch = self._on_epoch(claim, fold, number, on_round)
+            ctx = replace(
+                self.ctx,
+                deadline_s=self.budget.fold_ends_s(n_left),
+                reporter=replace(self.ctx.reporter, on_epoch=on_epoch),
+                training=replace(
+                    self.ctx.training,
+                    checkpoint=self.folder.checkpoint(claim.number, number),
+                    activation_store=self.activation_store,
+                ),
+            )
+            classifier = strategy.fit(fold, backbone, ctx)
+            if self.soup_candidates and self.soup_candidates.accepts(claim.strategy):
+                self.soup_candidates.save(classifier, claim.number, number)
+            return classifier
+
+        def on_fold(hits: Mapping[int, float]) -> None:
+            if by_folds and strategy.trains_network and report_values(claim.trial, hits):
+                raise optuna.TrialPruned
+
+        by_folds = len(self.validation.folds) > 1
+        known = self.trials.reported_values(claim) if by_folds else {}
+        return self.validation.score(fit, self._score_images, on_fold, known)
+
+    def _saved(self, claim: Claim) -> Path | None:
+        if self.soup_candidates is None or not self.soup_candidates.accepts(claim.strategy):
+            return None
+        return self.soup_candidates.path(claim.number, 0)
+
+    def _score_images(self, classifier: ImageClassifier, split: Split) -> list[float]:
+        """Return 1.0 for each correctly classified image, else 0.0; time the prediction."""
+        start = time.monotonic()
+        probabilities = classifier.predict_proba(
+            [p.path for p in split], n_workers=self.ctx.n_workers, precision=self.ctx.precision
+        )
+        took_s = time.monotonic() - start
+        self.budget.observe_prediction(len(split), took_s, classifier.backbone.input_px)
+        is_correct = probabilities.argmax(axis=1) == labels_of(split)
+        hits: list[float] = is_correct.astype(float).tolist()
+        return hits
+
+    def _on_epoch(self, claim: Claim, fold: Dataset, number: int, on_round: OnRound) -> OnEpoch:
+        def on_epoch(epoch: int, val_accuracy: float | None) -> None:
+            self.ctx.reporter.on_progress("this trial", epoch, ROUNDS)
+            if val_accuracy is None:
+                return
+            on_round(claim, epoch, proportion(val_accuracy, len(fold.val)))
+            if len(self.validation.folds) == 1 and report_values(
+                claim.trial, {epoch: val_accuracy}
+            ):
+                raise optuna.TrialPruned
+            self.folder.share_checkpoint(claim.number, number)
+
+        return on_epoch
+
+
+def out_of_memory_reason(error: MemoryError | RuntimeError) -> str:
+    """Return the reason for a trial that ran out of memory; raise any other error again."""
+    message = str(error)
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and (
+        "can't allocate memory" not in message
+    ):
+        raise error
+    first = message.splitlines()[0] if message else "an allocation failed"
+    return f"out of memory: {first}"
