@@ -32,6 +32,8 @@ def advised(
         Interval(seconds, seconds, seconds),
         {"lr": 1e-3, "batch_norm": "frozen"} if "tune" in strategy else {},
         (),
+        1000.0,
+        9,
     )
 
 
@@ -258,17 +260,17 @@ def test_a_time_budget_reserves_time_for_evaluation() -> None:
     budget = TimeBudget(deadline_s=1000.0, n_test=100, n_val=50, by_px={224: 0.01})
     before = budget.search_ends_s()
     assert budget.fit_ends_s() < before < 1000.0 - 1.0
-    budget.saw(10, 1.0, px=224)
+    budget.observe_prediction(10, 1.0, px=224)
     assert budget.search_ends_s() < before - 5
 
 
 def test_fast_predictions_at_a_small_size_keep_the_reserve_for_large_images() -> None:
     budget = TimeBudget(deadline_s=1000.0, n_test=100, n_val=50, by_px={224: 0.01})
-    budget.saw(10, 1.0, px=224)
+    budget.observe_prediction(10, 1.0, px=224)
     for _ in range(5):
-        budget.saw(10, 0.1, px=96)
+        budget.observe_prediction(10, 0.1, px=96)
     assert budget.s_per_image == 0.1
-    budget.saw(10, 0.8, px=224)
+    budget.observe_prediction(10, 0.8, px=224)
     assert budget.s_per_image == 0.08
 
 
@@ -277,11 +279,12 @@ def test_the_reserves_for_control_and_report_shrink_to_what_they_cost() -> None:
         1000.0, n_test=0, n_val=50, by_px={224: 0.01}, control_s=60.0, report_s=6.0
     )
     before = budget.search_ends_s()
-    budget.report_s = 2.0
+    budget.observe_report(2.0)
     assert budget.search_ends_s() == pytest.approx(before + 1.15 * 4.0)
-    budget.incumbent_is_trained, budget.has_control = True, True
+    budget.early_control(is_fitted=True)
+    budget.reserve_for(incumbent_is_trained=True, n_soup_images=0)
     assert budget.search_ends_s() == budget.test_begins_s() - 60.0
-    budget.incumbent_is_trained = False
+    budget.reserve_for(incumbent_is_trained=False, n_soup_images=0)
     assert budget.search_ends_s() == budget.test_begins_s() == budget.report_begins_s()
 
 

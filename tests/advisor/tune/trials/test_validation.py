@@ -29,7 +29,7 @@ from tests.advisor.searching import Runner
 
 def candidate(strategy: str, seconds: float) -> Recommendation:
     whole = Interval(0.0, 0.5, 1.0)
-    return Recommendation(strategy, "net", whole, Interval(1, seconds, 1e9), {}, ())
+    return Recommendation(strategy, "net", whole, Interval(1, seconds, 1e9), {}, (), 1000.0, 9)
 
 
 def ignore_scores(hits: object) -> None:
@@ -150,7 +150,7 @@ def test_a_cross_validated_search_scores_every_trial_on_all_images(run: Runner) 
     assert found.best.val_accuracy is not None
     n = len(run.dataset.fit_split)
     assert found.best.val_accuracy.mid * n == pytest.approx(round(found.best.val_accuracy.mid * n))
-    assert run.prepare().validation.n == n
+    assert run.prepare().executor.validation.n == n
 
 
 def test_a_clearly_worse_training_run_is_pruned_before_its_last_fold(
