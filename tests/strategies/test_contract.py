@@ -32,11 +32,23 @@ def strategy(name: str) -> Strategy:
     return kind.from_hyperparameters({k: v for k, v in QUICK.items() if k in own})
 
 
+@pytest.fixture(scope="module")
+def fits() -> dict[str, ImageClassifier]:
+    """Classifiers that the tests of this module share, by strategy."""
+    return {}
+
+
 @pytest.fixture
 def fitted(
-    strategy: Strategy, small_dataset: Dataset, backbone: Backbone, ctx: RunContext
+    strategy: Strategy,
+    small_dataset: Dataset,
+    backbone: Backbone,
+    ctx: RunContext,
+    fits: dict[str, ImageClassifier],
 ) -> ImageClassifier:
-    return strategy.fit(small_dataset.hide_test(), backbone, ctx)
+    if strategy.name not in fits:
+        fits[strategy.name] = strategy.fit(small_dataset.hide_test(), backbone, ctx)
+    return fits[strategy.name]
 
 
 def test_is_a_frozen_dataclass_registered_by_its_name(name: str) -> None:
