@@ -72,10 +72,9 @@ def recommend(
       point shrink in proportion to the error rate (`tie_tolerance`);
     - ``accuracy``: none count as equal; the most accurate one goes first at any cost.
 
-    A strategy without benchmark cases has the wide gain of `Strategy.fallback_gain`. It is placed
-    by its expected accuracy and does not change the order of the others. Such a strategy, or a
-    control without pretrained weights, is ranked first only if it is better with a probability of
-    at least 90%.
+    A strategy without benchmark cases has the wide gain of `Strategy.fallback_gain`, and is ranked
+    after those with cases. Such a strategy, or a control without pretrained weights, is ranked
+    first only if it is better than the others with a probability of at least 90%.
 
     Parameters
     ----------
@@ -97,8 +96,8 @@ def recommend(
     quadrant = quadrant_of(inputs.profile)
     predicted = [_predict(c, i, inputs, priors) for i, c in enumerate(inputs.applicable)]
     known = _rank([c for c in predicted if c.advice.cases], quadrant, prefer)
-    ranked = _with_unproven(known, [c for c in predicted if not c.advice.cases])
-    ranked = _proven_first(ranked, inputs, priors)
+    others = sorted((c for c in predicted if not c.advice.cases), key=lambda c: -c.mid)
+    ranked = _proven_first([*known, *others], prefer, inputs, priors)
     if forced is not None:
         ranked.sort(key=lambda c: c.candidate.name != forced)
     advice = [c.advice for c in ranked]
@@ -145,24 +144,31 @@ def _take_balanced(equal: list[_Ranked], quadrant: Quadrant) -> _Ranked:
     return max(affordable, key=lambda c: (c.mid, c.candidate.name == quadrant.rule))
 
 
-def _with_unproven(ranked: list[_Ranked], unproven: list[_Ranked]) -> list[_Ranked]:
-    """Insert strategies without benchmark cases before the first one that is less accurate."""
-    for new in sorted(unproven, key=lambda c: -c.mid):
-        below = [i for i, c in enumerate(ranked) if c.mid < new.mid]
-        ranked = [*ranked[: (at := below[0] if below else len(ranked))], new, *ranked[at:]]
-    return ranked
+def _proven_first(
+    ranked: list[_Ranked], prefer: Prefer, inputs: DecisionInputs, priors: Priors
+) -> list[_Ranked]:
+    """Rank a strategy that needs proof first only if it has it.
 
-
-def _proven_first(ranked: list[_Ranked], inputs: DecisionInputs, priors: Priors) -> list[_Ranked]:
-    """Move the first strategy to the front that may be ranked first."""
+    A control that leads without proof becomes second. A strategy without cases that is certainly
+    better, by more than what counts as equal, becomes first.
+    """
     proven = [c for c in ranked if not _needs_proof(c)]
     if not proven:
         return ranked
     best = max(proven, key=lambda c: c.mid)
-    for i, c in enumerate(ranked):
-        if not _needs_proof(c) or _probability_of_win(c, best, inputs, priors) >= MIN_PROBABILITY:
-            return [c, *ranked[:i], *ranked[i + 1 :]]
-    return ranked
+
+    def is_certain(c: _Ranked) -> bool:
+        return _probability_of_win(c, best, inputs, priors) >= MIN_PROBABILITY
+
+    first = ranked[0]
+    if _needs_proof(first) and not is_certain(first):
+        first = proven[0]
+    for c in ranked:
+        leads = c.mid - best.mid > tie_tolerance(c.mid, prefer)
+        if not c.advice.cases and leads and is_certain(c):
+            first = c
+            break
+    return [first, *(c for c in ranked if c is not first)]
 
 
 def _needs_proof(c: _Ranked) -> bool:
