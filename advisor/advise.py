@@ -15,7 +15,7 @@ from advisor.findings.backbone_check import probe_alternative
 from advisor.findings.check import check
 from advisor.measure.backbone_comparison import compare_backbones, comparison_rationale
 from advisor.measure.pilot import piloted, reason_against_pilot, run_pilot, takes_any_size
-from advisor.measure.profile import measure_with_evidence, sample
+from advisor.measure.profile import measure, sample
 from advisor.report.files import write_page
 from advisor.report.gallery import make_gallery
 from advisor.similarity.reference import build_reference
@@ -95,16 +95,26 @@ def prepare(
         Number of data-parallel processes of a training run.
     """
     ctx = replace(_context(options, ddp), deadline_s=deadline_s)
-    dataset = _load(data, options, ctx)
+    dataset = load_dataset(
+        data,
+        val=options.val,
+        test=options.test,
+        root=options.root,
+        group_by=options.group_by,
+        max_images=options.max_images,
+        max_quarantine=options.max_quarantine,
+        seed=options.seed,
+        n_workers=ctx.n_workers,
+        cache=ctx.cache,
+        on_progress=ctx.reporter.on_progress,
+    )
     ranked, backbone, choices = _backbone(dataset, options, ctx)
     return Prepared(dataset, backbone, ranked, choices, options, ctx)
 
 
 def advise_on(p: Prepared) -> Advice:
     """Recommend a strategy for a loaded dataset, without using its test labels."""
-    hidden, images = p.dataset.hide_test(), _unlabelled_test(p.dataset)
-    advice = _advise(hidden, images, p.backbone, p.choices, p.options, p.ctx)
-    return replace(advice, backbones=p.backbones)
+    return _advise(replace(p, dataset=p.dataset.hide_test()), _unlabelled_test(p.dataset))
 
 
 def _unlabelled_test(dataset: Dataset) -> Split:
@@ -119,20 +129,21 @@ def _unlabelled_test(dataset: Dataset) -> Split:
     return tuple(replace(dataset.test[row], label=-1) for row in sorted(rows))
 
 
-def _advise(
-    dataset: Dataset,
-    test_images: Split,
-    backbone: Backbone,
-    choices: tuple[Choice, ...],
-    options: Options,
-    ctx: RunContext,
-) -> Advice:
+def _advise(p: Prepared, test_images: Split) -> Advice:
+    """Recommend a strategy for a dataset without test labels.
+
+    Parameters
+    ----------
+    test_images
+        Test images without labels; empty if they cannot differ from train.
+    """
     start = time.monotonic()
+    dataset, backbone, options, ctx = p.dataset, p.backbone, p.options, p.ctx
     priors = load_priors()
     folder = options.reference
     reference = None if folder is None else build_reference(folder, backbone, ctx)
     ctx.reporter.on_progress("network", 1, 1)
-    profile, measured = measure_with_evidence(dataset, backbone, ctx, reference)
+    profile, measured = measure(dataset, backbone, ctx, reference)
     ctx.reporter.on_progress("similarity", 1, 1)
     if test_images:
         features = extract_features(test_images, backbone, ctx).pooled[-1]
@@ -146,7 +157,6 @@ def _advise(
     if no_pilot is None:
         inputs = replace(inputs, pilot=_pilot(inputs, decision, dataset, backbone, ctx))
         decision = recommend(inputs, priors, forced, options.prefer)
-    choices = (*choices, *_sample_choice(dataset, options), *_decision_choices(options, no_pilot))
     alternative = probe_alternative(profile, dataset, backbone, priors, ctx)
     findings = check(dataset, inputs, measured, alternative)
     ctx.reporter.on_progress("findings", 1, 1)
@@ -159,11 +169,17 @@ def _advise(
         profile=profile,
         findings=findings,
         quarantine=dataset.skipped,
-        choices=(*choices, *_device_choice(options, ctx)),
+        choices=(
+            *p.choices,
+            *_sample_choice(dataset, options),
+            *_decision_choices(options, no_pilot),
+            *_device_choice(options, ctx),
+        ),
         split=dataset.split_source,
         n_test=dataset.n_hidden,
         seed=options.seed,
         seconds=round(time.monotonic() - start, 3),
+        backbones=p.backbones,
         command=_command(dataset, backbone, options),
         risks=transfer_risks(inputs, priors),
         pilot=inputs.pilot,
@@ -208,22 +224,6 @@ def _context(options: Options, ddp: int) -> RunContext:
         workers=options.workers,
         ddp=ddp,
         reporter=Reporter(options.on_progress or ignore_progress, options.on_note),
-    )
-
-
-def _load(data: Path, options: Options, ctx: RunContext) -> Dataset:
-    return load_dataset(
-        data,
-        val=options.val,
-        test=options.test,
-        root=options.root,
-        group_by=options.group_by,
-        max_images=options.max_images,
-        max_quarantine=options.max_quarantine,
-        seed=options.seed,
-        n_workers=ctx.n_workers,
-        cache=ctx.cache,
-        on_progress=ctx.reporter.on_progress,
     )
 
 

@@ -120,7 +120,7 @@ def measure_all(cases: list[Case], dataset_of: Any, backbone: Backbone, args: An
         dataset = dataset_of(case).hide_test()
         with _fresh_context(case[2]) as ctx:
             start = time.monotonic()
-            profile = measure(dataset, backbone, ctx)
+            profile, _ = measure(dataset, backbone, ctx)
             seconds = time.monotonic() - start
             pooled = extract_features(dataset.fit_split, backbone, ctx).pooled
             labels = labels_of(dataset.fit_split)

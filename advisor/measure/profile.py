@@ -47,16 +47,6 @@ pass is the same."""
 
 
 def measure(
-    dataset: Dataset,
-    backbone: Backbone,
-    ctx: RunContext,
-    reference: Reference | None = None,
-) -> Profile:
-    """Measure a dataset without training a network; see `measure_with_evidence`."""
-    return measure_with_evidence(dataset, backbone, ctx, reference)[0]
-
-
-def measure_with_evidence(
     dataset: Dataset, backbone: Backbone, ctx: RunContext, reference: Reference | None = None
 ) -> tuple[Profile, ProbeEvidence]:
     """Measure a dataset without training a network; also return what the data findings need.

@@ -48,9 +48,7 @@ class ClosingResult:
     soup: Soup | None
 
 
-def search_with_control(
-    search: Search, advice: Advice, prepared: Prepared, *, wanted: bool
-) -> ClosingResult:
+def tune(search: Search, advice: Advice, prepared: Prepared, *, wanted: bool) -> ClosingResult:
     """Search until the time is up; after the first classifier draft the report and the control.
 
     Both are timed or finished early, so that the reserves for them shrink to what they cost.

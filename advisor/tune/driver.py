@@ -14,7 +14,7 @@ from advisor.report.files import write_run_reports
 from advisor.report.from_json import read_advice
 from advisor.report.outcome_json import outcome_record
 from advisor.report.to_json import advice_record
-from advisor.tune.closing import CONTROL_SHARE, REPORT_S, ClosingResult, search_with_control
+from advisor.tune.closing import CONTROL_SHARE, REPORT_S, ClosingResult, tune
 from advisor.tune.control import evaluate_with_control
 from advisor.tune.distributed.devices import devices_of, workers_on
 from advisor.tune.distributed.shared_folder import open_for_coordinator
@@ -77,7 +77,7 @@ def auto(
     deadline_s = time.monotonic() + run.time_s
     run = replace(run, artifacts=artifacts_name(run.artifacts, run.storage))
     prefix = f"{Path(out).name}-{uuid.uuid4().hex[:8]}/" if run.storage else ""
-    settings = Settings(Path(absolute(Path(data))), prefix, options, run)
+    settings = Settings(absolute(Path(data)), prefix, options, run)
     record = settings_record(settings)
     _own_and_worker_devices(settings)
     _note_unused_ddp(settings)
@@ -134,10 +134,10 @@ def run_session(
         if not was_testing:  # test may have been read already: no trial may follow
             folder.set_phase("searching", ends_at)
         wanted = run.control and bool(prepared.dataset.test)
-        closing = search_with_control(search, advice, prepared, wanted=wanted)
+        closing = tune(search, advice, prepared, wanted=wanted)
         with search.incumbent.locked():
             folder.set_phase("judging", ends_at)
-        outcome = _make_outcome(search, closing, advice, prepared, start - used_before_s)
+        outcome = judge(search, closing, advice, prepared, start - used_before_s)
         folder.write_trials(outcome.trials)
         folder.write("outcome.json", outcome_record(outcome))
         write_run_reports(outcome, closing.draft.gallery, prepared.ctx.n_workers)
@@ -149,7 +149,7 @@ def run_session(
     return outcome
 
 
-def _make_outcome(
+def judge(
     search: Search, closing: ClosingResult, advice: Advice, prepared: Prepared, start: float
 ) -> Outcome:
     """Evaluate the best classifier once on test, if there is one; return the outcome."""

@@ -46,7 +46,7 @@ def settings_record(settings: Settings) -> dict[str, Any]:
     """Return the settings as JSON values: paths become absolute, the password is left out."""
     run = replace(settings.run, storage=without_password(settings.run.storage))
     return {
-        "data": absolute(settings.data),
+        "data": str(absolute(settings.data)),
         "prefix": settings.prefix,
         "options": _record(settings.options),
         "run": _record(run),
@@ -77,7 +77,7 @@ def read_settings(folder: RunDir) -> Settings:
 def _record(options: Options | RunOptions) -> dict[str, Any]:
     """Return the declared options as JSON values; paths become absolute."""
     values = {option.name: getattr(options, option.name) for option in declared_in(options)}
-    return {k: absolute(v) if isinstance(v, Path) else v for k, v in values.items()}
+    return {k: str(absolute(v)) if isinstance(v, Path) else v for k, v in values.items()}
 
 
 def _read(kind: type[T], record: Mapping[str, Any]) -> T:
@@ -89,9 +89,9 @@ def _read(kind: type[T], record: Mapping[str, Any]) -> T:
     return kind(**values)
 
 
-def absolute(path: Path) -> str:
+def absolute(path: Path) -> Path:
     """Return an existing path as absolute, to be valid in any working directory; else as given."""
-    return str(path.absolute()) if path.exists() else str(path)
+    return path.absolute() if path.exists() else path
 
 
 def without_password(storage: str | None) -> str | None:

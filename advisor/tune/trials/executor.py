@@ -108,8 +108,8 @@ class LocalExecutor:
         except (MemoryError, RuntimeError) as error:
             reason = out_of_memory_reason(error)
         used = dict(classifier.hyperparameters if classifier else claim.trial.params)
-        if BACKBONE in claim.start:
-            used[BACKBONE] = claim.start[BACKBONE]
+        if BACKBONE in claim.fixed:
+            used[BACKBONE] = claim.fixed[BACKBONE]
         seconds = round(time.monotonic() - start, 3)
         record = TrialRecord(claim.number, claim.strategy, used, accuracy, seconds, reason, pruned)
         return TrialResult(record, classifier, self._saved(claim) if classifier else None)
@@ -150,7 +150,7 @@ class LocalExecutor:
 
     def _fit(self, claim: Claim, on_round: OnRound) -> tuple[ImageClassifier, Interval]:
         strategy = get_strategy(claim.strategy).from_hyperparameters(claim.hyperparameters)
-        backbone = backbone_of(claim.start, self.backbone)
+        backbone = backbone_of(claim.fixed, self.backbone)
         refusal = strategy.inapplicable(self.dataset, backbone)
         if refusal is not None:
             raise TransferError(refusal)

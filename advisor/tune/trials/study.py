@@ -50,18 +50,15 @@ class Claim:
     trial: Trial
 
     @property
-    def start(self) -> Mapping[str, Any]:
-        """Settings that the trial starts with; the sampler draws the others."""
-        found: Mapping[str, Any] = self.trial.user_attrs.get("start", {})
+    def fixed(self) -> Mapping[str, Any]:
+        """Settings that the search space does not contain, such as those of interventions."""
+        found: Mapping[str, Any] = self.trial.user_attrs.get("fixed", {})
         return found
 
     @property
     def hyperparameters(self) -> Mapping[str, Any]:
-        """Hyperparameters of the trial.
-
-        Those that it starts with need not be in the search space: interventions are not.
-        """
-        return {**hyperparameters_of(self.start), **self.trial.params}
+        """Hyperparameters of the trial: those that are fixed, and those of the search space."""
+        return {**hyperparameters_of(self.fixed), **self.trial.params}
 
 
 @dataclass(frozen=True)
@@ -210,8 +207,12 @@ class Trials:
     def _enqueue(self, strategy: str, number: int, start: Mapping[str, Any]) -> None:
         if self._strategy_with_waiting_trial() is None:  # else an earlier try was successful
             self.lock.check_held()
-            attributes = {"number": number, "start": dict(start)}
-            self._studies[strategy].enqueue_trial(dict(start), user_attrs=attributes)
+            space = self.spaces[strategy]
+            fixed = {name: value for name, value in start.items() if name not in space}
+            begun_with = {name: value for name, value in start.items() if name in space}
+            self._studies[strategy].enqueue_trial(
+                begun_with, user_attrs={"number": number, "fixed": fixed}
+            )
 
     @contextlib.contextmanager
     def heartbeat(self, claim: Claim) -> Iterator[None]:
@@ -285,7 +286,7 @@ class Trials:
             distributions=dead.distributions,
             user_attrs={
                 "number": dead.user_attrs["number"],
-                "start": dead.user_attrs.get("start", {}),
+                "fixed": dead.user_attrs.get("fixed", {}),
                 "attempts": attempts,
                 "n_steps": n_steps,
             },

@@ -26,13 +26,13 @@ def test_under_a_time_limit_the_sample_is_reduced_to_fit_into_its_share_of_the_t
     )
     every = len(dataset.fit_split)
 
-    assert measure(dataset, small, ctx).n_measured == every
-    assert measure(dataset, small, hurried).n_measured == every
+    assert measure(dataset, small, ctx)[0].n_measured == every
+    assert measure(dataset, small, hurried)[0].n_measured == every
     assert not notes
 
     monkeypatch.setattr(profile_module, "EVIDENCE_SHARE", 1e-9)
-    few = measure(dataset, small, hurried).n_measured
+    few = measure(dataset, small, hurried)[0].n_measured
     assert few == pytest.approx(N_TIMED, abs=2)
     assert few < every
     assert f"{N_TIMED} of {every} images" in notes[0]
-    assert measure(dataset, small, ctx).n_measured == every
+    assert measure(dataset, small, ctx)[0].n_measured == every

@@ -120,8 +120,8 @@ def test_a_trial_records_its_other_backbone_whether_it_wins_or_not(
 
 def test_start_values_outside_the_search_space_are_set_and_drawn_values_are_kept() -> None:
     study = optuna.create_study()
-    start = {"lr": 1e-3, "reset_stages": 2, "backbone": "other"}
-    study.enqueue_trial(start, user_attrs={"start": start})
+    fixed = {"reset_stages": 2, "backbone": "other"}
+    study.enqueue_trial({"lr": 1e-3}, user_attrs={"fixed": fixed})
     trial = study.ask({"lr": FloatDistribution(1e-5, 1e-2), "blend": FloatDistribution(0.5, 1.0)})
     claim = Claim(0, "full_fine_tune", trial)
     assert claim.hyperparameters == {
