@@ -9,6 +9,7 @@ from advisor.report.words import (
     break_even_words,
     duration,
     metric_name,
+    no_cases_words,
     pairs,
     settings,
     similarity_words,
@@ -55,6 +56,7 @@ def advice_markdown(advice: Advice) -> str:
                 for i, r in enumerate(advice.recommendations, start=1)
             ],
         ),
+        no_cases_words(advice) or "",
         _list(f"Not applicable: {r.strategy}: {r.reason}" for r in advice.rejections),
         *_backbones(advice),
         "## Measurements",

@@ -13,6 +13,7 @@ from advisor.report.words import (
     ENDED,
     duration,
     metric_name,
+    no_cases_words,
     pairs,
     risk_words,
     settings,
@@ -144,7 +145,8 @@ def _strategies(advice: Advice) -> RenderableType:
             style="bold" if number == 1 else "",
         )
     rejected = [Text(f"not applicable: {r.strategy}: {r.reason}") for r in advice.rejections]
-    return Group(table, *rejected)
+    unproven = no_cases_words(advice)
+    return Group(table, *([] if unproven is None else [Text(unproven)]), *rejected)
 
 
 def _backbones(advice: Advice) -> RenderableType | None:

@@ -173,6 +173,17 @@ def border_words(advice: Advice) -> str | None:
     return f"The dataset is close to a quadrant threshold; the rule of thumb is {rules}."
 
 
+def no_cases_words(advice: Advice) -> str | None:
+    """Say which strategies have no benchmark cases; None if all have."""
+    names = [r.strategy for r in advice.recommendations if not r.cases]
+    if not names:
+        return None
+    return (
+        f"No benchmark cases: {', '.join(names)}. Their expected accuracy comes from published "
+        "gains; they are ranked after the others."
+    )
+
+
 def why(advice: Advice) -> tuple[str, ...]:
     """Return why the first strategy is recommended, and when the runner-up would win."""
     best = advice.best

@@ -17,6 +17,7 @@ from advisor.cli.app import advise_app, auto_app
 from advisor.cli.options import parse_duration_s
 from advisor.tune.scheduler import Scheduler, make_scheduler
 from advisor.types.advice import SCHEMA_VERSION
+from strategies.registry import STRATEGIES
 
 runner = CliRunner()
 
@@ -86,9 +87,11 @@ def test_json_is_the_only_output_on_stdout_and_complete(
         "seconds",
         "hyperparameters",
         "reasons",
+        "image_passes",
+        "cases",
     }
     assert best["accuracy"]["low"] <= best["accuracy"]["mid"] <= best["accuracy"]["high"]
-    assert len(record["recommendations"]) + len(record["rejections"]) == 5
+    assert len(record["recommendations"]) + len(record["rejections"]) == len(STRATEGIES)
     assert {"size", "domain", "rule", "borderline"} <= set(record["quadrant"])
     assert 0 <= record["similarity"]["mid"] <= 1
     assert record["quarantine"][0]["path"].endswith("broken.png")
