@@ -41,7 +41,8 @@ from strategies.training.reinit import recompute_bn_statistics
 
 TARGET_PX = 32
 """Side of the reconstructed image."""
-DECODER_CHANNELS = 64
+DECODER_CHANNELS = 16
+"""The decoder is small: its cost does not count, and the code has to hold the image."""
 
 
 @final

@@ -17,7 +17,7 @@ from strategies.core.errors import NotApplicable
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.classifier import ImageClassifier
-from strategies.training.defaults import Measurements, default_steps, fine_tune_defaults
+from strategies.training.defaults import Measurements, default_steps, fill, fine_tune_defaults
 from strategies.training.lp_ft import fine_tune, training_passes
 from strategies.training.recipe import BATCH_SIZE, BatchNorm, RecipeDraft
 
@@ -79,13 +79,7 @@ class FineTuning(Strategy):
     @classmethod
     def starting_point(cls, measured: Measurements) -> Self:
         """Return learning rate, blend and flips from the images, and the default steps."""
-        default, found = cls.default_recipe(), fine_tune_defaults(measured)
-        recipe = replace(
-            default,
-            lr=found.lr if default.lr is None else default.lr,
-            blend=found.blend if default.blend is None else default.blend,
-            hflip=found.hflip if default.hflip is None else default.hflip,
-        )
+        recipe = fill(cls.default_recipe(), fine_tune_defaults(measured))
         start = cls(recipe, measured.input_px)
         return replace(start, recipe=start.resolved(measured.n_train, measured.n_depths))
 

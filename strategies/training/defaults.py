@@ -1,10 +1,11 @@
 """Default hyperparameters of fine-tuning, chosen from measurements of the images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from strategies.core.metrics import FlipAsymmetry
+from strategies.training.recipe import RecipeDraft
 
 NEAR_SHIFT, FAR_SHIFT = 0.13, 0.18
 """Domain shifts (`domain_shift`): images up to the first are near, from the second on far."""
@@ -85,6 +86,16 @@ def fine_tune_defaults(measured: Measurements) -> Defaults:
     blend = NEAR_BLEND + (1 - NEAR_BLEND) * max(change, _abundance(n * errors))
     hflip = _is_flip_symmetric(measured.flip_asymmetry, distance)
     return Defaults(float(f"{lr:.2g}"), round(blend, 2), hflip=hflip)
+
+
+def fill(draft: RecipeDraft, found: Defaults) -> RecipeDraft:
+    """Set learning rate, blend and flips of a draft where they are open."""
+    return replace(
+        draft,
+        lr=found.lr if draft.lr is None else draft.lr,
+        blend=found.blend if draft.blend is None else draft.blend,
+        hflip=found.hflip if draft.hflip is None else draft.hflip,
+    )
 
 
 def default_steps(n_train: int, batch_size: int) -> int:

@@ -20,7 +20,7 @@ from strategies.models.classifier import make_network, scale_scores, set_head
 from strategies.models.features import Features, extract_features
 from strategies.models.flip_symmetry import measure_flip_asymmetry
 from strategies.models.network import Network
-from strategies.training.defaults import Measurements, default_steps, fine_tune_defaults
+from strategies.training.defaults import Measurements, default_steps, fill, fine_tune_defaults
 from strategies.training.recipe import Recipe, RecipeDraft
 from strategies.training.reinit import REINIT_PASSES, reinitialise
 from strategies.training.trainer import ROUNDS, train
@@ -127,15 +127,7 @@ def complete(
             flip_asymmetry=flip_asymmetry,
         )
     )
-    return Recipe.of(
-        replace(
-            draft,
-            steps=steps,
-            lr=found.lr if draft.lr is None else draft.lr,
-            blend=found.blend if draft.blend is None else draft.blend,
-            hflip=found.hflip if draft.hflip is None else draft.hflip,
-        )
-    )
+    return Recipe.of(replace(fill(draft, found), steps=steps))
 
 
 def calibrate(network: Network, scores: Scores | None, dataset: Dataset) -> None:

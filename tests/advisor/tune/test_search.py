@@ -214,3 +214,16 @@ def test_a_diverging_training_run_is_pruned_and_its_checkpoint_is_deleted(
     assert "pruned" in str(hopeless.reason)
     assert any(seen)
     assert not list((run.folder.path / "checkpoints").iterdir())
+
+
+def test_the_classifier_of_this_process_is_not_read_back(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = run.prepare(max_trials=1)
+    search.run()
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageClassifier, "load", None)
+        own = search.result().classifier
+    other = run.prepare(max_trials=1).result().classifier
+    paths = [p.path for p in run.dataset.val]
+    np.testing.assert_array_equal(own.predict_proba(paths), other.predict_proba(paths))

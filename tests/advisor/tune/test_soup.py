@@ -91,6 +91,18 @@ def test_an_average_that_wins_on_validation_is_the_classifier(
     assert any("weights of trials" in line and "averaged" in line for line in lines)
 
 
+def test_a_training_run_that_is_a_soup_candidate_is_written_once(
+    searched: Searched, run: Runner
+) -> None:
+    search = searched([5.0])
+    pool = search.executor.soup_candidates
+    assert pool is not None
+    best, candidate = (f / WEIGHTS_FILE for f in (run.folder.classifier(), pool.path(0, 0)))
+    assert best.stat().st_ino == candidate.stat().st_ino
+    pool.clear()
+    assert ImageClassifier.load(run.folder.classifier()).strategy == "full_fine_tune"
+
+
 def test_an_average_that_loses_leaves_the_best_trial(searched: Searched, run: Runner) -> None:
     search = searched([5.0, 5.5])
     before = run.folder.best()
