@@ -104,3 +104,14 @@ def test_a_convolution_read_elsewhere_or_used_twice_is_not_folded(kind: type[nn.
 def test_a_network_without_batch_norm_has_nothing_to_fold() -> None:
     net = timm.create_model("test_convnext", num_classes=5)
     assert norms_to_fold(net, list(net.modules()), torch.zeros(1, 3, 64, 64)) == {}
+
+
+def test_a_trained_scale_is_folded_only_into_a_convolution_that_is_trained_too() -> None:
+    net = network_of("resnet10t")
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            module.requires_grad_(requires_grad=False)
+    images = torch.randn(1, 3, 64, 64)
+    assert norms_to_fold(net, norms_of(net), images) == {}
+    net.requires_grad_(requires_grad=False)
+    assert len(norms_to_fold(net, norms_of(net), images)) == len(norms_of(net))
