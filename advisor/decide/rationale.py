@@ -82,8 +82,8 @@ def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
     effect = f"removes {share:.0f}% of" if share >= 0 else f"adds {-share:.0f}% to"
     if not r.cases:
         return (
-            "Predicted from published gains, as the benchmarks have no cases of it: it "
-            f"{effect} the linear probe's error."
+            f"Assumed, as the benchmarks have no cases of it: it {effect} the linear probe's "
+            "error."
         )
     if pilot is None or strategy.role == "control":
         return (

@@ -179,8 +179,8 @@ def no_cases_words(advice: Advice) -> str | None:
     if not names:
         return None
     return (
-        f"No benchmark cases: {', '.join(names)}. Their expected accuracy comes from published "
-        "gains; they are ranked after the others."
+        f"No benchmark cases: {', '.join(names)}. Their expected accuracy is a wide assumption; "
+        "they are ranked after the others."
     )
 
 

@@ -90,8 +90,8 @@ class Recommendation:
     image_passes
         Cost of a fit, in forward passes of one image.
     cases
-        Number of benchmark cases behind the predicted accuracy. 0: the expected gain is that of
-        publications.
+        Number of benchmark cases behind the predicted accuracy. 0: it rests on
+        `Strategy.fallback_gain`.
     """
 
     strategy: str
