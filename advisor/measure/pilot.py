@@ -20,6 +20,7 @@ from strategies.data.image import Split
 from strategies.heads.cross_validation import CrossValidated, fold_numbers
 from strategies.models.backbone import Backbone
 from strategies.registry import baseline, fits_head, get_strategy
+from strategies.training.lp_ft import PASSES_PER_STEP
 from strategies.training.recipe import BATCH_SIZE
 
 MAX_TRAIN, MAX_EVALUATED = 300, 300
@@ -41,8 +42,6 @@ MAX_GMACS = 2000.0
 It is counted in operations and not in seconds, so that the advice is the same on a busy machine.
 Two cores do some 20 to 30 billion per second.
 """
-PASSES_PER_TRAINED_IMAGE = 3.0
-"""Cost of training on an image: its forward pass, and a backward pass of about twice that."""
 PROBE_PASSES = 5.0
 """Forward passes per image for the probe and the SVM.
 
@@ -83,7 +82,7 @@ def reason_against_pilot(
     if tuned is not best and tuned.accuracy.high <= best.accuracy.mid + MIN_ADVANTAGE:
         return f"{tuned.strategy} is not expected to be clearly better than {best.strategy}"
     if math.isinf(seconds_left):
-        if pilot_passes(profile, PASSES_PER_TRAINED_IMAGE) * gmacs <= MAX_GMACS:
+        if pilot_passes(profile, PASSES_PER_STEP) * gmacs <= MAX_GMACS:
             return None
         return "this network is too large for a quick pilot; run it with --pilot on"
     if pilot_seconds(profile) > TIME_SHARE * seconds_left:
