@@ -127,13 +127,17 @@ class AutoencoderProbe(Strategy):
         )
 
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
-        """Return the passes of the training steps, of BatchNorm statistics, and of the codes."""
+        """Return the passes of the training steps, of BatchNorm statistics, and of the codes.
+
+        A step counts as one of the whole network: the first stages have the largest feature maps,
+        and their training takes about as long (measured on a CPU with EfficientNet-Lite0).
+        """
         used = self._resolved(dataset, backbone)
         assert used.depth is not None
         assert used.steps is not None
-        n_passes = used.steps * BATCH_SIZE * PASSES_PER_STEP + 2 * len(dataset.train)
+        encoded = 2 * len(dataset.train) * backbone.depths[used.depth - 1].flops_share
         scale = (self.input_px or backbone.input_px) / backbone.input_px
-        return n_passes * backbone.depths[used.depth - 1].flops_share * scale**2
+        return (used.steps * BATCH_SIZE * PASSES_PER_STEP + encoded) * scale**2
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
         """Reject depths that have no feature maps."""

@@ -21,11 +21,11 @@ from strategies.partial_fine_tune import PartialFineTune
 STRATEGIES: Mapping[str, type[Strategy]] = {
     "linear_probe": LinearProbe,
     "layer_svm": LayerSVM,
-    "autoencoder_probe": AutoencoderProbe,
     "norm_tune": NormTune,
     "partial_fine_tune": PartialFineTune,
     "first_stages": FirstStages,
     "full_fine_tune": FullFineTune,
+    "autoencoder_probe": AutoencoderProbe,
     "from_scratch": FromScratch,
 }
 """Ordered from cheap to expensive."""
