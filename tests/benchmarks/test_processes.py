@@ -108,7 +108,7 @@ def test_peers_fit_the_same_images(
 ) -> None:
     peers = load("peers")
     in_process(peers)
-    out, own = tmp_path / "peers.jsonl", list(peers.STRATEGIES)
+    out, own = tmp_path / "peers.jsonl", ["linear_probe", "layer_svm", "full_fine_tune"]
     given = ["--data-root", str(data_root), "--cache-dir", str(cache_dir), "--out", str(out)]
     given += ["--python", sys.executable, "--sets", "striped", "--n-per-class", "5"]
     given += ["--seeds", "0", "--input-px", "32", "--steps", "1"]

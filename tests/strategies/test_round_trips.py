@@ -114,10 +114,11 @@ def _probability(classes: Any, name: str) -> float:
     return next(c["probability"] for c in classes if c["class"] == name)
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", ["linear_probe", "layer_svm", "autoencoder_probe"])
 def test_an_onnx_file_alone_is_sufficient_to_predict_the_same(
     name: str, fit_small: Fit, paths: list[Path], tmp_path: Path
 ) -> None:
+    # The other strategies' networks have the structure of the linear probe's.
     _check_onnx(fit_small(name), paths, tmp_path)
 
 
