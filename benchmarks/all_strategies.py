@@ -5,7 +5,7 @@ after the other, so that their seconds are comparable. Rows are appended; existi
 measured again.
 
 Run:      taskset -c 0 python benchmarks/all_strategies.py --data-root FOLDER
-Cost:     about an hour on one core, without a GPU
+Cost:     an hour and a quarter on one core, without a GPU
 Expected: the table in benchmarks/README.md, "All strategies with 20 images per class"
 """
 
