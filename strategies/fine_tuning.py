@@ -41,7 +41,15 @@ class FineTuning(Strategy):
     input_px: int | None = None
 
     trains_network: ClassVar[bool] = True
-    tunable: ClassVar[tuple[str, ...]]
+    tunable: ClassVar[tuple[str, ...]] = (
+        "lr",
+        "blend",
+        "head_lr_factor",
+        "steps",
+        "batch_norm",
+        "label_smoothing",
+        "hflip",
+    )
     """Settings of the recipe that are hyperparameters; the others have a fixed value."""
     steps_share: ClassVar[float] = 1.0
     """Default number of steps, as a share of that of full fine-tuning."""

@@ -38,16 +38,7 @@ class FirstStages(FineTuning):
     fallback_gain: ClassVar[GainPrior] = GainPrior(0.4, 1.0)
     """Between the linear probe and full fine-tuning; no published table has it with new classes,
     so it is wide."""
-    tunable: ClassVar[tuple[str, ...]] = (
-        "last_trained_stage",
-        "lr",
-        "blend",
-        "head_lr_factor",
-        "steps",
-        "batch_norm",
-        "label_smoothing",
-        "hflip",
-    )
+    tunable: ClassVar[tuple[str, ...]] = ("last_trained_stage", *FineTuning.tunable)
 
     @classmethod
     def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:

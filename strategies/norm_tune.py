@@ -44,15 +44,6 @@ class NormTune(FineTuning):
     """LayerNorm-only over a linear probe, ViT-B/16 on the 20 datasets of VTAB-1k tables
     (OSU-MLB/ViT_PEFT_Vision, 2025)."""
     steps_share: ClassVar[float] = 0.5
-    tunable: ClassVar[tuple[str, ...]] = (
-        "lr",
-        "blend",
-        "head_lr_factor",
-        "steps",
-        "batch_norm",
-        "label_smoothing",
-        "hflip",
-    )
 
     @classmethod
     def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:

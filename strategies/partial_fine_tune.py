@@ -36,16 +36,7 @@ class PartialFineTune(FineTuning):
         "learning using deep neural networks, IDA 2016",
     )
     fallback_gain: ClassVar[GainPrior] = GainPrior(0.80, 0.89)
-    tunable: ClassVar[tuple[str, ...]] = (
-        "frozen_stages",
-        "lr",
-        "blend",
-        "head_lr_factor",
-        "steps",
-        "batch_norm",
-        "label_smoothing",
-        "hflip",
-    )
+    tunable: ClassVar[tuple[str, ...]] = ("frozen_stages", *FineTuning.tunable)
 
     @classmethod
     def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:

@@ -95,7 +95,10 @@ def test_advice_ranks_it_with_its_wide_interval_in_every_report(
     assert "no cases" in " ".join(found.reasons)
     console = Console(width=200, record=True, file=io.StringIO())
     print_advice(console, advice)
-    for text in (console.export_text(), advice_markdown(advice), page.read_text()):
+    printed = console.export_text()
+    unproven = [r.strategy for r in advice.recommendations if not r.cases]
+    assert f"No benchmark cases: {', '.join(unproven)}." in printed
+    for text in (printed, advice_markdown(advice), page.read_text()):
         plain = text.replace("\\_", "_")
         assert NearestMean.title in plain or NearestMean.name in plain
     record = json.loads(json.dumps(advice_record(advice)))

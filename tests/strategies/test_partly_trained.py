@@ -2,16 +2,20 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from strategies.autoencoder_probe import AutoencoderProbe
 from strategies.core.context import RunContext
+from strategies.core.errors import NotApplicable
 from strategies.data.dataset import Dataset
 from strategies.fine_tuning import FineTuning
 from strategies.first_stages import FirstStages
+from strategies.full_fine_tune import FullFineTune
 from strategies.models.backbone import Backbone, stages
 from strategies.models.classifier import ImageClassifier, make_network
 from strategies.norm_tune import NormTune
+from strategies.partial_fine_tune import PartialFineTune
 from strategies.training.recipe import RecipeDraft
 
 NORM = "Norm"
@@ -66,3 +70,31 @@ def test_the_code_of_the_auto_encoder_does_not_depend_on_the_labels(
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     heads = [f.network.head.weight for f in fits]
     assert not torch.equal(*heads)
+
+
+def test_a_setting_that_a_strategy_would_ignore_is_refused() -> None:
+    with pytest.raises(NotApplicable, match="mixup is not a hyperparameter of norm_tune"):
+        NormTune(replace(NormTune.default_recipe(), mixup=0.2))
+    with pytest.raises(NotApplicable, match="frozen_stages is not a hyperparameter"):
+        FullFineTune(RecipeDraft(label_smoothing=0.1, frozen_stages=2))
+
+
+def test_norm_tuning_takes_half_of_the_steps_of_full_fine_tuning() -> None:
+    steps = [kind().resolved(1000, 6).steps for kind in (NormTune, FullFineTune)]
+    assert steps == [125, 250]
+
+
+def test_the_fewer_weights_are_trained_the_cheaper_a_step_is(
+    small_dataset: Dataset, backbone: Backbone
+) -> None:
+    def passes(kind: type[FineTuning], **given: int) -> float:
+        strategy = kind.from_hyperparameters({"steps": 100, **given})
+        return strategy.image_passes(small_dataset, backbone)
+
+    shares = [depth.flops_share for depth in backbone.depths]
+    full = passes(FullFineTune)
+    assert full - passes(NormTune) == pytest.approx(100 * 32)
+    later = passes(FirstStages, last_trained_stage=2)
+    assert full - later == pytest.approx(100 * 32 * (1 - shares[1]))
+    partial = passes(PartialFineTune, frozen_stages=2)
+    assert full - partial == pytest.approx(100 * 32 * 2 * shares[1])

@@ -18,7 +18,7 @@ from advisor.tune.interventions import (
 )
 from advisor.tune.scheduler import make_scheduler
 from advisor.tune.trials.study import Claim, TrialsSnapshot
-from advisor.types.advice import Advice, Finding, Severity
+from advisor.types.advice import Advice, Finding, Recommendation, Severity
 from advisor.types.profile import AlternativeBackbone
 from strategies.core.errors import OutOfTime, TrainingDiverged
 from strategies.core.metrics import Interval
@@ -70,6 +70,25 @@ def test_an_issue_makes_from_scratch_a_candidate_of_the_scheduler(
         return {c.strategy for c in scheduler.candidates}
 
     assert candidates(with_issue) == candidates(no_findings) | {"from_scratch"}
+
+
+def test_a_strategy_without_benchmark_cases_is_searched_only_if_advised_or_asked_for(
+    measured: tuple[Advice, object],
+) -> None:
+    proven = [r for r in measured[0].recommendations if r.cases]
+    name = "norm_tune"
+    new = next(r for r in measured[0].recommendations if r.strategy == name)
+    assert new.cases == 0
+    sure = replace(new, accuracy=Interval(0.98, 0.99, 1.0))
+
+    def candidates(order: list[Recommendation], only: str | None = None) -> set[str]:
+        advice = replace(measured[0], recommendations=tuple(order), findings=())
+        scheduler = make_scheduler(advice, 50, only=only, max_trials=None, prefer="balanced")
+        return {c.strategy for c in scheduler.candidates}
+
+    assert name not in candidates([*proven, sure])
+    assert name in candidates([sure, *proven])
+    assert candidates([*proven, sure], only=name) == {name}
 
 
 def with_alternative(advice: Advice, alternative: str) -> Advice:
