@@ -62,7 +62,7 @@ def inputs_record(inputs: DecisionInputs) -> Row:
         profile = replace(profile, similarity=replace(profile.similarity, evidence=head))
     candidates = {
         c.name: {
-            "hyperparameters": dict(c.hyperparameters),
+            "hyperparameters": c.strategy.hyperparameters(),
             "image_passes": c.image_passes,
             "inapplicable": c.inapplicable,
         }
@@ -79,7 +79,12 @@ def read_inputs(path: Path = EVIDENCE) -> dict[Case, DecisionInputs]:
 
 def _inputs_of(row: Row) -> DecisionInputs:
     candidates = tuple(
-        Candidate(get_strategy(name), **about) for name, about in row["candidates"].items()
+        Candidate(
+            get_strategy(name).from_hyperparameters(about["hyperparameters"]),
+            about["image_passes"],
+            about["inapplicable"],
+        )
+        for name, about in row["candidates"].items()
     )
     profile = _build(Profile, row["profile"])
     return DecisionInputs(profile, candidates, _build(Pilot, row["pilot"]))

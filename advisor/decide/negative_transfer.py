@@ -45,7 +45,8 @@ def transfer_risks(inputs: DecisionInputs, priors: Priors) -> tuple[TransferRisk
     n_cases = sum(v.cases for v in priors.variants if v.strategy == control)
     scratch = _gain(control, inputs, priors)
     applicable = [c.strategy for c in inputs.applicable]
-    if scratch is None or reference_control() not in applicable or n_cases < MIN_CASES:
+    names = [strategy.name for strategy in applicable]
+    if scratch is None or control not in names or n_cases < MIN_CASES:
         return ()
     risks = []
     for strategy in applicable:

@@ -183,7 +183,7 @@ def _probability_of_win(
     Prediction errors of two strategies with benchmark cases are correlated; without, they are
     taken to be independent.
     """
-    if c.candidate.strategy is reference_control() and c.advice.cases:
+    if c.candidate.name == reference_control().name and c.advice.cases:
         return probability_scratch_wins(1, best.candidate.name, inputs, priors)
     sd = math.hypot(c.gain.sd, best.gain.sd)
     return float(norm.sf((best.gain.mean - c.gain.mean) / max(sd, 1e-6)))
@@ -201,7 +201,7 @@ def _predict(candidate: Candidate, order: int, inputs: DecisionInputs, priors: P
         accuracy=(odds if is_baseline else odds.plus(gain)).accuracy,
         seconds=fit_seconds(candidate, inputs.profile, priors),
         hyperparameters={
-            **candidate.hyperparameters,
+            **candidate.strategy.hyperparameters(),
             **(variant.hyperparameters if variant else {}),
         },
         reasons=(),

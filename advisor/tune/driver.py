@@ -4,7 +4,7 @@ import hashlib
 import os
 import time
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -77,67 +77,86 @@ def auto(
     deadline_s = time.monotonic() + run.time_s
     run = replace(run, artifacts=artifacts_name(run.artifacts, run.storage))
     prefix = f"{Path(out).name}-{uuid.uuid4().hex[:8]}/" if run.storage else ""
-    settings = Settings(absolute(Path(data)), prefix, options, run)
+    data = absolute(Path(data))
+    settings = Settings(data, prefix, options, run)
     record = settings_record(settings)
-    _own_and_worker_devices(settings)
+    own, *_ = own_and_worker_devices(settings)
     _note_unused_ddp(settings)
     folder = RunDir.create(Path(out))
     with folder.locked():
         folder = open_for_coordinator(folder, settings)
         folder.begin(record)
-        return _run_new(folder, settings, deadline_s, on_event)
+        try:
+            session = begin_session(folder, deadline_s)
+            prepared = prepare(data, replace(options, device=own), deadline_s, run.ddp)
+            return run_session(folder, settings, prepared, session, on_event)
+        except (DataError, BackboneError, NotApplicable):
+            if not (folder.path / "advice.json").exists():
+                folder.abandon()  # the directory can be used again
+            raise
 
 
-def _run_new(folder: RunDir, settings: Settings, deadline_s: float, on_event: OnEvent) -> Outcome:
-    """Run a new run; leave an empty directory if the data or the backbone cannot be used."""
-    try:
-        return run_session(folder, settings, deadline_s, on_event)
-    except (DataError, BackboneError, NotApplicable):
-        if not (folder.path / "advice.json").exists():
-            folder.abandon()
-        raise
+@dataclass(frozen=True)
+class Session:
+    """The part of a run from its start or a resume up to its outcome or death.
+
+    Attributes
+    ----------
+    start_s, deadline_s
+        ``time.monotonic()`` of its start, and of the time at which the program must have ended.
+    ends_at
+        The deadline as ``time.time()``.
+    used_before_s
+        Seconds that earlier sessions used.
+    is_judging
+        Whether an earlier session may have read the test split.
+    """
+
+    start_s: float
+    deadline_s: float
+    ends_at: float
+    used_before_s: float
+    is_judging: bool
+
+
+def begin_session(folder: RunDir, deadline_s: float) -> Session:
+    """Begin a session of a run and log it."""
+    used_before_s, start_s = folder.used_s(), time.monotonic()
+    ends_at = time.time() + deadline_s - start_s
+    is_judging = folder.state().get("phase") == "judging"
+    folder.log_event("session", ends_at=ends_at, process=os.getpid())
+    folder.set_phase("measuring", ends_at)
+    return Session(start_s, deadline_s, ends_at, used_before_s, is_judging)
 
 
 def run_session(
-    folder: RunDir, settings: Settings, deadline_s: float, on_event: OnEvent
+    folder: RunDir, settings: Settings, prepared: Prepared, session: Session, on_event: OnEvent
 ) -> Outcome:
-    """Run a new or resumed run up to its outcome. The caller must hold the run's lock.
-
-    Parameters
-    ----------
-    deadline_s
-        ``time.monotonic()`` at which the program must have ended.
-    """
-    options, run = settings.options, settings.run
-    used_before_s, start = folder.used_s(), time.monotonic()
-    ends_at = time.time() + deadline_s - start
-    was_testing = folder.state().get("phase") == "judging"
-    folder.log_event("session", ends_at=ends_at, process=os.getpid())
-    folder.set_phase("measuring", ends_at)
+    """Run a new or resumed run up to its outcome. The caller must hold the run's lock."""
+    run, on_note, ends_at = settings.run, settings.options.on_note, session.ends_at
     if run.artifacts:
-        options.on_note(f"Other machines can join with: {folder.join_command()}")
-    own, *others = _own_and_worker_devices(settings)
-    prepared = prepare(settings.data, replace(options, device=own), deadline_s, run.ddp)
+        on_note(f"Other machines can join with: {folder.join_command()}")
     check_split(folder, prepared.dataset)
     advice = _load_or_make_advice(folder, prepared)
     interrupt = Interrupt()
     search = make_search(
-        folder, settings, prepared, advice, deadline_s, COORDINATOR, interrupt, on_event
+        folder, settings, prepared, advice, session.deadline_s, COORDINATOR, interrupt, on_event
     )
-    worker_devices = [] if was_testing else others  # after the search workers have nothing to do
+    # After the search workers have nothing to do.
+    others = [] if session.is_judging else own_and_worker_devices(settings)[1:]
     with (
         interrupt.handle_sigint(),
-        workers_on(folder.path, worker_devices, run.storage, options.on_note),
+        workers_on(folder.path, others, run.storage, on_note),
     ):
         with search.incumbent.locked():
             search.trials.requeue_dead(own=True, kept=search.incumbent.trial)
-        if not was_testing:  # test may have been read already: no trial may follow
+        if not session.is_judging:  # test may have been read already: no trial may follow
             folder.set_phase("searching", ends_at)
         wanted = run.control and bool(prepared.dataset.test)
         closing = tune(search, advice, prepared, wanted=wanted)
         with search.incumbent.locked():
             folder.set_phase("judging", ends_at)
-        outcome = judge(search, closing, advice, prepared, start - used_before_s)
+        outcome = judge(search, closing, advice, prepared, session.start_s - session.used_before_s)
         folder.write_trials(outcome.trials)
         folder.write("outcome.json", outcome_record(outcome))
         write_run_reports(outcome, closing.draft.gallery, prepared.ctx.n_workers)
@@ -173,7 +192,7 @@ def judge(
     )
 
 
-def _own_and_worker_devices(settings: Settings) -> tuple[str, ...]:
+def own_and_worker_devices(settings: Settings) -> tuple[str, ...]:
     """Return this process's device first, then one device for each worker process."""
     options, run = settings.options, settings.run
     if run.devices is not None and options.device != AUTO:

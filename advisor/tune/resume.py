@@ -4,8 +4,9 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+from advisor.advise import prepare
 from advisor.tune.distributed.shared_folder import open_for_coordinator
-from advisor.tune.driver import run_session
+from advisor.tune.driver import begin_session, own_and_worker_devices, run_session
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.settings import read_settings
 from advisor.types.events import OnEvent, ignore
@@ -51,4 +52,8 @@ def resume(
         settings = replace(settings, options=options)
         folder = open_for_coordinator(folder, settings)
         left_s = settings.run.time_s - folder.used_s() if time_s is None else time_s
-        return run_session(folder, settings, start + left_s, on_event)
+        own, *_ = own_and_worker_devices(settings)
+        session = begin_session(folder, start + left_s)
+        options = replace(options, device=own)
+        prepared = prepare(settings.data, options, session.deadline_s, settings.run.ddp)
+        return run_session(folder, settings, prepared, session, on_event)

@@ -247,6 +247,16 @@ class Profile:
         return self.n / self.n_classes
 
     @property
+    def n_depths(self) -> int:
+        """Number of depths of the backbone."""
+        return len(self.depth_names)
+
+    @property
+    def probe_accuracy(self) -> float:
+        """Cross-validated accuracy of the linear probe."""
+        return self.linear_probe.accuracy.mid
+
+    @property
     def linear_probe(self) -> ProbeResult:
         """The softmax probe at the penultimate depth."""
         return self.probes[0]

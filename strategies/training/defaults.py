@@ -1,6 +1,7 @@
 """Default hyperparameters of fine-tuning, chosen from measurements of the images."""
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -25,26 +26,41 @@ NEAR_DISTANCE, PRECISE_SD = 1 / 3, 0.1
 flipped too. Others are flipped only if the cosine's standard deviation is below the second."""
 
 
-@dataclass(frozen=True)
-class Measurements:
-    """What was measured on the images, and what the first hyperparameters depend on.
+class Measurements(Protocol):
+    """What was measured on the images, and what the first hyperparameters depend on."""
 
-    Attributes
-    ----------
-    n_train
-        Number of train images.
-    n_depths, input_px
-        Number of depths of the backbone, and its input size.
-    n_measured
-        Number of images that the following was measured on.
-    probe_accuracy
-        Out-of-fold accuracy of a linear probe on the penultimate features.
-    domain_shift
-        Shift of the BatchNorm inputs in nats (`strategies.models.bn_statistics`); None without
-        BatchNorm.
-    flip_asymmetry
-        Flip asymmetry of the images; None if it could not be measured.
-    """
+    @property
+    def n_train(self) -> int:
+        """Number of train images."""
+
+    @property
+    def n_depths(self) -> int:
+        """Number of depths of the backbone."""
+
+    @property
+    def input_px(self) -> int:
+        """Input size of the backbone in pixels."""
+
+    @property
+    def n_measured(self) -> int:
+        """Number of images that the following was measured on."""
+
+    @property
+    def probe_accuracy(self) -> float:
+        """Out-of-fold accuracy of a linear probe on the penultimate features."""
+
+    @property
+    def domain_shift(self) -> float | None:
+        """Shift of the BatchNorm inputs in nats (`bn_statistics`); None without BatchNorm."""
+
+    @property
+    def flip_asymmetry(self) -> FlipAsymmetry | None:
+        """Flip asymmetry of the images; None if it could not be measured."""
+
+
+@dataclass(frozen=True)
+class TrainMeasurements:
+    """`Measurements` of the train images alone, as a strategy makes them before it trains."""
 
     n_train: int
     n_depths: int

@@ -20,7 +20,12 @@ from strategies.models.classifier import make_network, scale_scores, set_head
 from strategies.models.features import Features, extract_features
 from strategies.models.flip_symmetry import measure_flip_asymmetry
 from strategies.models.network import Network
-from strategies.training.defaults import Measurements, default_steps, fill, fine_tune_defaults
+from strategies.training.defaults import (
+    TrainMeasurements,
+    default_steps,
+    fill,
+    fine_tune_defaults,
+)
 from strategies.training.recipe import Recipe, RecipeDraft
 from strategies.training.reinit import REINIT_PASSES, reinitialise
 from strategies.training.trainer import ROUNDS, train
@@ -117,7 +122,7 @@ def complete(
             dataset.train, backbone, ctx, any_size=features.any_size
         )
     found = fine_tune_defaults(
-        Measurements(
+        TrainMeasurements(
             n_train=len(dataset.train),
             n_depths=backbone.n_depths,
             input_px=backbone.input_px,

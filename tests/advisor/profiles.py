@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from advisor.decide.candidates import Candidate, DecisionInputs, measurements_of
+from advisor.decide.candidates import Candidate, DecisionInputs
 from advisor.decide.priors import Offset, PilotTrust, Prior, Priors, Variant
 from advisor.types.profile import LearningCurve, Pilot, ProbeResult, Profile
 from advisor.types.similarity import DomainSimilarity
@@ -103,8 +103,7 @@ def inputs_of(
     costs = {"linear_probe": profile.n, "layer_svm": profile.n, **PASSES, **(image_passes or {})}
     candidates = tuple(
         Candidate(
-            STRATEGIES[name],
-            STRATEGIES[name].starting_point(measurements_of(profile)).hyperparameters(),
+            STRATEGIES[name].starting_point(profile),
             costs[name],
             (inapplicable or {}).get(name),
         )

@@ -17,7 +17,7 @@ from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.registry import STRATEGIES, get_strategy
-from strategies.training.defaults import Measurements
+from strategies.training.defaults import TrainMeasurements
 
 QUICK = {"views": 1, "steps": 3}
 """Hyperparameters with which a fit is quick, for the strategies that have them."""
@@ -83,7 +83,7 @@ def test_the_starting_point_applies_and_lies_in_the_search_space(
     name: str, small_dataset: Dataset, backbone: Backbone
 ) -> None:
     kind = STRATEGIES[name]
-    measured = Measurements(
+    measured = TrainMeasurements(
         n_train=len(small_dataset.train),
         n_depths=backbone.n_depths,
         input_px=backbone.input_px,

@@ -13,7 +13,7 @@ from strategies.training.defaults import (
     NEAR_SHIFT,
     PRECISE_SD,
     Defaults,
-    Measurements,
+    TrainMeasurements,
     default_steps,
     domain_distance,
     fine_tune_defaults,
@@ -26,7 +26,7 @@ FAR = 2 * FAR_SHIFT
 def defaults(
     shift: float | None, accuracy: float, asymmetry: FlipAsymmetry | None, n: int = 400
 ) -> Defaults:
-    return fine_tune_defaults(Measurements(n, 6, 96, n, accuracy, shift, asymmetry))
+    return fine_tune_defaults(TrainMeasurements(n, 6, 96, n, accuracy, shift, asymmetry))
 
 
 def test_near_images_with_a_good_probe_get_a_low_learning_rate_and_half_blend() -> None:
