@@ -1,26 +1,26 @@
-"""Fit advisor/decide/priors.json to the suite's rows; rebuilds the shipped file byte for byte.
+"""Fit advisor/decide/fitted/ to the suite's rows; rebuilds the shipped files byte for byte.
 
-For every strategy except the linear probe, and for every entry of the grid that beats its
-strategy's default: a linear model of the gain in log-odds of test accuracy over the linear probe,
-from the evidence (`advisor.decide.gain_model`) measured before the fit. The model is a ridge
-regression, because cases are few. Bounds on its weights encode prior knowledge: a domain farther
-away, a poorer probe, more images, and middle depths better than late ones never lower the
-predicted gain of training. Noisy evidence, and cases with few test images, are weighted by their
-reliability. The residual standard deviation is measured on left-out datasets.
+For every strategy: a linear model of the gain of its defaults, in log-odds of test accuracy, over
+what cross-validation says of a linear probe, from the evidence (`advisor.decide.gain_model`)
+measured before the fit. The model is a ridge regression, because cases are few. Bounds on its
+weights encode prior knowledge: a domain farther away, a poorer probe, more images, and middle
+depths better than late ones never lower the predicted gain of training. Noisy evidence, and cases
+with few test images, are weighted by their reliability. The standard deviation is that of left-out
+datasets without the noise of probe and test split, which are known. Intervals are then widened
+until they contain 90% of the accuracies of left-out datasets at each number of images.
 
 Run:      python benchmarks/fit_priors.py
-Cost:     seconds on one core.
-Expected: no change of advisor/decide/priors.json, unless rows were added.
+Cost:     a minute on one core.
+Expected: no change of advisor/decide/fitted/, unless rows were added.
 """
 
 import argparse
 import json
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gain_regression import (
@@ -28,72 +28,77 @@ from gain_regression import (
     PRIOR_CASES,
     PRIOR_SD,
     PROBE,
-    RIDGE,
-    SVM,
     EvidencePriors,
     Inputs,
     Matrix,
+    ObservedGain,
     apply_model,
     drift_of,
     evidence_matrix,
     fit_model,
-    gain_by_case,
     gains_of,
     left_out_gains,
-    log_odds_of,
     noise_free_sd,
-    prior_weights_of,
-    shrunk_sd,
+    prior_of_evidence,
 )
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_inputs, read_rows
 from scipy.optimize import lsq_linear
 
 from advisor.decide.cost import raw_seconds
-from advisor.decide.gain_model import (
-    UNKNOWN,
-    evidence_of,
-    pilot_gain,
-    reliability,
-    shrunk_to_prior,
-)
+from advisor.decide.gain_model import Z, pilot_gain, reliability
 from advisor.decide.priors import Prior
 
-PRIORS = Path(__file__).resolve().parent.parent / "advisor" / "decide" / "priors.json"
-TRAINED = ("partial_fine_tune", "full_fine_tune", "from_scratch")
+PRIORS = Path(__file__).resolve().parent.parent / "advisor" / "decide" / "fitted"
+SIZES = (5, 20, 100, 500)
+"""Images per class at which the widths of intervals are fitted."""
 MIN_CASES = 4
-"""A variant with fewer cases than this is not offered."""
-MIN_LEAD = 2.0
-"""Given hyperparameters are offered if they beat the default by this many standard errors."""
+"""A strategy with fewer cases has no model."""
 COST_PRIOR_SD = 0.25
 """Prior standard deviation of the logarithm of seconds; counts as `PRIOR_CASES` cases."""
 PILOT_PRIOR = np.array([0.0, 0.5, 0.5])
 """Prior of the offset, the weight of the linear model and the weight of the pilot."""
+PILOT_RIDGE = 10.0
+COVERAGE = 0.9
+
+
+class _Fitted(NamedTuple):
+    """Gains of a strategy, those predicted by models of other datasets, and its model's record."""
+
+    gains: list[ObservedGain]
+    left_out: Matrix
+    record: dict[str, Any]
+
+    @property
+    def residuals(self) -> Matrix:
+        """Observed minus left-out predicted gains."""
+        return np.array([g.gain for g in self.gains]) - self.left_out
 
 
 def fit(rows: list[Row], inputs: Inputs) -> dict[str, Any]:
-    """Return the contents of priors.json."""
-    rows = [r for r in rows if case_of(r) in inputs]
-    used = {case_of(r): inputs[case_of(r)] for r in rows}
-    prior = _prior(used)
-    variants = [
-        variant
-        for strategy, grid in _grid(rows, (SVM, *TRAINED))
-        if _is_worth_offering(rows, used, prior, strategy, grid)
-        and (variant := _variant(rows, used, prior, strategy, grid)) is not None
-    ]
-    known = {variant["strategy"] for variant in variants}
-    variants += [_prior_variant(rows, name) for name in (SVM, *TRAINED) if name not in known]
-    record: dict[str, Any] = {
-        "provenance": _provenance(rows),
-        "evidence": {name: asdict(u) for name, u in prior.items()},
-        "variants": variants,
-        "measured": _probe_offset(rows, used, prior),
-        "shared": _shared(rows, used, prior),
-        "cost": {name: _cost(rows, used, name) for name in (PROBE, SVM, *TRAINED)},
+    """Return the contents of the fitted priors: of all strategies together, and of each."""
+    rows = [r for r in rows if not r["grid"] and case_of(r) in inputs]
+    used = {case: i for case, i in inputs.items() if case in {case_of(r) for r in rows}}
+    prior = _prior(rows, used)
+    fitted = {
+        name: found
+        for name in sorted({r["strategy"] for r in rows})
+        if (found := _fit_strategy(rows, used, prior, name)) is not None
     }
-    trusts = {name: _pilot(rows, used, prior, name) for name in sorted((SVM, *TRAINED))}
-    record["pilot"] = {name: trust for name, trust in trusts.items() if trust is not None}
-    return record
+    common = {
+        "provenance": _provenance(rows),
+        "evidence": {name: asdict(p) for name, p in prior.items()},
+        "widths": _widths(fitted),
+        "shared": _shared(fitted),
+    }
+    strategies = {
+        name: {
+            "gain": found.record,
+            "cost": _cost(rows, used, name),
+            "pilot": None if name == PROBE else _pilot(found, used, name),
+        }
+        for name, found in fitted.items()
+    }
+    return {"common": common, "strategies": strategies}
 
 
 def _provenance(rows: list[Row]) -> str:
@@ -106,166 +111,83 @@ def _provenance(rows: list[Row]) -> str:
     return (
         f"benchmarks/fit_priors.py on {len(rows)} rows of benchmarks/results.jsonl to {newest}: "
         f"{len(datasets)} datasets ({', '.join(datasets)}), {sizes} images per class, "
-        f"seeds {seeds}, "
-        f"{sides} px"
+        f"seeds {seeds}, {sides} px"
     )
 
 
-def _grid(rows: list[Row], strategies: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the grid entries of some strategies, sorted by name and given hyperparameters."""
-    seen = {
-        (r["strategy"], json.dumps(r["grid"], sort_keys=True)): r["grid"]
-        for r in rows
-        if r["strategy"] in strategies
-    }
-    return [(strategy, grid) for (strategy, _), grid in sorted(seen.items(), key=lambda i: i[0])]
+def _prior(rows: list[Row], inputs: Inputs) -> EvidencePriors:
+    """Return the priors of the models' evidence, and of the random-init control."""
+    probes = [case_of(r) for r in rows if r["strategy"] == PROBE]
+    fits = [
+        (case, px)
+        for *draw, px in probes
+        for case in inputs
+        if list(case[:3]) == draw and case[3] >= px
+    ]
+    known = [e for i in inputs.values() if (e := i.profile.transfer_gain) is not None]
+    values = np.array([e.mid for e in known])
+    noise = np.array([(e.high - e.low) / (2 * Z) for e in known])
+    mean = float(values.mean()) if known else 0.0
+    sd = noise_free_sd(values, noise, float(values.std()) if known else 1.0)
+    control = Prior(round(mean, 3), round(max(sd, 0.05), 3))
+    return {**prior_of_evidence(inputs, fits), "control": control}
 
 
-def _prior(inputs: Inputs) -> EvidencePriors:
-    """Return mean and standard deviation of every piece of evidence over the cases."""
-    prior = {}
-    for name in BOUNDS:
-        seen = [evidence_of(i.profile)[name] for i in inputs.values()]
-        known = [e for e in seen if e != UNKNOWN]
-        values, noise = np.array([e.value for e in known]), np.array([e.noise for e in known])
-        mean = float(values.mean()) if known else 0.0
-        sd = noise_free_sd(values, noise, float(values.std()) if known else 1.0)
-        prior[name] = Prior(round(mean, 3), round(max(sd, 0.05), 3))
-    return prior
-
-
-def _variant(
-    rows: list[Row],
-    inputs: Inputs,
-    prior: EvidencePriors,
-    strategy: str,
-    grid: dict[str, Any],
-) -> dict[str, Any] | None:
-    """Return a variant's linear model and its errors, None if it has too few cases."""
-    gains = gains_of(rows, strategy, grid)
+def _fit_strategy(
+    rows: list[Row], inputs: Inputs, prior: EvidencePriors, strategy: str
+) -> _Fitted | None:
+    """Fit a strategy's linear model; None if it has too few cases."""
+    gains = gains_of(rows, strategy, inputs, prior)
     if len(gains) < MIN_CASES:
         return None
     x = evidence_matrix(gains, inputs, prior)
-    y = np.array([g.gain for g in gains])
-    prior_weights = prior_weights_of(strategy, prior)
-    model = fit_model(gains, inputs, prior, prior_weights)
+    y, noise = np.array([g.gain for g in gains]), np.array([g.noise for g in gains])
+    model = fit_model(gains, x, prior, strategy)
     residuals = y - apply_model(model, x)
-    left_out = y - left_out_gains(gains, inputs, prior, prior_weights)
-    return {
-        "strategy": strategy,
-        "hyperparameters": grid,
+    predicted = left_out_gains(gains, inputs, prior, strategy)
+    left_out = y - predicted
+    sd = round(noise_free_sd(left_out, noise, PRIOR_SD), 3)
+    record = {
         "intercept": round(float(model.weights[0]), 3),
         "weights": {n: round(float(w), 3) for n, w in zip(BOUNDS, model.weights[1:], strict=True)},
-        "sd": shrunk_sd(left_out),
-        "drift": drift_of(model, x, prior, shrunk_sd(left_out)),
+        "sd": sd,
+        "drift": drift_of(model, x, prior, sd),
         "fit_error": round(float(np.sqrt(np.mean(residuals**2))), 3),
         "left_out_error": round(float(np.sqrt(np.mean(left_out**2))), 3),
         "cases": len(y),
     }
+    return _Fitted(gains, predicted, record)
 
 
-def _left_out_predictions(
-    rows: list[Row],
-    inputs: Inputs,
-    prior: EvidencePriors,
-    strategy: str,
-    grid: Mapping[str, Any],
-) -> dict[Case, float]:
-    """Return the gain of every case as predicted by models fitted to the other datasets."""
-    gains = gains_of(rows, strategy, grid)
-    values = left_out_gains(gains, inputs, prior, prior_weights_of(strategy, prior))
-    return {g.case: float(value) for g, value in zip(gains, values, strict=True)}
-
-
-def _is_worth_offering(
-    rows: list[Row],
-    inputs: Inputs,
-    prior: EvidencePriors,
-    strategy: str,
-    grid: Mapping[str, Any],
-) -> bool:
-    """Return whether given hyperparameters beat a strategy's evidence-based defaults.
-
-    They are compared on the cases where left-out predictions favour the given hyperparameters. The
-    mean lead over datasets must exceed `MIN_LEAD` standard errors.
-    """
-    gains, default = gain_by_case(rows, strategy, grid), gain_by_case(rows, strategy, {})
-    if not grid or not default:
-        return True
-    predicted = _left_out_predictions(rows, inputs, prior, strategy, grid)
-    by_default = _left_out_predictions(rows, inputs, prior, strategy, {})
-    by_dataset: dict[str, list[float]] = defaultdict(list)
-    for case, gain in gains.items():
-        if case in by_default and predicted[case] > by_default[case]:
-            by_dataset[case[0]].append(gain - default[case])
-    leads = np.array([np.mean(of_dataset) for of_dataset in by_dataset.values()])
-    if len(leads) < MIN_CASES:
-        return False
-    error = float(leads.std(ddof=1) / np.sqrt(len(leads)))
-    return float(leads.mean()) > MIN_LEAD * error
-
-
-def _shared(rows: list[Row], inputs: Inputs, prior: EvidencePriors) -> float:
-    """Return the mean correlation of two strategies' residuals on left-out datasets."""
-    residuals = {}
-    for strategy in (SVM, *TRAINED):
-        predicted = _left_out_predictions(rows, inputs, prior, strategy, {})
-        residuals[strategy] = {
-            case: gain - predicted[case] for case, gain in gain_by_case(rows, strategy, {}).items()
-        }
+def _widths(fitted: Mapping[str, _Fitted]) -> list[list[float]]:
+    """Return the factor of the intervals' width at each number of images per class."""
     found = []
-    for one, other in combinations(residuals.values(), 2):
+    for size in SIZES:
+        deviations = [
+            abs(residual) / np.hypot(f.record["sd"], g.noise)
+            for f in fitted.values()
+            for g, residual in zip(f.gains, f.residuals, strict=True)
+            if g.case[1] == size
+        ]
+        factor = float(np.quantile(deviations, COVERAGE)) / Z if deviations else 1.0
+        found.append([size, round(factor, 3)])
+    return found
+
+
+def _shared(fitted: Mapping[str, _Fitted]) -> float:
+    """Return the mean correlation of two strategies' residuals on left-out datasets."""
+    residuals = [
+        {(g.case, g.input_px): r for g, r in zip(f.gains, f.residuals, strict=True)}
+        for name, f in fitted.items()
+        if name != PROBE
+    ]
+    found = []
+    for one, other in combinations(residuals, 2):
         both = [(one[case], other[case]) for case in one.keys() & other.keys()]
         a, b = np.array(sorted(both)).reshape(-1, 2).T
         ridge = PRIOR_CASES * PRIOR_SD**2
         found.append(float(a @ b / np.sqrt((a @ a + ridge) * (b @ b + ridge))))
-    return round(min(max(float(np.mean(found)), 0.0), 1.0), 3)
-
-
-def _prior_variant(rows: list[Row], strategy: str) -> dict[str, Any]:
-    """Return a variant without weights for a strategy with too few cases: about no gain."""
-    grids = [grid for _, grid in _grid(rows, (strategy,))]
-    gains = np.array([g.gain for grid in grids for g in gains_of(rows, strategy, grid)])
-    prior_gain = -1.0 if strategy == "from_scratch" else 0.0
-    mean = float((gains.sum() + PRIOR_CASES * prior_gain) / (len(gains) + PRIOR_CASES))
-    error = round(float(np.sqrt(np.mean((gains - mean) ** 2))), 3) if len(gains) else 0.0
-    return {
-        "strategy": strategy,
-        "hyperparameters": grids[0] if grids else {},
-        "intercept": round(mean, 3),
-        "weights": dict.fromkeys(BOUNDS, 0.0),
-        "sd": round(float(np.hypot(shrunk_sd(gains - mean), PRIOR_SD)), 3),
-        "drift": PRIOR_SD,
-        "fit_error": error,
-        "left_out_error": error,
-        "cases": len(gains),
-    }
-
-
-def _probe_offset(rows: list[Row], inputs: Inputs, prior: EvidencePriors) -> dict[str, Any]:
-    """Compare the linear probe's test accuracy with the predicted one.
-
-    Return the mean difference in log-odds, and its standard deviation beyond that of sampling.
-    """
-    gaps, sampling = [], []
-    for row in rows:
-        if row["strategy"] == PROBE and not row["grid"]:
-            profile = inputs[case_of(row)].profile
-            accuracy = profile.linear_probe.accuracy.mid
-            odds = shrunk_to_prior(accuracy, profile.n_measured, prior["probe"])
-            gaps.append(log_odds_of(row) - odds.mean)
-            sampling.append(odds.sd**2)
-    if not gaps:
-        return {"offset": 0.0, "sd": PRIOR_SD / 2, "cases": 0}
-    offset = float(np.sum(gaps) / (len(gaps) + PRIOR_CASES))
-    extra = float(np.sum((np.array(gaps) - offset) ** 2) - np.sum(sampling))
-    extra += PRIOR_CASES * (PRIOR_SD / 2) ** 2
-    sd = np.sqrt(max(extra / (len(gaps) + PRIOR_CASES), 0.01))
-    return {
-        "offset": round(float(np.mean(gaps)), 3),
-        "sd": round(float(sd), 3),
-        "cases": len(gaps),
-    }
+    return round(min(max(float(np.mean(found or [0.0])), 0.0), 1.0), 3)
 
 
 def _cost(rows: list[Row], inputs: Inputs, strategy: str) -> dict[str, Any]:
@@ -277,7 +199,7 @@ def _cost(rows: list[Row], inputs: Inputs, strategy: str) -> dict[str, Any]:
     errors = [
         float(np.log(row["seconds"] / predicted_s(case_of(row))))
         for row in rows
-        if row["strategy"] == strategy and not row["grid"]
+        if row["strategy"] == strategy
     ]
     offset = float(np.median(errors)) if errors else 0.0
     total = float(np.sum((np.array(errors) - offset) ** 2)) + PRIOR_CASES * COST_PRIOR_SD**2
@@ -285,42 +207,40 @@ def _cost(rows: list[Row], inputs: Inputs, strategy: str) -> dict[str, Any]:
     return {"offset": round(offset, 3), "sd": round(sd, 3), "cases": len(errors)}
 
 
-def _pilot(
-    rows: list[Row], inputs: Inputs, prior: EvidencePriors, strategy: str
-) -> dict[str, Any] | None:
+def _pilot(found: _Fitted, inputs: Inputs, strategy: str) -> dict[str, Any] | None:
     """Regress a strategy's gain on its model's left-out prediction and on the gain of the pilot.
 
-    The weights are shrunk to `PILOT_PRIOR` as by `RIDGE` pilots without noise. None if pilots did
-    not improve the prediction on left-out datasets.
+    The weights are shrunk to `PILOT_PRIOR` as by `PILOT_RIDGE` pilots without noise. None if
+    pilots did not improve the prediction on left-out datasets.
     """
-    gains = gain_by_case(rows, strategy, {})
-    predicted = _left_out_predictions(rows, inputs, prior, strategy, {})
-    pilots = {c: pilot for c in gains if (pilot := inputs[c].pilot) is not None}
-    measured = {c: pilot_gain(pilot, strategy) for c, pilot in pilots.items()}
-    cases = [(c, y) for c, y in gains.items() if c in measured]
-    noise = np.array([sd for _, sd in measured.values()])
-    gained = np.array([gain for gain, _ in measured.values()])
-    spread = noise_free_sd(gained, noise, PRIOR_SD)
+    cases = [
+        (g, predicted, *pilot_gain(pilot, strategy))
+        for g, predicted in zip(found.gains, found.left_out, strict=True)
+        if g.case[-1] == g.input_px and (pilot := inputs[g.case].pilot) is not None
+    ]
+    if not cases:
+        return None
+    gains, predicted, measured, noise = zip(*cases, strict=True)
+    spread = noise_free_sd(np.array(measured), np.array(noise), PRIOR_SD)
     weight = np.array([reliability(sd, spread) for sd in noise])
-    x = np.array([[1.0, predicted[c], measured[c][0]] for c, _ in cases]).reshape(-1, 3)
-    y = np.array([gain for _, gain in cases])
-    datasets = np.array([c[0] for c, _ in cases])
+    x = np.column_stack([np.ones(len(cases)), predicted, measured])
+    y, datasets = np.array([g.gain for g in gains]), np.array([g.case[0] for g in gains])
     residuals = np.empty_like(y)
     for name in np.unique(datasets):
         out = datasets == name
         residuals[out] = y[out] - x[out] @ _pilot_weights(x[~out], y[~out], weight[~out])
-    if len(y) and weight @ residuals**2 >= weight @ (y - x[:, 1]) ** 2:
+    if weight @ residuals**2 >= weight @ (y - x[:, 1]) ** 2:
         return None
-    total = float(weight @ residuals**2) + PRIOR_CASES * PRIOR_SD**2
-    sd = float(np.sqrt(total / (weight.sum() + PRIOR_CASES)))
-    found = dict(zip(("offset", "line", "pilot"), _pilot_weights(x, y, weight), strict=True))
-    found |= {"sd": sd, "spread": spread}
-    return {name: round(float(value), 3) for name, value in found.items()} | {"cases": len(y)}
+    own_noise = np.array([g.noise for g in gains])
+    sd = noise_free_sd(residuals, np.hypot(own_noise, noise), PRIOR_SD)
+    trust = dict(zip(("offset", "line", "pilot"), _pilot_weights(x, y, weight), strict=True))
+    trust |= {"sd": sd, "spread": spread}
+    return {name: round(float(value), 3) for name, value in trust.items()} | {"cases": len(y)}
 
 
 def _pilot_weights(x: Matrix, y: Matrix, weight: Matrix) -> Matrix:
     root = np.sqrt(weight)
-    penalty = np.sqrt(RIDGE) * np.eye(3)
+    penalty = np.sqrt(PILOT_RIDGE) * np.eye(3)
     found = lsq_linear(
         np.vstack([x * root[:, None], penalty]),
         np.concatenate([y * root, penalty @ PILOT_PRIOR]),
@@ -331,11 +251,6 @@ def _pilot_weights(x: Matrix, y: Matrix, weight: Matrix) -> Matrix:
     return solution
 
 
-def text_of(rows: list[Row], inputs: Inputs) -> str:
-    """Return the text of priors.json."""
-    return json.dumps(fit(rows, inputs), indent=2) + "\n"
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Fit the priors, write them and print them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -343,8 +258,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--out", type=Path, default=PRIORS)
     args = parser.parse_args(argv)
-    args.out.write_text(text_of(read_rows(args.results), read_inputs(args.evidence)))
-    print(args.out.read_text())
+    for name, text in files_of(fit(read_rows(args.results), read_inputs(args.evidence))).items():
+        (args.out / name).write_text(text)
+        print(name, text)
+
+
+def files_of(record: Mapping[str, Any]) -> dict[str, str]:
+    """Return the texts of the files of the priors, by name."""
+    parts = {"common": record["common"], **record["strategies"]}
+    return {f"{name}.json": json.dumps(part, indent=2) + "\n" for name, part in parts.items()}
 
 
 if __name__ == "__main__":

@@ -5,23 +5,34 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rows import Case, Row, case_of
+from rows import SUITE_PX, Case, Row, case_of
 from scipy.optimize import lsq_linear
 
 from advisor.decide.candidates import DecisionInputs
-from advisor.decide.gain_model import evidence_of, log_odds, reliability
+from advisor.decide.gain_model import (
+    UNKNOWN,
+    Evidence,
+    LogOdds,
+    evidence_of,
+    log_odds,
+    reliability,
+    shrunk_to_prior,
+)
 from advisor.decide.priors import Prior
-from advisor.types.profile import Profile
 
 PROBE, SVM = "linear_probe", "layer_svm"
-RIDGE = 10.0
+RIDGE = 20.0
 """Weights are shrunk to their prior as by this many cases, each with evidence one standard
-deviation from its mean."""
-PRIOR_WEIGHTS: Mapping[str, float] = {"far": 0.4, "probe": -0.2}
+deviation from its mean. 10 to 80 predicted left-out datasets about equally well."""
+PRIOR_WEIGHTS: Mapping[str, float] = {"far": 0.1, "probe": -0.1, "lost": -0.05}
 """The rule of thumb, as log-odds per standard deviation of the evidence; other weights: 0."""
-SCRATCH_PRIOR_WEIGHTS: Mapping[str, float] = {**PRIOR_WEIGHTS, "control": -0.4, "pixels": 0.4}
-"""A large gain of pretrained over random weights is evidence against training from scratch; pixels
-that do nearly as well as features are evidence for it."""
+OWN_PRIOR_WEIGHTS: Mapping[str, Mapping[str, float]] = {
+    PROBE: {"lost": -0.1},
+    SVM: {"lost": -0.1},
+    "from_scratch": {**PRIOR_WEIGHTS, "pixels": 0.4},
+}
+"""Prior weights of some strategies. Pixels that do nearly as well as features are evidence for
+training from scratch."""
 PRIOR_SD, PRIOR_CASES = 0.8, 2.0
 """Prior of the residual standard deviation, and the number of cases that it counts as."""
 BOUNDS: dict[str, tuple[float, float]] = {
@@ -31,26 +42,47 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "svm": (0.0, np.inf),
     "size": (0.0, np.inf),
     "total": (0.0, np.inf),
-    "control": (-np.inf, np.inf),
+    "classes": (-np.inf, np.inf),
     "pixels": (-np.inf, np.inf),
-    "slope": (-np.inf, np.inf),
+    "neighbours": (-np.inf, np.inf),
+    "px": (-np.inf, np.inf),
+    # Smaller inputs never show more of an image.
+    "lost": (-np.inf, 0.0),
 }
 """Lower and upper bound of the weight of every piece of evidence."""
+OF_PROBE = ("px", "lost")
+"""Evidence of the linear probe's own model: its accuracy is measured, not predicted."""
 Inputs = Mapping[Case, DecisionInputs]
 EvidencePriors = Mapping[str, Prior]
 Matrix = NDArray[np.float64]
 
 
 class ObservedGain(NamedTuple):
-    """Log-odds of test accuracy that a fit gained over the linear probe of its case.
+    """Log-odds of test accuracy that a fit gained over what its profile says of a linear probe.
 
-    `noise` is the standard deviation of the gain due to the finite number of test images, as if
-    the errors of the two fits were independent.
+    Attributes
+    ----------
+    case
+        The case of the profile. The fit may have smaller inputs (`input_px`) than the profile.
+    expected
+        The linear probe's cross-validated accuracy, shrunk to the prior.
+    gain
+        Log-odds of the fit's test accuracy minus the mean of `expected`.
+    test_noise
+        Standard deviation of the gain due to the finite number of test images.
     """
 
     case: Case
+    input_px: int
+    expected: LogOdds
     gain: float
-    noise: float
+    test_noise: float
+    accuracy: float
+
+    @property
+    def noise(self) -> float:
+        """Standard deviation of the gain due to the finite numbers of images."""
+        return float(np.hypot(self.expected.sd, self.test_noise))
 
 
 class LinearModel(NamedTuple):
@@ -65,23 +97,43 @@ def log_odds_of(row: Row) -> float:
     return log_odds(row["accuracy"], row["n_test"])
 
 
-def gains_of(rows: list[Row], strategy: str, grid: Mapping[str, Any]) -> list[ObservedGain]:
-    """Return the gains of a strategy over the linear probe of the same case, case by case."""
-    probes = {case_of(r): r for r in rows if r["strategy"] == "linear_probe"}
-    return [
-        ObservedGain(
-            case, log_odds_of(row) - log_odds_of(probe), np.hypot(_noise(row), _noise(probe))
-        )
-        for row in rows
-        if row["strategy"] == strategy
-        and row["grid"] == grid
-        and (probe := probes.get(case := case_of(row))) is not None
-    ]
+def gains_of(
+    rows: list[Row],
+    strategy: str,
+    inputs: Inputs,
+    prior: EvidencePriors,
+    grid: Mapping[str, Any] | None = None,
+) -> list[ObservedGain]:
+    """Return the gains of a strategy, by default with its defaults, for every profile.
+
+    A fit counts for the profile of the same size and for those of larger inputs.
+    """
+    found = []
+    for row in rows:
+        if row["strategy"] != strategy or row["grid"] != (grid or {}):
+            continue
+        *draw, px = case_of(row)
+        for case in _profiles_of(tuple(draw), inputs):
+            if case[-1] >= px:
+                expected = _expected(inputs[case], prior)
+                gain, noise = log_odds_of(row) - expected.mean, _noise(row)
+                found.append(ObservedGain(case, px, expected, gain, noise, row["accuracy"]))
+    return found
 
 
-def gain_by_case(rows: list[Row], strategy: str, grid: Mapping[str, Any]) -> dict[Case, float]:
-    """Return the log-odds gained over the linear probe, by case."""
-    return {g.case: g.gain for g in gains_of(rows, strategy, grid)}
+def _profiles_of(draw: tuple[Any, ...], inputs: Inputs) -> list[Case]:
+    return [(*draw, px) for px in SUITE_PX if (*draw, px) in inputs]
+
+
+def _expected(inputs: DecisionInputs, prior: EvidencePriors) -> LogOdds:
+    profile = inputs.profile
+    accuracy = profile.linear_probe.accuracy.mid
+    return shrunk_to_prior(accuracy, profile.n_measured, prior["probe"])
+
+
+def gain_by_case(gains: Sequence[ObservedGain]) -> dict[tuple[Case, int], float]:
+    """Return the gains by case of the profile and input size of the fit."""
+    return {(g.case, g.input_px): g.gain for g in gains}
 
 
 def _noise(row: Row) -> float:
@@ -94,25 +146,39 @@ def prior_weights_of(strategy: str, prior: EvidencePriors) -> Mapping[str, float
 
     For the layer SVM: its gain on test is the lead that cross-validation measured.
     """
-    own = {SVM: {"svm": prior["svm"].sd}, "from_scratch": SCRATCH_PRIOR_WEIGHTS}
-    return own.get(strategy, PRIOR_WEIGHTS)
+    own = OWN_PRIOR_WEIGHTS.get(strategy, PRIOR_WEIGHTS)
+    return {**own, "svm": prior["svm"].sd} if strategy == SVM else own
+
+
+def prior_of_evidence(inputs: Inputs, fits: Sequence[tuple[Case, int]]) -> EvidencePriors:
+    """Return mean and standard deviation of every piece of evidence over profiles and fits."""
+    prior = {}
+    for name in BOUNDS:
+        seen = [_evidence(case, px, inputs)[name] for case, px in fits]
+        known = [e for e in seen if e != UNKNOWN]
+        values, noise = np.array([e.value for e in known]), np.array([e.noise for e in known])
+        mean = float(values.mean()) if known else 0.0
+        sd = noise_free_sd(values, noise, float(values.std()) if known else 1.0)
+        prior[name] = Prior(round(mean, 3), round(max(sd, 0.05), 3))
+    return prior
 
 
 def left_out_gains(
     gains: Sequence[ObservedGain],
     inputs: Inputs,
     prior: EvidencePriors,
-    prior_weights: Mapping[str, float] = PRIOR_WEIGHTS,
+    strategy: str,
 ) -> Matrix:
     """Predict the gain of every case by a model fitted to the other datasets."""
     datasets = np.array([g.case[0] for g in gains])
+    x = evidence_matrix(gains, inputs, prior)
     predicted = np.zeros(len(gains))
     for name in np.unique(datasets):
-        others = [g for g in gains if g.case[0] != name]
-        if others:
-            model = fit_model(others, inputs, prior, prior_weights)
-            own = evidence_matrix([g for g in gains if g.case[0] == name], inputs, prior)
-            predicted[datasets == name] = apply_model(model, own)
+        out = datasets == name
+        if not out.all():
+            others = [g for g, o in zip(gains, out, strict=True) if not o]
+            model = fit_model(others, x[~out], prior, strategy)
+            predicted[out] = apply_model(model, x[out])
     return predicted
 
 
@@ -120,51 +186,69 @@ def evidence_matrix(
     gains: Sequence[ObservedGain], inputs: Inputs, prior: EvidencePriors
 ) -> Matrix:
     """Return the standardised evidence of cases, (cases, evidence)."""
-    return np.array([standardised(inputs[g.case].profile, prior) for g in gains])
+    return np.array(
+        [
+            [e.standardised(prior[n])[0] for n, e in _evidence(g.case, g.input_px, inputs).items()]
+            for g in gains
+        ]
+    ).reshape(len(gains), len(BOUNDS))
 
 
-def standardised(profile: Profile, prior: EvidencePriors) -> list[float]:
-    """Return the evidence of a case in prior standard deviations, shrunk to the prior by noise."""
-    evidence = evidence_of(profile)
-    return [evidence[name].standardised(prior[name])[0] for name in BOUNDS]
+def _evidence(case: Case, input_px: int, inputs: Inputs) -> Mapping[str, Evidence]:
+    found = evidence_of(inputs[case].profile, input_px)
+    return {name: found[name] for name in BOUNDS}
 
 
 def fit_model(
-    gains: Sequence[ObservedGain],
-    inputs: Inputs,
-    prior: EvidencePriors,
-    prior_weights: Mapping[str, float],
+    gains: Sequence[ObservedGain], x: Matrix, prior: EvidencePriors, strategy: str
 ) -> LinearModel:
     """Fit intercept and bounded weights by ridge regression, shrunk to prior weights.
 
-    A case counts by the reliability of its test accuracy: 1 without noise, and 1/2 where the noise
+    A case counts by the reliability of its accuracies: 1 without noise, and 1/2 where the noise
     is as large as the residual standard deviation of an unweighted fit.
+
+    Parameters
+    ----------
+    x
+        Standardised evidence of the gains (`evidence_matrix`).
     """
-    x = evidence_matrix(gains, inputs, prior)
-    y, noise = (np.array([g[i] for g in gains]) for i in (1, 2))
-    probe_sd, ones = prior["probe"].sd, np.ones(len(y))
-    unweighted = LinearModel(_ridge(x, y, ones, probe_sd, prior_weights), ones)
+    y, noise = np.array([g.gain for g in gains]), np.array([g.noise for g in gains])
+    weights, ones = prior_weights_of(strategy, prior), np.ones(len(y))
+    used = np.array([strategy != PROBE or name in OF_PROBE for name in BOUNDS])
+
+    def solve(case_weights: Matrix) -> Matrix:
+        return _ridge(x, y, case_weights, used, prior["probe"].sd, weights)
+
+    unweighted = LinearModel(solve(ones), ones)
     residual_sd = noise_free_sd(y - apply_model(unweighted, x), noise, PRIOR_SD)
     case_weights = np.array([reliability(sd, residual_sd) for sd in noise])
-    return LinearModel(_ridge(x, y, case_weights, probe_sd, prior_weights), case_weights)
+    return LinearModel(solve(case_weights), case_weights)
 
 
 def _ridge(
-    x: Matrix, y: Matrix, case_weights: Matrix, probe_sd: float, prior_weights: Mapping[str, float]
+    x: Matrix,
+    y: Matrix,
+    case_weights: Matrix,
+    used: NDArray[np.bool_],
+    probe_sd: float,
+    prior_weights: Mapping[str, float],
 ) -> Matrix:
+    """Return intercept and weights; those of evidence that is not used are 0."""
+    names = [name for name, is_used in zip(BOUNDS, used, strict=True) if is_used]
     root = np.sqrt(case_weights)
-    design = np.column_stack([np.ones(len(x)), x]) * root[:, None]
-    penalty = np.column_stack([np.zeros(x.shape[1]), np.sqrt(RIDGE) * np.eye(x.shape[1])])
+    design = np.column_stack([np.ones(len(x)), x[:, used]]) * root[:, None]
+    penalty = np.column_stack([np.zeros(len(names)), np.sqrt(RIDGE) * np.eye(len(names))])
     bounds = BOUNDS | {"probe": (BOUNDS["probe"][0] * probe_sd, 0.0)}
-    low, high = zip((-np.inf, np.inf), *bounds.values(), strict=True)
-    centre = np.sqrt(RIDGE) * np.array([prior_weights.get(n, 0.0) for n in BOUNDS])
+    low, high = zip((-np.inf, np.inf), *(bounds[name] for name in names), strict=True)
+    centre = np.sqrt(RIDGE) * np.array([prior_weights.get(n, 0.0) for n in names])
     found = lsq_linear(
         np.vstack([design, penalty]),
         np.concatenate([y * root, centre]),
         (np.array(low), np.array(high)),
         method="bvls",
     )
-    solution: Matrix = found.x
+    solution = np.zeros(1 + len(BOUNDS))
+    solution[np.concatenate([[True], used])] = found.x
     return solution
 
 
@@ -180,12 +264,6 @@ def drift_of(model: LinearModel, x: Matrix, prior: EvidencePriors, sd: float) ->
     ridge = RIDGE * np.diag([0.0, *np.ones(x.shape[1])])
     step = np.array([0.0, *((n in ("size", "total")) / prior[n].sd for n in BOUNDS)])
     return round(float(sd * np.sqrt(step @ np.linalg.inv(design.T @ design + ridge) @ step)), 3)
-
-
-def shrunk_sd(residuals: Matrix) -> float:
-    """Return the standard deviation of residuals, shrunk to its prior while cases are few."""
-    total = float(np.sum(residuals**2)) + PRIOR_CASES * PRIOR_SD**2
-    return round(float(np.sqrt(total / (len(residuals) + PRIOR_CASES))), 3)
 
 
 def noise_free_sd(values: Matrix, noise: Matrix, prior_sd: float) -> float:

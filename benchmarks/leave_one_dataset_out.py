@@ -21,10 +21,12 @@ MIN_COVERAGE = 0.8
 HALVES = 500
 """Number of random splits of test images and seeds into halves."""
 DEFAULT = "{}"
+TIMES_S = (15.0, 30.0, 60.0, 120.0, 300.0)
+"""Times within which a fit must end in `regret.py --budgets`."""
 COMPARED = ("partial_fine_tune", "full_fine_tune")
 
-Entry = tuple[str, str]
-"""A strategy and the hyperparameters given to it, as JSON."""
+Entry = tuple[str, str, int]
+"""A strategy, the hyperparameters given to it, as JSON, and the input size of the fit."""
 Cases = Mapping[Case, Mapping[Entry, Row]]
 
 
@@ -61,55 +63,72 @@ class AdvisedCase:
 
 def entry_of(row: Row) -> Entry:
     """Return the grid entry that a row belongs to."""
-    return row["strategy"], json.dumps(row["grid"], sort_keys=True)
+    return row["strategy"], json.dumps(row["grid"], sort_keys=True), row["input_px"]
 
 
 def complete_cases(rows: list[Row], known: Mapping[Case, DecisionInputs]) -> Cases:
     """Return the rows of grid entries that nearly all cases have, for cases that have them all.
 
-    Cases without any fine-tuning row are left out.
+    A case with large inputs also has the fits of the same images on smaller inputs, if they are
+    by default. Cases are compared with others of the same input size. Cases without any
+    fine-tuning row are left out.
     """
     found_rows: dict[Case, dict[Entry, Row]] = defaultdict(dict)
-    for row in (r for r in rows if case_of(r) in known):
-        found_rows[case_of(row)][entry_of(row)] = row
+    for row in rows:
+        *draw, px = case_of(row)
+        for case in (c for c in known if list(c[:3]) == draw):
+            if case[3] == px or (case[3] > px and not row["grid"]):
+                found_rows[case][entry_of(row)] = row
     cases = {
         case: found
         for case, found in found_rows.items()
-        if any(name in COMPARED for name, _ in found)
+        if any(name in COMPARED and px == case[3] for name, _, px in found)
     }
-    entries = {e for found in cases.values() for e in found}
-    wide = {e for e in entries if sum(e in c for c in cases.values()) >= MIN_COVERAGE * len(cases)}
-    return {
-        case: {e: r for e, r in found.items() if e in wide}
-        for case, found in cases.items()
-        if wide <= found.keys()
-    }
+    complete: dict[Case, dict[Entry, Row]] = {}
+    for size in sorted({case[3] for case in cases}):
+        alike = {case: found for case, found in cases.items() if case[3] == size}
+        entries = {e for found in alike.values() for e in found}
+        least = MIN_COVERAGE * len(alike)
+        wide = {e for e in entries if sum(e in c for c in alike.values()) >= least}
+        complete |= {
+            case: {e: r for e, r in found.items() if e in wide}
+            for case, found in alike.items()
+            if wide <= found.keys()
+        }
+    return complete
 
 
 def advised_entry(best: Recommendation, rows: Mapping[Entry, Row]) -> Entry:
     """Return the entry that matches a recommendation: the one with most of its hyperparameters."""
     matches = []
-    for name, given in rows:
+    for entry in rows:
+        name, given, px = entry
         settings = json.loads(given)
-        if name == best.strategy and settings.items() <= dict(best.hyperparameters).items():
-            matches.append((len(settings), (name, given)))
-    if matches:
-        return max(matches)[1]
-    return best.strategy, DEFAULT
+        is_same = name == best.strategy and px == best.input_px
+        if is_same and settings.items() <= dict(best.hyperparameters).items():
+            matches.append((len(settings), entry))
+    return max(matches)[1] if matches else (best.strategy, DEFAULT, best.input_px)
+
+
+def benchmarked(inputs: DecisionInputs, rows: Mapping[Entry, Row]) -> DecisionInputs:
+    """Return the inputs with the candidates that have rows."""
+    known = {(name, px) for name, _, px in rows}
+    kept = (c for c in inputs.candidates if (c.name, c.input_px) in known)
+    return replace(inputs, candidates=tuple(kept))
 
 
 def advise_all(rows: list[Row], inputs: Mapping[Case, DecisionInputs]) -> list[AdvisedCase]:
     """Advise on every case with priors fitted without its dataset."""
     cases = complete_cases(rows, inputs)
-    kept = [row for row in rows if entry_of(row) in cases.get(case_of(row), {})]
     advised = []
     for name in sorted({case[0] for case in cases}):
-        priors = priors_from_record(fit([r for r in kept if r["set"] != name], inputs))
+        priors = priors_from_record(fit([r for r in rows if r["set"] != name], inputs))
         for case, found in cases.items():
             if case[0] == name:
-                decisions = _decide(inputs[case], priors)
+                own = benchmarked(inputs[case], found)
+                decisions = _decide(own, priors)
                 expected, halves = _expected(case, cases), _by_halves(case, cases)
-                advised.append(AdvisedCase(case, found, expected, halves, inputs[case], decisions))
+                advised.append(AdvisedCase(case, found, expected, halves, own, decisions))
     return advised
 
 
@@ -134,7 +153,7 @@ def _repeats(rows: Mapping[Entry, Row], entry: Entry) -> list[Row]:
     Where evidence-based defaults equal what another entry was given, both rows are repeats of the
     same fit, and the better one is better by chance.
     """
-    fitted = ("strategy", "hyperparameters")
+    fitted = ("strategy", "hyperparameters", "input_px")
     return [r for r in rows.values() if all(r[key] == rows[entry][key] for key in fitted)]
 
 
@@ -185,9 +204,14 @@ def _regret_by_halves(right: NDArray[np.float64], rng: np.random.Generator) -> N
 
 
 def _decide(inputs: DecisionInputs, priors: Priors) -> dict[str, Decision]:
-    bare = replace(inputs, pilot=None)
+    """Return the advice by policy: by preference, and for a fit that must end in time."""
     preferences: tuple[Prefer, ...] = ("balanced", "accuracy", "cheap")
-    decisions = {f"advisor, {p}": recommend(bare, priors, prefer=p) for p in preferences}
-    for p in preferences:  # the same as without a pilot if there were too few images for one
-        decisions[f"advisor with pilot, {p}"] = recommend(inputs, priors, prefer=p)
+    decisions = {f"advisor, {p}": recommend(inputs, priors, prefer=p) for p in preferences}
+    for time_s in TIMES_S:
+        decisions[within(time_s)] = recommend(inputs, priors, time_s=time_s)
     return decisions
+
+
+def within(time_s: float) -> str:
+    """Return the name of the policy that follows the advice for a fit within a time."""
+    return f"advisor, {time_s:.0f} s"

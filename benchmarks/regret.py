@@ -18,6 +18,7 @@ Expected: the tables of README.md: about 0.9 points of regret by default.
 
 import argparse
 import json
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,12 +26,26 @@ from typing import Any
 
 import numpy as np
 from fit_priors import MIN_CASES
-from leave_one_dataset_out import COMPARED, DEFAULT, AdvisedCase, Entry, advise_all, advised_entry
-from rows import EVIDENCE, RESULTS, Case, case_of, read_inputs, read_rows
+from gain_regression import PROBE
+from leave_one_dataset_out import (
+    COMPARED,
+    DEFAULT,
+    TIMES_S,
+    AdvisedCase,
+    Entry,
+    advise_all,
+    advised_entry,
+    within,
+)
+from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_inputs, read_rows
+from scipy.special import expit
 
+from advisor.decide.gain_model import Z, log_odds
 from advisor.decide.recommend import quadrant_of
 from advisor.types.advice import Decision
+from strategies.core.metrics import LEVEL, Interval
 
+DEFAULT_POLICY = "advisor, balanced"
 DRAWS = 2000
 """Number of bootstrap samples."""
 FACTOR = 1.5
@@ -52,13 +67,13 @@ def policies(
             ]
     for entry in sorted(advised[0].rows):
         table[title_of(entry)] = [regret(j, entry) for j in advised]
-    by_rule = [(quadrant_of(j.inputs.profile).rule, DEFAULT) for j in advised]
+    by_rule = [(quadrant_of(j.inputs.profile).rule, DEFAULT, j.case[3]) for j in advised]
     table["rule of four quadrants"] = [
         regret(j, e) for j, e in zip(advised, by_rule, strict=True) if e in j.rows
     ]
     if all(j.case in logme for j in advised):
         table["linear head at the depth of best LogME"] = [
-            regret(j, (_by_logme(logme[j.case]), DEFAULT)) for j in advised
+            regret(j, (_by_logme(logme[j.case]), DEFAULT, j.case[3])) for j in advised
         ]
     table["random choice"] = [float(np.mean([regret(j, e) for e in j.rows])) for j in advised]
     return table
@@ -69,20 +84,20 @@ def is_fixed(entry: Entry) -> bool:
 
     Default learning rate and blend of fine-tunes depend on the evidence.
     """
-    name, given = entry
+    name, given, _ = entry
     return name not in COMPARED or json.loads(given).keys() >= {"lr", "blend"}
 
 
 def title_of(entry: Entry) -> str:
     """Return the name of the policy that always chooses an entry."""
-    name, given = entry
+    name, given, px = entry
     if not is_fixed(entry):
         given = "evidence-based default" + ("" if given == DEFAULT else f" with {given}")
     elif given == DEFAULT:
         given = "default"
     else:
         given = ", ".join(f"{k} {v}" for k, v in json.loads(given).items())
-    return f"always {name}, {given}"
+    return f"always {name}, {given}, {px} px"
 
 
 def _by_logme(values: list[float]) -> str:
@@ -139,7 +154,7 @@ def report(advised: list[AdvisedCase], logme: Mapping[Case, list[float]]) -> str
     """Return regret of all policies, and errors of all predictions, as Markdown tables."""
     datasets = [j.case[0] for j in advised]
     sizes = sorted({j.case[1] for j in advised})
-    entries = [f"{name} {given}" for name, given in sorted(advised[0].rows)]
+    entries = [f"{name} {given} {px} px" for name, given, px in sorted(advised[0].rows)]
     lines = [
         f"{len(advised)} cases: {len(set(datasets))} datasets, {sizes} images per class, "
         f"seeds {sorted({j.case[2] for j in advised})}. Rows of each: {'; '.join(entries)}.",
@@ -217,7 +232,7 @@ def by_size(advised: list[AdvisedCase], logme: Mapping[Case, list[float]]) -> st
 def advice_cost(advised: list[AdvisedCase], seconds: Mapping[Case, float]) -> str:
     """Return the seconds of advice as a share of fitting every strategy once."""
     fits = [
-        sum(row["seconds"] for (_, given), row in j.rows.items() if given == DEFAULT)
+        sum(row["seconds"] for (_, given, _), row in j.rows.items() if given == DEFAULT)
         for j in advised
     ]
     bare = [seconds[j.case] for j in advised]
@@ -233,6 +248,104 @@ def advice_cost(advised: list[AdvisedCase], seconds: Mapping[Case, float]) -> st
     return "\n".join(lines) + "\n"
 
 
+def outcome(case: AdvisedCase, entry: Entry, time_s: float) -> float:
+    """Return the test accuracy of an entry within a time.
+
+    If its fit took longer, it is that of the linear probe on the largest inputs that ended in
+    time; 0 if none did.
+    """
+    if case.rows[entry]["seconds"] <= time_s:
+        return case.expected[entry]
+    probes = [
+        (px, case.expected[e])
+        for e in case.rows
+        for name, given, px in [e]
+        if name == PROBE and given == DEFAULT and case.rows[e]["seconds"] <= time_s
+    ]
+    return max(probes)[1] if probes else 0.0
+
+
+def by_budget(advised: list[AdvisedCase]) -> str:
+    """Return the regret of advice and of the best fixed pair of strategy and size, by time.
+
+    Regret is that against the best entry whose fit ended in time. The best fixed pair is known
+    only in hindsight.
+    """
+    datasets = [j.case[0] for j in advised]
+    lines = [
+        "| time for the fit | advice: regret in points | best fixed pair | its regret | share |",
+        "|---|---|---|---|---|",
+    ]
+    pairs = [e for e in sorted(advised[0].rows) if all(e in j.rows for j in advised)]
+    for time_s in (*TIMES_S, math.inf):
+        policy = DEFAULT_POLICY if math.isinf(time_s) else within(time_s)
+        taken = [advised_entry(j.decisions[policy].recommendations[0], j.rows) for j in advised]
+        own = _regrets(advised, taken, time_s)
+        fixed = {pair: _regrets(advised, [pair] * len(advised), time_s) for pair in pairs}
+        best = min(fixed, key=lambda pair: float(np.mean(fixed[pair])))
+        ends = (
+            _format_interval(bootstrap(v, datasets, lambda v: float(v.mean())))
+            for v in (own, fixed[best])
+        )
+        share = _share(np.column_stack([own, fixed[best]]))
+        limit = "no limit" if math.isinf(time_s) else f"{time_s:.0f} s"
+        mine, theirs = ends
+        lines.append(f"| {limit} | {mine} | {best[0]}, {best[2]} px | {theirs} | {share:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def _regrets(
+    advised: Sequence[AdvisedCase], entries: Sequence[Entry], time_s: float
+) -> list[float]:
+    """Return the regret of an entry for each case within a time, in points."""
+    return [
+        100 * (max(outcome(j, e, time_s) for e in j.rows) - outcome(j, entry, time_s))
+        for j, entry in zip(advised, entries, strict=True)
+    ]
+
+
+def intervals(advised: list[AdvisedCase]) -> str:
+    """Return coverage, median width and mean interval score of the 90% intervals.
+
+    The intervals are those of the true accuracy. They are compared with the accuracy on a finite
+    test split, so its noise is added to them first. The mean interval score (Gneiting and Raftery,
+    2007) is the width plus 20 times what lies outside, in points; lower is better.
+    """
+    found: dict[tuple[str, int], list[tuple[bool, float, float]]] = defaultdict(list)
+    for j in advised:
+        for r in j.decisions[DEFAULT_POLICY].options:
+            row = j.rows.get(advised_entry(r, j.rows))
+            if row is None:
+                continue
+            low, high = with_test_noise(r.accuracy, row["n_test"])
+            outside = max(low - row["accuracy"], row["accuracy"] - high, 0.0)
+            score = 100 * (high - low + 2 / (1 - LEVEL) * outside)
+            held = (outside == 0, 100 * (high - low), score)
+            for strategy in (r.strategy, "all"):
+                for size in (j.case[1], 0):
+                    found[strategy, size].append(held)
+    sizes = sorted({size for _, size in found} - {0})
+    heads = [*(f"{n} images per class" for n in sizes), "all sizes"]
+    lines = [f"| strategy | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name in dict.fromkeys(name for name, _ in found):
+        cells = []
+        for size in (*sizes, 0):
+            shares, widths, scores = (np.array(v) for v in zip(*found[name, size], strict=True))
+            cells.append(
+                f"{100 * shares.mean():.0f}%, {np.median(widths):.0f}, {scores.mean():.1f}"
+            )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_test_noise(accuracy: Interval, n_test: int) -> tuple[float, float]:
+    """Return the ends of an interval of accuracy, widened by the noise of a test split."""
+    low, mid, high = (log_odds(x, 1e6) for x in (accuracy.low, accuracy.mid, accuracy.high))
+    noise = 2 * np.cosh(mid / 2) / np.sqrt(n_test)
+    half = np.hypot((high - low) / 2, Z * noise)
+    return float(expit(mid - half)), float(expit(mid + half))
+
+
 def cases_table(advised: list[AdvisedCase]) -> str:
     """Return a table of all cases: best entry, advised entry and regret."""
     lines = ["| dataset | images per class | seed | best | advised | regret in points |"]
@@ -240,7 +353,7 @@ def cases_table(advised: list[AdvisedCase]) -> str:
     for j in advised:
         best = max(j.rows, key=lambda e: j.expected[e])
         taken = advised_entry(_decision(j).recommendations[0], j.rows)
-        both = [f"{' '.join(e)}: {100 * j.expected[e]:.1f}" for e in (best, taken)]
+        both = [f"{' '.join(map(str, e))}: {100 * j.expected[e]:.1f}" for e in (best, taken)]
         name, n, seed, _ = j.case
         cells = (name, str(n), str(seed), *both, f"{j.regret(taken):.1f}")
         lines.append(f"| {' | '.join(cells)} |")
@@ -253,6 +366,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--seeds", type=int, nargs="*", help="seeds of cases; default: all")
+    parser.add_argument("--budgets", action="store_true", help="only regret by time of the fit")
+    parser.add_argument("--intervals", action="store_true", help="only coverage of intervals")
     parser.add_argument("--cases", action="store_true", help="also list every case")
     args = parser.parse_args(argv)
     inputs = {
@@ -260,7 +375,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         for case, known in read_inputs(args.evidence).items()
         if args.seeds is None or case[2] in args.seeds
     }
-    logme = {case_of(r): r["logme_by_depth"] for r in read_rows(args.evidence)}
     advised = advise_all(read_rows(args.results), inputs)
     n_datasets = len({j.case[0] for j in advised})
     if n_datasets <= MIN_CASES:
@@ -268,11 +382,24 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"There are complete cases of {n_datasets} datasets; leaving one out needs more than "
             f"{MIN_CASES}. Run benchmarks/run_suite.py on more datasets."
         )
+    for px in sorted({j.case[3] for j in advised}):
+        print(f"Profiles at {px} px\n")
+        alike = [j for j in advised if j.case[3] == px]
+        if args.budgets:
+            print(by_budget(alike))
+        elif args.intervals:
+            print(intervals(alike))
+        else:
+            _print_tables(alike, read_rows(args.evidence), with_cases=args.cases)
+
+
+def _print_tables(advised: list[AdvisedCase], evidence: list[Row], *, with_cases: bool) -> None:
+    logme = {case_of(r): r["logme_by_depth"] for r in evidence}
     print(report(advised, logme))
     print(against_best_fixed(advised, logme))
     print(by_size(advised, logme))
-    print(advice_cost(advised, {case_of(r): r["advice_s"] for r in read_rows(args.evidence)}))
-    if args.cases:
+    print(advice_cost(advised, {case_of(r): r["advice_s"] for r in evidence}))
+    if with_cases:
         print(cases_table(advised))
 
 

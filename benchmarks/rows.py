@@ -20,6 +20,8 @@ RESULTS, EVIDENCE = HERE / "results.jsonl", HERE / "evidence.jsonl"
 Row = dict[str, Any]
 Case = tuple[str, int, int, int]
 """Dataset, images per class, seed, input size in px."""
+SUITE_PX = (224, 160, 96)
+"""Input sizes of the suite."""
 T = TypeVar("T")
 
 
@@ -66,7 +68,7 @@ def inputs_record(inputs: DecisionInputs) -> Row:
             "image_passes": c.image_passes,
             "inapplicable": c.inapplicable,
         }
-        for c in inputs.candidates
+        for c in inputs.full_size
     }
     pilot = None if inputs.pilot is None else _rounded(asdict(inputs.pilot))
     return {"profile": _rounded(asdict(profile)), "candidates": candidates, "pilot": pilot}
@@ -78,16 +80,19 @@ def read_inputs(path: Path = EVIDENCE) -> dict[Case, DecisionInputs]:
 
 
 def _inputs_of(row: Row) -> DecisionInputs:
-    candidates = tuple(
-        Candidate(
-            get_strategy(name).from_hyperparameters(about["hyperparameters"]),
-            about["image_passes"],
-            about["inapplicable"],
-        )
-        for name, about in row["candidates"].items()
-    )
+    """Return the inputs that a row records; the suite's smaller input sizes are added.
+
+    A fit costs as many forward passes as before, each in proportion to the number of pixels.
+    """
+    own_px = row["input_px"]
+    candidates = []
+    for name, about in row["candidates"].items():
+        start = get_strategy(name).from_hyperparameters(about["hyperparameters"])
+        for px in (own_px, *(s for s in SUITE_PX if s < own_px)):
+            cost = about["image_passes"] * (px / own_px) ** 2
+            candidates.append(Candidate(start.with_input_px(px), cost, about["inapplicable"]))
     profile = _build(Profile, row["profile"])
-    return DecisionInputs(profile, candidates, _build(Pilot, row["pilot"]))
+    return DecisionInputs(profile, tuple(candidates), _build(Pilot, row["pilot"]))
 
 
 def _rounded(value: Any) -> Any:

@@ -91,6 +91,12 @@ class Strategy(ABC):
         """Return the hyperparameters by name."""
         return asdict(self)
 
+    def with_input_px(self, input_px: int) -> Self:
+        """Return the strategy with another input size; unchanged if it has no such setting."""
+        given = self.hyperparameters()
+        has_size = "input_px" in given
+        return self.from_hyperparameters({**given, "input_px": input_px}) if has_size else self
+
     @classmethod
     def from_hyperparameters(cls, given: Mapping[str, Any]) -> Self:
         """Return a strategy with some hyperparameters; the others have their defaults.

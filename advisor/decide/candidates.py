@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from advisor.types.profile import Pilot, Profile
 from strategies.base import Strategy
 from strategies.data.dataset import Dataset
-from strategies.models.backbone import Backbone
+from strategies.models.backbone import Backbone, input_sizes
 from strategies.registry import STRATEGIES
 
 
@@ -30,6 +30,12 @@ class Candidate:
         """Name of the strategy."""
         return self.strategy.name
 
+    @property
+    def input_px(self) -> int | None:
+        """Input size of a fit; None: that of the profile."""
+        px: int | None = self.strategy.hyperparameters().get("input_px")
+        return px
+
 
 @dataclass(frozen=True)
 class DecisionInputs:
@@ -38,7 +44,8 @@ class DecisionInputs:
     Attributes
     ----------
     candidates
-        All strategies, from cheap to expensive.
+        All strategies, from cheap to expensive, each with the profile's input size first and then
+        with smaller ones.
     pilot
         Result of the pilot; None if there was none.
     """
@@ -48,21 +55,31 @@ class DecisionInputs:
     pilot: Pilot | None = None
 
     def candidate(self, name: str) -> Candidate:
-        """Return a strategy by its name."""
+        """Return a strategy, with the profile's input size, by its name."""
         return next(c for c in self.candidates if c.name == name)
 
     @property
+    def full_size(self) -> tuple[Candidate, ...]:
+        """The strategies with the profile's input size."""
+        names = dict.fromkeys(c.name for c in self.candidates)
+        return tuple(self.candidate(name) for name in names)
+
+    @property
     def applicable(self) -> tuple[Candidate, ...]:
-        """The strategies that apply to the dataset."""
-        return tuple(c for c in self.candidates if c.inapplicable is None)
+        """The strategies that apply to the dataset, with the profile's input size."""
+        return tuple(c for c in self.full_size if c.inapplicable is None)
 
 
 def make_candidates(
     profile: Profile, dataset: Dataset, backbone: Backbone
 ) -> tuple[Candidate, ...]:
-    """Return all strategies with the starting points that they choose from the profile."""
+    """Return all strategies with the starting points that they choose from the profile.
+
+    Each has the input sizes of the backbone (`input_sizes`).
+    """
     starts = [strategy.starting_point(profile) for strategy in STRATEGIES.values()]
+    shapes = [s.with_input_px(px) for s in starts for px in input_sizes(backbone)]
     return tuple(
         Candidate(s, s.image_passes(dataset, backbone), s.inapplicable(dataset, backbone))
-        for s in starts
+        for s in dict.fromkeys(shapes)
     )

@@ -8,9 +8,9 @@ import numpy as np
 from scipy.special import expit, log_expit, logit
 from scipy.stats import norm
 
-from advisor.decide.priors import Prior, Priors, Variant
+from advisor.decide.priors import GainModel, Prior, Priors
 from advisor.measure.learning_curve import extrapolate
-from advisor.types.profile import LearningCurve, Pilot, Profile
+from advisor.types.profile import Pilot, Profile
 from strategies.core.metrics import LEVEL, Interval
 from strategies.registry import get_strategy
 
@@ -52,11 +52,12 @@ class Evidence:
         return share * (self.value - prior.mean) / prior.sd, share
 
 
+REFERENCE_PX = 224
 UNKNOWN = Evidence(0.0, math.inf)
 """Evidence that was not measured: it counts as the prior mean, with reliability 0."""
 
 
-def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
+def evidence_of(profile: Profile, input_px: int | None = None) -> Mapping[str, Evidence]:
     """Return the predictors of the gain models; `UNKNOWN` where one was not measured.
 
     ==========  ==============================================================================
@@ -66,13 +67,21 @@ def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
                 are too specialised
     size        log10 of images per class: how much data fine-tuning has
     total       log10 of all images
-    control     accuracy gained by pretraining over random weights, on the same images
+    classes     logarithm of the number of classes minus one: how low chance is
     pixels      log-odds gained by a linear classifier on grey thumbnails over the probe
-    slope       log-odds that the learning curve predicts to gain with twice the images
+    neighbours  log-odds gained by nearest neighbours over the probe
+    px          octaves from 224 pixels to the input size of the fit
+    lost        octaves of the images' resolution that a fit on smaller inputs than the profile's
+                does not see; 0 where the images themselves are smaller
     ==========  ==============================================================================
+
+    Parameters
+    ----------
+    input_px
+        Input size of the fit; None: that of the profile.
     """
-    n = profile.n_measured
-    similarity, control = profile.similarity, profile.transfer_gain
+    n, px = profile.n_measured, input_px or profile.input_px
+    similarity, side = profile.similarity, profile.median_side_px
     probe, svm = profile.linear_probe.accuracy, profile.best_svm
     return {
         "far": UNKNOWN
@@ -82,9 +91,11 @@ def evidence_of(profile: Profile) -> Mapping[str, Evidence]:
         "svm": Evidence(svm.loss_gain.mid, _sd(svm.loss_gain)),
         "size": Evidence(math.log10(profile.n_per_class), 0.0),
         "total": Evidence(math.log10(profile.n), 0.0),
-        "control": UNKNOWN if control is None else Evidence(control.mid, _sd(control)),
+        "classes": Evidence(math.log(max(profile.n_classes - 1, 1)), 0.0),
         "pixels": _lead_over_probe(profile.pixel_probe, probe, n),
-        "slope": _curve_slope(profile.curve, n),
+        "neighbours": _lead_over_probe(profile.knn, probe, n),
+        "px": Evidence(math.log2(px / REFERENCE_PX), 0.0),
+        "lost": Evidence(math.log2(min(profile.input_px, side) / min(px, side)), 0.0),
     }
 
 
@@ -94,16 +105,6 @@ def _lead_over_probe(own: Interval | None, probe: Interval, n: int) -> Evidence:
         return UNKNOWN
     noise = [_sd(a) / _logit_slope(a.mid, n) for a in (own, probe)]
     return Evidence(log_odds(own.mid, n) - log_odds(probe.mid, n), math.hypot(*noise))
-
-
-def _curve_slope(curve: LearningCurve | None, n: int) -> Evidence:
-    """Return the log-odds that the learning curve gains from its last point to the next."""
-    if curve is None or not curve.extrapolated:
-        return UNKNOWN
-    later, now = curve.extrapolated[0][1], curve.measured[-1][1]
-    return Evidence(
-        log_odds(later.mid, n) - log_odds(now.mid, n), _sd(later) / _logit_slope(later.mid, n)
-    )
 
 
 def _sd(measured: Interval) -> float:
@@ -118,18 +119,19 @@ def _logit_slope(accuracy: float, n: int) -> float:
 
 
 def predict_gain(
-    variant: Variant, evidence: Mapping[str, Evidence], pilot: Pilot | None, priors: Priors
+    model: GainModel, evidence: Mapping[str, Evidence], pilot: Pilot | None, priors: Priors
 ) -> Gain:
-    """Predict a variant's gain by its linear model, corrected by the pilot where there is one.
+    """Predict a strategy's gain by its linear model, corrected by the pilot where there is one.
 
-    The noisier a pilot, the less it corrects. Missing evidence widens the prediction.
+    The noisier a pilot, the less it corrects. Evidence that was not measured widens the
+    prediction; the noise of measured evidence is part of the model's own error.
     """
-    mean, variance = variant.intercept, variant.sd**2
-    for name, weight in variant.weights.items():
+    mean, variance = model.intercept, model.sd**2
+    for name, weight in model.weights.items():
         distance, share = evidence[name].standardised(priors.evidence[name])
         mean += weight * distance
-        variance += weight**2 * (1 - share)
-    return _corrected_by_pilot(mean, variance, variant.strategy, pilot, priors)
+        variance += 0.0 if share else weight**2
+    return _corrected_by_pilot(mean, variance, model.strategy, pilot, priors)
 
 
 def with_more_images(
@@ -213,18 +215,27 @@ class LogOdds:
         """
         return LogOdds(self.mean + gain.mean, math.hypot(self.sd, gain.sd))
 
-    @property
-    def accuracy(self) -> Interval:
-        """The accuracy with its interval."""
-        ends = (self.mean - Z * self.sd, self.mean, self.mean + Z * self.sd)
-        return Interval(*(float(expit(x)) for x in ends))
+    def accuracy(self, width: float = 1.0) -> Interval:
+        """Return the accuracy with its interval.
+
+        Parameters
+        ----------
+        width
+            Factor of the interval's width, see `Priors.widths`.
+        """
+        half = Z * self.sd * width
+        return Interval(
+            *(float(expit(x)) for x in (self.mean - half, self.mean, self.mean + half))
+        )
 
 
-def expected_probe_accuracy(profile: Profile, priors: Priors) -> LogOdds:
-    """Predict the linear probe's test accuracy from its cross-validated accuracy."""
-    measured, correction = profile.linear_probe.accuracy.mid, priors.measured
-    odds = shrunk_to_prior(measured, profile.n_measured, priors.evidence["probe"])
-    return LogOdds(odds.mean + correction.offset, math.hypot(odds.sd, correction.sd))
+def measured_probe(profile: Profile, priors: Priors) -> LogOdds:
+    """Return the linear probe's cross-validated accuracy, shrunk to the prior.
+
+    All gains are relative to it, also that of the linear probe itself.
+    """
+    accuracy = profile.linear_probe.accuracy.mid
+    return shrunk_to_prior(accuracy, profile.n_measured, priors.evidence["probe"])
 
 
 def shrunk_to_prior(share: float, n: int, prior: Prior) -> LogOdds:

@@ -12,7 +12,7 @@ from advisor.decide.gain_model import (
     Gain,
     Z,
     evidence_of,
-    expected_probe_accuracy,
+    measured_probe,
     predict_gain,
     with_more_images,
 )
@@ -20,7 +20,7 @@ from advisor.decide.priors import Prior, Priors
 from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS, TransferRisk
 from advisor.types.profile import ProbeResult, Profile
 from strategies.core.metrics import Interval
-from strategies.registry import baseline, reference_control
+from strategies.registry import reference_control
 
 MIN_CASES = 4
 """Fewer benchmark cases of training from scratch are too few to predict a probability from."""
@@ -42,11 +42,10 @@ def transfer_risks(inputs: DecisionInputs, priors: Priors) -> tuple[TransferRisk
     scratch, or if it does not apply to the dataset. Strategies without benchmark cases have none.
     """
     control = reference_control().name
-    n_cases = sum(v.cases for v in priors.variants if v.strategy == control)
     scratch = _gain(control, inputs, priors)
     applicable = [c.strategy for c in inputs.applicable]
     names = [strategy.name for strategy in applicable]
-    if scratch is None or control not in names or n_cases < MIN_CASES:
+    if scratch is None or control not in names or priors.cases(control) < MIN_CASES:
         return ()
     risks = []
     for strategy in applicable:
@@ -134,18 +133,12 @@ def _probability_scratch_wins(own: Gain, scratch: Gain, shared: float) -> float:
 
 def _gain(name: str, inputs: DecisionInputs, priors: Priors, factor: float = 1.0) -> Gain | None:
     """Return a strategy's predicted gain over the linear probe; None without benchmark cases."""
-    if name == baseline().name:
-        return Gain(0.0, 0.0, 0.0)
-    evidence = with_more_images(evidence_of(inputs.profile), inputs.profile, factor)
-    candidates = [
-        (predict_gain(v, evidence, inputs.pilot, priors), v.drift * math.log10(factor))
-        for v in priors.variants
-        if v.strategy == name
-    ]
-    if not candidates:
+    model = priors.gains.get(name)
+    if model is None:
         return None
-    best, drift = max(candidates, key=lambda pair: pair[0].mean)
-    return replace(best, sd=math.hypot(best.sd, drift))
+    evidence = with_more_images(evidence_of(inputs.profile), inputs.profile, factor)
+    gain = predict_gain(model, evidence, inputs.pilot, priors)
+    return replace(gain, sd=math.hypot(gain.sd, model.drift * math.log10(factor)))
 
 
 def _risk(
@@ -156,7 +149,7 @@ def _risk(
     What a difference of log-odds is worth in accuracy depends on the linear probe's accuracy,
     which is itself uncertain. The interval is therefore one of quantiles over all errors together.
     """
-    shared, base = priors.shared, expected_probe_accuracy(inputs.profile, priors)
+    shared, base = priors.shared, measured_probe(inputs.profile, priors)
     base_z, own_z, rest_z = np.meshgrid(*[_NORMAL_QUANTILES] * 3)
     centre = base.mean + base_z * base.sd
     reached = own.mean + own.sd * own_z

@@ -1,4 +1,8 @@
-"""Priors fitted to the benchmark results: data types, and loading of ``priors.json``."""
+"""Priors fitted to the benchmark results: data types, and loading of the files in ``fitted/``.
+
+``fitted/common.json`` holds what all strategies share; every strategy with benchmark cases has a
+file of its own. `benchmarks/fit_priors.py` writes them.
+"""
 
 import json
 from collections.abc import Mapping
@@ -6,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -17,16 +23,17 @@ class Prior:
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A strategy with fixed hyperparameters, and a linear model of its gain over a linear probe.
+class GainModel:
+    """Linear model of a strategy's gain over the expected accuracy of a linear probe.
 
-    The gain is measured in log-odds of accuracy: `intercept` where all evidence equals its prior
-    mean, plus `weights` times the evidence's distance from that mean in standard deviations.
+    The gain is in log-odds of accuracy: `intercept` where all evidence equals its prior mean, plus
+    `weights` times the evidence's distance from that mean in standard deviations.
 
     Attributes
     ----------
     sd
-        Standard deviation of a new case's gain around the prediction.
+        Standard deviation of a new dataset's gain around the prediction, without the errors of
+        the probe and of the test split.
     drift
         Standard deviation of the change of the gain with ten times the images.
     fit_error, left_out_error
@@ -37,7 +44,6 @@ class Variant:
     """
 
     strategy: str
-    hyperparameters: Mapping[str, Any]
     intercept: float
     weights: Mapping[str, float]
     sd: float
@@ -49,7 +55,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Offset:
-    """A correction to add to a value (log-odds or a logarithm), with its residual error.
+    """A correction to add to the logarithm of predicted seconds, with its residual error.
 
     Attributes
     ----------
@@ -97,13 +103,17 @@ class Priors:
     Attributes
     ----------
     provenance
-        Rows, datasets, sizes, seeds, input side and date, for people.
+        Rows, datasets, sizes, seeds, input sizes and date, for people.
     evidence
-        Prior of each piece of evidence that the `variants` use.
-    measured
-        Correction of the linear probe's cross-validated accuracy to its test accuracy.
+        Prior of each piece of evidence, in the order of the models' weights.
+    widths
+        Pairs (images per class, factor), by number of images: how much wider than the models say
+        the intervals must be to contain 90% of the accuracies on left-out datasets.
     shared
         Correlation of two strategies' prediction errors on the same case, in [0, 1].
+    gains
+        Gain model of every strategy with benchmark cases; that of the linear probe predicts its
+        test accuracy from the cross-validated one.
     pilot
         By trained strategy: how its gain follows from the pilot's.
     cost
@@ -113,29 +123,45 @@ class Priors:
 
     provenance: str
     evidence: Mapping[str, Prior]
-    variants: tuple[Variant, ...]
-    measured: Offset
+    widths: tuple[tuple[float, float], ...]
     shared: float
+    gains: Mapping[str, GainModel]
     pilot: Mapping[str, PilotTrust]
     cost: Mapping[str, Offset]
 
+    def cases(self, strategy: str) -> int:
+        """Return the number of benchmark cases of a strategy."""
+        return self.gains[strategy].cases if strategy in self.gains else 0
+
+    def width(self, n_per_class: float) -> float:
+        """Return the factor of the intervals' width, interpolated in the logarithm of images."""
+        sizes, factors = zip(*self.widths, strict=True)
+        return float(np.interp(np.log(n_per_class), np.log(sizes), factors))
+
 
 def priors_from_record(record: Mapping[str, Any]) -> Priors:
-    """Build priors from the parsed JSON of ``priors.json``."""
+    """Build priors from parsed JSON: ``{"common": ..., "strategies": {name: ...}}``."""
+    common, strategies = record["common"], record["strategies"]
     return Priors(
-        record["provenance"],
-        {name: Prior(**v) for name, v in record["evidence"].items()},
-        tuple(Variant(**v) for v in record["variants"]),
-        Offset(**record["measured"]),
-        record["shared"],
-        {name: PilotTrust(**v) for name, v in record["pilot"].items()},
-        {name: Offset(**v) for name, v in record["cost"].items()},
+        provenance=common["provenance"],
+        evidence={name: Prior(**v) for name, v in common["evidence"].items()},
+        widths=tuple((n, factor) for n, factor in common["widths"]),
+        shared=common["shared"],
+        gains={name: GainModel(name, **v["gain"]) for name, v in strategies.items()},
+        pilot={n: PilotTrust(**v["pilot"]) for n, v in strategies.items() if v["pilot"]},
+        cost={name: Offset(**v["cost"]) for name, v in strategies.items()},
     )
 
 
 @cache
 def load_priors() -> Priors:
     """Load the priors that are shipped with the program."""
+    folder = files("advisor.decide") / "fitted"
+    known = {f.name: json.loads(f.read_text(encoding="utf-8")) for f in folder.iterdir()}
+    common = known.pop("common.json")
     return priors_from_record(
-        json.loads(files("advisor.decide").joinpath("priors.json").read_text(encoding="utf-8"))
+        {
+            "common": common,
+            "strategies": {n.removesuffix(".json"): v for n, v in sorted(known.items())},
+        }
     )

@@ -1,18 +1,34 @@
 """Rank the strategies for a dataset: a pure function from measurements to a decision."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from scipy.stats import norm
 
 from advisor.decide.candidates import Candidate, DecisionInputs
 from advisor.decide.cost import fit_seconds
-from advisor.decide.gain_model import Gain, evidence_of, expected_probe_accuracy, predict_gain
+from advisor.decide.frontier import (
+    BUDGETS_S,
+    LIKELY,
+    best_size,
+    fallback_within,
+    probability_in_time,
+    value_within,
+)
+from advisor.decide.gain_model import Gain, evidence_of, measured_probe, predict_gain
 from advisor.decide.negative_transfer import probability_scratch_wins
-from advisor.decide.priors import Priors, Variant
+from advisor.decide.priors import Priors
 from advisor.decide.quadrant import find_quadrant
 from advisor.decide.rationale import rationale_of
-from advisor.types.advice import Decision, Quadrant, Recommendation, Rejection
+from advisor.types.advice import (
+    BudgetPick,
+    Decision,
+    Frontier,
+    Quadrant,
+    Recommendation,
+    Rejection,
+)
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance
 from advisor.types.profile import Profile
 from strategies.core.errors import NotApplicable
@@ -29,6 +45,8 @@ class _Ranked:
 
     Attributes
     ----------
+    value
+        Expected accuracy, if the fit must end in time.
     order
         Position in the registry, from cheap to expensive.
     """
@@ -36,11 +54,8 @@ class _Ranked:
     candidate: Candidate
     advice: Recommendation
     gain: Gain
+    value: float
     order: int
-
-    @property
-    def mid(self) -> float:
-        return self.advice.accuracy.mid
 
     @property
     def cost(self) -> float:
@@ -58,6 +73,7 @@ def recommend(
     priors: Priors,
     forced: str | None = None,
     prefer: Prefer = "balanced",
+    time_s: float = math.inf,
 ) -> Decision:
     """Rank the strategies for a dataset.
 
@@ -76,12 +92,18 @@ def recommend(
     after those with cases. Such a strategy, or a control without pretrained weights, is ranked
     first only if it is better than the others with a probability of at least 90%.
 
+    Every strategy is ranked with its best input size. If a fit must end within a time, a strategy
+    counts with the accuracy that it reaches in time, or else with that of a linear probe. A
+    strategy that will not end in time is rejected, unless none will.
+
     Parameters
     ----------
     forced
         Name of the strategy to rank first, whatever the evidence.
     prefer
         How much accuracy to trade for cost, see above.
+    time_s
+        Time for the fit on this machine in seconds.
 
     Raises
     ------
@@ -94,19 +116,83 @@ def recommend(
                 f"{forced} does not apply to this dataset: {candidate.inapplicable}"
             )
     quadrant = quadrant_of(inputs.profile)
-    predicted = [_predict(c, i, inputs, priors) for i, c in enumerate(inputs.applicable)]
-    known = _rank([c for c in predicted if c.advice.cases], quadrant, prefer)
-    others = sorted((c for c in predicted if not c.advice.cases), key=lambda c: -c.mid)
+    options = tuple(_option(c, inputs, priors) for c in inputs.candidates if not c.inapplicable)
+    predicted = _sized(options, inputs, priors, prefer, time_s)
+    late = [c for c in predicted if probability_in_time(c.advice.seconds, time_s) < LIKELY]
+    late = [c for c in late if c.candidate.name != forced] if len(late) < len(predicted) else []
+    in_time = [c for c in predicted if c not in late]
+    known = _rank([c for c in in_time if c.advice.cases], quadrant, prefer)
+    others = sorted((c for c in in_time if not c.advice.cases), key=lambda c: -c.value)
     ranked = _proven_first([*known, *others], prefer, inputs, priors)
     if forced is not None:
         ranked.sort(key=lambda c: c.candidate.name != forced)
     advice = [c.advice for c in ranked]
     reasons = rationale_of(advice, quadrant, inputs, prefer, forced)
-    rejections = tuple(
-        Rejection(c.name, c.inapplicable) for c in inputs.candidates if c.inapplicable is not None
-    )
+    rejections = [
+        Rejection(c.name, c.inapplicable) for c in inputs.full_size if c.inapplicable is not None
+    ]
+    rejections += [Rejection(c.candidate.name, _too_slow(c.advice, time_s)) for c in late]
     return Decision(
-        quadrant, tuple(replace(r, reasons=reasons[r.strategy]) for r in advice), rejections
+        quadrant,
+        tuple(replace(r, reasons=reasons[r.strategy]) for r in advice),
+        tuple(rejections),
+        options,
+    )
+
+
+def frontier_of(
+    inputs: DecisionInputs, priors: Priors, prefer: Prefer, decision: Decision
+) -> Frontier:
+    """Return what can be expected within each of several times (`BUDGETS_S`).
+
+    Times in which even the cheapest fit is unlikely to end are left out.
+    """
+    picks: list[BudgetPick] = []
+    per_pass_s = inputs.profile.ms_per_image / 1000
+    for time_s in (*BUDGETS_S, math.inf):
+        best = recommend(inputs, priors, prefer=prefer, time_s=time_s).recommendations[0]
+        if probability_in_time(best.seconds, time_s) < LIKELY:
+            continue
+        limit = None if math.isinf(time_s) else time_s
+        picks.append(
+            BudgetPick(
+                limit,
+                None if limit is None else limit / per_pass_s,
+                best.strategy,
+                best.input_px,
+                best.accuracy,
+                best.seconds,
+            )
+        )
+    return Frontier(decision.options, tuple(picks))
+
+
+def _sized(
+    options: Sequence[Recommendation],
+    inputs: DecisionInputs,
+    priors: Priors,
+    prefer: Prefer,
+    time_s: float,
+) -> list[_Ranked]:
+    """Return every strategy with its best input size within a time."""
+    fallback = fallback_within(options, time_s)
+    found = []
+    for order, name in enumerate(dict.fromkeys(o.strategy for o in options)):
+        best = best_size([o for o in options if o.strategy == name], time_s, fallback, prefer)
+        candidate = next(
+            c
+            for c in inputs.candidates
+            if c.name == name and (c.input_px or inputs.profile.input_px) == best.input_px
+        )
+        gain, value = _gain(candidate, inputs, priors), value_within(best, time_s, fallback)
+        found.append(_Ranked(candidate, best, gain, value, order))
+    return found
+
+
+def _too_slow(late: Recommendation, time_s: float) -> str:
+    return (
+        f"a fit is expected to take {late.seconds.mid:.0f} s at {late.input_px} px, and there are "
+        f"{time_s:.0f} s"
     )
 
 
@@ -118,13 +204,13 @@ def quadrant_of(profile: Profile) -> Quadrant:
 
 def _rank(candidates: list[_Ranked], quadrant: Quadrant, prefer: Prefer) -> list[_Ranked]:
     """Sort best first; among equals the cheapest first, at similar cost the more accurate one."""
-    remaining = sorted(candidates, key=lambda c: (-c.mid, c.rank))
+    remaining = sorted(candidates, key=lambda c: (-c.value, c.rank))
     if prefer == "accuracy":
         return remaining
     ranked = []
     while remaining:
-        most = remaining[0].mid
-        equal = [c for c in remaining if most - c.mid <= tie_tolerance(most, prefer)]
+        most = remaining[0].value
+        equal = [c for c in remaining if most - c.value <= tie_tolerance(most, prefer)]
         if prefer == "cheap":
             taken = min(equal, key=lambda c: c.rank)
         else:
@@ -141,7 +227,7 @@ def _take_balanced(equal: list[_Ranked], quadrant: Quadrant) -> _Ranked:
     """
     cheapest = min(c.cost for c in equal)
     affordable = [c for c in equal if c.cost <= SIMILAR_COST_RATIO * cheapest]
-    return max(affordable, key=lambda c: (c.mid, c.candidate.name == quadrant.rule))
+    return max(affordable, key=lambda c: (c.value, c.candidate.name == quadrant.rule))
 
 
 def _proven_first(
@@ -155,7 +241,7 @@ def _proven_first(
     proven = [c for c in ranked if not _needs_proof(c)]
     if not proven:
         return ranked
-    best = max(proven, key=lambda c: c.mid)
+    best = max(proven, key=lambda c: c.value)
 
     def is_certain(c: _Ranked) -> bool:
         return _probability_of_win(c, best, inputs, priors) >= MIN_PROBABILITY
@@ -164,7 +250,7 @@ def _proven_first(
     if _needs_proof(first) and not is_certain(first):
         first = proven[0]
     for c in ranked:
-        leads = c.mid - best.mid > tie_tolerance(c.mid, prefer)
+        leads = c.value - best.value > tie_tolerance(c.value, prefer)
         if not c.advice.cases and leads and is_certain(c):
             first = c
             break
@@ -189,42 +275,28 @@ def _probability_of_win(
     return float(norm.sf((best.gain.mean - c.gain.mean) / max(sd, 1e-6)))
 
 
-def _predict(candidate: Candidate, order: int, inputs: DecisionInputs, priors: Priors) -> _Ranked:
-    """Predict accuracy and seconds of a strategy with the best of its benchmarked settings."""
-    variant, gain = _best_variant(candidate, inputs, priors)
-    is_baseline = candidate.strategy.role == "baseline"
-    cases = priors.measured.cases if is_baseline else variant.cases if variant else 0
-    odds = expected_probe_accuracy(inputs.profile, priors)
-    advice = Recommendation(
+def _option(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Recommendation:
+    """Predict accuracy and seconds of a strategy at an input size."""
+    profile = inputs.profile
+    odds = measured_probe(profile, priors).plus(_gain(candidate, inputs, priors))
+    return Recommendation(
         strategy=candidate.name,
-        backbone=inputs.profile.backbone,
-        accuracy=(odds if is_baseline else odds.plus(gain)).accuracy,
-        seconds=fit_seconds(candidate, inputs.profile, priors),
-        hyperparameters={
-            **candidate.strategy.hyperparameters(),
-            **(variant.hyperparameters if variant else {}),
-        },
+        backbone=profile.backbone,
+        accuracy=odds.accuracy(priors.width(profile.n_per_class)),
+        seconds=fit_seconds(candidate, profile, priors),
+        hyperparameters=candidate.strategy.hyperparameters(),
         reasons=(),
         image_passes=candidate.image_passes,
-        cases=cases,
+        cases=priors.cases(candidate.name),
+        input_px=candidate.input_px or profile.input_px,
     )
-    return _Ranked(candidate, advice, gain, order)
 
 
-def _best_variant(
-    candidate: Candidate, inputs: DecisionInputs, priors: Priors
-) -> tuple[Variant | None, Gain]:
-    """Return the variant with the highest predicted gain, the first one of equals.
-
-    Without benchmark cases there is none, and the gain is that of `Strategy.fallback_gain`.
-    """
-    evidence = evidence_of(inputs.profile)
-    predicted = [
-        (v, predict_gain(v, evidence, inputs.pilot, priors))
-        for v in priors.variants
-        if v.strategy == candidate.name
-    ]
-    if not predicted:
+def _gain(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Gain:
+    """Return the predicted gain; without benchmark cases that of `Strategy.fallback_gain`."""
+    model = priors.gains.get(candidate.name)
+    if model is None:
         prior = candidate.strategy.fallback_gain
-        return None, Gain(prior.mean, prior.sd, prior.mean)
-    return max(predicted, key=lambda pair: pair[1].mean)
+        return Gain(prior.mean, prior.sd, prior.mean)
+    evidence = evidence_of(inputs.profile, candidate.input_px)
+    return predict_gain(model, evidence, inputs.pilot, priors)

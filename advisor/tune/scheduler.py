@@ -256,7 +256,7 @@ class Scheduler:
         if advised is None or BACKBONE in record.hyperparameters:
             return record.val_accuracy.mid
         prior = prior_of(advised.accuracy)
-        return shrunk_to_prior(record.val_accuracy.mid, self.n_val, prior).accuracy.mid
+        return shrunk_to_prior(record.val_accuracy.mid, self.n_val, prior).accuracy().mid
 
 
 def make_scheduler(

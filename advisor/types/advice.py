@@ -75,10 +75,12 @@ class Quadrant:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """A strategy that applies, with its predicted accuracy and cost.
+    """A strategy that applies, at one input size, with its predicted accuracy and cost.
 
     Attributes
     ----------
+    input_px
+        Input size of the fit.
     accuracy
         Predicted test accuracy.
     seconds
@@ -86,9 +88,9 @@ class Recommendation:
     hyperparameters
         Those to begin with.
     reasons
-        Why it has this rank, one sentence each.
+        Why it has this rank, one sentence each; empty if it is not ranked.
     image_passes
-        Cost of a fit, in forward passes of one image.
+        Cost of a fit, in forward passes of one image at the profile's input size.
     cases
         Number of benchmark cases behind the predicted accuracy. 0: it rests on
         `Strategy.fallback_gain`.
@@ -102,6 +104,49 @@ class Recommendation:
     reasons: tuple[str, ...]
     image_passes: float
     cases: int
+    input_px: int
+
+
+@dataclass(frozen=True)
+class BudgetPick:
+    """The strategy and input size to use if a fit must end within a time.
+
+    Attributes
+    ----------
+    time_s
+        Time for the fit on this machine in seconds; None: no limit.
+    image_passes
+        The same time in forward passes of one image at the profile's input size, for other
+        machines.
+    accuracy
+        Predicted test accuracy.
+    seconds
+        Predicted time of the fit.
+    """
+
+    time_s: float | None
+    image_passes: float | None
+    strategy: str
+    input_px: int
+    accuracy: Interval
+    seconds: Interval
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Accuracy that can be expected within a time.
+
+    Attributes
+    ----------
+    options
+        Every strategy that applies, at every input size; not ranked.
+    picks
+        The best option for each of several times, from short to long. Times in which nothing can
+        be fitted are left out.
+    """
+
+    options: tuple[Recommendation, ...]
+    picks: tuple[BudgetPick, ...]
 
 
 @dataclass(frozen=True)
@@ -114,11 +159,18 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Decision:
-    """Result of `recommend`: strategies, best first, and those that do not apply."""
+    """Result of `recommend`: strategies, best first, and those that do not apply.
+
+    Attributes
+    ----------
+    options
+        Every strategy that applies, at every input size; not ranked.
+    """
 
     quadrant: Quadrant
     recommendations: tuple[Recommendation, ...]
     rejections: tuple[Rejection, ...]
+    options: tuple[Recommendation, ...]
 
 
 @dataclass(frozen=True)

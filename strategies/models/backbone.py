@@ -32,6 +32,7 @@ from strategies.models.weight_names import timm_key
 
 Weights = Literal["pretrained", "random"]
 SIZE_STEP, SMALLEST_PX = 32, 64
+SMALLER_SHARES = 5 / 7, 3 / 7
 """Step between input sizes (the stride of most networks), and the smallest size of a search."""
 
 
@@ -137,13 +138,15 @@ def resized(backbone: Backbone, input_px: int | None) -> Backbone:
 def input_sizes(backbone: Backbone) -> tuple[int, ...]:
     """Return the input sizes that a search may choose from: the current one, then smaller ones.
 
-    The smaller ones are about three quarters and half of it, in steps of `SIZE_STEP`. A network
-    with a fixed input size has only its own.
+    The smaller ones are about `SMALLER_SHARES` of it (160 and 96 of 224), in steps of `SIZE_STEP`.
+    A network with a fixed input size has only its own.
     """
     config = None if ":" in backbone.name else timm.get_pretrained_cfg(backbone.name)
     if config is None or config.fixed_input_size:
         return (backbone.input_px,)
-    smaller = [SIZE_STEP * round(share * backbone.input_px / SIZE_STEP) for share in (0.75, 0.5)]
+    smaller = [
+        SIZE_STEP * round(share * backbone.input_px / SIZE_STEP) for share in (5 / 7, 3 / 7)
+    ]
     fitting = [px for px in smaller if SMALLEST_PX <= px < backbone.input_px]
     return tuple(dict.fromkeys([backbone.input_px, *fitting]))
 
