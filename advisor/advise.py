@@ -61,11 +61,19 @@ class Prepared:
     ctx: RunContext
 
 
-def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None = None) -> Advice:
+def advise(
+    data: Path | str,
+    options: Options = DEFAULTS,
+    *,
+    html: Path | None = None,
+    time_s: float | None = None,
+) -> Advice:
     """Recommend a transfer-learning strategy for a dataset of labelled images.
 
     Parameters
     ----------
+    time_s
+        Time for the recommended fit on this machine in seconds; None: no limit.
     html
         File to write the report to, as one HTML page; None: no report.
 
@@ -75,7 +83,7 @@ def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None =
         If the dataset, the backbone or an option cannot be used; the message says what to do.
     """
     prepared = prepare(Path(data), options)
-    advice = advise_on(prepared)
+    advice = advise_on(prepared, time_s=time_s)
     if html is not None:
         hidden = prepared.dataset.hide_test()
         write_page(html, advice, make_gallery(advice, hidden, prepared.backbone, prepared.ctx))
@@ -112,9 +120,20 @@ def prepare(
     return Prepared(dataset, backbone, ranked, choices, options, ctx)
 
 
-def advise_on(p: Prepared) -> Advice:
-    """Recommend a strategy for a loaded dataset, without using its test labels."""
-    return _advise(replace(p, dataset=p.dataset.hide_test()), _unlabelled_test(p.dataset))
+def advise_on(
+    p: Prepared, fit_ends_s: float | None = None, time_s: float | None = None
+) -> Advice:
+    """Recommend a strategy for a loaded dataset, without using its test labels.
+
+    Parameters
+    ----------
+    fit_ends_s
+        ``time.monotonic()`` by which the recommended fit must end; None: no limit.
+    time_s
+        Time for the recommended fit in seconds, from its own start; None: no limit.
+    """
+    hidden = replace(p, dataset=p.dataset.hide_test())
+    return _advise(hidden, _unlabelled_test(p.dataset), fit_ends_s, time_s)
 
 
 def _unlabelled_test(dataset: Dataset) -> Split:
@@ -129,7 +148,9 @@ def _unlabelled_test(dataset: Dataset) -> Split:
     return tuple(replace(dataset.test[row], label=-1) for row in sorted(rows))
 
 
-def _advise(p: Prepared, test_images: Split) -> Advice:
+def _advise(
+    p: Prepared, test_images: Split, fit_ends_s: float | None, time_s: float | None
+) -> Advice:
     """Recommend a strategy for a dataset without test labels.
 
     Parameters

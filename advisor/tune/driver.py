@@ -46,7 +46,6 @@ from strategies.core.errors import (
     TransferError,
 )
 from strategies.data.dataset import Dataset
-from strategies.models.backbone import input_sizes
 from strategies.registry import get_strategy, search_spaces
 
 
@@ -137,7 +136,7 @@ def run_session(
     if run.artifacts:
         on_note(f"Other machines can join with: {folder.join_command()}")
     check_split(folder, prepared.dataset)
-    advice = _load_or_make_advice(folder, prepared)
+    advice = _load_or_make_advice(folder, prepared, run)
     interrupt = Interrupt()
     search = make_search(
         folder, settings, prepared, advice, session.deadline_s, COORDINATOR, interrupt, on_event
@@ -222,11 +221,16 @@ def _result(search: Search) -> SearchResult:
         raise
 
 
-def _load_or_make_advice(folder: RunDir, prepared: Prepared) -> Advice:
-    """Return the advice that an earlier session wrote, or measure the dataset and write it."""
+def _load_or_make_advice(folder: RunDir, prepared: Prepared, run: RunOptions) -> Advice:
+    """Return the advice that an earlier session wrote, or measure the dataset and write it.
+
+    The advice is for the time that the search will have.
+    """
     if (folder.path / "advice.json").exists():
         return read_advice(folder.read("advice.json"))
-    advice = advise_on(prepared)
+    after_s = REPORT_S + run.control * CONTROL_SHARE * run.time_s
+    ends_s = None if run.max_trials else prepared.ctx.deadline_s
+    advice = advise_on(prepared, None if ends_s is None else ends_s - after_s)
     folder.write("advice.json", advice_record(advice))
     return advice
 
@@ -245,9 +249,8 @@ def make_search(
     dataset, options, run = prepared.dataset, prepared.options, settings.run
     by_px = {prepared.backbone.input_px: advice.profile.ms_per_image / 1000}
     only = None if options.strategy == AUTO else options.strategy
-    sizes, limit = input_sizes(prepared.backbone), run.max_trials
     scheduler = make_scheduler(
-        advice, len(dataset.val), only=only, max_trials=limit, prefer=options.prefer, sizes=sizes
+        advice, len(dataset.val), only=only, max_trials=run.max_trials, prefer=options.prefer
     )
     validation = _load_or_make_validation(
         folder, dataset.hide_test(), scheduler, options.seed, deadline_s

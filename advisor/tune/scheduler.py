@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from advisor.decide.frontier import best_size, fallback_within
 from advisor.decide.gain_model import prior_of, shrunk_to_prior
 from advisor.tune.interventions import (
     BACKBONE,
@@ -33,10 +34,6 @@ validation."""
 MIN_TIME_SHARE = 0.3
 """A training run is started if at least this share of its expected time is left. If none has that,
 the shortest one is started: the remaining time may still give a better classifier."""
-SHARE_OF_TIME = 0.5
-"""If the domain differs from the pretraining images, a training run has much to learn. If it is
-not expected to end within this share of the time left, smaller images do better than fewer steps
-(benchmarks/README-training.md). In a similar domain it is the other way round."""
 MIN_GAIN = NOISE["balanced"]
 """A search ends if not even a trial without an error would gain more than this, or more than what
 counts as equal if that is larger."""
@@ -61,9 +58,9 @@ class Scheduler:
         Maximum over all strategies; None: as many as the time allows.
     interventions
         Changes to the advised hyperparameters that findings call for, by strategy.
-    sizes
-        Input sizes that a training run may start with if time is short, largest first; empty:
-        always the advised size.
+    options
+        All strategies at all input sizes (`Frontier.options`): where time is short, a training
+        run starts with the size that is best within it.
     n_fits
         Fits per trial: the number of folds (`validation`).
     prefer
@@ -75,7 +72,7 @@ class Scheduler:
     probe_trials: int
     max_trials: int | None
     interventions: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
-    sizes: Sequence[int] = ()
+    options: tuple[Recommendation, ...] = ()
     n_fits: int = 1
     prefer: Prefer = "balanced"
 
@@ -165,7 +162,8 @@ class Scheduler:
     ) -> list[Recommendation]:
         """Keep what fits into the time left, or the shortest training run if none of them does."""
         trained = [c for c in remaining if _is_trained(c.strategy)]
-        needed = {c.strategy: self.expected_s(c, snapshot) for c in trained}
+        sized = [self._within(c, seconds_left) for c in trained]
+        needed = {c.strategy: self.expected_s(c, snapshot) for c in sized}
         fits = [c for c in trained if needed[c.strategy] * MIN_TIME_SHARE <= seconds_left]
         if not fits and trained and seconds_left > min_fit_s:
             fits = [min(trained, key=lambda c: needed[c.strategy])]
@@ -187,25 +185,24 @@ class Scheduler:
 
         The advice comes first, then the interventions, then neighbours of the advice. After
         these the result is empty, and the sampler draws all hyperparameters. If time is short,
-        trials start on smaller images (see `SHARE_OF_TIME`).
+        training runs start on smaller images.
         """
         advised = next(c for c in self.candidates if c.strategy == strategy)
+        advised = self._within(advised, seconds_left)
         interventions = self.interventions.get(strategy, ())
         entries = initial_trials(advised.hyperparameters, space, interventions)
         if _is_trained(strategy):  # the alternative backbone first: it was found clearly better
             entries.sort(key=lambda entry: BACKBONE not in entry)
         n = _n_begun(strategy, snapshot)
-        return self._with_input_size(advised, entries[n], seconds_left) if n < len(entries) else {}
+        return entries[n] if n < len(entries) else {}
 
-    def _with_input_size(
-        self, advised: Recommendation, entry: dict[str, Any], seconds_left: float
-    ) -> dict[str, Any]:
-        """Set the largest input size with which a training run is expected to end in time."""
-        if not self.sizes or not _is_trained(advised.strategy):
-            return entry
-        s_per_px2 = self.n_fits * advised.seconds.mid / self.sizes[0] ** 2
-        fits = [px for px in self.sizes if s_per_px2 * px**2 <= SHARE_OF_TIME * seconds_left]
-        return {**entry, "input_px": max(fits, default=min(self.sizes))}
+    def _within(self, c: Recommendation, seconds_left: float) -> Recommendation:
+        """Return a strategy with the input size that is best within the time left."""
+        own = [o for o in self.options if o.strategy == c.strategy]
+        if not own or not _is_trained(c.strategy):
+            return c
+        time_s = seconds_left / self.n_fits
+        return best_size(own, time_s, fallback_within(self.options, time_s), self.prefer)
 
     def best(self, records: Sequence[TrialRecord]) -> TrialRecord | None:
         """Return the best of some trials, compared in their order with the best before them."""
@@ -252,7 +249,9 @@ class Scheduler:
         accuracy is returned.
         """
         assert record.val_accuracy is not None
-        advised = next((c for c in self.candidates if c.strategy == record.strategy), None)
+        alike = [c for c in (*self.options, *self.candidates) if c.strategy == record.strategy]
+        px = record.hyperparameters.get("input_px")
+        advised = next((c for c in alike if c.input_px == px), alike[-1] if alike else None)
         if advised is None or BACKBONE in record.hyperparameters:
             return record.val_accuracy.mid
         prior = prior_of(advised.accuracy)
@@ -266,7 +265,6 @@ def make_scheduler(
     only: str | None,
     max_trials: int | None,
     prefer: Prefer,
-    sizes: Sequence[int] = (),
 ) -> Scheduler:
     """Return a scheduler of the baseline, the advised strategy and those that may beat it.
 
@@ -284,10 +282,8 @@ def make_scheduler(
         Search this strategy alone; None: the candidates described above.
     prefer
         What counts as equal between strategies, see `recommend`.
-    sizes
-        Input sizes that the backbone takes, its own first.
     """
-    sizes = () if advice.quadrant.domain == "similar" else sizes
+    options = () if advice.frontier is None else advice.frontier.options
     by_name = {r.strategy: r for r in advice.recommendations}
     changes = interventions_for(advice.findings)
     other = alternative_backbone(advice)
@@ -295,7 +291,7 @@ def make_scheduler(
         changes = {n: [other, *changes.get(n, [])] for n in by_name if not _is_control(n)}
     if only is not None:
         single = (by_name[only],)
-        return Scheduler(single, n_val, PROBE_TRIALS, max_trials, changes, sizes, prefer=prefer)
+        return Scheduler(single, n_val, PROBE_TRIALS, max_trials, changes, options, prefer=prefer)
     best, *others = (r for i, r in enumerate(advice.recommendations) if i == 0 or r.cases)
     may_win = [r for r in others if r.accuracy.high >= best.accuracy.mid]
     ranked = sorted([best, *others], key=lambda r: -r.accuracy.mid)
@@ -305,7 +301,7 @@ def make_scheduler(
     if controls_are_candidates(advice.findings):
         names += [r.strategy for r in others if _is_control(r.strategy)]
     candidates = tuple(by_name[n] for n in dict.fromkeys(names) if n in by_name)
-    return Scheduler(candidates, n_val, 1, max_trials, changes, sizes, prefer=prefer)
+    return Scheduler(candidates, n_val, 1, max_trials, changes, options, prefer=prefer)
 
 
 def _is_trained(strategy: str) -> bool:

@@ -245,6 +245,10 @@ class Advice:
         Risk of negative transfer of each strategy; empty where it cannot be predicted.
     pilot
         Result of the pilot; None if it was not run.
+    frontier
+        What can be expected within several times; None in advice without it.
+    time_s
+        Time for the recommended fit on this machine in seconds; None: no limit.
     alternative
         Linear probe of the embedded backbone on the same images, measured if the backbone in use
         is in doubt; otherwise None.
@@ -267,6 +271,8 @@ class Advice:
     command: str = ""
     risks: tuple[TransferRisk, ...] = ()
     pilot: Pilot | None = None
+    frontier: Frontier | None = None
+    time_s: float | None = None
     alternative: AlternativeBackbone | None = None
 
     @property
