@@ -132,6 +132,21 @@ def predict_gain(
     return _corrected_by_pilot(mean, variance, variant.strategy, pilot, priors)
 
 
+def best_variant(
+    strategy: str, evidence: Mapping[str, Evidence], pilot: Pilot | None, priors: Priors
+) -> tuple[Variant, Gain] | None:
+    """Return a strategy's variant with the highest predicted gain, the first one of equals.
+
+    None without benchmark cases.
+    """
+    predicted = [
+        (v, predict_gain(v, evidence, pilot, priors))
+        for v in priors.variants
+        if v.strategy == strategy
+    ]
+    return max(predicted, key=lambda pair: pair[1].mean, default=None)
+
+
 def with_more_images(
     evidence: Mapping[str, Evidence], profile: Profile, factor: float
 ) -> Mapping[str, Evidence]:

@@ -11,9 +11,9 @@ from advisor.decide.candidates import DecisionInputs
 from advisor.decide.gain_model import (
     Gain,
     Z,
+    best_variant,
     evidence_of,
     expected_probe_accuracy,
-    predict_gain,
     with_more_images,
 )
 from advisor.decide.priors import Prior, Priors
@@ -136,15 +136,11 @@ def _gain(name: str, inputs: DecisionInputs, priors: Priors, factor: float = 1.0
     if name == baseline().name:
         return Gain(0.0, 0.0, 0.0)
     evidence = with_more_images(evidence_of(inputs.profile), inputs.profile, factor)
-    candidates = [
-        (predict_gain(v, evidence, inputs.pilot, priors), v.drift * math.log10(factor))
-        for v in priors.variants
-        if v.strategy == name
-    ]
-    if not candidates:
+    found = best_variant(name, evidence, inputs.pilot, priors)
+    if found is None:
         return None
-    best, drift = max(candidates, key=lambda pair: pair[0].mean)
-    return replace(best, sd=math.hypot(best.sd, drift))
+    variant, gain = found
+    return replace(gain, sd=math.hypot(gain.sd, variant.drift * math.log10(factor)))
 
 
 def _risk(

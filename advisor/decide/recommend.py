@@ -7,7 +7,7 @@ from scipy.stats import norm
 
 from advisor.decide.candidates import Candidate, DecisionInputs
 from advisor.decide.cost import fit_seconds
-from advisor.decide.gain_model import Gain, evidence_of, expected_probe_accuracy, predict_gain
+from advisor.decide.gain_model import Gain, best_variant, evidence_of, expected_probe_accuracy
 from advisor.decide.negative_transfer import probability_scratch_wins
 from advisor.decide.priors import Priors, Variant
 from advisor.decide.quadrant import find_quadrant
@@ -218,13 +218,8 @@ def _best_variant(
 
     Without benchmark cases there is none, and the gain is that of `Strategy.fallback_gain`.
     """
-    evidence = evidence_of(inputs.profile)
-    predicted = [
-        (v, predict_gain(v, evidence, inputs.pilot, priors))
-        for v in priors.variants
-        if v.strategy == candidate.name
-    ]
-    if not predicted:
+    found = best_variant(candidate.name, evidence_of(inputs.profile), inputs.pilot, priors)
+    if found is None:
         prior = candidate.strategy.fallback_gain
         return None, Gain(prior.mean, prior.sd, prior.mean)
-    return max(predicted, key=lambda pair: pair[1].mean)
+    return found
