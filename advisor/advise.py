@@ -9,12 +9,13 @@ import numpy as np
 
 from advisor.decide.candidates import DecisionInputs, make_candidates
 from advisor.decide.negative_transfer import transfer_risks
+from advisor.decide.pilot_value import piloted, reason_against_pilot
 from advisor.decide.priors import load_priors
 from advisor.decide.recommend import recommend
 from advisor.findings.backbone_check import probe_alternative
 from advisor.findings.check import check
 from advisor.measure.backbone_comparison import compare_backbones, comparison_rationale
-from advisor.measure.pilot import piloted, reason_against_pilot, run_pilot, takes_any_size
+from advisor.measure.pilot import run_pilot
 from advisor.measure.profile import measure, sample
 from advisor.report.files import write_page
 from advisor.report.gallery import make_gallery
@@ -152,10 +153,10 @@ def _advise(p: Prepared, test_images: Split) -> Advice:
     inputs = DecisionInputs(profile, make_candidates(profile, dataset, backbone))
     decision = recommend(inputs, priors, forced, options.prefer)
     no_pilot = reason_against_pilot(
-        options.pilot, decision, profile, backbone.gmacs, ctx.seconds_left()
+        options.pilot, decision, inputs, priors, ctx.seconds_left(), forced
     )
     if no_pilot is None:
-        inputs = replace(inputs, pilot=_pilot(inputs, decision, dataset, backbone, ctx))
+        inputs = replace(inputs, pilot=_pilot(decision, dataset, backbone, ctx))
         decision = recommend(inputs, priors, forced, options.prefer)
     alternative = probe_alternative(profile, dataset, backbone, priors, ctx)
     findings = check(dataset, inputs, measured, alternative)
@@ -188,16 +189,11 @@ def _advise(p: Prepared, test_images: Split) -> Advice:
 
 
 def _pilot(
-    inputs: DecisionInputs,
-    decision: Decision,
-    dataset: Dataset,
-    backbone: Backbone,
-    ctx: RunContext,
+    decision: Decision, dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> Pilot | None:
     tuned = piloted(decision)
     assert tuned is not None
-    any_size = takes_any_size(inputs.profile)
-    pilot = run_pilot(dataset, backbone, ctx, tuned, any_size=any_size)
+    pilot = run_pilot(dataset, backbone, ctx, tuned)
     ctx.reporter.on_progress("pilot", 1, 1)
     return pilot
 
@@ -206,7 +202,7 @@ def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, .
     """Return the choices of pilot and preference that were made automatically."""
     chosen = []
     if options.pilot == AUTO:
-        reason = no_pilot or "it may change the recommendation; disable it with --pilot off"
+        reason = no_pilot or "a better decision is worth its time; disable it with --pilot off"
         chosen.append(Choice("pilot", "on" if no_pilot is None else "off", reason))
     if options.prefer == DEFAULTS.prefer:
         why = "ties go to the cheaper strategy; pin with --prefer accuracy, balanced or cheap"
