@@ -1,5 +1,6 @@
 """The advisor: read a dataset, measure it, and recommend a transfer-learning strategy."""
 
+import math
 import shlex
 import time
 from dataclasses import dataclass, replace
@@ -9,12 +10,13 @@ import numpy as np
 
 from advisor.decide.candidates import DecisionInputs, make_candidates
 from advisor.decide.negative_transfer import transfer_risks
+from advisor.decide.pilot_value import piloted, reason_against_pilot
 from advisor.decide.priors import load_priors
-from advisor.decide.recommend import recommend
+from advisor.decide.recommend import frontier_of, recommend
 from advisor.findings.backbone_check import probe_alternative
 from advisor.findings.check import check
 from advisor.measure.backbone_comparison import compare_backbones, comparison_rationale
-from advisor.measure.pilot import piloted, reason_against_pilot, run_pilot, takes_any_size
+from advisor.measure.pilot import run_pilot
 from advisor.measure.profile import measure, sample
 from advisor.report.files import write_page
 from advisor.report.gallery import make_gallery
@@ -120,20 +122,19 @@ def prepare(
     return Prepared(dataset, backbone, ranked, choices, options, ctx)
 
 
-def advise_on(
-    p: Prepared, fit_ends_s: float | None = None, time_s: float | None = None
-) -> Advice:
+def advise_on(p: Prepared, time_s: float | None = None, reserve_s: float | None = None) -> Advice:
     """Recommend a strategy for a loaded dataset, without using its test labels.
 
     Parameters
     ----------
-    fit_ends_s
-        ``time.monotonic()`` by which the recommended fit must end; None: no limit.
     time_s
-        Time for the recommended fit in seconds, from its own start; None: no limit.
+        Time for the recommended fit on this machine in seconds; None: no limit.
+    reserve_s
+        Seconds before the deadline of the context by which the fit must end; None: the deadline is
+        no limit for the fit.
     """
     hidden = replace(p, dataset=p.dataset.hide_test())
-    return _advise(hidden, _unlabelled_test(p.dataset), fit_ends_s, time_s)
+    return _advise(hidden, _unlabelled_test(p.dataset), time_s, reserve_s)
 
 
 def _unlabelled_test(dataset: Dataset) -> Split:
@@ -149,7 +150,7 @@ def _unlabelled_test(dataset: Dataset) -> Split:
 
 
 def _advise(
-    p: Prepared, test_images: Split, fit_ends_s: float | None, time_s: float | None
+    p: Prepared, test_images: Split, time_s: float | None, reserve_s: float | None
 ) -> Advice:
     """Recommend a strategy for a dataset without test labels.
 
@@ -171,13 +172,16 @@ def _advise(
         measured = replace(measured, test_features=features)
     forced = None if options.strategy == AUTO else options.strategy
     inputs = DecisionInputs(profile, make_candidates(profile, dataset, backbone))
-    decision = recommend(inputs, priors, forced, options.prefer)
+    limit_s = math.inf if time_s is None else time_s
+    if reserve_s is not None:
+        limit_s = min(limit_s, max(ctx.seconds_left() - reserve_s, 0.0))
+    decision = recommend(inputs, priors, forced, options.prefer, limit_s)
     no_pilot = reason_against_pilot(
-        options.pilot, decision, profile, backbone.gmacs, ctx.seconds_left()
+        options.pilot, decision, inputs, priors, ctx.seconds_left(), forced
     )
     if no_pilot is None:
-        inputs = replace(inputs, pilot=_pilot(inputs, decision, dataset, backbone, ctx))
-        decision = recommend(inputs, priors, forced, options.prefer)
+        inputs = replace(inputs, pilot=_pilot(decision, dataset, backbone, ctx))
+        decision = recommend(inputs, priors, forced, options.prefer, limit_s)
     alternative = probe_alternative(profile, dataset, backbone, priors, ctx)
     findings = check(dataset, inputs, measured, alternative)
     ctx.reporter.on_progress("findings", 1, 1)
@@ -201,24 +205,21 @@ def _advise(
         seed=options.seed,
         seconds=round(time.monotonic() - start, 3),
         backbones=p.backbones,
-        command=_command(dataset, backbone, options),
+        command=_command(dataset, backbone, options, time_s),
         risks=transfer_risks(inputs, priors),
         pilot=inputs.pilot,
+        frontier=frontier_of(inputs, priors, options.prefer, decision),
+        time_s=None if math.isinf(limit_s) else round(limit_s, 3),
         alternative=alternative,
     )
 
 
 def _pilot(
-    inputs: DecisionInputs,
-    decision: Decision,
-    dataset: Dataset,
-    backbone: Backbone,
-    ctx: RunContext,
+    decision: Decision, dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> Pilot | None:
     tuned = piloted(decision)
     assert tuned is not None
-    any_size = takes_any_size(inputs.profile)
-    pilot = run_pilot(dataset, backbone, ctx, tuned, any_size=any_size)
+    pilot = run_pilot(dataset, backbone, ctx, tuned)
     ctx.reporter.on_progress("pilot", 1, 1)
     return pilot
 
@@ -227,7 +228,7 @@ def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, .
     """Return the choices of pilot and preference that were made automatically."""
     chosen = []
     if options.pilot == AUTO:
-        reason = no_pilot or "it may change the recommendation; disable it with --pilot off"
+        reason = no_pilot or "a better decision is worth its time; disable it with --pilot off"
         chosen.append(Choice("pilot", "on" if no_pilot is None else "off", reason))
     if options.prefer == DEFAULTS.prefer:
         why = "ties go to the cheaper strategy; pin with --prefer accuracy, balanced or cheap"
@@ -279,11 +280,12 @@ def _backbone(
     return ranked, backbone, tuple(choices)
 
 
-def _command(dataset: Dataset, backbone: Backbone, options: Options) -> str:
+def _command(dataset: Dataset, backbone: Backbone, options: Options, time_s: float | None) -> str:
     """Return the command that reproduces this advice, with every choice pinned."""
     pinned = replace(options, backbone=backbone.name, input_px=backbone.input_px)
     given = arguments(pinned, always=("backbone", "input_px", "seed"))
     words = [f"{flag} {shlex.quote(shown(value))}" for flag, value in given]
+    words += [] if time_s is None else [f"--time {time_s:g}s"]
     return " ".join(["tl-advise", shlex.quote(shown(dataset.root)), *words])
 
 

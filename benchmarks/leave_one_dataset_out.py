@@ -1,6 +1,7 @@
 """Evaluate advice by leaving datasets out: priors are fitted without the dataset of a case."""
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from rows import Case, Row, case_of, hits_of
 
 from advisor.decide.candidates import DecisionInputs
+from advisor.decide.pilot_value import pilot_value, reason_against_pilot
 from advisor.decide.priors import Priors, priors_from_record
 from advisor.decide.recommend import recommend
 from advisor.types.advice import Decision, Recommendation
@@ -23,6 +25,8 @@ HALVES = 500
 DEFAULT = "{}"
 TIMES_S = (15.0, 30.0, 60.0, 120.0, 300.0)
 """Times within which a fit must end in `regret.py --budgets`."""
+DEFAULT_POLICY = "advisor, pilot auto"
+"""The advice with default options."""
 COMPARED = ("partial_fine_tune", "full_fine_tune")
 
 Entry = tuple[str, str, int]
@@ -43,6 +47,10 @@ class AdvisedCase:
         images. Entries without per-image results are missing.
     decisions
         Advice by name of the policy.
+    pilot_value
+        Predicted gain in accuracy of deciding after a pilot, in points.
+    runs_pilot
+        Whether ``--pilot auto`` runs a pilot.
     """
 
     case: Case
@@ -51,6 +59,8 @@ class AdvisedCase:
     by_halves: Mapping[Entry, float]
     inputs: DecisionInputs
     decisions: Mapping[str, Decision]
+    pilot_value: float
+    runs_pilot: bool
 
     def regret(self, entry: Entry) -> float:
         """Return the regret of an entry against the best one, in points."""
@@ -126,9 +136,20 @@ def advise_all(rows: list[Row], inputs: Mapping[Case, DecisionInputs]) -> list[A
         for case, found in cases.items():
             if case[0] == name:
                 own = benchmarked(inputs[case], found)
-                decisions = _decide(own, priors)
-                expected, halves = _expected(case, cases), _by_halves(case, cases)
-                advised.append(AdvisedCase(case, found, expected, halves, own, decisions))
+                bare = replace(own, pilot=None)
+                value, runs = 100 * pilot_value(bare, priors), _runs_pilot(bare, priors)
+                advised.append(
+                    AdvisedCase(
+                        case,
+                        found,
+                        _expected(case, cases),
+                        _by_halves(case, cases),
+                        own,
+                        _decide(own, priors, runs),
+                        value,
+                        runs,
+                    )
+                )
     return advised
 
 
@@ -203,12 +224,21 @@ def _regret_by_halves(right: NDArray[np.float64], rng: np.random.Generator) -> N
     return mean
 
 
-def _decide(inputs: DecisionInputs, priors: Priors) -> dict[str, Decision]:
-    """Return the advice by policy: by preference, and for a fit that must end in time."""
+def _runs_pilot(bare: DecisionInputs, priors: Priors) -> bool:
+    decision = recommend(bare, priors)
+    return reason_against_pilot("auto", decision, bare, priors, math.inf) is None
+
+
+def _decide(inputs: DecisionInputs, priors: Priors, runs_pilot: bool) -> dict[str, Decision]:
+    """Return the advice by policy: by preference, with a pilot, and within a time."""
+    bare = replace(inputs, pilot=None)
     preferences: tuple[Prefer, ...] = ("balanced", "accuracy", "cheap")
-    decisions = {f"advisor, {p}": recommend(inputs, priors, prefer=p) for p in preferences}
+    decisions = {f"advisor, {p}": recommend(bare, priors, prefer=p) for p in preferences}
+    for p in preferences:  # the same as without a pilot if there were too few images for one
+        decisions[f"advisor with pilot, {p}"] = recommend(inputs, priors, prefer=p)
+    decisions[DEFAULT_POLICY] = recommend(inputs if runs_pilot else bare, priors)
     for time_s in TIMES_S:
-        decisions[within(time_s)] = recommend(inputs, priors, time_s=time_s)
+        decisions[within(time_s)] = recommend(bare, priors, time_s=time_s)
     return decisions
 
 

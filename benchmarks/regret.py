@@ -30,6 +30,7 @@ from gain_regression import PROBE
 from leave_one_dataset_out import (
     COMPARED,
     DEFAULT,
+    DEFAULT_POLICY,
     TIMES_S,
     AdvisedCase,
     Entry,
@@ -42,10 +43,8 @@ from scipy.special import expit
 
 from advisor.decide.gain_model import Z, log_odds
 from advisor.decide.recommend import quadrant_of
-from advisor.types.advice import Decision
 from strategies.core.metrics import LEVEL, Interval
 
-DEFAULT_POLICY = "advisor, balanced"
 DRAWS = 2000
 """Number of bootstrap samples."""
 FACTOR = 1.5
@@ -133,21 +132,12 @@ def predictions(advised: list[AdvisedCase]) -> dict[str, list[tuple[bool, float]
     """
     found: dict[str, list[tuple[bool, float]]] = defaultdict(list)
     for j in advised:
-        decision = j.decisions.get(
-            "advisor with pilot, balanced", j.decisions["advisor, balanced"]
-        )
-        for r in decision.recommendations:
+        for r in j.decisions[DEFAULT_POLICY].recommendations:
             row = j.rows.get(advised_entry(r, j.rows))
             if row is not None:
                 inside = r.accuracy.low <= row["accuracy"] <= r.accuracy.high
                 found[r.strategy].append((inside, row["seconds"] / r.seconds.mid))
     return found
-
-
-def _decision(case: AdvisedCase) -> Decision:
-    """Return the advice with default options, with the pilot if there is one."""
-    bare = case.decisions["advisor, balanced"]
-    return case.decisions.get("advisor with pilot, balanced", bare)
 
 
 def report(advised: list[AdvisedCase], logme: Mapping[Case, list[float]]) -> str:
@@ -346,13 +336,39 @@ def with_test_noise(accuracy: Interval, n_test: int) -> tuple[float, float]:
     return float(expit(mid - half)), float(expit(mid + half))
 
 
+def pilot_gain(advised: list[AdvisedCase]) -> str:
+    """Return for how many cases a pilot is run, and its predicted and its measured gain.
+
+    The gain is measured with the preference for accuracy, whose choice has no tolerance.
+    """
+    found = [j for j in advised if j.inputs.pilot is not None]
+    lines = [
+        "| cases | with a pilot | run by --pilot auto | predicted gain of a pilot in points | "
+        "measured gain |",
+        "|---|---|---|---|---|",
+    ]
+    if not found:
+        return "\n".join(lines) + "\n"
+    without, after = (
+        [j.expected[advised_entry(j.decisions[policy].recommendations[0], j.rows)] for j in found]
+        for policy in ("advisor, accuracy", "advisor with pilot, accuracy")
+    )
+    gained = 100 * (np.array(after) - np.array(without))
+    datasets = [j.case[0] for j in found]
+    measured = _format_interval(bootstrap(gained, datasets, lambda v: float(v.mean())), 2)
+    predicted = float(np.mean([j.pilot_value for j in found]))
+    runs = sum(j.runs_pilot for j in advised)
+    lines.append(f"| {len(advised)} | {len(found)} | {runs} | {predicted:.2f} | {measured} |")
+    return "\n".join(lines) + "\n"
+
+
 def cases_table(advised: list[AdvisedCase]) -> str:
     """Return a table of all cases: best entry, advised entry and regret."""
     lines = ["| dataset | images per class | seed | best | advised | regret in points |"]
     lines.append("|---|---|---|---|---|---|")
     for j in advised:
         best = max(j.rows, key=lambda e: j.expected[e])
-        taken = advised_entry(_decision(j).recommendations[0], j.rows)
+        taken = advised_entry(j.decisions[DEFAULT_POLICY].recommendations[0], j.rows)
         both = [f"{' '.join(map(str, e))}: {100 * j.expected[e]:.1f}" for e in (best, taken)]
         name, n, seed, _ = j.case
         cells = (name, str(n), str(seed), *both, f"{j.regret(taken):.1f}")
@@ -399,6 +415,7 @@ def _print_tables(advised: list[AdvisedCase], evidence: list[Row], *, with_cases
     print(against_best_fixed(advised, logme))
     print(by_size(advised, logme))
     print(advice_cost(advised, {case_of(r): r["advice_s"] for r in evidence}))
+    print(pilot_gain(advised))
     if with_cases:
         print(cases_table(advised))
 

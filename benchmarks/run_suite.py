@@ -39,9 +39,10 @@ from rows import (
 )
 
 from advisor.decide.candidates import DecisionInputs, make_candidates
+from advisor.decide.pilot_value import piloted
 from advisor.decide.priors import load_priors
 from advisor.decide.recommend import recommend
-from advisor.measure.pilot import FEWEST, piloted, run_pilot
+from advisor.measure.pilot import FEWEST, run_pilot
 from advisor.measure.profile import measure
 from advisor.similarity.transferability import rate_features
 from strategies.core.allocator import keep_freed_memory
@@ -128,7 +129,7 @@ def measure_all(cases: list[Case], dataset_of: Any, backbone: Backbone, args: An
             inputs = DecisionInputs(profile, make_candidates(profile, dataset, backbone))
             tuned = piloted(recommend(inputs, load_priors()))
             if args.pilot and tuned is not None:
-                pilot = run_pilot(dataset, backbone, ctx, tuned, any_size=True)
+                pilot = run_pilot(dataset, backbone, ctx, tuned)
                 inputs = replace(inputs, pilot=pilot)
         row = _row_of(case) | {"advice_s": round(seconds, 2), **inputs_record(inputs)}
         row["logme_by_depth"] = [round(v, 4) for v in by_depth]

@@ -1,15 +1,18 @@
-"""Pilot: compare a short full fine-tuning and a layer SVM with a linear probe on some images."""
+"""Pilot: compare a short fine-tuning and a layer SVM with a linear probe on some images.
 
-import math
+It runs at the input size of the fit that it stands for. The benchmarks relate pilots to fits at
+the same size only, so nothing is known about a pilot on smaller images.
+"""
+
 import time
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from advisor.measure.paired import loss_gain, paired_gain
-from advisor.types.advice import Decision, Recommendation
-from advisor.types.options import PilotMode
+from advisor.types.advice import Recommendation
 from advisor.types.profile import Pilot, Profile
 from strategies.base import Strategy
 from strategies.core.context import RunContext
@@ -19,91 +22,27 @@ from strategies.data.dataset import Dataset, groups_of, labels_of
 from strategies.data.image import Split
 from strategies.heads.cross_validation import CrossValidated, fold_numbers
 from strategies.models.backbone import Backbone
+from strategies.models.classifier import ImageClassifier
+from strategies.models.multi_view import features_at
 from strategies.registry import baseline, fits_head, get_strategy
-from strategies.training.lp_ft import PASSES_PER_STEP
 from strategies.training.recipe import BATCH_SIZE
 
 MAX_TRAIN, MAX_EVALUATED = 300, 300
-STEPS, MAX_INPUT_PX = 150, 96
-"""Training steps, and largest input size for networks that take any size.
-
-The steps are those of the shortest default fine-tuning: after fewer, its gain does not show yet.
-They take about a minute on two cores.
-"""
+STEPS = 150
+"""Training steps: those of the shortest default fine-tuning. After fewer, its gain does not show
+yet."""
 FEWEST = 24
 """Smallest number of images for a pilot; with fewer, its result would be too uncertain."""
 MIN_EVALUATED = 2
 """Smallest number of evaluation images; one image gives no standard error."""
-TIME_SHARE = 0.1
-"""Largest share of the time left that an "auto" pilot may take, if there is a time limit."""
-MAX_GMACS = 2000.0
-"""Largest cost of an "auto" pilot without a time limit, in billions of multiply-accumulates.
+PROBE_PASSES = 4.0
+"""Forward passes per image besides training.
 
-It is counted in operations and not in seconds, so that the advice is the same on a busy machine.
-Two cores do some 20 to 30 billion per second.
+Half of the images are used to fit the probe and the SVM, as several views. The other half is
+passed through the fine-tuned network, and for the SVM where it pools over quarters.
 """
-PROBE_PASSES = 5.0
-"""Forward passes per image for the probe and the SVM.
-
-Half of the images are used for training, and most of those as several views.
-"""
-MIN_ADVANTAGE = 0.01
-"""A pilot is run only if fine-tuning may be better by more than this in accuracy."""
 TINY = 1e-12
 """Lower bound of a probability, so that its log-loss is finite."""
-
-
-def reason_against_pilot(
-    mode: PilotMode, decision: Decision, profile: Profile, gmacs: float, seconds_left: float
-) -> str | None:
-    """Return why no pilot is run, as text for the user, or None if one is run.
-
-    A pilot is worthwhile if it could change the decision: if the strategy that it tries
-    (`piloted`) is recommended, or its interval reaches clearly above the accuracy of the
-    recommended strategy.
-
-    Parameters
-    ----------
-    gmacs
-        Multiply-accumulates of one forward pass at the profile's input size, in billions.
-    seconds_left
-        Time until the deadline; infinite without one.
-    """
-    if mode == "off":
-        return "disabled (--pilot off)"
-    tuned = piloted(decision)
-    if tuned is None:
-        return "no strategy that trains the network applies to this dataset and backbone"
-    if profile.n < FEWEST:
-        return f"with fewer than {FEWEST} images, its result would be too uncertain"
-    if mode == "on":
-        return None
-    best = decision.recommendations[0]
-    if tuned is not best and tuned.accuracy.high <= best.accuracy.mid + MIN_ADVANTAGE:
-        return f"{tuned.strategy} is not expected to be clearly better than {best.strategy}"
-    if math.isinf(seconds_left):
-        if pilot_passes(profile, PASSES_PER_STEP) * gmacs <= MAX_GMACS:
-            return None
-        return "this network is too large for a quick pilot; run it with --pilot on"
-    if pilot_seconds(profile) > TIME_SHARE * seconds_left:
-        share = f"its share of the time left ({TIME_SHARE:.0%})"
-        return f"it would exceed {share}; run it with --pilot on"
-    return None
-
-
-def piloted(decision: Decision) -> Recommendation | None:
-    """Return the strategy that a pilot tries: the one that trains most of the pretrained network.
-
-    That is the costliest one with benchmark cases. None if no such strategy applies.
-    """
-    trained = [
-        r
-        for r in decision.recommendations
-        if get_strategy(r.strategy).trains_network
-        and get_strategy(r.strategy).role == "transfer"
-        and r.cases
-    ]
-    return max(trained, key=lambda r: r.image_passes, default=None)
 
 
 def pilot_seconds(profile: Profile) -> float:
@@ -114,34 +53,19 @@ def pilot_seconds(profile: Profile) -> float:
 
 def pilot_passes(profile: Profile, per_trained_image: float) -> float:
     """Return the cost of a pilot in forward passes of one image at the profile's input size."""
-    side = (
-        min(profile.input_px, MAX_INPUT_PX) / profile.input_px if takes_any_size(profile) else 1.0
-    )
     n = min(profile.n, MAX_TRAIN + MAX_EVALUATED)
-    return (STEPS * BATCH_SIZE * per_trained_image + PROBE_PASSES * n) * side**2
-
-
-def takes_any_size(profile: Profile) -> bool:
-    """Whether the network takes any input size: it does with BatchNorm (convolutional)."""
-    return profile.similarity is not None and profile.similarity.shift_nats is not None
+    return STEPS * BATCH_SIZE * per_trained_image + PROBE_PASSES * n
 
 
 def run_pilot(
-    dataset: Dataset,
-    backbone: Backbone,
-    ctx: RunContext,
-    advised: Recommendation,
-    *,
-    any_size: bool,
+    dataset: Dataset, backbone: Backbone, ctx: RunContext, advised: Recommendation
 ) -> Pilot | None:
     """Fine-tune briefly on at most half of the images, and evaluate on others.
 
     Parameters
     ----------
     advised
-        Strategy and hyperparameters (`piloted`); the number of steps is set to `STEPS`.
-    any_size
-        Whether the network takes any input size; if so, images have at most `MAX_INPUT_PX`.
+        Strategy and hyperparameters to try; the number of steps is set to `STEPS`.
 
     Returns
     -------
@@ -159,18 +83,17 @@ def run_pilot(
     if len(evaluated) < MIN_EVALUATED:
         return None
     small = replace(dataset, train=train, val=(), test=None, pairs=())
-    if any_size:
-        backbone = replace(backbone, input_px=min(backbone.input_px, MAX_INPUT_PX))
     used = {**advised.hyperparameters, "steps": STEPS}
     quiet = replace(ctx, reporter=Reporter(on_note=ctx.reporter.on_note))
     labels = labels_of(evaluated)
 
-    def predict(strategy: Strategy) -> _Predictions:
-        fitted = strategy.fit(small, backbone, quiet)
-        return _Predictions(fitted.predict_proba([p.path for p in evaluated]), labels)
+    def fit_head(strategy: type[Strategy]) -> _Predictions:
+        fitted = strategy().fit(small, backbone, quiet)
+        return _Predictions(_head_probabilities(fitted, evaluated, quiet), labels)
 
-    tuned = predict(get_strategy(advised.strategy).from_hyperparameters(used))
-    svm, probe = predict(fits_head("squared_hinge")()), predict(baseline()())
+    probe, svm = fit_head(baseline()), fit_head(fits_head("squared_hinge"))
+    network = get_strategy(advised.strategy).from_hyperparameters(used).fit(small, backbone, quiet)
+    tuned = _Predictions(network.predict_proba([p.path for p in evaluated]), labels)
     return Pilot(
         gain=paired_gain(tuned.hits, probe.hits),
         accuracy=tuned.accuracy,
@@ -183,6 +106,20 @@ def run_pilot(
         svm_loss_gain=loss_gain(svm.losses, probe.losses),
         seconds=round(time.monotonic() - start, 3),
     )
+
+
+def _head_probabilities(
+    fitted: ImageClassifier, images: Split, ctx: RunContext
+) -> NDArray[np.float32]:
+    """Return class probabilities from cached features, for a head on a frozen backbone.
+
+    The profile has extracted them, except those pooled over quarters.
+    """
+    x = features_at(images, fitted.backbone, ctx, fitted.depths, fitted.pooling, 1)[:, 0]
+    with torch.inference_mode():
+        scores = fitted.network.head(torch.from_numpy(x).to(fitted.device))
+    probabilities: NDArray[np.float32] = scores.softmax(dim=1).cpu().numpy()
+    return probabilities
 
 
 @dataclass(frozen=True)

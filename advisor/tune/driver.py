@@ -229,8 +229,7 @@ def _load_or_make_advice(folder: RunDir, prepared: Prepared, run: RunOptions) ->
     if (folder.path / "advice.json").exists():
         return read_advice(folder.read("advice.json"))
     after_s = REPORT_S + run.control * CONTROL_SHARE * run.time_s
-    ends_s = None if run.max_trials else prepared.ctx.deadline_s
-    advice = advise_on(prepared, None if ends_s is None else ends_s - after_s)
+    advice = advise_on(prepared, reserve_s=None if run.max_trials else after_s)
     folder.write("advice.json", advice_record(advice))
     return advice
 

@@ -79,8 +79,8 @@ class Options:
         How much more accurate a strategy must be to be preferred over a cheaper one, see
         `recommend`.
     pilot
-        Whether to run a pilot, a short run of full fine-tuning; "auto": only where it may change
-        the advice and costs little.
+        Whether to run a pilot, a short run of full fine-tuning; "auto": only where deciding after
+        it is expected to be clearly better, and where it costs little of the recommended fit.
     on_progress
         Callback for progress.
     on_note
