@@ -193,8 +193,9 @@ def reason_against_pilot(
     """Return why no pilot is run, as text for the user, or None if one is run.
 
     An "auto" pilot is run if it gains at least `MIN_VALUE` and costs at most `COST_SHARE` of the
-    recommended fit. Both are counted without a clock, so that the advice is the same on a busy
-    machine. With a deadline, the pilot and the recommended fit must fit before it.
+    recommended fit. Both are counted without a clock, and the text names no seconds, so that the
+    advice is the same on a busy machine. With a deadline, the pilot and the recommended fit must
+    fit before it.
 
     Parameters
     ----------
@@ -214,20 +215,12 @@ def reason_against_pilot(
     if forced is not None:
         return "it would not change the strategy that you asked for (--strategy)"
     fit, value = decision.recommendations[0], pilot_value(inputs, priors)
-    cost_s, fit_s = pilot_seconds(inputs.profile), fit.seconds.mid
-    cost = pilot_passes(inputs.profile, PASSES_PER_STEP)
-    if value < MIN_VALUE or cost > COST_SHARE * fit.image_passes:
+    cost = pilot_passes(inputs.profile, PASSES_PER_STEP) / max(fit.image_passes, 1e-9)
+    if value < MIN_VALUE or cost > COST_SHARE:
         return (
-            f"it would take {_duration(cost_s)} (fit: {_duration(fit_s)}) and gain about "
+            f"it would take {cost:.1f} times as long as the recommended fit and gain about "
             f"{100 * value:.1f} points by deciding better; run it with --pilot on"
         )
-    if cost_s + fit_s > seconds_left:
-        return (
-            f"it ({_duration(cost_s)}) and the recommended fit ({_duration(fit_s)}) would exceed "
-            "the time left; run it with --pilot on"
-        )
+    if pilot_seconds(inputs.profile) + fit.seconds.mid > seconds_left:
+        return "it and the recommended fit would exceed the time left; run it with --pilot on"
     return None
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

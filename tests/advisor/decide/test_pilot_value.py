@@ -148,7 +148,7 @@ def test_no_pilot_where_it_costs_more_than_its_share_of_the_fit() -> None:
         reason = reason_against("auto", image_passes=dict.fromkeys(PASSES, passes))
         assert (reason is None) == is_run
     assert reason is not None
-    assert f"{pilot_seconds(UNCERTAIN):.0f} s (fit: " in reason
+    assert "0.3 times as long as the recommended fit" in reason
     assert "--pilot on" in reason
 
 
@@ -156,6 +156,10 @@ def test_the_load_of_the_machine_does_not_change_the_advice() -> None:
     busy = replace(UNCERTAIN, ms_per_image=100.0, passes_per_trained_image=9.0, build_s=30.0)
     assert pilot_seconds(busy) > pilot_seconds(UNCERTAIN)
     assert reason_against("auto", busy) is None
+    short = dict.fromkeys(PASSES, 1000.0)
+    quick, slow = (reason_against("auto", p, image_passes=short) for p in (UNCERTAIN, busy))
+    assert quick is not None
+    assert quick == slow
 
 
 def test_no_pilot_where_it_and_the_fit_do_not_fit_before_the_deadline() -> None:

@@ -78,19 +78,20 @@ def without_times(value: Any, schema: Any, whole: Any, path: str, found: set[str
     return value
 
 
+@pytest.mark.parametrize("pilot", ["auto", "on"])
 def test_cache_and_number_of_workers_change_only_fields_marked_as_times(
-    schema: Any, make_folder: Callable[..., Path], tmp_path: Path
+    pilot: str, schema: Any, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     data = make_folder("d", 11)
     texts = []
     for cache, workers in (("first", "1"), ("second", "2"), ("first", "2")):
-        asked = [str(data), "--json", "--input-px", "32", "--workers", workers]
+        asked = [str(data), "--json", "--input-px", "32", "--workers", workers, "--pilot", pilot]
         found = runner.invoke(advise_app, [*asked, "--cache-dir", str(tmp_path / cache)])
         assert found.exit_code == 0, found.output
         times: set[str] = set()
         advice = json.loads(found.stdout)
         jsonschema.validate(advice, schema)
-        assert advice["pilot"] is not None
+        assert (advice["pilot"] is not None) == (pilot == "on")
         record = without_times(advice, schema, schema, "", times)
         texts.append(json.dumps(record))
     assert {".seconds", ".recommendations[].seconds", ".profile.ms_per_image"} <= times
