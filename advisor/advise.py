@@ -16,8 +16,6 @@ from advisor.findings.check import check
 from advisor.measure.backbone_comparison import compare_backbones, comparison_rationale
 from advisor.measure.pilot import piloted, reason_against_pilot, run_pilot, takes_any_size
 from advisor.measure.profile import measure, sample
-from advisor.report.files import write_page
-from advisor.report.gallery import make_gallery
 from advisor.similarity.reference import build_reference
 from advisor.types.advice import Advice, Choice, Decision
 from advisor.types.flags import arguments
@@ -61,25 +59,15 @@ class Prepared:
     ctx: RunContext
 
 
-def advise(data: Path | str, options: Options = DEFAULTS, *, html: Path | None = None) -> Advice:
+def advise(data: Path | str, options: Options = DEFAULTS) -> Advice:
     """Recommend a transfer-learning strategy for a dataset of labelled images.
-
-    Parameters
-    ----------
-    html
-        File to write the report to, as one HTML page; None: no report.
 
     Raises
     ------
     TransferError
         If the dataset, the backbone or an option cannot be used; the message says what to do.
     """
-    prepared = prepare(Path(data), options)
-    advice = advise_on(prepared)
-    if html is not None:
-        hidden = prepared.dataset.hide_test()
-        write_page(html, advice, make_gallery(advice, hidden, prepared.backbone, prepared.ctx))
-    return advice
+    return advise_on(prepare(Path(data), options))
 
 
 def prepare(

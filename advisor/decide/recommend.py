@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass, replace
 
-from scipy.stats import norm
-
 from advisor.decide.candidates import Candidate, DecisionInputs
 from advisor.decide.cost import fit_seconds
 from advisor.decide.gain_model import Gain, evidence_of, expected_probe_accuracy, predict_gain
@@ -15,6 +13,7 @@ from advisor.decide.rationale import rationale_of
 from advisor.types.advice import Decision, Quadrant, Recommendation, Rejection
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance
 from advisor.types.profile import Profile
+from strategies.core.distributions import norm
 from strategies.core.errors import NotApplicable
 from strategies.registry import reference_control
 
