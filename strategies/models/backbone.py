@@ -223,10 +223,14 @@ def _create_embedded(name: str, entry: Embedded, weights: Weights) -> nn.Module:
         with torch.random.fork_rng([]):
             return EfficientNetLite(SCALES[name])
     state = _read_weights(name, entry, _weight_file(name, entry))
-    with torch.device("meta"):  # no random weights are drawn for it
-        net = EfficientNetLite(SCALES[name])
+    net = _without_weights(name)
     net.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
     return net
+
+
+def _without_weights(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return EfficientNetLite(SCALES[name], initialise=False)
 
 
 def _weight_file(name: str, entry: Embedded) -> Path:
@@ -257,8 +261,7 @@ def _read_weights(name: str, entry: Embedded, path: Path) -> Mapping[str, Tensor
             f"{path} has SHA-256 {found}, expected {entry.sha256}. Reinstall {entry.package}."
         )
     state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    with torch.device("meta"):
-        net = EfficientNetLite(SCALES[name])
+    net = _without_weights(name)
     renamed = {timm_key(key, net): value for key, value in state.items()}
     own = net.state_dict()
     mismatched = sorted(set(renamed) ^ set(own)) or [

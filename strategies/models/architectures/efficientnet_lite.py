@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 STEM, EXPANSION, WIDTH, BN_EPS = 32, 6, 1280, 1e-3
+SOURCE_CLASSES = 1000
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,11 @@ class InvertedResidual(nn.Module):
 class EfficientNetLite(nn.Module):
     """EfficientNet-Lite with timm's interface, as far as `strategies.models.body` uses it.
 
+    Parameters
+    ----------
+    initialise
+        Whether to draw random weights; not needed where weights are loaded.
+
     Attributes
     ----------
     feature_info
@@ -152,7 +158,7 @@ class EfficientNetLite(nn.Module):
         Number of this stage, counted from 1, for every level.
     """
 
-    def __init__(self, scale: Scale, n_classes: int = 1000) -> None:
+    def __init__(self, scale: Scale, *, initialise: bool = True) -> None:
         super().__init__()
         self.conv_stem = _convolution(3, STEM, 3, stride=2)
         self.bn1 = NormAct(STEM)
@@ -172,8 +178,9 @@ class EfficientNetLite(nn.Module):
         self.conv_head: nn.Module = _convolution(inputs, WIDTH, 1)
         self.bn2: nn.Module = NormAct(WIDTH)
         self.global_pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(1))
-        self.classifier: nn.Module = nn.Linear(WIDTH, n_classes)
-        _initialise(self)
+        self.classifier: nn.Module = nn.Linear(WIDTH, SOURCE_CLASSES)
+        if initialise:
+            _initialise(self)
 
     def get_classifier(self) -> nn.Module:
         """Return the original head."""
