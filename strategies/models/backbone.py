@@ -187,7 +187,7 @@ _CREATE_ERRORS = (
 
 def _create(name: str, weights: Weights, input_px: int | None) -> nn.Module:
     entry = CATALOGUE.get(name)
-    if entry and name in SCALES:
+    if entry:
         return _create_embedded(name, entry, weights)
     try:
         with torch.random.fork_rng([]):
