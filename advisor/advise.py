@@ -18,8 +18,6 @@ from advisor.findings.check import check
 from advisor.measure.backbone_comparison import compare_backbones, comparison_rationale
 from advisor.measure.pilot import run_pilot
 from advisor.measure.profile import measure, sample
-from advisor.report.files import write_page
-from advisor.report.gallery import make_gallery
 from advisor.similarity.reference import build_reference
 from advisor.types.advice import Advice, Choice, Decision
 from advisor.types.flags import arguments
@@ -64,11 +62,7 @@ class Prepared:
 
 
 def advise(
-    data: Path | str,
-    options: Options = DEFAULTS,
-    *,
-    html: Path | None = None,
-    time_s: float | None = None,
+    data: Path | str, options: Options = DEFAULTS, *, time_s: float | None = None
 ) -> Advice:
     """Recommend a transfer-learning strategy for a dataset of labelled images.
 
@@ -76,20 +70,13 @@ def advise(
     ----------
     time_s
         Time for the recommended fit on this machine in seconds; None: no limit.
-    html
-        File to write the report to, as one HTML page; None: no report.
 
     Raises
     ------
     TransferError
         If the dataset, the backbone or an option cannot be used; the message says what to do.
     """
-    prepared = prepare(Path(data), options)
-    advice = advise_on(prepared, time_s=time_s)
-    if html is not None:
-        hidden = prepared.dataset.hide_test()
-        write_page(html, advice, make_gallery(advice, hidden, prepared.backbone, prepared.ctx))
-    return advice
+    return advise_on(prepare(Path(data), options), time_s)
 
 
 def prepare(

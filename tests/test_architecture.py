@@ -21,8 +21,6 @@ MAX_FUNCTION_LINES = 60
 MAX_MODULES = 14
 MAX_PARAMETERS = 8
 STRATEGY_FILES = {f"strategies.{name}" for name in STRATEGIES}
-USE_TIMM = ("strategies.models.backbone", "strategies.training.mixup")
-"""Modules that may import timm: models come from the backbone, Mixup is timm's."""
 
 
 def module_name(path: Path) -> str:
@@ -100,9 +98,8 @@ def test_text_files_are_read_and_written_as_utf_8(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=module_name)
-def test_only_backbone_and_mixup_import_timm(path: Path) -> None:
-    if module_name(path) not in USE_TIMM:
-        assert not [name for name in imports_of(path) if name.split(".")[0] == "timm"]
+def test_no_module_imports_timm_before_it_is_needed(path: Path) -> None:
+    assert not [name for name in imports_of(path) if name.split(".")[0] == "timm"]
 
 
 @pytest.mark.parametrize(
@@ -111,6 +108,16 @@ def test_only_backbone_and_mixup_import_timm(path: Path) -> None:
 def test_importing_a_package_imports_no_heavy_library(statement: str) -> None:
     heavy = ("torch", "timm", "optuna", "sklearn", "scipy")
     code = f"{statement}; import sys; print([m for m in {heavy} if m in sys.modules])"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert found.stdout.strip() == "[]"
+
+
+def test_importing_the_advisor_imports_only_what_an_advice_of_the_default_backbone_needs() -> None:
+    unused = ("timm", "torchvision", "torch._dynamo", "triton", "scipy.stats", "sklearn", "pandas")
+    unused += ("sqlalchemy", "huggingface_hub", "vl_convert", "jinja2")
+    code = f"import advisor.advise, sys; print([m for m in {unused} if m in sys.modules])"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )

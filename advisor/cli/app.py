@@ -129,7 +129,12 @@ def _cached_or_new(
 
     configure_process()
     phase_timer.end("imports")
-    advice = advise(folder, options, html=html)
+    if html is None:
+        advice = advise(folder, options)
+    else:
+        from advisor.cli.advice_page import advise_with_page
+
+        advice = advise_with_page(folder, options, html)
     store_advice(cache, key, advice)
     return advice
 

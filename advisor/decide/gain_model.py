@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit, log_expit, logit
-from scipy.stats import norm
 
 from advisor.decide.priors import GainModel, Prior, Priors
 from advisor.measure.learning_curve import extrapolate
 from advisor.types.profile import Pilot, Profile
+from strategies.core.distributions import norm
 from strategies.core.metrics import LEVEL, Interval
 from strategies.registry import get_strategy
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 from scipy.special import expit
-from scipy.stats import norm
 
 from advisor.decide.candidates import DecisionInputs
 from advisor.decide.gain_model import (
@@ -19,6 +18,7 @@ from advisor.decide.gain_model import (
 from advisor.decide.priors import Prior, Priors
 from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS, TransferRisk
 from advisor.types.profile import ProbeResult, Profile
+from strategies.core.distributions import norm
 from strategies.core.metrics import Interval
 from strategies.registry import reference_control
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 
-from scipy.stats import norm
-
 from advisor.decide.candidates import DecisionInputs
 from advisor.decide.gain_model import Z
 from advisor.decide.quadrant import SIMILAR_FROM
 from advisor.types.advice import Quadrant, Recommendation
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance, tie_upper_bound
 from advisor.types.profile import Pilot, format_loss_gain
+from strategies.core.distributions import norm
 from strategies.registry import baseline, get_strategy
 
 MIN_SHRINKAGE = 0.03

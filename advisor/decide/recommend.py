@@ -4,8 +4,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from scipy.stats import norm
-
 from advisor.decide.candidates import Candidate, DecisionInputs
 from advisor.decide.cost import fit_seconds
 from advisor.decide.frontier import (
@@ -31,6 +29,7 @@ from advisor.types.advice import (
 )
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance
 from advisor.types.profile import Profile
+from strategies.core.distributions import norm
 from strategies.core.errors import NotApplicable
 from strategies.registry import reference_control
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
-from scipy.stats import binom, norm, rankdata
 
+from strategies.core.distributions import binom, norm, rankdata
 from strategies.core.metrics import Labels, Scores
 
 CONFIDENT = 9.0

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from advisor.types.profile import LearningCurve
+from strategies.core.distributions import norm
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores, proportion
 from strategies.heads.cross_validation import STRENGTHS, fit_head, fold_numbers
 

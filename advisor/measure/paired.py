@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
 
+from strategies.core.distributions import norm
 from strategies.core.metrics import LEVEL, Interval
 
 TINY = 1e-12

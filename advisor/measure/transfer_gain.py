@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest
 
 from advisor.measure.paired import paired_gain
 from advisor.types.outcome import ClassGain, TransferGain, TransferVerdict
+from strategies.core.distributions import binom
 from strategies.core.metrics import Interval, Labels
 
 NARROW = 0.05
@@ -68,7 +68,7 @@ def _is_above_majority(control_hits: NDArray[np.bool_], labels: Labels) -> bool:
     """Whether a control is significantly better than always predicting the majority class."""
     n_hits, n = int(control_hits.sum()), len(labels)
     majority = np.bincount(labels).max() / n
-    return bool(binomtest(n_hits, n, majority, "greater").pvalue < SIGNIFICANCE)
+    return bool(binom.sf(n_hits - 1, n, majority) < SIGNIFICANCE)
 
 
 def _per_class(
@@ -99,7 +99,7 @@ def _mcnemar(hits: NDArray[np.bool_], control_hits: NDArray[np.bool_]) -> float:
     percentages, 1947.
     """
     gained, lost = int(np.sum(hits & ~control_hits)), int(np.sum(~hits & control_hits))
-    return 1.0 if gained + lost == 0 else float(binomtest(gained, gained + lost).pvalue)
+    return min(1.0, 2 * binom.sf(max(gained, lost) - 1, gained + lost, 0.5))
 
 
 def _benjamini_hochberg(p_values: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
-from scipy.stats import t as student_t
 
 from advisor.similarity.bn_shift import (
     SourceMoments,
@@ -30,6 +28,7 @@ from advisor.similarity.kernel_distance import (
 from advisor.similarity.reference import Reference
 from advisor.similarity.source_head import head_evidence
 from advisor.types.similarity import DomainSimilarity, HeadEvidence
+from strategies.core.distributions import norm, student_t
 from strategies.core.metrics import LEVEL, Interval, Labels
 from strategies.models.bn_statistics import Vector
 from strategies.models.features import Features, Moments

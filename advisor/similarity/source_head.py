@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logsumexp
-from scipy.stats import norm
 
 from advisor.similarity.bn_shift import Weights, balanced
 from advisor.similarity.transferability import leep_terms, nce_terms
 from advisor.types.similarity import HeadEvidence, NearestSourceClass
 from strategies.core.cache import Rows
+from strategies.core.distributions import norm
 from strategies.core.metrics import LEVEL, Interval, Labels, proportion
 from strategies.models.features import SourceHead
 

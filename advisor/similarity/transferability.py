@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
-from sklearn.covariance import ledoit_wolf_shrinkage
 
+from strategies.core.distributions import student_t
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores
 
 MAX_IMAGES, BLOCKS, ROUNDS = 400, 8, 12
@@ -112,7 +111,7 @@ def rate_features(features: Scores, labels: Labels, seed: int) -> Mapping[str, I
         left_out = np.array([score(part, labels) for part, labels in parts])
         k = len(parts)
         sd = float(np.sqrt((k - 1) / k * np.sum((left_out - left_out.mean()) ** 2)))
-        half = float(t.ppf(0.5 + LEVEL / 2, k - 1)) * sd
+        half = float(student_t.ppf(0.5 + LEVEL / 2, k - 1)) * sd
         intervals[name] = Interval(mid - half, mid, mid + half)
     return intervals
 
@@ -171,7 +170,27 @@ def _h_score(spectrum: _Spectrum, labels: Labels, shrinkage: float) -> float:
 
 
 def _shrinkage(features: Scores) -> float:
-    return float(ledoit_wolf_shrinkage(np.asarray(features, dtype=np.float64)))
+    """Return how far the covariance is shrunk to a multiple of the identity, from 0 to 1.
+
+    The squared Gram matrix of the images has the same sum as that of the features, and is smaller.
+
+    References
+    ----------
+    O. Ledoit, M. Wolf, A well-conditioned estimator for large-dimensional covariance matrices,
+    2004.
+    """
+    x = np.asarray(features, dtype=np.float64)
+    n, width = x.shape
+    if width == 1:
+        return 0.0
+    x = x - x.mean(axis=0)
+    squared = float(np.square(x @ x.T if n <= width else x.T @ x).sum()) / n**2
+    fourth = float(np.square(np.square(x).sum(axis=1)).sum())
+    mean_variance = float(np.square(x).sum()) / n / width
+    noise = (fourth / n - squared) / (n * width)
+    spread = squared / width - mean_variance**2
+    noise = min(noise, spread)
+    return 0.0 if noise == 0 else noise / spread
 
 
 def _renumber(labels: Labels) -> tuple[Labels, int]:

@@ -25,7 +25,7 @@ GREY_SPREAD = 2.0
 """An image is grey if its channels differ by less than this on average (scale 0 to 255)."""
 SETTLED_S = 2.0
 """Minimum age of a change for a file to be cached; no file system's timestamps are coarser."""
-_CHUNK, _FORMAT = 256, 1
+_CHUNK, _FORMAT = 256, 2
 _SPACE = space_name(["images", _FORMAT, PIL.__version__, THUMB_PX, GREY_SPREAD])
 
 
@@ -103,14 +103,14 @@ def _to_record(image: LabelledImage) -> list[Any]:
     """Return the measurements of an image as JSON values, for the cache."""
     assert image.stats is not None
     stats = image.stats
-    thumb = base64.b85encode(stats.thumb).decode()
+    thumb = base64.b64encode(stats.thumb).decode()
     size = [image.digest, image.width_px, image.height_px]
     return [*size, stats.format, stats.n_bytes, stats.is_grey, stats.contrast, thumb]
 
 
 def _from_record(path: Path, label: int, record: list[Any]) -> LabelledImage:
     digest, width, height, form, n_bytes, is_grey, contrast, thumb = record
-    stats = ImageStats(form, n_bytes, is_grey, contrast, base64.b85decode(thumb))
+    stats = ImageStats(form, n_bytes, is_grey, contrast, base64.b64decode(thumb))
     return LabelledImage(path, label, digest, width, height, stats=stats)
 
 

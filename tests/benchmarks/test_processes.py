@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from advisor.advise import advise
+from advisor.cli.advice_page import advise_with_page
 from advisor.types.options import Options
 from tests.benchmarks.conftest import rows_in, run_in_process
 
@@ -239,7 +239,7 @@ def test_screenshots_are_taken_of_a_report(
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
         pytest.skip("Chromium is not installed")
     options = Options(input_px=32, cache_dir=cache_dir, pilot="off")
-    advise(data_root / "striped", options, html=tmp_path / "report.html")
+    advise_with_page(data_root / "striped", options, tmp_path / "report.html")
     load("screenshots").main(["--run", str(tmp_path), "--out", str(tmp_path / "images")])
     found = {p.name for p in (tmp_path / "images").iterdir()}
     assert found == {"report-light.png", "map-dark.png"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from advisor.advise import advise
+from advisor.cli.advice_page import advise_with_page
 from advisor.report.html import page
 from advisor.tune.driver import auto
 from advisor.types.options import Options, RunOptions
@@ -55,7 +55,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (data / "class0" / "torn.png").write_bytes(b"no image")
     shutil.copy(data / "class0" / "001.png", data / "class1" / "copy.png")
     small = Options(input_px=32, cache_dir=folder / "cache")
-    advise(data, small, html=folder / "advice.html")
+    advise_with_page(data, small, folder / "advice.html")
     auto(data, folder / "run", small, RunOptions(time_s=120, max_trials=2))
     hostile = hostile_advice()
     outcome = made_outcome(hostile)

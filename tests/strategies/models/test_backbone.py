@@ -9,10 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from strategies.core.errors import BackboneError
 from strategies.models import backbone as backbone_module
+from strategies.models.architectures import timm_zoo
+from strategies.models.architectures.weight_names import timm_key
 from strategies.models.backbone import (
     CATALOGUE,
     DEFAULT_BACKBONE,
@@ -64,7 +67,7 @@ def test_every_embedded_weight_is_loaded_into_its_own_parameter(backbone: Backbo
 def test_names_of_embedded_weights_map_one_to_one_to_names_of_timm(backbone: Backbone) -> None:
     state, net = torch.load(_embedded_file(), weights_only=True), backbone.build()
 
-    assert {backbone_module.timm_key(key, net) for key in state} == net.state_dict().keys()
+    assert {timm_key(key, net) for key in state} == net.state_dict().keys()
 
 
 def test_weights_with_another_hash_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,11 +139,11 @@ def test_an_unreachable_hub_repository_is_a_backbone_error() -> None:
 
 
 def test_offline_mode_of_the_hub_is_restored_after_a_failure() -> None:
-    before = backbone_module.hub.HF_HUB_OFFLINE
+    before = constants.HF_HUB_OFFLINE
     with pytest.raises(BackboneError):
         load_backbone("resnet10t", input_px=64)
 
-    assert before == backbone_module.hub.HF_HUB_OFFLINE
+    assert before == constants.HF_HUB_OFFLINE
 
 
 def _local_copy(folder: Path, load_random: Callable[..., Backbone]) -> Path:
@@ -165,7 +168,7 @@ def test_a_local_copy_is_loaded_without_the_hub(
 ) -> None:
     folder = _local_copy(tmp_path / "copy", load_random)
     monkeypatch.undo()
-    monkeypatch.setattr(backbone_module.socket, "getaddrinfo", _refuse)
+    monkeypatch.setattr(timm_zoo.socket, "getaddrinfo", _refuse)
 
     found = load_backbone(f"local-dir:{folder}")
 
@@ -188,7 +191,7 @@ def test_a_damaged_local_copy_is_a_backbone_error(
 ) -> None:
     folder = _local_copy(tmp_path / "copy", load_random)
     monkeypatch.undo()
-    monkeypatch.setattr(backbone_module.socket, "getaddrinfo", _refuse)
+    monkeypatch.setattr(timm_zoo.socket, "getaddrinfo", _refuse)
     weights = folder / "model.safetensors"
     if damage == "cut":
         weights.write_bytes(weights.read_bytes()[:1000])
@@ -206,7 +209,7 @@ def test_weights_that_changed_since_they_were_loaded_are_refused(
 ) -> None:
     folder = _local_copy(tmp_path / "copy", load_random)
     monkeypatch.undo()
-    monkeypatch.setattr(backbone_module.socket, "getaddrinfo", _refuse)
+    monkeypatch.setattr(timm_zoo.socket, "getaddrinfo", _refuse)
     found = load_backbone(f"local-dir:{folder}")
     state = {k: v + 1 for k, v in found.build().state_dict().items()}
     save_file(state, folder / "model.safetensors")

@@ -1,0 +1,21 @@
+"""Advice with its report as an HTML page.
+
+Not part of `advisor.advise`: the libraries that draw the page take time to import.
+"""
+
+from pathlib import Path
+
+from advisor.advise import advise_on, prepare
+from advisor.report.files import write_page
+from advisor.report.gallery import make_gallery
+from advisor.types.advice import Advice
+from advisor.types.options import Options
+
+
+def advise_with_page(data: Path, options: Options, html: Path) -> Advice:
+    """Recommend a strategy, and write the report to a file as one HTML page."""
+    prepared = prepare(data, options)
+    advice = advise_on(prepared)
+    hidden = prepared.dataset.hide_test()
+    write_page(html, advice, make_gallery(advice, hidden, prepared.backbone, prepared.ctx))
+    return advice
