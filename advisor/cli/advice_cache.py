@@ -30,7 +30,7 @@ _NAMESPACE = "answers"
 _NOT_IN_KEY = ("cache_dir", "workers")
 
 
-def advice_key(data: Path, options: Options) -> str | None:
+def advice_key(data: Path, options: Options, time_s: float | None = None) -> str | None:
     """Return the cache key: a hash of files, labels, splits, options, program and machine.
 
     None where the inputs cannot be identified without reading them: a dataset or weights from a
@@ -66,7 +66,7 @@ def advice_key(data: Path, options: Options) -> str | None:
     option_values = [(name, getattr(options, name)) for name in names]
     counts = {name: reservoir.counts for name, reservoir in listing.splits.items()}
     listed = (listing.skipped, listing.merged, listing.origin)
-    inputs = (data, Path.cwd(), option_values, files, signatures, counts, listed)
+    inputs = (data, Path.cwd(), option_values, time_s, files, signatures, counts, listed)
     parts = (*inputs, _program(), _machine())
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 

@@ -12,10 +12,10 @@ from advisor.types.advice import Advice
 from advisor.types.options import Options
 
 
-def advise_with_page(data: Path, options: Options, html: Path) -> Advice:
+def advise_with_page(data: Path, options: Options, time_s: float | None, html: Path) -> Advice:
     """Recommend a strategy, and write the report to a file as one HTML page."""
     prepared = prepare(data, options)
-    advice = advise_on(prepared)
+    advice = advise_on(prepared, time_s)
     hidden = prepared.dataset.hide_test()
     write_page(html, advice, make_gallery(advice, hidden, prepared.backbone, prepared.ctx))
     return advice

@@ -60,10 +60,29 @@ class AdviceOutput(Output):
     ] = False
 
 
+@dataclass(frozen=True)
+class FitLimit:
+    """Limit of the fit that tl-advise recommends."""
+
+    time_s: Annotated[
+        float | None,
+        Flag(
+            "Time for the fit on this machine: 30s, 2m, 1h. Default: no limit.",
+            name="--time",
+            is_duration=True,
+        ),
+    ] = None
+
+
 @advise_app.command()
 @with_flags
 def advise_command(
-    data: Data = None, demo: Demo = False, *, options: Options, output: AdviceOutput
+    data: Data = None,
+    demo: Demo = False,
+    *,
+    options: Options,
+    limit: FitLimit,
+    output: AdviceOutput,
 ) -> None:
     """Recommend a transfer-learning strategy for a dataset of labelled images."""
     html = output.html
@@ -80,7 +99,7 @@ def advise_command(
 
         phase_timer = PhaseTimer(on_progress, last_s=STARTED_S)
         options = replace(options, on_progress=phase_timer, on_note=print_note)
-        advice = _cached_or_new(folder, options, phase_timer, html)
+        advice = _cached_or_new(folder, options, limit.time_s, phase_timer, html)
     _print_advice(advice, output)
     if output.profile:
         phase_timer.end("report")
@@ -107,7 +126,11 @@ def _print_advice(advice: "Advice", output: AdviceOutput) -> None:
 
 
 def _cached_or_new(
-    folder: Path, options: Options, phase_timer: "PhaseTimer", html: Path | None
+    folder: Path,
+    options: Options,
+    time_s: float | None,
+    phase_timer: "PhaseTimer",
+    html: Path | None,
 ) -> "Advice":
     """Return cached advice if data, options and program are unchanged; otherwise measure.
 
@@ -118,7 +141,7 @@ def _cached_or_new(
     from strategies.core.cache import ArrayCache, default_cache_dir
 
     cache = ArrayCache(options.cache_dir or default_cache_dir())
-    key = advice_key(folder, options)
+    key = advice_key(folder, options, time_s)
     cached = stored_advice(cache, key) if html is None else None
     phase_timer.end("cache lookup")
     if cached is not None:
@@ -130,11 +153,11 @@ def _cached_or_new(
     configure_process()
     phase_timer.end("imports")
     if html is None:
-        advice = advise(folder, options)
+        advice = advise(folder, options, time_s=time_s)
     else:
         from advisor.cli.advice_page import advise_with_page
 
-        advice = advise_with_page(folder, options, html)
+        advice = advise_with_page(folder, options, time_s, html)
     store_advice(cache, key, advice)
     return advice
 

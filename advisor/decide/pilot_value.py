@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import expit
-from scipy.stats import norm
 
 from advisor.decide.candidates import DecisionInputs
 from advisor.decide.gain_model import (
@@ -27,6 +26,7 @@ from advisor.decide.priors import Priors
 from advisor.measure.pilot import FEWEST, MAX_EVALUATED, pilot_passes, pilot_seconds
 from advisor.types.advice import Decision, Recommendation
 from advisor.types.options import PilotMode
+from strategies.core.distributions import norm
 from strategies.registry import get_strategy
 from strategies.training.lp_ft import PASSES_PER_STEP
 
