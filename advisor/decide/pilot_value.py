@@ -160,6 +160,8 @@ def _shifts(
     most
         The largest shift of a training run, as a share of its standard deviation.
     """
+    if get_strategy(name).role == "baseline":
+        return 0.0, 0.0
     if name not in told:
         return priors.shared * gain.sd * most, 0.0
     if get_strategy(name).trains_network:

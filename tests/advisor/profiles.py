@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from advisor.decide.candidates import Candidate, DecisionInputs
-from advisor.decide.priors import Offset, PilotTrust, Prior, Priors, Variant
+from advisor.decide.priors import GainModel, Offset, PilotTrust, Prior, Priors
 from advisor.types.profile import LearningCurve, Pilot, ProbeResult, Profile
 from advisor.types.similarity import DomainSimilarity
 from strategies.core.metrics import Interval, proportion
@@ -138,35 +138,54 @@ def curve_of(now: float, later: float, n_per_class: float = 30) -> LearningCurve
     )
 
 
-MEASURED_LEAD = {
-    "far": 0.0,
-    "probe": 0.0,
-    "svm": 0.3,
-    "size": 0.0,
-    "total": 0.0,
-    "control": 0.0,
-    "pixels": 0.0,
-    "slope": 0.0,
-}
-"""Weights of a variant whose predicted lead is the measured lead of the SVM."""
+NO_WEIGHTS = dict.fromkeys(
+    (
+        "far",
+        "probe",
+        "svm",
+        "size",
+        "total",
+        "classes",
+        "pixels",
+        "neighbours",
+        "px",
+        "lost",
+    ),
+    0.0,
+)
+MEASURED_LEAD = {**NO_WEIGHTS, "svm": 0.3}
+"""Weights of a model whose predicted lead is the measured lead of the SVM."""
 WEIGHTS = {
+    **NO_WEIGHTS,
     "far": 0.5,
     "probe": -0.2,
     "svm": 0.1,
     "size": 0.2,
     "total": 0.1,
-    "control": -0.1,
     "pixels": 0.1,
-    "slope": 0.05,
+    "lost": -0.2,
 }
 
 
-def variant_of(strategy: str, intercept: float, **given: Any) -> Variant:
-    return Variant(strategy, given, intercept, WEIGHTS, 0.6, 0.2, 0.5, 0.6, 12)
+def model_of(strategy: str, intercept: float, **given: Any) -> GainModel:
+    """Return a gain model with `WEIGHTS`; `given` replaces its fields."""
+    return replace(GainModel(strategy, intercept, WEIGHTS, 0.6, 0.2, 0.5, 0.6, 12), **given)
+
+
+def with_gains(priors: Priors, *models: GainModel) -> Priors:
+    """Return the priors with these gain models in place of those of the same strategies."""
+    return replace(priors, gains={**priors.gains, **{m.strategy: m for m in models}})
 
 
 def priors_by_hand() -> Priors:
     """Return made-up priors, for tests of how priors are used."""
+    models = (
+        GainModel("linear_probe", 0.0, NO_WEIGHTS, 0.2, 0.1, 0.2, 0.2, 12),
+        GainModel("layer_svm", 0.2, MEASURED_LEAD, 0.2, 0.2, 0.1, 0.2, 12),
+        model_of("partial_fine_tune", 0.3),
+        model_of("full_fine_tune", 0.4),
+        model_of("from_scratch", -1.0),
+    )
     return Priors(
         provenance="made by hand",
         evidence={
@@ -175,18 +194,15 @@ def priors_by_hand() -> Priors:
             "svm": Prior(0.2, 0.3),
             "size": Prior(1.2, 0.4),
             "total": Prior(2.0, 0.6),
-            "control": Prior(0.2, 0.1),
+            "classes": Prior(1.5, 1.0),
             "pixels": Prior(-1.0, 1.0),
-            "slope": Prior(0.2, 0.1),
+            "neighbours": Prior(-0.3, 0.2),
+            "px": Prior(0.0, 1.0),
+            "lost": Prior(0.0, 1.0),
+            "control": Prior(0.2, 0.1),
         },
-        variants=(
-            Variant("layer_svm", {}, 0.2, MEASURED_LEAD, 0.2, 0.2, 0.1, 0.2, 12),
-            variant_of("partial_fine_tune", 0.3, lr=1e-3),
-            variant_of("full_fine_tune", 0.2, lr=1e-4),
-            variant_of("full_fine_tune", 0.4, lr=1e-3),
-            variant_of("from_scratch", -1.0),
-        ),
-        measured=Offset(0.0, 0.2, 12),
+        widths=((5.0, 1.0), (500.0, 1.0)),
+        gains={model.strategy: model for model in models},
         shared=0.4,
         pilot={
             "partial_fine_tune": PilotTrust(0.1, 0.4, 0.6, 0.4, 0.5, 8),

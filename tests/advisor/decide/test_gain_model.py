@@ -13,64 +13,63 @@ from advisor.decide.gain_model import (
     Gain,
     LogOdds,
     evidence_of,
-    log_odds,
     pilot_gain,
     predict_gain,
     shrunk_to_prior,
 )
 from advisor.decide.priors import Prior
 from strategies.core.metrics import Interval
-from tests.advisor.profiles import curve_of, pilot_of, priors_by_hand, profile_of
+from tests.advisor.profiles import pilot_of, priors_by_hand, profile_of
 
 PRIORS = priors_by_hand()
-SVM, VARIANT = PRIORS.variants[:2]
+SVM, MODEL = PRIORS.gains["layer_svm"], PRIORS.gains["partial_fine_tune"]
 
 
 def test_evidence_is_unknown_where_it_was_not_measured() -> None:
     bare = evidence_of(profile_of(similarity=None))
-    assert [name for name, value in bare.items() if value == UNKNOWN] == [
-        "far",
-        "control",
-        "pixels",
-        "slope",
-    ]
+    unknown = [name for name, value in bare.items() if value == UNKNOWN]
+    assert unknown == ["far", "pixels", "neighbours"]
     full = evidence_of(
-        profile_of(
-            curve=curve_of(0.6, 0.7),
-            transfer_gain=Interval(0.1, 0.2, 0.3),
-            pixel_probe=Interval(0.4, 0.5, 0.6),
-        )
+        profile_of(pixel_probe=Interval(0.4, 0.5, 0.6), knn=Interval(0.4, 0.5, 0.6))
     )
     assert UNKNOWN not in full.values()
-    assert full["control"].value == 0.2
     assert full["pixels"].value == pytest.approx(-full["probe"].value)
-    assert full["slope"].value == pytest.approx(log_odds(0.7, 400) - log_odds(0.6, 400))
+    assert full["neighbours"].value == full["pixels"].value
+
+
+def test_evidence_knows_what_smaller_inputs_do_not_show() -> None:
+    profile = profile_of(input_px=224, median_side_px=192.0)
+    at_96 = evidence_of(profile, 96)
+    assert at_96["lost"].value == pytest.approx(math.log2(192 / 96))
+    assert at_96["px"].value == pytest.approx(math.log2(96 / 224))
+    assert evidence_of(profile)["lost"].value == evidence_of(profile)["px"].value == 0
+    tiny = profile_of(input_px=224, median_side_px=32.0)
+    assert evidence_of(tiny, 96)["lost"].value == 0
 
 
 def test_the_gain_is_the_intercept_plus_the_weighted_standardised_evidence() -> None:
     mean = {name: prior.mean for name, prior in PRIORS.evidence.items()}
     profile = profile_of(similarity=1 - mean["far"], n_per_class=round(10 ** mean["size"]))
     evidence = evidence_of(profile)
-    gain = predict_gain(VARIANT, evidence, None, PRIORS)
+    gain = predict_gain(MODEL, evidence, None, PRIORS)
     standardised = {name: evidence[name].standardised(PRIORS.evidence[name]) for name in evidence}
-    rest = sum(VARIANT.weights[name] * distance for name, (distance, _) in standardised.items())
-    assert gain.mean == pytest.approx(VARIANT.intercept + rest)
-    unexplained = [
-        VARIANT.weights[name] ** 2 * (1 - share) for name, (_, share) in standardised.items()
-    ]
-    assert gain.sd == pytest.approx(math.sqrt(VARIANT.sd**2 + sum(unexplained)))
+    rest = sum(MODEL.weights[name] * distance for name, (distance, _) in standardised.items())
+    assert gain.mean == pytest.approx(MODEL.intercept + rest)
+    unknown = [MODEL.weights[name] ** 2 for name, (_, share) in standardised.items() if not share]
+    assert sum(unknown) > 0
+    assert gain.sd == pytest.approx(math.sqrt(MODEL.sd**2 + sum(unknown)))
 
 
 def test_a_precise_pilot_corrects_the_prediction_and_a_noisy_one_hardly_changes_it() -> None:
     evidence = evidence_of(profile_of())
-    without = predict_gain(VARIANT, evidence, None, PRIORS)
-    trust = PRIORS.pilot[VARIANT.strategy]
+    without = predict_gain(MODEL, evidence, None, PRIORS)
+    trust = PRIORS.pilot[MODEL.strategy]
 
     def after(gain: float, n: int) -> Gain:
-        return predict_gain(VARIANT, evidence, pilot_of(gain, 0.8, n), PRIORS)
+        return predict_gain(MODEL, evidence, pilot_of(gain, 0.8, n), PRIORS)
 
     exact = after(0.2, 10_000_000)
-    gained, noise = pilot_gain(pilot_of(0.2, 0.8, 10_000_000), VARIANT.strategy)
+    gained, noise = pilot_gain(pilot_of(0.2, 0.8, 10_000_000), MODEL.strategy)
     assert noise < 0.01
     corrected = trust.offset + trust.line * without.mean + trust.pilot * gained
     assert exact.mean == pytest.approx(corrected, abs=1e-3)
@@ -82,7 +81,7 @@ def test_a_precise_pilot_corrects_the_prediction_and_a_noisy_one_hardly_changes_
 
 
 def test_a_pilot_does_not_change_a_strategy_without_a_pilot_model() -> None:
-    scratch = next(v for v in PRIORS.variants if v.strategy == "from_scratch")
+    scratch = PRIORS.gains["from_scratch"]
     assert scratch.strategy not in PRIORS.pilot
     evidence = evidence_of(profile_of())
     with_pilot, without = (
@@ -127,7 +126,6 @@ def test_the_measured_lead_of_the_svm_is_shrunk_by_its_noise() -> None:
     exact, noisy = lead(0.001), lead(0.2)
     assert exact.mean == pytest.approx(measured, abs=0.01)
     assert exact.sd == pytest.approx(SVM.sd, abs=0.01)
-    assert noisy.sd > exact.sd
     assert PRIORS.evidence["svm"].mean < noisy.mean < exact.mean
 
 
@@ -135,17 +133,24 @@ def test_the_same_gain_in_log_odds_is_worth_fewer_points_near_an_accuracy_of_one
     gain = Gain(1.0, 0.3, 1.0)
     low, high = LogOdds(0.0, 0.1).plus(gain), LogOdds(3.0, 0.1).plus(gain)
     assert low.sd == pytest.approx(np.hypot(0.1, 0.3))
-    assert low.accuracy.mid - 0.5 > high.accuracy.mid - LogOdds(3.0, 0.1).accuracy.mid > 0
-    assert 0.95 < high.accuracy.low < high.accuracy.mid < high.accuracy.high < 1
+    assert low.accuracy().mid - 0.5 > high.accuracy().mid - LogOdds(3.0, 0.1).accuracy().mid > 0
+    assert 0.95 < high.accuracy().low < high.accuracy().mid < high.accuracy().high < 1
+
+
+def test_the_width_stretches_the_interval_on_the_scale_of_log_odds() -> None:
+    odds = LogOdds(1.0, 0.2)
+    assert odds.accuracy(2.0) == LogOdds(1.0, 0.4).accuracy()
+    assert replace(PRIORS, widths=((5.0, 1.0), (500.0, 3.0))).width(50) == pytest.approx(2.0)
+    assert replace(PRIORS, widths=((5.0, 1.0), (500.0, 3.0))).width(5000) == 3.0
 
 
 def test_a_few_correctly_classified_images_do_not_make_an_accuracy_of_one_certain() -> None:
     prior = Prior(1.0, 1.3)
     few, many = shrunk_to_prior(1.0, 8, prior), shrunk_to_prior(1.0, 10_000, prior)
-    assert 0.8 < few.accuracy.mid < 0.95
-    assert few.accuracy.high > 0.98
-    assert many.accuracy.low > 0.999
-    exact = shrunk_to_prior(0.9, 20_000, prior).accuracy
+    assert 0.8 < few.accuracy().mid < 0.95
+    assert few.accuracy().high > 0.98
+    assert many.accuracy().low > 0.999
+    exact = shrunk_to_prior(0.9, 20_000, prior).accuracy()
     assert exact.mid == pytest.approx(0.9, abs=1e-3)
     assert exact.high - exact.low < 0.01
 
@@ -157,7 +162,7 @@ def test_intervals_after_few_images_have_their_nominal_coverage() -> None:
     for truth in rng.normal(prior.mean, prior.sd, 400):
         n = int(rng.choice([10, 30, 100]))
         n_correct = rng.binomial(n, expit(truth))
-        posterior = shrunk_to_prior(n_correct / n, n, prior).accuracy
+        posterior = shrunk_to_prior(n_correct / n, n, prior).accuracy()
         covered.append(posterior.low <= expit(truth) <= posterior.high)
         errors.append(abs(posterior.mid - expit(truth)))
         raw_errors.append(abs(n_correct / n - expit(truth)))

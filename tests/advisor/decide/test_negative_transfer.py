@@ -6,20 +6,25 @@ import pytest
 
 from advisor.decide.candidates import DecisionInputs
 from advisor.decide.negative_transfer import is_at_chance, transfer_risks
-from advisor.decide.priors import Priors, Variant
+from advisor.decide.priors import GainModel, Priors
 from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS
 from strategies.core.metrics import Interval
-from tests.advisor.profiles import inputs_of, priors_by_hand, profile_of, variant_of
+from tests.advisor.profiles import (
+    NO_WEIGHTS,
+    inputs_of,
+    model_of,
+    priors_by_hand,
+    profile_of,
+    with_gains,
+)
 
 PRIORS = priors_by_hand()
 
 
 def with_scratch(intercept: float, sd: float = 0.5) -> Priors:
     """Priors in which training from scratch has a fixed gain over a probe, in log-odds."""
-    scratch = replace(variant_of("from_scratch", intercept), sd=sd)
-    scratch = replace(scratch, weights=dict.fromkeys(scratch.weights, 0.0))
-    others = tuple(v for v in PRIORS.variants if v.strategy != "from_scratch")
-    return replace(PRIORS, variants=(*others, scratch))
+    scratch = model_of("from_scratch", intercept, sd=sd, weights=NO_WEIGHTS)
+    return with_gains(PRIORS, scratch)
 
 
 def probabilities(inputs: DecisionInputs, priors: Priors) -> dict[str, float]:
@@ -56,19 +61,18 @@ def test_a_depth_that_beats_the_probe_is_less_at_risk_than_the_probe() -> None:
 
 
 def test_a_probe_can_lose_where_fine_tuning_does_not() -> None:
-    tuned = Variant("full_fine_tune", {}, 2.0, PRIORS.variants[0].weights, 0.3, 0.2, 0.3, 0.3, 12)
-    priors = with_scratch(1.0)
-    priors = replace(priors, variants=(*priors.variants, tuned))
+    tuned = GainModel("full_fine_tune", 2.0, NO_WEIGHTS, 0.3, 0.2, 0.3, 0.3, 12)
+    priors = with_gains(with_scratch(1.0), tuned)
     found = probabilities(inputs_of(), priors)
     assert found["linear_probe"] > 0.9
     assert found["full_fine_tune"] < 0.5
 
 
 def test_there_are_no_risks_if_scratch_has_too_few_cases_or_does_not_apply() -> None:
-    unknown = tuple(v for v in PRIORS.variants if v.strategy != "from_scratch")
-    assert transfer_risks(inputs_of(), replace(PRIORS, variants=unknown)) == ()
-    too_few = tuple(replace(v, cases=1) for v in PRIORS.variants)
-    assert transfer_risks(inputs_of(), replace(PRIORS, variants=too_few)) == ()
+    unknown = {n: model for n, model in PRIORS.gains.items() if n != "from_scratch"}
+    assert transfer_risks(inputs_of(), replace(PRIORS, gains=unknown)) == ()
+    too_few = {n: replace(model, cases=1) for n, model in PRIORS.gains.items()}
+    assert transfer_risks(inputs_of(), replace(PRIORS, gains=too_few)) == ()
     assert transfer_risks(inputs_of(inapplicable={"from_scratch": "no validation"}), PRIORS) == ()
     assert "layer_svm" not in probabilities(inputs_of(inapplicable={"layer_svm": "x"}), PRIORS)
 
@@ -83,9 +87,9 @@ def test_a_probe_is_at_chance_only_near_the_share_of_the_largest_class() -> None
 
 def with_growing_scratch(slope: float, drift: float = 0.1) -> Priors:
     """Priors in which scratch loses at the mean size, and gains `slope` per standard deviation."""
-    scratch = replace(with_scratch(-4.0, 0.2).variants[-1], drift=drift)
-    scratch = replace(scratch, weights={**scratch.weights, "size": slope})
-    return replace(PRIORS, variants=(*with_scratch(0.0).variants[:-1], scratch))
+    weights = {**NO_WEIGHTS, "size": slope}
+    scratch = model_of("from_scratch", -4.0, sd=0.2, drift=drift, weights=weights)
+    return with_gains(PRIORS, scratch)
 
 
 def break_even(inputs: DecisionInputs, priors: Priors) -> Interval | None:

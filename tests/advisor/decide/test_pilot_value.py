@@ -25,10 +25,10 @@ from advisor.types.options import PilotMode
 from advisor.types.profile import Profile
 from strategies.registry import STRATEGIES
 from strategies.training.lp_ft import PASSES_PER_STEP
-from tests.advisor.profiles import PASSES, inputs_of, priors_by_hand, profile_of
+from tests.advisor.profiles import PASSES, inputs_of, priors_by_hand, profile_of, with_gains
 
 PRIORS = priors_by_hand()
-UNSURE = replace(PRIORS, variants=tuple(replace(v, sd=4 * v.sd) for v in PRIORS.variants))
+UNSURE = with_gains(PRIORS, *(replace(m, sd=4 * m.sd) for m in PRIORS.gains.values()))
 """Priors by which a pilot may change much."""
 NO_LIMIT = float("inf")
 UNCERTAIN = profile_of(linear=0.7, svm=0.7, ms_per_image=1.0, passes_per_trained_image=4.0)

@@ -20,12 +20,12 @@ from strategies.core.metrics import Interval
 from strategies.registry import get_strategy
 from tests.advisor.profiles import (
     BENCHMARKED,
-    curve_of,
     inputs_of,
+    model_of,
     pilot_of,
     priors_by_hand,
     profile_of,
-    variant_of,
+    with_gains,
 )
 
 PRIORS = priors_by_hand()
@@ -100,12 +100,10 @@ def width(r: Recommendation) -> float:
     return r.accuracy.high - r.accuracy.low
 
 
-EVIDENCE = {"curve": curve_of(0.6, 0.65), "transfer_gain": Interval(0.1, 0.2, 0.3)}
+EVIDENCE = {"pixel_probe": Interval(0.3, 0.4, 0.5), "knn": Interval(0.5, 0.55, 0.6)}
 
 
-@pytest.mark.parametrize(
-    "missing", [{"similarity": None}, {"curve": None}, {"transfer_gain": None}]
-)
+@pytest.mark.parametrize("missing", [{"similarity": None}, {"pixel_probe": None}])
 def test_missing_evidence_widens_the_predicted_interval(missing: dict[str, Any]) -> None:
     given: dict[str, Any] = {"similarity": 0.6, "linear": 0.6, "svm": 0.6, **EVIDENCE}
     known = by_name(inputs_of(**given))["full_fine_tune"]
@@ -161,11 +159,6 @@ def test_an_inapplicable_strategy_is_never_recommended(prefer: Prefer, refused: 
         assert refused not in names
 
 
-def test_the_variant_with_the_highest_predicted_gain_is_recommended() -> None:
-    best = by_name(inputs_of())["full_fine_tune"].hyperparameters
-    assert best["lr"] == 1e-3
-
-
 def test_seconds_follow_the_measured_cost_of_training() -> None:
     cheap = by_name(inputs_of(passes_per_trained_image=3.0))
     dear = by_name(inputs_of(passes_per_trained_image=9.0))
@@ -184,11 +177,11 @@ def test_the_reasons_name_the_alternative_and_what_it_would_need() -> None:
 
 
 def test_of_two_equal_predictions_any_improvement_would_change_the_order() -> None:
-    alike = tuple(variant_of(name, 1.0) for name in ("partial_fine_tune", "full_fine_tune"))
-    others = tuple(variant_of(name, -1.0) for name in ("layer_svm", "from_scratch"))
+    alike = [model_of(name, 1.0) for name in ("partial_fine_tune", "full_fine_tune")]
+    others = [model_of(name, -1.0) for name in ("layer_svm", "from_scratch")]
     cost = dict.fromkeys(BENCHMARKED, 1000.0)
     inputs = inputs_of(similarity=0.2, linear=0.5, svm=0.5, image_passes=cost)
-    first = recommend(inputs, replace(PRIORS, variants=alike + others)).recommendations[0]
+    first = recommend(inputs, with_gains(PRIORS, *alike, *others)).recommendations[0]
     assert "if it did any better than expected (probability about 50%)" in " ".join(first.reasons)
 
 
@@ -343,8 +336,7 @@ def test_an_alternative_at_similar_cost_only_needs_to_be_better(
 def test_training_from_scratch_is_recommended_only_if_its_lead_is_beyond_chance(
     gain: float, *, is_recommended: bool
 ) -> None:
-    control = variant_of("from_scratch", gain)
-    priors = replace(PRIORS, variants=(*PRIORS.variants[:-1], control))
+    priors = with_gains(PRIORS, model_of("from_scratch", gain))
     ranked = recommend(inputs_of(linear=0.5, svm=0.5), priors).recommendations
     assert max(ranked, key=lambda r: r.accuracy.mid).strategy == "from_scratch"
     assert (ranked[0].strategy == "from_scratch") is is_recommended
@@ -356,8 +348,8 @@ def test_training_from_scratch_is_recommended_only_if_its_lead_is_beyond_chance(
 def without_cases(name: str, gain: GainPrior, monkeypatch: pytest.MonkeyPatch) -> Priors:
     """Return priors without cases of a strategy, whose expected gain is then `gain`."""
     monkeypatch.setattr(get_strategy(name), "fallback_gain", gain)
-    known = tuple(v for v in PRIORS.variants if v.strategy != name)
-    return replace(PRIORS, variants=known)
+    known = {n: model for n, model in PRIORS.gains.items() if n != name}
+    return replace(PRIORS, gains=known)
 
 
 @pytest.mark.parametrize(("sd", "is_first"), [(3.0, False), (0.01, True)])
