@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from scipy.stats import norm
 
 from advisor.decide.candidates import Candidate, DecisionInputs
+from advisor.decide.chance import expected_at_chance, lacks_signal
 from advisor.decide.cost import fit_seconds
 from advisor.decide.gain_model import Gain, evidence_of, expected_probe_accuracy, predict_gain
 from advisor.decide.negative_transfer import probability_scratch_wins
@@ -75,6 +76,8 @@ def recommend(
     A strategy without benchmark cases has the wide gain of `Strategy.fallback_gain`, and is ranked
     after those with cases. Such a strategy, or a control without pretrained weights, is ranked
     first only if it is better than the others with a probability of at least 90%.
+
+    Where no measurement predicts the labels (`lacks_signal`), every strategy is expected at chance.
 
     Parameters
     ----------
@@ -194,11 +197,15 @@ def _predict(candidate: Candidate, order: int, inputs: DecisionInputs, priors: P
     variant, gain = _best_variant(candidate, inputs, priors)
     is_baseline = candidate.strategy.role == "baseline"
     cases = priors.measured.cases if is_baseline else variant.cases if variant else 0
-    odds = expected_probe_accuracy(inputs.profile, priors)
+    if lacks_signal(inputs.profile, inputs.pilot):
+        accuracy = expected_at_chance(inputs, priors, None if is_baseline else gain)
+    else:
+        odds = expected_probe_accuracy(inputs.profile, priors)
+        accuracy = (odds if is_baseline else odds.plus(gain)).accuracy
     advice = Recommendation(
         strategy=candidate.name,
         backbone=inputs.profile.backbone,
-        accuracy=(odds if is_baseline else odds.plus(gain)).accuracy,
+        accuracy=accuracy,
         seconds=fit_seconds(candidate, inputs.profile, priors),
         hyperparameters={
             **candidate.hyperparameters,
