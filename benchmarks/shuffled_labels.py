@@ -37,7 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _arguments(argv)
     backbone = load_backbone(input_px=args.input_px)
     good = []
-    print("| dataset | seed | chance | linear probe | highest middle | all contain chance | said |")
+    print(
+        "| dataset | seed | chance | linear probe | highest middle | all contain chance | said |"
+    )
     print("|---|---|---|---|---|---|---|")
     for name in args.sets:
         whole = load_dataset(args.data_root / name)
@@ -64,8 +66,10 @@ def shuffled(dataset: Dataset, seed: int) -> Dataset:
 
 def is_as_expected(advice: Advice) -> bool:
     """Return whether the advice is void, and no strategy is expected above chance."""
-    return advice.void is not None and _contain_chance(advice) and (
-        _highest(advice) <= advice.profile.majority_share + MAX_ABOVE_CHANCE
+    return (
+        advice.void is not None
+        and _contain_chance(advice)
+        and (_highest(advice) <= advice.profile.majority_share + MAX_ABOVE_CHANCE)
     )
 
 

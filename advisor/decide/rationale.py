@@ -49,7 +49,7 @@ def rationale_of(
     if forced is not None:
         reasons[best.strategy].append("Ranked first because you asked for it (--strategy).")
     elif no_signal:
-        reasons[best.strategy].append("All strategies count as equal; this one is among the cheapest.")
+        reasons[best.strategy].append("All count as equal; this is one of the cheapest.")
     else:
         reasons[best.strategy].append(_rule(best, ranked, quadrant, margin))
         reasons[best.strategy] += _boundary(best, ranked, inputs, prefer)
@@ -143,7 +143,8 @@ def _rule(
     start = f"The rule of thumb for {where} is {rule.strategy}"
     if gap > margin:
         return (
-            f"{start}, but it is expected to be {100 * gap:.1f} points worse, and evidence decides."
+            f"{start}, but it is expected to be {100 * gap:.1f} points worse, and evidence "
+            "decides."
         )
     times = _cost_ratio(rule, best)
     cost = f"costs {times:.0f} times as much" if times >= 1.5 else "is not cheaper"

@@ -77,7 +77,7 @@ def recommend(
     after those with cases. Such a strategy, or a control without pretrained weights, is ranked
     first only if it is better than the others with a probability of at least 90%.
 
-    Where no measurement predicts the labels (`lacks_signal`), every strategy is expected at chance.
+    Where no measurement predicts the labels (`lacks_signal`), all are expected at chance.
 
     Parameters
     ----------

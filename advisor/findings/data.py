@@ -111,7 +111,7 @@ def _leaks(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
             f"Remove them from {source}, or let the program make the split: it keeps "
             "duplicates together.",
             leak.examples,
-            voids_advice=share >= VOID_LEAK,
+            voids_advice=leak.n_exact + leak.n_near / 2 >= VOID_LEAK * leak.n,
         )
 
 

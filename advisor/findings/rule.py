@@ -16,7 +16,7 @@ VOID_CONTRADICTIONS = 0.05
 """Share of images under two labels: at least half as many cannot be predicted correctly."""
 VOID_LEAK = 0.05
 """Share of a split that also occurs in another: its accuracy may be too high by as much, which is
-more than separates most strategies."""
+more than separates most strategies. A near-duplicate counts half: it may be another image."""
 
 Rule = Callable[[Dataset, ProbeEvidence], Iterator[Finding]]
 """A rule yields the findings that apply, from what was measured before; it opens no file."""

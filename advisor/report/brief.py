@@ -9,7 +9,7 @@ from rich.text import Text
 
 from advisor.report.terminal import heading
 from advisor.report.words import duration, runner_up, size_line
-from advisor.types.advice import Advice, Finding, Recommendation
+from advisor.types.advice import Advice, Recommendation
 from strategies.core.metrics import LEVEL
 from strategies.registry import get_strategy
 

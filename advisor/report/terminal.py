@@ -12,6 +12,7 @@ from advisor.report.to_json import versions
 from advisor.report.words import (
     ENDED,
     duration,
+    headline,
     metric_name,
     no_cases_words,
     pairs,
@@ -83,7 +84,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     facts.add_row("search ended", ENDED[outcome.ended])
     failed = [t for t in outcome.trials if t.reason and not t.pruned]
     void = outcome.advice.void
-    doubts = () if void is None else (Text(f"{void.title}; first: {void.action}", style="bold red"),)
+    doubts = () if void is None else (Text(headline(outcome.advice), style="bold red"),)
     console.print(
         Text(f"\n{outcome.advice.dataset}: done", style="bold"),
         *doubts,

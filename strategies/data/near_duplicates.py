@@ -26,9 +26,9 @@ TAIL, TAIL_PAIRS = (0.999, 0.9999), 400_000
 SMALL_PX = 2 * THUMB_PX
 """Images with a shorter side lack detail: the highest threshold applies to them."""
 ENLARGED_PX, ENLARGED_THRESHOLD = THUMB_PX, 0.95
-"""Images with a shorter side below the thumbnail's have been enlarged for it: part of their detail
-is interpolation, which is alike in all images. 28 px digits of different writers correlate up to
-0.93, re-encoded copies of one by 0.98 (95% of them above 0.984); so only such copies are found.
+"""Images with a shorter side below the thumbnail's were enlarged for it: part of their detail is
+interpolation, which is alike in two such images. 28 px digits of different writers correlate up
+to 0.93, re-encoded copies of one by 0.98 (95% of them above 0.984); so only such copies are found.
 From 32 px on, near-duplicates can be told (B. Barz, J. Denzler, Do we train on test data?, 2020,
 on CIFAR)."""
 TINY_PX = 16
@@ -113,7 +113,7 @@ def _near(images: Sequence[LabelledImage], seed: int) -> list[tuple[int, int, fl
     detail, thumbs = fingerprints(images)
     threshold = chance_threshold(detail, np.array([p.label for p in images]), seed)
     aspect = np.log([p.width_px / p.height_px for p in images])
-    lowest = _lowest_similarity(images, threshold)
+    side = np.array([min(p.width_px, p.height_px) for p in images])
     found: list[tuple[int, int, float]] = []
     for start in range(0, len(images), _BLOCK):
         block = detail[start : start + _BLOCK] @ detail.T
@@ -121,7 +121,7 @@ def _near(images: Sequence[LabelledImage], seed: int) -> list[tuple[int, int, fl
         similarity = block[rows, columns]
         rows += start
         same_shape = np.abs(aspect[rows] - aspect[columns]) <= ASPECT_TOLERANCE
-        minimum = np.maximum(lowest[rows], lowest[columns])
+        minimum = _lowest_similarity(side[rows], side[columns], threshold)
         keep = (rows != columns) & same_shape & (similarity >= minimum)
         rows, columns, similarity = rows[keep], columns[keep], similarity[keep]
         keep = _products(thumbs, rows, columns) >= PIXEL_CORRELATION
@@ -132,10 +132,10 @@ def _near(images: Sequence[LabelledImage], seed: int) -> list[tuple[int, int, fl
     return ranked[:MAX_PAIRS]
 
 
-def _lowest_similarity(images: Sequence[LabelledImage], threshold: float) -> Vectors:
-    """Return the minimum detail correlation of each image's near-duplicates, by its size, (n,)."""
-    side = np.array([min(p.width_px, p.height_px) for p in images])
-    sizes = (side < TINY_PX, side < ENLARGED_PX, side < SMALL_PX)
+def _lowest_similarity(one: Rows, other: Rows, threshold: float) -> NDArray[np.float64]:
+    """Return the minimum detail correlation of near-duplicates with these shorter sides."""
+    smaller, larger = np.minimum(one, other), np.maximum(one, other)
+    sizes = (smaller < TINY_PX, larger < ENLARGED_PX, smaller < SMALL_PX)
     return np.select(sizes, (np.inf, ENLARGED_THRESHOLD, THRESHOLD[1]), threshold)
 
 
