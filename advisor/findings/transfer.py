@@ -53,13 +53,18 @@ def check_transfer(profile: Profile, context: TransferContext) -> tuple[Finding,
 
     Where no measurement predicts the labels, the rules that compare accuracies are left out.
     """
-    rules = _RULES_WITHOUT_SIGNAL if context.no_signal else _RULES
+    rules = _RULES_WITHOUT_SIGNAL if _nothing_can_be_learned(context) else _RULES
     return tuple(finding for rule in rules for finding in rule(profile, context))
+
+
+def _nothing_can_be_learned(context: TransferContext) -> bool:
+    """Return whether neither this backbone nor the other one predicts the labels."""
+    return context.no_signal and _use_alternative(context) is None
 
 
 def _at_chance(profile: Profile, context: TransferContext) -> Iterator[Finding]:
     accuracy = profile.linear_probe.accuracy
-    if context.no_signal and _use_alternative(context) is None:
+    if _nothing_can_be_learned(context):
         yield Finding(
             "TL201",
             "issue",
@@ -304,8 +309,4 @@ _RULES: tuple[Rule, ...] = (
     _scratch_may_win,
     _other_backbone_is_better,
 )
-_RULES_WITHOUT_SIGNAL: tuple[Rule, ...] = (
-    _at_chance,
-    _bn_statistics_do_not_fit,
-    _other_backbone_is_better,
-)
+_RULES_WITHOUT_SIGNAL: tuple[Rule, ...] = (_at_chance, _bn_statistics_do_not_fit)
