@@ -52,6 +52,13 @@ class AdviceOutput(Output):
     markdown: Annotated[
         bool, Flag("Print only the report, as Markdown, to stdout.", name="--markdown")
     ] = False
+    full: Annotated[
+        bool,
+        Flag(
+            "Print the full report: measurements, tips and the reason for every choice.",
+            name="--full",
+        ),
+    ] = False
     explain: Annotated[
         str | None, Flag("Explain a finding by its code, e.g. TL003, and exit.")
     ] = None
@@ -91,6 +98,8 @@ def advise_command(
         return
     if output.json and output.markdown:
         fail("--json and --markdown cannot be used together. Both print to stdout; give one.")
+    if output.full and output.quiet:
+        fail("--full and --quiet cannot be used together. One prints all, the other one line.")
     if html is not None and not html.resolve().parent.is_dir():
         fail(f"--html {html}: there is no folder {html.resolve().parent}. Create it first.")
     folder = data_folder(data, demo, options.cache_dir)
@@ -119,10 +128,14 @@ def _print_advice(advice: "Advice", output: AdviceOutput) -> None:
         from advisor.report.words import headline
 
         stdout.print(headline(advice), highlight=False)
-    else:
+    elif output.full:
         from advisor.report.terminal import print_advice
 
         print_advice(stdout, advice)
+    else:
+        from advisor.report.brief import print_brief
+
+        print_brief(stdout, advice)
 
 
 def _cached_or_new(

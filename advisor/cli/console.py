@@ -36,6 +36,13 @@ class _LazyConsole:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._console, name)
 
+    def __enter__(self) -> "Console":
+        # Python looks up the methods of a `with` statement on the class; progress bars use it.
+        return self._console.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._console.__exit__(*error)
+
 
 stdout = cast("Console", _LazyConsole(to_stderr=False))
 stderr = cast("Console", _LazyConsole(to_stderr=True))

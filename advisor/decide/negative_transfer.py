@@ -7,6 +7,7 @@ import numpy as np
 from scipy.special import expit
 
 from advisor.decide.candidates import DecisionInputs
+from advisor.decide.chance import lacks_signal
 from advisor.decide.gain_model import (
     Gain,
     Z,
@@ -26,8 +27,6 @@ MIN_CASES = 4
 """Fewer benchmark cases of training from scratch are too few to predict a probability from."""
 CLEAR = 0.02
 """Smallest difference in accuracy that is reported, if it is also statistically significant."""
-AT_CHANCE_SHARE = 0.25
-"""A probe is at chance if it surely removes less than this share of the majority class's error."""
 N_SIZES = 41
 """Number of dataset sizes at which training from scratch is compared with a strategy."""
 _NORMAL_QUANTILES = norm.ppf((np.arange(15) + 0.5) / 15)
@@ -39,8 +38,11 @@ def transfer_risks(inputs: DecisionInputs, priors: Priors) -> tuple[TransferRisk
 
     The gains of both over the linear probe are predicted in log-odds, with correlated errors (see
     `advisor.decide.gain_model`). Empty if there are too few benchmark cases of training from
-    scratch, or if it does not apply to the dataset. Strategies without benchmark cases have none.
+    scratch, if it does not apply to the dataset, or if nothing predicts the labels (see
+    `lacks_signal`). Strategies without benchmark cases have none.
     """
+    if lacks_signal(inputs.profile, inputs.pilot):
+        return ()
     control = reference_control().name
     scratch = _gain(control, inputs, priors)
     applicable = [c.strategy for c in inputs.applicable]
@@ -69,13 +71,6 @@ def risk_of_harm(gain: Interval, prior: Prior) -> float:
     share = prior.sd**2 / (prior.sd**2 + variance)
     mean = prior.mean + share * (gain.mid - prior.mean)
     return float(norm.sf(mean / (variance * share) ** 0.5))
-
-
-def is_at_chance(profile: Profile) -> bool:
-    """Return whether the linear probe is no better than always predicting the largest class."""
-    accuracy, majority = profile.linear_probe.accuracy, profile.majority_share
-    most = majority + AT_CHANCE_SHARE * (1 - majority)
-    return accuracy.low <= majority and accuracy.high <= most
 
 
 def better_earlier_depth(profile: Profile) -> tuple[ProbeResult, ProbeResult] | None:

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 
 from advisor.decide.candidates import DecisionInputs
+from advisor.decide.chance import lacks_signal
 from advisor.decide.gain_model import Z
 from advisor.decide.quadrant import SIMILAR_FROM
 from advisor.types.advice import Quadrant, Recommendation
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance, tie_upper_bound
-from advisor.types.profile import Pilot, format_loss_gain
+from advisor.types.profile import Pilot, Profile, format_loss_gain
 from strategies.core.distributions import norm
 from strategies.registry import baseline, get_strategy
 
@@ -39,15 +40,33 @@ def rationale_of(
     margin = tie_tolerance(max(r.accuracy.mid for r in ranked), prefer)
     expected = {r.strategy: r.accuracy.mid for r in ranked}
     probe = expected.get(baseline().name, profile.linear_probe.accuracy.mid)
-    reasons: dict[str, list[str]] = {r.strategy: [_evidence(r, probe, inputs)] for r in ranked}
+    no_signal = lacks_signal(profile, inputs.pilot)
+    reasons: dict[str, list[str]] = {
+        r.strategy: [_no_gain(r, profile) if no_signal else _evidence(r, probe, inputs)]
+        for r in ranked
+    }
     if forced is not None:
         reasons[best.strategy].append("Ranked first because you asked for it (--strategy).")
+    elif no_signal:
+        reasons[best.strategy].append("All count as equal; this is one of the cheapest.")
     else:
         reasons[best.strategy].append(_rule(best, ranked, quadrant, margin))
         reasons[best.strategy] += _boundary(best, ranked, inputs, prefer)
     for other in ranked[1:]:
         reasons[other.strategy].append(_comparison(best, other, margin))
     return {name: tuple(sentences) for name, sentences in reasons.items()}
+
+
+def _no_gain(r: Recommendation, profile: Profile) -> str:
+    """Return the sentence on a strategy's expected accuracy where the labels have no signal."""
+    chance = f"chance ({100 * profile.majority_share:.1f}%)"
+    if get_strategy(r.strategy).role != "baseline":
+        return f"No measurement is above {chance}, so none is expected of it either."
+    measured = profile.linear_probe.accuracy
+    return (
+        f"Measured: {measured.percent()} by cross-validation on "
+        f"{_count_images(profile.n_measured)}; no measurement is above {chance}."
+    )
 
 
 def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
@@ -63,19 +82,19 @@ def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
         measured = profile.linear_probe.accuracy
         sentence = (
             f"Measured: {measured.percent()} by cross-validation on "
-            f"{_count_images(profile.n_measured)}."
+            f"{_count_images(profile.n_measured)}"
         )
         if measured.mid - r.accuracy.mid > MIN_SHRINKAGE:
-            sentence += " With so few images, a lower accuracy is expected on new ones."
-        return sentence
+            sentence += "; with so few images, a lower accuracy is expected on new ones"
+        return sentence + "."
     if strategy.head_loss is not None:
         svm = profile.best_svm
         where = "all depths together" if svm.depth == 0 else f"depth {svm.depth}"
         sentence = (
             f"Measured: {svm.accuracy.percent()} on {where}, "
-            f"{svm.gain_over_penultimate.points()} relative to the linear probe."
+            f"{svm.gain_over_penultimate.points()} relative to the linear probe"
         )
-        return sentence + _svm_in_pilot(pilot)
+        return sentence + _svm_in_pilot(pilot) + "."
     error = 1 - probe
     share = 100 * (1 - (1 - r.accuracy.mid) / error) if error > 0 else 0.0
     effect = f"removes {share:.0f}% of" if share >= 0 else f"adds {-share:.0f}% to"
@@ -90,19 +109,19 @@ def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
             "probe's error."
         )
     return (
-        f"Predicted: it {effect} the linear probe's error. A short pilot on "
-        f"{_count_images(pilot.n_train)}, compared with a linear probe on the same images: "
-        f"{pilot.gain.points()}, {format_loss_gain(pilot.loss_gain)}."
+        f"Predicted: it {effect} the linear probe's error; a short pilot on "
+        f"{_count_images(pilot.n_train)} gained {pilot.gain.points()} over a linear probe on the "
+        f"same images ({format_loss_gain(pilot.loss_gain)})."
     )
 
 
 def _svm_in_pilot(pilot: Pilot | None) -> str:
-    """Return the sentence on the SVM's gain in the pilot, fitted with all its options."""
+    """Return the clause on the SVM's gain in the pilot, fitted with all its options."""
     if pilot is None:
         return ""
     return (
-        f" In the pilot on {_count_images(pilot.n_train)}, with pooling and views chosen "
-        f"by cross-validation: {pilot.svm_gain.points()}, {format_loss_gain(pilot.svm_loss_gain)}."
+        f"; in the pilot on {_count_images(pilot.n_train)}, with pooling and views chosen by "
+        f"cross-validation, {pilot.svm_gain.points()} ({format_loss_gain(pilot.svm_loss_gain)})"
     )
 
 
@@ -123,13 +142,13 @@ def _rule(
     start = f"The rule of thumb for {where} is {rule.strategy}"
     if gap > margin:
         return (
-            f"{start}, but its expected accuracy is {100 * gap:.1f} points lower, and evidence "
-            "takes precedence over the rule."
+            f"{start}, but it is expected to be {100 * gap:.1f} points worse, and evidence "
+            "decides."
         )
     times = _cost_ratio(rule, best)
     cost = f"costs {times:.0f} times as much" if times >= 1.5 else "is not cheaper"
     return (
-        f"{start}. Its expected accuracy differs by only {100 * -gap:+.1f} points (up to "
+        f"{start}; its expected accuracy differs by only {100 * -gap:+.1f} points (up to "
         f"{100 * margin:.1f} count as equal), and it {cost}."
     )
 

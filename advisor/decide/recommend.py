@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from advisor.decide.candidates import Candidate, DecisionInputs
+from advisor.decide.chance import expected_at_chance, lacks_signal
 from advisor.decide.cost import fit_seconds
 from advisor.decide.frontier import (
     BUDGETS_S,
@@ -94,6 +95,8 @@ def recommend(
     Every strategy is ranked with its best input size. If a fit must end within a time, a strategy
     counts with the accuracy that it reaches in time, or else with that of a linear probe. A
     strategy that will not end in time is rejected, unless none will.
+
+    Where no measurement predicts the labels (`lacks_signal`), all are expected at chance.
 
     Parameters
     ----------
@@ -276,12 +279,16 @@ def _probability_of_win(
 
 def _option(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Recommendation:
     """Predict accuracy and seconds of a strategy at an input size."""
-    profile = inputs.profile
-    odds = measured_probe(profile, priors).plus(_gain(candidate, inputs, priors))
+    profile, gain = inputs.profile, _gain(candidate, inputs, priors)
+    if lacks_signal(profile, inputs.pilot):
+        accuracy = expected_at_chance(inputs, priors, gain)
+    else:
+        odds = measured_probe(profile, priors).plus(gain)
+        accuracy = odds.accuracy(priors.width(profile.n_per_class))
     return Recommendation(
         strategy=candidate.name,
         backbone=profile.backbone,
-        accuracy=odds.accuracy(priors.width(profile.n_per_class)),
+        accuracy=accuracy,
         seconds=fit_seconds(candidate, profile, priors),
         hyperparameters=candidate.strategy.hyperparameters(),
         reasons=(),

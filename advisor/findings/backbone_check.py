@@ -1,6 +1,7 @@
 """Compare a doubtful backbone with the embedded one by linear probes on the same images."""
 
-from advisor.decide.negative_transfer import better_earlier_depth, is_at_chance
+from advisor.decide.chance import is_at_chance
+from advisor.decide.negative_transfer import better_earlier_depth
 from advisor.decide.priors import Priors
 from advisor.measure.backbone_comparison import compare_backbones
 from advisor.measure.profile import sample

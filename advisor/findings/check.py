@@ -1,6 +1,7 @@
 """Run all rules of the findings: those about the data, then those about the transfer."""
 
 from advisor.decide.candidates import DecisionInputs
+from advisor.decide.chance import lacks_signal
 from advisor.decide.negative_transfer import transfer_risks
 from advisor.decide.priors import load_priors
 from advisor.findings.data import check_data
@@ -20,6 +21,9 @@ def check(
     """Return all findings about a dataset and its profile, in the order of their codes."""
     priors = load_priors()
     context = TransferContext(
-        priors.evidence["control"], transfer_risks(inputs, priors), alternative
+        priors.evidence["control"],
+        transfer_risks(inputs, priors),
+        alternative,
+        lacks_signal(inputs.profile, inputs.pilot),
     )
     return check_data(dataset, evidence) + check_transfer(inputs.profile, context)

@@ -10,7 +10,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from advisor.findings.images import IMAGE_RULES
-from advisor.findings.rule import Rule, count, examples
+from advisor.findings.rule import (
+    VOID_CONTRADICTIONS,
+    VOID_LEAK,
+    Rule,
+    count,
+    examples,
+)
 from advisor.findings.statistics import CONFIDENT, suspect_labels
 from advisor.measure.probe_evidence import ProbeEvidence
 from advisor.types.advice import Finding
@@ -72,6 +78,8 @@ def _one_image_two_labels(dataset: Dataset, evidence: ProbeEvidence) -> Iterator
     ]
     if pairs:
         n_exact = sum(p.exact for p in pairs)
+        involved = {id(image) for p in pairs for image in (p.first, p.second)}
+        n = len(dataset.fit_split) + len(dataset.test or ())
         yield Finding(
             "TL003",
             "issue",
@@ -85,6 +93,7 @@ def _one_image_two_labels(dataset: Dataset, evidence: ProbeEvidence) -> Iterator
                 f"{shown(p.second.path)} ({dataset.classes[p.second.label]})"
                 for p in pairs
             ),
+            voids_advice=len(involved) >= VOID_CONTRADICTIONS * n,
         )
 
 
@@ -102,6 +111,7 @@ def _leaks(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
             f"Remove them from {source}, or let the program make the split: it keeps "
             "duplicates together.",
             leak.examples,
+            voids_advice=leak.n_exact + leak.n_near / 2 >= VOID_LEAK * leak.n,
         )
 
 
@@ -171,6 +181,7 @@ def _empty_classes(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Findin
             "A classifier needs at least two classes.",
             "Provide at least two folders of images, one per class.",
             dataset.classes,
+            voids_advice=True,
         )
     elif empty or absent:
         names = [shown(s.path.name) for s in empty] + absent

@@ -9,6 +9,15 @@ from strategies.data.image import ImageStats, LabelledImage, Split
 
 MAX_EXAMPLES = 5
 
+# Four findings make the advice void (`Finding.voids_advice`): TL003 and TL004 from these shares
+# on, TL008 with a single class, and TL201 where no measurement is above chance. Other issues make
+# a number less certain; these make it meaningless.
+VOID_CONTRADICTIONS = 0.05
+"""Share of images under two labels: at least half as many cannot be predicted correctly."""
+VOID_LEAK = 0.05
+"""Share of a split that also occurs in another: its accuracy may be too high by as much, which is
+more than separates most strategies. A near-duplicate counts half: it may be another image."""
+
 Rule = Callable[[Dataset, ProbeEvidence], Iterator[Finding]]
 """A rule yields the findings that apply, from what was measured before; it opens no file."""
 

@@ -4,12 +4,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from advisor.decide.negative_transfer import (
-    CLEAR,
-    better_earlier_depth,
-    is_at_chance,
-    risk_of_harm,
-)
+from advisor.decide.chance import is_at_chance
+from advisor.decide.negative_transfer import CLEAR, better_earlier_depth, risk_of_harm
 from advisor.decide.priors import Prior
 from advisor.types.advice import Finding, TransferRisk
 from advisor.types.profile import AlternativeBackbone, Profile
@@ -39,24 +35,50 @@ class TransferContext:
         Of negative transfer, one for each strategy.
     alternative
         Linear probe of another backbone on the same images; None if it was not measured.
+    no_signal
+        Whether no measurement predicts the labels (`lacks_signal`).
     """
 
     prior: Prior
     risks: tuple[TransferRisk, ...] = ()
     alternative: AlternativeBackbone | None = None
+    no_signal: bool = False
 
 
 Rule = Callable[[Profile, TransferContext], Iterator[Finding]]
 
 
 def check_transfer(profile: Profile, context: TransferContext) -> tuple[Finding, ...]:
-    """Return the findings about transfer, in the order of their codes."""
-    return tuple(finding for rule in _RULES for finding in rule(profile, context))
+    """Return the findings about transfer, in the order of their codes.
+
+    Where no measurement predicts the labels, the rules that compare accuracies are left out.
+    """
+    rules = _RULES_WITHOUT_SIGNAL if _nothing_can_be_learned(context) else _RULES
+    return tuple(finding for rule in rules for finding in rule(profile, context))
+
+
+def _nothing_can_be_learned(context: TransferContext) -> bool:
+    """Return whether neither this backbone nor the other one predicts the labels."""
+    return context.no_signal and _use_alternative(context) is None
 
 
 def _at_chance(profile: Profile, context: TransferContext) -> Iterator[Finding]:
     accuracy = profile.linear_probe.accuracy
-    if is_at_chance(profile):
+    if _nothing_can_be_learned(context):
+        yield Finding(
+            "TL201",
+            "issue",
+            "nothing can be learned from these labels",
+            f"No measurement is above chance ({100 * profile.majority_share:.1f}%, always "
+            f"predicting the largest class): a linear probe reaches {accuracy.percent()} on "
+            f"{profile.n_measured:,} images, the best SVM over all depths "
+            f"{profile.best_svm.accuracy.percent()}.",
+            "Compare the labels of some images with what the images show; a shifted list or "
+            "shuffled folders look like this. If the labels are right, --pilot on measures "
+            "whether fine-tuning finds what no probe does.",
+            voids_advice=True,
+        )
+    elif is_at_chance(profile):
         yield Finding(
             "TL201",
             "issue",
@@ -287,3 +309,4 @@ _RULES: tuple[Rule, ...] = (
     _scratch_may_win,
     _other_backbone_is_better,
 )
+_RULES_WITHOUT_SIGNAL: tuple[Rule, ...] = (_at_chance, _bn_statistics_do_not_fit)

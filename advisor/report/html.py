@@ -29,6 +29,7 @@ from advisor.report.words import (
     size_line,
     soup_words,
     title,
+    void_words,
     why,
     with_titles,
 )
@@ -135,7 +136,14 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
 
 
 def _summary(advice: Advice, outcome: Outcome | None) -> dict[str, str]:
-    best = advice.best
+    best, void = advice.best, advice.void
+    if outcome is None and void is not None:
+        return {
+            "answer_strategy": best.strategy,
+            "answer": void.title[0].upper() + void.title[1:],
+            "answer_text": with_titles(" ".join(void_words(void))),
+            "run_text": "",
+        }
     if outcome is None:
         return {
             "answer_strategy": best.strategy,
@@ -144,12 +152,13 @@ def _summary(advice: Advice, outcome: Outcome | None) -> dict[str, str]:
             f"{with_titles(best.reasons[-1])}",
             "run_text": "",
         }
+    caution = "" if void is None else f"Caution: {void.title}. First: {void.action} "
     n_trials = Counter(t.strategy for t in outcome.trials)
     counts = ", ".join(f"{title(name)} {n}" for name, n in n_trials.most_common())
     return {
         "answer_strategy": outcome.best.strategy,
         "answer": result(outcome).replace(outcome.best.strategy, title(outcome.best.strategy), 1),
-        "answer_text": f"Search time {duration(outcome.seconds)}. The advice was "
+        "answer_text": f"{caution}Search time {duration(outcome.seconds)}. The advice was "
         f"{title(best.strategy)}, expected accuracy {best.accuracy.percent()}.",
         "run_text": f"{len(outcome.trials)} trials: {counts}. {soup_words(outcome) or ''} "
         + ("The classifier was refitted on train and validation." if outcome.refitted else ""),

@@ -8,6 +8,7 @@ from advisor.report.words import (
     backbone_used,
     break_even_words,
     duration,
+    headline,
     metric_name,
     no_cases_words,
     pairs,
@@ -16,6 +17,7 @@ from advisor.report.words import (
     size_line,
     soup_words,
     transfer_words,
+    void_words,
     why,
 )
 from advisor.types.advice import Advice, Finding
@@ -29,10 +31,11 @@ _MOST_EXAMPLES = 5
 
 def advice_markdown(advice: Advice) -> str:
     """Return the report of an advice as Markdown; text from the data is escaped."""
-    best, profile = advice.best, advice.profile
+    best, void, profile = advice.best, advice.void, advice.profile
     releases = ", ".join(f"{name} {number}" for name, number in versions().items())
     parts = [
-        f"# {escape(advice.dataset)}: {best.strategy}",
+        f"# {escape(advice.dataset)}: {best.strategy if void is None else escape(void.title)}",
+        "" if void is None else _list(void_words(void)),
         escape(size_line(advice)),
         "## Why",
         _list(why(advice)),
@@ -101,6 +104,7 @@ def model_card(outcome: Outcome) -> str:
                 + ", ".join(f"{name} {number}" for name, number in versions().items()),
             ]
         ),
+        "" if advice.void is None else f"**{escape(headline(advice))}**",
         "## Dataset",
         escape(size_line(advice)) + ".",
         "## Evaluation",

@@ -12,6 +12,7 @@ from advisor.report.to_json import versions
 from advisor.report.words import (
     ENDED,
     duration,
+    headline,
     metric_name,
     no_cases_words,
     pairs,
@@ -21,6 +22,7 @@ from advisor.report.words import (
     size_line,
     soup_words,
     transfer_words,
+    void_words,
     why,
     winner,
 )
@@ -35,10 +37,11 @@ _MOST_SOURCE_CLASSES = 3
 
 
 def print_advice(console: Console, advice: Advice) -> None:
-    """Print the report of an advice."""
+    """Print the full report of an advice; `advisor.report.brief` prints the short one."""
     releases = ", ".join(f"{name} {number}" for name, number in versions().items())
     console.print(
-        _headline(advice),
+        heading(advice),
+        Text(size_line(advice)),
         *_section("Why", _lines(why(advice))),
         *_section("All strategies", _strategies(advice)),
         *_section("Backbones", _backbones(advice)),
@@ -80,8 +83,11 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     facts.add_row("run time", f"{duration(outcome.seconds)}, {len(outcome.trials)} trials")
     facts.add_row("search ended", ENDED[outcome.ended])
     failed = [t for t in outcome.trials if t.reason and not t.pruned]
+    void = outcome.advice.void
+    doubts = () if void is None else (Text(headline(outcome.advice), style="bold red"),)
     console.print(
         Text(f"\n{outcome.advice.dataset}: done", style="bold"),
+        *doubts,
         Padding(facts, (0, 0, 0, 2)),
         *(Text(f"  trial {t.number} ({t.strategy}) failed: {t.reason}") for t in failed),
         Text(f"\n  predict  tl-auto predict {outcome.folder} IMAGE_OR_FOLDER..."),
@@ -107,14 +113,16 @@ def print_predictions(
     console.print(table)
 
 
-def _headline(advice: Advice) -> RenderableType:
-    return Group(
-        Text(
-            f"{advice.dataset}: {advice.best.strategy}: expected accuracy "
-            f"{advice.best.accuracy.percent()}",
-            style="bold",
-        ),
-        Text(size_line(advice)),
+def heading(advice: Advice) -> RenderableType:
+    """Return the recommendation, or why there is none and what to do first."""
+    void = advice.void
+    if void is not None:
+        title = Text(f"{advice.dataset}: {void.title}", style="bold red")
+        return Group(title, *(Text(sentence) for sentence in void_words(void)))
+    return Text(
+        f"{advice.dataset}: {advice.best.strategy}: expected accuracy "
+        f"{advice.best.accuracy.percent()}",
+        style="bold",
     )
 
 

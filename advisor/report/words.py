@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS, Advice, TransferRisk
+from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS, Advice, Finding, TransferRisk
 from advisor.types.outcome import Ended, Outcome, TransferGain, TransferVerdict
 from advisor.types.similarity import DomainSimilarity
 
@@ -59,8 +59,10 @@ def duration(seconds: float) -> str:
 
 
 def headline(advice: Advice) -> str:
-    """Return the recommendation in one line."""
-    best = advice.best
+    """Return the recommendation in one line, or why there is none and what to do first."""
+    best, void = advice.best, advice.void
+    if void is not None:
+        return f"{void.title}; first: {void.action}"
     return (
         f"{best.strategy}: expected accuracy {best.accuracy.percent()}, "
         f"about {duration(best.seconds.mid)} for one fit"
@@ -103,13 +105,14 @@ def soup_words(outcome: Outcome) -> str | None:
     return f"A model soup of trials {trials} was not used: {soup.reason}."
 
 
-def size_line(advice: Advice) -> str:
+def size_line(advice: Advice, with_split: bool = True) -> str:
     """Return the number of images and classes, and how the dataset is split."""
     profile = advice.profile
-    return (
-        f"{profile.n:,} images of {profile.n_classes} classes "
-        f"({profile.n_per_class:.0f} per class); {advice.split}"
+    size = (
+        f"{profile.n:,} images of {profile.n_classes} classes ({profile.n_per_class:.0f} per "
+        "class)"
     )
+    return f"{size}; {advice.split}" if with_split else f"{size}; {advice.n_test:,} test images"
 
 
 def transfer_words(found: TransferGain) -> str:
@@ -181,6 +184,15 @@ def no_cases_words(advice: Advice) -> str | None:
     return (
         f"No benchmark cases: {', '.join(names)}. Their expected accuracy is a wide assumption; "
         "they are ranked after the others."
+    )
+
+
+def void_words(finding: Finding) -> tuple[str, ...]:
+    """Return what is wrong, what to do first, and that nothing holds before, a sentence each."""
+    return (
+        finding.detail,
+        f"First: {finding.action}",
+        f"Nothing below holds before that (tl-advise --explain {finding.code}).",
     )
 
 

@@ -35,6 +35,8 @@ class Finding:
         What to do about it.
     examples
         Files or classes in which it shows, the clearest first.
+    voids_advice
+        Whether no recommendation holds before this is mended. Reports then begin with it.
     """
 
     code: str
@@ -43,6 +45,7 @@ class Finding:
     detail: str
     action: str
     examples: tuple[str, ...] = ()
+    voids_advice: bool = False
 
 
 @dataclass(frozen=True)
@@ -279,3 +282,9 @@ class Advice:
     def best(self) -> Recommendation:
         """The recommended strategy."""
         return self.recommendations[0]
+
+    @property
+    def void(self) -> Finding | None:
+        """The finding that makes the recommendations void, the gravest of several; else None."""
+        found = [f for f in self.findings if f.voids_advice]
+        return max(found, key=lambda f: f.code, default=None)

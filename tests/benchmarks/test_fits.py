@@ -246,7 +246,19 @@ def _are_installed(*names: str) -> bool:
     return all(find_spec(CATALOGUE[f"tf_efficientnet_{name}"].module) for name in names)
 
 
+def test_advice_on_shuffled_labels_is_printed(
+    load: Load, data_root: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--data-root", str(data_root), "--cache-dir", str(cache_dir), "--sets", "striped"]
+    given += ["--seeds", "1", "--n-per-class", "16", "--input-px", "32"]
+    load("shuffled_labels").main(given)
+    printed = capsys.readouterr().out
+    assert "| striped | 0 | 33.3% |" in printed
+    assert "of 1 draws." in printed
+
+
 SMOKE = {
+    "shuffled_labels": test_advice_on_shuffled_labels_is_printed,
     "run_suite": test_the_suite_adds_missing_rows,
     "curves": test_training_runs_are_recorded_and_averaged,
     "data_quality": test_planted_leaks_series_and_wrong_labels_are_detected,

@@ -108,12 +108,17 @@ def test_the_report_fits_80_columns_and_names_every_strategy(
 
     page = io.StringIO()
     monkeypatch.setattr(cli, "stdout", Console(file=page, width=80))
-    found = runner.invoke(advise_app, [str(make_folder("data", 12)), *cache])
+    data = str(make_folder("data", 12))
+    found = runner.invoke(advise_app, [data, *cache])
     assert found.exit_code == 0, found.output
-    text = page.getvalue()
-    assert max(map(len, text.splitlines())) <= 80
+    short = page.getvalue()
+    assert len(short.splitlines()) <= 45
+    assert runner.invoke(advise_app, [data, "--full", *cache]).exit_code == 0
+    text = page.getvalue().removeprefix(short)
+    assert max(map(len, page.getvalue().splitlines())) <= 80
     for name in ("linear_probe", "layer_svm", "partial_fine_tune", "full_fine_tune"):
         assert name in text
+        assert name in short
     assert "Runner-up: " in text
     assert "tl-advise" in text
     assert "●" in text
@@ -137,6 +142,12 @@ def test_html_and_markdown_show_the_same_accuracy(
 
 def test_json_and_markdown_together_are_rejected(make_folder: Callable[..., Path]) -> None:
     found = runner.invoke(advise_app, [str(make_folder("data", 4)), "--json", "--markdown"])
+    assert found.exit_code == 2
+    assert "cannot be used together" in found.stderr
+
+
+def test_full_and_quiet_together_are_rejected(make_folder: Callable[..., Path]) -> None:
+    found = runner.invoke(advise_app, [str(make_folder("data", 4)), "--full", "--quiet"])
     assert found.exit_code == 2
     assert "cannot be used together" in found.stderr
 

@@ -29,3 +29,14 @@ def test_nothing_is_shown_in_a_pipe_or_when_quiet(
     with console.progress(quiet=quiet) as show:
         show("features", 3, 8)
     assert shown.getvalue() == ""
+
+
+def test_the_console_that_is_imported_late_shows_progress_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=80)
+    monkeypatch.setitem(vars(console.stderr), "_console", terminal)
+    with console.progress(quiet=False) as show:
+        show("features", 8, 8)
+    assert "8/8" in shown.getvalue()

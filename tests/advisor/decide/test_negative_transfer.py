@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from advisor.decide.candidates import DecisionInputs
-from advisor.decide.negative_transfer import is_at_chance, transfer_risks
+from advisor.decide.chance import is_at_chance
+from advisor.decide.negative_transfer import transfer_risks
 from advisor.decide.priors import GainModel, Priors
 from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS
 from strategies.core.metrics import Interval

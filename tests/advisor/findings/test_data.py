@@ -1,5 +1,6 @@
 """Data findings: each is reported where its cause is present, and only there."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from advisor.findings.data import check_data
+from advisor.findings.rule import VOID_CONTRADICTIONS
 from advisor.findings.statistics import (
     predicts_label,
     quantile_bins,
@@ -182,6 +184,20 @@ def test_serious_and_slight_leaks_differ_in_severity() -> None:
     found = findings(replace(DATASET, leaks=(LEAK, slight)), {})
     assert [f.severity for f in found] == ["issue", "tip"]
     assert "5.0% of the test images also occur in train" in found[0].title
+
+
+def test_leaks_and_contradictions_void_the_advice_only_in_bulk() -> None:
+    def is_void(dataset: Dataset) -> bool:
+        return any(f.voids_advice for f in findings(dataset, {}))
+
+    assert is_void(replace(DATASET, leaks=(Leak("test", "train", 100, 5, 0, ()),)))
+    assert is_void(replace(DATASET, leaks=(Leak("test", "train", 100, 0, 10, ()),)))
+    assert not is_void(replace(DATASET, leaks=(Leak("test", "train", 100, 0, 9, ()),)))
+    first, second = DATASET.train[0], replace(DATASET.train[1], label=1 - DATASET.train[0].label)
+    n_pairs = math.ceil(VOID_CONTRADICTIONS * len(DATASET.fit_split) / 2)
+    pairs = tuple(Pair(replace(first), replace(second), True, 1.0) for _ in range(n_pairs))
+    assert is_void(replace(DATASET, pairs=pairs))
+    assert not is_void(replace(DATASET, pairs=pairs[:1]))
 
 
 def test_very_small_classes_are_an_issue() -> None:

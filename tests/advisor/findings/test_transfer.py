@@ -60,6 +60,18 @@ def test_features_at_chance_are_an_issue() -> None:
     assert codes(profile_of(**NEAR | {"linear": 0.1, "svm": 0.1}))["TL201"] == "issue"
 
 
+def test_labels_without_signal_void_the_advice_and_silence_comparisons() -> None:
+    harmed = profile_of(**NEAR | {"linear": 0.1, "svm": 0.1, "transfer_gain": exactly(-0.1)})
+    context = TransferContext(PRIOR, no_signal=True)
+    (found,) = check_transfer(harmed, context)
+    assert (found.code, found.severity, found.voids_advice) == ("TL201", "issue", True)
+    assert found.title == "nothing can be learned from these labels"
+    better = AlternativeBackbone("other", proportion(0.8, 400), Interval(0.5, 0.6, 0.7))
+    named = check_transfer(harmed, replace(context, alternative=better))
+    assert {"TL201", "TL202", "TL209"} <= {f.code for f in named}
+    assert not any(f.voids_advice for f in named)
+
+
 @pytest.mark.parametrize(
     ("gain", "severity"),
     [

@@ -86,6 +86,41 @@ def test_exact_copies_are_matched_with_the_first_copy(scenes: list[LabelledImage
     assert matches == (Match(5, 120, True, 1.0), Match(5, 121, True, 1.0))
 
 
+def glyph(seed: int, px: int) -> Image.Image:
+    """Return a smooth blob like a small handwritten digit: alike in all images."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:px, :px] / px - 0.5 + rng.uniform(-0.02, 0.02)
+    ring = np.exp(-((np.hypot(x, 1.2 * y) - 0.28) ** 2) / 0.01)
+    noisy = 230 * ring + rng.normal(0, 12, (px, px))
+    return Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+@pytest.mark.parametrize("px", [8, 12])
+def test_tiny_images_have_only_exact_copies(px: int) -> None:
+    glyphs = [labelled(glyph(i, px), f"{i}") for i in range(30)]
+    assert find_matches([*glyphs, labelled(jpeg(glyph(3, px), 95), "encoded")]) == ()
+    copy = replace(glyphs[5], path=Path("copy"))
+    assert find_matches([*glyphs, copy]) == (Match(5, 30, True, 1.0),)
+
+
+def test_of_enlarged_images_only_encoded_copies_are_near_duplicates() -> None:
+    glyphs = [labelled(scene(i, 28), f"{i}") for i in range(120)]
+    encoded = labelled(jpeg(scene(3, 28), 95), "copy")
+    assert duplicate_names([*glyphs, encoded]) == {("3", "copy")}
+    blurred = scene(3, 28).resize((20, 20), Image.Resampling.BICUBIC).resize((28, 28))
+    assert duplicate_names([*glyphs, labelled(blurred, "copy")]) == set()
+
+
+@pytest.mark.parametrize(("px", "copy_px", "is_found"), [(32, 29, True), (28, 29, False)])
+def test_a_copy_that_lost_detail_is_found_if_one_of_both_was_not_enlarged(
+    scenes: list[LabelledImage], px: int, copy_px: int, is_found: bool
+) -> None:
+    rotated = labelled(scene(3).rotate(1, Image.Resampling.BICUBIC), "copy")
+    images = [replace(p, width_px=px, height_px=px) for p in scenes]
+    images.append(replace(rotated, width_px=copy_px, height_px=copy_px))
+    assert duplicate_names(images) == ({("3", "copy")} if is_found else set())
+
+
 def test_blank_images_are_not_near_duplicates_of_each_other() -> None:
     blanks = [labelled(Image.new("RGB", (64, 64), (i, i, i)), f"{i}") for i in range(5)]
     assert find_matches(blanks) == ()

@@ -1,0 +1,128 @@
+"""Short terminal report of an advice: what to do, why, how sure; the full one is `terminal`."""
+
+from collections.abc import Iterator
+
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from advisor.report.terminal import heading
+from advisor.report.words import duration, runner_up, size_line
+from advisor.types.advice import Advice, Recommendation
+from strategies.core.metrics import LEVEL
+from strategies.registry import get_strategy
+
+MAX_SENTENCES = 3
+"""Sentences of the section Why."""
+MAX_FINDINGS = 5
+MAX_STRATEGIES = 10
+_NAMED_BY_VALUE = ("backbone", "device")
+"""Choices whose value says what it is."""
+
+
+def print_brief(console: Console, advice: Advice) -> None:
+    """Print the short report: at most 45 lines at 80 columns."""
+    console.print(
+        heading(advice),
+        *_facts(advice),
+        *_section("Why", _why(advice)),
+        *_section("Strategies", _strategies(advice)),
+        *_findings(advice),
+        Text(""),
+        *(_one_line(line) for line in _ends(advice)),
+        sep="\n",
+    )
+
+
+def _section(title: str, body: RenderableType | None) -> tuple[RenderableType, ...]:
+    if body is None:
+        return ()
+    return (Text(f"\n{title}", style="bold"), Padding(body, (0, 0, 0, 2), expand=False))
+
+
+def _one_line(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
+
+
+def _facts(advice: Advice) -> Iterator[Text]:
+    """Yield the time of a fit, unless the advice is void, and the size of the dataset."""
+    if advice.void is None:
+        seconds = duration(advice.best.seconds.mid)
+        yield Text(f"Recommended. One fit takes about {seconds}; tl-auto run tunes and saves it.")
+    yield Text(size_line(advice, with_split=False))
+
+
+def _why(advice: Advice) -> RenderableType | None:
+    """Return the first reasons for the recommendation; a void one has none."""
+    if advice.void is not None:
+        return None
+    sentences = [*advice.best.reasons, *filter(None, [runner_up(advice)])]
+    table = Table.grid(padding=(0, 1))
+    for sentence in sentences[:MAX_SENTENCES]:
+        table.add_row("-", Text(sentence))
+    return table
+
+
+def _strategies(advice: Advice) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    for name in ("", "strategy", "expected accuracy"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("fit time", justify="right", no_wrap=True)
+    table.add_column("accuracy is", no_wrap=True)
+    for number, r in enumerate(advice.recommendations[:MAX_STRATEGIES], start=1):
+        row = (str(number), r.strategy, r.accuracy.percent(), duration(r.seconds.mid), _basis(r))
+        table.add_row(*row, style="bold" if number == 1 and advice.void is None else "")
+    lines = [_more(len(advice.recommendations) - MAX_STRATEGIES)]
+    if any(not r.cases for r in advice.recommendations):
+        lines.append("assumed: no benchmark cases yet, so it is ranked after the others")
+    if advice.rejections:
+        lines.append("not applicable: " + ", ".join(r.strategy for r in advice.rejections))
+    return Group(table, *(_one_line(line) for line in lines if line))
+
+
+def _basis(recommendation: Recommendation) -> str:
+    """Return what an expected accuracy rests on."""
+    if not recommendation.cases:
+        return "assumed"
+    strategy = get_strategy(recommendation.strategy)
+    return "predicted" if strategy.head_loss is None else "measured"
+
+
+def _findings(advice: Advice) -> tuple[RenderableType, ...]:
+    """Return the issues, one line each, and how much more there is."""
+    issues = sorted(
+        (f for f in advice.findings if f.severity == "issue" and f is not advice.void),
+        key=lambda f: not f.voids_advice,
+    )
+    n_tips = sum(f.severity == "tip" for f in advice.findings)
+    tips = f"{n_tips} tip{'' if n_tips == 1 else 's'}: --full" if n_tips else ""
+    if not issues:
+        none = "no issues" if advice.void is None else "no other issues"
+        return (Text.assemble(("\nFindings: ", "bold"), _listed(none, tips)),)
+    rest = _listed(_more(len(issues) - MAX_FINDINGS), tips)
+    lines = [f"{f.code} {f.title}" for f in issues[:MAX_FINDINGS]] + ([rest] if rest else [])
+    return _section("Findings", Group(*(_one_line(line) for line in lines)))
+
+
+def _listed(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+def _more(n: int) -> str:
+    return f"and {n} more: --full" if n > 0 else ""
+
+
+def _ends(advice: Advice) -> Iterator[str]:
+    """Yield what was chosen automatically, and where the rest is."""
+    chosen = [
+        c.value.split(" (")[0] if c.name in _NAMED_BY_VALUE else f"{c.name} {c.value}"
+        for c in advice.choices
+    ]
+    if chosen:
+        yield f"Chosen for you: {', '.join(chosen)}"
+    yield (
+        f"Intervals are {100 * LEVEL:.0f}% intervals; measured in {duration(advice.seconds)}, "
+        f"seed {advice.seed}."
+    )
+    yield "The rest, with the reasons for every choice: --full, or --html FILE with charts."
