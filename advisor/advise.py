@@ -22,7 +22,7 @@ from advisor.similarity.reference import build_reference
 from advisor.types.advice import Advice, Choice, Decision
 from advisor.types.flags import arguments
 from advisor.types.options import AUTO, DEFAULTS, Options
-from advisor.types.profile import BackboneScore, Pilot
+from advisor.types.profile import BackboneScore, Pilot, Profile
 from strategies.core.context import RunContext, make_context
 from strategies.core.progress import Reporter, ignore_progress
 from strategies.data.dataset import Dataset, Split, load_dataset
@@ -157,18 +157,10 @@ def _advise(
     if test_images:
         features = extract_features(test_images, backbone, ctx).pooled[-1]
         measured = replace(measured, test_features=features)
-    forced = None if options.strategy == AUTO else options.strategy
-    inputs = DecisionInputs(profile, make_candidates(profile, dataset, backbone))
     limit_s = math.inf if time_s is None else time_s
     if reserve_s is not None:
         limit_s = min(limit_s, max(ctx.seconds_left() - reserve_s, 0.0))
-    decision = recommend(inputs, priors, forced, options.prefer, limit_s)
-    no_pilot = reason_against_pilot(
-        options.pilot, decision, inputs, priors, ctx.seconds_left(), forced
-    )
-    if no_pilot is None:
-        inputs = replace(inputs, pilot=_pilot(decision, dataset, backbone, ctx))
-        decision = recommend(inputs, priors, forced, options.prefer, limit_s)
+    inputs, decision, no_pilot = _decide(profile, p, limit_s)
     alternative = probe_alternative(profile, dataset, backbone, priors, ctx)
     findings = check(dataset, inputs, measured, alternative)
     ctx.reporter.on_progress("findings", 1, 1)
@@ -195,10 +187,32 @@ def _advise(
         command=_command(dataset, backbone, options, time_s),
         risks=transfer_risks(inputs, priors),
         pilot=inputs.pilot,
-        frontier=frontier_of(inputs, priors, options.prefer, decision),
+        frontier=frontier_of(inputs, priors, options.prefer),
         time_s=None if math.isinf(limit_s) else round(limit_s, 3),
         alternative=alternative,
     )
+
+
+def _decide(
+    profile: Profile, p: Prepared, limit_s: float
+) -> tuple[DecisionInputs, Decision, str | None]:
+    """Decide, and decide again after a pilot where one is worth its time.
+
+    Returns
+    -------
+    The inputs of the decision, the decision, and why there was no pilot (None if there was one).
+    """
+    options, priors = p.options, load_priors()
+    forced = None if options.strategy == AUTO else options.strategy
+    inputs = DecisionInputs(profile, make_candidates(profile, p.dataset, p.backbone))
+    decision = recommend(inputs, priors, forced, options.prefer, limit_s)
+    no_pilot = reason_against_pilot(
+        options.pilot, decision, inputs, priors, p.ctx.seconds_left(), forced
+    )
+    if no_pilot is None:
+        inputs = replace(inputs, pilot=_pilot(decision, p.dataset, p.backbone, p.ctx))
+        decision = recommend(inputs, priors, forced, options.prefer, limit_s)
+    return inputs, decision, no_pilot
 
 
 def _pilot(

@@ -112,22 +112,10 @@ def recommend(
     NotApplicable
         If the forced strategy does not apply to this dataset.
     """
-    for candidate in inputs.candidates:
-        if candidate.name == forced and candidate.inapplicable is not None:
-            raise NotApplicable(
-                f"{forced} does not apply to this dataset: {candidate.inapplicable}"
-            )
+    _check_forced(forced, inputs)
     quadrant = quadrant_of(inputs.profile)
-    options = tuple(_option(c, inputs, priors) for c in inputs.candidates if not c.inapplicable)
-    predicted = _sized(options, inputs, priors, prefer, time_s)
-    late = [c for c in predicted if probability_in_time(c.advice.seconds, time_s) < LIKELY]
-    late = [c for c in late if c.candidate.name != forced] if len(late) < len(predicted) else []
-    in_time = [c for c in predicted if c not in late]
-    known = _rank([c for c in in_time if c.advice.cases], quadrant, prefer)
-    others = sorted((c for c in in_time if not c.advice.cases), key=lambda c: -c.value)
-    ranked = _proven_first([*known, *others], prefer, inputs, priors)
-    if forced is not None:
-        ranked.sort(key=lambda c: c.candidate.name != forced)
+    options = options_of(inputs, priors)
+    ranked, late = _ranking(options, inputs, priors, forced, prefer, time_s)
     advice = [c.advice for c in ranked]
     reasons = rationale_of(advice, quadrant, inputs, prefer, forced)
     rejections = [
@@ -142,31 +130,60 @@ def recommend(
     )
 
 
-def frontier_of(
-    inputs: DecisionInputs, priors: Priors, prefer: Prefer, decision: Decision
-) -> Frontier:
+def frontier_of(inputs: DecisionInputs, priors: Priors, prefer: Prefer) -> Frontier:
     """Return what can be expected within each of several times (`BUDGETS_S`).
 
     Times in which even the cheapest fit is unlikely to end are left out.
     """
-    picks: list[BudgetPick] = []
+    options = options_of(inputs, priors)
     per_pass_s = inputs.profile.ms_per_image / 1000
+    picks: list[BudgetPick] = []
     for time_s in (*BUDGETS_S, math.inf):
-        best = recommend(inputs, priors, prefer=prefer, time_s=time_s).recommendations[0]
-        if probability_in_time(best.seconds, time_s) < LIKELY:
-            continue
-        limit = None if math.isinf(time_s) else time_s
-        picks.append(
-            BudgetPick(
-                limit,
-                None if limit is None else limit / per_pass_s,
-                best.strategy,
-                best.input_px,
-                best.accuracy,
-                best.seconds,
+        ranked, _ = _ranking(options, inputs, priors, None, prefer, time_s)
+        best = ranked[0].advice
+        if probability_in_time(best.seconds, time_s) >= LIKELY:
+            limit = None if math.isinf(time_s) else time_s
+            passes = None if limit is None else limit / per_pass_s
+            pick = (best.strategy, best.input_px, best.accuracy, best.seconds)
+            picks.append(BudgetPick(limit, passes, *pick))
+    return Frontier(options, tuple(picks))
+
+
+def options_of(inputs: DecisionInputs, priors: Priors) -> tuple[Recommendation, ...]:
+    """Return every strategy that applies at every input size, with what is predicted of it."""
+    return tuple(_option(c, inputs, priors) for c in inputs.candidates if c.inapplicable is None)
+
+
+def _check_forced(forced: str | None, inputs: DecisionInputs) -> None:
+    for candidate in inputs.candidates:
+        if candidate.name == forced and candidate.inapplicable is not None:
+            raise NotApplicable(
+                f"{forced} does not apply to this dataset: {candidate.inapplicable}"
             )
-        )
-    return Frontier(decision.options, tuple(picks))
+
+
+def _ranking(
+    options: Sequence[Recommendation],
+    inputs: DecisionInputs,
+    priors: Priors,
+    forced: str | None,
+    prefer: Prefer,
+    time_s: float,
+) -> tuple[list[_Ranked], list[_Ranked]]:
+    """Return the strategies with their best sizes, best first, and those that end too late.
+
+    If none is likely to end in time, none counts as late.
+    """
+    sized = _sized(options, inputs, priors, prefer, time_s)
+    late = [c for c in sized if probability_in_time(c.advice.seconds, time_s) < LIKELY]
+    late = [c for c in late if c.candidate.name != forced] if len(late) < len(sized) else []
+    in_time = [c for c in sized if c not in late]
+    known = _rank([c for c in in_time if c.advice.cases], quadrant_of(inputs.profile).rule, prefer)
+    others = sorted((c for c in in_time if not c.advice.cases), key=lambda c: -c.value)
+    ranked = _proven_first([*known, *others], prefer, inputs, priors)
+    if forced is not None:
+        ranked.sort(key=lambda c: c.candidate.name != forced)
+    return ranked, late
 
 
 def _sized(
@@ -204,7 +221,7 @@ def quadrant_of(profile: Profile) -> Quadrant:
     return find_quadrant(sizes, profile.feature_width, profile.similarity)
 
 
-def _rank(candidates: list[_Ranked], quadrant: Quadrant, prefer: Prefer) -> list[_Ranked]:
+def _rank(candidates: list[_Ranked], rule: str, prefer: Prefer) -> list[_Ranked]:
     """Sort best first; among equals the cheapest first, at similar cost the more accurate one."""
     remaining = sorted(candidates, key=lambda c: (-c.value, c.rank))
     if prefer == "accuracy":
@@ -216,20 +233,20 @@ def _rank(candidates: list[_Ranked], quadrant: Quadrant, prefer: Prefer) -> list
         if prefer == "cheap":
             taken = min(equal, key=lambda c: c.rank)
         else:
-            taken = _take_balanced(equal, quadrant)
+            taken = _take_balanced(equal, rule)
         remaining.remove(taken)
         ranked.append(taken)
     return ranked
 
 
-def _take_balanced(equal: list[_Ranked], quadrant: Quadrant) -> _Ranked:
+def _take_balanced(equal: list[_Ranked], rule: str) -> _Ranked:
     """Return the most accurate of those that cost about as little as the cheapest.
 
     Ties go to the strategy of the rule of thumb.
     """
     cheapest = min(c.cost for c in equal)
     affordable = [c for c in equal if c.cost <= SIMILAR_COST_RATIO * cheapest]
-    return max(affordable, key=lambda c: (c.value, c.candidate.name == quadrant.rule))
+    return max(affordable, key=lambda c: (c.value, c.candidate.name == rule))
 
 
 def _proven_first(

@@ -114,7 +114,7 @@ def test_a_strategy_asked_for_is_never_rejected_for_its_time() -> None:
 
 def test_more_time_never_lowers_what_is_expected() -> None:
     decision = recommend(INPUTS, PRIORS, prefer="accuracy")
-    frontier = frontier_of(INPUTS, PRIORS, "accuracy", decision)
+    frontier = frontier_of(INPUTS, PRIORS, "accuracy")
     accuracies = [pick.accuracy.mid for pick in frontier.picks]
     assert accuracies == sorted(accuracies)
     assert len({(p.strategy, p.input_px) for p in frontier.picks}) > 2
@@ -125,7 +125,6 @@ def test_more_time_never_lowers_what_is_expected() -> None:
 
 
 def test_a_budget_is_counted_in_images_too() -> None:
-    decision = recommend(INPUTS, PRIORS)
-    pick = frontier_of(INPUTS, PRIORS, "balanced", decision).picks[0]
+    pick = frontier_of(INPUTS, PRIORS, "balanced").picks[0]
     assert pick.time_s is not None
     assert pick.image_passes == pytest.approx(pick.time_s / 0.010)

@@ -26,6 +26,7 @@ ADVISED = Recommendation(
     (),
     100.0,
     9,
+    224,
 )
 
 

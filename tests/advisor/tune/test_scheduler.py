@@ -23,7 +23,7 @@ N_VAL = 100
 
 
 def advised(
-    strategy: str, accuracy: float, seconds: float = 10.0, half: float = 0.05
+    strategy: str, accuracy: float, seconds: float = 10.0, half: float = 0.05, px: int = 224
 ) -> Recommendation:
     return Recommendation(
         strategy,
@@ -32,8 +32,9 @@ def advised(
         Interval(seconds, seconds, seconds),
         {"lr": 1e-3, "batch_norm": "frozen"} if "tune" in strategy else {},
         (),
-        1000.0,
+        seconds,
         9,
+        px,
     )
 
 
@@ -221,19 +222,34 @@ def test_the_initial_trials_change_one_hyperparameter_at_a_time_within_the_space
     assert entries[3] == first | {"batch_norm": "trained"}
 
 
-def test_in_a_different_domain_with_little_time_a_training_run_starts_on_smaller_images() -> None:
-    different = replace(SCHEDULER, sizes=(224, 160, 128))
+def test_with_little_time_a_training_run_starts_on_smaller_images() -> None:
+    sizes = ((0.86, 60.0, 224), (0.84, 30.0, 160), (0.83, 12.0, 96))
+    options = [advised("full_fine_tune", a, s, px=px) for a, s, px in sizes]
+    options = [
+        replace(o, hyperparameters={**o.hyperparameters, "input_px": o.input_px}) for o in options
+    ]
+    sized = replace(SCHEDULER, options=(advised("linear_probe", 0.8), *options))
 
     def px(scheduler: Scheduler, strategy: str, seconds_left: float) -> int | None:
         return scheduler.start(strategy, snapshot(), {}, seconds_left).get("input_px")
 
-    assert px(different, "full_fine_tune", 120.0) == 224  # predicted to take 60 s
-    assert px(different, "full_fine_tune", 119.0) == 160
-    assert px(different, "full_fine_tune", 60.0) == 128
-    assert px(different, "full_fine_tune", 5.0) == 128
-    assert px(different, "partial_fine_tune", 60.0) == 224
-    assert px(different, "linear_probe", 1.0) is None
-    assert px(SCHEDULER, "full_fine_tune", 5.0) is None  # similar domain: fewer steps are better
+    assert px(sized, "full_fine_tune", 120.0) == 224
+    assert px(sized, "full_fine_tune", 50.0) == 160
+    assert px(sized, "full_fine_tune", 20.0) == 96
+    assert px(sized, "full_fine_tune", 5.0) == 96
+    assert px(replace(sized, n_fits=3), "full_fine_tune", 120.0) == 160
+    assert px(sized, "linear_probe", 1.0) is None
+    assert px(SCHEDULER, "full_fine_tune", 5.0) is None
+
+
+def test_the_prior_of_a_trial_is_that_of_its_input_size() -> None:
+    options = tuple(advised("full_fine_tune", a, px=px) for a, px in ((0.9, 224), (0.6, 96)))
+    sized = replace(SCHEDULER, options=options, n_val=10)
+    record = snapshot(("full_fine_tune", 0.7)).done[0]
+    large, small = (
+        sized.expected(replace(record, hyperparameters={"input_px": px})) for px in (224, 96)
+    )
+    assert small < 0.7 < large
 
 
 def test_draws_depend_only_on_seed_trial_number_and_earlier_trials() -> None:

@@ -29,7 +29,9 @@ from tests.advisor.searching import Runner
 
 def candidate(strategy: str, seconds: float) -> Recommendation:
     whole = Interval(0.0, 0.5, 1.0)
-    return Recommendation(strategy, "net", whole, Interval(1, seconds, 1e9), {}, (), 1000.0, 9)
+    return Recommendation(
+        strategy, "net", whole, Interval(1, seconds, 1e9), {}, (), 1000.0, 9, 224
+    )
 
 
 def ignore_scores(hits: object) -> None:
