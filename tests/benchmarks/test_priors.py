@@ -1,7 +1,5 @@
 """Tests of fitting priors to rows, and of regret on datasets left out of the priors."""
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,20 +17,21 @@ Row = dict[str, Any]
 
 
 def suite() -> tuple[list[Row], dict[Any, DecisionInputs]]:
-    """Return rows of eight datasets; fine-tuning gains more, the farther a dataset is."""
+    """Return rows of sixteen datasets; fine-tuning gains more, the farther a dataset is."""
     rows: list[Row] = []
     inputs = {}
-    for i in range(8):
+    for i in range(16):
         for n in (5, 20):
             case = (f"set{i}", n, 0, 96)
-            probe = 0.9 - 0.05 * i
-            inputs[case] = inputs_of(n_per_class=n, similarity=1 - i / 8, linear=probe, svm=probe)
+            probe = 0.9 - 0.025 * i
+            given = {"n_per_class": n, "similarity": 1 - i / 16, "linear": probe, "svm": probe}
+            inputs[case] = inputs_of(input_px=96, **given)
             about = {"set": case[0], "n_per_class": n, "seed": 0, "input_px": 96, "n_test": 500}
             for strategy, grid, accuracy in (
                 ("linear_probe", {}, probe),
                 ("layer_svm", {}, probe),
                 ("full_fine_tune", {"lr": 1e-4}, probe + 0.005),
-                ("full_fine_tune", {"lr": 1e-3}, probe - 0.1 + 0.06 * i),
+                ("full_fine_tune", {}, probe - 0.1 + 0.03 * i),
                 ("from_scratch", {}, 0.4),
             ):
                 row = {"strategy": strategy, "grid": grid, "accuracy": min(accuracy, 0.99)}
@@ -44,8 +43,9 @@ def test_the_priors_are_rebuilt_from_the_rows_byte_for_byte(
     scripts: dict[str, ModuleType],
 ) -> None:
     rows, fit_priors = scripts["rows"], scripts["fit_priors"]
-    text = fit_priors.text_of(rows.read_rows(rows.RESULTS), rows.read_inputs())
-    assert text == fit_priors.PRIORS.read_text()
+    record = fit_priors.fit(rows.read_rows(rows.RESULTS), rows.read_inputs())
+    shipped = {path.name: path.read_text() for path in fit_priors.PRIORS.iterdir()}
+    assert fit_priors.files_of(record) == shipped
 
 
 def test_a_size_that_adds_no_images_is_no_case(
@@ -59,25 +59,26 @@ def test_a_size_that_adds_no_images_is_no_case(
 
 def test_shipped_priors_have_known_strategies_and_errors() -> None:
     priors = load_priors()
-    assert {v.strategy for v in priors.variants} <= set(STRATEGIES)
-    for variant in priors.variants:
-        assert set(variant.weights) == set(priors.evidence)
-        assert variant.left_out_error >= variant.fit_error
-        assert (variant.fit_error > 0) == (variant.cases > 0)
-        assert STRATEGIES[variant.strategy].from_hyperparameters(variant.hyperparameters)
+    assert set(priors.gains) == set(priors.cost) <= set(STRATEGIES)
+    for model in priors.gains.values():
+        assert set(model.weights) == set(priors.evidence) - {"control"}
+        assert model.left_out_error >= model.fit_error > 0
+        assert model.cases > 0
+    assert [n for n, _ in priors.widths] == [5, 20, 100, 500]
 
 
 def test_weights_respect_their_bounds(scripts: dict[str, ModuleType]) -> None:
     rows, inputs = suite()
-    for record in (
-        scripts["fit_priors"].fit(rows, inputs),
-        json.loads(scripts["fit_priors"].PRIORS.read_text()),
+    for priors in (
+        priors_from_record(scripts["fit_priors"].fit(rows, inputs)),
+        load_priors(),
     ):
-        for variant in priors_from_record(record).variants:
-            assert variant.weights["far"] >= 0
-            assert variant.weights["size"] >= 0
-            assert variant.weights["total"] >= 0
-            assert variant.weights["probe"] <= 0
+        for model in priors.gains.values():
+            assert model.weights["far"] >= 0
+            assert model.weights["size"] >= 0
+            assert model.weights["total"] >= 0
+            assert model.weights["probe"] <= 0
+            assert model.weights["lost"] <= 0
 
 
 def test_advice_fine_tunes_far_and_probes_near_datasets(
@@ -85,7 +86,7 @@ def test_advice_fine_tunes_far_and_probes_near_datasets(
 ) -> None:
     advised = scripts["leave_one_dataset_out"].advise_all(*suite())
     table = scripts["regret"].policies(advised, {})
-    assert len(advised) == 16
+    assert len(advised) == 32
     fixed = [sum(v) for name, v in table.items() if name.startswith("always")]
     assert sum(table["advisor, accuracy"]) < min(fixed)
     assert all(min(v) >= 0 for v in table.values())
@@ -104,7 +105,7 @@ def test_regret_is_measured_against_means_over_seeds(
     inputs |= {(name, n, 1, px): p for (name, n, _, px), p in inputs.items()}
     both = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows + again, inputs)}
     one = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows, inputs)}
-    entry, case = ("linear_probe", "{}"), ("set0", 5, 0, 96)
+    entry, case = ("linear_probe", "{}", 96), ("set0", 5, 0, 96)
     assert one[case].regret(entry) == pytest.approx(5.5)
     assert both[case].regret(entry) == pytest.approx(0.5)
 
@@ -118,7 +119,7 @@ def test_a_case_with_few_test_images_has_little_weight(scripts: dict[str, Module
                 row["n_test"] = n_test
                 row["accuracy"] = 0.85 if row["strategy"] == "from_scratch" else row["accuracy"]
         record = scripts["fit_priors"].fit(rows, inputs)
-        lines[n_test] = next(v for v in record["variants"] if v["strategy"] == "from_scratch")
+        lines[n_test] = record["strategies"]["from_scratch"]["gain"]
     assert lines[10]["intercept"] < lines[500]["intercept"] - 0.05
 
 
@@ -127,51 +128,42 @@ def test_noisy_test_accuracies_increase_the_drift(
 ) -> None:
     regression = scripts["gain_regression"]
     rows, inputs = suite()
-    prior = scripts["fit_priors"]._prior(inputs)
+    prior = scripts["fit_priors"]._prior(rows, inputs)
     drift = {}
     for n_test in (5000, 50):
-        gains = regression.gains_of([r | {"n_test": n_test} for r in rows], "from_scratch", {})
-        model = regression.fit_model(gains, inputs, prior, regression.PRIOR_WEIGHTS)
-        assert ((model.case_weights > 0) & (model.case_weights < 1)).all()
+        noisy = [r | {"n_test": n_test} for r in rows]
+        gains = regression.gains_of(noisy, "from_scratch", inputs, prior)
         x = regression.evidence_matrix(gains, inputs, prior)
+        model = regression.fit_model(gains, x, prior, "from_scratch")
+        assert ((model.case_weights > 0) & (model.case_weights < 1)).all()
         drift[n_test] = regression.drift_of(model, x, prior, sd=0.5)
     assert 0 < drift[5000] < drift[50]
-
-
-def test_given_hyperparameters_are_offered_if_they_clearly_beat_the_default(
-    scripts: dict[str, ModuleType],
-) -> None:
-    rows, inputs = suite()
-    by_default = [row | {"grid": {}} for row in rows if row["grid"] == {"lr": 1e-4}]
-    variants = scripts["fit_priors"].fit(rows + by_default, inputs)["variants"]
-    offered = [v["hyperparameters"] for v in variants if v["strategy"] == "full_fine_tune"]
-    assert offered == [{"lr": 1e-3}, {}]  # 1e-4 is equal to the default
 
 
 def test_two_fits_with_the_same_hyperparameters_count_with_their_mean(
     scripts: dict[str, ModuleType],
 ) -> None:
     rows, inputs = suite()
-    by_default = [
-        row | {"grid": {}, "accuracy": row["accuracy"] + 0.02}
+    again = [
+        row | {"grid": {"lr": 1e-3}, "accuracy": row["accuracy"] + 0.02, "hyperparameters": {}}
         for row in rows
-        if row["grid"] == {"lr": 1e-4}
+        if row["strategy"] == "full_fine_tune" and not row["grid"]
     ]
-    for j in scripts["leave_one_dataset_out"].advise_all(rows + by_default, inputs):
-        one, other = (j.expected["full_fine_tune", grid] for grid in ("{}", '{"lr": 0.0001}'))
-        assert one == other == pytest.approx(j.rows["full_fine_tune", "{}"]["accuracy"] - 0.01)
+    for j in scripts["leave_one_dataset_out"].advise_all(rows + again, inputs):
+        one, other = (j.expected["full_fine_tune", grid, 96] for grid in ("{}", '{"lr": 0.001}'))
+        assert one == other == pytest.approx(j.rows["full_fine_tune", "{}", 96]["accuracy"] + 0.01)
 
 
 def test_regret_is_given_as_a_share_of_the_best_fixed_entry(
     scripts: dict[str, ModuleType],
 ) -> None:
     regret = scripts["regret"]
-    assert not regret.is_fixed(("full_fine_tune", "{}"))
-    assert not regret.is_fixed(("full_fine_tune", '{"lr": 0.001}'))
-    assert regret.is_fixed(("full_fine_tune", '{"blend": 1.0, "lr": 0.001}'))
-    assert regret.is_fixed(("layer_svm", "{}"))
+    assert not regret.is_fixed(("full_fine_tune", "{}", 96))
+    assert not regret.is_fixed(("full_fine_tune", '{"lr": 0.001}', 96))
+    assert regret.is_fixed(("full_fine_tune", '{"blend": 1.0, "lr": 0.001}', 96))
+    assert regret.is_fixed(("layer_svm", "{}", 96))
     advised = scripts["leave_one_dataset_out"].advise_all(*suite())
-    best = "always linear_probe, default"
+    best = "always linear_probe, default, 96 px"
     lost = {name: np.mean(v) for name, v in regret.policies(advised, {}).items()}
     lines = regret.against_best_fixed(advised, {}).splitlines()
     assert lines[0].startswith(f"| regret as a share of: {best} |")
@@ -194,14 +186,14 @@ def test_the_dataset_under_test_is_left_out(scripts: dict[str, ModuleType]) -> N
 def test_the_inputs_of_a_decision_are_read_as_they_were_written(
     scripts: dict[str, ModuleType], tmp_path: Path
 ) -> None:
-    full = replace(inputs_of(curve=curve_of(0.5, 0.5625)), pilot=pilot_of(0.125, 0.75, 200))
+    full = inputs_of(input_px=96, curve=curve_of(0.5, 0.5625), pilot=pilot_of(0.125, 0.75, 200))
     rows = scripts["rows"]
     about = {"set": "a", "n_per_class": 20, "seed": 0, "input_px": 96}
     rows.append_row(tmp_path / "e.jsonl", about | rows.inputs_record(full))
     back = rows.read_inputs(tmp_path / "e.jsonl")["a", 20, 0, 96]
     assert rows.inputs_record(back) == rows.inputs_record(full)
     assert type(back.profile.curve) is type(full.profile.curve)
-    assert [c.name for c in back.candidates] == [c.name for c in full.candidates]
+    assert [c.name for c in back.full_size] == [c.name for c in full.candidates]
     assert back.pilot is not None
     assert back.pilot.n_train == 200
 

@@ -17,8 +17,11 @@ def row_options(rows: Path) -> list[str]:
 
 def test_priors_are_written_to_the_given_path(load: Load, tmp_path: Path) -> None:
     fit_priors = load("fit_priors")
-    fit_priors.main(["--out", str(tmp_path / "priors.json")])
-    assert (tmp_path / "priors.json").read_bytes() == fit_priors.PRIORS.read_bytes()
+    fit_priors.main(["--out", str(tmp_path)])
+    names = {path.name for path in fit_priors.PRIORS.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (fit_priors.PRIORS / name).read_bytes()
 
 
 def test_regret_of_a_few_datasets_is_printed(
