@@ -18,7 +18,7 @@ from advisor.tune.time_budget import TimeBudget
 from advisor.tune.trials.executor import LocalExecutor
 from advisor.tune.trials.study import COORDINATOR, Trials
 from advisor.tune.trials.validation import make_validation
-from advisor.types.advice import Advice
+from advisor.types.advice import Advice, Recommendation
 from advisor.types.events import Event
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
@@ -29,13 +29,16 @@ from strategies.training.trainer import ROUNDS
 
 def shortened(advice: Advice) -> Advice:
     """Return the advice with the minimum number of steps in every training run."""
-    short = [
-        replace(r, hyperparameters={**r.hyperparameters, "steps": ROUNDS})
-        if "steps" in r.hyperparameters
-        else r
-        for r in advice.recommendations
-    ]
-    return replace(advice, recommendations=tuple(short))
+    assert advice.frontier is not None
+    frontier = replace(advice.frontier, options=tuple(map(_short, advice.frontier.options)))
+    ranked = tuple(map(_short, advice.recommendations))
+    return replace(advice, recommendations=ranked, frontier=frontier)
+
+
+def _short(r: Recommendation) -> Recommendation:
+    if "steps" not in r.hyperparameters:
+        return r
+    return replace(r, hyperparameters={**r.hyperparameters, "steps": ROUNDS})
 
 
 class Runner:
