@@ -210,6 +210,8 @@ def _decide(
         options.pilot, decision, inputs, priors, p.ctx.seconds_left(), forced
     )
     if no_pilot is None:
+        best = decision.recommendations[0]
+        p.ctx.reporter.on_note(f"Before the pilot: {best.strategy} {best.accuracy.percent()}.")
         inputs = replace(inputs, pilot=_pilot(decision, p.dataset, p.backbone, p.ctx))
         decision = recommend(inputs, priors, forced, options.prefer, limit_s)
     return inputs, decision, no_pilot

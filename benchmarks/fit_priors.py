@@ -41,7 +41,7 @@ from gain_regression import (
     noise_free_sd,
     prior_of_evidence,
 )
-from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_inputs, read_rows
+from rows import EVIDENCE, RESULTS, Row, case_of, read_inputs, read_rows
 from scipy.optimize import lsq_linear
 
 from advisor.decide.cost import raw_seconds
@@ -93,7 +93,7 @@ def fit(rows: list[Row], inputs: Inputs) -> dict[str, Any]:
     strategies = {
         name: {
             "gain": found.record,
-            "cost": _cost(rows, used, name),
+            "cost": _cost(found.gains, used),
             "pilot": None if name == PROBE else _pilot(found, used, name),
         }
         for name, found in fitted.items()
@@ -190,21 +190,30 @@ def _shared(fitted: Mapping[str, _Fitted]) -> float:
     return round(min(max(float(np.mean(found or [0.0])), 0.0), 1.0), 3)
 
 
-def _cost(rows: list[Row], inputs: Inputs, strategy: str) -> dict[str, Any]:
-    """Compare the seconds of fits with those predicted from measured rates (median of logs)."""
+def _cost(gains: Sequence[ObservedGain], inputs: Inputs) -> dict[str, Any]:
+    """Compare the seconds of fits with those predicted from measured rates (medians of logs)."""
+    octaves = np.array([np.log2(g.case[-1] / g.input_px) for g in gains])
+    errors = np.array([np.log(g.seconds / _raw_seconds(g, inputs)) for g in gains])
+    is_own = octaves == 0
+    offset = float(np.median(errors[is_own])) if is_own.any() else 0.0
+    per_octave = (errors[~is_own] - offset) / octaves[~is_own]
+    n_smaller = len(per_octave)
+    slope = (
+        float(np.median(per_octave)) * n_smaller / (n_smaller + PRIOR_CASES) if n_smaller else 0
+    )
+    left = errors - offset - slope * octaves
+    total = float(np.sum(left**2)) + PRIOR_CASES * COST_PRIOR_SD**2
+    return {
+        "offset": round(offset, 3),
+        "sd": round(float(np.sqrt(total / (len(errors) + PRIOR_CASES))), 3),
+        "cases": len(errors),
+        "per_octave": round(slope, 3),
+    }
 
-    def predicted_s(case: Case) -> float:
-        return raw_seconds(inputs[case].candidate(strategy), inputs[case].profile)
 
-    errors = [
-        float(np.log(row["seconds"] / predicted_s(case_of(row))))
-        for row in rows
-        if row["strategy"] == strategy
-    ]
-    offset = float(np.median(errors)) if errors else 0.0
-    total = float(np.sum((np.array(errors) - offset) ** 2)) + PRIOR_CASES * COST_PRIOR_SD**2
-    sd = float(np.sqrt(total / (len(errors) + PRIOR_CASES)))
-    return {"offset": round(offset, 3), "sd": round(sd, 3), "cases": len(errors)}
+def _raw_seconds(g: ObservedGain, inputs: Inputs) -> float:
+    known = inputs[g.case]
+    return raw_seconds(known.candidate(g.strategy, g.input_px), known.profile)
 
 
 def _pilot(found: _Fitted, inputs: Inputs, strategy: str) -> dict[str, Any] | None:
@@ -258,6 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--out", type=Path, default=PRIORS)
     args = parser.parse_args(argv)
+    args.out.mkdir(exist_ok=True)
     for name, text in files_of(fit(read_rows(args.results), read_inputs(args.evidence))).items():
         (args.out / name).write_text(text)
         print(name, text)

@@ -70,14 +70,17 @@ class ObservedGain(NamedTuple):
         Log-odds of the fit's test accuracy minus the mean of `expected`.
     test_noise
         Standard deviation of the gain due to the finite number of test images.
+    seconds
+        Measured time of the fit.
     """
 
+    strategy: str
     case: Case
     input_px: int
     expected: LogOdds
     gain: float
     test_noise: float
-    accuracy: float
+    seconds: float
 
     @property
     def noise(self) -> float:
@@ -117,7 +120,8 @@ def gains_of(
             if case[-1] >= px:
                 expected = _expected(inputs[case], prior)
                 gain, noise = log_odds_of(row) - expected.mean, _noise(row)
-                found.append(ObservedGain(case, px, expected, gain, noise, row["accuracy"]))
+                fit = (gain, noise, row["seconds"])
+                found.append(ObservedGain(strategy, case, px, expected, *fit))
     return found
 
 

@@ -54,9 +54,13 @@ class DecisionInputs:
     candidates: tuple[Candidate, ...]
     pilot: Pilot | None = None
 
-    def candidate(self, name: str) -> Candidate:
-        """Return a strategy, with the profile's input size, by its name."""
-        return next(c for c in self.candidates if c.name == name)
+    def candidate(self, name: str, input_px: int | None = None) -> Candidate:
+        """Return a strategy by its name; by default with the profile's input size."""
+        return next(
+            c
+            for c in self.candidates
+            if c.name == name and (input_px is None or c.input_px in (input_px, None))
+        )
 
     @property
     def full_size(self) -> tuple[Candidate, ...]:

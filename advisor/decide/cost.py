@@ -25,7 +25,9 @@ def fit_seconds(candidate: Candidate, profile: Profile, priors: Priors) -> Inter
     is_trained = candidate.strategy.trains_network
     untimed = is_trained and profile.passes_per_trained_image is None
     spread = math.exp(Z * math.hypot(cost.sd, UNTIMED_SD if untimed else 0.0))
-    seconds = raw_seconds(candidate, profile) * math.exp(cost.offset)
+    octaves = math.log2(profile.input_px / (candidate.input_px or profile.input_px))
+    correction = cost.offset + cost.per_octave * octaves
+    seconds = raw_seconds(candidate, profile) * math.exp(correction)
     return Interval(seconds / spread, seconds, seconds * spread)
 
 

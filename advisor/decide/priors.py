@@ -63,11 +63,15 @@ class Offset:
         Standard deviation of the error that remains after the correction.
     cases
         Number of measured cases.
+    per_octave
+        Further correction for every octave by which the fit's inputs are smaller than the
+        profile's.
     """
 
     offset: float
     sd: float
     cases: int
+    per_octave: float = 0.0
 
 
 @dataclass(frozen=True)
