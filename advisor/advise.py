@@ -159,9 +159,7 @@ def _advise(
         measured = replace(measured, test_features=features)
     forced = None if options.strategy == AUTO else options.strategy
     inputs = DecisionInputs(profile, make_candidates(profile, dataset, backbone))
-    limit_s = math.inf if time_s is None else time_s
-    if reserve_s is not None:
-        limit_s = min(limit_s, max(ctx.seconds_left() - reserve_s, 0.0))
+    limit_s = _limit_s(time_s, reserve_s, ctx)
     decision = recommend(inputs, priors, forced, options.prefer, limit_s)
     no_pilot = reason_against_pilot(
         options.pilot, decision, inputs, priors, ctx.seconds_left(), forced
@@ -181,12 +179,7 @@ def _advise(
         profile=profile,
         findings=findings,
         quarantine=dataset.skipped,
-        choices=(
-            *p.choices,
-            *_sample_choice(dataset, options),
-            *_decision_choices(options, no_pilot),
-            *_device_choice(options, ctx),
-        ),
+        choices=_choices(p, no_pilot),
         split=dataset.split_source,
         n_test=dataset.n_hidden,
         seed=options.seed,
@@ -201,6 +194,12 @@ def _advise(
     )
 
 
+def _limit_s(time_s: float | None, reserve_s: float | None, ctx: RunContext) -> float:
+    """Return the seconds that the recommended fit may take; infinite without a limit."""
+    limit_s = math.inf if time_s is None else time_s
+    return limit_s if reserve_s is None else min(limit_s, max(ctx.seconds_left() - reserve_s, 0.0))
+
+
 def _pilot(
     decision: Decision, dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> Pilot | None:
@@ -209,6 +208,16 @@ def _pilot(
     pilot = run_pilot(dataset, backbone, ctx, tuned)
     ctx.reporter.on_progress("pilot", 1, 1)
     return pilot
+
+
+def _choices(p: Prepared, no_pilot: str | None) -> tuple[Choice, ...]:
+    """Return everything that was chosen automatically."""
+    return (
+        *p.choices,
+        *_sample_choice(p.dataset, p.options),
+        *_decision_choices(p.options, no_pilot),
+        *_device_choice(p.options, p.ctx),
+    )
 
 
 def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, ...]:

@@ -28,6 +28,7 @@ from advisor.types.advice import (
     Recommendation,
     Rejection,
 )
+from advisor.types.durations import duration, time_limit
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance
 from advisor.types.profile import Profile
 from strategies.core.distributions import norm
@@ -120,8 +121,7 @@ def recommend(
     quadrant = quadrant_of(inputs.profile)
     options = tuple(_option(c, inputs, priors) for c in inputs.candidates if not c.inapplicable)
     predicted = _sized(options, inputs, priors, prefer, time_s)
-    late = [c for c in predicted if probability_in_time(c.advice.seconds, time_s) < LIKELY]
-    late = [c for c in late if c.candidate.name != forced] if len(late) < len(predicted) else []
+    late = _late(predicted, time_s, forced)
     in_time = [c for c in predicted if c not in late]
     known = _rank([c for c in in_time if c.advice.cases], quadrant, prefer)
     others = sorted((c for c in in_time if not c.advice.cases), key=lambda c: -c.value)
@@ -129,7 +129,7 @@ def recommend(
     if forced is not None:
         ranked.sort(key=lambda c: c.candidate.name != forced)
     advice = [c.advice for c in ranked]
-    reasons = rationale_of(advice, quadrant, inputs, prefer, forced)
+    reasons = rationale_of(advice, quadrant, inputs, priors, prefer, forced)
     rejections = [
         Rejection(c.name, c.inapplicable) for c in inputs.full_size if c.inapplicable is not None
     ]
@@ -191,10 +191,16 @@ def _sized(
     return found
 
 
+def _late(predicted: list[_Ranked], time_s: float, forced: str | None) -> list[_Ranked]:
+    """Return the strategies that will not end in time; none if all are late."""
+    late = [c for c in predicted if probability_in_time(c.advice.seconds, time_s) < LIKELY]
+    return [c for c in late if c.candidate.name != forced] if len(late) < len(predicted) else []
+
+
 def _too_slow(late: Recommendation, time_s: float) -> str:
     return (
-        f"a fit is expected to take {late.seconds.mid:.0f} s at {late.input_px} px, and there are "
-        f"{time_s:.0f} s"
+        f"one fit takes about {duration(late.seconds.mid)} at {late.input_px} px, longer than the "
+        f"limit of {time_limit(time_s)}"
     )
 
 
