@@ -113,11 +113,7 @@ def recommend(
     NotApplicable
         If the forced strategy does not apply to this dataset.
     """
-    for candidate in inputs.candidates:
-        if candidate.name == forced and candidate.inapplicable is not None:
-            raise NotApplicable(
-                f"{forced} does not apply to this dataset: {candidate.inapplicable}"
-            )
+    _check_applies(forced, inputs)
     quadrant = quadrant_of(inputs.profile)
     options = tuple(_option(c, inputs, priors) for c in inputs.candidates if not c.inapplicable)
     predicted = _sized(options, inputs, priors, prefer, time_s)
@@ -140,6 +136,14 @@ def recommend(
         tuple(rejections),
         options,
     )
+
+
+def _check_applies(forced: str | None, inputs: DecisionInputs) -> None:
+    for candidate in inputs.full_size:
+        if candidate.name == forced and candidate.inapplicable is not None:
+            raise NotApplicable(
+                f"{forced} does not apply to this dataset: {candidate.inapplicable}"
+            )
 
 
 def frontier_of(
