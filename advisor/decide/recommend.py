@@ -117,23 +117,16 @@ def recommend(
     quadrant = quadrant_of(inputs.profile)
     options = tuple(_option(c, inputs, priors) for c in inputs.candidates if not c.inapplicable)
     predicted = _sized(options, inputs, priors, prefer, time_s)
-    late = _late(predicted, time_s, forced)
-    in_time = [c for c in predicted if c not in late]
-    known = _rank([c for c in in_time if c.advice.cases], quadrant, prefer)
-    others = sorted((c for c in in_time if not c.advice.cases), key=lambda c: -c.value)
-    ranked = _proven_first([*known, *others], prefer, inputs, priors)
+    in_time, late = _split_by_time(predicted, time_s, forced)
+    ranked = _proven_first(_with_cases_first(in_time, quadrant, prefer), prefer, inputs, priors)
     if forced is not None:
         ranked.sort(key=lambda c: c.candidate.name != forced)
     advice = [c.advice for c in ranked]
     reasons = rationale_of(advice, quadrant, inputs, priors, prefer, forced)
-    rejections = [
-        Rejection(c.name, c.inapplicable) for c in inputs.full_size if c.inapplicable is not None
-    ]
-    rejections += [Rejection(c.candidate.name, _too_slow(c.advice, time_s)) for c in late]
     return Decision(
         quadrant,
         tuple(replace(r, reasons=reasons[r.strategy]) for r in advice),
-        tuple(rejections),
+        _rejections(inputs, late, options, time_s),
         options,
     )
 
@@ -157,7 +150,7 @@ def frontier_of(
     per_pass_s = inputs.profile.ms_per_image / 1000
     for time_s in (*BUDGETS_S, math.inf):
         best = recommend(inputs, priors, prefer=prefer, time_s=time_s).recommendations[0]
-        if probability_in_time(best.seconds, time_s) < LIKELY:
+        if not _ends_in_time(best, time_s):
             continue
         limit = None if math.isinf(time_s) else time_s
         picks.append(
@@ -195,16 +188,49 @@ def _sized(
     return found
 
 
-def _late(predicted: list[_Ranked], time_s: float, forced: str | None) -> list[_Ranked]:
-    """Return the strategies that will not end in time; none if all are late."""
-    late = [c for c in predicted if probability_in_time(c.advice.seconds, time_s) < LIKELY]
-    return [c for c in late if c.candidate.name != forced] if len(late) < len(predicted) else []
+def _split_by_time(
+    predicted: list[_Ranked], time_s: float, forced: str | None
+) -> tuple[list[_Ranked], list[_Ranked]]:
+    """Return the strategies that will end in time, and those that will not.
+
+    Where all are late, and for the forced one, time is no reason against them.
+    """
+    late = [c for c in predicted if not _ends_in_time(c.advice, time_s)]
+    late = [c for c in late if c.candidate.name != forced] if len(late) < len(predicted) else []
+    return [c for c in predicted if c not in late], late
 
 
-def _too_slow(late: Recommendation, time_s: float) -> str:
+def _ends_in_time(option: Recommendation, time_s: float) -> bool:
+    return probability_in_time(option.seconds, time_s) >= LIKELY
+
+
+def _rejections(
+    inputs: DecisionInputs,
+    late: list[_Ranked],
+    options: Sequence[Recommendation],
+    time_s: float,
+) -> tuple[Rejection, ...]:
+    """Return the strategies that do not apply, and those that will not end in time."""
+    refused = [Rejection(c.name, c.inapplicable) for c in inputs.full_size if c.inapplicable]
+    for c in late:
+        sizes = [o for o in options if o.strategy == c.candidate.name]
+        refused.append(Rejection(c.candidate.name, _too_slow(c.advice, sizes, time_s)))
+    return tuple(refused)
+
+
+def _too_slow(late: Recommendation, sizes: Sequence[Recommendation], time_s: float) -> str:
+    """Return why a strategy is left out: its time, or what it reaches at a smaller size."""
+    limit = time_limit(time_s)
+    in_time = [o for o in sizes if _ends_in_time(o, time_s)]
+    if not in_time:
+        return (
+            f"one fit takes about {duration(late.seconds.mid)} at {late.input_px} px, longer than "
+            f"the limit of {limit}"
+        )
+    best = max(in_time, key=lambda o: o.accuracy.mid)
     return (
-        f"one fit takes about {duration(late.seconds.mid)} at {late.input_px} px, longer than the "
-        f"limit of {time_limit(time_s)}"
+        f"one fit ends within the limit of {limit} only at {best.input_px} px, where an accuracy "
+        f"of {100 * best.accuracy.mid:.1f}% is expected"
     )
 
 
@@ -212,6 +238,15 @@ def quadrant_of(profile: Profile) -> Quadrant:
     """Place a dataset in one of the four quadrants of size and domain."""
     sizes = list(profile.n_by_class.values())
     return find_quadrant(sizes, profile.feature_width, profile.similarity)
+
+
+def _with_cases_first(
+    candidates: list[_Ranked], quadrant: Quadrant, prefer: Prefer
+) -> list[_Ranked]:
+    """Rank those with benchmark cases, then the others by their expected accuracy."""
+    known = _rank([c for c in candidates if c.advice.cases], quadrant, prefer)
+    others = sorted((c for c in candidates if not c.advice.cases), key=lambda c: -c.value)
+    return [*known, *others]
 
 
 def _rank(candidates: list[_Ranked], quadrant: Quadrant, prefer: Prefer) -> list[_Ranked]:

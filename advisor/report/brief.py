@@ -57,7 +57,7 @@ def _facts(advice: Advice) -> Iterator[Text]:
     if advice.void is None and limit is None:
         yield Text(f"Recommended. One fit takes about {seconds}; tl-auto run tunes and saves it.")
     elif advice.void is None:
-        yield Text(f"{limit} One fit takes about {seconds}.")
+        yield Text(f"{limit} It takes about {seconds}.")
     yield Text(size_line(advice, with_split=False))
 
 
@@ -65,7 +65,8 @@ def _why(advice: Advice) -> RenderableType | None:
     """Return the first reasons for the recommendation; a void one has none."""
     if advice.void is not None:
         return None
-    sentences = [*advice.best.reasons, *filter(None, [runner_up(advice)])]
+    second = runner_up(advice)
+    sentences = [*advice.best.reasons, *([] if second is None else [f"Runner-up: {second}"])]
     table = Table.grid(padding=(0, 1))
     for sentence in sentences[:MAX_SENTENCES]:
         table.add_row("-", Text(sentence))

@@ -68,7 +68,7 @@ def limit_words(advice: Advice) -> str | None:
         return None
     limit = time_limit(advice.time_s)
     if advice.best.seconds.mid > advice.time_s:
-        return f"It is not expected to end within the limit of {limit}."
+        return f"The fit is not expected to end within the limit of {limit}."
     return f"The advice is for a fit of at most {limit}."
 
 

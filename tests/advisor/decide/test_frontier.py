@@ -91,11 +91,21 @@ def test_the_recommendation_fits_into_the_time() -> None:
 
 
 def test_what_does_not_end_in_time_is_rejected_with_its_seconds() -> None:
-    rejections = recommend(INPUTS, PRIORS, time_s=15.0).rejections
-    assert {"full_fine_tune", "from_scratch"} <= {r.strategy for r in rejections}
-    assert all(
-        re.fullmatch(r"one fit takes about \d+ (s|min) at 96 px, longer than the limit of 15 s", r)
-        for r in (rejection.reason for rejection in rejections)
+    reasons = {r.strategy: r.reason for r in recommend(INPUTS, PRIORS, time_s=15.0).rejections}
+    assert {"full_fine_tune", "from_scratch"} <= reasons.keys()
+    long = r"one fit takes about \d+ (s|min) at \d+ px, longer than the limit of 15 s"
+    assert re.fullmatch(long, reasons["from_scratch"])
+
+
+def test_what_ends_in_time_only_at_a_smaller_size_is_rejected_with_its_accuracy_there() -> None:
+    slow = {"layer_svm": 4000.0}
+    inputs = with_sizes(inputs_of(linear=0.95, svm=0.95, image_passes=slow))
+    decision = recommend(inputs, PRIORS, time_s=15.0)
+    (reason,) = [r.reason for r in decision.rejections if r.strategy == "layer_svm"]
+    small = next(o for o in decision.options if o.strategy == "layer_svm" and o.input_px == 96)
+    assert reason == (
+        "one fit ends within the limit of 15 s only at 96 px, where an accuracy of "
+        f"{100 * small.accuracy.mid:.1f}% is expected"
     )
 
 

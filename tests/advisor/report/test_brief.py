@@ -122,7 +122,7 @@ def test_the_second_line_says_for_which_time_the_advice_is() -> None:
     advice = made_advice(full_profile(["ants", "bees"]))
     for factor, said in (
         (2.0, "The advice is for a fit of at most "),
-        (0.5, "It is not expected"),
+        (0.5, "The fit is not expected"),
     ):
         limited = replace(advice, time_s=factor * advice.best.seconds.mid)
         assert printed(limited).splitlines()[1].startswith(said)
