@@ -157,9 +157,7 @@ def _advise(
     if test_images:
         features = extract_features(test_images, backbone, ctx).pooled[-1]
         measured = replace(measured, test_features=features)
-    limit_s = math.inf if time_s is None else time_s
-    if reserve_s is not None:
-        limit_s = min(limit_s, max(ctx.seconds_left() - reserve_s, 0.0))
+    limit_s = _limit_s(time_s, reserve_s, ctx)
     inputs, decision, no_pilot = _decide(profile, p, limit_s)
     alternative = probe_alternative(profile, dataset, backbone, priors, ctx)
     findings = check(dataset, inputs, measured, alternative)
@@ -173,12 +171,7 @@ def _advise(
         profile=profile,
         findings=findings,
         quarantine=dataset.skipped,
-        choices=(
-            *p.choices,
-            *_sample_choice(dataset, options),
-            *_decision_choices(options, no_pilot),
-            *_device_choice(options, ctx),
-        ),
+        choices=_choices(p, no_pilot),
         split=dataset.split_source,
         n_test=dataset.n_hidden,
         seed=options.seed,
@@ -217,6 +210,12 @@ def _decide(
     return inputs, decision, no_pilot
 
 
+def _limit_s(time_s: float | None, reserve_s: float | None, ctx: RunContext) -> float:
+    """Return the seconds that the recommended fit may take; infinite without a limit."""
+    limit_s = math.inf if time_s is None else time_s
+    return limit_s if reserve_s is None else min(limit_s, max(ctx.seconds_left() - reserve_s, 0.0))
+
+
 def _pilot(
     decision: Decision, dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> Pilot | None:
@@ -225,6 +224,16 @@ def _pilot(
     pilot = run_pilot(dataset, backbone, ctx, tuned)
     ctx.reporter.on_progress("pilot", 1, 1)
     return pilot
+
+
+def _choices(p: Prepared, no_pilot: str | None) -> tuple[Choice, ...]:
+    """Return everything that was chosen automatically."""
+    return (
+        *p.choices,
+        *_sample_choice(p.dataset, p.options),
+        *_decision_choices(p.options, no_pilot),
+        *_device_choice(p.options, p.ctx),
+    )
 
 
 def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, ...]:

@@ -169,6 +169,17 @@ def _shifts(
     return priors.shared * told[name], math.sqrt(1 - priors.shared**2) * told[name]
 
 
+def is_worth_its_time(fit: Recommendation, inputs: DecisionInputs, priors: Priors) -> bool:
+    """Return whether a pilot gains `MIN_VALUE`, and costs at most `COST_SHARE` of a fit."""
+    is_cheap = _relative_cost(fit, inputs) <= COST_SHARE and inputs.profile.n >= FEWEST
+    return is_cheap and pilot_value(inputs, priors) >= MIN_VALUE
+
+
+def _relative_cost(fit: Recommendation, inputs: DecisionInputs) -> float:
+    """Return the forward passes of a pilot divided by those of a fit."""
+    return pilot_passes(inputs.profile, PASSES_PER_STEP) / max(fit.image_passes, 1e-9)
+
+
 def piloted(decision: Decision) -> Recommendation | None:
     """Return the strategy that a pilot tries: the one that trains most of the pretrained network.
 
@@ -216,9 +227,9 @@ def reason_against_pilot(
         return None
     if forced is not None:
         return "it would not change the strategy that you asked for (--strategy)"
-    fit, value = decision.recommendations[0], pilot_value(inputs, priors)
-    cost = pilot_passes(inputs.profile, PASSES_PER_STEP) / max(fit.image_passes, 1e-9)
-    if value < MIN_VALUE or cost > COST_SHARE:
+    fit = decision.recommendations[0]
+    if not is_worth_its_time(fit, inputs, priors):
+        cost, value = _relative_cost(fit, inputs), pilot_value(inputs, priors)
         return (
             f"it would take {cost:.1f} times as long as the recommended fit and gain about "
             f"{100 * value:.1f} points by deciding better; run it with --pilot on"

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from advisor.decide.candidates import DecisionInputs
 from advisor.decide.chance import lacks_signal
 from advisor.decide.gain_model import Z
+from advisor.decide.pilot_value import is_worth_its_time
+from advisor.decide.priors import Priors
 from advisor.decide.quadrant import SIMILAR_FROM
 from advisor.types.advice import Quadrant, Recommendation
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance, tie_upper_bound
@@ -22,6 +24,7 @@ def rationale_of(
     ranked: Sequence[Recommendation],
     quadrant: Quadrant,
     inputs: DecisionInputs,
+    priors: Priors,
     prefer: Prefer,
     forced: str | None,
 ) -> dict[str, tuple[str, ...]]:
@@ -51,7 +54,7 @@ def rationale_of(
         reasons[best.strategy].append("All count as equal; this is one of the cheapest.")
     else:
         reasons[best.strategy].append(_rule(best, ranked, quadrant, margin))
-        reasons[best.strategy] += _boundary(best, ranked, inputs, prefer)
+        reasons[best.strategy] += _boundary(best, ranked, inputs, priors, prefer)
     for other in ranked[1:]:
         reasons[other.strategy].append(_comparison(best, other, margin))
     return {name: tuple(sentences) for name, sentences in reasons.items()}
@@ -84,7 +87,9 @@ def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
             f"Measured: {measured.percent()} by cross-validation on "
             f"{_count_images(profile.n_measured)}"
         )
-        if measured.mid - r.accuracy.mid > MIN_SHRINKAGE:
+        if r.input_px != profile.input_px:
+            sentence += _at_other_size(r, profile)
+        elif measured.mid - r.accuracy.mid > MIN_SHRINKAGE:
             sentence += "; with so few images, a lower accuracy is expected on new ones"
         return sentence + "."
     if strategy.head_loss is not None:
@@ -94,6 +99,8 @@ def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
             f"Measured: {svm.accuracy.percent()} on {where}, "
             f"{svm.gain_over_penultimate.points()} relative to the linear probe"
         )
+        if r.input_px != profile.input_px:
+            return sentence + _at_other_size(r, profile) + "."
         return sentence + _svm_in_pilot(pilot) + "."
     error = 1 - probe
     share = 100 * (1 - (1 - r.accuracy.mid) / error) if error > 0 else 0.0
@@ -113,6 +120,11 @@ def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
         f"{_count_images(pilot.n_train)} gained {pilot.gain.points()} over a linear probe on the "
         f"same images ({format_loss_gain(pilot.loss_gain)})."
     )
+
+
+def _at_other_size(r: Recommendation, profile: Profile) -> str:
+    """Return the clause on the accuracy of a head at another size than it was measured at."""
+    return f" at {profile.input_px} px; {100 * r.accuracy.mid:.1f}% is expected at {r.input_px} px"
 
 
 def _svm_in_pilot(pilot: Pilot | None) -> str:
@@ -157,6 +169,7 @@ def _boundary(
     best: Recommendation,
     ranked: Sequence[Recommendation],
     inputs: DecisionInputs,
+    priors: Priors,
     prefer: Prefer,
 ) -> list[str]:
     """Return sentences on how close the decision is, and on what would change it."""
@@ -174,7 +187,8 @@ def _boundary(
             f"expected (probability about {100 * probability:.0f}%)"
         )
         pilot_helps = any(get_strategy(r.strategy).head_loss is None for r in (alternative, best))
-        suggest = pilot_helps and inputs.pilot is None
+        no_pilot = inputs.pilot is None and pilot_helps
+        suggest = no_pilot and is_worth_its_time(best, inputs, priors)
         sentences.append(sentence + ("; --pilot on would measure this." if suggest else "."))
     similarity = inputs.profile.similarity
     if similarity is not None and abs(similarity.score.mid - SIMILAR_FROM) < 0.1:

@@ -28,6 +28,7 @@ from advisor.types.advice import (
     Recommendation,
     Rejection,
 )
+from advisor.types.durations import duration, time_limit
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance
 from advisor.types.profile import Profile
 from strategies.core.distributions import norm
@@ -117,15 +118,11 @@ def recommend(
     options = options_of(inputs, priors)
     ranked, late = _ranking(options, inputs, priors, forced, prefer, time_s)
     advice = [c.advice for c in ranked]
-    reasons = rationale_of(advice, quadrant, inputs, prefer, forced)
-    rejections = [
-        Rejection(c.name, c.inapplicable) for c in inputs.full_size if c.inapplicable is not None
-    ]
-    rejections += [Rejection(c.candidate.name, _too_slow(c.advice, time_s)) for c in late]
+    reasons = rationale_of(advice, quadrant, inputs, priors, prefer, forced)
     return Decision(
         quadrant,
         tuple(replace(r, reasons=reasons[r.strategy]) for r in advice),
-        tuple(rejections),
+        _rejections(inputs, late, options, time_s),
         options,
     )
 
@@ -141,7 +138,7 @@ def frontier_of(inputs: DecisionInputs, priors: Priors, prefer: Prefer) -> Front
     for time_s in (*BUDGETS_S, math.inf):
         ranked, _ = _ranking(options, inputs, priors, None, prefer, time_s)
         best = ranked[0].advice
-        if probability_in_time(best.seconds, time_s) >= LIKELY:
+        if _ends_in_time(best, time_s):
             limit = None if math.isinf(time_s) else time_s
             passes = None if limit is None else limit / per_pass_s
             pick = (best.strategy, best.input_px, best.accuracy, best.seconds)
@@ -170,14 +167,9 @@ def _ranking(
     prefer: Prefer,
     time_s: float,
 ) -> tuple[list[_Ranked], list[_Ranked]]:
-    """Return the strategies with their best sizes, best first, and those that end too late.
-
-    If none is likely to end in time, none counts as late.
-    """
+    """Return the strategies with their best sizes, best first, and those that end too late."""
     sized = _sized(options, inputs, priors, prefer, time_s)
-    late = [c for c in sized if probability_in_time(c.advice.seconds, time_s) < LIKELY]
-    late = [c for c in late if c.candidate.name != forced] if len(late) < len(sized) else []
-    in_time = [c for c in sized if c not in late]
+    in_time, late = _split_by_time(sized, time_s, forced)
     known = _rank([c for c in in_time if c.advice.cases], quadrant_of(inputs.profile).rule, prefer)
     others = sorted((c for c in in_time if not c.advice.cases), key=lambda c: -c.value)
     ranked = _proven_first([*known, *others], prefer, inputs, priors)
@@ -208,10 +200,49 @@ def _sized(
     return found
 
 
-def _too_slow(late: Recommendation, time_s: float) -> str:
+def _split_by_time(
+    predicted: list[_Ranked], time_s: float, forced: str | None
+) -> tuple[list[_Ranked], list[_Ranked]]:
+    """Return the strategies that will end in time, and those that will not.
+
+    Where all are late, and for the forced one, time is no reason against them.
+    """
+    late = [c for c in predicted if not _ends_in_time(c.advice, time_s)]
+    late = [c for c in late if c.candidate.name != forced] if len(late) < len(predicted) else []
+    return [c for c in predicted if c not in late], late
+
+
+def _ends_in_time(option: Recommendation, time_s: float) -> bool:
+    return probability_in_time(option.seconds, time_s) >= LIKELY
+
+
+def _rejections(
+    inputs: DecisionInputs,
+    late: list[_Ranked],
+    options: Sequence[Recommendation],
+    time_s: float,
+) -> tuple[Rejection, ...]:
+    """Return the strategies that do not apply, and those that will not end in time."""
+    refused = [Rejection(c.name, c.inapplicable) for c in inputs.full_size if c.inapplicable]
+    for c in late:
+        sizes = [o for o in options if o.strategy == c.candidate.name]
+        refused.append(Rejection(c.candidate.name, _too_slow(c.advice, sizes, time_s)))
+    return tuple(refused)
+
+
+def _too_slow(late: Recommendation, sizes: Sequence[Recommendation], time_s: float) -> str:
+    """Return why a strategy is left out: its time, or what it reaches at a smaller size."""
+    limit = time_limit(time_s)
+    in_time = [o for o in sizes if _ends_in_time(o, time_s)]
+    if not in_time:
+        return (
+            f"one fit takes about {duration(late.seconds.mid)} at {late.input_px} px, longer than "
+            f"the limit of {limit}"
+        )
+    best = max(in_time, key=lambda o: o.accuracy.mid)
     return (
-        f"a fit is expected to take {late.seconds.mid:.0f} s at {late.input_px} px, and there are "
-        f"{time_s:.0f} s"
+        f"one fit ends within the limit of {limit} only at {best.input_px} px, where an accuracy "
+        f"of {100 * best.accuracy.mid:.1f}% is expected"
     )
 
 

@@ -1,15 +1,17 @@
 """Short terminal report of an advice: what to do, why, how sure; the full one is `terminal`."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from advisor.report.frontier import HEADING, pick_rows
 from advisor.report.terminal import heading
-from advisor.report.words import duration, runner_up, size_line
+from advisor.report.words import limit_words, runner_up, size_line
 from advisor.types.advice import Advice, Recommendation
+from advisor.types.durations import duration
 from strategies.core.metrics import LEVEL
 from strategies.registry import get_strategy
 
@@ -17,6 +19,9 @@ MAX_SENTENCES = 3
 """Sentences of the section Why."""
 MAX_FINDINGS = 5
 MAX_STRATEGIES = 10
+MAX_LEFT_OUT = 3
+MAX_PICKS = 6
+"""Rows of the section on what one gets in a given time."""
 _NAMED_BY_VALUE = ("backbone", "device")
 """Choices whose value says what it is."""
 
@@ -28,6 +33,7 @@ def print_brief(console: Console, advice: Advice) -> None:
         *_facts(advice),
         *_section("Why", _why(advice)),
         *_section("Strategies", _strategies(advice)),
+        *_section(HEADING, _frontier(advice)),
         *_findings(advice),
         Text(""),
         *(_one_line(line) for line in _ends(advice)),
@@ -47,9 +53,11 @@ def _one_line(text: str) -> Text:
 
 def _facts(advice: Advice) -> Iterator[Text]:
     """Yield the time of a fit, unless the advice is void, and the size of the dataset."""
-    if advice.void is None:
-        seconds = duration(advice.best.seconds.mid)
+    seconds, limit = duration(advice.best.seconds.mid), limit_words(advice)
+    if advice.void is None and limit is None:
         yield Text(f"Recommended. One fit takes about {seconds}; tl-auto run tunes and saves it.")
+    elif advice.void is None:
+        yield Text(f"{limit} It takes about {seconds}.")
     yield Text(size_line(advice, with_split=False))
 
 
@@ -57,7 +65,8 @@ def _why(advice: Advice) -> RenderableType | None:
     """Return the first reasons for the recommendation; a void one has none."""
     if advice.void is not None:
         return None
-    sentences = [*advice.best.reasons, *filter(None, [runner_up(advice)])]
+    second = runner_up(advice)
+    sentences = [*advice.best.reasons, *([] if second is None else [f"Runner-up: {second}"])]
     table = Table.grid(padding=(0, 1))
     for sentence in sentences[:MAX_SENTENCES]:
         table.add_row("-", Text(sentence))
@@ -68,25 +77,50 @@ def _strategies(advice: Advice) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
     for name in ("", "strategy", "expected accuracy"):
         table.add_column(name, no_wrap=True)
+    table.add_column("input", justify="right", no_wrap=True)
     table.add_column("fit time", justify="right", no_wrap=True)
     table.add_column("accuracy is", no_wrap=True)
     for number, r in enumerate(advice.recommendations[:MAX_STRATEGIES], start=1):
-        row = (str(number), r.strategy, r.accuracy.percent(), duration(r.seconds.mid), _basis(r))
-        table.add_row(*row, style="bold" if number == 1 and advice.void is None else "")
+        estimates = (r.accuracy.percent(), f"{r.input_px} px", duration(r.seconds.mid))
+        basis = _basis(r, advice.profile.input_px)
+        style = "bold" if number == 1 and advice.void is None else ""
+        table.add_row(str(number), r.strategy, *estimates, basis, style=style)
     lines = [_more(len(advice.recommendations) - MAX_STRATEGIES)]
     if any(not r.cases for r in advice.recommendations):
         lines.append("assumed: no benchmark cases yet, so it is ranked after the others")
     if advice.rejections:
-        lines.append("not applicable: " + ", ".join(r.strategy for r in advice.rejections))
+        lines.append(_left_out([r.strategy for r in advice.rejections]))
     return Group(table, *(_one_line(line) for line in lines if line))
 
 
-def _basis(recommendation: Recommendation) -> str:
-    """Return what an expected accuracy rests on."""
+def _frontier(advice: Advice) -> RenderableType | None:
+    """Return the best option for several times, a line each; a void advice has none."""
+    rows = pick_rows(advice, MAX_PICKS)
+    if advice.void is not None or not rows:
+        return None
+    table = Table.grid(padding=(0, 2))
+    for align in ("left", "left", "right", "left", "left"):
+        table.add_column(justify=align, no_wrap=True)
+    for row in rows:
+        pick = row.pick
+        estimates = (pick.accuracy.percent(), f"in about {duration(pick.seconds.mid)}")
+        table.add_row(row.time, pick.strategy, f"{pick.input_px} px", *estimates)
+    return table
+
+
+def _left_out(strategies: Sequence[str]) -> str:
+    names = ", ".join(strategies[:MAX_LEFT_OUT])
+    n_more = len(strategies) - MAX_LEFT_OUT
+    return f"left out: {names}{f' and {n_more} more' if n_more > 0 else ''}; why: --full"
+
+
+def _basis(recommendation: Recommendation, measured_px: int) -> str:
+    """Return what an expected accuracy rests on; heads were measured at one input size."""
     if not recommendation.cases:
         return "assumed"
     strategy = get_strategy(recommendation.strategy)
-    return "predicted" if strategy.head_loss is None else "measured"
+    is_head = strategy.head_loss is not None
+    return "measured" if is_head and recommendation.input_px == measured_px else "predicted"
 
 
 def _findings(advice: Advice) -> tuple[RenderableType, ...]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from advisor.report.words import (
     VERDICTS,
     break_even_words,
-    duration,
     metric_name,
     similarity_words,
     title,
@@ -13,6 +12,7 @@ from advisor.report.words import (
     with_titles,
 )
 from advisor.types.advice import Advice
+from advisor.types.durations import duration
 from advisor.types.outcome import Outcome
 from advisor.types.profile import format_loss_gain
 from strategies.core.metrics import Interval

@@ -15,15 +15,16 @@ import vl_convert
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from advisor.report.charts.advice import HUES, SHAPES, advice_charts, map_chart
+from advisor.report.charts.advice import advice_charts, map_chart
 from advisor.report.charts.run import outcome_charts
-from advisor.report.charts.vega import Chart
+from advisor.report.charts.vega import HUES, SHAPES, Chart
 from advisor.report.facts import class_table, main_facts, measurements
+from advisor.report.frontier import HEADING, pick_rows
 from advisor.report.gallery import MAX_EXAMPLES_SHOWN, Gallery
 from advisor.report.outcome_json import importance_record
 from advisor.report.to_json import versions
 from advisor.report.words import (
-    duration,
+    limit_words,
     result,
     settings,
     size_line,
@@ -34,10 +35,13 @@ from advisor.report.words import (
     with_titles,
 )
 from advisor.types.advice import Advice, Finding
+from advisor.types.durations import duration
 from advisor.types.outcome import Outcome
 from strategies.core.metrics import LEVEL, Evaluation, Mistake
 from strategies.data.image import shown
 
+STRATEGY_CHARTS = ("frontier", "accuracy", "cost")
+"""Names of the charts about strategies; the others are about measurements."""
 MARKS = "●■▲◆✚▼"
 """Text characters that stand for `SHAPES`."""
 MOST_LISTED = 500
@@ -103,7 +107,10 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
         facts=main_facts(advice, outcome),
         why=why(advice),
         measurements=measurements(advice),
+        picks=pick_rows(advice),
+        picks_heading=HEADING,
         charts=charts,
+        strategy_charts=STRATEGY_CHARTS,
         run_charts=run_charts,
         map=image_map,
         class_toggles=_class_toggles(gallery, classes),
@@ -148,8 +155,9 @@ def _summary(advice: Advice, outcome: Outcome | None) -> dict[str, str]:
         return {
             "answer_strategy": best.strategy,
             "answer": f"{title(best.strategy)}: expected accuracy {best.accuracy.percent()}",
-            "answer_text": f"One fit takes about {duration(best.seconds.mid)} on this machine. "
-            f"{with_titles(best.reasons[-1])}",
+            "answer_text": f"{limit_words(advice) or ''} One fit takes about "
+            f"{duration(best.seconds.mid)} on this machine. "
+            f"{with_titles(best.reasons[-1])}".lstrip(),
             "run_text": "",
         }
     caution = "" if void is None else f"Caution: {void.title}. First: {void.action} "

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from advisor.report.frontier import HEADING, pick_rows
 from advisor.report.to_json import versions
 from advisor.report.words import (
     backbone_used,
     break_even_words,
-    duration,
     headline,
     metric_name,
     no_cases_words,
@@ -21,6 +21,7 @@ from advisor.report.words import (
     why,
 )
 from advisor.types.advice import Advice, Finding
+from advisor.types.durations import duration
 from advisor.types.outcome import Outcome
 from advisor.types.profile import Profile, format_loss_gain
 from strategies.core.metrics import LEVEL, Interval
@@ -45,6 +46,7 @@ def advice_markdown(advice: Advice) -> str:
                 "",
                 "strategy",
                 "expected accuracy",
+                "input",
                 "predicted time of one fit",
                 "hyperparameters",
             ),
@@ -53,6 +55,7 @@ def advice_markdown(advice: Advice) -> str:
                     str(i),
                     r.strategy,
                     r.accuracy.percent(),
+                    f"{r.input_px} px",
                     _seconds(r.seconds),
                     settings(r.hyperparameters),
                 )
@@ -60,7 +63,8 @@ def advice_markdown(advice: Advice) -> str:
             ],
         ),
         no_cases_words(advice) or "",
-        _list(f"Not applicable: {r.strategy}: {r.reason}" for r in advice.rejections),
+        _list(f"Left out: {r.strategy}: {r.reason}" for r in advice.rejections),
+        *_frontier(advice),
         *_backbones(advice),
         "## Measurements",
         f"Size: {advice.quadrant.size}. Domain: {advice.quadrant.domain}, "
@@ -210,6 +214,25 @@ def _depth_table(profile: Profile) -> str:
         "linear SVM accuracy with random weights",
     )
     return _table(columns, rows)
+
+
+def _frontier(advice: Advice) -> tuple[str, ...]:
+    """Return heading and table of the best option for several times."""
+    rows = pick_rows(advice)
+    if not rows:
+        return ()
+    columns = ("time", "strategy", "input", "expected accuracy", "predicted time of one fit")
+    cells = [
+        (
+            row.time,
+            row.pick.strategy,
+            f"{row.pick.input_px} px",
+            row.pick.accuracy.percent(),
+            _seconds(row.pick.seconds),
+        )
+        for row in rows
+    ]
+    return (f"## {HEADING}", _table(columns, cells))
 
 
 def _backbones(advice: Advice) -> tuple[str, ...]:

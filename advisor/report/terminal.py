@@ -8,10 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.report.charts.text import depth_profile, quadrant_map
+from advisor.report.frontier import HEADING, pick_rows
 from advisor.report.to_json import versions
 from advisor.report.words import (
     ENDED,
-    duration,
     headline,
     metric_name,
     no_cases_words,
@@ -27,6 +27,7 @@ from advisor.report.words import (
     winner,
 )
 from advisor.types.advice import Advice, Finding
+from advisor.types.durations import duration
 from advisor.types.outcome import Outcome
 from advisor.types.profile import Profile, format_loss_gain
 from advisor.types.similarity import DomainSimilarity
@@ -44,6 +45,7 @@ def print_advice(console: Console, advice: Advice) -> None:
         Text(size_line(advice)),
         *_section("Why", _lines(why(advice))),
         *_section("All strategies", _strategies(advice)),
+        *_section(HEADING, _frontier(advice)),
         *_section("Backbones", _backbones(advice)),
         *_section("Measurements", _measured(advice)),
         *_section("Findings", _findings(advice.findings)),
@@ -140,21 +142,39 @@ def _strategies(advice: Advice) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
     table.add_column("")
     table.add_column("strategy")
-    table.add_column("expected accuracy")
-    table.add_column("fit time", justify="right")
+    table.add_column("expected accuracy", no_wrap=True)
+    table.add_column("input", justify="right", no_wrap=True)
+    table.add_column("fit time", justify="right", no_wrap=True)
     table.add_column("hyperparameters")
     for number, r in enumerate(advice.recommendations, start=1):
         table.add_row(
             str(number),
             r.strategy,
             r.accuracy.percent(),
+            f"{r.input_px} px",
             duration(r.seconds.mid),
             settings(r.hyperparameters),
             style="bold" if number == 1 else "",
         )
-    rejected = [Text(f"not applicable: {r.strategy}: {r.reason}") for r in advice.rejections]
+    rejected = [Text(f"left out: {r.strategy}: {r.reason}") for r in advice.rejections]
     unproven = no_cases_words(advice)
     return Group(table, *([] if unproven is None else [Text(unproven)]), *rejected)
+
+
+def _frontier(advice: Advice) -> RenderableType | None:
+    rows = pick_rows(advice)
+    if not rows:
+        return None
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    for name in ("time", "strategy", "expected accuracy"):
+        table.add_column(name)
+    for name in ("input", "fit time"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        pick = row.pick
+        estimates = (f"{pick.input_px} px", duration(pick.seconds.mid))
+        table.add_row(row.time, pick.strategy, pick.accuracy.percent(), *estimates)
+    return table
 
 
 def _backbones(advice: Advice) -> RenderableType | None:

@@ -17,6 +17,8 @@ def advice_record(advice: Advice) -> dict[str, Any]:
         "dataset": advice.dataset,
         "data": shown(advice.data),
         "recommendations": [asdict(r) for r in advice.recommendations],
+        "frontier": None if advice.frontier is None else asdict(advice.frontier),
+        "time_s": advice.time_s,
         "rejections": [asdict(r) for r in advice.rejections],
         "quadrant": asdict(advice.quadrant),
         "similarity": None if similarity is None else asdict(similarity.score),

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS, Advice, Finding, TransferRisk
+from advisor.types.durations import duration, time_limit
 from advisor.types.outcome import Ended, Outcome, TransferGain, TransferVerdict
 from advisor.types.similarity import DomainSimilarity
 
@@ -49,24 +50,26 @@ def with_titles(text: str) -> str:
     return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", display, text)
 
 
-def duration(seconds: float) -> str:
-    """Format a duration: ``"40 s"``, ``"12 min"`` or ``"3.5 h"``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
-
-
 def headline(advice: Advice) -> str:
     """Return the recommendation in one line, or why there is none and what to do first."""
     best, void = advice.best, advice.void
     if void is not None:
         return f"{void.title}; first: {void.action}"
+    limit = "" if advice.time_s is None else f" (limit {time_limit(advice.time_s)})"
     return (
         f"{best.strategy}: expected accuracy {best.accuracy.percent()}, "
-        f"about {duration(best.seconds.mid)} for one fit"
+        f"about {duration(best.seconds.mid)} for one fit{limit}"
     )
+
+
+def limit_words(advice: Advice) -> str | None:
+    """Say for which time the advice is; None if there is no limit."""
+    if advice.time_s is None:
+        return None
+    limit = time_limit(advice.time_s)
+    if advice.best.seconds.mid > advice.time_s:
+        return f"The fit is not expected to end within the limit of {limit}."
+    return f"The advice is for a fit of at most {limit}."
 
 
 def backbone_used(outcome: Outcome) -> str:
@@ -206,6 +209,7 @@ def why(advice: Advice) -> tuple[str, ...]:
     second = runner_up(advice)
     lines = (
         expect,
+        limit_words(advice),
         *best.reasons,
         border_words(advice),
         None if second is None else f"Runner-up: {second}",

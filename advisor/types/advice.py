@@ -12,7 +12,7 @@ from advisor.types.profile import AlternativeBackbone, BackboneScore, Pilot, Pro
 from strategies.core.metrics import Interval
 from strategies.data.image import Skipped
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 Size = Literal["small", "large"]
 Domain = Literal["similar", "different", "unknown"]

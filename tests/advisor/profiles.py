@@ -15,6 +15,7 @@ from strategies.registry import STRATEGIES
 PASSES = {"partial_fine_tune": 12_000.0, "full_fine_tune": 15_000.0, "from_scratch": 30_000.0}
 BENCHMARKED = ("linear_probe", "layer_svm", *PASSES)
 """Strategies that the priors by hand have cases of."""
+SIZES = (224, 160, 96)
 NAMES = ("blocks.0", "blocks.2", "penultimate")
 
 
@@ -110,6 +111,16 @@ def inputs_of(
         for name in BENCHMARKED
     )
     return DecisionInputs(profile, candidates, pilot)
+
+
+def with_sizes(inputs: DecisionInputs) -> DecisionInputs:
+    """Return the inputs with every strategy at three sizes."""
+    candidates = tuple(
+        Candidate(c.strategy.with_input_px(px), c.image_passes * (px / 224) ** 2, c.inapplicable)
+        for c in inputs.candidates
+        for px in SIZES
+    )
+    return replace(inputs, candidates=candidates)
 
 
 def pilot_of(gain: float, accuracy: float = 0.8, n: int = 200) -> Pilot:

@@ -86,7 +86,7 @@ def test_advice_ranks_it_with_its_wide_interval_in_every_report(
 ) -> None:
     data = write_folder(tmp_path / "data", 12)
     page = tmp_path / "page.html"
-    advice = advise_with_page(data, options, page)
+    advice = advise_with_page(data, options, None, page)
     found = next(r for r in advice.recommendations if r.strategy == NearestMean.name)
     probe = next(r for r in advice.recommendations if r.strategy == "linear_probe")
     assert advice.best is not found

@@ -55,7 +55,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (data / "class0" / "torn.png").write_bytes(b"no image")
     shutil.copy(data / "class0" / "001.png", data / "class1" / "copy.png")
     small = Options(input_px=32, cache_dir=folder / "cache")
-    advise_with_page(data, small, folder / "advice.html")
+    advise_with_page(data, small, None, folder / "advice.html")
     auto(data, folder / "run", small, RunOptions(time_s=120, max_trials=2))
     hostile = hostile_advice()
     outcome = made_outcome(hostile)

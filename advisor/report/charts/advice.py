@@ -3,12 +3,14 @@
 The data are the unrounded numbers of the JSON; only label positions and colours are computed here.
 """
 
-import json
 from collections.abc import Sequence
 
+from advisor.report.charts.frontier import frontier_chart, time_axis
 from advisor.report.charts.quadrant import quadrant_chart
 from advisor.report.charts.vega import (
+    HUES,
     PERCENT,
+    SHAPES,
     Chart,
     Row,
     depth_axis,
@@ -22,12 +24,10 @@ from advisor.report.charts.vega import (
     y_axis,
 )
 from advisor.report.gallery import Gallery
-from advisor.report.words import duration, title
+from advisor.report.words import title
 from advisor.types.advice import Advice
+from advisor.types.durations import duration
 from advisor.types.profile import ProbeResult, Profile
-
-HUES, SHAPES = 8, ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
-"""Classes differ by colour first, then by shape; beyond that both repeat."""
 
 ZOOM = {"type": "interval", "zoom": "wheel![event.ctrlKey]"}
 """Zooming needs the Ctrl key, as on other maps: the wheel alone scrolls the page."""
@@ -40,6 +40,7 @@ def advice_charts(advice: Advice) -> tuple[Chart, ...]:
         similarity_chart(advice.profile),
         probe_chart(advice.profile),
         curve_chart(advice.profile),
+        frontier_chart(advice),
         accuracy_chart(advice),
         cost_chart(advice),
     )
@@ -162,7 +163,8 @@ def accuracy_chart(advice: Advice) -> Chart:
     return Chart(
         "accuracy",
         "Expected accuracy",
-        "Probes: cross-validated on your images. Fine-tuning and from scratch: predicted.",
+        f"Probes at {advice.profile.input_px} px: cross-validated on your images. All else: "
+        "predicted.",
         {
             "height": 34 * len(values),
             "data": {"values": values},
@@ -179,17 +181,12 @@ def cost_chart(advice: Advice) -> Chart:
         {"strategy": title(r.strategy), **interval_row(r.seconds)} for r in advice.recommendations
     ]
     scale = {"type": "log", "nice": False, "padding": 12}
-    marks = {0.1: "0.1 s", 1: "1 s", 10: "10 s", 60: "1 min", 600: "10 min", 3600: "1 h"}
-    marks |= {36000: "10 h", 360000: "100 h"}
-    axis = {
-        "values": list(marks),
-        "labelExpr": f"({json.dumps({str(k): v for k, v in marks.items()})})[datum.value]",
-    }
-    x = {**x_axis("Predicted time of one fit", ",.1f"), "scale": scale, "axis": axis}
+    axis = x_axis("Predicted time of one fit", ",.1f")
+    x = {**axis, "scale": scale, "axis": time_axis()}
     return Chart(
         "cost",
         "Predicted time of one fit",
-        "On this machine, with cached features. The scale is logarithmic.",
+        "On this machine, with an empty cache. The scale is logarithmic.",
         {
             "height": 34 * len(values),
             "data": {"values": values},

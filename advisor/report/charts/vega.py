@@ -11,6 +11,8 @@ Spec = dict[str, Any]
 Row = dict[str, Any]
 
 PERCENT = ".1%"
+HUES, SHAPES = 8, ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down")
+"""Names differ by colour first, then by shape; with many names both repeat."""
 
 
 @dataclass(frozen=True)

@@ -127,6 +127,12 @@ def test_every_option_changes_the_key(
     assert advice_key(data, Options(**option)) != advice_key(data, Options())
 
 
+def test_the_time_for_the_fit_changes_the_key(make_folder: Callable[..., Path]) -> None:
+    data = make_folder("data", 4)
+    keys = {advice_key(data, Options(), time_s) for time_s in (None, 30.0, 60.0)}
+    assert len(keys) == 3
+
+
 def test_separate_folders_are_part_of_the_key(make_folder: Callable[..., Path]) -> None:
     data, separate = make_folder("data", 4), make_folder("separate", 4, seed=1)
     for option in ("val", "test", "reference"):

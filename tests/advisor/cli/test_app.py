@@ -70,6 +70,19 @@ def test_user_errors_exit_with_code_2_and_a_message(
     assert message in " ".join(found.stderr.split())
 
 
+def test_the_advice_is_for_the_time_that_was_given(
+    make_folder: Callable[..., Path], cache: list[str]
+) -> None:
+    asked = [str(make_folder("data", 12)), "--pilot", "off", "--time", "1h", *cache]
+    found = runner.invoke(advise_app, [*asked, "--json"])
+    assert found.exit_code == 0, found.output
+    record = json.loads(found.stdout)
+    assert record["time_s"] == 3600
+    assert "--time 3600s" in record["command"]
+    report = runner.invoke(advise_app, asked).stdout
+    assert report.splitlines()[1].startswith("The advice is for a fit of at most 1 h. ")
+
+
 def test_json_is_the_only_output_on_stdout_and_complete(
     make_folder: Callable[..., Path], cache: list[str]
 ) -> None:
@@ -89,7 +102,10 @@ def test_json_is_the_only_output_on_stdout_and_complete(
         "reasons",
         "image_passes",
         "cases",
+        "input_px",
     }
+    assert record["time_s"] is None
+    assert record["frontier"]["picks"][-1]["time_s"] is None
     assert best["accuracy"]["low"] <= best["accuracy"]["mid"] <= best["accuracy"]["high"]
     assert len(record["recommendations"]) + len(record["rejections"]) == len(STRATEGIES)
     assert {"size", "domain", "rule", "borderline"} <= set(record["quadrant"])

@@ -1,11 +1,11 @@
 """What can be expected within a time: value of options, input sizes, picks."""
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
 
-from advisor.decide.candidates import Candidate, DecisionInputs
 from advisor.decide.frontier import (
     BUDGETS_S,
     LIKELY,
@@ -17,20 +17,9 @@ from advisor.decide.frontier import (
 from advisor.decide.recommend import frontier_of, recommend
 from advisor.types.advice import Recommendation
 from strategies.core.metrics import Interval
-from tests.advisor.profiles import inputs_of, priors_by_hand
+from tests.advisor.profiles import inputs_of, priors_by_hand, with_sizes
 
 PRIORS = priors_by_hand()
-SIZES = (224, 160, 96)
-
-
-def with_sizes(inputs: DecisionInputs) -> DecisionInputs:
-    """Return the inputs with every strategy at three sizes."""
-    candidates = tuple(
-        Candidate(c.strategy.with_input_px(px), c.image_passes * (px / 224) ** 2, c.inapplicable)
-        for c in inputs.candidates
-        for px in SIZES
-    )
-    return replace(inputs, candidates=candidates)
 
 
 def option(
@@ -102,9 +91,30 @@ def test_the_recommendation_fits_into_the_time() -> None:
 
 
 def test_what_does_not_end_in_time_is_rejected_with_its_seconds() -> None:
-    rejections = recommend(INPUTS, PRIORS, time_s=15.0).rejections
-    assert {"full_fine_tune", "from_scratch"} <= {r.strategy for r in rejections}
-    assert all("s at 96 px, and there are 15 s" in r.reason for r in rejections)
+    reasons = {r.strategy: r.reason for r in recommend(INPUTS, PRIORS, time_s=15.0).rejections}
+    assert {"full_fine_tune", "from_scratch"} <= reasons.keys()
+    long = r"one fit takes about \d+ (s|min) at \d+ px, longer than the limit of 15 s"
+    assert re.fullmatch(long, reasons["from_scratch"])
+
+
+def test_what_ends_in_time_only_at_a_smaller_size_is_rejected_with_its_accuracy_there() -> None:
+    slow = {"layer_svm": 4000.0}
+    inputs = with_sizes(inputs_of(linear=0.95, svm=0.95, image_passes=slow))
+    decision = recommend(inputs, PRIORS, time_s=15.0)
+    (reason,) = [r.reason for r in decision.rejections if r.strategy == "layer_svm"]
+    small = next(o for o in decision.options if o.strategy == "layer_svm" and o.input_px == 96)
+    assert reason == (
+        "one fit ends within the limit of 15 s only at 96 px, where an accuracy of "
+        f"{100 * small.accuracy.mid:.1f}% is expected"
+    )
+
+
+def test_a_head_at_another_size_than_the_measured_one_says_what_is_expected() -> None:
+    decision = recommend(INPUTS, PRIORS, "linear_probe", time_s=1.5)
+    best = decision.recommendations[0]
+    assert best.input_px == 96
+    expected = f"at 224 px; {100 * best.accuracy.mid:.1f}% is expected at 96 px."
+    assert best.reasons[0].endswith(expected)
 
 
 def test_a_strategy_asked_for_is_never_rejected_for_its_time() -> None:

@@ -25,7 +25,14 @@ from advisor.types.options import PilotMode
 from advisor.types.profile import Profile
 from strategies.registry import STRATEGIES
 from strategies.training.lp_ft import PASSES_PER_STEP
-from tests.advisor.profiles import PASSES, inputs_of, priors_by_hand, profile_of, with_gains
+from tests.advisor.profiles import (
+    PASSES,
+    inputs_of,
+    pilot_of,
+    priors_by_hand,
+    profile_of,
+    with_gains,
+)
 
 PRIORS = priors_by_hand()
 UNSURE = with_gains(PRIORS, *(replace(m, sd=4 * m.sd) for m in PRIORS.gains.values()))
@@ -133,6 +140,18 @@ def reason_against(
 def test_a_pilot_is_run_where_it_gains_enough_and_costs_little() -> None:
     assert pilot_value(inputs_of(UNCERTAIN, image_passes=LONG), UNSURE) >= MIN_VALUE
     assert reason_against("auto") is None
+
+
+def test_the_reasons_suggest_a_pilot_only_where_it_is_worth_its_time() -> None:
+    short = dict.fromkeys(PASSES, 1000.0)
+    for passes, pilot, is_suggested in (
+        (LONG, None, True),
+        (short, None, False),
+        (LONG, pilot_of(0.1), False),
+    ):
+        inputs = inputs_of(UNCERTAIN, image_passes=passes, pilot=pilot)
+        best = recommend(inputs, UNSURE).recommendations[0]
+        assert ("--pilot on would measure this" in " ".join(best.reasons)) == is_suggested
 
 
 def test_no_pilot_where_it_gains_too_little() -> None:

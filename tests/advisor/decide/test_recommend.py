@@ -171,9 +171,6 @@ def test_the_reasons_name_the_alternative_and_what_it_would_need() -> None:
     decision = recommend(inputs_of(similarity=0.6, linear=0.8, svm=0.8), PRIORS)
     reasons = " ".join(decision.recommendations[0].reasons)
     assert "would be recommended instead if it did" in reasons
-    assert "--pilot on" in reasons
-    piloted = inputs_of(similarity=0.6, linear=0.8, svm=0.8, pilot=pilot_of(0.1))
-    assert "--pilot on" not in " ".join(recommend(piloted, PRIORS).recommendations[0].reasons)
 
 
 def test_of_two_equal_predictions_any_improvement_would_change_the_order() -> None:

@@ -10,14 +10,14 @@ import numpy as np
 from PIL import Image
 
 from advisor.decide.priors import load_priors
-from advisor.decide.recommend import recommend
+from advisor.decide.recommend import frontier_of, recommend
 from advisor.report.gallery import Gallery, Point, images_named
 from advisor.types.advice import Advice, Choice, Finding
 from advisor.types.outcome import ClassGain, Outcome, TransferGain, TrialRecord
 from advisor.types.profile import LearningCurve, Profile
 from strategies.core.metrics import CalibrationBin, Evaluation, Interval, Mistake, proportion
 from strategies.data.image import Skipped
-from tests.advisor.profiles import inputs_of, pilot_of, probe, profile_of
+from tests.advisor.profiles import inputs_of, pilot_of, probe, profile_of, with_sizes
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -54,7 +54,8 @@ def full_profile(classes: Sequence[str], n_per_class: int = 40) -> Profile:
 def made_advice(profile: Profile, **changes: Any) -> Advice:
     """Return the advice that `recommend` gives for a profile."""
     pilot = pilot_of(0.01, 0.85)
-    decision = recommend(inputs_of(profile, pilot=pilot), load_priors())
+    inputs, priors = with_sizes(inputs_of(profile, pilot=pilot)), load_priors()
+    decision = recommend(inputs, priors)
     base = Advice(
         dataset="made",
         data=Path("data"),
@@ -72,6 +73,7 @@ def made_advice(profile: Profile, **changes: Any) -> Advice:
         seconds=12.5,
         command="tl-advise data --seed 0",
         pilot=pilot,
+        frontier=frontier_of(inputs, priors, "balanced", decision),
     )
     return replace(base, **changes)
 

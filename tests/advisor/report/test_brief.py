@@ -7,11 +7,14 @@ import pytest
 from rich.console import Console
 
 from advisor.report.brief import MAX_FINDINGS, print_brief
+from advisor.report.frontier import HEADING
 from advisor.report.html import page
 from advisor.report.markdown import advice_markdown
 from advisor.report.terminal import print_advice, print_outcome
-from advisor.report.words import headline
+from advisor.report.words import headline, why
 from advisor.types.advice import Advice, Choice, Finding, Rejection
+from advisor.types.durations import time_limit
+from strategies.registry import get_strategy
 from tests.advisor.profiles import profile_of
 from tests.advisor.report.made import (
     full_profile,
@@ -21,8 +24,7 @@ from tests.advisor.report.made import (
     made_outcome,
 )
 
-MAX_LINES, FRONTIER_LINES = 45, 8
-"""Room is left for a table of accuracy against cost."""
+MAX_LINES = 45
 VOID = Finding(
     "TL004",
     "issue",
@@ -47,7 +49,16 @@ def crowded(advice: Advice) -> Advice:
     )
     choices = tuple(Choice(f"choice_{i}", "a long value", "why " * 40) for i in range(12))
     rejections = tuple(Rejection(f"strategy_{i}", "reason " * 30) for i in range(8))
-    return replace(advice, findings=findings, choices=choices, rejections=rejections)
+    assert advice.frontier is not None
+    (pick, *_) = advice.frontier.picks
+    picks = tuple(replace(pick, time_s=30.0 * (i + 1), input_px=32 * (i + 1)) for i in range(8))
+    return replace(
+        advice,
+        findings=findings,
+        choices=choices,
+        rejections=rejections,
+        frontier=replace(advice.frontier, picks=picks),
+    )
 
 
 CROWDED = [
@@ -60,13 +71,13 @@ CROWDED = [
 
 @pytest.mark.parametrize("advice", CROWDED)
 @pytest.mark.parametrize("is_void", [False, True])
-def test_a_crowded_report_leaves_room_on_45_lines_of_80_columns(
+def test_a_crowded_report_has_at_most_45_lines_of_80_columns(
     advice: Advice, is_void: bool
 ) -> None:
     if is_void:
         advice = replace(advice, findings=(VOID, *advice.findings))
     lines = printed(advice).splitlines()
-    assert len(lines) <= MAX_LINES - FRONTIER_LINES
+    assert len(lines) <= MAX_LINES
     assert max(map(len, lines)) <= 80
 
 
@@ -80,6 +91,51 @@ def test_the_report_begins_with_what_to_do_and_names_every_strategy() -> None:
         assert any(recommendation.accuracy.percent() in line for line in lines)
     assert "--full" in lines[-1]
     assert "--html" in lines[-1]
+
+
+def section(text: str, heading: str) -> list[str]:
+    """Return the lines below a heading, without the indent."""
+    return [line.strip() for line in text.split(f"\n{heading}\n")[1].split("\n\n")[0].split("\n")]
+
+
+def test_the_section_on_times_has_a_line_for_every_change_of_the_pick() -> None:
+    advice = made_advice(replace(full_profile(["ants", "bees"]), ms_per_image=200.0))
+    assert advice.frontier is not None
+    lines = section(printed(advice), HEADING)
+    picks = advice.frontier.picks
+    changes = {(p.strategy, p.input_px): p for p in reversed(picks)}
+    assert len(lines) == len(changes) > 1
+    for pick in changes.values():
+        assert any(pick.strategy in line and f" {pick.input_px} px " in line for line in lines)
+    last = changes[picks[-1].strategy, picks[-1].input_px]
+    limit = "no limit" if last.time_s is None else f"{time_limit(last.time_s)} or more"
+    assert lines[-1].startswith(limit)
+
+
+def test_the_section_on_times_is_left_out_where_the_advice_is_void() -> None:
+    advice = made_advice(full_profile(["ants", "bees"]))
+    assert HEADING not in printed(replace(advice, findings=(VOID,)))
+    assert HEADING not in printed(replace(advice, frontier=None))
+
+
+def test_the_second_line_says_for_which_time_the_advice_is() -> None:
+    advice = made_advice(full_profile(["ants", "bees"]))
+    for factor, said in (
+        (2.0, "The advice is for a fit of at most "),
+        (0.5, "The fit is not expected"),
+    ):
+        limited = replace(advice, time_s=factor * advice.best.seconds.mid)
+        assert printed(limited).splitlines()[1].startswith(said)
+        assert said in " ".join(why(limited))
+        assert "(limit " in headline(limited)
+
+
+def test_an_accuracy_at_another_size_than_the_measured_one_is_predicted() -> None:
+    advice = made_advice(full_profile(["ants", "bees"]))
+    head = next(r for r in advice.recommendations if get_strategy(r.strategy).role == "baseline")
+    for px, basis in ((advice.profile.input_px, "measured"), (96, "predicted")):
+        only = replace(advice, recommendations=(replace(head, input_px=px),))
+        assert section(printed(only), "Strategies")[1].endswith(basis)
 
 
 def test_surplus_issues_and_tips_are_counted() -> None:

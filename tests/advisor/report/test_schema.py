@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import pytest
 from typer.testing import CliRunner
 
 from advisor.cli.app import advise_app, auto_app
+from advisor.report.from_json import read_advice
+from advisor.report.to_json import advice_record
 from advisor.types.advice import SCHEMA_VERSION
+from tests.advisor.report.made import full_profile, made_advice
 from tests.corpus import write_corpus
 
 jsonschema = pytest.importorskip("jsonschema")
@@ -56,6 +60,22 @@ def test_json_carries_findings_quarantine_and_split(
         jsonschema.validate(advice, schema)
 
 
+@pytest.mark.parametrize("time_s", [None, 120.0])
+def test_the_frontier_follows_the_schema_and_holds_no_infinity(
+    time_s: float | None, schema: Any
+) -> None:
+    advice = made_advice(full_profile(["ants", "bees"]), time_s=time_s)
+    for given in (advice, replace(advice, frontier=None)):
+        record = json.loads(json.dumps(advice_record(given), allow_nan=False))
+        jsonschema.validate(record, schema)
+        assert record["time_s"] == time_s
+        assert read_advice(record) == given
+    assert advice.frontier is not None
+    last = advice_record(advice)["frontier"]["picks"][-1]
+    assert last["time_s"] is None
+    assert last["image_passes"] is None
+
+
 def without_times(value: Any, schema: Any, whole: Any, path: str, found: set[str]) -> Any:
     """Blank the fields that the schema marks as times, and add their paths to `found`."""
     if "$ref" in schema:
@@ -95,6 +115,7 @@ def test_cache_and_number_of_workers_change_only_fields_marked_as_times(
         record = without_times(advice, schema, schema, "", times)
         texts.append(json.dumps(record))
     assert {".seconds", ".recommendations[].seconds", ".profile.ms_per_image"} <= times
+    assert {".frontier.options[].seconds", ".frontier.picks"} <= times
     assert texts[0] == texts[1] == texts[2]
 
 

@@ -46,7 +46,7 @@ def test_rejected_strategies_and_the_command_are_listed() -> None:
     advice = made_advice(profile_of(), command="tl-advise data --seed 0")
     advice = replace(advice, rejections=(Rejection("layer_svm", "too few images"),))
     text = printed(advice)
-    assert "not applicable: layer_svm: too few images" in text
+    assert "left out: layer_svm: too few images" in text
     assert "tl-advise data --seed 0" in text
     assert "k-NN" not in text
     assert "random weights" not in text
