@@ -27,6 +27,11 @@ def probability_in_time(seconds: Interval, time_s: float) -> float:
     return float(ndtr(math.log(time_s / seconds.mid) / max(sd, 1e-6)))
 
 
+def ends_in_time(option: Recommendation, time_s: float) -> bool:
+    """Return whether a fit is likely (`LIKELY`) to end within a time."""
+    return probability_in_time(option.seconds, time_s) >= LIKELY
+
+
 def value_within(option: Recommendation, time_s: float, fallback: float) -> float:
     """Return the expected accuracy if a fit must end within a time.
 
@@ -50,9 +55,11 @@ def best_size(
 ) -> Recommendation:
     """Return the option of one strategy with the highest value within a time.
 
-    Among options that count as equal, the cheapest is taken if the network is trained. A head is
-    fitted to features, which have been extracted at the largest size already.
+    Options that are likely to end in time go before the others. Among options that count as
+    equal, the cheapest is taken if the network is trained. A head is fitted to features, which
+    have been extracted at the largest size already.
     """
+    options = [o for o in options if ends_in_time(o, time_s)] or options
     best = max(value_within(o, time_s, fallback) for o in options)
     least = best - tie_tolerance(best, prefer)
     equal = [o for o in options if value_within(o, time_s, fallback) >= least]

@@ -9,10 +9,9 @@ from advisor.decide.chance import expected_at_chance, lacks_signal
 from advisor.decide.cost import fit_seconds
 from advisor.decide.frontier import (
     BUDGETS_S,
-    LIKELY,
     best_size,
+    ends_in_time,
     fallback_within,
-    probability_in_time,
     value_within,
 )
 from advisor.decide.gain_model import Gain, evidence_of, measured_probe, predict_gain
@@ -122,7 +121,7 @@ def recommend(
     return Decision(
         quadrant,
         tuple(replace(r, reasons=reasons[r.strategy]) for r in advice),
-        _rejections(inputs, late, options, time_s),
+        _rejections(inputs, late, time_s),
         options,
     )
 
@@ -138,7 +137,7 @@ def frontier_of(inputs: DecisionInputs, priors: Priors, prefer: Prefer) -> Front
     for time_s in (*BUDGETS_S, math.inf):
         ranked, _ = _ranking(options, inputs, priors, None, prefer, time_s)
         best = ranked[0].advice
-        if _ends_in_time(best, time_s):
+        if ends_in_time(best, time_s):
             limit = None if math.isinf(time_s) else time_s
             passes = None if limit is None else limit / per_pass_s
             pick = (best.strategy, best.input_px, best.accuracy, best.seconds)
@@ -207,42 +206,24 @@ def _split_by_time(
 
     Where all are late, and for the forced one, time is no reason against them.
     """
-    late = [c for c in predicted if not _ends_in_time(c.advice, time_s)]
+    late = [c for c in predicted if not ends_in_time(c.advice, time_s)]
     late = [c for c in late if c.candidate.name != forced] if len(late) < len(predicted) else []
     return [c for c in predicted if c not in late], late
 
 
-def _ends_in_time(option: Recommendation, time_s: float) -> bool:
-    return probability_in_time(option.seconds, time_s) >= LIKELY
-
-
 def _rejections(
-    inputs: DecisionInputs,
-    late: list[_Ranked],
-    options: Sequence[Recommendation],
-    time_s: float,
+    inputs: DecisionInputs, late: list[_Ranked], time_s: float
 ) -> tuple[Rejection, ...]:
     """Return the strategies that do not apply, and those that will not end in time."""
     refused = [Rejection(c.name, c.inapplicable) for c in inputs.full_size if c.inapplicable]
-    for c in late:
-        sizes = [o for o in options if o.strategy == c.candidate.name]
-        refused.append(Rejection(c.candidate.name, _too_slow(c.advice, sizes, time_s)))
+    refused += [Rejection(c.candidate.name, _too_slow(c.advice, time_s)) for c in late]
     return tuple(refused)
 
 
-def _too_slow(late: Recommendation, sizes: Sequence[Recommendation], time_s: float) -> str:
-    """Return why a strategy is left out: its time, or what it reaches at a smaller size."""
-    limit = time_limit(time_s)
-    in_time = [o for o in sizes if _ends_in_time(o, time_s)]
-    if not in_time:
-        return (
-            f"one fit takes about {duration(late.seconds.mid)} at {late.input_px} px, longer than "
-            f"the limit of {limit}"
-        )
-    best = max(in_time, key=lambda o: o.accuracy.mid)
+def _too_slow(late: Recommendation, time_s: float) -> str:
     return (
-        f"one fit ends within the limit of {limit} only at {best.input_px} px, where an accuracy "
-        f"of {100 * best.accuracy.mid:.1f}% is expected"
+        f"one fit takes about {duration(late.seconds.mid)} at {late.input_px} px, longer than the "
+        f"limit of {time_limit(time_s)}"
     )
 
 
