@@ -37,7 +37,7 @@ from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
 from strategies.core.folds import MAX_FOLDS
 from strategies.data.dataset import Dataset, labels_of, load_dataset
-from strategies.models.backbone import Backbone, load_backbone, save_for_timm
+from strategies.models.backbone import Backbone, load_backbone, save_for_timm, timm_network
 from strategies.models.classifier import evaluate
 from strategies.models.features import extract_features
 from strategies.registry import STRATEGIES, get_strategy
@@ -158,7 +158,9 @@ def run_training(
     assert dataset.test is not None
     with TemporaryDirectory() as folder:
         names = [str(i) for i in range(1000)]
-        save_for_timm(backbone.build(), backbone, names, Path(folder) / "weights")
+        net = timm_network(backbone)
+        net.load_state_dict(backbone.build().state_dict())
+        save_for_timm(net, backbone, names, Path(folder) / "weights")
         spec = {
             "how": who.partition("_")[0],
             "lr": float(who.partition("_")[2] or 0),

@@ -227,7 +227,8 @@ def _create_embedded(name: str, entry: Embedded, weights: Weights) -> nn.Module:
             return EfficientNetLite(SCALES[name])
     state = _read_weights(name, entry, _weight_file(name, entry))
     net = _without_weights(name)
-    net.load_state_dict({key: value.clone() for key, value in state.items()}, assign=True)
+    copies = {k: v.clone(memory_format=torch.contiguous_format) for k, v in state.items()}
+    net.load_state_dict(copies, assign=True)
     return net
 
 

@@ -24,6 +24,7 @@ def suite() -> tuple[list[Row], dict[Any, DecisionInputs]]:
             probe = 0.95 - 0.06 * i
             gain = 0.4 - 0.045 * i
             inputs[case] = inputs_of(
+                input_px=96,
                 n_per_class=n,
                 similarity=1 - i / 10,
                 linear=probe,

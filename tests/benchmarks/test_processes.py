@@ -239,7 +239,7 @@ def test_screenshots_are_taken_of_a_report(
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
         pytest.skip("Chromium is not installed")
     options = Options(input_px=32, cache_dir=cache_dir, pilot="off")
-    advise_with_page(data_root / "striped", options, tmp_path / "report.html")
+    advise_with_page(data_root / "striped", options, None, tmp_path / "report.html")
     load("screenshots").main(["--run", str(tmp_path), "--out", str(tmp_path / "images")])
     found = {p.name for p in (tmp_path / "images").iterdir()}
     assert found == {"report-light.png", "map-dark.png"}
