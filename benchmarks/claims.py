@@ -39,6 +39,8 @@ FEATURES_STRENGTH, PIXELS_STRENGTH = 1e-3, 1e-2
 SMALL_STEPS = 1.5
 """Rows with a learning rate below this multiple of `NEAR_LR` are compared with `NEAR_LR`."""
 EXTRA = EVIDENCE.parent / "claims.jsonl"
+SUITE_PX = 96
+"""Input size of the suite's rows that the claims are checked on."""
 
 
 def one_image_against_ten(root: Path, names: list[str], ctx: RunContext, px: int) -> ClaimResult:
@@ -235,7 +237,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = args.sets or sorted(
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
     )
-    inputs, suite = read_inputs(args.evidence), read_rows(args.results)
+    inputs = {c: i for c, i in read_inputs(args.evidence).items() if c[3] == SUITE_PX}
+    suite = [row for row in read_rows(args.results) if row["input_px"] == SUITE_PX]
     extra = read_rows(args.extra)
     ctx = make_context(cache_dir=args.cache_dir)
     results = [
