@@ -27,6 +27,13 @@ TIMES_S = (15.0, 30.0, 60.0, 120.0, 300.0)
 """Times within which a fit must end in `regret.py --budgets`."""
 DEFAULT_POLICY = "advisor, pilot auto"
 """The advice with default options."""
+PREFER: tuple[Prefer, ...] = ("balanced", "accuracy", "cheap")
+PREFERENCES = (
+    *(f"advisor, {p}" for p in PREFER),
+    *(f"advisor with pilot, {p}" for p in PREFER),
+    DEFAULT_POLICY,
+)
+"""Names of the policies that follow the advice for a fit without a limit."""
 COMPARED = ("partial_fine_tune", "full_fine_tune")
 
 Entry = tuple[str, str, int]
@@ -232,9 +239,8 @@ def _runs_pilot(bare: DecisionInputs, priors: Priors) -> bool:
 def _decide(inputs: DecisionInputs, priors: Priors, runs_pilot: bool) -> dict[str, Decision]:
     """Return the advice by policy: by preference, with a pilot, and within a time."""
     bare = replace(inputs, pilot=None)
-    preferences: tuple[Prefer, ...] = ("balanced", "accuracy", "cheap")
-    decisions = {f"advisor, {p}": recommend(bare, priors, prefer=p) for p in preferences}
-    for p in preferences:  # the same as without a pilot if there were too few images for one
+    decisions = {f"advisor, {p}": recommend(bare, priors, prefer=p) for p in PREFER}
+    for p in PREFER:  # the same as without a pilot if there were too few images for one
         decisions[f"advisor with pilot, {p}"] = recommend(inputs, priors, prefer=p)
     decisions[DEFAULT_POLICY] = recommend(inputs if runs_pilot else bare, priors)
     for time_s in TIMES_S:

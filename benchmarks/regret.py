@@ -31,6 +31,7 @@ from leave_one_dataset_out import (
     COMPARED,
     DEFAULT,
     DEFAULT_POLICY,
+    PREFERENCES,
     TIMES_S,
     AdvisedCase,
     Entry,
@@ -39,11 +40,8 @@ from leave_one_dataset_out import (
     within,
 )
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_inputs, read_rows
-from scipy.special import expit
 
-from advisor.decide.gain_model import Z, log_odds
 from advisor.decide.recommend import quadrant_of
-from strategies.core.metrics import LEVEL, Interval
 
 DRAWS = 2000
 """Number of bootstrap samples."""
@@ -58,7 +56,7 @@ def policies(
 ) -> dict[str, list[float]]:
     """Return the regret (or another value) of the entry that every policy chooses, by case."""
     table: dict[str, list[float]] = {}
-    for policy in advised[0].decisions:
+    for policy in PREFERENCES:
         if all(policy in j.decisions for j in advised):
             table[policy] = [
                 regret(j, advised_entry(j.decisions[policy].recommendations[0], j.rows))
@@ -125,18 +123,14 @@ def _format_interval(interval: tuple[float, float, float], digits: int = 1) -> s
     return f"{mid} [{low}, {high}]"
 
 
-def predictions(advised: list[AdvisedCase]) -> dict[str, list[tuple[bool, float]]]:
-    """Return predictions by strategy: whether the interval held, and measured / predicted seconds.
-
-    The interval is that of test accuracy.
-    """
-    found: dict[str, list[tuple[bool, float]]] = defaultdict(list)
+def time_ratios(advised: list[AdvisedCase]) -> dict[str, list[float]]:
+    """Return measured / predicted seconds of the fits of every recommended strategy."""
+    found: dict[str, list[float]] = defaultdict(list)
     for j in advised:
         for r in j.decisions[DEFAULT_POLICY].recommendations:
             row = j.rows.get(advised_entry(r, j.rows))
             if row is not None:
-                inside = r.accuracy.low <= row["accuracy"] <= r.accuracy.high
-                found[r.strategy].append((inside, row["seconds"] / r.seconds.mid))
+                found[r.strategy].append(row["seconds"] / r.seconds.mid)
     return found
 
 
@@ -165,19 +159,16 @@ def report(advised: list[AdvisedCase], logme: Mapping[Case, list[float]]) -> str
             lines.append(f"| {name} | {plain} | {top:.1f} | {halved} | {spent:.0f} |")
     lines += [
         "",
-        "| predicted strategy | cases | coverage of the 90% interval | "
-        "seconds within a factor of 1.5 | median measured / predicted seconds |",
-        "|---|---|---|---|---|",
+        "| predicted strategy | cases | seconds within a factor of 1.5 | "
+        "median measured / predicted seconds |",
+        "|---|---|---|---|",
     ]
-    found = predictions(advised)
-    for name, pairs in [*found.items(), ("all", [p for v in found.values() for p in v])]:
-        held = float(np.mean([inside for inside, _ in pairs]))
-        ratios = np.array([ratio for _, ratio in pairs])
+    found = time_ratios(advised)
+    for name, values in [*found.items(), ("all", [r for v in found.values() for r in v])]:
+        ratios = np.array(values)
         near = float(np.mean((ratios < FACTOR) & (ratios > 1 / FACTOR)))
-        lines.append(
-            f"| {name} | {len(pairs)} | {100 * held:.0f}% | {100 * near:.0f}% | "
-            f"{float(np.median(ratios)):.2f} |"
-        )
+        middle = float(np.median(ratios))
+        lines.append(f"| {name} | {len(values)} | {100 * near:.0f}% | {middle:.2f} |")
     return "\n".join(lines) + "\n"
 
 
@@ -191,7 +182,7 @@ def against_best_fixed(advised: list[AdvisedCase], logme: Mapping[Case, list[flo
     fixed = [title_of(e) for e in advised[0].rows if is_fixed(e)]
     best = min(fixed, key=lambda title: float(np.mean(table[title])))
     lines = [f"| regret as a share of: {best} | |", "|---|---|"]
-    for policy in advised[0].decisions:
+    for policy in PREFERENCES:
         pairs = list(zip(table[policy], table[best], strict=True))
         lines.append(f"| {policy} | {_format_interval(bootstrap(pairs, datasets, _share), 2)} |")
     return "\n".join(lines) + "\n"
@@ -294,48 +285,6 @@ def _regrets(
     ]
 
 
-def intervals(advised: list[AdvisedCase]) -> str:
-    """Return coverage, median width and mean interval score of the 90% intervals.
-
-    The intervals are those of the true accuracy. They are compared with the accuracy on a finite
-    test split, so its noise is added to them first. The mean interval score (Gneiting and Raftery,
-    2007) is the width plus 20 times what lies outside, in points; lower is better.
-    """
-    found: dict[tuple[str, int], list[tuple[bool, float, float]]] = defaultdict(list)
-    for j in advised:
-        for r in j.decisions[DEFAULT_POLICY].options:
-            row = j.rows.get(advised_entry(r, j.rows))
-            if row is None:
-                continue
-            low, high = with_test_noise(r.accuracy, row["n_test"])
-            outside = max(low - row["accuracy"], row["accuracy"] - high, 0.0)
-            score = 100 * (high - low + 2 / (1 - LEVEL) * outside)
-            held = (outside == 0, 100 * (high - low), score)
-            for strategy in (r.strategy, "all"):
-                for size in (j.case[1], 0):
-                    found[strategy, size].append(held)
-    sizes = sorted({size for _, size in found} - {0})
-    heads = [*(f"{n} images per class" for n in sizes), "all sizes"]
-    lines = [f"| strategy | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    for name in dict.fromkeys(name for name, _ in found):
-        cells = []
-        for size in (*sizes, 0):
-            shares, widths, scores = (np.array(v) for v in zip(*found[name, size], strict=True))
-            cells.append(
-                f"{100 * shares.mean():.0f}%, {np.median(widths):.0f}, {scores.mean():.1f}"
-            )
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def with_test_noise(accuracy: Interval, n_test: int) -> tuple[float, float]:
-    """Return the ends of an interval of accuracy, widened by the noise of a test split."""
-    low, mid, high = (log_odds(x, 1e6) for x in (accuracy.low, accuracy.mid, accuracy.high))
-    noise = 2 * np.cosh(mid / 2) / np.sqrt(n_test)
-    half = np.hypot((high - low) / 2, Z * noise)
-    return float(expit(mid - half)), float(expit(mid + half))
-
-
 def pilot_gain(advised: list[AdvisedCase]) -> str:
     """Return for how many cases a pilot is run, and its predicted and its measured gain.
 
@@ -383,7 +332,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--seeds", type=int, nargs="*", help="seeds of cases; default: all")
     parser.add_argument("--budgets", action="store_true", help="only regret by time of the fit")
-    parser.add_argument("--intervals", action="store_true", help="only coverage of intervals")
     parser.add_argument("--cases", action="store_true", help="also list every case")
     args = parser.parse_args(argv)
     inputs = {
@@ -403,8 +351,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         alike = [j for j in advised if j.case[3] == px]
         if args.budgets:
             print(by_budget(alike))
-        elif args.intervals:
-            print(intervals(alike))
         else:
             _print_tables(alike, read_rows(args.evidence), with_cases=args.cases)
 

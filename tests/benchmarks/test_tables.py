@@ -34,6 +34,22 @@ def test_regret_of_a_few_datasets_is_printed(
     assert "| best | advised | regret in points |" in printed
 
 
+def test_regret_by_time_is_printed(
+    load: Load, rows_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load("regret").main([*row_options(rows_folder), "--budgets"])
+    printed = capsys.readouterr().out
+    for limit in ("15 s", "300 s", "no limit"):
+        assert f"| {limit} |" in printed
+
+
+def test_coverage_of_intervals_is_printed(
+    load: Load, rows_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load("intervals").main(row_options(rows_folder))
+    assert "| full_fine_tune |" in capsys.readouterr().out
+
+
 def test_transfer_risk_of_a_few_datasets_is_printed(
     load: Load, rows_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

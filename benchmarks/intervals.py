@@ -1,0 +1,81 @@
+"""Check the intervals of predicted accuracies on datasets that the priors were not fitted to.
+
+Coverage should be 90% at each number of images per class. The mean interval score (T. Gneiting,
+A. Raftery, Strictly proper scoring rules, prediction, and estimation, 2007) is the width plus 20
+times what lies outside, in points; lower is better. It rewards narrow intervals that hold.
+
+Run:      python benchmarks/intervals.py
+Cost:     half a minute on one core; reads rows only.
+Expected: the tables of README.md, "Intervals": coverage of 83 to 95%, a score of about 36 points.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from leave_one_dataset_out import DEFAULT_POLICY, AdvisedCase, advise_all, advised_entry
+from rows import EVIDENCE, RESULTS, read_inputs, read_rows
+from scipy.special import expit
+
+from advisor.decide.gain_model import Z, log_odds
+from strategies.core.metrics import LEVEL, Interval
+
+
+def intervals(advised: list[AdvisedCase]) -> str:
+    """Return coverage, median width and mean interval score of the 90% intervals.
+
+    The intervals are those of the true accuracy. They are compared with the accuracy on a finite
+    test split, so its noise is added to them first. The mean interval score (Gneiting and Raftery,
+    2007) is the width plus 20 times what lies outside, in points; lower is better.
+    """
+    found: dict[tuple[str, int], list[tuple[bool, float, float]]] = defaultdict(list)
+    for j in advised:
+        for r in j.decisions[DEFAULT_POLICY].options:
+            row = j.rows.get(advised_entry(r, j.rows))
+            if row is None:
+                continue
+            low, high = with_test_noise(r.accuracy, row["n_test"])
+            outside = max(low - row["accuracy"], row["accuracy"] - high, 0.0)
+            score = 100 * (high - low + 2 / (1 - LEVEL) * outside)
+            held = (outside == 0, 100 * (high - low), score)
+            for strategy in (r.strategy, "all"):
+                for size in (j.case[1], 0):
+                    found[strategy, size].append(held)
+    sizes = sorted({size for _, size in found} - {0})
+    heads = [*(f"{n} images per class" for n in sizes), "all sizes"]
+    lines = [f"| strategy | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for name in dict.fromkeys(name for name, _ in found):
+        cells = []
+        for size in (*sizes, 0):
+            shares, widths, scores = (np.array(v) for v in zip(*found[name, size], strict=True))
+            cells.append(
+                f"{100 * shares.mean():.0f}%, {np.median(widths):.0f}, {scores.mean():.1f}"
+            )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def with_test_noise(accuracy: Interval, n_test: int) -> tuple[float, float]:
+    """Return the ends of an interval of accuracy, widened by the noise of a test split."""
+    low, mid, high = (log_odds(x, 1e6) for x in (accuracy.low, accuracy.mid, accuracy.high))
+    noise = 2 * np.cosh(mid / 2) / np.sqrt(n_test)
+    half = np.hypot((high - low) / 2, Z * noise)
+    return float(expit(mid - half)), float(expit(mid + half))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print a table for every input size of the profiles."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--evidence", type=Path, default=EVIDENCE)
+    args = parser.parse_args(argv)
+    advised = advise_all(read_rows(args.results), read_inputs(args.evidence))
+    for px in sorted({j.case[3] for j in advised}):
+        print(f"Profiles at {px} px: coverage, median width in points, mean interval score\n")
+        print(intervals([j for j in advised if j.case[3] == px]))
+
+
+if __name__ == "__main__":
+    main()
