@@ -107,6 +107,7 @@ SMOKE = {
     "gain_regression": test_priors_are_written_to_the_given_path,
     "rows": test_priors_are_written_to_the_given_path,
     "regret": test_regret_of_a_few_datasets_is_printed,
+    "intervals": test_coverage_of_intervals_is_printed,
     "leave_one_dataset_out": test_regret_of_a_few_datasets_is_printed,
     "transfer_risk": test_transfer_risk_of_a_few_datasets_is_printed,
     "claims": test_claims_are_checked_on_a_few_datasets,
