@@ -59,9 +59,9 @@ PILOT_PRIOR = np.array([0.0, 0.5, 0.5])
 """Prior of the offset, the weight of the linear model and the weight of the pilot."""
 PILOT_RIDGE = 10.0
 COVERAGE = 0.95
-"""Share of the deviations on left-out datasets that the widened 90% intervals contain. 0.9 would do
-if the next dataset were like these. With 0.9 the intervals of datasets that are left out of the
-widths as well held in 84% and 82% with 100 and 500 images per class; with this, in 91% and 85%."""
+"""Share of the deviations on left-out datasets that the widened 90% intervals contain. 0.9 would
+do if the next dataset were like these. With 0.9 the intervals of datasets that are left out of the
+widths as well held in 84% and 82% with 100 and 500 images per class; with 0.95 in 91% and 85%."""
 
 
 class _Fitted(NamedTuple):

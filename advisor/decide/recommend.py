@@ -146,8 +146,12 @@ def frontier_of(inputs: DecisionInputs, priors: Priors, prefer: Prefer) -> Front
 
 
 def options_of(inputs: DecisionInputs, priors: Priors) -> tuple[Recommendation, ...]:
-    """Return every strategy that applies at every input size, with what is predicted of it."""
-    return tuple(_option(c, inputs, priors) for c in inputs.candidates if c.inapplicable is None)
+    """Return every strategy that applies at every input size, with what is predicted of it.
+
+    Without benchmark cases nothing is known about smaller inputs, and a strategy has one size.
+    """
+    known = [c for c in inputs.candidates if priors.cases(c.name) or c in inputs.full_size]
+    return tuple(_option(c, inputs, priors) for c in known if c.inapplicable is None)
 
 
 def _check_forced(forced: str | None, inputs: DecisionInputs) -> None:

@@ -129,6 +129,16 @@ def test_more_time_never_lowers_what_is_expected() -> None:
     assert (last.time_s, last.strategy, last.input_px) == (None, best.strategy, best.input_px)
 
 
+def test_a_strategy_without_benchmark_cases_has_the_full_size_only() -> None:
+    gains = {n: model for n, model in PRIORS.gains.items() if n != "partial_fine_tune"}
+    options = recommend(INPUTS, replace(PRIORS, gains=gains)).options
+    sizes: dict[str, list[int]] = {o.strategy: [] for o in options}
+    for o in options:
+        sizes[o.strategy].append(o.input_px)
+    assert sizes["partial_fine_tune"] == [224]
+    assert sizes["full_fine_tune"] == [224, 160, 96]
+
+
 def test_a_budget_is_counted_in_images_too() -> None:
     pick = frontier_of(INPUTS, PRIORS, "balanced").picks[0]
     assert pick.time_s is not None
