@@ -41,12 +41,10 @@ It is below 1 because both classifiers see the same images, and because log-loss
 than accuracies. The median over the 111 pilots of benchmarks/evidence.jsonl.
 """
 REALISED = 0.1
-"""Share of the computed value that pilots really gained on left-out datasets: 0.09 [-0.03, 0.27].
-
-0.08 instead of 0.82 points, over the 111 cases with a pilot (benchmarks/regret.py). Predictions
-err less on the side that would change the decision than normal errors do: a pilot mostly raises
-the prediction of a strategy that leads already.
-"""
+"""Share of the computed value that pilots really gained on left-out datasets (111 cases with a
+pilot, `benchmarks/regret.py`): 0.09 [-0.03, 0.27] with earlier gain models; with today's, pilots
+lost 0.1 points where 0.6 were computed. A pilot mostly raises the prediction of a strategy that
+leads already, which changes no decision."""
 _OUTCOMES = norm.ppf((np.arange(101) + 0.5) / 101)
 """Equally likely outcomes of a measurement, as values of a standard normal variable."""
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(25)
