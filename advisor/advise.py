@@ -180,7 +180,7 @@ def _advise(
         command=_command(dataset, backbone, options, time_s),
         risks=transfer_risks(inputs, priors),
         pilot=inputs.pilot,
-        frontier=frontier_of(inputs, priors, options.prefer),
+        frontier=frontier_of(decision.options, inputs, priors, options.prefer),
         time_s=None if math.isinf(limit_s) else round(limit_s, 3),
         alternative=alternative,
     )

@@ -126,12 +126,18 @@ def recommend(
     )
 
 
-def frontier_of(inputs: DecisionInputs, priors: Priors, prefer: Prefer) -> Frontier:
+def frontier_of(
+    options: tuple[Recommendation, ...], inputs: DecisionInputs, priors: Priors, prefer: Prefer
+) -> Frontier:
     """Return what can be expected within each of several times (`BUDGETS_S`).
 
     Times in which even the cheapest fit is unlikely to end are left out.
+
+    Parameters
+    ----------
+    options
+        Those of the decision (`options_of`).
     """
-    options = options_of(inputs, priors)
     per_pass_s = inputs.profile.ms_per_image / 1000
     picks: list[BudgetPick] = []
     for time_s in (*BUDGETS_S, math.inf):

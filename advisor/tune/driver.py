@@ -32,6 +32,7 @@ from advisor.tune.scheduler import Scheduler, make_scheduler
 from advisor.tune.search import Search, SearchResult
 from advisor.tune.time_budget import TimeBudget
 from advisor.tune.trials.executor import LocalExecutor
+from advisor.tune.trials.pruning import make_pruning
 from advisor.tune.trials.study import COORDINATOR, Trials
 from advisor.tune.trials.validation import Validation, make_validation, n_folds
 from advisor.types.advice import Advice
@@ -263,8 +264,7 @@ def make_search(
         seed=options.seed,
         owner=owner,
         heartbeat_s=run.heartbeat_s,
-        n_val=len(dataset.val),
-        by_folds=len(validation.folds) > 1,
+        pruning=make_pruning(len(dataset.val), by_folds=len(validation.folds) > 1),
     )
     n_test = (1 + run.control) * len(dataset.test or ())
     control_s = run.control * CONTROL_SHARE * run.time_s

@@ -16,6 +16,7 @@ from advisor.tune.scheduler import make_scheduler
 from advisor.tune.search import Search, SearchResult
 from advisor.tune.time_budget import TimeBudget
 from advisor.tune.trials.executor import LocalExecutor
+from advisor.tune.trials.pruning import make_pruning
 from advisor.tune.trials.study import COORDINATOR, Trials
 from advisor.tune.trials.validation import make_validation
 from advisor.types.advice import Advice, Recommendation
@@ -69,8 +70,7 @@ class Runner:
             search_spaces(self.dataset, self.backbone),
             owner=owner,
             heartbeat_s=self.heartbeat_s,
-            n_val=n_val,
-            by_folds=self.n_folds > 1,
+            pruning=make_pruning(n_val, by_folds=self.n_folds > 1),
         )
         executor = LocalExecutor(
             self.backbone,

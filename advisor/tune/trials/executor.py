@@ -100,7 +100,7 @@ class LocalExecutor:
                 raise
             reason = "interrupted"
         except optuna.TrialPruned:
-            pruned, reason = True, f"pruned: {self.trials.pruning_reason}"
+            pruned, reason = True, f"pruned: {self.trials.pruning.reason}"
         except StorageError as error:
             raise self.folder.with_resume_hint(error) from error
         except TransferError as error:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Container
+from dataclasses import dataclass
 
 from optuna.pruners import BasePruner, SuccessiveHalvingPruner, WilcoxonPruner
 from optuna.study import Study
@@ -73,11 +74,29 @@ class _WithoutFailed(Study):
         return [trial for trial in found if trial.state != TrialState.FAIL]
 
 
-def make_pruner(n_val: int, *, by_folds: bool) -> tuple[BasePruner, str]:
-    """Return the pruner of a study, and the reason to give for trials that it stops.
+@dataclass(frozen=True)
+class Pruning:
+    """When trials of a run are stopped early.
+
+    Attributes
+    ----------
+    pruner
+        Pruner of every study.
+    reason
+        The reason to record for pruned trials.
+    """
+
+    pruner: BasePruner
+    reason: str
+
+
+def make_pruning(n_val: int, *, by_folds: bool) -> Pruning:
+    """Return the pruning of a run.
 
     Parameters
     ----------
+    n_val
+        Number of images that accuracies are reported on.
     by_folds
         Whether trials report for every image of a fold whether it was classified correctly,
         rather than an accuracy at every round.
@@ -85,8 +104,9 @@ def make_pruner(n_val: int, *, by_folds: bool) -> tuple[BasePruner, str]:
     if by_folds:
         with ignore_experimental_warnings():
             pruner = WilcoxonPruner(p_threshold=WILCOXON_P)
-        return pruner, "worse than the best trial on the same images by more than chance"
-    return (
+        reason = "worse than the best trial on the same images by more than chance"
+        return Pruning(pruner, reason)
+    return Pruning(
         PatientHalving(n_val),
         "in the worse half of the trials that reached this round, and behind the best of them by "
         "more than chance",

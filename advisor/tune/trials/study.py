@@ -31,7 +31,7 @@ from advisor.tune.distributed.database import (
     retry_transient,
 )
 from advisor.tune.interventions import hyperparameters_of
-from advisor.tune.trials.pruning import make_pruner
+from advisor.tune.trials.pruning import Pruning
 from advisor.types.outcome import TrialRecord
 from strategies.core.metrics import Interval
 
@@ -91,11 +91,8 @@ class Trials:
         Name of this process; `COORDINATOR` for the one that holds the run's lock.
     heartbeat_s
         Seconds between heartbeats. After six missed heartbeats a worker is presumed dead.
-    n_val
-        Number of images that accuracies are reported on.
-    by_folds
-        Whether trials report for every image of a fold whether it was classified correctly,
-        instead of the validation accuracy at every round.
+    pruning
+        When trials are stopped early.
 
     Attributes
     ----------
@@ -103,8 +100,8 @@ class Trials:
         As given.
     lock
         Lock under which one process at a time claims a trial or updates the best classifier.
-    pruning_reason
-        The reason to record for pruned trials.
+    pruning
+        As given.
 
     Raises
     ------
@@ -121,16 +118,14 @@ class Trials:
         seed: int = 0,
         owner: str = COORDINATOR,
         heartbeat_s: int = 10,
-        n_val: int,
-        by_folds: bool = False,
+        pruning: Pruning,
     ) -> None:
-        self.owner, self.spaces = owner, spaces
+        self.owner, self.spaces, self.pruning = owner, spaces, pruning
         self._storage = open_storage(url, heartbeat_s)
         self.lock = Lock(self._storage, prefix)
-        pruner, self.pruning_reason = make_pruner(n_val, by_folds=by_folds)
         self._studies = {
             name: retry_transient(
-                partial(_create_study, self._storage, prefix + name, seed, pruner)
+                partial(_create_study, self._storage, prefix + name, seed, pruning.pruner)
             )
             for name in spaces
         }

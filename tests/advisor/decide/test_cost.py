@@ -1,5 +1,6 @@
 """Predicted seconds of a strategy's first fit."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,16 @@ def test_seconds_are_measured_rates_times_the_correction_from_benchmarks() -> No
     assert found.mid == pytest.approx(raw * 1.6487, rel=1e-3)
     assert found.high / found.mid == pytest.approx(found.mid / found.low)
     assert found.high < fit_seconds(full, profile, PRIORS).high * 1.6487
+
+
+def test_seconds_on_smaller_inputs_are_corrected_by_octave() -> None:
+    inputs = inputs_of(input_px=224)
+    full = inputs.candidate("full_fine_tune")
+    half = replace(full, strategy=full.strategy.with_input_px(112))
+    cost = {**PRIORS.cost, "full_fine_tune": Offset(0.0, 0.1, 9, per_octave=-0.5)}
+    priors = replace(PRIORS, cost=cost)
+    own, small = (fit_seconds(c, inputs.profile, priors).mid for c in (full, half))
+    assert small == pytest.approx(own * math.exp(-0.5))
 
 
 @pytest.mark.parametrize("name", BENCHMARKED)

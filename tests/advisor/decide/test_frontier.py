@@ -14,7 +14,7 @@ from advisor.decide.frontier import (
     probability_in_time,
     value_within,
 )
-from advisor.decide.recommend import frontier_of, recommend
+from advisor.decide.recommend import frontier_of, options_of, recommend
 from advisor.types.advice import Recommendation
 from strategies.core.metrics import Interval
 from tests.advisor.profiles import inputs_of, priors_by_hand, with_sizes
@@ -119,7 +119,7 @@ def test_a_strategy_asked_for_is_never_rejected_for_its_time() -> None:
 
 def test_more_time_never_lowers_what_is_expected() -> None:
     decision = recommend(INPUTS, PRIORS, prefer="accuracy")
-    frontier = frontier_of(INPUTS, PRIORS, "accuracy")
+    frontier = frontier_of(decision.options, INPUTS, PRIORS, "accuracy")
     accuracies = [pick.accuracy.mid for pick in frontier.picks]
     assert accuracies == sorted(accuracies)
     assert len({(p.strategy, p.input_px) for p in frontier.picks}) > 2
@@ -140,6 +140,6 @@ def test_a_strategy_without_benchmark_cases_has_the_full_size_only() -> None:
 
 
 def test_a_budget_is_counted_in_images_too() -> None:
-    pick = frontier_of(INPUTS, PRIORS, "balanced").picks[0]
+    pick = frontier_of(options_of(INPUTS, PRIORS), INPUTS, PRIORS, "balanced").picks[0]
     assert pick.time_s is not None
     assert pick.image_passes == pytest.approx(pick.time_s / 0.010)

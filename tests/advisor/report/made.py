@@ -73,7 +73,7 @@ def made_advice(profile: Profile, **changes: Any) -> Advice:
         seconds=12.5,
         command="tl-advise data --seed 0",
         pilot=pilot,
-        frontier=frontier_of(inputs, priors, "balanced"),
+        frontier=frontier_of(decision.options, inputs, priors, "balanced"),
     )
     return replace(base, **changes)
 

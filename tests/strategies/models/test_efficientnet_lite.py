@@ -12,6 +12,7 @@ from strategies.models.architectures.efficientnet_lite import (
     EfficientNetLite,
     FlopCounter,
 )
+from strategies.models.backbone import load_backbone
 from strategies.models.catalogue import CATALOGUE
 
 timm = pytest.importorskip("timm")
@@ -98,3 +99,8 @@ def test_flops_are_those_that_torch_counts() -> None:
 
 def test_the_names_of_imagenet_are_those_of_timm() -> None:
     assert timm_zoo.imagenet_1k_names() == timm_zoo.class_names(1000)
+
+
+def test_embedded_weights_are_contiguous_so_that_they_can_be_saved() -> None:
+    weights = load_backbone().build().state_dict().values()
+    assert all(value.is_contiguous() for value in weights)
