@@ -99,7 +99,9 @@ def test_interpolated_weights_are_grouped_by_errors_of_the_probe(
         ("large rate", 500, 1e-3, 0.9, 0.9),
         ("no blend", 500, 3e-4, 1.0, 0.9),
     ):
-        inputs[scripts["rows"].Case(name, 20, 0, 96)] = inputs_of(n_per_class=n_per_class, linear=0.8)
+        inputs[scripts["rows"].Case(name, 20, 0, 96)] = inputs_of(
+            n_per_class=n_per_class, linear=0.8
+        )
         used = {"hyperparameters": {"lr": lr, "blend": blend}}
         rows.append(row(name, "full_fine_tune", {}, half) | used)
         rows.append(row(name, "full_fine_tune", {"lr": 3e-4, "blend": 1.0}, 0.7))

@@ -186,7 +186,8 @@ def test_the_dataset_under_test_is_left_out(scripts: dict[str, ModuleType]) -> N
     before = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(*suite(scripts))}
     case = scripts["rows"].Case("set3", 20, 0, 96)
     assert after[case].decisions == before[case].decisions
-    assert after[("set4", 20, 0, 96)].decisions != before[("set4", 20, 0, 96)].decisions
+    other = scripts["rows"].Case("set4", 20, 0, 96)
+    assert after[other].decisions != before[other].decisions
 
 
 def test_the_inputs_of_a_decision_are_read_as_they_were_written(
@@ -196,7 +197,7 @@ def test_the_inputs_of_a_decision_are_read_as_they_were_written(
     rows = scripts["rows"]
     about = {"set": "a", "n_per_class": 20, "seed": 0, "input_px": 96}
     rows.append_row(tmp_path / "e.jsonl", about | rows.inputs_record(full))
-    back = rows.read_inputs(tmp_path / "e.jsonl")["a", 20, 0, 96]
+    back = rows.read_inputs(tmp_path / "e.jsonl")[rows.Case("a", 20, 0, 96)]
     assert rows.inputs_record(back) == rows.inputs_record(full)
     assert type(back.profile.curve) is type(full.profile.curve)
     assert [c.name for c in back.full_size] == [c.name for c in full.candidates]
