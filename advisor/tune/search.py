@@ -1,30 +1,19 @@
-"""Search loop of one process: claim a trial, have it carried out, keep the best classifier.
+"""Search loop: choose a trial, have it carried out, record it, keep the best classifier."""
 
-Any number of processes may take part in the search of one run. They share the database of the
-trials (Optuna) and the best classifier, in the run directory or in an artifact store. What each
-process does next depends on nothing else.
-"""
-
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from advisor.tune.distributed.database import retry_if_lock_lost
 from advisor.tune.incumbent import Incumbent
 from advisor.tune.scheduler import Scheduler
-from advisor.tune.trials.executor import LocalExecutor, TrialResult
-from advisor.tune.trials.study import Claim, Trials
+from advisor.tune.trials.executor import LocalExecutor
+from advisor.tune.trials.job import Job, Score, TrialResult
+from advisor.tune.trials.study import Trials
 from advisor.types.events import Event, OnEvent
 from advisor.types.outcome import Ended, TrialRecord
 from strategies.core.errors import DataError, OutOfTime
-from strategies.core.metrics import Interval
 from strategies.models.classifier import ImageClassifier
 from strategies.registry import baseline, get_strategy
-
-POLL_S = 0.5
-"""Seconds between the checks of a process that waits for trials of other processes."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +39,7 @@ class Search:
     Attributes
     ----------
     on_event
-        Called at every event of this process's trials.
+        Called at every event of a trial.
     """
 
     trials: Trials
@@ -60,7 +49,7 @@ class Search:
     on_event: OnEvent
 
     def run(self, *, stop_at_first: bool = False) -> None:
-        """Claim and run trials and keep the best classifier, until nothing is left to try.
+        """Run trials and keep the best classifier, until nothing is left to try.
 
         Parameters
         ----------
@@ -80,13 +69,10 @@ class Search:
                 "validation images to select on. Add images, or give a folder of them with --val."
             )
         while not (self.is_interrupted or (stop_at_first and self.incumbent.trial)):
-            claim, others_are_running = retry_if_lock_lost(self._claim)
-            if claim is not None:
-                self._run_trial(claim)
-            elif others_are_running and self.executor.budget.left_s() > 0:
-                time.sleep(POLL_S)
-            else:
+            job = self._next_job()
+            if job is None:
                 break
+            self._run_trial(job)
 
     def fit_on_measured(self) -> None:
         """Make a baseline on the features that the advice measured the first classifier.
@@ -101,16 +87,14 @@ class Search:
         part = self.executor.measured_part()
         if part is None:
             return
-        with self.incumbent.locked():
-            claim = self.trials.claim(baseline().name, start)
-        if claim is None:
+        job = self.trials.begin(baseline().name, start)
+        if job is None:
             return
-        self._emit(claim, "begun")
-        result = self.executor.fit_head(claim, part)
-        self._finish(claim, result, refitted=True)
+        self._emit(job, "begun")
+        self._finish(job, self.executor.fit_head(job, part), refitted=True)
         n = len(part.fit_split)
         self.executor.ctx.reporter.on_note(
-            f"First classifier: {claim.strategy} on the {n} images measured so far."
+            f"First classifier: {job.strategy} on the {n} images measured so far."
         )
 
     @property
@@ -140,71 +124,67 @@ class Search:
         classifier = self.incumbent.classifier(self.executor.ctx.device)
         return SearchResult(records, best, classifier, self.incumbent.is_refitted)
 
-    def _claim(self) -> tuple[Claim | None, bool]:
-        """Claim the next trial; also return whether other processes are running trials."""
+    def _next_job(self) -> Job | None:
+        """Begin the next trial; None if nothing is left to try."""
         budget = self.executor.budget
-        with self.incumbent.locked():
-            if not self.incumbent.is_open() or budget.left_s() <= 0:
-                return None, False
-            best = self.incumbent.trial
-            self.trials.requeue_dead(own=False, kept=best)
-            snapshot = self.trials.snapshot()
-            n_soup_images = self.executor.n_soup_images(snapshot.done)
-            is_trained = best is not None and get_strategy(best.strategy).trains_network
-            budget.reserve_for(incumbent_is_trained=is_trained, n_soup_images=n_soup_images)
-            min_fit_s = len(self.executor.validation.folds) * budget.min_fit_s()
-            strategy = self.scheduler.choose(snapshot, budget.left_s(), min_fit_s)
-            start: Mapping[str, Any] = {}
-            if strategy is not None:
-                space = self.trials.spaces[strategy]
-                start = self.scheduler.start(strategy, snapshot, space, budget.left_s())
-            claim = self.trials.claim(strategy, start)
-        return claim, bool(snapshot.unfinished)
+        if not self.incumbent.is_open() or budget.left_s() <= 0:
+            return None
+        best, snapshot = self.incumbent.trial, self.trials.snapshot()
+        n_soup_images = self.executor.n_soup_images(snapshot.done)
+        is_trained = best is not None and get_strategy(best.strategy).trains_network
+        budget.reserve_for(incumbent_is_trained=is_trained, n_soup_images=n_soup_images)
+        min_fit_s = len(self.executor.validation.folds) * budget.min_fit_s()
+        strategy = self.scheduler.choose(snapshot, budget.left_s(), min_fit_s)
+        start: Mapping[str, Any] = {}
+        if strategy is not None:
+            space = self.trials.spaces[strategy]
+            start = self.scheduler.start(strategy, snapshot, space, budget.left_s())
+        return self.trials.begin(strategy, start)
 
-    def _run_trial(self, claim: Claim) -> None:
+    def _run_trial(self, job: Job) -> None:
         """Run one trial; refit a probe that is the new incumbent; record the trial."""
-        self._emit(claim, "begun")
-        result = self.executor.run(claim, self._on_round)
+        self._emit(job, "begun")
+        result = self.executor.run(job, self._on_score)
         refitted = None
         if self.incumbent.is_beaten_by(result.record):
-            refitted = self.executor.refit(claim, result.record)
+            refitted = self.executor.refit(result.record)
         if refitted is not None:
             result = TrialResult(result.record, refitted)
-        finish = partial(self._finish, claim, result, refitted=refitted is not None)
-        with self.trials.heartbeat(claim):  # waiting for the lock and saving may take long
-            retry_if_lock_lost(finish)
-        self.executor.drop_checkpoints(claim)
+        self._finish(job, result, refitted=refitted is not None)
+        self.executor.drop_checkpoints(job)
 
-    def _finish(self, claim: Claim, result: TrialResult, *, refitted: bool) -> None:
+    def _finish(self, job: Job, result: TrialResult, *, refitted: bool) -> None:
         """Save the classifier if it is the best, then record the trial as finished, in this order.
 
         If the process is killed in between, the trial counts as complete later: its score is
         saved with the classifier.
         """
         record, classifier = result.record, result.classifier
-        with self.incumbent.locked():
-            is_best = self.incumbent.is_open() and self.incumbent.is_beaten_by(record)
-            if classifier is not None and is_best:
-                self.incumbent.replace(classifier, record, refitted=refitted, saved=result.saved)
-            self.trials.tell(claim, record)
-            done = self.trials.snapshot().done
-            self.executor.folder.write_trials(done)
-            if self.executor.soup_candidates:
-                self.executor.soup_candidates.drop_others(done)
-        self._emit(claim, "ended", accuracy=record.val_accuracy, reason=record.reason)
+        if record.pruned:
+            record = replace(record, reason=f"pruned: {self.trials.pruning.reason}")
+        if classifier is not None and self.incumbent.is_beaten_by(record):
+            self.incumbent.replace(classifier, record, refitted=refitted, saved=result.saved)
+        self.trials.tell(record)
+        done = self.trials.snapshot().done
+        self.executor.folder.write_trials(done)
+        if self.executor.soup_candidates:
+            self.executor.soup_candidates.drop_others(done)
+        self._emit(job, "ended", accuracy=record.val_accuracy, reason=record.reason)
 
-    def _on_round(self, claim: Claim, step: int, accuracy: Interval) -> None:
-        self._emit(claim, "round", step=step, accuracy=accuracy)
+    def _on_score(self, job: Job, score: Score) -> bool:
+        """Record a score of a running trial; return whether the trial is to be pruned."""
+        if score.accuracy is not None:
+            self._emit(job, "round", step=score.step, accuracy=score.accuracy)
+        return bool(score.values) and self.trials.report(job, score.values)
 
-    def _emit(self, claim: Claim, kind: Any, **facts: Any) -> None:
+    def _emit(self, job: Job, kind: Any, **facts: Any) -> None:
         left_s, best = self.executor.budget.left_s(), self.incumbent.trial
-        event = Event(kind, claim.number, claim.strategy, left_s, best=best, **facts)
+        event = Event(kind, job.number, job.strategy, left_s, best=best, **facts)
         accuracy = event.accuracy
         self.executor.folder.log_event(
             "trial " + kind,
             number=event.number,
             strategy=event.strategy,
-            owner=self.trials.owner,
             step=event.step,
             val_accuracy=None if accuracy is None else asdict(accuracy),
             reason=event.reason,

@@ -41,17 +41,6 @@ def tie_upper_bound(accuracy: float, prefer: Prefer) -> float:
 
 DeviceName = Annotated[str, Flag("auto, cpu, cuda, cuda:N or mps.", is_local=True)]
 CacheDir = Annotated[Path | None, Flag("Folder of the feature cache.", is_local=True)]
-StorageUrl = Annotated[
-    str | None,
-    Flag("Database of the trials, for workers on other machines: postgresql://USER@HOST/DB."),
-]
-ArtifactStore = Annotated[
-    str | None,
-    Flag(
-        "Artifact store for machines without access to the run folder: a folder or "
-        "s3://BUCKET/PREFIX."
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -149,21 +138,10 @@ class RunOptions:
     ----------
     time_s, max_trials
         Limits: seconds for everything (measuring, tuning, evaluating, saving), and trials.
-    storage
-        SQLAlchemy URL of a database that other machines can reach; None: a file in the run
-        directory.
-    heartbeat_s
-        After six missed heartbeats a worker is presumed dead, and another process continues its
-        trial.
     control
         Whether the best trial is compared with a control without pretrained weights.
     soup
         Whether the weights of the best training runs are averaged at the end.
-    devices
-        "all" GPUs of this machine, or device names with commas between them; None: one process,
-        on the device of the options.
-    artifacts
-        A folder or ``s3://BUCKET/PREFIX``, for machines that cannot access the run directory.
     ddp
         Number of data-parallel processes of a training run. Each has its own GPU, or all share
         the CPU (to try it out).
@@ -176,11 +154,6 @@ class RunOptions:
     max_trials: Annotated[
         int | None, Flag("Maximum number of trials.", name="--trials", min=1)
     ] = None
-    storage: StorageUrl = field(default=None, repr=False)  # it may hold a password
-    heartbeat_s: Annotated[
-        int,
-        Flag("Seconds between two heartbeats of a worker process.", name="--heartbeat", min=1),
-    ] = 10
     control: Annotated[
         bool,
         Flag("Use a tenth of the time for a random-init control, to measure the transfer gain."),
@@ -192,11 +165,6 @@ class RunOptions:
             "better on validation."
         ),
     ] = True
-    devices: Annotated[
-        str | None,
-        Flag("Start a worker process on each of these devices: all, or e.g. cuda:0,cuda:2."),
-    ] = None
-    artifacts: ArtifactStore = None
     ddp: Annotated[
         int, Flag("Data-parallel processes per training run, each on its own GPU.", min=1)
     ] = 1
@@ -207,25 +175,3 @@ class RunOptions:
 
 
 RUN_DEFAULTS = RunOptions()
-
-
-@dataclass(frozen=True)
-class WorkerOptions:
-    """Options of ``tl-auto worker``; None: as in the run.
-
-    Attributes
-    ----------
-    storage, artifacts
-        Database and artifact store, as reached from this machine.
-    """
-
-    device: Annotated[str | None, Flag("cpu, cuda:N or mps; default: as in the run.")] = None
-    storage: StorageUrl = field(default=None, repr=False)
-    artifacts: ArtifactStore = None
-    data: Annotated[
-        Path | None, Flag("Path of the dataset on this machine; default: as in the run.")
-    ] = None
-    cache_dir: CacheDir = None
-
-
-WORKER_DEFAULTS = WorkerOptions()

@@ -46,7 +46,7 @@ def test_python_refuses_the_values_that_the_command_line_refuses(
 def test_run_options_are_checked_too() -> None:
     with pytest.raises(TransferError, match="--trials must be at least 1, got 0"):
         RunOptions(max_trials=0)
-    assert RunOptions(max_trials=1, heartbeat_s=1).max_trials == 1
+    assert RunOptions(max_trials=1, ddp=1).max_trials == 1
 
 
 def test_only_options_that_differ_from_their_defaults_are_printed() -> None:
