@@ -37,7 +37,15 @@ NOTHING_LEFT = ("unbeatable", "no_candidate")
 SECONDS = {"s": 1, "m": 60, "h": 3600}
 
 
-def measure(data: Path, limit: str, cache: Path | None, seed: int, input_px: int | None) -> Row:
+def measure(
+    data: Path,
+    limit: str,
+    seed: int,
+    *,
+    code: Path,
+    cache: Path | None,
+    input_px: int | None,
+) -> Row:
     """Run ``tl-auto run`` once and return its row: seconds, limit, trials and best strategy.
 
     Parameters
@@ -50,14 +58,17 @@ def measure(data: Path, limit: str, cache: Path | None, seed: int, input_px: int
     limit_s = float(limit[:-1]) * SECONDS[limit[-1]]
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "run"
-        arguments = ["run", str(data), "--out", str(run), "--time", limit, "--seed", str(seed)]
+        folder = (cache or Path(name) / "cache").resolve()
+        arguments = ["run", str(data.resolve()), "--out", str(run), "--cache-dir", str(folder)]
+        arguments += ["--time", limit, "--seed", str(seed), "--quiet"]
         arguments += [] if input_px is None else ["--input-px", str(input_px)]
         begun, used_s = time.monotonic(), _children_s()
         done = subprocess.run(
-            [*COMMAND, *arguments, "--cache-dir", str(cache or Path(name) / "cache"), "--quiet"],
+            [*COMMAND, *arguments],
             capture_output=True,
             text=True,
             check=False,
+            cwd=code,  # Python looks there first
             env={**os.environ, "PYTHONPATH": str(code.resolve())},
         )
         took_s = time.monotonic() - begun
@@ -114,8 +125,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed, limit, name, code in cases:
         if (name, limit, seed, code.name) in known:
             continue
-        options = {"cache": given.cache_dir, "input_px": given.input_px}
-        row = measure(given.data / name, limit, seed, code=code, **options)
+        row = measure(
+            given.data / name,
+            limit,
+            seed,
+            code=code,
+            cache=given.cache_dir,
+            input_px=given.input_px,
+        )
         rows.append(row)
         append_row(given.out, row)
         print(json.dumps(row), flush=True)
