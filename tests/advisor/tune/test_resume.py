@@ -3,7 +3,7 @@
 import math
 import signal
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.search import SearchResult
 from advisor.tune.trials.study import Trials
 from advisor.types.outcome import TrialRecord
+from strategies.core.cache import ArrayCache
 from strategies.core.errors import StorageError
 from strategies.layer_svm import LayerSVM
 from strategies.models.classifier import ImageClassifier
+from strategies.models.features import extract_features
 from strategies.training.trainer import ROUNDS
 from tests.advisor.searching import Runner
 
@@ -175,7 +177,7 @@ def test_a_training_run_continues_from_the_round_after_its_checkpoint(
     run: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        kill_at(patch, Trials, "report", call=4, before=True)
+        kill_at(patch, Trials, "report", call=4, before=False)
         with pytest.raises(Killed):
             run(max_trials=1, only="partial_fine_tune")
     seen = [e.step for e in run.events if e.kind == "round"]
@@ -183,7 +185,7 @@ def test_a_training_run_continues_from_the_round_after_its_checkpoint(
     run.events.clear()
     found = run.resume(max_trials=1, only="partial_fine_tune")
     seen = [e.step for e in run.events if e.kind == "round"]
-    assert seen == list(range(4, ROUNDS + 1))
+    assert seen == list(range(5, ROUNDS + 1))
     assert [r.number for r in found.trials] == [0]
     values = run.study("partial_fine_tune").trials[-1].intermediate_values
     assert sorted(values) == list(range(1, ROUNDS + 1))
@@ -198,3 +200,20 @@ def test_a_run_that_may_have_read_the_test_split_tries_no_more_trials(run: Runne
         assert session.is_judging
         search.run()
     assert [r.number for r in search.result().trials] == [0]
+
+
+def test_a_waiting_trial_is_not_taken_for_the_first_classifier_on_measured_features(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(patch, Trials, "report", call=1, before=True)
+        with pytest.raises(Killed):
+            run(max_trials=1, only="partial_fine_tune")
+    some = replace(run.ctx, cache=ArrayCache(tmp_path / "some"))
+    few = [i for c in range(3) for i in run.dataset.fit_split if i.label == c]
+    extract_features(few[: len(few) - 1], run.backbone, some)
+    run.ctx = some
+    search = run.prepare(max_trials=2)
+    search.trials.requeue_dead(search.incumbent.trial)
+    search.fit_on_measured()
+    assert search.trials.snapshot().unfinished == ("partial_fine_tune",)
