@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test browser check bench docs clean
+.PHONY: demo test ray browser check bench docs clean
 
 demo: $(VENV)/.run
 	$(BIN)/tl-advise --demo
@@ -12,6 +12,10 @@ demo: $(VENV)/.run
 # One process a core; each computes with one thread.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --durations=20
+
+# Two nodes of a Ray cluster on this machine.
+ray: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray
 
 # axe-core looks for what hinders people; without npm its test is skipped and says so.
 browser: $(VENV)/.dev

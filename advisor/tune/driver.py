@@ -23,6 +23,7 @@ from advisor.tune.search import Search, SearchResult
 from advisor.tune.time_budget import MAX_CONTROL_SHARE, TimeBudget
 from advisor.tune.trials.executor import LocalExecutor
 from advisor.tune.trials.pruning import make_pruning
+from advisor.tune.trials.ray_executor import check_ray, storage_of, trial_executor
 from advisor.tune.trials.study import Trials
 from advisor.tune.trials.validation import Validation, make_validation, n_folds
 from advisor.types.advice import Advice
@@ -67,6 +68,7 @@ def auto(
     data = absolute(Path(data))
     settings = Settings(data, options, run)
     _note_unused_ddp(settings)
+    check_ray(run)
     folder = RunDir.create(Path(out))
     with folder.locked():
         folder.begin(settings_record(settings))
@@ -121,7 +123,11 @@ def run_session(
     check_split(folder, prepared.dataset)
     advice = _load_or_make_advice(folder, prepared, run)
     search = make_search(folder, settings, prepared, advice, session.deadline_s, on_event)
-    with search.executor.interrupt.handle_sigint():
+    with (
+        search.executor.interrupt.handle_sigint(),
+        trial_executor(search.executor, run) as executor,
+    ):
+        search = replace(search, trial_executor=executor)
         search.trials.requeue_dead(search.incumbent.trial)
         if not session.is_judging:  # test may have been read already: no trial may follow
             folder.set_phase("searching", ends_at)
@@ -132,9 +138,7 @@ def run_session(
         folder.write_trials(outcome.trials)
         folder.write("outcome.json", outcome_record(outcome))
         write_run_reports(outcome, closing.draft.gallery, prepared.ctx.n_workers)
-        folder.clear_checkpoints()
-        if search.executor.soup_candidates:
-            search.executor.soup_candidates.clear()
+        executor.clear()
         folder.set_phase("done", ends_at)
         folder.log_event("done", seconds=outcome.seconds)
     return outcome
@@ -239,6 +243,7 @@ def make_search(
     n_test = (1 + run.control) * len(dataset.test or ())
     control_s = run.control * CONTROL_SHARE * run.time_s
     budget = TimeBudget(deadline_s, n_test, len(dataset.val), by_px, control_s, REPORT_S)
+    shared = RunDir(storage_of(folder, run.storage_path)) if run.uses_ray else folder
     executor = LocalExecutor(
         prepared.backbone,
         prepared.ctx.with_deadline(None),
@@ -246,9 +251,9 @@ def make_search(
         validation,
         budget,
         Interrupt(),
-        SoupCandidates(folder, len(validation.folds)) if run.soup else None,
+        SoupCandidates(shared, len(validation.folds)) if run.soup else None,
     )
-    return Search(trials, scheduler, executor, Incumbent(folder, scheduler), on_event)
+    return Search(trials, scheduler, executor, executor, Incumbent(folder, scheduler), on_event)
 
 
 def _load_or_make_validation(

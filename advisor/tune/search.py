@@ -1,13 +1,14 @@
 """Search loop: choose a trial, have it carried out, record it, keep the best classifier."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from advisor.tune.incumbent import Incumbent
 from advisor.tune.scheduler import Scheduler
 from advisor.tune.trials.executor import LocalExecutor
-from advisor.tune.trials.job import Job, Score, TrialResult
+from advisor.tune.trials.job import Executor, Job, Score, TrialResult
 from advisor.tune.trials.study import Trials
 from advisor.types.events import Event, OnEvent
 from advisor.types.outcome import Ended, TrialRecord
@@ -38,6 +39,11 @@ class Search:
 
     Attributes
     ----------
+    executor
+        The executor in this process. It holds dataset, backbone and time budget, and fits what
+        is no trial.
+    trial_executor
+        Where trials run: `executor`, or another one.
     on_event
         Called at every event of a trial.
     """
@@ -45,8 +51,10 @@ class Search:
     trials: Trials
     scheduler: Scheduler
     executor: LocalExecutor
+    trial_executor: Executor
     incumbent: Incumbent
     on_event: OnEvent
+    _running: dict[Future[TrialResult], Job] = field(default_factory=dict)
 
     def run(self, *, stop_at_first: bool = False) -> None:
         """Run trials and keep the best classifier, until nothing is left to try.
@@ -54,7 +62,8 @@ class Search:
         Parameters
         ----------
         stop_at_first
-            Whether to stop as soon as there is a first classifier.
+            Whether to return as soon as there is a first classifier. Trials may still be running
+            then; the next call waits for them.
 
         Raises
         ------
@@ -68,11 +77,12 @@ class Search:
                 f"{self.executor.dataset.root} has no class with three images, so there are no "
                 "validation images to select on. Add images, or give a folder of them with --val."
             )
-        while not (self.is_interrupted or (stop_at_first and self.incumbent.trial)):
-            job = self._next_job()
-            if job is None:
+        while not (stop_at_first and self.incumbent.trial):
+            self._submit_trials()
+            if not self._running:
                 break
-            self._run_trial(job)
+            for future in self.trial_executor.wait(self._running):
+                self._end_trial(self._running.pop(future), future.result())
 
     def fit_on_measured(self) -> None:
         """Make a baseline on the features that the advice measured the first classifier.
@@ -142,17 +152,24 @@ class Search:
             start = self.scheduler.start(strategy, snapshot, space, budget.left_s())
         return self.trials.begin(strategy, start)
 
-    def _run_trial(self, job: Job) -> None:
-        """Run one trial; refit a probe that is the new incumbent; record the trial."""
-        self._emit(job, "begun")
-        result = self.executor.run(job, self._on_score)
+    def _submit_trials(self) -> None:
+        """Begin as many trials as the executor can run now."""
+        while len(self._running) < self.trial_executor.capacity and not self.is_interrupted:
+            job = self._next_job()
+            if job is None:
+                return
+            self._emit(job, "begun")
+            self._running[self.trial_executor.submit(job, self._on_score)] = job
+
+    def _end_trial(self, job: Job, result: TrialResult) -> None:
+        """Refit a probe that is the new incumbent; record the trial."""
         refitted = None
         if self.incumbent.is_beaten_by(result.record):
-            refitted = self.executor.refit(result.record)
+            refitted = self.trial_executor.refit(result.record)
         if refitted is not None:
             result = TrialResult(result.record, refitted)
         self._finish(job, result, refitted=refitted is not None)
-        self.executor.drop_checkpoints(job)
+        self.trial_executor.forget(job)
 
     def _finish(self, job: Job, result: TrialResult, *, refitted: bool) -> None:
         """Save the classifier if it is the best, then record the trial as finished, in this order.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from advisor.types.flags import Flag, check_values
+from strategies.core.errors import TransferError
 from strategies.core.limits import MAX_IMAGES, MAX_QUARANTINE
 from strategies.core.progress import OnNote, OnProgress, ignore_note
 
@@ -142,6 +143,14 @@ class RunOptions:
         Whether the best trial is compared with a control without pretrained weights.
     soup
         Whether the weights of the best training runs are averaged at the end.
+    ray
+        Whether trials run on Ray, started on this machine.
+    ray_address
+        Address of a Ray cluster that trials run on.
+    gpus
+        Most GPUs that Ray uses at a time; None: all.
+    storage_path
+        Folder that the driver and all nodes of a cluster see; None: the run folder.
     ddp
         Number of data-parallel processes of a training run. Each has its own GPU, or all share
         the CPU (to try it out).
@@ -165,13 +174,46 @@ class RunOptions:
             "better on validation."
         ),
     ] = True
+    ray: Annotated[
+        bool, Flag("Run trials in parallel on this machine's GPUs, with Ray.", name="--ray")
+    ] = False
+    ray_address: Annotated[
+        str | None, Flag("Run trials on the Ray cluster at this address: HOST:6379, or auto.")
+    ] = None
+    gpus: Annotated[int | None, Flag("Most GPUs that Ray uses; default: all.", min=1)] = None
+    storage_path: Annotated[
+        Path | None,
+        Flag(
+            "Folder that this process and all nodes of the Ray cluster see, for checkpoints; "
+            "default: the run folder."
+        ),
+    ] = None
     ddp: Annotated[
         int, Flag("Data-parallel processes per training run, each on its own GPU.", min=1)
     ] = 1
 
     def __post_init__(self) -> None:
-        """Check bounds."""
+        """Check bounds, and that no option is without effect."""
         check_values(self)
+        for name in ("gpus", "storage_path"):
+            if getattr(self, name) is not None and not self.uses_ray:
+                flag = "--" + name.replace("_", "-")
+                raise TransferError(f"{flag} has an effect only with --ray or --ray-address.")
+        if self.uses_ray and self.ddp > 1:
+            raise TransferError(
+                "--ddp and Ray were both given. GPUs can train data-parallel (--ddp) or run a "
+                "trial each (--ray). Give only one of them."
+            )
+        if self.ray and self.ray_address is not None:
+            raise TransferError(
+                "--ray and --ray-address were both given. Give --ray for this machine, or "
+                "--ray-address for a cluster."
+            )
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether trials run on Ray."""
+        return self.ray or self.ray_address is not None
 
 
 RUN_DEFAULTS = RunOptions()

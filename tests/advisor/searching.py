@@ -76,7 +76,7 @@ class Runner:
             SoupCandidates(self.folder, self.n_folds) if self.soup else None,
         )
         incumbent = Incumbent(self.folder, scheduler)
-        return Search(trials, scheduler, executor, incumbent, self.events.append)
+        return Search(trials, scheduler, executor, executor, incumbent, self.events.append)
 
     def __call__(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
         search = self.prepare(max_trials, only)

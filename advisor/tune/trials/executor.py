@@ -1,7 +1,8 @@
 """Executor: fit and score trials one after the other in this process."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from advisor.tune.interventions import BACKBONE, backbone_of, hyperparameters_of
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.time_budget import TimeBudget
-from advisor.tune.trials.job import Job, OnScore, Score, TrialResult
+from advisor.tune.trials.job import Executor, Job, OnScore, Score, TrialResult
 from advisor.tune.trials.validation import Validation
 from advisor.types.outcome import TrialRecord
 from strategies.core.activation_store import ActivationStore
@@ -30,8 +31,8 @@ from strategies.training.trainer import ROUNDS
 
 
 @dataclass(frozen=True)
-class LocalExecutor:
-    """Fits and scores trials in this process. It decides nothing and owns no results.
+class LocalExecutor(Executor):
+    """Fits and scores trials in this process, one after the other.
 
     Attributes
     ----------
@@ -99,6 +100,21 @@ class LocalExecutor:
         )
         return TrialResult(record, classifier)
 
+    @property
+    def capacity(self) -> int:
+        """One trial at a time."""
+        return 1
+
+    def submit(self, job: Job, on_score: OnScore) -> Future[TrialResult]:
+        """Run a trial to its end; return its result as a future that is done."""
+        future: Future[TrialResult] = Future()
+        future.set_result(self.run(job, on_score))
+        return future
+
+    def wait(self, futures: Collection[Future[TrialResult]]) -> list[Future[TrialResult]]:
+        """Return all futures: they are done."""
+        return list(futures)
+
     def run(self, job: Job, on_score: OnScore) -> TrialResult:
         """Run one trial to its end: it gets a score, or a reason why it has none.
 
@@ -162,10 +178,16 @@ class LocalExecutor:
         pool = self.soup_candidates
         return 0 if pool is None else pool.n_reserved(done, self.validation)
 
-    def drop_checkpoints(self, job: Job) -> None:
+    def forget(self, job: Job) -> None:
         """Delete the checkpoints of a trial that has ended."""
         for number in range(len(self.validation.folds)):
             self.folder.drop_checkpoint(job.number, number)
+
+    def clear(self) -> None:
+        """Delete the checkpoints and soup candidates of all trials, after the run."""
+        self.folder.clear_checkpoints()
+        if self.soup_candidates:
+            self.soup_candidates.clear()
 
     def _fit(self, job: Job, on_score: OnScore) -> tuple[ImageClassifier, Interval]:
         strategy = get_strategy(job.strategy).from_hyperparameters(job.hyperparameters)

@@ -1,6 +1,8 @@
-"""What driver and executor pass to each other: jobs, scores while they run, and results."""
+"""Executor of trials, and what driver and executor pass to each other: jobs, scores, results."""
 
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,3 +74,42 @@ class TrialResult:
     record: TrialRecord
     classifier: ImageClassifier | None = None
     saved: Path | None = None
+
+
+class Executor(ABC):
+    """Carries out trials. It decides nothing, and owns no study, scheduler, incumbent or clock."""
+
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """Number of trials that can run at a time now."""
+
+    @abstractmethod
+    def submit(self, job: Job, on_score: OnScore) -> Future[TrialResult]:
+        """Begin a trial; return the future of its result.
+
+        Parameters
+        ----------
+        on_score
+            Called in this thread, here or in `wait`.
+        """
+
+    @abstractmethod
+    def wait(self, futures: Collection[Future[TrialResult]]) -> list[Future[TrialResult]]:
+        """Wait until at least one of some trials has ended; return all that have ended."""
+
+    @abstractmethod
+    def refit(self, record: TrialRecord) -> ImageClassifier | None:
+        """Fit a scored trial that was not forgotten again on train and validation together.
+
+        None if it trains a network, which needs validation images, if there is no time, or if it
+        fails.
+        """
+
+    @abstractmethod
+    def forget(self, job: Job) -> None:
+        """Delete what a trial that has ended needed."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Delete what all trials needed, after the run."""
