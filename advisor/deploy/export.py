@@ -8,7 +8,7 @@ from advisor.tune.run_dir.directory import RunDir
 from strategies.core.atomic_files import write_text
 from strategies.core.errors import NotApplicable, StorageError, unknown_name
 from strategies.models.classifier import ImageClassifier
-from strategies.models.export import FORMATS, export
+from strategies.models.formats.export import FORMATS, export
 
 HUB = "hf"
 

@@ -118,9 +118,7 @@ def complete(
         return Recipe.of(replace(draft, steps=steps))
     features, flip_asymmetry = probe.features, None
     if draft.hflip is None:
-        flip_asymmetry = measure_flip_asymmetry(
-            dataset.train, backbone, ctx, any_size=features.any_size
-        )
+        flip_asymmetry = measure_flip_asymmetry(dataset.train, backbone, ctx)
     found = fine_tune_defaults(
         TrainMeasurements(
             n_train=len(dataset.train),

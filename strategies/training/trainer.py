@@ -298,7 +298,7 @@ class _TrainingLoop:
             folded, sync = FoldedNorms(self.norms or {}), self.dp_group.sync_batch_norm()
             with self.training_ctx.autocast(), FastDepthwiseGradient(), folded, sync:
                 features = self.network.body(images[part]).float()
-                scores = self.network.head(features)
+                scores = self.network.scores(features)
             loss = nn.functional.cross_entropy(
                 scores.float(),
                 targets[part],

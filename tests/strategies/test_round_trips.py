@@ -25,7 +25,7 @@ from strategies.core.errors import NotApplicable
 from strategies.data.dataset import Dataset, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import ImageClassifier
-from strategies.models.export import export
+from strategies.models.formats.export import export
 from strategies.registry import STRATEGIES
 from tests.conftest import SHARED, write_folder
 

@@ -12,8 +12,8 @@ from strategies.core.errors import NotApplicable, StorageError
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier, make_network
-from strategies.models.export import export
 from strategies.models.features import batches, to_input
+from strategies.models.formats.export import export
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
