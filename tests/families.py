@@ -53,7 +53,7 @@ FAMILIES = {
         arguments={"embed_dim": 24, "depths": (2, 2, 2, 2), "num_heads": (1, 2, 4, 8)},
     ),
     "levit": Family("levit_128s", "batch", sizes=(224,), source_classes=0),
-    "efficientvit": Family("efficientvit_m0", "batch", source_classes=0),
+    "efficientvit": Family("efficientvit_m0", "batch"),
     "siglip": Family(
         VIT,
         "layer",

@@ -70,18 +70,19 @@ class EvaluationCrop:
         wide, high = max(round(image.width / ratio), 1), max(round(image.height / ratio), 1)
         colour = [round(255 * value) for value in self.fill]
         canvas = np.full((self.px, self.px, 3), colour, dtype=np.uint8)
-        left, top = round((wide - self.px) / 2), round((high - self.px) / 2)
-        x0, y0, x1, y1 = (
-            max(left, 0),
-            max(top, 0),
-            min(left + self.px, wide),
-            min(top + self.px, high),
-        )
+        left, top = self._first(wide), self._first(high)
+        x0, x1 = max(left, 0), min(left + self.px, wide)
+        y0, y1 = max(top, 0), min(top + self.px, high)
         across, down = image.width / wide, image.height / high
         box = (x0 * across, y0 * down, x1 * across, y1 * down)
         resized = image.resize((x1 - x0, y1 - y0), _method(self.interpolation), box=box)
         canvas[y0 - top : y1 - top, x0 - left : x1 - left] = np.asarray(resized)
         return canvas
+
+    def _first(self, side: int) -> int:
+        """Return the first pixel of a resized side that the crop shows; negative with a border."""
+        surplus = side - self.px
+        return round(surplus / 2) if surplus >= 0 else -(-surplus // 2)
 
 
 def centre_box(width: int, height: int, px: int, crop_pct: float) -> Box:

@@ -244,7 +244,8 @@ def _compute(
             batch = images[done : done + len(pixels)]
             with ctx.autocast():
                 pooled = body.activations(to_input(pixels, backbone, ctx.device))
-            parts = [*pooled, *(moments[name] for name, _ in layout.channels)]
+            measured = (moments[name] for name, _ in layout.channels)
+            parts = [*pooled, *(_by_image(found, len(batch)) for found in measured)]
             matrix = torch.cat([p.float() for p in parts], dim=1).cpu().numpy()
             new_rows = {image.digest: row for image, row in zip(batch, matrix, strict=True)}
             batch_ms.append(1000 * (time.perf_counter() - start) / len(batch))
@@ -275,6 +276,15 @@ def _rounding_error(
     exact = body.activations(batch)
     errors = [float((r - e).norm() / e.norm()) for r, e in zip(rounded, exact, strict=True)]
     return np.array([max(errors) if np.isfinite(errors).all() else np.inf], dtype=np.float32)
+
+
+def _by_image(moments: Tensor, n: int) -> Tensor:
+    """Return the moments of every image, (n, d), given those of every window, (n * windows, d).
+
+    EfficientViT-M normalises the windows of a map one by one; those of one image follow each
+    other.
+    """
+    return moments if len(moments) == n else moments.unflatten(0, (n, -1)).mean(1)
 
 
 @contextlib.contextmanager
