@@ -34,6 +34,8 @@ Weights = Literal["pretrained", "random"]
 SIZE_STEP, SMALLEST_PX = 32, 64
 SMALLER_SHARES = 5 / 7, 3 / 7
 """Step between input sizes (the stride of most networks), and the smallest size of a search."""
+NOT_STATED = "not stated"
+"""Licence of weights whose configuration states none."""
 
 
 @dataclass(frozen=True)
@@ -254,7 +256,7 @@ def _inspect_timm(name: str, input_px: int | None) -> Backbone:
     return Backbone(
         name=name,
         source="timm",
-        licence=str(config.get("license") or "not stated"),
+        licence=str(config.get("license") or NOT_STATED),
         weights="pretrained",
         digest=pretrained.digest(name),
         input_px=px,

@@ -284,7 +284,7 @@ def _by_image(moments: Tensor, n: int) -> Tensor:
     EfficientViT-M normalises the windows of a map one by one; those of one image follow each
     other.
     """
-    return moments if len(moments) == n else moments.unflatten(0, (n, -1)).mean(1)
+    return moments if len(moments) == n else moments.reshape(n, -1, moments.shape[1]).mean(1)
 
 
 @contextlib.contextmanager
@@ -355,7 +355,7 @@ def to_input(pixels: Pixels, backbone: Backbone, device: torch.device) -> Tensor
 
 
 def _read_head(flat: Rows, backbone: Backbone) -> SourceHead | None:
-    if len(flat) == 1:
+    if len(flat) == 1 or not backbone.capabilities.source_classes:
         return None
     n_classes = len(flat) // (backbone.depths[-1].channels + 1)
     weight, bias = np.split(flat, [len(flat) - n_classes])

@@ -205,13 +205,23 @@ def imagenet_1k_names() -> tuple[str, ...]:
 
 
 def save_folder(
-    net: nn.Module, folder: Path, classes: Sequence[str], preprocessing: dict[str, Any]
+    net: nn.Module,
+    folder: Path,
+    classes: Sequence[str],
+    preprocessing: dict[str, Any],
+    licence: str | None,
 ) -> None:
-    """Write a network of timm so that ``create_model("local-dir:...")`` reads it."""
+    """Write a network of timm so that ``create_model("local-dir:...")`` reads it.
+
+    Parameters
+    ----------
+    licence
+        Licence of the weights. None: not stated.
+    """
     timm_module("timm.models").save_for_hf(
         net,
         str(folder),
-        model_config={"label_names": list(classes)},
+        model_config={"label_names": list(classes), "pretrained_cfg": {"license": licence}},
         safe_serialization=True,
         data_config=preprocessing,
     )

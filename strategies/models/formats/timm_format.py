@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from strategies.core.errors import NotApplicable, StorageError
 from strategies.models.architectures import timm_zoo
-from strategies.models.backbone import Backbone, timm_network
+from strategies.models.backbone import NOT_STATED, Backbone, timm_network
 from strategies.models.classifier import ImageClassifier
 
 TOLERANCE = 1e-4
@@ -50,7 +50,8 @@ def save_for_timm(
         "crop_mode": backbone.crop_mode,
         "interpolation": backbone.interpolation,
     }
-    timm_zoo.save_folder(net, folder, classes, preprocessing)
+    licence = None if backbone.licence == NOT_STATED else backbone.licence
+    timm_zoo.save_folder(net, folder, classes, preprocessing, licence)
 
 
 def as_timm_model(classifier: ImageClassifier) -> nn.Module:

@@ -98,7 +98,7 @@ def test_timm_loads_an_exported_folder_and_gives_the_same_probabilities(
     name: str,
     px: int,
 ) -> None:
-    backbone = replace(load_random(name, input_px=px), crop_mode="squash")
+    backbone = replace(load_random(name, input_px=px), crop_mode="squash", licence="mit")
     classifier = _classifier(backbone, (backbone.n_depths,))
     export(classifier, tmp_path / "mine", "timm")
 
@@ -117,6 +117,7 @@ def test_timm_loads_an_exported_folder_and_gives_the_same_probabilities(
     assert data["crop_pct"] == backbone.crop_pct
     assert data["crop_mode"] == "squash"
     assert data["interpolation"] == backbone.interpolation
+    assert net.pretrained_cfg["license"] == "mit"
     assert net.pretrained_cfg["label_names"] == ["a", "b", "Ω"]
 
 
