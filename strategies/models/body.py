@@ -52,7 +52,7 @@ def depth_modules(net: nn.Module) -> list[str]:
     Raises
     ------
     BackboneError
-        If the architecture has no feature levels.
+        If the architecture has no feature levels, or modules of other names.
     """
     info = getattr(net, "feature_info", None)
     if not info or not hasattr(net, "forward_intermediates"):
@@ -60,7 +60,14 @@ def depth_modules(net: nn.Module) -> list[str]:
             f"{type(net).__name__} has no feature levels in timm (feature_info and "
             "forward_intermediates), so it cannot be cut into depths. Choose another backbone."
         )
-    return [level["module"] for level in getattr(info, "info", info)]
+    names = [str(level["module"]) for level in getattr(info, "info", info)]
+    missing = sorted(set(names) - {name for name, _ in net.named_modules()})
+    if missing:
+        raise BackboneError(
+            f"{type(net).__name__} has no modules {', '.join(missing)}, which timm lists as its "
+            "feature levels, so it cannot be cut into depths. Choose another backbone."
+        )
+    return names
 
 
 def source_head(net: nn.Module, width: int) -> nn.Linear | None:
@@ -149,17 +156,14 @@ class Body(nn.Module):
             images,
             indices=self.levels,
             norm=True,
-            return_prefix_tokens=True,
+            return_prefix_tokens=self.has_class_token,
             intermediates_only=only,
         )
 
     def _levels(self, found: Sequence[Any]) -> list[Level]:
         """Split what timm returns into maps and class tokens."""
         pairs = [level if isinstance(level, tuple | list) else (level, None) for level in found]
-        return [
-            Level(maps, prefix[:, 0] if self.has_class_token and prefix is not None else None)
-            for maps, prefix in pairs
-        ]
+        return [Level(maps, prefix if prefix is None else prefix[:, 0]) for maps, prefix in pairs]
 
     def activations(self, images: Tensor) -> list[Tensor]:
         """Return the pooled activations, one tensor (n, width) per selected depth."""

@@ -273,6 +273,13 @@ def test_an_architecture_without_feature_levels_is_refused() -> None:
         depth_modules(torch.nn.Linear(2, 2))
 
 
+def test_feature_levels_whose_modules_do_not_exist_are_refused(
+    load_random: Callable[..., Backbone],
+) -> None:
+    with pytest.raises(BackboneError, match=r"has no modules block\.0.*Choose another"):
+        load_random("twins_pcpvt_small", input_px=None)
+
+
 def test_parameters_and_flops_of_the_default_backbone_are_correct(backbone: Backbone) -> None:
     shares = [d.flops_share for d in backbone.depths]
 
