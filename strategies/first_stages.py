@@ -10,6 +10,7 @@ from strategies.base import GainPrior
 from strategies.data.dataset import Dataset
 from strategies.fine_tuning import FineTuning
 from strategies.models.backbone import Backbone
+from strategies.training.defaults import NetworkFacts
 from strategies.training.recipe import SMOOTHED, RecipeDraft
 
 
@@ -46,10 +47,10 @@ class FirstStages(FineTuning):
         last = IntDistribution(1, backbone.n_depths - 1)
         return {"last_trained_stage": last, **super().search_space(dataset, backbone)}
 
-    def resolved(self, n_train: int, n_depths: int) -> RecipeDraft:
+    def resolved(self, n_train: int, network: NetworkFacts) -> RecipeDraft:
         """Return the recipe with a third of the depths trained, unless a number is set."""
-        draft, last = super().resolved(n_train, n_depths), self.recipe.last_trained_stage
-        third = max(1, n_depths // 3)
+        draft, last = super().resolved(n_train, network), self.recipe.last_trained_stage
+        third = max(1, network.n_depths // 3)
         return replace(draft, last_trained_stage=third if last is None else last)
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
@@ -57,4 +58,4 @@ class FirstStages(FineTuning):
         k = self.recipe.last_trained_stage
         if k is not None and not 1 <= k < backbone.n_depths:
             return f"last_trained_stage must be in 1..{backbone.n_depths - 1}, got {k}"
-        return None
+        return super().inapplicable(dataset, backbone)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from strategies.core.errors import BackboneError, unknown_name
 from strategies.models.architectures import timm_zoo
+from strategies.models.architectures.anatomy import Architecture, architecture_of, n_layers
 from strategies.models.architectures.efficientnet_lite import SCALES, EfficientNetLite, FlopCounter
 from strategies.models.architectures.weight_names import timm_key
 from strategies.models.body import Body, depth_modules
@@ -51,6 +52,8 @@ class Backbone:
         Depth numbers in this program count from 1.
     digest
         SHA-256 of the weights; part of the cache key.
+    n_layers
+        Layers below the head (`anatomy.n_layers`); 0 for a convolutional network.
     """
 
     name: str
@@ -66,6 +69,8 @@ class Backbone:
     depths: tuple[Depth, ...]
     params_m: float
     gmacs: float
+    architecture: Architecture = "convolutional"
+    n_layers: int = 0
 
     @property
     def n_depths(self) -> int:
@@ -159,6 +164,7 @@ def _inspect(name: str, input_px: int | None) -> Backbone:
     net = _create(name, "pretrained", input_px).eval().requires_grad_(False)
     config: dict[str, Any] = getattr(net, "pretrained_cfg", {}) or {}
     px = input_px or int(config.get("input_size", (3, 224, 224))[1])
+    kind = architecture_of(net)
     return Backbone(
         name=name,
         source=f"package {entry.package}" if entry else "timm",
@@ -171,6 +177,8 @@ def _inspect(name: str, input_px: int | None) -> Backbone:
         interpolation=str(config.get("interpolation", "bicubic")),
         crop_pct=entry.crop_pct if entry else float(config.get("crop_pct") or 0.875),
         params_m=sum(p.numel() for p in net.parameters()) / 1e6,
+        architecture=kind,
+        n_layers=0 if kind == "convolutional" else n_layers(net),
         **_measure_depths(name, net, px),
     )
 
