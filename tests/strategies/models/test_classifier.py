@@ -119,6 +119,19 @@ def test_a_loaded_classifier_predicts_as_the_saved_one(
         assert getattr(loaded, name) == getattr(classifier, name)
 
 
+def test_a_record_of_an_earlier_release_without_the_architecture_is_loaded(
+    backbone: Backbone, tmp_path: Path
+) -> None:
+    _classifier(backbone).save(tmp_path / "saved")
+    file = tmp_path / "saved" / RECORD_FILE
+    record = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("architecture", "n_layers"):
+        del record["backbone"][name]
+    file.write_text(json.dumps(record), encoding="utf-8")
+
+    assert ImageClassifier.load(tmp_path / "saved").backbone == backbone
+
+
 def test_a_transformer_is_saved_and_loaded(
     load_random: Callable[..., Backbone], paths: list[Path], tmp_path: Path
 ) -> None:
