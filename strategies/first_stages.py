@@ -14,6 +14,10 @@ from strategies.training.defaults import NetworkFacts
 from strategies.training.recipe import SMOOTHED, RecipeDraft
 
 
+DRAFT = replace(SMOOTHED, layer_lr_decay=1.0)
+"""A learning rate that decays towards the input would leave the first stages as they are."""
+
+
 @final
 @dataclass(frozen=True)
 class FirstStages(FineTuning):
@@ -28,7 +32,7 @@ class FirstStages(FineTuning):
         As for full fine-tuning. `last_trained_stage` is a third of the depths if it is open.
     """
 
-    recipe: RecipeDraft = SMOOTHED
+    recipe: RecipeDraft = DRAFT
 
     name: ClassVar[str] = "first_stages"
     title: ClassVar[str] = "First stages"
@@ -40,6 +44,7 @@ class FirstStages(FineTuning):
     """Between the linear probe and full fine-tuning; no published table has it with new classes,
     so it is wide."""
     tunable: ClassVar[tuple[str, ...]] = ("last_trained_stage", *FineTuning.tunable)
+    tunable_by_layer: ClassVar[tuple[str, ...]] = ("drop_path",)
 
     @classmethod
     def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:

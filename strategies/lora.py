@@ -27,9 +27,9 @@ DRAFT = RecipeDraft(
     weight_decay=0.0,
     lora_rank=8,
 )
-"""Rank, and learning rate for these few weights, of parameter-efficient tuning of vision
-transformers on VTAB-1k. The matrices start at a change of zero and get few steps: weight decay
-would only pull them back."""
+"""This learning rate was better than 1e-2 on 16 of the 20 datasets of the VTAB-1k tables
+(`Lora.fallback_gain`); no rank of 1, 8, 16 and 32 was best on more than six. The matrices start at
+a change of zero and get few steps: weight decay would only pull them back."""
 ALPHA_PER_RANK = 2.0
 """Scale of the change: alpha is 16 at rank 8, and grows with the rank."""
 MISSING = "it needs the package peft, which is not installed. Run: pip install 'tl-advisor[lora]'"

@@ -21,7 +21,8 @@ LR, LR_BY_LAYER = 3e-3, 1e-3
 These few parameters need a larger learning rate than whole layers. The first was chosen from 1e-3,
 3e-3, 6e-3 and 1e-2 on held-out train images of eurosat, dtd10 and weather4 (20 images per class,
 one seed). Half the steps lost 0.5 and 1.3 points on two of them, and save half of the time. The
-second is that of parameter-efficient tuning of vision transformers on VTAB-1k."""
+second was better than 1e-2 for LayerNorm tuning of a ViT-B/16 on 14 of the 20 datasets of the
+VTAB-1k tables (`fallback_gain`)."""
 
 
 @final

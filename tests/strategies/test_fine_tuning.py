@@ -17,7 +17,8 @@ from strategies.norm_tune import NormTune
 from strategies.partial_fine_tune import PartialFineTune
 from strategies.training.defaults import TrainMeasurements
 
-WHOLE_LAYERS = (FullFineTune, PartialFineTune, FirstStages)
+DECAYED = (FullFineTune, PartialFineTune)
+WHOLE_LAYERS = (*DECAYED, FirstStages)
 TRAINED: tuple[type[Strategy], ...] = (*WHOLE_LAYERS, NormTune, FromScratch)
 MEASURED = TrainMeasurements(100, 7, 160, 100, 0.8, 0.15, None)
 """Measurements for a convolutional network."""
@@ -47,10 +48,14 @@ def test_layer_decay_and_drop_path_are_searched_for_transformers_only(
 ) -> None:
     of_vit = kind.search_space(small_dataset, vit)
     of_cnn = kind.search_space(small_dataset, backbone)
-    assert of_vit.keys() - of_cnn.keys() == {"layer_lr_decay", "drop_path"}
+    decayed = {"layer_lr_decay"} if kind in DECAYED else set()
+    assert of_vit.keys() - of_cnn.keys() == {"drop_path", *decayed}
     assert of_vit["lr"] == FloatDistribution(1e-6, 5e-4, log=True)
-    assert of_vit["layer_lr_decay"] == FloatDistribution(0.6, 1.0)
     assert of_cnn["lr"] == FloatDistribution(3e-5, 3e-3, log=True)
+
+
+def test_the_first_stages_of_a_transformer_are_trained_at_the_full_learning_rate() -> None:
+    assert FirstStages.starting_point(OF_TRANSFORMER).recipe.layer_lr_decay == 1.0
 
 
 @pytest.mark.parametrize("kind", TRAINED)
