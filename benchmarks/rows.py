@@ -5,21 +5,37 @@ import types
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
 
 from advisor.decide.candidates import Candidate, DecisionInputs
 from advisor.types.profile import Pilot, Profile
+from strategies.models.catalogue import DEFAULT_BACKBONE
 from strategies.registry import get_strategy
 
 HERE = Path(__file__).resolve().parent
 RESULTS, EVIDENCE = HERE / "results.jsonl", HERE / "evidence.jsonl"
 
 Row = dict[str, Any]
-Case = tuple[str, int, int, int]
-"""Dataset, images per class, seed, input size in px."""
+
+
+class Case(NamedTuple):
+    """A drawn dataset, and the network and input size that it was measured with."""
+
+    dataset: str
+    n_per_class: int
+    seed: int
+    input_px: int
+    backbone: str = DEFAULT_BACKBONE
+
+    @property
+    def draw(self) -> tuple[str, int, int, str]:
+        """The case without its input size."""
+        return self.dataset, self.n_per_class, self.seed, self.backbone
+
+
 SUITE_PX = (224, 160, 96)
 """Input sizes of the suite."""
 T = TypeVar("T")
@@ -27,7 +43,8 @@ T = TypeVar("T")
 
 def case_of(row: Row) -> Case:
     """Return the case that a row belongs to."""
-    return row["set"], row["n_per_class"], row["seed"], row["input_px"]
+    backbone = row.get("backbone", DEFAULT_BACKBONE)  # older rows were all made with it
+    return Case(row["set"], row["n_per_class"], row["seed"], row["input_px"], backbone)
 
 
 def pack_hits(hits: NDArray[np.bool_]) -> str:

@@ -13,7 +13,6 @@ from strategies.models.backbone import Backbone
 from strategies.training.defaults import NetworkFacts
 from strategies.training.recipe import SMOOTHED, RecipeDraft
 
-
 DRAFT = replace(SMOOTHED, layer_lr_decay=1.0)
 """A learning rate that decays towards the input would leave the first stages as they are."""
 

@@ -8,6 +8,7 @@ from advisor.report.to_json import versions
 from advisor.report.words import (
     backbone_used,
     break_even_words,
+    final_fit_words,
     headline,
     metric_name,
     no_cases_words,
@@ -154,8 +155,8 @@ def _results(outcome: Outcome) -> list[str]:
     soup = soup_words(outcome)
     if soup is not None:
         lines.append(soup)
-    if outcome.refitted:
-        lines.append("Refitted on train and validation together.")
+    if (words := final_fit_words(outcome)) is not None:
+        lines.append(f"Final fit: {words}.")
     return lines
 
 
