@@ -101,6 +101,8 @@ def measure(
         passes_per_trained_image=training.passes_per_image,
         domain_shift=None if features.moments is None else domain_shift(features.moments),
         flip_asymmetry=measure_flip_asymmetry(images, backbone, ctx),
+        family=backbone.family,
+        n_layers=backbone.n_layers,
     )
     return profile, evidence
 

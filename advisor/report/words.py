@@ -8,6 +8,7 @@ from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS, Advice, Finding, Tr
 from advisor.types.durations import duration, time_limit
 from advisor.types.outcome import Ended, Outcome, TransferGain, TransferVerdict
 from advisor.types.similarity import DomainSimilarity
+from strategies.registry import STRATEGIES
 
 ENDED: Mapping[Ended, str] = {
     "time": "time budget used up",
@@ -30,9 +31,9 @@ _MAIN = ("strength", "depth", "views", "frozen_stages", "lr", "steps")
 
 
 def title(strategy: str) -> str:
-    """Return the display name of a strategy: ``"Linear probe"``."""
-    words = strategy.replace("_", " ").replace("fine tune", "fine-tune").capitalize()
-    return re.sub(r"tune\b", "tuning", words).replace("svm", "SVM")
+    """Return the title of a strategy, ``"Linear probe"``; its name if it is of another release."""
+    known = STRATEGIES.get(strategy)
+    return known.title if known else strategy.replace("_", " ").capitalize()
 
 
 def metric_name(name: str) -> str:

@@ -176,6 +176,12 @@ def flop_counter() -> Any:
     return timm_module("torch.utils.flop_counter").FlopCounterMode(display=False)
 
 
+def drop_path(rate: float) -> nn.Module:
+    """Return timm's layer that drops residual branches of random images in training."""
+    layer: nn.Module = timm_module("timm.layers").DropPath(rate)
+    return layer
+
+
 def is_listed(name: str) -> bool:
     """Whether timm has a network of this name, given with or without a tag of weights."""
     return bool(timm_module().is_model(name.split(".")[0]))
