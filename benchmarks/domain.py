@@ -6,29 +6,30 @@ Expected: one Markdown section for every number, as in README-domain.md.
 """
 
 import argparse
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 from fit_domain import rows_of
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
-from shared_datasets import DESCRIPTIONS, FAR, NEAR, classes_of, imagenet_halves, images_of
+from shared_datasets import DESCRIPTIONS, FAR, NEAR, imagenet_halves, images_of
 from sklearn.metrics import roc_auc_score
 
 from advisor.decide.quadrant import SIMILAR_FROM
-from advisor.similarity.bn_shift import SourceMoments, balanced, layer_shifts
-from advisor.similarity.calibration import Calibration, calibrations
-from advisor.similarity.domain_similarity import (
-    measure_similarity,
+from advisor.similarity.bn_shift import (
+    SourceMoments,
+    balanced,
+    layer_shifts,
     shift_intervals,
     small_sample_factor,
 )
+from advisor.similarity.calibration import Calibration, calibration
+from advisor.similarity.domain_similarity import measure_similarity
 from advisor.similarity.kernel_distance import (
     bootstrap_kernel_distance,
     cubic_kernels,
@@ -38,16 +39,18 @@ from advisor.similarity.kernel_distance import (
 )
 from advisor.similarity.reference import Reference, shipped_reference
 from advisor.similarity.source_head import predict
+from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext, make_context
 from strategies.core.metrics import Labels
 from strategies.data.dataset import LabelledImage, labels_of
 from strategies.heads.cross_validation import cross_validate, fold_numbers
-from strategies.models import features as module
 from strategies.models.backbone import Backbone, load_backbone
+from strategies.models.domain_shift import SHIFT_IMAGES, SHIFT_PX, measure_moments
 from strategies.models.features import Features, extract_features
 
 Sample = tuple[Features, Labels]
 N_PROBED, N_VARIANTS = 200, 40
+RULER_IMAGES = (100, 300, 500)
 GREY = ("pacs_sketch", "neu_surface", "pneumonia_cxr", "fsdd_spec", "mnist5k", "omniglot_small1")
 
 
@@ -64,7 +67,7 @@ class Bench:
         if reference is None:
             raise SystemExit("The backbone has no reference: run benchmarks/make_reference.py.")
         self.reference: Reference = reference
-        self.scale: Calibration = calibrations()["bn_shift"]
+        self.scale: Calibration = calibration()
         self.known = reference.rows(self.backbone.input_px)
         source = reference.source(self.backbone.input_px)
         assert source is not None
@@ -322,68 +325,70 @@ def _changed(image: LabelledImage, what: str, folder: Path) -> LabelledImage:
     return LabelledImage(path, image.label, path.stem, image.width_px, image.height_px)
 
 
-def other_backbones(bench: Bench) -> None:
-    """Agreement of scores on other backbones with those of the calibrated one (at 128 px)."""
-    names = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
-    print("| dataset | " + " | ".join(names) + " |\n|---|---|---|---|")
-    table = []
-    for name in DESCRIPTIONS:
-        images = images_of(name, N_VARIANTS)
-        labels = labels_of(tuple(images))
-        row = []
-        for which in names:
-            backbone = load_backbone(which, input_px=128)
-            reference = shipped_reference(backbone)
-            assert reference is not None
-            features = extract_features(images, backbone, bench.ctx)
-            row.append(bench.scale.score(bench.shift(features, labels, reference.source(128))))
-        table.append(row)
-        print(f"| {name} | " + " | ".join(f"{v:.3f}" for v in row) + " |", flush=True)
-    for i, which in enumerate(names[1:], start=1):
-        size = np.abs(np.array(table)[:, i] - np.array(table)[:, 0])
-        print(f"{which}: differs by {size.mean():.3f} on average, {size.max():.3f} at most")
-
-
 def cost(bench: Bench) -> None:
-    """Cost of the similarity in addition to the forward pass over the images."""
-    n = 192
-    images = images_of("flowers5", n)
-    labels = labels_of(tuple(images))
-    body, layout = module._prepare(bench.backbone, bench.ctx)
-    pixels = list(module.batches([p.path for p in images], bench.backbone, 2))
-    print("| | s |\n|---|---|")
-    times: dict[bool, list[float]] = {True: [], False: []}
-    with torch.inference_mode(), bench.ctx.autocast():
-        for _ in range(2):
-            for watched in (False, True):
-                watch = module._watch(body.net, layout) if watched else contextlib.nullcontext()
-                start = time.process_time()
-                with watch:
-                    for batch in pixels:
-                        body.activations(module.to_input(batch, bench.backbone, bench.ctx.device))
-                times[watched].append(time.process_time() - start)
-    bare, watched_s = min(times[False]), min(times[True])
-    features = extract_features(images, bench.backbone, bench.ctx)
-    spent = []
-    for _ in range(2):
-        start = time.process_time()
-        measure_similarity(
-            features,
-            labels,
-            classes_of("flowers5"),
-            input_px=bench.backbone.input_px,
-            reference=bench.reference,
-            seed=0,
-        )
-        spent.append(time.process_time() - start)
-    print(f"| forward pass of {n} images | {bare:.2f} |")
-    print(f"| the same with BatchNorm moments | {watched_s:.2f} |")
-    print(f"| measure_similarity | {min(spent):.2f} |")
-    print(f"CPU seconds. Additional cost: {(watched_s + min(spent) - bare) / bare:.1%}")
+    """Cost of the similarity: a forward pass of its own, and the statistics."""
+    images = images_of("flowers5", 2 * SHIFT_IMAGES)
+    print("| forward pass | CPU s per image |\n|---|---|")
+    with TemporaryDirectory() as folder:
+        for px in (SHIFT_PX, 224):
+            ctx = replace(bench.ctx, cache=ArrayCache(Path(folder)))
+            start = time.process_time()
+            extract_features(images[:SHIFT_IMAGES], load_backbone(input_px=px), ctx)
+            seconds = (time.process_time() - start) / min(SHIFT_IMAGES, len(images))
+            print(f"| {px} px, decoding included | {seconds:.4f} |", flush=True)
+    sample = measure_moments(images, bench.ctx)
+    start = time.process_time()
+    measure_similarity(sample, 0)
+    print(f"\nmeasure_similarity: {time.process_time() - start:.2f} CPU s")
+
+
+def ruler_sizes(bench: Bench) -> None:
+    """Input size and number of images of the similarity: how well it separates datasets."""
+    print("| input | sd between datasets | sd within, n = 50 | ratio ", end="")
+    print("| AUC near/far, n = 10 |", *(f"half interval, n = {n} |" for n in RULER_IMAGES))
+    print("|" + "---|" * (5 + len(RULER_IMAGES)))
+    for px in (SHIFT_PX, 224):
+        backbone = load_backbone(input_px=px)
+        source = bench.reference.source(px)
+        found = {}
+        for name in DESCRIPTIONS:
+            images = images_of(name)
+            features = extract_features(images, backbone, bench.ctx)
+            found[name] = features, labels_of(tuple(images))
+        scores = {
+            (name, n): [
+                bench.scale.score(bench.shift(*drawn, source))
+                for drawn in bench.draws(sample, n, 30, n)
+            ]
+            for name, sample in found.items()
+            for n in (10, 50)
+        }
+        between = np.std([np.mean(scores[name, 50]) for name in found])
+        within = np.sqrt(np.mean([np.var(scores[name, 50]) for name in found]))
+        drawn = [(name in FAR, -s) for name in (*NEAR, *FAR) for s in scores[name, 10]]
+        area = roc_auc_score(*zip(*drawn, strict=True))
+        widths = [_half_width(bench, found, n, source) for n in RULER_IMAGES]
+        print(f"| {px} px | {between:.3f} | {within:.4f} | {between / within:.1f} ", end="")
+        print(f"| {area:.4f} |", *(f"{w:.4f} |" for w in widths), flush=True)
+
+
+def _half_width(
+    bench: Bench, samples: Mapping[str, Sample], n: int, source: SourceMoments | None
+) -> float:
+    """Return half the mean width of the similarity's 90% interval over the datasets."""
+    rng = np.random.default_rng(n)
+    widths = []
+    for sample in samples.values():
+        for features, labels in bench.draws(sample, n, 1, n):
+            assert features.moments is not None
+            shift, _ = shift_intervals(features.moments, labels, source, 0, rng)
+            score = bench.scale.interval(shift)
+            widths.append((score.high - score.low) / 2)
+    return float(np.mean(widths))
 
 
 _SECTIONS = (type_1_errors, sample_size, separation, coverage, transfer_correlation)
-LINES = dict(enumerate((*_SECTIONS, input_changes, cost, other_backbones), start=1))
+LINES = dict(enumerate((*_SECTIONS, input_changes, cost, ruler_sizes), start=1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

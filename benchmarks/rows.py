@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from advisor.decide.candidates import Candidate, DecisionInputs
 from advisor.types.profile import Pilot, Profile
+from advisor.types.similarity import IMAGENET
 from strategies.registry import get_strategy
 
 HERE = Path(__file__).resolve().parent
@@ -59,9 +60,10 @@ def inputs_record(inputs: DecisionInputs) -> Row:
     The names of similar source classes are left out.
     """
     profile = inputs.profile
-    if profile.similarity is not None and profile.similarity.evidence is not None:
-        head = replace(profile.similarity.evidence, nearest_source_classes=())
-        profile = replace(profile, similarity=replace(profile.similarity, evidence=head))
+    statistics = profile.backbone_statistics
+    if statistics is not None and statistics.head is not None:
+        head = replace(statistics.head, nearest_source_classes=())
+        profile = replace(profile, backbone_statistics=replace(statistics, head=head))
     candidates = {
         c.name: {
             "hyperparameters": c.strategy.hyperparameters(),
@@ -91,8 +93,25 @@ def _inputs_of(row: Row) -> DecisionInputs:
         for px in (own_px, *(s for s in SUITE_PX if s < own_px)):
             cost = about["image_passes"] * (px / own_px) ** 2
             candidates.append(Candidate(start.with_input_px(px), cost, about["inapplicable"]))
-    profile = _build(Profile, row["profile"])
+    profile = _build(Profile, _current(row["profile"]))
     return DecisionInputs(profile, tuple(candidates), _build(Pilot, row["pilot"]))
+
+
+def _current(profile: Row) -> Row:
+    """Return a recorded profile in today's form.
+
+    Rows until 2026-11-29 were measured on the embedded network. Their similarity holds the
+    statistics of the backbone, and is that of today if they were measured at 96 px.
+    """
+    similarity = profile["similarity"]
+    if "evidence" not in similarity:
+        return profile
+    return {
+        **profile,
+        "pretrained_on": IMAGENET,
+        "similarity": {**similarity, "n_images": min(profile["n_measured"], 1000)},
+        "backbone_statistics": {**similarity, "head": similarity["evidence"]},
+    }
 
 
 def _rounded(value: Any) -> Any:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from advisor.types.similarity import DomainSimilarity
+from advisor.types.similarity import BackboneStatistics, DomainSimilarity
 from strategies.core.metrics import FlipAsymmetry, Interval
 
 
@@ -162,8 +162,7 @@ class Profile:
     depth_names, flops_shares
         Name of every depth, and share of the FLOPs of a forward pass up to it.
     similarity
-        Domain similarity; None where it cannot be measured: with random weights, or with neither
-        BatchNorm nor a reference.
+        Domain similarity of the images, the same for every backbone.
     probes
         Softmax probes at the penultimate depth and on all depths, then SVMs at every depth and on
         all depths.
@@ -173,7 +172,7 @@ class Profile:
     majority_share
         Share of the most frequent class.
     n_measured
-        Number of images of train and validation that similarity and probes were measured on.
+        Number of images of train and validation that the probes were measured on.
     ms_per_image
         Measured time of one frozen forward pass in ms, including reading the image.
     random_probes
@@ -200,8 +199,14 @@ class Profile:
     passes_per_trained_image
         Measured cost of training on one image, in forward passes; None if not measured.
     domain_shift
-        Shift of the BatchNorm inputs in nats, with equal weights of all images and without
-        correction for their number. None without BatchNorm.
+        Domain shift of the images in nats, which training defaults depend on: that of the
+        similarity, but with equal weights of all images and without correction for their number.
+        None if not measured.
+    backbone_statistics
+        Statistics of the backbone's own layers and head; None with random weights.
+    pretrained_on
+        Datasets that the backbone was pretrained on, in timm's names ("in1k" is ImageNet-1k), or
+        what the user stated; None if it is not known.
     flip_asymmetry
         Whether images of a class differ from their flips in a common direction; None if it could
         not be measured.
@@ -218,7 +223,7 @@ class Profile:
     feature_width: int
     depth_names: tuple[str, ...]
     flops_shares: tuple[float, ...]
-    similarity: DomainSimilarity | None
+    similarity: DomainSimilarity
     probes: tuple[ProbeResult, ...]
     best_svm: ProbeResult
     majority_share: float
@@ -235,6 +240,8 @@ class Profile:
     passes_per_trained_image: float | None = None
     domain_shift: float | None = None
     flip_asymmetry: FlipAsymmetry | None = None
+    backbone_statistics: BackboneStatistics | None = None
+    pretrained_on: str | None = None
 
     @property
     def n_classes(self) -> int:

@@ -15,8 +15,8 @@ from strategies.heads.cross_validation import (
     temperature,
 )
 from strategies.models.backbone import Backbone
-from strategies.models.bn_statistics import domain_shift
 from strategies.models.classifier import make_network, scale_scores, set_head
+from strategies.models.domain_shift import domain_shift
 from strategies.models.features import Features, extract_features
 from strategies.models.flip_symmetry import measure_flip_asymmetry
 from strategies.models.network import Network
@@ -128,7 +128,7 @@ def complete(
             input_px=backbone.input_px,
             n_measured=len(dataset.train),
             probe_accuracy=probe.accuracy,
-            domain_shift=None if features.moments is None else domain_shift(features.moments),
+            domain_shift=domain_shift(dataset.train, ctx),
             flip_asymmetry=flip_asymmetry,
         )
     )

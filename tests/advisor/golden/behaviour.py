@@ -128,12 +128,12 @@ def in_full_precision(device: torch.device) -> torch.dtype:
 def advice_record(advice: Advice) -> Record:
     """Return all numbers of an advice except times, and its finding codes."""
     profile = advice.profile
-    similarity = profile.similarity
+    statistics = profile.backbone_statistics
     return {
         **decision_record(advice),
         "n": [profile.n, profile.n_train, profile.n_val, advice.n_test, profile.n_measured],
-        "similarity": None if similarity is None else _interval(similarity.score),
-        "shifts": [] if similarity is None else [x.mid for x in similarity.per_depth],
+        "similarity": _interval(profile.similarity.score),
+        "shifts": [] if statistics is None else [x and x.mid for x in statistics.per_depth],
         "probes": [[p.depth, p.accuracy.mid] for p in profile.probes],
         "random_probes": [[p.depth, p.accuracy.mid] for p in profile.random_probes],
         "layer_svm": [profile.best_svm.depth, profile.best_svm.accuracy.mid],

@@ -28,11 +28,11 @@ def printed(advice: Advice) -> str:
     "advice",
     [
         made_advice(full_profile(["ants", "bees"])),
-        made_advice(profile_of(similarity=None)),
+        made_advice(profile_of(backbone_statistics=None)),
         made_advice(profile_of(n_classes=136, similarity=0.01)),
         made_advice(profile_of(n_per_class=5000, similarity=0.5)),
     ],
-    ids=["full", "unknown domain", "many classes", "large"],
+    ids=["full", "random weights", "many classes", "large"],
 )
 def test_the_report_fits_80_columns_and_starts_with_the_recommendation(advice: Advice) -> None:
     lines = printed(advice).splitlines()
@@ -106,12 +106,6 @@ def test_the_map_puts_the_point_into_its_quadrant(
     assert (lines[row].index("●") < lines[middle].index("┼")) == left
     assert len({len(line) for line in lines[1:-2]}) == 1
     assert sum(line.count("full_fine_tune") for line in lines) == 2
-
-
-def test_an_unknown_similarity_is_drawn_as_a_column_of_question_marks() -> None:
-    lines = quadrant_map(made_advice(profile_of(similarity=None)))
-    assert not any("●" in line for line in lines)
-    assert sum("?" in line for line in lines) == 6
 
 
 def test_the_depth_profile_has_a_row_for_every_depth() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from strategies.models.bn_statistics import domain_shift
+from strategies.models.domain_shift import mean_shift
 from strategies.models.features import Moments
 
 
@@ -16,9 +16,9 @@ def moments(offset: float, spread: float = 1.0, n: int = 40) -> Moments:
 
 
 def test_images_with_pretraining_statistics_have_no_domain_shift() -> None:
-    assert domain_shift(moments(0.0)) == pytest.approx(0, abs=1e-6)
+    assert mean_shift(moments(0.0)) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("far", [(1.0, 1.0), (0.0, 3.0), (0.0, 0.2)])
 def test_another_mean_or_standard_deviation_is_a_domain_shift(far: tuple[float, float]) -> None:
-    assert domain_shift(moments(*far)) > domain_shift(moments(0.1)) > 0
+    assert mean_shift(moments(*far)) > mean_shift(moments(0.1)) > 0
