@@ -8,6 +8,7 @@ from advisor.report.to_json import versions
 from advisor.report.words import (
     DISPLAY,
     backbone_used,
+    baseline_words,
     break_even_words,
     headline,
     metric_name,
@@ -265,7 +266,7 @@ def _backbones(advice: Advice) -> tuple[str, ...]:
         )
         for b in advice.backbones
     ]
-    return ("## Backbones", _table(columns, rows))
+    return ("## Backbones", _table(columns, rows), escape(baseline_words(advice)))
 
 
 def _finding(finding: Finding) -> str:

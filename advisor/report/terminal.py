@@ -13,6 +13,7 @@ from advisor.report.to_json import versions
 from advisor.report.words import (
     DISPLAY,
     ENDED,
+    baseline_words,
     headline,
     metric_name,
     no_cases_words,
@@ -191,7 +192,7 @@ def _backbones(advice: Advice) -> RenderableType | None:
         gap = "" if b.behind_best is None else b.behind_best.points(unit="")
         cost = f"{b.ms_per_image:.0f} ms"
         table.add_row(str(b.rank), Text(b.name), b.accuracy.percent(), gap, cost)
-    return table
+    return Group(table, Text(baseline_words(advice)))
 
 
 def _measured(advice: Advice) -> RenderableType:

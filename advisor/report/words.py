@@ -162,6 +162,16 @@ def similarity_words(similarity: DomainSimilarity) -> str:
     return f"similarity {s.mid:.2f} [{s.low:.2f}, {s.high:.2f}]" + (f"; {where}" if where else "")
 
 
+def baseline_words(advice: Advice) -> str:
+    """Say which order of the compared backbones the baseline gives, and what it lacks."""
+    by_size = sorted(advice.backbones, key=lambda b: b.size_rank)
+    listed = ", ".join(f"{b.name} ({b.params_m:.1f}M parameters)" for b in by_size)
+    return (
+        f"Baseline, the larger first: {listed}. Research finds it hard to beat. It usually ranks "
+        "by accuracy on ImageNet as well, which timm's package does not contain."
+    )
+
+
 def pretraining_words(profile: Profile) -> str | None:
     """Say what the backbone was pretrained on, if that is not ImageNet; None otherwise."""
     domain = profile.pretrained_on

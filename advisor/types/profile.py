@@ -113,6 +113,10 @@ class BackboneScore:
         Measured time of one frozen forward pass in ms, including reading the image.
     gmacs
         Multiply-accumulate operations of a forward pass at `input_px`, in billions.
+    params_m
+        Number of parameters in millions.
+    size_rank
+        Rank by number of parameters, 1 for the largest: a baseline that is hard to beat.
     """
 
     name: str
@@ -122,6 +126,8 @@ class BackboneScore:
     ms_per_image: float
     gmacs: float
     input_px: int
+    params_m: float
+    size_rank: int
 
 
 @dataclass(frozen=True)
