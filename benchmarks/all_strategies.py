@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from rows import HERE, Row, append_row, case_of, read_rows
+from rows import HERE, Case, Row, append_row, case_of, read_rows
 from run_suite import fit, subsample
 
 from strategies.core.allocator import keep_freed_memory
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     backbone = load_backbone(input_px=args.input_px)
     for seed in args.seeds:
         for name in args.sets:
-            case = (name, args.n_per_class, seed, args.input_px)
+            case = Case(name, args.n_per_class, seed, args.input_px)
             whole = load_dataset(args.data_root / name)
             drawn = subsample(whole, args.n_per_class, seed)
             for strategy in STRATEGIES:

@@ -170,7 +170,7 @@ def interpolated_weights(rows: list[Row], inputs: dict[Case, DecisionInputs]) ->
         if case in inputs:
             errors = 1 - inputs[case].profile.linear_probe.accuracy.mid
             size = int(np.digitize(inputs[case].profile.n_train * errors, (FEW, MANY)))
-            found[size][case[0]].append(gap)
+            found[size][case.dataset].append(gap)
     gaps = [gap for by_set in found for of_set in by_set.values() for gap in of_set]
     where = (f"fewer than {FEW}", f"{FEW} to {MANY}", f"more than {MANY}")
     details = [
@@ -204,8 +204,8 @@ def augmented_is_better(rows: list[Row]) -> ClaimResult:
         return lambda r: r["grid"] == {"depth": -1, "views": views}
 
     by_size: dict[int, list[float]] = defaultdict(list)
-    for (_, n, _, _), gap in pairs(rows, last_depth(6), last_depth(1)):
-        by_size[n].append(gap)
+    for case, gap in pairs(rows, last_depth(6), last_depth(1)):
+        by_size[case.n_per_class].append(gap)
     gaps = [gap for of_size in by_size.values() for gap in of_size]
     details = [
         f"{with_error(of_size)} with {n} images per class"

@@ -122,10 +122,10 @@ def _prior(rows: list[Row], inputs: Inputs) -> EvidencePriors:
     """Return the priors of the models' evidence, and of the random-init control."""
     probes = [case_of(r) for r in rows if r["strategy"] == PROBE]
     fits = [
-        (case, px)
-        for *draw, px in probes
+        (case, probe.input_px)
+        for probe in probes
         for case in inputs
-        if list(case[:3]) == draw and case[3] >= px
+        if case.draw == probe.draw and case.input_px >= probe.input_px
     ]
     known = [e for i in inputs.values() if (e := i.profile.transfer_gain) is not None]
     values = np.array([e.mid for e in known])
@@ -170,7 +170,7 @@ def _widths(fitted: Mapping[str, _Fitted]) -> list[list[float]]:
             abs(residual) / np.hypot(f.record["sd"], g.noise)
             for f in fitted.values()
             for g, residual in zip(f.gains, f.residuals, strict=True)
-            if g.case[1] == size
+            if g.case.n_per_class == size
         ]
         factor = float(np.quantile(deviations, COVERAGE)) / Z if deviations else 1.0
         found.append([size, round(factor, 3)])
@@ -195,7 +195,7 @@ def _shared(fitted: Mapping[str, _Fitted]) -> float:
 
 def _cost(gains: Sequence[ObservedGain], inputs: Inputs) -> dict[str, Any]:
     """Compare the seconds of fits with those predicted from measured rates (medians of logs)."""
-    octaves = np.array([np.log2(g.case[-1] / g.input_px) for g in gains])
+    octaves = np.array([np.log2(g.case.input_px / g.input_px) for g in gains])
     errors = np.array([np.log(g.seconds / _raw_seconds(g, inputs)) for g in gains])
     is_own = octaves == 0
     offset = float(np.median(errors[is_own])) if is_own.any() else 0.0
@@ -228,7 +228,7 @@ def _pilot(found: _Fitted, inputs: Inputs, strategy: str) -> dict[str, Any] | No
     cases = [
         (g, predicted, *pilot_gain(pilot, strategy))
         for g, predicted in zip(found.gains, found.left_out, strict=True)
-        if g.case[-1] == g.input_px and (pilot := inputs[g.case].pilot) is not None
+        if g.case.input_px == g.input_px and (pilot := inputs[g.case].pilot) is not None
     ]
     if not cases:
         return None
@@ -236,7 +236,7 @@ def _pilot(found: _Fitted, inputs: Inputs, strategy: str) -> dict[str, Any] | No
     spread = noise_free_sd(np.array(measured), np.array(noise), PRIOR_SD)
     weight = np.array([reliability(sd, spread) for sd in noise])
     x = np.column_stack([np.ones(len(cases)), predicted, measured])
-    y, datasets = np.array([g.gain for g in gains]), np.array([g.case[0] for g in gains])
+    y, datasets = np.array([g.gain for g in gains]), np.array([g.case.dataset for g in gains])
     residuals = np.empty_like(y)
     for name in np.unique(datasets):
         out = datasets == name

@@ -11,10 +11,10 @@ from vl_convert import vegalite_to_svg
 def freezing_when_few(rows: list[Row]) -> ClaimResult:
     """Check whether freezing the first two or three stages beats training all, at any size."""
     held, by_size = [], defaultdict(list)
-    for (_, n, _, _), by_stage in accuracy_by_frozen_stages(rows).items():
+    for case, by_stage in accuracy_by_frozen_stages(rows).items():
         gap = (by_stage[2] + by_stage[3]) / 2 - by_stage[0]
         held.append(gap > 0)
-        by_size[n].append(gap)
+        by_size[case.n_per_class].append(gap)
     details = [
         f"{with_error(gaps)} with {n} images per class" for n, gaps in sorted(by_size.items())
     ]
@@ -32,8 +32,8 @@ def freezing_by_size(rows: list[Row]) -> ClaimResult:
     """Check at how many images per class two or three frozen stages beat none."""
     none, by_size = fixed("full_fine_tune"), defaultdict(list)
     for frozen in (fixed("partial_fine_tune", frozen_stages=2), fixed("partial_fine_tune")):
-        for (name, n, _, _), gap in pairs(rows, frozen, none):
-            by_size[n].append((name, gap))
+        for case, gap in pairs(rows, frozen, none):
+            by_size[case.n_per_class].append((case.dataset, gap))
     held, details = [], []
     for n, gaps in sorted(by_size.items()):
         by_set: dict[str, list[float]] = defaultdict(list)
@@ -74,10 +74,10 @@ def accuracy_by_frozen_stages(rows: list[Row]) -> dict[Case, dict[int, float]]:
 def freezing_table(rows: list[Row]) -> str:
     """Return the gain of each number of frozen stages over none, by size, as Markdown."""
     gains: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for (_, n, _, _), by_stage in accuracy_by_frozen_stages(rows).items():
+    for case, by_stage in accuracy_by_frozen_stages(rows).items():
         for k, accuracy in by_stage.items():
             if k:
-                gains[n][k].append(accuracy - by_stage[0])
+                gains[case.n_per_class][k].append(accuracy - by_stage[0])
     stages = sorted({k for gained in gains.values() for k in gained})
     lines = [
         "| images per class (datasets), frozen stages: | " + " | ".join(map(str, stages)) + " |",
@@ -93,13 +93,13 @@ def plot(rows: list[Row]) -> str:
     """Draw accuracy over frozen stages as SVG, one panel per size; best points are filled."""
     values = [
         {
-            "set": name,
-            "images": n,
+            "set": case.dataset,
+            "images": case.n_per_class,
             "frozen": k,
             "accuracy": 100 * accuracy,
             "best": accuracy == max(by.values()),
         }
-        for (name, n, _, _), by in accuracy_by_frozen_stages(rows).items()
+        for case, by in accuracy_by_frozen_stages(rows).items()
         for k, accuracy in by.items()
     ]
     x: dict[str, object] = {"field": "frozen", "type": "quantitative", "title": "stages frozen"}

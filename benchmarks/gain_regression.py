@@ -115,18 +115,14 @@ def gains_of(
     for row in rows:
         if row["strategy"] != strategy or row["grid"] != (grid or {}):
             continue
-        *draw, px = case_of(row)
-        for case in _profiles_of(tuple(draw), inputs):
-            if case[-1] >= px:
+        own = case_of(row)
+        for case in (own._replace(input_px=px) for px in SUITE_PX if px >= own.input_px):
+            if case in inputs:
                 expected = _expected(inputs[case], prior)
                 gain, noise = log_odds_of(row) - expected.mean, _noise(row)
                 fit = (gain, noise, row["seconds"])
-                found.append(ObservedGain(strategy, case, px, expected, *fit))
+                found.append(ObservedGain(strategy, case, own.input_px, expected, *fit))
     return found
-
-
-def _profiles_of(draw: tuple[Any, ...], inputs: Inputs) -> list[Case]:
-    return [(*draw, px) for px in SUITE_PX if (*draw, px) in inputs]
 
 
 def _expected(inputs: DecisionInputs, prior: EvidencePriors) -> LogOdds:
@@ -174,7 +170,7 @@ def left_out_gains(
     strategy: str,
 ) -> Matrix:
     """Predict the gain of every case by a model fitted to the other datasets."""
-    datasets = np.array([g.case[0] for g in gains])
+    datasets = np.array([g.case.dataset for g in gains])
     x = evidence_matrix(gains, inputs, prior)
     predicted = np.zeros(len(gains))
     for name in np.unique(datasets):

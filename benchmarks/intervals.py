@@ -41,7 +41,7 @@ def intervals(advised: list[AdvisedCase]) -> str:
             score = 100 * (high - low + 2 / (1 - LEVEL) * outside)
             held = (outside == 0, 100 * (high - low), score)
             for strategy in (r.strategy, "all"):
-                for size in (j.case[1], 0):
+                for size in (j.case.n_per_class, 0):
                     found[strategy, size].append(held)
     sizes = sorted({size for _, size in found} - {0})
     heads = [*(f"{n} images per class" for n in sizes), "all sizes"]
@@ -72,9 +72,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     args = parser.parse_args(argv)
     advised = advise_all(read_rows(args.results), read_inputs(args.evidence))
-    for px in sorted({j.case[3] for j in advised}):
+    for px in sorted({j.case.input_px for j in advised}):
         print(f"Profiles at {px} px: coverage, median width in points, mean interval score\n")
-        print(intervals([j for j in advised if j.case[3] == px]))
+        print(intervals([j for j in advised if j.case.input_px == px]))
 
 
 if __name__ == "__main__":

@@ -92,18 +92,18 @@ def complete_cases(rows: list[Row], known: Mapping[Case, DecisionInputs]) -> Cas
     """
     found_rows: dict[Case, dict[Entry, Row]] = defaultdict(dict)
     for row in rows:
-        *draw, px = case_of(row)
-        for case in (c for c in known if list(c[:3]) == draw):
-            if case[3] == px or (case[3] > px and not row["grid"]):
+        own = case_of(row)
+        for case in (c for c in known if c.draw == own.draw):
+            if case == own or (case.input_px > own.input_px and not row["grid"]):
                 found_rows[case][entry_of(row)] = row
     cases = {
         case: found
         for case, found in found_rows.items()
-        if any(name in COMPARED and px == case[3] for name, _, px in found)
+        if any(name in COMPARED and px == case.input_px for name, _, px in found)
     }
     complete: dict[Case, dict[Entry, Row]] = {}
-    for size in sorted({case[3] for case in cases}):
-        alike = {case: found for case, found in cases.items() if case[3] == size}
+    for size in sorted({case.input_px for case in cases}):
+        alike = {case: found for case, found in cases.items() if case.input_px == size}
         entries = {e for found in alike.values() for e in found}
         least = MIN_COVERAGE * len(alike)
         wide = {e for e in entries if sum(e in c for c in alike.values()) >= least}
@@ -138,10 +138,10 @@ def advise_all(rows: list[Row], inputs: Mapping[Case, DecisionInputs]) -> list[A
     """Advise on every case with priors fitted without its dataset."""
     cases = complete_cases(rows, inputs)
     advised = []
-    for name in sorted({case[0] for case in cases}):
+    for name in sorted({case.dataset for case in cases}):
         priors = priors_from_record(fit([r for r in rows if r["set"] != name], inputs))
         for case, found in cases.items():
-            if case[0] == name:
+            if case.dataset == name:
                 own = benchmarked(inputs[case], found)
                 bare = replace(own, pilot=None)
                 value, runs = 100 * pilot_value(bare, priors), _runs_pilot(bare, priors)
@@ -161,8 +161,7 @@ def advise_all(rows: list[Row], inputs: Mapping[Case, DecisionInputs]) -> list[A
 
 
 def _seeds_of(case: Case, cases: Cases) -> list[Mapping[Entry, Row]]:
-    name, n, _, px = case
-    return [rows for (s, m, _, p), rows in cases.items() if (s, m, p) == (name, n, px)]
+    return [rows for other, rows in cases.items() if other._replace(seed=case.seed) == case]
 
 
 def _expected(case: Case, cases: Cases) -> dict[Entry, float]:

@@ -64,13 +64,13 @@ def policies(
             ]
     for entry in sorted(advised[0].rows):
         table[title_of(entry)] = [regret(j, entry) for j in advised]
-    by_rule = [(quadrant_of(j.inputs.profile).rule, DEFAULT, j.case[3]) for j in advised]
+    by_rule = [(quadrant_of(j.inputs.profile).rule, DEFAULT, j.case.input_px) for j in advised]
     table["rule of four quadrants"] = [
         regret(j, e) for j, e in zip(advised, by_rule, strict=True) if e in j.rows
     ]
     if all(j.case in logme for j in advised):
         table["linear head at the depth of best LogME"] = [
-            regret(j, (_by_logme(logme[j.case]), DEFAULT, j.case[3])) for j in advised
+            regret(j, (_by_logme(logme[j.case]), DEFAULT, j.case.input_px)) for j in advised
         ]
     table["random choice"] = [float(np.mean([regret(j, e) for e in j.rows])) for j in advised]
     return table
@@ -136,12 +136,12 @@ def time_ratios(advised: list[AdvisedCase]) -> dict[str, list[float]]:
 
 def report(advised: list[AdvisedCase], logme: Mapping[Case, list[float]]) -> str:
     """Return regret of all policies, and errors of all predictions, as Markdown tables."""
-    datasets = [j.case[0] for j in advised]
-    sizes = sorted({j.case[1] for j in advised})
+    datasets = [j.case.dataset for j in advised]
+    sizes = sorted({j.case.n_per_class for j in advised})
     entries = [f"{name} {given} {px} px" for name, given, px in sorted(advised[0].rows)]
     lines = [
         f"{len(advised)} cases: {len(set(datasets))} datasets, {sizes} images per class, "
-        f"seeds {sorted({j.case[2] for j in advised})}. Rows of each: {'; '.join(entries)}.",
+        f"seeds {sorted({j.case.seed for j in advised})}. Rows of each: {'; '.join(entries)}.",
         "",
         "| policy | mean regret in points | 90th percentile | mean regret by halves | "
         "seconds per fit |",
@@ -177,7 +177,7 @@ def against_best_fixed(advised: list[AdvisedCase], logme: Mapping[Case, list[flo
 
     That entry is the one with the lowest mean regret over all cases, known only in hindsight.
     """
-    datasets = [j.case[0] for j in advised]
+    datasets = [j.case.dataset for j in advised]
     table = policies(advised, logme)
     fixed = [title_of(e) for e in advised[0].rows if is_fixed(e)]
     best = min(fixed, key=lambda title: float(np.mean(table[title])))
@@ -195,8 +195,8 @@ def _share(pairs: np.ndarray) -> float:
 
 def by_size(advised: list[AdvisedCase], logme: Mapping[Case, list[float]]) -> str:
     """Return the mean regret of every policy by images per class."""
-    sizes = sorted({j.case[1] for j in advised})
-    counts = [sum(j.case[1] == n for j in advised) for n in sizes]
+    sizes = sorted({j.case.n_per_class for j in advised})
+    counts = [sum(j.case.n_per_class == n for j in advised) for n in sizes]
     heads = [
         f"{n} images per class ({count} cases)" for n, count in zip(sizes, counts, strict=True)
     ]
@@ -204,7 +204,7 @@ def by_size(advised: list[AdvisedCase], logme: Mapping[Case, list[float]]) -> st
     for name, values in policies(advised, logme).items():
         if len(values) == len(advised):
             at = zip(values, advised, strict=True)
-            found = [(v, j.case[1]) for v, j in at]
+            found = [(v, j.case.n_per_class) for v, j in at]
             means = [float(np.mean([v for v, n in found if n == size])) for size in sizes]
             lines.append(f"| {name} | {' | '.join(f'{m:.1f}' for m in means)} |")
     return "\n".join(lines) + "\n"
@@ -252,7 +252,7 @@ def by_budget(advised: list[AdvisedCase]) -> str:
     Regret is that against the best entry whose fit ended in time. The best fixed pair is known
     only in hindsight.
     """
-    datasets = [j.case[0] for j in advised]
+    datasets = [j.case.dataset for j in advised]
     lines = [
         "| time for the fit | advice: regret in points | best fixed pair | its regret | share |",
         "|---|---|---|---|---|",
@@ -303,7 +303,7 @@ def pilot_gain(advised: list[AdvisedCase]) -> str:
         for policy in ("advisor, accuracy", "advisor with pilot, accuracy")
     )
     gained = 100 * (np.array(after) - np.array(without))
-    datasets = [j.case[0] for j in found]
+    datasets = [j.case.dataset for j in found]
     measured = _format_interval(bootstrap(gained, datasets, lambda v: float(v.mean())), 2)
     predicted = float(np.mean([j.pilot_value for j in found]))
     runs = sum(j.runs_pilot for j in advised)
@@ -319,8 +319,8 @@ def cases_table(advised: list[AdvisedCase]) -> str:
         best = max(j.rows, key=lambda e: j.expected[e])
         taken = advised_entry(j.decisions[DEFAULT_POLICY].recommendations[0], j.rows)
         both = [f"{' '.join(map(str, e))}: {100 * j.expected[e]:.1f}" for e in (best, taken)]
-        name, n, seed, _ = j.case
-        cells = (name, str(n), str(seed), *both, f"{j.regret(taken):.1f}")
+        draw = (j.case.dataset, str(j.case.n_per_class), str(j.case.seed))
+        cells = (*draw, *both, f"{j.regret(taken):.1f}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -337,18 +337,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = {
         case: known
         for case, known in read_inputs(args.evidence).items()
-        if args.seeds is None or case[2] in args.seeds
+        if args.seeds is None or case.seed in args.seeds
     }
     advised = advise_all(read_rows(args.results), inputs)
-    n_datasets = len({j.case[0] for j in advised})
+    n_datasets = len({j.case.dataset for j in advised})
     if n_datasets <= MIN_CASES:
         raise SystemExit(
             f"There are complete cases of {n_datasets} datasets; leaving one out needs more than "
             f"{MIN_CASES}. Run benchmarks/run_suite.py on more datasets."
         )
-    for px in sorted({j.case[3] for j in advised}):
+    for px in sorted({j.case.input_px for j in advised}):
         print(f"Profiles at {px} px\n")
-        alike = [j for j in advised if j.case[3] == px]
+        alike = [j for j in advised if j.case.input_px == px]
         if args.budgets:
             print(by_budget(alike))
         else:

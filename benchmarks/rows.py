@@ -5,7 +5,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,14 +13,31 @@ from numpy.typing import NDArray
 from advisor.decide.candidates import Candidate, DecisionInputs
 from advisor.types.profile import Pilot, Profile
 from advisor.types.similarity import IMAGENET
+from strategies.models.catalogue import DEFAULT_BACKBONE
+from strategies.models.domain_shift import SHIFT_PX
 from strategies.registry import get_strategy
 
 HERE = Path(__file__).resolve().parent
 RESULTS, EVIDENCE = HERE / "results.jsonl", HERE / "evidence.jsonl"
 
 Row = dict[str, Any]
-Case = tuple[str, int, int, int]
-"""Dataset, images per class, seed, input size in px."""
+
+
+class Case(NamedTuple):
+    """A drawn dataset, and the network and input size that it was measured with."""
+
+    dataset: str
+    n_per_class: int
+    seed: int
+    input_px: int
+    backbone: str = DEFAULT_BACKBONE
+
+    @property
+    def draw(self) -> tuple[str, int, int, str]:
+        """The case without its input size."""
+        return self.dataset, self.n_per_class, self.seed, self.backbone
+
+
 SUITE_PX = (224, 160, 96)
 """Input sizes of the suite."""
 T = TypeVar("T")
@@ -28,7 +45,8 @@ T = TypeVar("T")
 
 def case_of(row: Row) -> Case:
     """Return the case that a row belongs to."""
-    return row["set"], row["n_per_class"], row["seed"], row["input_px"]
+    backbone = row.get("backbone", DEFAULT_BACKBONE)  # older rows were all made with it
+    return Case(row["set"], row["n_per_class"], row["seed"], row["input_px"], backbone)
 
 
 def pack_hits(hits: NDArray[np.bool_]) -> str:
@@ -77,11 +95,39 @@ def inputs_record(inputs: DecisionInputs) -> Row:
 
 
 def read_inputs(path: Path = EVIDENCE) -> dict[Case, DecisionInputs]:
-    """Return the inputs of the decision of every case; a later row replaces an earlier one."""
-    return {case_of(row): _inputs_of(row) for row in read_rows(path)}
+    """Return the inputs of the decision of every case; a later row replaces an earlier one.
+
+    Rows until 2026-11-29 hold the similarity by their own backbone. On another backbone than the
+    embedded one, that of the embedded backbone on the same images takes its place.
+    """
+    rows = read_rows(path)
+    similarities = {case_of(row): row["profile"]["similarity"] for row in rows}
+    found = {}
+    for row in rows:
+        case, profile = case_of(row), _current(row["profile"])
+        if profile is not row["profile"] and case.backbone != DEFAULT_BACKBONE:
+            similarity = _similarity(_of_embedded(case, similarities), profile["n_measured"])
+            profile = {**profile, "similarity": similarity, "domain_shift": None}
+        found[case] = _inputs_of(row, profile)
+    return found
 
 
-def _inputs_of(row: Row) -> DecisionInputs:
+def _of_embedded(case: Case, similarities: Mapping[Case, Row]) -> Row:
+    """Return the similarity by the embedded backbone: at its size if possible, or at the case's.
+
+    Raises
+    ------
+    ValueError
+        If neither was measured.
+    """
+    for px in (SHIFT_PX, case.input_px):
+        known = case._replace(backbone=DEFAULT_BACKBONE, input_px=px)
+        if known in similarities:
+            return similarities[known]
+    raise ValueError(f"{case} needs a row of {DEFAULT_BACKBONE} on the same images.")
+
+
+def _inputs_of(row: Row, profile: Row) -> DecisionInputs:
     """Return the inputs that a row records; the suite's smaller input sizes are added.
 
     A fit costs as many forward passes as before, each in proportion to the number of pixels.
@@ -93,15 +139,14 @@ def _inputs_of(row: Row) -> DecisionInputs:
         for px in (own_px, *(s for s in SUITE_PX if s < own_px)):
             cost = about["image_passes"] * (px / own_px) ** 2
             candidates.append(Candidate(start.with_input_px(px), cost, about["inapplicable"]))
-    profile = _build(Profile, _current(row["profile"]))
-    return DecisionInputs(profile, tuple(candidates), _build(Pilot, row["pilot"]))
+    pilot = _build(Pilot, row["pilot"])
+    return DecisionInputs(_build(Profile, profile), tuple(candidates), pilot)
 
 
 def _current(profile: Row) -> Row:
     """Return a recorded profile in today's form.
 
-    Rows until 2026-11-29 were measured on the embedded network. Their similarity holds the
-    statistics of the backbone, and is that of today if they were measured at 96 px.
+    In rows until 2026-11-29, the similarity holds the statistics of the backbone.
     """
     similarity = profile["similarity"]
     if "evidence" not in similarity:
@@ -109,9 +154,14 @@ def _current(profile: Row) -> Row:
     return {
         **profile,
         "pretrained_on": IMAGENET,
-        "similarity": {**similarity, "n_images": min(profile["n_measured"], 1000)},
+        "similarity": _similarity(similarity, profile["n_measured"]),
         "backbone_statistics": {**similarity, "head": similarity["evidence"]},
     }
+
+
+def _similarity(record: Row, n_measured: int) -> Row:
+    """Return a recorded similarity with its number of images, which older rows do not state."""
+    return {"n_images": min(n_measured, 1000), **record}
 
 
 def _rounded(value: Any) -> Any:

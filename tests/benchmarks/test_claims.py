@@ -78,7 +78,7 @@ def test_small_learning_rates_are_compared_with_large_ones(
 ) -> None:
     rows, inputs = [], {}
     for name, similarity, small in (("near", 0.9, 0.8), ("far", 0.1, 0.6), ("odd", 0.2, 0.75)):
-        case = (name, 20, 0, 96)
+        case = scripts["rows"].Case(name, 20, 0, 96)
         inputs[case] = inputs_of(similarity=similarity)
         for lr, accuracy in ((3e-4, small), (1e-3, 0.7)):
             rows.append(row(name, "full_fine_tune", {"lr": lr, "blend": 1.0}, accuracy))
@@ -99,7 +99,9 @@ def test_interpolated_weights_are_grouped_by_errors_of_the_probe(
         ("large rate", 500, 1e-3, 0.9, 0.9),
         ("no blend", 500, 3e-4, 1.0, 0.9),
     ):
-        inputs[name, 20, 0, 96] = inputs_of(n_per_class=n_per_class, linear=0.8)
+        inputs[scripts["rows"].Case(name, 20, 0, 96)] = inputs_of(
+            n_per_class=n_per_class, linear=0.8
+        )
         used = {"hyperparameters": {"lr": lr, "blend": blend}}
         rows.append(row(name, "full_fine_tune", {}, half) | used)
         rows.append(row(name, "full_fine_tune", {"lr": 3e-4, "blend": 1.0}, 0.7))

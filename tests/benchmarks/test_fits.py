@@ -47,7 +47,7 @@ def test_the_suite_adds_missing_rows(
     suite.main(given)
     assert [r["strategy"] for r in rows_in(out)] == ["linear_probe", "full_fine_tune"]
     (case,) = suite.read_inputs(evidence)
-    assert case == ("striped", 5, 0, 32)
+    assert case == load("rows").Case("striped", 5, 0, 32)
 
 
 def test_training_runs_are_recorded_and_averaged(

@@ -16,17 +16,23 @@ from tests.advisor.profiles import curve_of, inputs_of, pilot_of
 Row = dict[str, Any]
 
 
-def suite() -> tuple[list[Row], dict[Any, DecisionInputs]]:
+def suite(scripts: dict[str, ModuleType]) -> tuple[list[Row], dict[Any, DecisionInputs]]:
     """Return rows of sixteen datasets; fine-tuning gains more, the farther a dataset is."""
     rows: list[Row] = []
     inputs = {}
     for i in range(16):
         for n in (5, 20):
-            case = (f"set{i}", n, 0, 96)
+            case = scripts["rows"].Case(f"set{i}", n, 0, 96)
             probe = 0.9 - 0.025 * i
             given = {"n_per_class": n, "similarity": 1 - i / 16, "linear": probe, "svm": probe}
             inputs[case] = inputs_of(input_px=96, **given)
-            about = {"set": case[0], "n_per_class": n, "seed": 0, "input_px": 96, "n_test": 500}
+            about = {
+                "set": case.dataset,
+                "n_per_class": n,
+                "seed": 0,
+                "input_px": 96,
+                "n_test": 500,
+            }
             for strategy, grid, accuracy in (
                 ("linear_probe", {}, probe),
                 ("layer_svm", {}, probe),
@@ -68,7 +74,7 @@ def test_shipped_priors_have_known_strategies_and_errors() -> None:
 
 
 def test_weights_respect_their_bounds(scripts: dict[str, ModuleType]) -> None:
-    rows, inputs = suite()
+    rows, inputs = suite(scripts)
     for priors in (
         priors_from_record(scripts["fit_priors"].fit(rows, inputs)),
         load_priors(),
@@ -84,7 +90,7 @@ def test_weights_respect_their_bounds(scripts: dict[str, ModuleType]) -> None:
 def test_advice_fine_tunes_far_and_probes_near_datasets(
     scripts: dict[str, ModuleType],
 ) -> None:
-    advised = scripts["leave_one_dataset_out"].advise_all(*suite())
+    advised = scripts["leave_one_dataset_out"].advise_all(*suite(scripts))
     table = scripts["regret"].policies(advised, {})
     assert len(advised) == 32
     fixed = [sum(v) for name, v in table.items() if name.startswith("always")]
@@ -96,22 +102,22 @@ def test_advice_fine_tunes_far_and_probes_near_datasets(
 def test_regret_is_measured_against_means_over_seeds(
     scripts: dict[str, ModuleType],
 ) -> None:
-    rows, inputs = suite()
+    rows, inputs = suite(scripts)
     again = [row | {"seed": 1} for row in rows]
     lucky = {"set": "set0", "n_per_class": 5, "strategy": "full_fine_tune", "grid": {"lr": 1e-4}}
     for row, gained in ((r, s * 0.05) for s, group in ((1, rows), (-1, again)) for r in group):
         if lucky.items() <= row.items():
             row["accuracy"] += gained
-    inputs |= {(name, n, 1, px): p for (name, n, _, px), p in inputs.items()}
+    inputs |= {case._replace(seed=1): known for case, known in inputs.items()}
     both = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows + again, inputs)}
     one = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows, inputs)}
-    entry, case = ("linear_probe", "{}", 96), ("set0", 5, 0, 96)
+    entry, case = ("linear_probe", "{}", 96), scripts["rows"].Case("set0", 5, 0, 96)
     assert one[case].regret(entry) == pytest.approx(5.5)
     assert both[case].regret(entry) == pytest.approx(0.5)
 
 
 def test_a_case_with_few_test_images_has_little_weight(scripts: dict[str, ModuleType]) -> None:
-    rows, inputs = suite()
+    rows, inputs = suite(scripts)
     lines = {}
     for n_test in (500, 10):
         for row in rows:
@@ -127,7 +133,7 @@ def test_noisy_test_accuracies_increase_the_drift(
     scripts: dict[str, ModuleType],
 ) -> None:
     regression = scripts["gain_regression"]
-    rows, inputs = suite()
+    rows, inputs = suite(scripts)
     prior = scripts["fit_priors"]._prior(rows, inputs)
     drift = {}
     for n_test in (5000, 50):
@@ -143,7 +149,7 @@ def test_noisy_test_accuracies_increase_the_drift(
 def test_two_fits_with_the_same_hyperparameters_count_with_their_mean(
     scripts: dict[str, ModuleType],
 ) -> None:
-    rows, inputs = suite()
+    rows, inputs = suite(scripts)
     again = [
         row | {"grid": {"lr": 1e-3}, "accuracy": row["accuracy"] + 0.02, "hyperparameters": {}}
         for row in rows
@@ -162,7 +168,7 @@ def test_regret_is_given_as_a_share_of_the_best_fixed_entry(
     assert not regret.is_fixed(("full_fine_tune", '{"lr": 0.001}', 96))
     assert regret.is_fixed(("full_fine_tune", '{"blend": 1.0, "lr": 0.001}', 96))
     assert regret.is_fixed(("layer_svm", "{}", 96))
-    advised = scripts["leave_one_dataset_out"].advise_all(*suite())
+    advised = scripts["leave_one_dataset_out"].advise_all(*suite(scripts))
     best = "always linear_probe, default, 96 px"
     lost = {name: np.mean(v) for name, v in regret.policies(advised, {}).items()}
     lines = regret.against_best_fixed(advised, {}).splitlines()
@@ -172,15 +178,16 @@ def test_regret_is_given_as_a_share_of_the_best_fixed_entry(
 
 
 def test_the_dataset_under_test_is_left_out(scripts: dict[str, ModuleType]) -> None:
-    rows, inputs = suite()
+    rows, inputs = suite(scripts)
     for row in rows:
         if row["set"] == "set3" and row["strategy"] == "full_fine_tune":
             row["accuracy"] = 0.01
     after = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(rows, inputs)}
-    before = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(*suite())}
-    case = ("set3", 20, 0, 96)
+    before = {j.case: j for j in scripts["leave_one_dataset_out"].advise_all(*suite(scripts))}
+    case = scripts["rows"].Case("set3", 20, 0, 96)
     assert after[case].decisions == before[case].decisions
-    assert after[("set4", 20, 0, 96)].decisions != before[("set4", 20, 0, 96)].decisions
+    other = scripts["rows"].Case("set4", 20, 0, 96)
+    assert after[other].decisions != before[other].decisions
 
 
 def test_the_inputs_of_a_decision_are_read_as_they_were_written(
@@ -190,7 +197,7 @@ def test_the_inputs_of_a_decision_are_read_as_they_were_written(
     rows = scripts["rows"]
     about = {"set": "a", "n_per_class": 20, "seed": 0, "input_px": 96}
     rows.append_row(tmp_path / "e.jsonl", about | rows.inputs_record(full))
-    back = rows.read_inputs(tmp_path / "e.jsonl")["a", 20, 0, 96]
+    back = rows.read_inputs(tmp_path / "e.jsonl")[rows.Case("a", 20, 0, 96)]
     assert rows.inputs_record(back) == rows.inputs_record(full)
     assert type(back.profile.curve) is type(full.profile.curve)
     assert [c.name for c in back.full_size] == [c.name for c in full.candidates]

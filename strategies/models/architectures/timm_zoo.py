@@ -37,6 +37,12 @@ def create(name: str, *, pretrained: bool, input_px: int | None) -> nn.Module:
     return net
 
 
+def remove_head(net: nn.Module) -> None:
+    """Remove the classifier of pretraining classes from a network of timm."""
+    untyped: Any = net
+    untyped.reset_classifier(0)
+
+
 def _is_listed_fixed(name: str) -> bool:
     if name.startswith(("hf-hub:", LOCAL)):
         return False

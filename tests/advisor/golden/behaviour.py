@@ -24,6 +24,7 @@ from advisor.types.advice import Advice, Decision
 from advisor.types.options import Options, Prefer
 from advisor.types.outcome import TrialRecord
 from strategies.core import context
+from strategies.models.catalogue import DEFAULT_BACKBONE
 from tests.conftest import BENCHMARKS, write_folder
 
 HERE = Path(__file__).parent
@@ -52,7 +53,8 @@ def decisions() -> Iterator[tuple[str, Record]]:
         for prefer in PREFERENCES:
             ranked = recommend(known, priors, None, prefer).recommendations
             record[prefer] = [r.strategy for r in ranked]
-        yield " ".join(map(str, case)), record
+        is_embedded = case.backbone == DEFAULT_BACKBONE
+        yield " ".join(map(str, case[:-1] if is_embedded else case)), record
 
 
 def decision_record(decision: Decision | Advice) -> Record:

