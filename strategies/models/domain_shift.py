@@ -95,7 +95,7 @@ class ShiftSample:
 
 def shift_network() -> Backbone:
     """Return the embedded network at the input size of the domain shift."""
-    return load_backbone(DEFAULT_BACKBONE, input_px=SHIFT_PX)
+    return replace(load_backbone(DEFAULT_BACKBONE), input_px=SHIFT_PX)
 
 
 def measure_moments(images: Sequence[LabelledImage], ctx: RunContext) -> ShiftSample:
