@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     curve = fit(same, measured(backbone, reference, ctx))
     landmarks = {
         DESCRIPTIONS[name]: whole
-        for name, (whole, _) in measured(ruler, reference, ctx, draws=0).items()
+        for name, (whole, _) in measured(ruler, reference, ctx, 0).items()
     }
     record = {
         "calibration": curve
@@ -94,7 +94,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def measured(
     backbone: Backbone, reference: Reference, ctx: RunContext, draws: int = DRAWS // 2
 ) -> dict[str, tuple[float, float]]:
-    """Return the distance of every dataset, and its standard deviation over small samples."""
+    """Return the distance of every dataset, and its standard deviation over small samples.
+
+    Parameters
+    ----------
+    draws
+        Number of small samples; with 0, the standard deviations are 0.
+    """
     source = reference.source(backbone.input_px)
     assert source is not None
     rng = np.random.default_rng(2)
@@ -109,10 +115,10 @@ def measured(
         for _ in range(draws):
             rows = rng.permutation(len(labels))[:N_SCATTER]
             scattered.append(distance(rows_of(features, rows), labels[rows], source))
-        spread = float(np.std(scattered)) if scattered else float("nan")
-        found[name] = round(whole, 4), spread
+        found[name] = round(whole, 4), float(np.std(scattered)) if draws else 0.0
     for name in sorted(found, key=lambda name: found[name]):
-        print(f"  {name:18s} {found[name][0]:.4f}, sd at n = {N_SCATTER}: {found[name][1]:.4f}")
+        spread = f", sd at n = {N_SCATTER}: {found[name][1]:.4f}" if draws else ""
+        print(f"  {name:18s} {found[name][0]:.4f}{spread}")
     return found
 
 
