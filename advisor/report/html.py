@@ -25,6 +25,7 @@ from advisor.report.outcome_json import importance_record
 from advisor.report.to_json import versions
 from advisor.report.words import (
     baseline_words,
+    final_fit_words,
     limit_words,
     result,
     settings,
@@ -163,7 +164,7 @@ def _summary(advice: Advice, outcome: Outcome | None) -> dict[str, str]:
             "run_text": "",
         }
     caution = "" if void is None else f"Caution: {void.title}. First: {void.action} "
-    n_trials = Counter(t.strategy for t in outcome.trials)
+    n_trials, final = Counter(t.strategy for t in outcome.trials), final_fit_words(outcome)
     counts = ", ".join(f"{title(name)} {n}" for name, n in n_trials.most_common())
     return {
         "answer_strategy": outcome.best.strategy,
@@ -171,7 +172,7 @@ def _summary(advice: Advice, outcome: Outcome | None) -> dict[str, str]:
         "answer_text": f"{caution}Search time {duration(outcome.seconds)}. The advice was "
         f"{title(best.strategy)}, expected accuracy {best.accuracy.percent()}.",
         "run_text": f"{len(outcome.trials)} trials: {counts}. {soup_words(outcome) or ''} "
-        + ("The classifier was refitted on train and validation." if outcome.refitted else ""),
+        + ("" if final is None else f"The classifier was {final}."),
     }
 
 

@@ -10,6 +10,7 @@ from advisor.report.words import (
     backbone_used,
     baseline_words,
     break_even_words,
+    final_fit_words,
     headline,
     metric_name,
     no_cases_words,
@@ -159,8 +160,8 @@ def _results(outcome: Outcome) -> list[str]:
     soup = soup_words(outcome)
     if soup is not None:
         lines.append(soup)
-    if outcome.refitted:
-        lines.append("Refitted on train and validation together.")
+    if (words := final_fit_words(outcome)) is not None:
+        lines.append(f"Final fit: {words}.")
     return lines
 
 

@@ -14,6 +14,7 @@ from advisor.report.words import (
     DISPLAY,
     ENDED,
     baseline_words,
+    final_fit_words,
     headline,
     metric_name,
     no_cases_words,
@@ -84,8 +85,8 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         facts.add_row("transfer gain", transfer_words(outcome.transfer_gain))
     if outcome.soup is not None:
         facts.add_row("model soup", Text(soup_words(outcome) or ""))
-    if outcome.refitted:
-        facts.add_row("final fit", "refitted on train and validation together")
+    if (words := final_fit_words(outcome)) is not None:
+        facts.add_row("final fit", words)
     facts.add_row("run time", f"{duration(outcome.seconds)}, {len(outcome.trials)} trials")
     facts.add_row("search ended", ENDED[outcome.ended])
     failed = [t for t in outcome.trials if t.reason and not t.pruned]

@@ -96,6 +96,14 @@ def result(outcome: Outcome) -> str:
     return f"{winner(outcome)}: {test.accuracy.percent()} accuracy on {test.n:,} test {images}"
 
 
+def final_fit_words(outcome: Outcome) -> str | None:
+    """Describe what the best classifier was fitted to, if that is not just the train images."""
+    part, n_train = outcome.best.n_train, outcome.advice.profile.n_train
+    if part is not None:
+        return f"fitted to a part of the images ({part} of {n_train}), as time was too short"
+    return "refitted on train and validation together" if outcome.refitted else None
+
+
 def soup_words(outcome: Outcome) -> str | None:
     """Describe the model soup in a sentence; None where no soup was tried."""
     soup = outcome.soup

@@ -59,7 +59,10 @@ def tune(search: Search, advice: Advice, prepared: Prepared, *, wanted: bool) ->
         Whether a control is to be fitted.
     """
     folder, budget = search.executor.folder, search.executor.budget
+    if search.scheduler.max_trials is None:  # else a run must not depend on the time
+        search.fit_on_measured()
     search.run(stop_at_first=True)
+    search.fit_on_measured()
     draft = draft_report(folder, advice, prepared, budget.left_s())
     budget.observe_report(draft.seconds)
     control = None

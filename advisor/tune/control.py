@@ -22,6 +22,8 @@ from strategies.models.classifier import ImageClassifier, evaluate_probabilities
 from strategies.models.features import not_cached
 from strategies.registry import get_strategy, reference_control
 
+MIN_TEST_IMAGES = 30
+"""The best classifier is evaluated on this many test images even if the time is up."""
 MIN_CONTROL_IMAGES = 30
 """A control is not evaluated on fewer images: the interval of the gain would be too wide."""
 
@@ -62,10 +64,16 @@ def fit_control(
 
     Returns
     -------
-    None, with a note, if the best trial itself uses no pretrained weights, or if there was no
-    time for a single step.
+    None, with a note, if the best trial itself uses no pretrained weights, was fitted to a part
+    of the images, or if there was no time for a single step.
     """
     strategy, backbone = get_strategy(best.strategy), backbone_of(best.hyperparameters, backbone)
+    if best.n_train is not None:
+        ctx.reporter.on_note(
+            "There is no control without pretrained weights: the time was too short to train on "
+            "all images."
+        )
+        return None
     if strategy.role == "control":
         ctx.reporter.on_note(
             f"The best trial, {best.strategy}, uses no pretrained weights: there is no transfer "
@@ -107,21 +115,28 @@ def random_features_fit_in_time(
 
 
 def evaluate_with_control(
-    classifier: ImageClassifier, control: Control | None, test: Split, ctx: RunContext
+    classifier: ImageClassifier,
+    control: Control | None,
+    test: Split,
+    ctx: RunContext,
+    s_per_image: float,
 ) -> tuple[Evaluation, TransferGain | None]:
     """Evaluate a classifier on test, and its gain over the control on the same images.
 
     Parameters
     ----------
     ctx
-        Its deadline bounds the evaluation of the control. If there is no time for all images,
-        the control is evaluated on a random sample as large as there is time for, or not at all
-        if that has fewer than `MIN_CONTROL_IMAGES` images.
+        Its deadline bounds the evaluation. If there is no time for all images, the classifier is
+        evaluated on a random sample, of at least `MIN_TEST_IMAGES`, and the control on as many of
+        them as there is time for, or not at all if these are fewer than `MIN_CONTROL_IMAGES`.
+    s_per_image
+        Expected seconds to predict one image.
 
     Returns
     -------
     The gain is None if there is no control, or no time to evaluate it.
     """
+    test = _affordable_test(test, ctx, s_per_image)
     begun = time.monotonic()
     probabilities = _predict_proba(classifier, test, ctx)
     took_s = SAFETY_FACTOR * (time.monotonic() - begun)
@@ -139,11 +154,29 @@ def evaluate_with_control(
             f"The control without pretrained weights is evaluated on {n} of {len(test)} test "
             "images: there is no time for more."
         )
-    drawn = np.sort(np.random.default_rng(ctx.seed).permutation(len(test))[:n])
+    drawn = _drawn(len(test), n, ctx.seed)
     sample, labels = tuple(test[i] for i in drawn), labels_of(test)[drawn]
     hits = probabilities[drawn].argmax(axis=1) == labels
     control_hits = _predict_proba(control.classifier, sample, ctx).argmax(axis=1) == labels
     return found, transfer_gain(hits, control_hits, labels, classifier.classes, control.name)
+
+
+def _affordable_test(test: Split, ctx: RunContext, s_per_image: float) -> Split:
+    """Return the test images that can be predicted before the deadline, with a note if not all."""
+    left_s = max(ctx.seconds_left(), 0.0)
+    if len(test) * s_per_image <= left_s:
+        return test
+    n = min(max(int(left_s / s_per_image), MIN_TEST_IMAGES), len(test))
+    ctx.reporter.on_note(
+        f"The classifier is evaluated on {n} of {len(test)} test images: there is no time for "
+        "more."
+    )
+    return tuple(test[i] for i in _drawn(len(test), n, ctx.seed))
+
+
+def _drawn(total: int, n: int, seed: int) -> NDArray[np.int64]:
+    """Draw `n` of `total` rows at random, sorted."""
+    return np.sort(np.random.default_rng(seed).permutation(total)[:n])
 
 
 def _predict_proba(
@@ -160,7 +193,7 @@ def fit_early_control(folder: RunDir, prepared: Prepared, budget: TimeBudget) ->
     that is left. None if the incumbent is a training run, or the features take too long.
     """
     best = folder.best()
-    if best is None or get_strategy(best[0].strategy).trains_network:
+    if best is None or best[0].n_train or get_strategy(best[0].strategy).trains_network:
         return None
     dataset = _training_images(best, prepared)
     ctx = prepared.ctx.with_deadline(time.monotonic() + budget.control_s)

@@ -30,7 +30,7 @@ from advisor.tune.run_dir.settings import (
 from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.scheduler import Scheduler, make_scheduler
 from advisor.tune.search import Search, SearchResult
-from advisor.tune.time_budget import TimeBudget
+from advisor.tune.time_budget import MAX_CONTROL_SHARE, TimeBudget
 from advisor.tune.trials.executor import LocalExecutor
 from advisor.tune.trials.pruning import make_pruning
 from advisor.tune.trials.study import COORDINATOR, Trials
@@ -152,7 +152,7 @@ def run_session(
             search.trials.requeue_dead(own=True, kept=search.incumbent.trial)
         if not session.is_judging:  # test may have been read already: no trial may follow
             folder.set_phase("searching", ends_at)
-        wanted = run.control and bool(prepared.dataset.test)
+        wanted = _wants_control(search.executor.budget, prepared, run)
         closing = tune(search, advice, prepared, wanted=wanted)
         with search.incumbent.locked():
             folder.set_phase("judging", ends_at)
@@ -175,8 +175,11 @@ def judge(
     found, test = _result(search), prepared.dataset.test
     evaluation, gain = None, None
     if test:
-        ctx = prepared.ctx.with_deadline(search.executor.budget.report_begins_s())
-        evaluation, gain = evaluate_with_control(found.classifier, closing.control, test, ctx)
+        budget = search.executor.budget
+        ctx = prepared.ctx.with_deadline(budget.report_begins_s())
+        evaluation, gain = evaluate_with_control(
+            found.classifier, closing.control, test, ctx, budget.s_per_image
+        )
     return Outcome(
         advice=advice,
         trials=found.trials,
@@ -190,6 +193,20 @@ def judge(
         n_folds=len(search.executor.validation.folds),
         soup=closing.soup,
     )
+
+
+def _wants_control(budget: TimeBudget, prepared: Prepared, run: RunOptions) -> bool:
+    """Return whether there is to be a control; if it is left out, its reserve is released."""
+    if not run.control or not prepared.dataset.test:
+        return False
+    if budget.affords_control(run.time_s):
+        return True
+    budget.release_control(is_fitted=False)
+    prepared.ctx.reporter.on_note(
+        "The control without pretrained weights is left out: it would take more than "
+        f"{100 * MAX_CONTROL_SHARE:.0f}% of the time. Give more --time for it."
+    )
+    return False
 
 
 def own_and_worker_devices(settings: Settings) -> tuple[str, ...]:

@@ -161,17 +161,26 @@ class Scheduler:
         min_fit_s: float,
     ) -> list[Recommendation]:
         """Keep what fits into the time left, or the shortest training run if none of them does."""
-        trained = [c for c in remaining if _is_trained(c.strategy)]
-        sized = [self._within(c, seconds_left) for c in trained]
+        sized = [self._within(c, snapshot, seconds_left) for c in remaining]
         needed = {c.strategy: self.expected_s(c, snapshot) for c in sized}
+        trained = [c for c in remaining if _is_trained(c.strategy)]
         fits = [c for c in trained if needed[c.strategy] * MIN_TIME_SHARE <= seconds_left]
         if not fits and trained and seconds_left > min_fit_s:
             fits = [min(trained, key=lambda c: needed[c.strategy])]
-        return [c for c in remaining if not _is_trained(c.strategy) or c in fits]
+        heads = [c for c in remaining if not _is_trained(c.strategy)]
+        if self._is_partial(snapshot):
+            heads = [c for c in heads if needed[c.strategy] <= seconds_left]
+        return [c for c in remaining if c in fits or c in heads]
+
+    def _is_partial(self, snapshot: TrialsSnapshot) -> bool:
+        """Return whether the incumbent was fitted to a part of the images, for lack of time."""
+        incumbent = self.best(snapshot.done)
+        return incumbent is not None and incumbent.n_train is not None
 
     def expected_s(self, c: Recommendation, snapshot: TrialsSnapshot) -> float:
         """Return the expected seconds of a trial: the median of earlier ones, or as predicted."""
-        took = [r.seconds for r in snapshot.done if r.strategy == c.strategy and r.reason is None]
+        own = [r for r in snapshot.done if r.strategy == c.strategy and r.n_train is None]
+        took = [r.seconds for r in own if r.reason is None]
         return statistics.median(took) if took else self.n_fits * c.seconds.mid
 
     def start(
@@ -188,7 +197,7 @@ class Scheduler:
         training runs start on smaller images.
         """
         advised = next(c for c in self.candidates if c.strategy == strategy)
-        advised = self._within(advised, seconds_left)
+        advised = self._within(advised, snapshot, seconds_left)
         interventions = self.interventions.get(strategy, ())
         entries = initial_trials(advised.hyperparameters, space, interventions)
         if _is_trained(strategy):  # the alternative backbone first: it was found clearly better
@@ -196,10 +205,29 @@ class Scheduler:
         n = _n_begun(strategy, snapshot)
         return entries[n] if n < len(entries) else {}
 
-    def _within(self, c: Recommendation, seconds_left: float) -> Recommendation:
-        """Return a strategy with the input size that is best within the time left."""
+    def baseline_start(self, input_px: int) -> dict[str, Any] | None:
+        """Return hyperparameters of the baseline that need only features of the centre crops.
+
+        None if the baseline is not searched.
+
+        Parameters
+        ----------
+        input_px
+            The input size of these features.
+        """
+        names = (c for c in self.candidates if get_strategy(c.strategy).role == "baseline")
+        own = next(names, None)
+        return None if own is None else {**own.hyperparameters, "views": 1, "input_px": input_px}
+
+    def _within(
+        self, c: Recommendation, snapshot: TrialsSnapshot, seconds_left: float
+    ) -> Recommendation:
+        """Return a strategy with the input size that is best within the time left.
+
+        A head keeps its size if features of all images have been computed: it is fast then.
+        """
         own = [o for o in self.options if o.strategy == c.strategy]
-        if not own or not _is_trained(c.strategy):
+        if not own or not (_is_trained(c.strategy) or self._is_partial(snapshot)):
             return c
         time_s = seconds_left / self.n_fits
         return best_size(own, time_s, fallback_within(self.options, time_s), self.prefer)
@@ -217,12 +245,15 @@ class Scheduler:
 
         A later trial of the same strategy must win by more than one validation image. A costlier
         strategy must be `expected` to be better by more than what counts as equal; a cheaper one
-        may be worse by that much.
+        may be worse by that much. A trial on all images beats one on a part of them, which was
+        scored on fewer.
         """
         if record.val_accuracy is None:
             return False
         if best is None or best.val_accuracy is None:
             return True
+        if (best.n_train is None) != (record.n_train is None):
+            return best.n_train is not None
         return self._is_better(record, best, self._margin(record, best))
 
     def _margin(self, record: TrialRecord, best: TrialRecord) -> float:
@@ -313,5 +344,5 @@ def _is_control(strategy: str) -> bool:
 
 
 def _n_begun(strategy: str, snapshot: TrialsSnapshot) -> int:
-    done = sum(r.strategy == strategy for r in snapshot.done)
+    done = sum(r.strategy == strategy and r.n_train is None for r in snapshot.done)
     return done + snapshot.unfinished.count(strategy)

@@ -21,7 +21,7 @@ from advisor.types.outcome import Ended, TrialRecord
 from strategies.core.errors import DataError, OutOfTime
 from strategies.core.metrics import Interval
 from strategies.models.classifier import ImageClassifier
-from strategies.registry import get_strategy
+from strategies.registry import baseline, get_strategy
 
 POLL_S = 0.5
 """Seconds between the checks of a process that waits for trials of other processes."""
@@ -87,6 +87,31 @@ class Search:
                 time.sleep(POLL_S)
             else:
                 break
+
+    def fit_on_measured(self) -> None:
+        """Make a baseline on the features that the advice measured the first classifier.
+
+        It costs no time to speak of, and whatever happens later, the run leaves a classifier.
+        Nothing is done if a trial was begun before, if the baseline is not searched, or if all
+        images were measured: the baseline's ordinary trial is as cheap then.
+        """
+        start = self.scheduler.baseline_start(self.executor.backbone.input_px)
+        if start is None or self.is_interrupted or self.incumbent.trial is not None:
+            return
+        part = self.executor.measured_part()
+        if part is None:
+            return
+        with self.incumbent.locked():
+            claim = self.trials.claim(baseline().name, start)
+        if claim is None:
+            return
+        self._emit(claim, "begun")
+        result = self.executor.fit_head(claim, part)
+        self._finish(claim, result, refitted=True)
+        n = len(part.fit_split)
+        self.executor.ctx.reporter.on_note(
+            f"First classifier: {claim.strategy} on the {n} images measured so far."
+        )
 
     @property
     def is_interrupted(self) -> bool:

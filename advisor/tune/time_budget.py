@@ -9,6 +9,8 @@ SAFETY_FACTOR = 1.15
 """Evaluation and report take at most this many times as long as measured."""
 SOUP_S = 2.0
 """Reserve for reading the soup candidates from disk and writing their average."""
+MAX_CONTROL_SHARE = 0.2
+"""Fitting and evaluating the control may take this share of a run's time, else there is none."""
 MIN_FIT_S = 2.5
 """A training run is not worth starting with less time than this, validation not counted."""
 MIN_VALIDATIONS = 2
@@ -68,6 +70,11 @@ class TimeBudget:
     def reserve_for(self, *, incumbent_is_trained: bool, n_soup_images: int) -> None:
         """Reserve time for the control of the incumbent, and for averaging the training runs."""
         self.incumbent_is_trained, self.n_soup_images = incumbent_is_trained, n_soup_images
+
+    def affords_control(self, time_s: float) -> bool:
+        """Return whether the control is cheap enough for a run of `time_s` seconds in all."""
+        evaluation_s = SAFETY_FACTOR * self.n_test / 2 * self.s_per_image
+        return self.control_s + evaluation_s <= MAX_CONTROL_SHARE * time_s
 
     def early_control(self, *, is_fitted: bool) -> None:
         """Note whether the probe that is the incumbent has its control already."""

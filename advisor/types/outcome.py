@@ -33,6 +33,9 @@ class TrialRecord:
         Why there is no score; None if there is one.
     pruned
         Whether the trial was pruned: stopped early because it could not win.
+    n_train
+        Number of train images it was fitted to, if the time allowed only those that the advice
+        had measured. None: all.
     """
 
     number: int
@@ -42,6 +45,7 @@ class TrialRecord:
     seconds: float
     reason: str | None
     pruned: bool = False
+    n_train: int | None = None
 
 
 @dataclass(frozen=True)

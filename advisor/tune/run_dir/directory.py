@@ -334,6 +334,7 @@ def read_trial(record: Mapping[str, Any]) -> TrialRecord:
         record["seconds"],
         record["reason"],
         record["pruned"],
+        record.get("n_train"),
     )
 
 

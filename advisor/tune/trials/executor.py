@@ -24,6 +24,7 @@ from strategies.core.progress import OnEpoch
 from strategies.data.dataset import Dataset, Split, labels_of
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
+from strategies.models.features import extract_features, not_cached
 from strategies.registry import get_strategy
 from strategies.training.trainer import ROUNDS
 
@@ -78,6 +79,48 @@ class LocalExecutor:
     def dataset(self) -> Dataset:
         """The dataset without its test split."""
         return self.validation.folds[0]
+
+    def measured_part(self) -> Dataset | None:
+        """Return the part of the dataset whose features are in the cache.
+
+        None if that is the whole dataset, or if a class has no train image in it or there is no
+        validation image: nothing can be fitted and scored then.
+        """
+        dataset = self.dataset
+        missing = {
+            image.digest for image in not_cached(dataset.fit_split, self.backbone, self.ctx)
+        }
+        train = tuple(image for image in dataset.train if image.digest not in missing)
+        val = tuple(image for image in dataset.val if image.digest not in missing)
+        has_all_classes = len({image.label for image in train}) == dataset.n_classes
+        if not missing or not val or not has_all_classes:
+            return None
+        return replace(dataset, train=train, val=val)
+
+    def fit_head(self, claim: Claim, part: Dataset) -> TrialResult:
+        """Fit a head to cached features of a part of the dataset, and score it on others of them.
+
+        No image is read. The classifier is fitted to train and validation images together.
+        """
+        start = time.monotonic()
+        strategy = get_strategy(claim.strategy).from_hyperparameters(claim.hyperparameters)
+        scored = strategy.fit(part, self.backbone, self.ctx)
+        features = extract_features(part.val, self.backbone, self.ctx).at(scored.depths)
+        with torch.inference_mode():
+            logits = scored.network.head(torch.from_numpy(features).to(self.ctx.device))
+        is_correct = logits.argmax(dim=1).cpu().numpy() == labels_of(part.val)
+        accuracy = proportion(float(is_correct.mean()), len(part.val))
+        classifier = strategy.fit(part.with_val_in_train(), self.backbone, self.ctx)
+        record = TrialRecord(
+            claim.number,
+            claim.strategy,
+            dict(classifier.hyperparameters),
+            accuracy,
+            round(time.monotonic() - start, 3),
+            reason=None,
+            n_train=len(part.train),
+        )
+        return TrialResult(record, classifier)
 
     def run(self, claim: Claim, on_round: OnRound) -> TrialResult:
         """Run one trial to its end: it gets a score, or a reason why it has none.

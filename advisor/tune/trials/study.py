@@ -249,6 +249,7 @@ class Trials:
             "reason": record.reason,
             "hyperparameters": dict(record.hyperparameters),
             "interval": None if interval is None else [interval.low, interval.mid, interval.high],
+            "n_train": record.n_train,
         }
         number = retry_transient(lambda: self._storage.get_trial_number_from_id(trial_id))
         with contextlib.suppress(UpdateFinishedTrialError):  # presumed dead meanwhile
@@ -368,4 +369,5 @@ def _record(strategy: str, trial: FrozenTrial) -> TrialRecord:
         attributes.get("seconds", 0.0),
         reason,
         pruned=trial.state == TrialState.PRUNED,
+        n_train=attributes.get("n_train"),
     )

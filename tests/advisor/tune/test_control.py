@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from advisor.tune.control import Control, evaluate_with_control, fit_control
+from advisor.tune.control import (
+    MIN_TEST_IMAGES,
+    Control,
+    evaluate_with_control,
+    fit_control,
+)
 from advisor.tune.time_budget import SAFETY_FACTOR
 from advisor.types.outcome import TrialRecord
 from strategies.core.context import RunContext
@@ -47,7 +52,7 @@ def test_a_training_run_is_compared_with_one_from_scratch_on_the_same_images(
     assert found is not None
     assert found.name == "from_scratch"
     chosen: ImageClassifier = LinearProbe(views=1).fit(small_dataset, backbone, ctx)
-    evaluation, gain = evaluate_with_control(chosen, found, small_dataset.val, ctx)
+    evaluation, gain = evaluate_with_control(chosen, found, small_dataset.val, ctx, 0.0)
     control = evaluate(found.classifier, small_dataset.val)
     assert evaluation == evaluate(chosen, small_dataset.val)
     assert gain is not None
@@ -65,7 +70,7 @@ def test_a_control_without_time_is_left_out_with_a_note(
     chosen = Control(
         "itself", "linear_probe", LinearProbe(views=1).fit(small_dataset, backbone, ctx)
     )
-    assert evaluate_with_control(chosen.classifier, None, small_dataset.val, ctx)[1] is None
+    assert evaluate_with_control(chosen.classifier, None, small_dataset.val, ctx, 0.0)[1] is None
 
 
 def test_without_time_the_control_is_not_evaluated_but_the_classifier_is(
@@ -76,7 +81,7 @@ def test_without_time_the_control_is_not_evaluated_but_the_classifier_is(
     late = replace(ctx, deadline_s=time.monotonic(), reporter=Reporter(on_note=notes.append))
 
     evaluation, gain = evaluate_with_control(
-        chosen, Control("itself", "linear_probe", chosen), small_dataset.val, late
+        chosen, Control("itself", "linear_probe", chosen), small_dataset.val, late, 0.0
     )
 
     assert evaluation.n == len(small_dataset.val)
@@ -94,7 +99,7 @@ def test_with_half_the_time_the_control_is_evaluated_on_a_sample_of_the_images(
     hundred = (small_dataset.val * 100)[:100]
 
     evaluation, gain = evaluate_with_control(
-        chosen, Control("itself", "linear_probe", chosen), hundred, soon
+        chosen, Control("itself", "linear_probe", chosen), hundred, soon, 1.0
     )
 
     assert evaluation.n == 100
@@ -103,6 +108,36 @@ def test_with_half_the_time_the_control_is_evaluated_on_a_sample_of_the_images(
     assert gain.gain.mid == 0
     assert now[0] < 150
     assert f"on {gain.n} of 100" in notes[0]
+
+
+def test_without_time_for_all_test_images_the_classifier_is_evaluated_on_a_sample(
+    small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, notes = [0.0], list[str]()
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    chosen = cast(ImageClassifier, _Slow(small_dataset.classes, now))
+    hundred = (small_dataset.val * 100)[:100]
+
+    def n_evaluated(deadline_s: float) -> int:
+        now[0] = 0.0
+        soon = replace(ctx, deadline_s=deadline_s, reporter=Reporter(on_note=notes.append))
+        return evaluate_with_control(chosen, None, hundred, soon, 1.0)[0].n
+
+    assert n_evaluated(60.0) == 60
+    assert "evaluated on 60 of 100 test images" in notes[0]
+    assert n_evaluated(0.0) == MIN_TEST_IMAGES
+    assert n_evaluated(100.0) == 100
+
+
+def test_a_probe_on_a_part_of_the_images_has_no_control(
+    backbone: Backbone, small_dataset: Dataset, ctx: RunContext
+) -> None:
+    notes: list[str] = []
+    noted = replace(ctx, reporter=Reporter(on_note=notes.append))
+    partial = replace(best("linear_probe"), n_train=5)
+
+    assert fit_control(partial, small_dataset, backbone, noted) is None
+    assert "too short" in notes[0]
 
 
 class _Slow:

@@ -242,6 +242,39 @@ def test_with_little_time_a_training_run_starts_on_smaller_images() -> None:
     assert px(SCHEDULER, "full_fine_tune", 5.0) is None
 
 
+def test_a_trial_on_all_images_beats_one_on_a_part_of_them_whatever_their_scores() -> None:
+    part, whole = snapshot(("linear_probe", 0.95), ("linear_probe", 0.6)).done
+    part = replace(part, n_train=10)
+
+    assert SCHEDULER.beats(whole, part)
+    assert not SCHEDULER.beats(part, whole)
+    assert SCHEDULER.best((part, whole)) == whole
+
+
+def test_after_a_probe_on_a_part_of_the_images_a_probe_on_all_is_tried_if_there_is_time() -> None:
+    (part,) = snapshot(("linear_probe", 0.95)).done
+    begun = TrialsSnapshot((replace(part, n_train=10),), ())
+    sized = [advised("linear_probe", 0.8, 30.0), advised("linear_probe", 0.7, 8.0, px=96)]
+    scheduler = replace(
+        SCHEDULER,
+        options=tuple(replace(o, hyperparameters={"input_px": o.input_px}) for o in sized),
+    )
+
+    assert scheduler.choose(begun, 100.0) == "linear_probe"
+    assert scheduler.start("linear_probe", begun, {}, 100.0) == {"input_px": 224}
+    assert scheduler.choose(begun, 10.0) == "linear_probe"
+    assert scheduler.start("linear_probe", begun, {}, 10.0) == {"input_px": 96}
+    assert scheduler.choose(begun, 5.0, 1.0) == "partial_fine_tune"
+
+
+def test_the_baseline_starts_from_features_of_the_centre_crops_if_it_is_searched() -> None:
+    start = SCHEDULER.baseline_start(160)
+    assert start is not None
+    assert (start["views"], start["input_px"]) == (1, 160)
+    without = replace(SCHEDULER, candidates=SCHEDULER.candidates[1:])
+    assert without.baseline_start(160) is None
+
+
 def test_the_prior_of_a_trial_is_that_of_its_input_size() -> None:
     options = tuple(advised("full_fine_tune", a, px=px) for a, px in ((0.9, 224), (0.6, 96)))
     sized = replace(SCHEDULER, options=options, n_val=10)
@@ -288,6 +321,12 @@ def test_fast_predictions_at_a_small_size_keep_the_reserve_for_large_images() ->
     assert budget.s_per_image == 0.1
     budget.observe_prediction(10, 0.8, px=224)
     assert budget.s_per_image == 0.08
+
+
+def test_a_control_that_takes_a_large_share_of_the_time_is_not_afforded() -> None:
+    budget = TimeBudget(math.inf, 200, 10, {224: 0.05}, control_s=6.0)
+    assert budget.affords_control(60.0)  # 6 s, and 100 images in 5.75 s
+    assert not replace(budget, n_test=220).affords_control(60.0)
 
 
 def test_the_reserves_for_control_and_report_shrink_to_what_they_cost() -> None:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from advisor.types.events import Event
 from advisor.types.outcome import TrialRecord
+from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError, OutOfTime, TrainingDiverged
 from strategies.core.metrics import Interval
@@ -17,8 +19,10 @@ from strategies.data.dataset import Dataset
 from strategies.full_fine_tune import FullFineTune
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
+from strategies.models import features
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
+from strategies.models.features import extract_features
 from strategies.partial_fine_tune import PartialFineTune
 from strategies.training import frozen_activations
 from strategies.training.recipe import RecipeDraft
@@ -39,6 +43,65 @@ def test_the_probe_comes_first_and_a_classifier_is_on_disk(run: Runner) -> None:
     np.testing.assert_allclose(
         saved.predict_proba(paths), found.classifier.predict_proba(paths), atol=1e-6
     )
+
+
+def with_some_features(run: Runner, tmp_path: Path, n_per_class: int) -> Runner:
+    """Let the cache hold the features of the first images of every class only."""
+    run.ctx = replace(run.ctx, cache=ArrayCache(tmp_path / "some"))
+    for split in (run.dataset.train, run.dataset.val):
+        for label in range(run.dataset.n_classes):
+            few = [image for image in split if image.label == label][:n_per_class]
+            if few:
+                extract_features(few, run.backbone, run.ctx)
+    return run
+
+
+def test_the_first_classifier_is_a_probe_on_the_features_that_were_measured(
+    run: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = with_some_features(run, tmp_path, 2).prepare()
+    with monkeypatch.context() as patched:
+        patched.setattr(features, "batches", None)  # no image may be read
+        search.fit_on_measured()
+
+    found = search.result()
+    assert found.best.n_train == 2 * run.dataset.n_classes
+    assert found.best.val_accuracy is not None
+    assert ImageClassifier.load(run.folder.classifier()).classes == run.dataset.classes
+    (again,) = run.prepare().trials.snapshot().done
+    assert again == found.best == run.folder.best()[0]  # type: ignore[index]
+    search.fit_on_measured()  # there is a classifier already
+    assert len(search.trials.snapshot().done) == 1
+
+
+def test_a_probe_on_all_images_replaces_the_first_classifier(run: Runner, tmp_path: Path) -> None:
+    search = with_some_features(run, tmp_path, 2).prepare()
+    search.fit_on_measured()
+    search.run(stop_at_first=False)
+
+    records = search.result().trials
+    assert [r.n_train for r in records if r.strategy == "linear_probe"][:2] == [
+        2 * run.dataset.n_classes,
+        None,
+    ]
+    assert search.result().best.n_train is None
+
+
+@pytest.mark.parametrize("only", ["layer_svm", None])
+def test_nothing_is_fitted_before_the_search_if_all_images_were_measured_or_no_probe_is_searched(
+    run: Runner, tmp_path: Path, only: str | None
+) -> None:
+    search = (run if only is None else with_some_features(run, tmp_path, 2)).prepare(only=only)
+    search.fit_on_measured()
+    assert search.trials.snapshot().n == 0
+
+
+def test_a_class_without_measured_images_prevents_a_first_classifier(
+    run: Runner, tmp_path: Path
+) -> None:
+    search = with_some_features(run, tmp_path, 0).prepare()
+    search.fit_on_measured()
+    assert search.trials.snapshot().n == 0
 
 
 def test_every_trial_is_in_the_study_and_in_trials_jsonl(run: Runner) -> None:
