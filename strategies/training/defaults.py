@@ -10,7 +10,9 @@ from strategies.models.architectures.anatomy import Family
 from strategies.training.recipe import RecipeDraft
 
 NEAR_SHIFT, FAR_SHIFT = 0.13, 0.18
-"""Domain shifts (`domain_shift`): images up to the first are near, from the second on far."""
+"""Domain shifts (`strategies.models.domain_shift`): images up to the first are near ImageNet, from
+the second on far. They were chosen by training the embedded network at the input size of the shift
+(benchmarks/README-training.md); the shift is the same for every backbone."""
 PROBE_ERRORS = 0.25, 0.5
 """Error rates of a linear probe: up to the first it works, from the second on it fails."""
 FEW, MANY = 50, 150
@@ -77,7 +79,7 @@ class Measurements(NetworkFacts, Protocol):
 
     @property
     def domain_shift(self) -> float | None:
-        """Shift of the BatchNorm inputs in nats (`bn_statistics`); None without BatchNorm."""
+        """Domain shift of the images in nats (`domain_shift`); None if it was not measured."""
 
     @property
     def flip_asymmetry(self) -> FlipAsymmetry | None:
@@ -124,9 +126,9 @@ def fine_tune_defaults(measured: Measurements) -> Defaults:
     blend is `NEAR_BLEND`. If the probe misclassifies many images, there is more to learn: the
     learning rate is the same, and the blend is 1. Far from the pretraining domain, or if the probe
     fails on many images, the body has to change: the learning rate is `FAR_LR`, and the blend
-    is 1. In between, both are interpolated. Without BatchNorm layers the domain distance is
-    unknown, and 0.5 is assumed. Random flips are on if classes are flip-symmetric; letters, signs
-    and hands are not.
+    is 1. In between, both are interpolated. Without a measured domain shift, a distance of
+    0.5 is assumed. Random flips are on if classes are flip-symmetric; letters, signs and hands are
+    not.
 
     Transformers and ConvNeXt get the rates `NEAR_LR_BY_LAYER` ... `FAR_LR_BY_LAYER` by the same
     rule, a layer decay (`layer_decay`) and drop path, which is off for `FEW` images and grows to

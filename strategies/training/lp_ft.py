@@ -20,8 +20,8 @@ from strategies.heads.cross_validation import (
 from strategies.models.architectures import timm_zoo
 from strategies.models.architectures.anatomy import drop_path_slots
 from strategies.models.backbone import Backbone
-from strategies.models.bn_statistics import domain_shift
 from strategies.models.classifier import make_network, scale_scores, set_head
+from strategies.models.domain_shift import domain_shift
 from strategies.models.features import Features, extract_features
 from strategies.models.flip_symmetry import measure_flip_asymmetry
 from strategies.models.network import Network
@@ -166,7 +166,7 @@ def complete(
     draft = settle(replace(draft, steps=steps), backbone.family)
     if not is_open(draft, backbone.family):
         return Recipe.of(draft)
-    features, flip_asymmetry = probe.features, None
+    flip_asymmetry = None
     if draft.hflip is None:
         flip_asymmetry = measure_flip_asymmetry(dataset.train, backbone, ctx)
     found = fine_tune_defaults(
@@ -176,7 +176,7 @@ def complete(
             input_px=backbone.input_px,
             n_measured=len(dataset.train),
             probe_accuracy=probe.accuracy,
-            domain_shift=None if features.moments is None else domain_shift(features.moments),
+            domain_shift=domain_shift(dataset.train, ctx),
             flip_asymmetry=flip_asymmetry,
             family=backbone.family,
             n_layers=backbone.n_layers,

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,8 +14,16 @@ from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network
 from strategies.models.network import Network
 from strategies.training import lp_ft
-from strategies.training.defaults import DECAY_RANGE, FAR_LR_BY_LAYER, NEAR_LR_BY_LAYER
-from strategies.training.lp_ft import complete, fine_tune, fit_probe
+from strategies.training.defaults import (
+    DECAY_RANGE,
+    FAR_LR,
+    FAR_LR_BY_LAYER,
+    FAR_SHIFT,
+    NEAR_LR,
+    NEAR_LR_BY_LAYER,
+    NEAR_SHIFT,
+)
+from strategies.training.lp_ft import Probe, complete, fine_tune, fit_probe
 from strategies.training.recipe import Recipe, RecipeDraft
 
 
@@ -39,6 +48,22 @@ def test_only_open_settings_are_chosen_and_flips_are_measured_only_if_open(
     assert completed(lr=0.5, hflip=False).lr == 0.5
     with pytest.raises(AssertionError, match="measured"):
         completed(lr=0.5, blend=1.0)
+
+
+def test_the_learning_rate_follows_the_domain_shift_of_the_images_whatever_the_backbone(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = fit_probe(small_dataset, backbone, ctx)
+    without_batchnorm = replace(probe, features=replace(probe.features, moments=None))
+    draft = RecipeDraft(hflip=False)
+
+    def chosen(probe: Probe) -> float:
+        return complete(draft, probe, small_dataset, backbone, ctx).lr
+
+    assert chosen(without_batchnorm) == chosen(probe)
+    for shift, lr in ((NEAR_SHIFT, NEAR_LR), (FAR_SHIFT, FAR_LR)):
+        monkeypatch.setattr(lp_ft, "domain_shift", lambda images, ctx, shift=shift: shift)
+        assert chosen(replace(without_batchnorm, accuracy=1.0)) == lr
 
 
 def test_an_advised_learning_rate_is_not_computed_again(
