@@ -19,6 +19,7 @@ from advisor.types.advice import Advice
 from advisor.types.flags import declared_in
 from advisor.types.options import AUTO, Options
 from strategies.core.cache import ArrayCache
+from strategies.core.cpus import usable_cpus
 from strategies.data.archives import is_archive
 from strategies.data.hub import is_hub_name
 from strategies.data.inspection import signature
@@ -108,4 +109,4 @@ def _machine() -> tuple[object, ...]:
     """Return what timings and rounding depend on: host, CPUs, GPUs, Python and packages."""
     packages = {p.name for place in sys.path for p in Path(place).glob("*-info")}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (platform.node(), os.cpu_count(), visible, sys.version, sorted(packages))
+    return (platform.node(), usable_cpus(), visible, sys.version, sorted(packages))

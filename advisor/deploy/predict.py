@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from advisor.tune.run_dir.directory import RunDir
 from strategies.core.context import choose_precision, make_device
+from strategies.core.cpus import usable_cpus
 from strategies.core.errors import DataError
 from strategies.core.prefetch import chunks, prefetch
 from strategies.core.progress import OnProgress
@@ -81,7 +82,7 @@ def _predict_chunk(
     rows: list[tuple[Path, Ranked]] = []
     skipped: list[Skipped] = []
     remaining = iter(chunk)
-    n_workers = max(2, os.cpu_count() or 2)
+    n_workers = max(2, usable_cpus())
 
     def read(paths: Sequence[Path]) -> list[Pixels | str]:
         return [_pixels(path, classifier.backbone) for path in paths]

@@ -71,7 +71,7 @@ def measure(
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(images))
     probed = _probe_depths(features, labels, dataset.n_classes, folds, ctx)
     control = measure_random_init_control(images, features, dataset.n_classes, backbone, ctx)
-    training = _training_cost(dataset, features, backbone, ctx)
+    training = _training_cost(dataset, backbone, ctx)
     last = features.pooled[-1]
     counts = np.bincount(labels_of(dataset.fit_split), minlength=dataset.n_classes)
     profile = Profile(
@@ -102,18 +102,17 @@ def measure(
         build_s=training.build_s,
         passes_per_trained_image=training.passes_per_image,
         domain_shift=mean_shift(shift.moments),
-        flip_asymmetry=measure_flip_asymmetry(images, backbone, ctx, any_size=features.any_size),
+        flip_asymmetry=measure_flip_asymmetry(images, backbone, ctx),
+        family=backbone.family,
+        n_layers=backbone.n_layers,
         backbone_statistics=_statistics(features, images, dataset, backbone, reference, ctx.seed),
     )
     return profile, ProbeEvidence(backbone.input_px, images, probed.scores, last, seed=ctx.seed)
 
 
-def _training_cost(
-    dataset: Dataset, features: Features, backbone: Backbone, ctx: RunContext
-) -> TrainingCost:
-    """Measure the cost of training, at half the input size if the network takes any size."""
-    small = half_size(backbone, TIMED_PX) if features.any_size else backbone
-    return measure_training_cost(dataset, small, ctx)
+def _training_cost(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> TrainingCost:
+    """Measure the cost of training, at half the input size if the network takes that."""
+    return measure_training_cost(dataset, half_size(backbone, TIMED_PX), ctx)
 
 
 def sample(

@@ -10,6 +10,7 @@ from advisor.types.outcome import Ended, Outcome, TransferGain, TransferVerdict
 from advisor.types.profile import Profile
 from advisor.types.similarity import IMAGENET, BackboneStatistics, DomainSimilarity
 from strategies.core.metrics import Interval
+from strategies.registry import STRATEGIES
 
 ENDED: Mapping[Ended, str] = {
     "time": "time budget used up",
@@ -34,9 +35,9 @@ _MAIN = ("strength", "depth", "views", "frozen_stages", "lr", "steps")
 
 
 def title(strategy: str) -> str:
-    """Return the display name of a strategy: ``"Linear probe"``."""
-    words = strategy.replace("_", " ").replace("fine tune", "fine-tune").capitalize()
-    return re.sub(r"tune\b", "tuning", words).replace("svm", "SVM")
+    """Return the title of a strategy, ``"Linear probe"``; its name if it is of another release."""
+    known = STRATEGIES.get(strategy)
+    return known.title if known else strategy.replace("_", " ").capitalize()
 
 
 def metric_name(name: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 from advisor.types.similarity import BackboneStatistics, DomainSimilarity
 from strategies.core.metrics import FlipAsymmetry, Interval
+from strategies.models.architectures.anatomy import Family
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,9 @@ class Profile:
     flip_asymmetry
         Whether images of a class differ from their flips in a common direction; None if it could
         not be measured.
+    family, n_layers
+        Family of the backbone's architecture, and number of its layers below the head (0 for a
+        convolutional network).
     """
 
     n: int
@@ -246,6 +250,8 @@ class Profile:
     passes_per_trained_image: float | None = None
     domain_shift: float | None = None
     flip_asymmetry: FlipAsymmetry | None = None
+    family: Family = "convolutional"
+    n_layers: int = 0
     backbone_statistics: BackboneStatistics | None = None
     pretrained_on: str | None = None
 

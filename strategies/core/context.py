@@ -1,7 +1,6 @@
 """Run context of a fit: cache, device, precision, seed, deadline and reporter."""
 
 import contextlib
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import torch
 
 from strategies.core.activation_store import ActivationStore
 from strategies.core.cache import ArrayCache, default_cache_dir
+from strategies.core.cpus import usable_cpus
 from strategies.core.errors import OutOfTime, TransferError
 from strategies.core.progress import Reporter
 
@@ -125,7 +125,7 @@ def make_context(
         device=chosen,
         precision=choose_precision(chosen),
         seed=seed,
-        n_workers=workers or max(2, min(16, os.cpu_count() or 2)),
+        n_workers=workers or max(2, min(16, usable_cpus())),
         reporter=reporter or Reporter(),
         training=TrainingResources(n_processes=ddp),
     )

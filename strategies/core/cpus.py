@@ -1,0 +1,23 @@
+"""Number of CPUs that this process may use."""
+
+import math
+import os
+from pathlib import Path
+
+QUOTA_FILE = Path("/sys/fs/cgroup/cpu.max")
+"""The container's quota (cgroup v2): microseconds of CPU time per period, or "max"."""
+
+
+def usable_cpus(quota_file: Path = QUOTA_FILE) -> int:
+    """Return how many CPUs this process may use: at least 1.
+
+    It follows the process's affinity where the system has one (Slurm, ``taskset``), and the CPU
+    quota of a container, rounded up. ``os.cpu_count`` follows neither.
+    """
+    has_affinity = hasattr(os, "sched_getaffinity")
+    n = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+    try:
+        quota, period = quota_file.read_text(encoding="ascii").split()
+    except OSError:  # no container, or another system than Linux
+        return n
+    return n if quota == "max" else max(1, min(n, math.ceil(int(quota) / int(period))))
