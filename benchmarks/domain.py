@@ -52,7 +52,7 @@ from strategies.models.features import Features, extract_features
 
 Sample = tuple[Features, Labels]
 N_PROBED, N_VARIANTS = 200, 40
-RULER_IMAGES = (100, 300, 500)
+RULER_IMAGES = (100, 200, 300, 500)
 GREY = ("pacs_sketch", "neu_surface", "pneumonia_cxr", "fsdd_spec", "mnist5k", "omniglot_small1")
 
 
@@ -387,7 +387,8 @@ def ruler_sizes(bench: Bench) -> None:
         drawn = [(name in FAR, -s) for name in (*NEAR, *FAR) for s in scores[name, 10]]
         area = roc_auc_score(*zip(*drawn, strict=True))
         widths = [_half_width(bench, found, n, source) for n in RULER_IMAGES]
-        print(f"| {px} px | {between:.3f} | {within:.4f} | {between / within:.1f} ", end="")
+        ratio = between / within if within else float("inf")
+        print(f"| {px} px | {between:.3f} | {within:.4f} | {ratio:.1f} ", end="")
         print(f"| {area:.4f} |", *(f"{w:.4f} |" for w in widths), flush=True)
 
 

@@ -201,8 +201,8 @@ def _bn_statistics_do_not_fit(profile: Profile, _: TransferContext) -> Iterator[
         "TL205",
         "tip",
         "the BatchNorm statistics do not fit these images",
-        f"At depth {depth} ({profile.depth_names[depth - 1]}), activations differ from "
-        f"{statistics.reference} by {shift.mid:.2f} nats [{shift.low:.2f}, {shift.high:.2f}].",
+        f"At depth {depth} ({profile.depth_names[depth - 1]}), activations are {shift.mid:.2f} "
+        f"nats [{shift.low:.2f}, {shift.high:.2f}] from {statistics.reference}.",
         "When fine-tuning, re-estimate the statistics on these images (batch_norm=reestimated) or "
         "update them during training (batch_norm=trained); tl-auto run tries both.",
     )

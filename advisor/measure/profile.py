@@ -64,8 +64,7 @@ def measure(
         If the deadline passes during the forward pass over the images.
     """
     shift = measure_moments(dataset.fit_split, ctx)
-    most = _affordable_images(dataset, backbone, ctx)
-    images = sample(dataset.fit_split, ctx.seed, most)
+    images = sample(dataset.fit_split, ctx.seed, _affordable_images(dataset, backbone, ctx))
     labels = labels_of(images)
     features = extract_features(images, backbone, ctx)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(images))

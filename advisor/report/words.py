@@ -207,7 +207,7 @@ def statistics_words(
     if head is not None:
         rows.append(("source-head entropy", f"{head.entropy.mid:.3f} nats", _range(head.entropy)))
         source = head.source_confident_share
-        there = "" if source is None else f"; {100 * source:.0f}% on ImageNet"
+        there = "" if source is None else f"; {100 * source:.0f}% on {statistics.reference}"
         share = head.confident_share
         rows.append(("confident predictions", share.percent(), "source head" + there))
         rows.append(("LEEP", f"{head.leep.mid:.3f} nats", f"{_range(head.leep)}; at most 0"))
