@@ -209,11 +209,9 @@ def half_size(backbone: Backbone, at_least_px: int = 32) -> Backbone:
 
 @cache
 def _inspect(name: str, input_px: int | None) -> Backbone:
-    return (
-        _inspect_embedded(name, CATALOGUE[name], input_px)
-        if name in CATALOGUE
-        else (_inspect_timm(name, input_px))
-    )
+    if name in CATALOGUE:
+        return _inspect_embedded(name, CATALOGUE[name], input_px)
+    return _inspect_timm(name, input_px)
 
 
 def _inspect_embedded(name: str, entry: Embedded, input_px: int | None) -> Backbone:
