@@ -18,6 +18,7 @@ from advisor.findings.check import check
 from advisor.measure.backbone_comparison import compare_backbones, comparison_rationale
 from advisor.measure.pilot import run_pilot
 from advisor.measure.profile import measure, sample
+from advisor.similarity.pretraining import pretraining_domain
 from advisor.similarity.reference import build_reference
 from advisor.types.advice import Advice, Choice, Decision
 from advisor.types.flags import arguments
@@ -153,6 +154,8 @@ def _advise(
     reference = None if folder is None else build_reference(folder, backbone, ctx)
     ctx.reporter.on_progress("network", 1, 1)
     profile, measured = measure(dataset, backbone, ctx, reference)
+    domain = pretraining_domain(backbone, options.pretrained_on)
+    profile = replace(profile, pretrained_on=domain)
     ctx.reporter.on_progress("similarity", 1, 1)
     if test_images:
         features = extract_features(test_images, backbone, ctx).pooled[-1]
@@ -290,6 +293,7 @@ def _backbone(
         choices.append(Choice("input_px", str(backbone.input_px), f"{why}; pin with --input-px"))
     if backbone.name not in CATALOGUE:
         choices.append(Choice("weights' licence", backbone.licence, "stated by timm"))
+        choices += _pretraining_choice(backbone, options)
     return ranked, backbone, tuple(choices)
 
 
@@ -299,6 +303,14 @@ def _size_reason(side: float, backbone: Backbone) -> str:
     return f"the images' median side is {side:.0f} px" + (
         "" if backbone.input_px == TINY_INPUT_PX else taken
     )
+
+
+def _pretraining_choice(backbone: Backbone, options: Options) -> tuple[Choice, ...]:
+    if options.pretrained_on is not None:
+        return ()
+    domain = pretraining_domain(backbone)
+    why = "timm's tag of the weights" if domain else "timm's tag of the weights does not say it"
+    return (Choice("pretrained_on", domain or "not known", f"{why}; pin with --pretrained-on"),)
 
 
 def _command(dataset: Dataset, backbone: Backbone, options: Options, time_s: float | None) -> str:

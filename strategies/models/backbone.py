@@ -1,16 +1,14 @@
-"""Backbones: load timm networks and describe their weights, preprocessing, depths and stages.
+"""Backbones: load timm networks and describe their weights, preprocessing and depths.
 
 The embedded backbones are built and read without timm (`architectures`), all others with it.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Literal
 
-import torch
 from safetensors import SafetensorError
 from torch import nn
 
@@ -18,6 +16,7 @@ from strategies.core.errors import BackboneError, unknown_name
 from strategies.core.progress import OnProgress, ignore_progress
 from strategies.data.transforms import CropMode, EvaluationCrop, crop_mode_of
 from strategies.models.architectures import packaged, pretrained, timm_zoo
+from strategies.models.architectures.anatomy import Family
 from strategies.models.architectures.capabilities import (
     Capabilities,
     InputSizes,
@@ -73,6 +72,16 @@ class Backbone:
     gmacs: float
     architecture: Architecture
     capabilities: Capabilities
+
+    @property
+    def family(self) -> Family:
+        """Family of the architecture, as far as fine-tuning recipes differ."""
+        return self.capabilities.family
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers below the head; 0 for a convolutional network."""
+        return self.capabilities.n_layers
 
     @property
     def n_depths(self) -> int:
@@ -353,45 +362,3 @@ def source_classes(backbone: Backbone, count: int) -> tuple[str, ...]:
     else:
         known = timm_zoo.class_names(count)
     return known or tuple(f"class {i}" for i in range(count))
-
-
-@torch.no_grad()
-def stages(net: nn.Module, backbone: Backbone) -> dict[str, int]:
-    """Map every module name to its stage: the first depth, counted from 1, that needs it.
-
-    The order is measured in a forward pass: a module belongs to the first cut point that has not
-    been reached when the module is called. Parameters that a block owns itself (class tokens,
-    layer scales) get the stage of their block. So do submodules whose parameters the block uses
-    without calling them (BEiT's qkv).
-    """
-    n_reached = 0
-    stage: dict[str, int] = {}
-
-    def count_cut_point(*_: object) -> None:
-        nonlocal n_reached
-        n_reached += 1
-
-    def stage_recorder(name: str) -> Callable[..., None]:
-        def record(*_: object) -> None:
-            stage.setdefault(name, n_reached + 1)
-
-        return record
-
-    handles = [
-        net.get_submodule(depth.name).register_forward_hook(count_cut_point)
-        for depth in backbone.depths[:-1]
-    ]
-    for name, module in net.named_modules():
-        handles.append(module.register_forward_pre_hook(stage_recorder(name)))
-    device = next(net.parameters()).device
-    was_training = net.training
-    try:
-        net.eval()(torch.zeros(1, 3, backbone.input_px, backbone.input_px, device=device))
-    finally:
-        net.train(was_training)
-        for handle in handles:
-            handle.remove()
-    for name, _ in net.named_modules():
-        parent = name.rpartition(".")[0]
-        stage.setdefault(name, stage[parent] if parent else backbone.n_depths)
-    return {name: min(number, backbone.n_depths) for name, number in stage.items()}

@@ -24,8 +24,9 @@ from strategies.core.metrics import Scores
 from strategies.data.dataset import Dataset, labels_of
 from strategies.kernels.bn_folding import FoldedNorms, NormByConv, norms_to_fold
 from strategies.kernels.depthwise import FastDepthwiseGradient, training_precision
-from strategies.models.backbone import Backbone, stages
+from strategies.models.backbone import Backbone
 from strategies.models.network import Network
+from strategies.models.stages import stages
 from strategies.training.checkpoint import Checkpoint, Snapshot, identity_of
 from strategies.training.data_parallel import DataParallelGroup, start_group
 from strategies.training.dataloader import ImageInputs, Inputs

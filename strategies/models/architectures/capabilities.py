@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from torch import nn
 
+from strategies.models.architectures.anatomy import Family, family_of, n_layers
+
 Norm = Literal["batch", "layer", "group", "none"]
 
 
@@ -64,6 +66,10 @@ class Capabilities:
     source_classes
         Number of classes that the pretrained head predicts; 0 without such a head, see
         `n_known_classes`.
+    family
+        Family of the architecture, as far as fine-tuning recipes differ.
+    n_layers
+        Layers below the head (`anatomy.n_layers`); 0 for a convolutional network.
     """
 
     sizes: InputSizes = InputSizes()
@@ -73,12 +79,15 @@ class Capabilities:
     prefix_tokens: int = 0
     class_token: bool = False
     source_classes: int = 0
+    family: Family = "convolutional"
+    n_layers: int = 0
 
 
 def describe(net: nn.Module, sizes: InputSizes, pooling: str, source_classes: int) -> Capabilities:
     """Return the capabilities of a network."""
     tokens = has_tokens(net)
     n_prefix = int(getattr(net, "num_prefix_tokens", 0)) if tokens else 0
+    family = family_of(net)
     return Capabilities(
         sizes=sizes,
         norm=norm_of(net),
@@ -87,6 +96,8 @@ def describe(net: nn.Module, sizes: InputSizes, pooling: str, source_classes: in
         prefix_tokens=n_prefix,
         class_token=n_prefix > 0 and getattr(net, "cls_token", None) is not None,
         source_classes=source_classes,
+        family=family,
+        n_layers=0 if family == "convolutional" else n_layers(net),
     )
 
 

@@ -150,6 +150,22 @@ def is_created_for_a_size(name: str) -> bool:
     return config is not None and bool(config.fixed_input_size)
 
 
+def weights_tag(name: str) -> str:
+    """Return timm's tag of pretrained weights, e.g. "laion2b_ft_in1k"; empty if there is none.
+
+    The tag of a hub's model is read from its name, that of a local folder from its configuration.
+    """
+    if name.startswith("local-dir:"):
+        file = Path(name.removeprefix("local-dir:")) / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8")).get("pretrained_cfg") or {}
+        return str(config.get("tag") or "")
+    tag = name.rpartition("/")[2].partition(".")[2]
+    if tag or ":" in name:
+        return tag
+    listed = timm_module().get_pretrained_cfg(name)
+    return "" if listed is None else str(listed.tag or "")
+
+
 @contextlib.contextmanager
 def _offline_when_unreachable() -> Iterator[None]:
     """Work offline if the hub's host name does not resolve, to fail without a minute of retries.
@@ -174,6 +190,12 @@ def flop_counter() -> Any:
     Its import takes a fifth of that of torch: it imports Triton, as timm does too.
     """
     return timm_module("torch.utils.flop_counter").FlopCounterMode(display=False)
+
+
+def drop_path(rate: float) -> nn.Module:
+    """Return timm's layer that drops residual branches of random images in training."""
+    layer: nn.Module = timm_module("timm.layers").DropPath(rate)
+    return layer
 
 
 def is_listed(name: str) -> bool:

@@ -28,10 +28,10 @@ from strategies.models.backbone import (
     input_sizes,
     load_backbone,
     resized,
-    stages,
 )
 from strategies.models.body import Body, depth_modules, source_head
 from strategies.models.features import batches, to_input
+from strategies.models.stages import stages
 from tests.strategies.conftest import forget_backbones
 
 LITE0 = CATALOGUE[DEFAULT_BACKBONE]
