@@ -97,34 +97,22 @@ def inputs_record(inputs: DecisionInputs) -> Row:
 def read_inputs(path: Path = EVIDENCE) -> dict[Case, DecisionInputs]:
     """Return the inputs of the decision of every case; a later row replaces an earlier one.
 
-    Rows until 2026-11-29 hold the similarity by their own backbone. On another backbone than the
-    embedded one, that of the embedded backbone on the same images takes its place.
+    Rows until 2026-11-29 hold the similarity at their own input size. That of the same images at
+    the size of today's similarity takes its place, where it was measured.
     """
     rows = read_rows(path)
-    similarities = {case_of(row): row["profile"]["similarity"] for row in rows}
+    profiles = {case_of(row): row["profile"] for row in rows}
     found = {}
     for row in rows:
         case, profile = case_of(row), _current(row["profile"])
-        if profile is not row["profile"] and case.backbone != DEFAULT_BACKBONE:
-            similarity = _similarity(_of_embedded(case, similarities), profile["n_measured"])
-            profile = {**profile, "similarity": similarity, "domain_shift": None}
+        if profile is not row["profile"]:
+            at_size = case._replace(input_px=SHIFT_PX)
+            measured = profiles[at_size if at_size in profiles else case]
+            similarity = _similarity(measured["similarity"], measured["n_measured"])
+            shift = measured.get("domain_shift")
+            profile = {**profile, "similarity": similarity, "domain_shift": shift}
         found[case] = _inputs_of(row, profile)
     return found
-
-
-def _of_embedded(case: Case, similarities: Mapping[Case, Row]) -> Row:
-    """Return the similarity by the embedded backbone: at its size if possible, or at the case's.
-
-    Raises
-    ------
-    ValueError
-        If neither was measured.
-    """
-    for px in (SHIFT_PX, case.input_px):
-        known = case._replace(backbone=DEFAULT_BACKBONE, input_px=px)
-        if known in similarities:
-            return similarities[known]
-    raise ValueError(f"{case} needs a row of {DEFAULT_BACKBONE} on the same images.")
 
 
 def _inputs_of(row: Row, profile: Row) -> DecisionInputs:
@@ -154,7 +142,6 @@ def _current(profile: Row) -> Row:
     return {
         **profile,
         "pretrained_on": IMAGENET,
-        "similarity": _similarity(similarity, profile["n_measured"]),
         "backbone_statistics": {**similarity, "head": similarity["evidence"]},
     }
 

@@ -5,14 +5,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pytest
-
 from tests.advisor.profiles import inputs_of
 
 Row = dict[str, Any]
 
 
-def old_row(rows: ModuleType, similarity: float, px: int, backbone: str | None) -> Row:
+def old_row(rows: ModuleType, similarity: float, px: int) -> Row:
     """Return a row as it was written when the similarity held the backbone's statistics."""
     record = rows.inputs_record(inputs_of(similarity=similarity))
     profile = record["profile"]
@@ -21,8 +19,7 @@ def old_row(rows: ModuleType, similarity: float, px: int, backbone: str | None) 
     profile["similarity"] |= {"basis": "bn_shift", "evidence": statistics.pop("head")}
     profile["similarity"] = {**statistics, **profile["similarity"]}
     profile["domain_shift"] = 0.2
-    named = {} if backbone is None else {"backbone": backbone}
-    return {"set": "a", "n_per_class": 20, "seed": 0, "input_px": px, **named, **record}
+    return {"set": "a", "n_per_class": 20, "seed": 0, "input_px": px, **record}
 
 
 def write(path: Path, rows: list[Row]) -> Path:
@@ -34,7 +31,7 @@ def test_an_older_row_keeps_its_similarity_and_its_statistics(
     scripts: dict[str, ModuleType], tmp_path: Path
 ) -> None:
     rows = scripts["rows"]
-    file = write(tmp_path / "e.jsonl", [old_row(rows, 0.6, 96, None)])
+    file = write(tmp_path / "e.jsonl", [old_row(rows, 0.6, 96)])
     (found,) = rows.read_inputs(file).values()
     assert found.profile.similarity.score.mid == 0.6
     assert found.profile.similarity.n_images == 400
@@ -43,18 +40,15 @@ def test_an_older_row_keeps_its_similarity_and_its_statistics(
     assert found.profile.pretrained_on == "in1k"
 
 
-def test_an_older_row_of_another_backbone_gets_the_similarity_by_the_embedded_one(
+def test_an_older_row_at_another_size_gets_the_similarity_at_the_size_of_today(
     scripts: dict[str, ModuleType], tmp_path: Path
 ) -> None:
     rows = scripts["rows"]
-    own, at_224 = old_row(rows, 0.6, 96, None), old_row(rows, 0.7, 224, None)
-    other = old_row(rows, 0.9, 224, "mobilenetv2_100")
-    case = rows.case_of(other)
+    own, at_224 = old_row(rows, 0.6, 96), old_row(rows, 0.7, 224)
     for known, similarity in (([at_224, own], 0.6), ([at_224], 0.7)):
-        file = write(tmp_path / "e.jsonl", [*known, other])
-        assert rows.read_inputs(file)[case].profile.similarity.score.mid == similarity
-    with pytest.raises(ValueError, match="needs a row of tf_efficientnet_lite0"):
-        rows.read_inputs(write(tmp_path / "e.jsonl", [other]))
+        file = write(tmp_path / "e.jsonl", known)
+        found = rows.read_inputs(file)[rows.case_of(at_224)]
+        assert found.profile.similarity.score.mid == similarity
 
 
 def test_a_row_of_today_is_read_as_it_is(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
