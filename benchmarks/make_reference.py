@@ -27,7 +27,7 @@ SIZES = {
     "tf_efficientnet_lite0": (96, 128, 160, 192, 224),
     "tf_efficientnet_lite1": (128, 240),
     "tf_efficientnet_lite2": (128, 260),
-    "mobilenetv2_100": (96, 128, 224),
+    "mobilenetv2_100": (96, 224),
 }
 FEATURES = {
     "tf_efficientnet_lite0": (128, 224),
