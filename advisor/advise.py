@@ -18,6 +18,7 @@ from advisor.findings.check import check
 from advisor.measure.backbone_comparison import compare_backbones, comparison_rationale
 from advisor.measure.pilot import run_pilot
 from advisor.measure.profile import measure, sample
+from advisor.similarity.pretraining import pretraining_domain
 from advisor.similarity.reference import build_reference
 from advisor.types.advice import Advice, Choice, Decision
 from advisor.types.flags import arguments
@@ -27,7 +28,7 @@ from strategies.core.context import RunContext, make_context
 from strategies.core.progress import Reporter, ignore_progress
 from strategies.data.dataset import Dataset, Split, load_dataset
 from strategies.data.image import shown
-from strategies.models.backbone import Backbone, load_backbone
+from strategies.models.backbone import Backbone, load_backbone, sizes_of
 from strategies.models.catalogue import CATALOGUE, DEFAULT_BACKBONE
 from strategies.models.features import extract_features
 from strategies.registry import get_strategy
@@ -153,6 +154,8 @@ def _advise(
     reference = None if folder is None else build_reference(folder, backbone, ctx)
     ctx.reporter.on_progress("network", 1, 1)
     profile, measured = measure(dataset, backbone, ctx, reference)
+    domain = pretraining_domain(backbone, options.pretrained_on)
+    profile = replace(profile, pretrained_on=domain)
     ctx.reporter.on_progress("similarity", 1, 1)
     if test_images:
         features = extract_features(test_images, backbone, ctx).pooled[-1]
@@ -270,13 +273,14 @@ def _backbone(
     choices = []
     if options.backbone == AUTO:
         choices.append(Choice("backbone", requested, "embedded default; pin with --backbone"))
-    px = options.input_px
     side = float(np.median([min(p.width_px, p.height_px) for p in dataset.train]))
-    if px is None and side < TINY_PX:
-        px = TINY_INPUT_PX
-        why = f"the images' median side is {side:.0f} px; pin with --input-px"
-        choices.append(Choice("input_px", str(px), why))
-    candidates = {name: load_backbone(name, input_px=px) for name in names}
+    is_tiny = options.input_px is None and side < TINY_PX
+
+    def load(name: str) -> Backbone:
+        px = sizes_of(name).nearest(TINY_INPUT_PX) if is_tiny else options.input_px
+        return load_backbone(name, input_px=px, on_progress=ctx.reporter.on_progress)
+
+    candidates = {name: load(name) for name in names}
     ranked: tuple[BackboneScore, ...] = ()
     if len(candidates) > 1:
         images = sample(dataset.fit_split, ctx.seed, COMPARED)
@@ -284,12 +288,29 @@ def _backbone(
         names = [score.name for score in ranked]
         choices.append(Choice("backbone", names[0], comparison_rationale(ranked)))
     backbone = candidates[names[0]]
-    if px is None:
-        why = "input size of the pretraining; pin with --input-px"
-        choices.append(Choice("input_px", str(backbone.input_px), why))
+    if options.input_px is None:
+        why = _size_reason(side, backbone) if is_tiny else "input size of the pretraining"
+        choices.append(Choice("input_px", str(backbone.input_px), f"{why}; pin with --input-px"))
     if backbone.name not in CATALOGUE:
         choices.append(Choice("weights' licence", backbone.licence, "stated by timm"))
+        choices += _pretraining_choice(backbone, options)
     return ranked, backbone, tuple(choices)
+
+
+def _size_reason(side: float, backbone: Backbone) -> str:
+    """Say why the input size was chosen for tiny images with this median side."""
+    taken = f"; the network takes {backbone.capabilities.sizes}"
+    return f"the images' median side is {side:.0f} px" + (
+        "" if backbone.input_px == TINY_INPUT_PX else taken
+    )
+
+
+def _pretraining_choice(backbone: Backbone, options: Options) -> tuple[Choice, ...]:
+    if options.pretrained_on is not None:
+        return ()
+    domain = pretraining_domain(backbone)
+    why = "timm's tag of the weights" if domain else "timm's tag of the weights does not say it"
+    return (Choice("pretrained_on", domain or "not known", f"{why}; pin with --pretrained-on"),)
 
 
 def _command(dataset: Dataset, backbone: Backbone, options: Options, time_s: float | None) -> str:

@@ -50,7 +50,9 @@ def run(args: argparse.Namespace) -> None:
             case = Case(name, args.n_per_class, seed, args.input_px)
             whole = load_dataset(args.data_root / name)
             drawn = subsample(whole, args.n_per_class, seed)
-            for strategy in STRATEGIES:
+            for strategy, kind in STRATEGIES.items():
+                if kind().inapplicable(drawn, backbone) is not None:
+                    continue
                 if (case, strategy) in {(case_of(r), r["strategy"]) for r in read_rows(args.out)}:
                     continue
                 row = fit(drawn, backbone, case, strategy, {})

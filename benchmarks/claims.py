@@ -122,8 +122,6 @@ def earlier_depth_when_far(inputs: dict[Case, DecisionInputs]) -> ClaimResult:
     """Check whether the best depth is the earlier, the farther the domain is from ImageNet."""
     far, share = [], []
     for profile in (i.profile for i in inputs.values()):
-        if profile.similarity is None:
-            continue
         svms = [p for p in profile.probes if p.loss == "squared_hinge" and p.depth > 0]
         best = max(svms, key=lambda p: p.accuracy.mid).depth
         far.append(1 - profile.similarity.score.mid)
@@ -147,7 +145,7 @@ def small_learning_rate_when_near(
     found = []
     for case, gap in pairs(rows, fixed("full_fine_tune", lr=3e-4), fixed("full_fine_tune")):
         profile = inputs[case].profile if case in inputs else None
-        if profile is not None and profile.similarity is not None:
+        if profile is not None:
             found.append((profile.similarity.score.mid, gap))
     held = sum((gap > 0) == (score >= 0.5) for score, gap in found)
     near = [gap for score, gap in found if score >= 0.5]

@@ -1,34 +1,37 @@
 """Evaluate `advisor.similarity.domain_similarity` on ImageNet and the other shared datasets.
 
-Run:      python benchmarks/domain.py [--lines 1 2 3 4 5 6 7 8] [--cache-dir FOLDER]
-Cost:     some 25 minutes on two cores with an empty cache (features of 17,000 images).
+Run:      python benchmarks/domain.py [--lines 1 2 3 4 5 6 7 8] [--input-px 224]
+          [--cache-dir FOLDER]
+Cost:     some 25 minutes on two cores with an empty cache (features of 17,000 images); a fifth of
+          that at 96 px, apart from the lines that compare it with 224 px.
 Expected: one Markdown section for every number, as in README-domain.md.
 """
 
 import argparse
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 from fit_domain import rows_of
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.stats import spearmanr
-from shared_datasets import DESCRIPTIONS, FAR, NEAR, classes_of, imagenet_halves, images_of
+from shared_datasets import DESCRIPTIONS, FAR, NEAR, imagenet_halves, images_of
 from sklearn.metrics import roc_auc_score
 
 from advisor.decide.quadrant import SIMILAR_FROM
-from advisor.similarity.bn_shift import SourceMoments, balanced, layer_shifts
-from advisor.similarity.calibration import Calibration, calibrations
-from advisor.similarity.domain_similarity import (
-    measure_similarity,
+from advisor.similarity.bn_shift import (
+    SourceMoments,
+    balanced,
+    layer_shifts,
     shift_intervals,
     small_sample_factor,
 )
+from advisor.similarity.calibration import Calibration, calibration
+from advisor.similarity.domain_similarity import measure_similarity
 from advisor.similarity.kernel_distance import (
     bootstrap_kernel_distance,
     cubic_kernels,
@@ -38,25 +41,25 @@ from advisor.similarity.kernel_distance import (
 )
 from advisor.similarity.reference import Reference, shipped_reference
 from advisor.similarity.source_head import predict
+from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext, make_context
 from strategies.core.metrics import Labels
 from strategies.data.dataset import LabelledImage, labels_of
 from strategies.heads.cross_validation import cross_validate, fold_numbers
-from strategies.models import features as module
 from strategies.models.backbone import Backbone, load_backbone
+from strategies.models.domain_shift import SHIFT_IMAGES, SHIFT_PX, measure_moments
 from strategies.models.features import Features, extract_features
 
 Sample = tuple[Features, Labels]
 N_PROBED, N_VARIANTS = 200, 40
+RULER_IMAGES = (100, 200, 300, 500)
 GREY = ("pacs_sketch", "neu_surface", "pneumonia_cxr", "fsdd_spec", "mnist5k", "omniglot_small1")
 
 
 class Bench:
     """Inputs that all sections share: features of datasets, shipped reference and calibration."""
 
-    def __init__(
-        self, cache_dir: Path | None, most_draws: int | None, input_px: int | None
-    ) -> None:
+    def __init__(self, cache_dir: Path | None, most_draws: int | None, input_px: int) -> None:
         self.most_draws = most_draws
         self.ctx: RunContext = make_context(cache_dir=cache_dir)
         self.backbone: Backbone = load_backbone(input_px=input_px)
@@ -64,7 +67,7 @@ class Bench:
         if reference is None:
             raise SystemExit("The backbone has no reference: run benchmarks/make_reference.py.")
         self.reference: Reference = reference
-        self.scale: Calibration = calibrations()["bn_shift"]
+        self.scale: Calibration = calibration()
         self.known = reference.rows(self.backbone.input_px)
         source = reference.source(self.backbone.input_px)
         assert source is not None
@@ -113,29 +116,31 @@ def frechet(x: NDArray[np.floating], y: NDArray[np.floating]) -> float:
 
 def type_1_errors(bench: Bench) -> None:
     """Type I errors on the half of imagenet_samples not used for reference or calibration."""
-    print("| n | mean score | lowest score | called different | p <= 0.05 | p <= 0.01 |")
-    print("|---|---|---|---|---|---|")
+    known = bench.known
+    tested = "" if known is None else " p <= 0.05 | p <= 0.01 |"
+    print("| n | mean score | lowest score | called different |" + tested)
+    print("|---|---|---|---|" + "---|" * tested.count("<="))
     rng = np.random.default_rng(3)
     sample = bench.imagenet()
-    assert bench.known is not None
     for n in (30, 100, 300):
         scores, p_values = [], []
         for features, labels in bench.draws(sample, n, 200, n):
             scores.append(bench.score(features, labels))
-            kernels = cubic_kernels(features.pooled[-1], bench.known)
-            p_values.append(permutation_p_value(kernels, balanced(labels).share, 199, rng))
+            if known is not None:
+                kernels = cubic_kernels(features.pooled[-1], known)
+                p_values.append(permutation_p_value(kernels, balanced(labels).share, 199, rng))
         different = np.mean(np.array(scores) < SIMILAR_FROM)
-        print(f"| {n} | {np.mean(scores):.4f} | {min(scores):.3f} | {different:.1%} ", end="")
-        print(f"| {np.mean(np.array(p_values) <= 0.05):.1%} ", end="")
-        print(f"| {np.mean(np.array(p_values) <= 0.01):.1%} |", flush=True)
+        print(f"| {n} | {np.mean(scores):.4f} | {min(scores):.3f} | {different:.1%} |", end="")
+        levels = () if known is None else (0.05, 0.01)
+        print(*(f" {np.mean(np.array(p_values) <= level):.1%} |" for level in levels), flush=True)
 
 
 def sample_size(bench: Bench) -> None:
     """Dependence of the score on the number of images."""
     print("| dataset | score, all | abs. difference n = 50 to 500: mean | max ", end="")
-    print("| mean signed | Fréchet/d at 50 | at 500 |\n|---|---|---|---|---|---|---|")
     known = bench.known
-    assert known is not None
+    compared = "" if known is None else " Fréchet/d at 50 | at 500 |"
+    print("| mean signed |" + compared + "\n|---|---|---|---|---|" + "---|" * compared.count("|"))
     for name in ("imagenet (unseen half)", *DESCRIPTIONS):
         sample = bench.of(name) if name in DESCRIPTIONS else bench.imagenet()
         few = [bench.score(*s) for s in bench.draws(sample, 50, 20, 1)]
@@ -144,16 +149,22 @@ def sample_size(bench: Bench) -> None:
         plain = [
             np.mean([frechet(f.pooled[-1], known) for f, _ in bench.draws(sample, n, 2, 3)])
             for n in (50, 500)
+            if known is not None
         ]
         print(f"| {name} | {bench.score(*sample):.3f} | {np.abs(change).mean():.4f} ", end="")
-        print(f"| {np.abs(change).max():.3f} | {change.mean():+.4f} ", end="")
-        print(f"| {plain[0]:.2f} | {plain[1]:.2f} |", flush=True)
+        print(f"| {np.abs(change).max():.3f} | {change.mean():+.4f} |", end="")
+        print(*(f" {value:.2f} |" for value in plain), flush=True)
 
 
 def separation(bench: Bench) -> None:
-    """Area under the ROC curve of near against far datasets, for every single statistic."""
-    assert bench.known is not None
+    """Area under the ROC curve of near against far datasets, for every single statistic.
+
+    It needs features in the reference: at 128 or 224 px.
+    """
     known = bench.known
+    if known is None:
+        print(f"The reference has no features at {bench.backbone.input_px} px.")
+        return
     centre = known.mean(axis=0)
     axes = np.linalg.svd(known - centre, full_matrices=False)[2][:32].T
 
@@ -190,35 +201,46 @@ def separation(bench: Bench) -> None:
 
 def coverage(bench: Bench) -> None:
     """Coverage: share of 90% intervals that contain the value of all images."""
-    assert bench.known is not None
     rng = np.random.default_rng(5)
-    sizes, count = (30, 50, 100), 200
-    print("| dataset | " + " | ".join(f"shift, n = {n}" for n in sizes), end="")
-    print(" | " + " | ".join(f"kernel, n = {n}" for n in sizes) + " |\n|" + "---|" * 7)
+    sizes = (30, 50, 100)
+    statistics = ["shift"] if bench.known is None else ["shift", "kernel"]
+    cells = [f"{statistic}, n = {n}" for statistic in statistics for n in sizes]
+    print("| dataset | " + " | ".join(cells) + " |\n|" + "---|" * (1 + len(cells)))
     hits: list[list[float]] = []
     for name in DESCRIPTIONS:
         sample = bench.of(name)
-        whole = bench.shift(*sample)
-        kernels = cubic_kernels(sample[0].pooled[-1], bench.known)
-        whole_kernel = kernel_distance(kernels, balanced(sample[1]).share)
-        row: list[list[float]] = [[], []]
-        for n in sizes:
-            shift_hits, kernel_hits = [], []
-            for features, labels in bench.draws(sample, n, count, n + 7):
-                assert features.moments is not None
-                shift, _ = shift_intervals(features.moments, labels, bench.source, 1, rng)
-                shift_hits.append(shift.low <= whole <= shift.high)
-                kernels = cubic_kernels(features.pooled[-1], bench.known)
-                weights = balanced(labels)
-                scatter = bootstrap_kernel_distance(kernels, weights, 200, rng)
-                low, high = np.quantile(scatter * small_sample_factor(weights), [0.05, 0.95])
-                mid = kernel_distance(kernels, weights.share)
-                kernel_hits.append(mid + low <= whole_kernel <= mid + high)
-            row[0].append(float(np.mean(shift_hits)))
-            row[1].append(float(np.mean(kernel_hits)))
-        hits.append([*row[0], *row[1]])
+        row = [_shift_coverage(bench, sample, n, rng) for n in sizes]
+        if bench.known is not None:
+            row += [_kernel_coverage(bench, sample, n, bench.known, rng) for n in sizes]
+        hits.append(row)
         print(f"| {name} | " + " | ".join(f"{v:.0%}" for v in hits[-1]) + " |", flush=True)
     print("| **all** | " + " | ".join(f"{v:.1%}" for v in np.mean(hits, axis=0)) + " |")
+
+
+def _shift_coverage(bench: Bench, sample: Sample, n: int, rng: np.random.Generator) -> float:
+    whole = bench.shift(*sample)
+    hits = []
+    for features, labels in bench.draws(sample, n, 200, n + 7):
+        assert features.moments is not None
+        shift, _ = shift_intervals(features.moments, labels, bench.source, 0, rng)
+        hits.append(shift.low <= whole <= shift.high)
+    return float(np.mean(hits))
+
+
+def _kernel_coverage(
+    bench: Bench, sample: Sample, n: int, known: NDArray[np.float32], rng: np.random.Generator
+) -> float:
+    kernels = cubic_kernels(sample[0].pooled[-1], known)
+    whole = kernel_distance(kernels, balanced(sample[1]).share)
+    hits = []
+    for features, labels in bench.draws(sample, n, 200, n + 7):
+        kernels = cubic_kernels(features.pooled[-1], known)
+        weights = balanced(labels)
+        scatter = bootstrap_kernel_distance(kernels, weights, 200, rng)
+        low, high = np.quantile(scatter * small_sample_factor(weights), [0.05, 0.95])
+        mid = kernel_distance(kernels, weights.share)
+        hits.append(mid + low <= whole <= mid + high)
+    return float(np.mean(hits))
 
 
 def transfer_correlation(bench: Bench) -> None:
@@ -275,7 +297,11 @@ def _probe(features: NDArray[np.float32], labels: Labels) -> float:
 
 def input_changes(bench: Bench) -> None:
     """Change of the score by another input size, greyscale, and JPEG quality 50."""
-    print("| dataset | 224 px | 96 px | 128 px | grey | JPEG 50 |\n|---|---|---|---|---|---|")
+    own_px = bench.backbone.input_px
+    sizes = [px for px in (96, 128, 224) if px != own_px]
+    variants = [*(f"{px} px" for px in sizes), "grey", "JPEG 50"]
+    print(f"| dataset | {own_px} px | " + " | ".join(variants) + " |")
+    print("|" + "---|" * (2 + len(variants)))
     moved: dict[str, list[float]] = {}
     unseen = imagenet_halves()[1][:N_VARIANTS]
     with TemporaryDirectory() as folder:
@@ -285,10 +311,9 @@ def input_changes(bench: Bench) -> None:
             labels = np.zeros(len(unseen), int) if one_class else labels_of(tuple(images))
             plain = bench.score(extract_features(images, bench.backbone, bench.ctx), labels)
             found: dict[str, float] = {}
-            for px in (96, 128):
-                smaller = load_backbone(input_px=px)
+            for px in sizes:
                 source = bench.reference.source(px)
-                features = extract_features(images, smaller, bench.ctx)
+                features = extract_features(images, load_backbone(input_px=px), bench.ctx)
                 found[f"{px} px"] = bench.scale.score(bench.shift(features, labels, source))
             for what in ("grey", "JPEG 50"):
                 if what == "grey" and name in GREY:
@@ -298,10 +323,7 @@ def input_changes(bench: Bench) -> None:
                 found[what] = bench.score(features, labels)
             for what, score in found.items():
                 moved.setdefault(what, []).append(score - plain)
-            cells = [
-                f"{found[w] - plain:+.3f}" if w in found else "is grey"
-                for w in ("96 px", "128 px", "grey", "JPEG 50")
-            ]
+            cells = [f"{found[w] - plain:+.3f}" if w in found else "is grey" for w in variants]
             print(f"| {name} | {plain:.3f} | " + " | ".join(cells) + " |", flush=True)
     for what, changes in moved.items():
         size = np.abs(changes)
@@ -322,68 +344,71 @@ def _changed(image: LabelledImage, what: str, folder: Path) -> LabelledImage:
     return LabelledImage(path, image.label, path.stem, image.width_px, image.height_px)
 
 
-def other_backbones(bench: Bench) -> None:
-    """Agreement of scores on other backbones with those of the calibrated one (at 128 px)."""
-    names = ("tf_efficientnet_lite0", "tf_efficientnet_lite1", "tf_efficientnet_lite2")
-    print("| dataset | " + " | ".join(names) + " |\n|---|---|---|---|")
-    table = []
-    for name in DESCRIPTIONS:
-        images = images_of(name, N_VARIANTS)
-        labels = labels_of(tuple(images))
-        row = []
-        for which in names:
-            backbone = load_backbone(which, input_px=128)
-            reference = shipped_reference(backbone)
-            assert reference is not None
-            features = extract_features(images, backbone, bench.ctx)
-            row.append(bench.scale.score(bench.shift(features, labels, reference.source(128))))
-        table.append(row)
-        print(f"| {name} | " + " | ".join(f"{v:.3f}" for v in row) + " |", flush=True)
-    for i, which in enumerate(names[1:], start=1):
-        size = np.abs(np.array(table)[:, i] - np.array(table)[:, 0])
-        print(f"{which}: differs by {size.mean():.3f} on average, {size.max():.3f} at most")
-
-
 def cost(bench: Bench) -> None:
-    """Cost of the similarity in addition to the forward pass over the images."""
-    n = 192
-    images = images_of("flowers5", n)
-    labels = labels_of(tuple(images))
-    body, layout = module._prepare(bench.backbone, bench.ctx)
-    pixels = list(module.batches([p.path for p in images], bench.backbone, 2))
-    print("| | s |\n|---|---|")
-    times: dict[bool, list[float]] = {True: [], False: []}
-    with torch.inference_mode(), bench.ctx.autocast():
-        for _ in range(2):
-            for watched in (False, True):
-                watch = module._watch(body.net, layout) if watched else contextlib.nullcontext()
-                start = time.process_time()
-                with watch:
-                    for batch in pixels:
-                        body.activations(module.to_input(batch, bench.backbone, bench.ctx.device))
-                times[watched].append(time.process_time() - start)
-    bare, watched_s = min(times[False]), min(times[True])
-    features = extract_features(images, bench.backbone, bench.ctx)
-    spent = []
-    for _ in range(2):
-        start = time.process_time()
-        measure_similarity(
-            features,
-            labels,
-            classes_of("flowers5"),
-            input_px=bench.backbone.input_px,
-            reference=bench.reference,
-            seed=0,
-        )
-        spent.append(time.process_time() - start)
-    print(f"| forward pass of {n} images | {bare:.2f} |")
-    print(f"| the same with BatchNorm moments | {watched_s:.2f} |")
-    print(f"| measure_similarity | {min(spent):.2f} |")
-    print(f"CPU seconds. Additional cost: {(watched_s + min(spent) - bare) / bare:.1%}")
+    """Cost of the similarity: a forward pass of its own, and the statistics."""
+    images = images_of("flowers5", 2 * SHIFT_IMAGES)
+    print("| forward pass | CPU s per image |\n|---|---|")
+    with TemporaryDirectory() as folder:
+        for px in (SHIFT_PX, 224):
+            ctx = replace(bench.ctx, cache=ArrayCache(Path(folder)))
+            start = time.process_time()
+            extract_features(images[:SHIFT_IMAGES], load_backbone(input_px=px), ctx)
+            seconds = (time.process_time() - start) / min(SHIFT_IMAGES, len(images))
+            print(f"| {px} px, decoding included | {seconds:.4f} |", flush=True)
+    sample = measure_moments(images, bench.ctx)
+    start = time.process_time()
+    measure_similarity(sample, 0)
+    print(f"\nmeasure_similarity: {time.process_time() - start:.2f} CPU s")
+
+
+def ruler_sizes(bench: Bench) -> None:
+    """Input size and number of images of the similarity: how well it separates datasets."""
+    print("| input | sd between datasets | sd within, n = 50 | ratio ", end="")
+    print("| AUC near/far, n = 10 |", *(f"half interval, n = {n} |" for n in RULER_IMAGES))
+    print("|" + "---|" * (5 + len(RULER_IMAGES)))
+    for px in (SHIFT_PX, 224):
+        backbone = load_backbone(input_px=px)
+        source = bench.reference.source(px)
+        found = {}
+        for name in DESCRIPTIONS:
+            images = images_of(name)
+            features = extract_features(images, backbone, bench.ctx)
+            found[name] = features, labels_of(tuple(images))
+        scores = {
+            (name, n): [
+                bench.scale.score(bench.shift(*drawn, source))
+                for drawn in bench.draws(sample, n, 30, n)
+            ]
+            for name, sample in found.items()
+            for n in (10, 50)
+        }
+        between = np.std([np.mean(scores[name, 50]) for name in found])
+        within = np.sqrt(np.mean([np.var(scores[name, 50]) for name in found]))
+        drawn = [(name in FAR, -s) for name in (*NEAR, *FAR) for s in scores[name, 10]]
+        area = roc_auc_score(*zip(*drawn, strict=True))
+        widths = [_half_width(bench, found, n, source) for n in RULER_IMAGES]
+        ratio = between / within if within else float("inf")
+        print(f"| {px} px | {between:.3f} | {within:.4f} | {ratio:.1f} ", end="")
+        print(f"| {area:.4f} |", *(f"{w:.4f} |" for w in widths), flush=True)
+
+
+def _half_width(
+    bench: Bench, samples: Mapping[str, Sample], n: int, source: SourceMoments | None
+) -> float:
+    """Return half the mean width of the similarity's 90% interval over the datasets."""
+    rng = np.random.default_rng(n)
+    widths = []
+    for sample in samples.values():
+        for features, labels in bench.draws(sample, n, 1, n):
+            assert features.moments is not None
+            shift, _ = shift_intervals(features.moments, labels, source, 0, rng)
+            score = bench.scale.interval(shift)
+            widths.append((score.high - score.low) / 2)
+    return float(np.mean(widths))
 
 
 _SECTIONS = (type_1_errors, sample_size, separation, coverage, transfer_correlation)
-LINES = dict(enumerate((*_SECTIONS, input_changes, cost, other_backbones), start=1))
+LINES = dict(enumerate((*_SECTIONS, input_changes, cost, ruler_sizes), start=1))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -392,7 +417,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cache-dir", type=Path)
     parser.add_argument("--lines", type=int, nargs="*", default=list(LINES), choices=list(LINES))
     parser.add_argument("--most-draws", type=int, help="limit of random samples; default: none")
-    parser.add_argument("--input-px", type=int, help="default: the backbone's input size")
+    parser.add_argument("--input-px", type=int, default=SHIFT_PX, help="default: %(default)s")
     options = parser.parse_args(argv)
     bench = Bench(options.cache_dir, options.most_draws, options.input_px)
     for number in options.lines:

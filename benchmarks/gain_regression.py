@@ -109,7 +109,8 @@ def gains_of(
 ) -> list[ObservedGain]:
     """Return the gains of a strategy, by default with its defaults, for every profile.
 
-    A fit counts for the profile of the same size and for those of larger inputs.
+    A fit counts for the profile of the same size and for those of larger inputs, if the strategy
+    was a candidate when the profile was measured: later strategies have no cost there.
     """
     found = []
     for row in rows:
@@ -117,7 +118,7 @@ def gains_of(
             continue
         own = case_of(row)
         for case in (own._replace(input_px=px) for px in SUITE_PX if px >= own.input_px):
-            if case in inputs:
+            if case in inputs and inputs[case].has(strategy):
                 expected = _expected(inputs[case], prior)
                 gain, noise = log_odds_of(row) - expected.mean, _noise(row)
                 fit = (gain, noise, row["seconds"])

@@ -27,11 +27,13 @@ SIZES = {
     "tf_efficientnet_lite0": (96, 128, 160, 192, 224),
     "tf_efficientnet_lite1": (128, 240),
     "tf_efficientnet_lite2": (128, 260),
+    "mobilenetv2_100": (96, 224),
 }
 FEATURES = {
     "tf_efficientnet_lite0": (128, 224),
     "tf_efficientnet_lite1": (240,),
     "tf_efficientnet_lite2": (260,),
+    "mobilenetv2_100": (224,),
 }
 NAME = "500 ImageNet images"
 

@@ -72,7 +72,7 @@ def measure(
 ) -> dict[str, Any]:
     """Return the flip asymmetry of the train images for `hflip` None, else a fine-tune's row."""
     if hflip is None:
-        found = measure_flip_asymmetry(dataset.train, backbone, ctx, any_size=True)
+        found = measure_flip_asymmetry(dataset.train, backbone, ctx)
         assert found is not None
         return {"flip_asymmetry": round(found.cosine, 4), "noise": round(found.sd, 4)}
     used = {p.path for p in dataset.fit_split}

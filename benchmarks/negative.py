@@ -38,7 +38,7 @@ from strategies.data.dataset import Dataset, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.catalogue import DEFAULT_BACKBONE
 from strategies.models.classifier import ImageClassifier, evaluate, make_network
-from strategies.models.timm_format import write as write_for_timm
+from strategies.models.formats.timm_format import write as write_for_timm
 from strategies.registry import get_strategy
 from strategies.training.recipe import Recipe
 from strategies.training.trainer import train

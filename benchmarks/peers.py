@@ -37,9 +37,10 @@ from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
 from strategies.core.folds import MAX_FOLDS
 from strategies.data.dataset import Dataset, labels_of, load_dataset
-from strategies.models.backbone import Backbone, load_backbone, save_for_timm, timm_network
+from strategies.models.backbone import Backbone, load_backbone, timm_network
 from strategies.models.classifier import evaluate
 from strategies.models.features import extract_features
+from strategies.models.formats.timm_format import save_for_timm
 from strategies.registry import STRATEGIES, get_strategy
 
 SETS = ("hymenoptera", "flowers5", "sign_digits", "neu_surface", "dtd10")

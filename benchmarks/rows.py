@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from advisor.decide.candidates import Candidate, DecisionInputs
 from advisor.types.profile import Pilot, Profile
+from advisor.types.similarity import IMAGENET
 from strategies.models.catalogue import DEFAULT_BACKBONE
+from strategies.models.domain_shift import SHIFT_PX
 from strategies.registry import get_strategy
 
 HERE = Path(__file__).resolve().parent
@@ -76,9 +78,10 @@ def inputs_record(inputs: DecisionInputs) -> Row:
     The names of similar source classes are left out.
     """
     profile = inputs.profile
-    if profile.similarity is not None and profile.similarity.evidence is not None:
-        head = replace(profile.similarity.evidence, nearest_source_classes=())
-        profile = replace(profile, similarity=replace(profile.similarity, evidence=head))
+    statistics = profile.backbone_statistics
+    if statistics is not None and statistics.head is not None:
+        head = replace(statistics.head, nearest_source_classes=())
+        profile = replace(profile, backbone_statistics=replace(statistics, head=head))
     candidates = {
         c.name: {
             "hyperparameters": c.strategy.hyperparameters(),
@@ -92,11 +95,27 @@ def inputs_record(inputs: DecisionInputs) -> Row:
 
 
 def read_inputs(path: Path = EVIDENCE) -> dict[Case, DecisionInputs]:
-    """Return the inputs of the decision of every case; a later row replaces an earlier one."""
-    return {case_of(row): _inputs_of(row) for row in read_rows(path)}
+    """Return the inputs of the decision of every case; a later row replaces an earlier one.
+
+    Rows until 2026-11-29 hold the similarity at their own input size. That of the same images at
+    the size of today's similarity takes its place, where it was measured.
+    """
+    rows = read_rows(path)
+    profiles = {case_of(row): row["profile"] for row in rows}
+    found = {}
+    for row in rows:
+        case, profile = case_of(row), _current(row["profile"])
+        if profile is not row["profile"]:
+            at_size = case._replace(input_px=SHIFT_PX)
+            measured = profiles[at_size if at_size in profiles else case]
+            similarity = _similarity(measured["similarity"], measured["n_measured"])
+            shift = measured.get("domain_shift")
+            profile = {**profile, "similarity": similarity, "domain_shift": shift}
+        found[case] = _inputs_of(row, profile)
+    return found
 
 
-def _inputs_of(row: Row) -> DecisionInputs:
+def _inputs_of(row: Row, profile: Row) -> DecisionInputs:
     """Return the inputs that a row records; the suite's smaller input sizes are added.
 
     A fit costs as many forward passes as before, each in proportion to the number of pixels.
@@ -108,8 +127,28 @@ def _inputs_of(row: Row) -> DecisionInputs:
         for px in (own_px, *(s for s in SUITE_PX if s < own_px)):
             cost = about["image_passes"] * (px / own_px) ** 2
             candidates.append(Candidate(start.with_input_px(px), cost, about["inapplicable"]))
-    profile = _build(Profile, row["profile"])
-    return DecisionInputs(profile, tuple(candidates), _build(Pilot, row["pilot"]))
+    pilot = _build(Pilot, row["pilot"])
+    return DecisionInputs(_build(Profile, profile), tuple(candidates), pilot)
+
+
+def _current(profile: Row) -> Row:
+    """Return a recorded profile in today's form.
+
+    In rows until 2026-11-29, the similarity holds the statistics of the backbone.
+    """
+    similarity = profile["similarity"]
+    if "evidence" not in similarity:
+        return profile
+    return {
+        **profile,
+        "pretrained_on": IMAGENET,
+        "backbone_statistics": {**similarity, "head": similarity["evidence"]},
+    }
+
+
+def _similarity(record: Row, n_measured: int) -> Row:
+    """Return a recorded similarity with its number of images, which older rows do not state."""
+    return {"n_images": min(n_measured, 1000), **record}
 
 
 def _rounded(value: Any) -> Any:

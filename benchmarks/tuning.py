@@ -184,7 +184,8 @@ def search(
 ) -> tuple[ImageClassifier | None, int]:
     """Run trials until the time is over; return the best on validation, and their number."""
     ctx, backbone = prepared.ctx, prepared.backbone
-    names = SEARCHED if who == "random" else ("full_fine_tune",)
+    searched = [s for s in SEARCHED if get_strategy(s)().inapplicable(dataset, backbone) is None]
+    names = searched if who == "random" else ["full_fine_tune"]
     studies = {name: _study(who, ctx.seed) for name in names}
     rng = np.random.default_rng(ctx.seed)
     best: tuple[float, ImageClassifier] | None = None

@@ -175,7 +175,7 @@ class AutoencoderProbe(Strategy):
                     group["lr"] = self.lr * warmup_cosine(progress, recipe.warmup)
                 images = to_input(pixels, backbone, ctx.device)
                 with ctx.autocast():
-                    found = decoder(body.maps(images)[0][-1])
+                    found = decoder(body.levels_of(images)[0][-1].maps)
                 target = functional.adaptive_avg_pool2d(images, TARGET_PX)
                 optimiser.zero_grad(set_to_none=True)
                 torch.autograd.backward(functional.mse_loss(found.float(), target))
@@ -190,7 +190,7 @@ def _decoder(body: Body, backbone: Backbone, ctx: RunContext) -> nn.Sequential:
     """Return a decoder from the body's feature maps to an image of `TARGET_PX` pixels."""
     blank = torch.zeros(1, 3, backbone.input_px, backbone.input_px, device=ctx.device)
     with torch.no_grad():
-        channels = body.eval().maps(blank)[0][-1].shape[1]
+        channels = body.eval().levels_of(blank)[0][-1].maps.shape[1]
     return nn.Sequential(
         nn.Conv2d(channels, DECODER_CHANNELS, 1),
         nn.GELU(),

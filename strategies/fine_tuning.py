@@ -1,5 +1,6 @@
 """Fine-tuning: the implementation that all strategies share which train the pretrained network."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self, cast, get_args
@@ -17,9 +18,16 @@ from strategies.core.errors import NotApplicable
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.classifier import ImageClassifier
-from strategies.training.defaults import Measurements, default_steps, fill, fine_tune_defaults
+from strategies.models.network import Network
+from strategies.training.defaults import (
+    Measurements,
+    NetworkFacts,
+    default_steps,
+    fill,
+    fine_tune_defaults,
+)
 from strategies.training.lp_ft import fine_tune, training_passes
-from strategies.training.recipe import BATCH_SIZE, BatchNorm, RecipeDraft
+from strategies.training.recipe import BATCH_SIZE, BatchNorm, Recipe, RecipeDraft
 
 
 @dataclass(frozen=True)
@@ -51,6 +59,12 @@ class FineTuning(Strategy):
         "hflip",
     )
     """Settings of the recipe that are hyperparameters; the others have a fixed value."""
+    tunable_by_layer: ClassVar[tuple[str, ...]] = ("layer_lr_decay", "drop_path")
+    """Further hyperparameters where the learning rate decays by layer: of transformers and
+    ConvNeXt. They are listed only if they are set."""
+    lr_range: ClassVar[tuple[float, float]] = (3e-5, 3e-3)
+    lr_range_by_layer: ClassVar[tuple[float, float]] = (1e-6, 5e-4)
+    """Searched learning rates of convolutional networks, and of transformers and ConvNeXt."""
     steps_share: ClassVar[float] = 1.0
     """Default number of steps, as a share of that of full fine-tuning."""
 
@@ -58,11 +72,16 @@ class FineTuning(Strategy):
         default = self.default_recipe()
         for field in fields(RecipeDraft):
             value = getattr(self.recipe, field.name)
-            if field.name not in self.tunable and value != getattr(default, field.name):
+            if field.name not in self.known() and value != getattr(default, field.name):
                 raise NotApplicable(
                     f"{field.name} is not a hyperparameter of {self.name}: it would be ignored. "
-                    f"Its hyperparameters are {', '.join(self.tunable)} and input_px."
+                    f"Its hyperparameters are {', '.join(self.known())} and input_px."
                 )
+
+    @classmethod
+    def known(cls) -> tuple[str, ...]:
+        """Return the settings of the recipe that are hyperparameters with some network."""
+        return tuple(dict.fromkeys((*cls.tunable, *cls.tunable_by_layer)))
 
     @classmethod
     def default_recipe(cls) -> RecipeDraft:
@@ -71,10 +90,21 @@ class FineTuning(Strategy):
 
     @classmethod
     def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:
-        """Return learning rates, steps, blend, BatchNorm mode, smoothing, flips, input size."""
+        """Return learning rates, steps, blend, BatchNorm mode, smoothing, flips, input size.
+
+        Transformers and ConvNeXt have layer decay and drop path as well.
+        """
         base = cls.default_steps(len(dataset.train), BATCH_SIZE)
+        by_layer = backbone.family != "convolutional"
+        low, high = cls.lr_range_by_layer if by_layer else cls.lr_range
+        layers = {
+            "layer_lr_decay": FloatDistribution(0.6, 1.0),
+            "drop_path": FloatDistribution(0.0, 0.3),
+        }
+        own = {name: layers[name] for name in cls.tunable_by_layer if by_layer}
         return {
-            "lr": FloatDistribution(3e-5, 3e-3, log=True),
+            "lr": FloatDistribution(low, high, log=True),
+            **own,
             "blend": FloatDistribution(0.25, 1.0),
             "head_lr_factor": FloatDistribution(1.0, 10.0, log=True),
             "steps": IntDistribution(base // 2, 2 * base),
@@ -87,16 +117,18 @@ class FineTuning(Strategy):
     @classmethod
     def starting_point(cls, measured: Measurements) -> Self:
         """Return learning rate, blend and flips from the images, and the default steps."""
-        recipe = fill(cls.default_recipe(), fine_tune_defaults(measured))
-        start = cls(recipe, measured.input_px)
-        return replace(start, recipe=start.resolved(measured.n_train, measured.n_depths))
+        start = cls(cls.default_recipe(), measured.input_px)
+        recipe = start.resolved(measured.n_train, measured)
+        return replace(start, recipe=fill(recipe, fine_tune_defaults(measured)))
 
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Train; keep an earlier round only if it is significantly better on validation."""
         backbone = resized(backbone, self.input_px)
-        draft = self.resolved(len(dataset.train), backbone.n_depths)
-        network, recipe = fine_tune(dataset, backbone, draft, ctx)
-        settings = {name: getattr(recipe, name) for name in self.tunable}
+        draft = self.resolved(len(dataset.train), backbone)
+        network, recipe = fine_tune(dataset, backbone, draft, ctx, self.adapted)
+        by_layer = backbone.family != "convolutional"
+        names = self.known() if by_layer else self.hyperparameters().keys() - {"input_px"}
+        settings = {name: getattr(recipe, name) for name in self.known() if name in names}
         return ImageClassifier(
             dataset.classes,
             backbone,
@@ -108,11 +140,23 @@ class FineTuning(Strategy):
 
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
         """Return the passes of the probe, of all training steps, and of validation."""
-        draft = self.resolved(len(dataset.train), backbone.n_depths)
+        draft = self.resolved(len(dataset.train), backbone)
         return training_passes(dataset, backbone, draft, self.input_px)
 
-    def resolved(self, n_train: int, n_depths: int) -> RecipeDraft:
-        """Return the recipe with the settings that follow from the numbers of images and depths.
+    def adapted(
+        self, network: Network, backbone: Backbone, recipe: Recipe
+    ) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which the network has the parameters that are trained: its own."""
+        return contextlib.nullcontext()
+
+    def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
+        """Reject drop path for a convolutional network, whose recipe has none."""
+        if self.recipe.drop_path and backbone.family == "convolutional":
+            return f"drop_path is for transformers and ConvNeXt, and {backbone.name} is neither"
+        return None
+
+    def resolved(self, n_train: int, network: NetworkFacts) -> RecipeDraft:
+        """Return the recipe with the settings that follow from network and number of images.
 
         These are the number of steps here, and the trained stages in subclasses.
         """
@@ -126,12 +170,13 @@ class FineTuning(Strategy):
 
     def hyperparameters(self) -> dict[str, Any]:
         """Return the tunable settings of the recipe, and the input size."""
-        settings = {name: getattr(self.recipe, name) for name in self.tunable}
-        return settings | {"input_px": self.input_px}
+        settings = {name: getattr(self.recipe, name) for name in self.known()}
+        listed = {k: v for k, v in settings.items() if k in self.tunable or v is not None}
+        return listed | {"input_px": self.input_px}
 
     @classmethod
     def from_hyperparameters(cls, given: Mapping[str, Any]) -> Self:
         """Return the strategy with some hyperparameters set, see `Strategy`."""
-        check_names(cls.name, given, [*cls.tunable, "input_px"])
+        check_names(cls.name, given, [*cls.known(), "input_px"])
         settings = {name: value for name, value in given.items() if name != "input_px"}
         return cls(replace(cls.default_recipe(), **settings), given.get("input_px"))

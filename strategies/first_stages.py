@@ -10,7 +10,11 @@ from strategies.base import GainPrior
 from strategies.data.dataset import Dataset
 from strategies.fine_tuning import FineTuning
 from strategies.models.backbone import Backbone
+from strategies.training.defaults import NetworkFacts
 from strategies.training.recipe import SMOOTHED, RecipeDraft
+
+DRAFT = replace(SMOOTHED, layer_lr_decay=1.0)
+"""A learning rate that decays towards the input would leave the first stages as they are."""
 
 
 @final
@@ -27,7 +31,7 @@ class FirstStages(FineTuning):
         As for full fine-tuning. `last_trained_stage` is a third of the depths if it is open.
     """
 
-    recipe: RecipeDraft = SMOOTHED
+    recipe: RecipeDraft = DRAFT
 
     name: ClassVar[str] = "first_stages"
     title: ClassVar[str] = "First stages"
@@ -39,6 +43,7 @@ class FirstStages(FineTuning):
     """Between the linear probe and full fine-tuning; no published table has it with new classes,
     so it is wide."""
     tunable: ClassVar[tuple[str, ...]] = ("last_trained_stage", *FineTuning.tunable)
+    tunable_by_layer: ClassVar[tuple[str, ...]] = ("drop_path",)
 
     @classmethod
     def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:
@@ -46,10 +51,10 @@ class FirstStages(FineTuning):
         last = IntDistribution(1, backbone.n_depths - 1)
         return {"last_trained_stage": last, **super().search_space(dataset, backbone)}
 
-    def resolved(self, n_train: int, n_depths: int) -> RecipeDraft:
+    def resolved(self, n_train: int, network: NetworkFacts) -> RecipeDraft:
         """Return the recipe with a third of the depths trained, unless a number is set."""
-        draft, last = super().resolved(n_train, n_depths), self.recipe.last_trained_stage
-        third = max(1, n_depths // 3)
+        draft, last = super().resolved(n_train, network), self.recipe.last_trained_stage
+        third = max(1, network.n_depths // 3)
         return replace(draft, last_trained_stage=third if last is None else last)
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
@@ -57,4 +62,4 @@ class FirstStages(FineTuning):
         k = self.recipe.last_trained_stage
         if k is not None and not 1 <= k < backbone.n_depths:
             return f"last_trained_stage must be in 1..{backbone.n_depths - 1}, got {k}"
-        return None
+        return super().inapplicable(dataset, backbone)

@@ -16,10 +16,19 @@ from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.classifier import ImageClassifier, make_network
-from strategies.training.defaults import Measurements, default_steps
+from strategies.training.defaults import Measurements, NetworkFacts, default_steps, settle
 from strategies.training.lp_ft import calibrate, training_passes
-from strategies.training.recipe import BATCH_SIZE, Recipe
+from strategies.training.recipe import BATCH_SIZE, Recipe, RecipeDraft
 from strategies.training.trainer import train
+
+LR, LR_BY_LAYER = 3e-3, 5e-4
+"""Learning rates of convolutional networks, and of transformers and ConvNeXt.
+
+The second is that of compact transformers on small datasets, 5.5e-4 (A. Hassani et al., Escaping
+the big data paradigm with compact transformers, 2021).
+"""
+WEIGHT_DECAY = 0.05
+"""Weight decay of transformers and ConvNeXt, as in DeiT and ConvNeXt."""
 
 
 @final
@@ -30,7 +39,7 @@ class FromScratch(Strategy):
     Attributes
     ----------
     lr
-        Peak learning rate.
+        Peak learning rate. None: `LR`, or `LR_BY_LAYER` for transformers and ConvNeXt.
     steps
         Optimiser steps of 32 images. None: twice as many as in fine-tuning.
     hflip
@@ -39,7 +48,7 @@ class FromScratch(Strategy):
         Side of the square input. None: that of the backbone.
     """
 
-    lr: float = 3e-3
+    lr: float | None = None
     steps: int | None = None
     hflip: bool = False
     input_px: int | None = None
@@ -57,8 +66,9 @@ class FromScratch(Strategy):
     def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:
         """Return learning rate, steps, horizontal flips and input size."""
         base = cls._default_steps(len(dataset.train))
+        low, high = (3e-4, 1e-2) if backbone.family == "convolutional" else (5e-5, 3e-3)
         return {
-            "lr": FloatDistribution(3e-4, 1e-2, log=True),
+            "lr": FloatDistribution(low, high, log=True),
             "steps": IntDistribution(base // 2, 2 * base),
             "hflip": CategoricalDistribution([False, True]),
             "input_px": CategoricalDistribution(input_sizes(backbone)),
@@ -67,13 +77,15 @@ class FromScratch(Strategy):
     @classmethod
     def starting_point(cls, measured: Measurements) -> Self:
         """Return the defaults, with a number of steps for the number of images."""
-        return cls(steps=cls._default_steps(measured.n_train), input_px=measured.input_px)
+        lr, steps = _default_lr(measured), cls._default_steps(measured.n_train)
+        return cls(lr=lr, steps=steps, input_px=measured.input_px)
 
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
         """Train; keep an earlier round only if it is significantly better on validation."""
         ctx.check_time()
-        backbone, recipe = resized(backbone, self.input_px), self._recipe(dataset)
-        used = replace(self, steps=recipe.steps, input_px=backbone.input_px)
+        backbone = resized(backbone, self.input_px)
+        recipe = self._recipe(dataset, backbone)
+        used = replace(self, lr=recipe.lr, steps=recipe.steps, input_px=backbone.input_px)
         depths = (backbone.n_depths,)
         with ctx.seeded():
             network = make_network(backbone.with_random_weights(), depths, dataset.n_classes)
@@ -85,12 +97,22 @@ class FromScratch(Strategy):
 
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
         """Return the passes of all training steps and of validation."""
-        return training_passes(dataset, backbone, self._recipe(dataset), self.input_px)
+        return training_passes(dataset, backbone, self._recipe(dataset, backbone), self.input_px)
 
-    def _recipe(self, dataset: Dataset) -> Recipe:
-        steps = self.steps or self._default_steps(len(dataset.train))
-        return Recipe(steps=steps, lr=self.lr, batch_norm="trained", hflip=self.hflip)
+    def _recipe(self, dataset: Dataset, backbone: Backbone) -> Recipe:
+        draft = RecipeDraft(
+            steps=self.steps or self._default_steps(len(dataset.train)),
+            lr=_default_lr(backbone) if self.lr is None else self.lr,
+            batch_norm="trained",
+            hflip=self.hflip,
+            weight_decay=None if backbone.family == "convolutional" else WEIGHT_DECAY,
+        )
+        return Recipe.of(settle(draft, backbone.family))
 
     @staticmethod
     def _default_steps(n_train: int) -> int:
         return 2 * default_steps(n_train, BATCH_SIZE)
+
+
+def _default_lr(network: NetworkFacts) -> float:
+    return LR if network.family == "convolutional" else LR_BY_LAYER

@@ -1,12 +1,13 @@
 """Full fine-tuning: train all layers from the pretrained weights (LP-FT)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
 from strategies.base import GainPrior
 from strategies.data.dataset import Dataset
 from strategies.fine_tuning import FineTuning
 from strategies.models.backbone import Backbone
+from strategies.training.defaults import NetworkFacts
 from strategies.training.recipe import SMOOTHED, RecipeDraft
 
 
@@ -51,9 +52,16 @@ class FullFineTune(FineTuning):
         "hflip",
     )
 
+    def resolved(self, n_train: int, network: NetworkFacts) -> RecipeDraft:
+        """Return the recipe; a convolutional network has one learning rate at all depths."""
+        draft = super().resolved(n_train, network)
+        if network.family != "convolutional" or draft.layer_lr_decay is not None:
+            return draft
+        return replace(draft, layer_lr_decay=1.0)
+
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
         """Reject resetting all stages: that is training from scratch."""
         k = self.recipe.reset_stages
         if not 0 <= k < backbone.n_depths:
             return f"reset_stages must be in 0..{backbone.n_depths - 1}, got {k}"
-        return None
+        return super().inapplicable(dataset, backbone)

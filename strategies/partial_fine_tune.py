@@ -10,6 +10,7 @@ from strategies.base import GainPrior
 from strategies.data.dataset import Dataset
 from strategies.fine_tuning import FineTuning
 from strategies.models.backbone import Backbone
+from strategies.training.defaults import NetworkFacts
 from strategies.training.recipe import SMOOTHED, RecipeDraft
 
 
@@ -44,14 +45,14 @@ class PartialFineTune(FineTuning):
         frozen = IntDistribution(1, backbone.n_depths - 1)
         return {"frozen_stages": frozen, **super().search_space(dataset, backbone)}
 
-    def resolved(self, n_train: int, n_depths: int) -> RecipeDraft:
+    def resolved(self, n_train: int, network: NetworkFacts) -> RecipeDraft:
         """Return the recipe with half of the depths frozen, unless a number is set."""
-        draft, frozen = super().resolved(n_train, n_depths), self.recipe.frozen_stages
-        return replace(draft, frozen_stages=n_depths // 2 if frozen is None else frozen)
+        draft, frozen = super().resolved(n_train, network), self.recipe.frozen_stages
+        return replace(draft, frozen_stages=network.n_depths // 2 if frozen is None else frozen)
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
         """Reject freezing no stage, or all of them."""
         k = self.recipe.frozen_stages
         if k is not None and not 1 <= k < backbone.n_depths:
             return f"frozen_stages must be in 1..{backbone.n_depths - 1}, got {k}"
-        return None
+        return super().inapplicable(dataset, backbone)

@@ -14,6 +14,7 @@ from strategies.full_fine_tune import FullFineTune
 from strategies.heads.cross_validation import Loss
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
+from strategies.lora import Lora
 from strategies.models.backbone import Backbone
 from strategies.norm_tune import NormTune
 from strategies.partial_fine_tune import PartialFineTune
@@ -22,6 +23,7 @@ STRATEGIES: Mapping[str, type[Strategy]] = {
     "linear_probe": LinearProbe,
     "layer_svm": LayerSVM,
     "norm_tune": NormTune,
+    "lora": Lora,
     "partial_fine_tune": PartialFineTune,
     "first_stages": FirstStages,
     "full_fine_tune": FullFineTune,

@@ -9,12 +9,15 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
 
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
+from strategies.registry import STRATEGIES
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
@@ -78,6 +81,25 @@ def ctx(tmp_path: Path) -> RunContext:
 def backbone() -> Backbone:
     """Return the embedded backbone at a small input size."""
     return load_backbone(input_px=64)
+
+
+@pytest.fixture(scope="session")
+def convnext(tmp_path_factory: pytest.TempPathFactory) -> Backbone:
+    """Return a small ConvNeXt with random weights, for strategies that are not for every CNN."""
+    folder = tmp_path_factory.mktemp("convnext")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        net = timm.create_model("test_convnext", pretrained=False)
+    timm.models.save_for_hf(net, str(folder), safe_serialization=True)
+    return load_backbone(f"local-dir:{folder}", input_px=64)
+
+
+def suitable(name: str, dataset: Dataset, *backbones: Backbone) -> Backbone:
+    """Return the first backbone that a strategy is applicable to."""
+    reasons = [STRATEGIES[name]().inapplicable(dataset, backbone) for backbone in backbones]
+    if None not in reasons:
+        pytest.skip(f"{name}: {reasons[-1]}")
+    return backbones[reasons.index(None)]
 
 
 def stripes(label: int, rng: np.random.Generator, px: int = 48) -> Image.Image:

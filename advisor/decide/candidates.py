@@ -54,6 +54,10 @@ class DecisionInputs:
     candidates: tuple[Candidate, ...]
     pilot: Pilot | None = None
 
+    def has(self, strategy: str) -> bool:
+        """Whether a strategy is a candidate at any input size."""
+        return any(c.name == strategy for c in self.candidates)
+
     def candidate(self, name: str, input_px: int | None = None) -> Candidate:
         """Return a strategy by its name; by default with the profile's input size."""
         return next(

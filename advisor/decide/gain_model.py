@@ -81,12 +81,10 @@ def evidence_of(profile: Profile, input_px: int | None = None) -> Mapping[str, E
         Input size of the fit; None: that of the profile.
     """
     n, px = profile.n_measured, input_px or profile.input_px
-    similarity, side = profile.similarity, profile.median_side_px
+    similarity, side = profile.similarity.score, profile.median_side_px
     probe, svm = profile.linear_probe.accuracy, profile.best_svm
     return {
-        "far": UNKNOWN
-        if similarity is None
-        else Evidence(1 - similarity.score.mid, _sd(similarity.score)),
+        "far": Evidence(1 - similarity.mid, _sd(similarity)),
         "probe": Evidence(log_odds(probe.mid, n), _sd(probe) / _logit_slope(probe.mid, n)),
         "svm": Evidence(svm.loss_gain.mid, _sd(svm.loss_gain)),
         "size": Evidence(math.log10(profile.n_per_class), 0.0),

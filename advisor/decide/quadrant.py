@@ -6,7 +6,6 @@ from typing import TypeVar
 import numpy as np
 
 from advisor.types.advice import Domain, Quadrant, Size
-from advisor.types.similarity import DomainSimilarity
 from strategies.core.metrics import Interval
 
 T = TypeVar("T")
@@ -14,7 +13,7 @@ T = TypeVar("T")
 SIMILAR_FROM = 0.5
 """A domain counts as similar from this similarity on: the middle of the measured range."""
 SIMILARITY_TOLERANCE = 0.1
-"""How much input size and compression can change a similarity (benchmarks/README-domain.md)."""
+"""How much colour and compression can change a similarity (benchmarks/README-domain.md)."""
 ENOUGH_PER_CLASS = 200
 """Images per class that count as many: a convention, as the sources name no number."""
 SIZE_TOLERANCE = 0.15
@@ -55,11 +54,9 @@ def size_position(class_sizes: Sequence[int], feature_width: int) -> Interval:
 
 
 def find_quadrant(
-    class_sizes: Sequence[int], feature_width: int, similarity: DomainSimilarity | None
+    class_sizes: Sequence[int], feature_width: int, similarity: Interval
 ) -> Quadrant:
     """Place a dataset on both axes and look up the rule of thumb.
-
-    Where the domain is unknown, the cautious rule for the size applies: that of a similar domain.
 
     An axis is clear if its whole interval, and the tolerance around its middle, are on one side of
     the threshold. The candidates are the rules of all quadrants that the dataset may be in.
@@ -70,28 +67,26 @@ def find_quadrant(
         Images of train and validation by class.
     feature_width
         Channels of the backbone's penultimate activations.
+    similarity
+        Domain similarity, in [0, 1].
     """
     position = size_position(class_sizes, feature_width)
     size: Size = "large" if position.mid >= 0 else "small"
     sides: tuple[Size, Size] = ("small", "large")
     sizes = _possible_sides(position, 0.0, SIZE_TOLERANCE, sides)
-    if similarity is None:
-        domain: Domain = "unknown"
-        domains: list[Domain] = ["similar", "different"]
-    else:
-        domain = "similar" if similarity.score.mid >= SIMILAR_FROM else "different"
-        both: tuple[Domain, Domain] = ("different", "similar")
-        domains = _possible_sides(similarity.score, SIMILAR_FROM, SIMILARITY_TOLERANCE, both)
-    rule = RULES[size, "similar" if domain == "unknown" else domain]
+    domain: Domain = "similar" if similarity.mid >= SIMILAR_FROM else "different"
+    both: tuple[Domain, Domain] = ("different", "similar")
+    domains = _possible_sides(similarity, SIMILAR_FROM, SIMILARITY_TOLERANCE, both)
+    rule = RULES[size, domain]
     candidates = dict.fromkeys([rule, *(RULES[s, d] for s in sizes for d in domains)])
     return Quadrant(
         size=size,
         domain=domain,
         rule=rule,
-        borderline=len(sizes) > 1 or (len(domains) > 1 and similarity is not None),
+        borderline=len(sizes) > 1 or len(domains) > 1,
         candidates=tuple(candidates),
         size_decades=position,
-        similarity=None if similarity is None else similarity.score,
+        similarity=similarity,
     )
 
 

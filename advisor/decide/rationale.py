@@ -190,10 +190,10 @@ def _boundary(
         no_pilot = inputs.pilot is None and pilot_helps
         suggest = no_pilot and is_worth_its_time(best, inputs, priors)
         sentences.append(sentence + ("; --pilot on would measure this." if suggest else "."))
-    similarity = inputs.profile.similarity
-    if similarity is not None and abs(similarity.score.mid - SIMILAR_FROM) < 0.1:
+    similarity = inputs.profile.similarity.score.mid
+    if abs(similarity - SIMILAR_FROM) < 0.1:
         sentences.append(
-            f"The domain similarity of {similarity.score.mid:.2f} is close to the threshold of "
+            f"The domain similarity of {similarity:.2f} is close to the threshold of "
             f"{SIMILAR_FROM:.2f} at which the rule of thumb changes."
         )
     return sentences
@@ -249,7 +249,6 @@ def _quadrant_words(quadrant: Quadrant) -> str:
     domain = {
         "similar": "from a domain near ImageNet",
         "different": "from a domain far from ImageNet",
-        "unknown": "from a domain of unknown similarity to ImageNet",
     }[quadrant.domain]
     return f"{size} {domain}"
 

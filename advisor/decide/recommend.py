@@ -240,7 +240,7 @@ def _too_slow(late: Recommendation, time_s: float) -> str:
 def quadrant_of(profile: Profile) -> Quadrant:
     """Place a dataset in one of the four quadrants of size and domain."""
     sizes = list(profile.n_by_class.values())
-    return find_quadrant(sizes, profile.feature_width, profile.similarity)
+    return find_quadrant(sizes, profile.feature_width, profile.similarity.score)
 
 
 def _rank(candidates: list[_Ranked], rule: str, prefer: Prefer) -> list[_Ranked]:

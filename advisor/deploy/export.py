@@ -7,8 +7,9 @@ from advisor.report.files import CARD_FILE
 from advisor.tune.run_dir.directory import RunDir
 from strategies.core.atomic_files import write_text
 from strategies.core.errors import NotApplicable, StorageError, unknown_name
+from strategies.models.backbone import NOT_STATED
 from strategies.models.classifier import ImageClassifier
-from strategies.models.export import FORMATS, export
+from strategies.models.formats.export import FORMATS, export
 
 HUB = "hf"
 
@@ -60,7 +61,7 @@ def _hub_card(classifier: ImageClassifier, folder: RunDir) -> str:
         "library_name": "timm",
         "pipeline_tag": "image-classification",
         "tags": ["image-classification", "timm", "transfer-learning"],
-        "license": licence if licence != "not stated" else "other",
+        "license": licence if licence != NOT_STATED else "other",
     }
     header = "\n".join(f"{key}: {json.dumps(value)}" for key, value in front.items())
     return f"---\n{header}\n---\n\n{card}"

@@ -116,14 +116,14 @@ def _no_transfer_gain(profile: Profile, context: TransferContext) -> Iterator[Fi
 
 def _cause(profile: Profile, context: TransferContext) -> str:
     """Return the most likely cause of harm; a measured one takes precedence."""
-    alternative, similarity = context.alternative, profile.similarity
+    alternative, similarity = context.alternative, profile.similarity.score
     if alternative is not None and alternative.lead.low > 0:
         return (
             f"the backbone itself, as {alternative.name} is better by "
             f"{alternative.lead.points()} on the same images"
         )
-    if similarity is not None and similarity.score.high < SIMILAR:
-        return f"the domain is too far from ImageNet (similarity {similarity.score.mid:.2f})"
+    if similarity.high < SIMILAR:
+        return f"the domain is too far from ImageNet (similarity {similarity.mid:.2f})"
     related = relatedness(profile)
     if related is not None and related < UNRELATED:
         return "the dataset is unrelated to the classes of pretraining"
@@ -165,17 +165,17 @@ def relatedness(profile: Profile) -> float | None:
     From LEEP; None if it was not measured. Optimistic if there are few images per predicted
     ImageNet class.
     """
-    similarity = profile.similarity
-    if similarity is None or similarity.evidence is None:
+    statistics = profile.backbone_statistics
+    if statistics is None or statistics.head is None:
         return None
     shares = [n / profile.n for n in profile.n_by_class.values() if n]
     entropy = -sum(s * math.log(s) for s in shares)
-    return 1 + similarity.evidence.leep.mid / entropy if entropy > 0 else None
+    return 1 + statistics.head.leep.mid / entropy if entropy > 0 else None
 
 
 def _unrelated_dataset(profile: Profile, _: TransferContext) -> Iterator[Finding]:
-    related, similarity = relatedness(profile), profile.similarity
-    if related is None or similarity is None or related >= UNRELATED:
+    related = relatedness(profile)
+    if related is None or related >= UNRELATED:
         return
     yield Finding(
         "TL204",
@@ -188,21 +188,21 @@ def _unrelated_dataset(profile: Profile, _: TransferContext) -> Iterator[Finding
 
 
 def _bn_statistics_do_not_fit(profile: Profile, _: TransferContext) -> Iterator[Finding]:
-    similarity = profile.similarity
-    if similarity is None or similarity.score.high >= SIMILAR:
+    statistics = profile.backbone_statistics
+    if statistics is None or profile.similarity.score.high >= SIMILAR:
         return
-    shifts = [(s.low, d + 1) for d, s in enumerate(similarity.per_depth) if s is not None]
+    shifts = [(s.low, d + 1) for d, s in enumerate(statistics.per_depth) if s is not None]
     if not shifts or max(shifts)[0] < BN_SHIFT_NATS:
         return
     depth = max(shifts)[1]
-    shift = similarity.per_depth[depth - 1]
+    shift = statistics.per_depth[depth - 1]
     assert shift is not None
     yield Finding(
         "TL205",
         "tip",
         "the BatchNorm statistics do not fit these images",
-        f"At depth {depth} ({profile.depth_names[depth - 1]}), activations differ from the "
-        f"running statistics by {shift.mid:.2f} nats [{shift.low:.2f}, {shift.high:.2f}].",
+        f"At depth {depth} ({profile.depth_names[depth - 1]}), activations are {shift.mid:.2f} "
+        f"nats [{shift.low:.2f}, {shift.high:.2f}] from {statistics.reference}.",
         "When fine-tuning, re-estimate the statistics on these images (batch_norm=reestimated) or "
         "update them during training (batch_norm=trained); tl-auto run tries both.",
     )

@@ -1,7 +1,7 @@
 """Comparison of backbones: cross-validated linear probes on the same images, and their cost."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ def compare_backbones(
 ) -> tuple[BackboneScore, ...]:
     """Probe every backbone on the same images and folds, and rank them; best first.
 
+    Beside the probe stands the rank by size, the larger network first. timm's accuracies on
+    ImageNet, the other half of that baseline, are not part of its package.
+
     The most accurate backbone and those that are not significantly worse, paired by image, share
     rank 1; the fastest of them is first. The remaining backbones are ranked in the same way.
 
@@ -36,6 +39,11 @@ def compare_backbones(
     ----------
     images
         Labelled images of train and validation.
+
+    References
+    ----------
+    On the baseline: P. Singh, S. Hess, J. Vanschoren, How NOT to benchmark your SITE metric, 2025.
+    There, a fixed order by size ranked backbones better than LogME and similar scores.
     """
     chosen = tuple(images)
     labels = labels_of(chosen)
@@ -53,6 +61,8 @@ def compare_backbones(
             ms_per_image=features.ms_per_image,
             gmacs=backbone.gmacs,
             input_px=backbone.input_px,
+            params_m=backbone.params_m,
+            size_rank=1 + sum(other.params_m > backbone.params_m for other in backbones),
         )
         probed.append(_Probed(backbone, result.correct[result.best], score))
         ctx.reporter.on_progress("backbones", i + 1, len(backbones))
@@ -69,12 +79,7 @@ def _rank(probed: list[_Probed]) -> tuple[BackboneScore, ...]:
         equal = [p for p in left if p is first or paired_gain(first.hits, p.hits).low <= 0]
         for p in sorted(equal, key=lambda p: p.score.ms_per_image):
             behind = None if p is best else paired_gain(best.hits, p.hits)
-            s = p.score
-            ranked.append(
-                BackboneScore(
-                    s.name, rank, s.accuracy, behind, s.ms_per_image, s.gmacs, s.input_px
-                )
-            )
+            ranked.append(replace(p.score, rank=rank, behind_best=behind))
         rank += len(equal)
         left = [p for p in left if all(p is not e for e in equal)]
     return tuple(ranked)

@@ -12,11 +12,12 @@ from advisor.measure.learning_curve import Point, learning_curve
 from advisor.measure.paired import loss_gain, paired_gain
 from advisor.measure.probe_evidence import ProbeEvidence
 from advisor.measure.random_init_control import measure_random_init_control, pixel_probe
+from advisor.similarity.backbone_statistics import measure_backbone_statistics
 from advisor.similarity.domain_similarity import measure_similarity
 from advisor.similarity.reference import Reference, shipped_reference
 from advisor.similarity.transferability import rate_features
 from advisor.types.profile import LearningCurve, ProbeResult, Profile
-from advisor.types.similarity import DomainSimilarity
+from advisor.types.similarity import BackboneStatistics
 from strategies.core.context import RunContext
 from strategies.core.metrics import Labels, Scores
 from strategies.data.dataset import Dataset, LabelledImage, groups_of, labels_of
@@ -31,13 +32,13 @@ from strategies.heads.cross_validation import (
     temperature,
 )
 from strategies.models.backbone import Backbone, half_size
-from strategies.models.bn_statistics import domain_shift
+from strategies.models.domain_shift import mean_shift, measure_moments
 from strategies.models.features import Features, extract_features
 from strategies.models.flip_symmetry import measure_flip_asymmetry
 from strategies.training.throughput import TrainingCost, measure_training_cost
 
 MAX_MEASURED, MIN_PER_CLASS = 2000, 5
-"""Sample for probes and similarity: at most this many images, but at least 5 per class."""
+"""Sample for the probes: at most this many images, but at least 5 per class."""
 EVIDENCE_SHARE, N_TIMED = 0.2, 64
 """Under a time limit, the forward pass over the images may take this share of the time left; its
 speed is measured on `N_TIMED` images."""
@@ -54,23 +55,23 @@ def measure(
     Parameters
     ----------
     reference
-        Reference from the user's own images; default: the one that this program ships.
+        Reference from the user's own images, for the backbone's own statistics; default: the one
+        that this program ships.
 
     Raises
     ------
     OutOfTime
         If the deadline passes during the forward pass over the images.
     """
-    most = _affordable_images(dataset, backbone, ctx)
-    images = sample(dataset.fit_split, ctx.seed, most)
+    shift = measure_moments(dataset.fit_split, ctx)
+    images = sample(dataset.fit_split, ctx.seed, _affordable_images(dataset, backbone, ctx))
     labels = labels_of(images)
     features = extract_features(images, backbone, ctx)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(images))
     probed = _probe_depths(features, labels, dataset.n_classes, folds, ctx)
     control = measure_random_init_control(images, features, dataset.n_classes, backbone, ctx)
-    training = _training_cost(dataset, features, backbone, ctx)
+    training = _training_cost(dataset, backbone, ctx)
     last = features.pooled[-1]
-    evidence = ProbeEvidence(backbone.input_px, images, probed.scores, last, seed=ctx.seed)
     counts = np.bincount(labels_of(dataset.fit_split), minlength=dataset.n_classes)
     profile = Profile(
         n=len(dataset.fit_split),
@@ -84,7 +85,7 @@ def measure(
         feature_width=backbone.depths[-1].channels,
         depth_names=tuple(d.name for d in backbone.depths),
         flops_shares=tuple(d.flops_share for d in backbone.depths),
-        similarity=_similarity(features, labels, dataset, backbone, reference, ctx.seed),
+        similarity=measure_similarity(shift, ctx.seed),
         probes=probed.probes,
         best_svm=probed.best_svm,
         majority_share=float(counts.max() / counts.sum()),
@@ -99,18 +100,18 @@ def measure(
         head_s=probed.seconds,
         build_s=training.build_s,
         passes_per_trained_image=training.passes_per_image,
-        domain_shift=None if features.moments is None else domain_shift(features.moments),
-        flip_asymmetry=measure_flip_asymmetry(images, backbone, ctx, any_size=features.any_size),
+        domain_shift=mean_shift(shift.moments),
+        flip_asymmetry=measure_flip_asymmetry(images, backbone, ctx),
+        family=backbone.family,
+        n_layers=backbone.n_layers,
+        backbone_statistics=_statistics(features, images, dataset, backbone, reference, ctx.seed),
     )
-    return profile, evidence
+    return profile, ProbeEvidence(backbone.input_px, images, probed.scores, last, seed=ctx.seed)
 
 
-def _training_cost(
-    dataset: Dataset, features: Features, backbone: Backbone, ctx: RunContext
-) -> TrainingCost:
-    """Measure the cost of training, at half the input size if the network takes any size."""
-    small = half_size(backbone, TIMED_PX) if features.any_size else backbone
-    return measure_training_cost(dataset, small, ctx)
+def _training_cost(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> TrainingCost:
+    """Measure the cost of training, at half the input size if the network takes that."""
+    return measure_training_cost(dataset, half_size(backbone, TIMED_PX), ctx)
 
 
 def sample(
@@ -138,20 +139,20 @@ def _affordable_images(dataset: Dataset, backbone: Backbone, ctx: RunContext) ->
     return n
 
 
-def _similarity(
+def _statistics(
     features: Features,
-    labels: Labels,
+    images: tuple[LabelledImage, ...],
     dataset: Dataset,
     backbone: Backbone,
     reference: Reference | None,
     seed: int,
-) -> DomainSimilarity | None:
-    """Return the domain similarity, or None for random weights or if it cannot be measured."""
+) -> BackboneStatistics | None:
+    """Return the statistics of the backbone's own layers and head; None for random weights."""
     if backbone.weights == "random":
         return None
-    return measure_similarity(
+    return measure_backbone_statistics(
         features,
-        labels,
+        labels_of(images),
         dataset.classes,
         input_px=backbone.input_px,
         reference=reference or shipped_reference(backbone),

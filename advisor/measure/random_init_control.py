@@ -52,8 +52,8 @@ def measure_random_init_control(
 ) -> RandomInitControl:
     """Probe the network with random weights on a sample of the images.
 
-    A convolutional network gets them at half the input size. The control then costs a quarter,
-    and random filters still capture what they can: texture and colour.
+    It gets them at half the input size, if it takes that. The control then costs a quarter, and
+    random filters still capture what they can: texture and colour.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def measure_random_init_control(
     chosen = tuple(images[i] for i in rows)
     labels = labels_of(chosen)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(chosen))
-    small = half_size(backbone) if pretrained.any_size else backbone
+    small = half_size(backbone)
     random = extract_features(chosen, small.with_random_weights(), ctx).pooled
 
     def probe(pooled: Scores) -> CrossValidated:

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 from advisor.report.words import (
+    DISPLAY,
     VERDICTS,
     break_even_words,
     metric_name,
+    pretraining_words,
     similarity_words,
+    statistics_words,
     title,
     transfer_words,
     with_titles,
@@ -47,11 +50,8 @@ def main_facts(advice: Advice, outcome: Outcome | None) -> tuple[Fact, ...]:
         Fact("Images", f"{advice.profile.n:,}", f"{quadrant.size}: {_per_class(advice)}"),
     ]
     similarity = quadrant.similarity
-    if similarity is None:
-        facts.append(Fact("Similarity to ImageNet", "unknown"))
-    else:
-        detail = f"[{similarity.low:.2f}, {similarity.high:.2f}]; {quadrant.domain}"
-        facts.append(Fact("Similarity to ImageNet", f"{similarity.mid:.2f}", detail))
+    detail = f"[{similarity.low:.2f}, {similarity.high:.2f}]; {quadrant.domain}"
+    facts.append(Fact("Similarity to ImageNet", f"{similarity.mid:.2f}", detail))
     if second is not None:
         facts.append(Fact("Runner-up", title(second.strategy), second.accuracy.percent()))
     return tuple(facts)
@@ -116,12 +116,18 @@ def measurements(advice: Advice) -> tuple[Fact, ...]:
         detail += f"; {format_loss_gain(pilot.svm_loss_gain)}"
         facts.append(Fact("Pilot: layer SVM", pilot.svm_gain.points(), detail))
     for name, score in profile.transferability.items():
-        detail = f"[{score.low:.3f}, {score.high:.3f}]; compares backbones on one dataset"
+        detail = f"[{score.low:.3f}, {score.high:.3f}]; {DISPLAY}"
         facts.append(Fact(metric_name(name), f"{score.mid:.3f}", detail))
-    if profile.similarity is not None:
-        reference = profile.similarity.reference
-        detail = f"{similarity_words(profile.similarity)}; reference: {reference}"
-        facts.append(Fact("Domain", advice.quadrant.domain, detail))
+    similarity, pretraining = profile.similarity, pretraining_words(profile)
+    detail = (
+        f"{similarity_words(similarity)}; reference: {similarity.reference}; "
+        f"{similarity.n_images:,} images"
+    )
+    facts.append(Fact("Domain", advice.quadrant.domain, detail))
+    if pretraining is not None:
+        facts.append(Fact("Pretraining", "not ImageNet", pretraining))
+    for name, value, detail in statistics_words(profile.backbone_statistics):
+        facts.append(Fact(f"Backbone: {name}", value, detail))
     facts.append(Fact("Median shorter side", f"{profile.median_side_px:.0f} px"))
     facts.append(Fact("Class imbalance", f"{profile.imbalance:.1f} to 1", "largest to smallest"))
     return tuple(facts)
@@ -131,9 +137,9 @@ def class_table(
     advice: Advice, outcome: Outcome | None
 ) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
     """Return the columns and rows of the class table."""
-    similarity = advice.profile.similarity
-    evidence = None if similarity is None else similarity.evidence
-    nearest = {} if evidence is None else {c.name: c for c in evidence.nearest_source_classes}
+    statistics = advice.profile.backbone_statistics
+    head = None if statistics is None else statistics.head
+    nearest = {} if head is None else {c.name: c for c in head.nearest_source_classes}
     test = None if outcome is None else outcome.test
     recalls = {} if test is None else dict(zip(test.classes, test.per_class, strict=True))
     transfer = outcome.transfer_gain if outcome else None

@@ -24,6 +24,7 @@ from advisor.report.gallery import MAX_EXAMPLES_SHOWN, Gallery
 from advisor.report.outcome_json import importance_record
 from advisor.report.to_json import versions
 from advisor.report.words import (
+    baseline_words,
     final_fit_words,
     limit_words,
     result,
@@ -108,6 +109,7 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
         facts=main_facts(advice, outcome),
         why=why(advice),
         measurements=measurements(advice),
+        baseline=baseline_words(advice),
         picks=pick_rows(advice),
         picks_heading=HEADING,
         charts=charts,

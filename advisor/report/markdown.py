@@ -6,17 +6,21 @@ from collections.abc import Iterable, Sequence
 from advisor.report.frontier import HEADING, pick_rows
 from advisor.report.to_json import versions
 from advisor.report.words import (
+    DISPLAY,
     backbone_used,
+    baseline_words,
     break_even_words,
     final_fit_words,
     headline,
     metric_name,
     no_cases_words,
     pairs,
+    pretraining_words,
     settings,
     similarity_words,
     size_line,
     soup_words,
+    statistics_words,
     transfer_words,
     void_words,
     why,
@@ -69,9 +73,10 @@ def advice_markdown(advice: Advice) -> str:
         *_backbones(advice),
         "## Measurements",
         f"Size: {advice.quadrant.size}. Domain: {advice.quadrant.domain}, "
-        f"{similarity_words(profile.similarity)}.",
+        f"{similarity_words(profile.similarity)}; {profile.similarity.n_images:,} images.",
+        _sentence(pretraining_words(profile)),
         _depth_table(profile),
-        _list([*_other_measurements(advice), *_risks(advice)]),
+        _list([*_backbone(profile), *_other_measurements(advice), *_risks(advice)]),
         "## Findings",
         "\n\n".join(_finding(f) for f in advice.findings) or "None.",
         "## Reproduce",
@@ -160,6 +165,16 @@ def _results(outcome: Outcome) -> list[str]:
     return lines
 
 
+def _sentence(clause: str | None) -> str:
+    """Return a clause as an escaped sentence; empty without one."""
+    return "" if clause is None else f"{escape(clause[0].upper() + clause[1:])}."
+
+
+def _backbone(profile: Profile) -> list[str]:
+    rows = statistics_words(profile.backbone_statistics)
+    return [f"Backbone, {name}: {value} {details}" for name, value, details in rows]
+
+
 def _other_measurements(advice: Advice) -> list[str]:
     profile = advice.profile
     lines = [f"Linear probe (softmax, penultimate): {profile.linear_probe.accuracy.percent()}"]
@@ -181,7 +196,7 @@ def _other_measurements(advice: Advice) -> list[str]:
         ):
             lines.append(f"{name}: {gain.points()} over a linear probe, {format_loss_gain(loss)}")
     for name, score in profile.transferability.items():
-        lines.append(f"{metric_name(name)}: {_with_interval(score, 3)}")
+        lines.append(f"{metric_name(name)}: {_with_interval(score, 3)} ({DISPLAY})")
     if profile.curve is not None:
         for n, accuracy in profile.curve.extrapolated:
             lines.append(
@@ -199,7 +214,8 @@ def _risks(advice: Advice) -> list[str]:
 
 
 def _depth_table(profile: Profile) -> str:
-    shifts = profile.similarity.per_depth if profile.similarity else ()
+    statistics = profile.backbone_statistics
+    shifts = () if statistics is None else statistics.per_depth
     random = {p.depth: p.accuracy.percent() for p in profile.random_probes if p.depth}
     svms = {p.depth: p for p in profile.probes if p.loss == "squared_hinge"}
     rows = []
@@ -251,7 +267,7 @@ def _backbones(advice: Advice) -> tuple[str, ...]:
         )
         for b in advice.backbones
     ]
-    return ("## Backbones", _table(columns, rows))
+    return ("## Backbones", _table(columns, rows), escape(baseline_words(advice)))
 
 
 def _finding(finding: Finding) -> str:

@@ -11,17 +11,21 @@ from advisor.report.charts.text import depth_profile, quadrant_map
 from advisor.report.frontier import HEADING, pick_rows
 from advisor.report.to_json import versions
 from advisor.report.words import (
+    DISPLAY,
     ENDED,
+    baseline_words,
     final_fit_words,
     headline,
     metric_name,
     no_cases_words,
     pairs,
+    pretraining_words,
     risk_words,
     settings,
     similarity_words,
     size_line,
     soup_words,
+    statistics_words,
     transfer_words,
     void_words,
     why,
@@ -31,7 +35,7 @@ from advisor.types.advice import Advice, Finding
 from advisor.types.durations import duration
 from advisor.types.outcome import Outcome
 from advisor.types.profile import Profile, format_loss_gain
-from advisor.types.similarity import DomainSimilarity
+from advisor.types.similarity import BackboneStatistics
 from strategies.core.metrics import LEVEL
 
 _MOST_EXAMPLES = 2
@@ -189,16 +193,21 @@ def _backbones(advice: Advice) -> RenderableType | None:
         gap = "" if b.behind_best is None else b.behind_best.points(unit="")
         cost = f"{b.ms_per_image:.0f} ms"
         table.add_row(str(b.rank), Text(b.name), b.accuracy.percent(), gap, cost)
-    return table
+    return Group(table, Text(baseline_words(advice)))
 
 
 def _measured(advice: Advice) -> RenderableType:
     profile, quadrant = advice.profile, advice.quadrant
-    words = similarity_words(profile.similarity)
+    domain = f"{quadrant.domain}; {similarity_words(profile.similarity)}"
+    pretraining = pretraining_words(profile)
     facts = Table.grid(padding=(0, 2))
     facts.add_row("size", Text(f"{quadrant.size} ({profile.n_per_class:.0f} per class)"))
-    facts.add_row("domain", Text(f"{quadrant.domain}; {words}" if profile.similarity else words))
-    facts.add_row("source classes", Text(_source_classes(profile.similarity)))
+    facts.add_row("domain", Text(domain))
+    if pretraining is not None:
+        facts.add_row("", Text(pretraining))
+    facts.add_row("source classes", Text(_source_classes(profile.backbone_statistics)))
+    for name, amount, details in statistics_words(profile.backbone_statistics):
+        facts.add_row(name, Text(f"{amount} {details}"))
     for name, value in _other_measurements(advice):
         facts.add_row(name, Text(value))
     risks = risk_words(advice)
@@ -228,7 +237,7 @@ def _other_measurements(advice: Advice) -> list[tuple[str, str]]:
         gain = f"{profile.transfer_gain.points()} over random weights (best depth)"
         rows.append(("transfer gain", gain))
     for name, score in profile.transferability.items():
-        value = f"{score.mid:.3f} [{score.low:.3f}, {score.high:.3f}]"
+        value = f"{score.mid:.3f} [{score.low:.3f}, {score.high:.3f}] ({DISPLAY})"
         rows.append((metric_name(name), value))
     if advice.pilot is not None:
         pilot = advice.pilot
@@ -247,11 +256,11 @@ def _sample(profile: Profile) -> Text:
     return Text(f"Measured on a sample of {profile.n_measured:,} images.")
 
 
-def _source_classes(similarity: DomainSimilarity | None) -> str:
+def _source_classes(statistics: BackboneStatistics | None) -> str:
     """List what the pretrained head predicts for the classes, highest share first."""
-    if similarity is None or similarity.evidence is None:
+    if statistics is None or statistics.head is None:
         return "unknown: the network has no pretrained head"
-    ranked = sorted(similarity.evidence.nearest_source_classes, key=lambda c: -c.share.mid)[
+    ranked = sorted(statistics.head.nearest_source_classes, key=lambda c: -c.share.mid)[
         :_MOST_SOURCE_CLASSES
     ]
     return ", ".join(f"{c.name}: {c.source_class} {100 * c.share.mid:.0f}%" for c in ranked)

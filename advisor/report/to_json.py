@@ -11,7 +11,6 @@ from strategies.data.image import shown
 
 def advice_record(advice: Advice) -> dict[str, Any]:
     """Return the advice as plain JSON values."""
-    similarity = advice.profile.similarity
     return {
         "schema_version": SCHEMA_VERSION,
         "dataset": advice.dataset,
@@ -21,8 +20,8 @@ def advice_record(advice: Advice) -> dict[str, Any]:
         "time_s": advice.time_s,
         "rejections": [asdict(r) for r in advice.rejections],
         "quadrant": asdict(advice.quadrant),
-        "similarity": None if similarity is None else asdict(similarity.score),
-        "landmarks": [{"name": n, "similarity": s} for n, s in landmarks(advice.profile)],
+        "similarity": asdict(advice.profile.similarity.score),
+        "landmarks": [{"name": n, "similarity": s} for n, s in landmarks()],
         "profile": asdict(advice.profile),
         "backbones": [asdict(b) for b in advice.backbones],
         "risks": [asdict(r) for r in advice.risks],

@@ -7,7 +7,10 @@ from typing import Any
 from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS, Advice, Finding, TransferRisk
 from advisor.types.durations import duration, time_limit
 from advisor.types.outcome import Ended, Outcome, TransferGain, TransferVerdict
-from advisor.types.similarity import DomainSimilarity
+from advisor.types.profile import Profile
+from advisor.types.similarity import IMAGENET, BackboneStatistics, DomainSimilarity
+from strategies.core.metrics import Interval
+from strategies.registry import STRATEGIES
 
 ENDED: Mapping[Ended, str] = {
     "time": "time budget used up",
@@ -25,14 +28,16 @@ VERDICTS: Mapping[TransferVerdict, str] = {
     "undetermined": "not determined",
 }
 """Verdicts on the transfer gain, for people."""
+DISPLAY = "shown only, decides nothing"
+"""What the transferability scores LogME and H-score are for."""
 _METRICS = {"logme": "LogME", "h_score": "H-score"}
 _MAIN = ("strength", "depth", "views", "frozen_stages", "lr", "steps")
 
 
 def title(strategy: str) -> str:
-    """Return the display name of a strategy: ``"Linear probe"``."""
-    words = strategy.replace("_", " ").replace("fine tune", "fine-tune").capitalize()
-    return re.sub(r"tune\b", "tuning", words).replace("svm", "SVM")
+    """Return the title of a strategy, ``"Linear probe"``; its name if it is of another release."""
+    known = STRATEGIES.get(strategy)
+    return known.title if known else strategy.replace("_", " ").capitalize()
 
 
 def metric_name(name: str) -> str:
@@ -157,15 +162,60 @@ def break_even_words(risk: TransferRisk) -> str:
     )
 
 
-def similarity_words(similarity: DomainSimilarity | None) -> str:
+def similarity_words(similarity: DomainSimilarity) -> str:
     """Describe the domain similarity to ImageNet, and the landmark datasets it lies between."""
-    if similarity is None:
-        return "unknown: this backbone has no BatchNorm statistics to compare"
     near, far = similarity.between
     between = [f"at most that of {near}" if near else "", f"above that of {far}" if far else ""]
     where = " and ".join(b for b in between if b)
     s = similarity.score
     return f"similarity {s.mid:.2f} [{s.low:.2f}, {s.high:.2f}]" + (f"; {where}" if where else "")
+
+
+def baseline_words(advice: Advice) -> str:
+    """Say which order of the compared backbones the baseline gives, and what it lacks."""
+    by_size = sorted(advice.backbones, key=lambda b: b.size_rank)
+    listed = ", ".join(f"{b.name} ({b.params_m:.1f}M parameters)" for b in by_size)
+    return (
+        f"Baseline, the larger first: {listed}. Research finds it hard to beat. It usually ranks "
+        "by accuracy on ImageNet as well, which timm's package does not contain."
+    )
+
+
+def pretraining_words(profile: Profile) -> str | None:
+    """Say what the backbone was pretrained on, if that is not ImageNet; None otherwise."""
+    domain = profile.pretrained_on
+    if domain is None or domain == IMAGENET:
+        return None
+    return f"similarity is measured to ImageNet; {profile.backbone} was pretrained on {domain}"
+
+
+def statistics_words(
+    statistics: BackboneStatistics | None,
+) -> tuple[tuple[str, str, str], ...]:
+    """Return name, value and details of every statistic of the backbone's own layers and head."""
+    if statistics is None:
+        return ()
+    shift, kernel, head = statistics.shift_nats, statistics.kernel_distance, statistics.head
+    rows = []
+    if shift is not None:
+        details = f"{_range(shift)}; from {statistics.reference}"
+        rows.append(("BatchNorm shift", f"{shift.mid:.3f} nats", details))
+    if kernel is not None:
+        chance = "" if statistics.p_value is None else f", p = {statistics.p_value:.3f}"
+        details = f"{_range(kernel)}{chance}; from {statistics.reference}"
+        rows.append(("kernel distance", f"{kernel.mid:.3f}", details))
+    if head is not None:
+        rows.append(("source-head entropy", f"{head.entropy.mid:.3f} nats", _range(head.entropy)))
+        source = head.source_confident_share
+        there = "" if source is None else f"; {100 * source:.0f}% on {statistics.reference}"
+        share = head.confident_share
+        rows.append(("confident predictions", share.percent(), "source head" + there))
+        rows.append(("LEEP", f"{head.leep.mid:.3f} nats", f"{_range(head.leep)}; at most 0"))
+    return tuple(rows)
+
+
+def _range(interval: Interval) -> str:
+    return f"[{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def settings(hyperparameters: Mapping[str, Any]) -> str:

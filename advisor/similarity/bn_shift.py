@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.core.metrics import Labels
-from strategies.models.bn_statistics import VARIANCE_OFFSET, Vector, bn_shift, by_layer
+from strategies.core.distributions import norm, student_t
+from strategies.core.metrics import LEVEL, Interval, Labels
+from strategies.models.domain_shift import VARIANCE_OFFSET, Vector, bn_shift, by_layer
 from strategies.models.features import Moments
 
+DRAWS = 200
+"""Number of bootstrap draws of an interval."""
 _BLOCK = 50
 
 
@@ -72,6 +75,52 @@ def balanced(labels: Labels) -> Weights:
     _, stratum = np.unique(merged, return_inverse=True)
     share = 1 / (counts + 1)[label]
     return Weights(share / share.sum(), stratum)
+
+
+def shift_intervals(
+    moments: Moments,
+    labels: Labels,
+    source: SourceMoments | None,
+    n_depths: int,
+    rng: np.random.Generator,
+) -> tuple[Interval, tuple[Interval | None, ...]]:
+    """Estimate the mean BatchNorm shift in nats, over all layers and for every depth.
+
+    Without a source, the shift is from the running statistics.
+    """
+    if source is None:
+        channels = moments.mean.shape[1]
+        source = SourceMoments(np.zeros(channels), np.ones(channels))
+    weights = balanced(labels)
+    mid = layer_shifts(moments, weights, source)
+    scatter = bootstrap_layer_shifts(moments, weights, source, DRAWS, rng)
+    scatter *= small_sample_factor(weights)
+    per_depth: list[Interval | None] = []
+    for depth in range(1, n_depths + 1):
+        own = moments.layer_depth == depth
+        per_depth.append(_shift_interval(mid[own], scatter[:, own]) if own.any() else None)
+    return _shift_interval(mid, scatter), tuple(per_depth)
+
+
+def small_sample_factor(weights: Weights) -> float:
+    """Return the factor by which an interval widens because its variance is estimated.
+
+    It is the ratio of Student's quantile to the normal one: 1 for many images, 1.05 for 20.
+    """
+    freedom = max(len(weights.share) - len(weights.sizes), 1)
+    tail = 0.5 + LEVEL / 2
+    return float(student_t.ppf(tail, freedom) / norm.ppf(tail))
+
+
+def _shift_interval(mid: Vector, scatter: Vector) -> Interval:
+    """Return the mean over layers with its bootstrap interval, clipped at 0."""
+    value, spread = float(mid.mean()), scatter.mean(axis=1)
+    low, high = np.quantile(spread, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(
+        max(0.0, value + min(0.0, float(low))),
+        max(0.0, value),
+        max(0.0, value + max(0.0, float(high))),
+    )
 
 
 def layer_shifts(moments: Moments, weights: Weights, source: SourceMoments) -> Vector:

@@ -1,10 +1,9 @@
 """Calibration: map a distance from ImageNet to a similarity in [0, 1].
 
-The curves are in ``calibration.json``, written by ``benchmarks/fit_domain.py``.
+The curve is in ``calibration.json``, written by ``benchmarks/fit_domain.py``.
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,16 +52,9 @@ class Calibration:
 
 
 @cache
-def calibrations() -> Mapping[str, Calibration]:
-    """Read the calibrations by statistic.
-
-    "bn_shift" is for the shift from a reference, "bn_shift_running" for the shift from the running
-    statistics, and "kernel" for the kernel distance.
-    """
+def calibration() -> Calibration:
+    """Read the calibration of the embedded network's BatchNorm shift from ImageNet."""
     text = Path(__file__).with_name("calibration.json").read_text(encoding="utf-8")
-    return {
-        name: Calibration(
-            c["same"], c["far"], c["power"], tuple((k, v) for k, v in c["landmarks"])
-        )
-        for name, c in json.loads(text)["calibrations"].items()
-    }
+    c = json.loads(text)["calibration"]
+    landmarks = tuple((name, distance) for name, distance in c["landmarks"])
+    return Calibration(c["same"], c["far"], c["power"], landmarks)

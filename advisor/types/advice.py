@@ -12,10 +12,10 @@ from advisor.types.profile import AlternativeBackbone, BackboneScore, Pilot, Pro
 from strategies.core.metrics import Interval
 from strategies.data.image import Skipped
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 Size = Literal["small", "large"]
-Domain = Literal["similar", "different", "unknown"]
+Domain = Literal["similar", "different"]
 Severity = Literal["issue", "tip"]
 
 
@@ -64,7 +64,7 @@ class Quadrant:
     size_decades
         Position on the size axis: powers of ten above the threshold (positive: large) or below.
     similarity
-        Position on the domain axis: similarity in [0, 1]. None where it is unknown.
+        Position on the domain axis: similarity in [0, 1].
     """
 
     size: Size
@@ -73,7 +73,7 @@ class Quadrant:
     borderline: bool
     candidates: tuple[str, ...]
     size_decades: Interval
-    similarity: Interval | None
+    similarity: Interval
 
 
 @dataclass(frozen=True)

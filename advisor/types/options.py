@@ -63,8 +63,10 @@ class Options:
     root, group_by, max_images, max_quarantine
         How the data are read, see `load_dataset`.
     reference
-        Folder of images like those that the backbone was pretrained on; None: the reference that
-        this program ships.
+        Folder of images like those that the backbone was pretrained on, for the statistics of its
+        own layers; None: the reference that this program ships.
+    pretrained_on
+        What the backbone was pretrained on; None: what timm's tag of the weights says.
     prefer
         How much more accurate a strategy must be to be preferred over a cheaper one, see
         `recommend`.
@@ -116,6 +118,10 @@ class Options:
     )
     reference: Annotated[
         Path | None, Flag("Folder of images from the backbone's pretraining domain.")
+    ] = None
+    pretrained_on: Annotated[
+        str | None,
+        Flag("What the backbone was pretrained on, e.g. laion2b; default: timm's tag says it."),
     ] = None
     prefer: Annotated[Prefer, Flag("Trade-off between accuracy and training cost.")] = "balanced"
     pilot: Annotated[PilotMode, Flag("Run a short pilot fine-tuning as evidence.")] = "auto"

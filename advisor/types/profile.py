@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from advisor.types.similarity import DomainSimilarity
+from advisor.types.similarity import BackboneStatistics, DomainSimilarity
 from strategies.core.metrics import FlipAsymmetry, Interval
+from strategies.models.architectures.anatomy import Family
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,10 @@ class BackboneScore:
         Measured time of one frozen forward pass in ms, including reading the image.
     gmacs
         Multiply-accumulate operations of a forward pass at `input_px`, in billions.
+    params_m
+        Number of parameters in millions.
+    size_rank
+        Rank by number of parameters, 1 for the largest: a baseline that is hard to beat.
     """
 
     name: str
@@ -122,6 +127,8 @@ class BackboneScore:
     ms_per_image: float
     gmacs: float
     input_px: int
+    params_m: float
+    size_rank: int
 
 
 @dataclass(frozen=True)
@@ -162,8 +169,7 @@ class Profile:
     depth_names, flops_shares
         Name of every depth, and share of the FLOPs of a forward pass up to it.
     similarity
-        Domain similarity; None where it cannot be measured: with random weights, or with neither
-        BatchNorm nor a reference.
+        Domain similarity of the images, the same for every backbone.
     probes
         Softmax probes at the penultimate depth and on all depths, then SVMs at every depth and on
         all depths.
@@ -173,7 +179,7 @@ class Profile:
     majority_share
         Share of the most frequent class.
     n_measured
-        Number of images of train and validation that similarity and probes were measured on.
+        Number of images of train and validation that the probes were measured on.
     ms_per_image
         Measured time of one frozen forward pass in ms, including reading the image.
     random_probes
@@ -200,11 +206,20 @@ class Profile:
     passes_per_trained_image
         Measured cost of training on one image, in forward passes; None if not measured.
     domain_shift
-        Shift of the BatchNorm inputs in nats, with equal weights of all images and without
-        correction for their number. None without BatchNorm.
+        Domain shift of the images in nats, which training defaults depend on: that of the
+        similarity, but with equal weights of all images and without correction for their number.
+        None if not measured.
+    backbone_statistics
+        Statistics of the backbone's own layers and head; None with random weights.
+    pretrained_on
+        Datasets that the backbone was pretrained on, in timm's names ("in1k" is ImageNet-1k), or
+        what the user stated; None if it is not known.
     flip_asymmetry
         Whether images of a class differ from their flips in a common direction; None if it could
         not be measured.
+    family, n_layers
+        Family of the backbone's architecture, and number of its layers below the head (0 for a
+        convolutional network).
     """
 
     n: int
@@ -218,7 +233,7 @@ class Profile:
     feature_width: int
     depth_names: tuple[str, ...]
     flops_shares: tuple[float, ...]
-    similarity: DomainSimilarity | None
+    similarity: DomainSimilarity
     probes: tuple[ProbeResult, ...]
     best_svm: ProbeResult
     majority_share: float
@@ -235,6 +250,10 @@ class Profile:
     passes_per_trained_image: float | None = None
     domain_shift: float | None = None
     flip_asymmetry: FlipAsymmetry | None = None
+    family: Family = "convolutional"
+    n_layers: int = 0
+    backbone_statistics: BackboneStatistics | None = None
+    pretrained_on: str | None = None
 
     @property
     def n_classes(self) -> int:

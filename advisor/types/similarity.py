@@ -1,9 +1,11 @@
-"""Dataclasses of domain similarity: how close the images are to the pretraining images."""
+"""Dataclasses of domain similarity, and of the statistics of the backbone in use."""
 
 from dataclasses import dataclass
-from typing import Literal
 
 from strategies.core.metrics import Interval
+
+IMAGENET = "in1k"
+"""timm's name of ImageNet-1k, which similarities are measured to."""
 
 
 @dataclass(frozen=True)
@@ -56,44 +58,64 @@ class HeadEvidence:
 
 @dataclass(frozen=True)
 class DomainSimilarity:
-    """Domain similarity: how close the network's activations are to those on pretraining images.
+    """Domain similarity: how close images are to ImageNet, as the embedded network sees them.
+
+    A property of the images: the same for every backbone and input size.
 
     Attributes
     ----------
     score
         Similarity: 1 = indistinguishable from ImageNet, 0 = as far as the farthest landmark
         dataset.
-    basis
-        The statistic that the score is computed from: BatchNorm shift or kernel distance.
+    shift_nats
+        Mean BatchNorm shift of the embedded network in nats, 0 for ImageNet itself.
     reference
         Description of what the images are compared with.
+    n_images
+        Number of images that it was measured on.
+    between
+        Names of the landmark datasets next to it: the nearer to ImageNet, then the farther (one
+        of them may be None).
+    """
+
+    score: Interval
+    shift_nats: Interval
+    reference: str
+    n_images: int
+    between: tuple[str | None, str | None]
+
+
+@dataclass(frozen=True)
+class BackboneStatistics:
+    """What the layers and the head of the backbone in use make of the images.
+
+    They are comparable between datasets on one backbone and input size only.
+
+    Attributes
+    ----------
+    reference
+        Description of what its activations are compared with.
     shift_nats
-        Mean BatchNorm shift in nats, 0 for ImageNet itself; None without BatchNorm.
+        Mean BatchNorm shift in nats; None without BatchNorm.
     per_depth
         BatchNorm shift by depth of the backbone, from input to output; None for a depth without a
         BatchNorm layer. Empty without BatchNorm.
     kernel_distance
-        Unbiased MMD^2 to the features of the reference, as a share of its maximum: 0 for ImageNet
-        itself. None without a reference at this input size.
+        Unbiased MMD^2 to the features of the reference, as a share of its maximum: 0 for the
+        reference itself. None without a reference at this input size.
     p_value
         Probability of so large a kernel distance if the images were drawn like the reference;
         None without `kernel_distance`.
-    between
-        Names of the landmark datasets next to it: the nearer to ImageNet, then the farther (one
-        of them may be None).
-    evidence
+    head
         Predictions of the pretrained head; None if the network has none.
     """
 
-    score: Interval
-    basis: Literal["bn_shift", "kernel"]
     reference: str
     shift_nats: Interval | None
     per_depth: tuple[Interval | None, ...]
     kernel_distance: Interval | None
     p_value: float | None
-    between: tuple[str | None, str | None]
-    evidence: HeadEvidence | None
+    head: HeadEvidence | None
 
     def shift_at(self, depth: int) -> float | None:
         """Return the estimated shift at a depth (from 1); None where it was not measured."""

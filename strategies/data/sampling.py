@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.core.errors import DataError
+from strategies.core.metrics import Labels
 from strategies.data.decoding import known_suffixes
 from strategies.data.image import LabelledImage, Skipped, shown
 from strategies.data.layouts import natural_key
@@ -183,6 +184,35 @@ def stratified_rows(
         quota = max(min_per_class, round(most * len(rows) / len(images)))
         chosen += rows[:quota].tolist()
     return np.array(sorted(chosen), dtype=np.int64)
+
+
+def balanced_rows(
+    labels: Labels, most: int, order: Sequence[int] | NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Draw at most `most` rows, as evenly over the classes as their sizes allow.
+
+    Every class is drawn from once before any is drawn from again. With more classes than `most`,
+    some classes are not drawn from.
+
+    Parameters
+    ----------
+    labels
+        Class of every row, (n,).
+    order
+        All rows in the order in which they are drawn, (n,).
+
+    Returns
+    -------
+    The drawn rows, in ascending order.
+    """
+    if len(labels) <= most:
+        return np.arange(len(labels))
+    drawn = np.asarray(order)
+    turn = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        rows = drawn[labels[drawn] == label]
+        turn[rows] = np.arange(len(rows))
+    return np.sort(drawn[np.argsort(turn[drawn], kind="stable")][:most])
 
 
 def content_order(digests: Iterable[str], seed: int) -> list[int]:

@@ -1,9 +1,88 @@
 """Crops and resizing: from a decoded image to the square network input."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
 import numpy as np
 from PIL import Image
 
+from strategies.core.errors import BackboneError, unknown_name
 from strategies.data.decoding import Box, Pixels
+
+CropMode = Literal["center", "squash", "border"]
+
+
+def crop_mode_of(name: str) -> CropMode:
+    """Return timm's crop mode of this name.
+
+    Raises
+    ------
+    BackboneError
+        If there is none.
+    """
+    if name not in get_args(CropMode):
+        raise BackboneError(unknown_name("crop mode", name, get_args(CropMode)))
+    return cast(CropMode, name)
+
+
+@dataclass(frozen=True)
+class EvaluationCrop:
+    """timm's crop of an image for evaluation.
+
+    Attributes
+    ----------
+    px
+        Side of the crop in pixels.
+    crop_pct
+        Side of the crop as a share of the resized image.
+    mode
+        "center": the short side is resized, and what sticks out is cut off. "squash": both sides
+        are resized, which changes the aspect ratio. "border": the long side is resized, and the
+        rest is filled.
+    fill
+        Colour of the borders, one value in 0..1 per channel.
+    """
+
+    px: int
+    crop_pct: float
+    interpolation: str
+    mode: CropMode
+    fill: Sequence[float]
+
+    def pixels(self, image: Image.Image) -> Pixels:
+        """Return the crop of an RGB image, uint8 (px, px, 3)."""
+        width, height, px = image.width, image.height, self.px
+        if self.mode == "center":
+            box = centre_box(width, height, px, self.crop_pct)
+            return resize_box(image, box, px, self.interpolation)
+        scaled = int(px / self.crop_pct)
+        if self.mode == "squash":
+            first = round((scaled - px) / 2)
+            last = min(first + px, scaled)
+            across, down = width / scaled, height / scaled
+            box = (first * across, first * down, last * across, last * down)
+            return resize_box(image, box, px, self.interpolation)
+        return self._bordered(image, scaled)
+
+    def _bordered(self, image: Image.Image, scaled: int) -> Pixels:
+        ratio = max(image.width, image.height) / scaled
+        wide, high = max(round(image.width / ratio), 1), max(round(image.height / ratio), 1)
+        colour = [round(255 * value) for value in self.fill]
+        canvas = np.full((self.px, self.px, 3), colour, dtype=np.uint8)
+        left, top = self._first(wide), self._first(high)
+        x0, x1 = max(left, 0), min(left + self.px, wide)
+        y0, y1 = max(top, 0), min(top + self.px, high)
+        across, down = image.width / wide, image.height / high
+        box = (x0 * across, y0 * down, x1 * across, y1 * down)
+        resized = image.resize((x1 - x0, y1 - y0), _method(self.interpolation), box=box)
+        canvas[y0 - top : y1 - top, x0 - left : x1 - left] = np.asarray(resized)
+        return canvas
+
+    def _first(self, side: int) -> int:
+        """Return the first pixel of a resized side that the crop shows; negative with a border."""
+        surplus = side - self.px
+        return round(surplus / 2) if surplus >= 0 else -(-surplus // 2)
 
 
 def centre_box(width: int, height: int, px: int, crop_pct: float) -> Box:
@@ -47,10 +126,13 @@ def random_box(width: int, height: int, min_area: float, rng: np.random.Generato
 
 def resize_box(image: Image.Image, box: Box, px: int, interpolation: str) -> Pixels:
     """Crop `box` from an RGB image and resize it: uint8, shape (px, px, 3)."""
-    method = {
+    return np.asarray(image.resize((px, px), _method(interpolation), box=box))
+
+
+def _method(interpolation: str) -> Image.Resampling:
+    return {
         "bicubic": Image.Resampling.BICUBIC,
         "bilinear": Image.Resampling.BILINEAR,
         "lanczos": Image.Resampling.LANCZOS,
         "nearest": Image.Resampling.NEAREST,
     }[interpolation]
-    return np.asarray(image.resize((px, px), method, box=box))

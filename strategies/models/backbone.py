@@ -1,40 +1,40 @@
-"""Backbones: load timm networks and describe their weights, preprocessing, depths and stages.
+"""Backbones: load timm networks and describe their weights, preprocessing and depths.
 
 The embedded backbones are built and read without timm (`architectures`), all others with it.
 """
 
-import hashlib
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, Literal
+from typing import Literal
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
 from strategies.core.errors import BackboneError, unknown_name
-from strategies.models.architectures import packaged, timm_zoo
-from strategies.models.architectures.efficientnet_lite import EfficientNetLite, FlopCounter
-from strategies.models.body import Body, depth_modules
-from strategies.models.catalogue import CATALOGUE, DEFAULT_BACKBONE
+from strategies.core.progress import OnProgress, ignore_progress
+from strategies.data.transforms import CropMode, EvaluationCrop, crop_mode_of
+from strategies.models.architectures import packaged, pretrained, timm_zoo
+from strategies.models.architectures.anatomy import Family
+from strategies.models.architectures.capabilities import (
+    Capabilities,
+    InputSizes,
+    describe,
+    n_known_classes,
+)
+from strategies.models.architectures.pretrained import Pretrained, weights_digest
+from strategies.models.architectures.timm_zoo import Architecture
+from strategies.models.body import Depth, source_head
+from strategies.models.catalogue import CATALOGUE, DEFAULT_BACKBONE, Embedded
+from strategies.models.depths import measure_depths
 
 Weights = Literal["pretrained", "random"]
 SIZE_STEP, SMALLEST_PX = 32, 64
 SMALLER_SHARES = 5 / 7, 3 / 7
 """Step between input sizes (the stride of most networks), and the smallest size of a search."""
-
-
-@dataclass(frozen=True)
-class Depth:
-    """A cut point of the body: its timm module, pooled width, and share of the forward FLOPs."""
-
-    name: str
-    channels: int
-    flops_share: float
+NOT_STATED = "not stated"
+"""Licence of weights whose configuration states none."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,12 @@ class Backbone:
         Depth numbers in this program count from 1.
     digest
         SHA-256 of the weights; part of the cache key.
+    crop_mode
+        How images are cropped for evaluation, see `transforms.EvaluationCrop`.
+    architecture
+        What is needed to create the network without its weights.
+    capabilities
+        What the network can do, whatever its weights.
     """
 
     name: str
@@ -60,9 +66,22 @@ class Backbone:
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+    crop_mode: CropMode
     depths: tuple[Depth, ...]
     params_m: float
     gmacs: float
+    architecture: Architecture
+    capabilities: Capabilities
+
+    @property
+    def family(self) -> Family:
+        """Family of the architecture, as far as fine-tuning recipes differ."""
+        return self.capabilities.family
+
+    @property
+    def n_layers(self) -> int:
+        """Number of layers below the head; 0 for a convolutional network."""
+        return self.capabilities.n_layers
 
     @property
     def n_depths(self) -> int:
@@ -83,15 +102,39 @@ class Backbone:
         BackboneError
             If the digest of the weights differs from the recorded one.
         """
-        net = _create(self.name, self.weights, self.input_px)
-        # The weights of the catalogue are read and hashed once per process.
-        is_read_again = self.weights == "pretrained" and self.name not in CATALOGUE
-        if is_read_again and weights_digest(net) != self.digest:
+        if self.name in CATALOGUE:
+            is_pretrained = self.weights == "pretrained"
+            return packaged.create(
+                self.name, CATALOGUE[self.name], pretrained=is_pretrained
+            ).eval()
+        if self.weights == "random":
+            return timm_network(self).eval()
+        net = _create(self.name, self.input_px)
+        if pretrained.digest(self.name) != self.digest:
             raise BackboneError(f"The weights of {self.name} have changed since they were loaded.")
         return net.eval()
 
+    @property
+    def evaluation_crop(self) -> EvaluationCrop:
+        """Crop of an image for evaluation."""
+        return EvaluationCrop(
+            self.input_px, self.crop_pct, self.interpolation, self.crop_mode, self.mean
+        )
 
-def load_backbone(name: str = DEFAULT_BACKBONE, *, input_px: int | None = None) -> Backbone:
+    @property
+    def preprocessing(self) -> tuple[object, ...]:
+        """What decides how an image becomes an input and activations; part of cache keys."""
+        given = (self.input_px, self.interpolation, self.crop_pct, self.mean, self.std)
+        crop = () if self.crop_mode == "center" else (self.crop_mode,)
+        return (*given, *crop, *(("normed tokens",) if self.capabilities.has_tokens else ()))
+
+
+def load_backbone(
+    name: str = DEFAULT_BACKBONE,
+    *,
+    input_px: int | None = None,
+    on_progress: OnProgress = ignore_progress,
+) -> Backbone:
     """Load a pretrained network by its timm name and describe it.
 
     Parameters
@@ -101,6 +144,9 @@ def load_backbone(name: str = DEFAULT_BACKBONE, *, input_px: int | None = None) 
         ``hf-hub:owner/name`` or ``local-dir:folder``.
     input_px
         Side of the square input in pixels. Default: the size that it was pretrained with.
+    on_progress
+        Told when the weights have been read, and when they have been hashed. Both is done once
+        per process.
 
     Raises
     ------
@@ -110,9 +156,23 @@ def load_backbone(name: str = DEFAULT_BACKBONE, *, input_px: int | None = None) 
     """
     if input_px is not None and input_px < 1:
         raise BackboneError(f"The input size must be at least 1 px, got {input_px} px.")
-    entry = CATALOGUE.get(name)
-    px = input_px or (entry.input_px if entry else None)
-    return _inspect(name, px)
+    if name not in CATALOGUE:
+        _read(name)
+        on_progress("weights", 1, 1)
+        pretrained.digest(name)
+        on_progress("hashing", 1, 1)
+    return _inspect(name, input_px)
+
+
+def sizes_of(name: str) -> InputSizes:
+    """Return the input sizes that a backbone takes.
+
+    Raises
+    ------
+    BackboneError
+        If the name is unknown or the weights cannot be loaded.
+    """
+    return InputSizes() if name in CATALOGUE else _read(name).sizes
 
 
 def resized(backbone: Backbone, input_px: int | None) -> Backbone:
@@ -132,46 +192,114 @@ def resized(backbone: Backbone, input_px: int | None) -> Backbone:
 def input_sizes(backbone: Backbone) -> tuple[int, ...]:
     """Return the input sizes that a search may choose from: the current one, then smaller ones.
 
-    The smaller ones are about `SMALLER_SHARES` of it (160 and 96 of 224), in steps of `SIZE_STEP`.
-    A network with a fixed input size has only its own.
+    The smaller ones are about `SMALLER_SHARES` of it (160 and 96 of 224), in steps of `SIZE_STEP`
+    or the nearest that the network takes. A network with a fixed input size has only its own.
     """
-    if backbone.name not in CATALOGUE and not timm_zoo.takes_any_size(backbone.name):
-        return (backbone.input_px,)
+    sizes = backbone.capabilities.sizes
     smaller = [
-        SIZE_STEP * round(share * backbone.input_px / SIZE_STEP) for share in (5 / 7, 3 / 7)
+        sizes.nearest(SIZE_STEP * round(share * backbone.input_px / SIZE_STEP))
+        for share in SMALLER_SHARES
     ]
     fitting = [px for px in smaller if SMALLEST_PX <= px < backbone.input_px]
     return tuple(dict.fromkeys([backbone.input_px, *fitting]))
 
 
 def half_size(backbone: Backbone, at_least_px: int = 32) -> Backbone:
-    """Return the network at half the input size, rounded up to a multiple of 32 pixels."""
-    half_px = max(at_least_px, -(-backbone.input_px // 64) * 32)
+    """Return the network at half the input size, rounded up to a multiple of 32 pixels.
+
+    If the network does not take this size, it is the nearest one that it takes, and at most the
+    current one.
+    """
+    half_px = backbone.capabilities.sizes.nearest(
+        max(at_least_px, -(-backbone.input_px // 64) * 32)
+    )
     return replace(backbone, input_px=min(half_px, backbone.input_px))
 
 
 @cache
 def _inspect(name: str, input_px: int | None) -> Backbone:
-    entry = CATALOGUE.get(name)
-    net = _create(name, "pretrained", input_px).eval().requires_grad_(False)
-    config: dict[str, Any] = getattr(net, "pretrained_cfg", {}) or {}
-    px = input_px or int(config.get("input_size", (3, 224, 224))[1])
+    if name in CATALOGUE:
+        return _inspect_embedded(name, CATALOGUE[name], input_px)
+    return _inspect_timm(name, input_px)
+
+
+def _inspect_embedded(name: str, entry: Embedded, input_px: int | None) -> Backbone:
+    net = packaged.create(name, entry, pretrained=True).eval().requires_grad_(False)
+    px = input_px or entry.input_px
+    n_source_classes = 0
+    depths, gmacs = _depths(name, net, px)
+    if source_head(net, depths[-1].channels) is not None:
+        n_source_classes = len(timm_zoo.imagenet_1k_names())
     return Backbone(
         name=name,
-        source=f"package {entry.package}" if entry else "timm",
-        licence=entry.licence if entry else str(config.get("license") or "not stated"),
+        source=f"package {entry.package}",
+        licence=entry.licence,
         weights="pretrained",
-        digest=weights_digest(net),
+        digest=weights_digest(net.state_dict()),
         input_px=px,
-        mean=entry.mean if entry else tuple(config["mean"]),
-        std=entry.std if entry else tuple(config["std"]),
-        interpolation=entry.interpolation
-        if entry
-        else str(config.get("interpolation", "bicubic")),
-        crop_pct=entry.crop_pct if entry else float(config.get("crop_pct") or 0.875),
-        params_m=sum(p.numel() for p in net.parameters()) / 1e6,
-        **_measure_depths(name, net, px),
+        mean=entry.mean,
+        std=entry.std,
+        interpolation=entry.interpolation,
+        crop_pct=entry.crop_pct,
+        crop_mode="center",
+        depths=depths,
+        params_m=_params_m(net),
+        gmacs=gmacs,
+        architecture=Architecture(name),
+        capabilities=describe(net, InputSizes(), "avg", n_source_classes),
     )
+
+
+def _inspect_timm(name: str, input_px: int | None) -> Backbone:
+    found = _read(name)
+    px, sizes, config = input_px or found.px, found.sizes, found.config
+    if not sizes.takes(px):
+        raise BackboneError(
+            f"{name} cannot be used at {px} px: it takes {sizes}. The nearest is --input-px "
+            f"{sizes.nearest(px)}; its own size is {found.px} px."
+        )
+    net = _create(name, px).eval().requires_grad_(False)
+    depths, gmacs = _depths(name, net, px)
+    return Backbone(
+        name=name,
+        source="timm",
+        licence=str(config.get("license") or NOT_STATED),
+        weights="pretrained",
+        digest=pretrained.digest(name),
+        input_px=px,
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        interpolation=str(config.get("interpolation", "bicubic")),
+        crop_pct=float(config.get("crop_pct") or 0.875),
+        crop_mode=crop_mode_of(str(config.get("crop_mode") or "center")),
+        depths=depths,
+        params_m=_params_m(net),
+        gmacs=gmacs,
+        architecture=found.architecture,
+        capabilities=describe(
+            net, sizes, found.pooling, _n_source_classes(name, net, depths[-1].channels)
+        ),
+    )
+
+
+def _n_source_classes(name: str, net: nn.Module, width: int) -> int:
+    head = source_head(net, width)
+    if head is None:
+        return 0
+    names = pretrained.read(name).config.get("label_names")
+    has_imagenet_size = timm_zoo.class_names(head.out_features) is not None
+    return n_known_classes(head.out_features, names, has_imagenet_size)
+
+
+def _params_m(net: nn.Module) -> float:
+    return sum(p.numel() for p in net.parameters()) / 1e6
+
+
+def _depths(name: str, net: nn.Module, px: int) -> tuple[tuple[Depth, ...], float]:
+    try:
+        return measure_depths(net, px)
+    except (RuntimeError, AssertionError) as error:
+        raise BackboneError(_load_error(name, px, error)) from error
 
 
 # Exceptions that timm and the hub client raise for invalid names, files and sizes.
@@ -187,21 +315,24 @@ _CREATE_ERRORS = (
 )
 
 
-def _create(name: str, weights: Weights, input_px: int | None) -> nn.Module:
-    entry = CATALOGUE.get(name)
-    if entry:
-        return packaged.create(name, entry, pretrained=weights == "pretrained")
+def _read(name: str) -> Pretrained:
     try:
-        with torch.random.fork_rng([]):
-            return timm_zoo.create(name, pretrained=weights == "pretrained", input_px=input_px)
+        return pretrained.read(name)
     except _CREATE_ERRORS as error:
-        raise BackboneError(_load_error(name, input_px, error)) from error
+        raise BackboneError(_load_error(name, None, error)) from error
+
+
+def _create(name: str, px: int) -> nn.Module:
+    """Create a network of timm with its pretrained weights."""
+    try:
+        return _read(name).network(px)
+    except _CREATE_ERRORS as error:
+        raise BackboneError(_load_error(name, px, error)) from error
 
 
 def timm_network(backbone: Backbone) -> nn.Module:
     """Create timm's network of this architecture, with random weights."""
-    with torch.random.fork_rng([]):
-        return timm_zoo.create(backbone.name, pretrained=False, input_px=backbone.input_px)
+    return pretrained.create(backbone.architecture, backbone.capabilities.sizes, backbone.input_px)
 
 
 def _load_error(name: str, input_px: int | None, error: Exception) -> str:
@@ -219,115 +350,15 @@ def _load_error(name: str, input_px: int | None, error: Exception) -> str:
     )
 
 
-def save_for_timm(
-    net: nn.Module, backbone: Backbone, classes: Sequence[str], folder: Path
-) -> None:
-    """Write a timm network with a new head, so that ``create_model("local-dir:...")`` reads it.
-
-    The configuration file holds the preprocessing and the class names.
-    """
-    px = backbone.input_px
-    preprocessing = {
-        "input_size": (3, px, px),
-        "mean": backbone.mean,
-        "std": backbone.std,
-        "crop_pct": backbone.crop_pct,
-        "crop_mode": "center",
-        "interpolation": backbone.interpolation,
-    }
-    timm_zoo.save_folder(net, folder, classes, preprocessing)
-
-
-def weights_digest(net: nn.Module) -> str:
-    """Return the SHA-256 of all parameters and buffers, with their names."""
-    state = {k: v.contiguous() for k, v in net.state_dict().items()}
-    return hashlib.sha256(safetensors_bytes(state)).hexdigest()
-
-
 def source_classes(backbone: Backbone, count: int) -> tuple[str, ...]:
-    """Return the names of the `count` pretraining classes of a timm network.
+    """Return the names of the `count` pretraining classes of a network.
 
-    They are called "class 0", "class 1", ... for a local network, or if timm knows no ImageNet
-    subset with this number of classes.
+    They are called "class 0", "class 1", ... if they are not known.
     """
-    if backbone.name.startswith("local-dir:"):
-        known = None
-    elif backbone.name in CATALOGUE and count == len(timm_zoo.imagenet_1k_names()):
+    if backbone.name not in CATALOGUE:
+        known = pretrained.class_names(backbone.name, count)
+    elif count == len(timm_zoo.imagenet_1k_names()):
         known = timm_zoo.imagenet_1k_names()
     else:
         known = timm_zoo.class_names(count)
     return known or tuple(f"class {i}" for i in range(count))
-
-
-@torch.no_grad()
-def _measure_depths(name: str, net: nn.Module, px: int) -> dict[str, Any]:
-    """Measure the width and the cumulative FLOPs of every depth on one image of noise."""
-    modules = depth_modules(net)
-    noise = torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))
-    flops: list[int] = []
-    counter = FlopCounter(net) if isinstance(net, EfficientNetLite) else timm_zoo.flop_counter()
-
-    def record_flops(*_: object) -> None:
-        flops.append(counter.get_total_flops())
-
-    handles = [net.get_submodule(m).register_forward_hook(record_flops) for m in modules]
-    all_depths = tuple(range(1, len(modules) + 2))
-    try:
-        with counter:
-            pooled = Body(net, all_depths, len(all_depths)).activations(noise)
-    except (RuntimeError, AssertionError) as error:
-        raise BackboneError(_load_error(name, px, error)) from error
-    finally:
-        for handle in handles:
-            handle.remove()
-    total = max(counter.get_total_flops(), 1)
-    cumulative = [*flops[: len(modules)], total]
-    depths = [
-        Depth(n, p.shape[1], min(cost / total, 1.0))
-        for n, p, cost in zip([*modules, "penultimate"], pooled, cumulative, strict=True)
-    ]
-    if pooled[-2].shape == pooled[-1].shape and torch.allclose(pooled[-2], pooled[-1]):
-        del depths[-2]  # the last level is already the penultimate activations (ResNet)
-    return {"depths": tuple(depths), "gmacs": total / 2e9}
-
-
-@torch.no_grad()
-def stages(net: nn.Module, backbone: Backbone) -> dict[str, int]:
-    """Map every module name to its stage: the first depth, counted from 1, that needs it.
-
-    The order is measured in a forward pass: a module belongs to the first cut point that has not
-    been reached when the module is called. Parameters that a block owns itself (class tokens,
-    layer scales) get the stage of their block. So do submodules whose parameters the block uses
-    without calling them (BEiT's qkv).
-    """
-    n_reached = 0
-    stage: dict[str, int] = {}
-
-    def count_cut_point(*_: object) -> None:
-        nonlocal n_reached
-        n_reached += 1
-
-    def stage_recorder(name: str) -> Callable[..., None]:
-        def record(*_: object) -> None:
-            stage.setdefault(name, n_reached + 1)
-
-        return record
-
-    handles = [
-        net.get_submodule(depth.name).register_forward_hook(count_cut_point)
-        for depth in backbone.depths[:-1]
-    ]
-    for name, module in net.named_modules():
-        handles.append(module.register_forward_pre_hook(stage_recorder(name)))
-    device = next(net.parameters()).device
-    was_training = net.training
-    try:
-        net.eval()(torch.zeros(1, 3, backbone.input_px, backbone.input_px, device=device))
-    finally:
-        net.train(was_training)
-        for handle in handles:
-            handle.remove()
-    for name, _ in net.named_modules():
-        parent = name.rpartition(".")[0]
-        stage.setdefault(name, stage[parent] if parent else backbone.n_depths)
-    return {name: min(number, backbone.n_depths) for name, number in stage.items()}

@@ -1,14 +1,49 @@
 """Body: a backbone cut at one or several depths, with pooled activations as its output."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from strategies.core.errors import BackboneError
+from strategies.models.architectures.capabilities import has_tokens
 
 Pooling = Literal["mean", "grid"]
+
+
+@dataclass(frozen=True)
+class Depth:
+    """A cut point of the body.
+
+    Attributes
+    ----------
+    name
+        Its module in timm.
+    channels
+        Width of its activations with mean pooling.
+    flops_share
+        Share of the forward FLOPs up to here.
+    token_channels
+        How many of the channels are those of a class token, which is not pooled.
+    """
+
+    name: str
+    channels: int
+    flops_share: float
+    token_channels: int = 0
+
+
+@dataclass(frozen=True)
+class Level:
+    """Activations of a depth: feature maps (n, channels, h, w), and a class token (n, channels).
+
+    The token is None for networks without one.
+    """
+
+    maps: Tensor
+    token: Tensor | None = None
 
 
 def depth_modules(net: nn.Module) -> list[str]:
@@ -17,7 +52,7 @@ def depth_modules(net: nn.Module) -> list[str]:
     Raises
     ------
     BackboneError
-        If the architecture has no feature levels.
+        If the architecture has no feature levels, or modules of other names.
     """
     info = getattr(net, "feature_info", None)
     if not info or not hasattr(net, "forward_intermediates"):
@@ -25,7 +60,14 @@ def depth_modules(net: nn.Module) -> list[str]:
             f"{type(net).__name__} has no feature levels in timm (feature_info and "
             "forward_intermediates), so it cannot be cut into depths. Choose another backbone."
         )
-    return [level["module"] for level in getattr(info, "info", info)]
+    names = [str(level["module"]) for level in getattr(info, "info", info)]
+    missing = sorted(set(names) - {name for name, _ in net.named_modules()})
+    if missing:
+        raise BackboneError(
+            f"{type(net).__name__} has no modules {', '.join(missing)}, which timm lists as its "
+            "feature levels, so it cannot be cut into depths. Choose another backbone."
+        )
+    return names
 
 
 def source_head(net: nn.Module, width: int) -> nn.Linear | None:
@@ -38,18 +80,21 @@ def source_head(net: nn.Module, width: int) -> nn.Linear | None:
     return head if isinstance(head, nn.Linear) and head.in_features == width else None
 
 
-def pool(maps: Tensor, pooling: Pooling) -> Tensor:
+def pool(level: Level, pooling: Pooling) -> Tensor:
     """Average feature maps (n, channels, h, w) over the whole map, or over each of its quarters.
 
     "grid" is the mean in each cell of a 2 x 2 grid, (n, 4 * channels), which keeps rough
-    positions. If a side is odd, both halves include its middle row or column.
+    positions. If a side is odd, both halves include its middle row or column. A class token
+    stands before the means.
     """
+    maps = level.maps
+    token = [] if level.token is None else [level.token]
     if pooling == "mean":
-        return maps.mean((2, 3))
+        return torch.cat([*token, maps.mean((2, 3))], dim=1)
     down, across = (maps.shape[2] + 1) // 2, (maps.shape[3] + 1) // 2
     halves = (maps[:, :, :down], maps[:, :, -down:])
     quarters = [q for half in halves for q in (half[..., :across], half[..., -across:])]
-    return torch.cat([q.mean((2, 3)) for q in quarters], dim=1)
+    return torch.cat([*token, *(q.mean((2, 3)) for q in quarters)], dim=1)
 
 
 class Body(nn.Module):
@@ -58,6 +103,11 @@ class Body(nn.Module):
     Input: normalised images, (n, 3, h, w). Output: the concatenated pooled activations of
     `depths`, (n, d). The penultimate depth has the number `n_depths`; its activations are pooled
     as the network itself pools them.
+
+    The activations of an earlier depth of a transformer are its class token beside the mean of
+    its patch tokens, both after the network's final norm, as in the linear evaluation of DINOv2
+    (M. Oquab et al., DINOv2, 2023). Registers and other prefix tokens are left out. Which depths
+    a head reads is chosen by cross-validation, as for other networks.
     """
 
     def __init__(
@@ -71,6 +121,8 @@ class Body(nn.Module):
         if not depths or list(depths) != sorted(set(depths) & set(range(1, n_depths + 1))):
             raise ValueError(f"depths must be ascending within 1..{n_depths}, got {depths}")
         self.net = net
+        self.has_tokens = has_tokens(net)
+        self.has_class_token = self.has_tokens and getattr(net, "cls_token", None) is not None
         self.whole = n_depths in depths
         self.levels = [d - 1 for d in depths if d < n_depths]
         self.pooling: Pooling = pooling
@@ -83,27 +135,40 @@ class Body(nn.Module):
             _call(self.net, "prune_intermediate_layers")(self.levels, prune_head=True)
         return self
 
-    def maps(self, images: Tensor) -> tuple[list[Tensor], Tensor | None]:
-        """Return the feature maps of the selected depths, and the penultimate activations.
+    def levels_of(self, images: Tensor) -> tuple[list[Level], Tensor | None]:
+        """Return the activations of the selected depths, and the penultimate activations.
 
-        The maps are (n, channels, h, w). The penultimate activations are (n, channels), or None
-        if that depth is not selected.
+        The penultimate activations are (n, channels), or None if that depth is not selected.
         """
         if not self.whole:
-            maps = _call(self.net, "forward_intermediates")(
-                images, indices=self.levels, intermediates_only=True
-            )
-            return maps, None
-        if not self.levels:
-            last, maps = _call(self.net, "forward_features")(images), []
+            return self._levels(self._intermediates(images, only=True)), None
+        if self.levels:
+            last, found = self._intermediates(images, only=False)
         else:
-            last, maps = _call(self.net, "forward_intermediates")(images, indices=self.levels)
-        return maps, _call(self.net, "forward_head")(last, pre_logits=True)
+            last, found = _call(self.net, "forward_features")(images), []
+        return self._levels(found), _call(self.net, "forward_head")(last, pre_logits=True)
+
+    def _intermediates(self, images: Tensor, *, only: bool) -> Any:
+        method = _call(self.net, "forward_intermediates")
+        if not self.has_tokens:
+            return method(images, indices=self.levels, intermediates_only=only)
+        return method(
+            images,
+            indices=self.levels,
+            norm=True,
+            return_prefix_tokens=self.has_class_token,
+            intermediates_only=only,
+        )
+
+    def _levels(self, found: Sequence[Any]) -> list[Level]:
+        """Split what timm returns into maps and class tokens."""
+        pairs = [level if isinstance(level, tuple | list) else (level, None) for level in found]
+        return [Level(maps, prefix if prefix is None else prefix[:, 0]) for maps, prefix in pairs]
 
     def activations(self, images: Tensor) -> list[Tensor]:
         """Return the pooled activations, one tensor (n, width) per selected depth."""
-        maps, last = self.maps(images)
-        pooled = [pool(m, self.pooling) for m in maps]
+        levels, last = self.levels_of(images)
+        pooled = [pool(level, self.pooling) for level in levels]
         return pooled if last is None else [*pooled, last]
 
     def forward(self, images: Tensor) -> Tensor:
@@ -111,10 +176,12 @@ class Body(nn.Module):
         return torch.cat(self.activations(images), dim=1)
 
 
-def widths(channels: Sequence[int], pooling: Pooling) -> tuple[int, ...]:
+def widths(depths: Sequence[Depth], pooling: Pooling) -> tuple[int, ...]:
     """Return the pooled width of every depth. The penultimate depth is never grid-pooled."""
     cells = 1 if pooling == "mean" else 4
-    return (*(cells * c for c in channels[:-1]), channels[-1])
+    *earlier, last = depths
+    wide = (d.token_channels + cells * (d.channels - d.token_channels) for d in earlier)
+    return (*wide, last.channels)
 
 
 def _call(net: nn.Module, name: str) -> Callable[..., Any]:

@@ -32,12 +32,15 @@ from strategies.core.metrics import (
 )
 from strategies.data.decoding import Pixels
 from strategies.data.image import Split, labels_of, shown
-from strategies.models.backbone import Backbone, Depth
+from strategies.models.backbone import Backbone
+from strategies.models.backbone_record import read_backbone
 from strategies.models.body import Body, Pooling, widths
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Since 2, a record holds the architecture of its network. Records of 1 are read, see
+`backbone_record`."""
 WEIGHTS_FILE, RECORD_FILE = "classifier.safetensors", "classifier.json"
 # Exceptions that missing, truncated or modified files lead to.
 _DAMAGE = (
@@ -125,6 +128,9 @@ class ImageClassifier:
     def save(self, folder: Path) -> None:
         """Write the weights (safetensors) and a record (JSON) to a folder.
 
+        The record holds the architecture and its arguments, so that `load` needs neither the
+        folder, hub or package of the backbone's weights nor a network connection.
+
         Raises
         ------
         StorageError
@@ -162,13 +168,13 @@ class ImageClassifier:
         """
         try:
             record = json.loads((folder / RECORD_FILE).read_text(encoding="utf-8"))
-            if record["format_version"] != FORMAT_VERSION:
+            if record["format_version"] not in (1, FORMAT_VERSION):
                 raise StorageError(
                     f"{folder} has classifier format {record['format_version']}; this release "
-                    f"reads {FORMAT_VERSION}. Use the release that saved it."
+                    f"reads 1 and {FORMAT_VERSION}. Use the release that saved it."
                 )
-            backbone = _backbone_from(record["backbone"])
             depths = tuple(record["depths"])
+            backbone = read_backbone(record["backbone"], depths)
             pooling = record.get("pooling", "mean")  # older records pool by the mean
             with torch.random.fork_rng([]):
                 network = make_network(
@@ -199,7 +205,7 @@ def make_network(
 ) -> Network:
     """Build the body up to the deepest of `depths`, with a randomly initialised head."""
     body = Body(backbone.build(), depths, backbone.n_depths, pooling).cut()
-    by_depth = widths([d.channels for d in backbone.depths], pooling)
+    by_depth = widths(backbone.depths, pooling)
     return Network(body, nn.Linear(sum(by_depth[d - 1] for d in depths), n_classes))
 
 
@@ -216,12 +222,6 @@ def scale_scores(network: Network, factor: float) -> None:
     with torch.no_grad():
         for parameter in network.head.parameters():
             parameter.mul_(factor)
-
-
-def _backbone_from(record: dict[str, Any]) -> Backbone:
-    depths = tuple(Depth(**d) for d in record["depths"])
-    tuples = {"depths": depths, "mean": tuple(record["mean"]), "std": tuple(record["std"])}
-    return Backbone(**(record | tuples))
 
 
 MAX_CONFUSED_PAIRS, MAX_MISTAKES_PER_PAIR = 12, 4

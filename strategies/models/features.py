@@ -16,7 +16,6 @@ from strategies.core.context import RunContext
 from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import Pixels, read_image
-from strategies.data.transforms import centre_box, resize_box
 from strategies.models.backbone import Backbone, source_classes
 from strategies.models.body import Body, source_head
 
@@ -89,8 +88,8 @@ class Features:
     moments
         None for a network without BatchNorm.
     source_head
-        None for a network without a linear head, or with random weights. Its logits are computed
-        from the penultimate activations and not stored.
+        None for a network without a linear head of known classes, or with random weights. Its
+        logits are computed from the penultimate activations and not stored.
     ms_per_image
         Milliseconds per image, reading included, of the last timed forward pass.
     """
@@ -99,11 +98,6 @@ class Features:
     moments: Moments | None
     source_head: SourceHead | None = None
     ms_per_image: float = 0.0
-
-    @property
-    def any_size(self) -> bool:
-        """Whether the network takes any input size: it does with BatchNorm (convolutional)."""
-        return self.moments is not None
 
     def at(self, depths: Iterable[int]) -> Rows:
         """Return the concatenated activations of some depths (counted from 1), (n, d)."""
@@ -156,10 +150,7 @@ def not_cached(
 
 def _space(backbone: Backbone, ctx: RunContext) -> str:
     weights = ctx.seed if backbone.weights == "random" else backbone.digest
-    preprocessing = (backbone.input_px, backbone.interpolation, backbone.crop_pct, backbone.mean)
-    return space_name(
-        [_FORMAT, backbone.name, weights, *preprocessing, backbone.std, ctx.precision]
-    )
+    return space_name([_FORMAT, backbone.name, weights, *backbone.preprocessing, ctx.precision])
 
 
 @dataclass(frozen=True)
@@ -213,9 +204,13 @@ def _depths_of(modules: Sequence[str], net: nn.Module, backbone: Backbone) -> Ro
 
 
 def _flat_head(body: Body, backbone: Backbone) -> Rows:
-    """Return the source head's weight and bias in one row, or a single 0 without a head."""
+    """Return the source head's weight and bias in one row, or a single 0 without a head.
+
+    A linear layer that predicts no known classes is none (`capabilities.n_known_classes`).
+    """
     head = source_head(body.net, backbone.depths[-1].channels)
-    if head is None or backbone.weights == "random":
+    is_classifier = backbone.capabilities.source_classes > 0
+    if head is None or not is_classifier or backbone.weights == "random":
         return np.zeros(1, dtype=np.float32)
     bias = torch.zeros(len(head.weight)) if head.bias is None else head.bias
     flat = torch.cat([head.weight.flatten(), bias.to(head.weight.device)])
@@ -249,7 +244,8 @@ def _compute(
             batch = images[done : done + len(pixels)]
             with ctx.autocast():
                 pooled = body.activations(to_input(pixels, backbone, ctx.device))
-            parts = [*pooled, *(moments[name] for name, _ in layout.channels)]
+            measured = (moments[name] for name, _ in layout.channels)
+            parts = [*pooled, *(_by_image(found, len(batch)) for found in measured)]
             matrix = torch.cat([p.float() for p in parts], dim=1).cpu().numpy()
             new_rows = {image.digest: row for image, row in zip(batch, matrix, strict=True)}
             batch_ms.append(1000 * (time.perf_counter() - start) / len(batch))
@@ -280,6 +276,15 @@ def _rounding_error(
     exact = body.activations(batch)
     errors = [float((r - e).norm() / e.norm()) for r, e in zip(rounded, exact, strict=True)]
     return np.array([max(errors) if np.isfinite(errors).all() else np.inf], dtype=np.float32)
+
+
+def _by_image(moments: Tensor, n: int) -> Tensor:
+    """Return the moments of every image, (n, d), given those of every window, (n * windows, d).
+
+    EfficientViT-M normalises the windows of a map one by one; those of one image follow each
+    other.
+    """
+    return moments if len(moments) == n else moments.reshape(n, -1, moments.shape[1]).mean(1)
 
 
 @contextlib.contextmanager
@@ -325,7 +330,7 @@ def _watch(net: nn.Module, layout: _Layout) -> Iterator[dict[str, Tensor]]:
 def batches(
     paths: Sequence[Path], backbone: Backbone, n_workers: int, size: int = INFERENCE_BATCH
 ) -> Iterator[Pixels]:
-    """Yield batches of centre crops in order, uint8 (n, px, px, 3), prefetched in threads."""
+    """Yield batches of evaluation crops in order, uint8 (n, px, px, 3), prefetched in threads."""
 
     def read(chunk: Sequence[Path]) -> Pixels:
         return np.stack([eval_pixels(path, backbone) for path in chunk])
@@ -334,10 +339,8 @@ def batches(
 
 
 def eval_pixels(path: Path, backbone: Backbone) -> Pixels:
-    """Read the centre crop of an image for evaluation, uint8 (px, px, 3)."""
-    image = read_image(path)
-    box = centre_box(image.width, image.height, backbone.input_px, backbone.crop_pct)
-    return resize_box(image, box, backbone.input_px, backbone.interpolation)
+    """Read the crop of an image for evaluation, uint8 (px, px, 3)."""
+    return backbone.evaluation_crop.pixels(read_image(path))
 
 
 def to_input(pixels: Pixels, backbone: Backbone, device: torch.device) -> Tensor:
@@ -352,7 +355,7 @@ def to_input(pixels: Pixels, backbone: Backbone, device: torch.device) -> Tensor
 
 
 def _read_head(flat: Rows, backbone: Backbone) -> SourceHead | None:
-    if len(flat) == 1:
+    if len(flat) == 1 or not backbone.capabilities.source_classes:
         return None
     n_classes = len(flat) // (backbone.depths[-1].channels + 1)
     weight, bias = np.split(flat, [len(flat) - n_classes])

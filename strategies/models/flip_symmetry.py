@@ -26,16 +26,11 @@ _TINY = 1e-3
 
 
 def measure_flip_asymmetry(
-    images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext, *, any_size: bool
+    images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext
 ) -> FlipAsymmetry | None:
-    """Measure the flip asymmetry on a sample of the images, at half the input size.
+    """Measure the flip asymmetry on a sample of the images, at half the input size (`half_size`).
 
     None if no class has two images of different groups.
-
-    Parameters
-    ----------
-    any_size
-        Whether the network accepts smaller inputs. If not, the full input size is used.
 
     Raises
     ------
@@ -43,8 +38,7 @@ def measure_flip_asymmetry(
         If the deadline passes first.
     """
     sample = _sample_per_class(images, ctx.seed)
-    small = half_size(backbone, SMALLEST_PX) if any_size else backbone
-    views = extract_views(sample, small, ctx, 2).mean
+    views = extract_views(sample, half_size(backbone, SMALLEST_PX), ctx, 2).mean
     return flip_asymmetry([both[:, 0] for both in views], [both[:, 1] for both in views], sample)
 
 

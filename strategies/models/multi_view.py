@@ -10,6 +10,7 @@ A. Sharif Razavian et al., CNN features off-the-shelf (CNNaug-SVM), CVPR worksho
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from strategies.core.context import RunContext
 from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import Box, Pixels, read_image
-from strategies.data.transforms import centre_box, resize_box
+from strategies.data.transforms import resize_box
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body, Pooling, pool, widths
 from strategies.models.features import INFERENCE_BATCH, extract_features, to_input
@@ -85,10 +86,9 @@ def extract_views(
     if missing:
         rows |= _compute(missing, backbone, ctx, space, views)
     table = np.stack([rows[d] for d in digests]).reshape(len(digests), views, -1)
-    channels = [d.channels for d in backbone.depths]
-    all_widths = [*widths(channels, "mean"), *widths(channels, "grid")[:-1]]
+    all_widths = [*widths(backbone.depths, "mean"), *widths(backbone.depths, "grid")[:-1]]
     parts = np.split(table, np.cumsum(all_widths)[:-1], axis=2)
-    mean, grid = tuple(parts[: len(channels)]), tuple(parts[len(channels) :])
+    mean, grid = tuple(parts[: backbone.n_depths]), tuple(parts[backbone.n_depths :])
     return Views(mean, (*grid, mean[-1]))
 
 
@@ -109,9 +109,10 @@ def _compute(
             ctx.check_time()
             batch = images[len(rows) : len(rows) + size]
             with ctx.autocast():
-                maps, last = body.maps(to_input(pixels, backbone, ctx.device))
+                levels, last = body.levels_of(to_input(pixels, backbone, ctx.device))
                 assert last is not None
-                parts = [pool(m, "mean") for m in maps] + [last] + [pool(m, "grid") for m in maps]
+                mean, grid = ([pool(level, p) for level in levels] for p in get_args(Pooling))
+                parts = [*mean, last, *grid]
             matrix = torch.cat([p.float() for p in parts], dim=1).cpu().numpy()
             by_image = matrix.reshape(len(batch), -1)
             new_rows = {image.digest: row for image, row in zip(batch, by_image, strict=True)}
@@ -129,7 +130,7 @@ def view_pixels(path: Path, backbone: Backbone, views: int) -> Pixels:
     def crop(box: Box) -> Pixels:
         return resize_box(image, box, px, backbone.interpolation)
 
-    centre = crop(centre_box(image.width, image.height, px, backbone.crop_pct))
+    centre = backbone.evaluation_crop.pixels(image)
     if views < VIEWS[-1]:
         return np.stack([centre, centre[:, ::-1]])[:views]
     width, height = image.width, image.height
@@ -145,6 +146,5 @@ def view_pixels(path: Path, backbone: Backbone, views: int) -> Pixels:
 
 def _space(backbone: Backbone, ctx: RunContext, views: int) -> str:
     weights = ctx.seed if backbone.weights == "random" else backbone.digest
-    preprocessing = (backbone.input_px, backbone.interpolation, backbone.crop_pct, backbone.mean)
     kind = ("views", _FORMAT, views, CORNER_SHARE)
-    return space_name([*kind, backbone.name, weights, *preprocessing, backbone.std, ctx.precision])
+    return space_name([*kind, backbone.name, weights, *backbone.preprocessing, ctx.precision])

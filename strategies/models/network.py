@@ -21,7 +21,22 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the scores (logits). Their softmax is the class probabilities."""
-        scores: Tensor = self.head(self.body(images).float())
+        return self.scores(self.body(images))
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Apply the head to features (n, d) in float32, also within autocast.
+
+        bfloat16 has 8 bits of precision: of the scores of 1,000 classes, a few per cent would be
+        exact ties.
+        """
+        kind = features.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self._head_scores(features)
+        with torch.autocast(kind, enabled=False):
+            return self._head_scores(features)
+
+    def _head_scores(self, features: Tensor) -> Tensor:
+        scores: Tensor = self.head(features.float())
         return scores
 
 

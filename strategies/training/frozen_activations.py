@@ -30,12 +30,7 @@ from strategies.models.backbone import Backbone
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network
 from strategies.training.data_parallel import DataParallelGroup
-from strategies.training.dataloader import (
-    Crops,
-    ImageInputs,
-    Inputs,
-    row_batches,
-)
+from strategies.training.dataloader import Crops, ImageInputs, Inputs, row_batches
 from strategies.training.recipe import Recipe
 
 VIEWS_PER_EPOCH, MAX_VIEWS = 0.3, 16
@@ -128,8 +123,7 @@ def cached_prefix(
     prefix = _Prefix(network, backbone.depths[recipe.frozen_stages - 1].name, ctx)
     crops = Crops(dataset.train, backbone, recipe, ctx.seed)
     images = to_input(crops.batch([(0, 0, 0)]), backbone, ctx.device)
-    suffix = _suffix(network, stage, recipe.frozen_stages)
-    _check_split(network, prefix, suffix, images)
+    suffix = _suffix(network, stage, prefix, recipe.frozen_stages, images)
     shape = prefix(images).shape[1:]
     n = len(dataset.train) * views
 
@@ -185,7 +179,7 @@ class _Prefix:
     """The network up to and including the cut point, in eval mode."""
 
     def __init__(self, network: Network, cut: str, ctx: RunContext) -> None:
-        self.body, self.ctx = network.body, ctx
+        self.body, self.ctx, self.name = network.body, ctx, cut
         self.cut = network.body.net.get_submodule(cut)
 
     @torch.no_grad()
@@ -205,7 +199,78 @@ class _Prefix:
         raise NotCached("the forward pass does not reach the cut point.")
 
 
-def _suffix(network: Network, stage: Mapping[str, int], frozen: int) -> Network:
+def _suffix(
+    network: Network, stage: Mapping[str, int], prefix: _Prefix, frozen: int, images: Tensor
+) -> Network:
+    """Return a copy of the network that computes its scores from the activations at the cut.
+
+    In most networks the forward pass itself does, once the frozen modules are identities. A plain
+    transformer adds its class token and position embeddings between them. There, the modules
+    after the cut are called one after the other (`_Sequence`).
+
+    Raises
+    ------
+    NotCached
+        If neither computes what the network does.
+    """
+    suffix = _without_frozen_modules(network, stage, frozen)
+    if not _is_split(network, prefix, suffix, images):
+        net: Any = suffix.body.net  # timm's networks share no type
+        calls = _calls_after(network, prefix.name, torch.zeros_like(images))
+        net.forward_features = _Sequence([(net.get_submodule(n), a, k) for n, a, k in calls])
+        if not _is_split(network, prefix, suffix, images):
+            raise NotCached("this network cannot be split after its frozen stages.")
+    return suffix
+
+
+@dataclass(frozen=True)
+class _Sequence:
+    """Modules that are called one after the other, with further arguments that never change."""
+
+    calls: Sequence[tuple[nn.Module, Sequence[Any], Mapping[str, Any]]]
+
+    def __call__(self, activations: Tensor) -> Tensor:
+        for module, args, kwargs in self.calls:
+            activations = module(activations, *args, **kwargs)
+        return activations
+
+
+@torch.no_grad()
+def _calls_after(
+    network: Network, cut: str, images: Tensor
+) -> list[tuple[str, Sequence[Any], Mapping[str, Any]]]:
+    """Return what the feature extraction calls after a module: names and further arguments.
+
+    These are the later members of the sequences that hold the module, at all levels.
+    """
+    net: Any = network.body.net
+    parts = cut.split(".")
+    around = [".".join(parts[:end]) for end in range(len(parts) + 1)]
+    found: list[tuple[str, Sequence[Any], Mapping[str, Any]]] = []
+    reached: list[bool] = []
+
+    def recorder(name: str) -> Any:
+        def record(_: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+            if reached:
+                found.append((name, args[1:], kwargs))
+
+        return record
+
+    handles = [net.get_submodule(cut).register_forward_hook(lambda *_: reached.append(True))]
+    for parent in around[:-1]:
+        for child, module in net.get_submodule(parent).named_children():
+            name = f"{parent}.{child}" if parent else child
+            if name not in around:
+                handles.append(module.register_forward_pre_hook(recorder(name), with_kwargs=True))
+    try:
+        net.eval().forward_features(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _without_frozen_modules(network: Network, stage: Mapping[str, int], frozen: int) -> Network:
     """Return a copy of the network with its frozen modules replaced by identities."""
     suffix = copy.deepcopy(network)
     net = suffix.body.net
@@ -223,17 +288,15 @@ def _has(net: nn.Module, name: str) -> bool:
 
 
 @torch.no_grad()
-def _check_split(network: Network, prefix: _Prefix, suffix: Network, images: Tensor) -> None:
-    """Raise NotCached unless prefix and suffix together compute what the network does."""
-    why = "this network cannot be split after its frozen stages."
+def _is_split(network: Network, prefix: _Prefix, suffix: Network, images: Tensor) -> bool:
+    """Return whether prefix and suffix together compute what the network does."""
     network.eval(), suffix.eval()
     try:
         found = suffix(prefix(images, torch.float32))
         expected = network(images)
-    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError) as error:
-        raise NotCached(why) from error
-    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
-        raise NotCached(why)
+    except (RuntimeError, AttributeError, TypeError, ValueError, AssertionError):
+        return False  # its forward pass needs what the prefix computes
+    return torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 def _file(n: int, shape: Sequence[int], ctx: RunContext) -> NDArray[np.float16]:

@@ -1,6 +1,9 @@
 """LP-FT: fit a linear probe, then fine-tune the network from it, then calibrate."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
@@ -14,17 +17,22 @@ from strategies.heads.cross_validation import (
     fold_numbers,
     temperature,
 )
+from strategies.models.architectures import timm_zoo
+from strategies.models.architectures.anatomy import drop_path_slots
 from strategies.models.backbone import Backbone
-from strategies.models.bn_statistics import domain_shift
 from strategies.models.classifier import make_network, scale_scores, set_head
+from strategies.models.domain_shift import domain_shift
 from strategies.models.features import Features, extract_features
 from strategies.models.flip_symmetry import measure_flip_asymmetry
 from strategies.models.network import Network
+from strategies.models.stages import stages
 from strategies.training.defaults import (
     TrainMeasurements,
     default_steps,
     fill,
     fine_tune_defaults,
+    is_open,
+    settle,
 )
 from strategies.training.recipe import Recipe, RecipeDraft
 from strategies.training.reinit import REINIT_PASSES, reinitialise
@@ -46,13 +54,27 @@ class Probe:
     accuracy: float
 
 
+class Adapted(Protocol):
+    """Makes a context in which a network has the parameters that are trained (see `fine_tune`)."""
+
+    def __call__(
+        self, network: Network, backbone: Backbone, recipe: Recipe
+    ) -> contextlib.AbstractContextManager[None]:
+        """Return the context."""
+
+
 def fine_tune(
-    dataset: Dataset, backbone: Backbone, draft: RecipeDraft, ctx: RunContext
+    dataset: Dataset, backbone: Backbone, draft: RecipeDraft, ctx: RunContext, adapted: Adapted
 ) -> tuple[Network, Recipe]:
     """Train body and head together, with a linear probe as the initial head; calibrate the result.
 
     What the draft leaves open is chosen from the train images (`defaults`). If the recipe
     reinitialises part of the network, the probe is refitted to the new features.
+
+    Parameters
+    ----------
+    adapted
+        Adds parameters for the time of the training, and merges them into the weights after it.
 
     Returns
     -------
@@ -76,9 +98,36 @@ def fine_tune(
             renewed = reinitialise(network, dataset, backbone, recipe, ctx)
             head, _ = _fit_head(renewed, dataset, ctx)
         set_head(network, head.weight, head.bias)
-        scores = train(network, dataset, backbone, recipe, ctx)
+        with adapted(network, backbone, recipe), _drop_path(network, backbone, recipe, ctx):
+            scores = train(network, dataset, backbone, recipe, ctx)
     calibrate(network, scores, dataset)
     return network, recipe
+
+
+@contextlib.contextmanager
+def _drop_path(
+    network: Network, backbone: Backbone, recipe: Recipe, ctx: RunContext
+) -> Iterator[None]:
+    """Drop residual blocks in training (`RecipeDraft.drop_path`) as timm's networks do.
+
+    The network is as before when the context ends.
+    """
+    net = network.body.net
+    slots = drop_path_slots(net) if recipe.drop_path else []
+    if recipe.drop_path and not slots:
+        ctx.reporter.on_note("This network has no place for drop path, so it is trained without.")
+    stage = stages(net, backbone) if slots else {}
+    blocks = list(dict.fromkeys(name.rpartition(".")[0] for name in slots))
+    rates = dict(zip(blocks, np.linspace(0, recipe.drop_path, len(blocks)), strict=True))
+    before = {name: net.get_submodule(name) for name in slots}
+    for name in slots:
+        if stage[name] > recipe.frozen_stages:
+            net.set_submodule(name, timm_zoo.drop_path(float(rates[name.rpartition(".")[0]])))
+    try:
+        yield
+    finally:
+        for name, module in before.items():
+            net.set_submodule(name, module)
 
 
 def fit_probe(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> Probe:
@@ -114,13 +163,12 @@ def complete(
 ) -> Recipe:
     """Choose from the train images what a draft leaves open; measure only what that needs."""
     steps = draft.steps or default_steps(len(dataset.train), draft.batch_size)
-    if draft.lr is not None and draft.blend is not None and draft.hflip is not None:
-        return Recipe.of(replace(draft, steps=steps))
-    features, flip_asymmetry = probe.features, None
+    draft = settle(replace(draft, steps=steps), backbone.family)
+    if not is_open(draft, backbone.family):
+        return Recipe.of(draft)
+    flip_asymmetry = None
     if draft.hflip is None:
-        flip_asymmetry = measure_flip_asymmetry(
-            dataset.train, backbone, ctx, any_size=features.any_size
-        )
+        flip_asymmetry = measure_flip_asymmetry(dataset.train, backbone, ctx)
     found = fine_tune_defaults(
         TrainMeasurements(
             n_train=len(dataset.train),
@@ -128,11 +176,13 @@ def complete(
             input_px=backbone.input_px,
             n_measured=len(dataset.train),
             probe_accuracy=probe.accuracy,
-            domain_shift=None if features.moments is None else domain_shift(features.moments),
+            domain_shift=domain_shift(dataset.train, ctx),
             flip_asymmetry=flip_asymmetry,
+            family=backbone.family,
+            n_layers=backbone.n_layers,
         )
     )
-    return Recipe.of(replace(fill(draft, found), steps=steps))
+    return Recipe.of(fill(draft, found))
 
 
 def calibrate(network: Network, scores: Scores | None, dataset: Dataset) -> None:
@@ -171,7 +221,7 @@ def training_passes(
     shares = [0.0, *(depth.flops_share for depth in backbone.depths)]
     frozen = shares[draft.frozen_stages or 0]
     last = backbone.n_depths if draft.last_trained_stage is None else draft.last_trained_stage
-    weights = shares[last] - frozen if draft.trained == "all" else 0.0
+    weights = shares[last] - frozen if draft.trains_layers else 0.0
     per_image = 1 + (1 - frozen) + weights
     n_before = (1 + REINIT_PASSES * draft.reinitialises) * n_train
     n_validated = (ROUNDS + 1) * len(dataset.val)

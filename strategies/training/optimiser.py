@@ -9,6 +9,10 @@ from torch import Tensor, nn
 
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
+from strategies.models.architectures.anatomy import (
+    is_exempt_from_weight_decay,
+    layers_below_head,
+)
 from strategies.models.body import Body
 from strategies.models.network import Network
 from strategies.training.recipe import Recipe
@@ -17,6 +21,8 @@ RESERVE_S = 0.2
 """Seconds kept free before the deadline, for work that is not measured."""
 VAL_TIME_MARGIN = 1.15
 """Safety factor for the duration of the last validation."""
+LORA_MATRICES = ".lora_"
+"""In the names of the modules that hold the matrices of LoRA, as peft calls them."""
 NO_TIME = "The deadline leaves no time for a single training step."
 
 
@@ -34,7 +40,10 @@ def freeze(body: Body, stage: Mapping[str, int], recipe: Recipe) -> frozenset[nn
     for name, module in body.net.named_modules():
         frozen = not recipe.frozen_stages < stage.get(name, deepest) <= last
         for key, parameter in module.named_parameters(recurse=False):
-            chosen = recipe.trained == "all" or _is_norm_or_bias(module, key, parameter)
+            if recipe.lora_rank:
+                chosen = LORA_MATRICES in f".{name}."
+            else:
+                chosen = recipe.trained == "all" or _is_norm_or_bias(module, key, parameter)
             parameter.requires_grad_(chosen and not frozen)
         reset = stage.get(name, deepest) > deepest - recipe.reset_stages
         updated = not frozen and (reset or recipe.batch_norm == "trained")
@@ -56,24 +65,26 @@ def make_optimiser(
 ) -> torch.optim.Optimizer:
     """Create the optimiser, with parameter groups by learning rate and weight decay.
 
-    The learning rate depends on the depth (`Recipe.layer_lr_decay`); that of the head is
-    multiplied by `Recipe.head_lr_factor`. Vectors (biases, normalisation) have no weight decay.
-    Every group holds its peak learning rate as "peak".
+    The learning rate depends on the depth or layer (`Recipe.layer_lr_decay`); that of the head is
+    multiplied by `Recipe.head_lr_factor`. Vectors (biases, normalisation) have no weight decay,
+    and with `Recipe.by_layer` nor has what timm exempts. Every group holds its peak learning rate
+    as "peak".
     """
-    deepest = max(stage.values())
+    above = _layers_above(body.net, stage, recipe)
+    is_exempt = is_exempt_from_weight_decay(body.net) if recipe.by_layer else lambda name: False
     weight_decay = 0.0 if recipe.l2_sp else recipe.weight_decay
     grouped: dict[tuple[float, float], list[nn.Parameter]] = {}
 
-    def add(module: nn.Module, peak: float, decay: float) -> None:
-        for parameter in module.parameters(recurse=False):
-            if parameter.requires_grad:
-                key = (peak, decay if parameter.ndim > 1 else 0.0)
-                grouped.setdefault(key, []).append(parameter)
+    def add(parameter: nn.Parameter, peak: float, decay: float) -> None:
+        if parameter.requires_grad:
+            key = (peak, decay if parameter.ndim > 1 else 0.0)
+            grouped.setdefault(key, []).append(parameter)
 
-    for name, module in body.net.named_modules():
-        above = deepest - stage.get(name, deepest)
-        add(module, recipe.lr * recipe.layer_lr_decay**above, weight_decay)
-    add(head, recipe.lr * recipe.head_lr_factor, recipe.weight_decay)
+    for name, parameter in body.net.named_parameters():
+        peak = recipe.lr * recipe.layer_lr_decay ** above[name]
+        add(parameter, peak, 0.0 if is_exempt(name) else weight_decay)
+    for parameter in head.parameters():
+        add(parameter, recipe.lr * recipe.head_lr_factor, recipe.weight_decay)
     groups = [
         {"params": parameters, "lr": peak, "peak": peak, "weight_decay": decay}
         for (peak, decay), parameters in grouped.items()
@@ -81,6 +92,16 @@ def make_optimiser(
     if recipe.optimiser == "sgd":
         return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
     return torch.optim.AdamW(groups, lr=recipe.lr)
+
+
+def _layers_above(net: nn.Module, stage: Mapping[str, int], recipe: Recipe) -> dict[str, int]:
+    """Return by how many layers or depths the learning rate of a parameter decays."""
+    layers = layers_below_head(net) if recipe.by_layer else None
+    if layers is not None:
+        return layers
+    deepest = max(stage.values())
+    owners = {name: name.rpartition(".")[0] for name, _ in net.named_parameters()}
+    return {name: deepest - stage.get(owner, deepest) for name, owner in owners.items()}
 
 
 def restore_optimiser(optimiser: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:

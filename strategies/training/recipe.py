@@ -38,16 +38,29 @@ class RecipeDraft:
     trained
         Parameters that are trained in these stages: "all", or "norms_and_biases" (scale and shift
         of normalisation layers, and all biases). The head is always trained.
+    lora_rank
+        Rank of the LoRA matrices that are trained in place of the body's own weights. 0: off.
     spectral
         Weight in the loss of the smallest squared singular value of a batch's features (batch
         spectral shrinkage against negative transfer: it suppresses feature directions that hardly
         matter). 0: off.
     warmup_share
-        Share of the steps that are warm-up; see `Recipe.warmup`.
+        Share of the steps that are warm-up; see `Recipe.warmup`. None: chosen by architecture.
     head_lr_factor
         Learning rate of the head, as a multiple of `lr`.
     layer_lr_decay
-        Learning rate of a depth as a share of that of the next deeper one. 1: the same for all.
+        Learning rate of a depth, or of a layer with `by_layer`, as a share of that of the next one
+        towards the output. 1: the same for all.
+    by_layer
+        Whether `layer_lr_decay` counts the layers of timm's ``param_groups_layer_decay`` (stem,
+        every block, head), and whatever timm exempts has no weight decay. If not, it counts
+        depths, and all matrices have weight decay. None: chosen by architecture.
+    drop_path
+        Probability that the last residual block is skipped in training (stochastic depth). It
+        grows linearly from 0 at the first block. Frozen stages are not skipped. 0: off.
+    weight_decay
+        Decoupled weight decay of AdamW, or L2 penalty of SGD, on matrices and kernels. None:
+        chosen by architecture.
     optimiser
         "adamw", or "sgd" with Nesterov momentum 0.9.
     l2_sp
@@ -78,7 +91,8 @@ class RecipeDraft:
     (L2-SP). X. Chen et al., Catastrophic forgetting meets negative transfer: batch spectral
     shrinkage for safe transfer learning, 2019 (`spectral`; there 0.001). H. Zhang et al., mixup:
     Beyond empirical risk minimization, 2018. M. Wortsman et al., Robust fine-tuning of zero-shot
-    models, 2022 (WiSE-FT: `blend`).
+    models, 2022 (WiSE-FT: `blend`). H. Bao et al., BEiT, 2022 (`layer_lr_decay` by block).
+    G. Huang et al., Deep networks with stochastic depth, 2016 (`drop_path`).
     """
 
     steps: int | None = None
@@ -87,13 +101,15 @@ class RecipeDraft:
     hflip: bool | None = None
     frozen_stages: int | None = None
     head_lr_factor: float = 1.0
-    layer_lr_decay: float = 1.0
+    layer_lr_decay: float | None = None
+    by_layer: bool | None = None
+    drop_path: float | None = None
     batch_size: int = BATCH_SIZE
     optimiser: Optimiser = "adamw"
-    weight_decay: float = 0.01
+    weight_decay: float | None = None
     l2_sp: float = 0.0
     spectral: float = 0.0
-    warmup_share: float = 0.1
+    warmup_share: float | None = None
     label_smoothing: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
@@ -102,6 +118,7 @@ class RecipeDraft:
     batch_norm: BatchNorm = "frozen"
     last_trained_stage: int | None = None
     trained: TrainedParameters = "all"
+    lora_rank: int = 0
     reset_stages: int = 0
     min_area: float = 0.5
 
@@ -109,6 +126,11 @@ class RecipeDraft:
     def mixes(self) -> bool:
         """Whether mixup or CutMix is on."""
         return self.mixup > 0 or self.cutmix > 0
+
+    @property
+    def trains_layers(self) -> bool:
+        """Whether whole layers are trained, and not a few parameters of each."""
+        return self.trained == "all" and not self.lora_rank
 
     @property
     def reinitialises(self) -> bool:
@@ -131,8 +153,9 @@ class RecipeDraft:
         for name, value in {"l2_sp": self.l2_sp, "spectral": self.spectral}.items():
             if not 0 <= value < np.inf:
                 raise NotApplicable(f"{name} must be at least 0, got {value}")
-        if not 0 <= self.ema < 1:
-            raise NotApplicable(f"ema must be at least 0 and below 1, got {self.ema}")
+        for name, value in {"ema": self.ema, "drop_path": self.drop_path}.items():
+            if value is not None and not 0 <= value < 1:
+                raise NotApplicable(f"{name} must be at least 0 and below 1, got {value}")
 
 
 @dataclass(frozen=True)
@@ -144,10 +167,15 @@ class Recipe(RecipeDraft):
     blend: float = 1.0
     hflip: bool = False
     frozen_stages: int = 0
+    layer_lr_decay: float = 1.0
+    by_layer: bool = False
+    drop_path: float = 0.0
+    weight_decay: float = 0.01
+    warmup_share: float = 0.1
 
     @staticmethod
     def of(draft: RecipeDraft) -> "Recipe":
-        """Return a draft as a recipe. An open blend, flip or number of frozen stages is off.
+        """Return a draft as a recipe. What is open has the value of this class.
 
         Raises
         ------

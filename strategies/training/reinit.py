@@ -11,9 +11,10 @@ from torch import nn
 from strategies.core.context import RunContext
 from strategies.core.metrics import Scores
 from strategies.data.dataset import Dataset
-from strategies.models.backbone import Backbone, stages
+from strategies.models.backbone import Backbone
 from strategies.models.features import INFERENCE_BATCH, batches, to_input
 from strategies.models.network import Network
+from strategies.models.stages import stages
 from strategies.training.recipe import Recipe
 
 REINIT_PASSES = 2

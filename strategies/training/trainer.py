@@ -24,8 +24,9 @@ from strategies.core.metrics import Scores
 from strategies.data.dataset import Dataset, labels_of
 from strategies.kernels.bn_folding import FoldedNorms, NormByConv, norms_to_fold
 from strategies.kernels.depthwise import FastDepthwiseGradient, training_precision
-from strategies.models.backbone import Backbone, stages
+from strategies.models.backbone import Backbone
 from strategies.models.network import Network
+from strategies.models.stages import stages
 from strategies.training.checkpoint import Checkpoint, Snapshot, identity_of
 from strategies.training.data_parallel import DataParallelGroup, start_group
 from strategies.training.dataloader import ImageInputs, Inputs
@@ -298,7 +299,7 @@ class _TrainingLoop:
             folded, sync = FoldedNorms(self.norms or {}), self.dp_group.sync_batch_norm()
             with self.training_ctx.autocast(), FastDepthwiseGradient(), folded, sync:
                 features = self.network.body(images[part]).float()
-                scores = self.network.head(features)
+                scores = self.network.scores(features)
             loss = nn.functional.cross_entropy(
                 scores.float(),
                 targets[part],

@@ -8,7 +8,7 @@ from typing import Any
 from advisor.decide.candidates import Candidate, DecisionInputs
 from advisor.decide.priors import GainModel, Offset, PilotTrust, Prior, Priors
 from advisor.types.profile import LearningCurve, Pilot, ProbeResult, Profile
-from advisor.types.similarity import DomainSimilarity
+from advisor.types.similarity import BackboneStatistics, DomainSimilarity, HeadEvidence
 from strategies.core.metrics import Interval, proportion
 from strategies.registry import STRATEGIES
 
@@ -20,18 +20,25 @@ NAMES = ("blocks.0", "blocks.2", "penultimate")
 
 
 def similarity_of(score: float) -> DomainSimilarity:
-    interval = Interval(max(score - 0.03, 0), score, min(score + 0.03, 1))
-    shift = Interval(0.1, 0.1, 0.1)
     return DomainSimilarity(
-        score=interval,
-        basis="bn_shift",
+        score=Interval(max(score - 0.03, 0), score, min(score + 0.03, 1)),
+        shift_nats=Interval(0.1, 0.1, 0.1),
         reference="ImageNet",
-        shift_nats=shift,
-        per_depth=(shift, shift, shift),
+        n_images=300,
+        between=(None, None),
+    )
+
+
+def statistics_of(*nats: float, head: HeadEvidence | None = None) -> BackboneStatistics:
+    """Return statistics with these BatchNorm shifts by depth."""
+    shifts = tuple(Interval(x, x, x) for x in nats)
+    return BackboneStatistics(
+        reference="ImageNet",
+        shift_nats=shifts[0] if shifts else None,
+        per_depth=shifts,
         kernel_distance=None,
         p_value=None,
-        between=(None, None),
-        evidence=None,
+        head=head,
     )
 
 
@@ -47,7 +54,7 @@ def profile_of(
     *,
     n_per_class: int = 40,
     n_classes: int = 10,
-    similarity: float | None = 0.8,
+    similarity: float = 0.8,
     linear: float = 0.9,
     svm: float = 0.9,
     svm_depth: int = 2,
@@ -68,7 +75,7 @@ def profile_of(
         feature_width=1280,
         depth_names=NAMES,
         flops_shares=(0.2, 0.6, 1.0),
-        similarity=None if similarity is None else similarity_of(similarity),
+        similarity=similarity_of(similarity),
         probes=(
             probe(3, "softmax", linear),
             probe(0, "softmax", linear),
@@ -79,6 +86,7 @@ def profile_of(
         majority_share=1 / n_classes,
         n_measured=n,
         ms_per_image=10.0,
+        backbone_statistics=statistics_of(0.1, 0.1, 0.1),
     )
     return replace(base, **changes)
 

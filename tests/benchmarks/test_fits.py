@@ -3,14 +3,12 @@
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from advisor.similarity.reference import read_reference
-from strategies.models.catalogue import CATALOGUE
 from strategies.registry import STRATEGIES, get_strategy
 from tests.benchmarks.conftest import rows_in
 
@@ -197,17 +195,18 @@ def test_every_section_of_the_domain_benchmark_is_printed(
     monkeypatch.setattr(domain, "NEAR", ("flowers5", "cats_dogs"))
     monkeypatch.setattr(domain, "FAR", ("mnist5k",))
     monkeypatch.setattr(domain, "N_VARIANTS", 4)
-    wide = {k: replace(v, far=20 * v.far) for k, v in domain.calibrations().items()}
+    wide = replace(domain.calibration(), far=20 * domain.calibration().far)
     # Striped images are farther from ImageNet than any real dataset.
-    monkeypatch.setattr(domain, "calibrations", lambda: wide)
-    lines = [str(n) for n in domain.LINES if n != 8 or _are_installed("lite1", "lite2")]
+    monkeypatch.setattr(domain, "calibration", lambda: wide)
+    monkeypatch.setattr(domain, "RULER_IMAGES", (4, 8))
+    lines = [str(n) for n in domain.LINES]
     given = ["--cache-dir", str(cache_dir), "--most-draws", "2"]
     given += ["--input-px", "128"]  # the smallest size whose features are in the reference
     domain.main([*given, "--lines", *lines])
     assert capsys.readouterr().out.count("###") == len(lines)
 
 
-def test_similarity_calibrations_are_fitted(
+def test_the_similarity_calibration_is_fitted(
     load: Load, shared_root: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit_domain = small_domain("fit_domain", load, shared_root, monkeypatch)
@@ -217,7 +216,7 @@ def test_similarity_calibrations_are_fitted(
     fit_domain.main(["--cache-dir", str(cache_dir), "--out", str(tmp_path / "domain.json")])
     found = json.loads((tmp_path / "domain.json").read_text(encoding="utf-8"))
     assert found.keys() == json.loads(before).keys()
-    assert found["calibrations"].keys() == json.loads(before)["calibrations"].keys()
+    assert found["calibration"].keys() == json.loads(before)["calibration"].keys()
     assert fit_domain.MAPS.read_bytes() == before
 
 
@@ -240,10 +239,6 @@ def small_domain(name: str, load: Load, root: Path, monkeypatch: pytest.MonkeyPa
     few = {k: v for k, v in datasets.DESCRIPTIONS.items() if (root / k).is_dir()}
     monkeypatch.setattr(datasets, "DESCRIPTIONS", few)
     return load(name)
-
-
-def _are_installed(*names: str) -> bool:
-    return all(find_spec(CATALOGUE[f"tf_efficientnet_{name}"].module) for name in names)
 
 
 def test_advice_on_shuffled_labels_is_printed(
@@ -271,6 +266,6 @@ SMOKE = {
     "negative": test_interventions_are_fitted_on_a_harmful_backbone,
     "domain": test_every_section_of_the_domain_benchmark_is_printed,
     "shared_datasets": test_every_section_of_the_domain_benchmark_is_printed,
-    "fit_domain": test_similarity_calibrations_are_fitted,
+    "fit_domain": test_the_similarity_calibration_is_fitted,
     "make_reference": test_a_reference_is_measured_and_written,
 }

@@ -1,27 +1,33 @@
 """Fixture: timm architectures with random weights in place of downloaded ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+import timm
 import torch
 from torch import nn
 
 from strategies.models import backbone
-from strategies.models.architectures import timm_zoo
+from strategies.models.architectures import pretrained, timm_zoo
 from strategies.models.backbone import Backbone, load_backbone
 
 
+def forget_backbones() -> None:
+    """Forget all weights that were read, as a new process does."""
+    backbone._inspect.cache_clear()
+    pretrained.read.cache_clear()
+    pretrained.digest.cache_clear()
+
+
 @pytest.fixture
-def load_random(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Backbone]:
+def load_random(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Backbone]]:
     """Load any timm architecture with the same random "pretrained" weights at every build."""
-    create = timm_zoo.create
 
-    def create_random(name: str, *, pretrained: bool, input_px: int | None) -> nn.Module:
-        if pretrained:
-            torch.manual_seed(0)
-        return create(name, pretrained=False, input_px=input_px)
+    def load(name: str) -> nn.Module:
+        torch.manual_seed(0)
+        return timm.create_model(name, pretrained=False)
 
-    monkeypatch.setattr(timm_zoo, "create", create_random)
-    backbone._inspect.cache_clear()
+    monkeypatch.setattr(timm_zoo, "load", load)
+    forget_backbones()
     yield load_backbone
-    backbone._inspect.cache_clear()
+    forget_backbones()

@@ -18,11 +18,20 @@ from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.registry import STRATEGIES, get_strategy
 from strategies.training.defaults import TrainMeasurements
+from tests.conftest import suitable
 
 QUICK = {"views": 1, "steps": 3}
 """Hyperparameters with which a fit is quick, for the strategies that have them."""
 
 pytestmark = pytest.mark.parametrize("name", STRATEGIES)
+
+
+@pytest.fixture
+def backbone(
+    name: str, small_dataset: Dataset, backbone: Backbone, convnext: Backbone
+) -> Backbone:
+    """Return the embedded backbone, or a ConvNeXt for a strategy that is not for it."""
+    return suitable(name, small_dataset, backbone, convnext)
 
 
 @pytest.fixture
@@ -91,6 +100,8 @@ def test_the_starting_point_applies_and_lies_in_the_search_space(
         probe_accuracy=0.7,
         domain_shift=0.15,
         flip_asymmetry=None,
+        family=backbone.family,
+        n_layers=backbone.n_layers,
     )
     start = kind.starting_point(measured)
     assert start.inapplicable(small_dataset, backbone) is None

@@ -12,13 +12,16 @@ from strategies.data.dataset import Dataset
 from strategies.fine_tuning import FineTuning
 from strategies.first_stages import FirstStages
 from strategies.full_fine_tune import FullFineTune
-from strategies.models.backbone import Backbone, stages
+from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier, make_network
+from strategies.models.stages import stages
 from strategies.norm_tune import NormTune
 from strategies.partial_fine_tune import PartialFineTune
+from strategies.training.defaults import TrainMeasurements
 from strategies.training.recipe import RecipeDraft
 
 NORM = "Norm"
+SIX_DEPTHS = TrainMeasurements(100, 6, 224, 100, 0.9, 0.1, None)
 
 
 def changed_weights(
@@ -53,8 +56,9 @@ def test_the_first_stages_are_trained_and_the_later_ones_are_not(
 
 
 def test_an_open_number_of_first_stages_is_a_third_of_the_depths() -> None:
-    assert FirstStages().resolved(100, 6).last_trained_stage == 2
-    assert FirstStages(RecipeDraft(last_trained_stage=4)).resolved(100, 6).last_trained_stage == 4
+    assert FirstStages().resolved(100, SIX_DEPTHS).last_trained_stage == 2
+    four = FirstStages(RecipeDraft(last_trained_stage=4))
+    assert four.resolved(100, SIX_DEPTHS).last_trained_stage == 4
 
 
 def test_the_code_of_the_auto_encoder_does_not_depend_on_the_labels(
@@ -80,7 +84,7 @@ def test_a_setting_that_a_strategy_would_ignore_is_refused() -> None:
 
 
 def test_norm_tuning_takes_half_of_the_steps_of_full_fine_tuning() -> None:
-    steps = [kind().resolved(1000, 6).steps for kind in (NormTune, FullFineTune)]
+    steps = [kind().resolved(1000, SIX_DEPTHS).steps for kind in (NormTune, FullFineTune)]
     assert steps == [125, 250]
 
 

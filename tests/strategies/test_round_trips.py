@@ -25,9 +25,9 @@ from strategies.core.errors import NotApplicable
 from strategies.data.dataset import Dataset, load_dataset
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import ImageClassifier
-from strategies.models.export import export
+from strategies.models.formats.export import export
 from strategies.registry import STRATEGIES
-from tests.conftest import SHARED, write_folder
+from tests.conftest import SHARED, suitable, write_folder
 
 Fit = Callable[[str], ImageClassifier]
 
@@ -54,10 +54,13 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="session")
 def fit(
-    photos: Dataset, backbone: Backbone, tmp_path_factory: pytest.TempPathFactory
+    photos: Dataset,
+    backbone: Backbone,
+    convnext: Backbone,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Fit]:
     """Fit a strategy to the photographs, once for all tests of this module: ``fit(name)``."""
-    yield from _fits(photos, backbone, tmp_path_factory.mktemp("cache"))
+    yield from _fits(photos, (backbone, convnext), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
@@ -68,10 +71,10 @@ def fit_small(photos: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Iter
     net = timm.create_model("test_efficientnet", pretrained=False)
     timm.models.save_for_hf(net, str(folder), safe_serialization=True)
     small = load_backbone(f"local-dir:{folder}", input_px=64)
-    yield from _fits(photos, small, tmp_path_factory.mktemp("cache"))
+    yield from _fits(photos, (small,), tmp_path_factory.mktemp("cache"))
 
 
-def _fits(photos: Dataset, backbone: Backbone, cache_dir: Path) -> Iterator[Fit]:
+def _fits(photos: Dataset, backbones: tuple[Backbone, ...], cache_dir: Path) -> Iterator[Fit]:
     ctx = RunContext(cache=ArrayCache(cache_dir))
 
     @cache
@@ -79,6 +82,7 @@ def _fits(photos: Dataset, backbone: Backbone, cache_dir: Path) -> Iterator[Fit]
         own = STRATEGIES[name]().hyperparameters()
         given = {k: v for k, v in QUICK.items() if k in own}
         strategy = STRATEGIES[name].from_hyperparameters(given)
+        backbone = suitable(name, photos, *backbones)
         return strategy.fit(photos.hide_test(), backbone, ctx)
 
     yield fitted

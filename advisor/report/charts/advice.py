@@ -48,20 +48,20 @@ def advice_charts(advice: Advice) -> tuple[Chart, ...]:
 
 
 def similarity_chart(profile: Profile) -> Chart | None:
-    """Return the chart of the BatchNorm shift from ImageNet by depth."""
-    similarity = profile.similarity
-    if similarity is None or not similarity.per_depth:
+    """Return the chart of the backbone's own BatchNorm shift by depth."""
+    statistics = profile.backbone_statistics
+    if statistics is None or not statistics.per_depth:
         return None
     values: list[Row] = [
         {"depth": name, "low": s.low, "mid": s.mid, "high": s.high}
-        for name, s in zip(depths(profile), similarity.per_depth, strict=True)
+        for name, s in zip(depths(profile), statistics.per_depth, strict=True)
         if s is not None
     ]
     rows = tuple((v["depth"], estimate_text(v, "{:.3f}")) for v in values)
     return Chart(
         "similarity",
-        "BatchNorm shift from ImageNet by depth",
-        "Divergence of the BatchNorm statistics of your images from those of ImageNet, by depth "
+        "BatchNorm shift by depth",
+        f"Divergence of the backbone's BatchNorm inputs from {statistics.reference}, by depth "
         "from input to output. 0 nats: no shift.",
         {
             "height": 240,

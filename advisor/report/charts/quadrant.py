@@ -5,37 +5,32 @@ from collections.abc import Sequence
 from advisor.decide.quadrant import RULES, SIMILAR_FROM
 from advisor.report.charts.vega import Chart, Row, Spec
 from advisor.report.words import title
-from advisor.similarity.calibration import calibrations
+from advisor.similarity.calibration import calibration
 from advisor.types.advice import Advice, Domain, Size
-from advisor.types.profile import Profile
 from strategies.core.metrics import Interval
 
 
-def landmarks(profile: Profile) -> tuple[tuple[str, float], ...]:
-    """Return names and similarities of the landmarks, by the statistic used in `profile`."""
-    if profile.similarity is None:
-        return ()
-    calibration = calibrations()[profile.similarity.basis]
-    return tuple((name, calibration.score(distance)) for name, distance in calibration.landmarks)
+def landmarks() -> tuple[tuple[str, float], ...]:
+    """Return names and similarities of the landmarks."""
+    scale = calibration()
+    return tuple((name, scale.score(distance)) for name, distance in scale.landmarks)
 
 
 def quadrant_chart(advice: Advice) -> Chart:
     """Return the chart of the dataset's position by size and domain similarity."""
     size, similarity = advice.quadrant.size_decades, advice.quadrant.similarity
     reach = max(3.0, abs(size.low) + 0.3, abs(size.high) + 0.3)
-    layers = [*_quadrant_layers(reach), *_landmark_layers(advice.profile, reach)]
+    layers = [*_quadrant_layers(reach), *_landmark_layers(reach)]
     here = {"x": size.mid, "xl": size.low, "xh": size.high}
-    if similarity is not None:
-        here |= {"y": similarity.mid, "yl": similarity.low, "yh": similarity.high}
+    here |= {"y": similarity.mid, "yl": similarity.low, "yh": similarity.high}
     layers += _position_layers(here, reach)
-    score = "unknown" if similarity is None else _similarity_text(similarity)
-    rows = [("your dataset", _decades_text(size), score)]
-    rows += [(name, "", f"{s:.2f}") for name, s in landmarks(advice.profile)]
+    rows = [("your dataset", _decades_text(size), _similarity_text(similarity))]
+    rows += [(name, "", f"{s:.2f}") for name, s in landmarks()]
     return Chart(
         "quadrant",
         "Dataset size and domain similarity",
         "x: number of images relative to the threshold between few and many. y: domain similarity "
-        "to ImageNet, measured on the network's activations. Each quadrant shows its rule of "
+        "to ImageNet, measured with the embedded network. Each quadrant shows its rule of "
         "thumb. The vertical bar is a 90% interval. The ends of the horizontal bar are two "
         "measures of size (all images, images per class). On the right: landmark datasets with "
         "known similarity.",
@@ -104,19 +99,17 @@ def _quadrant_layers(reach: float) -> list[Spec]:
     ]
 
 
-def _landmark_layers(profile: Profile, reach: float) -> list[Spec]:
+def _landmark_layers(reach: float) -> list[Spec]:
     """Return layers for the landmarks right of the quadrants, with labels that do not overlap."""
     values: list[Row] = []
     place = -1.0
-    for name, score in sorted(landmarks(profile), key=lambda pair: pair[1]):
+    for name, score in sorted(landmarks(), key=lambda pair: pair[1]):
         place = max(score, place + 0.048)
         values.append({"name": name, "similarity": score, "place": place})
-    overflow = max((v["place"] for v in values), default=0.0) - 1.0
+    overflow = place - 1.0
     for below, value in enumerate(reversed(values)):
         if overflow > 0:
             value["place"] = min(value["place"], 1.0 - 0.048 * below)
-    if not values:
-        return []
     data = {"values": values}
     name_at = {"field": "place", "type": "quantitative"}
     tooltip = [
@@ -154,23 +147,11 @@ def _landmark_layers(profile: Profile, reach: float) -> list[Spec]:
 
 
 def _position_layers(here: Row, reach: float) -> list[Spec]:
-    """Return layers for the position of the dataset.
-
-    They are a point with bars, or a vertical line if the similarity is unknown.
-    """
+    """Return layers for the position of the dataset: a point with bars."""
     data = {"values": [here]}
     x = {"field": "x", "type": "quantitative"}
     x_interval = {"x": {"field": "xl", "type": "quantitative"}, "x2": {"field": "xh"}}
     bar = {"type": "rule", "color": "var(--accent)", "strokeWidth": 3, "opacity": 0.75}
-    if "y" not in here:
-        unknown = {**bar, "strokeDash": [4, 4]}
-        return [
-            {
-                "data": data,
-                "mark": unknown,
-                "encoding": {"x": x, "y": {"datum": 0}, "y2": {"datum": 1}},
-            }
-        ]
     y = {"field": "y", "type": "quantitative"}
     y_interval = {"y": {"field": "yl", "type": "quantitative"}, "y2": {"field": "yh"}}
     tooltip = [

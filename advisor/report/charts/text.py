@@ -19,22 +19,18 @@ def quadrant_map(advice: Advice) -> tuple[str, ...]:
     for row in rows:
         row[_HALF] = "│"
     size, similarity = advice.quadrant.size_decades, advice.quadrant.similarity
-    here = None if similarity is None else _row(similarity.mid)
+    here = _row(similarity.mid)
     places: tuple[tuple[Size, int], ...] = (("small", 1), ("large", _HALF + 2))
     halves: tuple[tuple[Domain, int], ...] = (("similar", 0), ("different", _ROWS))
     for domain, top in halves:
         label_row = top if here != top else top + _ROWS - 1
         for size_name, left in places:
             _write(rows[label_row], left, RULES[size_name, domain])
-    if similarity is None:
-        for row in rows:
-            row[_column(size.mid)] = "?"
-    else:
-        for r in range(_row(similarity.high), _row(similarity.low) + 1):
-            rows[r][_column(size.mid)] = "|"
-        for c in range(_column(size.low), _column(size.high) + 1):
-            rows[_row(similarity.mid)][c] = "-"
-        rows[_row(similarity.mid)][_column(size.mid)] = "●"
+    for r in range(_row(similarity.high), _row(similarity.low) + 1):
+        rows[r][_column(size.mid)] = "|"
+    for c in range(_column(size.low), _column(size.high) + 1):
+        rows[here][c] = "-"
+    rows[here][_column(size.mid)] = "●"
     return _framed(["".join(row) for row in rows])
 
 
@@ -57,10 +53,11 @@ def depth_profile(profile: Profile) -> tuple[str, ...]:
     """Draw BatchNorm shift and probe accuracy by depth, with random weights if measured."""
     svms = {p.depth: p for p in profile.probes if p.loss == "squared_hinge"}
     random = {p.depth: p for p in profile.random_probes}
+    statistics = profile.backbone_statistics
     lines = [f"{'depth':<17}{'BN shift':>10}  {'linear SVM accuracy':<{_BAR + 9}}"]
     lines[0] += "  random weights" if random else ""
     for depth, name in enumerate(profile.depth_names, start=1):
-        shift = None if profile.similarity is None else profile.similarity.shift_at(depth)
+        shift = None if statistics is None else statistics.shift_at(depth)
         nats = "" if shift is None else f"{shift:.3f} nat"
         accuracy = svms[depth].accuracy
         line = f"{depth} {name:<15.15} {nats:>9}  {bar(accuracy.mid)} {accuracy.percent()}"

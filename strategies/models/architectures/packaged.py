@@ -43,7 +43,7 @@ def create(name: str, entry: Embedded, *, pretrained: bool) -> nn.Module:
 def _network(name: str, entry: Embedded, *, initialise: bool = True) -> nn.Module:
     if name in SCALES:
         return EfficientNetLite(SCALES[name], initialise=initialise)
-    net = timm_zoo.create(name, pretrained=False, input_px=None)
+    net = timm_zoo.create(timm_zoo.Architecture(name))
     if not entry.has_head:
         timm_zoo.remove_head(net)
     return net

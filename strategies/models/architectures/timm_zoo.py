@@ -9,15 +9,15 @@ import contextlib
 import importlib
 import json
 import socket
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from torch import nn
-
-LOCAL = "local-dir:"
+from torch import Tensor, nn
 
 
 def timm_module(name: str = "timm") -> Any:
@@ -25,16 +25,117 @@ def timm_module(name: str = "timm") -> Any:
     return importlib.import_module(name)
 
 
-def create(name: str, *, pretrained: bool, input_px: int | None) -> nn.Module:
-    """Create a network of timm, a hub or a local folder.
+@dataclass(frozen=True)
+class Architecture:
+    """A network of timm without its weights: what is needed to create it again, and no code.
 
-    Weights are downloaded unless they are in the hub's cache. `input_px` is passed on only to
-    networks that need it.
+    Attributes
+    ----------
+    name
+        Name of the architecture in timm, without a tag of weights.
+    arguments
+        Arguments of timm's ``create_model`` as JSON (as in timm's ``config.json``), without the
+        size of the input.
     """
-    size: dict[str, Any] = {"img_size": input_px} if input_px and _is_listed_fixed(name) else {}
-    with _offline_when_unreachable() if pretrained else contextlib.nullcontext():
-        net: nn.Module = timm_module().create_model(name, pretrained=pretrained, **size)
+
+    name: str
+    arguments: str = "{}"
+
+
+def load(name: str) -> nn.Module:
+    """Create a network of timm, a hub or a local folder with its weights, at its own input size.
+
+    Weights are downloaded unless they are in the hub's cache.
+    """
+    with _offline_when_unreachable():
+        net: nn.Module = timm_module().create_model(name, pretrained=True)
     return net
+
+
+def create(architecture: Architecture, img_size: int | None = None) -> nn.Module:
+    """Create a network with random weights, without network access.
+
+    Parameters
+    ----------
+    img_size
+        Side of the input in pixels, for networks whose weights depend on it. None: timm's own.
+
+    Raises
+    ------
+    ValueError
+        If the arguments are not those of an architecture.
+    """
+    net: nn.Module = timm_module().create_model(
+        architecture.name, pretrained=False, **_arguments(architecture, img_size)
+    )
+    return net
+
+
+def create_with_weights(
+    architecture: Architecture,
+    img_size: int,
+    config: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+) -> nn.Module:
+    """Create a network for another input size; timm resamples what depends on it.
+
+    Parameters
+    ----------
+    config
+        timm's configuration of the pretrained weights (``pretrained_cfg``).
+    state
+        The weights at the size of the configuration.
+    """
+    given = {k: v for k, v in config.items() if k not in _WEIGHT_SOURCES}
+    given |= {"state_dict": dict(state), "custom_load": False, "label_offset": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about deprecated or slow calls inside timm
+        net: Any = timm_module().create_model(
+            architecture.name,
+            pretrained=True,
+            pretrained_cfg=given,
+            **_arguments(architecture, img_size),
+        )
+    net.pretrained_cfg.pop("state_dict")  # timm copied it
+    created: nn.Module = net
+    return created
+
+
+_WEIGHT_SOURCES = ("url", "file", "hf_hub_id", "hf_hub_filename", "source")
+# Options of timm's create_model that are not arguments of an architecture: they read files.
+_NOT_OF_AN_ARCHITECTURE = {
+    "model_name",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "pretrained_model_args",
+    "checkpoint_path",
+    "cache_dir",
+    "features_only",
+    "pruned",
+}
+
+
+def _arguments(architecture: Architecture, img_size: int | None) -> dict[str, Any]:
+    arguments: dict[str, Any] = json.loads(architecture.arguments)
+    foreign = sorted(arguments.keys() & _NOT_OF_AN_ARCHITECTURE)
+    if foreign:
+        raise ValueError(f"{', '.join(foreign)} cannot be an argument of {architecture.name}")
+    return arguments if img_size is None else arguments | {"img_size": img_size}
+
+
+def architecture_of(net: nn.Module) -> Architecture:
+    """Return the architecture of a network that timm created."""
+    untyped: Any = net
+    arguments = timm_module("timm.models").get_model_args(net)
+    arguments.pop("img_size", None)
+    return Architecture(untyped.pretrained_cfg["architecture"], json.dumps(arguments))
+
+
+def image_size_at_creation(net: nn.Module) -> int | None:
+    """Return the input size that a network was created for; None if it was told none."""
+    size = timm_module("timm.models").get_model_traits(net).get("img_size")
+    return None if size is None else int(size[0])
 
 
 def remove_head(net: nn.Module) -> None:
@@ -43,17 +144,26 @@ def remove_head(net: nn.Module) -> None:
     untyped.reset_classifier(0)
 
 
-def _is_listed_fixed(name: str) -> bool:
-    if name.startswith(("hf-hub:", LOCAL)):
-        return False
+def is_created_for_a_size(name: str) -> bool:
+    """Whether timm creates a network of this listed name for one input size."""
     config = timm_module().get_pretrained_cfg(name)
     return config is not None and bool(config.fixed_input_size)
 
 
-def takes_any_size(name: str) -> bool:
-    """Whether timm lists the network as one that takes any input size."""
-    config = None if ":" in name else timm_module().get_pretrained_cfg(name)
-    return config is not None and not config.fixed_input_size
+def weights_tag(name: str) -> str:
+    """Return timm's tag of pretrained weights, e.g. "laion2b_ft_in1k"; empty if there is none.
+
+    The tag of a hub's model is read from its name, that of a local folder from its configuration.
+    """
+    if name.startswith("local-dir:"):
+        file = Path(name.removeprefix("local-dir:")) / "config.json"
+        config = json.loads(file.read_text(encoding="utf-8")).get("pretrained_cfg") or {}
+        return str(config.get("tag") or "")
+    tag = name.rpartition("/")[2].partition(".")[2]
+    if tag or ":" in name:
+        return tag
+    listed = timm_module().get_pretrained_cfg(name)
+    return "" if listed is None else str(listed.tag or "")
 
 
 @contextlib.contextmanager
@@ -80,6 +190,12 @@ def flop_counter() -> Any:
     Its import takes a fifth of that of torch: it imports Triton, as timm does too.
     """
     return timm_module("torch.utils.flop_counter").FlopCounterMode(display=False)
+
+
+def drop_path(rate: float) -> nn.Module:
+    """Return timm's layer that drops residual branches of random images in training."""
+    layer: nn.Module = timm_module("timm.layers").DropPath(rate)
+    return layer
 
 
 def is_listed(name: str) -> bool:
@@ -111,13 +227,23 @@ def imagenet_1k_names() -> tuple[str, ...]:
 
 
 def save_folder(
-    net: nn.Module, folder: Path, classes: Sequence[str], preprocessing: dict[str, Any]
+    net: nn.Module,
+    folder: Path,
+    classes: Sequence[str],
+    preprocessing: dict[str, Any],
+    licence: str | None,
 ) -> None:
-    """Write a network of timm so that ``create_model("local-dir:...")`` reads it."""
+    """Write a network of timm so that ``create_model("local-dir:...")`` reads it.
+
+    Parameters
+    ----------
+    licence
+        Licence of the weights. None: not stated.
+    """
     timm_module("timm.models").save_for_hf(
         net,
         str(folder),
-        model_config={"label_names": list(classes)},
+        model_config={"label_names": list(classes), "pretrained_cfg": {"license": licence}},
         safe_serialization=True,
         data_config=preprocessing,
     )

@@ -26,6 +26,7 @@ DIFFERENT = {
     "max_images": 0,
     "max_quarantine": 0.25,
     "reference": "reference",
+    "pretrained_on": "laion2b",
     "prefer": "cheap",
     "pilot": "off",
     "seed": 3,

@@ -26,9 +26,9 @@ SVM, MODEL = PRIORS.gains["layer_svm"], PRIORS.gains["partial_fine_tune"]
 
 
 def test_evidence_is_unknown_where_it_was_not_measured() -> None:
-    bare = evidence_of(profile_of(similarity=None))
+    bare = evidence_of(profile_of())
     unknown = [name for name, value in bare.items() if value == UNKNOWN]
-    assert unknown == ["far", "pixels", "neighbours"]
+    assert unknown == ["pixels", "neighbours"]
     full = evidence_of(
         profile_of(pixel_probe=Interval(0.4, 0.5, 0.6), knn=Interval(0.4, 0.5, 0.6))
     )

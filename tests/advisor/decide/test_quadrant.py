@@ -1,31 +1,14 @@
 """Quadrants of size and domain, and their rules of thumb."""
 
-from dataclasses import replace
-
 import pytest
 
 from advisor.decide.quadrant import ENOUGH_PER_CLASS, RULES, find_quadrant, size_position
-from advisor.types.similarity import DomainSimilarity
 from strategies.core.metrics import Interval
 
 WIDTH = 1280
 
 
-def similarity(low: float, mid: float, high: float) -> DomainSimilarity:
-    return DomainSimilarity(
-        score=Interval(low, mid, high),
-        basis="bn_shift",
-        reference="",
-        shift_nats=None,
-        per_depth=(),
-        kernel_distance=None,
-        p_value=None,
-        between=(None, None),
-        evidence=None,
-    )
-
-
-NEAR, FAR = similarity(0.88, 0.9, 0.92), similarity(0.08, 0.1, 0.12)
+NEAR, FAR = Interval(0.88, 0.9, 0.92), Interval(0.08, 0.1, 0.12)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +16,7 @@ NEAR, FAR = similarity(0.88, 0.9, 0.92), similarity(0.08, 0.1, 0.12)
 )
 @pytest.mark.parametrize(("where", "domain"), [(NEAR, "similar"), (FAR, "different")])
 def test_a_clear_quadrant_has_only_its_own_rule(
-    per_class: int, size: str, where: DomainSimilarity, domain: str
+    per_class: int, size: str, where: Interval, domain: str
 ) -> None:
     found = find_quadrant([per_class] * 10, WIDTH, where)
     assert (found.size, found.domain) == (size, domain)
@@ -42,13 +25,13 @@ def test_a_clear_quadrant_has_only_its_own_rule(
 
 
 def test_a_similarity_interval_across_the_threshold_makes_both_rules_candidates() -> None:
-    found = find_quadrant([20] * 5, WIDTH, similarity(0.3, 0.55, 0.7))
+    found = find_quadrant([20] * 5, WIDTH, Interval(0.3, 0.55, 0.7))
     assert found.borderline
     assert found.candidates == ("linear_probe", "layer_svm")
 
 
 def test_a_narrow_interval_next_to_the_threshold_is_borderline() -> None:
-    assert find_quadrant([20] * 5, WIDTH, similarity(0.51, 0.52, 0.53)).borderline
+    assert find_quadrant([20] * 5, WIDTH, Interval(0.51, 0.52, 0.53)).borderline
 
 
 def test_size_measures_that_disagree_are_borderline() -> None:
@@ -57,14 +40,6 @@ def test_size_measures_that_disagree_are_borderline() -> None:
     for found in (few_wide_classes, many_thin_classes):
         assert found.borderline
         assert set(found.candidates) == {"linear_probe", "full_fine_tune"}
-
-
-def test_an_unknown_domain_is_reported_and_makes_both_rules_candidates() -> None:
-    found = find_quadrant([20] * 5, WIDTH, None)
-    assert found.domain == "unknown"
-    assert found.similarity is None
-    assert not found.borderline
-    assert found.candidates == ("linear_probe", "layer_svm")
 
 
 def test_the_position_grows_with_the_number_of_images() -> None:
@@ -93,6 +68,6 @@ def test_classes_without_images_are_refused(sizes: list[int]) -> None:
 
 
 def test_the_quadrant_stores_both_positions() -> None:
-    found = find_quadrant([20] * 5, WIDTH, replace(NEAR, basis="kernel"))
-    assert found.similarity == NEAR.score
+    found = find_quadrant([20] * 5, WIDTH, NEAR)
+    assert found.similarity == NEAR
     assert found.size_decades == size_position([20] * 5, WIDTH)

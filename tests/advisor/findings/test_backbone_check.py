@@ -58,7 +58,7 @@ def test_the_lead_is_that_of_the_embedded_backbone(
 
     def score(name: str, *, best: bool) -> BackboneScore:
         accuracy = proportion(0.8 if best else 0.6, 100)
-        return BackboneScore(name, 1, accuracy, None if best else behind, 1.0, 1.0, 64)
+        return BackboneScore(name, 1, accuracy, None if best else behind, 1.0, 1.0, 64, 4.0, 1)
 
     backbone_scores = (
         score(backbone.name, best=embedded_wins),

@@ -10,9 +10,9 @@ from advisor.decide.priors import Prior
 from advisor.findings.transfer import TransferContext, check_transfer, relatedness
 from advisor.types.advice import Finding, TransferRisk
 from advisor.types.profile import AlternativeBackbone, ProbeResult, Profile
-from advisor.types.similarity import DomainSimilarity, HeadEvidence
+from advisor.types.similarity import HeadEvidence
 from strategies.core.metrics import Interval, proportion
-from tests.advisor.profiles import curve_of, probe, profile_of, similarity_of
+from tests.advisor.profiles import curve_of, probe, profile_of, similarity_of, statistics_of
 
 PRIOR = Prior(0.2, 0.15)
 
@@ -29,7 +29,7 @@ def exactly(value: float) -> Interval:
     return Interval(value, value, value)
 
 
-def with_head(score: float, leep: float) -> DomainSimilarity:
+def with_head(profile: Profile, leep: float) -> Profile:
     head = HeadEvidence(
         entropy=exactly(2.0),
         energy=exactly(-8.0),
@@ -39,7 +39,7 @@ def with_head(score: float, leep: float) -> DomainSimilarity:
         leep=Interval(leep - 0.1, leep, leep + 0.1),
         nce=exactly(leep),
     )
-    return replace(similarity_of(score), evidence=head)
+    return replace(profile, backbone_statistics=statistics_of(0.05, head=head))
 
 
 NEAR: dict[str, Any] = {
@@ -53,7 +53,7 @@ NEAR: dict[str, Any] = {
 def test_a_near_domain_with_good_features_has_no_findings() -> None:
     near = profile_of(**NEAR)
     assert codes(near) == {}
-    assert codes(replace(near, similarity=with_head(0.9, -0.5))) == {}
+    assert codes(with_head(near, -0.5)) == {}
 
 
 def test_features_at_chance_are_an_issue() -> None:
@@ -100,14 +100,13 @@ def test_a_wide_interval_around_a_clear_gain_has_no_findings() -> None:
 
 
 def test_the_cause_of_harm_is_named() -> None:
-    def detail(similarity: DomainSimilarity | None) -> str:
-        harmed = profile_of(**NEAR | {"transfer_gain": Interval(-0.3, -0.2, -0.1)})
-        found = findings(replace(harmed, similarity=similarity))
-        return next(f.detail for f in found if f.code == "TL202")
+    def detail(profile: Profile) -> str:
+        return next(f.detail for f in findings(profile) if f.code == "TL202")
 
-    assert "too far" in detail(similarity_of(0.1))
-    assert "unrelated" in detail(with_head(0.9, -2.25))
-    assert "not known" in detail(with_head(0.9, -0.2))
+    harmed = profile_of(**NEAR | {"transfer_gain": Interval(-0.3, -0.2, -0.1)})
+    assert "too far" in detail(replace(harmed, similarity=similarity_of(0.1)))
+    assert "unrelated" in detail(with_head(harmed, -2.25))
+    assert "not known" in detail(with_head(harmed, -0.2))
 
 
 def alternative(lead: float) -> AlternativeBackbone:
@@ -183,18 +182,15 @@ def test_a_middle_depth_that_is_clearly_better_is_named() -> None:
 
 def test_a_pretrained_head_that_does_not_explain_the_labels_is_reported() -> None:
     unrelated = profile_of(**NEAR)
-    assert relatedness(replace(unrelated, similarity=with_head(0.4, -2.303))) == pytest.approx(
-        0, abs=1e-3
-    )
-    assert "TL204" in codes(replace(unrelated, similarity=with_head(0.4, -2.25)))
+    assert relatedness(with_head(unrelated, -2.303)) == pytest.approx(0, abs=1e-3)
+    assert "TL204" in codes(with_head(unrelated, -2.25))
     assert relatedness(unrelated) is None
 
 
 def test_bn_statistics_that_do_not_fit_are_reported_only_for_far_domains() -> None:
     def shifted(score: float, nats: float) -> Profile:
-        depths = (exactly(0.05), exactly(nats), exactly(0.05))
-        similarity = replace(similarity_of(score), per_depth=depths)
-        return replace(profile_of(**NEAR), similarity=similarity)
+        given = NEAR | {"similarity": score}
+        return profile_of(**given, backbone_statistics=statistics_of(0.05, nats, 0.05))
 
     assert "TL205" in codes(shifted(0.2, 0.5))
     assert "TL205" not in codes(shifted(0.9, 0.5))

@@ -24,6 +24,7 @@ from advisor.types.advice import Advice, Decision
 from advisor.types.options import Options, Prefer
 from advisor.types.outcome import TrialRecord
 from strategies.core import context
+from strategies.models.catalogue import DEFAULT_BACKBONE
 from tests.conftest import BENCHMARKS, write_folder
 
 HERE = Path(__file__).parent
@@ -52,7 +53,8 @@ def decisions() -> Iterator[tuple[str, Record]]:
         for prefer in PREFERENCES:
             ranked = recommend(known, priors, None, prefer).recommendations
             record[prefer] = [r.strategy for r in ranked]
-        yield " ".join(map(str, case)), record
+        is_embedded = case.backbone == DEFAULT_BACKBONE
+        yield " ".join(map(str, case[:-1] if is_embedded else case)), record
 
 
 def decision_record(decision: Decision | Advice) -> Record:
@@ -128,12 +130,12 @@ def in_full_precision(device: torch.device) -> torch.dtype:
 def advice_record(advice: Advice) -> Record:
     """Return all numbers of an advice except times, and its finding codes."""
     profile = advice.profile
-    similarity = profile.similarity
+    statistics = profile.backbone_statistics
     return {
         **decision_record(advice),
         "n": [profile.n, profile.n_train, profile.n_val, advice.n_test, profile.n_measured],
-        "similarity": None if similarity is None else _interval(similarity.score),
-        "shifts": [] if similarity is None else [x.mid for x in similarity.per_depth],
+        "similarity": _interval(profile.similarity.score),
+        "shifts": [] if statistics is None else [x and x.mid for x in statistics.per_depth],
         "probes": [[p.depth, p.accuracy.mid] for p in profile.probes],
         "random_probes": [[p.depth, p.accuracy.mid] for p in profile.random_probes],
         "layer_svm": [profile.best_svm.depth, profile.best_svm.accuracy.mid],

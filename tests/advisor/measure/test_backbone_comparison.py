@@ -15,11 +15,12 @@ from strategies.core.context import RunContext
 from strategies.core.metrics import proportion
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
+from strategies.models.catalogue import DEFAULT_BACKBONE
 
 
 def probed(backbone: Backbone, name: str, hits: np.ndarray, ms: float) -> _Probed:
     accuracy = proportion(float(hits.mean()), len(hits))
-    return _Probed(backbone, hits, BackboneScore(name, 0, accuracy, None, ms, 0.4, 224))
+    return _Probed(backbone, hits, BackboneScore(name, 0, accuracy, None, ms, 0.4, 224, 4.0, 1))
 
 
 def test_equal_backbones_share_a_rank_and_the_fastest_is_first(backbone: Backbone) -> None:
@@ -55,3 +56,17 @@ def test_the_same_network_at_two_sizes_is_compared_on_the_same_images(
     assert {s.input_px for s in ranked} == {32, 64}
     assert ranked[0].rank == 1
     assert all(s.ms_per_image > 0 for s in ranked)
+    assert [s.size_rank for s in ranked] == [1, 1]
+
+
+def test_the_larger_network_is_first_by_size_whatever_its_probe(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
+) -> None:
+    larger = replace(backbone, name=DEFAULT_BACKBONE, input_px=32, params_m=backbone.params_m + 1)
+    ranked = compare_backbones(
+        [backbone, larger], small_dataset.fit_split, small_dataset.n_classes, ctx
+    )
+    assert {s.params_m: s.size_rank for s in ranked} == {
+        larger.params_m: 1,
+        backbone.params_m: 2,
+    }

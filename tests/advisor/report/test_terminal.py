@@ -8,8 +8,8 @@ from rich.console import Console
 
 from advisor.report.charts.run import gain_chart
 from advisor.report.charts.text import depth_profile, quadrant_map
-from advisor.report.facts import main_facts
-from advisor.report.markdown import escape, model_card
+from advisor.report.facts import main_facts, measurements
+from advisor.report.markdown import advice_markdown, escape, model_card
 from advisor.report.terminal import print_advice, print_outcome
 from advisor.types.advice import Advice, Rejection
 from advisor.types.profile import BackboneScore
@@ -28,11 +28,11 @@ def printed(advice: Advice) -> str:
     "advice",
     [
         made_advice(full_profile(["ants", "bees"])),
-        made_advice(profile_of(similarity=None)),
+        made_advice(profile_of(backbone_statistics=None)),
         made_advice(profile_of(n_classes=136, similarity=0.01)),
         made_advice(profile_of(n_per_class=5000, similarity=0.5)),
     ],
-    ids=["full", "unknown domain", "many classes", "large"],
+    ids=["full", "random weights", "many classes", "large"],
 )
 def test_the_report_fits_80_columns_and_starts_with_the_recommendation(advice: Advice) -> None:
     lines = printed(advice).splitlines()
@@ -55,7 +55,9 @@ def test_rejected_strategies_and_the_command_are_listed() -> None:
 
 def test_compared_backbones_are_ranked() -> None:
     scores = (
-        BackboneScore("tf_efficientnet_lite2", 1, Interval(0.9, 0.92, 0.94), None, 20.0, 0.9, 260),
+        BackboneScore(
+            "tf_efficientnet_lite2", 1, Interval(0.9, 0.92, 0.94), None, 20.0, 0.9, 260, 6.1, 1
+        ),
         BackboneScore(
             "tf_efficientnet_lite0",
             2,
@@ -64,11 +66,38 @@ def test_compared_backbones_are_ranked() -> None:
             9.0,
             0.4,
             224,
+            4.7,
+            2,
         ),
     )
-    text = printed(made_advice(profile_of(), backbones=scores))
+    advice = made_advice(profile_of(), backbones=scores)
+    text = printed(advice)
+    baseline = "tf_efficientnet_lite2 (6.1M parameters), tf_efficientnet_lite0 (4.7M parameters)"
+    assert baseline in " ".join(text.split())
+    assert escape(baseline) in advice_markdown(advice)
     assert "+10.0 [+5.0, +15.0]" in text
     assert text.index("tf_efficientnet_lite2 ") < text.index("tf_efficientnet_lite0 ")
+
+
+def test_a_pretraining_domain_other_than_imagenet_is_said_in_every_report() -> None:
+    clip = profile_of(backbone="vit", pretrained_on="laion2b, in1k")
+    said = "similarity is measured to ImageNet; vit was pretrained on laion2b, in1k"
+    advice = made_advice(clip)
+    assert said in " ".join(printed(advice).split())
+    assert escape(said[1:]) in advice_markdown(advice)
+    assert said in [fact.detail for fact in measurements(advice)]
+    for domain in ("in1k", None):
+        assert "pretrained on" not in printed(made_advice(profile_of(pretrained_on=domain)))
+
+
+def test_the_backbones_own_statistics_and_the_scores_for_show_are_named_as_such() -> None:
+    advice = made_advice(full_profile(["a", "b"]))
+    text = printed(advice)
+    assert "BatchNorm shift" in text
+    assert "(shown only, decides nothing)" in text
+    assert "shown only, decides nothing" in advice_markdown(advice)
+    bare = made_advice(profile_of(backbone_statistics=None))
+    assert "BatchNorm shift" not in printed(bare)
 
 
 def test_rich_markup_in_a_name_is_printed_literally() -> None:
@@ -106,12 +135,6 @@ def test_the_map_puts_the_point_into_its_quadrant(
     assert (lines[row].index("●") < lines[middle].index("┼")) == left
     assert len({len(line) for line in lines[1:-2]}) == 1
     assert sum(line.count("full_fine_tune") for line in lines) == 2
-
-
-def test_an_unknown_similarity_is_drawn_as_a_column_of_question_marks() -> None:
-    lines = quadrant_map(made_advice(profile_of(similarity=None)))
-    assert not any("●" in line for line in lines)
-    assert sum("?" in line for line in lines) == 6
 
 
 def test_the_depth_profile_has_a_row_for_every_depth() -> None:

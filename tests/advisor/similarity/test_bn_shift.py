@@ -9,8 +9,10 @@ from advisor.similarity.bn_shift import (
     bootstrap_layer_shifts,
     bootstrap_weights,
     layer_shifts,
+    shift_intervals,
+    small_sample_factor,
 )
-from strategies.models.bn_statistics import VARIANCE_OFFSET, bn_shift
+from strategies.models.domain_shift import VARIANCE_OFFSET, bn_shift
 from strategies.models.features import Moments
 
 CHANNELS = 40
@@ -133,3 +135,22 @@ def test_no_stratum_has_a_single_image_unless_there_is_only_one_image(labels: li
     weights = balanced(np.array(labels))
     assert weights.share.sum() == pytest.approx(1)
     assert weights.sizes.min() >= min(2, len(labels))
+
+
+def test_ninety_percent_intervals_have_about_their_nominal_coverage() -> None:
+    population = make_moments(4000, 0, offset=0.4)
+    truth = layer_shifts(population, balanced(np.zeros(4000, dtype=np.int64)), STANDARD).mean()
+    is_covered = []
+    for seed in range(100):
+        moments = make_moments(40, seed + 1, offset=0.4)
+        shift, _ = shift_intervals(
+            moments, np.arange(40) % 2, STANDARD, 1, np.random.default_rng(seed)
+        )
+        is_covered.append(shift.low <= truth <= shift.high)
+    assert 0.8 <= np.mean(is_covered) <= 0.98
+
+
+def test_the_interval_is_wider_with_few_images() -> None:
+    widths = [small_sample_factor(balanced(np.zeros(n, dtype=np.int64))) for n in (3, 20, 1000)]
+    assert widths == sorted(widths, reverse=True)
+    assert widths[-1] == pytest.approx(1, abs=0.01)

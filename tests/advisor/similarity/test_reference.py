@@ -99,7 +99,8 @@ def test_every_embedded_backbone_has_a_reference_at_its_own_size() -> None:
         assert reference.backbone == name
         assert reference.rows(entry.input_px) is not None
         assert reference.source(entry.input_px) is not None
-        assert reference.confident_share[entry.input_px] > 0.5
+        if entry.has_head:
+            assert reference.confident_share[entry.input_px] > 0.5
 
 
 def test_the_default_backbone_has_its_shipped_reference_at_any_size(backbone: Backbone) -> None:

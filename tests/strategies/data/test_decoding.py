@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from strategies.core.errors import BackboneError
 from strategies.data import decoding
 from strategies.data.decoding import (
     DRAFT_SIDE_PX,
@@ -19,7 +20,14 @@ from strategies.data.decoding import (
     known_suffixes,
     read_image,
 )
-from strategies.data.transforms import centre_box, random_box, resize_box
+from strategies.data.transforms import (
+    CropMode,
+    EvaluationCrop,
+    centre_box,
+    crop_mode_of,
+    random_box,
+    resize_box,
+)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -228,3 +236,28 @@ def test_the_centre_crop_equals_that_of_timm(size: tuple[int, int]) -> None:
     image = noise().resize(size, Image.Resampling.BICUBIC)
     found = resize_box(image, centre_box(*size, 64, 0.875), 64, "bicubic")
     np.testing.assert_allclose(found, np.asarray(two_steps(image)), atol=1)
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
+@pytest.mark.parametrize("size", [(337, 224), (224, 358), (90, 90), (640, 30), (13, 500)])
+def test_every_crop_mode_equals_that_of_timm(
+    size: tuple[int, int], crop_pct: float, mode: CropMode
+) -> None:
+    from timm.data import create_transform
+
+    mean = (0.2, 0.4, 0.6)
+    steps = create_transform(
+        (3, 64, 64), interpolation="bicubic", crop_pct=crop_pct, crop_mode=mode, mean=mean
+    )
+    steps.transforms = steps.transforms[:2]
+    image = noise().resize(size, Image.Resampling.BICUBIC)
+    found = EvaluationCrop(64, crop_pct, "bicubic", mode, mean).pixels(image)
+    assert found.shape == (64, 64, 3)
+    difference = np.abs(found.astype(int) - np.asarray(steps(image)).astype(int))
+    assert difference.max() <= 2
+
+
+def test_an_unknown_crop_mode_is_refused() -> None:
+    with pytest.raises(BackboneError, match="Unknown crop mode 'round'"):
+        crop_mode_of("round")

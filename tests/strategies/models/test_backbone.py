@@ -18,6 +18,7 @@ from torch import nn
 from strategies.core.errors import BackboneError
 from strategies.models import backbone as backbone_module
 from strategies.models.architectures import timm_zoo
+from strategies.models.architectures.pretrained import weights_digest
 from strategies.models.architectures.weight_names import efficientnet_key, mobilenet_key
 from strategies.models.backbone import (
     CATALOGUE,
@@ -27,11 +28,11 @@ from strategies.models.backbone import (
     input_sizes,
     load_backbone,
     resized,
-    stages,
-    weights_digest,
 )
-from strategies.models.body import Body, source_head
+from strategies.models.body import Body, depth_modules, source_head
 from strategies.models.features import batches, to_input
+from strategies.models.stages import stages
+from tests.strategies.conftest import forget_backbones
 
 LITE0 = CATALOGUE[DEFAULT_BACKBONE]
 FAMILIES = [
@@ -198,7 +199,7 @@ def test_a_local_copy_is_loaded_without_the_hub(
 
     assert (found.input_px, found.mean, found.licence) == (64, (0.5, 0.5, 0.5), "mit")
     assert (found.interpolation, found.crop_pct) == ("bilinear", 0.9)
-    assert weights_digest(found.build()) == found.digest
+    assert weights_digest(found.build().state_dict()) == found.digest
 
 
 def test_a_folder_without_prefix_is_answered_with_the_right_syntax(tmp_path: Path) -> None:
@@ -238,6 +239,8 @@ def test_weights_that_changed_since_they_were_loaded_are_refused(
     state = {k: v + 1 for k, v in found.build().state_dict().items()}
     save_file(state, folder / "model.safetensors")
 
+    assert weights_digest(found.build().state_dict()) == found.digest  # they are read once
+    forget_backbones()  # as another process of the same run
     with pytest.raises(BackboneError, match="have changed"):
         found.build()
 
@@ -253,7 +256,7 @@ def test_an_input_smaller_than_the_patches_is_refused(
         load_random("test_vit", input_px=7)
 
 
-def test_smaller_input_sizes_are_offered_if_the_network_takes_any_size(
+def test_smaller_input_sizes_are_offered_if_the_network_takes_them(
     backbone: Backbone, load_random: Callable[..., Backbone]
 ) -> None:
     sizes = input_sizes(resized(backbone, 224))
@@ -261,12 +264,20 @@ def test_smaller_input_sizes_are_offered_if_the_network_takes_any_size(
     assert all(resized(backbone, px).input_px == px for px in sizes)
     assert input_sizes(resized(backbone, 96)) == (96, 64)
     assert input_sizes(resized(backbone, 64)) == (64,)
-    assert input_sizes(load_random("vit_tiny_patch16_224", input_px=None)) == (224,)
+    assert input_sizes(load_random("vit_tiny_patch16_224", input_px=None)) == (224, 160, 96)
+    assert input_sizes(load_random("levit_128s", input_px=None)) == (224,)
 
 
 def test_an_architecture_without_feature_levels_is_refused() -> None:
     with pytest.raises(BackboneError, match="no feature levels"):
-        backbone_module.depth_modules(torch.nn.Linear(2, 2))
+        depth_modules(torch.nn.Linear(2, 2))
+
+
+def test_feature_levels_whose_modules_do_not_exist_are_refused(
+    load_random: Callable[..., Backbone],
+) -> None:
+    with pytest.raises(BackboneError, match=r"has no modules block\.0.*Choose another"):
+        load_random("twins_pcpvt_small", input_px=None)
 
 
 def test_parameters_and_flops_of_the_default_backbone_are_correct(backbone: Backbone) -> None:
@@ -296,7 +307,7 @@ def test_random_weights_follow_the_global_seed(backbone: Backbone) -> None:
     def draw(seed: int) -> str:
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            return weights_digest(backbone.with_random_weights().build())
+            return weights_digest(backbone.with_random_weights().build().state_dict())
 
     assert draw(1) == draw(1)
     assert len({draw(1), draw(2), backbone.digest}) == 3
@@ -311,10 +322,10 @@ def test_a_built_network_is_in_eval_mode_with_trainable_parameters(backbone: Bac
 
 def test_the_digest_changes_with_any_weight(load_random: Callable[..., Backbone]) -> None:
     net = load_random("test_resnet").build()
-    before = weights_digest(net)
+    before = weights_digest(net.state_dict())
     next(m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)).running_var[3] += 1e-3
 
-    assert weights_digest(net) != before
+    assert weights_digest(net.state_dict()) != before
 
 
 @pytest.mark.parametrize(("name", "px"), [*FAMILIES, (DEFAULT_BACKBONE, 64)])
@@ -407,7 +418,8 @@ def test_a_depth_depends_on_its_own_and_earlier_stages_only(
         for key, parameter in body.net.named_parameters():
             owner = key.rpartition(".")[0]
             used = parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)
-            assert not (used and stage[owner] > depth), key
+            # The final norm is applied to the tokens of every depth.
+            assert not (used and stage[owner] > depth) or owner == "norm", key
             if key.startswith("blocks") and stage[owner] <= depth and parameter.ndim > 1:
                 assert used, key
 
@@ -428,11 +440,11 @@ def test_modules_used_without_being_called_get_the_stage_of_their_block(
 
 def test_measuring_stages_leaves_the_network_unchanged(backbone: Backbone) -> None:
     net = backbone.build().train()
-    before = weights_digest(net)
+    before = weights_digest(net.state_dict())
 
     stages(net, backbone)
 
-    assert weights_digest(net) == before
+    assert weights_digest(net.state_dict()) == before
     assert all(m.training for m in net.modules())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
 

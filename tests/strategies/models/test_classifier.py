@@ -230,8 +230,12 @@ def test_a_record_that_is_not_text_is_a_storage_error(saved: Path) -> None:
         lambda r: r.update(depths=[1]),
         lambda r: r.update(backbone="resnet18"),
         lambda r: r.update(classes=3),
-        lambda r: r["backbone"].update(name="no_such_network"),
-        lambda r: r["backbone"].update(name="test_vit"),
+        lambda r: r["backbone"]["architecture"].update(name="no_such_network"),
+        lambda r: r["backbone"]["architecture"].update(name="test_vit"),
+        lambda r: r["backbone"]["architecture"].update(arguments='{"checkpoint_path": "x.pth"}'),
+        lambda r: r["backbone"]["architecture"].update(arguments="{"),
+        lambda r: r["backbone"].update(crop_mode="round"),
+        lambda r: r["backbone"]["capabilities"].pop("sizes"),
         lambda r: r["backbone"].update(name=["test_resnet"]),
         lambda r: r["backbone"].update(unknown=1),
         lambda r: r["backbone"].update(depths=[{"name": "act1"}]),
@@ -362,3 +366,65 @@ def test_an_evaluation_holds_all_metrics_and_mistakes(
     }
     assert {m.path for m in found.mistakes} <= {str(p.path) for p in small_dataset.val if p.label}
     assert all(m.probability > 0.9 for m in found.mistakes)
+
+
+def _as_format_1(record: dict[str, Any]) -> None:
+    """Turn a record into one of format 1, which lacks architecture, capabilities and crop mode."""
+    record["format_version"] = 1
+    for name in ("architecture", "capabilities", "crop_mode"):
+        del record["backbone"][name]
+    for depth in record["backbone"]["depths"]:
+        del depth["token_channels"]
+
+
+@pytest.mark.parametrize("depths", [(2, 4), (6,)])
+def test_a_record_of_format_1_is_read(
+    backbone: Backbone, paths: list[Path], tmp_path: Path, depths: tuple[int, ...]
+) -> None:
+    classifier = _classifier(backbone, depths)
+    classifier.save(tmp_path)
+    _modify_record(tmp_path, _as_format_1)
+
+    loaded = ImageClassifier.load(tmp_path)
+
+    np.testing.assert_allclose(
+        loaded.predict_proba(paths), classifier.predict_proba(paths), rtol=1e-5
+    )
+    assert loaded.backbone.crop_mode == "center"
+
+
+def test_a_record_of_format_1_of_a_transformer_at_its_own_size_is_read(
+    load_random: Callable[..., Backbone], paths: list[Path], tmp_path: Path
+) -> None:
+    classifier = _classifier(load_random("test_vit3", input_px=96))
+    classifier.save(tmp_path)
+    _modify_record(tmp_path, _as_format_1)
+
+    np.testing.assert_allclose(
+        ImageClassifier.load(tmp_path).predict_proba(paths),
+        classifier.predict_proba(paths),
+        rtol=1e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "depths", "message"),
+    [
+        ("local-dir:/gone", (4,), "without its architecture"),
+        ("hf-hub:someone/something", (4,), "without its architecture"),
+        ("test_vit", (2,), "earlier depths of a transformer"),
+    ],
+)
+def test_a_record_of_format_1_that_says_too_little_is_refused_with_the_reason(
+    load_random: Callable[..., Backbone],
+    tmp_path: Path,
+    name: str,
+    depths: tuple[int, ...],
+    message: str,
+) -> None:
+    _classifier(load_random("test_vit"), depths).save(tmp_path)
+    _modify_record(tmp_path, _as_format_1)
+    _modify_record(tmp_path, lambda r: r["backbone"].update(name=name))
+
+    with pytest.raises(StorageError, match=message):
+        ImageClassifier.load(tmp_path)

@@ -527,11 +527,3 @@ def test_the_rounding_error_is_measured_against_float32(
     assert features._rounding_error(images, body, backbone, ctx) == 0
     (error,) = features._rounding_error(images, body, backbone, low)
     assert 1e-4 < error < features.ROUNDING_TOLERANCE
-
-
-def test_a_network_with_batch_norm_takes_any_size(
-    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
-) -> None:
-    found = extract_features(small_dataset.train[:2], backbone, ctx)
-    assert found.any_size
-    assert not replace(found, moments=None).any_size

@@ -126,7 +126,7 @@ def test_arrows_to_the_right_are_asymmetric_and_arrows_both_ways_are_not(
             path = tmp_path / f"{right}{i}.png"
             _draw(path, rng, left=not right and i % 2 == 0)
             arrows.append(replace(images[0], path=path, digest=f"{right:d}{i:063x}"))
-        return measure_flip_asymmetry(arrows, backbone, ctx, any_size=True)
+        return measure_flip_asymmetry(arrows, backbone, ctx)
 
     one_way, both_ways = found(right=True), found(right=False)
     assert one_way.cosine > 5 * one_way.sd
@@ -138,4 +138,4 @@ def test_a_passed_deadline_raises_out_of_time(
 ) -> None:
     late = ctx.with_deadline(0.0)
     with pytest.raises(OutOfTime):
-        measure_flip_asymmetry(small_dataset.train, backbone, late, any_size=True)
+        measure_flip_asymmetry(small_dataset.train, backbone, late)

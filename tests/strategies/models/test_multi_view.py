@@ -11,7 +11,7 @@ from strategies.core.errors import OutOfTime
 from strategies.data.dataset import Dataset
 from strategies.models import multi_view
 from strategies.models.backbone import Backbone
-from strategies.models.body import Body, pool
+from strategies.models.body import Body, Level, pool
 from strategies.models.classifier import ImageClassifier, make_network
 from strategies.models.features import eval_pixels, extract_features
 from strategies.models.multi_view import VIEWS, extract_views, features_at, view_pixels
@@ -88,7 +88,7 @@ def test_views_of_an_image_are_computed_once(
     first, second = small_dataset.train[0], small_dataset.train[1]
     before = extract_views((first, second, first), backbone, ctx, 6)
 
-    monkeypatch.setattr(Body, "maps", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(Body, "levels_of", lambda *_: pytest.fail("computed again"))
     again = extract_views((second, first), backbone, ctx, 6)
 
     assert before.mean[0].shape[:2] == (3, 6)
@@ -107,18 +107,18 @@ def test_a_passed_deadline_raises_out_of_time(
 def test_grid_pooling_returns_the_means_of_the_quarters(height: int, width: int) -> None:
     maps = torch.arange(2 * 3 * height * width, dtype=torch.float32).view(2, 3, height, width)
 
-    found = pool(maps, "grid").view(2, 4, 3)
+    found = pool(Level(maps), "grid").view(2, 4, 3)
 
     expected = torch.nn.functional.adaptive_avg_pool2d(maps, 2).flatten(2).transpose(1, 2)
     torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(pool(maps, "mean"), maps.mean((2, 3)))
+    torch.testing.assert_close(pool(Level(maps), "mean"), maps.mean((2, 3)))
 
 
 def test_grid_pooling_differs_for_a_horizontal_flip_and_mean_pooling_does_not() -> None:
     maps = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
-    torch.testing.assert_close(pool(maps, "mean"), pool(maps.flip(3), "mean"))
-    assert (pool(maps, "grid") - pool(maps.flip(3), "grid")).abs().max() > 0.1
+    torch.testing.assert_close(pool(Level(maps), "mean"), pool(Level(maps.flip(3)), "mean"))
+    assert (pool(Level(maps), "grid") - pool(Level(maps.flip(3)), "grid")).abs().max() > 0.1
 
 
 def test_a_saved_classifier_keeps_its_pooling(

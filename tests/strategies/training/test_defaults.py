@@ -1,13 +1,19 @@
 """Defaults of fine-tuning, chosen from measurements of the images."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from strategies.core.metrics import FlipAsymmetry
+from strategies.models.architectures.anatomy import Family
 from strategies.training.defaults import (
     ASYMMETRY_COSINE,
+    DROP_PATH,
     FAR_LR,
     FAR_SHIFT,
+    FEW,
+    MANY,
     NEAR_BLEND,
     NEAR_LR,
     NEAR_SHIFT,
@@ -17,7 +23,10 @@ from strategies.training.defaults import (
     default_steps,
     domain_distance,
     fine_tune_defaults,
+    is_open,
+    settle,
 )
+from strategies.training.recipe import Recipe, RecipeDraft
 
 SYMMETRIC = FlipAsymmetry(0.0, 0.01)
 FAR = 2 * FAR_SHIFT
@@ -103,6 +112,72 @@ def test_domain_distance_increases_with_the_shift() -> None:
     assert (np.diff(found) >= 0).all()
     assert domain_distance(NEAR_SHIFT) == pytest.approx(0)
     assert domain_distance(FAR_SHIFT) == pytest.approx(1)
+
+
+def by_layer(
+    change: float,
+    n: int = 400,
+    n_layers: int = 13,
+    family: Family = "transformer",
+) -> Defaults:
+    """Return the defaults of a network with layers; change 0: near, 1: the probe fails."""
+    accuracy = 0.95 if change == 0 else 0.3
+    return fine_tune_defaults(
+        TrainMeasurements(n, 13, 224, n, accuracy, 0.0, SYMMETRIC, family, n_layers)
+    )
+
+
+@pytest.mark.parametrize("family", ["transformer", "convnext"])
+@pytest.mark.parametrize("n_layers", [5, 13, 25, 41])
+def test_transformers_and_convnext_get_the_rates_and_decays_of_their_sources(
+    family: Family, n_layers: int
+) -> None:
+    near, far = (by_layer(c, n_layers=n_layers, family=family) for c in (0, 1))
+
+    assert 1e-5 <= near.lr < far.lr <= 2e-4
+    assert near.layer_lr_decay is not None
+    assert far.layer_lr_decay is not None
+    assert 0.65 <= near.layer_lr_decay < far.layer_lr_decay <= 0.9
+
+
+@pytest.mark.parametrize(("change", "base", "large"), [(0, 0.65, 0.75), (1, 0.85, 0.9)])
+def test_layer_decay_is_that_of_beit_for_its_base_and_large_size(
+    change: float, base: float, large: float
+) -> None:
+    found = [by_layer(change, n_layers=n).layer_lr_decay for n in (13, 25)]
+
+    assert found == pytest.approx([base, large], abs=0.015)
+
+
+def test_drop_path_is_off_for_few_images_and_small_for_many() -> None:
+    few, some, many = (by_layer(0, n=n).drop_path for n in (FEW, 90, MANY))
+
+    assert few == 0
+    assert some is not None
+    assert 0 < some < DROP_PATH == many
+
+
+def test_a_convolutional_network_has_neither_drop_path_nor_decay_by_layer() -> None:
+    found = defaults(0.0, 0.95, SYMMETRIC)
+    draft = RecipeDraft(lr=1e-3, blend=0.5, hflip=True)
+
+    assert found.layer_lr_decay is found.drop_path is None
+    assert settle(draft, "convolutional") == draft
+    assert not is_open(draft, "convolutional")
+
+
+@pytest.mark.parametrize("family", ["transformer", "convnext"])
+def test_what_the_architecture_alone_determines_is_set_where_it_is_open(
+    family: Family,
+) -> None:
+    draft = RecipeDraft(steps=100, lr=1e-4, blend=1.0, hflip=True)
+    settled = Recipe.of(settle(draft, family))
+    pinned = settle(replace(draft, weight_decay=0.3, warmup_share=0.05), family)
+
+    assert is_open(settle(draft, family), family)
+    assert settled.by_layer
+    assert settled.warmup_share > Recipe(steps=100, lr=1e-4).warmup_share
+    assert (pinned.weight_decay, pinned.warmup_share) == (0.3, 0.05)
 
 
 def test_default_steps_grow_with_the_images_within_bounds() -> None:

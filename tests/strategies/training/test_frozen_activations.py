@@ -1,5 +1,6 @@
 """Cached activations of frozen stages: same outputs, sharing, limits and fallbacks."""
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,12 +15,13 @@ from strategies.core.activation_store import ActivationStore
 from strategies.core.context import RunContext, TrainingResources
 from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
-from strategies.models.backbone import Backbone, stages
+from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network
+from strategies.models.stages import stages
 from strategies.training import frozen_activations
-from strategies.training.dataloader import ImageInputs
+from strategies.training.dataloader import ImageInputs, Inputs
 from strategies.training.frozen_activations import CachedPrefix, make_inputs
 from strategies.training.recipe import Recipe
 from strategies.training.trainer import train
@@ -183,6 +185,13 @@ def test_old_files_are_evicted_to_make_room_for_new_ones(
     assert np.array_equal(first.train, again.train)
 
 
+def _inputs(
+    network: Network, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
+) -> Inputs:
+    stage = stages(network.body.net, backbone)
+    return make_inputs(network, stage, dataset, backbone, recipe, ctx)
+
+
 def _trained(
     backbone: Backbone, dataset: Dataset, recipe: Recipe, ctx: RunContext
 ) -> dict[str, torch.Tensor]:
@@ -192,10 +201,7 @@ def _trained(
 
 
 def _cached(backbone: Backbone, dataset: Dataset, recipe: Recipe, ctx: RunContext) -> CachedPrefix:
-    network = _network(backbone, ctx)
-    found = make_inputs(
-        network, stages(network.body.net, backbone), dataset, backbone, recipe, ctx
-    )
+    found = _inputs(_network(backbone, ctx), dataset, backbone, recipe, ctx)
     assert isinstance(found, CachedPrefix)
     return found
 
@@ -218,16 +224,72 @@ def test_a_file_that_is_too_large_is_reported_and_images_are_used(
     assert "GB" in notes[0]
 
 
-def test_a_network_that_cannot_be_split_is_trained_from_images(
-    load_random: Callable[..., Backbone], small_dataset: Dataset, ctx: RunContext, notes: list[str]
+@pytest.mark.parametrize("frozen", [1, 6])
+@pytest.mark.parametrize("name", ["test_vit", "test_vit3"])  # class and register tokens
+def test_the_blocks_of_a_plain_transformer_train_from_the_tokens_before_them(
+    name: str,
+    frozen: int,
+    load_random: Callable[..., Backbone],
+    small_dataset: Dataset,
+    ctx: RunContext,
+    notes: list[str],
+) -> None:
+    vit = load_random(name)
+    dataset = replace(small_dataset, train=small_dataset.train[:6], val=small_dataset.val[:4])
+    network = _network(vit, ctx).eval()
+    inputs = _inputs(network, dataset, vit, replace(RECIPE, frozen_stages=frozen), ctx)
+    assert isinstance(inputs, CachedPrefix)
+    images = to_input(next(batches([p.path for p in dataset.val], vit, 1)), vit, ctx.device)
+    averaged = copy.deepcopy(inputs.network).eval()
+    with torch.no_grad():
+        for parameter in inputs.network.body.net.get_submodule("norm").parameters():
+            parameter.zero_()
+        found = torch.cat([averaged(part) for part in inputs.val()])
+        expected = network(images)
+
+    assert not notes
+    assert inputs.val_rows.ndim == 3
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0.01 * float(expected.abs().max()))
+
+
+def test_training_from_tokens_changes_the_later_blocks_only(
+    load_random: Callable[..., Backbone], small_dataset: Dataset, ctx: RunContext
 ) -> None:
     vit = load_random("test_vit")
     network = _network(vit, ctx)
     before = {k: v.clone() for k, v in network.state_dict().items()}
 
+    train(network, small_dataset, vit, replace(RECIPE, steps=12, frozen_stages=4), ctx)
+
+    changed = {k for k, v in network.state_dict().items() if not torch.equal(before[k], v)}
+    blocks = {k.split(".")[3] for k in changed if k.startswith("body.net.blocks.")}
+    assert blocks == {"4", "5"}
+    others = {k.split(".")[2] for k in changed if k.startswith("body.net.")} - {"blocks"}
+    assert others <= {"norm", "fc_norm"}
+
+
+def test_a_network_that_cannot_be_split_is_trained_from_images(
+    load_random: Callable[..., Backbone],
+    small_dataset: Dataset,
+    ctx: RunContext,
+    notes: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    vit = load_random("test_vit")
+    forward = type(vit.build()).forward_features
+
+    def doubled(net: Any, images: torch.Tensor, **masks: Any) -> torch.Tensor:
+        found: torch.Tensor = 2 * forward(net, images, **masks)  # what no module does
+        return found
+
+    monkeypatch.setattr(type(vit.build()), "forward_features", doubled)
+    network = _network(vit, ctx)
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+
     train(network, small_dataset, vit, replace(RECIPE, steps=12, frozen_stages=1), ctx)
 
-    assert len(notes) <= 1
+    assert len(notes) == 1
+    assert "cannot be split" in notes[0]
     assert any(not torch.equal(before[k], v) for k, v in network.state_dict().items())
 
 

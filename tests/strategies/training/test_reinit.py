@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.full_fine_tune import FullFineTune
-from strategies.models.backbone import Backbone, stages
+from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network
 from strategies.models.features import eval_pixels, to_input
 from strategies.models.network import Network
+from strategies.models.stages import stages
 from strategies.partial_fine_tune import PartialFineTune
 from strategies.training.recipe import Recipe, RecipeDraft
 from strategies.training.reinit import reinitialise

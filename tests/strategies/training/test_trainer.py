@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 from strategies.core.context import RunContext
@@ -14,10 +16,11 @@ from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
 from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.kernels.depthwise import training_precision
-from strategies.models.backbone import Backbone, stages
+from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network, scores_of
+from strategies.models.stages import stages
 from strategies.training import dataloader, optimiser, trainer
 from strategies.training.data_parallel import SINGLE_PROCESS
 from strategies.training.dataloader import ImageInputs
@@ -119,6 +122,43 @@ def test_the_heads_learning_rate_is_multiplied_by_its_factor(
     for group in made.param_groups:
         vectors = {p.ndim <= 1 for p in group["params"]}
         assert vectors == {group["weight_decay"] == 0}
+
+
+@pytest.mark.parametrize("frozen", [0, 3])
+@pytest.mark.parametrize("name", ["test_vit", "test_vit3", "test_convnext", "test_coatnet"])
+def test_decayed_rates_and_exemptions_by_layer_are_those_of_timm(
+    name: str, frozen: int, load_random: Callable[..., Backbone], ctx: RunContext
+) -> None:
+    found = load_random(name)
+    network = _network(found, ctx)
+    stage = stages(network.body.net, found)
+    recipe = Recipe(
+        1, 1e-4, layer_lr_decay=0.7, by_layer=True, weight_decay=0.05, frozen_stages=frozen
+    )
+    optimiser.freeze(network.body, stage, recipe)
+    whole = timm.create_model(name, pretrained=False, num_classes=3)
+    trained = {k for k, p in network.body.net.named_parameters() if p.requires_grad}
+    groups = param_groups_layer_decay(
+        whole,
+        weight_decay=0.05,
+        no_weight_decay_list=getattr(whole, "no_weight_decay", set)(),
+        layer_decay=0.7,
+    )
+    expected = {id(p): (g["lr_scale"], g["weight_decay"]) for g in groups for p in g["params"]}
+    named = {id(p): k for k, p in network.body.net.named_parameters()}
+
+    made = optimiser.make_optimiser(network.body, network.head, stage, recipe)
+
+    theirs = {k: expected[id(p)] for k, p in whole.named_parameters() if k in trained}
+    ours = {
+        named[id(p)]: (pytest.approx(g["peak"] / 1e-4), g["weight_decay"])
+        for g in made.param_groups
+        for p in g["params"]
+        if id(p) in named
+    }
+    assert ours == theirs
+    head = {id(p): g["peak"] for g in made.param_groups for p in g["params"]}
+    assert {head[id(p)] for p in network.head.parameters()} == {1e-4}
 
 
 def test_training_lowers_the_loss(tiny: Backbone, small_dataset: Dataset, ctx: RunContext) -> None:

@@ -1,5 +1,6 @@
 """Export to model folders that ``timm.create_model("local-dir:...", pretrained=True)`` reads."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from strategies.core.errors import NotApplicable, StorageError
-from strategies.models.backbone import Backbone, save_for_timm, timm_network
+from strategies.models.architectures import timm_zoo
+from strategies.models.backbone import NOT_STATED, Backbone, timm_network
 from strategies.models.classifier import ImageClassifier
 
 TOLERANCE = 1e-4
@@ -30,6 +32,26 @@ def write(classifier: ImageClassifier, folder: Path) -> None:
         save_for_timm(net, classifier.backbone, classifier.classes, folder)
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error}") from error
+
+
+def save_for_timm(
+    net: nn.Module, backbone: Backbone, classes: Sequence[str], folder: Path
+) -> None:
+    """Write a timm network with a new head, so that ``create_model("local-dir:...")`` reads it.
+
+    The configuration file holds the preprocessing and the class names.
+    """
+    px = backbone.input_px
+    preprocessing = {
+        "input_size": (3, px, px),
+        "mean": backbone.mean,
+        "std": backbone.std,
+        "crop_pct": backbone.crop_pct,
+        "crop_mode": backbone.crop_mode,
+        "interpolation": backbone.interpolation,
+    }
+    licence = None if backbone.licence == NOT_STATED else backbone.licence
+    timm_zoo.save_folder(net, folder, classes, preprocessing, licence)
 
 
 def as_timm_model(classifier: ImageClassifier) -> nn.Module:

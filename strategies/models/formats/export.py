@@ -8,8 +8,8 @@ from strategies.core.errors import NotApplicable, unknown_name
 from strategies.models.classifier import ImageClassifier
 
 FORMATS: Mapping[str, str] = {
-    "onnx": "strategies.models.onnx_format",
-    "timm": "strategies.models.timm_format",
+    "onnx": "strategies.models.formats.onnx_format",
+    "timm": "strategies.models.formats.timm_format",
 }
 """Module with ``write(classifier, target)`` of every format. It is imported only on use, because
 it may need optional packages."""

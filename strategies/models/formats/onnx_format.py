@@ -15,6 +15,12 @@ from torch import nn
 from strategies.core.errors import StorageError
 from strategies.models.classifier import ImageClassifier
 
+_RESIZED = {
+    "center": "short side",
+    "squash": "both sides",
+    "border": "long side (the rest filled with the mean colour)",
+}
+
 
 def write(classifier: ImageClassifier, path: Path) -> None:
     """Write an ONNX model: normalised ``images`` (n, 3, px, px) to ``probabilities``.
@@ -31,12 +37,13 @@ def write(classifier: ImageClassifier, path: Path) -> None:
         "classes": list(classifier.classes),
         "input_px": backbone.input_px,
         "crop_pct": backbone.crop_pct,
+        "crop_mode": backbone.crop_mode,
         "interpolation": backbone.interpolation,
         "mean": backbone.mean,
         "std": backbone.std,
-        "preparation": "upright RGB; short side resized to int(input_px / crop_pct) by Pillow "
-        "(with antialiasing) and centre crop of input_px x input_px, both in one step; scaled to "
-        "0..1; minus mean, divided by std",
+        "preparation": f"upright RGB; {_RESIZED[backbone.crop_mode]} resized to "
+        "int(input_px / crop_pct) by Pillow (with antialiasing) and centre crop of "
+        "input_px x input_px, both in one step; scaled to 0..1; minus mean, divided by std",
         "exporter": f"onnxscript {onnxscript.__version__}",
     }
     model = nn.Sequential(classifier.network, nn.Softmax(dim=1)).eval()

@@ -1,6 +1,7 @@
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from strategies.core.errors import NotApplicable, StorageError
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier, make_network
-from strategies.models.export import export
 from strategies.models.features import batches, to_input
+from strategies.models.formats.export import export
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -80,6 +81,7 @@ def test_an_onnx_model_is_one_file_with_classes_and_preprocessing(
     assert tuple(metadata["mean"]) == backbone.mean
     assert tuple(metadata["std"]) == backbone.std
     assert metadata["crop_pct"] == backbone.crop_pct
+    assert metadata["crop_mode"] == backbone.crop_mode
     assert metadata["interpolation"] == backbone.interpolation
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
     assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {"model.onnx"}
@@ -96,7 +98,7 @@ def test_timm_loads_an_exported_folder_and_gives_the_same_probabilities(
     name: str,
     px: int,
 ) -> None:
-    backbone = load_random(name, input_px=px)
+    backbone = replace(load_random(name, input_px=px), crop_mode="squash", licence="mit")
     classifier = _classifier(backbone, (backbone.n_depths,))
     export(classifier, tmp_path / "mine", "timm")
 
@@ -113,7 +115,9 @@ def test_timm_loads_an_exported_folder_and_gives_the_same_probabilities(
     assert tuple(data["mean"]) == backbone.mean
     assert tuple(data["std"]) == backbone.std
     assert data["crop_pct"] == backbone.crop_pct
+    assert data["crop_mode"] == "squash"
     assert data["interpolation"] == backbone.interpolation
+    assert net.pretrained_cfg["license"] == "mit"
     assert net.pretrained_cfg["label_names"] == ["a", "b", "Ω"]
 
 

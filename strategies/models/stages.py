@@ -1,0 +1,50 @@
+"""Stages of a network: the first depth that needs each of its modules."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from strategies.models.backbone import Backbone
+
+
+@torch.no_grad()
+def stages(net: nn.Module, backbone: Backbone) -> dict[str, int]:
+    """Map every module name to its stage: the first depth, counted from 1, that needs it.
+
+    The order is measured in a forward pass: a module belongs to the first cut point that has not
+    been reached when the module is called. Parameters that a block owns itself (class tokens,
+    layer scales) get the stage of their block. So do submodules whose parameters the block uses
+    without calling them (BEiT's qkv).
+    """
+    n_reached = 0
+    stage: dict[str, int] = {}
+
+    def count_cut_point(*_: object) -> None:
+        nonlocal n_reached
+        n_reached += 1
+
+    def stage_recorder(name: str) -> Callable[..., None]:
+        def record(*_: object) -> None:
+            stage.setdefault(name, n_reached + 1)
+
+        return record
+
+    handles = [
+        net.get_submodule(depth.name).register_forward_hook(count_cut_point)
+        for depth in backbone.depths[:-1]
+    ]
+    for name, module in net.named_modules():
+        handles.append(module.register_forward_pre_hook(stage_recorder(name)))
+    device = next(net.parameters()).device
+    was_training = net.training
+    try:
+        net.eval()(torch.zeros(1, 3, backbone.input_px, backbone.input_px, device=device))
+    finally:
+        net.train(was_training)
+        for handle in handles:
+            handle.remove()
+    for name, _ in net.named_modules():
+        parent = name.rpartition(".")[0]
+        stage.setdefault(name, stage[parent] if parent else backbone.n_depths)
+    return {name: min(number, backbone.n_depths) for name, number in stage.items()}
