@@ -1,5 +1,6 @@
 """Trials on Ray: a cluster of two nodes on this machine; nodes die, and no number counts twice."""
 
+import json
 import math
 import os
 import sys
@@ -10,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from advisor.cli.app import auto_app
 from advisor.tune.search import Search, SearchResult
 from advisor.tune.trials.ray_executor import check_ray, storage_of, trial_executor
 from advisor.types.events import Event
 from advisor.types.options import RunOptions
 from advisor.types.outcome import TrialRecord
 from strategies.core.errors import StorageError, TransferError
+from strategies.models.classifier import ImageClassifier
 from strategies.training.trainer import ROUNDS
 from tests.advisor.searching import Runner
 from tests.advisor.tune.test_interventions import finding
@@ -172,3 +176,22 @@ def test_time_and_ctrl_c_end_trials_and_errors_of_the_disk_reach_the_driver(
         future = executor.submit(job, lambda *given: False)
         with pytest.raises(StorageError, match="checkpoint"):
             executor.wait([future])
+
+
+@pytest.mark.ray
+def test_a_run_on_a_cluster_writes_its_outcome_and_leaves_no_checkpoints(
+    cluster: Any, make_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    out, shared = tmp_path / "run", tmp_path / "shared"
+    arguments = ["run", str(make_folder("data", 12)), "--out", str(out), "--input-px", "32"]
+    arguments += ["--strategy", "layer_svm", "--trials", "2", "--cache-dir", str(tmp_path / "c")]
+    arguments += ["--ray-address", cluster.address, "--storage-path", str(shared), "--no-control"]
+    found = CliRunner().invoke(auto_app, arguments)
+    assert found.exit_code == 0, found.output
+    outcome = json.loads((out / "outcome.json").read_text())
+    assert [t["number"] for t in outcome["trials"]] == [0, 1]
+    assert all(t["val_accuracy"] for t in outcome["trials"])
+    kept = json.loads((out / "classifier" / "trial.json").read_text())
+    assert kept["refitted"]  # a probe is fitted again to train and validation, on its node
+    ImageClassifier.load(out / "classifier")
+    assert list(shared.iterdir()) == []
