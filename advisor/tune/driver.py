@@ -243,7 +243,7 @@ def make_search(
     n_test = (1 + run.control) * len(dataset.test or ())
     control_s = run.control * CONTROL_SHARE * run.time_s
     budget = TimeBudget(deadline_s, n_test, len(dataset.val), by_px, control_s, REPORT_S)
-    shared = RunDir(storage_of(folder, run.storage_path)) if run.uses_ray else folder
+    shared = storage_of(folder, run.storage_path) if run.uses_ray else folder
     executor = LocalExecutor(
         prepared.backbone,
         prepared.ctx.with_deadline(None),

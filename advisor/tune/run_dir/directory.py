@@ -33,9 +33,18 @@ class RunDir:
     database), ``trials.jsonl`` (finished trials), ``metrics.jsonl`` (event log), ``checkpoints/``,
     ``classifier/`` (the best so far) and ``outcome.json``. JSON files are written atomically: if
     the program is killed, each is the old or the new one, never part of one.
+
+    Attributes
+    ----------
+    path
+        The directory.
+    run
+        The run directory that this one belongs to, if it holds only checkpoints and classifiers
+        of trials; None: itself.
     """
 
     path: Path
+    run: Path | None = None
 
     @staticmethod
     def create(path: Path) -> "RunDir":
@@ -221,7 +230,7 @@ class RunDir:
         """Return a storage error whose message also says how to continue the run."""
         return StorageError(
             f"{str(error).rstrip('.')}. Finished trials are kept; once there is space, continue "
-            f"with tl-auto resume {self.path}."
+            f"with tl-auto resume {self.run or self.path}."
         )
 
     @contextlib.contextmanager

@@ -12,6 +12,7 @@ import importlib.util
 import math
 import os
 import shutil
+import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
@@ -80,19 +81,18 @@ class RayExecutor(Executor):
     """
 
     def __init__(
-        self, local: LocalExecutor, storage: Path, ray: ModuleType, max_trials: int | None
+        self, local: LocalExecutor, storage: RunDir, ray: ModuleType, max_trials: int | None
     ) -> None:
         self._driver, self._storage, self._ray, self._most = local, storage, ray, max_trials
         self._running: dict[int, _Running] = {}
         self._idle: list[Any] = []
-        there = RunDir(storage)
         pool = local.soup_candidates
         sent = replace(
             local,
             ctx=replace(local.ctx, reporter=Reporter()),
-            folder=there,
+            folder=storage,
             interrupt=Interrupt(),
-            soup_candidates=None if pool is None else SoupCandidates(there, pool.n_folds),
+            soup_candidates=None if pool is None else SoupCandidates(storage, pool.n_folds),
             activation_store=ActivationStore(),
         )
         self._sent = ray.put(sent)  # once per node, not once per trial
@@ -127,10 +127,12 @@ class RayExecutor(Executor):
         left_s = self._driver.budget.left_s()
         if get_strategy(record.strategy).trains_network or left_s <= 0:
             return None
-        refitted = self._running[record.number].actor.refit.remote(*self._given(), record)
+        running = self._running[record.number]
+        refitted = running.actor.refit.remote(*self._given(), record)
         try:
             saved = self._ray.get(refitted, timeout=left_s if math.isfinite(left_s) else None)
         except self._ray.exceptions.RayError as error:
+            self._kill(running)
             self._driver.ctx.reporter.on_note(
                 f"{record.strategy} was not refitted on train and validation together: "
                 f"{_first_line(error)}"
@@ -143,17 +145,16 @@ class RayExecutor(Executor):
         running = self._running.pop(job.number)
         if running.is_alive:
             self._idle.append(running.actor)
-        there = RunDir(self._storage)
         for fold in range(len(self._driver.validation.folds)):
-            there.drop_checkpoint(job.number, fold)
+            self._storage.drop_checkpoint(job.number, fold)
         for name in ("trial", "refitted"):
-            folder = self._storage / "classifiers" / f"{name}-{job.number}"
+            folder = self._storage.path / "classifiers" / f"{name}-{job.number}"
             shutil.rmtree(folder, ignore_errors=True)
 
     def clear(self) -> None:
         """Delete the files of all trials, after the run."""
-        with self._driver.folder.storage_errors(self._storage):
-            shutil.rmtree(self._storage)
+        with self._storage.storage_errors(self._storage.path):
+            shutil.rmtree(self._storage.path)
 
     def _new_actor(self) -> Any:
         n_cpus = min(share for _, share in self._shares())
@@ -226,18 +227,19 @@ class RayExecutor(Executor):
     def _end(self, running: _Running, reason: str) -> None:
         job, seconds = running.job, round(time.monotonic() - running.begun_s, 3)
         record = TrialRecord(job.number, job.strategy, job.settings, None, seconds, reason)
-        running.is_alive = False
-        self._ray.kill(running.actor)
+        self._kill(running)
         running.future.set_result(TrialResult(record))
 
+    def _kill(self, running: _Running) -> None:
+        running.is_alive = False
+        self._ray.kill(running.actor)
 
-def storage_of(folder: RunDir, given: Path | None) -> Path:
+
+def storage_of(folder: RunDir, given: Path | None) -> RunDir:
     """Return the folder of a run's checkpoints: in the run folder, or in one that was given."""
     path = folder.path.resolve()
-    if given is None:
-        return path / "ray"
-    name = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    return given.absolute() / f"{path.name}-{name}"
+    name = f"{path.name}-{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    return RunDir(path / "ray" if given is None else given.absolute() / name, run=folder.path)
 
 
 @contextlib.contextmanager
@@ -253,8 +255,8 @@ def trial_executor(local: LocalExecutor, run: RunOptions) -> Iterator[Executor]:
         yield local
         return
     storage = storage_of(local.folder, run.storage_path)
-    with local.folder.storage_errors(storage):
-        storage.mkdir(parents=True, exist_ok=True)
+    with storage.storage_errors(storage.path):
+        storage.path.mkdir(parents=True, exist_ok=True)
     with _connected(run) as ray:
         yield RayExecutor(local, storage, ray, run.gpus)
 
@@ -293,7 +295,8 @@ def _connected(run: RunOptions) -> Iterator[ModuleType]:
             "address of a cluster: --ray-address HOST:6379."
         ) from error
     try:
-        yield ray
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints warnings among the answers
+            yield ray
     finally:
         ray.shutdown()
 

@@ -56,8 +56,8 @@ def test_a_run_without_ray_runs_its_trials_in_this_process_and_never_imports_it(
 def test_runs_that_share_a_storage_path_do_not_share_a_folder(run: Runner, tmp_path: Path) -> None:
     other = replace(run.folder, path=tmp_path / "elsewhere" / run.folder.path.name)
     own = storage_of(run.folder, None)
-    found = {storage_of(folder, tmp_path / "shared") for folder in (run.folder, other)}
-    assert own.parent == run.folder.path.resolve()
+    found = {storage_of(folder, tmp_path / "shared").path for folder in (run.folder, other)}
+    assert own.path.parent == run.folder.path.resolve()
     assert {path.parent for path in found} == {tmp_path / "shared"}
     assert len(found) == 2
 
@@ -90,7 +90,7 @@ def on_ray(
         assert not search._running
         found = search.result()
         executor.clear()
-    assert not storage_of(run.folder, None).exists()
+    assert not storage_of(run.folder, None).path.exists()
     return found
 
 
@@ -171,10 +171,10 @@ def test_time_and_ctrl_c_end_trials_and_errors_of_the_disk_reach_the_driver(
         executor.forget(job)
 
         search.executor.interrupt.requested = False
-        storage = storage_of(run.folder, None)
+        storage = storage_of(run.folder, None).path
         (storage / "checkpoints").write_text("in the way")
         future = executor.submit(job, lambda *given: False)
-        with pytest.raises(StorageError, match="checkpoint"):
+        with pytest.raises(StorageError, match=f"checkpoint.*tl-auto resume {run.folder.path}[.]"):
             executor.wait([future])
 
 
