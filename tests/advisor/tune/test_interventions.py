@@ -76,7 +76,7 @@ def test_a_strategy_without_benchmark_cases_is_searched_only_if_advised_or_asked
     measured: tuple[Advice, object],
 ) -> None:
     proven = [r for r in measured[0].recommendations if r.cases]
-    name = "norm_tune"
+    name = "first_stages"
     new = next(r for r in measured[0].recommendations if r.strategy == name)
     assert new.cases == 0
     sure = replace(new, accuracy=Interval(0.98, 0.99, 1.0))
