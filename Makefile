@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 
-.PHONY: demo test postgres browser check bench docs clean
+.PHONY: demo test ray browser check bench docs clean
 
 demo: $(VENV)/.run
 	$(BIN)/tl-advise --demo
@@ -13,9 +13,9 @@ demo: $(VENV)/.run
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --durations=20
 
-# A server is started from Debian's postgresql (or any initdb on the PATH); without one the test is skipped and says so.
-postgres: $(VENV)/.dev
-	$(BIN)/pytest -m postgres
+# Two nodes of a Ray cluster on this machine.
+ray: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray
 
 # axe-core looks for what hinders people; without npm its test is skipped and says so.
 browser: $(VENV)/.dev

@@ -29,10 +29,10 @@ from optuna.pruners import (
 )
 from rows import append_row, read_rows
 
-from advisor.tune.distributed.database import SeededTPE
 from advisor.tune.interventions import initial_trials
 from advisor.tune.run_dir.soup_candidates import MOST
 from advisor.tune.trials.pruning import PatientHalving
+from advisor.tune.trials.sampler import SeededTPE
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
 from strategies.core.progress import Reporter

@@ -22,7 +22,7 @@ from advisor.cli.console import (
     stdout,
 )
 from advisor.cli.options import Data, Demo, Output, data_folder, with_flags
-from advisor.cli.run import about_auto, resume_command, run_command, status_command, worker_command
+from advisor.cli.run import about_auto, resume_command, run_command, status_command
 from advisor.types.flags import Flag
 from advisor.types.options import Options
 
@@ -35,7 +35,6 @@ auto_app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mo
 auto_app.callback()(about_auto)
 auto_app.command("run")(run_command)
 auto_app.command("resume")(resume_command)
-auto_app.command("worker")(worker_command)
 auto_app.command("status")(status_command)
 auto_app.command("export")(export_command)
 auto_app.command("predict")(predict_command)

@@ -1,4 +1,4 @@
-"""Commands tl-auto run, resume, worker and status: hyperparameter search in a run folder."""
+"""Commands tl-auto run, resume and status: hyperparameter search in a run folder."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,9 +20,9 @@ from advisor.cli.console import (
     stderr,
     stdout,
 )
-from advisor.cli.options import Data, Demo, Json, Output, Quiet, Run, data_folder, with_flags
+from advisor.cli.options import Data, Demo, Json, Output, Run, data_folder, with_flags
 from advisor.types.flags import Flag
-from advisor.types.options import Options, RunOptions, StorageUrl, WorkerOptions
+from advisor.types.options import Options, RunOptions
 
 if TYPE_CHECKING:
     from advisor.types.events import Event, OnEvent
@@ -75,7 +75,6 @@ def resume_command(
             is_duration=True,
         ),
     ] = None,
-    storage: StorageUrl = None,
     *,
     output: RunOutput,
 ) -> None:
@@ -92,36 +91,11 @@ def resume_command(
         outcome = resume(
             run,
             time_s=None if time_s is None else seconds_left(time_s),
-            storage=storage,
             on_progress=on_progress,
             on_note=print_note,
             on_event=on_event,
         )
     _print_outcome(outcome, output)
-
-
-@with_flags
-def worker_command(
-    run: Annotated[
-        str,
-        typer.Argument(help="Run folder; or the name of a run, with --storage and --artifacts."),
-    ],
-    *,
-    options: WorkerOptions,
-    quiet: Quiet = False,
-) -> None:
-    """Join a running search as another worker process, on this or another machine.
-
-    The worker needs the dataset. It also needs the run folder, or else the database (--storage)
-    and the artifact store (--artifacts) that the run was started with.
-    """
-    output, folder = RunOutput(quiet=quiet), Path(run)
-    with show_events(folder, output) as (on_progress, on_event), run_errors(folder):
-        from advisor.tune.distributed.joining import join
-
-        joined = join(run, options, on_progress=on_progress, on_event=on_event)
-    if not joined:
-        stderr.print(f"{run} is no longer searching: there were no trials to run.")
 
 
 @with_flags

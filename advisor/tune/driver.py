@@ -3,11 +3,8 @@
 import hashlib
 import os
 import time
-import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from advisor.advise import Prepared, advise_on, prepare
 from advisor.report.files import write_run_reports
@@ -16,24 +13,18 @@ from advisor.report.outcome_json import outcome_record
 from advisor.report.to_json import advice_record
 from advisor.tune.closing import CONTROL_SHARE, REPORT_S, ClosingResult, tune
 from advisor.tune.control import evaluate_with_control
-from advisor.tune.distributed.devices import devices_of, workers_on
-from advisor.tune.distributed.shared_folder import open_for_coordinator
 from advisor.tune.incumbent import Incumbent
 from advisor.tune.interrupt import Interrupt
 from advisor.tune.run_dir.directory import RunDir
-from advisor.tune.run_dir.settings import (
-    Settings,
-    absolute,
-    artifacts_name,
-    settings_record,
-)
+from advisor.tune.run_dir.settings import Settings, absolute, settings_record
 from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.scheduler import Scheduler, make_scheduler
 from advisor.tune.search import Search, SearchResult
 from advisor.tune.time_budget import MAX_CONTROL_SHARE, TimeBudget
 from advisor.tune.trials.executor import LocalExecutor
 from advisor.tune.trials.pruning import make_pruning
-from advisor.tune.trials.study import COORDINATOR, Trials
+from advisor.tune.trials.ray_executor import check_ray, storage_of, trial_executor
+from advisor.tune.trials.study import Trials
 from advisor.tune.trials.validation import Validation, make_validation, n_folds
 from advisor.types.advice import Advice
 from advisor.types.events import OnEvent, ignore
@@ -44,7 +35,6 @@ from strategies.core.errors import (
     DataError,
     NotApplicable,
     OutOfTime,
-    TransferError,
 )
 from strategies.data.dataset import Dataset
 from strategies.registry import get_strategy, search_spaces
@@ -65,7 +55,7 @@ def auto(
     data, out
         Images, see `load_dataset`; the run directory, new or empty.
     options, run
-        How to measure and to recommend; limits of the search and the processes that share it.
+        How to measure and to recommend; limits of the search.
 
     Raises
     ------
@@ -75,20 +65,16 @@ def auto(
         If Ctrl-C was pressed before there was a classifier, or twice.
     """
     deadline_s = time.monotonic() + run.time_s
-    run = replace(run, artifacts=artifacts_name(run.artifacts, run.storage))
-    prefix = f"{Path(out).name}-{uuid.uuid4().hex[:8]}/" if run.storage else ""
     data = absolute(Path(data))
-    settings = Settings(data, prefix, options, run)
-    record = settings_record(settings)
-    own, *_ = own_and_worker_devices(settings)
+    settings = Settings(data, options, run)
     _note_unused_ddp(settings)
+    check_ray(run)
     folder = RunDir.create(Path(out))
     with folder.locked():
-        folder = open_for_coordinator(folder, settings)
-        folder.begin(record)
+        folder.begin(settings_record(settings))
         try:
             session = begin_session(folder, deadline_s)
-            prepared = prepare(data, replace(options, device=own), deadline_s, run.ddp)
+            prepared = prepare(data, options, deadline_s, run.ddp)
             return run_session(folder, settings, prepared, session, on_event)
         except (DataError, BackboneError, NotApplicable):
             if not (folder.path / "advice.json").exists():
@@ -120,12 +106,12 @@ class Session:
 
 
 def begin_session(folder: RunDir, deadline_s: float) -> Session:
-    """Begin a session of a run and log it."""
+    """Begin a session of a run and log it; a run that was judging never searches again."""
     used_before_s, start_s = folder.used_s(), time.monotonic()
     ends_at = time.time() + deadline_s - start_s
     is_judging = folder.state().get("phase") == "judging"
     folder.log_event("session", ends_at=ends_at, process=os.getpid())
-    folder.set_phase("measuring", ends_at)
+    folder.set_phase("judging" if is_judging else "measuring", ends_at)
     return Session(start_s, deadline_s, ends_at, used_before_s, is_judging)
 
 
@@ -133,36 +119,26 @@ def run_session(
     folder: RunDir, settings: Settings, prepared: Prepared, session: Session, on_event: OnEvent
 ) -> Outcome:
     """Run a new or resumed run up to its outcome. The caller must hold the run's lock."""
-    run, on_note, ends_at = settings.run, settings.options.on_note, session.ends_at
-    if run.artifacts:
-        on_note(f"Other machines can join with: {folder.join_command()}")
+    run, ends_at = settings.run, session.ends_at
     check_split(folder, prepared.dataset)
     advice = _load_or_make_advice(folder, prepared, run)
-    interrupt = Interrupt()
-    search = make_search(
-        folder, settings, prepared, advice, session.deadline_s, COORDINATOR, interrupt, on_event
-    )
-    # After the search workers have nothing to do.
-    others = [] if session.is_judging else own_and_worker_devices(settings)[1:]
+    search = make_search(folder, settings, prepared, advice, session.deadline_s, on_event)
     with (
-        interrupt.handle_sigint(),
-        workers_on(folder.path, others, run.storage, on_note),
+        search.executor.interrupt.handle_sigint(),
+        trial_executor(search.executor, run) as executor,
     ):
-        with search.incumbent.locked():
-            search.trials.requeue_dead(own=True, kept=search.incumbent.trial)
+        search = replace(search, trial_executor=executor)
+        search.trials.requeue_dead(search.incumbent.trial)
         if not session.is_judging:  # test may have been read already: no trial may follow
             folder.set_phase("searching", ends_at)
         wanted = _wants_control(search.executor.budget, prepared, run)
         closing = tune(search, advice, prepared, wanted=wanted)
-        with search.incumbent.locked():
-            folder.set_phase("judging", ends_at)
+        folder.set_phase("judging", ends_at)
         outcome = judge(search, closing, advice, prepared, session.start_s - session.used_before_s)
         folder.write_trials(outcome.trials)
         folder.write("outcome.json", outcome_record(outcome))
         write_run_reports(outcome, closing.draft.gallery, prepared.ctx.n_workers)
-        folder.clear_checkpoints()
-        if search.executor.soup_candidates:
-            search.executor.soup_candidates.clear()
+        executor.clear()
         folder.set_phase("done", ends_at)
         folder.log_event("done", seconds=outcome.seconds)
     return outcome
@@ -209,19 +185,6 @@ def _wants_control(budget: TimeBudget, prepared: Prepared, run: RunOptions) -> b
     return False
 
 
-def own_and_worker_devices(settings: Settings) -> tuple[str, ...]:
-    """Return this process's device first, then one device for each worker process."""
-    options, run = settings.options, settings.run
-    if run.devices is not None and options.device != AUTO:
-        raise TransferError("--device and --devices were both given. Give only one of them.")
-    if run.devices is not None and run.ddp > 1:
-        raise TransferError(
-            "--ddp and --devices were both given. GPUs can train data-parallel (--ddp) or run a "
-            "trial each (--devices). Give only one of them."
-        )
-    return devices_of(run.devices, torch.cuda.device_count()) or (options.device,)
-
-
 def _note_unused_ddp(settings: Settings) -> None:
     """Note that --ddp has no effect on a strategy that trains no network."""
     name = settings.options.strategy
@@ -258,11 +221,9 @@ def make_search(
     prepared: Prepared,
     advice: Advice,
     deadline_s: float,
-    owner: str,
-    interrupt: Interrupt,
     on_event: OnEvent,
 ) -> Search:
-    """Return a `Search`, with which one process takes part in a run."""
+    """Return the search of a run."""
     dataset, options, run = prepared.dataset, prepared.options, settings.run
     by_px = {prepared.backbone.input_px: advice.profile.ms_per_image / 1000}
     only = None if options.strategy == AUTO else options.strategy
@@ -273,31 +234,26 @@ def make_search(
         folder, dataset.hide_test(), scheduler, options.seed, deadline_s
     )
     scheduler = replace(scheduler, n_val=validation.n, n_fits=len(validation.folds))
-    url = run.storage or f"sqlite:///{(folder.path / 'study.db').resolve()}"
     trials = Trials(
-        url,
+        folder.path / "study.db",
         search_spaces(dataset, prepared.backbone),
-        prefix=settings.prefix,
         seed=options.seed,
-        owner=owner,
-        heartbeat_s=run.heartbeat_s,
         pruning=make_pruning(len(dataset.val), by_folds=len(validation.folds) > 1),
     )
     n_test = (1 + run.control) * len(dataset.test or ())
     control_s = run.control * CONTROL_SHARE * run.time_s
     budget = TimeBudget(deadline_s, n_test, len(dataset.val), by_px, control_s, REPORT_S)
+    shared = RunDir(storage_of(folder, run.storage_path)) if run.uses_ray else folder
     executor = LocalExecutor(
         prepared.backbone,
         prepared.ctx.with_deadline(None),
         folder,
-        trials,
         validation,
         budget,
-        interrupt,
-        SoupCandidates(folder, len(validation.folds)) if run.soup else None,
+        Interrupt(),
+        SoupCandidates(shared, len(validation.folds)) if run.soup else None,
     )
-    incumbent = Incumbent(folder, trials.lock, scheduler)
-    return Search(trials, scheduler, executor, incumbent, on_event)
+    return Search(trials, scheduler, executor, executor, Incumbent(folder, scheduler), on_event)
 
 
 def _load_or_make_validation(

@@ -1,12 +1,10 @@
 """Incumbent: the best trial of a run so far, and its classifier."""
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from advisor.tune.distributed.database import Lock
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.scheduler import Scheduler
 from advisor.types.outcome import TrialRecord
@@ -14,25 +12,23 @@ from strategies.models.classifier import ImageClassifier
 
 
 class Incumbent:
-    """The best classifier of a run, on disk for all processes and in memory where it was made.
+    """The best classifier of a run: on disk, and in memory if this session made it.
 
     Parameters
     ----------
     folder
         The run directory, which holds it.
-    lock
-        Lock under which one process at a time replaces it.
     scheduler
         Says which of two trials is better.
     """
 
-    def __init__(self, folder: RunDir, lock: Lock, scheduler: Scheduler) -> None:
-        self._folder, self._lock, self._scheduler = folder, lock, scheduler
+    def __init__(self, folder: RunDir, scheduler: Scheduler) -> None:
+        self._folder, self._scheduler = folder, scheduler
         self._own: tuple[TrialRecord, ImageClassifier] | None = None
 
     @property
     def trial(self) -> TrialRecord | None:
-        """The best trial so far, of all processes."""
+        """The best trial so far."""
         best = self._folder.best()
         return best[0] if best else None
 
@@ -64,12 +60,6 @@ class Incumbent:
         """Accuracies that differ by at most this differ by at most one validation image."""
         return self._scheduler.one_image
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the lock under which the incumbent may be replaced."""
-        with self._lock.held():
-            yield
-
     def replace(
         self,
         classifier: ImageClassifier,
@@ -79,7 +69,7 @@ class Incumbent:
         averaged: Sequence[int] = (),
         saved: Path | None = None,
     ) -> None:
-        """Make a classifier the incumbent. The caller must hold the lock.
+        """Make a classifier the incumbent.
 
         Parameters
         ----------
@@ -93,14 +83,13 @@ class Incumbent:
         StorageError
             If it cannot be written.
         """
-        self._lock.check_held()
         self._folder.save_best(
             classifier, record, refitted=refitted, averaged=averaged, saved=saved
         )
         self._own = record, classifier
 
     def classifier(self, device: torch.device) -> ImageClassifier:
-        """Return its classifier; load it only if another process or session made it.
+        """Return its classifier; load it only if an earlier session made it.
 
         Raises
         ------

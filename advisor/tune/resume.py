@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from advisor.advise import prepare
-from advisor.tune.distributed.shared_folder import open_for_coordinator
-from advisor.tune.driver import begin_session, own_and_worker_devices, run_session
+from advisor.tune.driver import begin_session, run_session
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.settings import read_settings
+from advisor.tune.trials.ray_executor import check_ray
 from advisor.types.events import OnEvent, ignore
 from advisor.types.outcome import Outcome
 from strategies.core.errors import StorageError
@@ -19,7 +19,6 @@ def resume(
     run: Path | str,
     *,
     time_s: float | None = None,
-    storage: str | None = None,
     on_progress: OnProgress | None = None,
     on_note: OnNote = ignore_note,
     on_event: OnEvent = ignore,
@@ -32,13 +31,11 @@ def resume(
         The run directory.
     time_s
         Time limit in seconds from now on; None: what was left of the run's own limit.
-    storage
-        URL of the database, if it needs a password, which is not stored.
 
     Raises
     ------
     StorageError
-        If there is no run, it is finished, or another process coordinates it.
+        If there is no run, it is finished, or another process holds it.
     TransferError
         If the data or the backbone have changed.
     """
@@ -47,13 +44,11 @@ def resume(
     with folder.locked():
         if folder.is_done():
             raise StorageError(f"{run} is finished: its outcome is in outcome.json.")
-        settings = read_settings(folder).with_storage(storage)
+        settings = read_settings(folder)
         options = replace(settings.options, on_progress=on_progress, on_note=on_note)
         settings = replace(settings, options=options)
-        folder = open_for_coordinator(folder, settings)
         left_s = settings.run.time_s - folder.used_s() if time_s is None else time_s
-        own, *_ = own_and_worker_devices(settings)
+        check_ray(settings.run)
         session = begin_session(folder, start + left_s)
-        options = replace(options, device=own)
         prepared = prepare(settings.data, options, session.deadline_s, settings.run.ddp)
         return run_session(folder, settings, prepared, session, on_event)

@@ -1,30 +1,20 @@
-"""Search loop of one process: claim a trial, have it carried out, keep the best classifier.
+"""Search loop: choose a trial, have it carried out, record it, keep the best classifier."""
 
-Any number of processes may take part in the search of one run. They share the database of the
-trials (Optuna) and the best classifier, in the run directory or in an artifact store. What each
-process does next depends on nothing else.
-"""
-
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from advisor.tune.distributed.database import retry_if_lock_lost
 from advisor.tune.incumbent import Incumbent
 from advisor.tune.scheduler import Scheduler
-from advisor.tune.trials.executor import LocalExecutor, TrialResult
-from advisor.tune.trials.study import Claim, Trials
+from advisor.tune.trials.executor import LocalExecutor
+from advisor.tune.trials.job import Executor, Job, Score, TrialResult
+from advisor.tune.trials.study import Trials
 from advisor.types.events import Event, OnEvent
 from advisor.types.outcome import Ended, TrialRecord
 from strategies.core.errors import DataError, OutOfTime
-from strategies.core.metrics import Interval
 from strategies.models.classifier import ImageClassifier
 from strategies.registry import baseline, get_strategy
-
-POLL_S = 0.5
-"""Seconds between the checks of a process that waits for trials of other processes."""
 
 
 @dataclass(frozen=True)
@@ -49,23 +39,31 @@ class Search:
 
     Attributes
     ----------
+    executor
+        The executor in this process. It holds dataset, backbone and time budget, and fits what
+        is no trial.
+    trial_executor
+        Where trials run: `executor`, or another one.
     on_event
-        Called at every event of this process's trials.
+        Called at every event of a trial.
     """
 
     trials: Trials
     scheduler: Scheduler
     executor: LocalExecutor
+    trial_executor: Executor
     incumbent: Incumbent
     on_event: OnEvent
+    _running: dict[Future[TrialResult], Job] = field(default_factory=dict)
 
     def run(self, *, stop_at_first: bool = False) -> None:
-        """Claim and run trials and keep the best classifier, until nothing is left to try.
+        """Run trials and keep the best classifier, until nothing is left to try.
 
         Parameters
         ----------
         stop_at_first
-            Whether to stop as soon as there is a first classifier.
+            Whether to return as soon as there is a first classifier. Trials may still be running
+            then; the next call waits for them.
 
         Raises
         ------
@@ -79,38 +77,35 @@ class Search:
                 f"{self.executor.dataset.root} has no class with three images, so there are no "
                 "validation images to select on. Add images, or give a folder of them with --val."
             )
-        while not (self.is_interrupted or (stop_at_first and self.incumbent.trial)):
-            claim, others_are_running = retry_if_lock_lost(self._claim)
-            if claim is not None:
-                self._run_trial(claim)
-            elif others_are_running and self.executor.budget.left_s() > 0:
-                time.sleep(POLL_S)
-            else:
+        while not (stop_at_first and self.incumbent.trial):
+            self._submit_trials()
+            if not self._running:
                 break
+            for future in self.trial_executor.wait(self._running):
+                self._end_trial(self._running.pop(future), future.result())
 
     def fit_on_measured(self) -> None:
         """Make a baseline on the features that the advice measured the first classifier.
 
         It costs no time to speak of, and whatever happens later, the run leaves a classifier.
-        Nothing is done if a trial was begun before, if the baseline is not searched, or if all
-        images were measured: the baseline's ordinary trial is as cheap then.
+        Nothing is done if there is a classifier, if a trial is waiting to begin again, if the
+        baseline is not searched, or if all images were measured: the baseline's ordinary trial is
+        as cheap then.
         """
         start = self.scheduler.baseline_start(self.executor.backbone.input_px)
         if start is None or self.is_interrupted or self.incumbent.trial is not None:
             return
         part = self.executor.measured_part()
-        if part is None:
+        if part is None or self.trials.snapshot().unfinished:
             return
-        with self.incumbent.locked():
-            claim = self.trials.claim(baseline().name, start)
-        if claim is None:
+        job = self.trials.begin(baseline().name, start)
+        if job is None:
             return
-        self._emit(claim, "begun")
-        result = self.executor.fit_head(claim, part)
-        self._finish(claim, result, refitted=True)
+        self._emit(job, "begun")
+        self._finish(job, self.executor.fit_head(job, part), refitted=True)
         n = len(part.fit_split)
         self.executor.ctx.reporter.on_note(
-            f"First classifier: {claim.strategy} on the {n} images measured so far."
+            f"First classifier: {job.strategy} on the {n} images measured so far."
         )
 
     @property
@@ -140,71 +135,74 @@ class Search:
         classifier = self.incumbent.classifier(self.executor.ctx.device)
         return SearchResult(records, best, classifier, self.incumbent.is_refitted)
 
-    def _claim(self) -> tuple[Claim | None, bool]:
-        """Claim the next trial; also return whether other processes are running trials."""
+    def _next_job(self) -> Job | None:
+        """Begin the next trial; None if nothing is left to try."""
         budget = self.executor.budget
-        with self.incumbent.locked():
-            if not self.incumbent.is_open() or budget.left_s() <= 0:
-                return None, False
-            best = self.incumbent.trial
-            self.trials.requeue_dead(own=False, kept=best)
-            snapshot = self.trials.snapshot()
-            n_soup_images = self.executor.n_soup_images(snapshot.done)
-            is_trained = best is not None and get_strategy(best.strategy).trains_network
-            budget.reserve_for(incumbent_is_trained=is_trained, n_soup_images=n_soup_images)
-            min_fit_s = len(self.executor.validation.folds) * budget.min_fit_s()
-            strategy = self.scheduler.choose(snapshot, budget.left_s(), min_fit_s)
-            start: Mapping[str, Any] = {}
-            if strategy is not None:
-                space = self.trials.spaces[strategy]
-                start = self.scheduler.start(strategy, snapshot, space, budget.left_s())
-            claim = self.trials.claim(strategy, start)
-        return claim, bool(snapshot.unfinished)
+        if not self.incumbent.is_open() or budget.left_s() <= 0:
+            return None
+        best, snapshot = self.incumbent.trial, self.trials.snapshot()
+        n_soup_images = self.executor.n_soup_images(snapshot.done)
+        is_trained = best is not None and get_strategy(best.strategy).trains_network
+        budget.reserve_for(incumbent_is_trained=is_trained, n_soup_images=n_soup_images)
+        min_fit_s = len(self.executor.validation.folds) * budget.min_fit_s()
+        strategy = self.scheduler.choose(snapshot, budget.left_s(), min_fit_s)
+        start: Mapping[str, Any] = {}
+        if strategy is not None:
+            space = self.trials.spaces[strategy]
+            start = self.scheduler.start(strategy, snapshot, space, budget.left_s())
+        return self.trials.begin(strategy, start)
 
-    def _run_trial(self, claim: Claim) -> None:
-        """Run one trial; refit a probe that is the new incumbent; record the trial."""
-        self._emit(claim, "begun")
-        result = self.executor.run(claim, self._on_round)
+    def _submit_trials(self) -> None:
+        """Begin as many trials as the executor can run now."""
+        while len(self._running) < self.trial_executor.capacity and not self.is_interrupted:
+            job = self._next_job()
+            if job is None:
+                return
+            self._emit(job, "begun")
+            self._running[self.trial_executor.submit(job, self._on_score)] = job
+
+    def _end_trial(self, job: Job, result: TrialResult) -> None:
+        """Refit a probe that is the new incumbent; record the trial."""
         refitted = None
         if self.incumbent.is_beaten_by(result.record):
-            refitted = self.executor.refit(claim, result.record)
+            refitted = self.trial_executor.refit(result.record)
         if refitted is not None:
             result = TrialResult(result.record, refitted)
-        finish = partial(self._finish, claim, result, refitted=refitted is not None)
-        with self.trials.heartbeat(claim):  # waiting for the lock and saving may take long
-            retry_if_lock_lost(finish)
-        self.executor.drop_checkpoints(claim)
+        self._finish(job, result, refitted=refitted is not None)
+        self.trial_executor.forget(job)
 
-    def _finish(self, claim: Claim, result: TrialResult, *, refitted: bool) -> None:
+    def _finish(self, job: Job, result: TrialResult, *, refitted: bool) -> None:
         """Save the classifier if it is the best, then record the trial as finished, in this order.
 
         If the process is killed in between, the trial counts as complete later: its score is
         saved with the classifier.
         """
         record, classifier = result.record, result.classifier
-        with self.incumbent.locked():
-            is_best = self.incumbent.is_open() and self.incumbent.is_beaten_by(record)
-            if classifier is not None and is_best:
-                self.incumbent.replace(classifier, record, refitted=refitted, saved=result.saved)
-            self.trials.tell(claim, record)
-            done = self.trials.snapshot().done
-            self.executor.folder.write_trials(done)
-            if self.executor.soup_candidates:
-                self.executor.soup_candidates.drop_others(done)
-        self._emit(claim, "ended", accuracy=record.val_accuracy, reason=record.reason)
+        if record.pruned:
+            record = replace(record, reason=f"pruned: {self.trials.pruning.reason}")
+        if classifier is not None and self.incumbent.is_beaten_by(record):
+            self.incumbent.replace(classifier, record, refitted=refitted, saved=result.saved)
+        self.trials.tell(record)
+        done = self.trials.snapshot().done
+        self.executor.folder.write_trials(done)
+        if self.executor.soup_candidates:
+            self.executor.soup_candidates.drop_others(done)
+        self._emit(job, "ended", accuracy=record.val_accuracy, reason=record.reason)
 
-    def _on_round(self, claim: Claim, step: int, accuracy: Interval) -> None:
-        self._emit(claim, "round", step=step, accuracy=accuracy)
+    def _on_score(self, job: Job, score: Score) -> bool:
+        """Record a score of a running trial; return whether the trial is to be pruned."""
+        if score.accuracy is not None:
+            self._emit(job, "round", step=score.step, accuracy=score.accuracy)
+        return bool(score.values) and self.trials.report(job, score.values)
 
-    def _emit(self, claim: Claim, kind: Any, **facts: Any) -> None:
+    def _emit(self, job: Job, kind: Any, **facts: Any) -> None:
         left_s, best = self.executor.budget.left_s(), self.incumbent.trial
-        event = Event(kind, claim.number, claim.strategy, left_s, best=best, **facts)
+        event = Event(kind, job.number, job.strategy, left_s, best=best, **facts)
         accuracy = event.accuracy
         self.executor.folder.log_event(
             "trial " + kind,
             number=event.number,
             strategy=event.strategy,
-            owner=self.trials.owner,
             step=event.step,
             val_accuracy=None if accuracy is None else asdict(accuracy),
             reason=event.reason,

@@ -14,11 +14,9 @@ without increasing inference time, ICML 2022, recipe 1.
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 
-from advisor.tune.distributed.database import retry_if_lock_lost
 from advisor.tune.incumbent import Incumbent
 from advisor.tune.run_dir.soup_candidates import MOST, SoupCandidates
 from advisor.tune.time_budget import SAFETY_FACTOR
@@ -81,9 +79,7 @@ def make_soup(
     if len(ranked) < 2:
         return on_disk
     tried, reason = _greedy_soup(executor, pool, ranked)
-    if tried is not None and retry_if_lock_lost(
-        partial(_save_if_better, executor, incumbent, tried, ranked[0])
-    ):
+    if tried is not None and _save_if_better(executor, incumbent, tried, ranked[0]):
         return _soup_on_disk(incumbent, done)
     numbers = tried.trials if tried else tuple(r.number for r in ranked)
     found = tried.val_accuracy if tried else None
@@ -194,13 +190,12 @@ def _save_if_better(
 
     Return whether it was saved.
     """
-    with incumbent.locked():
-        known = incumbent.trial
-        if not incumbent.is_open() or known is None or known.val_accuracy is None:
-            return False
-        if tried.val_accuracy.mid - known.val_accuracy.mid <= incumbent.one_image:
-            return False
-        record = replace(first, val_accuracy=tried.val_accuracy)
-        incumbent.replace(tried.classifier, record, averaged=tried.trials)
+    known = incumbent.trial
+    if known is None or known.val_accuracy is None:
+        return False
+    if tried.val_accuracy.mid - known.val_accuracy.mid <= incumbent.one_image:
+        return False
+    record = replace(first, val_accuracy=tried.val_accuracy)
+    incumbent.replace(tried.classifier, record, averaged=tried.trials)
     executor.folder.log_event("soup", trials=tried.trials, val_accuracy=tried.val_accuracy.mid)
     return True

@@ -63,6 +63,11 @@ class TimeBudget:
         """Update the prediction speed from `n` images; an old slow value halves at each update."""
         self.by_px[px] = max(seconds / n, self.by_px.get(px, 0.0) / 2)
 
+    def expect_size(self, px: int) -> None:
+        """Expect a time by area for an input size that was not timed in this process yet."""
+        largest = max(self.by_px)
+        self.by_px.setdefault(px, self.by_px[largest] * (px / largest) ** 2)
+
     def observe_report(self, seconds: float) -> None:
         """Reserve what the draft of the report took."""
         self.report_s = seconds

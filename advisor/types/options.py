@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from advisor.types.flags import Flag, check_values
+from strategies.core.errors import TransferError
 from strategies.core.limits import MAX_IMAGES, MAX_QUARANTINE
 from strategies.core.progress import OnNote, OnProgress, ignore_note
 
@@ -41,17 +42,6 @@ def tie_upper_bound(accuracy: float, prefer: Prefer) -> float:
 
 DeviceName = Annotated[str, Flag("auto, cpu, cuda, cuda:N or mps.", is_local=True)]
 CacheDir = Annotated[Path | None, Flag("Folder of the feature cache.", is_local=True)]
-StorageUrl = Annotated[
-    str | None,
-    Flag("Database of the trials, for workers on other machines: postgresql://USER@HOST/DB."),
-]
-ArtifactStore = Annotated[
-    str | None,
-    Flag(
-        "Artifact store for machines without access to the run folder: a folder or "
-        "s3://BUCKET/PREFIX."
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -155,21 +145,18 @@ class RunOptions:
     ----------
     time_s, max_trials
         Limits: seconds for everything (measuring, tuning, evaluating, saving), and trials.
-    storage
-        SQLAlchemy URL of a database that other machines can reach; None: a file in the run
-        directory.
-    heartbeat_s
-        After six missed heartbeats a worker is presumed dead, and another process continues its
-        trial.
     control
         Whether the best trial is compared with a control without pretrained weights.
     soup
         Whether the weights of the best training runs are averaged at the end.
-    devices
-        "all" GPUs of this machine, or device names with commas between them; None: one process,
-        on the device of the options.
-    artifacts
-        A folder or ``s3://BUCKET/PREFIX``, for machines that cannot access the run directory.
+    ray
+        Whether trials run on Ray, started on this machine.
+    ray_address
+        Address of a Ray cluster that trials run on.
+    gpus
+        Most GPUs that Ray uses at a time; None: all.
+    storage_path
+        Folder that the driver and all nodes of a cluster see; None: the run folder.
     ddp
         Number of data-parallel processes of a training run. Each has its own GPU, or all share
         the CPU (to try it out).
@@ -182,11 +169,6 @@ class RunOptions:
     max_trials: Annotated[
         int | None, Flag("Maximum number of trials.", name="--trials", min=1)
     ] = None
-    storage: StorageUrl = field(default=None, repr=False)  # it may hold a password
-    heartbeat_s: Annotated[
-        int,
-        Flag("Seconds between two heartbeats of a worker process.", name="--heartbeat", min=1),
-    ] = 10
     control: Annotated[
         bool,
         Flag("Use a tenth of the time for a random-init control, to measure the transfer gain."),
@@ -198,40 +180,46 @@ class RunOptions:
             "better on validation."
         ),
     ] = True
-    devices: Annotated[
-        str | None,
-        Flag("Start a worker process on each of these devices: all, or e.g. cuda:0,cuda:2."),
+    ray: Annotated[
+        bool, Flag("Run trials in parallel on this machine's GPUs, with Ray.", name="--ray")
+    ] = False
+    ray_address: Annotated[
+        str | None, Flag("Run trials on the Ray cluster at this address: HOST:6379, or auto.")
     ] = None
-    artifacts: ArtifactStore = None
+    gpus: Annotated[int | None, Flag("Most GPUs that Ray uses; default: all.", min=1)] = None
+    storage_path: Annotated[
+        Path | None,
+        Flag(
+            "Folder that this process and all nodes of the Ray cluster see, for checkpoints; "
+            "default: the run folder."
+        ),
+    ] = None
     ddp: Annotated[
         int, Flag("Data-parallel processes per training run, each on its own GPU.", min=1)
     ] = 1
 
     def __post_init__(self) -> None:
-        """Check bounds."""
+        """Check bounds, and that no option is without effect."""
         check_values(self)
+        for name in ("gpus", "storage_path"):
+            if getattr(self, name) is not None and not self.uses_ray:
+                flag = "--" + name.replace("_", "-")
+                raise TransferError(f"{flag} has an effect only with --ray or --ray-address.")
+        if self.uses_ray and self.ddp > 1:
+            raise TransferError(
+                "--ddp and Ray were both given. GPUs can train data-parallel (--ddp) or run a "
+                "trial each (--ray). Give only one of them."
+            )
+        if self.ray and self.ray_address is not None:
+            raise TransferError(
+                "--ray and --ray-address were both given. Give --ray for this machine, or "
+                "--ray-address for a cluster."
+            )
+
+    @property
+    def uses_ray(self) -> bool:
+        """Whether trials run on Ray."""
+        return self.ray or self.ray_address is not None
 
 
 RUN_DEFAULTS = RunOptions()
-
-
-@dataclass(frozen=True)
-class WorkerOptions:
-    """Options of ``tl-auto worker``; None: as in the run.
-
-    Attributes
-    ----------
-    storage, artifacts
-        Database and artifact store, as reached from this machine.
-    """
-
-    device: Annotated[str | None, Flag("cpu, cuda:N or mps; default: as in the run.")] = None
-    storage: StorageUrl = field(default=None, repr=False)
-    artifacts: ArtifactStore = None
-    data: Annotated[
-        Path | None, Flag("Path of the dataset on this machine; default: as in the run.")
-    ] = None
-    cache_dir: CacheDir = None
-
-
-WORKER_DEFAULTS = WorkerOptions()

@@ -17,7 +17,7 @@ from advisor.tune.search import Search, SearchResult
 from advisor.tune.time_budget import TimeBudget
 from advisor.tune.trials.executor import LocalExecutor
 from advisor.tune.trials.pruning import make_pruning
-from advisor.tune.trials.study import COORDINATOR, Trials
+from advisor.tune.trials.study import Trials
 from advisor.tune.trials.validation import make_validation
 from advisor.types.advice import Advice, Recommendation
 from advisor.types.events import Event
@@ -43,47 +43,40 @@ def _short(r: Recommendation) -> Recommendation:
 
 
 class Runner:
-    """Runs searches in one run folder, as separate processes would."""
+    """Runs searches in one run folder, as one driver after the other would."""
 
     def __init__(
         self, advice: Advice, dataset: Dataset, backbone: Backbone, ctx: RunContext, folder: Path
     ) -> None:
         self.advice, self.dataset, self.backbone, self.ctx = advice, dataset, backbone, ctx
         self.folder = RunDir.create(folder)
-        self.url = f"sqlite:///{folder / 'study.db'}"
-        self.heartbeat_s = 10
         self.deadline_s = math.inf
         self.n_folds = 1
         self.soup = False
         self.events: list[Event] = []
 
-    def prepare(
-        self, max_trials: int | None = None, only: str | None = None, owner: str = COORDINATOR
-    ) -> Search:
+    def prepare(self, max_trials: int | None = None, only: str | None = None) -> Search:
         n_val = len(self.dataset.val)
         scheduler = make_scheduler(
             self.advice, max(n_val, 1), only=only, max_trials=max_trials, prefer="balanced"
         )
         self.folder.set_phase("searching", math.inf)
         trials = Trials(
-            self.url,
+            self.folder.path / "study.db",
             search_spaces(self.dataset, self.backbone),
-            owner=owner,
-            heartbeat_s=self.heartbeat_s,
             pruning=make_pruning(n_val, by_folds=self.n_folds > 1),
         )
         executor = LocalExecutor(
             self.backbone,
             self.ctx,
             self.folder,
-            trials,
             make_validation(self.dataset.hide_test(), self.n_folds, 0),
             TimeBudget(self.deadline_s, 0, n_val, {self.backbone.input_px: 0.001}),
             Interrupt(),
             SoupCandidates(self.folder, self.n_folds) if self.soup else None,
         )
-        incumbent = Incumbent(self.folder, trials.lock, scheduler)
-        return Search(trials, scheduler, executor, incumbent, self.events.append)
+        incumbent = Incumbent(self.folder, scheduler)
+        return Search(trials, scheduler, executor, executor, incumbent, self.events.append)
 
     def __call__(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
         search = self.prepare(max_trials, only)
@@ -92,13 +85,14 @@ class Runner:
 
     def resume(self, max_trials: int | None = None, only: str | None = None) -> SearchResult:
         search = self.prepare(max_trials, only)
-        kept = self.folder.best()
-        search.trials.requeue_dead(own=True, kept=kept and kept[0])
+        search.trials.requeue_dead(search.incumbent.trial)
         search.run()
         return search.result()
 
     def study(self, name: str) -> optuna.Study:
-        return optuna.load_study(study_name=name, storage=self.url)
+        return optuna.load_study(
+            study_name=name, storage=f"sqlite:///{self.folder.path / 'study.db'}"
+        )
 
     def lines(self) -> list[dict[str, Any]]:
         text = (self.folder.path / "trials.jsonl").read_text()

@@ -19,7 +19,7 @@ from strategies.core.errors import StorageError
 from strategies.core.metrics import Interval
 from strategies.models.classifier import ImageClassifier
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Version of the run directory's format; `RunDir.open` reads no other."""
 _LOCK = "run.lock"
 Phase = Literal["measuring", "searching", "judging", "done"]
@@ -100,7 +100,7 @@ class RunDir:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run's lock: one process at a time coordinates it. A dead process releases it.
+        """Hold the run's lock: one driver at a time writes it. A dead process releases it.
 
         Raises
         ------
@@ -114,8 +114,7 @@ class RunDir:
         except filelock.Timeout as error:
             who = self.state().get("process", "another process")
             raise StorageError(
-                f"{self.path} is in use by {who}. Wait for it, or give another folder with --out. "
-                "To join a running search use tl-auto worker."
+                f"{self.path} is in use by {who}. Wait for it, or give another folder with --out."
             ) from error
 
     def is_locked(self) -> bool:
@@ -212,9 +211,6 @@ class RunDir:
         name = f"trial-{number}-fold-{fold}" if fold else f"trial-{number}"
         return self.path / "checkpoints" / name
 
-    def share_checkpoint(self, number: int, fold: int = 0) -> None:
-        """Share a checkpoint with other processes: nothing to do, as they see the directory."""
-
     def drop_checkpoint(self, number: int, fold: int = 0) -> None:
         """Delete the checkpoint of a trial that has ended."""
         path = self.checkpoint_path(number, fold)
@@ -225,16 +221,8 @@ class RunDir:
         """Return a storage error whose message also says how to continue the run."""
         return StorageError(
             f"{str(error).rstrip('.')}. Finished trials are kept; once there is space, continue "
-            f"with {self.resume_command()}."
+            f"with tl-auto resume {self.path}."
         )
-
-    def resume_command(self) -> str:
-        """Return the command that continues after the cause of an error was fixed."""
-        return f"tl-auto resume {self.path}"
-
-    def join_command(self) -> str:
-        """Return the command with which other processes join the run."""
-        return f"tl-auto worker {self.path}"
 
     @contextlib.contextmanager
     def storage_errors(self, path: Path) -> Iterator[None]:
@@ -288,14 +276,10 @@ class RunDir:
                 shutil.copytree(saved, new, copy_function=_link)
             about = {"refitted": refitted, "averaged": list(averaged)}
             write_json(new / "trial.json", {**asdict(record), **about})
-            self.install_classifier(new)
-
-    def install_classifier(self, new: Path) -> None:
-        """Make a complete folder inside this directory its best classifier, atomically."""
-        for file in new.iterdir():
-            _sync(file)
-        _swap(new, self.path / "classifier")
-        _sync(self.path)
+            for file in new.iterdir():
+                _sync(file)
+            _swap(new, self.path / "classifier")
+            _sync(self.path)
 
     def best(self) -> tuple[TrialRecord, bool] | None:
         """Return the trial of the best classifier, and whether it was refitted with validation."""

@@ -22,8 +22,7 @@ class SoupCandidates:
     """Classifiers of training runs, one per fold, in ``soup_candidates/`` of the run directory.
 
     Only the soup reads them. One that is missing or truncated is skipped, and a resumed run uses
-    those that were written before. Machines without access to a common run directory each keep
-    their own.
+    those that were written before.
     """
 
     folder: RunDir

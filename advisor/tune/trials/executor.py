@@ -1,7 +1,8 @@
 """Executor: fit and score trials one after the other in this process."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from advisor.tune.interventions import BACKBONE, backbone_of, hyperparameters_of
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.time_budget import TimeBudget
-from advisor.tune.trials.study import Claim, Trials, report_values
+from advisor.tune.trials.job import Executor, Job, OnScore, Score, TrialResult
 from advisor.tune.trials.validation import Validation
 from advisor.types.outcome import TrialRecord
 from strategies.core.activation_store import ActivationStore
@@ -28,35 +29,13 @@ from strategies.models.features import extract_features, not_cached
 from strategies.registry import get_strategy
 from strategies.training.trainer import ROUNDS
 
-OnRound = Callable[[Claim, int, Interval], None]
-"""Called with a trial, the number of the evaluation within it, and its validation accuracy."""
-
 
 @dataclass(frozen=True)
-class TrialResult:
-    """A trial that was carried out.
+class LocalExecutor(Executor):
+    """Fits and scores trials in this process, one after the other.
 
     Attributes
     ----------
-    classifier
-        None if the trial has no score.
-    saved
-        Folder in which the classifier is saved already; None: it is in memory only.
-    """
-
-    record: TrialRecord
-    classifier: ImageClassifier | None = None
-    saved: Path | None = None
-
-
-@dataclass(frozen=True)
-class LocalExecutor:
-    """Fits and scores trials in this process. It decides nothing and owns no results.
-
-    Attributes
-    ----------
-    trials
-        Where a trial reports the accuracies by which it may be pruned.
     validation
         The folds that trials are scored on.
     soup_candidates
@@ -68,7 +47,6 @@ class LocalExecutor:
     backbone: Backbone
     ctx: RunContext
     folder: RunDir
-    trials: Trials
     validation: Validation
     budget: TimeBudget
     interrupt: Interrupt
@@ -97,13 +75,13 @@ class LocalExecutor:
             return None
         return replace(dataset, train=train, val=val)
 
-    def fit_head(self, claim: Claim, part: Dataset) -> TrialResult:
+    def fit_head(self, job: Job, part: Dataset) -> TrialResult:
         """Fit a head to cached features of a part of the dataset, and score it on others of them.
 
         No image is read. The classifier is fitted to train and validation images together.
         """
         start = time.monotonic()
-        strategy = get_strategy(claim.strategy).from_hyperparameters(claim.hyperparameters)
+        strategy = get_strategy(job.strategy).from_hyperparameters(job.hyperparameters)
         scored = strategy.fit(part, self.backbone, self.ctx)
         features = extract_features(part.val, self.backbone, self.ctx).at(scored.depths)
         with torch.inference_mode():
@@ -112,8 +90,8 @@ class LocalExecutor:
         accuracy = proportion(float(is_correct.mean()), len(part.val))
         classifier = strategy.fit(part.with_val_in_train(), self.backbone, self.ctx)
         record = TrialRecord(
-            claim.number,
-            claim.strategy,
+            job.number,
+            job.strategy,
             dict(classifier.hyperparameters),
             accuracy,
             round(time.monotonic() - start, 3),
@@ -122,7 +100,22 @@ class LocalExecutor:
         )
         return TrialResult(record, classifier)
 
-    def run(self, claim: Claim, on_round: OnRound) -> TrialResult:
+    @property
+    def capacity(self) -> int:
+        """One trial at a time."""
+        return 1
+
+    def submit(self, job: Job, on_score: OnScore) -> Future[TrialResult]:
+        """Run a trial to its end; return its result as a future that is done."""
+        future: Future[TrialResult] = Future()
+        future.set_result(self.run(job, on_score))
+        return future
+
+    def wait(self, futures: Collection[Future[TrialResult]]) -> list[Future[TrialResult]]:
+        """Return all futures: they are done."""
+        return list(futures)
+
+    def run(self, job: Job, on_score: OnScore) -> TrialResult:
         """Run one trial to its end: it gets a score, or a reason why it has none.
 
         Raises
@@ -136,28 +129,28 @@ class LocalExecutor:
         pruned = False
         classifier, accuracy, reason = None, None, None
         try:
-            with self.trials.heartbeat(claim), self.interrupt.interruptible():
-                classifier, accuracy = self._fit(claim, on_round)
+            with self.interrupt.interruptible():
+                classifier, accuracy = self._fit(job, on_score)
         except KeyboardInterrupt:
             if self.interrupt.requested_twice:
                 raise
             reason = "interrupted"
         except optuna.TrialPruned:
-            pruned, reason = True, f"pruned: {self.trials.pruning.reason}"
+            pruned = True
         except StorageError as error:
             raise self.folder.with_resume_hint(error) from error
         except TransferError as error:
             reason = str(error)
         except (MemoryError, RuntimeError) as error:
             reason = out_of_memory_reason(error)
-        used = dict(classifier.hyperparameters if classifier else claim.trial.params)
-        if BACKBONE in claim.fixed:
-            used[BACKBONE] = claim.fixed[BACKBONE]
+        used = dict(classifier.hyperparameters) if classifier else job.hyperparameters
+        if BACKBONE in job.settings:
+            used[BACKBONE] = job.settings[BACKBONE]
         seconds = round(time.monotonic() - start, 3)
-        record = TrialRecord(claim.number, claim.strategy, used, accuracy, seconds, reason, pruned)
-        return TrialResult(record, classifier, self._saved(claim) if classifier else None)
+        record = TrialRecord(job.number, job.strategy, used, accuracy, seconds, reason, pruned)
+        return TrialResult(record, classifier, self._saved(job) if classifier else None)
 
-    def refit(self, claim: Claim, record: TrialRecord) -> ImageClassifier | None:
+    def refit(self, record: TrialRecord) -> ImageClassifier | None:
         """Fit a scored trial again on train and validation together.
 
         This is done at once, while its features are still in memory. None if it trains a network,
@@ -168,10 +161,9 @@ class LocalExecutor:
             return None
         ctx = self.ctx.with_deadline(self.budget.search_ends_s())
         try:
-            with self.trials.heartbeat(claim):
-                backbone = backbone_of(record.hyperparameters, self.backbone)
-                chosen = strategy.from_hyperparameters(hyperparameters_of(record.hyperparameters))
-                return chosen.fit(self.dataset.with_val_in_train(), backbone, ctx)
+            backbone = backbone_of(record.hyperparameters, self.backbone)
+            chosen = strategy.from_hyperparameters(hyperparameters_of(record.hyperparameters))
+            return chosen.fit(self.dataset.with_val_in_train(), backbone, ctx)
         except OutOfTime as error:
             why = str(error)
         except (MemoryError, RuntimeError) as error:
@@ -186,47 +178,54 @@ class LocalExecutor:
         pool = self.soup_candidates
         return 0 if pool is None else pool.n_reserved(done, self.validation)
 
-    def drop_checkpoints(self, claim: Claim) -> None:
+    def forget(self, job: Job) -> None:
         """Delete the checkpoints of a trial that has ended."""
         for number in range(len(self.validation.folds)):
-            self.folder.drop_checkpoint(claim.number, number)
+            self.folder.drop_checkpoint(job.number, number)
 
-    def _fit(self, claim: Claim, on_round: OnRound) -> tuple[ImageClassifier, Interval]:
-        strategy = get_strategy(claim.strategy).from_hyperparameters(claim.hyperparameters)
-        backbone = backbone_of(claim.fixed, self.backbone)
+    def clear(self) -> None:
+        """Delete the checkpoints and soup candidates of all trials, after the run."""
+        self.folder.clear_checkpoints()
+        if self.soup_candidates:
+            self.soup_candidates.clear()
+
+    def _fit(self, job: Job, on_score: OnScore) -> tuple[ImageClassifier, Interval]:
+        strategy = get_strategy(job.strategy).from_hyperparameters(job.hyperparameters)
+        backbone = backbone_of(job.settings, self.backbone)
         refusal = strategy.inapplicable(self.dataset, backbone)
         if refusal is not None:
             raise TransferError(refusal)
 
         def fit(fold: Dataset, number: int, n_left: int) -> ImageClassifier:
-            on_epoch = self._on_epoch(claim, fold, number, on_round)
+            on_epoch = self._on_epoch(job, fold, on_score)
             ctx = replace(
                 self.ctx,
                 deadline_s=self.budget.fold_ends_s(n_left),
                 reporter=replace(self.ctx.reporter, on_epoch=on_epoch),
                 training=replace(
                     self.ctx.training,
-                    checkpoint=self.folder.checkpoint(claim.number, number),
+                    checkpoint=self.folder.checkpoint(job.number, number),
                     activation_store=self.activation_store,
                 ),
             )
             classifier = strategy.fit(fold, backbone, ctx)
-            if self.soup_candidates and self.soup_candidates.accepts(claim.strategy):
-                self.soup_candidates.save(classifier, claim.number, number)
+            if self.soup_candidates and self.soup_candidates.accepts(job.strategy):
+                self.soup_candidates.save(classifier, job.number, number)
             return classifier
 
         def on_fold(hits: Mapping[int, float]) -> None:
-            if by_folds and strategy.trains_network and report_values(claim.trial, hits):
+            may_prune = by_folds and strategy.trains_network
+            if may_prune and on_score(job, Score(values=hits)):
                 raise optuna.TrialPruned
 
         by_folds = len(self.validation.folds) > 1
-        known = self.trials.reported_values(claim) if by_folds else {}
+        known = job.known if by_folds else {}
         return self.validation.score(fit, self._score_images, on_fold, known)
 
-    def _saved(self, claim: Claim) -> Path | None:
-        if self.soup_candidates is None or not self.soup_candidates.accepts(claim.strategy):
+    def _saved(self, job: Job) -> Path | None:
+        if self.soup_candidates is None or not self.soup_candidates.accepts(job.strategy):
             return None
-        return self.soup_candidates.path(claim.number, 0)
+        return self.soup_candidates.path(job.number, 0)
 
     def _score_images(self, classifier: ImageClassifier, split: Split) -> list[float]:
         """Return 1.0 for each correctly classified image, else 0.0; time the prediction."""
@@ -240,17 +239,15 @@ class LocalExecutor:
         hits: list[float] = is_correct.astype(float).tolist()
         return hits
 
-    def _on_epoch(self, claim: Claim, fold: Dataset, number: int, on_round: OnRound) -> OnEpoch:
+    def _on_epoch(self, job: Job, fold: Dataset, on_score: OnScore) -> OnEpoch:
         def on_epoch(epoch: int, val_accuracy: float | None) -> None:
             self.ctx.reporter.on_progress("this trial", epoch, ROUNDS)
             if val_accuracy is None:
                 return
-            on_round(claim, epoch, proportion(val_accuracy, len(fold.val)))
-            if len(self.validation.folds) == 1 and report_values(
-                claim.trial, {epoch: val_accuracy}
-            ):
+            values = {epoch: val_accuracy} if len(self.validation.folds) == 1 else {}
+            accuracy = proportion(val_accuracy, len(fold.val))
+            if on_score(job, Score(epoch, accuracy, values)):
                 raise optuna.TrialPruned
-            self.folder.share_checkpoint(claim.number, number)
 
         return on_epoch
 

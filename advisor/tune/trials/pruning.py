@@ -1,14 +1,14 @@
 """Pruners: successive halving (ASHA) for training runs, Wilcoxon's test for folds."""
 
 import math
+import warnings
 from collections.abc import Container
 from dataclasses import dataclass
 
+from optuna.exceptions import ExperimentalWarning
 from optuna.pruners import BasePruner, SuccessiveHalvingPruner, WilcoxonPruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-
-from advisor.tune.distributed.database import ignore_experimental_warnings
 
 WILCOXON_P = 0.05
 """A trial is pruned if the p-value of a Wilcoxon test against the best trial is below this. One
@@ -102,7 +102,8 @@ def make_pruning(n_val: int, *, by_folds: bool) -> Pruning:
         rather than an accuracy at every round.
     """
     if by_folds:
-        with ignore_experimental_warnings():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
             pruner = WilcoxonPruner(p_threshold=WILCOXON_P)
         reason = "worse than the best trial on the same images by more than chance"
         return Pruning(pruner, reason)

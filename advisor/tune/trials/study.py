@@ -1,64 +1,35 @@
-"""Trials of a run: one Optuna study per strategy, in a database that worker processes share.
+"""Trials of a run: one Optuna study per strategy, in ``study.db`` of the run folder.
 
-A trial of this program has a number that counts over all strategies and outlives the process that
-runs it. If that process dies, Optuna's trial fails, and a new one with the same number and the
-same hyperparameters is enqueued. So each number counts once.
+A trial of this program has a number that counts over all strategies and outlives the driver. If
+the driver dies, Optuna's trial fails, and a new one with the same number and the same
+hyperparameters is enqueued. So each number counts once.
 """
 
 import contextlib
-import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from pathlib import Path
 
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError
 from optuna.pruners import BasePruner
 from optuna.storages import RDBStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
+from sqlalchemy.exc import DBAPIError
 
-from advisor.tune.distributed.database import (
-    DATABASE_ERRORS,
-    Lock,
-    LockLost,
-    SeededTPE,
-    ignore_experimental_warnings,
-    open_storage,
-    retry_transient,
-)
-from advisor.tune.interventions import hyperparameters_of
+from advisor.tune.trials.job import Job
 from advisor.tune.trials.pruning import Pruning
+from advisor.tune.trials.sampler import SeededTPE
 from advisor.types.outcome import TrialRecord
+from strategies.core.errors import StorageError
 from strategies.core.metrics import Interval
 
 MAX_ATTEMPTS = 3
 """A trial whose process died this often without progress is given up: it may be the cause."""
-COORDINATOR = "coordinator"
-"""Owner of the trials of the process that holds the run's lock."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A trial that this process has claimed and must run."""
-
-    number: int
-    strategy: str
-    trial: Trial
-
-    @property
-    def fixed(self) -> Mapping[str, Any]:
-        """Settings that the search space does not contain, such as those of interventions."""
-        found: Mapping[str, Any] = self.trial.user_attrs.get("fixed", {})
-        return found
-
-    @property
-    def hyperparameters(self) -> Mapping[str, Any]:
-        """Hyperparameters of the trial: those that are fixed, and those of the search space."""
-        return {**hyperparameters_of(self.fixed), **self.trial.params}
+BUSY_TIMEOUT_S = 60
+"""Seconds to wait for a reader of the database, such as optuna-dashboard."""
 
 
 @dataclass(frozen=True)
@@ -74,62 +45,68 @@ class TrialsSnapshot:
         return len(self.done) + len(self.unfinished)
 
 
+@contextlib.contextmanager
+def database_errors() -> Iterator[None]:
+    """Turn errors of the database into StorageError.
+
+    Raises
+    ------
+    StorageError
+        If the database cannot be read or written, for example because the disk is full.
+    """
+    try:
+        yield
+    except (StorageInternalError, DBAPIError) as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise StorageError(
+            f"The database of the trials cannot be used: {reason}. Finished trials are "
+            "kept; continue with tl-auto resume."
+        ) from error
+
+
 class Trials:
-    """All trials of a run.
+    """All trials of a run. Only the driver of the run uses them.
 
     Parameters
     ----------
-    url
-        SQLAlchemy URL of the database.
+    path
+        The SQLite file; it is created if it does not exist.
     spaces
         Search space of every strategy by name; each strategy gets a study.
-    prefix
-        Prefix of the study names, for runs that share a database.
     seed
         Seed of the sampler.
-    owner
-        Name of this process; `COORDINATOR` for the one that holds the run's lock.
-    heartbeat_s
-        Seconds between heartbeats. After six missed heartbeats a worker is presumed dead.
     pruning
         When trials are stopped early.
 
     Attributes
     ----------
-    spaces
-        As given.
-    lock
-        Lock under which one process at a time claims a trial or updates the best classifier.
-    pruning
+    spaces, pruning
         As given.
 
     Raises
     ------
     StorageError
-        If the database cannot be opened.
+        If the database cannot be used; so do all methods.
     """
 
+    @database_errors()
     def __init__(
         self,
-        url: str,
+        path: Path,
         spaces: Mapping[str, Mapping[str, BaseDistribution]],
         *,
-        prefix: str = "",
         seed: int = 0,
-        owner: str = COORDINATOR,
-        heartbeat_s: int = 10,
         pruning: Pruning,
     ) -> None:
-        self.owner, self.spaces, self.pruning = owner, spaces, pruning
-        self._storage = open_storage(url, heartbeat_s)
-        self.lock = Lock(self._storage, prefix)
+        self.spaces, self.pruning = spaces, pruning
+        arguments = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+        storage = RDBStorage(f"sqlite:///{path.resolve()}", engine_kwargs=arguments)
         self._studies = {
-            name: retry_transient(
-                partial(_create_study, self._storage, prefix + name, seed, pruning.pruner)
-            )
-            for name in spaces
+            name: _create_study(storage, name, seed, pruning.pruner) for name in spaces
         }
+        self._running: dict[int, Trial] = {}
 
+    @database_errors()
     def snapshot(self) -> TrialsSnapshot:
         """Return the state of all trials. Each number counts once, with its latest attempt."""
         latest = self._latest_attempts().values()
@@ -137,168 +114,73 @@ class Trials:
         unfinished = [name for name, trial in latest if not _is_done(trial)]
         return TrialsSnapshot(tuple(sorted(done, key=lambda r: r.number)), tuple(unfinished))
 
-    def requeue_dead(self, *, own: bool, kept: TrialRecord | None) -> None:
-        """Enqueue the trials of dead workers again.
-
-        The caller must hold `lock`. A worker is presumed dead if it missed six heartbeats, or if
-        it died before it had finished claiming its trial.
+    @database_errors()
+    def requeue_dead(self, kept: TrialRecord | None) -> None:
+        """Enqueue the trials again that were running when an earlier driver died.
 
         Parameters
         ----------
-        own
-            Whether running trials of this owner belong to an earlier, dead process as well.
         kept
             The trial of the best classifier on disk, if any. If it is among them it was complete
             and only not recorded yet, so it is recorded rather than enqueued.
         """
         for study in self._studies.values():
-            with ignore_experimental_warnings():
-                retry_transient(partial(optuna.storages.fail_stale_trials, study))
-            for trial in retry_transient(partial(study.get_trials, states=(TrialState.RUNNING,))):
-                owner = trial.user_attrs.get("owner")
-                if owner is None or (own and owner == self.owner):
-                    self._finish_dead(study, trial, kept)
+            for trial in study.get_trials(states=(TrialState.RUNNING,)):
+                _finish_dead(study, trial, kept)
         for name, trial in self._latest_attempts().values():
             if trial.state == TrialState.FAIL and "reason" not in trial.user_attrs:
-                self._requeue(self._studies[name], trial)
+                _requeue(self._studies[name], trial)
 
-    def claim(self, strategy: str | None, start: Mapping[str, Any]) -> Claim | None:
-        """Claim an enqueued trial, or else begin one of `strategy`; None if there is neither.
-
-        The caller must hold `lock`.
+    @database_errors()
+    def begin(self, strategy: str | None, start: Mapping[str, object]) -> Job | None:
+        """Begin a trial that is enqueued, or else one of `strategy`; None if there is neither.
 
         Parameters
         ----------
         strategy
-            None: claim only a trial that is enqueued already.
+            None: begin only a trial that is enqueued already.
         start
-            Hyperparameters that are set; the sampler draws the others.
+            Settings that are given; the sampler draws the other hyperparameters. Those that are
+            not in the search space are kept as they are.
         """
         waiting = self._strategy_with_waiting_trial()
         if waiting is None:
             if strategy is None:
                 return None
-            retry_transient(lambda: self._enqueue(strategy, self.snapshot().n, start))
+            self._enqueue(strategy, start)
             waiting = strategy
-        study = self._studies[waiting]
-        with warnings.catch_warnings():  # heartbeats are sent by `heartbeat`, not by optimize
-            warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)
-            trial = retry_transient(partial(study.ask, dict(self.spaces[waiting])))
-        # Another `ask`, whose answer was lost, may have emptied the queue: this trial is not ours.
-        if "number" not in trial.user_attrs:
-            retry_transient(lambda: study.tell(trial, state=TrialState.FAIL))
-            return None
-        self._record_heartbeat(trial)
-        retry_transient(lambda: trial.set_user_attr("owner", self.owner))
-        claim = Claim(int(trial.user_attrs["number"]), waiting, trial)
-        try:
-            # If the lock was lost, another process may have requeued the trial: it had no owner.
-            self.lock.check_held()
-        except LockLost:
-            self.release(claim)
-            raise
-        return claim
+        trial = self._studies[waiting].ask(dict(self.spaces[waiting]))
+        number = int(trial.user_attrs["number"])
+        self._running[number] = trial
+        known = self._trials_of(waiting)[trial.number].intermediate_values
+        return Job(number, waiting, {**trial.user_attrs["fixed"], **trial.params}, known)
 
-    def _enqueue(self, strategy: str, number: int, start: Mapping[str, Any]) -> None:
-        if self._strategy_with_waiting_trial() is None:  # else an earlier try was successful
-            self.lock.check_held()
-            space = self.spaces[strategy]
-            fixed = {name: value for name, value in start.items() if name not in space}
-            begun_with = {name: value for name, value in start.items() if name in space}
-            self._studies[strategy].enqueue_trial(
-                begun_with, user_attrs={"number": number, "fixed": fixed}
-            )
+    @database_errors()
+    def report(self, job: Job, values: Mapping[int, float]) -> bool:
+        """Record values of a running trial by step; return whether it should be pruned.
 
-    @contextlib.contextmanager
-    def heartbeat(self, claim: Claim) -> Iterator[None]:
-        """Send heartbeats in a background thread while a trial runs."""
-        ended = threading.Event()
+        Steps that are known already are skipped.
+        """
+        trial = self._running[job.number]
+        known = self._trials_of(job.strategy)[trial.number].intermediate_values
+        for step, value in values.items():
+            if step not in known:
+                trial.report(value, step)
+        return trial.should_prune()
 
-        def beat() -> None:
-            while not ended.wait(self._storage.heartbeat_interval):
-                with contextlib.suppress(*DATABASE_ERRORS):  # the next one may succeed
-                    self._record_heartbeat(claim.trial)
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
-
-    def tell(self, claim: Claim, record: TrialRecord) -> None:
+    @database_errors()
+    def tell(self, record: TrialRecord) -> None:
         """Record a finished trial: its score with an interval, or the reason why it has none."""
-        self._tell(self._studies[claim.strategy], claim.trial._trial_id, record)
+        trial = self._running.pop(record.number)
+        _tell(self._studies[record.strategy], trial._trial_id, trial.number, record)
 
-    def reported_values(self, claim: Claim) -> Mapping[int, float]:
-        """Return the values that an earlier attempt at a trial has reported, by step."""
-        return self._trials_of(claim.strategy)[claim.trial.number].intermediate_values
-
-    def release(self, claim: Claim) -> None:
-        """Release a claimed trial, so that it is enqueued for any process."""
-        study = self._studies[claim.strategy]
-        retry_transient(
-            lambda: study.tell(claim.trial, state=TrialState.FAIL, skip_if_finished=True)
+    def _enqueue(self, strategy: str, start: Mapping[str, object]) -> None:
+        space = self.spaces[strategy]
+        fixed = {name: value for name, value in start.items() if name not in space}
+        begun_with = {name: value for name, value in start.items() if name in space}
+        self._studies[strategy].enqueue_trial(
+            begun_with, user_attrs={"number": self.snapshot().n, "fixed": fixed}
         )
-
-    def _tell(self, study: Study, trial_id: int, record: TrialRecord) -> None:
-        interval = record.val_accuracy
-        attributes = {
-            "seconds": record.seconds,
-            "reason": record.reason,
-            "hyperparameters": dict(record.hyperparameters),
-            "interval": None if interval is None else [interval.low, interval.mid, interval.high],
-            "n_train": record.n_train,
-        }
-        number = retry_transient(lambda: self._storage.get_trial_number_from_id(trial_id))
-        with contextlib.suppress(UpdateFinishedTrialError):  # presumed dead meanwhile
-            for key, value in attributes.items():
-                retry_transient(partial(self._storage.set_trial_user_attr, trial_id, key, value))
-            failed = TrialState.PRUNED if record.pruned else TrialState.FAIL
-            state = TrialState.COMPLETE if interval else failed
-            score = interval.mid if interval else None
-            retry_transient(lambda: study.tell(number, score, state, skip_if_finished=True))
-
-    def _finish_dead(self, study: Study, dead: FrozenTrial, kept: TrialRecord | None) -> None:
-        """Finish an attempt whose process died: complete if its score is known, else failed."""
-        if kept is not None and kept.number == dead.user_attrs.get("number"):
-            self._tell(study, dead._trial_id, kept)
-        found = dead.user_attrs.get("interval")
-        state = TrialState.COMPLETE if found else TrialState.FAIL
-        score = found[1] if found else None
-        retry_transient(lambda: study.tell(dead.number, score, state, skip_if_finished=True))
-
-    def _requeue(self, study: Study, dead: FrozenTrial) -> None:
-        """Enqueue a lost attempt again with all it reported, unless its process died too often."""
-        if _is_given_up(dead):
-            return
-        n_steps = len(dead.intermediate_values)
-        no_progress = n_steps <= dead.user_attrs.get("n_steps", 0)
-        attempts = dead.user_attrs.get("attempts", 1) + 1 if no_progress else 1
-        attempt = create_trial(
-            state=TrialState.WAITING,
-            params=dead.params,
-            distributions=dead.distributions,
-            user_attrs={
-                "number": dead.user_attrs["number"],
-                "fixed": dead.user_attrs.get("fixed", {}),
-                "attempts": attempts,
-                "n_steps": n_steps,
-            },
-            system_attrs=dead.system_attrs,
-            intermediate_values=dead.intermediate_values,
-        )
-
-        def add() -> None:
-            # If the lock was lost, so was the answer to an earlier try, which may have succeeded.
-            self.lock.check_held()
-            study.add_trial(attempt)
-
-        retry_transient(add)
-
-    def _record_heartbeat(self, trial: Trial) -> None:
-        retry_transient(lambda: self._storage.record_heartbeat(trial._trial_id))
 
     def _strategy_with_waiting_trial(self) -> str | None:
         for name, trial in self._all_trials():
@@ -308,8 +190,7 @@ class Trials:
 
     def _latest_attempts(self) -> dict[int, tuple[str, FrozenTrial]]:
         """Return the latest attempt at every number."""
-        numbered = ((name, t) for name, t in self._all_trials() if "number" in t.user_attrs)
-        return {t.user_attrs["number"]: (name, t) for name, t in numbered}
+        return {t.user_attrs["number"]: (name, t) for name, t in self._all_trials()}
 
     def _all_trials(self) -> Iterator[tuple[str, FrozenTrial]]:
         for name in self._studies:
@@ -317,17 +198,7 @@ class Trials:
                 yield name, trial
 
     def _trials_of(self, strategy: str) -> list[FrozenTrial]:
-        study = self._studies[strategy]
-        return retry_transient(lambda: study.get_trials(deepcopy=False))
-
-
-def report_values(trial: Trial, values: Mapping[int, float]) -> bool:
-    """Report values by step, except known steps; return whether the trial should be pruned."""
-    known = retry_transient(lambda: trial.study.get_trials(deepcopy=False))[trial.number]
-    for step, value in values.items():
-        if step not in known.intermediate_values:
-            retry_transient(partial(trial.report, value, step))
-    return bool(retry_transient(trial.should_prune))
+        return self._studies[strategy].get_trials(deepcopy=False)
 
 
 def _create_study(storage: RDBStorage, name: str, seed: int, pruner: BasePruner) -> Study:
@@ -339,6 +210,56 @@ def _create_study(storage: RDBStorage, name: str, seed: int, pruner: BasePruner)
         pruner=pruner,
         load_if_exists=True,
     )
+
+
+def _tell(study: Study, trial_id: int, trial_number: int, record: TrialRecord) -> None:
+    interval = record.val_accuracy
+    attributes = {
+        "seconds": record.seconds,
+        "hyperparameters": dict(record.hyperparameters),
+        "n_train": record.n_train,
+        "interval": None if interval is None else [interval.low, interval.mid, interval.high],
+        "reason": record.reason,  # last: a trial that failed and has no reason was lost
+    }
+    for key, value in attributes.items():
+        study._storage.set_trial_user_attr(trial_id, key, value)
+    failed = TrialState.PRUNED if record.pruned else TrialState.FAIL
+    state = TrialState.COMPLETE if interval else failed
+    study.tell(trial_number, interval.mid if interval else None, state)
+
+
+def _finish_dead(study: Study, dead: FrozenTrial, kept: TrialRecord | None) -> None:
+    """Finish an attempt whose driver died: complete if its score is known, else failed."""
+    found = dead.user_attrs.get("interval")
+    if kept is not None and kept.number == dead.user_attrs["number"]:
+        _tell(study, dead._trial_id, dead.number, kept)
+    elif found:
+        study.tell(dead.number, found[1], TrialState.COMPLETE)
+    else:
+        study.tell(dead.number, state=TrialState.FAIL)
+
+
+def _requeue(study: Study, dead: FrozenTrial) -> None:
+    """Enqueue a lost attempt again with all it reported, unless its process died too often."""
+    if _is_given_up(dead):
+        return
+    n_steps = len(dead.intermediate_values)
+    no_progress = n_steps <= dead.user_attrs.get("n_steps", 0)
+    attempts = dead.user_attrs.get("attempts", 1) + 1 if no_progress else 1
+    attempt = create_trial(
+        state=TrialState.WAITING,
+        params=dead.params,
+        distributions=dead.distributions,
+        user_attrs={
+            "number": dead.user_attrs["number"],
+            "fixed": dead.user_attrs["fixed"],
+            "attempts": attempts,
+            "n_steps": n_steps,
+        },
+        system_attrs=dead.system_attrs,
+        intermediate_values=dead.intermediate_values,
+    )
+    study.add_trial(attempt)
 
 
 def _is_done(trial: FrozenTrial) -> bool:

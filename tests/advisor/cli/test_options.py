@@ -10,7 +10,6 @@ from advisor.types.flags import arguments, declared_in
 from advisor.types.options import (
     DEFAULTS,
     RUN_DEFAULTS,
-    WORKER_DEFAULTS,
     Options,
     RunOptions,
 )
@@ -84,7 +83,6 @@ def test_durations_switches_and_0_images_are_read() -> None:
         (advise_app, [], DEFAULTS),
         (auto_app, ["run"], DEFAULTS),
         (auto_app, ["run"], RUN_DEFAULTS),
-        (auto_app, ["worker"], WORKER_DEFAULTS),
     ],
 )
 def test_help_shows_every_declared_option(

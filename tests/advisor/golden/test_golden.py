@@ -78,8 +78,7 @@ def test_a_run_killed_twice_and_resumed_has_the_same_trials_and_the_same_best(ru
                 raise SystemExit
 
         search = run.prepare(4)
-        kept = run.folder.best()
-        search.trials.requeue_dead(own=True, kept=kept and kept[0])
+        search.trials.requeue_dead(search.incumbent.trial)
         object.__setattr__(search, "on_event", die)
         with pytest.raises(SystemExit):
             search.run()

@@ -2,8 +2,8 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
-import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 
@@ -17,7 +17,8 @@ from advisor.tune.interventions import (
     interventions_for,
 )
 from advisor.tune.scheduler import make_scheduler
-from advisor.tune.trials.study import Claim, TrialsSnapshot
+from advisor.tune.trials.pruning import make_pruning
+from advisor.tune.trials.study import Trials, TrialsSnapshot
 from advisor.types.advice import Advice, Finding, Recommendation, Severity
 from advisor.types.profile import AlternativeBackbone
 from strategies.core.errors import OutOfTime, TrainingDiverged
@@ -137,17 +138,18 @@ def test_a_trial_records_its_other_backbone_whether_it_wins_or_not(
         assert made.input_px == run.backbone.input_px
 
 
-def test_start_values_outside_the_search_space_are_set_and_drawn_values_are_kept() -> None:
-    study = optuna.create_study()
-    fixed = {"reset_stages": 2, "backbone": "other"}
-    study.enqueue_trial({"lr": 1e-3}, user_attrs={"fixed": fixed})
-    trial = study.ask({"lr": FloatDistribution(1e-5, 1e-2), "blend": FloatDistribution(0.5, 1.0)})
-    claim = Claim(0, "full_fine_tune", trial)
-    assert claim.hyperparameters == {
-        "lr": 1e-3,
-        "reset_stages": 2,
-        "blend": trial.params["blend"],
-    }
+def test_start_values_outside_the_search_space_are_set_and_drawn_values_are_kept(
+    tmp_path: Path,
+) -> None:
+    space = {"lr": FloatDistribution(1e-5, 1e-2), "blend": FloatDistribution(0.5, 1.0)}
+    pruning = make_pruning(10, by_folds=False)
+    trials = Trials(tmp_path / "study.db", {"full_fine_tune": space}, pruning=pruning)
+    start = {"lr": 1e-3, "reset_stages": 2, "backbone": "other"}
+    job = trials.begin("full_fine_tune", start)
+    assert job is not None
+    assert start.items() <= job.settings.items()
+    assert job.hyperparameters.keys() == {"lr", "reset_stages", "blend"}
+    assert 0.5 <= job.hyperparameters["blend"] <= 1.0
 
 
 @pytest.mark.parametrize("code", ["TL205", "TL202"])

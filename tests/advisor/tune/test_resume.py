@@ -1,21 +1,26 @@
 """Resume after a kill at any point: no finished trial is lost and none counts twice."""
 
+import math
 import signal
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
+from advisor.tune.driver import begin_session
 from advisor.tune.run_dir.directory import RunDir
-from advisor.tune.search import Search, SearchResult
+from advisor.tune.search import SearchResult
 from advisor.tune.trials.study import Trials
 from advisor.types.outcome import TrialRecord
+from strategies.core.cache import ArrayCache
 from strategies.core.errors import StorageError
 from strategies.layer_svm import LayerSVM
 from strategies.models.classifier import ImageClassifier
+from strategies.models.features import extract_features
+from strategies.training.trainer import ROUNDS
 from tests.advisor.searching import Runner
 
 
@@ -49,7 +54,7 @@ def without_seconds(records: tuple[TrialRecord, ...]) -> list[dict[str, Any]]:
 
 KILL_POINTS: list[tuple[type, str, int, bool]] = [
     (optuna.Study, "ask", 2, False),
-    (Trials, "claim", 2, False),
+    (Trials, "begin", 2, False),
     (LayerSVM, "fit", 3, False),
     (RunDir, "save_best", 1, False),
     (optuna.Study, "tell", 2, True),
@@ -168,15 +173,47 @@ def test_one_ctrl_c_keeps_the_best_and_a_second_stops_at_once(
         signal.raise_signal(signal.SIGINT)
 
 
-def test_two_processes_share_the_trials_and_none_runs_twice(run: Runner) -> None:
-    searches: list[Search] = [
-        run.prepare(max_trials=4, only="layer_svm", owner=name) for name in ("one", "two")
-    ]
-    for _ in range(2):
-        for search in searches:
-            claim, _ = search._claim()
-            assert claim is not None
-            search._run_trial(claim)
-    for search in searches:
-        assert search._claim()[0] is None
-        assert [r.number for r in search.trials.snapshot().done] == [0, 1, 2, 3]
+def test_a_training_run_continues_from_the_round_after_its_checkpoint(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(patch, Trials, "report", call=4, before=False)
+        with pytest.raises(Killed):
+            run(max_trials=1, only="partial_fine_tune")
+    seen = [e.step for e in run.events if e.kind == "round"]
+    assert seen == [1, 2, 3, 4]
+    run.events.clear()
+    found = run.resume(max_trials=1, only="partial_fine_tune")
+    seen = [e.step for e in run.events if e.kind == "round"]
+    assert seen == list(range(5, ROUNDS + 1))
+    assert [r.number for r in found.trials] == [0]
+    values = run.study("partial_fine_tune").trials[-1].intermediate_values
+    assert sorted(values) == list(range(1, ROUNDS + 1))
+
+
+def test_a_run_that_may_have_read_the_test_split_tries_no_more_trials(run: Runner) -> None:
+    search = run.prepare(max_trials=2, only="layer_svm")
+    search.run(stop_at_first=True)
+    for _ in range(2):  # killed and resumed twice while it was judging
+        run.folder.set_phase("judging", math.inf)
+        session = begin_session(run.folder, math.inf)
+        assert session.is_judging
+        search.run()
+    assert [r.number for r in search.result().trials] == [0]
+
+
+def test_a_waiting_trial_is_not_taken_for_the_first_classifier_on_measured_features(
+    run: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        kill_at(patch, Trials, "report", call=1, before=True)
+        with pytest.raises(Killed):
+            run(max_trials=1, only="partial_fine_tune")
+    some = replace(run.ctx, cache=ArrayCache(tmp_path / "some"))
+    few = [i for c in range(3) for i in run.dataset.fit_split if i.label == c]
+    extract_features(few[: len(few) - 1], run.backbone, some)
+    run.ctx = some
+    search = run.prepare(max_trials=2)
+    search.trials.requeue_dead(search.incumbent.trial)
+    search.fit_on_measured()
+    assert search.trials.snapshot().unfinished == ("partial_fine_tune",)

@@ -9,10 +9,10 @@ import optuna
 import pytest
 from optuna.distributions import FloatDistribution
 
-from advisor.tune.distributed.database import SeededTPE
 from advisor.tune.interventions import initial_trials
 from advisor.tune.scheduler import Scheduler, make_scheduler
 from advisor.tune.time_budget import TimeBudget
+from advisor.tune.trials.sampler import SeededTPE
 from advisor.tune.trials.study import TrialsSnapshot
 from advisor.types.advice import Recommendation
 from advisor.types.options import Prefer

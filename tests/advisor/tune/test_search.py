@@ -166,16 +166,14 @@ def test_a_probe_is_refitted_at_once_so_that_no_time_need_be_reserved(run: Runne
     run.deadline_s = time.monotonic() + 3600
     search = run.prepare(max_trials=1)
     before = search.executor.budget.search_ends_s()
-    claim, _ = search._claim()
-    assert claim is not None
-    search._run_trial(claim)
+    search.run()
     best = run.folder.best()
     assert best is not None
     assert best[1]
     assert search.executor.budget.search_ends_s() == before
     longest = replace(best[0], number=1, seconds=4000.0, val_accuracy=Interval(1.0, 1.0, 1.0))
-    assert search.executor.refit(claim, replace(longest, strategy="full_fine_tune")) is None
-    assert search.executor.refit(claim, longest) is None
+    assert search.executor.refit(replace(longest, strategy="full_fine_tune")) is None
+    assert search.executor.refit(longest) is None
 
 
 def test_the_search_can_stop_at_the_first_classifier_and_continue(run: Runner) -> None:

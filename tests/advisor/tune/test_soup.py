@@ -4,12 +4,12 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.run_dir.status import status_lines, status_record
 from advisor.tune.search import Search
@@ -151,7 +151,7 @@ def test_a_run_killed_while_it_averages_averages_again(
 ) -> None:
     search = searched([5.0, -5.0])
     with monkeypatch.context() as patch:
-        kill_at(patch, RunDir, "install_classifier", call=1, before=True)
+        kill_at(patch, Path, "rename", call=1, before=True)
         with pytest.raises(Killed):
             soup_of(search)
     assert run.folder.averaged_trials() == ()

@@ -2,20 +2,21 @@
 
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from advisor.types.flags import arguments, declared_in
-from advisor.types.options import DEFAULTS, Options, RunOptions, WorkerOptions
+from advisor.types.options import DEFAULTS, Options, RunOptions
 from strategies.core.errors import TransferError
 
 
-@pytest.mark.parametrize("options", [Options, RunOptions, WorkerOptions])
+@pytest.mark.parametrize("options", [Options, RunOptions])
 def test_every_field_but_a_callback_has_a_flag_with_a_help(options: type) -> None:
     declared = declared_in(options)
     callbacks = [f.name for f in fields(options) if f.name.startswith("on_")]
     assert [o.name for o in declared] + callbacks == [f.name for f in fields(options)]
-    assert all(o.flag.help.endswith(".") for o in declared if o.name != "storage")
+    assert all(o.flag.help.endswith(".") for o in declared)
 
 
 def test_a_flag_is_named_after_its_field_unless_it_has_a_name() -> None:
@@ -46,7 +47,21 @@ def test_python_refuses_the_values_that_the_command_line_refuses(
 def test_run_options_are_checked_too() -> None:
     with pytest.raises(TransferError, match="--trials must be at least 1, got 0"):
         RunOptions(max_trials=0)
-    assert RunOptions(max_trials=1, heartbeat_s=1).max_trials == 1
+    assert RunOptions(max_trials=1, ddp=1).max_trials == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"gpus": 2}, "--gpus has an effect only with --ray"),
+        ({"storage_path": Path("there")}, "--storage-path has an effect only with --ray"),
+        ({"ray": True, "ddp": 2}, "--ddp and Ray were both given"),
+        ({"ray": True, "ray_address": "auto"}, "--ray and --ray-address were both given"),
+    ],
+)
+def test_options_of_ray_without_effect_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(TransferError, match=message):
+        RunOptions(**given)
 
 
 def test_only_options_that_differ_from_their_defaults_are_printed() -> None:

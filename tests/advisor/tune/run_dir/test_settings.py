@@ -1,4 +1,4 @@
-"""Settings of a run in ``run.json``: read back as they were written, without the password."""
+"""Settings of a run in ``run.json``: read back as they were written."""
 
 import json
 from dataclasses import replace
@@ -9,13 +9,12 @@ import pytest
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.settings import Settings, read_settings, settings_record
 from advisor.types.options import DEFAULTS, RUN_DEFAULTS, Options, RunOptions
-from strategies.core.errors import StorageError, TransferError
+from strategies.core.errors import StorageError
 
 SETTINGS = Settings(
     Path("hfds/mnist"),
-    "run-1/",
     Options(input_px=96, val=Path("val"), cache_dir=Path("cache"), max_images=None, seed=2),
-    RunOptions(time_s=59.5, max_trials=3, control=False, devices="cpu,cpu", ddp=2),
+    RunOptions(time_s=59.5, max_trials=3, control=False, ddp=2),
 )
 
 
@@ -25,9 +24,7 @@ def written(settings: Settings, path: Path) -> Settings:
     return read_settings(folder)
 
 
-@pytest.mark.parametrize(
-    "settings", [SETTINGS, Settings(Path("data"), "", DEFAULTS, RUN_DEFAULTS)]
-)
+@pytest.mark.parametrize("settings", [SETTINGS, Settings(Path("data"), DEFAULTS, RUN_DEFAULTS)])
 def test_settings_are_read_back_as_they_were_written(settings: Settings, tmp_path: Path) -> None:
     assert written(settings, tmp_path / "run") == settings
 
@@ -38,28 +35,6 @@ def test_existing_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     options = Options(reference=Path("reference"), root=Path("missing"))
     found = written(replace(SETTINGS, options=options), tmp_path / "run").options
     assert found == Options(reference=tmp_path / "reference", root=Path("missing"))
-
-
-def test_the_password_of_the_database_is_neither_written_nor_shown(tmp_path: Path) -> None:
-    run = RunOptions(storage="postgresql://me:secret@host/db")
-    found = written(replace(SETTINGS, run=run), tmp_path / "run")
-    assert found.run.storage == "postgresql://me@host/db"
-    assert "secret" not in (tmp_path / "run" / "run.json").read_text()
-    assert "secret" not in repr(run)
-
-
-def test_a_process_may_reach_the_database_by_another_url() -> None:
-    run = replace(SETTINGS.run, storage="postgresql://me@host/db")
-    settings = replace(SETTINGS, run=run)
-    mine = "postgresql://me:secret@other/db"
-    assert settings.with_storage(None) == settings
-    assert settings.with_storage(mine).run == replace(run, storage=mine)
-
-
-def test_a_wrong_database_url_is_refused() -> None:
-    settings = replace(SETTINGS, run=RunOptions(storage="no url"))
-    with pytest.raises(TransferError, match="--storage 'no url' is not a database URL"):
-        settings_record(settings)
 
 
 def test_an_incomplete_record_is_reported(tmp_path: Path) -> None:

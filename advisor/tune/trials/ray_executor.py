@@ -1,0 +1,302 @@
+"""Executor on Ray: one trial per GPU of this machine or of a cluster.
+
+A trial runs in an actor, which Ray starts again on another node if its node dies. The trial then
+continues from its last checkpoint, in a folder that all nodes see. The driver asks the actors for
+the scores of their trials, and tells those that are to be pruned to stop.
+"""
+
+import contextlib
+import hashlib
+import importlib
+import importlib.util
+import math
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from advisor.tune.interrupt import Interrupt
+from advisor.tune.run_dir.directory import RunDir
+from advisor.tune.run_dir.soup_candidates import SoupCandidates
+from advisor.tune.time_budget import TimeBudget
+from advisor.tune.trials.executor import LocalExecutor
+from advisor.tune.trials.job import Executor, Job, OnScore, TrialResult
+from advisor.tune.trials.trial_actor import Message, TrialActor
+from advisor.types.options import RunOptions
+from advisor.types.outcome import TrialRecord
+from strategies.core.activation_store import ActivationStore
+from strategies.core.errors import TransferError
+from strategies.core.progress import Reporter
+from strategies.models.classifier import ImageClassifier
+from strategies.registry import get_strategy
+
+MAX_RESTARTS = 3
+"""A process that died more often than this is given up with its trial: that may be the cause."""
+POLL_S = 0.2
+"""Seconds between two looks at the running trials."""
+GRACE_S = 2.0
+"""A trial may take this many seconds longer than the search, before it is stopped."""
+OBJECT_STORE_BYTES = 200 * 2**20
+"""Size of the object store of a Ray that is started here. It holds the list of images."""
+
+
+@dataclass
+class _Running:
+    """A trial that was submitted: its actor, and Ray's references to what the actor returns."""
+
+    job: Job
+    on_score: OnScore
+    actor: Any
+    result: Any
+    messages: Any
+    ends_s: float
+    is_alive: bool = True
+    begun_s: float = field(default_factory=time.monotonic)
+    future: Future[TrialResult] = field(default_factory=Future)
+
+
+class RayExecutor(Executor):
+    """Carries out trials on Ray: one per GPU, or one per node where there are none.
+
+    Processes are used again for later trials.
+
+    Parameters
+    ----------
+    local
+        Executor of the driver's process.
+    storage
+        Folder that the driver and all nodes see, for checkpoints and classifiers.
+    ray
+        The module, connected to a cluster.
+    max_trials
+        Most trials at a time; None: as many as there are GPUs or nodes.
+    """
+
+    def __init__(
+        self, local: LocalExecutor, storage: Path, ray: ModuleType, max_trials: int | None
+    ) -> None:
+        self._driver, self._storage, self._ray, self._most = local, storage, ray, max_trials
+        self._running: dict[int, _Running] = {}
+        self._idle: list[Any] = []
+        there = RunDir(storage)
+        pool = local.soup_candidates
+        sent = replace(
+            local,
+            ctx=replace(local.ctx, reporter=Reporter()),
+            folder=there,
+            interrupt=Interrupt(),
+            soup_candidates=None if pool is None else SoupCandidates(there, pool.n_folds),
+            activation_store=ActivationStore(),
+        )
+        self._sent = ray.put(sent)  # once per node, not once per trial
+
+    @property
+    def capacity(self) -> int:
+        """Number of GPUs, or of nodes if there is none; nodes may join and die."""
+        n = sum(n_trials for n_trials, _ in self._shares())
+        return n if self._most is None else min(n, self._most)
+
+    def submit(self, job: Job, on_score: OnScore) -> Future[TrialResult]:
+        """Send a trial to Ray, which starts it when a node is free."""
+        actor = self._idle.pop() if self._idle else self._new_actor()
+        result, messages = actor.run.remote(*self._given(), job), actor.take.remote()
+        ends_s = self._driver.budget.search_ends_s()
+        running = _Running(job, on_score, actor, result, messages, ends_s)
+        self._running[job.number] = running
+        return running.future
+
+    def wait(self, futures: Collection[Future[TrialResult]]) -> list[Future[TrialResult]]:
+        """Wait until a trial has ended; pass on scores meanwhile; return those that have ended."""
+        while True:
+            for running in self._running.values():
+                if not running.future.done():
+                    self._look_at(running)
+            if done := [future for future in futures if future.done()]:
+                return done
+            time.sleep(POLL_S)
+
+    def refit(self, record: TrialRecord) -> ImageClassifier | None:
+        """Fit a scored trial again, where it was fitted before. None if that fails in any way."""
+        left_s = self._driver.budget.left_s()
+        if get_strategy(record.strategy).trains_network or left_s <= 0:
+            return None
+        refitted = self._running[record.number].actor.refit.remote(*self._given(), record)
+        try:
+            saved = self._ray.get(refitted, timeout=left_s if math.isfinite(left_s) else None)
+        except self._ray.exceptions.RayError as error:
+            self._driver.ctx.reporter.on_note(
+                f"{record.strategy} was not refitted on train and validation together: "
+                f"{_first_line(error)}"
+            )
+            return None
+        return None if saved is None else ImageClassifier.load(saved, self._driver.ctx.device)
+
+    def forget(self, job: Job) -> None:
+        """Delete the files of a trial that has ended; its process is free for the next one."""
+        running = self._running.pop(job.number)
+        if running.is_alive:
+            self._idle.append(running.actor)
+        there = RunDir(self._storage)
+        for fold in range(len(self._driver.validation.folds)):
+            there.drop_checkpoint(job.number, fold)
+        for name in ("trial", "refitted"):
+            folder = self._storage / "classifiers" / f"{name}-{job.number}"
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def clear(self) -> None:
+        """Delete the files of all trials, after the run."""
+        with self._driver.folder.storage_errors(self._storage):
+            shutil.rmtree(self._storage)
+
+    def _new_actor(self) -> Any:
+        n_cpus = min(share for _, share in self._shares())
+        options = {
+            "num_cpus": n_cpus,
+            "num_gpus": int(self._has_gpus()),
+            "max_concurrency": 3,  # it answers while a trial runs
+            "max_restarts": MAX_RESTARTS,
+            "max_task_retries": -1,  # as often as the process starts again
+        }
+        return self._ray.remote(TrialActor).options(**options).remote(n_cpus)
+
+    def _given(self) -> tuple[Any, TimeBudget, float]:
+        """Return what a process needs for any fit: executor, time budget, deadline."""
+        budget = self._driver.budget
+        return self._sent, budget, budget.deadline_s - time.monotonic() + time.time()
+
+    def _has_gpus(self) -> bool:
+        return bool(self._ray.cluster_resources().get("GPU", 0))
+
+    def _shares(self) -> Sequence[tuple[int, int]]:
+        """Return the number of trials, and the cores of each, of every node that is alive."""
+        alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        gpus = [(int(r["GPU"]), int(r.get("CPU", 1))) for r in alive if r.get("GPU")]
+        nodes = gpus or [(1, int(r["CPU"])) for r in alive if r.get("CPU")]
+        return [(n, max(1, cpus // n)) for n, cpus in nodes]
+
+    def _look_at(self, running: _Running) -> None:
+        """Pass on what a trial has sent; set its result if it has ended or must end."""
+        if self._driver.interrupt.requested:
+            self._end(running, "interrupted")
+        elif time.monotonic() > running.ends_s + GRACE_S:
+            self._end(running, "The time was up before the trial ended.")
+        elif self._is_ready(running.result):
+            self._end_with_result(running)
+        elif self._is_ready(running.messages):
+            # While its actor starts again elsewhere, nothing is lost but the scores on their way.
+            with contextlib.suppress(self._ray.exceptions.RayActorError):
+                self._pass_on(running, self._ray.get(running.messages))
+            running.messages = running.actor.take.remote()
+
+    def _end_with_result(self, running: _Running) -> None:
+        errors = self._ray.exceptions
+        try:
+            with contextlib.suppress(errors.RayActorError, errors.GetTimeoutError):
+                self._pass_on(running, self._ray.get(running.messages, timeout=GRACE_S))
+            result, messages = self._ray.get(running.result)
+        except errors.RayActorError as error:
+            self._end(running, f"its process died: {_first_line(error)}")
+            return
+        except errors.RayTaskError as error:
+            raise error.cause from error
+        self._pass_on(running, messages)
+        if result.saved is not None:
+            classifier = ImageClassifier.load(result.saved, self._driver.ctx.device)
+            self._driver.budget.expect_size(classifier.backbone.input_px)
+            result = replace(result, classifier=classifier)
+        running.future.set_result(result)
+
+    def _pass_on(self, running: _Running, messages: Sequence[Message]) -> None:
+        for message in messages:
+            if isinstance(message, str):
+                self._driver.ctx.reporter.on_note(message)
+            elif running.on_score(running.job, message):
+                running.actor.stop.remote(running.job.number)
+
+    def _is_ready(self, reference: Any) -> bool:
+        return bool(self._ray.wait([reference], timeout=0)[0])
+
+    def _end(self, running: _Running, reason: str) -> None:
+        job, seconds = running.job, round(time.monotonic() - running.begun_s, 3)
+        record = TrialRecord(job.number, job.strategy, job.settings, None, seconds, reason)
+        running.is_alive = False
+        self._ray.kill(running.actor)
+        running.future.set_result(TrialResult(record))
+
+
+def storage_of(folder: RunDir, given: Path | None) -> Path:
+    """Return the folder of a run's checkpoints: in the run folder, or in one that was given."""
+    path = folder.path.resolve()
+    if given is None:
+        return path / "ray"
+    name = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    return given.absolute() / f"{path.name}-{name}"
+
+
+@contextlib.contextmanager
+def trial_executor(local: LocalExecutor, run: RunOptions) -> Iterator[Executor]:
+    """Give the executor of a run's trials: that of this process, or Ray for the time of the block.
+
+    Raises
+    ------
+    TransferError
+        If there is no cluster at the address.
+    """
+    if not run.uses_ray:
+        yield local
+        return
+    storage = storage_of(local.folder, run.storage_path)
+    with local.folder.storage_errors(storage):
+        storage.mkdir(parents=True, exist_ok=True)
+    with _connected(run) as ray:
+        yield RayExecutor(local, storage, ray, run.gpus)
+
+
+def check_ray(run: RunOptions) -> None:
+    """Check that Ray is installed and has the GPUs, if a run needs it.
+
+    Raises
+    ------
+    TransferError
+        If it is not, or this machine has fewer GPUs.
+    """
+    if run.uses_ray and importlib.util.find_spec("ray") is None:
+        raise TransferError("--ray needs an extra: pip install 'tl-advisor[ray]'.")
+    if run.ray and run.gpus is not None and run.gpus > torch.cuda.device_count():
+        raise TransferError(
+            f"--gpus {run.gpus}: this machine has {torch.cuda.device_count()}. Leave it out to "
+            "use all of them."
+        )
+
+
+@contextlib.contextmanager
+def _connected(run: RunOptions) -> Iterator[ModuleType]:
+    """Join a cluster, or start Ray on this machine; leave or stop it at the end of the block."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray = importlib.import_module("ray")
+    arguments: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if run.ray_address is None:
+        arguments |= {"num_gpus": run.gpus, "include_dashboard": False}
+        arguments["object_store_memory"] = OBJECT_STORE_BYTES
+    try:
+        ray.init(address=run.ray_address or "local", **arguments)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise TransferError(
+            f"Ray cannot be used: {_first_line(error)} Give --ray for this machine, or the "
+            "address of a cluster: --ray-address HOST:6379."
+        ) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
