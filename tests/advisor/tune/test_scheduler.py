@@ -7,7 +7,7 @@ from typing import get_args
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from advisor.tune.interventions import initial_trials
 from advisor.tune.scheduler import Scheduler, make_scheduler
@@ -217,10 +217,13 @@ def test_other_hyperparameters_must_win_by_more_than_one_validation_image() -> N
 
 def test_the_initial_trials_change_one_hyperparameter_at_a_time_within_the_space() -> None:
     first = {"lr": 1e-3, "batch_norm": "frozen", "steps": 100}
-    entries = initial_trials(first, {"lr": FloatDistribution(1e-5, 2e-3, log=True)})
+    rates = {"lr": FloatDistribution(1e-5, 2e-3, log=True)}
+    modes = {"batch_norm": CategoricalDistribution(["frozen", "trained"])}
+    entries = initial_trials(first, rates | modes)
     assert entries[0] == first
     assert [e["lr"] for e in entries[1:3]] == [2e-3, pytest.approx(1e-3 / 3)]
     assert entries[3] == first | {"batch_norm": "trained"}
+    assert initial_trials(first, rates) == entries[:3]  # a network without BatchNorm
 
 
 def test_with_little_time_a_training_run_starts_on_smaller_images() -> None:
