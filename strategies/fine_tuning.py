@@ -92,7 +92,8 @@ class FineTuning(Strategy):
     def search_space(cls, dataset: Dataset, backbone: Backbone) -> Mapping[str, BaseDistribution]:
         """Return learning rates, steps, blend, BatchNorm mode, smoothing, flips, input size.
 
-        Transformers and ConvNeXt have layer decay and drop path as well.
+        Transformers and ConvNeXt have layer decay and drop path as well. Networks without
+        BatchNorm have no mode of it.
         """
         base = cls.default_steps(len(dataset.train), BATCH_SIZE)
         by_layer = backbone.family != "convolutional"
@@ -102,13 +103,15 @@ class FineTuning(Strategy):
             "drop_path": FloatDistribution(0.0, 0.3),
         }
         own = {name: layers[name] for name in cls.tunable_by_layer if by_layer}
+        has_batch_norm = backbone.capabilities.norm == "batch"
+        modes = {"batch_norm": CategoricalDistribution(get_args(BatchNorm))}
         return {
             "lr": FloatDistribution(low, high, log=True),
             **own,
             "blend": FloatDistribution(0.25, 1.0),
             "head_lr_factor": FloatDistribution(1.0, 10.0, log=True),
             "steps": IntDistribution(base // 2, 2 * base),
-            "batch_norm": CategoricalDistribution(get_args(BatchNorm)),
+            **(modes if has_batch_norm else {}),
             "label_smoothing": FloatDistribution(0.0, 0.2),
             "hflip": CategoricalDistribution([False, True]),
             "input_px": CategoricalDistribution(input_sizes(backbone)),

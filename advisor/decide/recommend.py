@@ -324,6 +324,7 @@ def _option(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Rec
     else:
         odds = measured_probe(profile, priors).plus(gain)
         accuracy = odds.accuracy(priors.width(profile.n_per_class))
+    px = candidate.input_px or profile.input_px
     return Recommendation(
         strategy=candidate.name,
         backbone=profile.backbone,
@@ -333,7 +334,8 @@ def _option(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Rec
         reasons=(),
         image_passes=candidate.image_passes,
         cases=priors.cases(candidate.name),
-        input_px=candidate.input_px or profile.input_px,
+        input_px=px,
+        measured=candidate.strategy.head_loss is not None and px == profile.input_px,
     )
 
 

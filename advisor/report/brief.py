@@ -13,7 +13,6 @@ from advisor.report.words import limit_words, runner_up, size_line
 from advisor.types.advice import Advice, Recommendation
 from advisor.types.durations import duration
 from strategies.core.metrics import LEVEL
-from strategies.registry import get_strategy
 
 MAX_SENTENCES = 3
 """Sentences of the section Why."""
@@ -82,7 +81,7 @@ def _strategies(advice: Advice) -> RenderableType:
     table.add_column("accuracy is", no_wrap=True)
     for number, r in enumerate(advice.recommendations[:MAX_STRATEGIES], start=1):
         estimates = (r.accuracy.percent(), f"{r.input_px} px", duration(r.seconds.mid))
-        basis = _basis(r, advice.profile.input_px)
+        basis = _basis(r)
         style = "bold" if number == 1 and advice.void is None else ""
         table.add_row(str(number), r.strategy, *estimates, basis, style=style)
     lines = [_more(len(advice.recommendations) - MAX_STRATEGIES)]
@@ -114,13 +113,11 @@ def _left_out(strategies: Sequence[str]) -> str:
     return f"left out: {names}{f' and {n_more} more' if n_more > 0 else ''}; why: --full"
 
 
-def _basis(recommendation: Recommendation, measured_px: int) -> str:
-    """Return what an expected accuracy rests on; heads were measured at one input size."""
+def _basis(recommendation: Recommendation) -> str:
+    """Return what an expected accuracy rests on."""
     if not recommendation.cases:
         return "assumed"
-    strategy = get_strategy(recommendation.strategy)
-    is_head = strategy.head_loss is not None
-    return "measured" if is_head and recommendation.input_px == measured_px else "predicted"
+    return "measured" if recommendation.measured else "predicted"
 
 
 def _findings(advice: Advice) -> tuple[RenderableType, ...]:

@@ -93,7 +93,7 @@ def initial_trials(
     if isinstance(lr, FloatDistribution) and "lr" in advised:
         changed = [min(max(advised["lr"] * f, lr.low), lr.high) for f in (3.0, 1 / 3)]
         entries += [{**advised, "lr": value} for value in changed if value != advised["lr"]]
-    if "batch_norm" in advised:
+    if "batch_norm" in advised and "batch_norm" in space:
         other = "trained" if advised["batch_norm"] == "frozen" else "frozen"
         entries.append({**advised, "batch_norm": other})
     return [e for i, e in enumerate(entries) if e not in entries[:i]]

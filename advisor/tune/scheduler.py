@@ -38,6 +38,8 @@ MIN_GAIN = NOISE["balanced"]
 """A search ends if not even a trial without an error would gain more than this, or more than what
 counts as equal if that is larger."""
 PERFECT = Interval(1.0, 1.0, 1.0)
+MEASURING_SHARE = 0.8
+"""Share of the time left in which the features for a head must be computed."""
 MAX_FAILURES = 3
 """A strategy whose first trials all failed gets at most this many."""
 
@@ -65,6 +67,9 @@ class Scheduler:
         Fits per trial: the number of folds (`validation`).
     prefer
         What counts as equal between strategies, see `recommend`.
+    unmeasured_s
+        Seconds for the features of the images that the advice did not measure, at the profile's
+        input size.
     """
 
     candidates: tuple[Recommendation, ...]
@@ -75,6 +80,7 @@ class Scheduler:
     options: tuple[Recommendation, ...] = ()
     n_fits: int = 1
     prefer: Prefer = "balanced"
+    unmeasured_s: float = 0.0
 
     @property
     def one_image(self) -> float:
@@ -168,9 +174,13 @@ class Scheduler:
         if not fits and trained and seconds_left > min_fit_s:
             fits = [min(trained, key=lambda c: needed[c.strategy])]
         heads = [c for c in remaining if not _is_trained(c.strategy)]
-        if self._is_partial(snapshot):
+        if self._is_partial(snapshot) and not self._measures_all_in(seconds_left):
             heads = [c for c in heads if needed[c.strategy] <= seconds_left]
         return [c for c in remaining if c in fits or c in heads]
+
+    def _measures_all_in(self, seconds_left: float) -> bool:
+        """Return whether features of the unmeasured images leave time to fit a head to them."""
+        return self.unmeasured_s <= MEASURING_SHARE * seconds_left
 
     def _is_partial(self, snapshot: TrialsSnapshot) -> bool:
         """Return whether the incumbent was fitted to a part of the images, for lack of time."""
@@ -224,10 +234,11 @@ class Scheduler:
     ) -> Recommendation:
         """Return a strategy with the input size that is best within the time left.
 
-        A head keeps its size if features of all images have been computed: it is fast then.
+        A head keeps its size if features of all images have been computed, or can be in time.
         """
         own = [o for o in self.options if o.strategy == c.strategy]
-        if not own or not (_is_trained(c.strategy) or self._is_partial(snapshot)):
+        is_fast = not self._is_partial(snapshot) or self._measures_all_in(seconds_left)
+        if not own or (is_fast and not _is_trained(c.strategy)):
             return c
         time_s = seconds_left / self.n_fits
         return best_size(own, time_s, fallback_within(self.options, time_s), self.prefer)
@@ -315,15 +326,22 @@ def make_scheduler(
         What counts as equal between strategies, see `recommend`.
     """
     options = () if advice.frontier is None else advice.frontier.options
-    by_name = {r.strategy: r for r in advice.recommendations}
+    recommended = _for_search(advice)
+    by_name = {r.strategy: r for r in recommended}
     changes = interventions_for(advice.findings)
     other = alternative_backbone(advice)
     if other is not None:
         changes = {n: [other, *changes.get(n, [])] for n in by_name if not _is_control(n)}
+    unmeasured_s = (
+        (advice.profile.n - advice.profile.n_measured) * advice.profile.ms_per_image / 1000
+    )
+    search = Scheduler(
+        (), n_val, 1, max_trials, changes, options, prefer=prefer, unmeasured_s=unmeasured_s
+    )
     if only is not None:
         single = (by_name[only],)
-        return Scheduler(single, n_val, PROBE_TRIALS, max_trials, changes, options, prefer=prefer)
-    best, *others = (r for i, r in enumerate(advice.recommendations) if i == 0 or r.cases)
+        return replace(search, candidates=single, probe_trials=PROBE_TRIALS)
+    best, *others = (r for i, r in enumerate(recommended) if i == 0 or r.cases)
     may_win = [r for r in others if r.accuracy.high >= best.accuracy.mid]
     ranked = sorted([best, *others], key=lambda r: -r.accuracy.mid)
     training_runs = [r for r in ranked if _is_trained(r.strategy) and not _is_control(r.strategy)]
@@ -332,7 +350,26 @@ def make_scheduler(
     if controls_are_candidates(advice.findings):
         names += [r.strategy for r in others if _is_control(r.strategy)]
     candidates = tuple(by_name[n] for n in dict.fromkeys(names) if n in by_name)
-    return Scheduler(candidates, n_val, 1, max_trials, changes, options, prefer=prefer)
+    return replace(search, candidates=candidates)
+
+
+def _for_search(advice: Advice) -> list[Recommendation]:
+    """Return the recommendations, as they are for a search that had a time limit.
+
+    A head has the profile's input size: its features have been computed already, or
+    `Scheduler.start` takes a smaller size. Strategies that the advice left out for lack of time
+    come last: their training runs can be cut to the time that the others leave.
+    """
+    if advice.time_s is None or advice.frontier is None:
+        return list(advice.recommendations)
+    px = advice.profile.input_px
+    full_size = {o.strategy: o for o in advice.frontier.options if o.input_px == px}
+    found = [
+        r if _is_trained(r.strategy) else full_size.get(r.strategy, r)
+        for r in advice.recommendations
+    ]
+    names = {r.strategy for r in found}
+    return [*found, *(o for name, o in full_size.items() if name not in names)]
 
 
 def _is_trained(strategy: str) -> bool:

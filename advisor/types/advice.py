@@ -97,6 +97,8 @@ class Recommendation:
     cases
         Number of benchmark cases behind the predicted accuracy. 0: it rests on
         `Strategy.fallback_gain`.
+    measured
+        Whether its head was cross-validated at this input size, and not only predicted.
     """
 
     strategy: str
@@ -108,6 +110,7 @@ class Recommendation:
     image_passes: float
     cases: int
     input_px: int
+    measured: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from advisor.types.similarity import BackboneStatistics, DomainSimilarity
 from strategies.core.metrics import FlipAsymmetry, Interval
-from strategies.models.architectures.anatomy import Family
+from strategies.models.architectures.family import Family
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from strategies.core.errors import BackboneError, unknown_name
 from strategies.core.progress import OnProgress, ignore_progress
 from strategies.data.transforms import CropMode, EvaluationCrop, crop_mode_of
 from strategies.models.architectures import packaged, pretrained, timm_zoo
-from strategies.models.architectures.anatomy import Family
 from strategies.models.architectures.capabilities import (
     Capabilities,
     InputSizes,
     describe,
     n_known_classes,
 )
+from strategies.models.architectures.family import Family
 from strategies.models.architectures.pretrained import Pretrained, weights_digest
 from strategies.models.architectures.timm_zoo import Architecture
 from strategies.models.body import Depth, source_head

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from strategies.core.metrics import FlipAsymmetry
-from strategies.models.architectures.anatomy import Family
+from strategies.models.architectures.family import Family
 from strategies.training.recipe import RecipeDraft
 
 NEAR_SHIFT, FAR_SHIFT = 0.13, 0.18

@@ -52,6 +52,14 @@ def test_layer_decay_and_drop_path_are_searched_for_transformers_only(
     assert of_vit.keys() - of_cnn.keys() == {"drop_path", *decayed}
     assert of_vit["lr"] == FloatDistribution(1e-6, 5e-4, log=True)
     assert of_cnn["lr"] == FloatDistribution(3e-5, 3e-3, log=True)
+    assert of_cnn.keys() - of_vit.keys() <= {"batch_norm"}
+
+
+def test_the_mode_of_batch_norm_is_searched_for_networks_with_batch_norm_only(
+    vit: Backbone, backbone: Backbone, small_dataset: Dataset
+) -> None:
+    assert "batch_norm" in FullFineTune.search_space(small_dataset, backbone)
+    assert "batch_norm" not in FullFineTune.search_space(small_dataset, vit)
 
 
 def test_the_first_stages_of_a_transformer_are_trained_at_the_full_learning_rate() -> None:

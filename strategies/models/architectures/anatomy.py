@@ -6,21 +6,14 @@ Fine-tuning recipes depend on it. All of it is read from the network itself, not
 import re
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from strategies.models.architectures import timm_zoo
+from strategies.models.architectures.family import Family
 
-Family = Literal["convolutional", "convnext", "transformer"]
-"""Family of a network's architecture, as far as recipes differ.
-
-- "transformer": self-attention blocks hold most parameters (ViT, Swin, LeViT, MaxViT).
-- "convnext": not so, and LayerNorm without BatchNorm or GroupNorm (ConvNeXt, MLP-Mixer). Such
-  networks are fine-tuned like transformers.
-- "convolutional": all others (ResNet, EfficientNet).
-"""
 HEAD = "new_head.weight"
 """Name under which the new classifier layer is grouped: no matcher of timm knows it."""
 _PROJECTION = re.compile(r"(qkvs?|qkv_proj|q|kv|q_proj|query|in_proj_weight|qkv_weight)")

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from strategies.models.architectures.anatomy import Family, family_of, n_layers
+from strategies.models.architectures.anatomy import family_of, n_layers
+from strategies.models.architectures.family import Family
 
 Norm = Literal["batch", "layer", "group", "none"]
 

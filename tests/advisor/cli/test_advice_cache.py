@@ -211,7 +211,7 @@ def test_a_cache_hit_imports_no_heavy_library() -> None:
     code = (
         "import sys; import advisor.cli.advice_cache, advisor.types.options; "
         "import advisor.report.to_json, "
-        "advisor.report.markdown, advisor.report.terminal; "
+        "advisor.report.brief, advisor.report.markdown, advisor.report.terminal; "
         "print([m for m in ('torch', 'timm', 'optuna', 'sklearn') if m in sys.modules])"
     )
     found = subprocess.run(

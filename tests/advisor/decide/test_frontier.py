@@ -143,3 +143,9 @@ def test_a_budget_is_counted_in_images_too() -> None:
     pick = frontier_of(options_of(INPUTS, PRIORS), INPUTS, PRIORS, "balanced").picks[0]
     assert pick.time_s is not None
     assert pick.image_passes == pytest.approx(pick.time_s / 0.010)
+
+
+def test_only_heads_at_the_size_of_the_profile_are_measured() -> None:
+    measured = {(o.strategy, o.input_px) for o in options_of(INPUTS, PRIORS) if o.measured}
+    px = INPUTS.profile.input_px
+    assert measured == {("linear_probe", px), ("layer_svm", px)}

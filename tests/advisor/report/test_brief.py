@@ -130,11 +130,11 @@ def test_the_second_line_says_for_which_time_the_advice_is() -> None:
         assert "(limit " in headline(limited)
 
 
-def test_an_accuracy_at_another_size_than_the_measured_one_is_predicted() -> None:
+def test_an_accuracy_is_measured_or_predicted() -> None:
     advice = made_advice(full_profile(["ants", "bees"]))
     head = next(r for r in advice.recommendations if get_strategy(r.strategy).role == "baseline")
-    for px, basis in ((advice.profile.input_px, "measured"), (96, "predicted")):
-        only = replace(advice, recommendations=(replace(head, input_px=px),))
+    for measured, basis in ((True, "measured"), (False, "predicted")):
+        only = replace(advice, recommendations=(replace(head, measured=measured),))
         assert section(printed(only), "Strategies")[1].endswith(basis)
 
 

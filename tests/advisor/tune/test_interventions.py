@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from advisor.tune.interventions import (
     INTERVENTIONS,
@@ -56,7 +56,8 @@ def test_from_scratch_is_a_candidate_after_an_issue_and_not_after_a_tip() -> Non
 
 def test_interventions_start_right_after_the_advice() -> None:
     advised = {"lr": 1e-3, "batch_norm": "frozen"}
-    entries = initial_trials(advised, {}, [{"batch_norm": "reestimated"}])
+    modes = {"batch_norm": CategoricalDistribution(["frozen", "reestimated", "trained"])}
+    entries = initial_trials(advised, modes, [{"batch_norm": "reestimated"}])
     assert [e["batch_norm"] for e in entries] == ["frozen", "reestimated", "trained"]
 
 
@@ -77,7 +78,7 @@ def test_a_strategy_without_benchmark_cases_is_searched_only_if_advised_or_asked
     measured: tuple[Advice, object],
 ) -> None:
     proven = [r for r in measured[0].recommendations if r.cases]
-    name = "norm_tune"
+    name = "first_stages"
     new = next(r for r in measured[0].recommendations if r.strategy == name)
     assert new.cases == 0
     sure = replace(new, accuracy=Interval(0.98, 0.99, 1.0))

@@ -7,10 +7,10 @@ from typing import get_args
 
 import optuna
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from advisor.tune.interventions import initial_trials
-from advisor.tune.scheduler import Scheduler
+from advisor.tune.scheduler import Scheduler, make_scheduler
 from advisor.tune.time_budget import TimeBudget
 from advisor.tune.trials.sampler import SeededTPE
 from advisor.tune.trials.study import TrialsSnapshot
@@ -18,6 +18,7 @@ from advisor.types.advice import Recommendation
 from advisor.types.options import Prefer
 from advisor.types.outcome import TrialRecord
 from strategies.core.metrics import Interval, proportion
+from tests.advisor.searching import Runner
 
 N_VAL = 100
 
@@ -216,10 +217,13 @@ def test_other_hyperparameters_must_win_by_more_than_one_validation_image() -> N
 
 def test_the_initial_trials_change_one_hyperparameter_at_a_time_within_the_space() -> None:
     first = {"lr": 1e-3, "batch_norm": "frozen", "steps": 100}
-    entries = initial_trials(first, {"lr": FloatDistribution(1e-5, 2e-3, log=True)})
+    rates = {"lr": FloatDistribution(1e-5, 2e-3, log=True)}
+    modes = {"batch_norm": CategoricalDistribution(["frozen", "trained"])}
+    entries = initial_trials(first, rates | modes)
     assert entries[0] == first
     assert [e["lr"] for e in entries[1:3]] == [2e-3, pytest.approx(1e-3 / 3)]
     assert entries[3] == first | {"batch_norm": "trained"}
+    assert initial_trials(first, rates) == entries[:3]  # a network without BatchNorm
 
 
 def test_with_little_time_a_training_run_starts_on_smaller_images() -> None:
@@ -255,16 +259,29 @@ def test_after_a_probe_on_a_part_of_the_images_a_probe_on_all_is_tried_if_there_
     (part,) = snapshot(("linear_probe", 0.95)).done
     begun = TrialsSnapshot((replace(part, n_train=10),), ())
     sized = [advised("linear_probe", 0.8, 30.0), advised("linear_probe", 0.7, 8.0, px=96)]
-    scheduler = replace(
-        SCHEDULER,
-        options=tuple(replace(o, hyperparameters={"input_px": o.input_px}) for o in sized),
-    )
+    options = tuple(replace(o, hyperparameters={"input_px": o.input_px}) for o in sized)
+    candidates = (options[0], *SCHEDULER.candidates[1:])
+    scheduler = replace(SCHEDULER, options=options, candidates=candidates, unmeasured_s=24.0)
 
     assert scheduler.choose(begun, 100.0) == "linear_probe"
     assert scheduler.start("linear_probe", begun, {}, 100.0) == {"input_px": 224}
+    assert scheduler.start("linear_probe", begun, {}, 31.0) == {"input_px": 224}
     assert scheduler.choose(begun, 10.0) == "linear_probe"
     assert scheduler.start("linear_probe", begun, {}, 10.0) == {"input_px": 96}
     assert scheduler.choose(begun, 5.0, 1.0) == "partial_fine_tune"
+
+
+def test_after_advice_for_a_short_time_heads_keep_the_measured_size_and_training_runs_stay(
+    run: Runner,
+) -> None:
+    probe = next(r for r in run.advice.recommendations if r.strategy == "linear_probe")
+    limited = replace(run.advice, recommendations=(replace(probe, input_px=32),), time_s=5.0)
+    scheduler = make_scheduler(limited, 50, only=None, max_trials=None, prefer="balanced")
+
+    by_name = {c.strategy: c for c in scheduler.candidates}
+    assert by_name["linear_probe"].input_px == run.advice.profile.input_px
+    assert any("fine_tune" in name for name in by_name)
+    assert "from_scratch" not in by_name
 
 
 def test_the_baseline_starts_from_features_of_the_centre_crops_if_it_is_searched() -> None:

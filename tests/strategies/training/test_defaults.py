@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from strategies.core.metrics import FlipAsymmetry
-from strategies.models.architectures.anatomy import Family
+from strategies.models.architectures.family import Family
 from strategies.training.defaults import (
     ASYMMETRY_COSINE,
     DROP_PATH,

@@ -9,7 +9,6 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 
 from strategies.models.architectures.anatomy import (
-    Family,
     drop_path_slots,
     family_of,
     is_exempt_from_weight_decay,
@@ -18,6 +17,7 @@ from strategies.models.architectures.anatomy import (
     projections,
 )
 from strategies.models.architectures.efficientnet_lite import SCALES, EfficientNetLite
+from strategies.models.architectures.family import Family
 from strategies.models.backbone import Backbone
 
 EXPECTED: dict[str, Family] = {
