@@ -57,7 +57,7 @@ def test_the_first_stages_are_trained_and_the_later_ones_are_not(
 
 def test_an_open_number_of_first_stages_is_a_third_of_the_depths() -> None:
     assert FirstStages().resolved(100, SIX_DEPTHS).last_trained_stage == 2
-    four = FirstStages(RecipeDraft(last_trained_stage=4))
+    four = FirstStages.from_hyperparameters({"last_trained_stage": 4})
     assert four.resolved(100, SIX_DEPTHS).last_trained_stage == 4
 
 

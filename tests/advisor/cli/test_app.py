@@ -103,6 +103,7 @@ def test_json_is_the_only_output_on_stdout_and_complete(
         "image_passes",
         "cases",
         "input_px",
+        "measured",
     }
     assert record["time_s"] is None
     assert record["frontier"]["picks"][-1]["time_s"] is None
