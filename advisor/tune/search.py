@@ -88,15 +88,16 @@ class Search:
         """Make a baseline on the features that the advice measured the first classifier.
 
         It costs no time to speak of, and whatever happens later, the run leaves a classifier.
-        Nothing is done if there is a classifier, if a trial is waiting to begin again, if the
-        baseline is not searched, or if all images were measured: the baseline's ordinary trial is
-        as cheap then.
+        Nothing is done if there is a classifier, if a trial is waiting to begin again, or if the
+        baseline is not searched. If all images were measured and there is time for a trial, that
+        of the baseline is as cheap, and comes next anyway.
         """
         start = self.scheduler.baseline_start(self.executor.backbone.input_px)
         if start is None or self.is_interrupted or self.incumbent.trial is not None:
             return
         part = self.executor.measured_part()
-        if part is None or self.trials.snapshot().unfinished:
+        is_whole, has_time = part == self.executor.dataset, self.executor.budget.left_s() > 0
+        if part is None or (is_whole and has_time) or self.trials.snapshot().unfinished:
             return
         job = self.trials.begin(baseline().name, start)
         if job is None:

@@ -59,10 +59,10 @@ class LocalExecutor(Executor):
         return self.validation.folds[0]
 
     def measured_part(self) -> Dataset | None:
-        """Return the part of the dataset whose features are in the cache.
+        """Return the part of the dataset whose features are in the cache, perhaps all of it.
 
-        None if that is the whole dataset, or if a class has no train image in it or there is no
-        validation image: nothing can be fitted and scored then.
+        None if a class has no train image in it or there is no validation image: nothing can be
+        fitted and scored then.
         """
         dataset = self.dataset
         missing = {
@@ -71,9 +71,9 @@ class LocalExecutor(Executor):
         train = tuple(image for image in dataset.train if image.digest not in missing)
         val = tuple(image for image in dataset.val if image.digest not in missing)
         has_all_classes = len({image.label for image in train}) == dataset.n_classes
-        if not missing or not val or not has_all_classes:
+        if not val or not has_all_classes:
             return None
-        return replace(dataset, train=train, val=val)
+        return replace(dataset, train=train, val=val) if missing else dataset
 
     def fit_head(self, job: Job, part: Dataset) -> TrialResult:
         """Fit a head to cached features of a part of the dataset, and score it on others of them.
@@ -96,7 +96,7 @@ class LocalExecutor(Executor):
             accuracy,
             round(time.monotonic() - start, 3),
             reason=None,
-            n_train=len(part.train),
+            n_train=None if part == self.dataset else len(part.train),
         )
         return TrialResult(record, classifier)
 

@@ -87,6 +87,21 @@ def test_a_probe_on_all_images_replaces_the_first_classifier(run: Runner, tmp_pa
     assert search.result().best.n_train is None
 
 
+def test_without_time_for_a_trial_a_probe_on_all_measured_images_is_the_classifier(
+    run: Runner,
+) -> None:
+    run.deadline_s = time.monotonic() - 1
+    search = run.prepare()
+    search.run()
+    assert search.trials.snapshot().n == 0  # there was no time for a trial
+    search.fit_on_measured()
+
+    found = search.result()
+    assert found.best.strategy == "linear_probe"
+    assert found.best.n_train is None
+    assert ImageClassifier.load(run.folder.classifier()).classes == run.dataset.classes
+
+
 @pytest.mark.parametrize("only", ["layer_svm", None])
 def test_nothing_is_fitted_before_the_search_if_all_images_were_measured_or_no_probe_is_searched(
     run: Runner, tmp_path: Path, only: str | None
