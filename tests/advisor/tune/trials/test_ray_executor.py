@@ -10,18 +10,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from advisor.cli.app import auto_app
 from advisor.tune.search import Search, SearchResult
-from advisor.tune.trials.ray_executor import check_gpus, storage_of, trial_executor
+from advisor.tune.trials.executor import LocalExecutor
+from advisor.tune.trials.ray_executor import (
+    RayExecutor,
+    check_gpus,
+    storage_of,
+    trial_executor,
+)
+from advisor.tune.trials.trial_actor import TrialActor
 from advisor.types.events import Event
 from advisor.types.options import DEFAULTS, Options, RunOptions
 from advisor.types.outcome import TrialRecord
+from strategies.core.cache import ArrayCache
 from strategies.core.errors import StorageError, TransferError
+from strategies.core.progress import Reporter
 from strategies.models.classifier import ImageClassifier
+from strategies.models.features import cached_rows, extract_features, not_cached
 from strategies.training.trainer import ROUNDS
 from tests.advisor.searching import Runner
 from tests.advisor.tune.test_interventions import finding
@@ -165,6 +176,61 @@ def test_the_trial_of_a_dead_node_continues_elsewhere_from_its_checkpoint(
     for number in (0, 1):  # no round was trained twice
         steps = [e.step for e in seen if e.kind == "round" and e.number == number]
         assert len(steps) == len(set(steps))
+
+
+class CacheOfOneNode(ArrayCache):
+    """A cache in the place of which other processes have an empty one of their own."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrayCache, (self.path.parent / "elsewhere",)
+
+
+def with_cache(local: LocalExecutor, cache: ArrayCache) -> LocalExecutor:
+    return replace(local, ctx=replace(local.ctx, cache=cache))
+
+
+@pytest.mark.ray
+def test_features_are_computed_on_the_nodes_and_are_those_of_one_process(
+    run: Runner, cluster: Any, tmp_path: Path
+) -> None:
+    progress: list[tuple[str, int, int]] = []
+    run.ctx = replace(run.ctx, reporter=Reporter(lambda *report: progress.append(report)))
+    search = prepared(run, 1)
+    alone = with_cache(search.executor, ArrayCache(tmp_path / "alone"))
+    images = alone.dataset.fit_split
+    extract_features(images, alone.backbone, alone.ctx)
+    local = with_cache(search.executor, CacheOfOneNode(tmp_path / "driver"))
+    progress.clear()
+    with trial_executor(local, RunOptions(ray_address=cluster.address)) as executor:
+        assert isinstance(executor, RayExecutor)
+        executor.compute_features(shard=10)
+        assert progress == [
+            ("features", min(done, len(images)), len(images))
+            for done in range(10, len(images) + 10, 10)
+        ]
+        (_, found), (_, expected) = (
+            cached_rows(images, local.backbone, each.ctx) for each in (local, alone)
+        )
+        assert found.keys() == expected.keys()
+        for digest, row in expected.items():
+            np.testing.assert_allclose(found[digest], row, rtol=1e-4, atol=1e-5)
+        executor.compute_features(shard=10)
+        assert len(progress) == -(-len(images) // 10)  # none was computed again
+        replace(search, executor=local, trial_executor=executor).run()  # by the same processes
+    assert search.result().best.number == 0
+
+
+def test_a_node_keeps_the_features_that_others_computed(run: Runner, tmp_path: Path) -> None:
+    search, actor = prepared(run, 1), TrialActor(1)
+    one, other = (with_cache(search.executor, ArrayCache(tmp_path / name)) for name in "ab")
+    images, given = one.dataset.fit_split, (one.budget, time.time() + 600)
+    rows = actor.features(one, *given, images, ())
+    assert not_cached(images, other.backbone, other.ctx) == images
+    actor.features(other, *given, (), [rows])
+    assert not_cached(images, other.backbone, other.ctx) == ()
+    late = with_cache(search.executor, ArrayCache(tmp_path / "c"))
+    _, found = actor.features(late, late.budget, time.time() - 600, images, ())
+    assert not found.keys() & {image.digest for image in images}  # there was no time
 
 
 @pytest.mark.ray
