@@ -155,7 +155,8 @@ def run(roots: dict[int, Path], cache: Path, px: int) -> None:
     out = cache.with_name("run")
     shutil.rmtree(out, ignore_errors=True)
     options = ["--strategy", "linear_probe", "--max-images", 0, "--trials", 1, "--time", "6h"]
-    options += ["--cache-dir", cache, "--input-px", px, "--out", out, "--quiet"]
+    options += ["--pilot", "off", "--no-control", "--quiet"]
+    options += ["--cache-dir", cache, "--input-px", px, "--out", out]
     measure(f"tl-auto run of {n} images", PROGRAM.format("auto"), "run", roots[n], *options)
 
 
