@@ -80,19 +80,15 @@ def advise(
     return advise_on(prepare(Path(data), options), time_s)
 
 
-def prepare(
-    data: Path, options: Options, deadline_s: float | None = None, ddp: int = 1
-) -> Prepared:
+def prepare(data: Path, options: Options, deadline_s: float | None = None) -> Prepared:
     """Load a dataset and choose its backbone.
 
     Parameters
     ----------
     deadline_s
         ``time.monotonic()`` at which to stop measuring; None: no limit.
-    ddp
-        Number of data-parallel processes of a training run.
     """
-    ctx = replace(_context(options, ddp), deadline_s=deadline_s)
+    ctx = replace(_context(options), deadline_s=deadline_s)
     dataset = load_dataset(
         data,
         val=options.val,
@@ -251,7 +247,7 @@ def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, .
     return tuple(chosen)
 
 
-def _context(options: Options, ddp: int) -> RunContext:
+def _context(options: Options) -> RunContext:
     if options.strategy != AUTO:
         get_strategy(options.strategy)
     return make_context(
@@ -259,7 +255,6 @@ def _context(options: Options, ddp: int) -> RunContext:
         cache_dir=options.cache_dir,
         seed=options.seed,
         workers=options.workers,
-        ddp=ddp,
         reporter=Reporter(options.on_progress or ignore_progress, options.on_note),
     )
 

@@ -1,4 +1,4 @@
-"""Memory allocation: tune glibc's malloc, and recognise out-of-memory errors."""
+"""Memory allocation: tune glibc's malloc, and use less memory after an out-of-memory error."""
 
 import ctypes
 import sys
@@ -31,13 +31,15 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, _TRIM_ABOVE_BYTES))
 
 
-def reraise_unless_out_of_memory(error: RuntimeError, device: torch.device) -> None:
-    """Return if an error is an out-of-memory error, on any device; raise it otherwise.
+def more_micro_batches(n: int, most: int, error: RuntimeError, device: torch.device) -> int:
+    """Return twice as many micro-batches after an out-of-memory error, and at most `most`.
 
     Raises
     ------
     TransferError
-        If the accelerator itself failed.
+        If there were `most`, or the accelerator itself failed.
+    RuntimeError
+        Any other error.
     """
     if isinstance(error, torch.AcceleratorError):
         raise TransferError(
@@ -48,3 +50,11 @@ def reraise_unless_out_of_memory(error: RuntimeError, device: torch.device) -> N
     is_known = any(message in str(error) for message in messages)
     if not (is_known or isinstance(error, torch.OutOfMemoryError)):
         raise error
+    if n >= most:
+        raise TransferError(
+            f"{device} is out of memory even with one image at a time. "
+            "Use a smaller --input-px, a smaller backbone, or --device cpu."
+        ) from error
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return min(2 * n, most)

@@ -32,6 +32,9 @@ _TIME, _ROUNDING = "milliseconds an image", "rounding error"
 _NETWORK = (_COUNTS, _DEPTHS, _HEAD, _ROUNDING)
 """Cache rows about the network itself. With them, cached features are read without building it."""
 
+CachedRows = tuple[str, Mapping[str, Rows]]
+"""A space of the cache, and rows of it by digest: of images and of the network."""
+
 
 @dataclass(frozen=True)
 class SourceHead:
@@ -163,6 +166,14 @@ def _read(
 
         _compute(missing, body, layout, backbone, pass_ctx, store)
     return matrix, facts
+
+
+def cached_rows(
+    images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext
+) -> CachedRows:
+    """Return what the cache holds of the features of some images, to be put into another cache."""
+    space = _space(backbone, ctx)
+    return space, ctx.cache.get(space, [*(image.digest for image in images), *_NETWORK])
 
 
 def _space(backbone: Backbone, ctx: RunContext) -> str:
