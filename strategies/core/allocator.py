@@ -1,4 +1,4 @@
-"""Memory allocation: tune glibc's malloc, and recognise out-of-memory errors."""
+"""Memory: tune glibc's malloc, bound micro-batches, and recognise out-of-memory errors."""
 
 import ctypes
 import sys
@@ -10,6 +10,8 @@ from strategies.core.errors import TransferError
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Parameter numbers of glibc's ``mallopt`` (malloc.h)."""
 _TRIM_ABOVE_BYTES = 2**31 - 1
+CPU_MICRO_BATCH = 32
+"""More images at once are no faster on a CPU, and take memory in proportion."""
 
 
 def keep_freed_memory() -> bool:
@@ -29,6 +31,15 @@ def keep_freed_memory() -> bool:
     if not hasattr(libc, "mallopt"):
         return False
     return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, _TRIM_ABOVE_BYTES))
+
+
+def first_micro_batch(batch_size: int, device: torch.device) -> int:
+    """Return how many images of a batch to compute at once, before memory is known to be short.
+
+    All of them on an accelerator, which reports a lack of memory; at most `CPU_MICRO_BATCH` on a
+    CPU, where a process that takes too much is killed.
+    """
+    return min(batch_size, CPU_MICRO_BATCH) if device.type == "cpu" else batch_size
 
 
 def reraise_unless_out_of_memory(error: RuntimeError, device: torch.device) -> None:

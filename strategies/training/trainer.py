@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from strategies.core.allocator import reraise_unless_out_of_memory
+from strategies.core.allocator import first_micro_batch, reraise_unless_out_of_memory
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
 from strategies.core.metrics import Scores
@@ -180,7 +180,7 @@ class _TrainingLoop:
         self.step = self.round = self.lr_cuts = 0
         self.rounds = ROUNDS
         self.progress = self.val_s = 0.0
-        self.micro_batch = recipe.batch_size
+        self.micro_batch = first_micro_batch(recipe.batch_size, ctx.device)
         self.norms: NormByConv | None = None
         empty = np.zeros((0, network.head.out_features), dtype=np.float32)
         self.best, self.best_scores, self.scores = self.start, empty, empty
