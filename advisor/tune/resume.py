@@ -50,5 +50,7 @@ def resume(
         left_s = settings.run.time_s - folder.used_s() if time_s is None else time_s
         check_ray(settings.run)
         session = begin_session(folder, start + left_s)
-        prepared = prepare(settings.data, options, session.deadline_s, settings.run.ddp)
+        prepared = prepare(
+            settings.data, options, session.deadline_s, settings.run.ddp, keeps_rest=True
+        )
         return run_session(folder, settings, prepared, session, on_event)

@@ -1,7 +1,7 @@
 """Grouped, stratified train/test splitting, and the detection of image series by file name."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 
@@ -21,6 +21,8 @@ of all images is in a series of two or more."""
 SERIES_RESEMBLANCE = 0.6
 """How often an image must be more similar to one of its series than to another of its class
 (chance: 0.5)."""
+TEST_SHARE, VAL_SHARE = 0.2, 0.2
+"""Shares of splits that are missing: test of all images, then validation of the rest."""
 _DRAWS = 600
 _LAST_NUMBER = re.compile(r"^(.*?)[^0-9A-Za-z]*[0-9]+[^0-9]*$")
 
@@ -128,10 +130,9 @@ def _names_form_series(
     images: Sequence[LabelledImage], labels: Labels, names: Names, seed: int
 ) -> bool:
     """Return whether names form many series of similar images (rank test on thumbnails)."""
-    _, thumbs = fingerprints(images)
     rng = np.random.default_rng(seed)
     known = np.unique([n or "" for n in names], return_inverse=True)[1]
-    n_series, n_in_series, is_closer = [], 0, []
+    n_series, n_in_series, draws = [], 0, []
     rows_by_class = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     for rows in rows_by_class:
         rows = rows[[names[r] is not None for r in rows]]
@@ -146,11 +147,53 @@ def _names_form_series(
             others = rows[known[rows] != known[same_series[0]]]
             one, two = rng.choice(same_series, 2, replace=False)
             other = rng.choice(others)
-            is_closer.append(thumbs[one] @ thumbs[two] > thumbs[one] @ thumbs[other])
+            draws.append((one, two, other))
     too_few = n_in_series < MIN_IN_SERIES * len(images) or np.median(n_series) < MIN_SERIES
-    if too_few or len(is_closer) < 30:
+    if too_few or len(draws) < 30:
         return False
+    rows, places = np.unique(draws, return_inverse=True)
+    _, thumbs = fingerprints([images[row] for row in rows])
+    one, two, other = (thumbs[place] for place in places.reshape(-1, 3).T)
+    is_closer = (one * two).sum(axis=1) > (one * other).sum(axis=1)
     return proportion(float(np.mean(is_closer)), len(is_closer), LEVEL).low > SERIES_RESEMBLANCE
+
+
+def add_missing_splits(splits: Mapping[str, Split], n_classes: int, seed: int) -> dict[str, Split]:
+    """Draw the splits that are missing (test, then validation) from train, stratified by class."""
+    result = dict(splits)
+    # A class gives to test if it has two groups, and to validation if three remain after that.
+    for name, share, smallest in (("test", TEST_SHARE, 2), ("val", VAL_SHARE, 3)):
+        if name not in splits:
+            train, result[name] = split_off(result["train"], n_classes, share, seed, smallest)
+            result["train"] = train
+    return result
+
+
+def follow_groups(images: Split, homes: Sequence[str]) -> tuple[dict[str, Split], Split]:
+    """Put images into the splits in which others of their groups are, so that none is divided.
+
+    If images of a group are in several splits, all go into train if one of them is there, else
+    into validation.
+
+    Parameters
+    ----------
+    homes
+        The split of each of the first images; the others have none yet.
+
+    Returns
+    -------
+    splits, new
+        The splits, and the images of groups that are in no split.
+    """
+    home_of: dict[int, str] = {}
+    settled = tuple(zip(images, homes, strict=False))
+    for name in ("test", "val", "train"):  # the last one wins
+        home_of |= {image.group: name for image, home in settled if home == name}
+    splits = {
+        name: tuple(image for image in images if home_of.get(image.group) == name)
+        for name in ("train", "val", "test")
+    }
+    return splits, tuple(image for image in images if image.group not in home_of)
 
 
 def split_off(
