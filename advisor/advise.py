@@ -90,7 +90,7 @@ def prepare(
     deadline_s: float | None = None,
     ddp: int = 1,
     *,
-    keeps_rest: bool = False,
+    keep_rest: bool = False,
 ) -> Prepared:
     """Load a dataset, or a sample of a large one, and choose its backbone.
 
@@ -100,7 +100,7 @@ def prepare(
         ``time.monotonic()`` at which to stop measuring; None: no limit.
     ddp
         Number of data-parallel processes of a training run.
-    keeps_rest
+    keep_rest
         Whether the images outside the sample can be added later, see `dataset.extend`.
     """
     ctx = replace(_context(options, ddp), deadline_s=deadline_s)
@@ -111,7 +111,7 @@ def prepare(
         root=options.root,
         group_by=options.group_by,
         max_images=options.max_images,
-        keeps_rest=keeps_rest,
+        keep_rest=keep_rest,
         max_quarantine=options.max_quarantine,
         seed=options.seed,
         n_workers=ctx.n_workers,

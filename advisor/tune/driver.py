@@ -77,7 +77,7 @@ def auto(
         folder.begin(settings_record(settings))
         try:
             session = begin_session(folder, deadline_s)
-            prepared = prepare(data, options, deadline_s, run.ddp, keeps_rest=True)
+            prepared = prepare(data, options, deadline_s, run.ddp, keep_rest=True)
             return run_session(folder, settings, prepared, session, on_event)
         except (DataError, BackboneError, NotApplicable):
             if not (folder.path / "advice.json").exists():

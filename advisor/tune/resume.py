@@ -51,6 +51,6 @@ def resume(
         check_ray(settings.run)
         session = begin_session(folder, start + left_s)
         prepared = prepare(
-            settings.data, options, session.deadline_s, settings.run.ddp, keeps_rest=True
+            settings.data, options, session.deadline_s, settings.run.ddp, keep_rest=True
         )
         return run_session(folder, settings, prepared, session, on_event)

@@ -138,7 +138,7 @@ def load_dataset(
     root: Path | None = None,
     group_by: str | None = None,
     max_images: int | None = MAX_IMAGES,
-    keeps_rest: bool = False,
+    keep_rest: bool = False,
     max_quarantine: float = MAX_QUARANTINE,
     seed: int = 0,
     n_workers: int = 2,
@@ -150,8 +150,7 @@ def load_dataset(
     Splits that the data contain, or that `val` and `test` give separately, are kept. Missing test
     and validation splits are drawn at random, stratified by class, in whole groups. A group is a
     set of exact and near-duplicates, a series that the file names suggest and the images confirm,
-    or the images that `group_by` groups. A class of one group stays in train, one of two or three
-    groups gives one group to test, and a larger one gives at least one group to each split.
+    or the images that `group_by` groups.
 
     Parameters
     ----------
@@ -166,11 +165,9 @@ def load_dataset(
         A regular expression searched in the path below the data folder. Images with the same
         first capturing group (or the same match) form a group. ``"none"`` groups only duplicates.
     max_images
-        Maximum number of images read of every given split, but at least
-        `sampling.MIN_PER_CLASS` of every class are read; None reads all.
-    keeps_rest
-        Whether the names of the images that are not read are kept, so that `read_rest` and
-        `extend` can add them later.
+        Most images read of a given split, but `sampling.MIN_PER_CLASS` of a class; None: all.
+    keep_rest
+        Whether the other images can be added later (`read_rest`, `extend`).
     max_quarantine
         Maximum share of unreadable images.
     cache
@@ -179,20 +176,13 @@ def load_dataset(
     Raises
     ------
     DataError
-        If the layout is none of these, too many images cannot be read, or fewer than two classes
-        have a readable image.
+        If the layout is none of these, or too few images, or fewer than two classes, can be read.
     """
     if not 0 <= max_quarantine <= 1:
         raise DataError(f"--max-quarantine must be between 0 and 1, got {max_quarantine}.")
     data = Path(data)
     listing = list_dataset(
-        data,
-        val=val,
-        test=test,
-        root=root,
-        max_images=max_images,
-        seed=seed,
-        keeps_rest=keeps_rest,
+        data, val=val, test=test, root=root, max_images=max_images, seed=seed, keep_rest=keep_rest
     )
     splits, bad = _read_splits(listing, n_workers, cache, on_progress)
     n_read = sum(map(len, splits.values()))

@@ -39,7 +39,7 @@ class Reservoir:
     ----------
     limit
         Maximum size of the sample; None keeps all files.
-    keeps_rest
+    keep_rest
         Whether the files that are not in the sample are kept too, for `rest`.
     counts
         Number of files added, by class.
@@ -47,7 +47,7 @@ class Reservoir:
 
     limit: int | None
     seed: int = 0
-    keeps_rest: bool = False
+    keep_rest: bool = False
     counts: dict[str, int] = field(default_factory=dict)
     _added: list[_Ranked] = field(default_factory=list)
     _overall: list[_Ranked] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Reservoir:
         floor = self._floors.setdefault(label, [])
         _push(floor, (rank, path, label), MIN_PER_CLASS)
         _push(self._overall, (rank, path, label), self.limit)
-        if self.keeps_rest:
+        if self.keep_rest:
             self._added.append((rank, path, label))
 
     @property
@@ -79,7 +79,7 @@ class Reservoir:
     def rest(self) -> list[tuple[str, str]]:
         """Return the files that are not in the sample as (path, class) pairs, by rank.
 
-        Any number of them from the first are a random sample of them. Empty without `keeps_rest`.
+        Any number of them from the first are a random sample of them. Empty without `keep_rest`.
         """
         left_out = set(self._added).difference(self._sample())
         return [(path, label) for _, path, label in sorted(left_out, reverse=True)]
@@ -119,7 +119,7 @@ class Listing:
         Pairs of class names (in train, in another split) that were treated as one class.
     n_not_images
         Number of files left out because their suffix is not an image format.
-    keeps_rest
+    keep_rest
         Whether the files that are not in the samples are kept too.
     locate
         Returns the path of a listed image. Datasets that are not made of files write the image to
@@ -133,12 +133,12 @@ class Listing:
     skipped: list[Skipped] = field(default_factory=list)
     merged: list[tuple[str, str]] = field(default_factory=list)
     n_not_images: int = 0
-    keeps_rest: bool = False
+    keep_rest: bool = False
     locate: Callable[[str], Path] = Path
 
     def reservoir(self, split: str) -> Reservoir:
         """Return the reservoir of a split; it is created on first use."""
-        return self.splits.setdefault(split, Reservoir(self.limit, self.seed, self.keeps_rest))
+        return self.splits.setdefault(split, Reservoir(self.limit, self.seed, self.keep_rest))
 
     def files(self, split: str) -> list[tuple[Path, str]]:
         """Return the sample of a split as (file, class) pairs."""

@@ -130,9 +130,10 @@ def _names_form_series(
     images: Sequence[LabelledImage], labels: Labels, names: Names, seed: int
 ) -> bool:
     """Return whether names form many series of similar images (rank test on thumbnails)."""
+    _, thumbs = fingerprints(images)
     rng = np.random.default_rng(seed)
     known = np.unique([n or "" for n in names], return_inverse=True)[1]
-    n_series, n_in_series, draws = [], 0, []
+    n_series, n_in_series, is_closer = [], 0, []
     rows_by_class = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     for rows in rows_by_class:
         rows = rows[[names[r] is not None for r in rows]]
@@ -147,19 +148,19 @@ def _names_form_series(
             others = rows[known[rows] != known[same_series[0]]]
             one, two = rng.choice(same_series, 2, replace=False)
             other = rng.choice(others)
-            draws.append((one, two, other))
+            is_closer.append(thumbs[one] @ thumbs[two] > thumbs[one] @ thumbs[other])
     too_few = n_in_series < MIN_IN_SERIES * len(images) or np.median(n_series) < MIN_SERIES
-    if too_few or len(draws) < 30:
+    if too_few or len(is_closer) < 30:
         return False
-    rows, places = np.unique(draws, return_inverse=True)
-    _, thumbs = fingerprints([images[row] for row in rows])
-    one, two, other = (thumbs[place] for place in places.reshape(-1, 3).T)
-    is_closer = (one * two).sum(axis=1) > (one * other).sum(axis=1)
     return proportion(float(np.mean(is_closer)), len(is_closer), LEVEL).low > SERIES_RESEMBLANCE
 
 
 def add_missing_splits(splits: Mapping[str, Split], n_classes: int, seed: int) -> dict[str, Split]:
-    """Draw the splits that are missing (test, then validation) from train, stratified by class."""
+    """Draw the splits that are missing (test, then validation) from train, stratified by class.
+
+    A class of one group stays in train, one of two or three groups gives one group to test, and a
+    larger one gives at least one group to each split.
+    """
     result = dict(splits)
     # A class gives to test if it has two groups, and to validation if three remain after that.
     for name, share, smallest in (("test", TEST_SHARE, 2), ("val", VAL_SHARE, 3)):

@@ -261,7 +261,7 @@ def test_many_images_are_fitted_by_the_default_schedule(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    script = load("many_images")
+    script = load("schedule")
     for split in ("train", "test"):
         shutil.copytree(data_root / "striped", tmp_path / "images" / split)
     monkeypatch.setattr(script, "HELD_OUT", 4)
@@ -277,7 +277,7 @@ def test_many_images_are_fitted_by_the_default_schedule(
 
 
 SMOKE = {
-    "many_images": test_many_images_are_fitted_by_the_default_schedule,
+    "schedule": test_many_images_are_fitted_by_the_default_schedule,
     "shuffled_labels": test_advice_on_shuffled_labels_is_printed,
     "run_suite": test_the_suite_adds_missing_rows,
     "curves": test_training_runs_are_recorded_and_averaged,

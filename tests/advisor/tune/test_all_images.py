@@ -74,14 +74,14 @@ def test_a_run_learns_from_all_images_and_prints_the_advice_of_the_sample(
 def test_without_a_limit_the_advice_is_measured_on_all_images(
     root: Path, options: Options
 ) -> None:
-    prepared = prepare(root, replace(options, max_images=None), keeps_rest=True)
+    prepared = prepare(root, replace(options, max_images=None), keep_rest=True)
     assert len(prepared.dataset.fit_split) + len(prepared.dataset.test or ()) == 3 * N
     assert not prepared.dataset.remainder.counts
 
 
 @pytest.fixture
 def sample(root: Path) -> Dataset:
-    return load_dataset(root, max_images=45, keeps_rest=True)
+    return load_dataset(root, max_images=45, keep_rest=True)
 
 
 @pytest.fixture
@@ -115,7 +115,7 @@ def test_a_pass_over_a_split_takes_no_more_than_its_share_of_the_time(sample: Da
 def test_given_splits_have_their_own_shares(make_folder: Callable[..., Path]) -> None:
     root = make_folder("given/train", 30).parent
     make_folder("given/test", 30, seed=1)
-    sample = load_dataset(root, max_images=30, keeps_rest=True)
+    sample = load_dataset(root, max_images=30, keep_rest=True)
     added = affordable(sample, 600.0, 1.0)
     assert added == {"train": 60, "test": int(PASS_SHARES["test"] * 600) - 30}
 

@@ -28,7 +28,7 @@ def splits_of(dataset: Dataset) -> dict[str, set[str]]:
 
 
 def sample_of(root: Path, most: int = 60, **given: Any) -> Dataset:
-    return load_dataset(root, max_images=most, keeps_rest=True, **given)
+    return load_dataset(root, max_images=most, keep_rest=True, **given)
 
 
 def extended(sample: Dataset) -> Dataset:
@@ -38,7 +38,7 @@ def extended(sample: Dataset) -> Dataset:
 
 def test_the_rest_of_a_sample_is_what_it_left_out_in_an_order_that_ignores_the_listing() -> None:
     names = [("big", f"b{i}") for i in range(500)] + [("small", f"s{i}") for i in range(30)]
-    forward, backward = Reservoir(100, keeps_rest=True), Reservoir(100, keeps_rest=True)
+    forward, backward = Reservoir(100, keep_rest=True), Reservoir(100, keep_rest=True)
     for label, name in names:
         forward.add(name, label, name)
     for label, name in reversed(names):
@@ -51,8 +51,8 @@ def test_the_rest_of_a_sample_is_what_it_left_out_in_an_order_that_ignores_the_l
 
 
 def test_a_sample_keeps_the_rest_only_if_it_is_asked_to() -> None:
-    for limit, keeps_rest in ((None, True), (3, False), (9, True)):
-        reservoir = Reservoir(limit, keeps_rest=keeps_rest)
+    for limit, keep_rest in ((None, True), (3, False), (9, True)):
+        reservoir = Reservoir(limit, keep_rest=keep_rest)
         for i in range(9):
             reservoir.add(str(i), "a", str(i))
         assert reservoir.rest() == []

@@ -6,7 +6,7 @@ shifts of up to 3 pixels and changes of brightness and contrast of up to a fifth
 were held out are the validation images; test is that of the shared data. The same fit with the 600
 steps of 32 images that were the most before is its comparison.
 
-Run:      python benchmarks/many_images.py [--fit --images FOLDER --scratch FOLDER]
+Run:      python benchmarks/schedule.py [--fit --images FOLDER --scratch FOLDER]
 Cost:     the first table a second; `--fit` 20 minutes on one core.
 Expected: README.md.
 """
