@@ -15,6 +15,9 @@ PASS_SHARES = {"train": 0.2, "val": 0.03, "test": 0.07}
 share of the time left; the split is a sample if it takes longer. Fine-tuning begins with such a
 pass over train, and every trial and the test end with one over the others. A train split that
 validation and test are drawn from includes these."""
+AMPLE_SHARE = 0.5
+"""A run with a number of trials must be reproducible. It takes all images, whatever their pass
+takes, unless that is more than this share of the time left."""
 READING_SHARE = 0.3
 """Reading the images stops after this share of the time left."""
 _RECORD = "n_added"
@@ -34,8 +37,7 @@ def learn_from_all(
     profile
         What was measured on the sample.
     by_time
-        Whether the images are bounded by the time of a forward pass (`PASS_SHARES`). A run with a
-        number of trials must be reproducible: it takes all that can be read in time.
+        Whether time is what limits the run, and not a number of trials.
 
     Returns
     -------
@@ -48,8 +50,10 @@ def learn_from_all(
     record, left_s = folder.settings(), ctx.seconds_left()
     known: Mapping[str, int] | None = record.get(_RECORD)
     wanted = counts if known is None else known
-    if known is None and by_time:
-        wanted = affordable(sample, left_s, profile.ms_per_image / 1000)
+    s_per_image = profile.ms_per_image / 1000
+    pass_s = s_per_image * (_n_images(sample) + sum(counts.values()))
+    if known is None and (by_time or pass_s > AMPLE_SHARE * left_s):
+        wanted = affordable(sample, left_s, s_per_image)
     stop_s = time.monotonic() + READING_SHARE * left_s
     images, tried = read_rest(
         sample,
@@ -89,6 +93,10 @@ def affordable(sample: Dataset, left_s: float, s_per_image: float) -> dict[str, 
         name: int(min(n, max(0.0, PASS_SHARES[name] * left_s / s_per_image - n_read[name])))
         for name, n in sample.remainder.counts.items()
     }
+
+
+def _n_images(dataset: Dataset) -> int:
+    return len(dataset.fit_split) + len(dataset.test or ())
 
 
 def _too_long(n_left: int) -> str:

@@ -12,7 +12,7 @@ import pytest
 
 from advisor.advise import Prepared, advise, prepare
 from advisor.report.to_json import advice_record
-from advisor.tune.all_images import PASS_SHARES, affordable, learn_from_all
+from advisor.tune.all_images import AMPLE_SHARE, PASS_SHARES, affordable, learn_from_all
 from advisor.tune.driver import auto, check_split
 from advisor.tune.run_dir.directory import RunDir
 from advisor.types.options import Options, RunOptions
@@ -134,12 +134,19 @@ def test_a_resumed_run_adds_the_images_that_the_first_session_had_time_for(
     assert first.measured == prepared.dataset
 
 
-def test_a_run_with_a_number_of_trials_takes_all_images_whatever_the_speed(
-    prepared: Prepared, folder: RunDir
+@pytest.mark.parametrize("share", [0.9, 1.1])
+def test_a_run_with_a_number_of_trials_takes_all_images_unless_their_pass_takes_half_of_the_time(
+    prepared: Prepared, folder: RunDir, share: float
 ) -> None:
-    limited = replace(prepared, ctx=prepared.ctx.with_deadline(time.monotonic() + 1000))
-    found = learn_from_all(folder, limited, with_speed(1.0), by_time=False)
-    assert len(found.dataset.fit_split) + len(found.dataset.test or ()) == 3 * N
+    left_s = 1000.0
+    limited = replace(prepared, ctx=prepared.ctx.with_deadline(time.monotonic() + left_s))
+    s_per_image = share * AMPLE_SHARE * left_s / (3 * N)
+    profile = replace(profile_of(), ms_per_image=1000 * s_per_image)
+    found = learn_from_all(folder, limited, profile, by_time=False).dataset
+    in_time = PASS_SHARES["train"] * left_s / s_per_image
+    assert in_time < 3 * N
+    n = len(found.fit_split) + len(found.test or ())
+    assert n == pytest.approx(3 * N if share < 1 else in_time, abs=2)
 
 
 def test_without_time_for_more_the_sample_is_learnt_from_and_a_note_says_so(
