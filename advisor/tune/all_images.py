@@ -67,16 +67,16 @@ def learn_from_all(
         folder.write("run.json", {**record, _RECORD: tried})
     n_left = sum(counts.values()) - sum(tried.values())
     if not any(tried.values()):
-        ctx.reporter.on_note(f"Learning from the sample alone: {_too_long(n_left)}")
+        ctx.reporter.on_note(f"Learning from the sample alone: {_no_time_for(n_left)}")
         return replace(prepared, dataset=replace(sample, remainder=Remainder()))
     whole = extend(sample, images)
     splits = f"{len(whole.train):,} train and {len(whole.val):,} validation images"
-    rest = _too_long(n_left) if n_left else "the advice was measured on a sample of them."
+    rest = _no_time_for(n_left) if n_left else "the advice was measured on a sample of them."
     ctx.reporter.on_note(f"Learning from {splits}: {rest}")
     unread = sum(tried.values()) - sum(map(len, images.values()))
     if unread:
         ctx.reporter.on_note(f"{unread:,} of these images cannot be read and were left out.")
-    return replace(prepared, dataset=whole, measured=sample)
+    return replace(prepared, dataset=whole, measured=replace(sample, remainder=Remainder()))
 
 
 def affordable(sample: Dataset, left_s: float, s_per_image: float) -> dict[str, int]:
@@ -99,5 +99,5 @@ def _n_images(dataset: Dataset) -> int:
     return len(dataset.fit_split) + len(dataset.test or ())
 
 
-def _too_long(n_left: int) -> str:
-    return f"a pass over the other {n_left:,} would take too much of the time. Give more --time."
+def _no_time_for(n_left: int) -> str:
+    return f"there is no time for the other {n_left:,}. Give more --time."

@@ -42,6 +42,8 @@ def list_hub(data: Path, listing: Listing) -> Listing:
 
     def unpacked(image: str) -> Path:
         given, _, row = image.rpartition("/")
+        if given not in readers:  # a file of a folder that is given with --val or --test
+            return Path(image)
         reader = readers[given]
         return _unpack(reader.dataset[int(row)][reader.image_key], folder)
 

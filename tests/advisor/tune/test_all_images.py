@@ -159,7 +159,7 @@ def test_without_time_for_more_the_sample_is_learnt_from_and_a_note_says_so(
     assert found.dataset == prepared.dataset
     assert found.measured is None
     (note,) = notes
-    assert "the other 135 would take too much of the time" in note
+    assert "there is no time for the other 135" in note
 
 
 def test_a_run_refuses_to_go_on_if_an_image_outside_the_sample_has_changed(
