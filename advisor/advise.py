@@ -88,7 +88,6 @@ def prepare(
     data: Path,
     options: Options,
     deadline_s: float | None = None,
-    ddp: int = 1,
     *,
     keep_rest: bool = False,
 ) -> Prepared:
@@ -98,12 +97,10 @@ def prepare(
     ----------
     deadline_s
         ``time.monotonic()`` at which to stop measuring; None: no limit.
-    ddp
-        Number of data-parallel processes of a training run.
     keep_rest
         Whether the images outside the sample can be added later, see `dataset.extend`.
     """
-    ctx = replace(_context(options, ddp), deadline_s=deadline_s)
+    ctx = replace(_context(options), deadline_s=deadline_s)
     dataset = load_dataset(
         data,
         val=options.val,
@@ -263,7 +260,7 @@ def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, .
     return tuple(chosen)
 
 
-def _context(options: Options, ddp: int) -> RunContext:
+def _context(options: Options) -> RunContext:
     if options.strategy != AUTO:
         get_strategy(options.strategy)
     return make_context(
@@ -271,7 +268,6 @@ def _context(options: Options, ddp: int) -> RunContext:
         cache_dir=options.cache_dir,
         seed=options.seed,
         workers=options.workers,
-        ddp=ddp,
         reporter=Reporter(options.on_progress or ignore_progress, options.on_note),
     )
 

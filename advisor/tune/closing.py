@@ -61,6 +61,7 @@ def tune(search: Search, advice: Advice, prepared: Prepared, *, wanted: bool) ->
     folder, budget = search.executor.folder, search.executor.budget
     if search.scheduler.max_trials is None:  # else a run must not depend on the time
         search.fit_on_measured()
+    search.compute_features()
     search.run(stop_at_first=True)
     search.fit_on_measured()
     draft = draft_report(folder, advice, prepared, budget.left_s())

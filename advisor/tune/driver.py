@@ -26,7 +26,7 @@ from advisor.tune.search import Search, SearchResult
 from advisor.tune.time_budget import MAX_CONTROL_SHARE, TimeBudget
 from advisor.tune.trials.executor import LocalExecutor
 from advisor.tune.trials.pruning import make_pruning
-from advisor.tune.trials.ray_executor import check_ray, storage_of, trial_executor
+from advisor.tune.trials.ray_executor import check_gpus, storage_of, trial_executor
 from advisor.tune.trials.study import Trials
 from advisor.tune.trials.validation import Validation, make_validation, n_folds
 from advisor.types.advice import Advice
@@ -40,7 +40,7 @@ from strategies.core.errors import (
     OutOfTime,
 )
 from strategies.data.dataset import Dataset
-from strategies.registry import get_strategy, search_spaces
+from strategies.registry import search_spaces
 
 
 def auto(
@@ -70,14 +70,13 @@ def auto(
     deadline_s = time.monotonic() + run.time_s
     data = absolute(Path(data))
     settings = Settings(data, options, run)
-    _note_unused_ddp(settings)
-    check_ray(run)
+    check_gpus(options, run)
     folder = RunDir.create(Path(out))
     with folder.locked():
         folder.begin(settings_record(settings))
         try:
             session = begin_session(folder, deadline_s)
-            prepared = prepare(data, options, deadline_s, run.ddp, keep_rest=True)
+            prepared = prepare(data, options, deadline_s, keep_rest=True)
             return run_session(folder, settings, prepared, session, on_event)
         except (DataError, BackboneError, NotApplicable):
             if not (folder.path / "advice.json").exists():
@@ -126,6 +125,9 @@ def run_session(
     check_split(folder, prepared.dataset)
     advice = _load_or_make_advice(folder, prepared, run)
     prepared = learn_from_all(folder, prepared, advice.profile, by_time=run.max_trials is None)
+    if not run.uses_ray:
+        training = replace(prepared.ctx.training, n_gpus=run.gpus_per_trial)
+        prepared = replace(prepared, ctx=replace(prepared.ctx, training=training))
     search = make_search(folder, settings, prepared, advice, session.deadline_s, on_event)
     with (
         search.executor.interrupt.handle_sigint(),
@@ -190,13 +192,6 @@ def _wants_control(budget: TimeBudget, prepared: Prepared, run: RunOptions) -> b
         f"{100 * MAX_CONTROL_SHARE:.0f}% of the time. Give more --time for it."
     )
     return False
-
-
-def _note_unused_ddp(settings: Settings) -> None:
-    """Note that --ddp has no effect on a strategy that trains no network."""
-    name = settings.options.strategy
-    if settings.run.ddp > 1 and name != AUTO and not get_strategy(name).trains_network:
-        settings.options.on_note(f"--ddp has no effect: {name} trains no network.")
 
 
 def _result(search: Search) -> SearchResult:

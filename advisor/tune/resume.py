@@ -8,7 +8,7 @@ from advisor.advise import prepare
 from advisor.tune.driver import begin_session, run_session
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.settings import read_settings
-from advisor.tune.trials.ray_executor import check_ray
+from advisor.tune.trials.ray_executor import check_gpus
 from advisor.types.events import OnEvent, ignore
 from advisor.types.outcome import Outcome
 from strategies.core.errors import StorageError
@@ -48,9 +48,7 @@ def resume(
         options = replace(settings.options, on_progress=on_progress, on_note=on_note)
         settings = replace(settings, options=options)
         left_s = settings.run.time_s - folder.used_s() if time_s is None else time_s
-        check_ray(settings.run)
+        check_gpus(options, settings.run)
         session = begin_session(folder, start + left_s)
-        prepared = prepare(
-            settings.data, options, session.deadline_s, settings.run.ddp, keep_rest=True
-        )
+        prepared = prepare(settings.data, options, session.deadline_s, keep_rest=True)
         return run_session(folder, settings, prepared, session, on_event)

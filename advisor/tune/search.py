@@ -84,6 +84,12 @@ class Search:
             for future in self.trial_executor.wait(self._running):
                 self._end_trial(self._running.pop(future), future.result())
 
+    def compute_features(self) -> None:
+        """Compute features for the trials, where several processes can share the work."""
+        roles = {get_strategy(c.strategy).role for c in self.scheduler.candidates}
+        if self.incumbent.is_open() and not self.is_interrupted and roles != {"control"}:
+            self.trial_executor.compute_features()
+
     def fit_on_measured(self) -> None:
         """Make a baseline on the features that the advice measured the first classifier.
 

@@ -165,9 +165,8 @@ class RunOptions:
         Most GPUs that Ray uses at a time; None: all.
     storage_path
         Folder that the driver and all nodes of a cluster see; None: the run folder.
-    ddp
-        Number of data-parallel processes of a training run. Each has its own GPU, or all share
-        the CPU (to try it out).
+    gpus_per_trial
+        GPUs that a training run uses, each for its share of every batch.
     """
 
     time_s: Annotated[
@@ -202,8 +201,8 @@ class RunOptions:
             "default: the run folder."
         ),
     ] = None
-    ddp: Annotated[
-        int, Flag("Data-parallel processes per training run, each on its own GPU.", min=1)
+    gpus_per_trial: Annotated[
+        int, Flag("GPUs that share every batch of a training run.", min=1)
     ] = 1
 
     def __post_init__(self) -> None:
@@ -213,10 +212,9 @@ class RunOptions:
             if getattr(self, name) is not None and not self.uses_ray:
                 flag = "--" + name.replace("_", "-")
                 raise TransferError(f"{flag} has an effect only with --ray or --ray-address.")
-        if self.uses_ray and self.ddp > 1:
+        if self.gpus is not None and self.gpus < self.gpus_per_trial:
             raise TransferError(
-                "--ddp and Ray were both given. GPUs can train data-parallel (--ddp) or run a "
-                "trial each (--ray). Give only one of them."
+                f"--gpus {self.gpus} is less than --gpus-per-trial {self.gpus_per_trial}."
             )
         if self.ray and self.ray_address is not None:
             raise TransferError(

@@ -1,6 +1,7 @@
-"""Memory: tune glibc's malloc, bound micro-batches, and recognise out-of-memory errors."""
+"""Memory: tune glibc's malloc, and split batches into parts that fit into memory."""
 
 import ctypes
+import math
 import sys
 
 import torch
@@ -33,22 +34,24 @@ def keep_freed_memory() -> bool:
     return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, _TRIM_ABOVE_BYTES))
 
 
-def first_micro_batch(batch_size: int, device: torch.device) -> int:
-    """Return how many images of a batch to compute at once, before memory is known to be short.
+def first_micro_batches(n_images: int, device: torch.device) -> int:
+    """Return into how many micro-batches a batch is split before memory is known to be short.
 
-    All of them on an accelerator, which reports a lack of memory; at most `CPU_MICRO_BATCH` on a
-    CPU, where a process that takes too much is killed.
+    One on an accelerator, which reports a lack of memory. On a CPU, where a process that takes too
+    much is killed, as many as have at most `CPU_MICRO_BATCH` images each.
     """
-    return min(batch_size, CPU_MICRO_BATCH) if device.type == "cpu" else batch_size
+    return math.ceil(n_images / CPU_MICRO_BATCH) if device.type == "cpu" else 1
 
 
-def reraise_unless_out_of_memory(error: RuntimeError, device: torch.device) -> None:
-    """Return if an error is an out-of-memory error, on any device; raise it otherwise.
+def more_micro_batches(n: int, most: int, error: RuntimeError, device: torch.device) -> int:
+    """Return twice as many micro-batches after an out-of-memory error, and at most `most`.
 
     Raises
     ------
     TransferError
-        If the accelerator itself failed.
+        If there were `most`, or the accelerator itself failed.
+    RuntimeError
+        Any other error.
     """
     if isinstance(error, torch.AcceleratorError):
         raise TransferError(
@@ -59,3 +62,11 @@ def reraise_unless_out_of_memory(error: RuntimeError, device: torch.device) -> N
     is_known = any(message in str(error) for message in messages)
     if not (is_known or isinstance(error, torch.OutOfMemoryError)):
         raise error
+    if n >= most:
+        raise TransferError(
+            f"{device} is out of memory even with one image at a time. "
+            "Use a smaller --input-px, a smaller backbone, or --device cpu."
+        ) from error
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return min(2 * n, most)

@@ -27,16 +27,16 @@ class TrainingResources:
         Checkpoint file, or None. A training run writes its state there every epoch, resumes from
         it when it is started again, and deletes it at the end. A damaged checkpoint, or one of
         another training run, is replaced; so no two concurrent runs may share a file.
-    n_processes
-        Processes that share every batch of a training run (data-parallel), each on a GPU of its
-        own, `RunContext.device` and the ones after it; or all on the CPU.
+    n_gpus
+        GPUs that share every batch of a training run (data-parallel): `RunContext.device` and the
+        ones after it. On a CPU, as many processes share it.
     activation_store
         Shares the activations of frozen stages between training runs that freeze the same stages;
         None shares nothing.
     """
 
     checkpoint: Path | None = None
-    n_processes: int = 1
+    n_gpus: int = 1
     activation_store: ActivationStore | None = None
 
 
@@ -101,7 +101,6 @@ def make_context(
     cache_dir: Path | None = None,
     seed: int = 0,
     workers: int | None = None,
-    ddp: int = 1,
     reporter: Reporter | None = None,
 ) -> RunContext:
     """Build the run context: choose device and precision.
@@ -110,16 +109,13 @@ def make_context(
     ----------
     workers
         Threads that read images beside the network; None takes one per core, from 2 to 16.
-    ddp
-        Processes that share every batch of a training run.
 
     Raises
     ------
     TransferError
-        If the device is unknown or unavailable, or there are fewer GPUs than processes.
+        If the device is unknown or unavailable.
     """
     chosen = make_device(device)
-    _check_processes(ddp, chosen)
     return RunContext(
         cache=ArrayCache(cache_dir or default_cache_dir()),
         device=chosen,
@@ -127,21 +123,7 @@ def make_context(
         seed=seed,
         n_workers=workers or max(2, min(16, usable_cpus())),
         reporter=reporter or Reporter(),
-        training=TrainingResources(n_processes=ddp),
     )
-
-
-def _check_processes(ddp: int, device: torch.device) -> None:
-    if ddp < 1:
-        raise TransferError(f"--ddp must be at least 1, got {ddp}.")
-    if ddp == 1 or device.type == "cpu":
-        return
-    n_gpus = torch.cuda.device_count() - (device.index or 0) if device.type == "cuda" else 1
-    if ddp > n_gpus:
-        raise TransferError(
-            f"--ddp {ddp} needs {ddp} GPUs, counted from {device}; found {n_gpus}. Use --ddp "
-            f"{n_gpus}, or another --device."
-        )
 
 
 def make_device(device: str) -> torch.device:

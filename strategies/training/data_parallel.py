@@ -1,43 +1,39 @@
-"""Data-parallel training: several processes train one network, each on a share of every batch.
+"""Data-parallel training: one process per GPU trains the network on its share of every batch.
 
-Each process holds the whole network. Gradients, and the statistics of BatchNorm layers that train
-theirs, are summed over all processes, so the weights are those of a single process except for
-rounding. Rank 0 is the process that started the others; it alone validates, writes checkpoints and
-decides when to stop.
-
-Gradients are summed once per step, not during the backward pass as in torch's
-DistributedDataParallel. So each process may split its share into as many micro-batches as its
-memory requires.
+`DistributedDataParallel` averages the gradients, and `SyncBatchNorm` takes its statistics over all
+processes, so the weights are those of a single process except for rounding. The process that calls
+`launch` trains nothing. It reports the epochs of rank 0 and ends all processes if one fails.
 """
 
 import contextlib
-import multiprocessing
+import os
+import pickle
 import signal
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any
+from multiprocessing import parent_process
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
-from torch.nn import functional
+from torch.multiprocessing import get_context
+from torch.nn.parallel import DistributedDataParallel
 
 from strategies.core.allocator import keep_freed_memory
-from strategies.core.context import RunContext
+from strategies.core.context import RunContext, TrainingResources
 from strategies.core.errors import TransferError
 from strategies.core.progress import Reporter
-from strategies.kernels.torch_function import TorchFunctionInterceptor
 
-TIMEOUT = timedelta(minutes=30)
-"""Timeout of collective operations. Longer than validation, during which the other ranks wait."""
-_ERROR_WAIT_S = 1.0
-"""Seconds to wait for the error message of a failed process."""
-_READY = "ready"
+T = TypeVar("T")
+
+TIMEOUT = timedelta(days=1)
+"""Timeout of collective operations. While rank 0 validates, the others wait. A process that died
+is noticed at once."""
 
 
 @dataclass(frozen=True)
@@ -64,202 +60,180 @@ class DataParallelGroup:
         distributed.broadcast(tensor, src=0)
         return float(tensor)
 
-    def all_reduce_and(self, ok: bool) -> bool:
-        """Return whether the value is true on all ranks."""
+    def parallel(self, module: nn.Module, fixed_norms: Collection[nn.Module]) -> nn.Module:
+        """Return a module whose gradients are the means over all ranks; waits for all ranks.
+
+        Parameters
+        ----------
+        fixed_norms
+            BatchNorm layers that keep their statistics; the others of the module become
+            SyncBatchNorm.
+
+        Raises
+        ------
+        TransferError
+            If statistics are trained on CPUs, which SyncBatchNorm does not support.
+        """
         if self.world_size == 1:
-            return ok
-        tensor = torch.tensor(int(ok))
-        distributed.all_reduce(tensor, distributed.ReduceOp.MIN)
-        return bool(tensor)
-
-    def all_reduce_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace the gradients by their sums over all ranks."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        if self.world_size == 1 or not gradients:
-            return
-        flat = torch.cat([g.reshape(-1) for g in gradients])
-        distributed.all_reduce(flat)
-        parts = torch.split(flat, [g.numel() for g in gradients])
-        for gradient, part in zip(gradients, parts, strict=True):
-            gradient.copy_(part.view(gradient.shape))
-
-    def sync_batch_norm(self) -> contextlib.AbstractContextManager[object]:
-        """Return a context in which BatchNorm layers in train mode use the whole batch."""
-        return contextlib.nullcontext() if self.world_size == 1 else _SyncBatchNorm()
+            return module
+        norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+        for name, norm in list(module.named_modules()):
+            if isinstance(norm, norms) and norm not in fixed_norms:
+                if next(module.parameters()).device.type == "cpu":
+                    raise TransferError(
+                        "Data-parallel training of BatchNorm statistics needs GPUs. Use one "
+                        'process, or batch_norm="frozen".'
+                    )
+                module.set_submodule(name, synchronised(norm))
+        return DistributedDataParallel(module, broadcast_buffers=False)
 
 
 SINGLE_PROCESS = DataParallelGroup()
 
 
-@contextlib.contextmanager
-def start_group(
-    work: Callable[..., None], job: Sequence[object], ctx: RunContext, batch_size: int
-) -> Iterator[DataParallelGroup]:
-    """Run the worker processes while the block runs; each calls ``work(dp_group, ctx, *job)``.
+def synchronised(norm: nn.Module) -> nn.Module:
+    """Return a BatchNorm layer as a SyncBatchNorm with the same parameters and statistics.
+
+    Some networks have BatchNorm layers that call their children on the result, such as an
+    activation. SyncBatchNorm only keeps the children; here it calls them.
+    """
+    convert: Callable[[nn.Module], nn.Module] = nn.SyncBatchNorm.convert_sync_batchnorm
+    converted = convert(norm)
+    converted.register_forward_hook(_call_children)
+    return converted
+
+
+def _call_children(norm: nn.Module, _: object, output: Tensor) -> Tensor:
+    for child in norm.children():
+        output = child(output)
+    return output
+
+
+def launch(work: Callable[..., T], job: Sequence[object], ctx: RunContext) -> T:
+    """Run ``work(group, ctx, *job)`` in a process per GPU of this machine; return rank 0's result.
+
+    Parameters
+    ----------
+    work
+        Function of a module, as new processes import it.
+    ctx
+        The GPUs are its device and the ones after it. On a CPU, the processes share it. The
+        reporter's `on_epoch` is called in this process, for rank 0; an error in it ends all.
 
     Raises
     ------
     TransferError
-        If a process fails, or a batch has fewer than two images per process.
+        If a process ends without a result, or the GPUs cannot communicate.
+    Exception
+        The first error in a process.
     """
-    world_size = ctx.training.n_processes
-    if world_size == 1:
-        yield SINGLE_PROCESS
-        return
-    if world_size > batch_size // 2:
-        raise TransferError(
-            f"--ddp {world_size}: a batch of {batch_size} images is too small for {world_size} "
-            f"processes. Use --ddp {max(1, batch_size // 2)} or less."
-        )
-    spawn = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        init_method = (Path(folder) / "rendezvous").as_uri()
-        pipes = []
-        for rank in range(1, world_size):
-            pipe, worker_pipe = spawn.Pipe()
-            dp_group, context = DataParallelGroup(rank, world_size), _worker_context(ctx, rank)
-            arguments = (worker_pipe, init_method, dp_group, context, work, job)
-            process = spawn.Process(target=_run_worker, args=arguments, daemon=True)
+    spawn, results = get_context("spawn"), {}
+    store = _store(0, is_master=True)  # at a free port
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for rank in range(ctx.training.n_gpus):
+            pipe, theirs = spawn.Pipe()
+            arguments = (theirs, store.port, _context_of(rank, ctx), rank, work, job)
+            process = spawn.Process(target=_run, args=arguments, daemon=True)
             process.start()
-            worker_pipe.close()  # so that the pipe ends when the process does
+            theirs.close()  # so that the pipe ends when the process does
             stack.callback(process.join)
             stack.callback(process.kill)
-            pipes.append(pipe)
-        try:
-            for message in map(_receive, pipes):
-                if message != _READY:
-                    raise TransferError(f"A process of --ddp failed: {message}")
-            stack.enter_context(_process_group(init_method, DataParallelGroup(0, world_size)))
-            yield DataParallelGroup(0, world_size)
-        except RuntimeError as error:  # a worker process failed, or this process did
-            for pipe in pipes:
-                if pipe.poll(_ERROR_WAIT_S):
-                    raise TransferError(f"A process of --ddp failed: {_receive(pipe)}") from error
-            raise
+            running[pipe] = rank, process
+        while running:
+            ready = wait(list(running))
+            for pipe in [pipe for pipe in running if pipe in ready]:
+                rank, process = running[pipe]
+                try:
+                    message = pipe.recv()
+                except EOFError as error:
+                    process.join()
+                    raise TransferError(
+                        f"Process {rank} of data-parallel training ended without a result (exit "
+                        f"code {process.exitcode})."
+                    ) from error
+                if isinstance(message, Exception):
+                    raise message
+                if isinstance(message, bytes):
+                    results[rank] = message
+                    del running[pipe]
+                else:
+                    ctx.reporter.on_epoch(*message)
+                    pipe.send(None)
+    result: T = pickle.loads(results[0])  # from a process that this one started
+    return result
 
 
-def _worker_context(ctx: RunContext, rank: int) -> RunContext:
-    """Return the run context of a worker process: its own device, and no callbacks."""
-    device = ctx.device
+def _context_of(rank: int, ctx: RunContext) -> RunContext:
+    """Return the context of a rank: its own device and its share of the threads."""
+    device, n = ctx.device, ctx.training.n_gpus
     if device.type == "cuda":
         device = torch.device("cuda", (device.index or 0) + rank)
-    return replace(
-        ctx,
-        device=device,
-        deadline_s=None,
-        reporter=Reporter(),
-        training=replace(ctx.training, activation_store=None),
-    )
+    training = TrainingResources(ctx.training.checkpoint, n)
+    n_workers = max(1, ctx.n_workers // n)
+    return replace(ctx, device=device, n_workers=n_workers, reporter=Reporter(), training=training)
 
 
-def _receive(pipe: Connection) -> str:
-    """Return the next message of a worker process."""
-    try:
-        return str(pipe.recv())
-    except EOFError:
-        return "it ended without an error message"
-
-
-def _run_worker(
-    pipe: Connection,
-    init_method: str,
-    dp_group: DataParallelGroup,
+def _run(
+    pipe: "Connection[object, object]",
+    port: int,
     ctx: RunContext,
-    work: Callable[..., None],
+    rank: int,
+    work: Callable[..., object],
     job: Sequence[object],
 ) -> None:
-    """Run a worker process; send an error to rank 0."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C stops rank 0, which stops the workers
+    """Run one rank; send its epochs, then its result or its error, pickled."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C ends the parent, which ends this process
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
     keep_freed_memory()
-    if ctx.device.type == "cpu":
-        torch.set_num_threads(max(1, torch.get_num_threads() // dp_group.world_size))
+
+    def on_epoch(epoch: int, accuracy: float | None) -> None:
+        pipe.send((epoch, accuracy))
+        pipe.recv()  # the parent may end the training run here instead
+
     try:
-        pipe.send(_READY)
-        with _process_group(init_method, dp_group), ctx.seeded():
-            work(dp_group, ctx, *job)
-    except (TransferError, RuntimeError) as error:
-        with contextlib.suppress(OSError):  # rank 0 may have ended
-            pipe.send(str(error).splitlines()[0] if str(error) else repr(error))
+        with _group(port, ctx, rank) as group, ctx.seeded():
+            result = work(group, replace(ctx, reporter=Reporter(on_epoch=on_epoch)), *job)
+        pipe.send(pickle.dumps(result if rank == 0 else None))
+    except distributed.DistError as error:
+        reason = str(error).splitlines()[0]
+        _fail(pipe, TransferError(f"The processes of a training run cannot communicate: {reason}"))
+    except Exception as error:
+        _fail(pipe, error)
 
 
 @contextlib.contextmanager
-def _process_group(init_method: str, dp_group: DataParallelGroup) -> Iterator[None]:
+def _group(port: int, ctx: RunContext, rank: int) -> Iterator[DataParallelGroup]:
     """Join the process group inside the block: gloo for CPU tensors, nccl for GPU tensors."""
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    world_size, backend = ctx.training.n_gpus, "gloo"
+    if ctx.device.type == "cuda":
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(ctx.device)
+    else:
+        torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
     distributed.init_process_group(
-        backend,
-        init_method=init_method,
-        rank=dp_group.rank,
-        world_size=dp_group.world_size,
-        timeout=TIMEOUT,
+        backend, store=_store(port), rank=rank, world_size=world_size, timeout=TIMEOUT
     )
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
+    yield DataParallelGroup(rank, world_size)
+    distributed.destroy_process_group()
 
 
-class _SyncBatchNorm(TorchFunctionInterceptor):
-    """Context in which BatchNorm computes its statistics over the batches of all ranks.
-
-    torch's SyncBatchNorm works on GPUs only. It is also another module, which would change the
-    saved classifier.
-    """
-
-    def call(
-        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
-        if func is functional.batch_norm:
-            return _batch_norm(*args, **kwargs)
-        return func(*args, **kwargs)
+def _store(port: int, *, is_master: bool = False) -> Any:
+    """Return the store by which the ranks find each other; it ends with the master's process."""
+    return distributed.TCPStore(  # type: ignore[attr-defined]
+        "localhost", port, is_master=is_master, wait_for_workers=False
+    )
 
 
-def _batch_norm(
-    images: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    """Normalise like `torch.nn.functional.batch_norm`, with statistics over all ranks."""
-    parameters = (running_mean, running_var, weight, bias)
-    if not training:
-        return functional.batch_norm(images, *parameters, False, momentum, eps)
-    values = images.float()
-    axes = [axis for axis in range(values.ndim) if axis != 1]
-    shape = [1, -1, *[1] * (values.ndim - 2)]
-    n = _AllReduceSum.apply(values.new_tensor(float(values.numel() // values.shape[1])))
-    mean = _AllReduceSum.apply(values.sum(axes)) / n
-    centred = values - mean.view(shape)
-    variance = _AllReduceSum.apply(centred.square().sum(axes)) / n
-    with torch.no_grad():
-        if running_mean is not None and running_var is not None:
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            unbiased = variance * n / (n - 1)
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    scaled = centred * torch.rsqrt(variance + eps).view(shape)
-    if weight is not None:
-        scaled = scaled * weight.view(shape)
-    if bias is not None:
-        scaled = scaled + bias.view(shape)
-    normalised: Tensor = scaled.to(images.dtype)
-    return normalised
+def _fail(pipe: "Connection[object, object]", error: Exception) -> None:
+    """Send an error, and wait to be ended: if one rank left, the others would fail as well."""
+    pipe.send(error)
+    pipe.recv()
 
 
-class _AllReduceSum(torch.autograd.Function):
-    """Differentiable sum over all ranks: all-reduce of the value and of its gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor) -> Tensor:
-        total = value.clone()
-        distributed.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        total = gradient.contiguous().clone()
-        distributed.all_reduce(total)
-        return total
+def _exit_with_parent() -> None:
+    """End this process when the one that started it has ended, whatever it is waiting for."""
+    parent = parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)

@@ -144,10 +144,6 @@ class Inputs(Protocol):
         """Yield rows and images of augmented train batches forever, from batch `first` on."""
         ...
 
-    def shard(self, dp_group: DataParallelGroup) -> "Inputs":
-        """Return inputs that yield one process's share of every train batch."""
-        ...
-
     def val(self) -> Iterator[Tensor]:
         """Yield batches of the validation images (centre crops), in order."""
         ...
@@ -179,12 +175,6 @@ class ImageInputs:
             for rows, pixels in found:
                 images = to_input(pixels, self.backbone, self.ctx.device)
                 yield rows, images.to(memory_format=torch.channels_last)
-
-    def shard(self, dp_group: DataParallelGroup) -> Inputs:
-        """Return inputs that yield one process's share of every train batch."""
-        return ImageInputs(
-            self.network, self.dataset, self.backbone, self.recipe, self.ctx, dp_group
-        )
 
     def val(self) -> Iterator[Tensor]:
         """Yield batches of the validation images (centre crops), in order."""

@@ -29,7 +29,6 @@ from strategies.data.decoding import Pixels
 from strategies.models.backbone import Backbone
 from strategies.models.features import INFERENCE_BATCH, batches, to_input
 from strategies.models.network import Network
-from strategies.training.data_parallel import DataParallelGroup
 from strategies.training.dataloader import Crops, ImageInputs, Inputs, row_batches
 from strategies.training.recipe import Recipe
 
@@ -87,11 +86,6 @@ class CachedPrefix:
             if number >= first:
                 epochs = (number * size + np.arange(size)) // n
                 yield rows, self._tensor(self.train[rows, (np.asarray(rows) + epochs) % views])
-
-    def shard(self, dp_group: DataParallelGroup) -> "CachedPrefix":
-        """Return these inputs: with cached activations a single process trains."""
-        assert dp_group.world_size == 1
-        return self
 
     def val(self) -> Iterator[Tensor]:
         """Yield the activations of the validation images (centre crops), in order."""

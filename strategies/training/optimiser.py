@@ -1,4 +1,4 @@
-"""Optimiser: parameter groups, freezing, learning-rate schedule, and training progress."""
+"""Loss, optimiser and its parameter groups, freezing, learning-rate schedule, and progress."""
 
 import time
 from collections.abc import Mapping
@@ -24,6 +24,28 @@ VAL_TIME_MARGIN = 1.15
 LORA_MATRICES = ".lora_"
 """In the names of the modules that hold the matrices of LoRA, as peft calls them."""
 NO_TIME = "The deadline leaves no time for a single training step."
+
+
+class Loss(nn.Module):
+    """Loss of some images of a batch: their share of the mean over the batch."""
+
+    def __init__(self, network: Network, recipe: Recipe) -> None:
+        super().__init__()
+        self.network, self.recipe = network, recipe
+
+    def forward(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Return the sum over the images divided by the size of the batch."""
+        features = self.network.body(images).float()
+        loss = nn.functional.cross_entropy(
+            self.network.scores(features).float(),
+            targets,
+            label_smoothing=self.recipe.label_smoothing,
+            reduction="sum",
+        )
+        if self.recipe.spectral:
+            smallest = torch.linalg.svdvals(features)[-1]
+            loss = loss + len(features) * self.recipe.spectral * smallest.square()
+        return loss / self.recipe.batch_size
 
 
 def freeze(body: Body, stage: Mapping[str, int], recipe: Recipe) -> frozenset[nn.Module]:

@@ -5,19 +5,19 @@ saved to a checkpoint and resumed. The inputs come from `dataloader` or `frozen_
 """
 
 import contextlib
-import copy
 import pickle
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from strategies.core.allocator import first_micro_batch, reraise_unless_out_of_memory
+from strategies.core.allocator import first_micro_batches, more_micro_batches
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
 from strategies.core.metrics import Scores
@@ -28,12 +28,13 @@ from strategies.models.backbone import Backbone
 from strategies.models.network import Network
 from strategies.models.stages import stages
 from strategies.training.checkpoint import Checkpoint, Snapshot, identity_of
-from strategies.training.data_parallel import DataParallelGroup, start_group
+from strategies.training.data_parallel import SINGLE_PROCESS, DataParallelGroup, launch
 from strategies.training.dataloader import ImageInputs, Inputs
 from strategies.training.frozen_activations import make_inputs
 from strategies.training.mixup import mixed
 from strategies.training.optimiser import (
     NO_TIME,
+    Loss,
     ProgressSchedule,
     freeze,
     l2_sp_step,
@@ -51,7 +52,7 @@ MIN_STANDARD_ERRORS = 1.64
 """By how many standard errors an earlier round must be better on validation than the last one."""
 MAX_LR_CUTS = 3
 """Maximum number of times that the learning rate is halved because the loss was not finite."""
-_SAVED = ("step", "round", "progress", "micro_batch", "lr_cuts", "val_s")
+_SAVED = ("step", "round", "progress", "lr_cuts", "val_s")
 
 
 def train(
@@ -77,71 +78,95 @@ def train(
     network.to(ctx.device).to(memory_format=torch.channels_last)
     stage = stages(network.body.net, backbone)
     freeze(network.body, stage, recipe)
-    all_inputs = make_inputs(network, stage, dataset, backbone, recipe, ctx)
-    with _start_workers(all_inputs, dataset, backbone, recipe, ctx) as dp_group:
-        inputs = all_inputs.shard(dp_group)
-        checkpoint = _checkpoint(inputs, dataset, backbone, recipe, ctx)
-        loop = _TrainingLoop(inputs, stage, dataset, recipe, ctx, dp_group)
-        if not loop.restore(checkpoint):
-            loop.validate()
-        schedule = ProgressSchedule(recipe, ctx, loop.step, loop.progress, loop.val_s)
-        loop.rounds = loop.affordable_rounds(schedule.seconds)
-        for rows, images in inputs.batches(loop.step):
-            loop.progress = dp_group.broadcast(schedule.progress(loop.step))
-            if loop.step == 0 and loop.progress >= 1:
-                raise OutOfTime(NO_TIME)
-            if loop.end_of_round():
-                accuracy = loop.validate()
-                if checkpoint:
-                    checkpoint.write(loop.snapshot())
-                ctx.reporter.on_epoch(loop.round, accuracy)
-            if loop.progress >= 1:
-                break
-            loop.take_step(rows, images)
-        state, scores = loop.select()
-        network.load_state_dict(state, strict=False)  # cached frozen stages are not in it
+    inputs = make_inputs(network, stage, dataset, backbone, recipe, ctx)
+    if ctx.training.n_gpus > 1 and inputs.kind == ImageInputs.kind:
+        state, scores = _train_on_gpus(network, dataset, backbone, recipe, ctx)
+    else:
+        if ctx.training.n_gpus > 1:
+            ctx.reporter.on_note("Cached frozen stages: one GPU trains the rest of the network.")
+        state, scores = _train(inputs, stage, dataset, backbone, recipe, ctx)
+    network.load_state_dict(state, strict=False)  # cached frozen stages are not in it
     network.eval()
-    if checkpoint:
+    if checkpoint := _checkpoint(inputs, dataset, backbone, recipe, ctx):
         checkpoint.remove()
     return scores if dataset.val else None
 
 
-@contextlib.contextmanager
-def _start_workers(
-    inputs: Inputs, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
-) -> Iterator[DataParallelGroup]:
-    """Start the worker processes of data-parallel training, if the context asks for them."""
-    if ctx.training.n_processes > 1 and inputs.kind != ImageInputs.kind:
-        ctx.reporter.on_note(
-            "--ddp is ignored: with cached frozen stages one process trains the rest."
+def _train_on_gpus(
+    network: Network, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
+) -> tuple[Mapping[str, Tensor], Scores]:
+    """Run `_train` in a process per GPU. If one is out of memory, all start again.
+
+    They resume from the checkpoint, if there is one, with twice as many micro-batches.
+    """
+    n_gpus, n_parts = ctx.training.n_gpus, 1
+    least = min(len(DataParallelGroup(i, n_gpus).shard(recipe.batch_size)) for i in range(n_gpus))
+    if not least:
+        raise TransferError(
+            f"{n_gpus} GPUs: a batch of {recipe.batch_size} images is too small for them. Use "
+            f"{(recipe.batch_size + 1) // 2} or less."
         )
-        ctx = replace(ctx, training=replace(ctx.training, n_processes=1))
-    network = copy.deepcopy(inputs.network).cpu() if ctx.training.n_processes > 1 else None
-    job = (pickle.dumps(network), dataset, backbone, recipe)  # bytes, so that no memory is shared
-    with start_group(_train_worker, job, ctx, recipe.batch_size) as dp_group:
-        yield dp_group
+    pickled = pickle.dumps(network.cpu())  # bytes, so that no memory is shared
+    while True:
+        try:
+            found = launch(_train_rank, (pickled, dataset, backbone, recipe, n_parts), ctx)
+        except RuntimeError as error:
+            n_parts = more_micro_batches(n_parts, least, error, ctx.device)
+        else:
+            network.to(ctx.device)
+            return found
 
 
-def _train_worker(
+def _train_rank(
     dp_group: DataParallelGroup,
     ctx: RunContext,
     pickled: bytes,
     dataset: Dataset,
     backbone: Backbone,
     recipe: Recipe,
-) -> None:
-    """Run `train` in a worker process, without what only rank 0 does."""
+    n_parts: int,
+) -> tuple[Mapping[str, Tensor], Scores]:
+    """Run `_train` in the process of one rank."""
     network: Network = pickle.loads(pickled)  # from the process that started this one
     network.to(ctx.device).to(memory_format=torch.channels_last)
-    inputs = ImageInputs(network, dataset, backbone, recipe, ctx, dp_group)
     stage = stages(network.body.net, backbone)
-    loop = _TrainingLoop(inputs, stage, dataset, recipe, ctx, dp_group)
-    loop.restore(_checkpoint(inputs, dataset, backbone, recipe, ctx))
+    inputs = ImageInputs(network, dataset, backbone, recipe, ctx, dp_group)
+    state, scores = _train(inputs, stage, dataset, backbone, recipe, ctx, dp_group, n_parts)
+    return {k: v.cpu() for k, v in state.items()}, scores
+
+
+def _train(
+    inputs: Inputs,
+    stage: Mapping[str, int],
+    dataset: Dataset,
+    backbone: Backbone,
+    recipe: Recipe,
+    ctx: RunContext,
+    dp_group: DataParallelGroup = SINGLE_PROCESS,
+    n_parts: int = 1,
+) -> tuple[Mapping[str, Tensor], Scores]:
+    """Run the epoch loop; return the weights and the validation scores. Only rank 0 validates."""
+    checkpoint = _checkpoint(inputs, dataset, backbone, recipe, ctx)
+    is_first = dp_group.rank == 0
+    loop = _TrainingLoop(inputs, stage, dataset, recipe, ctx, dp_group, n_parts)
+    if not loop.restore(checkpoint) and is_first:
+        loop.validate()
+    loop.loss = dp_group.parallel(loop.loss, loop.fixed_norms)  # after all ranks have restored
+    schedule = ProgressSchedule(recipe, ctx, loop.step, loop.progress, loop.val_s)
+    loop.rounds = loop.affordable_rounds(schedule.seconds)
     for rows, images in inputs.batches(loop.step):
-        loop.progress = dp_group.broadcast(loop.progress)
+        loop.progress = dp_group.broadcast(schedule.progress(loop.step))
+        if loop.step == 0 and loop.progress >= 1:
+            raise OutOfTime(NO_TIME)
+        if loop.end_of_round() and is_first:
+            accuracy = loop.validate()
+            if checkpoint:
+                checkpoint.write(loop.snapshot())
+            ctx.reporter.on_epoch(loop.round, accuracy)
         if loop.progress >= 1:
             break
         loop.take_step(rows, images)
+    return loop.select()
 
 
 def _checkpoint(
@@ -163,7 +188,8 @@ class _TrainingLoop:
         dataset: Dataset,
         recipe: Recipe,
         ctx: RunContext,
-        dp_group: DataParallelGroup,
+        dp_group: DataParallelGroup = SINGLE_PROCESS,
+        n_parts: int = 1,
     ) -> None:
         self.inputs, self.recipe, self.ctx, self.dp_group = inputs, recipe, ctx, dp_group
         self.network = network = inputs.network
@@ -180,7 +206,9 @@ class _TrainingLoop:
         self.step = self.round = self.lr_cuts = 0
         self.rounds = ROUNDS
         self.progress = self.val_s = 0.0
-        self.micro_batch = first_micro_batch(recipe.batch_size, ctx.device)
+        self.loss: nn.Module = Loss(network, recipe)
+        n_own = recipe.batch_size // dp_group.world_size
+        self.n_parts = max(n_parts, first_micro_batches(n_own, ctx.device))  # fit into memory
         self.norms: NormByConv | None = None
         empty = np.zeros((0, network.head.out_features), dtype=np.float32)
         self.best, self.best_scores, self.scores = self.start, empty, empty
@@ -219,7 +247,7 @@ class _TrainingLoop:
     def select(self) -> tuple[Mapping[str, Tensor], Scores]:
         """Return weights and validation scores: of the last round, or of a better one."""
         last, best = self.correct(self.scores), self.correct(self.best_scores)
-        if not len(self.val_labels) or not _significantly_better(best, last):
+        if not len(self.scores) or not _significantly_better(best, last):
             return self.result_state(), self.scores
         return self.best, self.best_scores
 
@@ -263,78 +291,50 @@ class _TrainingLoop:
         """Update the weights; return False, unchanged, if loss or gradient is not finite."""
         buffers = _copy(dict(self.network.named_buffers()))  # changed by BatchNorm
         trained = [p for p in self.network.parameters() if p.requires_grad]
-        if self.dp_group.all_reduce_and(self._gradient(images, targets, buffers)):
-            self.dp_group.all_reduce_gradients(trained)
-            self.scaler.unscale_(self.optimiser)
-            norm = nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
-            if torch.isfinite(norm):
-                self.scaler.step(self.optimiser)
-                self.scaler.update()
-                if self.recipe.l2_sp:
-                    lr = self.recipe.lr * rate
-                    l2_sp_step(self.network, self.start, lr, self.recipe.l2_sp)
-                if self.average:
-                    self.average.update_parameters(self.network)
-                return True
-            if self.scaler.is_enabled():
-                self.scaler.update()  # float16 overflow: lowers the loss scale
-                _restore(self.network, buffers)
-                return self.scaler.get_scale() >= 1
-        _restore(self.network, buffers)
-        return False
+        self._gradient(images, targets, buffers)
+        self.scaler.unscale_(self.optimiser)
+        norm = nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
+        if not torch.isfinite(norm):  # on all ranks
+            _restore(self.network, buffers)
+            if not self.scaler.is_enabled():
+                return False
+            self.scaler.update()  # float16 overflow: lowers the loss scale
+            return self.scaler.get_scale() >= 1
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        if self.recipe.l2_sp:
+            l2_sp_step(self.network, self.start, self.recipe.lr * rate, self.recipe.l2_sp)
+        if self.average:
+            self.average.update_parameters(self.network)
+        return True
 
-    def _gradient(self, images: Tensor, targets: Tensor, buffers: Mapping[str, Tensor]) -> bool:
+    def _gradient(self, images: Tensor, targets: Tensor, buffers: Mapping[str, Tensor]) -> None:
         """Accumulate the gradient of a batch over micro-batches that fit into memory."""
         while True:
             self.optimiser.zero_grad(set_to_none=True)
             try:
-                return self._backward(images, targets)
+                self._backward(images, targets)
             except RuntimeError as error:
-                self._halve_micro_batch(error)
+                if self.dp_group.world_size > 1:  # the other ranks wait for this one's gradient
+                    raise
+                self.n_parts = more_micro_batches(
+                    self.n_parts, len(images), error, self.ctx.device
+                )
                 _restore(self.network, buffers)
+            else:
+                return
 
-    def _backward(self, images: Tensor, targets: Tensor) -> bool:
-        for first in range(0, len(images), self.micro_batch):
-            part = slice(first, first + self.micro_batch)
-            folded, sync = FoldedNorms(self.norms or {}), self.dp_group.sync_batch_norm()
-            with self.training_ctx.autocast(), FastDepthwiseGradient(), folded, sync:
-                features = self.network.body(images[part]).float()
-                scores = self.network.scores(features)
-            loss = nn.functional.cross_entropy(
-                scores.float(),
-                targets[part],
-                label_smoothing=self.recipe.label_smoothing,
-                reduction="sum",
-            )
-            if self.recipe.spectral:
-                smallest = torch.linalg.svdvals(features)[-1]
-                loss = loss + len(features) * self.recipe.spectral * smallest.square()
-            loss = loss / self.recipe.batch_size
-            if not torch.isfinite(loss):
-                return False
-            torch.autograd.backward(self.scaler.scale(loss))
-        return True
-
-    def _halve_micro_batch(self, error: RuntimeError) -> None:
-        """Halve the micro-batch after an out-of-memory error; raise for any other error."""
-        reraise_unless_out_of_memory(error, self.ctx.device)
-        if self.micro_batch == 1:
-            raise TransferError(
-                f"{self.ctx.device} is out of memory even with one image at a time. "
-                "Use a smaller --input-px, a smaller backbone, or --device cpu."
-            ) from error
-        if self.dp_group.world_size > 1 and self._trains_batch_norm():
-            raise TransferError(
-                f"{self.ctx.device} is out of memory: BatchNorm needs this process's whole share "
-                "of a batch at once. Use a larger --ddp or a smaller --input-px."
-            ) from error
-        self.micro_batch = (min(self.micro_batch, self.recipe.batch_size) + 1) // 2
-        if self.ctx.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _trains_batch_norm(self) -> bool:
-        norms = {m for m in self.network.modules() if isinstance(m, nn.BatchNorm2d)}
-        return not norms <= self.fixed_norms
+    def _backward(self, images: Tensor, targets: Tensor) -> None:
+        parts = list(zip(*(x.tensor_split(self.n_parts) for x in (images, targets)), strict=True))
+        for number, part in enumerate(parts, 1):
+            folded = FoldedNorms(self.norms or {})
+            with contextlib.ExitStack() as stack:
+                if isinstance(self.loss, DistributedDataParallel) and number < len(parts):
+                    stack.enter_context(self.loss.no_sync())
+                with self.training_ctx.autocast(), FastDepthwiseGradient(), folded:
+                    loss = self.loss(*part)
+                loss = self.dp_group.world_size * loss  # gradients become means over the ranks
+                torch.autograd.backward(self.scaler.scale(loss))
 
     def snapshot(self) -> Snapshot:
         """Return the state as a checkpoint snapshot."""
@@ -355,8 +355,7 @@ class _TrainingLoop:
     def restore(self, checkpoint: Checkpoint | None) -> bool:
         """Restore the state of a checkpoint; return False if there is none of this run."""
         found = checkpoint.read(self.ctx.device) if checkpoint else None
-        # Also a barrier: all ranks have read the checkpoint before rank 0 replaces it.
-        if not self.dp_group.all_reduce_and(found is not None) or found is None:
+        if found is None:
             return False
         groups: dict[str, dict[str, Tensor]] = {}
         for name, value in found.tensors.items():

@@ -19,7 +19,7 @@ from strategies.core.errors import StorageError
 from strategies.core.metrics import Interval
 from strategies.models.classifier import ImageClassifier
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Version of the run directory's format; `RunDir.open` reads no other."""
 _LOCK = "run.lock"
 Phase = Literal["measuring", "searching", "judging", "done"]

@@ -85,6 +85,13 @@ class Executor(ABC):
         """Number of trials that can run at a time now."""
 
     @abstractmethod
+    def compute_features(self) -> None:
+        """Compute the features of the images before the trials, if several can share the work.
+
+        Otherwise, and for what is left when the time is up, the trials do.
+        """
+
+    @abstractmethod
     def submit(self, job: Job, on_score: OnScore) -> Future[TrialResult]:
         """Begin a trial; return the future of its result.
 

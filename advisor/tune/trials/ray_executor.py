@@ -12,8 +12,10 @@ import importlib.util
 import math
 import os
 import shutil
+import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -30,14 +32,20 @@ from advisor.tune.time_budget import TimeBudget
 from advisor.tune.trials.executor import LocalExecutor
 from advisor.tune.trials.job import Executor, Job, OnScore, TrialResult
 from advisor.tune.trials.trial_actor import Message, TrialActor
-from advisor.types.options import RunOptions
+from advisor.types.options import AUTO, Options, RunOptions
 from advisor.types.outcome import TrialRecord
 from strategies.core.activation_store import ActivationStore
+from strategies.core.context import TrainingResources, make_device
 from strategies.core.errors import TransferError
+from strategies.core.prefetch import chunks
 from strategies.core.progress import Reporter
+from strategies.data.dataset import Split
 from strategies.models.classifier import ImageClassifier
+from strategies.models.features import INFERENCE_BATCH, cached_rows, not_cached
 from strategies.registry import get_strategy
 
+SHARD = 2048
+"""Images whose features are one task. A GPU takes seconds for them, and their rows take 50 MB."""
 MAX_RESTARTS = 3
 """A process that died more often than this is given up with its trial: that may be the cause."""
 POLL_S = 0.2
@@ -76,36 +84,100 @@ class RayExecutor(Executor):
         Folder that the driver and all nodes see, for checkpoints and classifiers.
     ray
         The module, connected to a cluster.
-    max_trials
-        Most trials at a time; None: as many as there are GPUs or nodes.
+    run
+        Most GPUs at a time, and GPUs of a trial.
+
+    Raises
+    ------
+    TransferError
+        If a trial needs more GPUs than any node has.
     """
 
     def __init__(
-        self, local: LocalExecutor, storage: RunDir, ray: ModuleType, max_trials: int | None
+        self, local: LocalExecutor, storage: RunDir, ray: ModuleType, run: RunOptions
     ) -> None:
-        self._driver, self._storage, self._ray, self._most = local, storage, ray, max_trials
+        self._driver, self._storage, self._ray, self._run = local, storage, ray, run
         self._running: dict[int, _Running] = {}
         self._idle: list[Any] = []
         pool = local.soup_candidates
         sent = replace(
             local,
-            ctx=replace(local.ctx, reporter=Reporter()),
+            ctx=replace(
+                local.ctx,
+                reporter=Reporter(),
+                training=TrainingResources(n_gpus=run.gpus_per_trial),
+            ),
             folder=storage,
             interrupt=Interrupt(),
             soup_candidates=None if pool is None else SoupCandidates(storage, pool.n_folds),
             activation_store=ActivationStore(),
         )
         self._sent = ray.put(sent)  # once per node, not once per trial
+        if not self._shares(run.gpus_per_trial):
+            raise TransferError(
+                f"--gpus-per-trial {run.gpus_per_trial}: no node of the cluster has as many."
+            )
 
     @property
     def capacity(self) -> int:
         """Number of GPUs, or of nodes if there is none; nodes may join and die."""
-        n = sum(n_trials for n_trials, _ in self._shares())
-        return n if self._most is None else min(n, self._most)
+        each, most = self._run.gpus_per_trial, self._run.gpus
+        n = sum(n_trials for n_trials, _ in self._shares(each))
+        return n if most is None else min(n, most // each)
+
+    def compute_features(self, shard: int = SHARD) -> None:
+        """Compute the features that are not in the cache on all GPUs, a shard at a time.
+
+        Their rows are put into the driver's cache, and into those of all other machines.
+
+        Parameters
+        ----------
+        shard
+            Number of images.
+        """
+        local = self._driver
+        missing = not_cached(local.dataset.fit_split, local.backbone, local.ctx)
+        if len(missing) <= shard:
+            return
+        n = sum(n for n, _ in self._shares(1))
+        actors = [self._new_actor(1) for _ in range(min(n, self._run.gpus or n))]
+        try:
+            self._compute_shards(missing, actors, shard)
+            if self._run.gpus_per_trial == 1:  # trials need such processes
+                self._idle, actors = actors, []
+        except self._ray.exceptions.RayError as error:
+            local.ctx.reporter.on_note(f"The trials compute the features: {_first_line(error)}")
+        for actor in actors:
+            self._ray.kill(actor)
+
+    def _compute_shards(self, images: Split, actors: Sequence[Any], shard: int) -> None:
+        local, ray = self._driver, self._ray
+        # From these and what the driver knows of the network, all choose the same precision.
+        first, network = images[:INFERENCE_BATCH], cached_rows((), local.backbone, local.ctx)
+        known, shards = ray.put([network]), deque(chunks(images, shard))
+        hosts: dict[Any, str] = {}
+        tasks = {actor.host.remote(): actor for actor in actors}
+        ends_s, done = local.budget.search_ends_s() + GRACE_S, 0
+        while tasks and not local.interrupt.requested and time.monotonic() < ends_s:
+            for task in ray.wait(list(tasks), timeout=POLL_S)[0]:
+                actor, found = tasks.pop(task), ray.get(task)
+                if isinstance(found, str):
+                    hosts[actor] = found
+                else:
+                    local.ctx.cache.put(*found)
+                    done = min(done + shard, len(images))
+                    local.ctx.reporter.on_progress("features", done, len(images))
+                    here = (socket.gethostname(), hosts[actor])
+                    other_hosts = {h: other for other, h in hosts.items() if h not in here}
+                    for other in other_hosts.values():
+                        other.features.remote(*self._given(), (), ray.put([found]))
+                if shards:
+                    given = (*self._given(), (*first, *shards.popleft()), known)
+                    tasks[actor.features.remote(*given)] = actor
 
     def submit(self, job: Job, on_score: OnScore) -> Future[TrialResult]:
         """Send a trial to Ray, which starts it when a node is free."""
-        actor = self._idle.pop() if self._idle else self._new_actor()
+        actor = self._idle.pop() if self._idle else self._new_actor(self._run.gpus_per_trial)
         result, messages = actor.run.remote(*self._given(), job), actor.take.remote()
         ends_s = self._driver.budget.search_ends_s()
         running = _Running(job, on_score, actor, result, messages, ends_s)
@@ -156,11 +228,11 @@ class RayExecutor(Executor):
         with self._storage.storage_errors(self._storage.path):
             shutil.rmtree(self._storage.path)
 
-    def _new_actor(self) -> Any:
-        n_cpus = min(share for _, share in self._shares())
+    def _new_actor(self, n_gpus: int) -> Any:
+        n_cpus = min(share for _, share in self._shares(n_gpus))
         options = {
             "num_cpus": n_cpus,
-            "num_gpus": int(self._has_gpus()),
+            "num_gpus": n_gpus if self._has_gpus() else 0,
             "max_concurrency": 3,  # it answers while a trial runs
             "max_restarts": MAX_RESTARTS,
             "max_task_retries": -1,  # as often as the process starts again
@@ -175,12 +247,16 @@ class RayExecutor(Executor):
     def _has_gpus(self) -> bool:
         return bool(self._ray.cluster_resources().get("GPU", 0))
 
-    def _shares(self) -> Sequence[tuple[int, int]]:
-        """Return the number of trials, and the cores of each, of every node that is alive."""
+    def _shares(self, n_gpus: int) -> Sequence[tuple[int, int]]:
+        """Return how many processes with some GPUs each node that is alive can run.
+
+        The second number is that of the cores of each.
+        """
         alive = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
-        gpus = [(int(r["GPU"]), int(r.get("CPU", 1))) for r in alive if r.get("GPU")]
-        nodes = gpus or [(1, int(r["CPU"])) for r in alive if r.get("CPU")]
-        return [(n, max(1, cpus // n)) for n, cpus in nodes]
+        nodes = [(int(r.get("GPU", 0)) // n_gpus, int(r.get("CPU", 1))) for r in alive]
+        if n_gpus == 1 and not self._has_gpus():
+            nodes = [(1, int(r["CPU"])) for r in alive if r.get("CPU")]
+        return [(n, max(1, cpus // n)) for n, cpus in nodes if n]
 
     def _look_at(self, running: _Running) -> None:
         """Pass on what a trial has sent; set its result if it has ended or must end."""
@@ -258,23 +334,34 @@ def trial_executor(local: LocalExecutor, run: RunOptions) -> Iterator[Executor]:
     with storage.storage_errors(storage.path):
         storage.path.mkdir(parents=True, exist_ok=True)
     with _connected(run) as ray:
-        yield RayExecutor(local, storage, ray, run.gpus)
+        yield RayExecutor(local, storage, ray, run)
 
 
-def check_ray(run: RunOptions) -> None:
-    """Check that Ray is installed and has the GPUs, if a run needs it.
+def check_gpus(options: Options, run: RunOptions) -> None:
+    """Check that this machine has the GPUs that a run needs on it, and Ray if it needs Ray.
+
+    That trials of a strategy that trains no network use a single GPU is noted.
 
     Raises
     ------
     TransferError
-        If it is not, or this machine has fewer GPUs.
+        If it does not.
     """
     if run.uses_ray and importlib.util.find_spec("ray") is None:
         raise TransferError("--ray needs an extra: pip install 'tl-advisor[ray]'.")
-    if run.ray and run.gpus is not None and run.gpus > torch.cuda.device_count():
+    is_probe = options.strategy != AUTO and not get_strategy(options.strategy).trains_network
+    if run.gpus_per_trial > 1 and is_probe:
+        options.on_note(f"--gpus-per-trial has no effect: {options.strategy} trains no network.")
+    n = run.gpus or run.gpus_per_trial
+    if run.ray_address is not None or (run.gpus is None and n == 1):
+        return
+    device = torch.device("cuda") if run.ray else make_device(options.device)
+    found = torch.cuda.device_count() - (device.index or 0) if device.type == "cuda" else 0
+    if n > found:
+        name = "--gpus" if run.gpus else "--gpus-per-trial"
         raise TransferError(
-            f"--gpus {run.gpus}: this machine has {torch.cuda.device_count()}. Leave it out to "
-            "use all of them."
+            f"{name} {n}: this machine has {found} GPUs, counted from {device}. Use fewer, or "
+            "leave it out."
         )
 
 

@@ -1,7 +1,9 @@
 """Actor of trials: the process, on any node of a Ray cluster, that fits and scores them."""
 
 import contextlib
+import socket
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -17,8 +19,11 @@ from strategies.core.activation_store import ActivationStore
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.cache import ArrayCache
 from strategies.core.context import choose_precision
+from strategies.core.errors import OutOfTime
 from strategies.core.progress import Reporter
+from strategies.data.dataset import Split
 from strategies.models.classifier import ImageClassifier
+from strategies.models.features import CachedRows, cached_rows, extract_features
 
 Message = Score | str
 """What a trial sends to the driver: a score, or a note for the user."""
@@ -40,6 +45,36 @@ class TrialActor:
         self._outbox: SimpleQueue[Message] = SimpleQueue()
         self._activation_store = ActivationStore()
         self._stopped: int | None = None
+
+    def features(
+        self,
+        local: LocalExecutor,
+        budget: TimeBudget,
+        ends_at: float,
+        images: Split,
+        known: Sequence[CachedRows],
+    ) -> CachedRows:
+        """Compute features, until the time is up, into this node's cache; return their rows.
+
+        Parameters
+        ----------
+        images
+            May be empty.
+        known
+            Rows that were computed elsewhere, for this node's cache.
+        """
+        here = self._here(local, budget, ends_at)
+        ctx = here.ctx.with_deadline(here.budget.search_ends_s())
+        for space, rows in known:
+            ctx.cache.put(space, rows)
+        if images:
+            with contextlib.suppress(OutOfTime):  # what was computed is in the cache
+                extract_features(images, here.backbone, ctx)
+        return cached_rows(images, here.backbone, ctx)
+
+    def host(self) -> str:
+        """Return the name of this machine, whose processes share a cache."""
+        return socket.gethostname()
 
     def run(
         self, local: LocalExecutor, budget: TimeBudget, ends_at: float, job: Job

@@ -47,7 +47,7 @@ def test_python_refuses_the_values_that_the_command_line_refuses(
 def test_run_options_are_checked_too() -> None:
     with pytest.raises(TransferError, match="--trials must be at least 1, got 0"):
         RunOptions(max_trials=0)
-    assert RunOptions(max_trials=1, ddp=1).max_trials == 1
+    assert RunOptions(max_trials=1, gpus_per_trial=1).max_trials == 1
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,10 @@ def test_run_options_are_checked_too() -> None:
     [
         ({"gpus": 2}, "--gpus has an effect only with --ray"),
         ({"storage_path": Path("there")}, "--storage-path has an effect only with --ray"),
-        ({"ray": True, "ddp": 2}, "--ddp and Ray were both given"),
+        (
+            {"ray": True, "gpus": 1, "gpus_per_trial": 2},
+            "--gpus 1 is less than --gpus-per-trial 2",
+        ),
         ({"ray": True, "ray_address": "auto"}, "--ray and --ray-address were both given"),
     ],
 )

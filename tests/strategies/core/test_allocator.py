@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from strategies.core.allocator import CPU_MICRO_BATCH, first_micro_batch, keep_freed_memory
+from strategies.core.allocator import CPU_MICRO_BATCH, first_micro_batches, keep_freed_memory
 
 COUNT_PAGE_FAULTS = """
 import resource, sys
@@ -36,9 +36,10 @@ def test_without_glibc_no_setting_is_changed(monkeypatch: pytest.MonkeyPatch) ->
     assert not keep_freed_memory()
 
 
-@pytest.mark.parametrize("batch_size", [8, CPU_MICRO_BATCH, 512])
-def test_a_cpu_computes_a_large_batch_in_parts_and_a_gpu_as_a_whole(batch_size: int) -> None:
-    on_cpu = first_micro_batch(batch_size, torch.device("cpu"))
+@pytest.mark.parametrize("n", [1, 8, CPU_MICRO_BATCH, CPU_MICRO_BATCH + 1, 512])
+def test_a_cpu_computes_a_large_batch_in_parts_and_a_gpu_as_a_whole(n: int) -> None:
+    parts = first_micro_batches(n, torch.device("cpu"))
 
-    assert on_cpu == min(batch_size, CPU_MICRO_BATCH)
-    assert first_micro_batch(batch_size, torch.device("cuda")) == batch_size
+    assert n / parts <= CPU_MICRO_BATCH
+    assert parts == 1 or n / (parts - 1) > CPU_MICRO_BATCH
+    assert first_micro_batches(n, torch.device("cuda")) == 1

@@ -23,7 +23,6 @@ from strategies.models.features import batches, to_input
 from strategies.models.network import Network, scores_of
 from strategies.models.stages import stages
 from strategies.training import dataloader, optimiser, trainer
-from strategies.training.data_parallel import SINGLE_PROCESS
 from strategies.training.dataloader import ImageInputs
 from strategies.training.recipe import Recipe
 from strategies.training.trainer import ROUNDS, train
@@ -195,7 +194,7 @@ def _loop(
 ) -> trainer._TrainingLoop:
     inputs = ImageInputs(network, dataset, backbone, recipe, ctx)
     stage = stages(network.body.net, backbone)
-    return trainer._TrainingLoop(inputs, stage, dataset, recipe, ctx, SINGLE_PROCESS)
+    return trainer._TrainingLoop(inputs, stage, dataset, recipe, ctx)
 
 
 def test_a_batch_that_is_not_finite_changes_no_weights(

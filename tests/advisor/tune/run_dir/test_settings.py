@@ -14,7 +14,7 @@ from strategies.core.errors import StorageError
 SETTINGS = Settings(
     Path("hfds/mnist"),
     Options(input_px=96, val=Path("val"), cache_dir=Path("cache"), max_images=None, seed=2),
-    RunOptions(time_s=59.5, max_trials=3, control=False, ddp=2),
+    RunOptions(time_s=59.5, max_trials=3, control=False, gpus_per_trial=2),
 )
 
 

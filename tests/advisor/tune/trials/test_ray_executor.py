@@ -10,37 +10,68 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from advisor.cli.app import auto_app
 from advisor.tune.search import Search, SearchResult
-from advisor.tune.trials.ray_executor import check_ray, storage_of, trial_executor
+from advisor.tune.trials.executor import LocalExecutor
+from advisor.tune.trials.ray_executor import (
+    RayExecutor,
+    check_gpus,
+    storage_of,
+    trial_executor,
+)
+from advisor.tune.trials.trial_actor import TrialActor
 from advisor.types.events import Event
-from advisor.types.options import RunOptions
+from advisor.types.options import DEFAULTS, Options, RunOptions
 from advisor.types.outcome import TrialRecord
+from strategies.core.cache import ArrayCache
 from strategies.core.errors import StorageError, TransferError
+from strategies.core.progress import Reporter
 from strategies.models.classifier import ImageClassifier
+from strategies.models.features import cached_rows, extract_features, not_cached
 from strategies.training.trainer import ROUNDS
 from tests.advisor.searching import Runner
 from tests.advisor.tune.test_interventions import finding
 
 SHM = Path("/dev/shm")
 N_TRIALS = 6
+NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
 
 
 def test_without_the_extra_ray_is_refused_with_what_to_install(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
-    check_ray(RunOptions())
+    check_gpus(DEFAULTS, RunOptions())
     with pytest.raises(TransferError, match=r"pip install 'tl-advisor\[ray\]'"):
-        check_ray(RunOptions(ray=True))
+        check_gpus(DEFAULTS, RunOptions(ray=True))
 
 
-def test_more_gpus_than_there_are_are_refused() -> None:
-    with pytest.raises(TransferError, match="--gpus 99: this machine has"):
-        check_ray(RunOptions(ray=True, gpus=99))
+def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    check_gpus(DEFAULTS, RunOptions(ray=True, gpus=4, gpus_per_trial=2))
+    with pytest.raises(TransferError, match="--gpus 99: this machine has 4 GPUs"):
+        check_gpus(DEFAULTS, RunOptions(ray=True, gpus=99))
+    with pytest.raises(TransferError, match="--gpus-per-trial 5: this machine has 4 GPUs"):
+        check_gpus(DEFAULTS, RunOptions(ray=True, gpus_per_trial=5))
+    with pytest.raises(TransferError, match=r"--gpus-per-trial 2: this machine has 0 GPUs.* cpu"):
+        check_gpus(Options(device="cpu"), RunOptions(gpus_per_trial=2))
+    executor = "advisor.tune.trials.ray_executor"
+    monkeypatch.setattr(f"{executor}.make_device", lambda name: torch.device(name))
+    with pytest.raises(TransferError, match=r"--gpus-per-trial 3: .* 2 GPUs, counted from cuda:2"):
+        check_gpus(Options(device="cuda:2"), RunOptions(gpus_per_trial=3))
+
+
+def test_gpus_per_trial_has_no_effect_on_a_probe_and_a_note_says_so() -> None:
+    notes: list[str] = []
+    for strategy in ("linear_probe", "full_fine_tune", "auto"):
+        options = Options(strategy=strategy, on_note=notes.append)
+        check_gpus(options, RunOptions(ray_address="auto", gpus_per_trial=2))
+    assert notes == ["--gpus-per-trial has no effect: linear_probe trains no network."]
 
 
 def test_a_run_without_ray_runs_its_trials_in_this_process_and_never_imports_it(
@@ -68,10 +99,9 @@ def cluster() -> Iterator[Any]:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     utils = pytest.importorskip("ray.cluster_utils")
     before = sorted(SHM.iterdir())
-    size = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    started = utils.Cluster(initialize_head=True, head_node_args=size)
+    started = utils.Cluster(initialize_head=True, head_node_args=NODE)
     try:
-        started.add_node(**size)
+        started.add_node(**NODE)
         yield started
     finally:
         started.shutdown()
@@ -134,7 +164,7 @@ def test_the_trial_of_a_dead_node_continues_elsewhere_from_its_checkpoint(
         seen.append(event)
         if nodes and event.kind == "round" and event.step == 2:
             cluster.remove_node(nodes.pop(), allow_graceful=False)
-            cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20, include_dashboard=False)
+            cluster.add_node(**NODE)
 
     found = on_ray(run, cluster, kill_at_round_2, 2)
     assert not nodes
@@ -146,6 +176,92 @@ def test_the_trial_of_a_dead_node_continues_elsewhere_from_its_checkpoint(
     for number in (0, 1):  # no round was trained twice
         steps = [e.step for e in seen if e.kind == "round" and e.number == number]
         assert len(steps) == len(set(steps))
+
+
+class CacheOfOneNode(ArrayCache):
+    """A cache in the place of which other processes have an empty one of their own."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ArrayCache, (self.path.parent / "elsewhere",)
+
+
+def with_cache(local: LocalExecutor, cache: ArrayCache) -> LocalExecutor:
+    return replace(local, ctx=replace(local.ctx, cache=cache))
+
+
+@pytest.mark.ray
+def test_features_are_computed_on_the_nodes_and_are_those_of_one_process(
+    run: Runner, cluster: Any, tmp_path: Path
+) -> None:
+    progress: list[tuple[str, int, int]] = []
+    run.ctx = replace(run.ctx, reporter=Reporter(lambda *report: progress.append(report)))
+    search = prepared(run, 1)
+    alone = with_cache(search.executor, ArrayCache(tmp_path / "alone"))
+    images = alone.dataset.fit_split
+    extract_features(images, alone.backbone, alone.ctx)
+    local = with_cache(search.executor, CacheOfOneNode(tmp_path / "driver"))
+    progress.clear()
+    with trial_executor(local, RunOptions(ray_address=cluster.address)) as executor:
+        assert isinstance(executor, RayExecutor)
+        executor.compute_features(shard=10)
+        assert progress == [
+            ("features", min(done, len(images)), len(images))
+            for done in range(10, len(images) + 10, 10)
+        ]
+        (_, found), (_, expected) = (
+            cached_rows(images, local.backbone, each.ctx) for each in (local, alone)
+        )
+        assert found.keys() == expected.keys()
+        for digest, row in expected.items():
+            np.testing.assert_allclose(found[digest], row, rtol=1e-4, atol=1e-5)
+        executor.compute_features(shard=10)
+        assert len(progress) == -(-len(images) // 10)  # none was computed again
+        replace(search, executor=local, trial_executor=executor).run()  # by the same processes
+    assert search.result().best.number == 0
+
+
+def test_a_node_keeps_the_features_that_others_computed(run: Runner, tmp_path: Path) -> None:
+    search, actor = prepared(run, 1), TrialActor(1)
+    one, other = (with_cache(search.executor, ArrayCache(tmp_path / name)) for name in "ab")
+    images, given = one.dataset.fit_split, (one.budget, time.time() + 600)
+    rows = actor.features(one, *given, images, ())
+    assert not_cached(images, other.backbone, other.ctx) == images
+    actor.features(other, *given, (), [rows])
+    assert not_cached(images, other.backbone, other.ctx) == ()
+    late = with_cache(search.executor, ArrayCache(tmp_path / "c"))
+    _, found = actor.features(late, late.budget, time.time() - 600, images, ())
+    assert not found.keys() & {image.digest for image in images}  # there was no time
+
+
+@pytest.mark.ray
+def test_a_trial_on_two_gpus_scores_what_one_process_scores(
+    run: Runner, make_runner: Callable[[Path], Runner], tmp_path: Path, cluster: Any
+) -> None:
+    alone = prepared(make_runner(tmp_path / "alone"), 1)
+    alone.run()
+    search, options = prepared(run, 2), RunOptions(ray_address=cluster.address, gpus_per_trial=2)
+    with (
+        pytest.raises(TransferError, match="--gpus-per-trial 2: no node of the cluster"),
+        trial_executor(search.executor, options),
+    ):
+        pass
+    # The GPUs are pretended: the processes of a trial compute on the CPU.
+    node = cluster.add_node(num_gpus=17, **NODE)
+    try:
+        with trial_executor(search.executor, options) as executor:
+            assert executor.capacity == 8
+            job = search._next_job()
+            assert job is not None
+            (done,) = executor.wait([executor.submit(job, lambda *given: False)])
+        more = replace(options, gpus_per_trial=17)
+        with trial_executor(search.executor, more) as executor:
+            (refused,) = executor.wait([executor.submit(job, lambda *given: False)])
+    finally:
+        cluster.remove_node(node)
+    record, (expected,) = done.result().record, alone.result().trials
+    assert record.reason is None
+    assert record.val_accuracy == expected.val_accuracy
+    assert "17 GPUs: a batch of 32 images" in str(refused.result().record.reason)
 
 
 @pytest.mark.ray
