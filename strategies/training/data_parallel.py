@@ -85,7 +85,7 @@ class DataParallelGroup:
                         'process, or batch_norm="frozen".'
                     )
                 module.set_submodule(name, synchronised(norm))
-        return DistributedDataParallel(module, broadcast_buffers=False)
+        return DistributedDataParallel(module, forward_sync_buffers=False)
 
 
 SINGLE_PROCESS = DataParallelGroup()
