@@ -184,7 +184,7 @@ def wrong_labels(source: Path, cache_dir: Path | None, seeds: Sequence[int] = SE
         labels %= dataset.n_classes
         folds = fold_numbers(labels, seed, groups=groups_of(images))
         tried = cross_validate(features, labels, dataset.n_classes, folds=folds)
-        scores = tried.scores[tried.best]
+        scores = tried.scores
         found = suspect_labels(scores / temperature(scores, labels)[0], labels)
         top = found.order[: round(0.1 * n)]
         confident = found.order[: found.n_confident]

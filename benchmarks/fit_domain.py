@@ -34,7 +34,8 @@ from strategies.core.metrics import Labels
 from strategies.data.dataset import labels_of
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.domain_shift import shift_network
-from strategies.models.features import Features, Moments, extract_features
+from strategies.models.features import Features, extract_features
+from strategies.models.moments import Moments
 
 N_SAME, N_SCATTER, DRAWS = 30, 50, 100
 MOST, CURVE_PX = 400, 224

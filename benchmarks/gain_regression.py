@@ -48,9 +48,10 @@ BOUNDS: dict[str, tuple[float, float]] = {
     "px": (-np.inf, np.inf),
     # Smaller inputs never show more of an image.
     "lost": (-np.inf, 0.0),
+    "lost_near": (-np.inf, 0.0),
 }
 """Lower and upper bound of the weight of every piece of evidence."""
-OF_PROBE = ("px", "lost")
+OF_PROBE = ("px", "lost", "lost_near")
 """Evidence of the linear probe's own model: its accuracy is measured, not predicted."""
 Inputs = Mapping[Case, DecisionInputs]
 EvidencePriors = Mapping[str, Prior]

@@ -15,7 +15,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from leave_one_dataset_out import DEFAULT_POLICY, AdvisedCase, advise_all, advised_entry
+from leave_one_dataset_out import (
+    DEFAULT_POLICY,
+    AdvisedCase,
+    advise_all,
+    advised_entry,
+    kind_of,
+)
 from rows import EVIDENCE, RESULTS, read_inputs, read_rows
 from scipy.special import expit
 
@@ -70,11 +76,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
+    parser.add_argument(
+        "--other-backbones", action="store_true", help="priors from other backbones only"
+    )
     args = parser.parse_args(argv)
-    advised = advise_all(read_rows(args.results), read_inputs(args.evidence))
-    for px in sorted({j.case.input_px for j in advised}):
-        print(f"Profiles at {px} px: coverage, median width in points, mean interval score\n")
-        print(intervals([j for j in advised if j.case.input_px == px]))
+    rows, inputs = read_rows(args.results), read_inputs(args.evidence)
+    advised = advise_all(rows, inputs, other_backbones=args.other_backbones)
+    what = "coverage, median width in points, mean interval score"
+    for backbone, px in sorted({kind_of(j.case) for j in advised}):
+        print(f"{backbone}, profiles at {px} px: {what}\n")
+        print(intervals([j for j in advised if kind_of(j.case) == (backbone, px)]))
 
 
 if __name__ == "__main__":

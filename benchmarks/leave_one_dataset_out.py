@@ -1,4 +1,7 @@
-"""Evaluate advice by leaving datasets out: priors are fitted without the dataset of a case."""
+"""Evaluate advice by leaving datasets out: priors are fitted without the dataset of a case.
+
+They can be fitted without its backbone as well.
+"""
 
 import json
 import math
@@ -87,8 +90,8 @@ def complete_cases(rows: list[Row], known: Mapping[Case, DecisionInputs]) -> Cas
     """Return the rows of grid entries that nearly all cases have, for cases that have them all.
 
     A case with large inputs also has the fits of the same images on smaller inputs, if they are
-    by default. Cases are compared with others of the same input size. Cases without any
-    fine-tuning row are left out.
+    by default. Cases are compared with others of the same backbone and input size. Cases without
+    any fine-tuning row are left out.
     """
     found_rows: dict[Case, dict[Entry, Row]] = defaultdict(dict)
     for row in rows:
@@ -102,8 +105,8 @@ def complete_cases(rows: list[Row], known: Mapping[Case, DecisionInputs]) -> Cas
         if any(name in COMPARED and px == case.input_px for name, _, px in found)
     }
     complete: dict[Case, dict[Entry, Row]] = {}
-    for size in sorted({case.input_px for case in cases}):
-        alike = {case: found for case, found in cases.items() if case.input_px == size}
+    for kind in sorted({kind_of(case) for case in cases}):
+        alike = {case: found for case, found in cases.items() if kind_of(case) == kind}
         entries = {e for found in alike.values() for e in found}
         least = MIN_COVERAGE * len(alike)
         wide = {e for e in entries if sum(e in c for c in alike.values()) >= least}
@@ -134,14 +137,35 @@ def benchmarked(inputs: DecisionInputs, rows: Mapping[Entry, Row]) -> DecisionIn
     return replace(inputs, candidates=tuple(kept))
 
 
-def advise_all(rows: list[Row], inputs: Mapping[Case, DecisionInputs]) -> list[AdvisedCase]:
-    """Advise on every case with priors fitted without its dataset."""
+def kind_of(case: Case) -> tuple[str, int]:
+    """Return backbone and input size of a case."""
+    return case.backbone, case.input_px
+
+
+def advise_all(
+    rows: list[Row],
+    inputs: Mapping[Case, DecisionInputs],
+    *,
+    other_backbones: bool = False,
+) -> list[AdvisedCase]:
+    """Advise on every case with priors fitted without its dataset.
+
+    Parameters
+    ----------
+    other_backbones
+        Whether the priors are also fitted without the case's backbone.
+    """
     cases = complete_cases(rows, inputs)
     advised = []
-    for name in sorted({case.dataset for case in cases}):
-        priors = priors_from_record(fit([r for r in rows if r["set"] != name], inputs))
+    for name, backbone in sorted({(case.dataset, case.backbone) for case in cases}):
+        seen = [
+            r
+            for r in rows
+            if r["set"] != name and not (other_backbones and case_of(r).backbone == backbone)
+        ]
+        priors = priors_from_record(fit(seen, inputs))
         for case, found in cases.items():
-            if case.dataset == name:
+            if (case.dataset, case.backbone) == (name, backbone):
                 own = benchmarked(inputs[case], found)
                 bare = replace(own, pilot=None)
                 value, runs = 100 * pilot_value(bare, priors), _runs_pilot(bare, priors)

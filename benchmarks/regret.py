@@ -37,6 +37,7 @@ from leave_one_dataset_out import (
     Entry,
     advise_all,
     advised_entry,
+    kind_of,
     within,
 )
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_inputs, read_rows
@@ -332,6 +333,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument("--seeds", type=int, nargs="*", help="seeds of cases; default: all")
     parser.add_argument("--budgets", action="store_true", help="only regret by time of the fit")
+    parser.add_argument(
+        "--other-backbones", action="store_true", help="priors from other backbones only"
+    )
     parser.add_argument("--cases", action="store_true", help="also list every case")
     args = parser.parse_args(argv)
     inputs = {
@@ -339,16 +343,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         for case, known in read_inputs(args.evidence).items()
         if args.seeds is None or case.seed in args.seeds
     }
-    advised = advise_all(read_rows(args.results), inputs)
+    rows = read_rows(args.results)
+    advised = advise_all(rows, inputs, other_backbones=args.other_backbones)
     n_datasets = len({j.case.dataset for j in advised})
     if n_datasets <= MIN_CASES:
         raise SystemExit(
             f"There are complete cases of {n_datasets} datasets; leaving one out needs more than "
             f"{MIN_CASES}. Run benchmarks/run_suite.py on more datasets."
         )
-    for px in sorted({j.case.input_px for j in advised}):
-        print(f"Profiles at {px} px\n")
-        alike = [j for j in advised if j.case.input_px == px]
+    for backbone, px in sorted({kind_of(j.case) for j in advised}):
+        print(f"{backbone}, profiles at {px} px\n")
+        alike = [j for j in advised if kind_of(j.case) == (backbone, px)]
         if args.budgets:
             print(by_budget(alike))
         else:

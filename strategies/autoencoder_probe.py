@@ -206,7 +206,7 @@ def _fit_head(network: Network, dataset: Dataset, backbone: Backbone, ctx: RunCo
     codes, labels = _codes(network.body, dataset, backbone, ctx), labels_of(dataset.train)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(dataset.train))
     found = cross_validate(codes, labels, dataset.n_classes, folds=folds, device=ctx.device)
-    t, _ = temperature(found.scores[found.best], labels)
+    t, _ = temperature(found.scores, labels)
     strength = found.strengths[found.best]
     head = fit_head(codes, labels, dataset.n_classes, strength, temperature=t, device=ctx.device)
     set_head(network, head.weight, head.bias)

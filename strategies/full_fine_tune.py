@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from strategies.base import GainPrior
+from strategies.base import VTAB_1K, GainPrior, PublishedGain
 from strategies.data.dataset import Dataset
 from strategies.fine_tuning import FineTuning
 from strategies.models.backbone import Backbone
@@ -34,6 +34,8 @@ class FullFineTune(FineTuning):
         "M. Wortsman et al., Robust fine-tuning of zero-shot models, CVPR 2022",
     )
     fallback_gain: ClassVar[GainPrior] = GainPrior(0.84, 0.92)
+    transformer_gain: ClassVar[PublishedGain] = PublishedGain(-0.09, 1.26, 20, 1000, VTAB_1K)
+    """Full fine-tuning over a linear probe. Few learning rates were tried there."""
     tunable: ClassVar[tuple[str, ...]] = (
         "lr",
         "blend",

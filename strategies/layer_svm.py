@@ -10,6 +10,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from strategies.base import GainPrior, Strategy
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
+from strategies.data.sampling import stratified_rows
 from strategies.heads.compute_budget import affordable_views
 from strategies.heads.cross_validation import ClassWeight, Loss, one_standard_error_rule
 from strategies.heads.linear_head import (
@@ -27,6 +28,9 @@ from strategies.training.defaults import Measurements
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "grid")
 SQUARED_HINGE: Loss = "squared_hinge"
+MAX_CUT_IMAGES, MIN_PER_CLASS = 20_000, 20
+"""Maximum number of images on which the cut is chosen, and the minimum of every class. The head is
+fitted to all."""
 SHARE = 0.25
 """Share of the features that a candidate with feature selection keeps."""
 
@@ -53,7 +57,7 @@ class LayerSVM(Strategy):
         The depth, counted from 1. 0: all depths, concatenated. -k: the last k depths. None: chosen
         by cross-validation. The last half of the depths is replaced only by candidates that are
         better by two standard errors; of these, the cheapest within one standard error of the
-        best is chosen.
+        best is chosen. Of more than 20,000 images, that many are cross-validated.
     strength
         L2 strength, for features scaled to unit mean squared length. None: chosen by
         cross-validation.
@@ -165,6 +169,8 @@ class LayerSVM(Strategy):
         if len(cuts) == 1:
             return cuts[0], 1 if cuts[0].pooling == "grid" and self.views is None else self.views
         n_views = (self.views,) if self.views else view_counts(len(dataset.train))
+        rows = stratified_rows(dataset.train, MAX_CUT_IMAGES, MIN_PER_CLASS, ctx.seed)
+        dataset = replace(dataset, train=tuple(dataset.train[i] for i in rows))
         if self.views is None:
             n_views = affordable_views(dataset, backbone, ctx, n_views)
         activations = cache(lambda n: extract_views(dataset.train, backbone, ctx, n))

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, final
 
 from optuna.distributions import BaseDistribution, IntDistribution
 
-from strategies.base import GainPrior
+from strategies.base import VTAB_1K, GainPrior, PublishedGain
 from strategies.core.errors import NotApplicable
 from strategies.data.dataset import Dataset
 from strategies.fine_tuning import FineTuning
@@ -61,8 +61,9 @@ class Lora(FineTuning):
         "fine-tuning in visual recognition, CVPR 2025",
     )
     fallback_gain: ClassVar[GainPrior] = GainPrior(0.85, 0.85)
-    """LoRA over a linear probe, ViT-B/16 on the 20 datasets of VTAB-1k tables
-    (OSU-MLB/ViT_PEFT_Vision, 2025)."""
+    """The published gain on a transformer, for other networks too."""
+    transformer_gain: ClassVar[PublishedGain] = PublishedGain(0.85, 0.85, 20, 1000, VTAB_1K)
+    """LoRA over a linear probe."""
     tunable: ClassVar[tuple[str, ...]] = (
         "lora_rank",
         "lr",

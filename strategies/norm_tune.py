@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar, final
 
-from strategies.base import GainPrior
+from strategies.base import VTAB_1K, GainPrior, PublishedGain
 from strategies.fine_tuning import FineTuning
 from strategies.training.defaults import NetworkFacts
 from strategies.training.recipe import RecipeDraft
@@ -48,8 +48,8 @@ class NormTune(FineTuning):
         "E. Ben Zaken, Y. Goldberg, S. Ravfogel, BitFit, ACL 2022",
     )
     fallback_gain: ClassVar[GainPrior] = GainPrior(0.75, 0.79)
-    """LayerNorm-only over a linear probe, ViT-B/16 on the 20 datasets of VTAB-1k tables
-    (OSU-MLB/ViT_PEFT_Vision, 2025)."""
+    transformer_gain: ClassVar[PublishedGain] = PublishedGain(0.75, 0.79, 20, 1000, VTAB_1K)
+    """LayerNorm-only over a linear probe."""
     tunable_by_layer: ClassVar[tuple[str, ...]] = ()
     lr_range: ClassVar[tuple[float, float]] = (3e-4, 3e-2)
     lr_range_by_layer: ClassVar[tuple[float, float]] = (1e-4, 1e-2)

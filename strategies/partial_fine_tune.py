@@ -6,7 +6,7 @@ from typing import ClassVar, final
 
 from optuna.distributions import BaseDistribution, IntDistribution
 
-from strategies.base import GainPrior
+from strategies.base import VTAB_1K, GainPrior, PublishedGain
 from strategies.data.dataset import Dataset
 from strategies.fine_tuning import FineTuning
 from strategies.models.backbone import Backbone
@@ -37,6 +37,8 @@ class PartialFineTune(FineTuning):
         "learning using deep neural networks, IDA 2016",
     )
     fallback_gain: ClassVar[GainPrior] = GainPrior(0.80, 0.89)
+    transformer_gain: ClassVar[PublishedGain] = PublishedGain(-0.09, 1.26, 20, 1000, VTAB_1K)
+    """That of full fine-tuning. The tables have no partial fine-tuning."""
     tunable: ClassVar[tuple[str, ...]] = ("frozen_stages", *FineTuning.tunable)
 
     @classmethod

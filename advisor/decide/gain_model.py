@@ -10,6 +10,7 @@ from scipy.special import expit, log_expit, logit
 from advisor.decide.priors import GainModel, Prior, Priors
 from advisor.measure.learning_curve import extrapolate
 from advisor.types.profile import Pilot, Profile
+from strategies.base import PublishedGain, Strategy
 from strategies.core.distributions import norm
 from strategies.core.metrics import LEVEL, Interval
 from strategies.registry import get_strategy
@@ -73,6 +74,8 @@ def evidence_of(profile: Profile, input_px: int | None = None) -> Mapping[str, E
     px          octaves from 224 pixels to the input size of the fit
     lost        octaves of the images' resolution that a fit on smaller inputs than the profile's
                 does not see; 0 where the images themselves are smaller
+    lost_near   `lost` times the domain similarity: near ImageNet, features of the full size are
+                good, and smaller inputs lose more than training repairs
     ==========  ==============================================================================
 
     Parameters
@@ -83,6 +86,7 @@ def evidence_of(profile: Profile, input_px: int | None = None) -> Mapping[str, E
     n, px = profile.n_measured, input_px or profile.input_px
     similarity, side = profile.similarity.score, profile.median_side_px
     probe, svm = profile.linear_probe.accuracy, profile.best_svm
+    lost = math.log2(min(profile.input_px, side) / min(px, side))
     return {
         "far": Evidence(1 - similarity.mid, _sd(similarity)),
         "probe": Evidence(log_odds(probe.mid, n), _sd(probe) / _logit_slope(probe.mid, n)),
@@ -93,7 +97,8 @@ def evidence_of(profile: Profile, input_px: int | None = None) -> Mapping[str, E
         "pixels": _lead_over_probe(profile.pixel_probe, probe, n),
         "neighbours": _lead_over_probe(profile.knn, probe, n),
         "px": Evidence(math.log2(px / REFERENCE_PX), 0.0),
-        "lost": Evidence(math.log2(min(profile.input_px, side) / min(px, side)), 0.0),
+        "lost": Evidence(lost, 0.0),
+        "lost_near": Evidence(lost * similarity.mid, 0.0),
     }
 
 
@@ -114,6 +119,47 @@ def _logit_slope(accuracy: float, n: int) -> float:
     """Return the derivative of accuracy by its log-odds, for an accuracy on `n` images."""
     inside = min(max(accuracy, 0.5 / n), 1 - 0.5 / n)
     return inside * (1 - inside)
+
+
+_SCALES = ("size", "total", "px", "lost", "lost_near")
+"""Evidence by which a published gain changes as on the networks of the benchmarks."""
+
+
+def published_gain(strategy: Strategy | type[Strategy], profile: Profile) -> PublishedGain | None:
+    """Return the published gain that counts for the profile's network; None if there is none."""
+    return strategy.transformer_gain if profile.family == "transformer" else None
+
+
+def gain_model(strategy: Strategy, profile: Profile, priors: Priors) -> GainModel:
+    """Return the model of a strategy's gain over the linear probe.
+
+    On a transformer it is the published gain where there is one. That holds for 224 pixels and for
+    the number of images of the publication; for others it changes as on the networks of the
+    benchmarks. Otherwise it is the model of the benchmarks, or the wide `Strategy.fallback_gain`
+    without cases.
+    """
+    known, published = priors.gains.get(strategy.name), published_gain(strategy, profile)
+    if published is None:
+        wide = strategy.fallback_gain
+        return known or GainModel(strategy.name, wide.mean, {}, wide.sd, 0.0, 0.0, 0.0, 0)
+    weights = {n: known.weights.get(n, 0.0) for n in _SCALES} if known else {}
+    there = dict.fromkeys(_SCALES, 0.0)
+    there["total"] = math.log10(published.n_images)
+    there["size"] = math.log10(published.n_images / profile.n_classes)
+    known_there = sum(
+        weight * Evidence(there[name], 0.0).standardised(priors.evidence[name])[0]
+        for name, weight in weights.items()
+    )
+    return GainModel(
+        strategy.name,
+        published.mean - known_there,
+        weights,
+        published.sd,
+        known.drift if known else 0.0,
+        published.sd,
+        published.sd,
+        published.n_datasets,
+    )
 
 
 def predict_gain(

@@ -12,6 +12,7 @@ from advisor.decide.gain_model import (
     Gain,
     Z,
     evidence_of,
+    gain_model,
     measured_probe,
     predict_gain,
     with_more_images,
@@ -44,11 +45,11 @@ def transfer_risks(inputs: DecisionInputs, priors: Priors) -> tuple[TransferRisk
     if lacks_signal(inputs.profile, inputs.pilot):
         return ()
     control = reference_control().name
-    scratch = _gain(control, inputs, priors)
     applicable = [c.strategy for c in inputs.applicable]
-    names = [strategy.name for strategy in applicable]
-    if scratch is None or control not in names or priors.cases(control) < MIN_CASES:
+    if control not in [s.name for s in applicable] or priors.cases(control) < MIN_CASES:
         return ()
+    scratch = _gain(control, inputs, priors)
+    assert scratch is not None
     risks = []
     for strategy in applicable:
         own = _gain(strategy.name, inputs, priors)
@@ -127,9 +128,9 @@ def _probability_scratch_wins(own: Gain, scratch: Gain, shared: float) -> float:
 
 
 def _gain(name: str, inputs: DecisionInputs, priors: Priors, factor: float = 1.0) -> Gain | None:
-    """Return a strategy's predicted gain over the linear probe; None without benchmark cases."""
-    model = priors.gains.get(name)
-    if model is None:
+    """Return a strategy's predicted gain over the linear probe; None without cases."""
+    model = gain_model(inputs.candidate(name).strategy, inputs.profile, priors)
+    if not model.cases:
         return None
     evidence = with_more_images(evidence_of(inputs.profile), inputs.profile, factor)
     gain = predict_gain(model, evidence, inputs.pilot, priors)

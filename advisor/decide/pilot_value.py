@@ -18,6 +18,7 @@ from advisor.decide.gain_model import (
     Gain,
     LogOdds,
     evidence_of,
+    gain_model,
     measured_probe,
     predict_gain,
     reliability,
@@ -118,10 +119,15 @@ def forecasts_of(inputs: DecisionInputs, priors: Priors) -> tuple[Forecast, ...]
 def _gains(inputs: DecisionInputs, priors: Priors) -> dict[str, Gain]:
     """Return the predicted gains over the baseline, by strategy."""
     evidence = evidence_of(inputs.profile)
-    return {
-        c.name: predict_gain(priors.gains[c.name], evidence, None, priors)
+    models = {
+        c.name: gain_model(c.strategy, inputs.profile, priors)
         for c in inputs.applicable
-        if c.strategy.role != "control" and c.name in priors.gains
+        if c.strategy.role != "control"
+    }
+    return {
+        name: predict_gain(model, evidence, None, priors)
+        for name, model in models.items()
+        if model.cases
     }
 
 

@@ -13,6 +13,9 @@ from typing import Any
 
 import numpy as np
 
+WIDTH_KINDS = {"heads": False, "training_runs": True}
+"""Kinds of strategies whose intervals have widths of their own: whether they train the network."""
+
 
 @dataclass(frozen=True)
 class Prior:
@@ -111,8 +114,9 @@ class Priors:
     evidence
         Prior of each piece of evidence, in the order of the models' weights.
     widths
-        Pairs (images per class, factor), by number of images: how much wider than the models say
-        the intervals must be to contain 90% of the accuracies on left-out datasets.
+        For heads and for training runs (`WIDTH_KINDS`): pairs (images per class, factor), by
+        number of images. The factor is how much wider than the models say the intervals must be to
+        contain 90% of the accuracies on left-out datasets.
     shared
         Correlation of two strategies' prediction errors on the same case, in [0, 1].
     gains
@@ -127,7 +131,7 @@ class Priors:
 
     provenance: str
     evidence: Mapping[str, Prior]
-    widths: tuple[tuple[float, float], ...]
+    widths: Mapping[str, tuple[tuple[float, float], ...]]
     shared: float
     gains: Mapping[str, GainModel]
     pilot: Mapping[str, PilotTrust]
@@ -137,9 +141,10 @@ class Priors:
         """Return the number of benchmark cases of a strategy."""
         return self.gains[strategy].cases if strategy in self.gains else 0
 
-    def width(self, n_per_class: float) -> float:
+    def width(self, n_per_class: float, trains_network: bool) -> float:
         """Return the factor of the intervals' width, interpolated in the logarithm of images."""
-        sizes, factors = zip(*self.widths, strict=True)
+        kind = next(k for k, trains in WIDTH_KINDS.items() if trains == trains_network)
+        sizes, factors = zip(*self.widths[kind], strict=True)
         return float(np.interp(np.log(n_per_class), np.log(sizes), factors))
 
 
@@ -149,7 +154,10 @@ def priors_from_record(record: Mapping[str, Any]) -> Priors:
     return Priors(
         provenance=common["provenance"],
         evidence={name: Prior(**v) for name, v in common["evidence"].items()},
-        widths=tuple((n, factor) for n, factor in common["widths"]),
+        widths={
+            kind: tuple((n, factor) for n, factor in pairs)
+            for kind, pairs in common["widths"].items()
+        },
         shared=common["shared"],
         gains={name: GainModel(name, **v["gain"]) for name, v in strategies.items()},
         pilot={n: PilotTrust(**v["pilot"]) for n, v in strategies.items() if v["pilot"]},

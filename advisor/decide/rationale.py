@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from advisor.decide.candidates import DecisionInputs
 from advisor.decide.chance import lacks_signal
-from advisor.decide.gain_model import Z
+from advisor.decide.gain_model import Z, published_gain
 from advisor.decide.pilot_value import is_worth_its_time
 from advisor.decide.priors import Priors
 from advisor.decide.quadrant import SIMILAR_FROM
@@ -109,6 +109,12 @@ def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
         return (
             f"Assumed, as the benchmarks have no cases of it: it {effect} the linear probe's "
             "error."
+        )
+    published = published_gain(strategy, profile)
+    if published is not None and pilot is None:
+        return (
+            f"Predicted from published results, {published.source}: it {effect} the linear "
+            "probe's error."
         )
     if pilot is None or strategy.role == "control":
         return (

@@ -14,7 +14,13 @@ from advisor.decide.frontier import (
     fallback_within,
     value_within,
 )
-from advisor.decide.gain_model import Gain, evidence_of, measured_probe, predict_gain
+from advisor.decide.gain_model import (
+    Gain,
+    evidence_of,
+    gain_model,
+    measured_probe,
+    predict_gain,
+)
 from advisor.decide.negative_transfer import probability_scratch_wins
 from advisor.decide.priors import Priors
 from advisor.decide.quadrant import find_quadrant
@@ -88,8 +94,9 @@ def recommend(
       point shrink in proportion to the error rate (`tie_tolerance`);
     - ``accuracy``: none count as equal; the most accurate one goes first at any cost.
 
-    A strategy without benchmark cases has the wide gain of `Strategy.fallback_gain`, and is ranked
-    after those with cases. Such a strategy, or a control without pretrained weights, is ranked
+    On a transformer, published gains take the place of those of the benchmarks (`gain_model`). A
+    strategy without cases has the wide gain of `Strategy.fallback_gain`, and is ranked after those
+    with cases. Such a strategy, or a control without pretrained weights, is ranked
     first only if it is better than the others with a probability of at least 90%.
 
     Every strategy is ranked with its best input size. If a fit must end within a time, a strategy
@@ -323,7 +330,8 @@ def _option(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Rec
         accuracy = expected_at_chance(inputs, priors, gain)
     else:
         odds = measured_probe(profile, priors).plus(gain)
-        accuracy = odds.accuracy(priors.width(profile.n_per_class))
+        width = priors.width(profile.n_per_class, candidate.strategy.trains_network)
+        accuracy = odds.accuracy(width)
     px = candidate.input_px or profile.input_px
     return Recommendation(
         strategy=candidate.name,
@@ -333,17 +341,14 @@ def _option(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Rec
         hyperparameters=candidate.strategy.hyperparameters(),
         reasons=(),
         image_passes=candidate.image_passes,
-        cases=priors.cases(candidate.name),
+        cases=gain_model(candidate.strategy, profile, priors).cases,
         input_px=px,
         measured=candidate.strategy.head_loss is not None and px == profile.input_px,
     )
 
 
 def _gain(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Gain:
-    """Return the predicted gain; without benchmark cases that of `Strategy.fallback_gain`."""
-    model = priors.gains.get(candidate.name)
-    if model is None:
-        prior = candidate.strategy.fallback_gain
-        return Gain(prior.mean, prior.sd, prior.mean)
+    """Return the predicted gain over the linear probe."""
+    model = gain_model(candidate.strategy, inputs.profile, priors)
     evidence = evidence_of(inputs.profile, candidate.input_px)
     return predict_gain(model, evidence, inputs.pilot, priors)

@@ -20,7 +20,7 @@ from strategies.core.metrics import Interval, Labels, Scores, proportion
 from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset, groups_of, labels_of
 from strategies.data.image import Split
-from strategies.heads.cross_validation import CrossValidated, fold_numbers
+from strategies.heads.cross_validation import best_of, fold_numbers
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.models.multi_view import features_at
@@ -144,7 +144,7 @@ class _Predictions:
     def losses(self) -> NDArray[np.float64]:
         """Log-loss of every image in nats at the best temperature, (n,)."""
         scores = np.log(np.maximum(self.probabilities, TINY))
-        return CrossValidated(scores[None], self.labels, (0.0,)).losses
+        return best_of([scores], self.labels, (0.0,)).losses
 
 
 def _halves(dataset: Dataset, seed: int) -> tuple[Split, Split]:

@@ -242,7 +242,7 @@ def _probe_depths(
     chosen = cuts[best]
     every_setting = np.concatenate([results[i].correct for i in svms])
     corrected = corrected_accuracy(every_setting, ctx.seed)
-    scores = results[0].scores[results[0].best]
+    scores = results[0].scores
     calibrated = scores / temperature(scores, labels)[0]
     seconds = {"softmax": stamps[1] - stamps[0], "squared_hinge": stamps[-1] - stamps[2]}
     best_svm = replace(probes[chosen], accuracy=corrected)

@@ -27,7 +27,8 @@ from advisor.similarity.source_head import head_evidence
 from advisor.types.similarity import BackboneStatistics, HeadEvidence
 from strategies.core.metrics import LEVEL, Interval, Labels
 from strategies.data.sampling import balanced_rows
-from strategies.models.features import Features, Moments
+from strategies.models.features import Features
+from strategies.models.moments import Moments
 
 MAX_IMAGES = 1000
 """Largest number of images for the shift and the head, but at least one of every class."""

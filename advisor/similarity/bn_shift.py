@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from strategies.core.distributions import norm, student_t
 from strategies.core.metrics import LEVEL, Interval, Labels
 from strategies.models.domain_shift import VARIANCE_OFFSET, Vector, bn_shift, by_layer
-from strategies.models.features import Moments
+from strategies.models.moments import Moments
 
 DRAWS = 200
 """Number of bootstrap draws of an interval."""

@@ -95,8 +95,8 @@ class Recommendation:
     image_passes
         Cost of a fit, in forward passes of one image at the profile's input size.
     cases
-        Number of benchmark cases behind the predicted accuracy. 0: it rests on
-        `Strategy.fallback_gain`.
+        Number of cases behind the predicted accuracy: of the benchmarks, or datasets of
+        `Strategy.transformer_gain`. 0: it rests on `Strategy.fallback_gain`.
     measured
         Whether its head was cross-validated at this input size, and not only predicted.
     """

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from strategies.core.errors import DataError
 from strategies.core.metrics import LEVEL, Labels, proportion
 from strategies.data.image import LabelledImage, Split, groups_of, labels_of
-from strategies.data.near_duplicates import connected, fingerprints
+from strategies.data.near_duplicates import connected, correlations, grey_thumbnails
 
 NO_GROUPS = "none"
 """Value of ``--group-by`` that groups only duplicates."""
@@ -128,10 +128,10 @@ def _names_form_series(
     images: Sequence[LabelledImage], labels: Labels, names: Names, seed: int
 ) -> bool:
     """Return whether names form many series of similar images (rank test on thumbnails)."""
-    _, thumbs = fingerprints(images)
     rng = np.random.default_rng(seed)
     known = np.unique([n or "" for n in names], return_inverse=True)[1]
-    n_series, n_in_series, is_closer = [], 0, []
+    n_series, n_in_series = [], 0
+    drawn: list[tuple[int, int, int]] = []
     rows_by_class = [np.flatnonzero(labels == c) for c in np.unique(labels)]
     for rows in rows_by_class:
         rows = rows[[names[r] is not None for r in rows]]
@@ -146,10 +146,13 @@ def _names_form_series(
             others = rows[known[rows] != known[same_series[0]]]
             one, two = rng.choice(same_series, 2, replace=False)
             other = rng.choice(others)
-            is_closer.append(thumbs[one] @ thumbs[two] > thumbs[one] @ thumbs[other])
+            drawn.append((one, two, other))
     too_few = n_in_series < MIN_IN_SERIES * len(images) or np.median(n_series) < MIN_SERIES
-    if too_few or len(is_closer) < 30:
+    if too_few or len(drawn) < 30:
         return False
+    one, two, other = np.array(drawn).T
+    grey = grey_thumbnails(images)
+    is_closer = correlations(grey, one, two) > correlations(grey, one, other)
     return proportion(float(np.mean(is_closer)), len(is_closer), LEVEL).low > SERIES_RESEMBLANCE
 
 

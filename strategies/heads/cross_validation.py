@@ -4,7 +4,7 @@ A regularisation path is fitted for all folds at once. The optimiser is in `solv
 of images to folds in `folds`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -18,8 +18,9 @@ from scipy.special import log_softmax
 from strategies.core.distributions import norm
 from strategies.core.folds import MAX_FOLDS, fold_numbers
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores, log_loss, proportion
+from strategies.heads.batches import Loss
 from strategies.heads.principal_axes import principal_axes
-from strategies.heads.solver import Loss, solve_path
+from strategies.heads.solver import solve_path
 
 __all__ = [
     "MAX_FOLDS",
@@ -29,6 +30,7 @@ __all__ = [
     "Head",
     "Loss",
     "RegularisationPath",
+    "best_of",
     "corrected_accuracy",
     "cross_validate",
     "fit_head",
@@ -69,12 +71,16 @@ class Head:
 
 @dataclass(frozen=True)
 class CrossValidated:
-    """Out-of-fold scores for every strength.
+    """Out-of-fold results for every strength, and the scores of the best one.
 
     Attributes
     ----------
     scores
-        Shape (strengths, n, classes).
+        With the best strength, (n, classes).
+    correct
+        Whether each strength classifies each image correctly, (strengths, n).
+    log_losses
+        Calibrated log-loss of every strength, in nats.
     sample_weight
         Weight of every image in the choice of a strength, (n,). None: equal weights.
     """
@@ -82,36 +88,51 @@ class CrossValidated:
     scores: NDArray[np.float32]
     labels: Labels
     strengths: tuple[float, ...]
+    correct: NDArray[np.bool_]
+    log_losses: tuple[float, ...]
     sample_weight: NDArray[np.float32] | None = None
-
-    @property
-    def correct(self) -> NDArray[np.bool_]:
-        """Whether each strength classifies each image correctly, (strengths, n)."""
-        correct: NDArray[np.bool_] = self.scores.argmax(axis=2) == self.labels
-        return correct
-
-    @cached_property
-    def _losses(self) -> list[float]:
-        return [_best_temperature(s, self.labels, self.sample_weight, 0.0)[1] for s in self.scores]
 
     @property
     def best(self) -> int:
         """Index of the strength with the lowest calibrated log-loss."""
-        return int(np.argmin(self._losses))
+        return int(np.argmin(self.log_losses))
 
     @property
     def log_loss(self) -> float:
         """Calibrated log-loss of the best strength, in nats."""
-        return min(self._losses)
+        return min(self.log_losses)
 
     @cached_property
     def losses(self) -> NDArray[np.float64]:
         """Weighted calibrated log-loss of every image with the best strength, in nats, (n,)."""
-        scores = self.scores[self.best].astype(np.float64)
-        t, _ = temperature(self.scores[self.best], self.labels, self.sample_weight)
-        log_probability = log_softmax(scores / t, axis=1)
+        t, _ = temperature(self.scores, self.labels, self.sample_weight)
+        log_probability = log_softmax(self.scores.astype(np.float64) / t, axis=1)
         losses = -_of_true_class(log_probability, self.labels).astype(np.float64)
         return losses if self.sample_weight is None else losses * self.sample_weight
+
+
+def best_of(
+    scores: Iterable[NDArray[np.float32]],
+    labels: Labels,
+    strengths: Sequence[float],
+    sample_weight: NDArray[np.float32] | None = None,
+) -> CrossValidated:
+    """Return the results of strengths whose scores, (n, classes) each, are given one by one.
+
+    Only the scores of the best strength are kept.
+    """
+    correct: list[NDArray[np.bool_]] = []
+    losses: list[float] = []
+    best = np.empty((0, 0), dtype=np.float32)
+    for found in scores:
+        loss = _best_temperature(found, labels, sample_weight, 0.0)[1]
+        if not losses or loss < min(losses):
+            best = found
+        correct.append(found.argmax(axis=1) == labels)
+        losses.append(loss)
+    return CrossValidated(
+        best, labels, tuple(strengths), np.stack(correct), tuple(losses), sample_weight
+    )
 
 
 @dataclass(frozen=True)
@@ -147,7 +168,7 @@ def cross_validate(
     path = RegularisationPath(loss, strengths, class_weight, device)
     held_out = range(int(folds.max()) + 1)
     scores = out_of_fold(features, labels, n_classes, path, folds=folds, held_out=held_out)
-    return CrossValidated(scores, labels, tuple(strengths), sample_weights(labels, class_weight))
+    return best_of(scores, labels, strengths, sample_weights(labels, class_weight))
 
 
 def out_of_fold(
@@ -158,25 +179,27 @@ def out_of_fold(
     *,
     folds: NDArray[np.int64],
     held_out: Sequence[int],
-) -> NDArray[np.float32]:
-    """Return scores, (strengths, n, classes), for images of the `held_out` folds; 0 for others.
+) -> Iterator[NDArray[np.float32]]:
+    """Yield for every strength the scores of images of the `held_out` folds; 0 for others.
 
-    Features, labels and folds are those of `cross_validate`.
+    The shape is (n, classes). Features, labels and folds are those of `cross_validate`.
     """
     weights = torch.as_tensor(sample_weights(labels, path.class_weight), device=path.device)
-    basis = principal_axes(features, weights, exact=False)
-    x, targets = basis.coordinates, torch.as_tensor(labels, device=weights.device)
+    basis = principal_axes(features, weights, n_classes=n_classes, exact=False)
+    targets = torch.as_tensor(labels, device=weights.device)
     fold = torch.as_tensor(folds, device=weights.device)
     fit_weights = torch.stack([(fold != k).float() * weights for k in held_out])
-    scores = np.zeros((len(path.strengths), len(labels), n_classes), dtype=np.float32)
     solved = solve_path(
-        x, targets, n_classes, fit_weights, path.loss, path.strengths, FOLD_TOLERANCE
+        basis.coordinates,
+        targets,
+        n_classes,
+        fit_weights,
+        path.loss,
+        path.strengths,
+        FOLD_TOLERANCE,
     )
-    for number, k in enumerate(held_out):
-        left_out = x[fold == k]
-        for s, v in enumerate(solved):
-            scores[s, folds == k] = (left_out @ v[:, number].T).cpu().numpy()
-    return scores
+    for scores in basis.held_out_scores(solved, fold, held_out):
+        yield scores.cpu().numpy()
 
 
 def fit_head(
@@ -192,7 +215,7 @@ def fit_head(
 ) -> Head:
     """Fit one linear head to all images. Its scores are divided by `temperature`."""
     weights = torch.as_tensor(sample_weights(labels, class_weight), device=device)
-    basis = principal_axes(features, weights)
+    basis = principal_axes(features, weights, n_classes=n_classes)
     targets = torch.as_tensor(labels, device=weights.device)
     path = [*(s for s in STRENGTHS if s > strength), strength]
     v = solve_path(basis.coordinates, targets, n_classes, weights[None], loss, path)[-1][:, 0]

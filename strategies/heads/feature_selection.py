@@ -13,12 +13,10 @@ from numpy.typing import NDArray
 from strategies.core.metrics import Labels, Scores
 from strategies.heads.cross_validation import (
     ClassWeight,
-    CrossValidated,
     Loss,
     RegularisationPath,
     fit_head,
     out_of_fold,
-    sample_weights,
 )
 
 
@@ -55,7 +53,7 @@ def select_strongest(
     return columns
 
 
-def cross_validate_strongest(
+def strongest_out_of_fold(
     features: Scores,
     labels: Labels,
     n_classes: int,
@@ -64,13 +62,13 @@ def cross_validate_strongest(
     path: RegularisationPath,
     *,
     folds: NDArray[np.int64],
-) -> CrossValidated:
-    """Cross-validate a regularisation path on selected features.
+) -> NDArray[np.float32]:
+    """Return out-of-fold scores of heads on selected features, (strengths, n, classes).
 
     The features are selected for every fold without the images of that fold. Parameters as in
     `select_strongest` and `cross_validation.cross_validate`.
     """
-    scores = np.empty((len(path.strengths), len(labels), n_classes), dtype=np.float32)
+    scores = np.zeros((len(path.strengths), len(labels), n_classes), dtype=np.float32)
     for fold in range(int(folds.max()) + 1):
         fitted = folds != fold
         columns = select_strongest(
@@ -83,13 +81,14 @@ def cross_validate_strongest(
             class_weight=path.class_weight,
             device=path.device,
         )
-        scores[:, ~fitted] = out_of_fold(
+        by_strength = out_of_fold(
             features[:, columns],
             labels,
             n_classes,
             path,
             folds=np.where(fitted, 1, 0),
             held_out=[0],
-        )[:, ~fitted]
-    weights = sample_weights(labels, path.class_weight)
-    return CrossValidated(scores, labels, tuple(path.strengths), weights)
+        )
+        for number, found in enumerate(by_strength):
+            scores[number, ~fitted] = found[~fitted]
+    return scores

@@ -1,5 +1,6 @@
 """Fit a calibrated linear head on frozen features; choose strength and views on train images."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -16,12 +17,14 @@ from strategies.heads.cross_validation import (
     CrossValidated,
     Loss,
     RegularisationPath,
-    cross_validate,
+    best_of,
     fit_head,
     fold_numbers,
+    out_of_fold,
+    sample_weights,
     temperature,
 )
-from strategies.heads.feature_selection import cross_validate_strongest, select_strongest
+from strategies.heads.feature_selection import select_strongest, strongest_out_of_fold
 from strategies.models.backbone import Backbone
 from strategies.models.body import Pooling
 from strategies.models.classifier import make_network, set_head
@@ -30,6 +33,9 @@ from strategies.models.network import Network
 
 MAX_MULTI_VIEW_IMAGES = 1000
 """Up to this many train images, several views are worth their forward passes by default."""
+MAX_CROSS_VALIDATED = 50_000
+"""Of more rows, only one fold is held out: its 10,000 and more images choose strength and
+temperature precisely enough."""
 PRIOR_STRENGTH, PRIOR_TEMPERATURE = 1e-2, 20.0
 """Used if no class has two images, so that cross-validation is impossible. They were best
 calibrated on eleven real datasets with one image per class, evaluated on left-out train images."""
@@ -125,7 +131,7 @@ def _choose(x: Rows, dataset: Dataset, settings: LinearSettings, ctx: RunContext
         strength = settings.strength or PRIOR_STRENGTH
         return _Choice(views, strength, strength, PRIOR_TEMPERATURE, np.inf)
     scored, ranking_strength = result
-    t, _ = temperature(scored.scores[scored.best], scored.labels, scored.sample_weight)
+    t, _ = temperature(scored.scores, scored.labels, scored.sample_weight)
     return _Choice(views, ranking_strength, scored.strengths[scored.best], t, scored.log_loss)
 
 
@@ -143,7 +149,7 @@ def cross_validate_head(
     -------
     Out-of-fold scores of the images whose class also has images in other folds, and the L2
     strength of the head that ranks the activations. As in prediction, only the first view of an
-    image is scored.
+    image is scored. Of more than `MAX_CROSS_VALIDATED` rows, the images of one fold are scored.
     """
     _, views, width = x.shape
     labels = labels_of(dataset.train)
@@ -153,28 +159,24 @@ def cross_validate_head(
         return None
     rows, targets, fold = x.reshape(-1, width), np.repeat(labels, views), np.repeat(folds, views)
     strengths = STRENGTHS if settings.strength is None else (settings.strength,)
-    scored = cross_validate(
-        rows,
-        targets,
-        dataset.n_classes,
-        folds=fold,
-        strengths=strengths if settings.share == 1 else STRENGTHS,
-        loss=settings.loss,
-        class_weight=settings.class_weight,
-        device=ctx.device,
+    n_folds = int(folds.max()) + 1
+    if len(rows) > MAX_CROSS_VALIDATED:
+        n_folds, scorable = 1, scorable[folds[scorable] == 0]
+    kept = scorable * views
+    weights = sample_weights(targets, settings.class_weight)[kept]
+    path = RegularisationPath(settings.loss, strengths, settings.class_weight, ctx.device)
+    whole_path = path if settings.share == 1 else replace(path, strengths=STRENGTHS)
+    scores: Iterable[Rows] = out_of_fold(
+        rows, targets, dataset.n_classes, whole_path, folds=fold, held_out=range(n_folds)
     )
+    scored = best_of((s[kept] for s in scores), targets[kept], whole_path.strengths, weights)
     ranking_strength = scored.strengths[scored.best]
     if settings.share < 1:
-        scored = cross_validate_strongest(
-            rows,
-            targets,
-            dataset.n_classes,
-            settings.share,
-            ranking_strength,
-            RegularisationPath(settings.loss, strengths, settings.class_weight, ctx.device),
-            folds=fold,
+        scores = strongest_out_of_fold(
+            rows, targets, dataset.n_classes, settings.share, ranking_strength, path, folds=fold
         )
-    return _select_rows(scored, scorable * views), ranking_strength
+        scored = best_of((s[kept] for s in scores), targets[kept], strengths, weights)
+    return scored, ranking_strength
 
 
 def _fit(
@@ -216,9 +218,3 @@ def _class_in_other_folds(labels: Labels, folds: Labels) -> NDArray[np.bool_]:
     in_fold = np.bincount(labels * n_folds + folds, minlength=(labels.max() + 1) * n_folds)
     others: NDArray[np.bool_] = np.bincount(labels)[labels] > in_fold[labels * n_folds + folds]
     return others
-
-
-def _select_rows(scored: CrossValidated, rows: Labels) -> CrossValidated:
-    weight = None if scored.sample_weight is None else scored.sample_weight[rows]
-    scores, labels = scored.scores[:, rows], scored.labels[rows]
-    return replace(scored, scores=scores, labels=labels, sample_weight=weight)

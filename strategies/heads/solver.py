@@ -5,7 +5,8 @@ problems share their features, so one limited-memory quasi-Newton method solves 
 two matrix products per step for all folds and classes. In the principal axes of the features the
 curvature of the loss is bounded by a *diagonal* matrix (Boehning's bound). The same matrix, with
 the current mean second derivative of the loss instead of its bound, scales the initial Hessian
-approximation. Scores are linear in the weights, so the line search needs no matrix product.
+approximation. Scores are linear in the weights, so the line search needs no matrix product; where
+they do not fit in memory, it needs a pass over the rows instead.
 
 References
 ----------
@@ -15,14 +16,12 @@ matrices with limited storage, 1980.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from strategies.heads.principal_axes import sum_over_rows
-
-Loss = Literal["softmax", "squared_hinge"]
+from strategies.heads.batches import Batch, Loss, Point, RowsInMemory, StreamedBatch
+from strategies.heads.principal_axes import StreamedRows
 
 MAX_STEPS, TOLERANCE = 200, 1e-3
 MEMORY = 8
@@ -37,7 +36,7 @@ _SUFFICIENT_DECREASE = 1e-4
 
 
 def solve_path(
-    x: Tensor,
+    x: Tensor | StreamedRows,
     labels: Tensor,
     n_classes: int,
     weights: Tensor,
@@ -52,7 +51,7 @@ def solve_path(
     Parameters
     ----------
     x
-        Coordinates of a `Basis`, (n, r + 1).
+        Coordinates of a `Basis`, (n, r + 1), in memory or streamed.
     weights
         Sample weights of every problem, (problems, n): the row weights of the basis, or 0 for
         rows that are left out.
@@ -67,7 +66,8 @@ def solve_path(
     For every strength the weights, (classes, problems, r + 1). The last one of the r + 1 is the
     bias, which is not penalised.
     """
-    chunk = max(1, MAX_SCORES // (len(x) * n_classes))
+    in_memory = n_classes * (len(labels) if isinstance(x, Tensor) else 1)
+    chunk = max(1, MAX_SCORES // in_memory)
     parts = [
         _solve_batch(x, labels, n_classes, some, loss, strengths, tolerance)
         for some in torch.split(weights, chunk)
@@ -76,7 +76,7 @@ def solve_path(
 
 
 def _solve_batch(
-    x: Tensor,
+    x: Tensor | StreamedRows,
     labels: Tensor,
     n_classes: int,
     weights: Tensor,
@@ -86,13 +86,16 @@ def _solve_batch(
 ) -> list[Tensor]:
     """Follow the path for a batch of problems. Parameters and results as in `solve_path`."""
     total = weights.sum(1, keepdim=True).clamp_min(1e-12)
-    batch = _Batch(x, labels, weights / total, n_classes, loss)
-    heaviest = sum_over_rows(lambda rows, s: s.T @ rows.square(), x, weights.amax(0)[:, None])
-    spread = heaviest / total
-    penalised = x.new_ones(x.shape[1])
+    batch: Batch
+    if isinstance(x, Tensor):
+        batch = RowsInMemory(x, labels, weights / total, n_classes, loss)
+    else:
+        batch = StreamedBatch(x, labels, weights / total, n_classes, loss)
+    spread = batch.spread(total)
+    penalised = spread.new_ones(spread.shape[-1])
     penalised[-1] = 0
-    v = x.new_zeros(n_classes, len(weights), x.shape[1])
-    here = _evaluate(batch, 0 * penalised, v, batch.scores(v))
+    v = spread.new_zeros(n_classes, len(weights), spread.shape[-1])
+    here = batch.start(v)
     pairs: list[_Pair] = []
     threshold, previous, path = None, 0.0, []
     for strength in strengths:
@@ -101,7 +104,7 @@ def _solve_batch(
         here = _add_penalty(here, change, loss)
         penalty = strength * penalised
         bound = 1 / (CURVATURE_BOUND[loss] * spread + penalty).clamp_min(1e-30)
-        guess = 1 / (batch.curvature(here.scores) * spread + penalty).clamp_min(1e-30)
+        guess = 1 / (batch.curvature(here) * spread + penalty).clamp_min(1e-30)
         pairs = [_pair(p.step, p.change + change * p.step, guess, loss) for p in pairs]
         if threshold is None:
             squared = _dot(here.gradient * bound, here.gradient, loss)
@@ -110,72 +113,6 @@ def _solve_batch(
         path.append(here.v)
         previous = strength
     return path
-
-
-class _Batch:
-    """A batch of problems: rows (n, r + 1), labels (n,), row weights per problem (problems, n).
-
-    Groups are minimised independently. With softmax a group is a problem; with squared hinge it is
-    one class of a problem.
-    """
-
-    def __init__(
-        self, x: Tensor, labels: Tensor, share: Tensor, n_classes: int, loss: Loss
-    ) -> None:
-        self.x, self.share, self.loss = x, share, loss
-        self.labels = labels.expand(1, *share.shape)
-        self.sign = x.new_full((n_classes, 1, len(x)), -1.0)
-        self.sign.scatter_(0, labels.expand(1, 1, -1), 1.0)
-
-    def scores(self, v: Tensor) -> Tensor:
-        """Return the scores, (classes, problems, n)."""
-        scores: Tensor = v.flatten(0, 1) @ self.x.T
-        return scores.view(*v.shape[:2], -1)
-
-    def weight_gradient(self, score_gradient: Tensor) -> Tensor:
-        """Return the gradient with respect to the weights, (classes, problems, r + 1).
-
-        It is computed from the gradient with respect to the scores, (classes, problems, n).
-        """
-        gradient: Tensor = score_gradient.flatten(0, 1) @ self.x
-        return gradient.view(*score_gradient.shape[:2], -1)
-
-    def loss_and_gradient(self, scores: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the mean loss of every group, and its gradient with respect to the scores."""
-        if self.loss == "softmax":
-            logs = scores.log_softmax(0)
-            value = -torch.linalg.vecdot(self.share, logs.gather(0, self.labels))[..., None]
-            gradient = logs.exp_()
-            minus_one = gradient.new_full((1, 1, 1), -1.0).expand_as(self.labels)
-            gradient.scatter_add_(0, self.labels, minus_one)
-            return value, gradient.mul_(self.share)
-        violation = (1 - self.sign * scores).clamp_min_(0)
-        gradient = violation * self.share
-        value = torch.linalg.vecdot(gradient, violation)[..., None]
-        return value, gradient.mul_(self.sign).mul_(-2)
-
-    def curvature(self, scores: Tensor) -> Tensor:
-        """Return the mean second derivative of each group's loss with respect to a score.
-
-        It is at least 0.001.
-        """
-        if self.loss == "softmax":
-            p = scores.softmax(0)
-            second = (p * (1 - p)).sum(0, keepdim=True) / max(len(p) - 1, 1)
-        else:
-            second = 2 * (self.sign * scores < 1).float()
-        mean: Tensor = torch.linalg.vecdot(second, self.share.expand_as(second))
-        return mean[..., None].clamp_min(1e-3)
-
-
-@dataclass(frozen=True)
-class _Point:
-    """An iterate: weights, their scores, the objective of every group, and its gradient."""
-
-    v: Tensor
-    scores: Tensor
-    value: Tensor
-    gradient: Tensor
 
 
 def _dot(a: Tensor, b: Tensor, loss: Loss) -> Tensor:
@@ -206,27 +143,21 @@ def _pair(step: Tensor, change: Tensor, scale: Tensor, loss: Loss) -> _Pair:
     return _Pair(step, change, torch.where(usable, 1 / product, 0.0))
 
 
-def _evaluate(batch: _Batch, penalty: Tensor, v: Tensor, scores: Tensor) -> _Point:
-    value, score_gradient = batch.loss_and_gradient(scores)
-    gradient = batch.weight_gradient(score_gradient).add_(penalty * v)
-    return _Point(v, scores, value + 0.5 * _dot(penalty * v, v, batch.loss), gradient)
-
-
-def _add_penalty(here: _Point, change: Tensor, loss: Loss) -> _Point:
+def _add_penalty(here: Point, change: Tensor, loss: Loss) -> Point:
     """Return the point at the same weights after the penalty has changed by `change`."""
     by_weights = change * here.v
     value = here.value + 0.5 * _dot(by_weights, here.v, loss)
-    return _Point(here.v, here.scores, value, here.gradient + by_weights)
+    return Point(here.v, value, here.gradient + by_weights, here.scores)
 
 
 def _minimise(
-    batch: _Batch,
+    batch: Batch,
     penalty: Tensor,
     scales: tuple[Tensor, Tensor],
-    start: _Point,
+    start: Point,
     pairs: list[_Pair],
     threshold: Tensor,
-) -> _Point:
+) -> Point:
     """Take quasi-Newton steps until the gradient of every group is small.
 
     Converged groups are not moved. New pairs are appended to `pairs`.
@@ -272,19 +203,17 @@ def _two_loop_recursion(gradient: Tensor, scale: Tensor, pairs: list[_Pair], los
     return q
 
 
-def _line_search(batch: _Batch, penalty: Tensor, here: _Point, step: Tensor) -> _Point:
+def _line_search(batch: Batch, penalty: Tensor, here: Point, step: Tensor) -> Point:
     """Backtrack along `step`, for each group, until its objective decreases sufficiently."""
     loss = batch.loss
-    score_step = batch.scores(step)
+    line = batch.line(here, step)
     descent = _dot(here.gradient, step, loss)
     # The penalty along the step: (constant + 2 * length * linear + length**2 * quadratic) / 2.
     quadratic, linear = _dot(penalty * step, step, loss), _dot(penalty * here.v, step, loss)
     constant = _dot(penalty * here.v, here.v, loss)
     length = torch.ones_like(descent)
     for _ in range(20):
-        scores = here.scores + length * score_step
-        value, score_gradient = batch.loss_and_gradient(scores)
-        value = value + 0.5 * (constant + 2 * length * linear + length**2 * quadratic)
+        value = line.loss(length) + 0.5 * (constant + 2 * length * linear + length**2 * quadratic)
         allowed = here.value + _SUFFICIENT_DECREASE * length * descent
         too_high = value > allowed + 1e-6 * here.value.abs()
         if not too_high.any():
@@ -293,5 +222,5 @@ def _line_search(batch: _Batch, penalty: Tensor, here: _Point, step: Tensor) -> 
         best = -descent * length**2 / (2 * (value - here.value - length * descent))
         length = torch.where(too_high, best.clamp(0.1 * length, 0.5 * length), length)
     v = here.v + length * step
-    gradient = batch.weight_gradient(score_gradient).add_(penalty * v)
-    return _Point(v, scores, value, gradient)
+    gradient, scores = line.end()
+    return Point(v, value, gradient.add_(penalty * v), scores)

@@ -17,7 +17,8 @@ from strategies.data.dataset import LabelledImage, labels_of
 from strategies.data.sampling import balanced_rows, content_order
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.catalogue import DEFAULT_BACKBONE
-from strategies.models.features import Moments, extract_features
+from strategies.models.features import extract_features
+from strategies.models.moments import Moments
 
 Vector = NDArray[np.float64]
 

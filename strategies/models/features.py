@@ -1,36 +1,31 @@
 """Feature extraction: cached pooled activations of every depth, and BatchNorm input moments."""
 
-import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from strategies.core.cache import Rows, space_name
+from strategies.core.cache import Rows, as_stored, space_name
 from strategies.core.context import RunContext
 from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import Pixels, read_image
 from strategies.models.backbone import Backbone, source_classes
 from strategies.models.body import Body, source_head
+from strategies.models.moments import Layout, Moments, by_image, layout_of, watch
 
 INFERENCE_BATCH = 32
 """Images of one forward pass without gradients."""
-CHANNELS_PER_LAYER = 64
-GRID = 14
-"""Moments of larger maps are taken on a regular grid of about GRID x GRID positions."""
 ROUNDING_TOLERANCE, N_ROUNDING_IMAGES = 0.25, 8
 """Largest relative error (Euclidean norm) of the pooled activations of any depth, against float32
 on some images, at which a lower precision is used. EfficientNet-Lite has 0.05 to 0.17 in bfloat16.
 With 0.09 (steel surfaces) the similarity changes from 0.239 to 0.244 and the linear probe from
 99.3% to 99.5%. Larger errors mean that the network overflows or is numerically unstable."""
-DEAD_VARIANCE = 1e-4
-"""Channels whose running variance is below this share of their layer's median are skipped."""
 _FORMAT = 3
 _COUNTS, _DEPTHS, _HEAD = "channels measured by layer", "depth of layers", "old head"
 _TIME, _ROUNDING = "milliseconds an image", "rounding error"
@@ -39,32 +34,6 @@ _NETWORK = (_COUNTS, _DEPTHS, _HEAD, _ROUNDING)
 
 CachedRows = tuple[str, Mapping[str, Rows]]
 """A space of the cache, and rows of it by digest: of images and of the network."""
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Moments of the inputs of every BatchNorm layer, standardised by its running statistics.
-
-    With x an activation and (mu, var) the running statistics of its channel,
-    z = (x - mu) / sqrt(var). The pretraining data have mean z = 0 and mean z**2 = 1.
-
-    Attributes
-    ----------
-    mean, square
-        Means of z and of z**2 over the positions of every image, shape (n, channels).
-    layer
-        Index of every channel's BatchNorm layer, shape (channels,).
-    layer_share
-        Relative position of every layer in the body (0 = input, 1 = output), shape (layers,).
-    layer_depth
-        First depth whose activations need the layer, counted from 1, shape (layers,).
-    """
-
-    mean: Rows
-    square: Rows
-    layer: NDArray[np.int64]
-    layer_share: NDArray[np.float64]
-    layer_depth: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -122,33 +91,81 @@ def extract_features(
     OutOfTime
         If the deadline passes first. Batches computed before it stay in the cache.
     """
-    space = _space(backbone, ctx)
-    digests = [image.digest for image in images]
-    rows = ctx.cache.get(space, [*digests, *_NETWORK, _TIME])
-    missing = list({image.digest: image for image in images if image.digest not in rows}.values())
-    if _TIME not in rows:
-        missing = missing or list(images[:INFERENCE_BATCH])
-    if missing or not rows.keys() >= set(_NETWORK):
-        body, layout = _prepare(backbone, ctx)
-        head = _flat_head(body, backbone)
-        network_rows = {_COUNTS: layout.counts, _DEPTHS: layout.depths, _HEAD: head}
-        if _ROUNDING not in rows:
-            network_rows[_ROUNDING] = _rounding_error(images, body, backbone, ctx)
-        ctx.cache.put(space, network_rows)
-        timed = len(missing) > INFERENCE_BATCH or _TIME not in rows
-        rows |= network_rows
-        is_precise = rows[_ROUNDING][0] <= ROUNDING_TOLERANCE
-        pass_ctx = ctx if is_precise else replace(ctx, precision=torch.float32)
-        rows |= _compute(missing, body, layout, backbone, pass_ctx, space, timed)
-    return _assemble(np.stack([rows[d] for d in digests]), backbone, rows)
+    matrix, facts = _read(images, backbone, ctx)
+    return _assemble(matrix, backbone, facts)
+
+
+def pooled_features(
+    images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext, depths: Sequence[int]
+) -> Rows:
+    """Return the concatenated activations of some depths (counted from 1), (n, d).
+
+    As ``extract_features(...).at(depths)``, but nothing else is held in memory.
+
+    Raises
+    ------
+    OutOfTime
+        If the deadline passes first. Batches computed before it stay in the cache.
+    """
+    ends = np.cumsum([0, *(d.channels for d in backbone.depths)])
+    columns = np.concatenate([np.arange(ends[d - 1], ends[d]) for d in depths])
+    return _read(images, backbone, ctx, columns)[0]
 
 
 def not_cached(
     images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext
 ) -> tuple[LabelledImage, ...]:
     """Return the images whose features are not in the cache."""
-    rows = ctx.cache.get(_space(backbone, ctx), [image.digest for image in images])
-    return tuple(image for image in images if image.digest not in rows)
+    missing = ctx.cache.missing(_space(backbone, ctx), [image.digest for image in images])
+    return tuple(image for image in images if image.digest in missing)
+
+
+def _read(
+    images: Sequence[LabelledImage],
+    backbone: Backbone,
+    ctx: RunContext,
+    columns: slice | NDArray[np.int64] = slice(None),
+) -> tuple[Rows, Mapping[str, Rows]]:
+    """Return columns of the images' rows, (n, columns), and the rows about the network.
+
+    What is not in the cache is computed, and added to it.
+    """
+    space, prepared = _space(backbone, ctx), None
+    digests = [image.digest for image in images]
+    facts = ctx.cache.get(space, [*_NETWORK, _TIME])
+    if not facts.keys() >= set(_NETWORK):
+        prepared = body, layout = _prepare(backbone, ctx)
+        head = _flat_head(body, backbone)
+        network_rows = {_COUNTS: layout.counts, _DEPTHS: layout.depths, _HEAD: head}
+        if _ROUNDING not in facts:
+            network_rows[_ROUNDING] = _rounding_error(images, body, backbone, ctx)
+        ctx.cache.put(space, network_rows)
+        facts |= network_rows
+    width = sum(d.channels for d in backbone.depths) + 2 * int(facts[_COUNTS].sum())
+    matrix, found = ctx.cache.read_features(space, digests, width, columns)
+    places: dict[str, list[int]] = {}
+    for place in np.flatnonzero(~found).tolist():
+        places.setdefault(digests[place], []).append(place)
+    missing = [images[rows[0]] for rows in places.values()]
+    if _TIME not in facts:
+        missing = missing or list(images[:INFERENCE_BATCH])
+    if missing:
+        body, layout = prepared or _prepare(backbone, ctx)
+        is_precise = facts[_ROUNDING][0] <= ROUNDING_TOLERANCE
+        pass_ctx = ctx if is_precise else replace(ctx, precision=torch.float32)
+
+        timed = len(missing) > INFERENCE_BATCH or _TIME not in facts
+
+        def store(batch: Sequence[LabelledImage], rows: Rows, ms_per_image: float) -> None:
+            ctx.cache.put_features(space, {p.digest: r for p, r in zip(batch, rows, strict=True)})
+            for image, row in zip(batch, rows, strict=True):
+                matrix[places.get(image.digest, [])] = row[columns]
+            if timed:
+                facts[_TIME] = np.array([ms_per_image], dtype=np.float32)
+                ctx.cache.put(space, {_TIME: facts[_TIME]})
+
+        _compute(missing, body, layout, backbone, pass_ctx, store)
+    return matrix, facts
 
 
 def cached_rows(
@@ -164,54 +181,11 @@ def _space(backbone: Backbone, ctx: RunContext) -> str:
     return space_name([_FORMAT, backbone.name, weights, *backbone.preprocessing, ctx.precision])
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """BatchNorm channels to measure.
-
-    Attributes
-    ----------
-    channels
-        Module name and channel numbers of every layer.
-    depths
-        First depth whose activations need the layer, counted from 1, for every layer.
-    """
-
-    channels: tuple[tuple[str, Tensor], ...]
-    depths: Rows
-
-    @property
-    def counts(self) -> Rows:
-        """Number of measured channels of every layer."""
-        return np.array([len(c) for _, c in self.channels], dtype=np.float32)
-
-
-def _prepare(backbone: Backbone, ctx: RunContext) -> tuple[Body, _Layout]:
+def _prepare(backbone: Backbone, ctx: RunContext) -> tuple[Body, Layout]:
     with ctx.seeded():
         net = backbone.build().to(ctx.device)
-    norms = [
-        (name, m)
-        for name, m in net.named_modules()
-        if isinstance(m, nn.BatchNorm2d) and m.running_var is not None
-    ]
     body = Body(net, tuple(range(1, backbone.n_depths + 1)), backbone.n_depths)
-    return body, _Layout(
-        tuple((name, _live_channels(m)) for name, m in norms),
-        _depths_of([name for name, _ in norms], net, backbone),
-    )
-
-
-def _depths_of(modules: Sequence[str], net: nn.Module, backbone: Backbone) -> Rows:
-    """Return for each module the first depth that needs it: the next cut point after it.
-
-    The order is that of ``named_modules``, so that no forward pass is needed.
-    """
-    position = {name: i for i, (name, _) in enumerate(net.named_modules())}
-    ends = [
-        max(i for name, i in position.items() if f"{name}.".startswith(f"{depth.name}."))
-        for depth in backbone.depths[:-1]
-    ]
-    depths = [1 + sum(end < position[name] for end in ends) for name in modules]
-    return np.array(depths, dtype=np.float32)
+    return body, layout_of(net, backbone)
 
 
 def _flat_head(body: Body, backbone: Backbone) -> Rows:
@@ -228,46 +202,38 @@ def _flat_head(body: Body, backbone: Backbone) -> Rows:
     return flat.detach().float().cpu().numpy()
 
 
-def _live_channels(norm: nn.BatchNorm2d) -> Tensor:
-    """Choose at most `CHANNELS_PER_LAYER` channels, evenly spaced among the live ones."""
-    assert norm.running_var is not None
-    variance = norm.running_var
-    live = torch.nonzero(variance > DEAD_VARIANCE * variance.median()).flatten()
-    count = min(len(live), CHANNELS_PER_LAYER)
-    return live[torch.linspace(0, len(live) - 1, count, device=live.device).round().long()]
-
-
 def _compute(
     images: Sequence[LabelledImage],
     body: Body,
-    layout: _Layout,
+    layout: Layout,
     backbone: Backbone,
     ctx: RunContext,
-    space: str,
-    timed: bool,
-) -> dict[str, Rows]:
-    rows: dict[str, Rows] = {}
+    store: Callable[[Sequence[LabelledImage], Rows, float], None],
+) -> None:
+    """Run the network over the images.
+
+    Parameters
+    ----------
+    store
+        Called with every batch, its rows, and the median of the milliseconds per image so far.
+        The first batch is a warm-up, counted only if there is no other.
+    """
     batch_ms: list[float] = []
     done, start = 0, time.perf_counter()
-    with torch.inference_mode(), _watch(body.net, layout) as moments, ctx.cache.keep_open():
+    with torch.inference_mode(), watch(body.net, layout) as moments, ctx.cache.keep_open():
         for pixels in batches([i.path for i in images], backbone, ctx.n_workers):
             ctx.check_time()
             batch = images[done : done + len(pixels)]
             with ctx.autocast():
                 pooled = body.activations(to_input(pixels, backbone, ctx.device))
             measured = (moments[name] for name, _ in layout.channels)
-            parts = [*pooled, *(_by_image(found, len(batch)) for found in measured)]
-            matrix = torch.cat([p.float() for p in parts], dim=1).cpu().numpy()
-            new_rows = {image.digest: row for image, row in zip(batch, matrix, strict=True)}
+            parts = [*pooled, *(by_image(found, len(batch)) for found in measured)]
+            rows = as_stored(torch.cat([p.float() for p in parts], dim=1).cpu().numpy())
             batch_ms.append(1000 * (time.perf_counter() - start) / len(batch))
             start = time.perf_counter()
-            if timed:  # the first batch is a warm-up, counted only if there is no other
-                new_rows[_TIME] = np.array([np.median(batch_ms[1:] or batch_ms)], np.float32)
-            ctx.cache.put(space, new_rows)
-            rows |= new_rows
+            store(batch, rows, float(np.median(batch_ms[1:] or batch_ms)))
             done += len(batch)
             ctx.reporter.on_progress("features", done, len(images))
-    return rows
 
 
 @torch.inference_mode()
@@ -287,55 +253,6 @@ def _rounding_error(
     exact = body.activations(batch)
     errors = [float((r - e).norm() / e.norm()) for r, e in zip(rounded, exact, strict=True)]
     return np.array([max(errors) if np.isfinite(errors).all() else np.inf], dtype=np.float32)
-
-
-def _by_image(moments: Tensor, n: int) -> Tensor:
-    """Return the moments of every image, (n, d), given those of every window, (n * windows, d).
-
-    EfficientViT-M normalises the windows of a map one by one; those of one image follow each
-    other.
-    """
-    return moments if len(moments) == n else moments.reshape(n, -1, moments.shape[1]).mean(1)
-
-
-@contextlib.contextmanager
-def _watch(net: nn.Module, layout: _Layout) -> Iterator[dict[str, Tensor]]:
-    """Record [mean z, mean z**2] of the channels of every layer, at every forward pass.
-
-    The yielded dictionary holds one tensor (n, 2 * channels) per layer, by module name.
-    """
-    moments: dict[str, Tensor] = {}
-    handles = []
-    for name, channels in layout.channels:
-        norm = net.get_submodule(name)
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        mean = norm.running_mean[channels]
-        scale = (norm.running_var[channels] + norm.eps).rsqrt()
-
-        def record(
-            _: nn.Module,
-            inputs: tuple[Tensor],
-            name: str = name,
-            channels: Tensor = channels,
-            mean: Tensor = mean,
-            scale: Tensor = scale,
-        ) -> None:
-            x = inputs[0]
-            stride = max(1, min(x.shape[2:]) // GRID)
-            flat = x[:, :, ::stride, ::stride][:, channels].float().flatten(2)
-            average = flat.mean(2)
-            variance = (flat - average[:, :, None]).square_().mean(2)
-            z = (average - mean) * scale
-            moments[name] = torch.cat([z, variance * scale**2 + z**2], dim=1)
-
-        handles.append(norm.register_forward_pre_hook(record))
-    try:
-        yield moments
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def batches(

@@ -7,15 +7,16 @@ References
 A. Sharif Razavian et al., CNN features off-the-shelf (CNNaug-SVM), CVPR workshops 2014.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from strategies.core.cache import Rows, space_name
+from strategies.core.cache import Rows, as_stored, space_name
 from strategies.core.context import RunContext
 from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import LabelledImage
@@ -23,7 +24,7 @@ from strategies.data.decoding import Box, Pixels, read_image
 from strategies.data.transforms import resize_box
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body, Pooling, pool, widths
-from strategies.models.features import INFERENCE_BATCH, extract_features, to_input
+from strategies.models.features import INFERENCE_BATCH, pooled_features, to_input
 
 VIEWS = (1, 6)
 """Numbers of views that linear heads may be fitted to. 1: the centre crop. 6: also its horizontal
@@ -62,11 +63,14 @@ def features_at(
 ) -> Rows:
     """Return the features of some depths, (n, views, d).
 
-    One view with mean pooling is read from `extract_features`, which caches it already.
+    One view with mean pooling is read from the cache of `features`.
     """
     if views == 1 and pooling == "mean":
-        return extract_features(images, backbone, ctx).at(depths)[:, None]
-    return extract_views(images, backbone, ctx, views).at(depths, pooling)
+        return pooled_features(images, backbone, ctx, tuple(depths))[:, None]
+    n, ends = backbone.n_depths, _layout(backbone)
+    parts = [d - 1 if pooling == "mean" or d == n else n + d - 1 for d in depths]
+    columns = np.concatenate([np.arange(ends[part], ends[part + 1]) for part in parts])
+    return _read(images, backbone, ctx, views, columns)
 
 
 def extract_views(
@@ -79,27 +83,57 @@ def extract_views(
     OutOfTime
         If the deadline passes first. Batches computed before it stay in the cache.
     """
-    space = _space(backbone, ctx, views)
-    digests = [image.digest for image in images]
-    rows = ctx.cache.get(space, digests)
-    missing = list({image.digest: image for image in images if image.digest not in rows}.values())
-    if missing:
-        rows |= _compute(missing, backbone, ctx, space, views)
-    table = np.stack([rows[d] for d in digests]).reshape(len(digests), views, -1)
-    all_widths = [*widths(backbone.depths, "mean"), *widths(backbone.depths, "grid")[:-1]]
-    parts = np.split(table, np.cumsum(all_widths)[:-1], axis=2)
-    mean, grid = tuple(parts[: backbone.n_depths]), tuple(parts[backbone.n_depths :])
+    n, ends = backbone.n_depths, _layout(backbone)
+    parts = np.split(_read(images, backbone, ctx, views, np.arange(ends[-1])), ends[1:-1], axis=2)
+    mean, grid = tuple(parts[:n]), tuple(parts[n:])
     return Views(mean, (*grid, mean[-1]))
 
 
+def _layout(backbone: Backbone) -> NDArray[np.int64]:
+    """Return where the parts of a view's row start and end: all means, then grids but the last."""
+    parts = [*widths(backbone.depths, "mean"), *widths(backbone.depths, "grid")[:-1]]
+    return np.cumsum([0, *parts])
+
+
+def _read(
+    images: Sequence[LabelledImage],
+    backbone: Backbone,
+    ctx: RunContext,
+    views: int,
+    columns: NDArray[np.int64],
+) -> Rows:
+    """Return columns of the views' rows, (n, views, columns); compute what is not in the cache."""
+    space, width = _space(backbone, ctx, views), int(_layout(backbone)[-1])
+    digests = [image.digest for image in images]
+    every_column = (width * np.arange(views)[:, None] + columns).ravel()
+    rows, found = ctx.cache.read_features(space, digests, views * width, every_column)
+    places: dict[str, list[int]] = {}
+    for place in np.flatnonzero(~found).tolist():
+        places.setdefault(digests[place], []).append(place)
+
+    def store(batch: Sequence[LabelledImage], computed: Rows) -> None:
+        new_rows = {image.digest: row for image, row in zip(batch, computed, strict=True)}
+        ctx.cache.put_features(space, new_rows)
+        for digest, row in new_rows.items():
+            rows[places[digest]] = row[every_column]
+
+    if places:
+        _compute([images[same[0]] for same in places.values()], backbone, ctx, views, store)
+    return rows.reshape(len(digests), views, -1)
+
+
 def _compute(
-    images: Sequence[LabelledImage], backbone: Backbone, ctx: RunContext, space: str, views: int
-) -> dict[str, Rows]:
+    images: Sequence[LabelledImage],
+    backbone: Backbone,
+    ctx: RunContext,
+    views: int,
+    store: Callable[[Sequence[LabelledImage], Rows], None],
+) -> None:
+    """Run the network over the views of the images; call `store` with each batch and its rows."""
     with ctx.seeded():
         net = backbone.build().to(ctx.device)
     body = Body(net, tuple(range(1, backbone.n_depths + 1)), backbone.n_depths)
-    rows: dict[str, Rows] = {}
-    size = max(1, INFERENCE_BATCH // views)
+    done, size = 0, max(1, INFERENCE_BATCH // views)
 
     def read(paths: Sequence[Path]) -> Pixels:
         return np.concatenate([view_pixels(path, backbone, views) for path in paths])
@@ -107,19 +141,16 @@ def _compute(
     with torch.inference_mode(), ctx.cache.keep_open():
         for pixels in prefetch(read, chunks([i.path for i in images], size), ctx.n_workers):
             ctx.check_time()
-            batch = images[len(rows) : len(rows) + size]
+            batch = images[done : done + size]
             with ctx.autocast():
                 levels, last = body.levels_of(to_input(pixels, backbone, ctx.device))
                 assert last is not None
                 mean, grid = ([pool(level, p) for level in levels] for p in get_args(Pooling))
                 parts = [*mean, last, *grid]
             matrix = torch.cat([p.float() for p in parts], dim=1).cpu().numpy()
-            by_image = matrix.reshape(len(batch), -1)
-            new_rows = {image.digest: row for image, row in zip(batch, by_image, strict=True)}
-            ctx.cache.put(space, new_rows)
-            rows |= new_rows
-            ctx.reporter.on_progress("views", len(rows), len(images))
-    return rows
+            store(batch, as_stored(matrix.reshape(len(batch), -1)))
+            done += len(batch)
+            ctx.reporter.on_progress("views", done, len(images))
 
 
 def view_pixels(path: Path, backbone: Backbone, views: int) -> Pixels:

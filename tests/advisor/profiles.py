@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from advisor.decide.candidates import Candidate, DecisionInputs
-from advisor.decide.priors import GainModel, Offset, PilotTrust, Prior, Priors
+from advisor.decide.priors import WIDTH_KINDS, GainModel, Offset, PilotTrust, Prior, Priors
 from advisor.types.profile import LearningCurve, Pilot, ProbeResult, Profile
 from advisor.types.similarity import BackboneStatistics, DomainSimilarity, HeadEvidence
 from strategies.core.metrics import Interval, proportion
@@ -169,6 +169,7 @@ NO_WEIGHTS = dict.fromkeys(
         "neighbours",
         "px",
         "lost",
+        "lost_near",
     ),
     0.0,
 )
@@ -218,9 +219,10 @@ def priors_by_hand() -> Priors:
             "neighbours": Prior(-0.3, 0.2),
             "px": Prior(0.0, 1.0),
             "lost": Prior(0.0, 1.0),
+            "lost_near": Prior(0.0, 1.0),
             "control": Prior(0.2, 0.1),
         },
-        widths=((5.0, 1.0), (500.0, 1.0)),
+        widths=dict.fromkeys(WIDTH_KINDS, ((5.0, 1.0), (500.0, 1.0))),
         gains={model.strategy: model for model in models},
         shared=0.4,
         pilot={

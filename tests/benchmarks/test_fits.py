@@ -105,6 +105,25 @@ def test_default_hyperparameters_are_fitted_and_printed(
     assert "| striped, 4 |" in capsys.readouterr().out
 
 
+def test_default_and_given_learning_rates_are_fitted_and_printed(
+    load: Load,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script, out = load("learning_rates"), tmp_path / "rows.jsonl"
+    monkeypatch.setattr(script, "LEARNING_RATES", {"norm_tune": (1e-5,)})
+    given = ["--data-root", str(data_root), "--out", str(out), "--sets", "striped", "--steps", "2"]
+    given += ["--seeds", "0", "--n-per-class", "8", "--input-px", "32"]
+    for _ in range(2):
+        script.main([*given, "--backbone", "tf_efficientnet_lite0", "--strategies", "norm_tune"])
+    assert len(out.read_text(encoding="utf-8").splitlines()) == 2
+    printed = capsys.readouterr().out
+    assert "| norm_tune | striped |" in printed
+    assert "| **norm_tune** | mean |" in printed
+
+
 def test_training_with_cached_frozen_stages_is_timed(
     load: Load, options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +278,7 @@ SMOKE = {
     "data_quality": test_planted_leaks_series_and_wrong_labels_are_detected,
     "all_strategies": test_every_strategy_is_fitted_once_and_stands_in_the_table,
     "fine_tune_defaults": test_default_hyperparameters_are_fitted_and_printed,
+    "learning_rates": test_default_and_given_learning_rates_are_fitted_and_printed,
     "prefix_cache": test_training_with_cached_frozen_stages_is_timed,
     "mirror": test_flip_asymmetry_is_measured_and_flips_are_fitted,
     "probes": test_linear_heads_are_fitted_and_compared_in_pairs,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from advisor.decide.candidates import DecisionInputs
-from advisor.decide.priors import load_priors, priors_from_record
+from advisor.decide.priors import WIDTH_KINDS, load_priors, priors_from_record
 from strategies.data.dataset import Dataset, labels_of
 from strategies.registry import STRATEGIES
 from tests.advisor.profiles import curve_of, inputs_of, pilot_of
@@ -72,7 +72,9 @@ def test_shipped_priors_have_known_strategies_and_errors() -> None:
         assert set(model.weights) == set(priors.evidence) - {"control"}
         assert model.left_out_error >= model.fit_error > 0
         assert model.cases > 0
-    assert [n for n, _ in priors.widths] == [5, 20, 100, 500]
+    assert set(priors.widths) == set(WIDTH_KINDS)
+    for pairs in priors.widths.values():
+        assert [n for n, _ in pairs] == [5, 20, 100, 500]
 
 
 def test_weights_respect_their_bounds(scripts: dict[str, ModuleType]) -> None:
@@ -86,7 +88,7 @@ def test_weights_respect_their_bounds(scripts: dict[str, ModuleType]) -> None:
             assert model.weights["size"] >= 0
             assert model.weights["total"] >= 0
             assert model.weights["probe"] <= 0
-            assert model.weights["lost"] <= 0
+            assert max(model.weights["lost"], model.weights["lost_near"]) <= 0
 
 
 def test_advice_fine_tunes_far_and_probes_near_datasets(
@@ -116,6 +118,37 @@ def test_regret_is_measured_against_means_over_seeds(
     entry, case = ("linear_probe", "{}", 96), scripts["rows"].Case("set0", 5, 0, 96)
     assert one[case].regret(entry) == pytest.approx(5.5)
     assert both[case].regret(entry) == pytest.approx(0.5)
+
+
+def test_a_fit_beside_another_job_hardly_widens_the_predicted_seconds(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, inputs = suite(scripts)
+    rng = np.random.default_rng(0)
+    for row in rows:
+        row["seconds"] *= float(np.exp(rng.normal(0, 0.3)))
+
+    def cost() -> Any:
+        return scripts["fit_priors"].fit(rows, inputs)["strategies"]["from_scratch"]["cost"]
+
+    alone = cost()
+    assert alone["sd"] == pytest.approx(0.3, abs=0.1)
+    beside = next(r for r in rows if r["strategy"] == "from_scratch")
+    beside["seconds"] *= 30
+    assert cost()["sd"] < alone["sd"] + 0.1
+
+
+def test_heads_and_training_runs_have_intervals_of_their_own_widths(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, inputs = suite(scripts)
+    for row in rows:
+        if row["set"] == "set3" and row["strategy"] == "from_scratch":
+            row["accuracy"] = 0.99
+    widths = scripts["fit_priors"].fit(rows, inputs)["common"]["widths"]
+    before = scripts["fit_priors"].fit(*suite(scripts))["common"]["widths"]
+    assert widths["heads"] == before["heads"]
+    assert widths["training_runs"] != before["training_runs"]
 
 
 def test_a_case_with_few_test_images_has_little_weight(scripts: dict[str, ModuleType]) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from advisor.cli.advice_page import advise_with_page
 from advisor.types.options import Options
+from strategies.heads import principal_axes
 from tests.benchmarks.conftest import rows_in, run_in_process
 
 Load = Callable[[str], ModuleType]
@@ -96,6 +97,36 @@ def test_loading_a_few_hard_links_is_measured(
     row = json.loads(capsys.readouterr().out)
     assert (row["files"], row["classes"], row["torch_imported"]) == (30, 3, False)
     assert not (tmp_path / "million-files").exists()
+
+
+def test_all_figures_of_large_datasets_are_measured(
+    load: Load, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large_datasets = load("large_datasets")
+    monkeypatch.setattr(principal_axes, "MAX_IN_MEMORY", principal_axes.MAX_IN_MEMORY)
+    said: dict[str, str] = {}
+
+    def measure(title: str, code: str, *arguments: object) -> None:
+        done = run_in_process([sys.executable, "-c", code, *arguments])
+        assert done.returncode == 0, done.stderr
+        said[title] = done.stdout + done.stderr
+
+    monkeypatch.setattr(large_datasets, "measure", measure)
+    given = ["--source", str(data_root / "striped"), "--scratch", str(tmp_path)]
+    large_datasets.main([*given, "--n", "60", "--few", "30", "--input-px", "32"])
+
+    assert len(list((tmp_path / "copies-60").rglob("*.*"))) == 60
+    assert said.keys() == {
+        "tl-advise of 30 images",
+        "tl-advise of 60 images",
+        "reading the images and finding duplicates",
+        "softmax head of 60 generated rows",
+        "squared_hinge head of 60 generated rows",
+        "tl-auto run of 60 images",
+    }
+    assert "encoded again: " in said["reading the images and finding duplicates"]
+    assert "6 rows in memory: " in said["softmax head of 60 generated rows"]
+    assert list((tmp_path / "run").iterdir())
 
 
 def test_peers_fit_the_same_images(
@@ -248,6 +279,7 @@ def test_screenshots_are_taken_of_a_report(
 SMOKE = {
     "budget": test_a_run_is_compared_with_its_time_limit,
     "kill": test_a_killed_run_is_resumed_and_compared,
+    "large_datasets": test_all_figures_of_large_datasets_are_measured,
     "million_files": test_loading_a_few_hard_links_is_measured,
     "peers": test_peers_fit_the_same_images,
     "peer_training": test_peers_fit_the_same_images,

@@ -1,6 +1,7 @@
 """Layer SVM: choice of depths, pooling and share of features."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from strategies import layer_svm
 from strategies.core.cache import Rows
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset, labels_of
+from strategies.heads import linear_head
 from strategies.layer_svm import LayerSVM, candidates, depth_set
 from strategies.models.backbone import Backbone
 from strategies.models.body import Pooling
@@ -52,6 +54,34 @@ def test_the_only_informative_depth_is_chosen_and_the_network_truncated_there(
 
     assert fitted.hyperparameters["depth"] == 3
     assert fitted.depths == (3,)
+
+
+def test_the_cut_of_many_images_is_chosen_on_some_and_the_head_fitted_to_all(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    validate = layer_svm.cross_validate_head
+
+    def record(x: Rows, *given: Any) -> Any:
+        seen.append(len(x))
+        return validate(x, *given)
+
+    monkeypatch.setattr(layer_svm, "cross_validate_head", record)
+    monkeypatch.setattr(layer_svm, "MAX_CUT_IMAGES", 12)
+    monkeypatch.setattr(layer_svm, "MIN_PER_CLASS", 2)
+    fitted_to: list[int] = []
+    fit_head = linear_head.fit_head
+
+    def record_fit(x: Rows, *given: Any, **named: Any) -> Any:
+        fitted_to.append(len(x))
+        return fit_head(x, *given, **named)
+
+    monkeypatch.setattr(linear_head, "fit_head", record_fit)
+
+    LayerSVM(views=1, share=1.0).fit(small_dataset.hide_test(), backbone, ctx)
+
+    assert set(seen) == {12}
+    assert fitted_to == [len(small_dataset.train)]
 
 
 def test_the_first_candidate_is_the_default(

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from advisor.decide.gain_model import (
     Gain,
     LogOdds,
     evidence_of,
+    gain_model,
     pilot_gain,
     predict_gain,
     shrunk_to_prior,
 )
 from advisor.decide.priors import Prior
 from strategies.core.metrics import Interval
+from strategies.registry import STRATEGIES
 from tests.advisor.profiles import pilot_of, priors_by_hand, profile_of
 
 PRIORS = priors_by_hand()
@@ -45,6 +48,66 @@ def test_evidence_knows_what_smaller_inputs_do_not_show() -> None:
     assert evidence_of(profile)["lost"].value == evidence_of(profile)["px"].value == 0
     tiny = profile_of(input_px=224, median_side_px=32.0)
     assert evidence_of(tiny, 96)["lost"].value == 0
+
+
+def test_smaller_inputs_lose_more_the_nearer_the_images_are_to_imagenet() -> None:
+    given = {"input_px": 224, "median_side_px": 192.0}
+    near, far = (profile_of(similarity=s, **given) for s in (1.0, 0.2))
+    assert evidence_of(near, 96)["lost_near"] == evidence_of(near, 96)["lost"]
+    assert evidence_of(far, 96)["lost_near"].value == pytest.approx(0.2)
+    assert evidence_of(near)["lost_near"].value == 0
+
+
+def published_prediction(name: str, n_classes: int = 10, **given: Any) -> Gain:
+    """Return the gain of a strategy on a transformer, as published for 1,000 images of 224 px."""
+    about = {"n_per_class": 1000 // n_classes, "n_classes": n_classes, "family": "transformer"}
+    profile = profile_of(**{**about, **given})
+    model = gain_model(STRATEGIES[name](), profile, PRIORS)
+    return predict_gain(model, evidence_of(profile, given.get("input_px")), None, PRIORS)
+
+
+@pytest.mark.parametrize("name", ["full_fine_tune", "partial_fine_tune", "norm_tune", "lora"])
+@pytest.mark.parametrize("n_classes", [2, 100])
+def test_on_a_transformer_a_gain_is_the_published_one(name: str, n_classes: int) -> None:
+    published = STRATEGIES[name].transformer_gain
+    assert published is not None
+    assert published.n_images == 1000
+    gain = published_prediction(name, n_classes, similarity=0.3, linear=0.4)
+    assert gain.mean == pytest.approx(published.mean)
+    assert gain.sd == pytest.approx(published.sd)
+
+
+def test_on_a_transformer_more_images_and_smaller_inputs_count_as_in_the_benchmarks() -> None:
+    def shift(family: str, **given: Any) -> float:
+        made = [
+            profile_of(**{"n_per_class": 100, "n_classes": 10, "family": family, **g})
+            for g in ({}, given)
+        ]
+        few, other = (
+            predict_gain(
+                gain_model(STRATEGIES["full_fine_tune"](), p, PRIORS),
+                evidence_of(p),
+                None,
+                PRIORS,
+            ).mean
+            for p in made
+        )
+        return other - few
+
+    for given in ({"n_per_class": 1000}, {"input_px": 96}):
+        assert shift("transformer", **given) == pytest.approx(shift("convolutional", **given))
+    assert shift("transformer", n_per_class=1000) > 0.1
+
+
+def test_other_networks_and_strategies_without_published_gains_follow_the_benchmarks() -> None:
+    for family in ("convolutional", "convnext", "transformer"):
+        profile = profile_of(family=family)
+        for name in ("linear_probe", "layer_svm", "from_scratch"):
+            assert gain_model(STRATEGIES[name](), profile, PRIORS) == PRIORS.gains[name]
+    cnn = gain_model(STRATEGIES["full_fine_tune"](), profile_of(), PRIORS)
+    assert cnn == PRIORS.gains["full_fine_tune"]
+    wide = gain_model(STRATEGIES["first_stages"](), profile_of(), PRIORS)
+    assert (wide.cases, wide.intercept) == (0, STRATEGIES["first_stages"].fallback_gain.mean)
 
 
 def test_the_gain_is_the_intercept_plus_the_weighted_standardised_evidence() -> None:
@@ -140,8 +203,14 @@ def test_the_same_gain_in_log_odds_is_worth_fewer_points_near_an_accuracy_of_one
 def test_the_width_stretches_the_interval_on_the_scale_of_log_odds() -> None:
     odds = LogOdds(1.0, 0.2)
     assert odds.accuracy(2.0) == LogOdds(1.0, 0.4).accuracy()
-    assert replace(PRIORS, widths=((5.0, 1.0), (500.0, 3.0))).width(50) == pytest.approx(2.0)
-    assert replace(PRIORS, widths=((5.0, 1.0), (500.0, 3.0))).width(5000) == 3.0
+
+
+def test_widths_are_interpolated_for_heads_and_training_runs_apart() -> None:
+    widths = {"heads": ((5.0, 1.0), (500.0, 3.0)), "training_runs": ((5.0, 1.5), (500.0, 1.5))}
+    priors = replace(PRIORS, widths=widths)
+    assert priors.width(50, trains_network=False) == pytest.approx(2.0)
+    assert priors.width(5000, trains_network=False) == 3.0
+    assert priors.width(50, trains_network=True) == 1.5
 
 
 def test_a_few_correctly_classified_images_do_not_make_an_accuracy_of_one_certain() -> None:

@@ -361,6 +361,19 @@ def test_without_benchmark_cases_a_strategy_is_ranked_first_only_if_its_lead_is_
     assert is_first or any("Without benchmark cases" in reason for reason in new.reasons)
 
 
+def test_on_a_transformer_full_fine_tuning_is_not_expected_to_beat_the_probe() -> None:
+    about = {"n_per_class": 100, "similarity": 0.3, "linear": 0.6, "svm": 0.6}
+    ranked = {
+        family: recommend(inputs_of(family=family, **about), PRIORS).recommendations
+        for family in ("convolutional", "transformer")
+    }
+    assert ranked["convolutional"][0].strategy == "full_fine_tune"
+    assert ranked["transformer"][0].strategy not in ("full_fine_tune", "partial_fine_tune")
+    full = next(r for r in ranked["transformer"] if r.strategy == "full_fine_tune")
+    assert full.cases == 20
+    assert any("published results, ViT-B/16" in reason for reason in full.reasons)
+
+
 def test_a_strategy_without_benchmark_cases_does_not_change_the_order_of_the_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -10,7 +10,8 @@ from advisor.similarity.backbone_statistics import measure_backbone_statistics
 from advisor.similarity.reference import Reference, make_reference
 from advisor.types.similarity import BackboneStatistics
 from strategies.models.backbone import Backbone
-from strategies.models.features import Features, Moments, SourceHead
+from strategies.models.features import Features, SourceHead
+from strategies.models.moments import Moments
 
 CHANNELS, WIDTH = 60, 16
 HEAD = SourceHead(np.eye(3, WIDTH, dtype=np.float32), np.zeros(3, np.float32), ("a", "b", "c"))

@@ -13,7 +13,7 @@ from advisor.similarity.bn_shift import (
     small_sample_factor,
 )
 from strategies.models.domain_shift import VARIANCE_OFFSET, bn_shift
-from strategies.models.features import Moments
+from strategies.models.moments import Moments
 
 CHANNELS = 40
 STANDARD = SourceMoments(np.zeros(CHANNELS), np.ones(CHANNELS))

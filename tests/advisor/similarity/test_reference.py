@@ -23,7 +23,8 @@ from strategies.core.errors import DataError, StorageError
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.catalogue import CATALOGUE
-from strategies.models.features import Features, Moments, extract_features
+from strategies.models.features import Features, extract_features
+from strategies.models.moments import Moments
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from strategies.core.cache import ArrayCache, space_name
+from strategies.core.cache import ArrayCache, as_stored, on_network, space_name
 from strategies.core.errors import StorageError
 
 WRITER = """
@@ -139,6 +139,136 @@ def test_a_put_that_fails_half_way_stores_no_row(cache: ArrayCache) -> None:
         cache.put("space", {"good": _row(1), "bad": _row(2)})
 
     assert cache.get("space", ["good", "bad"]) == {}
+
+
+def test_features_are_read_in_the_order_of_the_digests(cache: ArrayCache) -> None:
+    rows = as_stored(np.stack([_row(i) for i in range(1203)]))
+    cache.put_features("space", {f"d{i}": row for i, row in enumerate(rows)})
+    wanted = [*reversed(range(1203)), 7, 7]
+
+    found, is_found = cache.read_features("space", [f"d{i}" for i in wanted], 8)
+
+    assert is_found.all()
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, rows[wanted])
+
+
+def test_columns_of_features_are_read_and_absent_rows_are_zero(cache: ArrayCache) -> None:
+    rows = as_stored(np.stack([_row(0), _row(1)]))
+    cache.put_features("space", {"a": rows[0], "b": rows[1]})
+
+    found, is_found = cache.read_features("space", ["b", "absent", "a"], 8, slice(2, 5))
+
+    assert is_found.tolist() == [True, False, True]
+    np.testing.assert_array_equal(found[[0, 2]], rows[[1, 0], 2:5])
+    assert not found[1].any()
+
+
+def test_features_of_another_width_and_damaged_ones_are_absent(cache: ArrayCache) -> None:
+    cache.put_features("space", {"short": _row(0, 7), "bad": _row(1), "good": _row(2)})
+    with sqlite3.connect(cache.path) as db:
+        db.execute("UPDATE rows SET crc = crc + 1 WHERE digest = 'bad'")
+    db.close()
+
+    _, is_found = cache.read_features("space", ["short", "bad", "good"], 8)
+
+    assert is_found.tolist() == [False, False, True]
+
+
+def test_features_that_were_stored_as_float32_are_read(cache: ArrayCache) -> None:
+    cache.put("space", {"old": _row(0)})
+
+    found, is_found = cache.read_features("space", ["old"], 8)
+
+    assert is_found.all()
+    np.testing.assert_array_equal(found[0], _row(0))
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1.0, 1e4, 1e9, np.nan])
+def test_features_of_any_scale_are_read_as_they_were_stored(
+    cache: ArrayCache, scale: float
+) -> None:
+    exact = scale * np.stack([_row(i) for i in range(4)])
+    rows = as_stored(exact)
+    cache.put_features("space", {f"d{i}": row for i, row in enumerate(rows)})
+
+    found, _ = cache.read_features("space", [f"d{i}" for i in range(4)], 8)
+
+    np.testing.assert_array_equal(found, rows)
+    np.testing.assert_allclose(found, exact, atol=1e-3 * np.abs(exact).max())
+
+
+def test_features_take_half_the_bytes_of_other_rows(cache: ArrayCache) -> None:
+    cache.put_features("space", {"a": as_stored(_row(0)[None])[0]})
+    with sqlite3.connect(cache.path) as db:
+        (n_bytes,) = db.execute("SELECT length(data) FROM rows").fetchone()
+    db.close()
+
+    assert n_bytes == 2 * 8
+
+
+def test_missing_rows_are_told_from_stored_ones(cache: ArrayCache) -> None:
+    cache.put("space", {f"d{i}": _row(i) for i in range(1100)})
+
+    assert cache.missing("space", [f"d{i}" for i in range(1102)]) == {"d1100", "d1101"}
+    assert cache.missing("other", ["d0"]) == {"d0"}
+    assert cache.missing("space", []) == set()
+
+
+MOUNTS = """\
+/dev/vda / ext4 rw 0 0
+server:/home /home nfs4 rw 0 0
+/dev/vdb /home/local ext4 rw 0 0
+me@host:/ /mnt/my\\040disk fuse.sshfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("folder", "is_network"),
+    [
+        ("/tmp/cache", False),
+        ("/home/me/cache", True),
+        ("/home/local/cache", False),
+        ("/mnt/my disk/cache", True),
+        ("/mnt/other", False),
+    ],
+)
+def test_a_folder_is_on_the_file_system_of_its_nearest_mount(
+    tmp_path: Path, folder: str, is_network: bool
+) -> None:
+    (tmp_path / "mounts").write_text(MOUNTS)
+    assert on_network(Path(folder), tmp_path / "mounts") == is_network
+
+
+def test_without_a_list_of_mounts_only_network_shares_are_on_a_network(tmp_path: Path) -> None:
+    assert not on_network(tmp_path, tmp_path / "absent")
+
+
+@pytest.mark.parametrize(("is_network", "mode"), [(True, "delete"), (False, "wal")])
+def test_no_write_ahead_log_is_kept_on_a_network_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_network: bool, mode: str
+) -> None:
+    monkeypatch.setattr("strategies.core.cache.on_network", lambda _: is_network)
+    cache = ArrayCache(tmp_path)
+    cache.put("space", {"a": _row(0)})
+    with cache.keep_open():
+        ArrayCache(tmp_path).put("space", {"b": _row(1)})
+        assert cache.get("space", ["a", "b"]).keys() == {"a", "b"}
+        assert cache.path.with_name("cache.sqlite-wal").exists() != is_network
+    with sqlite3.connect(cache.path) as db:
+        assert db.execute("PRAGMA journal_mode").fetchone() == (mode,)
+    db.close()
+
+
+def test_a_write_ahead_log_of_before_is_ended_on_a_network_file_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ArrayCache(tmp_path).put("space", {"a": _row(0)})
+    monkeypatch.setattr("strategies.core.cache.on_network", lambda _: True)
+    cache = ArrayCache(tmp_path)
+
+    assert cache.get("space", ["a"]).keys() == {"a"}
+    assert not cache.path.with_name("cache.sqlite-wal").exists()
 
 
 def test_two_processes_can_write_at_once(cache: ArrayCache) -> None:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from strategies.data.decoding import decode
-from strategies.data.image import LabelledImage
+from strategies.data.image import THUMB_PX, ImageStats, LabelledImage
 from strategies.data.inspection import measure_image
 from strategies.data.near_duplicates import (
     LARGEST_ANYWAY,
@@ -16,7 +16,9 @@ from strategies.data.near_duplicates import (
     duplicate_groups,
     find_leaks,
     find_matches,
+    grey_thumbnails,
     pairs_of,
+    similar_thumbnails,
 )
 
 
@@ -126,6 +128,64 @@ def test_blank_images_are_not_near_duplicates_of_each_other() -> None:
     assert find_matches(blanks) == ()
     assert find_matches(blanks[:1]) == ()
     assert find_matches([]) == ()
+
+
+def thumbnails_of_scenes(n: int, seed: int = 0) -> np.ndarray:
+    """Return thumbnails whose power falls with frequency, floats (n, px, px) from 0 to 255."""
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(THUMB_PX), np.fft.fftfreq(THUMB_PX)))
+    spectrum = np.fft.fft2(rng.normal(size=(n, THUMB_PX, THUMB_PX))) / (frequency + 1 / THUMB_PX)
+    values = np.real(np.fft.ifft2(spectrum))
+    low, high = values.min((1, 2), keepdims=True), values.max((1, 2), keepdims=True)
+    return np.asarray(255 * (values - low) / (high - low))
+
+
+def images_of(thumbnails: np.ndarray) -> list[LabelledImage]:
+    pixels = thumbnails.clip(0, 255).round().astype(np.uint8)
+    stats = [ImageStats("PNG", 1, True, int(np.ptp(p)), p.tobytes()) for p in pixels]
+    return [
+        LabelledImage(Path(str(i)), i % 4, str(i), 200, 200, stats=s) for i, s in enumerate(stats)
+    ]
+
+
+def pair(match: Match) -> tuple[int, int]:
+    return match.first, match.second
+
+
+def test_many_images_have_the_duplicates_that_all_their_pairs_show() -> None:
+    thumbnails = thumbnails_of_scenes(3000)
+    rng = np.random.default_rng(1)
+    noisy = thumbnails[:300] + rng.normal(0, 2, (300, THUMB_PX, THUMB_PX))
+    weak = thumbnails[300:600] + rng.normal(0, 20, (300, THUMB_PX, THUMB_PX))
+    images = images_of(np.concatenate([thumbnails, noisy, weak, np.zeros((50, 32, 32))]))
+    every = {pair(m): m.similarity for m in find_matches(images, max_exhaustive=len(images))}
+    found = {pair(m) for m in find_matches(images, max_exhaustive=0)}
+    assert found <= every.keys()
+    assert found >= {p for p, similarity in every.items() if similarity > 0.9}
+    assert sum(similarity <= 0.9 for similarity in every.values()) > 200
+    assert len(found) >= 0.99 * len(every)
+
+
+def test_every_copy_of_a_much_copied_image_is_found() -> None:
+    thumbnails = thumbnails_of_scenes(600)
+    noise = np.random.default_rng(1).normal(0, 2, (40, THUMB_PX, THUMB_PX))
+    images = images_of(np.concatenate([thumbnails, thumbnails[7] + noise]))
+    for max_exhaustive in (0, len(images)):
+        matches = find_matches(images, max_exhaustive=max_exhaustive)
+        assert len(matches) == 41 * 40 / 2
+
+
+def test_the_comparisons_of_four_times_the_images_are_eight_times_as_many() -> None:
+    def n_compared(n: int) -> int:
+        grey = grey_thumbnails(images_of(thumbnails_of_scenes(n)))
+        return sum(len(rows) * len(columns) for rows, columns in similar_thumbnails(grey, 0))
+
+    assert n_compared(4000) == pytest.approx(8 * n_compared(1000), rel=0.25)
+
+
+def test_blank_images_alone_are_compared_with_none() -> None:
+    blanks = [labelled(Image.new("RGB", (64, 64), (i, i, i)), f"{i}") for i in range(5)]
+    assert find_matches(blanks, max_exhaustive=0) == ()
 
 
 def test_groups_follow_links_and_long_uncertain_chains_are_split() -> None:

@@ -2,8 +2,14 @@ import numpy as np
 import pytest
 
 from strategies.core.folds import fold_numbers
-from strategies.heads.cross_validation import STRENGTHS, RegularisationPath, cross_validate
-from strategies.heads.feature_selection import cross_validate_strongest, select_strongest
+from strategies.heads.cross_validation import (
+    STRENGTHS,
+    RegularisationPath,
+    best_of,
+    cross_validate,
+    out_of_fold,
+)
+from strategies.heads.feature_selection import select_strongest, strongest_out_of_fold
 
 N, D = 120, 60
 SVM_PATH = RegularisationPath("squared_hinge")
@@ -41,7 +47,8 @@ def test_selecting_informative_columns_lowers_the_cross_validated_loss() -> None
     x, labels = _informative([50, 3, 17])
     folds = fold_numbers(labels, 0)
 
-    few = cross_validate_strongest(x, labels, 3, 0.1, 1e-2, SVM_PATH, folds=folds)
+    scores = strongest_out_of_fold(x, labels, 3, 0.1, 1e-2, SVM_PATH, folds=folds)
+    few = best_of(scores, labels, STRENGTHS)
     every = cross_validate(x, labels, 3, folds=folds, loss="squared_hinge")
 
     assert few.log_loss < every.log_loss
@@ -54,7 +61,8 @@ def test_selecting_from_columns_of_noise_gives_chance_accuracy() -> None:
     x = rng.normal(size=(N, 400)).astype(np.float32)
     folds = fold_numbers(labels, 0)
 
-    nested = cross_validate_strongest(x, labels, 2, 0.1, 1e-2, SVM_PATH, folds=folds)
+    scores = strongest_out_of_fold(x, labels, 2, 0.1, 1e-2, SVM_PATH, folds=folds)
+    nested = best_of(scores, labels, STRENGTHS)
     selected = select_strongest(x, labels, 2, 0.1, 1e-2, loss="squared_hinge")
     naive = cross_validate(x[:, selected], labels, 2, folds=folds, loss="squared_hinge")
 
@@ -67,9 +75,9 @@ def test_a_share_of_one_selects_all_columns() -> None:
     folds = fold_numbers(labels, 0)
 
     assert select_strongest(x, labels, 3, 1.0, 1e-2, loss="softmax").tolist() == list(range(D))
-    found = cross_validate_strongest(
-        x, labels, 3, 1.0, 1e-2, RegularisationPath(strengths=STRENGTHS[:6]), folds=folds
-    )
-    same = cross_validate(x, labels, 3, folds=folds, loss="softmax", strengths=STRENGTHS[:6])
-    agree = found.scores.argmax(axis=2) == same.scores.argmax(axis=2)
+    path = RegularisationPath(strengths=STRENGTHS[:6])
+    found = strongest_out_of_fold(x, labels, 3, 1.0, 1e-2, path, folds=folds)
+    held_out = range(int(folds.max()) + 1)
+    same = np.stack([*out_of_fold(x, labels, 3, path, folds=folds, held_out=held_out)])
+    agree = found.argmax(axis=2) == same.argmax(axis=2)
     assert agree.mean() == pytest.approx(1.0, abs=0.02)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from strategies.core.context import RunContext
+from strategies.core.folds import MAX_FOLDS
 from strategies.data.dataset import Dataset, labels_of
 from strategies.heads import linear_head
-from strategies.heads.linear_head import LinearSettings, fit_on_features
+from strategies.heads.linear_head import LinearSettings, cross_validate_head, fit_on_features
 from strategies.models.backbone import Backbone
 from strategies.models.multi_view import features_at
 
@@ -51,6 +52,24 @@ def test_a_class_with_one_image_is_left_out_of_cross_validated_choices(
 
     (labels,) = evaluated
     assert sorted(labels.tolist()) == [0] * 4 + [1] * 4
+
+
+def test_of_many_rows_one_fold_alone_is_scored(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = LinearSettings((2,), "softmax")
+    x = features_at(small_dataset.train, backbone, ctx, (2,), "mean", 1)
+    every = cross_validate_head(x, small_dataset, settings, ctx)
+    monkeypatch.setattr(linear_head, "MAX_CROSS_VALIDATED", len(x) - 1)
+
+    some = cross_validate_head(x, small_dataset, settings, ctx)
+
+    assert every is not None
+    assert some is not None
+    assert len(every[0].labels) == len(x)
+    assert len(some[0].labels) == pytest.approx(len(x) / MAX_FOLDS, abs=3)
+    network, _ = fit_on_features(small_dataset, backbone, ctx, settings)
+    assert network.head.weight.shape == (small_dataset.n_classes, x.shape[2])
 
 
 def test_several_views_change_the_head_and_not_its_shape(

@@ -5,7 +5,7 @@ from scipy.special import softmax
 from strategies.core.metrics import log_loss
 from strategies.heads.cross_validation import (
     STRENGTHS,
-    CrossValidated,
+    best_of,
     corrected_accuracy,
     cross_validate,
     fold_numbers,
@@ -36,7 +36,7 @@ def test_the_best_strength_has_the_least_calibrated_loss() -> None:
     scores = np.stack([rng.normal(size=(400, 3)), 50 * good, good + 3 * rng.normal(size=(400, 3))])
 
     # The temperature corrects overconfidence, so it must not affect the choice.
-    assert CrossValidated(scores.astype(np.float32), labels, (3.0, 2.0, 1.0)).best == 1
+    assert best_of(scores.astype(np.float32), labels, (3.0, 2.0, 1.0)).best == 1
 
 
 def test_corrected_accuracy_of_the_best_random_setting_is_at_chance() -> None:

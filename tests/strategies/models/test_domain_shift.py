@@ -12,7 +12,7 @@ from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset, load_dataset
 from strategies.models import domain_shift as module
 from strategies.models.domain_shift import SHIFT_PX, domain_shift, mean_shift, measure_moments
-from strategies.models.features import Moments
+from strategies.models.moments import Moments
 
 
 def moments(offset: float, spread: float = 1.0, n: int = 40) -> Moments:

@@ -18,17 +18,17 @@ from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
 from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset, load_dataset
-from strategies.models import features
+from strategies.models import features, moments
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body
 from strategies.models.features import (
-    CHANNELS_PER_LAYER,
     Features,
     batches,
     eval_pixels,
     extract_features,
     to_input,
 )
+from strategies.models.moments import CHANNELS_PER_LAYER, GRID
 
 CPU = torch.device("cpu")
 
@@ -55,9 +55,9 @@ def _batch_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 def _assert_equal(left: Features, right: Features) -> None:
     for a, b in zip(left.pooled, right.pooled, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
     if left.moments and right.moments:
-        np.testing.assert_allclose(left.moments.mean, right.moments.mean, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(left.moments.mean, right.moments.mean, rtol=2e-3, atol=1e-4)
 
 
 def _damage_one_row(path: Path, digest: str) -> None:
@@ -87,7 +87,7 @@ def test_pooled_activations_equal_those_recorded_by_forward_hooks(
 
     assert len(found.pooled) == len(caught) == backbone.n_depths
     for array, expected in zip(found.pooled, caught, strict=True):
-        np.testing.assert_allclose(array, expected.numpy(), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(array, expected.numpy(), rtol=1e-3, atol=1e-4)
 
 
 @torch.no_grad()
@@ -115,8 +115,8 @@ def test_moments_are_those_of_the_standardised_inputs_of_batch_norm(
         mean = moments.mean[0, moments.layer == number]
         square = moments.square[0, moments.layer == number]
         assert 0 < len(mean) <= CHANNELS_PER_LAYER
-        assert (square >= mean**2 - 1e-4).all()
-        stride = max(1, min(activations.shape[1:]) // features.GRID)
+        assert (square >= (1 - 2e-3) * mean**2 - 1e-4).all()  # both are rounded to float16
+        stride = max(1, min(activations.shape[1:]) // GRID)
         values = activations[:, ::stride, ::stride]
         expected_mean, expected_square = values.mean((1, 2)), values.square().mean((1, 2))
         if len(mean) == len(expected_mean):  # every channel is measured, in order
@@ -129,11 +129,11 @@ def test_inputs_distributed_as_in_pretraining_have_mean_zero_and_square_one() ->
     norm = nn.BatchNorm2d(6)
     norm.running_mean.uniform_(-5, 5)
     norm.running_var.uniform_(0.1, 9)
-    layout = features._Layout((("0", torch.arange(6)),), np.ones(1, np.float32))
+    layout = moments.Layout((("0", torch.arange(6)),), np.ones(1, np.float32))
     x = torch.randn(16, 6, 100, 100) * norm.running_var.sqrt()[:, None, None]
     x += norm.running_mean[:, None, None]
 
-    with features._watch(nn.Sequential(norm.eval()), layout) as seen:
+    with moments.watch(nn.Sequential(norm.eval()), layout) as seen:
         norm(x)
 
     mean, square = seen["0"].mean(0).split(6)
@@ -145,9 +145,9 @@ def test_moments_measure_shift_and_scale_in_units_of_the_running_statistics() ->
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(3).eval()
     norm.running_var.fill_(4.0)
-    layout = features._Layout((("0", torch.arange(3)),), np.ones(1, np.float32))
+    layout = moments.Layout((("0", torch.arange(3)),), np.ones(1, np.float32))
 
-    with features._watch(nn.Sequential(norm), layout) as seen:
+    with moments.watch(nn.Sequential(norm), layout) as seen:
         norm(6 * torch.randn(8, 3, 64, 64) + 2)
 
     mean, square = seen["0"].mean(0).split(3)
@@ -157,8 +157,8 @@ def test_moments_measure_shift_and_scale_in_units_of_the_running_statistics() ->
 
 def test_hooks_are_removed_at_the_end_of_the_context() -> None:
     norm = nn.BatchNorm2d(3)
-    with features._watch(
-        nn.Sequential(norm), features._Layout((("0", torch.arange(3)),), np.ones(1, np.float32))
+    with moments.watch(
+        nn.Sequential(norm), moments.Layout((("0", torch.arange(3)),), np.ones(1, np.float32))
     ):
         assert norm._forward_pre_hooks
     assert not norm._forward_pre_hooks
@@ -168,7 +168,7 @@ def test_dead_channels_are_skipped() -> None:
     norm = nn.BatchNorm2d(200)
     norm.running_var[::3] = 1e-9
 
-    chosen = features._live_channels(norm)
+    chosen = moments._live_channels(norm)
 
     assert len(chosen) == CHANNELS_PER_LAYER
     assert (chosen % 3 != 0).all()
@@ -442,7 +442,7 @@ KILLED = """
 import sys
 from functools import partial
 from pathlib import Path
-from strategies.models import features
+from strategies.models import features, moments
 from strategies.models.backbone import load_backbone
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext

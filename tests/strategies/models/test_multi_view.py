@@ -61,11 +61,22 @@ def test_one_view_with_mean_pooling_equals_the_plain_features(
 
     for depth in range(1, backbone.n_depths + 1):
         found = seen.at([depth], "mean")
-        np.testing.assert_allclose(found[:, 0], plain.at([depth]), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found[:, 0], plain.at([depth]), rtol=1e-3, atol=1e-4)
     depths = (2, backbone.n_depths)
     np.testing.assert_array_equal(
         features_at(images, backbone, ctx, depths, "mean", 1)[:, 0], plain.at(depths)
     )
+
+
+def test_features_for_a_head_are_columns_of_all_views(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
+) -> None:
+    images = small_dataset.train[:3]
+    n = backbone.n_depths
+    for views, pooling, depths in ((1, "grid", (1, n)), (6, "grid", (2, 3)), (6, "mean", (n, 1))):
+        found = features_at(images, backbone, ctx, depths, pooling, views)
+        every = extract_views(images, backbone, ctx, views)
+        np.testing.assert_array_equal(found, every.at(depths, pooling))
 
 
 def test_features_for_a_head_equal_the_activations_of_the_cut_network(
@@ -79,7 +90,7 @@ def test_features_for_a_head_equal_the_activations_of_the_cut_network(
         pixels = np.stack([eval_pixels(p.path, backbone) for p in images])
         with torch.inference_mode():
             found = network.body(multi_view.to_input(pixels, backbone, ctx.device)).numpy()
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_views_of_an_image_are_computed_once(

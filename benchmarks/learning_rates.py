@@ -1,0 +1,109 @@
+"""Compare the default learning rate of every strategy that trains the network with given ones.
+
+One row per fit is appended to the file; fits that have a row are skipped. Then a table is printed:
+test accuracy with the default and with the best given learning rate, means over the seeds. The
+best one is chosen by the test images themselves, so it is favoured by luck.
+
+Run:      python benchmarks/learning_rates.py --data-root FOLDER --backbone mobilenetv2_100
+Cost:     an hour and a half on one core, at 96 px with 20 images per class: 288 fits.
+          `--sets` without names prints the table of existing rows in seconds.
+Expected: README-training.md.
+"""
+
+import argparse
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from rows import Case, Row, append_row, case_of, read_rows
+from run_suite import fit, subsample
+
+from strategies.core.allocator import keep_freed_memory
+from strategies.data.dataset import load_dataset
+from strategies.models.backbone import load_backbone
+
+ROWS = Path(__file__).resolve().parent / "learning_rates.jsonl"
+SETS = ("flowers5", "dtd10", "cats_dogs", "neu_surface", "sign_digits", "pacs_sketch")
+"""Three datasets near ImageNet and three far from it."""
+LEARNING_RATES = {
+    "partial_fine_tune": (3e-4, 1e-3, 3e-3),
+    "full_fine_tune": (3e-4, 1e-3, 3e-3),
+    "norm_tune": (1e-3, 3e-3, 1e-2),
+    "first_stages": (3e-4, 1e-3, 3e-3),
+}
+"""Learning rates given to each strategy. The middle one is about its default on other networks."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the fits that have no row yet, then print the table."""
+    args = _arguments(argv)
+    keep_freed_memory()
+    backbone = load_backbone(args.backbone, input_px=args.input_px)
+    for strategy in args.strategies:
+        for name in args.sets:
+            for seed in args.seeds:
+                case = Case(name, args.n_per_class, seed, args.input_px, args.backbone)
+                known = [r for r in read_rows(args.out) if case_of(r) == case]
+                fitted = [r["grid"] for r in known if r["strategy"] == strategy]
+                todo = [g for g in _given(strategy, args.steps) if g not in fitted]
+                if todo:
+                    whole = load_dataset(args.data_root / name)
+                    dataset = subsample(whole, case.n_per_class, seed)
+                for given in todo:
+                    append_row(args.out, fit(dataset, backbone, case, strategy, given))
+    print(table([r for r in read_rows(args.out) if case_of(r).backbone == args.backbone]))
+
+
+def _given(strategy: str, steps: int | None) -> list[dict[str, float]]:
+    """Return the hyperparameters given to a strategy: without and with each learning rate."""
+    always: dict[str, float] = {} if steps is None else {"steps": steps}
+    return [always, *({**always, "lr": lr} for lr in LEARNING_RATES[strategy])]
+
+
+def table(rows: Sequence[Row]) -> str:
+    """Return accuracy by strategy and dataset, in per cent, and how far the default is behind."""
+    found: dict[tuple[str, str], dict[float | None, list[float]]] = defaultdict(
+        lambda: defaultdict(list)
+    )
+    for row in rows:
+        rate = row["grid"].get("lr")
+        found[row["strategy"], row["set"]][rate].append(100 * row["accuracy"])
+    lines = [
+        "| strategy | dataset | default | best given learning rate | default minus best | seeds |",
+        "|---|---|---|---|---|---|",
+    ]
+    behind: dict[str, list[float]] = defaultdict(list)
+    for (strategy, name), by_rate in found.items():
+        default = by_rate.pop(None, [])
+        if not default or not by_rate:
+            continue
+        mean = {rate: float(np.mean(values)) for rate, values in by_rate.items()}
+        best = max(mean, key=lambda rate: mean[rate])
+        gap = float(np.mean(default)) - mean[best]
+        behind[strategy].append(gap)
+        lines.append(
+            f"| {strategy} | {name} | {np.mean(default):.1f} | {mean[best]:.1f} ({best:g}) | "
+            f"{gap:+.1f} | {len(default)} |"
+        )
+    for strategy, gaps in behind.items():
+        lines.append(f"| **{strategy}** | mean | | | **{np.mean(gaps):+.1f}** | |")
+    return "\n".join(lines)
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=ROWS)
+    parser.add_argument("--backbone", default="mobilenetv2_100")
+    parser.add_argument("--sets", nargs="*", default=SETS)
+    parser.add_argument("--strategies", nargs="*", default=tuple(LEARNING_RATES))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--n-per-class", type=int, default=20)
+    parser.add_argument("--input-px", type=int, default=96)
+    parser.add_argument("--steps", type=int, help="steps of every fit; default: its default")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    main()
