@@ -163,6 +163,14 @@ class ArrayCache:
         with self._transaction() as db:
             db.execute("PRAGMA incremental_vacuum").fetchall()
 
+    def stored(self, space: str, digests: Sequence[str]) -> dict[str, bytes]:
+        """Return rows of any kind as they are stored, for the `put_stored` of another cache."""
+        return self._read(space, digests)
+
+    def put_stored(self, space: str, rows: Mapping[str, bytes]) -> None:
+        """Store rows of another cache in one transaction."""
+        self._write(space, rows)
+
     def missing(self, space: str, digests: Sequence[str]) -> set[str]:
         """Return the digests without a stored row. No row is read, so damage is not noticed."""
         absent = set(digests)

@@ -164,7 +164,7 @@ class RayExecutor(Executor):
                 if isinstance(found, str):
                     hosts[actor] = found
                 else:
-                    local.ctx.cache.put(*found)
+                    local.ctx.cache.put_stored(*found)
                     done = min(done + shard, len(images))
                     local.ctx.reporter.on_progress("features", done, len(images))
                     here = (socket.gethostname(), hosts[actor])
