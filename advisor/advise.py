@@ -52,6 +52,9 @@ class Prepared:
         Scores of the compared backbones, best first; empty if only one was given.
     choices
         What was chosen automatically so far.
+    measured
+        The images that the advice was measured on, if the dataset has more; None: they are the
+        dataset.
     """
 
     dataset: Dataset
@@ -60,6 +63,7 @@ class Prepared:
     choices: tuple[Choice, ...]
     options: Options
     ctx: RunContext
+    measured: Dataset | None = None
 
 
 def advise(
@@ -80,13 +84,21 @@ def advise(
     return advise_on(prepare(Path(data), options), time_s)
 
 
-def prepare(data: Path, options: Options, deadline_s: float | None = None) -> Prepared:
-    """Load a dataset and choose its backbone.
+def prepare(
+    data: Path,
+    options: Options,
+    deadline_s: float | None = None,
+    *,
+    keep_rest: bool = False,
+) -> Prepared:
+    """Load a dataset, or a sample of a large one, and choose its backbone.
 
     Parameters
     ----------
     deadline_s
         ``time.monotonic()`` at which to stop measuring; None: no limit.
+    keep_rest
+        Whether the images outside the sample can be added later, see `dataset.extend`.
     """
     ctx = replace(_context(options), deadline_s=deadline_s)
     dataset = load_dataset(
@@ -96,6 +108,7 @@ def prepare(data: Path, options: Options, deadline_s: float | None = None) -> Pr
         root=options.root,
         group_by=options.group_by,
         max_images=options.max_images,
+        keep_rest=keep_rest,
         max_quarantine=options.max_quarantine,
         seed=options.seed,
         n_workers=ctx.n_workers,
@@ -320,7 +333,10 @@ def _command(dataset: Dataset, backbone: Backbone, options: Options, time_s: flo
 def _sample_choice(dataset: Dataset, options: Options) -> tuple[Choice, ...]:
     if not dataset.is_sampled:
         return ()
-    why = "stratified sample of a larger dataset; use all images with --max-images 0"
+    why = (
+        "stratified sample for the advice, and tl-auto run learns from all images; measure all "
+        "with --max-images 0"
+    )
     return (Choice("images", str(options.max_images), why),)
 
 

@@ -22,9 +22,11 @@ from strategies.models.network import Network
 from strategies.training.defaults import (
     Measurements,
     NetworkFacts,
+    default_batch_size,
     default_steps,
     fill,
     fine_tune_defaults,
+    lr_factor,
 )
 from strategies.training.lp_ft import fine_tune, training_passes
 from strategies.training.recipe import BATCH_SIZE, BatchNorm, Recipe, RecipeDraft
@@ -61,10 +63,11 @@ class FineTuning(Strategy):
     """Settings of the recipe that are hyperparameters; the others have a fixed value."""
     tunable_by_layer: ClassVar[tuple[str, ...]] = ("layer_lr_decay", "drop_path")
     """Further hyperparameters where the learning rate decays by layer: of transformers and
-    ConvNeXt. They are listed only if they are set."""
+    ConvNeXt. They are listed only if they are set, as is the batch size where it is not 32."""
     lr_range: ClassVar[tuple[float, float]] = (3e-5, 3e-3)
     lr_range_by_layer: ClassVar[tuple[float, float]] = (1e-6, 5e-4)
-    """Searched learning rates of convolutional networks, and of transformers and ConvNeXt."""
+    """Searched learning rates of convolutional networks, and of transformers and ConvNeXt, for
+    batches of 32 images."""
     steps_share: ClassVar[float] = 1.0
     """Default number of steps, as a share of that of full fine-tuning."""
 
@@ -81,7 +84,7 @@ class FineTuning(Strategy):
     @classmethod
     def known(cls) -> tuple[str, ...]:
         """Return the settings of the recipe that are hyperparameters with some network."""
-        return tuple(dict.fromkeys((*cls.tunable, *cls.tunable_by_layer)))
+        return tuple(dict.fromkeys((*cls.tunable, *cls.tunable_by_layer, "batch_size")))
 
     @classmethod
     def default_recipe(cls) -> RecipeDraft:
@@ -93,9 +96,10 @@ class FineTuning(Strategy):
         """Return learning rates, steps, blend, BatchNorm mode, smoothing, flips, input size.
 
         Transformers and ConvNeXt have layer decay and drop path as well. Networks without
-        BatchNorm have no mode of it.
+        BatchNorm have no mode of it. The batch is that of the number of images.
         """
-        base = cls.default_steps(len(dataset.train), BATCH_SIZE)
+        batch_size = default_batch_size(len(dataset.train))
+        base, factor = cls.default_steps(len(dataset.train), batch_size), lr_factor(batch_size)
         by_layer = backbone.family != "convolutional"
         low, high = cls.lr_range_by_layer if by_layer else cls.lr_range
         layers = {
@@ -106,7 +110,7 @@ class FineTuning(Strategy):
         has_batch_norm = backbone.capabilities.norm == "batch"
         modes = {"batch_norm": CategoricalDistribution(get_args(BatchNorm))}
         return {
-            "lr": FloatDistribution(low, high, log=True),
+            "lr": FloatDistribution(low * factor, high * factor, log=True),
             **own,
             "blend": FloatDistribution(0.25, 1.0),
             "head_lr_factor": FloatDistribution(1.0, 10.0, log=True),
@@ -129,8 +133,8 @@ class FineTuning(Strategy):
         backbone = resized(backbone, self.input_px)
         draft = self.resolved(len(dataset.train), backbone)
         network, recipe = fine_tune(dataset, backbone, draft, ctx, self.adapted)
-        by_layer = backbone.family != "convolutional"
-        names = self.known() if by_layer else self.hyperparameters().keys() - {"input_px"}
+        names = set(replace(self, recipe=draft).hyperparameters())
+        names |= set(() if backbone.family == "convolutional" else self.tunable_by_layer)
         settings = {name: getattr(recipe, name) for name in self.known() if name in names}
         return ImageClassifier(
             dataset.classes,
@@ -161,10 +165,13 @@ class FineTuning(Strategy):
     def resolved(self, n_train: int, network: NetworkFacts) -> RecipeDraft:
         """Return the recipe with the settings that follow from network and number of images.
 
-        These are the number of steps here, and the trained stages in subclasses.
+        These are batch and number of steps here, and the trained stages in subclasses. A batch of
+        `BATCH_SIZE` images stays open: it is what an open one means.
         """
-        steps = self.recipe.steps or self.default_steps(n_train, self.recipe.batch_size)
-        return replace(self.recipe, steps=steps)
+        given, default = self.recipe.batch_size, default_batch_size(n_train)
+        steps = self.recipe.steps or self.default_steps(n_train, given or default)
+        batch_size = given or (None if default == BATCH_SIZE else default)
+        return replace(self.recipe, steps=steps, batch_size=batch_size)
 
     @classmethod
     def default_steps(cls, n_train: int, batch_size: int) -> int:

@@ -16,13 +16,20 @@ from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.classifier import ImageClassifier, make_network
-from strategies.training.defaults import Measurements, NetworkFacts, default_steps, settle
+from strategies.training.defaults import (
+    Measurements,
+    NetworkFacts,
+    default_batch_size,
+    default_steps,
+    lr_factor,
+    settle,
+)
 from strategies.training.lp_ft import calibrate, training_passes
-from strategies.training.recipe import BATCH_SIZE, Recipe, RecipeDraft
+from strategies.training.recipe import Recipe, RecipeDraft
 from strategies.training.trainer import train
 
 LR, LR_BY_LAYER = 3e-3, 5e-4
-"""Learning rates of convolutional networks, and of transformers and ConvNeXt.
+"""Learning rates of convolutional networks, and of transformers and ConvNeXt, for batches of 32.
 
 The second is that of compact transformers on small datasets, 5.5e-4 (A. Hassani et al., Escaping
 the big data paradigm with compact transformers, 2021).
@@ -39,9 +46,11 @@ class FromScratch(Strategy):
     Attributes
     ----------
     lr
-        Peak learning rate. None: `LR`, or `LR_BY_LAYER` for transformers and ConvNeXt.
+        Peak learning rate. None: `LR`, or `LR_BY_LAYER` for transformers and ConvNeXt, times
+        `lr_factor`.
     steps
-        Optimiser steps of 32 images. None: twice as many as in fine-tuning.
+        Optimiser steps. Their batch is `default_batch_size`. None: twice as many as in
+        fine-tuning.
     hflip
         Whether train images are randomly flipped horizontally.
     input_px
@@ -67,8 +76,9 @@ class FromScratch(Strategy):
         """Return learning rate, steps, horizontal flips and input size."""
         base = cls._default_steps(len(dataset.train))
         low, high = (3e-4, 1e-2) if backbone.family == "convolutional" else (5e-5, 3e-3)
+        factor = lr_factor(default_batch_size(len(dataset.train)))
         return {
-            "lr": FloatDistribution(low, high, log=True),
+            "lr": FloatDistribution(low * factor, high * factor, log=True),
             "steps": IntDistribution(base // 2, 2 * base),
             "hflip": CategoricalDistribution([False, True]),
             "input_px": CategoricalDistribution(input_sizes(backbone)),
@@ -77,7 +87,8 @@ class FromScratch(Strategy):
     @classmethod
     def starting_point(cls, measured: Measurements) -> Self:
         """Return the defaults, with a number of steps for the number of images."""
-        lr, steps = _default_lr(measured), cls._default_steps(measured.n_train)
+        n_train = measured.n_train
+        lr, steps = _default_lr(measured, n_train), cls._default_steps(n_train)
         return cls(lr=lr, steps=steps, input_px=measured.input_px)
 
     def fit(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> ImageClassifier:
@@ -100,9 +111,11 @@ class FromScratch(Strategy):
         return training_passes(dataset, backbone, self._recipe(dataset, backbone), self.input_px)
 
     def _recipe(self, dataset: Dataset, backbone: Backbone) -> Recipe:
+        n_train = len(dataset.train)
         draft = RecipeDraft(
-            steps=self.steps or self._default_steps(len(dataset.train)),
-            lr=_default_lr(backbone) if self.lr is None else self.lr,
+            steps=self.steps or self._default_steps(n_train),
+            batch_size=default_batch_size(n_train),
+            lr=_default_lr(backbone, n_train) if self.lr is None else self.lr,
             batch_norm="trained",
             hflip=self.hflip,
             weight_decay=None if backbone.family == "convolutional" else WEIGHT_DECAY,
@@ -111,8 +124,9 @@ class FromScratch(Strategy):
 
     @staticmethod
     def _default_steps(n_train: int) -> int:
-        return 2 * default_steps(n_train, BATCH_SIZE)
+        return 2 * default_steps(n_train, default_batch_size(n_train))
 
 
-def _default_lr(network: NetworkFacts) -> float:
-    return LR if network.family == "convolutional" else LR_BY_LAYER
+def _default_lr(network: NetworkFacts, n_train: int) -> float:
+    lr = LR if network.family == "convolutional" else LR_BY_LAYER
+    return lr * lr_factor(default_batch_size(n_train))

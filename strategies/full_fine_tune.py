@@ -21,7 +21,8 @@ class FullFineTune(FineTuning):
     recipe
         Settings of the training run, of which all in `tunable` are hyperparameters. Learning rate,
         blend and horizontal flips are chosen from the images if they are open (`defaults`), and
-        the number of steps is eight epochs, at least 150 and at most 600 steps.
+        batch and number of steps follow from the number of images (`default_batch_size`,
+        `default_steps`).
     """
 
     recipe: RecipeDraft = SMOOTHED

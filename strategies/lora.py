@@ -3,7 +3,7 @@
 import contextlib
 import importlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any, ClassVar, final
 
@@ -16,10 +16,13 @@ from strategies.fine_tuning import FineTuning
 from strategies.models.architectures.anatomy import projections
 from strategies.models.backbone import Backbone
 from strategies.models.network import Network
+from strategies.training.defaults import NetworkFacts, scaled_lr
 from strategies.training.recipe import Recipe, RecipeDraft
 
+LR = 1e-3
+"""Learning rate for batches of 32 images. It was better than 1e-2 on 16 of the 20 datasets of the
+VTAB-1k tables (`Lora.fallback_gain`)."""
 DRAFT = RecipeDraft(
-    lr=1e-3,
     blend=1.0,
     label_smoothing=0.1,
     layer_lr_decay=1.0,
@@ -27,9 +30,8 @@ DRAFT = RecipeDraft(
     weight_decay=0.0,
     lora_rank=8,
 )
-"""This learning rate was better than 1e-2 on 16 of the 20 datasets of the VTAB-1k tables
-(`Lora.fallback_gain`); no rank of 1, 8, 16 and 32 was best on more than six. The matrices start at
-a change of zero and get few steps: weight decay would only pull them back."""
+"""No rank of 1, 8, 16 and 32 was best on more than six of these datasets. The matrices start at a
+change of zero and get few steps: weight decay would only pull them back."""
 ALPHA_PER_RANK = 2.0
 """Scale of the change: alpha is 16 at rank 8, and grows with the rank."""
 MISSING = "it needs the package peft, which is not installed. Run: pip install 'tl-advisor[lora]'"
@@ -81,6 +83,11 @@ class Lora(FineTuning):
         shared = super().search_space(dataset, backbone)
         own = {k: v for k, v in shared.items() if k in (*cls.tunable, "input_px")}
         return {"lora_rank": IntDistribution(2, 32, log=True), **own}
+
+    def resolved(self, n_train: int, network: NetworkFacts) -> RecipeDraft:
+        """Return the recipe with the learning rate `LR`, unless one is set."""
+        draft = super().resolved(n_train, network)
+        return replace(draft, lr=scaled_lr(LR, draft) if draft.lr is None else draft.lr)
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
         """Reject convolutional networks, a rank below 1, and an installation without peft."""

@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from strategies.base import VTAB_1K, GainPrior, PublishedGain
 from strategies.fine_tuning import FineTuning
-from strategies.training.defaults import NetworkFacts
+from strategies.training.defaults import NetworkFacts, scaled_lr
 from strategies.training.recipe import RecipeDraft
 
 DRAFT = RecipeDraft(
@@ -59,4 +59,4 @@ class NormTune(FineTuning):
         """Return the recipe with the learning rate of the architecture, unless one is set."""
         draft = super().resolved(n_train, network)
         lr = LR if network.family == "convolutional" else LR_BY_LAYER
-        return replace(draft, lr=lr if draft.lr is None else draft.lr)
+        return replace(draft, lr=scaled_lr(lr, draft) if draft.lr is None else draft.lr)

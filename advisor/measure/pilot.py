@@ -6,6 +6,7 @@ the same size only, so nothing is known about a pilot on smaller images.
 
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.models.multi_view import features_at
 from strategies.registry import baseline, fits_head, get_strategy
+from strategies.training.defaults import lr_factor
 from strategies.training.recipe import BATCH_SIZE
 
 MAX_TRAIN, MAX_EVALUATED = 300, 300
@@ -65,7 +67,8 @@ def run_pilot(
     Parameters
     ----------
     advised
-        Strategy and hyperparameters to try; the number of steps is set to `STEPS`.
+        Strategy and hyperparameters to try; the number of steps is set to `STEPS`, and a large
+        batch to `BATCH_SIZE`, with the learning rate that fits it.
 
     Returns
     -------
@@ -83,7 +86,7 @@ def run_pilot(
     if len(evaluated) < MIN_EVALUATED:
         return None
     small = replace(dataset, train=train, val=(), test=None, pairs=())
-    used = {**advised.hyperparameters, "steps": STEPS}
+    used = _pilot_hyperparameters(advised)
     quiet = replace(ctx, reporter=Reporter(on_note=ctx.reporter.on_note))
     labels = labels_of(evaluated)
 
@@ -106,6 +109,15 @@ def run_pilot(
         svm_loss_gain=loss_gain(svm.losses, probe.losses),
         seconds=round(time.monotonic() - start, 3),
     )
+
+
+def _pilot_hyperparameters(advised: Recommendation) -> dict[str, Any]:
+    """Return the advised hyperparameters for `STEPS` steps of `BATCH_SIZE` images."""
+    used = {**advised.hyperparameters, "steps": STEPS}
+    batch_size = used.pop("batch_size", None)
+    if batch_size is not None and used.get("lr") is not None:
+        used["lr"] /= lr_factor(batch_size, used.get("optimiser", "adamw"))
+    return used
 
 
 def _head_probabilities(

@@ -21,6 +21,7 @@ def outcome_record(outcome: Outcome) -> dict[str, Any]:
             "hyperparameters": dict(best.hyperparameters),
             "val_accuracy": _interval(best.val_accuracy),
         },
+        "n_train": outcome.n_train,
         "refitted_on_train_and_val": outcome.refitted,
         "test_accuracy": None if test is None else _interval(test.accuracy),
         "test": None if test is None else asdict(test),

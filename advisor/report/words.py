@@ -102,11 +102,17 @@ def result(outcome: Outcome) -> str:
 
 
 def final_fit_words(outcome: Outcome) -> str | None:
-    """Describe what the best classifier was fitted to, if that is not just the train images."""
-    part, n_train = outcome.best.n_train, outcome.advice.profile.n_train
+    """Describe what the best classifier was fitted to, if that is not just the train images.
+
+    More train images than the advice measured are named too.
+    """
+    part, n_train = outcome.best.n_train, outcome.n_train
     if part is not None:
         return f"fitted to a part of the images ({part} of {n_train}), as time was too short"
-    return "refitted on train and validation together" if outcome.refitted else None
+    words = ["refitted on train and validation together"] if outcome.refitted else []
+    if n_train > outcome.advice.profile.n_train:
+        words.append(f"learnt from {n_train:,} train images, of which the advice measured a part")
+    return "; ".join(words) or None
 
 
 def soup_words(outcome: Outcome) -> str | None:

@@ -95,7 +95,8 @@ def draft_report(
     StorageError
         If the file cannot be written.
     """
-    dataset, ctx = prepared.dataset.hide_test(), prepared.ctx.with_deadline(None)
+    measured, ctx = prepared.measured or prepared.dataset, prepared.ctx.with_deadline(None)
+    dataset = measured.hide_test()
     gallery = Gallery(n_images=len(dataset.fit_split))
     if seconds_left > MIN_S_FOR_MAP:
         gallery = make_gallery(advice, dataset, prepared.backbone, ctx)

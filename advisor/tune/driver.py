@@ -7,10 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from advisor.advise import Prepared, advise_on, prepare
+from advisor.decide.more_images import for_more_images
+from advisor.decide.priors import load_priors
 from advisor.report.files import write_run_reports
 from advisor.report.from_json import read_advice
 from advisor.report.outcome_json import outcome_record
 from advisor.report.to_json import advice_record
+from advisor.tune.all_images import learn_from_all
 from advisor.tune.closing import CONTROL_SHARE, REPORT_S, ClosingResult, tune
 from advisor.tune.control import evaluate_with_control
 from advisor.tune.incumbent import Incumbent
@@ -73,7 +76,7 @@ def auto(
         folder.begin(settings_record(settings))
         try:
             session = begin_session(folder, deadline_s)
-            prepared = prepare(data, options, deadline_s)
+            prepared = prepare(data, options, deadline_s, keep_rest=True)
             return run_session(folder, settings, prepared, session, on_event)
         except (DataError, BackboneError, NotApplicable):
             if not (folder.path / "advice.json").exists():
@@ -121,6 +124,7 @@ def run_session(
     run, ends_at = settings.run, session.ends_at
     check_split(folder, prepared.dataset)
     advice = _load_or_make_advice(folder, prepared, run)
+    prepared = learn_from_all(folder, prepared, advice.profile, by_time=run.max_trials is None)
     if not run.uses_ray:
         training = replace(prepared.ctx.training, n_gpus=run.gpus_per_trial)
         prepared = replace(prepared, ctx=replace(prepared.ctx, training=training))
@@ -169,6 +173,7 @@ def judge(
         refitted=found.refitted,
         folder=search.executor.folder.path,
         seconds=round(time.monotonic() - start, 3),
+        n_train=len(prepared.dataset.train),
         ended=search.end_reason(),
         n_folds=len(search.executor.validation.folds),
         soup=closing.soup,
@@ -224,6 +229,9 @@ def make_search(
     dataset, options, run = prepared.dataset, prepared.options, settings.run
     by_px = {prepared.backbone.input_px: advice.profile.ms_per_image / 1000}
     only = None if options.strategy == AUTO else options.strategy
+    if prepared.measured is not None:
+        check_split(folder, dataset, "all_images_sha256")
+        advice = for_more_images(advice, dataset, prepared.backbone, load_priors())
     scheduler = make_scheduler(
         advice, len(dataset.val), only=only, max_trials=run.max_trials, prefer=options.prefer
     )
@@ -267,8 +275,13 @@ def _load_or_make_validation(
     return make_validation(dataset, record["n_folds"], seed)
 
 
-def check_split(folder: RunDir, dataset: Dataset) -> None:
+def check_split(folder: RunDir, dataset: Dataset, key: str = "split_sha256") -> None:
     """Check that images, labels and splits are the same as at the start of the run.
+
+    Parameters
+    ----------
+    key
+        Where their digest is recorded in ``run.json``.
 
     Raises
     ------
@@ -279,9 +292,9 @@ def check_split(folder: RunDir, dataset: Dataset) -> None:
     rows = [f"{p.digest} {p.label}" for split in splits for p in (*split, None) if p]
     digest = hashlib.sha256("\n".join([*rows, *dataset.classes]).encode()).hexdigest()
     record = folder.settings()
-    known = record.get("split_sha256")
+    known = record.get(key)
     if known is None:
-        folder.write("run.json", {**record, "split_sha256": digest})
+        folder.write("run.json", {**record, key: digest})
     elif known != digest:
         raise DataError(
             f"{dataset.root} has changed since {folder.path} was started: images, labels or "

@@ -50,5 +50,5 @@ def resume(
         left_s = settings.run.time_s - folder.used_s() if time_s is None else time_s
         check_gpus(options, settings.run)
         session = begin_session(folder, start + left_s)
-        prepared = prepare(settings.data, options, session.deadline_s)
+        prepared = prepare(settings.data, options, session.deadline_s, keep_rest=True)
         return run_session(folder, settings, prepared, session, on_event)

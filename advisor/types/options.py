@@ -60,8 +60,11 @@ class Options:
         not depend on it.
     cache_dir
         Where features are cached; None: the user's cache folder.
-    root, group_by, max_images, max_quarantine
+    root, group_by, max_quarantine
         How the data are read, see `load_dataset`.
+    max_images
+        Size of the sample of every split that the advice is measured on; None: no sample, all
+        images. A run learns from all images in any case.
     reference
         Folder of images like those that the backbone was pretrained on, for the statistics of its
         own layers; None: the reference that this program ships.
@@ -111,7 +114,12 @@ class Options:
     ] = None
     max_images: Annotated[
         int | None,
-        Flag("Maximum number of images per split; 0: all.", min=0, zero_is_none=True),
+        Flag(
+            "Maximum number of images per split that the advice is measured on; 0: all. tl-auto "
+            "run learns from all images in any case, as far as time allows.",
+            min=0,
+            zero_is_none=True,
+        ),
     ] = MAX_IMAGES
     max_quarantine: Annotated[float, Flag("Maximum share of unreadable images.", min=0, max=1)] = (
         MAX_QUARANTINE

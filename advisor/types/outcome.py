@@ -138,6 +138,8 @@ class Outcome:
         The run folder.
     seconds
         Time that the run took.
+    n_train
+        Number of train images, of which the advice may have measured a sample.
     transfer_gain
         Transfer gain on test; None if no control was trained or there is no test.
     ended
@@ -157,6 +159,7 @@ class Outcome:
     refitted: bool
     folder: Path
     seconds: float
+    n_train: int
     transfer_gain: TransferGain | None = None
     ended: Ended = "time"
     n_folds: int = 1

@@ -1,6 +1,7 @@
-"""Memory allocation: tune glibc's malloc, and use less memory after an out-of-memory error."""
+"""Memory: tune glibc's malloc, and split batches into parts that fit into memory."""
 
 import ctypes
+import math
 import sys
 
 import torch
@@ -10,6 +11,8 @@ from strategies.core.errors import TransferError
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Parameter numbers of glibc's ``mallopt`` (malloc.h)."""
 _TRIM_ABOVE_BYTES = 2**31 - 1
+CPU_MICRO_BATCH = 32
+"""More images at once are no faster on a CPU, and take memory in proportion."""
 
 
 def keep_freed_memory() -> bool:
@@ -29,6 +32,15 @@ def keep_freed_memory() -> bool:
     if not hasattr(libc, "mallopt"):
         return False
     return bool(libc.mallopt(_MMAP_MAX, 0) and libc.mallopt(_TRIM_THRESHOLD, _TRIM_ABOVE_BYTES))
+
+
+def first_micro_batches(n_images: int, device: torch.device) -> int:
+    """Return into how many micro-batches a batch is split before memory is known to be short.
+
+    One on an accelerator, which reports a lack of memory. On a CPU, where a process that takes too
+    much is killed, as many as have at most `CPU_MICRO_BATCH` images each.
+    """
+    return math.ceil(n_images / CPU_MICRO_BATCH) if device.type == "cpu" else 1
 
 
 def more_micro_batches(n: int, most: int, error: RuntimeError, device: torch.device) -> int:

@@ -1,7 +1,8 @@
 """The dataset: load labelled images, find duplicates, and split into train, val and test."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,13 @@ from strategies.data.inspection import check_quarantine, read_images
 from strategies.data.layouts import same_spelling
 from strategies.data.listing import list_dataset
 from strategies.data.near_duplicates import duplicate_groups, find_leaks, find_matches, pairs_of
-from strategies.data.sampling import Listing
-from strategies.data.splitting import assign_groups, split_off
+from strategies.data.sampling import Listing, Remainder
+from strategies.data.splitting import (
+    NO_GROUPS,
+    add_missing_splits,
+    assign_groups,
+    follow_groups,
+)
 
 __all__ = [
     "Dataset",
@@ -42,9 +48,8 @@ __all__ = [
     "shown",
 ]
 
-TEST_SHARE, VAL_SHARE = 0.2, 0.2
-"""Shares of splits that are missing: test of all images, then validation of the rest."""
 _SPLIT_TITLES = {"test": "test", "val": "validation"}
+_READ_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Dataset:
         Whether only a sample of the images was read.
     n_hidden
         Number of test images that `hide_test` removed.
+    remainder
+        The images that the sample leaves out, if `load_dataset` was asked to keep them.
     """
 
     name: str
@@ -86,6 +93,7 @@ class Dataset:
     similar_class_names: tuple[tuple[str, str], ...] = ()
     is_sampled: bool = False
     n_hidden: int = 0
+    remainder: Remainder = field(default_factory=Remainder, compare=False, repr=False)
 
     @property
     def n_classes(self) -> int:
@@ -111,11 +119,11 @@ class Dataset:
         return tuple(map(sum, zip(*self.listed.values(), strict=True)))
 
     def hide_test(self) -> "Dataset":
-        """Return the dataset without the test images and labels."""
+        """Return the dataset without the test images and labels, and without unread images."""
         hidden = {p.path for p in self.test or ()}
         pairs = tuple(p for p in self.pairs if not {p.first.path, p.second.path} & hidden)
         n_hidden = self.n_hidden + len(self.test or ())
-        return replace(self, test=None, pairs=pairs, n_hidden=n_hidden)
+        return replace(self, test=None, pairs=pairs, n_hidden=n_hidden, remainder=Remainder())
 
     def with_val_in_train(self) -> "Dataset":
         """Return the dataset with validation moved into train, for a final fit."""
@@ -130,6 +138,7 @@ def load_dataset(
     root: Path | None = None,
     group_by: str | None = None,
     max_images: int | None = MAX_IMAGES,
+    keep_rest: bool = False,
     max_quarantine: float = MAX_QUARANTINE,
     seed: int = 0,
     n_workers: int = 2,
@@ -141,8 +150,7 @@ def load_dataset(
     Splits that the data contain, or that `val` and `test` give separately, are kept. Missing test
     and validation splits are drawn at random, stratified by class, in whole groups. A group is a
     set of exact and near-duplicates, a series that the file names suggest and the images confirm,
-    or the images that `group_by` groups. A class of one group stays in train, one of two or three
-    groups gives one group to test, and a larger one gives at least one group to each split.
+    or the images that `group_by` groups.
 
     Parameters
     ----------
@@ -157,8 +165,9 @@ def load_dataset(
         A regular expression searched in the path below the data folder. Images with the same
         first capturing group (or the same match) form a group. ``"none"`` groups only duplicates.
     max_images
-        Maximum number of images read of every given split, but at least
-        `sampling.MIN_PER_CLASS` of every class are read; None reads all.
+        Most images read of a given split, but `sampling.MIN_PER_CLASS` of a class; None: all.
+    keep_rest
+        Whether the other images can be added later (`read_rest`, `extend`).
     max_quarantine
         Maximum share of unreadable images.
     cache
@@ -167,13 +176,14 @@ def load_dataset(
     Raises
     ------
     DataError
-        If the layout is none of these, too many images cannot be read, or fewer than two classes
-        have a readable image.
+        If the layout is none of these, or too few images, or fewer than two classes, can be read.
     """
     if not 0 <= max_quarantine <= 1:
         raise DataError(f"--max-quarantine must be between 0 and 1, got {max_quarantine}.")
     data = Path(data)
-    listing = list_dataset(data, val=val, test=test, root=root, max_images=max_images, seed=seed)
+    listing = list_dataset(
+        data, val=val, test=test, root=root, max_images=max_images, seed=seed, keep_rest=keep_rest
+    )
     splits, bad = _read_splits(listing, n_workers, cache, on_progress)
     n_read = sum(map(len, splits.values()))
     check_quarantine(data, bad, n_read, max_quarantine)
@@ -222,7 +232,7 @@ def _assemble(
     source = listing.origin
     missing = [name for name in ("test", "val") if name not in splits]
     if missing:
-        splits = _add_missing_splits(splits, len(names), seed)
+        splits = add_missing_splits(splits, len(names), seed)
         drawn = " and ".join(_SPLIT_TITLES[name] for name in missing)
         source += f"; {drawn} split off at random, stratified by class, "
         source += f"grouped by {grouped_by} (seed {seed})"
@@ -244,6 +254,102 @@ def _assemble(
         leaks=leaks,
         similar_class_names=_similar_names(names, listing.merged),
         is_sampled=any(r.is_full for r in listing.splits.values()),
+        remainder=_remainder(listing, names, group_by, seed),
+    )
+
+
+def _remainder(
+    listing: Listing, names: tuple[str, ...], group_by: str | None, seed: int
+) -> Remainder:
+    """Return the images that were not read, of the classes that the dataset has."""
+    index = {name: label for label, name in enumerate(names)}
+    files = {
+        split: tuple((path, index[name]) for path, name in reservoir.rest() if name in index)
+        for split, reservoir in listing.splits.items()
+    }
+    return Remainder(files, listing.locate, group_by, seed)
+
+
+def read_rest(
+    dataset: Dataset,
+    wanted: Mapping[str, int],
+    n_workers: int,
+    cache: ArrayCache | None = None,
+    on_progress: OnProgress = ignore_progress,
+    must_stop: Callable[[], bool] = lambda: False,
+) -> tuple[dict[str, Split], dict[str, int]]:
+    """Read images that the sample left out.
+
+    Parameters
+    ----------
+    wanted
+        How many images to read of every listed split.
+    must_stop
+        Asked after every `_READ_AT_ONCE` images.
+
+    Returns
+    -------
+    images, tried
+        The readable images, and how many files were tried, by listed split.
+    """
+    images: dict[str, Split] = {}
+    tried: dict[str, int] = {}
+    rest, total, done = dataset.remainder, sum(wanted.values()), 0
+    for name in [n for n in ("test", "val", "train") if n in wanted]:  # train is cut, if any
+        found: list[LabelledImage] = []
+        files, start = rest.files[name][: wanted[name]], 0
+        while start < len(files) and not must_stop():
+            block = files[start : start + _READ_AT_ONCE]
+            located = [(rest.locate(path), label) for path, label in block]
+            found += read_images(located, n_workers, cache)[0]
+            start, done = start + len(block), done + len(block)
+            on_progress("images", done, total)
+        images[name], tried[name] = tuple(found), start
+    return images, tried
+
+
+def extend(dataset: Dataset, more: Mapping[str, Split]) -> Dataset:
+    """Add images that the sample left out to its splits; return the dataset of all of them.
+
+    Splits that the data contain keep their own images. Missing ones are drawn from the new images
+    as they were from the sample, whose images keep their splits: see `follow_groups`. The images
+    have no thumbnails any more: these take the most memory.
+
+    Parameters
+    ----------
+    more
+        Images by listed split (`read_rest`).
+    """
+    rest = dataset.remainder
+    known = {"train": dataset.train, "val": dataset.val, "test": dataset.test or ()}
+    given = {n: known[n] + more.get(n, ()) for n in ("val", "test") if n in dataset.listed}
+    drawn = {name: split for name, split in known.items() if name not in given}
+    homes = [name for name, split in drawn.items() for _ in split]
+    pool = (*chain.from_iterable(drawn.values()), *more.get("train", ()))
+    everything = (*pool, *chain.from_iterable(given.values()))
+    duplicates = duplicate_groups(len(everything), find_matches(everything, rest.seed))
+    for group_by in (rest.group_by, NO_GROUPS):
+        grouped, _ = assign_groups(
+            everything, duplicates, group_by, dataset.root, rest.seed, len(pool)
+        )
+        splits, new = follow_groups(grouped[: len(pool)], homes)
+        # Series found only now might leave hardly any image to a split of the sample.
+        if group_by or all(2 * len(splits[n]) >= len(split) for n, split in drawn.items()):
+            break
+    new_splits = {"train": new, **dict.fromkeys(given, ())}
+    added = add_missing_splits(new_splits, dataset.n_classes, rest.seed)
+    splits = {name: (*splits[name], *added[name]) for name in drawn}
+    start = len(pool)
+    for name, split in given.items():
+        splits[name] = grouped[start : start + len(split)]
+        start += len(split)
+    train, val, test = (
+        tuple(replace(image, stats=None) for image in splits[name]) for name in known
+    )
+    counts = f"{len(train)} train, {len(val)} val, {len(test)} test"
+    source = f"{dataset.split_source}; with the rest of the images: {counts}"
+    return replace(
+        dataset, train=train, val=val, test=test, split_source=source, remainder=Remainder()
     )
 
 
@@ -276,13 +382,3 @@ def _drop_empty_classes(
         for name, split in splits.items()
     }
     return tuple(classes[label] for label in used), relabelled
-
-
-def _add_missing_splits(splits: dict[str, Split], n_classes: int, seed: int) -> dict[str, Split]:
-    result = dict(splits)
-    # A class gives to test if it has two groups, and to validation if three remain after that.
-    for name, share, smallest in (("test", TEST_SHARE, 2), ("val", VAL_SHARE, 3)):
-        if name not in splits:
-            train, result[name] = split_off(result["train"], n_classes, share, seed, smallest)
-            result["train"] = train
-    return result

@@ -1,6 +1,6 @@
 """Hugging Face datasets (``hfds/NAME``, image folders, Parquet folders), read by timm's reader.
 
-Their images are bytes in tables. The sampled images are written to the program's cache folder,
+Their images are bytes in tables. Those that are read are written to the program's cache folder,
 named by content. Only ``datasets`` downloads anything, and a dataset's own code is never run.
 """
 
@@ -29,7 +29,7 @@ def is_hub_name(data: Path) -> bool:
 
 
 def list_hub(data: Path, listing: Listing) -> Listing:
-    """List every split of a dataset, and write the sampled images to the cache.
+    """List every split of a dataset. An image is written to the cache when it is located.
 
     Raises
     ------
@@ -39,6 +39,15 @@ def list_hub(data: Path, listing: Listing) -> Listing:
     name = _local_or_name(data)
     readers = _readers(data, name)
     folder = Path(platformdirs.user_cache_dir("tl-advisor")) / "images"
+
+    def unpacked(image: str) -> Path:
+        given, _, row = image.rpartition("/")
+        if given not in readers:  # a file of a folder that is given with --val or --test
+            return Path(image)
+        reader = readers[given]
+        return _unpack(reader.dataset[int(row)][reader.image_key], folder)
+
+    listing.locate = unpacked
     for given, reader in readers.items():
         split = split_of(given)
         if split is None or split in listing.splits:
@@ -54,9 +63,6 @@ def list_hub(data: Path, listing: Listing) -> Listing:
             del listing.splits[split]
             listing.skipped.append(Skipped(data, f"its split {given!r} has no labels"))
             continue
-        for path, _ in reservoir.chosen():
-            stored = reader.dataset[int(path.rpartition("/")[2])][reader.image_key]
-            listing.unpacked[path] = str(_unpack(stored, folder))
     if "train" not in listing.splits:
         raise DataError(f"{shown(data)} has no train split; its splits are: {', '.join(readers)}.")
     return listing

@@ -23,11 +23,11 @@ from strategies.data.manifests import MANIFEST_SUFFIXES, manifest_rows
 from strategies.data.sampling import Listing
 
 
-def list_folder(data: Path, *, limit: int | None, seed: int) -> Listing:
+def list_folder(data: Path, *, limit: int | None, seed: int, keep_rest: bool = False) -> Listing:
     """List a folder of class folders, or of split folders that contain class folders."""
     tree = FolderTree(data)
     splits = find_splits(tree)
-    listing = Listing(_origin(splits), limit, seed)
+    listing = Listing(_origin(splits), limit, seed, keep_rest=keep_rest)
     for split, prefix in _train_first(splits):
         list_split(listing, tree, split, prefix)
     return listing.finish(data)
@@ -84,11 +84,12 @@ def _class_names(listing: Listing, split: str, names: Iterable[str]) -> Iterator
             yield name, name
 
 
-def list_archive(data: Path, *, limit: int | None, seed: int) -> Listing:
+def list_archive(data: Path, *, limit: int | None, seed: int, keep_rest: bool = False) -> Listing:
     """List an uncompressed tar archive laid out like a folder."""
     tree = NameTree(data, (name for name, _, _ in members(data)))
     splits = find_splits(tree)
-    listing = Listing(f"{_origin(splits)}, in a tar archive", limit, seed)
+    origin = f"{_origin(splits)}, in a tar archive"
+    listing = Listing(origin, limit, seed, keep_rest=keep_rest)
     labels: dict[Prefix, tuple[str, str]] = {}
     for split, prefix in _train_first(splits):
         names = tree.folders(prefix)
@@ -110,10 +111,13 @@ def list_archive(data: Path, *, limit: int | None, seed: int) -> Listing:
     return listing.finish(data)
 
 
-def list_manifest(data: Path, *, root: Path | None, limit: int | None, seed: int) -> Listing:
+def list_manifest(
+    data: Path, *, root: Path | None, limit: int | None, seed: int, keep_rest: bool = False
+) -> Listing:
     """List the files that a CSV, TSV or Parquet manifest names."""
     base = data.parent if root is None else root
-    listing = Listing(f"as in the manifest {shown(data.name)}", limit, seed)
+    origin = f"as in the manifest {shown(data.name)}"
+    listing = Listing(origin, limit, seed, keep_rest=keep_rest)
     for row in manifest_rows(data):
         split = split_of(row.split) if row.split else "train"
         if split is None:
@@ -129,7 +133,9 @@ def list_manifest(data: Path, *, root: Path | None, limit: int | None, seed: int
     return listing.finish(data)
 
 
-def list_data(data: Path, *, root: Path | None, limit: int | None, seed: int) -> Listing:
+def list_data(
+    data: Path, *, root: Path | None, limit: int | None, seed: int, keep_rest: bool = False
+) -> Listing:
     """List `data`: a folder, an archive, a manifest, or ``hfds/NAME``.
 
     Raises
@@ -143,18 +149,19 @@ def list_data(data: Path, *, root: Path | None, limit: int | None, seed: int) ->
             "Leave --root out."
         )
     if data.is_dir():
-        return list_folder(data, limit=limit, seed=seed)
+        return list_folder(data, limit=limit, seed=seed, keep_rest=keep_rest)
     if is_hub_name(data):
-        return list_hub(data, Listing(f"as in {shown(data)}", limit, seed)).finish(data)
+        listing = Listing(f"as in {shown(data)}", limit, seed, keep_rest=keep_rest)
+        return list_hub(data, listing).finish(data)
     if not data.exists():
         raise DataError(
             f"{shown(data)} does not exist. Give a folder with one subfolder per class, a CSV "
             "manifest (path,label[,split]), a .tar archive, or hfds/NAME."
         )
     if is_archive(data):
-        return list_archive(data, limit=limit, seed=seed)
+        return list_archive(data, limit=limit, seed=seed, keep_rest=keep_rest)
     if data.suffix.lower() in MANIFEST_SUFFIXES:
-        return list_manifest(data, root=root, limit=limit, seed=seed)
+        return list_manifest(data, root=root, limit=limit, seed=seed, keep_rest=keep_rest)
     raise DataError(
         f"{shown(data)} is not a supported file. Give a folder with one subfolder per class, "
         "a CSV, TSV or Parquet manifest (path,label[,split]), or an uncompressed .tar archive."
@@ -180,11 +187,12 @@ def list_dataset(
     root: Path | None,
     max_images: int | None,
     seed: int,
+    keep_rest: bool = False,
 ) -> Listing:
     """List a dataset with the splits that were given separately; see `dataset.load_dataset`."""
     if max_images is not None and max_images < 1:
         raise DataError(f"--max-images must be at least 1, got {max_images}.")
-    listing = list_data(data, root=root, limit=max_images, seed=seed)
+    listing = list_data(data, root=root, limit=max_images, seed=seed, keep_rest=keep_rest)
     for name, folder in (("val", val), ("test", test)):
         if folder is not None:
             _add_folder(listing, data, name, folder)

@@ -4,7 +4,7 @@ import hashlib
 import heapq
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,13 +39,17 @@ class Reservoir:
     ----------
     limit
         Maximum size of the sample; None keeps all files.
+    keep_rest
+        Whether the files that are not in the sample are kept too, for `rest`.
     counts
         Number of files added, by class.
     """
 
     limit: int | None
     seed: int = 0
+    keep_rest: bool = False
     counts: dict[str, int] = field(default_factory=dict)
+    _added: list[_Ranked] = field(default_factory=list)
     _overall: list[_Ranked] = field(default_factory=list)
     _floors: dict[str, list[_Ranked]] = field(default_factory=dict)
 
@@ -60,22 +64,35 @@ class Reservoir:
         floor = self._floors.setdefault(label, [])
         _push(floor, (rank, path, label), MIN_PER_CLASS)
         _push(self._overall, (rank, path, label), self.limit)
+        if self.keep_rest:
+            self._added.append((rank, path, label))
 
     @property
     def is_full(self) -> bool:
         """Whether the sample leaves out some of the files."""
-        return sum(self.counts.values()) > len(self.chosen())
+        return sum(self.counts.values()) > len(self._sample())
 
     def chosen(self) -> list[tuple[str, str]]:
         """Return the sample as (path, class) pairs, sorted by path."""
+        return sorted((path, label) for _, path, label in self._sample())
+
+    def rest(self) -> list[tuple[str, str]]:
+        """Return the files that are not in the sample as (path, class) pairs, by rank.
+
+        Any number of them from the first are a random sample of them. Empty without `keep_rest`.
+        """
+        left_out = set(self._added).difference(self._sample())
+        return [(path, label) for _, path, label in sorted(left_out, reverse=True)]
+
+    def _sample(self) -> Collection[_Ranked]:
         if self.limit is None:
-            return sorted((path, label) for _, path, label in self._overall)
+            return self._overall
         sample = {entry for floor in self._floors.values() for entry in floor}
         for entry in sorted(self._overall, reverse=True):
             if len(sample) >= self.limit:
                 break
             sample.add(entry)
-        return sorted((path, label) for _, path, label in sample)
+        return sample
 
 
 def _push(heap: list[_Ranked], entry: _Ranked, limit: int) -> None:
@@ -102,8 +119,11 @@ class Listing:
         Pairs of class names (in train, in another split) that were treated as one class.
     n_not_images
         Number of files left out because their suffix is not an image format.
-    unpacked
-        Paths of extracted image files by image name, for datasets that are not made of files.
+    keep_rest
+        Whether the files that are not in the samples are kept too.
+    locate
+        Returns the path of a listed image. Datasets that are not made of files write the image to
+        a file first.
     """
 
     origin: str
@@ -113,16 +133,16 @@ class Listing:
     skipped: list[Skipped] = field(default_factory=list)
     merged: list[tuple[str, str]] = field(default_factory=list)
     n_not_images: int = 0
-    unpacked: dict[str, str] = field(default_factory=dict)
+    keep_rest: bool = False
+    locate: Callable[[str], Path] = Path
 
     def reservoir(self, split: str) -> Reservoir:
         """Return the reservoir of a split; it is created on first use."""
-        return self.splits.setdefault(split, Reservoir(self.limit, self.seed))
+        return self.splits.setdefault(split, Reservoir(self.limit, self.seed, self.keep_rest))
 
     def files(self, split: str) -> list[tuple[Path, str]]:
         """Return the sample of a split as (file, class) pairs."""
-        chosen = self.splits[split].chosen()
-        return [(Path(self.unpacked.get(path, path)), label) for path, label in chosen]
+        return [(self.locate(path), label) for path, label in self.splits[split].chosen()]
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -158,6 +178,31 @@ class Listing:
             reason = f"{more:,} more files whose suffix is not an image format"
             self.skipped.append(Skipped(root, reason))
         return self
+
+
+@dataclass(frozen=True)
+class Remainder:
+    """Images of a dataset that were listed and not read, because they are not in the sample.
+
+    Attributes
+    ----------
+    files
+        Names with labels, by listed split. Any number of them from the first are a random sample.
+    locate
+        Returns the path of a name, see `Listing.locate`.
+    group_by, seed
+        As given to `load_dataset`.
+    """
+
+    files: Mapping[str, Sequence[tuple[str, int]]] = field(default_factory=dict)
+    locate: Callable[[str], Path] = Path
+    group_by: str | None = None
+    seed: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of images by split; splits without any are left out."""
+        return {name: len(files) for name, files in self.files.items() if files}
 
 
 def _some(names: Iterable[str]) -> str:

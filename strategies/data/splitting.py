@@ -1,7 +1,7 @@
 """Grouped, stratified train/test splitting, and the detection of image series by file name."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
 
@@ -21,6 +21,8 @@ of all images is in a series of two or more."""
 SERIES_RESEMBLANCE = 0.6
 """How often an image must be more similar to one of its series than to another of its class
 (chance: 0.5)."""
+TEST_SHARE, VAL_SHARE = 0.2, 0.2
+"""Shares of splits that are missing: test of all images, then validation of the rest."""
 _DRAWS = 600
 _LAST_NUMBER = re.compile(r"^(.*?)[^0-9A-Za-z]*[0-9]+[^0-9]*$")
 
@@ -154,6 +156,48 @@ def _names_form_series(
     grey = grey_thumbnails(images)
     is_closer = correlations(grey, one, two) > correlations(grey, one, other)
     return proportion(float(np.mean(is_closer)), len(is_closer), LEVEL).low > SERIES_RESEMBLANCE
+
+
+def add_missing_splits(splits: Mapping[str, Split], n_classes: int, seed: int) -> dict[str, Split]:
+    """Draw the splits that are missing (test, then validation) from train, stratified by class.
+
+    A class of one group stays in train, one of two or three groups gives one group to test, and a
+    larger one gives at least one group to each split.
+    """
+    result = dict(splits)
+    # A class gives to test if it has two groups, and to validation if three remain after that.
+    for name, share, smallest in (("test", TEST_SHARE, 2), ("val", VAL_SHARE, 3)):
+        if name not in splits:
+            train, result[name] = split_off(result["train"], n_classes, share, seed, smallest)
+            result["train"] = train
+    return result
+
+
+def follow_groups(images: Split, homes: Sequence[str]) -> tuple[dict[str, Split], Split]:
+    """Put images into the splits in which others of their groups are, so that none is divided.
+
+    If images of a group are in several splits, all go into train if one of them is there, else
+    into validation.
+
+    Parameters
+    ----------
+    homes
+        The split of each of the first images; the others have none yet.
+
+    Returns
+    -------
+    splits, new
+        The splits, and the images of groups that are in no split.
+    """
+    home_of: dict[int, str] = {}
+    settled = tuple(zip(images, homes, strict=False))
+    for name in ("test", "val", "train"):  # the last one wins
+        home_of |= {image.group: name for image, home in settled if home == name}
+    splits = {
+        name: tuple(image for image in images if home_of.get(image.group) == name)
+        for name in ("train", "val", "test")
+    }
+    return splits, tuple(image for image in images if image.group not in home_of)
 
 
 def split_off(

@@ -119,12 +119,12 @@ def train_batches(
 def row_batches(n: int, size: int, seed: int) -> Iterator[list[int]]:
     """Yield batches of row numbers forever: each epoch is a random permutation of all rows."""
     rng = np.random.default_rng(seed)
-    queue: list[int] = []
+    queue, start = rng.permutation(n), 0
     while True:
-        while len(queue) < size:
-            queue += rng.permutation(n).tolist()
-        yield queue[:size]
-        queue = queue[size:]
+        while len(queue) - start < size:
+            queue, start = np.concatenate([queue[start:], rng.permutation(n)]), 0
+        yield queue[start : start + size].tolist()
+        start += size
 
 
 class Inputs(Protocol):

@@ -1,5 +1,6 @@
 """Default hyperparameters of fine-tuning, chosen from measurements of the images."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Protocol
 
@@ -7,7 +8,7 @@ import numpy as np
 
 from strategies.core.metrics import FlipAsymmetry
 from strategies.models.architectures.family import Family
-from strategies.training.recipe import RecipeDraft
+from strategies.training.recipe import BATCH_SIZE, Optimiser, RecipeDraft
 
 NEAR_SHIFT, FAR_SHIFT = 0.13, 0.18
 """Domain shifts (`strategies.models.domain_shift`): images up to the first are near ImageNet, from
@@ -20,7 +21,8 @@ FEW, MANY = 50, 150
 probe may fail because they are few; with `MANY`, its features do not separate the classes. The
 same numbers apply to misclassified images: how much is left to learn from them."""
 NEAR_LR, FAR_LR = 3e-4, 1e-3
-"""Learning rates of convolutional networks."""
+"""Learning rates of convolutional networks. All rates here are for batches of `BATCH_SIZE` images;
+see `lr_factor`."""
 NEAR_LR_BY_LAYER, FAR_LR_BY_LAYER = 3e-5, 1.2e-4
 """Learning rates of transformers and ConvNeXt, of the head and the layers next to it. CLIP is
 fine-tuned with 3e-5 (WiSE-FT), BEiT after supervised pretraining with 2e-5, ConvNeXt with 5e-5.
@@ -34,6 +36,13 @@ blocks), and its range. BEiT uses 0.65 or 0.85 for the base size and 0.75 or 0.9
 DROP_PATH = 0.1
 """Drop path of BEiT and MAE for the base size."""
 NEAR_BLEND = 0.5
+EPOCHS, MIN_STEPS, MAX_SHORT_STEPS = 8, 150, 600
+MIN_EPOCHS = 4
+"""Length of a training run: `EPOCHS`, with at least `MIN_STEPS` steps and at most
+`MAX_SHORT_STEPS`, but never fewer than `MIN_EPOCHS`. The benchmarks measured the first three, with
+up to 4,000 train images in batches of 32; the last rule begins at 4,800."""
+MAX_BATCH_SIZE = 512
+"""Batch of BiT's fine-tuning of large datasets (A. Kolesnikov et al., Big Transfer, 2020)."""
 ASYMMETRY_COSINE, ASYMMETRY_SDS = 0.04, 2.0
 """Classes count as flip-asymmetric if the cosine (`flip_symmetry`) is above the first, and above
 its standard deviation times the second."""
@@ -179,10 +188,11 @@ def layer_decay(change: float, network: NetworkFacts) -> float:
 
 
 def fill(draft: RecipeDraft, found: Defaults) -> RecipeDraft:
-    """Set what is open in a draft, and was found."""
+    """Set what is open in a draft, and was found; the learning rate fits the draft's batch."""
+    scaled = replace(found, lr=scaled_lr(found.lr, draft))
     return replace(
         draft,
-        **{name: v for name, v in asdict(found).items() if getattr(draft, name) is None},
+        **{name: v for name, v in asdict(scaled).items() if getattr(draft, name) is None},
     )
 
 
@@ -216,9 +226,48 @@ def is_open(draft: RecipeDraft, family: Family) -> bool:
     return any(getattr(draft, name) is None for name in names)
 
 
+def default_batch_size(n_train: int) -> int:
+    """Return the default batch for a number of train images: 32 to `MAX_BATCH_SIZE`.
+
+    It is doubled as long as `MIN_EPOCHS` epochs are still `MAX_SHORT_STEPS` steps: from 9,600
+    images on it is 64, from 76,800 on 512. Larger batches use a GPU better, and more steps than
+    that are not needed to anneal the learning rate.
+    """
+    size = BATCH_SIZE
+    while size < MAX_BATCH_SIZE and MIN_EPOCHS * n_train >= MAX_SHORT_STEPS * 2 * size:
+        size *= 2
+    return size
+
+
 def default_steps(n_train: int, batch_size: int) -> int:
-    """Return the default number of optimiser steps: eight epochs, at least 150, at most 600."""
-    return int(min(max(8 * n_train / batch_size, 150), 600))
+    """Return the default number of optimiser steps.
+
+    Eight epochs, at least 150 and at most 600 steps, but never fewer than four epochs.
+    """
+    epoch = n_train / batch_size
+    short = int(min(max(EPOCHS * epoch, MIN_STEPS), MAX_SHORT_STEPS))
+    return max(short, math.ceil(MIN_EPOCHS * epoch))
+
+
+def lr_factor(batch_size: int, optimiser: Optimiser = "adamw") -> float:
+    """Return by how much the learning rate of a batch differs from that of `BATCH_SIZE` images.
+
+    For AdamW it grows with the square root of the batch; for SGD in proportion to it.
+
+    References
+    ----------
+    S. Malladi et al., On the SDEs and scaling rules for adaptive gradient algorithms, NeurIPS
+    2022. Their rule also changes Adam's decay rates; with batches up to 16 times as large, these
+    stay as they are here. P. Goyal et al., Accurate, large minibatch SGD, 2017.
+    """
+    ratio = batch_size / BATCH_SIZE
+    return float(ratio if optimiser == "sgd" else np.sqrt(ratio))
+
+
+def scaled_lr(lr: float, draft: RecipeDraft) -> float:
+    """Return a learning rate for batches of `BATCH_SIZE` images as one for a draft's batch."""
+    factor = lr_factor(draft.batch_size or BATCH_SIZE, draft.optimiser)
+    return lr if factor == 1 else float(f"{lr * factor:.2g}")
 
 
 def domain_distance(shift: float) -> float:

@@ -27,7 +27,7 @@ from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import Dataset
 from strategies.data.decoding import Pixels
 from strategies.models.backbone import Backbone
-from strategies.models.features import batches, to_input
+from strategies.models.features import INFERENCE_BATCH, batches, to_input
 from strategies.models.network import Network
 from strategies.training.dataloader import Crops, ImageInputs, Inputs, row_batches
 from strategies.training.recipe import Recipe
@@ -89,8 +89,8 @@ class CachedPrefix:
 
     def val(self) -> Iterator[Tensor]:
         """Yield the activations of the validation images (centre crops), in order."""
-        for start in range(0, len(self.val_rows), self.recipe.batch_size):
-            yield self._tensor(self.val_rows[start : start + self.recipe.batch_size])
+        for start in range(0, len(self.val_rows), INFERENCE_BATCH):
+            yield self._tensor(self.val_rows[start : start + INFERENCE_BATCH])
 
     def _tensor(self, rows: NDArray[Any]) -> Tensor:
         values = torch.from_numpy(rows.astype(np.float32)).to(self.ctx.device)

@@ -28,6 +28,7 @@ from strategies.models.network import Network
 from strategies.models.stages import stages
 from strategies.training.defaults import (
     TrainMeasurements,
+    default_batch_size,
     default_steps,
     fill,
     fine_tune_defaults,
@@ -162,8 +163,9 @@ def complete(
     draft: RecipeDraft, probe: Probe, dataset: Dataset, backbone: Backbone, ctx: RunContext
 ) -> Recipe:
     """Choose from the train images what a draft leaves open; measure only what that needs."""
-    steps = draft.steps or default_steps(len(dataset.train), draft.batch_size)
-    draft = settle(replace(draft, steps=steps), backbone.family)
+    batch_size = draft.batch_size or default_batch_size(len(dataset.train))
+    steps = draft.steps or default_steps(len(dataset.train), batch_size)
+    draft = settle(replace(draft, steps=steps, batch_size=batch_size), backbone.family)
     if not is_open(draft, backbone.family):
         return Recipe.of(draft)
     flip_asymmetry = None
@@ -216,7 +218,8 @@ def training_passes(
     input_px
         Side of the input; None: that of the backbone. The cost is relative to the backbone's.
     """
-    n_train, batch = len(dataset.train), draft.batch_size
+    n_train = len(dataset.train)
+    batch = draft.batch_size or default_batch_size(n_train)
     steps = draft.steps or default_steps(n_train, batch)
     shares = [0.0, *(depth.flops_share for depth in backbone.depths)]
     frozen = shares[draft.frozen_stages or 0]

@@ -12,6 +12,7 @@ Optimiser = Literal["adamw", "sgd"]
 TrainedParameters = Literal["all", "norms_and_biases"]
 
 BATCH_SIZE = 32
+"""Images of a batch, unless there are many train images (`defaults.default_batch_size`)."""
 MIN_WARMUP_STEPS = 50
 
 
@@ -23,8 +24,13 @@ class RecipeDraft:
     ----------
     steps
         Optimiser steps of `batch_size` images; fewer if the deadline comes first.
+    batch_size
+        Images whose mean gradient is one step. None: chosen by the number of train images
+        (`defaults.default_batch_size`). A batch that does not fit into memory is computed in
+        parts.
     lr
-        Peak learning rate of the body (linear warm-up, then cosine decay to zero).
+        Peak learning rate of the body (linear warm-up, then cosine decay to zero), for batches of
+        `batch_size` images.
     blend
         Linear interpolation of the final weights between the starting weights (0) and the trained
         ones (1).
@@ -104,7 +110,7 @@ class RecipeDraft:
     layer_lr_decay: float | None = None
     by_layer: bool | None = None
     drop_path: float | None = None
-    batch_size: int = BATCH_SIZE
+    batch_size: int | None = None
     optimiser: Optimiser = "adamw"
     weight_decay: float | None = None
     l2_sp: float = 0.0
@@ -145,7 +151,9 @@ class RecipeDraft:
         for name, value in {"mixup": self.mixup, "cutmix": self.cutmix}.items():
             if not 0 <= value < np.inf:
                 raise NotApplicable(f"{name} must be at least 0, got {value}")
-        if self.mixes and self.batch_size % 2:
+        if self.batch_size is not None and self.batch_size < 1:
+            raise NotApplicable(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.mixes and self.batch_size is not None and self.batch_size % 2:
             raise NotApplicable(
                 f"mixup and cutmix mix images of a batch in pairs, so batch_size must be even, "
                 f"got {self.batch_size}"
@@ -164,6 +172,7 @@ class Recipe(RecipeDraft):
 
     steps: int
     lr: float
+    batch_size: int = BATCH_SIZE
     blend: float = 1.0
     hflip: bool = False
     frozen_stages: int = 0

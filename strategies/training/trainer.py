@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from strategies.core.allocator import more_micro_batches
+from strategies.core.allocator import first_micro_batches, more_micro_batches
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
 from strategies.core.metrics import Scores
@@ -207,7 +207,8 @@ class _TrainingLoop:
         self.rounds = ROUNDS
         self.progress = self.val_s = 0.0
         self.loss: nn.Module = Loss(network, recipe)
-        self.n_parts = n_parts  # micro-batches, so that each fits into memory
+        n_own = recipe.batch_size // dp_group.world_size
+        self.n_parts = max(n_parts, first_micro_batches(n_own, ctx.device))  # fit into memory
         self.norms: NormByConv | None = None
         empty = np.zeros((0, network.head.out_features), dtype=np.float32)
         self.best, self.best_scores, self.scores = self.start, empty, empty

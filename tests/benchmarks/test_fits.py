@@ -1,6 +1,7 @@
 """Smoke tests of scripts that fit classifiers to images, on small striped datasets."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 import pytest
 
 from advisor.similarity.reference import read_reference
+from strategies import fine_tuning
 from strategies.registry import STRATEGIES, get_strategy
 from tests.benchmarks.conftest import rows_in
 
@@ -271,7 +273,30 @@ def test_advice_on_shuffled_labels_is_printed(
     assert "of 1 draws." in printed
 
 
+def test_many_images_are_fitted_by_the_default_schedule(
+    load: Load,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = load("schedule")
+    for split in ("train", "test"):
+        shutil.copytree(data_root / "striped", tmp_path / "images" / split)
+    monkeypatch.setattr(script, "HELD_OUT", 4)
+    monkeypatch.setattr(script, "BEFORE", {"steps": 2, "batch_size": 8})
+    monkeypatch.setattr(fine_tuning, "default_steps", lambda n_train, batch_size: 3)
+    given = ["--fit", "--images", str(tmp_path / "images"), "--scratch", str(tmp_path / "new")]
+    script.main([*given, "--n", "50"])
+    printed = capsys.readouterr().out
+    assert "| 20,000 | 128 | 2.00 | 625 | 4.00 |" in printed
+    assert "| default | 32 | 3 | 1 |" in printed
+    assert "| 600 steps of 32 | 8 | 2 | 0 |" in printed
+    assert not (tmp_path / "new" / "many-images").exists()
+
+
 SMOKE = {
+    "schedule": test_many_images_are_fitted_by_the_default_schedule,
     "shuffled_labels": test_advice_on_shuffled_labels_is_printed,
     "run_suite": test_the_suite_adds_missing_rows,
     "curves": test_training_runs_are_recorded_and_averaged,

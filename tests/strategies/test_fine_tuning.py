@@ -4,18 +4,26 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from optuna.distributions import FloatDistribution
+from optuna.distributions import FloatDistribution, IntDistribution
 
 from strategies.base import Strategy
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
+from strategies.fine_tuning import FineTuning
 from strategies.first_stages import FirstStages
 from strategies.from_scratch import FromScratch
 from strategies.full_fine_tune import FullFineTune
+from strategies.lora import Lora
 from strategies.models.backbone import Backbone
 from strategies.norm_tune import NormTune
 from strategies.partial_fine_tune import PartialFineTune
-from strategies.training.defaults import TrainMeasurements
+from strategies.training.defaults import (
+    TrainMeasurements,
+    default_batch_size,
+    default_steps,
+    lr_factor,
+)
+from strategies.training.lp_ft import PASSES_PER_STEP
 
 DECAYED = (FullFineTune, PartialFineTune)
 WHOLE_LAYERS = (*DECAYED, FirstStages)
@@ -103,3 +111,82 @@ def test_a_classifier_of_a_transformer_records_settings_that_fit_the_same_again(
     assert dict(fitted.hyperparameters) == again.hyperparameters()
     assert None not in fitted.hyperparameters.values()
     assert ("drop_path" in fitted.hyperparameters) == (kind in WHOLE_LAYERS)
+
+
+N_MANY = 20_000
+MANY = replace(MEASURED, n_train=N_MANY)
+
+
+def many_images(dataset: Dataset) -> Dataset:
+    """Return a dataset that repeats its train images up to `N_MANY`; nothing reads them."""
+    n = len(dataset.train)
+    return replace(dataset, train=(dataset.train * (N_MANY // n + 1))[:N_MANY])
+
+
+@pytest.mark.parametrize("kind", [*WHOLE_LAYERS, NormTune, Lora])
+def test_many_images_get_a_larger_batch_and_the_rate_that_fits_it(
+    kind: type[FineTuning], small_dataset: Dataset, backbone: Backbone
+) -> None:
+    few, many = kind.starting_point(MEASURED), kind.starting_point(MANY)
+    batch_size = default_batch_size(N_MANY)
+
+    assert "batch_size" not in few.hyperparameters()
+    assert many.hyperparameters()["batch_size"] == batch_size == 128
+    assert few.recipe.lr is not None
+    assert many.recipe.lr == pytest.approx(few.recipe.lr * lr_factor(batch_size), rel=0.02)
+    assert kind.from_hyperparameters(many.hyperparameters()) == many
+    space = kind.search_space(many_images(small_dataset), backbone)["lr"]
+    assert isinstance(space, FloatDistribution)
+    assert space.low == pytest.approx(kind.lr_range[0] * lr_factor(batch_size))
+    assert space.low < many.recipe.lr < space.high
+
+
+def test_many_images_are_seen_twice_by_every_full_fine_tuning_that_a_search_tries(
+    small_dataset: Dataset, backbone: Backbone
+) -> None:
+    batch_size = default_batch_size(N_MANY)
+    space = FullFineTune.search_space(many_images(small_dataset), backbone)["steps"]
+    start = FullFineTune.starting_point(MANY).hyperparameters()["steps"]
+
+    assert isinstance(space, IntDistribution)
+    assert space.low * batch_size >= 2 * N_MANY - batch_size
+    assert start * batch_size >= 4 * N_MANY
+
+
+def test_a_given_batch_and_rate_are_kept() -> None:
+    given = FullFineTune.from_hyperparameters({"batch_size": 48, "lr": 1e-3})
+    assert given.hyperparameters()["batch_size"] == 48
+    for n in (100, N_MANY):
+        found = given.resolved(n, MEASURED)
+        assert (found.batch_size, found.lr) == (48, 1e-3)
+        assert found.steps == default_steps(n, 48)
+
+
+def test_the_cost_of_many_images_counts_every_step_of_the_larger_batch(
+    small_dataset: Dataset, backbone: Backbone
+) -> None:
+    dataset = replace(many_images(small_dataset), val=())
+    passes = FullFineTune().image_passes(dataset, backbone)
+    scratch = FromScratch().image_passes(dataset, backbone)
+    assert passes == pytest.approx(N_MANY * (1 + 4 * PASSES_PER_STEP), rel=0.01)
+    assert scratch == pytest.approx(N_MANY * (1 + 8 * PASSES_PER_STEP), rel=0.01)
+
+
+def test_a_classifier_fitted_with_another_batch_records_it(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
+) -> None:
+    given = FullFineTune.from_hyperparameters({"steps": 2, "batch_size": 6})
+    fitted = given.fit(small_dataset.hide_test(), backbone, ctx)
+    default = FullFineTune.from_hyperparameters({"steps": 2})
+    assert fitted.hyperparameters["batch_size"] == 6
+    assert (
+        "batch_size" not in default.fit(small_dataset.hide_test(), backbone, ctx).hyperparameters
+    )
+
+
+def test_training_from_scratch_on_many_images_takes_the_rate_of_its_batch() -> None:
+    few, many = FromScratch.starting_point(MEASURED), FromScratch.starting_point(MANY)
+    batch_size = default_batch_size(N_MANY)
+    assert few.lr is not None
+    assert many.lr == pytest.approx(few.lr * lr_factor(batch_size))
+    assert many.steps == 2 * default_steps(N_MANY, batch_size)

@@ -111,3 +111,9 @@ def test_the_pilot_runs_at_the_input_size_of_the_fit(
     advised = replace(ADVISED, hyperparameters={"lr": 1e-4, "input_px": px})
     run_pilot(small_dataset.hide_test(), backbone, ctx, advised)
     assert sizes == [px, px, px]
+
+
+def test_a_pilot_of_a_fit_with_a_large_batch_takes_the_usual_one_and_its_rate() -> None:
+    settings = {"lr": 1e-3, "batch_size": 128, "steps": 625, "hflip": True}
+    used = pilot_module._pilot_hyperparameters(replace(ADVISED, hyperparameters=settings))
+    assert used == {"lr": 5e-4, "steps": pilot_module.STEPS, "hflip": True}

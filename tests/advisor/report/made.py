@@ -154,6 +154,7 @@ def made_outcome(advice: Advice, n_trials: int = 12) -> Outcome:
         False,
         Path("runs/made"),
         321.0,
+        advice.profile.n_train,
         TransferGain(
             "random weights",
             Interval(0.1, 0.2, 0.3),

@@ -2,8 +2,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from strategies.core.allocator import keep_freed_memory
+from strategies.core.allocator import CPU_MICRO_BATCH, first_micro_batches, keep_freed_memory
 
 COUNT_PAGE_FAULTS = """
 import resource, sys
@@ -33,3 +34,12 @@ def test_freed_memory_is_reused_without_new_page_faults() -> None:
 def test_without_glibc_no_setting_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory()
+
+
+@pytest.mark.parametrize("n", [1, 8, CPU_MICRO_BATCH, CPU_MICRO_BATCH + 1, 512])
+def test_a_cpu_computes_a_large_batch_in_parts_and_a_gpu_as_a_whole(n: int) -> None:
+    parts = first_micro_batches(n, torch.device("cpu"))
+
+    assert n / parts <= CPU_MICRO_BATCH
+    assert parts == 1 or n / (parts - 1) > CPU_MICRO_BATCH
+    assert first_micro_batches(n, torch.device("cuda")) == 1

@@ -213,7 +213,7 @@ def test_rows_of_all_kinds_are_carried_to_another_cache(cache: ArrayCache, tmp_p
     cache.put("space", {"exact": _row(1)})
     other = ArrayCache(tmp_path / "other")
 
-    other.put_stored("space", cache.stored("space", ["features", "exact", "absent"]))
+    other.put_bytes("space", cache.get_bytes("space", ["features", "exact", "absent"]))
 
     found, is_found = other.read_features("space", ["features", "absent"], 8)
     assert is_found.tolist() == [True, False]

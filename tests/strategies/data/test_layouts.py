@@ -340,6 +340,10 @@ def test_hugging_face_image_and_parquet_folders_are_read(
     dataset = load_dataset(Path(f"hfds/{folder}"))
     assert dataset.classes == ("cat", "dog")
     assert (len(dataset.fit_split), len(dataset.test or ())) == (8, 4 + 4)
+    val = paint_tree(tmp_path / "val", "cat", "dog")
+    assert {p.path for p in load_dataset(Path(f"hfds/{folder}"), val=val).val} == set(
+        val.rglob("*.png")
+    )
 
     images = [(folder / p).read_bytes() for p in sorted(folder.rglob("*.png"))]
     features = datasets.Features(

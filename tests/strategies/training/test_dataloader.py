@@ -13,7 +13,7 @@ from strategies.core.errors import DataError, TransferError
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.training import dataloader
-from strategies.training.dataloader import train_batches
+from strategies.training.dataloader import row_batches, train_batches
 from strategies.training.recipe import Recipe
 
 RECIPE = Recipe(5, 0.1, batch_size=6)
@@ -72,3 +72,14 @@ def test_a_resumed_loader_continues_with_the_next_batch(
     for (rows, pixels), (their_rows, their_pixels) in zip(whole[4:], rest, strict=True):
         assert rows == their_rows
         np.testing.assert_array_equal(pixels, their_pixels)
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 3), (10, 10), (4, 11), (7, 1)])
+def test_every_epoch_is_a_permutation_of_all_rows(n: int, size: int) -> None:
+    batches = list(islice(row_batches(n, size, seed=0), 5 * n))
+    rows = [row for batch in batches for row in batch]
+
+    assert {len(batch) for batch in batches} == {size}
+    for start in range(0, len(rows) - n, n):
+        assert sorted(rows[start : start + n]) == list(range(n))
+    assert rows[:n] != rows[n : 2 * n]

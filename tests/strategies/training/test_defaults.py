@@ -14,19 +14,23 @@ from strategies.training.defaults import (
     FAR_SHIFT,
     FEW,
     MANY,
+    MAX_BATCH_SIZE,
     NEAR_BLEND,
     NEAR_LR,
     NEAR_SHIFT,
     PRECISE_SD,
     Defaults,
     TrainMeasurements,
+    default_batch_size,
     default_steps,
     domain_distance,
+    fill,
     fine_tune_defaults,
     is_open,
+    lr_factor,
     settle,
 )
-from strategies.training.recipe import Recipe, RecipeDraft
+from strategies.training.recipe import BATCH_SIZE, Recipe, RecipeDraft
 
 SYMMETRIC = FlipAsymmetry(0.0, 0.01)
 FAR = 2 * FAR_SHIFT
@@ -180,9 +184,53 @@ def test_what_the_architecture_alone_determines_is_set_where_it_is_open(
     assert (pinned.weight_decay, pinned.warmup_share) == (0.3, 0.05)
 
 
-def test_default_steps_grow_with_the_images_within_bounds() -> None:
-    steps = [default_steps(n, 32) for n in (1, 100, 1000, 2000, 10**6)]
+SIZES = (1, 100, 600, 1000, 2400, 4000, 4800, 5000, 9599, 9600, 20_000, 50_000, 76_800, 10**6)
 
-    assert steps == sorted(steps)
-    assert steps[0] == 150
-    assert steps[-1] == 600
+
+@pytest.mark.parametrize("n", [1, 100, 600, 1000, 2400, 4000, 4800])
+def test_up_to_4800_images_batch_and_steps_are_those_that_the_benchmarks_measured(n: int) -> None:
+    assert default_batch_size(n) == BATCH_SIZE
+    assert default_steps(n, BATCH_SIZE) == int(min(max(8 * n / 32, 150), 600))
+
+
+@pytest.mark.parametrize("n", [n for n in SIZES if n > 4800])
+def test_many_images_are_seen_four_times(n: int) -> None:
+    batch_size = default_batch_size(n)
+    epochs = default_steps(n, batch_size) * batch_size / n
+
+    assert 4 <= epochs < 4 + batch_size / n
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_the_batch_is_the_largest_that_leaves_600_steps(n: int) -> None:
+    batch_size = default_batch_size(n)
+    allowed = [32, 64, 128, 256, 512]
+
+    assert batch_size == max([b for b in allowed if 4 * n / b >= 600], default=32)
+
+
+def test_steps_have_no_ceiling_and_grow_with_the_images_and_shrink_with_the_batch() -> None:
+    one_batch = [default_steps(n, 32) for n in SIZES]
+
+    assert one_batch == sorted(one_batch)
+    assert default_steps(10**7, MAX_BATCH_SIZE) > 10 * default_steps(10**6, MAX_BATCH_SIZE) - 10
+    assert default_steps(10**6, 64) == default_steps(10**6, 32) / 2
+
+
+@pytest.mark.parametrize("batch_size", [8, 32, 64, 512])
+def test_the_rate_grows_with_the_root_of_the_batch_for_adamw_and_with_the_batch_for_sgd(
+    batch_size: int,
+) -> None:
+    ratio = batch_size / 32
+
+    assert lr_factor(batch_size) ** 2 == pytest.approx(ratio)
+    assert lr_factor(batch_size, "sgd") == pytest.approx(ratio)
+
+
+def test_an_open_rate_fits_the_batch_and_a_given_one_is_kept() -> None:
+    found = Defaults(3e-4, 0.5, hflip=True)
+
+    assert fill(RecipeDraft(), found).lr == 3e-4
+    assert fill(RecipeDraft(batch_size=128), found).lr == pytest.approx(6e-4)
+    assert fill(RecipeDraft(batch_size=128, optimiser="sgd"), found).lr == pytest.approx(1.2e-3)
+    assert fill(RecipeDraft(batch_size=128, lr=1e-3), found).lr == 1e-3
