@@ -49,8 +49,8 @@ MAX_PARTNERS, MAX_PAIRS, MAX_EXAMPLES = 50, 50_000, 5
 MAX_EXHAUSTIVE = 10_000
 PIVOTS, PROBES = 4, 32
 """Number of pivots as a multiple of the square root of n, and how many of them an image probes. Of
-200,000 photographs and drawings, this finds all re-encoded, rescaled and brighter copies that all
-pairs would show, and 99.95% of those rotated by one degree (README-data.md)."""
+200,000 images, this finds all of 8,000 copies that were encoded again, reduced, brightened or
+turned by one degree (benchmarks/README.md). Of weaker pairs it may miss some."""
 _COARSE = 2
 """Pixels of a thumbnail that one pixel of the coarse thumbnail averages, along each side."""
 _BLOCK, _MAX_FOUND = 512, 4_000_000

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from strategies.core.metrics import Scores
 
-_CHUNK = 8192
+_CHUNK, _MIN_CHUNK = 8192, 256
+_CHUNK_NUMBERS = 1 << 21
+"""Numbers of a streamed chunk: 8 MB stay in the processor's cache for both of its products."""
 VARIANCE_PRIOR_ROWS = 30.0
 """Strength of the prior on a feature's variance, in rows: each variance is shrunk towards the mean
 over all features that vary. In a small sample some features hardly vary; divided by their tiny
@@ -46,22 +48,25 @@ class StreamedRows:
     second_moments: Tensor
 
     def chunks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Yield standardised features and a column of ones, (rows, d + 1), with their places."""
-        for start in range(0, len(self.features), _CHUNK):
-            part = slice(start, start + _CHUNK)
+        """Yield centred features and a column of ones, (rows, d + 1), with their places."""
+        n, d = self.features.shape
+        n_rows = min(_CHUNK, max(_MIN_CHUNK, _CHUNK_NUMBERS // d))
+        for start in range(0, n, n_rows):
+            part = slice(start, start + n_rows)
             x = _tensor(self.features[part], self.mean.device)
-            z = x.new_ones(len(x), x.shape[1] + 1)
+            z = x.new_ones(len(x), d + 1)
             torch.sub(x, self.mean, out=z[:, :-1])
-            z[:, :-1] /= self.scale
             yield part, z
 
     def to_features(self, v: Tensor) -> Tensor:
         """Return weights of the chunks' columns, (..., d + 1), for those of the coordinates."""
-        return torch.cat([v[..., :-1] @ self.vectors.T, v[..., -1:]], dim=-1)
+        return torch.cat([v[..., :-1] @ self.vectors.T / self.scale, v[..., -1:]], dim=-1)
 
     def to_coordinates(self, gradient: Tensor) -> Tensor:
         """Return the gradient by weights of coordinates for that by weights of the columns."""
-        return torch.cat([gradient[..., :-1] @ self.vectors, gradient[..., -1:]], dim=-1)
+        return torch.cat(
+            [gradient[..., :-1] / self.scale @ self.vectors, gradient[..., -1:]], dim=-1
+        )
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def load(monkeypatch: pytest.MonkeyPatch) -> Iterator[Load]:
 
     Committed rows must be unchanged after the test.
     """
-    # The null distribution of near-duplicates costs half a second per dataset of any size.
+    # The null distribution of near-duplicates costs up to a fifth of a second per dataset.
     monkeypatch.setattr("strategies.data.near_duplicates.TAIL_PAIRS", 1000)
     before = {p: p.read_bytes() for p in BENCHMARKS.glob("*.jsonl")}
     monkeypatch.syspath_prepend(str(BENCHMARKS))

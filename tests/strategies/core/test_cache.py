@@ -207,6 +207,20 @@ def test_features_take_half_the_bytes_of_other_rows(cache: ArrayCache) -> None:
     assert n_bytes == 2 * 8
 
 
+def test_rows_of_all_kinds_are_carried_to_another_cache(cache: ArrayCache, tmp_path: Path) -> None:
+    features = as_stored(_row(0)[None])
+    cache.put_features("space", {"features": features[0]})
+    cache.put("space", {"exact": _row(1)})
+    other = ArrayCache(tmp_path / "other")
+
+    other.put_bytes("space", cache.get_bytes("space", ["features", "exact", "absent"]))
+
+    found, is_found = other.read_features("space", ["features", "absent"], 8)
+    assert is_found.tolist() == [True, False]
+    np.testing.assert_array_equal(found[0], features[0])
+    np.testing.assert_array_equal(other.get("space", ["exact"])["exact"], _row(1))
+
+
 def test_missing_rows_are_told_from_stored_ones(cache: ArrayCache) -> None:
     cache.put("space", {f"d{i}": _row(i) for i in range(1100)})
 
