@@ -89,16 +89,16 @@ class ArrayCache:
 
     def get(self, space: str, digests: Sequence[str]) -> dict[str, Rows]:
         """Return the stored rows of these digests; damaged and absent rows are left out."""
-        found = self._read(space, digests)
+        found = self.get_bytes(space, digests)
         return {digest: np.frombuffer(data, dtype=np.float32) for digest, data in found.items()}
 
     def put(self, space: str, rows: Mapping[str, Rows]) -> None:
         """Store rows in one transaction: either all of them or none."""
-        self._write(space, {k: v.astype(np.float32).tobytes() for k, v in rows.items()})
+        self.put_bytes(space, {k: v.astype(np.float32).tobytes() for k, v in rows.items()})
 
     def put_features(self, space: str, rows: Mapping[str, Rows]) -> None:
         """Store rows of `as_stored` numbers in half the bytes, in one transaction."""
-        self._write(space, {k: _packed(v) for k, v in rows.items()})
+        self.put_bytes(space, {k: _packed(v) for k, v in rows.items()})
 
     def read_features(
         self,
@@ -141,11 +141,13 @@ class ArrayCache:
 
     def get_json(self, space: str, digests: Sequence[str]) -> dict[str, Any]:
         """Return the values stored under these digests; absent ones are left out."""
-        return {digest: json.loads(data) for digest, data in self._read(space, digests).items()}
+        return {
+            digest: json.loads(data) for digest, data in self.get_bytes(space, digests).items()
+        }
 
     def put_json(self, space: str, values: Mapping[str, Any]) -> None:
         """Store JSON values in one transaction."""
-        self._write(space, {k: json.dumps(v).encode() for k, v in values.items()})
+        self.put_bytes(space, {k: json.dumps(v).encode() for k, v in values.items()})
 
     def info(self) -> CacheInfo:
         """Return the size of the cache and its quarantined files."""
@@ -171,7 +173,8 @@ class ArrayCache:
                 absent -= {digest for (digest,) in db.execute(f"SELECT digest {where}", keys)}
         return absent
 
-    def _read(self, space: str, digests: Sequence[str]) -> dict[str, bytes]:
+    def get_bytes(self, space: str, digests: Sequence[str]) -> dict[str, bytes]:
+        """Return rows as they are stored, for another cache; others are left out."""
         return dict(self._rows(space, digests))
 
     def _rows(self, space: str, digests: Sequence[str]) -> Iterator[tuple[str, bytes]]:
@@ -189,7 +192,8 @@ class ArrayCache:
                     where_rows = where.removeprefix("FROM rows ")
                     db.execute(f"UPDATE rows SET used = ? {where_rows}", (hour, *keys))
 
-    def _write(self, space: str, rows: Mapping[str, bytes]) -> None:
+    def put_bytes(self, space: str, rows: Mapping[str, bytes]) -> None:
+        """Store rows as they are, in one transaction."""
         hour = int(time.time()) // _HOUR_S
         records = [(space, key, hour, zlib.crc32(data), data) for key, data in rows.items()]
         insert = "INSERT OR REPLACE INTO rows (space, digest, used, crc, data) VALUES (?,?,?,?,?)"

@@ -107,9 +107,8 @@ class _Convolution(torch.autograd.Function):
                 *([1, 1], False, [0, 0], len(weight), [True, False, False]),
             )[0]
         if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(
-                images, grad_output, weight.shape, ctx.stride, ctx.padding
-            )
+            gradient = _weight_gradient(images, grad_output, weight.shape, ctx.stride, ctx.padding)
+            grad_weight = torch.empty_like(weight).copy_(gradient)  # the layout that DDP expects
         if ctx.needs_input_grad[2]:
             grad_bias = grad_output.sum((0, 2, 3))
         return grad_images, grad_weight, grad_bias, None, None

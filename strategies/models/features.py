@@ -32,8 +32,8 @@ _TIME, _ROUNDING = "milliseconds an image", "rounding error"
 _NETWORK = (_COUNTS, _DEPTHS, _HEAD, _ROUNDING)
 """Cache rows about the network itself. With them, cached features are read without building it."""
 
-CachedRows = tuple[str, Mapping[str, Rows]]
-"""A space of the cache, and rows of it by digest: of images and of the network."""
+CachedRows = tuple[str, Mapping[str, bytes]]
+"""A space of the cache, and rows of it as they are stored, by digest: of images and network."""
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def cached_rows(
 ) -> CachedRows:
     """Return what the cache holds of the features of some images, to be put into another cache."""
     space = _space(backbone, ctx)
-    return space, ctx.cache.get(space, [*(image.digest for image in images), *_NETWORK])
+    return space, ctx.cache.get_bytes(space, [*(image.digest for image in images), *_NETWORK])
 
 
 def _space(backbone: Backbone, ctx: RunContext) -> str:

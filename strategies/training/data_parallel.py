@@ -10,7 +10,7 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from multiprocessing import parent_process
@@ -85,7 +85,7 @@ class DataParallelGroup:
                         'process, or batch_norm="frozen".'
                     )
                 module.set_submodule(name, synchronised(norm))
-        return DistributedDataParallel(module, broadcast_buffers=False)
+        return DistributedDataParallel(module, forward_sync_buffers=False)
 
 
 SINGLE_PROCESS = DataParallelGroup()
@@ -152,6 +152,8 @@ def launch(work: Callable[..., T], job: Sequence[object], ctx: RunContext) -> T:
                         f"Process {rank} of data-parallel training ended without a result (exit "
                         f"code {process.exitcode})."
                     ) from error
+                if isinstance(message, distributed.DistError):
+                    raise TransferError(f"The GPUs cannot communicate: {message}") from message
                 if isinstance(message, Exception):
                     raise message
                 if isinstance(message, bytes):
@@ -192,30 +194,23 @@ def _run(
         pipe.recv()  # the parent may end the training run here instead
 
     try:
-        with _group(port, ctx, rank) as group, ctx.seeded():
-            result = work(group, replace(ctx, reporter=Reporter(on_epoch=on_epoch)), *job)
+        n, backend = ctx.training.n_gpus, "gloo"
+        if ctx.device.type == "cuda":
+            backend = "cpu:gloo,cuda:nccl"  # by the device of a tensor
+            torch.cuda.set_device(ctx.device)
+        else:
+            torch.set_num_threads(max(1, torch.get_num_threads() // n))
+        distributed.init_process_group(
+            backend, store=_store(port), rank=rank, world_size=n, timeout=TIMEOUT
+        )
+        reporting = replace(ctx, reporter=Reporter(on_epoch=on_epoch))
+        with ctx.seeded():
+            result = work(DataParallelGroup(rank, n), reporting, *job)
+        distributed.destroy_process_group()
         pipe.send(pickle.dumps(result if rank == 0 else None))
-    except distributed.DistError as error:
-        reason = str(error).splitlines()[0]
-        _fail(pipe, TransferError(f"The processes of a training run cannot communicate: {reason}"))
     except Exception as error:
-        _fail(pipe, error)
-
-
-@contextlib.contextmanager
-def _group(port: int, ctx: RunContext, rank: int) -> Iterator[DataParallelGroup]:
-    """Join the process group inside the block: gloo for CPU tensors, nccl for GPU tensors."""
-    world_size, backend = ctx.training.n_gpus, "gloo"
-    if ctx.device.type == "cuda":
-        backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(ctx.device)
-    else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // world_size))
-    distributed.init_process_group(
-        backend, store=_store(port), rank=rank, world_size=world_size, timeout=TIMEOUT
-    )
-    yield DataParallelGroup(rank, world_size)
-    distributed.destroy_process_group()
+        pipe.send(error)
+        pipe.recv()  # waits to be ended: if one rank left, the others would fail as well
 
 
 def _store(port: int, *, is_master: bool = False) -> Any:
@@ -223,12 +218,6 @@ def _store(port: int, *, is_master: bool = False) -> Any:
     return distributed.TCPStore(  # type: ignore[attr-defined]
         "localhost", port, is_master=is_master, wait_for_workers=False
     )
-
-
-def _fail(pipe: "Connection[object, object]", error: Exception) -> None:
-    """Send an error, and wait to be ended: if one rank left, the others would fail as well."""
-    pipe.send(error)
-    pipe.recv()
 
 
 def _exit_with_parent() -> None:

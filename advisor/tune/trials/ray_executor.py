@@ -45,7 +45,7 @@ from strategies.models.features import INFERENCE_BATCH, cached_rows, not_cached
 from strategies.registry import get_strategy
 
 SHARD = 2048
-"""Images whose features are one task. A GPU takes seconds for them, and their rows take 50 MB."""
+"""Images whose features are one task. A GPU takes seconds for them; their rows take some 30 MB."""
 MAX_RESTARTS = 3
 """A process that died more often than this is given up with its trial: that may be the cause."""
 POLL_S = 0.2
@@ -164,7 +164,7 @@ class RayExecutor(Executor):
                 if isinstance(found, str):
                     hosts[actor] = found
                 else:
-                    local.ctx.cache.put(*found)
+                    local.ctx.cache.put_bytes(*found)
                     done = min(done + shard, len(images))
                     local.ctx.reporter.on_progress("features", done, len(images))
                     here = (socket.gethostname(), hosts[actor])

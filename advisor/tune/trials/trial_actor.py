@@ -66,7 +66,7 @@ class TrialActor:
         here = self._here(local, budget, ends_at)
         ctx = here.ctx.with_deadline(here.budget.search_ends_s())
         for space, rows in known:
-            ctx.cache.put(space, rows)
+            ctx.cache.put_bytes(space, rows)
         if images:
             with contextlib.suppress(OutOfTime):  # what was computed is in the cache
                 extract_features(images, here.backbone, ctx)

@@ -9,6 +9,7 @@ import numpy as np
 import optuna
 import pytest
 
+from advisor.tune.trials.executor import LocalExecutor
 from advisor.types.events import Event
 from advisor.types.outcome import TrialRecord
 from strategies.core.cache import ArrayCache
@@ -303,3 +304,17 @@ def test_the_classifier_of_this_process_is_not_read_back(
     other = run.prepare(max_trials=1).result().classifier
     paths = [p.path for p in run.dataset.val]
     np.testing.assert_array_equal(own.predict_proba(paths), other.predict_proba(paths))
+
+
+def test_features_are_computed_ahead_only_where_a_trial_may_use_them(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(LocalExecutor, "compute_features", lambda executor: calls.append("asked"))
+    run.prepare(only="from_scratch").compute_features()
+    interrupted = run.prepare(only="linear_probe")
+    interrupted.executor.interrupt.requested = True
+    interrupted.compute_features()
+    assert calls == []
+    run.prepare(only="linear_probe").compute_features()
+    assert calls == ["asked"]

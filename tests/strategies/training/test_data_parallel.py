@@ -110,10 +110,17 @@ def test_two_processes_give_the_weights_of_one_with_mixup_and_micro_batches(
 
 
 def test_an_odd_batch_and_faster_convolutions_do_not_change_the_weights(
-    backbone: Backbone, small_dataset: Dataset, ctx: RunContext
+    backbone: Backbone,
+    small_dataset: Dataset,
+    ctx: RunContext,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     recipe = replace(SGD, lr=1e-3, batch_size=7)  # shares of four and three images
     assert_two_processes_train_as_one(backbone, small_dataset, recipe, ctx)
+    assert capfd.readouterr() == (
+        "",
+        "",
+    )  # the processes print nothing, and torch warns of nothing
 
 
 class Stopped(Exception):

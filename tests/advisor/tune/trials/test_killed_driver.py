@@ -100,14 +100,14 @@ def alone(arguments: list[str], out: Path) -> float:
 @pytest.fixture
 def arguments(make_folder: Callable[..., Path], tmp_path: Path) -> list[str]:
     found = ["run", str(make_folder("data", 12)), "--cache-dir", str(tmp_path / "cache")]
-    return [*found, "--input-px", "32", "--trials", "3", "--time", "1h", "--no-control"]
+    found += ["--input-px", "32", "--trials", "3", "--time", "1h", "--no-control"]
+    return [*found, "--strategy", "layer_svm"]
 
 
 @pytest.mark.ray
 def test_a_driver_that_is_killed_after_a_trial_loses_nothing(
     arguments: list[str], tmp_path: Path, ray_folder: Path
 ) -> None:
-    arguments += ["--strategy", "layer_svm"]
     alone(arguments, tmp_path / "alone")
 
     def kill(run: Path, driver: subprocess.Popen[bytes]) -> None:
@@ -124,7 +124,6 @@ def test_a_driver_that_is_killed_after_a_trial_loses_nothing(
 def test_a_driver_that_is_killed_at_ten_random_moments_loses_nothing(
     arguments: list[str], tmp_path: Path, ray_folder: Path
 ) -> None:
-    arguments += ["--strategy", "full_fine_tune"]
     whole_s, rng = alone(arguments, tmp_path / "alone"), random.Random(0)
 
     def kill(run: Path, driver: subprocess.Popen[bytes]) -> None:
