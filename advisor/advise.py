@@ -30,7 +30,7 @@ from strategies.data.dataset import Dataset, Split, load_dataset
 from strategies.data.image import shown
 from strategies.models.backbone import Backbone, load_backbone, sizes_of
 from strategies.models.catalogue import CATALOGUE, DEFAULT_BACKBONE
-from strategies.models.features import extract_features
+from strategies.models.features import pooled_features
 from strategies.registry import get_strategy
 
 TINY_PX = 64
@@ -167,7 +167,7 @@ def _advise(
     profile = replace(profile, pretrained_on=domain)
     ctx.reporter.on_progress("similarity", 1, 1)
     if test_images:
-        features = extract_features(test_images, backbone, ctx).pooled[-1]
+        features = pooled_features(test_images, backbone, ctx, [backbone.n_depths])
         measured = replace(measured, test_features=features)
     limit_s = _limit_s(time_s, reserve_s, ctx)
     inputs, decision, no_pilot = _decide(profile, p, limit_s)

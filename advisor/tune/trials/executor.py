@@ -25,7 +25,7 @@ from strategies.core.progress import OnEpoch
 from strategies.data.dataset import Dataset, Split, labels_of
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
-from strategies.models.features import extract_features, not_cached
+from strategies.models.features import not_cached, pooled_features
 from strategies.registry import get_strategy
 from strategies.training.trainer import ROUNDS
 
@@ -83,7 +83,7 @@ class LocalExecutor(Executor):
         start = time.monotonic()
         strategy = get_strategy(job.strategy).from_hyperparameters(job.hyperparameters)
         scored = strategy.fit(part, self.backbone, self.ctx)
-        features = extract_features(part.val, self.backbone, self.ctx).at(scored.depths)
+        features = pooled_features(part.val, self.backbone, self.ctx, scored.depths)
         with torch.inference_mode():
             logits = scored.network.head(torch.from_numpy(features).to(self.ctx.device))
         is_correct = logits.argmax(dim=1).cpu().numpy() == labels_of(part.val)
