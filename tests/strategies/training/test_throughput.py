@@ -29,7 +29,7 @@ def test_a_slow_disk_write_in_the_feature_pass_does_not_make_training_look_cheap
     dataset = load_dataset(make_folder("many", n_per_class))
     assert min(4, -(-len(dataset.train) // INFERENCE_BATCH)) == batches
     slept = []
-    put = ArrayCache.put
+    put = ArrayCache.put_features
 
     def sleep_once(self: ArrayCache, space: str, rows: Mapping[str, np.ndarray]) -> None:
         if not slept and len(rows) >= INFERENCE_BATCH:
@@ -37,7 +37,7 @@ def test_a_slow_disk_write_in_the_feature_pass_does_not_make_training_look_cheap
             time.sleep(SLEPT_S)
         put(self, space, rows)
 
-    monkeypatch.setattr(ArrayCache, "put", sleep_once)
+    monkeypatch.setattr(ArrayCache, "put_features", sleep_once)
     found = measure_training_cost(dataset, backbone, ctx).passes_per_image
     assert slept
     assert found >= 1.0
