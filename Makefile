@@ -15,7 +15,7 @@ test: $(VENV)/.dev
 
 # Two nodes of a Ray cluster on this machine.
 ray: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m ray
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "ray and not slow"
 
 # axe-core looks for what hinders people; without npm its test is skipped and says so.
 browser: $(VENV)/.dev
