@@ -120,6 +120,28 @@ def test_regret_is_measured_against_means_over_seeds(
     assert both[case].regret(entry) == pytest.approx(0.5)
 
 
+def test_priors_of_other_backbones_know_nothing_of_a_cases_own_backbone(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, inputs = suite(scripts, 6)
+    other = [{**row, "backbone": "another"} for row in rows]
+    both = inputs | {case._replace(backbone="another"): known for case, known in inputs.items()}
+
+    def expected(rows: list[Row], *, other_backbones: bool) -> list[Any]:
+        advise_all = scripts["leave_one_dataset_out"].advise_all
+        advised = advise_all(rows, both, other_backbones=other_backbones)
+        own = [j for j in advised if j.case.backbone != "another"]
+        assert {j.case.dataset for j in own} == {f"set{i}" for i in range(6)}
+        return [[o.accuracy for o in j.decisions["advisor, balanced"].options] for j in own]
+
+    worse = [{**row, "accuracy": 0.5 * row["accuracy"]} for row in rows]
+    for other_backbones in (False, True):
+        before, after = (
+            expected(own + other, other_backbones=other_backbones) for own in (rows, worse)
+        )
+        assert (before == after) is other_backbones
+
+
 def test_a_fit_beside_another_job_hardly_widens_the_predicted_seconds(
     scripts: dict[str, ModuleType],
 ) -> None:
