@@ -14,11 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pinned_split import load_pinned
 from rows import HERE, Case, Row, append_row, case_of, read_rows
 from run_suite import fit, subsample
 
 from strategies.core.allocator import keep_freed_memory
-from strategies.data.dataset import load_dataset
 from strategies.models.backbone import load_backbone
 from strategies.registry import STRATEGIES
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
     for seed in args.seeds:
         for name in args.sets:
             case = Case(name, args.n_per_class, seed, args.input_px)
-            whole = load_dataset(args.data_root / name)
+            whole = load_pinned(args.data_root / name)
             drawn = subsample(whole, args.n_per_class, seed)
             for strategy, kind in STRATEGIES.items():
                 if kind().inapplicable(drawn, backbone) is not None:

@@ -22,13 +22,14 @@ import numpy as np
 from claim_results import ClaimResult, fixed, is_default, pairs, with_error
 from frozen_stages import freezing_by_size, freezing_table, freezing_when_few, plot
 from numpy.typing import NDArray
+from pinned_split import load_pinned
 from rows import EVIDENCE, RESULTS, Case, Row, read_inputs, read_rows
 from run_suite import REFERENCE_SET, subsample
 from scipy.stats import spearmanr
 
 from advisor.decide.candidates import DecisionInputs
 from strategies.core.context import RunContext, make_context
-from strategies.data.dataset import Split, labels_of, load_dataset
+from strategies.data.dataset import Split, labels_of
 from strategies.heads.cross_validation import fit_head
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.features import eval_pixels, extract_features
@@ -49,7 +50,7 @@ def one_image_against_ten(root: Path, names: list[str], ctx: RunContext, px: int
     held, details = 0, []
     for name in names:
         gaps = []
-        whole = load_dataset(root / name)
+        whole = load_pinned(root / name)
         for draw in range(DRAWS):
             dataset = subsample(whole, PER_CLASS, draw)
             assert dataset.test is not None

@@ -27,6 +27,7 @@ from optuna.pruners import (
     NopPruner,
     SuccessiveHalvingPruner,
 )
+from pinned_split import load_pinned
 from rows import append_row, read_rows
 
 from advisor.tune.interventions import initial_trials
@@ -36,7 +37,7 @@ from advisor.tune.trials.sampler import SeededTPE
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
 from strategies.core.progress import Reporter
-from strategies.data.dataset import Dataset, Split, labels_of, load_dataset
+from strategies.data.dataset import Dataset, Split, labels_of
 from strategies.full_fine_tune import FullFineTune
 from strategies.models.backbone import load_backbone
 from strategies.models.classifier import ImageClassifier
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     for name in args.sets if {"record", "soups"} & set(args.what) else ():
-        dataset = draw(load_dataset(args.data_root / name), SETS[name])
+        dataset = draw(load_pinned(args.data_root / name), SETS[name])
         ctx = make_context(cache_dir=args.cache_dir, seed=SEED, workers=1)
         if "record" in args.what and not rows_of(args.out)[name]:
             record(name, dataset, ctx, args)

@@ -17,11 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from pinned_split import load_pinned
 from rows import append_row, read_rows
 
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import make_context
-from strategies.data.dataset import Dataset, LabelledImage, load_dataset
+from strategies.data.dataset import Dataset, LabelledImage
 from strategies.models.backbone import load_backbone
 from strategies.models.classifier import evaluate
 from strategies.registry import get_strategy
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for strategy in ("linear_probe", "full_fine_tune")
             if (name in args.sets) and (name, n, seed, strategy) not in _rows(args.out)
         ]
-        dataset = load_dataset(args.data_root / name) if todo else None
+        dataset = load_pinned(args.data_root / name) if todo else None
         for seed, strategy in todo:
             assert dataset is not None
             row = {"set": name, "n_per_class": n, "seed": seed, "strategy": strategy}

@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from pinned_split import load_pinned
 from rows import Case, Row, append_row, case_of, read_rows
 from run_suite import fit, subsample
 
 from strategies.core.allocator import keep_freed_memory
-from strategies.data.dataset import load_dataset
 from strategies.models.backbone import load_backbone
 
 ROWS = Path(__file__).resolve().parent / "learning_rates.jsonl"
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 fitted = [r["grid"] for r in known if r["strategy"] == strategy]
                 todo = [g for g in _given(strategy, args.steps) if g not in fitted]
                 if todo:
-                    whole = load_dataset(args.data_root / name)
+                    whole = load_pinned(args.data_root / name)
                     dataset = subsample(whole, case.n_per_class, seed)
                 for given in todo:
                     append_row(args.out, fit(dataset, backbone, case, strategy, given))

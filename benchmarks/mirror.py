@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pinned_split import load_pinned
 from rows import append_row, read_rows
 from run_suite import REFERENCE_SET, subsample
 
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
-from strategies.data.dataset import Dataset, load_dataset
+from strategies.data.dataset import Dataset
 from strategies.full_fine_tune import FullFineTune
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import evaluate
@@ -46,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = read_rows(args.out)
     known = {(r["set"], r["n_per_class"], r["seed"], r.get("hflip")) for r in rows}
     for name in names:
-        whole = load_dataset(args.data_root / name)
+        whole = load_pinned(args.data_root / name)
         for n in args.n_per_class:
             for seed in args.seeds:
                 dataset = subsample(whole, n, seed).hide_test()

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pinned_split import load_pinned
 from rows import HERE, Row, append_row, read_rows
 from run_suite import subsample
 
@@ -34,7 +35,7 @@ from advisor.types.advice import Finding
 from advisor.types.options import Options
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import make_context
-from strategies.data.dataset import Dataset, load_dataset
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.catalogue import DEFAULT_BACKBONE
 from strategies.models.classifier import ImageClassifier, evaluate, make_network
@@ -60,7 +61,7 @@ CODES = ("TL201", "TL202", "TL208", "TL209")
 def harm(args: argparse.Namespace) -> None:
     """Train the embedded backbone on random labels of spectrograms, and save it."""
     backbone = load_backbone(input_px=args.input_px)
-    dataset = load_dataset(args.data_root / FOREIGN)
+    dataset = load_pinned(args.data_root / FOREIGN)
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(dataset.train))[:N_FOREIGN]
     labels = rng.integers(dataset.n_classes, size=len(rows))
@@ -86,7 +87,7 @@ def advise_draws(args: argparse.Namespace) -> None:
     name = f"local-dir:{args.backbone_folder}" if harmful else args.backbone
     backbone = load_backbone(name, input_px=args.input_px)
     for target in TARGETS if harmful else NEAR:
-        whole = load_dataset(args.data_root / target)
+        whole = load_pinned(args.data_root / target)
         for seed in range(args.seeds):
             about = {"part": args.part, "set": target, "seed": seed, "n_per_class": N_PER_CLASS}
             about["backbone"] = "harmful" if harmful else name
@@ -140,7 +141,7 @@ def fit_interventions(args: argparse.Namespace) -> None:
     ]
     for seed in range(args.seeds):
         for target in TARGETS:
-            dataset = subsample(load_dataset(args.data_root / target), N_PER_CLASS, seed)
+            dataset = subsample(load_pinned(args.data_root / target), N_PER_CLASS, seed)
             for kind, strategy, name, given in plan:
                 about = {"part": "interventions", "set": target, "seed": seed, "kind": kind}
                 about |= {"strategy": strategy, "given": given, "input_px": args.input_px}

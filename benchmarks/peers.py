@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from fine_tune_defaults import fill_test
+from pinned_split import load_pinned
 from rows import append_row, read_rows
 from run_suite import subsample
 from sklearn.linear_model import LogisticRegressionCV
@@ -36,7 +37,7 @@ from sklearn.svm import LinearSVC
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
 from strategies.core.folds import MAX_FOLDS
-from strategies.data.dataset import Dataset, labels_of, load_dataset
+from strategies.data.dataset import Dataset, labels_of
 from strategies.models.backbone import Backbone, load_backbone, timm_network
 from strategies.models.classifier import evaluate
 from strategies.models.features import extract_features
@@ -65,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 todo = [who for who in args.who if who not in {r["who"] for r in rows}]
                 if not todo:
                     continue
-                whole = load_dataset(args.data_root / name)
+                whole = load_pinned(args.data_root / name)
                 dataset = fill_test(whole, subsample(whole, n, seed), seed)
                 for who in todo:
                     row = {"set": name, "n_per_class": n, "seed": seed, "who": who}

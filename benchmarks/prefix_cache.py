@@ -22,12 +22,13 @@ from unittest import mock
 
 import numpy as np
 from fine_tune_defaults import draw
+from pinned_split import load_pinned
 from rows import append_row, read_rows
 
 from strategies.core.activation_store import ActivationStore
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, TrainingResources, make_context
-from strategies.data.dataset import Dataset, labels_of, load_dataset
+from strategies.data.dataset import Dataset, labels_of
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import make_network, set_head
 from strategies.models.network import scores_of
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep_freed_memory()
     backbone = load_backbone(input_px=args.input_px)
     for name in args.sets:
-        dataset = load_dataset(args.data_root / name)
+        dataset = load_pinned(args.data_root / name)
         for seed in args.seeds:
             drawn = draw(dataset, args.n_per_class, seed)
             ctx = make_context(cache_dir=args.cache_dir, seed=seed)

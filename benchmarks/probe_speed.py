@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pinned_split import load_pinned
 from rows import append_row, read_rows
 from run_suite import subsample
 from sklearn.exceptions import ConvergenceWarning
@@ -30,7 +31,7 @@ from sklearn.linear_model import LogisticRegression
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import make_context
 from strategies.core.folds import fold_numbers
-from strategies.data.dataset import groups_of, labels_of, load_dataset
+from strategies.data.dataset import groups_of, labels_of
 from strategies.heads.cross_validation import cross_validate, fit_head
 from strategies.layer_svm import depth_set
 from strategies.models.backbone import load_backbone
@@ -51,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     backbone = load_backbone(input_px=96)
     ctx = make_context(cache_dir=args.cache_dir, seed=0)
-    dataset = subsample(load_dataset(args.data_root / args.set), args.n_per_class, 0)
+    dataset = subsample(load_pinned(args.data_root / args.set), args.n_per_class, 0)
     images = dataset.fit_split
     features, labels = extract_features(images, backbone, ctx), labels_of(images)
     folds = fold_numbers(labels, 0, groups=groups_of(images))

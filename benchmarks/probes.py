@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from fine_tune_defaults import fill_test
 from numpy.typing import NDArray
+from pinned_split import load_pinned
 from rows import append_row, read_rows
 from run_suite import subsample
 from scipy.stats import norm
@@ -30,7 +31,7 @@ from shared_datasets import NEAR
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
 from strategies.core.metrics import LEVEL
-from strategies.data.dataset import Dataset, labels_of, load_dataset
+from strategies.data.dataset import Dataset, labels_of
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.registry import get_strategy
 
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 done = {r["who"] for r in read_rows(args.out) if _cell(r) == (name, n, seed)}
                 todo = [who for who in WHO if who not in done]
                 if todo:
-                    whole = load_dataset(args.data_root / name)
+                    whole = load_pinned(args.data_root / name)
                     dataset = fill_test(whole, subsample(whole, n, seed), seed)
                 for who in todo:
                     row = {"set": name, "n_per_class": n, "seed": seed, "who": who}

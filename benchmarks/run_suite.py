@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pinned_split import load_pinned
 from rows import (
     EVIDENCE,
     RESULTS,
@@ -47,7 +48,7 @@ from advisor.measure.profile import measure
 from advisor.similarity.transferability import rate_features
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext, make_context
-from strategies.data.dataset import Dataset, LabelledImage, Split, labels_of, load_dataset
+from strategies.data.dataset import Dataset, LabelledImage, Split, labels_of
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.catalogue import DEFAULT_BACKBONE
 from strategies.models.classifier import evaluate_probabilities
@@ -88,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         p.name for p in args.data_root.iterdir() if p.is_dir() and p.name != REFERENCE_SET
     )
     backbone = load_backbone(args.backbone, input_px=args.input_px)
-    whole = functools.cache(lambda name: load_dataset(args.data_root / name))
+    whole = functools.cache(lambda name: load_pinned(args.data_root / name))
     cases = [
         Case(name, n, seed, args.input_px, args.backbone)
         for seed in args.seeds

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from pinned_split import load_pinned
 from run_suite import subsample
 from shared_datasets import DATA
 
@@ -23,7 +24,7 @@ from advisor.report.words import headline
 from advisor.types.advice import Advice
 from advisor.types.options import Options
 from strategies.core.context import make_context
-from strategies.data.dataset import Dataset, load_dataset
+from strategies.data.dataset import Dataset
 from strategies.data.image import Split
 from strategies.models.backbone import load_backbone
 
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print("|---|---|---|---|---|---|---|")
     for name in args.sets:
-        whole = load_dataset(args.data_root / name)
+        whole = load_pinned(args.data_root / name)
         for seed in range(args.seeds):
             dataset = shuffled(subsample(whole, args.n_per_class, seed), seed)
             options = Options(input_px=args.input_px, pilot="off", seed=seed)

@@ -41,6 +41,7 @@ from typing import Any
 import numpy as np
 import optuna
 from peers import run_training
+from pinned_split import load_pinned
 from rows import append_row, read_rows
 from run_suite import subsample
 from scipy.stats import t as student
@@ -51,7 +52,7 @@ from advisor.types.options import Options
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TrainingDiverged
-from strategies.data.dataset import Dataset, load_dataset
+from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import ImageClassifier, evaluate
 from strategies.registry import STRATEGIES, get_strategy
@@ -85,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 todo = [who for who in args.who if who not in known]
                 if not todo:
                     continue
-                dataset = subsample(load_dataset(args.data_root / name), n, seed)
+                dataset = subsample(load_pinned(args.data_root / name), n, seed)
                 for who in todo:
                     python = getattr(args, who) if who in PEERS else None
                     row = cell | {"who": who} | run_method(who, dataset, backbone, cell, python)

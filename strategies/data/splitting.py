@@ -12,6 +12,7 @@ from strategies.core.errors import DataError
 from strategies.core.metrics import LEVEL, Labels, proportion
 from strategies.data.image import LabelledImage, Split, groups_of, labels_of
 from strategies.data.near_duplicates import connected, correlations, grey_thumbnails
+from strategies.data.sampling import content_order
 
 NO_GROUPS = "none"
 """Value of ``--group-by`` that groups only duplicates."""
@@ -28,6 +29,8 @@ _LAST_NUMBER = re.compile(r"^(.*?)[^0-9A-Za-z]*[0-9]+[^0-9]*$")
 
 Rows = NDArray[np.int64]
 Names = list[str | None]
+GroupOrder = Callable[[Split, Rows, int], Sequence[int]]
+"""Takes a split, the group of every image and a seed; returns the groups in an order."""
 
 
 def assign_groups(
@@ -158,18 +161,44 @@ def _names_form_series(
     return proportion(float(np.mean(is_closer)), len(is_closer), LEVEL).low > SERIES_RESEMBLANCE
 
 
-def add_missing_splits(splits: Mapping[str, Split], n_classes: int, seed: int) -> dict[str, Split]:
+def order_by_content(split: Split, group: Rows, seed: int) -> Sequence[int]:
+    """Return the groups of a split in a pseudo-random order that their images' content determines.
+
+    Parameters
+    ----------
+    group
+        Group of every image, numbered from 0, (n,).
+    """
+    first: dict[int, str] = {}
+    for image, number in zip(split, group.tolist(), strict=True):
+        first[number] = min(first.get(number, image.digest), image.digest)
+    return content_order((first[number] for number in range(len(first))), seed)
+
+
+def add_missing_splits(
+    splits: Mapping[str, Split],
+    n_classes: int,
+    seed: int,
+    order: GroupOrder = order_by_content,
+) -> dict[str, Split]:
     """Draw the splits that are missing (test, then validation) from train, stratified by class.
 
     A class of one group stays in train, one of two or three groups gives one group to test, and a
-    larger one gives at least one group to each split.
+    larger one gives at least one group to each split. Images that are added to the dataset leave
+    nearly all others in their splits, so their features stay useful and results comparable.
+
+    Parameters
+    ----------
+    order
+        Returns the order in which the groups of a split are drawn.
     """
     result = dict(splits)
     # A class gives to test if it has two groups, and to validation if three remain after that.
     for name, share, smallest in (("test", TEST_SHARE, 2), ("val", VAL_SHARE, 3)):
         if name not in splits:
-            train, result[name] = split_off(result["train"], n_classes, share, seed, smallest)
-            result["train"] = train
+            result["train"], result[name] = split_off(
+                result["train"], n_classes, share, seed, smallest, order
+            )
     return result
 
 
@@ -201,7 +230,12 @@ def follow_groups(images: Split, homes: Sequence[str]) -> tuple[dict[str, Split]
 
 
 def split_off(
-    split: Split, n_classes: int, share: float, seed: int, smallest: int
+    split: Split,
+    n_classes: int,
+    share: float,
+    seed: int,
+    smallest: int,
+    order: GroupOrder = order_by_content,
 ) -> tuple[Split, Split]:
     """Split off a share of every class in whole groups: return (remaining, split off).
 
@@ -218,7 +252,7 @@ def split_off(
     n_groups = (counts > 0).sum(axis=0)
     share_of_class = np.maximum(1, np.round(share * counts.sum(axis=0))).astype(np.int64)
     targets = np.where(n_groups >= smallest, share_of_class, 0)
-    taken = _choose_groups(counts, targets, np.random.default_rng(seed))
+    taken = _choose_groups(counts, targets, order(split, group, seed))
     is_taken = taken[group]
     return (
         tuple(p for p, taken_off in zip(split, is_taken, strict=True) if not taken_off),
@@ -226,8 +260,8 @@ def split_off(
     )
 
 
-def _choose_groups(counts: Rows, targets: Rows, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Choose groups at random until every class reaches its target, as closely as possible.
+def _choose_groups(counts: Rows, targets: Rows, order: Sequence[int]) -> NDArray[np.bool_]:
+    """Choose groups in an order until every class reaches its target, as closely as possible.
 
     Parameters
     ----------
@@ -244,7 +278,6 @@ def _choose_groups(counts: Rows, targets: Rows, rng: np.random.Generator) -> NDA
         left[counts[g] > 0] -= 1
         missing[:] -= counts[g]
 
-    order = rng.permutation(len(counts))
     for g in order:
         gain = np.minimum(counts[g], np.maximum(missing, 0)).sum()
         if 2 * gain > counts[g].sum() and (left[counts[g] > 0] > 1).all():

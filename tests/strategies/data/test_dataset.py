@@ -13,7 +13,7 @@ from strategies.core.folds import fold_numbers
 from strategies.data import dataset as dataset_module
 from strategies.data.dataset import Dataset, labels_of, load_dataset
 from strategies.data.image import LabelledImage, groups_of, shown
-from strategies.data.splitting import assign_groups, split_off
+from strategies.data.splitting import add_missing_splits, assign_groups, split_off
 
 Make = Callable[..., Path]
 
@@ -188,6 +188,30 @@ def test_a_class_of_two_large_groups_gives_the_smaller_to_test() -> None:
     left, off = split_off(images([0] * 20, [1] * 12 + [2] * 8), 1, 0.2, seed=0, smallest=2)
     assert {p.group for p in off} == {2}
     assert {p.group for p in left} == {1}
+
+
+def test_added_images_leave_nearly_all_others_in_their_splits() -> None:
+    before = images([i % 4 for i in range(1000)], [i // 4 for i in range(1000)])
+    added = tuple(
+        LabelledImage(Path(f"new{i}.png"), i % 4, f"new{i}", 8, 8, 1000 + i) for i in range(100)
+    )
+    drawn = add_missing_splits({"train": before}, 4, seed=0)
+    more = add_missing_splits({"train": added + before}, 4, seed=0)
+    for name, split in drawn.items():
+        stayed = {p.path for p in split} & {p.path for p in more[name]}
+        assert len(stayed) >= 0.9 * len(split), name
+    new_in_test = {p.path for p in added} & {p.path for p in more["test"]}
+    assert 10 <= len(new_in_test) <= 30  # 20 expected
+
+
+def test_large_groups_are_drawn_as_often_as_small_ones() -> None:
+    groups = [0] * 10 + [1] * 10 + list(range(2, 82))
+    split = images([0] * 100, groups)
+    drawn = [
+        {p.group for p in split_off(split, 1, 0.2, seed, smallest=2)[1]} for seed in range(200)
+    ]
+    share = np.mean([0 in groups for groups in drawn])
+    assert 0.1 < share < 0.25  # a little less than 0.2: the last ones may be too large
 
 
 def test_groups_that_span_classes_are_not_split() -> None:
