@@ -156,7 +156,8 @@ def run_in_process(spec: dict[str, Any]) -> dict[str, Any]:
     prepared = prepare(Path(spec["manifest"]), options, STARTED_S + spec["limit_s"])
     dataset, test = prepared.dataset.hide_test(), prepared.dataset.test or ()
     by_px = {prepared.backbone.input_px: EVALUATION_S}
-    budget = TimeBudget(STARTED_S + spec["limit_s"], len(test), len(dataset.val), by_px)
+    limit_s = spec["limit_s"]
+    budget = TimeBudget(STARTED_S + limit_s, limit_s, len(test), len(dataset.val), by_px)
     if spec["who"] == "advice":
         best, n_trials = fit_advice(prepared, dataset, budget), 1
     else:

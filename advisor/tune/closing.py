@@ -15,9 +15,9 @@ from advisor.types.outcome import Soup
 
 CONTROL_SHARE = 0.1
 """Share of the time limit that is reserved for the control."""
-MIN_S_FOR_MAP = 8.0
+MIN_S_FOR_MAP = 30.0
 """Seconds that the search must have left for the map of images to be computed. A map of a
-thousand images takes this long on a slow core."""
+thousand images takes about 8 s on a slow core, in which a short run rather learns."""
 REPORT_S = 6.0
 """Seconds reserved for map and report on one core, until they have been made and timed once."""
 

@@ -184,7 +184,7 @@ def _wants_control(budget: TimeBudget, prepared: Prepared, run: RunOptions) -> b
     """Return whether there is to be a control; if it is left out, its reserve is released."""
     if not run.control or not prepared.dataset.test:
         return False
-    if budget.affords_control(run.time_s):
+    if budget.affords_control():
         return True
     budget.release_control(is_fitted=False)
     prepared.ctx.reporter.on_note(
@@ -245,9 +245,16 @@ def make_search(
         seed=options.seed,
         pruning=make_pruning(len(dataset.val), by_folds=len(validation.folds) > 1),
     )
-    n_test = (1 + run.control) * len(dataset.test or ())
-    control_s = run.control * CONTROL_SHARE * run.time_s
-    budget = TimeBudget(deadline_s, n_test, len(dataset.val), by_px, control_s, REPORT_S)
+    budget = TimeBudget(
+        deadline_s,
+        run.time_s,
+        len(dataset.test or ()),
+        len(dataset.val),
+        by_px,
+        n_judged=1 + run.control,
+        control_s=run.control * CONTROL_SHARE * run.time_s,
+        report_s=REPORT_S,
+    )
     shared = storage_of(folder, run.storage_path) if run.uses_ray else folder
     executor = LocalExecutor(
         prepared.backbone,

@@ -7,6 +7,7 @@ from typing import Any
 
 from advisor.tune.incumbent import Incumbent
 from advisor.tune.scheduler import Scheduler
+from advisor.tune.time_budget import TimeLeft
 from advisor.tune.trials.executor import LocalExecutor
 from advisor.tune.trials.job import Executor, Job, Score, TrialResult
 from advisor.tune.trials.study import Trials
@@ -145,18 +146,18 @@ class Search:
     def _next_job(self) -> Job | None:
         """Begin the next trial; None if nothing is left to try."""
         budget = self.executor.budget
-        if not self.incumbent.is_open() or budget.left_s() <= 0:
+        if not self.incumbent.is_open() or budget.left_s(n_val=0) <= 0:
             return None
         best, snapshot = self.incumbent.trial, self.trials.snapshot()
         n_soup_images = self.executor.n_soup_images(snapshot.done)
         is_trained = best is not None and get_strategy(best.strategy).trains_network
         budget.reserve_for(incumbent_is_trained=is_trained, n_soup_images=n_soup_images)
-        min_fit_s = len(self.executor.validation.folds) * budget.min_fit_s()
-        strategy = self.scheduler.choose(snapshot, budget.left_s(), min_fit_s)
+        n_folds = len(self.executor.validation.folds)
+        left = TimeLeft(budget.left_s(n_val=0), budget.left_s(), n_folds * budget.min_fit_s())
+        strategy = self.scheduler.choose(snapshot, left)
         start: Mapping[str, Any] = {}
         if strategy is not None:
-            space = self.trials.spaces[strategy]
-            start = self.scheduler.start(strategy, snapshot, space, budget.left_s())
+            start = self.scheduler.start(strategy, snapshot, self.trials.spaces[strategy], left)
         return self.trials.begin(strategy, start)
 
     def _submit_trials(self) -> None:

@@ -11,10 +11,32 @@ SOUP_S = 2.0
 """Reserve for reading the soup candidates from disk and writing their average."""
 MAX_CONTROL_SHARE = 0.2
 """Fitting and evaluating the control may take this share of a run's time, else there is none."""
+MAX_TEST_SHARE = 0.1
+"""Evaluating one classifier on test may take this share of a run's time. If all test images would
+take longer, it is evaluated on a random sample of them."""
 MIN_FIT_S = 2.5
 """A training run is not worth starting with less time than this, validation not counted."""
 MIN_VALIDATIONS = 2
 """A training run is validated at least at its start and at its end."""
+
+
+@dataclass(frozen=True)
+class TimeLeft:
+    """Seconds left to the next trial.
+
+    Attributes
+    ----------
+    head_s
+        For a head: it is validated on features, which are computed like those it is fitted to.
+    training_s
+        For a training run, with the time to validate it reserved.
+    min_training_s
+        A training run is not worth starting with less.
+    """
+
+    head_s: float
+    training_s: float
+    min_training_s: float = 0.0
 
 
 @dataclass
@@ -27,12 +49,16 @@ class TimeBudget:
     ----------
     deadline_s
         ``time.monotonic()`` at which the program must have ended.
+    limit_s
+        Seconds of the whole run.
     n_test, n_val
-        Images that are predicted once at the end, and once a trial.
+        Images that are predicted once at the end, by every classifier, and once a trial.
     by_px
         Recent seconds to predict one image, for every input size in use.
+    n_judged
+        Classifiers that are evaluated on test: the best one, and perhaps its control.
     control_s
-        Seconds reserved for the control.
+        Seconds reserved for fitting the control.
     has_control
         Whether the probe that is the incumbent has its control already. A training run that is
         the incumbent needs its own.
@@ -45,9 +71,11 @@ class TimeBudget:
     """
 
     deadline_s: float
+    limit_s: float
     n_test: int
     n_val: int
     by_px: dict[int, float]
+    n_judged: int = 1
     control_s: float = 0.0
     report_s: float = 0.0
     has_control: bool = False
@@ -76,10 +104,10 @@ class TimeBudget:
         """Reserve time for the control of the incumbent, and for averaging the training runs."""
         self.incumbent_is_trained, self.n_soup_images = incumbent_is_trained, n_soup_images
 
-    def affords_control(self, time_s: float) -> bool:
-        """Return whether the control is cheap enough for a run of `time_s` seconds in all."""
-        evaluation_s = SAFETY_FACTOR * self.n_test / 2 * self.s_per_image
-        return self.control_s + evaluation_s <= MAX_CONTROL_SHARE * time_s
+    def affords_control(self) -> bool:
+        """Return whether the control is cheap enough for this run."""
+        evaluation_s = SAFETY_FACTOR * self.n_test * self.s_per_image
+        return self.control_s + evaluation_s <= MAX_CONTROL_SHARE * self.limit_s
 
     def early_control(self, *, is_fitted: bool) -> None:
         """Note whether the probe that is the incumbent has its control already."""
@@ -92,7 +120,7 @@ class TimeBudget:
         """
         self.control_s = 0.0
         if not is_fitted:
-            self.n_test //= 2
+            self.n_judged = 1
 
     def report_begins_s(self) -> float:
         """Return the ``time.monotonic()`` by which all evaluation must be over."""
@@ -100,7 +128,8 @@ class TimeBudget:
 
     def test_begins_s(self) -> float:
         """Return the ``time.monotonic()`` at which evaluation on test must begin."""
-        return self.report_begins_s() - SAFETY_FACTOR * self.n_test * self.s_per_image
+        test_s = SAFETY_FACTOR * self.n_test * self.s_per_image
+        return self.report_begins_s() - self.n_judged * min(test_s, MAX_TEST_SHARE * self.limit_s)
 
     def soup_ends_s(self) -> float:
         """Return the ``time.monotonic()`` after which no more averages may be validated."""
@@ -114,21 +143,31 @@ class TimeBudget:
             soup_s = SAFETY_FACTOR * self.n_soup_images * self.s_per_image + SOUP_S
         return self.soup_ends_s() - soup_s
 
-    def fit_ends_s(self) -> float:
-        """Return the ``time.monotonic()`` by which a fit must end, to be validated in time."""
-        return self.search_ends_s() - SAFETY_FACTOR * self.n_val * self.s_per_image - 0.3
+    def validation_s(self, n: int | None = None) -> float:
+        """Return the seconds to reserve for passing `n` validation images; None: all of them."""
+        return SAFETY_FACTOR * (self.n_val if n is None else n) * self.s_per_image
 
-    def fold_ends_s(self, n_left: int) -> float:
+    def fit_ends_s(self, n_val: int | None = None) -> float:
+        """Return the ``time.monotonic()`` by which a fit must end, to be validated in time.
+
+        Parameters
+        ----------
+        n_val
+            Validation images that must pass the network; None: all of them.
+        """
+        return self.search_ends_s() - self.validation_s(n_val) - 0.3
+
+    def fold_ends_s(self, n_left: int, n_val: int | None = None) -> float:
         """Return the ``time.monotonic()`` by which the next of `n_left` folds must be fitted.
 
         The folds of a trial share the time that is left equally.
         """
         now = time.monotonic()
-        return now + (self.fit_ends_s() - now) / n_left
+        return now + (self.fit_ends_s(n_val) - now) / n_left
 
-    def left_s(self) -> float:
-        """Return the seconds in which trials can still be run."""
-        return self.fit_ends_s() - time.monotonic()
+    def left_s(self, n_val: int | None = None) -> float:
+        """Return the seconds in which a trial can still be fitted."""
+        return self.fit_ends_s(n_val) - time.monotonic()
 
     def min_fit_s(self) -> float:
         """Return the least seconds with which a training run is worth starting."""

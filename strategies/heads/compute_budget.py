@@ -12,8 +12,9 @@ from strategies.data.dataset import Dataset, LabelledImage
 from strategies.models.backbone import Backbone
 from strategies.models.features import INFERENCE_BATCH, extract_features, not_cached
 
-PASS_SHARE = 0.5
-"""Share of the remaining time that forward passes over the images may take."""
+PASS_SHARE = 0.7
+"""Share of the remaining time that forward passes over the images may take. The rest is for the
+fit of the head, and for a machine that becomes slower."""
 
 
 def affordable_passes(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> float:

@@ -1,15 +1,16 @@
 """Fit a calibrated linear head on frozen features; choose strength and views on train images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from strategies.core.cache import Rows
 from strategies.core.context import RunContext
 from strategies.core.metrics import Labels
-from strategies.data.dataset import Dataset, groups_of, labels_of
+from strategies.data.dataset import Dataset, LabelledImage, groups_of, labels_of
 from strategies.heads.compute_budget import affordable_subset
 from strategies.heads.cross_validation import (
     STRENGTHS,
@@ -27,7 +28,8 @@ from strategies.heads.cross_validation import (
 from strategies.heads.feature_selection import select_strongest, strongest_out_of_fold
 from strategies.models.backbone import Backbone
 from strategies.models.body import Pooling
-from strategies.models.classifier import make_network, set_head
+from strategies.models.classifier import ImageClassifier, make_network, set_head
+from strategies.models.features import pooled_features
 from strategies.models.multi_view import VIEWS, features_at
 from strategies.models.network import Network
 
@@ -115,6 +117,21 @@ def fit_on_features(
     set_head(network, weight, bias)
     used = replace(settings, strength=best.strength, views=best.views)
     return network.to(ctx.device).eval(), used
+
+
+@torch.inference_mode()
+def scores_on_features(
+    classifier: ImageClassifier, images: Sequence[LabelledImage], ctx: RunContext
+) -> NDArray[np.float32]:
+    """Return the scores of a head on mean-pooled features, (n, classes), float32.
+
+    Unlike `ImageClassifier.predict_proba`, this takes features from the cache.
+    """
+    x = pooled_features(images, classifier.backbone, ctx, classifier.depths)
+    scores: NDArray[np.float32] = (
+        classifier.network.head(torch.from_numpy(x).to(classifier.device)).cpu().numpy()
+    )
+    return scores
 
 
 def _choose(x: Rows, dataset: Dataset, settings: LinearSettings, ctx: RunContext) -> _Choice:

@@ -71,7 +71,7 @@ class Runner:
             self.ctx,
             self.folder,
             make_validation(self.dataset.hide_test(), self.n_folds, 0),
-            TimeBudget(self.deadline_s, 0, n_val, {self.backbone.input_px: 0.001}),
+            TimeBudget(self.deadline_s, math.inf, 0, n_val, {self.backbone.input_px: 0.001}),
             Interrupt(),
             SoupCandidates(self.folder, self.n_folds) if self.soup else None,
         )

@@ -6,6 +6,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import optuna
 import torch
 
@@ -17,15 +18,17 @@ from advisor.tune.time_budget import TimeBudget
 from advisor.tune.trials.job import Executor, Job, OnScore, Score, TrialResult
 from advisor.tune.trials.validation import Validation
 from advisor.types.outcome import TrialRecord
+from strategies.base import Strategy
 from strategies.core.activation_store import ActivationStore
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, StorageError, TransferError
 from strategies.core.metrics import Interval, proportion
 from strategies.core.progress import OnEpoch
 from strategies.data.dataset import Dataset, Split, labels_of
-from strategies.models.backbone import Backbone
+from strategies.heads.linear_head import scores_on_features
+from strategies.models.backbone import Backbone, resized
 from strategies.models.classifier import ImageClassifier
-from strategies.models.features import not_cached, pooled_features
+from strategies.models.features import INFERENCE_BATCH, not_cached
 from strategies.registry import get_strategy
 from strategies.training.trainer import ROUNDS
 
@@ -82,12 +85,8 @@ class LocalExecutor(Executor):
         """
         start = time.monotonic()
         strategy = get_strategy(job.strategy).from_hyperparameters(job.hyperparameters)
-        scored = strategy.fit(part, self.backbone, self.ctx)
-        features = pooled_features(part.val, self.backbone, self.ctx, scored.depths)
-        with torch.inference_mode():
-            logits = scored.network.head(torch.from_numpy(features).to(self.ctx.device))
-        is_correct = logits.argmax(dim=1).cpu().numpy() == labels_of(part.val)
-        accuracy = proportion(float(is_correct.mean()), len(part.val))
+        hits = self._score_images(strategy.fit(part, self.backbone, self.ctx), part.val)
+        accuracy = proportion(float(np.mean(hits)), len(hits))
         classifier = strategy.fit(part.with_val_in_train(), self.backbone, self.ctx)
         record = TrialRecord(
             job.number,
@@ -160,7 +159,7 @@ class LocalExecutor(Executor):
         which needs validation images, or if less time is left than the trial itself took.
         """
         strategy = get_strategy(record.strategy)
-        if strategy.trains_network or self.budget.left_s() <= record.seconds:
+        if strategy.trains_network or self.budget.left_s(n_val=0) <= record.seconds:
             return None
         ctx = self.ctx.with_deadline(self.budget.search_ends_s())
         try:
@@ -201,9 +200,10 @@ class LocalExecutor(Executor):
 
         def fit(fold: Dataset, number: int, n_left: int) -> ImageClassifier:
             on_epoch = self._on_epoch(job, fold, on_score)
+            n_to_pass = self._n_to_pass(strategy, backbone, fold)
             ctx = replace(
                 self.ctx,
-                deadline_s=self.budget.fold_ends_s(n_left),
+                deadline_s=self.budget.fold_ends_s(n_left, n_to_pass),
                 reporter=replace(self.ctx.reporter, on_epoch=on_epoch),
                 training=replace(
                     self.ctx.training,
@@ -225,21 +225,36 @@ class LocalExecutor(Executor):
         known = job.known if by_folds else {}
         return self.validation.score(fit, self._score_images, on_fold, known)
 
+    def _n_to_pass(self, strategy: Strategy, backbone: Backbone, fold: Dataset) -> int:
+        """Return how many validation images must pass the network to score a fit."""
+        given = strategy.hyperparameters()
+        if strategy.head_loss is None or given.get("pooling", "mean") != "mean":
+            return len(fold.val)
+        return len(not_cached(fold.val, resized(backbone, given.get("input_px")), self.ctx))
+
     def _saved(self, job: Job) -> Path | None:
         if self.soup_candidates is None or not self.soup_candidates.accepts(job.strategy):
             return None
         return self.soup_candidates.path(job.number, 0)
 
     def _score_images(self, classifier: ImageClassifier, split: Split) -> list[float]:
-        """Return 1.0 for each correctly classified image, else 0.0; time the prediction."""
-        start = time.monotonic()
-        probabilities = classifier.predict_proba(
-            [p.path for p in split], n_workers=self.ctx.n_workers, precision=self.ctx.precision
-        )
+        """Return 1.0 for each correctly classified image, else 0.0; time the prediction.
+
+        A head on mean-pooled features is scored on features, which may be in the cache already.
+        """
+        start, n_passed = time.monotonic(), len(split)
+        is_head = get_strategy(classifier.strategy).head_loss is not None
+        if is_head and classifier.pooling == "mean":
+            n_passed = len(not_cached(split, classifier.backbone, self.ctx))
+            predicted = scores_on_features(classifier, split, self.ctx).argmax(axis=1)
+        else:
+            predicted = classifier.predict_proba(
+                [p.path for p in split], n_workers=self.ctx.n_workers, precision=self.ctx.precision
+            ).argmax(axis=1)
         took_s = time.monotonic() - start
-        self.budget.observe_prediction(len(split), took_s, classifier.backbone.input_px)
-        is_correct = probabilities.argmax(axis=1) == labels_of(split)
-        hits: list[float] = is_correct.astype(float).tolist()
+        if n_passed >= INFERENCE_BATCH:  # fewer say little about the speed
+            self.budget.observe_prediction(n_passed, took_s, classifier.backbone.input_px)
+        hits: list[float] = (predicted == labels_of(split)).astype(float).tolist()
         return hits
 
     def _on_epoch(self, job: Job, fold: Dataset, on_score: OnScore) -> OnEpoch:

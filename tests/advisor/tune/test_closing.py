@@ -21,7 +21,9 @@ def prepared(run: Runner) -> Prepared:
 
 
 def budget(seconds: float) -> TimeBudget:
-    return TimeBudget(time.monotonic() + seconds, 0, 1, {64: 0.001}, control_s=0.4 * seconds)
+    return TimeBudget(
+        time.monotonic() + seconds, seconds, 0, 1, {64: 0.001}, control_s=0.4 * seconds
+    )
 
 
 def test_the_draft_report_is_written_with_the_map_before_the_search(

@@ -17,6 +17,7 @@ from advisor.tune.interventions import (
     interventions_for,
 )
 from advisor.tune.scheduler import make_scheduler
+from advisor.tune.time_budget import TimeLeft
 from advisor.tune.trials.pruning import make_pruning
 from advisor.tune.trials.study import Trials, TrialsSnapshot
 from advisor.types.advice import Advice, Finding, Recommendation, Severity
@@ -108,9 +109,9 @@ def test_probes_try_a_better_backbone_second_and_training_runs_try_it_first(
     begun: dict[str, list[str | None]] = {}
     snapshot = TrialsSnapshot((), ())
     for _ in range(10):
-        name = scheduler.choose(snapshot, math.inf)
+        name = scheduler.choose(snapshot, TimeLeft(math.inf, math.inf))
         assert name is not None
-        start = scheduler.start(name, snapshot, {}, math.inf)
+        start = scheduler.start(name, snapshot, {}, TimeLeft(math.inf, math.inf))
         begun.setdefault(name, []).append(start.get("backbone"))
         snapshot = replace(snapshot, unfinished=(*snapshot.unfinished, name))
     assert next(iter(begun)) == "linear_probe"

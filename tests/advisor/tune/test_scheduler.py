@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from advisor.tune.interventions import initial_trials
 from advisor.tune.scheduler import Scheduler, make_scheduler
-from advisor.tune.time_budget import TimeBudget
+from advisor.tune.time_budget import MAX_TEST_SHARE, TimeBudget, TimeLeft
 from advisor.tune.trials.sampler import SeededTPE
 from advisor.tune.trials.study import TrialsSnapshot
 from advisor.types.advice import Recommendation
@@ -77,21 +77,25 @@ def snapshot(*scores: tuple[str, float | None]) -> TrialsSnapshot:
     return TrialsSnapshot(tuple(done), ())
 
 
+def left(head_s: float, min_training_s: float = 0.0) -> TimeLeft:
+    return TimeLeft(head_s, head_s, min_training_s)
+
+
 def test_the_baseline_comes_first() -> None:
-    assert SCHEDULER.choose(snapshot(), 1000) == "linear_probe"
+    assert SCHEDULER.choose(snapshot(), left(1000)) == "linear_probe"
 
 
 def test_every_training_strategy_gets_trials_and_the_incumbents_gets_more() -> None:
     begun = snapshot(("linear_probe", 0.8), ("full_fine_tune", 0.85))
-    assert SCHEDULER.choose(begun, 1000) == "partial_fine_tune"
+    assert SCHEDULER.choose(begun, left(1000)) == "partial_fine_tune"
     even = snapshot(("linear_probe", 0.8), ("full_fine_tune", 0.85), ("partial_fine_tune", 0.83))
-    assert SCHEDULER.choose(even, 1000) == "full_fine_tune"
+    assert SCHEDULER.choose(even, left(1000)) == "full_fine_tune"
 
 
 def test_a_strategy_clearly_worse_than_the_incumbent_gets_no_more_trials() -> None:
     sure = snapshot(("linear_probe", 0.8), ("full_fine_tune", 0.95), ("partial_fine_tune", 0.5))
     for _ in range(5):
-        name = SCHEDULER.choose(sure, 1000)
+        name = SCHEDULER.choose(sure, left(1000))
         assert name == "full_fine_tune"
         more = replace(sure.done[1], number=sure.n)
         sure = TrialsSnapshot((*sure.done, more), ())
@@ -99,23 +103,23 @@ def test_a_strategy_clearly_worse_than_the_incumbent_gets_no_more_trials() -> No
 
 def test_little_time_goes_to_the_shortest_training_run_and_the_last_seconds_to_none() -> None:
     done = snapshot(("linear_probe", 0.8))
-    assert SCHEDULER.choose(done, 8.9, 5.0) == "partial_fine_tune"
-    assert SCHEDULER.choose(done, 4.9, 5.0) is None
-    assert SCHEDULER.choose(done, 0.0, 5.0) is None
+    assert SCHEDULER.choose(done, left(8.9, 5.0)) == "partial_fine_tune"
+    assert SCHEDULER.choose(done, left(4.9, 5.0)) is None
+    assert SCHEDULER.choose(done, left(0.0, 5.0)) is None
 
 
 def test_nothing_is_tried_against_a_perfect_incumbent_unless_a_number_of_trials_was_given() -> (
     None
 ):
     perfect = snapshot(("linear_probe", 0.99))
-    assert EASY.choose(perfect, 1000) is None
-    assert replace(EASY, max_trials=3).choose(perfect, 1000) is not None
+    assert EASY.choose(perfect, left(1000)) is None
+    assert replace(EASY, max_trials=3).choose(perfect, left(1000)) is not None
 
 
 def test_a_strategy_with_a_higher_prediction_is_tried_against_a_perfect_incumbent() -> None:
     few = replace(SCHEDULER, n_val=10)
     perfect = snapshot(("linear_probe", 1.0))
-    assert few.choose(perfect, 1000) == "full_fine_tune"
+    assert few.choose(perfect, left(1000)) == "full_fine_tune"
     assert few.end_reason(perfect) == "time"
 
 
@@ -125,7 +129,7 @@ def test_the_end_reason_of_a_search() -> None:
     surpassed = snapshot(
         ("linear_probe", 0.95), ("full_fine_tune", 0.5), ("partial_fine_tune", 0.5)
     )
-    assert SCHEDULER.choose(surpassed, 1000) is None
+    assert SCHEDULER.choose(surpassed, left(1000)) is None
     assert SCHEDULER.end_reason(surpassed) == "no_candidate"
     assert replace(SCHEDULER, max_trials=3).end_reason(surpassed) == "trials"
     three = replace(EASY, max_trials=3)
@@ -134,21 +138,21 @@ def test_the_end_reason_of_a_search() -> None:
 
 def test_a_strategy_that_only_fails_is_given_up() -> None:
     failed = snapshot(("linear_probe", 0.8), *[("full_fine_tune", None)] * 3)
-    assert SCHEDULER.choose(failed, 1000) == "partial_fine_tune"
+    assert SCHEDULER.choose(failed, left(1000)) == "partial_fine_tune"
     all_failed = snapshot(
         *[
             (n, None)
             for n in ("linear_probe",) + ("full_fine_tune",) * 3 + ("partial_fine_tune",) * 3
         ]
     )
-    assert SCHEDULER.choose(all_failed, math.inf) is None
+    assert SCHEDULER.choose(all_failed, left(math.inf)) is None
 
 
 def test_unfinished_trials_count() -> None:
     limited = replace(SCHEDULER, max_trials=2)
     assert (
         limited.choose(
-            TrialsSnapshot(snapshot(("linear_probe", 0.8)).done, ("full_fine_tune",)), 9e9
+            TrialsSnapshot(snapshot(("linear_probe", 0.8)).done, ("full_fine_tune",)), left(9e9)
         )
         is None
     )
@@ -235,7 +239,7 @@ def test_with_little_time_a_training_run_starts_on_smaller_images() -> None:
     sized = replace(SCHEDULER, options=(advised("linear_probe", 0.8), *options))
 
     def px(scheduler: Scheduler, strategy: str, seconds_left: float) -> int | None:
-        return scheduler.start(strategy, snapshot(), {}, seconds_left).get("input_px")
+        return scheduler.start(strategy, snapshot(), {}, left(seconds_left)).get("input_px")
 
     assert px(sized, "full_fine_tune", 120.0) == 224
     assert px(sized, "full_fine_tune", 50.0) == 160
@@ -255,20 +259,21 @@ def test_a_trial_on_all_images_beats_one_on_a_part_of_them_whatever_their_scores
     assert SCHEDULER.best((part, whole)) == whole
 
 
-def test_after_a_probe_on_a_part_of_the_images_a_probe_on_all_is_tried_if_there_is_time() -> None:
+def test_after_a_probe_on_a_part_the_next_keeps_its_size_if_it_can_read_half_the_images() -> None:
     (part,) = snapshot(("linear_probe", 0.95)).done
     begun = TrialsSnapshot((replace(part, n_train=10),), ())
     sized = [advised("linear_probe", 0.8, 30.0), advised("linear_probe", 0.7, 8.0, px=96)]
     options = tuple(replace(o, hyperparameters={"input_px": o.input_px}) for o in sized)
     candidates = (options[0], *SCHEDULER.candidates[1:])
-    scheduler = replace(SCHEDULER, options=options, candidates=candidates, unmeasured_s=24.0)
+    scheduler = replace(SCHEDULER, options=options, candidates=candidates)
+    scheduler = replace(scheduler, features_s=30.0, unmeasured_s=24.0)
 
-    assert scheduler.choose(begun, 100.0) == "linear_probe"
-    assert scheduler.start("linear_probe", begun, {}, 100.0) == {"input_px": 224}
-    assert scheduler.start("linear_probe", begun, {}, 31.0) == {"input_px": 224}
-    assert scheduler.choose(begun, 10.0) == "linear_probe"
-    assert scheduler.start("linear_probe", begun, {}, 10.0) == {"input_px": 96}
-    assert scheduler.choose(begun, 5.0, 1.0) == "partial_fine_tune"
+    assert scheduler.choose(begun, left(100.0)) == "linear_probe"
+    assert scheduler.start("linear_probe", begun, {}, left(100.0)) == {"input_px": 224}
+    assert scheduler.start("linear_probe", begun, {}, left(31.0)) == {"input_px": 224}
+    assert scheduler.choose(begun, left(10.0)) == "linear_probe"
+    assert scheduler.start("linear_probe", begun, {}, left(10.0)) == {"input_px": 96}
+    assert scheduler.choose(begun, left(5.0, 1.0)) == "partial_fine_tune"
 
 
 def test_after_advice_for_a_short_time_heads_keep_the_measured_size_and_training_runs_stay(
@@ -323,7 +328,7 @@ def test_draws_depend_only_on_seed_trial_number_and_earlier_trials() -> None:
 
 
 def test_a_time_budget_reserves_time_for_evaluation() -> None:
-    budget = TimeBudget(deadline_s=1000.0, n_test=100, n_val=50, by_px={224: 0.01})
+    budget = TimeBudget(deadline_s=1000.0, limit_s=900.0, n_test=100, n_val=50, by_px={224: 0.01})
     before = budget.search_ends_s()
     assert budget.fit_ends_s() < before < 1000.0 - 1.0
     budget.observe_prediction(10, 1.0, px=224)
@@ -331,7 +336,7 @@ def test_a_time_budget_reserves_time_for_evaluation() -> None:
 
 
 def test_fast_predictions_at_a_small_size_keep_the_reserve_for_large_images() -> None:
-    budget = TimeBudget(deadline_s=1000.0, n_test=100, n_val=50, by_px={224: 0.01})
+    budget = TimeBudget(deadline_s=1000.0, limit_s=900.0, n_test=100, n_val=50, by_px={224: 0.01})
     budget.observe_prediction(10, 1.0, px=224)
     for _ in range(5):
         budget.observe_prediction(10, 0.1, px=96)
@@ -341,14 +346,29 @@ def test_fast_predictions_at_a_small_size_keep_the_reserve_for_large_images() ->
 
 
 def test_a_control_that_takes_a_large_share_of_the_time_is_not_afforded() -> None:
-    budget = TimeBudget(math.inf, 200, 10, {224: 0.05}, control_s=6.0)
-    assert budget.affords_control(60.0)  # 6 s, and 100 images in 5.75 s
-    assert not replace(budget, n_test=220).affords_control(60.0)
+    budget = TimeBudget(math.inf, 60.0, 100, 10, {224: 0.05}, n_judged=2, control_s=6.0)
+    assert budget.affords_control()  # 6 s, and 100 images in 5.75 s
+    assert not replace(budget, n_test=110).affords_control()
+
+
+def test_the_reserve_for_test_is_a_share_of_the_limit_at_most() -> None:
+    budget = TimeBudget(1000.0, 60.0, n_test=100, n_val=50, by_px={224: 0.01}, n_judged=2)
+    assert budget.report_begins_s() - budget.test_begins_s() == pytest.approx(2 * 1.15)
+    budget.observe_prediction(10, 1.0, px=224)
+    assert budget.report_begins_s() - budget.test_begins_s() == 2 * MAX_TEST_SHARE * 60.0
+    budget.release_control(is_fitted=False)
+    assert budget.report_begins_s() - budget.test_begins_s() == MAX_TEST_SHARE * 60.0
+
+
+def test_time_to_validate_is_reserved_for_images_that_must_pass_the_network() -> None:
+    budget = TimeBudget(1000.0, 900.0, n_test=100, n_val=50, by_px={224: 0.01})
+    assert budget.left_s(n_val=0) - budget.left_s() == pytest.approx(1.15 * 0.5, abs=1e-3)
+    assert budget.left_s(n_val=25) - budget.left_s() == pytest.approx(1.15 * 0.25, abs=1e-3)
 
 
 def test_the_reserves_for_control_and_report_shrink_to_what_they_cost() -> None:
     budget = TimeBudget(
-        1000.0, n_test=0, n_val=50, by_px={224: 0.01}, control_s=60.0, report_s=6.0
+        1000.0, 900.0, n_test=0, n_val=50, by_px={224: 0.01}, control_s=60.0, report_s=6.0
     )
     before = budget.search_ends_s()
     budget.observe_report(2.0)
@@ -361,6 +381,6 @@ def test_the_reserves_for_control_and_report_shrink_to_what_they_cost() -> None:
 
 
 def test_the_folds_of_a_trial_share_its_time() -> None:
-    budget = TimeBudget(time.monotonic() + 100.0, n_test=0, n_val=1, by_px={224: 0.0})
+    budget = TimeBudget(time.monotonic() + 100.0, 100.0, n_test=0, n_val=1, by_px={224: 0.0})
     whole, half = (budget.fold_ends_s(n) - time.monotonic() for n in (1, 2))
     assert half == pytest.approx(whole / 2, abs=0.1)

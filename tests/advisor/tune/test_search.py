@@ -16,7 +16,7 @@ from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError, OutOfTime, TrainingDiverged
 from strategies.core.metrics import Interval
-from strategies.data.dataset import Dataset
+from strategies.data.dataset import Dataset, labels_of
 from strategies.full_fine_tune import FullFineTune
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
@@ -101,6 +101,25 @@ def test_without_time_for_a_trial_a_probe_on_all_measured_images_is_the_classifi
     assert found.best.strategy == "linear_probe"
     assert found.best.n_train is None
     assert ImageClassifier.load(run.folder.classifier()).classes == run.dataset.classes
+
+
+def test_a_probe_is_scored_on_cached_features_as_it_would_predict(
+    run: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search = run.prepare()
+    extract_features(run.dataset.fit_split, run.backbone, run.ctx)
+    with monkeypatch.context() as patched:
+        patched.setattr(features, "batches", None)  # no image may be read
+        patched.setattr(ImageClassifier, "predict_proba", None)
+        search.run(stop_at_first=True)
+
+    scored, dataset = search.trials.snapshot().done[0], run.dataset
+    again = LinearProbe.from_hyperparameters(
+        {k: v for k, v in scored.hyperparameters.items() if k != "views"} | {"views": 1}
+    ).fit(dataset, run.backbone, run.ctx)
+    predicted = again.predict_proba([p.path for p in dataset.val]).argmax(axis=1)
+    assert scored.hyperparameters["views"] == 1
+    assert score(scored) == np.mean(predicted == labels_of(dataset.val))
 
 
 @pytest.mark.parametrize("only", ["layer_svm", None])
