@@ -1,5 +1,6 @@
 """Smoke tests of scripts that fit classifiers to images, on small striped datasets."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 
 from advisor.similarity.reference import read_reference
 from strategies import fine_tuning
+from strategies.data.dataset import load_dataset
 from strategies.registry import STRATEGIES, get_strategy
 from tests.benchmarks.conftest import rows_in
 
@@ -295,7 +297,17 @@ def test_many_images_are_fitted_by_the_default_schedule(
     assert not (tmp_path / "new" / "many-images").exists()
 
 
+def test_the_suite_keeps_the_splits_of_its_first_rows(load: Load, shared: Path) -> None:
+    root = shared / "hymenoptera"
+    pinned, today = load("pinned_split").load_pinned(root), load_dataset(root)
+    names = [p.path.relative_to(root).as_posix() for p in pinned.test]
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    assert digest.startswith("58cbdd4ca8f85e22")
+    assert set(pinned.fit_split + pinned.test) == set(today.fit_split + (today.test or ()))
+
+
 SMOKE = {
+    "pinned_split": test_the_suite_keeps_the_splits_of_its_first_rows,
     "schedule": test_many_images_are_fitted_by_the_default_schedule,
     "shuffled_labels": test_advice_on_shuffled_labels_is_printed,
     "run_suite": test_the_suite_adds_missing_rows,
