@@ -211,14 +211,14 @@ def _decide(
     forced = None if options.strategy == AUTO else options.strategy
     inputs = DecisionInputs(profile, make_candidates(profile, p.dataset, p.backbone))
     decision = recommend(inputs, priors, forced, options.prefer, limit_s)
+    options.on_ranking(decision.recommendations)
     no_pilot = reason_against_pilot(
         options.pilot, decision, inputs, priors, p.ctx.seconds_left(), forced
     )
     if no_pilot is None:
-        best = decision.recommendations[0]
-        p.ctx.reporter.on_note(f"Before the pilot: {best.strategy} {best.accuracy.percent()}.")
         inputs = replace(inputs, pilot=_pilot(decision, p.dataset, p.backbone, p.ctx))
         decision = recommend(inputs, priors, forced, options.prefer, limit_s)
+        options.on_ranking(decision.recommendations)
     return inputs, decision, no_pilot
 
 

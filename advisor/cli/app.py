@@ -1,6 +1,7 @@
 """Entry points of tl-advise and tl-auto: commands, lookup in the advice cache, and printing."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +28,9 @@ from advisor.types.flags import Flag
 from advisor.types.options import Options
 
 if TYPE_CHECKING:
-    from advisor.types.advice import Advice
+    from rich.console import RenderableType
+
+    from advisor.types.advice import Advice, Recommendation
     from strategies.core.progress import PhaseTimer
 
 advise_app = typer.Typer(add_completion=True, rich_markup_mode=None)
@@ -102,16 +105,26 @@ def advise_command(
     if html is not None and not html.resolve().parent.is_dir():
         fail(f"--html {html}: there is no folder {html.resolve().parent}. Create it first.")
     folder = data_folder(data, demo, options.cache_dir)
-    with progress(output.quiet) as on_progress, errors():
+    below: list[RenderableType] = []
+    with progress(output.quiet, below) as on_progress, errors():
         from strategies.core.progress import PhaseTimer
 
         phase_timer = PhaseTimer(on_progress, last_s=STARTED_S)
         options = replace(options, on_progress=phase_timer, on_note=print_note)
+        if not (output.json or output.markdown):
+            options = replace(options, on_ranking=lambda ranking: _show_ranking(below, ranking))
         advice = _cached_or_new(folder, options, limit.time_s, phase_timer, html)
     _print_advice(advice, output)
     if output.profile:
         phase_timer.end("report")
         _print_phase_times(phase_timer)
+
+
+def _show_ranking(below: list["RenderableType"], ranking: Sequence["Recommendation"]) -> None:
+    """Show a ranking that is not final below the progress bars, in place of an earlier one."""
+    from advisor.report.brief import ranking_so_far
+
+    below[:] = [ranking_so_far(ranking)]
 
 
 def _print_advice(advice: "Advice", output: AdviceOutput) -> None:

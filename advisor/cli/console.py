@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import typer
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, RenderableType
 
 
 OnProgress = Callable[[str, int, int], None]
 STARTED_S = time.monotonic() - time.process_time()
 """About when this process started, on the clock of `time.monotonic`."""
 USAGE_ERROR, INTERRUPTED = 2, 130
+REFRESH_PER_S = 10
 GC_THRESHOLD = 100_000
 """Objects that are created before the garbage collector runs."""
 
@@ -111,11 +112,19 @@ def errors() -> Iterator[None]:
 
 
 @contextmanager
-def progress(quiet: bool) -> Iterator[OnProgress]:
-    """Show progress bars on stderr, if it is a terminal and not `quiet`."""
+def progress(quiet: bool, below: Sequence["RenderableType"] = ()) -> Iterator[OnProgress]:
+    """Show progress bars on stderr, if it is a terminal and not `quiet`.
+
+    Parameters
+    ----------
+    below
+        What is shown below the bars, and removed with them. It may change at any time.
+    """
     if quiet or not stderr.is_terminal:
         yield lambda what, done, total: None
         return
+    from rich.console import Group
+    from rich.live import Live
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -125,14 +134,21 @@ def progress(quiet: bool) -> Iterator[OnProgress]:
     )
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), console=stderr, transient=True) as bars:
-        task_ids: dict[str, Any] = {}
+    bars = Progress(*columns, TimeElapsedColumn(), console=stderr)
+    task_ids: dict[str, Any] = {}
 
-        def show(what: str, done: int, total: int) -> None:
-            if what not in task_ids:
-                task_ids[what] = bars.add_task(what, total=total or None)
-            bars.update(task_ids[what], completed=done)
+    def show(what: str, done: int, total: int) -> None:
+        if what not in task_ids:
+            task_ids[what] = bars.add_task(what, total=total or None)
+        bars.update(task_ids[what], completed=done)
 
+    screen = Live(
+        get_renderable=lambda: Group(bars, *below),
+        console=stderr,
+        transient=True,
+        refresh_per_second=REFRESH_PER_S,
+    )
+    with screen:
         yield show
 
 

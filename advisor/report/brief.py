@@ -40,6 +40,12 @@ def print_brief(console: Console, advice: Advice) -> None:
     )
 
 
+def ranking_so_far(ranking: Sequence[Recommendation]) -> RenderableType:
+    """Return the table of strategies, before the findings have been checked."""
+    title = Text("Ranking so far; what may change it is still being checked.", style="dim")
+    return Group(title, Padding(_ranked(ranking, is_void=False), (0, 0, 0, 2)))
+
+
 def _section(title: str, body: RenderableType | None) -> tuple[RenderableType, ...]:
     if body is None:
         return ()
@@ -73,23 +79,29 @@ def _why(advice: Advice) -> RenderableType | None:
 
 
 def _strategies(advice: Advice) -> RenderableType:
+    ranking = advice.recommendations
+    lines = [_more(len(ranking) - MAX_STRATEGIES)]
+    if any(not r.cases for r in ranking):
+        lines.append("assumed: no benchmark cases yet, so it is ranked after the others")
+    if advice.rejections:
+        lines.append(_left_out([r.strategy for r in advice.rejections]))
+    table = _ranked(ranking, is_void=advice.void is not None)
+    return Group(table, *(_one_line(line) for line in lines if line))
+
+
+def _ranked(ranking: Sequence[Recommendation], *, is_void: bool) -> Table:
+    """Return the table of the first strategies; the best one stands out unless it is void."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
     for name in ("", "strategy", "expected accuracy"):
         table.add_column(name, no_wrap=True)
     table.add_column("input", justify="right", no_wrap=True)
     table.add_column("fit time", justify="right", no_wrap=True)
     table.add_column("accuracy is", no_wrap=True)
-    for number, r in enumerate(advice.recommendations[:MAX_STRATEGIES], start=1):
+    for number, r in enumerate(ranking[:MAX_STRATEGIES], start=1):
         estimates = (r.accuracy.percent(), f"{r.input_px} px", duration(r.seconds.mid))
-        basis = _basis(r)
-        style = "bold" if number == 1 and advice.void is None else ""
-        table.add_row(str(number), r.strategy, *estimates, basis, style=style)
-    lines = [_more(len(advice.recommendations) - MAX_STRATEGIES)]
-    if any(not r.cases for r in advice.recommendations):
-        lines.append("assumed: no benchmark cases yet, so it is ranked after the others")
-    if advice.rejections:
-        lines.append(_left_out([r.strategy for r in advice.rejections]))
-    return Group(table, *(_one_line(line) for line in lines if line))
+        style = "bold" if number == 1 and not is_void else ""
+        table.add_row(str(number), r.strategy, *estimates, _basis(r), style=style)
+    return table
 
 
 def _frontier(advice: Advice) -> RenderableType | None:

@@ -4,10 +4,10 @@ Each option is declared once, with its default, flag, help and bounds; see `advi
 This module imports no deep-learning library, so that ``--help`` is fast.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from advisor.types.flags import Flag, check_values
 from strategies.core.errors import TransferError
@@ -42,6 +42,14 @@ def tie_upper_bound(accuracy: float, prefer: Prefer) -> float:
 
 DeviceName = Annotated[str, Flag("auto, cpu, cuda, cuda:N or mps.", is_local=True)]
 CacheDir = Annotated[Path | None, Flag("Folder of the feature cache.", is_local=True)]
+
+
+OnRanking = Callable[[Sequence[Any]], None]
+"""Called with recommendations (`advisor.types.advice.Recommendation`), the best one first."""
+
+
+def ignore_ranking(ranking: Sequence[Any]) -> None:
+    """Ignore a ranking (default callback)."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +89,9 @@ class Options:
     on_note
         Called with a message for the user, for example when a training run deviates from its
         plan.
+    on_ranking
+        Called as soon as the strategies can be ranked, and again when a pilot has ended. Findings
+        follow, and may make the advice void.
     """
 
     backbone: Annotated[
@@ -136,6 +147,7 @@ class Options:
     seed: Annotated[int, Flag("Random seed of splits, folds and training.", min=0)] = 0
     on_progress: OnProgress | None = field(default=None, compare=False)
     on_note: OnNote = field(default=ignore_note, compare=False)
+    on_ranking: OnRanking = field(default=ignore_ranking, compare=False)
 
     def __post_init__(self) -> None:
         """Check choices and bounds."""

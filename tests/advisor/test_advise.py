@@ -1,12 +1,16 @@
-"""The time that a recommended fit may take."""
+"""The time that a recommended fit may take, and rankings before the advice is complete."""
 
 import math
 import time
 
 import pytest
 
-from advisor.advise import _limit_s
+from advisor.advise import Prepared, _limit_s, advise_on
+from advisor.types.advice import Recommendation
+from advisor.types.options import Options
 from strategies.core.context import RunContext
+from strategies.data.dataset import Dataset
+from strategies.models.backbone import Backbone
 
 
 @pytest.mark.parametrize(
@@ -18,3 +22,28 @@ def test_a_fit_must_end_within_its_time_and_before_the_deadline_less_the_reserve
 ) -> None:
     limited = ctx.with_deadline(time.monotonic() + 100.0)
     assert _limit_s(time_s, reserve_s, limited) == pytest.approx(expected, abs=1.0)
+
+
+@pytest.mark.parametrize("has_pilot", [False, True])
+def test_a_ranking_is_passed_on_as_soon_as_it_is_known_and_again_after_a_pilot(
+    small_dataset: Dataset,
+    backbone: Backbone,
+    ctx: RunContext,
+    monkeypatch: pytest.MonkeyPatch,
+    has_pilot: bool,
+) -> None:
+    happened: list[str] = []
+    seen: list[tuple[Recommendation, ...]] = []
+
+    def on_ranking(ranking: tuple[Recommendation, ...]) -> None:
+        happened.append("ranking")
+        seen.append(ranking)
+
+    monkeypatch.setattr("advisor.advise._pilot", lambda *_: happened.append("pilot"))
+    monkeypatch.setattr(
+        "advisor.advise.reason_against_pilot", lambda *_: None if has_pilot else "too small"
+    )
+    options = Options(device="cpu", on_ranking=on_ranking)
+    advice = advise_on(Prepared(small_dataset, backbone, (), (), options, ctx))
+    assert happened == ["ranking", "pilot", "ranking"] if has_pilot else ["ranking"]
+    assert seen[-1] == advice.recommendations
