@@ -69,8 +69,8 @@ class ObservedGain(NamedTuple):
         The linear probe's cross-validated accuracy, shrunk to the prior.
     gain
         Log-odds of the fit's test accuracy minus the mean of `expected`.
-    test_noise
-        Standard deviation of the gain due to the finite number of test images.
+    n_test
+        Number of test images.
     seconds
         Measured time of the fit.
     """
@@ -80,13 +80,14 @@ class ObservedGain(NamedTuple):
     input_px: int
     expected: LogOdds
     gain: float
-    test_noise: float
+    n_test: int
     seconds: float
 
     @property
     def noise(self) -> float:
         """Standard deviation of the gain due to the finite numbers of images."""
-        return float(np.hypot(self.expected.sd, self.test_noise))
+        of_test = 2 * np.cosh((self.expected.mean + self.gain) / 2) / np.sqrt(self.n_test)
+        return float(np.hypot(self.expected.sd, of_test))
 
 
 class LinearModel(NamedTuple):
@@ -121,8 +122,7 @@ def gains_of(
         for case in (own._replace(input_px=px) for px in SUITE_PX if px >= own.input_px):
             if case in inputs and inputs[case].has(strategy):
                 expected = _expected(inputs[case], prior)
-                gain, noise = log_odds_of(row) - expected.mean, _noise(row)
-                fit = (gain, noise, row["seconds"])
+                fit = (log_odds_of(row) - expected.mean, row["n_test"], row["seconds"])
                 found.append(ObservedGain(strategy, case, own.input_px, expected, *fit))
     return found
 
@@ -136,11 +136,6 @@ def _expected(inputs: DecisionInputs, prior: EvidencePriors) -> LogOdds:
 def gain_by_case(gains: Sequence[ObservedGain]) -> dict[tuple[Case, int], float]:
     """Return the gains by case of the profile and input size of the fit."""
     return {(g.case, g.input_px): g.gain for g in gains}
-
-
-def _noise(row: Row) -> float:
-    """Return the standard deviation of a row's log-odds over draws of its test images."""
-    return float(2 * np.cosh(log_odds_of(row) / 2) / np.sqrt(row["n_test"]))
 
 
 def prior_weights_of(strategy: str, prior: EvidencePriors) -> Mapping[str, float]:

@@ -23,9 +23,8 @@ from leave_one_dataset_out import (
     kind_of,
 )
 from rows import EVIDENCE, RESULTS, read_inputs, read_rows
-from scipy.special import expit
 
-from advisor.decide.gain_model import Z, log_odds
+from advisor.decide.gain_model import Z, accuracy_of, angle_of
 from strategies.core.metrics import LEVEL, Interval
 
 
@@ -65,10 +64,10 @@ def intervals(advised: list[AdvisedCase]) -> str:
 
 def with_test_noise(accuracy: Interval, n_test: int) -> tuple[float, float]:
     """Return the ends of an interval of accuracy, widened by the noise of a test split."""
-    low, mid, high = (log_odds(x, 1e6) for x in (accuracy.low, accuracy.mid, accuracy.high))
-    noise = 2 * np.cosh(mid / 2) / np.sqrt(n_test)
-    half = np.hypot((high - low) / 2, Z * noise)
-    return float(expit(mid - half)), float(expit(mid + half))
+    low, mid, high = (float(angle_of(x)) for x in (accuracy.low, accuracy.mid, accuracy.high))
+    noise = Z * 0.5 / np.sqrt(n_test)
+    ends = mid - np.hypot(mid - low, noise), mid + np.hypot(high - mid, noise)
+    return float(accuracy_of(ends[0])), float(accuracy_of(ends[1]))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import expit, log_expit, logit
 
-from advisor.decide.priors import GainModel, Prior, Priors
+from advisor.decide.priors import GainModel, Prior, Priors, Spread
 from advisor.measure.learning_curve import extrapolate
 from advisor.types.profile import Pilot, Profile
 from strategies.base import PublishedGain, Strategy
@@ -259,18 +260,45 @@ class LogOdds:
         """
         return LogOdds(self.mean + gain.mean, math.hypot(self.sd, gain.sd))
 
-    def accuracy(self, width: float = 1.0) -> Interval:
-        """Return the accuracy with its interval.
-
-        Parameters
-        ----------
-        width
-            Factor of the interval's width, see `Priors.widths`.
-        """
-        half = Z * self.sd * width
+    def accuracy(self) -> Interval:
+        """Return the accuracy with its interval."""
+        half = Z * self.sd
         return Interval(
             *(float(expit(x)) for x in (self.mean - half, self.mean, self.mean + half))
         )
+
+
+def expected_accuracy(base: LogOdds, gain: Gain, n: int, spread: Spread) -> Interval:
+    """Return the accuracy after a gain over the measured probe, with its interval.
+
+    The interval is symmetrical as an angle. Errors of left-out datasets are about as large at all
+    accuracies there, while in log-odds those near 1 are several times larger than the others.
+
+    Parameters
+    ----------
+    base
+        The measured probe (`measured_probe`).
+    n
+        Number of images that it was measured on.
+    """
+    mid = float(expit(base.mean + gain.mean))
+    half = Z * math.hypot(spread.model * gain.sd, spread.measured * 0.5 / math.sqrt(n))
+    low, high = (float(accuracy_of(angle_of(mid) + side)) for side in (-half, half))
+    return Interval(min(low, mid), mid, max(high, mid))  # rounding, where both parts are 0
+
+
+def angle_of(accuracy: Any) -> Any:
+    """Return ``arcsin(sqrt(accuracy))``, in [0, pi/2].
+
+    On this scale the standard deviation of a share of n images is ``0.5 / sqrt(n)`` whatever the
+    share (F. Anscombe, The transformation of Poisson, binomial and negative-binomial data, 1948).
+    """
+    return np.arcsin(np.sqrt(accuracy))
+
+
+def accuracy_of(angle: Any) -> Any:
+    """Return the accuracy of an angle; angles outside [0, pi/2] count as the nearest in it."""
+    return np.sin(np.clip(angle, 0, np.pi / 2)) ** 2
 
 
 def measured_probe(profile: Profile, priors: Priors) -> LogOdds:
@@ -297,11 +325,13 @@ def shrunk_to_prior(share: float, n: int, prior: Prior) -> LogOdds:
 
 
 def prior_of(accuracy: Interval) -> Prior:
-    """Return an expected accuracy with its interval as a normal prior on the log-odds."""
-    low, mid, high = (
-        log_odds(x, _MAX_TRIALS) for x in (accuracy.low, accuracy.mid, accuracy.high)
-    )
-    return Prior(mid, max((high - low) / (2 * Z), 1e-3))
+    """Return an expected accuracy with its interval as a normal prior on the log-odds.
+
+    Its width comes from the lower end: the upper one may be cut off at 1.
+    """
+    mid = min(max(accuracy.mid, 0.5 / _MAX_TRIALS), 1 - 0.5 / _MAX_TRIALS)
+    sd = float(angle_of(mid) - angle_of(accuracy.low)) / Z
+    return Prior(float(logit(mid)), max(2 * sd / math.sqrt(mid * (1 - mid)), 1e-3))
 
 
 def log_odds(share: float, n: float) -> float:

@@ -11,9 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import numpy as np
-
-WIDTH_KINDS = {"heads": False, "training_runs": True}
+SPREAD_KINDS = {"heads": False, "training_runs": True}
 """Kinds of strategies whose intervals have widths of their own: whether they train the network."""
 
 
@@ -104,6 +102,23 @@ class PilotTrust:
 
 
 @dataclass(frozen=True)
+class Spread:
+    """How wide the intervals of expected accuracies are, as angles: ``arcsin(sqrt(accuracy))``.
+
+    Attributes
+    ----------
+    model
+        Standard deviation of the angle for every log-odds of the predicted gain's.
+    measured
+        Factor of the standard error of the probe's cross-validated accuracy, ``0.5 / sqrt(n)`` as
+        an angle.
+    """
+
+    model: float
+    measured: float
+
+
+@dataclass(frozen=True)
 class Priors:
     """Gains, costs and measurement errors of the strategies in the benchmarks.
 
@@ -113,10 +128,9 @@ class Priors:
         Rows, datasets, sizes, seeds, input sizes and date, for people.
     evidence
         Prior of each piece of evidence, in the order of the models' weights.
-    widths
-        For heads and for training runs (`WIDTH_KINDS`): pairs (images per class, factor), by
-        number of images. The factor is how much wider than the models say the intervals must be to
-        contain 90% of the accuracies on left-out datasets.
+    spreads
+        For heads and for training runs (`SPREAD_KINDS`): the width of 90% intervals that hold on
+        left-out datasets.
     shared
         Correlation of two strategies' prediction errors on the same case, in [0, 1].
     gains
@@ -131,7 +145,7 @@ class Priors:
 
     provenance: str
     evidence: Mapping[str, Prior]
-    widths: Mapping[str, tuple[tuple[float, float], ...]]
+    spreads: Mapping[str, Spread]
     shared: float
     gains: Mapping[str, GainModel]
     pilot: Mapping[str, PilotTrust]
@@ -141,11 +155,10 @@ class Priors:
         """Return the number of benchmark cases of a strategy."""
         return self.gains[strategy].cases if strategy in self.gains else 0
 
-    def width(self, n_per_class: float, trains_network: bool) -> float:
-        """Return the factor of the intervals' width, interpolated in the logarithm of images."""
-        kind = next(k for k, trains in WIDTH_KINDS.items() if trains == trains_network)
-        sizes, factors = zip(*self.widths[kind], strict=True)
-        return float(np.interp(np.log(n_per_class), np.log(sizes), factors))
+    def spread(self, *, trains_network: bool) -> Spread:
+        """Return the spread of the strategies that train the network, or of those that do not."""
+        kind = next(k for k, trains in SPREAD_KINDS.items() if trains == trains_network)
+        return self.spreads[kind]
 
 
 def priors_from_record(record: Mapping[str, Any]) -> Priors:
@@ -154,10 +167,7 @@ def priors_from_record(record: Mapping[str, Any]) -> Priors:
     return Priors(
         provenance=common["provenance"],
         evidence={name: Prior(**v) for name, v in common["evidence"].items()},
-        widths={
-            kind: tuple((n, factor) for n, factor in pairs)
-            for kind, pairs in common["widths"].items()
-        },
+        spreads={kind: Spread(**v) for kind, v in common["spreads"].items()},
         shared=common["shared"],
         gains={name: GainModel(name, **v["gain"]) for name, v in strategies.items()},
         pilot={n: PilotTrust(**v["pilot"]) for n, v in strategies.items() if v["pilot"]},

@@ -17,6 +17,7 @@ from advisor.decide.frontier import (
 from advisor.decide.gain_model import (
     Gain,
     evidence_of,
+    expected_accuracy,
     gain_model,
     measured_probe,
     predict_gain,
@@ -329,9 +330,9 @@ def _option(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Rec
     if lacks_signal(profile, inputs.pilot):
         accuracy = expected_at_chance(inputs, priors, gain)
     else:
-        odds = measured_probe(profile, priors).plus(gain)
-        width = priors.width(profile.n_per_class, candidate.strategy.trains_network)
-        accuracy = odds.accuracy(width)
+        spread = priors.spread(trains_network=candidate.strategy.trains_network)
+        base = measured_probe(profile, priors)
+        accuracy = expected_accuracy(base, gain, profile.n_measured, spread)
     px = candidate.input_px or profile.input_px
     return Recommendation(
         strategy=candidate.name,

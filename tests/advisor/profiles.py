@@ -6,7 +6,15 @@ from dataclasses import replace
 from typing import Any
 
 from advisor.decide.candidates import Candidate, DecisionInputs
-from advisor.decide.priors import WIDTH_KINDS, GainModel, Offset, PilotTrust, Prior, Priors
+from advisor.decide.priors import (
+    SPREAD_KINDS,
+    GainModel,
+    Offset,
+    PilotTrust,
+    Prior,
+    Priors,
+    Spread,
+)
 from advisor.types.profile import LearningCurve, Pilot, ProbeResult, Profile
 from advisor.types.similarity import BackboneStatistics, DomainSimilarity, HeadEvidence
 from strategies.core.metrics import Interval, proportion
@@ -222,7 +230,7 @@ def priors_by_hand() -> Priors:
             "lost_near": Prior(0.0, 1.0),
             "control": Prior(0.2, 0.1),
         },
-        widths=dict.fromkeys(WIDTH_KINDS, ((5.0, 1.0), (500.0, 1.0))),
+        spreads=dict.fromkeys(SPREAD_KINDS, Spread(0.2, 1.0)),
         gains={model.strategy: model for model in models},
         shared=0.4,
         pilot={

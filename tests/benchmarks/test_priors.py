@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from advisor.decide.candidates import DecisionInputs
-from advisor.decide.priors import WIDTH_KINDS, load_priors, priors_from_record
+from advisor.decide.priors import SPREAD_KINDS, load_priors, priors_from_record
 from strategies.data.dataset import Dataset, labels_of
 from strategies.registry import STRATEGIES
 from tests.advisor.profiles import curve_of, inputs_of, pilot_of
@@ -72,9 +72,10 @@ def test_shipped_priors_have_known_strategies_and_errors() -> None:
         assert set(model.weights) == set(priors.evidence) - {"control"}
         assert model.left_out_error >= model.fit_error > 0
         assert model.cases > 0
-    assert set(priors.widths) == set(WIDTH_KINDS)
-    for pairs in priors.widths.values():
-        assert [n for n, _ in pairs] == [5, 20, 100, 500]
+    assert set(priors.spreads) == set(SPREAD_KINDS)
+    for spread in priors.spreads.values():
+        assert 0 < spread.model < 1
+        assert 0 < spread.measured < 5
 
 
 def test_weights_respect_their_bounds(scripts: dict[str, ModuleType]) -> None:
@@ -167,10 +168,10 @@ def test_heads_and_training_runs_have_intervals_of_their_own_widths(
     for row in rows:
         if row["set"] == "set3" and row["strategy"] == "from_scratch":
             row["accuracy"] = 0.99
-    widths = scripts["fit_priors"].fit(rows, inputs)["common"]["widths"]
-    before = scripts["fit_priors"].fit(*suite(scripts))["common"]["widths"]
-    assert widths["heads"] == before["heads"]
-    assert widths["training_runs"] != before["training_runs"]
+    spreads = scripts["fit_priors"].fit(rows, inputs)["common"]["spreads"]
+    before = scripts["fit_priors"].fit(*suite(scripts))["common"]["spreads"]
+    assert spreads["heads"] == before["heads"]
+    assert spreads["training_runs"] != before["training_runs"]
 
 
 def test_a_case_with_few_test_images_has_little_weight(scripts: dict[str, ModuleType]) -> None:

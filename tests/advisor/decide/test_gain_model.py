@@ -6,20 +6,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, logit
 
 from advisor.decide.gain_model import (
     UNKNOWN,
     Evidence,
     Gain,
     LogOdds,
+    Z,
+    accuracy_of,
+    angle_of,
     evidence_of,
+    expected_accuracy,
     gain_model,
     pilot_gain,
     predict_gain,
+    prior_of,
     shrunk_to_prior,
 )
-from advisor.decide.priors import Prior
+from advisor.decide.priors import Prior, Spread
 from strategies.core.metrics import Interval
 from strategies.registry import STRATEGIES
 from tests.advisor.profiles import pilot_of, priors_by_hand, profile_of
@@ -200,17 +205,37 @@ def test_the_same_gain_in_log_odds_is_worth_fewer_points_near_an_accuracy_of_one
     assert 0.95 < high.accuracy().low < high.accuracy().mid < high.accuracy().high < 1
 
 
-def test_the_width_stretches_the_interval_on_the_scale_of_log_odds() -> None:
-    odds = LogOdds(1.0, 0.2)
-    assert odds.accuracy(2.0) == LogOdds(1.0, 0.4).accuracy()
+@pytest.mark.parametrize("share", [0.3, 0.8, 0.97])
+def test_an_interval_is_symmetrical_as_an_angle_and_as_wide_at_every_accuracy(
+    share: float,
+) -> None:
+    base, gain = LogOdds(float(logit(share)), 0.0), Gain(0.0, 0.5, 0.0)
+    found = expected_accuracy(base, gain, 100, Spread(model=0.1, measured=2.0))
+    half = Z * np.hypot(0.1 * 0.5, 2.0 * 0.05)
+    assert found.mid == pytest.approx(share)
+    assert angle_of(found.mid) - angle_of(found.low) == pytest.approx(half)
+    assert found.high == pytest.approx(accuracy_of(angle_of(share) + half))
+    assert found.high <= 1
 
 
-def test_widths_are_interpolated_for_heads_and_training_runs_apart() -> None:
-    widths = {"heads": ((5.0, 1.0), (500.0, 3.0)), "training_runs": ((5.0, 1.5), (500.0, 1.5))}
-    priors = replace(PRIORS, widths=widths)
-    assert priors.width(50, trains_network=False) == pytest.approx(2.0)
-    assert priors.width(5000, trains_network=False) == 3.0
-    assert priors.width(50, trains_network=True) == 1.5
+def test_the_angle_of_a_share_has_the_same_noise_at_every_share() -> None:
+    rng = np.random.default_rng(0)
+    for share in (0.2, 0.5, 0.9):
+        drawn = rng.binomial(400, share, 20_000) / 400
+        assert angle_of(drawn).std() == pytest.approx(0.5 / 20, rel=0.03)
+    assert accuracy_of(angle_of(0.37)) == pytest.approx(0.37)
+    assert accuracy_of(-0.1) == 0
+    assert accuracy_of(2.0) == 1
+
+
+def test_an_interval_becomes_a_prior_even_if_it_ends_at_one() -> None:
+    base = LogOdds(float(logit(0.8)), 0.0)
+    accuracy = expected_accuracy(base, Gain(0.0, 0.3, 0.0), 10_000, Spread(0.1, 1.0))
+    prior = prior_of(accuracy)
+    assert prior.mean == pytest.approx(logit(0.8))
+    assert prior.sd == pytest.approx(2 * np.hypot(0.03, 0.005) / 0.4, rel=0.01)
+    cut_off = prior_of(Interval(0.8, 0.95, 1.0))
+    assert 0.5 < cut_off.sd < 1.5
 
 
 def test_a_few_correctly_classified_images_do_not_make_an_accuracy_of_one_certain() -> None:

@@ -54,9 +54,9 @@ SCHEDULER = Scheduler(
 EASY = replace(
     SCHEDULER,
     candidates=(
-        advised("linear_probe", 0.97, half=0.02),
-        advised("full_fine_tune", 0.97, 60.0, half=0.02),
-        advised("partial_fine_tune", 0.97, 30.0, half=0.02),
+        advised("linear_probe", 0.97, half=0.03),
+        advised("full_fine_tune", 0.97, 60.0, half=0.03),
+        advised("partial_fine_tune", 0.97, 30.0, half=0.03),
     ),
 )
 """The advice predicts the same accuracy for each strategy."""
