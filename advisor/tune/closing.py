@@ -71,6 +71,7 @@ def tune(search: Search, advice: Advice, prepared: Prepared, *, wanted: bool) ->
         control = fit_early_control(folder, prepared, budget)
         budget.early_control(is_fitted=control is not None)
     search.run()
+    search.fit_fallback()
     soup = make_soup(search.executor, search.incumbent, search.trials.snapshot().done)
     n_done = len(search.trials.snapshot().done)
     if wanted and not search.is_interrupted:

@@ -1,6 +1,6 @@
 """Search loop: choose a trial, have it carried out, record it, keep the best classifier."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -14,8 +14,11 @@ from advisor.tune.trials.study import Trials
 from advisor.types.events import Event, OnEvent
 from advisor.types.outcome import Ended, TrialRecord
 from strategies.core.errors import DataError, OutOfTime
+from strategies.data.dataset import Dataset
 from strategies.models.classifier import ImageClassifier
 from strategies.registry import baseline, get_strategy
+
+NO_TIME = "no time was left"
 
 
 @dataclass(frozen=True)
@@ -106,15 +109,43 @@ class Search:
         is_whole, has_time = part == self.executor.dataset, self.executor.budget.left_s() > 0
         if part is None or (is_whole and has_time) or self.trials.snapshot().unfinished:
             return
-        job = self.trials.begin(baseline().name, start)
-        if job is None:
+        job = self._fit_baseline(start, part)
+        if job is not None:
+            self.executor.ctx.reporter.on_note(
+                f"First classifier: {job.strategy} on the {len(part.fit_split)} images measured "
+                "so far."
+            )
+
+    def fit_fallback(self) -> None:
+        """Make a baseline on measured features the classifier if no trial succeeded.
+
+        It is fitted even if another strategy was asked for: the run always leaves a classifier.
+        """
+        if self.is_interrupted or self.incumbent.trial is not None:
             return
-        self._emit(job, "begun")
-        self._finish(job, self.executor.fit_head(job, part), refitted=True)
-        n = len(part.fit_split)
-        self.executor.ctx.reporter.on_note(
-            f"First classifier: {job.strategy} on the {n} images measured so far."
-        )
+        part = self.executor.measured_part()
+        if part is None:
+            return
+        for _ in self.trials.snapshot().unfinished:  # they would be begun before any other
+            job = self.trials.begin(None, {})
+            if job is not None:
+                self._finish(job, TrialResult(_unsuccessful(job, NO_TIME)), refitted=False)
+        why = _reasons(self.trials.snapshot().done)
+        start = {"views": 1, "input_px": self.executor.backbone.input_px}
+        job = self._fit_baseline(start, part)
+        if job is not None:
+            self.executor.ctx.reporter.on_note(
+                f"No trial finished ({why}). The classifier is a {job.strategy} on the "
+                f"{len(part.fit_split)} images measured. Give more --time."
+            )
+
+    def _fit_baseline(self, start: Mapping[str, Any], part: Dataset) -> Job | None:
+        """Fit the baseline to cached features, as a trial; None if no trial may begin."""
+        job = self.trials.begin(baseline().name, start)
+        if job is not None:
+            self._emit(job, "begun")
+            self._finish(job, self.executor.fit_head(job, part), refitted=True)
+        return job
 
     @property
     def is_interrupted(self) -> bool:
@@ -138,8 +169,7 @@ class Search:
         records = self.trials.snapshot().done
         best = self.incumbent.trial
         if best is None:
-            why = "; ".join(f"{r.strategy}: {r.reason}" for r in records) or "no time was left"
-            raise OutOfTime(f"No trial finished ({why}). Give more --time.")
+            raise OutOfTime(f"No trial finished ({_reasons(records)}). Give more --time.")
         classifier = self.incumbent.classifier(self.executor.ctx.device)
         return SearchResult(records, best, classifier, self.incumbent.is_refitted)
 
@@ -216,3 +246,12 @@ class Search:
             reason=event.reason,
         )
         self.on_event(event)
+
+
+def _unsuccessful(job: Job, reason: str) -> TrialRecord:
+    return TrialRecord(job.number, job.strategy, dict(job.hyperparameters), None, 0.0, reason)
+
+
+def _reasons(records: Sequence[TrialRecord]) -> str:
+    """Return why no trial succeeded, as text."""
+    return "; ".join(f"{r.strategy}: {r.reason}" for r in records) or NO_TIME

@@ -122,6 +122,31 @@ def test_a_probe_is_scored_on_cached_features_as_it_would_predict(
     assert score(scored) == np.mean(predicted == labels_of(dataset.val))
 
 
+@pytest.mark.parametrize("was_killed", [False, True])
+def test_without_time_for_the_strategy_asked_for_a_probe_is_left(
+    run: Runner, was_killed: bool
+) -> None:
+    search = run.prepare(only="full_fine_tune")
+    if was_killed:  # a trial waits to begin again
+        search.trials.begin("full_fine_tune", {})
+        search = run.prepare(only="full_fine_tune")
+        search.trials.requeue_dead(None)
+    extract_features(run.dataset.fit_split, run.backbone, run.ctx)
+    search.executor.budget.deadline_s = 0.0
+    search.run()
+    search.fit_on_measured()
+    assert search.incumbent.trial is None
+    search.fit_fallback()
+
+    found = search.result()
+    assert found.best.strategy == "linear_probe"
+    assert ImageClassifier.load(run.folder.classifier()).classes == run.dataset.classes
+    reasons = [r.reason for r in found.trials if r.strategy == "full_fine_tune"]
+    assert reasons == ["no time was left"] * was_killed
+    search.fit_fallback()  # there is a classifier
+    assert search.result() == found
+
+
 @pytest.mark.parametrize("only", ["layer_svm", None])
 def test_nothing_is_fitted_before_the_search_if_all_images_were_measured_or_no_probe_is_searched(
     run: Runner, tmp_path: Path, only: str | None
