@@ -164,6 +164,9 @@ def _names_form_series(
 def order_by_content(split: Split, group: Rows, seed: int) -> Sequence[int]:
     """Return the groups of a split in a pseudo-random order that their images' content determines.
 
+    The order is not that of samples (`sampling.stratified_rows`), which would consist of the images
+    of the splits that are drawn last.
+
     Parameters
     ----------
     group
@@ -172,7 +175,7 @@ def order_by_content(split: Split, group: Rows, seed: int) -> Sequence[int]:
     first: dict[int, str] = {}
     for image, number in zip(split, group.tolist(), strict=True):
         first[number] = min(first.get(number, image.digest), image.digest)
-    return content_order((first[number] for number in range(len(first))), seed)
+    return content_order((f"split {first[number]}" for number in range(len(first))), seed)
 
 
 def add_missing_splits(

@@ -13,6 +13,7 @@ from strategies.core.folds import fold_numbers
 from strategies.data import dataset as dataset_module
 from strategies.data.dataset import Dataset, labels_of, load_dataset
 from strategies.data.image import LabelledImage, groups_of, shown
+from strategies.data.sampling import stratified_rows
 from strategies.data.splitting import add_missing_splits, assign_groups, split_off
 
 Make = Callable[..., Path]
@@ -202,6 +203,14 @@ def test_added_images_leave_nearly_all_others_in_their_splits() -> None:
         assert len(stayed) >= 0.9 * len(split), name
     new_in_test = {p.path for p in added} & {p.path for p in more["test"]}
     assert 10 <= len(new_in_test) <= 30  # 20 expected
+
+
+def test_a_sample_has_no_more_of_one_split_than_of_another() -> None:
+    drawn = add_missing_splits({"train": images([0] * 2000)}, 1, seed=0)
+    pool = drawn["train"] + drawn["val"]
+    sampled = stratified_rows(pool, 400, 10, seed=0)
+    share = np.mean([row >= len(drawn["train"]) for row in sampled])
+    assert 0.13 < share < 0.27  # a fifth of the pool is validation
 
 
 def test_large_groups_are_drawn_as_often_as_small_ones() -> None:
