@@ -164,8 +164,8 @@ def _names_form_series(
 def order_by_content(split: Split, group: Rows, seed: int) -> Sequence[int]:
     """Return the groups of a split in a pseudo-random order that their images' content determines.
 
-    The order is not that of samples (`sampling.stratified_rows`), which would consist of the images
-    of the splits that are drawn last.
+    The order is not that of samples (`sampling.stratified_rows`), which would otherwise consist
+    of the images of the split that is drawn last.
 
     Parameters
     ----------
