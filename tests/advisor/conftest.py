@@ -9,7 +9,7 @@ import timm
 
 from advisor.advise import DEFAULTS, advise
 from advisor.types.advice import Advice
-from strategies import fine_tuning
+from strategies import fine_tuning, from_scratch
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset, load_dataset
@@ -21,7 +21,7 @@ from tests.conftest import write_folder
 
 @pytest.fixture(scope="session")
 def striped(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return load_dataset(write_folder(tmp_path_factory.mktemp("searched") / "data", 12))
+    return load_dataset(write_folder(tmp_path_factory.mktemp("searched") / "data", 12, seed=2))
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +34,8 @@ def measured(striped: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tupl
 @pytest.fixture
 def short_training_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limit training runs of the search space to a few steps."""
-    monkeypatch.setattr(fine_tuning, "default_steps", lambda n_train, batch_size: ROUNDS)
+    for module in (fine_tuning, from_scratch):
+        monkeypatch.setattr(module, "default_steps", lambda n_train, batch_size: ROUNDS)
 
 
 @pytest.fixture(scope="session")
