@@ -3,9 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import expit, log_expit, logit
 
 from advisor.decide.priors import GainModel, Prior, Priors, Spread
@@ -17,6 +18,7 @@ from strategies.core.metrics import LEVEL, Interval
 from strategies.registry import get_strategy
 
 Z = float(norm.ppf(0.5 + LEVEL / 2))
+Number = TypeVar("Number", float, NDArray[np.float64])
 _LOG_ODDS_GRID = np.linspace(-12, 12, 4801)
 _MAX_TRIALS = 100_000
 """More binomial trials than this change nothing; the grid is fine enough for this many."""
@@ -287,18 +289,20 @@ def expected_accuracy(base: LogOdds, gain: Gain, n: int, spread: Spread) -> Inte
     return Interval(min(low, mid), mid, max(high, mid))  # rounding, where both parts are 0
 
 
-def angle_of(accuracy: Any) -> Any:
+def angle_of(accuracy: Number) -> Number:
     """Return ``arcsin(sqrt(accuracy))``, in [0, pi/2].
 
     On this scale the standard deviation of a share of n images is ``0.5 / sqrt(n)`` whatever the
     share (F. Anscombe, The transformation of Poisson, binomial and negative-binomial data, 1948).
     """
-    return np.arcsin(np.sqrt(accuracy))
+    angle: Number = np.arcsin(np.sqrt(accuracy))
+    return angle
 
 
-def accuracy_of(angle: Any) -> Any:
+def accuracy_of(angle: Number) -> Number:
     """Return the accuracy of an angle; angles outside [0, pi/2] count as the nearest in it."""
-    return np.sin(np.clip(angle, 0, np.pi / 2)) ** 2
+    accuracy: Number = np.sin(np.clip(angle, 0, np.pi / 2)) ** 2
+    return accuracy
 
 
 def measured_probe(profile: Profile, priors: Priors) -> LogOdds:
