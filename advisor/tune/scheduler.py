@@ -149,11 +149,11 @@ class Scheduler:
     ) -> bool:
         own = [r for r in snapshot.done if r.strategy == c.strategy]
         scores = [r.val_accuracy for r in own if r.val_accuracy is not None]
+        if len(own) >= MAX_FAILURES and not scores and not any(r.pruned for r in own):
+            return False
         if not _is_trained(c.strategy):
             n_interventions = len(self.interventions.get(c.strategy, ()))
             return _n_begun(c.strategy, snapshot) < self.probe_trials + n_interventions
-        if len(own) >= MAX_FAILURES and not scores and not any(r.pruned for r in own):
-            return False
         if incumbent is None or incumbent.val_accuracy is None or not scores:
             return True
         return max(s.high for s in scores) >= incumbent.val_accuracy.low

@@ -148,6 +148,12 @@ def test_a_strategy_that_only_fails_is_given_up() -> None:
     assert SCHEDULER.choose(all_failed, left(math.inf)) is None
 
 
+def test_a_head_that_only_fails_is_given_up_if_it_alone_is_searched() -> None:
+    alone = replace(SCHEDULER, candidates=(advised("layer_svm", 0.8),), probe_trials=10)
+    for n, expected in ((2, "layer_svm"), (3, None)):
+        assert alone.choose(snapshot(*[("layer_svm", None)] * n), left(1000)) == expected
+
+
 def test_unfinished_trials_count() -> None:
     limited = replace(SCHEDULER, max_trials=2)
     assert (
