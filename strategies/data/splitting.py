@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePath
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -250,12 +251,12 @@ def split_off(
         return (), ()
     labels = labels_of(split)
     group = np.unique(groups_of(split), return_inverse=True)[1]
-    counts = np.zeros((int(group.max()) + 1, n_classes), dtype=np.int64)
-    np.add.at(counts, (group, labels), 1)
-    n_groups = (counts > 0).sum(axis=0)
-    share_of_class = np.maximum(1, np.round(share * counts.sum(axis=0))).astype(np.int64)
+    members = _members(group, labels, n_classes)
+    n_groups = np.bincount(members.classes, minlength=n_classes)
+    per_class = np.bincount(labels, minlength=n_classes)
+    share_of_class = np.maximum(1, np.round(share * per_class)).astype(np.int64)
     targets = np.where(n_groups >= smallest, share_of_class, 0)
-    taken = _choose_groups(counts, targets, order(split, group, seed))
+    taken = _choose_groups(members, n_groups, targets, order(split, group, seed))
     is_taken = taken[group]
     return (
         tuple(p for p, taken_off in zip(split, is_taken, strict=True) if not taken_off),
@@ -263,31 +264,58 @@ def split_off(
     )
 
 
-def _choose_groups(counts: Rows, targets: Rows, order: Sequence[int]) -> NDArray[np.bool_]:
+class _Members(NamedTuple):
+    """The classes of every group with their numbers of images, one group after the other.
+
+    Those of group g are at ``starts[g]:starts[g + 1]``. A table of all groups and classes would
+    not fit into memory for many of both.
+    """
+
+    classes: Rows
+    counts: Rows
+    starts: Rows
+
+    def of(self, group: int) -> tuple[Rows, Rows]:
+        """Return the classes of a group, and its number of images of each."""
+        where = slice(self.starts[group], self.starts[group + 1])
+        return self.classes[where], self.counts[where]
+
+
+def _members(group: Rows, labels: Labels, n_classes: int) -> _Members:
+    keys, counts = np.unique(group * n_classes + labels, return_counts=True)
+    starts = np.searchsorted(keys // n_classes, np.arange(int(group.max()) + 2))
+    return _Members(keys % n_classes, counts, starts)
+
+
+def _choose_groups(
+    members: _Members, n_groups: Rows, targets: Rows, order: Sequence[int]
+) -> NDArray[np.bool_]:
     """Choose groups in an order until every class reaches its target, as closely as possible.
 
     Parameters
     ----------
-    counts
-        Number of images by group and class, (groups, classes).
-    targets
-        Number of images to choose of every class, (classes,).
+    n_groups, targets
+        Number of groups, and of images to choose, of every class, (classes,).
     """
-    taken = np.zeros(len(counts), dtype=bool)
-    left, missing = (counts > 0).sum(axis=0), targets.copy()
+    taken = np.zeros(len(order), dtype=bool)
+    left, missing = n_groups.copy(), targets.copy()
 
-    def take(g: int) -> None:
+    def take(g: int, classes: Rows, counts: Rows) -> None:
         taken[g] = True
-        left[counts[g] > 0] -= 1
-        missing[:] -= counts[g]
+        left[classes] -= 1
+        missing[classes] -= counts
 
     for g in order:
-        gain = np.minimum(counts[g], np.maximum(missing, 0)).sum()
-        if 2 * gain > counts[g].sum() and (left[counts[g] > 0] > 1).all():
-            take(g)
+        classes, counts = members.of(g)
+        gain = np.minimum(counts, np.maximum(missing[classes], 0)).sum()
+        if 2 * gain > counts.sum() and (left[classes] > 1).all():
+            take(g, classes, counts)
     # A class whose groups are all too large still gives its smallest one.
-    for g in sorted(order, key=lambda g: int(counts[g].sum())):
-        needed = ((counts[g] > 0) & (targets > 0) & (missing == targets)).any()
-        if needed and not taken[g] and (left[counts[g] > 0] > 1).all():
-            take(g)
+    untouched = (targets > 0) & (missing == targets)
+    for g in sorted(order, key=lambda g: int(members.of(g)[1].sum())) if untouched.any() else ():
+        classes, counts = members.of(g)
+        aimed = targets[classes]
+        needed = ((aimed > 0) & (missing[classes] == aimed)).any()
+        if needed and not taken[g] and (left[classes] > 1).all():
+            take(g, classes, counts)
     return taken
