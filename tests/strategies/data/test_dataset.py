@@ -1,5 +1,6 @@
 import hashlib
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -211,6 +212,16 @@ def test_a_sample_has_no_more_of_one_split_than_of_another() -> None:
     sampled = stratified_rows(pool, 400, 10, seed=0)
     share = np.mean([row >= len(drawn["train"]) for row in sampled])
     assert 0.13 < share < 0.27  # a fifth of the pool is validation
+
+
+def test_many_groups_of_many_classes_need_little_memory() -> None:
+    many = images([i % 10_000 for i in range(20_000)])
+    tracemalloc.start()
+    left, off = split_off(many, 10_000, 0.2, seed=0, smallest=2)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (len(left), len(off)) == (10_000, 10_000)
+    assert peak < 50e6  # a table of groups and classes would take 1.6 GB
 
 
 def test_large_groups_are_drawn_as_often_as_small_ones() -> None:
