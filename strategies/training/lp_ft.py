@@ -22,7 +22,7 @@ from strategies.models.architectures.anatomy import drop_path_slots
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network, scale_scores, set_head
 from strategies.models.domain_shift import domain_shift
-from strategies.models.features import Features, extract_features
+from strategies.models.features import pooled_features
 from strategies.models.flip_symmetry import measure_flip_asymmetry
 from strategies.models.network import Network
 from strategies.models.stages import stages
@@ -48,9 +48,8 @@ and those of the weights."""
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear probe of the train images: its features, its head, its out-of-fold accuracy."""
+    """A linear probe of the train images: its head and its out-of-fold accuracy."""
 
-    features: Features
     head: Head
     accuracy: float
 
@@ -140,8 +139,8 @@ def fit_probe(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> Probe:
         If the deadline passes first.
     """
     ctx.check_time()
-    features = extract_features(dataset.train, backbone, ctx)
-    return Probe(features, *_fit_head(features.at([backbone.n_depths]), dataset, ctx))
+    penultimate = pooled_features(dataset.train, backbone, ctx, [backbone.n_depths])
+    return Probe(*_fit_head(penultimate, dataset, ctx))
 
 
 def _fit_head(penultimate: Scores, dataset: Dataset, ctx: RunContext) -> tuple[Head, float]:
