@@ -25,14 +25,6 @@ class Interval:
         if not self.low <= self.mid <= self.high:
             raise ValueError(f"an interval needs low <= mid <= high, got {self}")
 
-    def overlaps(self, other: "Interval") -> bool:
-        """Return whether the two intervals share a point."""
-        return self.low <= other.high and other.low <= self.high
-
-    def clipped(self, low: float = 0.0, high: float = 1.0) -> "Interval":
-        """Return the interval with all three values clipped to [low, high]."""
-        return Interval(*(float(np.clip(v, low, high)) for v in (self.low, self.mid, self.high)))
-
     def percent(self) -> str:
         """Return a fraction as text in percent: ``"91.2% [88.0, 93.7]"``."""
         return f"{100 * self.mid:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}]"

@@ -24,25 +24,6 @@ def test_an_interval_refuses_values_out_of_order(values: tuple[float, float, flo
         Interval(*values)
 
 
-def test_overlap_is_symmetric_and_includes_touching_intervals() -> None:
-    left, touching, apart = Interval(0, 1, 2), Interval(2, 3, 4), Interval(2.1, 3, 4)
-
-    assert left.overlaps(touching)
-    assert touching.overlaps(left)
-    assert not left.overlaps(apart)
-    assert not apart.overlaps(left)
-
-
-def test_an_interval_inside_another_overlaps_it() -> None:
-    assert Interval(0, 5, 10).overlaps(Interval(4, 5, 6))
-    assert Interval(4, 5, 6).overlaps(Interval(0, 5, 10))
-
-
-def test_clipping_moves_all_three_values_into_the_range() -> None:
-    assert Interval(-1, 0.5, 2).clipped() == Interval(0, 0.5, 1)
-    assert Interval(2, 3, 4).clipped() == Interval(1, 1, 1)
-
-
 def test_percent_shows_one_decimal_and_the_interval() -> None:
     assert Interval(0.88, 0.912, 0.937).percent() == "91.2% [88.0, 93.7]"
     assert Interval(-0.003, 0.012, 0.028).points() == "+1.2 points [-0.3, +2.8]"
