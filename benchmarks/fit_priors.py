@@ -236,6 +236,7 @@ def _cost(gains: Sequence[ObservedGain], inputs: Inputs) -> dict[str, Any]:
     those of the errors. A root mean square would follow a few fits that were ten times further
     off, because other jobs ran on their core.
     """
+    gains = [g for g in gains if not np.isnan(g.seconds)]
     octaves = np.array([np.log2(g.case.input_px / g.input_px) for g in gains])
     errors = np.array([np.log(g.seconds / _raw_seconds(g, inputs)) for g in gains])
     is_own = octaves == 0
@@ -245,7 +246,8 @@ def _cost(gains: Sequence[ObservedGain], inputs: Inputs) -> dict[str, Any]:
     slope = (
         float(np.median(per_octave)) * n_smaller / (n_smaller + PRIOR_CASES) if n_smaller else 0
     )
-    left = float(np.quantile(np.abs(errors - offset - slope * octaves), LEVEL)) / Z
+    off = np.abs(errors - offset - slope * octaves)
+    left = float(np.quantile(off, LEVEL)) / Z if len(off) else 0.0
     total = len(errors) * left**2 + PRIOR_CASES * COST_PRIOR_SD**2
     return {
         "offset": round(offset, 3),

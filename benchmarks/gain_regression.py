@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from rows import SUITE_PX, Case, Row, case_of
+from rows import SUITE_PX, Case, Row, case_of, seconds_of
 from scipy.optimize import lsq_linear
 
 from advisor.decide.candidates import DecisionInputs
@@ -72,7 +72,7 @@ class ObservedGain(NamedTuple):
     n_test
         Number of test images.
     seconds
-        Measured time of the fit.
+        Measured time of the fit; NaN if it was not recorded.
     """
 
     strategy: str
@@ -122,7 +122,7 @@ def gains_of(
         for case in (own._replace(input_px=px) for px in SUITE_PX if px >= own.input_px):
             if case in inputs and inputs[case].has(strategy):
                 expected = _expected(inputs[case], prior)
-                fit = (log_odds_of(row) - expected.mean, row["n_test"], row["seconds"])
+                fit = (log_odds_of(row) - expected.mean, row["n_test"], seconds_of(row))
                 found.append(ObservedGain(strategy, case, own.input_px, expected, *fit))
     return found
 

@@ -40,7 +40,7 @@ from leave_one_dataset_out import (
     kind_of,
     within,
 )
-from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_inputs, read_rows
+from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_inputs, read_rows, seconds_of
 
 from advisor.decide.recommend import quadrant_of
 
@@ -130,8 +130,8 @@ def time_ratios(advised: list[AdvisedCase]) -> dict[str, list[float]]:
     for j in advised:
         for r in j.decisions[DEFAULT_POLICY].recommendations:
             row = j.rows.get(advised_entry(r, j.rows))
-            if row is not None:
-                found[r.strategy].append(row["seconds"] / r.seconds.mid)
+            if row is not None and row["seconds"] is not None:
+                found[r.strategy].append(seconds_of(row) / r.seconds.mid)
     return found
 
 
@@ -150,21 +150,24 @@ def report(advised: list[AdvisedCase], logme: Mapping[Case, list[float]]) -> str
     ]
     table = policies(advised, logme)
     halves = policies(advised, logme, AdvisedCase.regret_by_halves)
-    took = policies(advised, logme, lambda j, entry: float(j.rows[entry]["seconds"]))
+    took = policies(advised, logme, lambda j, entry: seconds_of(j.rows[entry]))
     for name, values in sorted(table.items(), key=lambda item: float(np.mean(item[1]))):
         if len(values) == len(datasets):
             plain = _format_interval(bootstrap(values, datasets, lambda v: float(v.mean())))
             top = float(np.quantile(values, 0.9))
             halved = _format_interval(bootstrap(halves[name], datasets, lambda v: float(v.mean())))
             spent = float(np.mean(took[name]))
-            lines.append(f"| {name} | {plain} | {top:.1f} | {halved} | {spent:.0f} |")
+            time_s = "not recorded" if np.isnan(spent) else f"{spent:.0f}"
+            lines.append(f"| {name} | {plain} | {top:.1f} | {halved} | {time_s} |")
+    found = time_ratios(advised)
+    if not found:
+        return "\n".join(lines) + "\n"
     lines += [
         "",
         "| predicted strategy | cases | seconds within a factor of 1.5 | "
         "median measured / predicted seconds |",
         "|---|---|---|---|",
     ]
-    found = time_ratios(advised)
     for name, values in [*found.items(), ("all", [r for v in found.values() for r in v])]:
         ratios = np.array(values)
         near = float(np.mean((ratios < FACTOR) & (ratios > 1 / FACTOR)))
@@ -214,7 +217,7 @@ def by_size(advised: list[AdvisedCase], logme: Mapping[Case, list[float]]) -> st
 def advice_cost(advised: list[AdvisedCase], seconds: Mapping[Case, float]) -> str:
     """Return the seconds of advice as a share of fitting every strategy once."""
     fits = [
-        sum(row["seconds"] for (_, given, _), row in j.rows.items() if given == DEFAULT)
+        sum(seconds_of(row) for (_, given, _), row in j.rows.items() if given == DEFAULT)
         for j in advised
     ]
     bare = [seconds[j.case] for j in advised]
@@ -236,13 +239,13 @@ def outcome(case: AdvisedCase, entry: Entry, time_s: float) -> float:
     If its fit took longer, it is that of the linear probe on the largest inputs that ended in
     time; 0 if none did.
     """
-    if case.rows[entry]["seconds"] <= time_s:
+    if seconds_of(case.rows[entry]) <= time_s:
         return case.expected[entry]
     probes = [
         (px, case.expected[e])
         for e in case.rows
         for name, given, px in [e]
-        if name == PROBE and given == DEFAULT and case.rows[e]["seconds"] <= time_s
+        if name == PROBE and given == DEFAULT and seconds_of(case.rows[e]) <= time_s
     ]
     return max(probes)[1] if probes else 0.0
 
@@ -284,6 +287,11 @@ def _regrets(
         100 * (max(outcome(j, e, time_s) for e in j.rows) - outcome(j, entry, time_s))
         for j, entry in zip(advised, entries, strict=True)
     ]
+
+
+def timed(advised: list[AdvisedCase]) -> list[AdvisedCase]:
+    """Return the cases whose fits all have their seconds."""
+    return [j for j in advised if not any(np.isnan(seconds_of(r)) for r in j.rows.values())]
 
 
 def pilot_gain(advised: list[AdvisedCase]) -> str:
@@ -355,7 +363,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{backbone}, profiles at {px} px\n")
         alike = [j for j in advised if kind_of(j.case) == (backbone, px)]
         if args.budgets:
-            print(by_budget(alike))
+            with_seconds = timed(alike)
+            print(by_budget(with_seconds) if with_seconds else "No seconds were recorded.\n")
         else:
             _print_tables(alike, read_rows(args.evidence), with_cases=args.cases)
 
@@ -365,7 +374,9 @@ def _print_tables(advised: list[AdvisedCase], evidence: list[Row], *, with_cases
     print(report(advised, logme))
     print(against_best_fixed(advised, logme))
     print(by_size(advised, logme))
-    print(advice_cost(advised, {case_of(r): r["advice_s"] for r in evidence}))
+    with_seconds = timed(advised)
+    if with_seconds:
+        print(advice_cost(with_seconds, {case_of(r): r["advice_s"] for r in evidence}))
     print(pilot_gain(advised))
     if with_cases:
         print(cases_table(advised))

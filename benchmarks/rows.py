@@ -1,6 +1,7 @@
 """Reading and writing of the suite's rows: results of fits, and what was measured before them."""
 
 import json
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -58,6 +59,11 @@ def hits_of(row: Row) -> NDArray[np.bool_]:
     """Return which test images a fit classified correctly, (n_test,), in the split's order."""
     bits = np.unpackbits(np.frombuffer(bytes.fromhex(row["hits"]), dtype=np.uint8))
     return bits[: row["n_test"]].astype(bool)
+
+
+def seconds_of(row: Row) -> float:
+    """Return the seconds of a row's fit; NaN if they were not recorded (``--untimed``)."""
+    return math.nan if row["seconds"] is None else float(row["seconds"])
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -161,6 +161,25 @@ def test_a_fit_beside_another_job_hardly_widens_the_predicted_seconds(
     assert cost()["sd"] < alone["sd"] + 0.1
 
 
+def test_rows_without_seconds_count_for_gains_and_not_for_costs(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, inputs = suite(scripts)
+    before = scripts["fit_priors"].fit(rows, inputs)["strategies"]["from_scratch"]
+    for row in rows:
+        if row["set"] == "set3":
+            row["seconds"] = None
+    after = scripts["fit_priors"].fit(rows, inputs)["strategies"]["from_scratch"]
+    assert after["gain"] == before["gain"]
+    assert 0 < after["cost"]["cases"] < before["cost"]["cases"]
+    advised = scripts["leave_one_dataset_out"].advise_all(rows, inputs)
+    regret = scripts["regret"]
+    assert {j.case.dataset for j in advised} - {j.case.dataset for j in regret.timed(advised)} == {
+        "set3"
+    }
+    assert "| not recorded |" in regret.report(advised, {})
+
+
 def test_heads_and_training_runs_have_intervals_of_their_own_widths(
     scripts: dict[str, ModuleType],
 ) -> None:
