@@ -136,7 +136,7 @@ class Search:
         if job is not None:
             self.executor.ctx.reporter.on_note(
                 f"No trial finished ({why}). The classifier is a {job.strategy} on the "
-                f"{len(part.fit_split)} images measured. Give more --time."
+                f"{len(part.fit_split)} images measured."
             )
 
     def _fit_baseline(self, start: Mapping[str, Any], part: Dataset) -> Job | None:

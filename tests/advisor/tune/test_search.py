@@ -91,6 +91,7 @@ def test_a_probe_on_all_images_replaces_the_first_classifier(run: Runner, tmp_pa
 def test_without_time_for_a_trial_a_probe_on_all_measured_images_is_the_classifier(
     run: Runner,
 ) -> None:
+    extract_features(run.dataset.fit_split, run.backbone, run.ctx)
     run.deadline_s = time.monotonic() - 1
     search = run.prepare()
     search.run()
