@@ -42,9 +42,9 @@ counts as equal if that is larger."""
 PERFECT = Interval(1.0, 1.0, 1.0)
 MIN_SHARE_OF_IMAGES = 0.5
 """Where time is short, a head keeps the profile's input size if features of this share of the
-images can be computed. On thirteen benchmark datasets a linear probe at 96 px with five times the
-images was 3.5 points better than at 224 px, and 5 points worse with as many images: a smaller size
-pays only if it gives about 2.5 times the images."""
+images can be computed. On thirteen datasets of benchmarks/results.jsonl a linear probe at 96 px
+with five times the images was 3.5 points better than at 224 px, and 4.2 points worse with as many
+images: a smaller size pays only if it gives about 2.4 times the images."""
 MAX_FAILURES = 3
 """A strategy whose first trials all failed gets at most this many."""
 

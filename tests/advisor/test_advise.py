@@ -45,5 +45,5 @@ def test_a_ranking_is_passed_on_as_soon_as_it_is_known_and_again_after_a_pilot(
     )
     options = Options(device="cpu", on_ranking=on_ranking)
     advice = advise_on(Prepared(small_dataset, backbone, (), (), options, ctx))
-    assert happened == ["ranking", "pilot", "ranking"] if has_pilot else ["ranking"]
+    assert happened == (["ranking", "pilot", "ranking"] if has_pilot else ["ranking"])
     assert seen[-1] == advice.recommendations
