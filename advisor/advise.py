@@ -3,6 +3,7 @@
 import math
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,7 +120,9 @@ def prepare(
     return Prepared(dataset, backbone, ranked, choices, options, ctx)
 
 
-def advise_on(p: Prepared, time_s: float | None = None, reserve_s: float | None = None) -> Advice:
+def advise_on(
+    p: Prepared, time_s: float | None = None, reserve_s: Callable[[Profile], float] | None = None
+) -> Advice:
     """Recommend a strategy for a loaded dataset, without using its test labels.
 
     Parameters
@@ -127,8 +130,8 @@ def advise_on(p: Prepared, time_s: float | None = None, reserve_s: float | None 
     time_s
         Time for the recommended fit on this machine in seconds; None: no limit.
     reserve_s
-        Seconds before the deadline of the context by which the fit must end; None: the deadline is
-        no limit for the fit.
+        Returns, for the measurements, the seconds before the deadline of the context that the fit
+        may not use; None: the deadline is no limit for the fit.
     """
     hidden = replace(p, dataset=p.dataset.hide_test())
     return _advise(hidden, _unlabelled_test(p.dataset), time_s, reserve_s)
@@ -147,7 +150,10 @@ def _unlabelled_test(dataset: Dataset) -> Split:
 
 
 def _advise(
-    p: Prepared, test_images: Split, time_s: float | None, reserve_s: float | None
+    p: Prepared,
+    test_images: Split,
+    time_s: float | None,
+    reserve_s: Callable[[Profile], float] | None,
 ) -> Advice:
     """Recommend a strategy for a dataset without test labels.
 
@@ -169,7 +175,7 @@ def _advise(
     if test_images:
         features = pooled_features(test_images, backbone, ctx, [backbone.n_depths])
         measured = replace(measured, test_features=features)
-    limit_s = _limit_s(time_s, reserve_s, ctx)
+    limit_s = _limit_s(time_s, None if reserve_s is None else reserve_s(profile), ctx)
     inputs, decision, no_pilot = _decide(profile, p, limit_s)
     alternative = probe_alternative(profile, dataset, backbone, priors, ctx)
     findings = check(dataset, inputs, measured, alternative)

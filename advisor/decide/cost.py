@@ -44,3 +44,14 @@ def raw_seconds(candidate: Candidate, profile: Profile) -> float:
     if candidate.strategy.trains_network and measured is not None:
         ratio = measured / PASSES_PER_STEP
     return profile.build_s + head_s + passes_s * ratio
+
+
+def first_baseline_s(profile: Profile) -> float:
+    """Predict the seconds of the baseline's first trial in a run that has just measured.
+
+    It computes the features of the images that were not measured, and fits its head twice: without
+    the validation images and with them.
+    """
+    loss = baseline().head_loss
+    head_s = 1.0 if loss is None else profile.head_s.get(loss, 1.0)
+    return (profile.n - profile.n_measured) * profile.ms_per_image / 1000 + 2 * head_s

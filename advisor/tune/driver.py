@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from advisor.advise import Prepared, advise_on, prepare
+from advisor.decide.cost import first_baseline_s
 from advisor.decide.more_images import for_more_images
 from advisor.decide.priors import load_priors
 from advisor.report.files import write_run_reports
@@ -33,6 +34,7 @@ from advisor.types.advice import Advice
 from advisor.types.events import OnEvent, ignore
 from advisor.types.options import AUTO, DEFAULTS, RUN_DEFAULTS, Options, RunOptions
 from advisor.types.outcome import Outcome
+from advisor.types.profile import Profile
 from strategies.core.errors import (
     BackboneError,
     DataError,
@@ -123,7 +125,7 @@ def run_session(
     """Run a new or resumed run up to its outcome. The caller must hold the run's lock."""
     run, ends_at = settings.run, session.ends_at
     check_split(folder, prepared.dataset)
-    advice = _load_or_make_advice(folder, prepared, run)
+    advice = _load_or_make_advice(folder, prepared, run, session.deadline_s)
     prepared = learn_from_all(folder, prepared, advice.profile, by_time=run.max_trials is None)
     if not run.uses_ray:
         training = replace(prepared.ctx.training, n_gpus=run.gpus_per_trial)
@@ -204,17 +206,41 @@ def _result(search: Search) -> SearchResult:
         raise
 
 
-def _load_or_make_advice(folder: RunDir, prepared: Prepared, run: RunOptions) -> Advice:
+def _load_or_make_advice(
+    folder: RunDir, prepared: Prepared, run: RunOptions, deadline_s: float
+) -> Advice:
     """Return the advice that an earlier session wrote, or measure the dataset and write it.
 
-    The advice is for the time that the search will have.
+    The advice is for the time that the first trial after the baseline will have.
     """
     if (folder.path / "advice.json").exists():
         return read_advice(folder.read("advice.json"))
-    after_s = REPORT_S + run.control * CONTROL_SHARE * run.time_s
-    advice = advise_on(prepared, reserve_s=None if run.max_trials else after_s)
+
+    def reserve_s(profile: Profile) -> float:
+        budget = _time_budget(prepared, profile, run, deadline_s)
+        if not budget.affords_control():
+            budget.release_control(is_fitted=False)
+        return deadline_s - budget.fit_ends_s() + first_baseline_s(profile)
+
+    advice = advise_on(prepared, reserve_s=None if run.max_trials else reserve_s)
     folder.write("advice.json", advice_record(advice))
     return advice
+
+
+def _time_budget(
+    prepared: Prepared, profile: Profile, run: RunOptions, deadline_s: float
+) -> TimeBudget:
+    dataset = prepared.dataset
+    return TimeBudget(
+        deadline_s,
+        run.time_s,
+        len(dataset.test or ()),
+        len(dataset.val),
+        {prepared.backbone.input_px: profile.ms_per_image / 1000},
+        n_judged=1 + run.control,
+        control_s=run.control * CONTROL_SHARE * run.time_s,
+        report_s=REPORT_S,
+    )
 
 
 def make_search(
@@ -227,7 +253,6 @@ def make_search(
 ) -> Search:
     """Return the search of a run."""
     dataset, options, run = prepared.dataset, prepared.options, settings.run
-    by_px = {prepared.backbone.input_px: advice.profile.ms_per_image / 1000}
     only = None if options.strategy == AUTO else options.strategy
     if prepared.measured is not None:
         check_split(folder, dataset, "all_images_sha256")
@@ -245,23 +270,13 @@ def make_search(
         seed=options.seed,
         pruning=make_pruning(len(dataset.val), by_folds=len(validation.folds) > 1),
     )
-    budget = TimeBudget(
-        deadline_s,
-        run.time_s,
-        len(dataset.test or ()),
-        len(dataset.val),
-        by_px,
-        n_judged=1 + run.control,
-        control_s=run.control * CONTROL_SHARE * run.time_s,
-        report_s=REPORT_S,
-    )
     shared = storage_of(folder, run.storage_path) if run.uses_ray else folder
     executor = LocalExecutor(
         prepared.backbone,
         prepared.ctx.with_deadline(None),
         folder,
         validation,
-        budget,
+        _time_budget(prepared, advice.profile, run, deadline_s),
         Interrupt(),
         SoupCandidates(shared, len(validation.folds)) if run.soup else None,
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from advisor.decide.frontier import best_size, fallback_within
+from advisor.decide.frontier import best_size, ends_in_time, fallback_within
 from advisor.decide.gain_model import prior_of, shrunk_to_prior
 from advisor.tune.interventions import (
     BACKBONE,
@@ -230,13 +230,18 @@ class Scheduler:
     ) -> Recommendation:
         """Return a strategy with the input size that is best within the time left.
 
-        A head keeps its size if features of all images have been computed, or enough can be.
+        The advised size stays for the first training run if that is likely to end in time: less
+        time than the advice was made for changes the best size, but hardly the accuracy. A head
+        keeps its size if features of all images have been computed, or enough can be.
         """
         own = [o for o in self.options if o.strategy == c.strategy]
         if not own:
             return c
         if _is_trained(c.strategy):
             time_s = left.training_s / self.n_fits
+            is_first = not any(_is_trained(r.strategy) for r in snapshot.done)
+            if is_first and ends_in_time(c, time_s):
+                return c
         elif self._is_partial(snapshot) and not self._measures_enough_in(left.head_s):
             time_s = left.head_s / self.n_fits
         else:

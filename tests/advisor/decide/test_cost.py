@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from advisor.decide.cost import fit_seconds, raw_seconds
+from advisor.decide.cost import first_baseline_s, fit_seconds, raw_seconds
 from advisor.decide.priors import Offset
-from strategies.registry import STRATEGIES
+from strategies.registry import STRATEGIES, baseline
 from strategies.training.lp_ft import PASSES_PER_STEP
 from tests.advisor.profiles import BENCHMARKED, inputs_of, priors_by_hand
 
@@ -45,3 +45,12 @@ def test_the_interval_is_wider_if_training_was_not_timed(name: str) -> None:
         assert spreads[0] > spreads[1]
     else:
         assert spreads[0] == spreads[1]
+
+
+def test_the_first_baseline_computes_missing_features_and_fits_its_head_twice() -> None:
+    profile = inputs_of(ms_per_image=10.0).profile
+    loss = baseline().head_loss
+    assert loss is not None
+    profile = replace(profile, n=1000, n_measured=700, head_s={loss: 0.5})
+    assert first_baseline_s(profile) == pytest.approx(300 * 0.01 + 2 * 0.5)
+    assert first_baseline_s(replace(profile, n_measured=1000)) == pytest.approx(1.0)

@@ -242,7 +242,8 @@ def test_with_little_time_a_training_run_starts_on_smaller_images() -> None:
     options = [
         replace(o, hyperparameters={**o.hyperparameters, "input_px": o.input_px}) for o in options
     ]
-    sized = replace(SCHEDULER, options=(advised("linear_probe", 0.8), *options))
+    advice = (SCHEDULER.candidates[0], options[0])
+    sized = replace(SCHEDULER, candidates=advice, options=(advised("linear_probe", 0.8), *options))
 
     def px(scheduler: Scheduler, strategy: str, seconds_left: float) -> int | None:
         return scheduler.start(strategy, snapshot(), {}, left(seconds_left)).get("input_px")
@@ -254,6 +255,21 @@ def test_with_little_time_a_training_run_starts_on_smaller_images() -> None:
     assert px(replace(sized, n_fits=3), "full_fine_tune", 120.0) == 160
     assert px(sized, "linear_probe", 1.0) is None
     assert px(SCHEDULER, "full_fine_tune", 5.0) is None
+
+
+def test_the_first_training_run_has_the_advised_size_if_it_is_likely_to_end_in_time() -> None:
+    sizes = ((0.86, 40.0, 160), (0.859, 12.0, 96))
+    own = [advised("full_fine_tune", a, s, px=px) for a, s, px in sizes]
+    own = [replace(o, hyperparameters={"input_px": o.input_px}) for o in own]
+    uncertain = replace(own[0], seconds=Interval(10.0, 40.0, 160.0))
+    options = (advised("linear_probe", 0.8), uncertain, own[1])
+    scheduler = replace(SCHEDULER, candidates=(options[0], uncertain), options=options)
+    before = snapshot(("linear_probe", 0.8))
+    assert scheduler.start("full_fine_tune", before, {}, left(42.0)) == {"input_px": 160}
+    assert scheduler.start("full_fine_tune", before, {}, left(39.0)) == {"input_px": 96}
+
+    later = snapshot(("partial_fine_tune", 0.8))
+    assert scheduler.start("full_fine_tune", later, {}, left(42.0)) == {"input_px": 96}
 
 
 def test_a_trial_on_all_images_beats_one_on_a_part_of_them_whatever_their_scores() -> None:
