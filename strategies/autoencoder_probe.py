@@ -205,10 +205,12 @@ def _fit_head(network: Network, dataset: Dataset, backbone: Backbone, ctx: RunCo
     """Fit the head to the codes; choose strength and temperature by cross-validation."""
     codes, labels = _codes(network.body, dataset, backbone, ctx), labels_of(dataset.train)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(dataset.train))
-    found = cross_validate(codes, labels, dataset.n_classes, folds=folds, device=ctx.device)
+    found = cross_validate(codes, labels, dataset.n_classes, folds=folds, device=ctx.head_device)
     t, _ = temperature(found.scores, labels)
     strength = found.strengths[found.best]
-    head = fit_head(codes, labels, dataset.n_classes, strength, temperature=t, device=ctx.device)
+    head = fit_head(
+        codes, labels, dataset.n_classes, strength, temperature=t, device=ctx.head_device
+    )
     set_head(network, head.weight, head.bias)
 
 

@@ -52,7 +52,7 @@ def compare_backbones(
     for i, backbone in enumerate(backbones):
         features = extract_features(chosen, backbone, ctx)
         x = features.pooled[-1]
-        result = cross_validate(x, labels, n_classes, folds=folds, device=ctx.device)
+        result = cross_validate(x, labels, n_classes, folds=folds, device=ctx.head_device)
         score = BackboneScore(
             name=backbone.name,
             rank=0,

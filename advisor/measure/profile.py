@@ -179,7 +179,7 @@ def _curve(
         strength=probe.strength,
         groups=groups_of(tuple(images)),
         seed=ctx.seed,
-        device=ctx.device,
+        device=ctx.head_device,
     )
 
 
@@ -219,7 +219,7 @@ def _probe_depths(
     for i, (depth, loss) in enumerate(plan):
         x = features.at(range(1, n_depths + 1) if depth == 0 else [depth])
         results.append(
-            cross_validate(x, labels, n_classes, folds=folds, loss=loss, device=ctx.device)
+            cross_validate(x, labels, n_classes, folds=folds, loss=loss, device=ctx.head_device)
         )
         stamps.append(time.perf_counter())
         ctx.reporter.on_progress("probes", i + 1, len(plan))

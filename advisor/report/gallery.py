@@ -212,7 +212,7 @@ def _predictions(penultimate: Scores, images: Split, n_classes: int, ctx: RunCon
     """Predict the class of every image by a linear probe that was fitted without it."""
     labels = labels_of(images)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(images))
-    found = cross_validate(penultimate, labels, n_classes, folds=folds, device=ctx.device)
+    found = cross_validate(penultimate, labels, n_classes, folds=folds, device=ctx.head_device)
     return np.asarray(found.scores.argmax(axis=1), dtype=np.int64)
 
 

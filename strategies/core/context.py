@@ -67,6 +67,14 @@ class RunContext:
     reporter: Reporter = field(default_factory=Reporter)
     training: TrainingResources = field(default_factory=TrainingResources)
 
+    @property
+    def head_device(self) -> torch.device:
+        """Device on which linear heads are fitted: the CPU where the device has no float64.
+
+        Apple's MPS has none. Its memory is the CPU's own, so nothing is lost by the way there.
+        """
+        return torch.device("cpu") if self.device.type == "mps" else self.device
+
     def with_deadline(self, deadline_s: float | None) -> Self:
         """Return the same context with another deadline."""
         return replace(self, deadline_s=deadline_s)
@@ -156,7 +164,9 @@ def make_device(device: str) -> torch.device:
 def choose_precision(device: torch.device) -> torch.dtype:
     """Return the dtype in which forward passes are fastest on a device."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # Older GPUs (V100, T4) emulate bfloat16, which is slower than float32.
+        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if is_native else torch.float16
     if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
         return torch.bfloat16
     return torch.float32

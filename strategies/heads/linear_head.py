@@ -181,7 +181,7 @@ def cross_validate_head(
         n_folds, scorable = 1, scorable[folds[scorable] == 0]
     kept = scorable * views
     weights = sample_weights(targets, settings.class_weight)[kept]
-    path = RegularisationPath(settings.loss, strengths, settings.class_weight, ctx.device)
+    path = RegularisationPath(settings.loss, strengths, settings.class_weight, ctx.head_device)
     whole_path = path if settings.share == 1 else replace(path, strengths=STRENGTHS)
     scores: Iterable[Rows] = out_of_fold(
         rows, targets, dataset.n_classes, whole_path, folds=fold, held_out=range(n_folds)
@@ -212,7 +212,7 @@ def _fit(
             chosen.ranking_strength,
             loss=settings.loss,
             class_weight=settings.class_weight,
-            device=ctx.device,
+            device=ctx.head_device,
         )
     head = fit_head(
         rows[:, columns],
@@ -222,7 +222,7 @@ def _fit(
         temperature=chosen.temperature,
         loss=settings.loss,
         class_weight=settings.class_weight,
-        device=ctx.device,
+        device=ctx.head_device,
     )
     weight = np.zeros((dataset.n_classes, width), dtype=np.float32)
     weight[:, columns] = head.weight

@@ -151,10 +151,10 @@ def _fit_head(penultimate: Scores, dataset: Dataset, ctx: RunContext) -> tuple[H
         labels,
         dataset.n_classes,
         folds=fold_numbers(labels, ctx.seed, groups=groups_of(dataset.train)),
-        device=ctx.device,
+        device=ctx.head_device,
     )
     strength = found.strengths[found.best]
-    head = fit_head(penultimate, labels, dataset.n_classes, strength, device=ctx.device)
+    head = fit_head(penultimate, labels, dataset.n_classes, strength, device=ctx.head_device)
     return head, float(found.correct[found.best].mean())
 
 

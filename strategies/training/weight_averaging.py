@@ -89,10 +89,13 @@ def _differing_batch_norms(members: Sequence[ImageClassifier]) -> list[str]:
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:
-    """Average tensors in double precision; for integer tensors (counters) return the first."""
+    """Average tensors in double precision; for integer tensors (counters) return the first.
+
+    This runs on the CPU, because not every device has double precision.
+    """
     if not values[0].is_floating_point():
         return values[0]
-    return torch.stack([v.double() for v in values]).mean(dim=0).to(values[0].dtype)
+    return torch.stack([v.cpu().double() for v in values]).mean(dim=0).to(values[0])
 
 
 def _differs(values: Sequence[Tensor]) -> bool:

@@ -7,7 +7,7 @@ import torch
 
 from strategies.core import context as context_module
 from strategies.core.cache import ArrayCache
-from strategies.core.context import RunContext, make_context, make_device
+from strategies.core.context import RunContext, choose_precision, make_context, make_device
 from strategies.core.errors import OutOfTime, TransferError
 
 
@@ -108,3 +108,24 @@ def test_the_cpu_uses_bfloat16_only_if_its_hardware_supports_it(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable})
 
     assert make_context(device="cpu", cache_dir=tmp_path).precision == expected
+
+
+@pytest.mark.parametrize(
+    ("is_native", "expected"), [(True, torch.bfloat16), (False, torch.float16)]
+)
+def test_a_gpu_that_emulates_bfloat16_computes_in_float16(
+    monkeypatch: pytest.MonkeyPatch, is_native: bool, expected: torch.dtype
+) -> None:
+    def is_supported(including_emulation: bool = True) -> bool:
+        return is_native or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert choose_precision(torch.device("cuda")) == expected
+
+
+def test_heads_are_fitted_on_the_device_unless_it_has_no_float64(tmp_path: Path) -> None:
+    used = [
+        _context(tmp_path, device=torch.device(name)).head_device.type
+        for name in ("cpu", "cuda", "mps")
+    ]
+    assert used == ["cpu", "cuda", "cpu"]
