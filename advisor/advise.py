@@ -274,6 +274,7 @@ def _context(options: Options) -> RunContext:
         cache_dir=options.cache_dir,
         seed=options.seed,
         workers=options.workers,
+        is_deterministic=options.deterministic,
         reporter=Reporter(options.on_progress or ignore_progress, options.on_note),
     )
 

@@ -230,7 +230,7 @@ def bare_pass() -> None:
     import torch
 
     from strategies.core.allocator import keep_freed_memory
-    from strategies.core.context import choose_precision
+    from strategies.core.devices import choose_precision
     from strategies.data.dataset import load_dataset
     from strategies.models.backbone import load_backbone
     from strategies.models.features import INFERENCE_BATCH, batches, to_input

@@ -19,7 +19,7 @@ from advisor.types.advice import Advice
 from advisor.types.flags import declared_in
 from advisor.types.options import AUTO, Options
 from strategies.core.cache import ArrayCache
-from strategies.core.cpus import usable_cpus
+from strategies.core.limits import usable_cpus
 from strategies.data.archives import is_archive
 from strategies.data.hub import is_hub_name
 from strategies.data.inspection import signature

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from advisor.tune.run_dir.directory import RunDir
-from strategies.core.context import choose_precision, make_device
-from strategies.core.cpus import usable_cpus
+from strategies.core.devices import choose_precision, make_device
 from strategies.core.errors import DataError
+from strategies.core.limits import usable_cpus
 from strategies.core.prefetch import chunks, prefetch
 from strategies.core.progress import OnProgress
 from strategies.data.dataset import Skipped

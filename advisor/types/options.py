@@ -66,6 +66,8 @@ class Options:
     workers
         Threads that read images while the network computes; None: one per core. The result does
         not depend on it.
+    deterministic
+        Whether the same training run gives the same weights on CUDA too. On a CPU it always does.
     cache_dir
         Where features are cached; None: the user's cache folder.
     root, group_by, max_quarantine
@@ -112,6 +114,14 @@ class Options:
         int | None,
         Flag("Threads that read images; default: one per CPU core.", min=1, is_local=True),
     ] = None
+    deterministic: Annotated[
+        bool,
+        Flag(
+            "Same results in every run on a GPU too, which takes longer.",
+            name="--deterministic",
+            is_local=True,
+        ),
+    ] = False
     cache_dir: CacheDir = None
     root: Annotated[Path | None, Flag("Folder that a manifest's relative paths start from.")] = (
         None

@@ -1,6 +1,7 @@
 """Run context of a fit: cache, device, precision, seed, deadline and reporter."""
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -12,8 +13,9 @@ import torch
 
 from strategies.core.activation_store import ActivationStore
 from strategies.core.cache import ArrayCache, default_cache_dir
-from strategies.core.cpus import usable_cpus
-from strategies.core.errors import OutOfTime, TransferError
+from strategies.core.devices import choose_precision, cuda_settings, make_device
+from strategies.core.errors import OutOfTime
+from strategies.core.limits import usable_cpus
 from strategies.core.progress import Reporter
 
 
@@ -48,6 +50,9 @@ class RunContext:
     ----------
     precision
         Autocast dtype of forward and backward passes; ``torch.float32`` disables autocast.
+    is_deterministic
+        Whether the same fit gives the same weights on CUDA as well, which takes longer. On a CPU
+        it always does.
     n_workers
         Threads that read images beside the network.
     deadline_s
@@ -66,6 +71,7 @@ class RunContext:
     deadline_s: float | None = None
     reporter: Reporter = field(default_factory=Reporter)
     training: TrainingResources = field(default_factory=TrainingResources)
+    is_deterministic: bool = False
 
     @property
     def head_device(self) -> torch.device:
@@ -88,11 +94,18 @@ class RunContext:
         if self.seconds_left() <= 0:
             raise OutOfTime("The time budget was used up before there was a result.")
 
-    def autocast(self) -> contextlib.AbstractContextManager[None]:
-        """Return the autocast context for the precision and device."""
-        if self.precision == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.precision)
+    @contextlib.contextmanager
+    def autocast(self) -> Iterator[None]:
+        """Context of a forward pass: its precision, and the settings of the device."""
+        autocast: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+        if self.precision != torch.float32:
+            autocast = torch.autocast(self.device.type, self.precision)
+        with self.device_settings(), autocast:
+            yield
+
+    def device_settings(self) -> contextlib.AbstractContextManager[None]:
+        """Context with explicit settings of the device (`cuda_settings`)."""
+        return cuda_settings(self.device, is_deterministic=self.is_deterministic)
 
     @contextlib.contextmanager
     def seeded(self) -> Iterator[None]:
@@ -109,6 +122,7 @@ def make_context(
     cache_dir: Path | None = None,
     seed: int = 0,
     workers: int | None = None,
+    is_deterministic: bool = False,
     reporter: Reporter | None = None,
 ) -> RunContext:
     """Build the run context: choose device and precision.
@@ -117,6 +131,9 @@ def make_context(
     ----------
     workers
         Threads that read images beside the network; None takes one per core, from 2 to 16.
+    is_deterministic
+        Whether results are the same in every run on CUDA too. cuBLAS reads its setting for this
+        from the environment, once: nothing may have been computed on the GPU before.
 
     Raises
     ------
@@ -124,6 +141,8 @@ def make_context(
         If the device is unknown or unavailable.
     """
     chosen = make_device(device)
+    if is_deterministic and chosen.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return RunContext(
         cache=ArrayCache(cache_dir or default_cache_dir()),
         device=chosen,
@@ -131,42 +150,5 @@ def make_context(
         seed=seed,
         n_workers=workers or max(2, min(16, usable_cpus())),
         reporter=reporter or Reporter(),
+        is_deterministic=is_deterministic,
     )
-
-
-def make_device(device: str) -> torch.device:
-    """Return a device by name; "auto" selects the fastest one available.
-
-    Raises
-    ------
-    TransferError
-        If the device is unknown or unavailable.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        if torch.backends.mps.is_available():
-            return torch.device("mps")
-        return torch.device("cpu")
-    try:
-        chosen = torch.device(device)
-        if chosen.type not in ("cpu", "cuda", "mps"):
-            raise RuntimeError(f"{chosen.type} is not supported.")
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise TransferError(
-            f"--device {device} cannot be used here: {reason} Use auto, cpu, cuda or cuda:N."
-        ) from error
-    return chosen
-
-
-def choose_precision(device: torch.device) -> torch.dtype:
-    """Return the dtype in which forward passes are fastest on a device."""
-    if device.type == "cuda":
-        # Older GPUs (V100, T4) emulate bfloat16, which is slower than float32.
-        is_native = torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if is_native else torch.float16
-    if device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16", False):
-        return torch.bfloat16
-    return torch.float32

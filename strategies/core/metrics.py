@@ -214,3 +214,13 @@ class FlipAsymmetry:
 
     cosine: float
     sd: float
+
+
+MIN_STANDARD_ERRORS = 1.64
+"""By how many standard errors an accuracy must be higher to count as significantly better."""
+
+
+def significantly_better(correct: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
+    """Return whether one is more accurate by `MIN_STANDARD_ERRORS`, paired by image."""
+    gap = correct.astype(np.float64) - other
+    return bool(gap.mean() > MIN_STANDARD_ERRORS * gap.std() / np.sqrt(len(gap)))

@@ -69,8 +69,11 @@ def norms_to_fold(network: nn.Module, frozen: Collection[nn.Module], images: Ten
     That is, the BatchNorm layer is the only module that reads the convolution's output. A fixed
     convolution with a trained scale is not folded: its weights would need a gradient. The network
     is run in eval mode on noise of the shape of `images`: once to trace which layers
-    follow which, and once to check that folding does not change the outputs. Empty if it does.
+    follow which, and once to check that folding does not change the outputs. Empty if it does, and
+    on any device but a CPU (`fast_kernels`).
     """
+    if images.device.type != "cpu":
+        return {}
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     modes = {module: module.training for module in network.modules()}
     network.eval()

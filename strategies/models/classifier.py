@@ -17,6 +17,7 @@ from safetensors.torch import save as bytes_of
 from torch import nn
 
 from strategies.core.atomic_files import atomic_file, write_json
+from strategies.core.devices import cuda_settings
 from strategies.core.errors import BackboneError, StorageError
 from strategies.core.metrics import (
     Evaluation,
@@ -120,7 +121,8 @@ class ImageClassifier:
             Autocast type of the forward pass. bfloat16 is faster where the hardware supports it.
         """
         self.network.eval()
-        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+        autocast = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
+        with cuda_settings(self.device), autocast:
             scores = self.network(to_input(pixels, self.backbone, self.device))
         probabilities: NDArray[np.float32] = scores.float().softmax(dim=1).cpu().numpy()
         return probabilities

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from strategies.core.cache import Rows, as_stored, space_name
 from strategies.core.context import RunContext
+from strategies.core.devices import device_name, on_device
 from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import Pixels, read_image
@@ -132,7 +133,8 @@ def _read(
     """
     space, prepared = _space(backbone, ctx), None
     digests = [image.digest for image in images]
-    facts = ctx.cache.get(space, [*_NETWORK, _TIME])
+    time_key = _time_key(ctx)
+    facts = ctx.cache.get(space, [*_NETWORK, time_key])
     if not facts.keys() >= set(_NETWORK):
         prepared = body, layout = _prepare(backbone, ctx)
         head = _flat_head(body, backbone)
@@ -147,25 +149,30 @@ def _read(
     for place in np.flatnonzero(~found).tolist():
         places.setdefault(digests[place], []).append(place)
     missing = [images[rows[0]] for rows in places.values()]
-    if _TIME not in facts:
+    if time_key not in facts:
         missing = missing or list(images[:INFERENCE_BATCH])
     if missing:
         body, layout = prepared or _prepare(backbone, ctx)
         is_precise = facts[_ROUNDING][0] <= ROUNDING_TOLERANCE
         pass_ctx = ctx if is_precise else replace(ctx, precision=torch.float32)
 
-        timed = len(missing) > INFERENCE_BATCH or _TIME not in facts
+        timed = len(missing) > INFERENCE_BATCH or time_key not in facts
 
         def store(batch: Sequence[LabelledImage], rows: Rows, ms_per_image: float) -> None:
             ctx.cache.put_features(space, {p.digest: r for p, r in zip(batch, rows, strict=True)})
             for image, row in zip(batch, rows, strict=True):
                 matrix[places.get(image.digest, [])] = row[columns]
             if timed:
-                facts[_TIME] = np.array([ms_per_image], dtype=np.float32)
-                ctx.cache.put(space, {_TIME: facts[_TIME]})
+                facts[time_key] = np.array([ms_per_image], dtype=np.float32)
+                ctx.cache.put(space, {time_key: facts[time_key]})
 
         _compute(missing, body, layout, backbone, pass_ctx, store)
-    return matrix, facts
+    return matrix, {**facts, _TIME: facts[time_key]}
+
+
+def _time_key(ctx: RunContext) -> str:
+    """Return the key of the time per image on this device; for a CPU it is `_TIME`."""
+    return _TIME if ctx.device.type == "cpu" else f"{_TIME}, {device_name(ctx.device)}"
 
 
 def cached_rows(
@@ -273,12 +280,10 @@ def eval_pixels(path: Path, backbone: Backbone) -> Pixels:
 
 def to_input(pixels: Pixels, backbone: Backbone, device: torch.device) -> Tensor:
     """Move uint8 pixels (n, h, w, 3) to the device as normalised floats (n, 3, h, w)."""
-    images = torch.from_numpy(pixels)
-    if device.type == "cuda":  # only copies from pinned memory overlap with computation
-        images = images.pin_memory()
-    images = images.to(device, non_blocking=True)
-    mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1)
-    std = torch.tensor(backbone.std, device=device).view(1, 3, 1, 1)
+    images = on_device(torch.from_numpy(pixels), device)
+    mean, std = (
+        on_device(torch.tensor(v), device).view(1, 3, 1, 1) for v in (backbone.mean, backbone.std)
+    )
     return images.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 
 

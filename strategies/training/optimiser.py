@@ -17,6 +17,9 @@ from strategies.models.body import Body
 from strategies.models.network import Network
 from strategies.training.recipe import Recipe
 
+Optimiser = torch.optim.SGD | torch.optim.AdamW
+CHECK_STEPS = 8
+"""Steps after which a GPU is asked whether a gradient was not finite."""
 RESERVE_S = 0.2
 """Seconds kept free before the deadline, for work that is not measured."""
 VAL_TIME_MARGIN = 1.15
@@ -84,14 +87,15 @@ def _is_norm_or_bias(module: nn.Module, key: str, parameter: nn.Parameter) -> bo
 
 def make_optimiser(
     body: Body, head: nn.Linear, stage: Mapping[str, int], recipe: Recipe
-) -> torch.optim.Optimizer:
+) -> Optimiser:
     """Create the optimiser, with parameter groups by learning rate and weight decay.
 
     The learning rate depends on the depth or layer (`Recipe.layer_lr_decay`); that of the head is
     multiplied by `Recipe.head_lr_factor`. Vectors (biases, normalisation) have no weight decay,
     and with `Recipe.by_layer` nor has what timm exempts. Every group holds its peak learning rate
-    as "peak".
+    as "peak". On CUDA all updates are one kernel (fused).
     """
+    is_fused = True if head.weight.device.type == "cuda" else None
     above = _layers_above(body.net, stage, recipe)
     is_exempt = is_exempt_from_weight_decay(body.net) if recipe.by_layer else lambda name: False
     weight_decay = 0.0 if recipe.l2_sp else recipe.weight_decay
@@ -112,8 +116,8 @@ def make_optimiser(
         for (peak, decay), parameters in grouped.items()
     ]
     if recipe.optimiser == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
-    return torch.optim.AdamW(groups, lr=recipe.lr)
+        return torch.optim.SGD(groups, recipe.lr, momentum=0.9, nesterov=True, fused=is_fused)
+    return torch.optim.AdamW(groups, recipe.lr, fused=is_fused)
 
 
 def _layers_above(net: nn.Module, stage: Mapping[str, int], recipe: Recipe) -> dict[str, int]:
@@ -126,13 +130,75 @@ def _layers_above(net: nn.Module, stage: Mapping[str, int], recipe: Recipe) -> d
     return {name: deepest - stage.get(owner, deepest) for name, owner in owners.items()}
 
 
-def restore_optimiser(optimiser: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
-    """Restore an optimiser's state from tensors named "<parameter number>/<state name>"."""
+def restore_optimiser(optimiser: Optimiser, flat: Mapping[str, Tensor]) -> None:
+    """Restore an optimiser's state from tensors named "<parameter number>/<state name>".
+
+    The number of steps stays on the CPU, unless the optimiser is fused: on a GPU, every step would
+    wait for the device once per parameter to read it.
+    """
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in flat.items():
         number, _, key = name.partition("/")
-        state.setdefault(int(number), {})[key] = value
+        state.setdefault(int(number), {})[key] = value.cpu() if key == "step" else value
     optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
+
+
+@torch.no_grad()
+def restore_buffers(
+    network: nn.Module, buffers: Mapping[str, Tensor], unless: Tensor | None = None
+) -> None:
+    """Restore buffers; `unless` is a boolean on the device, which need not wait for it."""
+    for name, buffer in network.named_buffers():
+        before = buffers[name]
+        buffer.copy_(before if unless is None else torch.where(unless, buffer, before))
+
+
+class Updater:
+    """Updates the weights by clipped gradients; skips an update whose gradient is not finite.
+
+    A fused optimiser skips it on the device, and the host asks only every `check_steps` steps
+    whether that happened: to ask, it must wait for the device.
+
+    Parameters
+    ----------
+    precision
+        Autocast dtype of the forward pass. float16 needs a loss scale.
+    """
+
+    def __init__(
+        self, network: nn.Module, optimiser: Optimiser, clip_norm: float, precision: torch.dtype
+    ) -> None:
+        self.optimiser, self.clip_norm = optimiser, clip_norm
+        self.is_fused = all(bool(group["fused"]) for group in optimiser.param_groups)
+        self.check_steps = CHECK_STEPS if self.is_fused else 1
+        self.parameters = [p for p in network.parameters() if p.requires_grad]
+        device = self.parameters[0].device
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+        self.n_skipped = torch.zeros((), device=device)
+
+    def update(self) -> Tensor:
+        """Update the weights; return whether the gradient was finite, a boolean on the device."""
+        self.scaler.unscale_(self.optimiser)
+        finite = torch.isfinite(nn.utils.clip_grad_norm_(self.parameters, self.clip_norm))
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimiser)
+            self.scaler.update()  # after an overflow: lowers the loss scale
+        elif self.is_fused:
+            self.optimiser.found_inf = (~finite).float()  # type: ignore[union-attr]
+            self.optimiser.step()
+        elif finite:
+            self.optimiser.step()
+        self.n_skipped += ~finite
+        return finite
+
+    def has_failed(self) -> bool:
+        """Return whether updates were skipped since the last call. This waits for the device.
+
+        With float16 an overflow is no failure, as long as the loss scale is at least 1.
+        """
+        skipped = bool(self.n_skipped)
+        self.n_skipped.zero_()
+        return skipped and (not self.scaler.is_enabled() or self.scaler.get_scale() < 1)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ import numpy as np
 
 from strategies.core.cache import space_name
 from strategies.core.context import RunContext
+from strategies.core.devices import device_name
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network
@@ -37,7 +38,13 @@ def measure_training_cost(dataset: Dataset, backbone: Backbone, ctx: RunContext)
     The ratio depends on network, input size, precision and machine, not on the images, so it is
     cached. It is at least 1, because training includes a forward pass.
     """
-    name = [backbone.name, backbone.digest, backbone.input_px, ctx.precision, ctx.device.type]
+    name = [
+        backbone.name,
+        backbone.digest,
+        backbone.input_px,
+        ctx.precision,
+        device_name(ctx.device),
+    ]
     space = space_name([_KEY, *name])
     cached = ctx.cache.get(space, [_KEY])
     if _KEY not in cached:

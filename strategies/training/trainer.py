@@ -19,11 +19,13 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from strategies.core.allocator import first_micro_batches, more_micro_batches
 from strategies.core.context import RunContext
+from strategies.core.devices import on_device
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
-from strategies.core.metrics import Scores
+from strategies.core.metrics import Scores, significantly_better
 from strategies.data.dataset import Dataset, labels_of
-from strategies.kernels.bn_folding import FoldedNorms, NormByConv, norms_to_fold
-from strategies.kernels.depthwise import FastDepthwiseGradient, training_precision
+from strategies.kernels.bn_folding import NormByConv, norms_to_fold
+from strategies.kernels.depthwise import training_precision
+from strategies.kernels.fast_kernels import fast_kernels
 from strategies.models.backbone import Backbone
 from strategies.models.network import Network
 from strategies.models.stages import stages
@@ -36,9 +38,11 @@ from strategies.training.optimiser import (
     NO_TIME,
     Loss,
     ProgressSchedule,
+    Updater,
     freeze,
     l2_sp_step,
     make_optimiser,
+    restore_buffers,
     restore_optimiser,
     warmup_cosine,
 )
@@ -48,8 +52,6 @@ ROUNDS = 6
 """Rounds of a run. Each ends with validation and a call of ``on_epoch``. Short runs have fewer."""
 VALIDATION_SHARE = 0.25
 """Maximum share of the time limit for validation before the last round."""
-MIN_STANDARD_ERRORS = 1.64
-"""By how many standard errors an earlier round must be better on validation than the last one."""
 MAX_LR_CUTS = 3
 """Maximum number of times that the learning rate is halved because the loss was not finite."""
 _SAVED = ("step", "round", "progress", "lr_cuts", "val_s")
@@ -158,14 +160,17 @@ def _train(
         loop.progress = dp_group.broadcast(schedule.progress(loop.step))
         if loop.step == 0 and loop.progress >= 1:
             raise OutOfTime(NO_TIME)
-        if loop.end_of_round() and is_first:
-            accuracy = loop.validate()
-            if checkpoint:
-                checkpoint.write(loop.snapshot())
-            ctx.reporter.on_epoch(loop.round, accuracy)
+        if loop.end_of_round():
+            loop.cut_rate_after_failure()
+            if is_first:
+                accuracy = loop.validate()
+                if checkpoint:
+                    checkpoint.write(loop.snapshot())
+                ctx.reporter.on_epoch(loop.round, accuracy)
         if loop.progress >= 1:
             break
-        loop.take_step(rows, images)
+        with ctx.device_settings():
+            loop.take_step(rows, images)
     return loop.select()
 
 
@@ -196,11 +201,11 @@ class _TrainingLoop:
         self.fixed_norms = freeze(network.body, stage, recipe)
         self.optimiser = make_optimiser(network.body, network.head, stage, recipe)
         self.training_ctx = replace(ctx, precision=training_precision(network, ctx))
-        self.scaler = torch.amp.GradScaler(
-            ctx.device.type, enabled=self.training_ctx.precision == torch.float16
+        self.updater = Updater(
+            network, self.optimiser, recipe.clip_norm, self.training_ctx.precision
         )
         self.average = _ema_of(network, recipe.ema) if recipe.ema else None
-        self.labels = torch.as_tensor(labels_of(dataset.train), device=ctx.device)
+        self.labels = torch.as_tensor(labels_of(dataset.train))
         self.val_labels = labels_of(dataset.val)
         self.start = _copy(network.state_dict())
         self.step = self.round = self.lr_cuts = 0
@@ -247,7 +252,7 @@ class _TrainingLoop:
     def select(self) -> tuple[Mapping[str, Tensor], Scores]:
         """Return weights and validation scores: of the last round, or of a better one."""
         last, best = self.correct(self.scores), self.correct(self.best_scores)
-        if not len(self.scores) or not _significantly_better(best, last):
+        if not len(self.scores) or not significantly_better(best, last):
             return self.result_state(), self.scores
         return self.best, self.best_scores
 
@@ -277,36 +282,44 @@ class _TrainingLoop:
         if self.norms is None:
             self.norms = norms_to_fold(self.network, self.fixed_norms, images[:1])
         seed, n_classes = [self.ctx.seed, self.step, 1], self.network.head.out_features
-        images, targets = mixed(images, self.labels[list(rows)], n_classes, self.recipe, seed)
-        if not self._update(images, targets, rate):
-            self.lr_cuts += 1
-            if self.lr_cuts > MAX_LR_CUTS:
-                raise TrainingDiverged(
-                    f"The loss was not finite at step {self.step}, although the learning rate "
-                    f"{self.recipe.lr:g} was halved {MAX_LR_CUTS} times. Use a smaller one."
-                )
+        labels = on_device(self.labels[list(rows)], self.ctx.device)
+        images, targets = mixed(images, labels, n_classes, self.recipe, seed)
+        self._update(images, targets, rate)
+        if (self.step + 1) % self.updater.check_steps == 0:
+            self.cut_rate_after_failure()
         self.step += 1
 
-    def _update(self, images: Tensor, targets: Tensor, rate: float) -> bool:
-        """Update the weights; return False, unchanged, if loss or gradient is not finite."""
+    def cut_rate_after_failure(self) -> None:
+        """Lower the learning rate if an update was skipped, because its gradient was not finite.
+
+        Raises
+        ------
+        TrainingDiverged
+            If it was lowered `MAX_LR_CUTS` times before.
+        """
+        if not self.updater.has_failed():  # the same on all ranks
+            return
+        self.lr_cuts += 1
+        if self.lr_cuts > MAX_LR_CUTS:
+            raise TrainingDiverged(
+                f"The loss was not finite at step {self.step}, although the learning rate "
+                f"{self.recipe.lr:g} was halved {MAX_LR_CUTS} times. Use a smaller one."
+            )
+
+    def _update(self, images: Tensor, targets: Tensor, rate: float) -> None:
+        """Update the weights; they stay as they are if the gradient is not finite."""
         buffers = _copy(dict(self.network.named_buffers()))  # changed by BatchNorm
-        trained = [p for p in self.network.parameters() if p.requires_grad]
         self._gradient(images, targets, buffers)
-        self.scaler.unscale_(self.optimiser)
-        norm = nn.utils.clip_grad_norm_(trained, self.recipe.clip_norm)
-        if not torch.isfinite(norm):  # on all ranks
-            _restore(self.network, buffers)
-            if not self.scaler.is_enabled():
-                return False
-            self.scaler.update()  # float16 overflow: lowers the loss scale
-            return self.scaler.get_scale() >= 1
-        self.scaler.step(self.optimiser)
-        self.scaler.update()
+        finite = self.updater.update()
+        if self.updater.is_fused:
+            restore_buffers(self.network, buffers, unless=finite)
+        elif not finite:
+            restore_buffers(self.network, buffers)
+            return
         if self.recipe.l2_sp:
             l2_sp_step(self.network, self.start, self.recipe.lr * rate, self.recipe.l2_sp)
         if self.average:
             self.average.update_parameters(self.network)
-        return True
 
     def _gradient(self, images: Tensor, targets: Tensor, buffers: Mapping[str, Tensor]) -> None:
         """Accumulate the gradient of a batch over micro-batches that fit into memory."""
@@ -320,21 +333,21 @@ class _TrainingLoop:
                 self.n_parts = more_micro_batches(
                     self.n_parts, len(images), error, self.ctx.device
                 )
-                _restore(self.network, buffers)
+                restore_buffers(self.network, buffers)
             else:
                 return
 
     def _backward(self, images: Tensor, targets: Tensor) -> None:
         parts = list(zip(*(x.tensor_split(self.n_parts) for x in (images, targets)), strict=True))
         for number, part in enumerate(parts, 1):
-            folded = FoldedNorms(self.norms or {})
             with contextlib.ExitStack() as stack:
                 if isinstance(self.loss, DistributedDataParallel) and number < len(parts):
                     stack.enter_context(self.loss.no_sync())
-                with self.training_ctx.autocast(), FastDepthwiseGradient(), folded:
+                kernels = fast_kernels(self.ctx.device, self.norms or {})
+                with self.training_ctx.autocast(), kernels:
                     loss = self.loss(*part)
                 loss = self.dp_group.world_size * loss  # gradients become means over the ranks
-                torch.autograd.backward(self.scaler.scale(loss))
+                torch.autograd.backward(self.updater.scaler.scale(loss))
 
     def snapshot(self) -> Snapshot:
         """Return the state as a checkpoint snapshot."""
@@ -350,7 +363,7 @@ class _TrainingLoop:
         if self.ctx.device.type == "cuda":
             tensors["cuda_rng"] = torch.cuda.get_rng_state(self.ctx.device)
         values = {name: getattr(self, name) for name in _SAVED}
-        return Snapshot(tensors, values | {"scaler": self.scaler.state_dict()})
+        return Snapshot(tensors, values | {"scaler": self.updater.scaler.state_dict()})
 
     def restore(self, checkpoint: Checkpoint | None) -> bool:
         """Restore the state of a checkpoint; return False if there is none of this run."""
@@ -373,7 +386,7 @@ class _TrainingLoop:
             torch.cuda.set_rng_state(found.tensors["cuda_rng"].cpu(), self.ctx.device)
         for name in _SAVED:
             setattr(self, name, found.values[name])
-        self.scaler.load_state_dict(found.values["scaler"])
+        self.updater.scaler.load_state_dict(found.values["scaler"])
         return True
 
 
@@ -382,17 +395,5 @@ def _ema_of(network: Network, decay: float) -> AveragedModel:
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
 
 
-def _significantly_better(correct: NDArray[np.bool_], other: NDArray[np.bool_]) -> bool:
-    """Return whether one is more accurate by `MIN_STANDARD_ERRORS`, paired by image."""
-    gap = correct.astype(np.float64) - other
-    return bool(gap.mean() > MIN_STANDARD_ERRORS * gap.std() / np.sqrt(len(gap)))
-
-
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state.items()}
-
-
-@torch.no_grad()
-def _restore(network: nn.Module, buffers: Mapping[str, Tensor]) -> None:
-    for name, buffer in network.named_buffers():
-        buffer.copy_(buffers[name])

@@ -1,6 +1,7 @@
 """Fixture: timm architectures with random weights in place of downloaded ones."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import timm
@@ -31,3 +32,9 @@ def load_random(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Backb
     forget_backbones()
     yield load_backbone
     forget_backbones()
+
+
+@pytest.fixture
+def tiny(load_random: Callable[..., Backbone]) -> Backbone:
+    """Return a ResNet of half a million parameters at 32 px."""
+    return replace(load_random("test_resnet", input_px=64), input_px=32)

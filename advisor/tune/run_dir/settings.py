@@ -67,10 +67,13 @@ def _record(options: Options | RunOptions) -> dict[str, Any]:
 
 
 def _read(kind: type[T], record: Mapping[str, Any]) -> T:
-    """Return options from their JSON values (the inverse of `_record`)."""
+    """Return options from their JSON values (the inverse of `_record`).
+
+    An option that the release which wrote them did not have gets its default.
+    """
     values = {}
     for option in declared_in(kind):
-        value = record[option.name]
+        value = record.get(option.name, option.default)
         values[option.name] = Path(value) if option.is_path and value is not None else value
     return kind(**values)
 

@@ -35,7 +35,8 @@ from advisor.tune.trials.trial_actor import Message, TrialActor
 from advisor.types.options import AUTO, Options, RunOptions
 from advisor.types.outcome import TrialRecord
 from strategies.core.activation_store import ActivationStore
-from strategies.core.context import TrainingResources, make_device
+from strategies.core.context import TrainingResources
+from strategies.core.devices import make_device
 from strategies.core.errors import TransferError
 from strategies.core.prefetch import chunks
 from strategies.core.progress import Reporter

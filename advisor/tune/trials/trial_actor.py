@@ -18,7 +18,7 @@ from advisor.types.outcome import TrialRecord
 from strategies.core.activation_store import ActivationStore
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.cache import ArrayCache
-from strategies.core.context import choose_precision
+from strategies.core.devices import choose_precision
 from strategies.core.errors import OutOfTime
 from strategies.core.progress import Reporter
 from strategies.data.dataset import Split

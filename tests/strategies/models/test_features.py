@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from strategies.models.features import (
     to_input,
 )
 from strategies.models.moments import CHANNELS_PER_LAYER, GRID
+from tests.fake_mps import MPS, FakeMps
 
 CPU = torch.device("cpu")
 
@@ -408,6 +410,29 @@ def test_a_pass_over_a_few_new_images_does_not_change_the_measured_time(
     assert 0 < first < 10_000
     assert again == first
     assert more == first
+
+
+def test_every_device_has_its_own_time_and_shares_the_features(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = small_dataset.train[:3]
+    computed = []
+    compute = features._compute
+
+    def count(*given: Any) -> None:
+        computed.append(given[4].device)
+        compute(*given)
+
+    monkeypatch.setattr(features, "_compute", count)
+    on_cpu = extract_features(images, backbone, ctx)
+    with FakeMps():
+        on_mps = replace(ctx, device=MPS)
+        extract_features(images, backbone, on_mps)
+        again = extract_features(images, backbone, on_mps)
+    assert computed == [torch.device("cpu"), MPS]
+    _assert_equal(on_cpu, again)
+    assert extract_features(images, backbone, ctx).ms_per_image == on_cpu.ms_per_image
+    assert again.ms_per_image != on_cpu.ms_per_image
 
 
 def test_a_damaged_time_row_is_measured_again(

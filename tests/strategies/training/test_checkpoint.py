@@ -26,12 +26,6 @@ RECIPE = Recipe(14, 0.01, batch_size=8, batch_norm="trained", hflip=True, blend=
 
 
 @pytest.fixture
-def tiny(load_random: Callable[..., Backbone]) -> Backbone:
-    """A ResNet of half a million parameters at 32 px."""
-    return replace(load_random("test_resnet", input_px=64), input_px=32)
-
-
-@pytest.fixture
 def checkpointed(ctx: RunContext, tmp_path: Path) -> RunContext:
     return replace(ctx, training=TrainingResources(tmp_path / "run" / "training.safetensors"))
 

@@ -31,11 +31,6 @@ SGD = Recipe(6, 0.01, batch_size=8, optimiser="sgd")
 """Adam's first steps amplify rounding errors where a gradient is nearly zero."""
 
 
-@pytest.fixture
-def tiny(load_random: Callable[..., Backbone]) -> Backbone:
-    return replace(load_random("test_resnet", input_px=64), input_px=32)
-
-
 def on_gpus(ctx: RunContext, n_gpus: int, reporter: Reporter | None = None) -> RunContext:
     """Return a context of training runs on some GPUs, which are processes on the CPU here."""
     training = replace(ctx.training, n_gpus=n_gpus)

@@ -1,6 +1,5 @@
 """Reinitialisation: which statistics and weights change, and which are kept."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -21,12 +20,6 @@ from strategies.training.recipe import Recipe, RecipeDraft
 from strategies.training.reinit import reinitialise
 
 REESTIMATED = Recipe(3, 0.01, batch_norm="reestimated")
-
-
-@pytest.fixture
-def tiny(load_random: Callable[..., Backbone]) -> Backbone:
-    """A ResNet of half a million parameters at 32 px."""
-    return replace(load_random("test_resnet", input_px=64), input_px=32)
 
 
 def network_of(backbone: Backbone) -> Network:

@@ -28,12 +28,6 @@ from strategies.training.recipe import Recipe
 from strategies.training.trainer import ROUNDS, train
 
 
-@pytest.fixture
-def tiny(load_random: Callable[..., Backbone]) -> Backbone:
-    """A ResNet of half a million parameters at 32 px."""
-    return replace(load_random("test_resnet", input_px=64), input_px=32)
-
-
 def _network(backbone: Backbone, ctx: RunContext, n_classes: int = 3) -> Network:
     with ctx.seeded():
         return make_network(backbone, (backbone.n_depths,), n_classes)
@@ -233,13 +227,13 @@ def test_float16_overflow_lowers_the_loss_scale_and_not_the_learning_rate(
 ) -> None:
     network = _network(tiny, ctx).train()
     loop = _loop(network, small_dataset, tiny, Recipe(1, 0.1, batch_size=4), ctx)
-    loop.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+    loop.updater.scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
     before = _state(network)
 
     loop.take_step([0, 1, 2, 3], 100 * torch.randn(4, 3, 32, 32))
 
     assert loop.lr_cuts == 0
-    assert loop.scaler.get_scale() < 1e38
+    assert loop.updater.scaler.get_scale() < 1e38
     assert not _changed(before, _state(network))
 
 

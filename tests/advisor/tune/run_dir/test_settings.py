@@ -37,10 +37,18 @@ def test_existing_paths_become_absolute(tmp_path: Path, monkeypatch: pytest.Monk
     assert found == Options(reference=tmp_path / "reference", root=Path("missing"))
 
 
+def test_an_option_that_an_earlier_release_did_not_have_gets_its_default(tmp_path: Path) -> None:
+    folder = RunDir.create(tmp_path / "run")
+    record = json.loads(json.dumps(settings_record(SETTINGS)))
+    del record["options"]["deterministic"]
+    folder.begin(record)
+    assert read_settings(folder) == SETTINGS
+
+
 def test_an_incomplete_record_is_reported(tmp_path: Path) -> None:
     folder = RunDir.create(tmp_path / "run")
     record = json.loads(json.dumps(settings_record(SETTINGS)))
-    del record["options"]["seed"]
+    del record["options"]
     folder.begin(record)
-    with pytest.raises(StorageError, match=r"run\.json is incomplete: 'seed'"):
+    with pytest.raises(StorageError, match=r"run\.json is incomplete: 'options'"):
         read_settings(folder)

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from strategies.core.cpus import usable_cpus
+from strategies.core.limits import usable_cpus
 
 
 def test_the_number_of_cpus_is_that_of_the_affinity(
