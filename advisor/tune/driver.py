@@ -162,9 +162,8 @@ def judge(
         budget = search.executor.budget
         ctx = prepared.ctx.with_deadline(budget.report_begins_s())
         px = found.classifier.backbone.input_px
-        s_per_image = budget.by_px.get(px, budget.s_per_image)
         evaluation, gain = evaluate_with_control(
-            found.classifier, closing.control, test, ctx, s_per_image
+            found.classifier, closing.control, test, ctx, budget.seconds_at(px)
         )
     return Outcome(
         advice=advice,

@@ -181,7 +181,11 @@ class Search:
         best, snapshot = self.incumbent.trial, self.trials.snapshot()
         n_soup_images = self.executor.n_soup_images(snapshot.done)
         is_trained = best is not None and get_strategy(best.strategy).trains_network
-        budget.reserve_for(incumbent_is_trained=is_trained, n_soup_images=n_soup_images)
+        budget.reserve_for(
+            incumbent_is_trained=is_trained,
+            n_soup_images=n_soup_images,
+            incumbent_px=None if best is None else self._size_of(best),
+        )
         n_folds = len(self.executor.validation.folds)
         left = TimeLeft(budget.left_s(n_val=0), budget.left_s(), n_folds * budget.min_fit_s())
         strategy = self.scheduler.choose(snapshot, left)
@@ -189,6 +193,10 @@ class Search:
         if strategy is not None:
             start = self.scheduler.start(strategy, snapshot, self.trials.spaces[strategy], left)
         return self.trials.begin(strategy, start)
+
+    def _size_of(self, trial: TrialRecord) -> int:
+        """Return the input size of a trial's classifier."""
+        return trial.hyperparameters.get("input_px") or self.executor.backbone.input_px
 
     def _submit_trials(self) -> None:
         """Begin as many trials as the executor can run now."""

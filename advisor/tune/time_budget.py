@@ -66,6 +66,9 @@ class TimeBudget:
         Whether the incumbent (best trial so far) is a training run.
     n_soup_images
         Images that must be read to validate averages of the best training runs (`soup`).
+    sizes
+        Input sizes that classifiers may have which must be evaluated: that of the incumbent, and
+        that of the trial that is fitted. Empty: all in use.
     report_s
         Seconds that the draft of the report took.
     """
@@ -81,11 +84,17 @@ class TimeBudget:
     has_control: bool = False
     incumbent_is_trained: bool = False
     n_soup_images: int = 0
+    sizes: frozenset[int] = frozenset()
 
     @property
     def s_per_image(self) -> float:
-        """Seconds to predict one image at the slowest size: the best classifier may have it."""
-        return max(self.by_px.values())
+        """Seconds to predict one image at the slowest size that must be reserved for."""
+        return max(map(self.seconds_at, self.sizes or self.by_px))
+
+    def seconds_at(self, px: int) -> float:
+        """Return the seconds to predict one image, by area for a size that was not timed yet."""
+        largest = max(self.by_px)
+        return self.by_px.get(px, self.by_px[largest] * (px / largest) ** 2)
 
     def observe_prediction(self, n: int, seconds: float, px: int) -> None:
         """Update the prediction speed from `n` images; an old slow value halves at each update."""
@@ -93,16 +102,29 @@ class TimeBudget:
 
     def expect_size(self, px: int) -> None:
         """Expect a time by area for an input size that was not timed in this process yet."""
-        largest = max(self.by_px)
-        self.by_px.setdefault(px, self.by_px[largest] * (px / largest) ** 2)
+        self.by_px.setdefault(px, self.seconds_at(px))
 
     def observe_report(self, seconds: float) -> None:
         """Reserve what the draft of the report took."""
         self.report_s = seconds
 
-    def reserve_for(self, *, incumbent_is_trained: bool, n_soup_images: int) -> None:
-        """Reserve time for the control of the incumbent, and for averaging the training runs."""
+    def reserve_for(
+        self, *, incumbent_is_trained: bool, n_soup_images: int, incumbent_px: int | None = None
+    ) -> None:
+        """Reserve time for evaluating the incumbent, its control, and averages of training runs.
+
+        Parameters
+        ----------
+        incumbent_px
+            Its input size; None: there is no incumbent.
+        """
         self.incumbent_is_trained, self.n_soup_images = incumbent_is_trained, n_soup_images
+        self.sizes = frozenset() if incumbent_px is None else frozenset({incumbent_px})
+
+    def begin_fit(self, px: int) -> None:
+        """Reserve time for evaluating a fit at some input size as well: it may become the best."""
+        if self.sizes:
+            self.sizes |= {px}
 
     def affords_control(self) -> bool:
         """Return whether the control is cheap enough for this run."""

@@ -197,6 +197,7 @@ class LocalExecutor(Executor):
         refusal = strategy.inapplicable(self.dataset, backbone)
         if refusal is not None:
             raise TransferError(refusal)
+        self.budget.begin_fit(resized(backbone, job.hyperparameters.get("input_px")).input_px)
 
         def fit(fold: Dataset, number: int, n_left: int) -> ImageClassifier:
             on_epoch = self._on_epoch(job, fold, on_score)

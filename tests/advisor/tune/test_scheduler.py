@@ -367,6 +367,19 @@ def test_fast_predictions_at_a_small_size_keep_the_reserve_for_large_images() ->
     assert budget.s_per_image == 0.08
 
 
+def test_time_is_reserved_for_the_sizes_of_the_incumbent_and_of_the_running_trial() -> None:
+    budget = TimeBudget(1000.0, 900.0, n_test=100, n_val=50, by_px={224: 0.1, 96: 0.02})
+    assert budget.s_per_image == 0.1  # before there is an incumbent, it may have any size
+    budget.reserve_for(incumbent_is_trained=True, n_soup_images=0, incumbent_px=96)
+    assert budget.s_per_image == 0.02
+    budget.begin_fit(160)
+    assert budget.s_per_image == pytest.approx(0.1 * (160 / 224) ** 2)
+    budget.begin_fit(224)
+    assert budget.s_per_image == 0.1
+    budget.reserve_for(incumbent_is_trained=True, n_soup_images=0, incumbent_px=96)
+    assert budget.s_per_image == 0.02
+
+
 def test_a_control_that_takes_a_large_share_of_the_time_is_not_afforded() -> None:
     budget = TimeBudget(math.inf, 60.0, 100, 10, {224: 0.05}, n_judged=2, control_s=6.0)
     assert budget.affords_control()  # 6 s, and 100 images in 5.75 s
