@@ -54,6 +54,14 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def cuda() -> torch.device:
+    """Return the CUDA device; a test that asks for it needs the marker `gpu`."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device on this machine")
+    return torch.device("cuda")
+
+
+@pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
     """Return the benchmark scripts that work on the suite's rows, by module name."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))

@@ -1,7 +1,7 @@
 """Feature extraction: cached pooled activations of every depth, and BatchNorm input moments."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -257,7 +257,7 @@ def _rounding_error(
 
 def batches(
     paths: Sequence[Path], backbone: Backbone, n_workers: int, size: int = INFERENCE_BATCH
-) -> Iterator[Pixels]:
+) -> Generator[Pixels]:
     """Yield batches of evaluation crops in order, uint8 (n, px, px, 3), prefetched in threads."""
 
     def read(chunk: Sequence[Path]) -> Pixels:
@@ -276,7 +276,12 @@ def to_input(pixels: Pixels, backbone: Backbone, device: torch.device) -> Tensor
     images = torch.from_numpy(pixels)
     if device.type == "cuda":  # only copies from pinned memory overlap with computation
         images = images.pin_memory()
-    images = images.to(device, non_blocking=True)
+    return normalised(images.to(device, non_blocking=True), backbone)
+
+
+def normalised(images: Tensor, backbone: Backbone) -> Tensor:
+    """Return uint8 images (n, h, w, 3) as normalised floats (n, 3, h, w), on the same device."""
+    device = images.device
     mean = torch.tensor(backbone.mean, device=device).view(1, 3, 1, 1)
     std = torch.tensor(backbone.std, device=device).view(1, 3, 1, 1)
     return images.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
