@@ -1,4 +1,4 @@
-"""Checks for tests on a CUDA device; they ask for it by the fixture `cuda` and the marker `gpu`."""
+"""Checks for tests on a CUDA device: those with the fixture `cuda` and the marker `gpu`."""
 
 import contextlib
 import warnings

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from strategies.core.activation_store import EvalCrops
 from strategies.core.cache import Rows, as_stored, space_name
 from strategies.core.context import RunContext
 from strategies.core.prefetch import chunks, prefetch
@@ -256,12 +257,28 @@ def _rounding_error(
 
 
 def batches(
-    paths: Sequence[Path], backbone: Backbone, n_workers: int, size: int = INFERENCE_BATCH
+    paths: Sequence[Path],
+    backbone: Backbone,
+    n_workers: int,
+    size: int = INFERENCE_BATCH,
+    eval_crops: EvalCrops | None = None,
 ) -> Generator[Pixels]:
-    """Yield batches of evaluation crops in order, uint8 (n, px, px, 3), prefetched in threads."""
+    """Yield batches of evaluation crops in order, uint8 (n, px, px, 3), prefetched in threads.
+
+    Parameters
+    ----------
+    eval_crops
+        Crops in memory, which are not read again; None keeps none.
+    """
+    kind = backbone.evaluation_crop
+
+    def crop(path: Path) -> Pixels:
+        return eval_pixels(path, backbone)
 
     def read(chunk: Sequence[Path]) -> Pixels:
-        return np.stack([eval_pixels(path, backbone) for path in chunk])
+        if eval_crops is None:
+            return np.stack([crop(path) for path in chunk])
+        return np.stack([eval_crops.get(kind, path, crop) for path in chunk])
 
     return prefetch(read, chunks(paths, size), n_workers)
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from strategies.core.activation_store import EvalCrops
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError, TransferError
 from strategies.core.prefetch import chunks, on_device, prefetch
@@ -171,6 +172,8 @@ class ImageInputs:
     ) -> None:
         self.network, self.dataset, self.backbone = network, dataset, backbone
         self.recipe, self.ctx, self.dp_group = recipe, ctx, dp_group
+        store = ctx.training.activation_store
+        self.eval_crops = EvalCrops() if store is None else store.eval_crops
 
     def batches(self, first: int) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Yield rows and images of augmented train batches forever, from batch `first` on."""
@@ -182,8 +185,12 @@ class ImageInputs:
                 yield rows, images.to(memory_format=torch.channels_last)
 
     def val(self) -> Iterator[Tensor]:
-        """Yield batches of the validation images (centre crops), in order."""
-        found = batches([p.path for p in self.dataset.val], self.backbone, self.ctx.n_workers)
+        """Yield batches of the validation images (centre crops), in order.
+
+        The crops are kept in memory (`EvalCrops`): rounds after the first read no file.
+        """
+        paths = [p.path for p in self.dataset.val]
+        found = batches(paths, self.backbone, self.ctx.n_workers, eval_crops=self.eval_crops)
         with (
             contextlib.closing(found),
             contextlib.closing(self._on_device(enumerate(found))) as moved,

@@ -318,8 +318,9 @@ def _fill_val(
     ctx: RunContext,
 ) -> None:
     """Compute the activations of all validation images."""
-    done = 0
-    for pixels in batches([p.path for p in dataset.val], backbone, ctx.n_workers):
+    done, store = 0, ctx.training.activation_store
+    crops, paths = store.eval_crops if store else None, [p.path for p in dataset.val]
+    for pixels in batches(paths, backbone, ctx.n_workers, eval_crops=crops):
         ctx.check_time()
         rows[done : done + len(pixels)] = _half(prefix(to_input(pixels, backbone, ctx.device)))
         done += len(pixels)
