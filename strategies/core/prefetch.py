@@ -72,8 +72,8 @@ def _copied_ahead(
 ) -> Generator[tuple[T, Tensor]]:
     """Copy pinned batches to a CUDA device on a side stream, one ahead of the loop.
 
-    The memory of a copy belongs to the stream of the loop, where it is used again. The allocator
-    keeps free memory by stream: that of side streams would stay reserved after the loop.
+    Memory of a copy is allocated on the stream of the loop. The allocator reuses memory only on
+    the stream that it was allocated on: that of each loop's side stream would stay reserved.
     """
     side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     ahead: tuple[T, Tensor] | None = None

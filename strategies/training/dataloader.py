@@ -30,7 +30,8 @@ T = TypeVar("T")
 IMAGE_CACHE_BYTES = 1 << 30
 """Size up to which decoded train images are kept in memory."""
 GATHER_THREADS = 2
-"""Threads that gather batches of cached activations. At most two more than these are held."""
+"""Threads that gather batches of cached activations. Batches of up to 100 MB wait in memory, at
+most two more than threads."""
 
 
 class Crops:
