@@ -3,6 +3,7 @@
 import importlib
 import socket
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +17,7 @@ from PIL import Image
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset, load_dataset
+from strategies.models import features
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.registry import STRATEGIES
 
@@ -51,6 +53,27 @@ def shared() -> Path:
             "the real datasets are missing: there is no ../shared/data next to this checkout"
         )
     return SHARED
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """Return the CUDA device; a test that asks for it needs the marker `gpu`."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device on this machine")
+    return torch.device("cuda")
+
+
+@pytest.fixture
+def n_read(monkeypatch: pytest.MonkeyPatch) -> Counter[Path]:
+    """Count how often each image file is read for its evaluation crop, from now on."""
+    counts, read = Counter[Path](), features.read_image
+
+    def count(path: Path) -> Image.Image:
+        counts[path] += 1
+        return read(path)
+
+    monkeypatch.setattr(features, "read_image", count)
+    return counts
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import numpy as np
 from advisor.tune.incumbent import Incumbent
 from advisor.tune.run_dir.soup_candidates import MOST, SoupCandidates
 from advisor.tune.time_budget import SAFETY_FACTOR
-from advisor.tune.trials.executor import LocalExecutor, out_of_memory_reason
+from advisor.tune.trials.executor import LocalExecutor, out_of_memory_reason, reading_s
 from advisor.types.outcome import Soup, TrialRecord
 from strategies.core.errors import OutOfTime, StorageError
 from strategies.core.metrics import Interval, proportion
@@ -174,9 +174,11 @@ def _validate_average(
         members = [pool.load(n, number, ctx.device) for n in numbers]
         classifier = average_weights(members, fold, ctx)
         ctx.check_time()
-        begun = time.monotonic()
-        scores = scores_of(classifier.network, fold.val, classifier.backbone, ctx)
+        crops = executor.activation_store.eval_crops
+        begun, saved_s = time.monotonic(), crops.saved_s
+        scores = scores_of(classifier.network, fold.val, classifier.backbone, ctx, crops)
         took_s = time.monotonic() - begun
+        took_s += reading_s(crops.saved_s - saved_s, len(fold.val), ctx.n_workers)
         executor.budget.observe_prediction(len(fold.val), took_s, classifier.backbone.input_px)
         hits += (scores.argmax(axis=1) == labels_of(fold.val)).tolist()
     calibrate(classifier.network, scores, executor.dataset)  # those of fold 0, evaluated last

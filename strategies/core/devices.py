@@ -52,7 +52,7 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+def copy_to(values: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor from the CPU to a device, without waiting for work that runs there.
 
     For CUDA it is pinned first. From other memory the copy would wait.

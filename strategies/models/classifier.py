@@ -16,6 +16,7 @@ from safetensors.torch import load as weights_of
 from safetensors.torch import save as bytes_of
 from torch import nn
 
+from strategies.core.activation_store import EvalCrops
 from strategies.core.atomic_files import atomic_file, write_json
 from strategies.core.devices import cuda_settings
 from strategies.core.errors import BackboneError, StorageError
@@ -89,6 +90,7 @@ class ImageClassifier:
         *,
         n_workers: int = 2,
         precision: torch.dtype = torch.float32,
+        eval_crops: EvalCrops | None = None,
     ) -> NDArray[np.float32]:
         """Return the class probabilities of image files, (n, classes), float32.
 
@@ -96,13 +98,15 @@ class ImageClassifier:
         ----------
         precision
             As in `classify`.
+        eval_crops
+            Crops in memory, which are not read again; None keeps none.
 
         Raises
         ------
         UnreadableImage
             If one of the files is not a readable image.
         """
-        chunks = batches(paths, self.backbone, n_workers)
+        chunks = batches(paths, self.backbone, n_workers, eval_crops=eval_crops)
         parts = [self.classify(pixels, precision) for pixels in chunks]
         empty = np.empty((0, len(self.classes)), dtype=np.float32)
         return np.concatenate(parts) if parts else empty

@@ -1,7 +1,7 @@
 """Feature extraction: cached pooled activations of every depth, and BatchNorm input moments."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from strategies.core.activation_store import EvalCrops
 from strategies.core.cache import Rows, as_stored, space_name
 from strategies.core.context import RunContext
-from strategies.core.devices import device_name, on_device
+from strategies.core.devices import copy_to, device_name
 from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import Pixels, read_image
@@ -263,12 +264,28 @@ def _rounding_error(
 
 
 def batches(
-    paths: Sequence[Path], backbone: Backbone, n_workers: int, size: int = INFERENCE_BATCH
-) -> Iterator[Pixels]:
-    """Yield batches of evaluation crops in order, uint8 (n, px, px, 3), prefetched in threads."""
+    paths: Sequence[Path],
+    backbone: Backbone,
+    n_workers: int,
+    size: int = INFERENCE_BATCH,
+    eval_crops: EvalCrops | None = None,
+) -> Generator[Pixels]:
+    """Yield batches of evaluation crops in order, uint8 (n, px, px, 3), prefetched in threads.
+
+    Parameters
+    ----------
+    eval_crops
+        Crops in memory, which are not read again; None keeps none.
+    """
+    kind = backbone.evaluation_crop
+
+    def crop(path: Path) -> Pixels:
+        return eval_pixels(path, backbone)
 
     def read(chunk: Sequence[Path]) -> Pixels:
-        return np.stack([eval_pixels(path, backbone) for path in chunk])
+        if eval_crops is None:
+            return np.stack([crop(path) for path in chunk])
+        return np.stack([eval_crops.get(kind, path, crop) for path in chunk])
 
     return prefetch(read, chunks(paths, size), n_workers)
 
@@ -280,9 +297,14 @@ def eval_pixels(path: Path, backbone: Backbone) -> Pixels:
 
 def to_input(pixels: Pixels, backbone: Backbone, device: torch.device) -> Tensor:
     """Move uint8 pixels (n, h, w, 3) to the device as normalised floats (n, 3, h, w)."""
-    images = on_device(torch.from_numpy(pixels), device)
+    return normalised(copy_to(torch.from_numpy(pixels), device), backbone)
+
+
+def normalised(images: Tensor, backbone: Backbone) -> Tensor:
+    """Return uint8 images (n, h, w, 3) as normalised floats (n, 3, h, w), on the same device."""
     mean, std = (
-        on_device(torch.tensor(v), device).view(1, 3, 1, 1) for v in (backbone.mean, backbone.std)
+        copy_to(torch.tensor(values), images.device).view(1, 3, 1, 1)
+        for values in (backbone.mean, backbone.std)
     )
     return images.permute(0, 3, 1, 2).float().div_(255).sub_(mean).div_(std)
 

@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from strategies.core.activation_store import EvalCrops
 from strategies.core.context import RunContext
 from strategies.core.metrics import Scores
 from strategies.data.image import Split
@@ -41,11 +42,21 @@ class Network(nn.Module):
 
 
 @torch.inference_mode()
-def scores_of(network: Network, split: Split, backbone: Backbone, ctx: RunContext) -> Scores:
-    """Return the scores of the centre crops of a split's images, shape (n, classes)."""
+def scores_of(
+    network: Network,
+    split: Split,
+    backbone: Backbone,
+    ctx: RunContext,
+    eval_crops: EvalCrops | None = None,
+) -> Scores:
+    """Return the scores of the centre crops of a split's images, shape (n, classes).
+
+    Crops in `eval_crops` are not read again.
+    """
     network.eval()
     parts = []
-    for pixels in batches([image.path for image in split], backbone, ctx.n_workers):
+    paths = [image.path for image in split]
+    for pixels in batches(paths, backbone, ctx.n_workers, eval_crops=eval_crops):
         with ctx.autocast():
             parts.append(network(to_input(pixels, backbone, ctx.device)).float().cpu().numpy())
     return np.concatenate(parts)

@@ -1,29 +1,37 @@
-"""Data loading for training: shuffled batches, random crops, and prefetching worker threads."""
+"""Data loading for training: batches of random crops, or of cached activations, read ahead."""
 
 import contextlib
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from strategies.core.activation_store import EvalCrops
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError, TransferError
-from strategies.core.prefetch import prefetch
+from strategies.core.prefetch import batches_on_device, chunks, prefetch
 from strategies.data.dataset import Dataset, Split
 from strategies.data.decoding import Pixels, UnreadableImage, read_image
 from strategies.data.transforms import random_box, resize_box
 from strategies.models.backbone import Backbone
-from strategies.models.features import batches, to_input
+from strategies.models.features import INFERENCE_BATCH, batches, normalised
 from strategies.models.network import Network
 from strategies.training.data_parallel import SINGLE_PROCESS, DataParallelGroup
 from strategies.training.recipe import Recipe
 
+T = TypeVar("T")
+
 IMAGE_CACHE_BYTES = 1 << 30
 """Size up to which decoded train images are kept in memory."""
+GATHER_THREADS = 2
+"""Threads that gather batches of cached activations. Batches of up to 100 MB wait in memory, at
+most two more than threads."""
 
 
 class Crops:
@@ -165,19 +173,94 @@ class ImageInputs:
     ) -> None:
         self.network, self.dataset, self.backbone = network, dataset, backbone
         self.recipe, self.ctx, self.dp_group = recipe, ctx, dp_group
+        store = ctx.training.activation_store
+        self.eval_crops = EvalCrops() if store is None else store.eval_crops
 
     def batches(self, first: int) -> Iterator[tuple[Sequence[int], Tensor]]:
         """Yield rows and images of augmented train batches forever, from batch `first` on."""
         found = train_batches(
             self.dataset.train, self.backbone, self.recipe, self.ctx, first, self.dp_group
         )
-        with contextlib.closing(found):
-            for rows, pixels in found:
-                images = to_input(pixels, self.backbone, self.ctx.device)
+        with contextlib.closing(found), contextlib.closing(self._on_device(found)) as moved:
+            for rows, images in moved:
                 yield rows, images.to(memory_format=torch.channels_last)
 
     def val(self) -> Iterator[Tensor]:
-        """Yield batches of the validation images (centre crops), in order."""
+        """Yield batches of the validation images (centre crops), in order.
+
+        The crops are kept in memory (`EvalCrops`): rounds after the first read no file.
+        """
         paths = [p.path for p in self.dataset.val]
-        for pixels in batches(paths, self.backbone, self.ctx.n_workers):
-            yield to_input(pixels, self.backbone, self.ctx.device)
+        found = batches(paths, self.backbone, self.ctx.n_workers, eval_crops=self.eval_crops)
+        with (
+            contextlib.closing(found),
+            contextlib.closing(self._on_device(enumerate(found))) as moved,
+        ):
+            for _, images in moved:
+                yield images
+
+    def _on_device(self, found: Iterable[tuple[T, Pixels]]) -> Generator[tuple[T, Tensor]]:
+        """Yield batches of pixels as normalised images on the device."""
+        with contextlib.closing(batches_on_device(found, self.ctx.device)) as moved:
+            for given, pixels in moved:
+                yield given, normalised(pixels, self.backbone)
+
+
+@dataclass(frozen=True)
+class CachedPrefix:
+    """Inputs that yield cached activations, for the part of the network after the frozen stages.
+
+    Batches are gathered and copied to the device in float16, ahead of the loop. They are converted
+    to float32 on the device.
+
+    Attributes
+    ----------
+    network
+        The part of the network after the frozen stages.
+    train, val_rows
+        Activations of train and validation images, (n, views, ...) and (n, ...), float16, on disk.
+    """
+
+    network: Network
+    train: NDArray[Any]
+    val_rows: NDArray[Any]
+    recipe: Recipe
+    ctx: RunContext
+    kind: str = "frozen prefix"
+
+    def batches(self, first: int) -> Iterator[tuple[Sequence[int], Tensor]]:
+        """Yield rows and activations of train batches forever, with another view in each epoch."""
+        n, views = self.train.shape[:2]
+        size = self.recipe.batch_size
+
+        def gather(numbered: tuple[int, Sequence[int]]) -> tuple[Sequence[int], NDArray[Any]]:
+            number, rows = numbered
+            epochs = (number * size + np.arange(size)) // n
+            return rows, self.train[rows, (np.asarray(rows) + epochs) % views]
+
+        numbered = enumerate(row_batches(n, size, self.ctx.seed))
+        return self._gathered(gather, islice(numbered, first, None))
+
+    def val(self) -> Iterator[Tensor]:
+        """Yield the activations of the validation images (centre crops), in order."""
+
+        def gather(rows: Sequence[int]) -> tuple[Sequence[int], NDArray[Any]]:
+            return rows, self.val_rows[list(rows)]
+
+        rows = chunks(range(len(self.val_rows)), INFERENCE_BATCH)
+        with contextlib.closing(self._gathered(gather, rows)) as gathered:
+            for _, values in gathered:
+                yield values
+
+    def _gathered(
+        self, gather: Callable[[T], tuple[Sequence[int], NDArray[Any]]], items: Iterable[T]
+    ) -> Generator[tuple[Sequence[int], Tensor]]:
+        """Yield rows and activations, float32, on the device; `gather` is called in threads."""
+        n_threads = min(GATHER_THREADS, self.ctx.n_workers)
+        with (
+            contextlib.closing(prefetch(gather, items, n_threads)) as gathered,
+            contextlib.closing(batches_on_device(gathered, self.ctx.device)) as moved,
+        ):
+            for rows, values in moved:
+                layout = torch.channels_last if values.ndim == 4 else torch.preserve_format
+                yield rows, values.to(torch.float32, memory_format=layout)

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +27,9 @@ from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import Dataset
 from strategies.data.decoding import Pixels
 from strategies.models.backbone import Backbone
-from strategies.models.features import INFERENCE_BATCH, batches, to_input
+from strategies.models.features import batches, to_input
 from strategies.models.network import Network
-from strategies.training.dataloader import Crops, ImageInputs, Inputs, row_batches
+from strategies.training.dataloader import CachedPrefix, Crops, ImageInputs, Inputs
 from strategies.training.recipe import Recipe
 
 VIEWS_PER_EPOCH, MAX_VIEWS = 0.3, 16
@@ -57,44 +57,6 @@ class _CutReached(Exception):
     def __init__(self, activations: Tensor) -> None:
         super().__init__("cut point reached")
         self.activations = activations
-
-
-@dataclass(frozen=True)
-class CachedPrefix:
-    """Inputs that yield cached activations, for the part of the network after the frozen stages.
-
-    Attributes
-    ----------
-    network
-        The part of the network after the frozen stages.
-    train, val_rows
-        Activations of train and validation images, (n, views, ...) and (n, ...), float16, on disk.
-    """
-
-    network: Network
-    train: NDArray[Any]
-    val_rows: NDArray[Any]
-    recipe: Recipe
-    ctx: RunContext
-    kind: str = "frozen prefix"
-
-    def batches(self, first: int) -> Iterator[tuple[Sequence[int], Tensor]]:
-        """Yield rows and activations of train batches forever, with another view in each epoch."""
-        n, views = self.train.shape[:2]
-        size = self.recipe.batch_size
-        for number, rows in enumerate(row_batches(n, size, self.ctx.seed)):
-            if number >= first:
-                epochs = (number * size + np.arange(size)) // n
-                yield rows, self._tensor(self.train[rows, (np.asarray(rows) + epochs) % views])
-
-    def val(self) -> Iterator[Tensor]:
-        """Yield the activations of the validation images (centre crops), in order."""
-        for start in range(0, len(self.val_rows), INFERENCE_BATCH):
-            yield self._tensor(self.val_rows[start : start + INFERENCE_BATCH])
-
-    def _tensor(self, rows: NDArray[Any]) -> Tensor:
-        values = torch.from_numpy(rows.astype(np.float32)).to(self.ctx.device)
-        return values.contiguous(memory_format=torch.channels_last) if values.ndim == 4 else values
 
 
 def cached_prefix(
@@ -356,8 +318,9 @@ def _fill_val(
     ctx: RunContext,
 ) -> None:
     """Compute the activations of all validation images."""
-    done = 0
-    for pixels in batches([p.path for p in dataset.val], backbone, ctx.n_workers):
+    done, store = 0, ctx.training.activation_store
+    crops, paths = store.eval_crops if store else None, [p.path for p in dataset.val]
+    for pixels in batches(paths, backbone, ctx.n_workers, eval_crops=crops):
         ctx.check_time()
         rows[done : done + len(pixels)] = _half(prefix(to_input(pixels, backbone, ctx.device)))
         done += len(pixels)

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from strategies.core.allocator import first_micro_batches, more_micro_batches
 from strategies.core.context import RunContext
-from strategies.core.devices import on_device
+from strategies.core.devices import copy_to
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
 from strategies.core.metrics import Scores, significantly_better
 from strategies.data.dataset import Dataset, labels_of
@@ -282,7 +282,7 @@ class _TrainingLoop:
         if self.norms is None:
             self.norms = norms_to_fold(self.network, self.fixed_norms, images[:1])
         seed, n_classes = [self.ctx.seed, self.step, 1], self.network.head.out_features
-        labels = on_device(self.labels[list(rows)], self.ctx.device)
+        labels = copy_to(self.labels[list(rows)], self.ctx.device)
         images, targets = mixed(images, labels, n_classes, self.recipe, seed)
         self._update(images, targets, rate)
         if (self.step + 1) % self.updater.check_steps == 0:

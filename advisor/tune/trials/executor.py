@@ -1,5 +1,6 @@
 """Executor: fit and score trials one after the other in this process."""
 
+import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
@@ -44,7 +45,8 @@ class LocalExecutor(Executor):
     soup_candidates
         Store of the best training runs, for a soup; None: there will be no soup.
     activation_store
-        Activations of frozen stages, shared by all training runs of this process.
+        Activations of frozen stages and evaluation crops, shared by all training runs of this
+        process.
     """
 
     backbone: Backbone
@@ -242,17 +244,23 @@ class LocalExecutor(Executor):
         """Return 1.0 for each correctly classified image, else 0.0; time the prediction.
 
         A head on mean-pooled features is scored on features, which may be in the cache already.
+        The time includes that of reading the crops that were in memory: test images will be read.
         """
-        start, n_passed = time.monotonic(), len(split)
+        crops = self.activation_store.eval_crops
+        start, saved_s, n_passed = time.monotonic(), crops.saved_s, len(split)
         is_head = get_strategy(classifier.strategy).head_loss is not None
         if is_head and classifier.pooling == "mean":
             n_passed = len(not_cached(split, classifier.backbone, self.ctx))
             predicted = scores_on_features(classifier, split, self.ctx).argmax(axis=1)
         else:
             predicted = classifier.predict_proba(
-                [p.path for p in split], n_workers=self.ctx.n_workers, precision=self.ctx.precision
+                [p.path for p in split],
+                n_workers=self.ctx.n_workers,
+                precision=self.ctx.precision,
+                eval_crops=crops,
             ).argmax(axis=1)
         took_s = time.monotonic() - start
+        took_s += reading_s(crops.saved_s - saved_s, len(split), self.ctx.n_workers)
         if n_passed >= INFERENCE_BATCH:  # fewer say little about the speed
             self.budget.observe_prediction(n_passed, took_s, classifier.backbone.input_px)
         hits: list[float] = (predicted == labels_of(split)).astype(float).tolist()
@@ -269,6 +277,17 @@ class LocalExecutor(Executor):
                 raise optuna.TrialPruned
 
         return on_epoch
+
+
+def reading_s(summed_s: float, n: int, n_workers: int) -> float:
+    """Return the seconds in which `n_workers` threads read `n` images, each whole batches.
+
+    Parameters
+    ----------
+    summed_s
+        Seconds that reading them takes, summed over the threads.
+    """
+    return summed_s / max(1, min(n_workers, math.ceil(n / INFERENCE_BATCH)))
 
 
 def out_of_memory_reason(error: MemoryError | RuntimeError) -> str:

@@ -2,9 +2,11 @@
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,11 +18,13 @@ from advisor.tune.search import Search
 from advisor.tune.soup import NO_TIME, make_soup
 from advisor.types.outcome import Soup, TrialRecord
 from strategies.core.context import RunContext
-from strategies.data.dataset import Dataset
+from strategies.core.metrics import Scores
+from strategies.data.dataset import Dataset, Split
 from strategies.full_fine_tune import FullFineTune
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import WEIGHTS_FILE, ImageClassifier
+from strategies.models.network import Network, scores_of
 from tests.advisor.searching import Runner
 from tests.advisor.tune.test_resume import Killed, kill_at
 
@@ -89,6 +93,23 @@ def test_an_average_that_wins_on_validation_is_the_classifier(
     run.folder.begin({"data": "striped"})
     lines = status_lines(run.folder, status_record(run.folder))
     assert any("weights of trials" in line and "averaged" in line for line in lines)
+
+
+def test_averages_read_a_validation_image_once_at_most(
+    searched: Searched, monkeypatch: pytest.MonkeyPatch, n_read: Counter[Path]
+) -> None:
+    search = searched([5.0, -5.0, 4.0])
+    n_read.clear()
+    n_scored: list[int] = []
+
+    def score(network: Network, split: Split, *rest: Any) -> Scores:
+        n_scored.append(len(split))
+        return scores_of(network, split, *rest)
+
+    monkeypatch.setattr("advisor.tune.soup.scores_of", score)
+    assert soup_of(search) is not None
+    assert len(n_scored) > 1
+    assert max(n_read[p.path] for p in search.executor.dataset.val) <= 1
 
 
 def test_a_training_run_that_is_a_soup_candidate_is_written_once(

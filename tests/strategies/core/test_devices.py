@@ -9,10 +9,10 @@ from torch.backends import cuda, cudnn
 from strategies.core.context import RunContext
 from strategies.core.devices import (
     choose_precision,
+    copy_to,
     cuda_settings,
     device_name,
     make_device,
-    on_device,
 )
 from strategies.core.errors import TransferError
 
@@ -46,7 +46,7 @@ def test_a_gpu_that_emulates_bfloat16_computes_in_float16(
 
 def test_a_copy_to_the_cpu_is_the_tensor_itself() -> None:
     values = torch.arange(3)
-    assert on_device(values, torch.device("cpu")) is values
+    assert copy_to(values, torch.device("cpu")) is values
 
 
 def test_timings_belong_to_a_model_of_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from strategies.core.activation_store import EvalCrops
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
@@ -383,6 +384,24 @@ def test_batches_keep_the_order_and_the_incomplete_last_batch(
     assert [len(b) for b in found] == [2, 2, 2, 2, 2, 1]
     expected = np.stack([eval_pixels(path, backbone) for path in paths])
     np.testing.assert_array_equal(np.concatenate(found), expected)
+
+
+def test_crops_in_memory_are_those_of_the_files_which_are_read_once(
+    make_folder: Callable[..., Path], backbone: Backbone
+) -> None:
+    paths = sorted(make_folder("once", 3).rglob("*.png"))
+    larger = replace(backbone, input_px=96)
+    expected = {b.input_px: list(batches(paths, b, 2, size=4)) for b in (backbone, larger)}
+    crops = EvalCrops()
+    for b in (backbone, larger):
+        list(batches(paths, b, 2, size=4, eval_crops=crops))
+    for path in paths:
+        path.unlink()
+
+    for b in (backbone, larger):
+        again = batches(paths, b, 2, size=4, eval_crops=crops)
+        for found, known in zip(again, expected[b.input_px], strict=True):
+            np.testing.assert_array_equal(found, known)
 
 
 def test_no_paths_make_no_batches(backbone: Backbone) -> None:

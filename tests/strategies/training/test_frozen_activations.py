@@ -1,8 +1,9 @@
 """Cached activations of frozen stages: same outputs, sharing, limits and fallbacks."""
 
 import copy
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -25,6 +26,7 @@ from strategies.training.dataloader import ImageInputs, Inputs
 from strategies.training.frozen_activations import CachedPrefix, make_inputs
 from strategies.training.recipe import Recipe
 from strategies.training.trainer import train
+from tests.gpu import no_synchronisation
 
 RECIPE = Recipe(20, 0.01, batch_size=8, frozen_stages=2)
 
@@ -89,6 +91,78 @@ def test_a_row_of_a_batch_is_a_view_of_its_image_and_views_alternate(
     assert all(sorted(order) == list(range(views)) for order in drawn.values())
     assert resumed[0] == third[0]
     assert torch.equal(resumed[1], third[1])
+
+
+class _Watched(np.ndarray):
+    """Array that notes in which threads its rows are read."""
+
+    threads: set[str]
+
+    def __array_finalize__(self, _: object) -> None:
+        self.threads = set()
+
+    def __getitem__(self, index: Any) -> Any:
+        self.threads.add(threading.current_thread().name)
+        return np.asarray(self).__getitem__(index)
+
+
+@pytest.fixture
+def prefix(backbone: Backbone, small_dataset: Dataset, ctx: RunContext) -> CachedPrefix:
+    """Inputs with random activations, cheaper than those of a network."""
+    rng = np.random.default_rng(0)
+    train = rng.normal(size=(12, 3, 4, 5, 5)).astype(np.float16)
+    val = rng.normal(size=(50, 4, 5, 5)).astype(np.float16)
+    return CachedPrefix(_network(backbone, ctx), train, val, RECIPE, ctx)
+
+
+def test_activations_are_gathered_outside_the_main_thread(prefix: CachedPrefix) -> None:
+    watched = replace(
+        prefix, train=prefix.train.view(_Watched), val_rows=prefix.val_rows.view(_Watched)
+    )
+    list(islice(watched.batches(0), 3))
+    list(watched.val())
+    main = threading.current_thread().name
+    for rows in (watched.train, watched.val_rows):
+        assert isinstance(rows, _Watched)
+        assert rows.threads
+        assert main not in rows.threads
+
+
+def test_batches_have_exactly_the_cached_values_in_full_precision(prefix: CachedPrefix) -> None:
+    views = prefix.train.shape[1]
+    for number, (rows, values) in enumerate(islice(prefix.batches(0), 9)):
+        epochs = (number * RECIPE.batch_size + np.arange(RECIPE.batch_size)) // len(prefix.train)
+        expected = prefix.train[rows, (np.asarray(rows) + epochs) % views].astype(np.float32)
+        assert values.is_contiguous(memory_format=torch.channels_last)
+        np.testing.assert_array_equal(values.numpy(), expected, strict=True)
+    found = torch.cat(list(prefix.val()))
+    np.testing.assert_array_equal(found.numpy(), prefix.val_rows.astype(np.float32), strict=True)
+
+
+@pytest.mark.parametrize("read", [lambda p: p.batches(0), CachedPrefix.val])
+def test_the_threads_that_gather_end_with_the_loop(
+    prefix: CachedPrefix, read: Callable[[CachedPrefix], Iterator[object]]
+) -> None:
+    before = threading.active_count()
+    batches: Any = read(prefix)
+    next(batches)
+    assert threading.active_count() > before
+    batches.close()
+    assert threading.active_count() == before
+
+
+@pytest.mark.gpu
+def test_activations_on_cuda_equal_those_on_the_cpu_and_no_copy_waits(
+    prefix: CachedPrefix, cuda: torch.device
+) -> None:
+    there = replace(prefix, ctx=replace(prefix.ctx, device=cuda))
+    with no_synchronisation():
+        found = [*islice(there.batches(0), 6)], list(there.val())
+    for (rows, values), (known, expected) in zip(found[0], prefix.batches(0), strict=False):
+        assert rows == known
+        assert values.device.type == "cuda"
+        assert torch.equal(values.cpu(), expected)
+    assert torch.equal(torch.cat(found[1]).cpu(), torch.cat(list(prefix.val())))
 
 
 def test_frozen_stages_run_once_for_any_number_of_epochs(

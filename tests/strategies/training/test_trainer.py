@@ -1,8 +1,10 @@
 """Training loop: freezing, recipes, validation, deadlines, memory limits and schedules."""
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -768,6 +770,17 @@ def test_training_returns_the_validation_scores_of_the_final_weights(
     np.testing.assert_allclose(found, scores_of(network, small_dataset.val, tiny, ctx), atol=1e-4)
     without_val = replace(small_dataset, val=())
     assert train(network, without_val, tiny, Recipe(2, 0.003, batch_size=8), ctx) is None
+
+
+def test_all_rounds_of_a_run_read_a_validation_image_once(
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, n_read: Counter[Path]
+) -> None:
+    epochs: list[int] = []
+    recording = replace(ctx, reporter=Reporter(on_epoch=lambda epoch, _: epochs.append(epoch)))
+    train(_network(tiny, ctx), small_dataset, tiny, Recipe(12, 0.01, batch_size=8), recording)
+
+    assert len(epochs) > 1
+    assert n_read == Counter(p.path for p in small_dataset.val)
 
 
 def test_progress_by_steps_is_the_same_after_resuming(ctx: RunContext) -> None:
