@@ -13,14 +13,16 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from strategies.base import GainPrior, Role, Strategy
+from strategies.core.allocator import inference_passes
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
 from strategies.core.metrics import Scores
 from strategies.data.dataset import Dataset, groups_of, labels_of
+from strategies.data.decoding import Pixels
 from strategies.heads.cross_validation import (
     cross_validate,
     fit_head,
@@ -215,10 +217,13 @@ def _fit_head(network: Network, dataset: Dataset, backbone: Backbone, ctx: RunCo
 @torch.inference_mode()
 def _codes(body: Body, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> Scores:
     """Return the codes of the centre crops of the train images, (n, d)."""
-    parts = []
-    for pixels in batches([image.path for image in dataset.train], backbone, ctx.n_workers):
+
+    def forward(pixels: Pixels) -> Tensor:
         ctx.check_time()
         with ctx.autocast():
-            found = body(to_input(pixels, backbone, ctx.device))
-        parts.append(found.float().cpu().numpy())
-    return np.concatenate(parts)
+            found: Tensor = body(to_input(pixels, backbone, ctx.device))
+        return found.float().cpu()
+
+    chunks = batches([image.path for image in dataset.train], backbone, ctx.n_workers)
+    parts = inference_passes(forward, chunks, ctx.device)
+    return np.concatenate([part.numpy() for part in parts])

@@ -4,8 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from strategies.core.allocator import inference_passes
 from strategies.core.context import RunContext
 from strategies.core.metrics import Scores
+from strategies.data.decoding import Pixels
 from strategies.data.image import Split
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body
@@ -44,8 +46,12 @@ class Network(nn.Module):
 def scores_of(network: Network, split: Split, backbone: Backbone, ctx: RunContext) -> Scores:
     """Return the scores of the centre crops of a split's images, shape (n, classes)."""
     network.eval()
-    parts = []
-    for pixels in batches([image.path for image in split], backbone, ctx.n_workers):
+
+    def forward(pixels: Pixels) -> Tensor:
         with ctx.autocast():
-            parts.append(network(to_input(pixels, backbone, ctx.device)).float().cpu().numpy())
-    return np.concatenate(parts)
+            scores: Tensor = network(to_input(pixels, backbone, ctx.device))
+        return scores.float().cpu()
+
+    chunks = batches([image.path for image in split], backbone, ctx.n_workers)
+    parts = inference_passes(forward, chunks, ctx.device)
+    return np.concatenate([part.numpy() for part in parts])

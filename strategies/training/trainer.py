@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from strategies.core.allocator import first_micro_batches, more_micro_batches
+from strategies.core.allocator import PartsThatFit, first_micro_batches, more_micro_batches
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
 from strategies.core.metrics import Scores
@@ -234,8 +234,9 @@ class _TrainingLoop:
         state = self.result_state()
         self.network.load_state_dict(state)
         self.network.eval()
+        fitting = PartsThatFit(self.ctx.device)
         with torch.inference_mode(), self.ctx.autocast():
-            parts = [self.network(images).float().cpu() for images in self.inputs.val()]
+            parts = [fitting(self.network, images).float().cpu() for images in self.inputs.val()]
         self.network.load_state_dict(current)
         self.scores = torch.cat(parts).numpy()
         correct = self.correct(self.scores)
