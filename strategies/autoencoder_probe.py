@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from strategies.base import GainPrior, Role, Strategy
-from strategies.core.allocator import inference_passes
+from strategies.core.allocator import PartsThatFit, inference_passes
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
 from strategies.core.metrics import Scores
@@ -192,9 +192,9 @@ def _decoder(body: Body, backbone: Backbone, ctx: RunContext) -> nn.Sequential:
     """Return a decoder from the body's feature maps to an image of `TARGET_PX` pixels."""
     blank = torch.zeros(1, 3, backbone.input_px, backbone.input_px, device=ctx.device)
     with torch.no_grad():
-        channels = body.eval().levels_of(blank)[0][-1].maps.shape[1]
+        maps = PartsThatFit(ctx.device)(lambda x: body.eval().levels_of(x)[0][-1].maps, blank)
     return nn.Sequential(
-        nn.Conv2d(channels, DECODER_CHANNELS, 1),
+        nn.Conv2d(maps.shape[1], DECODER_CHANNELS, 1),
         nn.GELU(),
         nn.Upsample(size=(TARGET_PX, TARGET_PX), mode="bilinear"),
         nn.Conv2d(DECODER_CHANNELS, DECODER_CHANNELS, 3, padding=1),
