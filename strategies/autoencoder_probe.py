@@ -34,6 +34,7 @@ from strategies.models.body import Body
 from strategies.models.classifier import ImageClassifier, make_network, set_head
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network
+from strategies.training.costs.memory import training_bytes
 from strategies.training.dataloader import train_batches
 from strategies.training.defaults import Measurements, default_steps
 from strategies.training.lp_ft import PASSES_PER_STEP
@@ -140,6 +141,24 @@ class AutoencoderProbe(Strategy):
         encoded = 2 * len(dataset.train) * backbone.depths[used.depth - 1].flops_share
         scale = (self.input_px or backbone.input_px) / backbone.input_px
         return (used.steps * BATCH_SIZE * PASSES_PER_STEP + encoded) * scale**2
+
+    def peak_bytes(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> int:
+        """Predict the largest memory in bytes: that of training the encoder.
+
+        The decoder is small, and no other copies of the weights are kept.
+        """
+        used = self._resolved(dataset, backbone)
+        assert used.depth is not None
+        recipe = Recipe(1, self.lr, batch_norm="trained")
+        return training_bytes(
+            backbone,
+            recipe,
+            ctx,
+            dataset.n_classes,
+            input_px=self.input_px,
+            depths=(used.depth,),
+            n_copies=0,
+        )
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
         """Reject depths that have no feature maps."""

@@ -194,6 +194,11 @@ def inference_batch(bytes_per_image: float, free: int) -> int:
     return max(1, min(MAX_INFERENCE_BATCH, int(fits)))
 
 
+def total_bytes(device: torch.device) -> int | None:
+    """Return the bytes of memory of a CUDA device; None for other devices."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else None
+
+
 def free_bytes(device: torch.device) -> int:
     """Return the bytes of a CUDA device that torch can still allocate, its cache included."""
     free, _ = torch.cuda.mem_get_info(device)

@@ -28,6 +28,7 @@ from strategies.models.backbone import Backbone
 from strategies.models.network import Network
 from strategies.models.stages import stages
 from strategies.training.checkpoint import Checkpoint, Snapshot, identity_of
+from strategies.training.costs.memory import fitting_micro_batches
 from strategies.training.data_parallel import SINGLE_PROCESS, DataParallelGroup, launch
 from strategies.training.dataloader import ImageInputs, Inputs
 from strategies.training.frozen_activations import make_inputs
@@ -203,9 +204,8 @@ class _TrainingLoop:
         self.labels = torch.as_tensor(labels_of(dataset.train), device=ctx.device)
         self.val_labels = labels_of(dataset.val)
         self.start = _copy(network.state_dict())
-        self.step = self.round = self.lr_cuts = 0
-        self.rounds = ROUNDS
-        self.progress = self.val_s = 0.0
+        self.step, self.round, self.rounds = 0, 0, ROUNDS
+        self.lr_cuts, self.progress, self.val_s = 0, 0.0, 0.0
         self.loss: nn.Module = Loss(network, recipe)
         n_own = recipe.batch_size // dp_group.world_size
         self.n_parts = max(n_parts, first_micro_batches(n_own, ctx.device))  # fit into memory
@@ -229,8 +229,7 @@ class _TrainingLoop:
         """Return the validation accuracy of `result_state`; None without validation images."""
         if not len(self.val_labels):
             return None
-        start_s = time.monotonic()
-        current = _copy(self.network.state_dict())
+        start_s, current = time.monotonic(), _copy(self.network.state_dict())
         state = self.result_state()
         self.network.load_state_dict(state)
         self.network.eval()
@@ -277,6 +276,8 @@ class _TrainingLoop:
             module.eval()
         if self.norms is None:
             self.norms = norms_to_fold(self.network, self.fixed_norms, images[:1])
+            tried = (self.network, self.fixed_norms, self.recipe, images, self.ctx)
+            self.n_parts = max(self.n_parts, fitting_micro_batches(*tried))
         seed, n_classes = [self.ctx.seed, self.step, 1], self.network.head.out_features
         images, targets = mixed(images, self.labels[list(rows)], n_classes, self.recipe, seed)
         if not self._update(images, targets, rate):

@@ -6,6 +6,7 @@ state of the optimiser do not. Memory that an operation takes and frees inside i
 counted, nor are the images that are read ahead, the features, and the libraries.
 """
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import astuple, dataclass, replace
 from functools import partial
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from strategies.core.allocator import free_bytes
 from strategies.core.cache import space_name
 from strategies.core.context import RunContext
 from strategies.kernels.bn_folding import FoldedNorms, norms_to_fold
@@ -32,6 +34,8 @@ N_TRIED = 2
 """Images of a trial: BatchNorm cannot be trained on one image with maps of one position."""
 TRIED_PX = 96
 """A trial is at half the input size, but at least this."""
+FREE_SHARE = 0.9
+"""Share of the free memory that a training step may take: operations need some for themselves."""
 USUAL_FACTOR = 48
 """By how much a usual batch has more pixels than a trial: 32 images at twice the side."""
 _KEY = "bytes of a pass"
@@ -92,7 +96,8 @@ def training_bytes(
     input_px
         Side of the input; None: that of the backbone.
     depths
-        Depths that the head reads; None: the penultimate one.
+        Depths that the head reads; None: the penultimate one. A network that is cut earlier is
+        trained as a whole, with its BatchNorm statistics.
     n_copies
         Copies of all weights that the run keeps beside the network: those of the start and of the
         best round.
@@ -105,12 +110,11 @@ def training_bytes(
         (*key, recipe.lora_rank), tried, ctx, partial(_try_step, tried, recipe, depths, ctx)
     )
     head = 4 * n_classes * (sum(backbone.depths[d - 1].channels for d in depths) + 1)
-    moments = 2 if recipe.optimiser == "adamw" else 1
     weights = (1 + n_copies + (recipe.ema > 0)) * (found.weights + head)
     trained = found.trained + head
     scale = ((input_px or backbone.input_px) / tried.input_px) ** 2
     step = found.fixed + recipe.batch_size * scale * found.per_image
-    return round(weights + moments * trained + max(step, trained))
+    return round(weights + _n_moments(recipe) * trained + max(step, trained))
 
 
 def step_memory(
@@ -159,6 +163,43 @@ def step_memory(
     return PassMemory(weights, gradients, fixed, per_image)
 
 
+def fitting_micro_batches(
+    network: Network,
+    fixed_norms: Collection[nn.Module],
+    recipe: Recipe,
+    images: Tensor,
+    ctx: RunContext,
+) -> int:
+    """Return into how many micro-batches a batch is split so that a step fits into memory.
+
+    It is 1 on other devices than CUDA devices, on several GPUs (whose gradients a trial would
+    share), and for very small batches. A step that does not fit all the same is split further when
+    the device is out of memory.
+
+    Parameters
+    ----------
+    fixed_norms, images
+        As in `step_memory`; the first images are tried.
+    """
+    if ctx.device.type != "cuda" or ctx.training.n_gpus > 1 or len(images) <= N_TRIED:
+        return 1
+    step = step_memory(network, fixed_norms, recipe, images[:N_TRIED], ctx)
+    states = (1 + _n_moments(recipe)) * step.trained
+    left = FREE_SHARE * free_bytes(ctx.device) - states - step.fixed
+    return micro_batches(len(images), step.per_image, left)
+
+
+def micro_batches(n_images: int, bytes_per_image: float, left: float) -> int:
+    """Return the smallest number of equal parts of a batch that fit into `left` bytes each."""
+    n_fitting = max(1, int(left / max(bytes_per_image, 1.0)))
+    return math.ceil(n_images / n_fitting)
+
+
+def _n_moments(recipe: Recipe) -> int:
+    """Return how many copies of the trained parameters the state of the optimiser holds."""
+    return 2 if recipe.optimiser == "adamw" else 1
+
+
 def _at_a_usual_batch(counted: tuple[int, int]) -> int:
     """Return the bytes with so many images that activations outweigh gradients."""
     live, fixed = counted
@@ -172,8 +213,10 @@ def _try_step(
     with ctx.seeded():
         network = make_network(backbone, depths, 3).to(ctx.device)
     network.to(memory_format=torch.channels_last)
-    stage = stages(network.body.net, backbone)
-    fixed_norms = freeze(network.body, stage, replace(recipe, lora_rank=0))
+    fixed_norms: Collection[nn.Module] = ()
+    if depths == (backbone.n_depths,):  # a network that is cut earlier is trained as a whole
+        stage = stages(network.body.net, backbone)
+        fixed_norms = freeze(network.body, stage, replace(recipe, lora_rank=0))
     found = step_memory(network, fixed_norms, recipe, _blank(backbone, ctx), ctx)
     head = sum(p.nbytes for p in network.head.parameters())
     trained = found.trained - head
