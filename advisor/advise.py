@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.decide.candidates import DecisionInputs, make_candidates
+from advisor.decide.candidates import DecisionInputs, PeakBytes, make_candidates
 from advisor.decide.negative_transfer import transfer_risks
 from advisor.decide.pilot_value import piloted, reason_against_pilot
 from advisor.decide.priors import load_priors
@@ -25,6 +25,8 @@ from advisor.types.advice import Advice, Choice, Decision
 from advisor.types.flags import arguments
 from advisor.types.options import AUTO, DEFAULTS, Options
 from advisor.types.profile import BackboneScore, Pilot, Profile
+from strategies.base import Strategy
+from strategies.core.allocator import total_bytes
 from strategies.core.context import RunContext, make_context
 from strategies.core.progress import Reporter, ignore_progress
 from strategies.data.dataset import Dataset, Split, load_dataset
@@ -201,6 +203,7 @@ def _advise(
         frontier=frontier_of(decision.options, inputs, priors, options.prefer),
         time_s=None if math.isinf(limit_s) else round(limit_s, 3),
         alternative=alternative,
+        device_bytes=total_bytes(ctx.device),
     )
 
 
@@ -215,7 +218,8 @@ def _decide(
     """
     options, priors = p.options, load_priors()
     forced = None if options.strategy == AUTO else options.strategy
-    inputs = DecisionInputs(profile, make_candidates(profile, p.dataset, p.backbone))
+    candidates = make_candidates(profile, p.dataset, p.backbone, peak_bytes_on(p.ctx))
+    inputs = DecisionInputs(profile, candidates)
     decision = recommend(inputs, priors, forced, options.prefer, limit_s)
     options.on_ranking(decision.recommendations)
     no_pilot = reason_against_pilot(
@@ -226,6 +230,15 @@ def _decide(
         decision = recommend(inputs, priors, forced, options.prefer, limit_s)
         options.on_ranking(decision.recommendations)
     return inputs, decision, no_pilot
+
+
+def peak_bytes_on(ctx: RunContext) -> PeakBytes:
+    """Return how the memory of a strategy is predicted on the device of a context."""
+
+    def peak_bytes(strategy: Strategy, dataset: Dataset, backbone: Backbone) -> int:
+        return strategy.peak_bytes(dataset, backbone, ctx)
+
+    return peak_bytes
 
 
 def _limit_s(time_s: float | None, reserve_s: float | None, ctx: RunContext) -> float:

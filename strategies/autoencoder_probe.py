@@ -13,14 +13,16 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from strategies.base import GainPrior, Role, Strategy
+from strategies.core.allocator import PartsThatFit, inference_passes
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
 from strategies.core.metrics import Scores
 from strategies.data.dataset import Dataset, groups_of, labels_of
+from strategies.data.decoding import Pixels
 from strategies.heads.cross_validation import (
     cross_validate,
     fit_head,
@@ -32,6 +34,7 @@ from strategies.models.body import Body
 from strategies.models.classifier import ImageClassifier, make_network, set_head
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network
+from strategies.training.costs.memory import training_bytes
 from strategies.training.dataloader import train_batches
 from strategies.training.defaults import Measurements, default_steps
 from strategies.training.lp_ft import PASSES_PER_STEP
@@ -139,6 +142,24 @@ class AutoencoderProbe(Strategy):
         scale = (self.input_px or backbone.input_px) / backbone.input_px
         return (used.steps * BATCH_SIZE * PASSES_PER_STEP + encoded) * scale**2
 
+    def peak_bytes(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> int:
+        """Predict the largest memory in bytes: that of training the encoder.
+
+        The decoder is small, and no other copies of the weights are kept.
+        """
+        used = self._resolved(dataset, backbone)
+        assert used.depth is not None
+        recipe = Recipe(1, self.lr, batch_norm="trained")
+        return training_bytes(
+            backbone,
+            recipe,
+            ctx,
+            dataset.n_classes,
+            input_px=self.input_px,
+            depths=(used.depth,),
+            n_copies=0,
+        )
+
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
         """Reject depths that have no feature maps."""
         if self.depth is not None and not 1 <= self.depth < backbone.n_depths:
@@ -190,9 +211,9 @@ def _decoder(body: Body, backbone: Backbone, ctx: RunContext) -> nn.Sequential:
     """Return a decoder from the body's feature maps to an image of `TARGET_PX` pixels."""
     blank = torch.zeros(1, 3, backbone.input_px, backbone.input_px, device=ctx.device)
     with torch.no_grad():
-        channels = body.eval().levels_of(blank)[0][-1].maps.shape[1]
+        maps = PartsThatFit(ctx.device)(lambda x: body.eval().levels_of(x)[0][-1].maps, blank)
     return nn.Sequential(
-        nn.Conv2d(channels, DECODER_CHANNELS, 1),
+        nn.Conv2d(maps.shape[1], DECODER_CHANNELS, 1),
         nn.GELU(),
         nn.Upsample(size=(TARGET_PX, TARGET_PX), mode="bilinear"),
         nn.Conv2d(DECODER_CHANNELS, DECODER_CHANNELS, 3, padding=1),
@@ -217,10 +238,13 @@ def _fit_head(network: Network, dataset: Dataset, backbone: Backbone, ctx: RunCo
 @torch.inference_mode()
 def _codes(body: Body, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> Scores:
     """Return the codes of the centre crops of the train images, (n, d)."""
-    parts = []
-    for pixels in batches([image.path for image in dataset.train], backbone, ctx.n_workers):
+
+    def forward(pixels: Pixels) -> Tensor:
         ctx.check_time()
         with ctx.autocast():
-            found = body(to_input(pixels, backbone, ctx.device))
-        parts.append(found.float().cpu().numpy())
-    return np.concatenate(parts)
+            found: Tensor = body(to_input(pixels, backbone, ctx.device))
+        return found.float().cpu()
+
+    chunks = batches([image.path for image in dataset.train], backbone, ctx.n_workers)
+    parts = inference_passes(forward, chunks, ctx.device)
+    return np.concatenate([part.numpy() for part in parts])

@@ -13,6 +13,7 @@ from strategies.data.dataset import Dataset
 from strategies.heads.cross_validation import Loss
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
+from strategies.training.costs.memory import feature_pass_bytes
 from strategies.training.defaults import Measurements
 
 Role = Literal["baseline", "transfer", "control"]
@@ -111,6 +112,13 @@ class Strategy(ABC):
     @abstractmethod
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
         """Return the cost of `fit` with an empty cache, in forward passes of a single image."""
+
+    def peak_bytes(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> int:
+        """Predict the largest memory of `fit` on its device in bytes: that of a feature pass.
+
+        Strategies that train a network override it. It is measured once per network, see `memory`.
+        """
+        return feature_pass_bytes(backbone, ctx, self.hyperparameters().get("input_px"))
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
         """Return why the strategy cannot be applied to this dataset and backbone, or None."""

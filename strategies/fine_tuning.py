@@ -19,6 +19,7 @@ from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.classifier import ImageClassifier
 from strategies.models.network import Network
+from strategies.training.costs.memory import training_bytes
 from strategies.training.defaults import (
     Measurements,
     NetworkFacts,
@@ -30,6 +31,9 @@ from strategies.training.defaults import (
 )
 from strategies.training.lp_ft import fine_tune, training_passes
 from strategies.training.recipe import BATCH_SIZE, BatchNorm, Recipe, RecipeDraft
+
+NOMINAL_LR = 1e-3
+"""Learning rate of a recipe whose memory is predicted: it makes no difference."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,14 @@ class FineTuning(Strategy):
         """Return the passes of the probe, of all training steps, and of validation."""
         draft = self.resolved(len(dataset.train), backbone)
         return training_passes(dataset, backbone, draft, self.input_px)
+
+    def peak_bytes(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> int:
+        """Predict the largest memory of `fit` in bytes: of the training run or of the probe."""
+        draft = self.resolved(len(dataset.train), backbone)
+        recipe = Recipe.of(replace(draft, lr=draft.lr or NOMINAL_LR))
+        n_classes, px = dataset.n_classes, self.input_px
+        trained = training_bytes(backbone, recipe, ctx, n_classes, input_px=px)
+        return max(trained, super().peak_bytes(dataset, backbone, ctx))
 
     def adapted(
         self, network: Network, backbone: Backbone, recipe: Recipe

@@ -16,6 +16,7 @@ from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.classifier import ImageClassifier, make_network
+from strategies.training.costs.memory import training_bytes
 from strategies.training.defaults import (
     Measurements,
     NetworkFacts,
@@ -109,6 +110,11 @@ class FromScratch(Strategy):
     def image_passes(self, dataset: Dataset, backbone: Backbone) -> float:
         """Return the passes of all training steps and of validation."""
         return training_passes(dataset, backbone, self._recipe(dataset, backbone), self.input_px)
+
+    def peak_bytes(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> int:
+        """Predict the largest memory of the training run in bytes."""
+        recipe = self._recipe(dataset, backbone)
+        return training_bytes(backbone, recipe, ctx, dataset.n_classes, input_px=self.input_px)
 
     def _recipe(self, dataset: Dataset, backbone: Backbone) -> Recipe:
         n_train = len(dataset.train)

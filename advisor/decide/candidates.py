@@ -1,5 +1,6 @@
 """Inputs of the decision: profile, strategies with their first hyperparameters, and pilot."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from advisor.types.profile import Pilot, Profile
@@ -19,11 +20,14 @@ class Candidate:
         Cost of a fit with them, in forward passes of one image.
     inapplicable
         Why it does not apply to the dataset; None if it does.
+    peak_bytes
+        Largest memory of a fit in bytes; None if it was not predicted.
     """
 
     strategy: Strategy
     image_passes: float
     inapplicable: str | None = None
+    peak_bytes: int | None = None
 
     @property
     def name(self) -> str:
@@ -78,8 +82,19 @@ class DecisionInputs:
         return tuple(c for c in self.full_size if c.inapplicable is None)
 
 
+PeakBytes = Callable[[Strategy, Dataset, Backbone], int | None]
+"""Predicts the largest memory of a fit in bytes; None: it is not predicted."""
+
+
+def no_peak_bytes(strategy: Strategy, dataset: Dataset, backbone: Backbone) -> None:
+    """Return None: the memory is not predicted."""
+
+
 def make_candidates(
-    profile: Profile, dataset: Dataset, backbone: Backbone
+    profile: Profile,
+    dataset: Dataset,
+    backbone: Backbone,
+    peak_bytes: PeakBytes = no_peak_bytes,
 ) -> tuple[Candidate, ...]:
     """Return all strategies with the starting points that they choose from the profile.
 
@@ -87,7 +102,10 @@ def make_candidates(
     """
     starts = [strategy.starting_point(profile) for strategy in STRATEGIES.values()]
     shapes = [s.with_input_px(px) for s in starts for px in input_sizes(backbone)]
-    return tuple(
-        Candidate(s, s.image_passes(dataset, backbone), s.inapplicable(dataset, backbone))
-        for s in dict.fromkeys(shapes)
-    )
+
+    def candidate(s: Strategy) -> Candidate:
+        reason = s.inapplicable(dataset, backbone)
+        peak = peak_bytes(s, dataset, backbone) if reason is None else None
+        return Candidate(s, s.image_passes(dataset, backbone), reason, peak)
+
+    return tuple(candidate(s) for s in dict.fromkeys(shapes))

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from advisor.decide.candidates import make_candidates
+from advisor.decide.candidates import PeakBytes, make_candidates, no_peak_bytes
 from advisor.decide.cost import fit_seconds
 from advisor.decide.priors import Priors
 from advisor.types.advice import Advice, Recommendation
@@ -11,7 +11,11 @@ from strategies.models.backbone import Backbone
 
 
 def for_more_images(
-    advice: Advice, dataset: Dataset, backbone: Backbone, priors: Priors
+    advice: Advice,
+    dataset: Dataset,
+    backbone: Backbone,
+    priors: Priors,
+    peak_bytes: PeakBytes = no_peak_bytes,
 ) -> Advice:
     """Return an advice with the hyperparameters, costs and times of fits to a larger dataset.
 
@@ -27,7 +31,7 @@ def for_more_images(
     profile = replace(advice.profile, n=n_train + n_val, n_train=n_train, n_val=n_val)
     candidates = {
         (c.name, c.input_px or profile.input_px): c
-        for c in make_candidates(profile, dataset, backbone)
+        for c in make_candidates(profile, dataset, backbone, peak_bytes)
     }
 
     def scaled(r: Recommendation) -> Recommendation:
@@ -36,6 +40,7 @@ def for_more_images(
             r,
             hyperparameters=candidate.strategy.hyperparameters(),
             image_passes=candidate.image_passes,
+            peak_bytes=candidate.peak_bytes,
             seconds=fit_seconds(candidate, profile, priors),
         )
 

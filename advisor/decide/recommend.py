@@ -345,6 +345,7 @@ def _option(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Rec
         cases=gain_model(candidate.strategy, profile, priors).cases,
         input_px=px,
         measured=candidate.strategy.head_loss is not None and px == profile.input_px,
+        peak_bytes=candidate.peak_bytes,
     )
 
 

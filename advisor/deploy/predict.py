@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -79,26 +79,26 @@ def predict(
 def _predict_chunk(
     classifier: ImageClassifier, chunk: Sequence[Path], precision: torch.dtype
 ) -> Predictions:
-    rows: list[tuple[Path, Ranked]] = []
+    readable: list[Path] = []
     skipped: list[Skipped] = []
-    remaining = iter(chunk)
     n_workers = max(2, usable_cpus())
 
     def read(paths: Sequence[Path]) -> list[Pixels | str]:
         return [_pixels(path, classifier.backbone) for path in paths]
 
-    for decoded in prefetch(read, chunks(chunk, INFERENCE_BATCH), n_workers):
-        pairs = list(zip(islice(remaining, len(decoded)), decoded, strict=True))
-        skipped += [Skipped(path, reason) for path, reason in pairs if isinstance(reason, str)]
-        readable = [(path, pixels) for path, pixels in pairs if not isinstance(pixels, str)]
-        if readable:
-            batch = np.stack([pixels for _, pixels in readable])
-            probabilities = classifier.classify(batch, precision)
-            rows += [
-                (path, _ranked(classifier.classes, row))
-                for (path, _), row in zip(readable, probabilities, strict=True)
-            ]
-    return Predictions(tuple(rows), tuple(skipped))
+    def batches() -> Iterator[Pixels]:
+        remaining = iter(chunk)
+        for decoded in prefetch(read, chunks(chunk, INFERENCE_BATCH), n_workers):
+            pairs = list(zip(islice(remaining, len(decoded)), decoded, strict=True))
+            skipped.extend(Skipped(path, why) for path, why in pairs if isinstance(why, str))
+            found = [(path, pixels) for path, pixels in pairs if not isinstance(pixels, str)]
+            readable.extend(path for path, _ in found)
+            if found:
+                yield np.stack([pixels for _, pixels in found])
+
+    probabilities = chain.from_iterable(classifier.classify_batches(batches(), precision))
+    ranked = [_ranked(classifier.classes, row) for row in probabilities]
+    return Predictions(tuple(zip(readable, ranked, strict=True)), tuple(skipped))
 
 
 def _pixels(path: Path, backbone: Backbone) -> Pixels | str:

@@ -35,7 +35,7 @@ from strategies.models.backbone import Backbone, half_size
 from strategies.models.domain_shift import mean_shift, measure_moments
 from strategies.models.features import Features, extract_features
 from strategies.models.flip_symmetry import measure_flip_asymmetry
-from strategies.training.throughput import TrainingCost, measure_training_cost
+from strategies.training.costs.throughput import TrainingCost, measure_training_cost
 
 MAX_MEASURED, MIN_PER_CLASS = 2000, 5
 """Sample for the probes: at most this many images, but at least 5 per class."""

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from advisor.report.frontier import HEADING, pick_rows
 from advisor.report.terminal import heading
-from advisor.report.words import limit_words, runner_up, size_line
+from advisor.report.words import limit_words, needs_words, runner_up, size_line
 from advisor.types.advice import Advice, Recommendation
 from advisor.types.durations import duration
 from strategies.core.metrics import LEVEL
@@ -59,10 +59,12 @@ def _one_line(text: str) -> Text:
 def _facts(advice: Advice) -> Iterator[Text]:
     """Yield the time of a fit, unless the advice is void, and the size of the dataset."""
     seconds, limit = duration(advice.best.seconds.mid), limit_words(advice)
+    needs = "" if advice.device_bytes is None else needs_words(advice)
     if advice.void is None and limit is None:
-        yield Text(f"Recommended. One fit takes about {seconds}; tl-auto run tunes and saves it.")
+        ends = "tl-auto run tunes and saves it." if not needs else "tune it with tl-auto run."
+        yield Text(f"Recommended. One fit takes about {seconds}{needs}; {ends}")
     elif advice.void is None:
-        yield Text(f"{limit} It takes about {seconds}.")
+        yield Text(f"{limit} It takes about {seconds}{needs}.")
     yield Text(size_line(advice, with_split=False))
 
 

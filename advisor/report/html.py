@@ -27,6 +27,7 @@ from advisor.report.words import (
     baseline_words,
     final_fit_words,
     limit_words,
+    needs_words,
     result,
     settings,
     size_line,
@@ -159,7 +160,7 @@ def _summary(advice: Advice, outcome: Outcome | None) -> dict[str, str]:
             "answer_strategy": best.strategy,
             "answer": f"{title(best.strategy)}: expected accuracy {best.accuracy.percent()}",
             "answer_text": f"{limit_words(advice) or ''} One fit takes about "
-            f"{duration(best.seconds.mid)} on this machine. "
+            f"{duration(best.seconds.mid)}{needs_words(advice)} on this machine. "
             f"{with_titles(best.reasons[-1])}".lstrip(),
             "run_text": "",
         }

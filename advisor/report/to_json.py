@@ -27,6 +27,7 @@ def advice_record(advice: Advice) -> dict[str, Any]:
         "risks": [asdict(r) for r in advice.risks],
         "pilot": None if advice.pilot is None else asdict(advice.pilot),
         "alternative": None if advice.alternative is None else asdict(advice.alternative),
+        "device_bytes": advice.device_bytes,
         "findings": [asdict(f) for f in advice.findings],
         "quarantine": [{"path": shown(s.path), "reason": s.reason} for s in advice.quarantine],
         "choices": [asdict(c) for c in advice.choices],

@@ -272,7 +272,7 @@ def why(advice: Advice) -> tuple[str, ...]:
     best = advice.best
     expect = (
         f"Expected accuracy {best.accuracy.percent()}; one fit takes about "
-        f"{duration(best.seconds.mid)}."
+        f"{duration(best.seconds.mid)}{needs_words(advice)}."
     )
     second = runner_up(advice)
     lines = (
@@ -283,6 +283,21 @@ def why(advice: Advice) -> tuple[str, ...]:
         None if second is None else f"Runner-up: {second}",
     )
     return tuple(line for line in lines if line is not None)
+
+
+def needs_words(advice: Advice) -> str:
+    """Say what memory a fit needs, and how much the accelerator has; empty if not predicted."""
+    peak, total = advice.best.peak_bytes, advice.device_bytes
+    if peak is None:
+        return ""
+    of_all = "of memory" if total is None else f"of {_gigabytes(total)}"
+    return f" and needs about {_gigabytes(peak)} {of_all}"
+
+
+def _gigabytes(n_bytes: int) -> str:
+    """Return bytes in GB, with a decimal below 10 GB."""
+    gigabytes = n_bytes / 1e9
+    return f"{max(gigabytes, 0.1):.1f} GB" if gigabytes < 10 else f"{gigabytes:.0f} GB"
 
 
 def runner_up(advice: Advice) -> str | None:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from advisor.advise import Prepared, advise_on, prepare
+from advisor.advise import Prepared, advise_on, peak_bytes_on, prepare
 from advisor.decide.cost import first_baseline_s
 from advisor.decide.more_images import for_more_images
 from advisor.decide.priors import load_priors
@@ -255,7 +255,8 @@ def make_search(
     only = None if options.strategy == AUTO else options.strategy
     if prepared.measured is not None:
         check_split(folder, dataset, "all_images_sha256")
-        advice = for_more_images(advice, dataset, prepared.backbone, load_priors())
+        peak_bytes = peak_bytes_on(prepared.ctx)
+        advice = for_more_images(advice, dataset, prepared.backbone, load_priors(), peak_bytes)
     scheduler = make_scheduler(
         advice, len(dataset.val), only=only, max_trials=run.max_trials, prefer=options.prefer
     )

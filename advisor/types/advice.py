@@ -99,6 +99,9 @@ class Recommendation:
         `Strategy.transformer_gain`. 0: it rests on `Strategy.fallback_gain`.
     measured
         Whether its head was cross-validated at this input size, and not only predicted.
+    peak_bytes
+        Predicted largest memory of a fit on its device, in bytes: of the network, its copies and a
+        batch. None in advice without it.
     """
 
     strategy: str
@@ -111,6 +114,7 @@ class Recommendation:
     cases: int
     input_px: int
     measured: bool = False
+    peak_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -258,6 +262,8 @@ class Advice:
     alternative
         Linear probe of the embedded backbone on the same images, measured if the backbone in use
         is in doubt; otherwise None.
+    device_bytes
+        Memory of the accelerator in bytes; None on a CPU.
     """
 
     dataset: str
@@ -280,6 +286,7 @@ class Advice:
     frontier: Frontier | None = None
     time_s: float | None = None
     alternative: AlternativeBackbone | None = None
+    device_bytes: int | None = None
 
     @property
     def best(self) -> Recommendation:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load as weights_of
 from safetensors.torch import save as bytes_of
-from torch import nn
+from torch import Tensor, nn
 
 from strategies.core.activation_store import EvalCrops
+from strategies.core.allocator import inference_passes
 from strategies.core.atomic_files import atomic_file, write_json
 from strategies.core.devices import cuda_settings
 from strategies.core.errors import BackboneError, StorageError
@@ -107,11 +108,37 @@ class ImageClassifier:
             If one of the files is not a readable image.
         """
         chunks = batches(paths, self.backbone, n_workers, eval_crops=eval_crops)
-        parts = [self.classify(pixels, precision) for pixels in chunks]
+        found = list(self.classify_batches(chunks, precision))
         empty = np.empty((0, len(self.classes)), dtype=np.float32)
-        return np.concatenate(parts) if parts else empty
+        return np.concatenate(found) if found else empty
 
-    @torch.inference_mode()
+    def classify_batches(
+        self, chunks: Iterable[Pixels], precision: torch.dtype = torch.float32
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the class probabilities of preprocessed images, in order.
+
+        A batch that does not fit into memory is passed in parts. On an accelerator, several chunks
+        may make one batch.
+
+        Parameters
+        ----------
+        chunks
+            As `pixels` in `classify`, some images at a time.
+        precision
+            As in `classify`.
+
+        Raises
+        ------
+        TransferError
+            If a single image does not fit into memory.
+        """
+
+        def forward(pixels: Pixels) -> Tensor:
+            return self._probabilities(pixels, precision)
+
+        for found in inference_passes(forward, chunks, self.device):
+            yield found.numpy()
+
     def classify(
         self, pixels: Pixels, precision: torch.dtype = torch.float32
     ) -> NDArray[np.float32]:
@@ -123,13 +150,22 @@ class ImageClassifier:
             Outputs of `features.eval_pixels`, uint8 (n, px, px, 3).
         precision
             Autocast type of the forward pass. bfloat16 is faster where the hardware supports it.
+
+        Raises
+        ------
+        TransferError
+            If a single image does not fit into memory.
         """
+        return np.concatenate(list(self.classify_batches([pixels], precision)))
+
+    @torch.inference_mode()
+    def _probabilities(self, pixels: Pixels, precision: torch.dtype) -> Tensor:
+        """Return the class probabilities of images that fit into memory, on the CPU."""
         self.network.eval()
         autocast = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
         with cuda_settings(self.device), autocast:
-            scores = self.network(to_input(pixels, self.backbone, self.device))
-        probabilities: NDArray[np.float32] = scores.float().softmax(dim=1).cpu().numpy()
-        return probabilities
+            scores: Tensor = self.network(to_input(pixels, self.backbone, self.device))
+        return scores.float().softmax(dim=1).cpu()
 
     def save(self, folder: Path) -> None:
         """Write the weights (safetensors) and a record (JSON) to a folder.

@@ -15,7 +15,9 @@ from typing import get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from strategies.core.allocator import inference_passes
 from strategies.core.cache import Rows, as_stored, space_name
 from strategies.core.context import RunContext
 from strategies.core.prefetch import chunks, prefetch
@@ -138,17 +140,20 @@ def _compute(
     def read(paths: Sequence[Path]) -> Pixels:
         return np.concatenate([view_pixels(path, backbone, views) for path in paths])
 
+    def forward(pixels: Pixels) -> Tensor:
+        ctx.check_time()
+        with ctx.autocast():
+            levels, last = body.levels_of(to_input(pixels, backbone, ctx.device))
+            assert last is not None
+            mean, grid = ([pool(level, p) for level in levels] for p in get_args(Pooling))
+            parts = [*mean, last, *grid]
+        return torch.cat([p.float() for p in parts], dim=1).cpu()
+
     with torch.inference_mode(), ctx.cache.keep_open():
-        for pixels in prefetch(read, chunks([i.path for i in images], size), ctx.n_workers):
-            ctx.check_time()
-            batch = images[done : done + size]
-            with ctx.autocast():
-                levels, last = body.levels_of(to_input(pixels, backbone, ctx.device))
-                assert last is not None
-                mean, grid = ([pool(level, p) for level in levels] for p in get_args(Pooling))
-                parts = [*mean, last, *grid]
-            matrix = torch.cat([p.float() for p in parts], dim=1).cpu().numpy()
-            store(batch, as_stored(matrix.reshape(len(batch), -1)))
+        drawn = prefetch(read, chunks([i.path for i in images], size), ctx.n_workers)
+        for rows in inference_passes(forward, drawn, ctx.device):
+            batch = images[done : done + len(rows) // views]
+            store(batch, as_stored(rows.numpy().reshape(len(batch), -1)))
             done += len(batch)
             ctx.reporter.on_progress("views", done, len(images))
 

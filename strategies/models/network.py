@@ -5,8 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from strategies.core.activation_store import EvalCrops
+from strategies.core.allocator import inference_passes
 from strategies.core.context import RunContext
 from strategies.core.metrics import Scores
+from strategies.data.decoding import Pixels
 from strategies.data.image import Split
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body
@@ -54,9 +56,13 @@ def scores_of(
     Crops in `eval_crops` are not read again.
     """
     network.eval()
-    parts = []
-    paths = [image.path for image in split]
-    for pixels in batches(paths, backbone, ctx.n_workers, eval_crops=eval_crops):
+
+    def forward(pixels: Pixels) -> Tensor:
         with ctx.autocast():
-            parts.append(network(to_input(pixels, backbone, ctx.device)).float().cpu().numpy())
-    return np.concatenate(parts)
+            scores: Tensor = network(to_input(pixels, backbone, ctx.device))
+        return scores.float().cpu()
+
+    paths = [image.path for image in split]
+    chunks = batches(paths, backbone, ctx.n_workers, eval_crops=eval_crops)
+    parts = inference_passes(forward, chunks, ctx.device)
+    return np.concatenate([part.numpy() for part in parts])

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from strategies.core.allocator import PartsThatFit
 from strategies.models.backbone import Backbone
 
 
@@ -16,6 +17,11 @@ def stages(net: nn.Module, backbone: Backbone) -> dict[str, int]:
     been reached when the module is called. Parameters that a block owns itself (class tokens,
     layer scales) get the stage of their block. So do submodules whose parameters the block uses
     without calling them (BEiT's qkv).
+
+    Raises
+    ------
+    TransferError
+        If a single image does not fit into the memory of the network's device.
     """
     n_reached = 0
     stage: dict[str, int] = {}
@@ -38,8 +44,9 @@ def stages(net: nn.Module, backbone: Backbone) -> dict[str, int]:
         handles.append(module.register_forward_pre_hook(stage_recorder(name)))
     device = next(net.parameters()).device
     was_training = net.training
+    blank = torch.zeros(1, 3, backbone.input_px, backbone.input_px, device=device)
     try:
-        net.eval()(torch.zeros(1, 3, backbone.input_px, backbone.input_px, device=device))
+        PartsThatFit(device)(net.eval(), blank)
     finally:
         net.train(was_training)
         for handle in handles:

@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from strategies.core.allocator import PartsThatFit
 from strategies.core.context import RunContext
 from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import Dataset
@@ -86,11 +87,14 @@ def cached_prefix(
     def split_rows(rows: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
         return rows[:n].reshape(len(dataset.train), views, *shape), rows[n:]
 
+    def compute(pixels: Pixels) -> Tensor:
+        return _half(prefix(to_input(pixels, backbone, ctx.device)))
+
     def fill() -> NDArray[Any]:
         rows = _file(n + len(dataset.val), shape, ctx)
         train, val = split_rows(rows)
-        _fill_train(train, prefix, crops, backbone, ctx)
-        _fill_val(val, prefix, dataset, backbone, ctx)
+        _fill_train(train, compute, crops, ctx)
+        _fill_val(val, compute, dataset, backbone, ctx)
         return rows
 
     store = ctx.training.activation_store
@@ -286,9 +290,8 @@ def _file(n: int, shape: Sequence[int], ctx: RunContext) -> NDArray[np.float16]:
 
 def _fill_train(
     rows: NDArray[np.float16],
-    prefix: _Prefix,
+    compute: Callable[[Pixels], Tensor],
     crops: Crops,
-    backbone: Backbone,
     ctx: RunContext,
 ) -> None:
     """Compute the activations of all views of all train images. Each image is read once."""
@@ -297,10 +300,11 @@ def _fill_train(
     def draw(images: Sequence[int]) -> Pixels:
         return crops.batch((row, row, view) for row in images for view in range(views))
 
+    parts = PartsThatFit(ctx.device)
     start_s, left_s, done = time.monotonic(), ctx.seconds_left(), 0
     with contextlib.closing(prefetch(draw, chunks(range(n), _BATCH), ctx.n_workers)) as drawn:
         for pixels in drawn:
-            values = _half(prefix(to_input(pixels, backbone, ctx.device)))
+            values = parts(compute, pixels).numpy()
             values = values.reshape(-1, views, *values.shape[1:])
             rows[done : done + len(values)] = values
             done += len(values)
@@ -312,25 +316,25 @@ def _fill_train(
 
 def _fill_val(
     rows: NDArray[np.float16],
-    prefix: _Prefix,
+    compute: Callable[[Pixels], Tensor],
     dataset: Dataset,
     backbone: Backbone,
     ctx: RunContext,
 ) -> None:
     """Compute the activations of all validation images."""
-    done, store = 0, ctx.training.activation_store
+    parts, done, store = PartsThatFit(ctx.device), 0, ctx.training.activation_store
     crops, paths = store.eval_crops if store else None, [p.path for p in dataset.val]
     for pixels in batches(paths, backbone, ctx.n_workers, eval_crops=crops):
         ctx.check_time()
-        rows[done : done + len(pixels)] = _half(prefix(to_input(pixels, backbone, ctx.device)))
+        rows[done : done + len(pixels)] = parts(compute, pixels).numpy()
         done += len(pixels)
 
 
-def _half(activations: Tensor) -> NDArray[np.float16]:
-    """Convert to half precision; raise NotCached if a value does not fit."""
+def _half(activations: Tensor) -> Tensor:
+    """Convert to half precision on the CPU; raise NotCached if a value does not fit."""
     if not float(activations.abs().max()) < _MAX_HALF:
         raise NotCached("their activations exceed the range of half precision.")
-    return activations.half().cpu().numpy()
+    return activations.half().cpu()
 
 
 def make_inputs(

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from strategies.core.allocator import PartsThatFit
 from strategies.core.context import RunContext
 from strategies.core.metrics import Scores
 from strategies.data.dataset import Dataset
+from strategies.data.decoding import Pixels
 from strategies.models.backbone import Backbone
 from strategies.models.features import INFERENCE_BATCH, batches, to_input
 from strategies.models.network import Network
@@ -110,18 +112,29 @@ def _run(network: Network, dataset: Dataset, backbone: Backbone, ctx: RunContext
     """Return the features of the train images (centre crops) in their order, (n, d).
 
     The images are read in random order: in folder order a batch would hold a single class, and its
-    BatchNorm statistics would be those of that class.
+    BatchNorm statistics would be those of that class. A batch that does not fit into memory is
+    passed in parts, and each of them counts as a batch for the statistics that are recomputed.
     """
     order = np.random.default_rng(ctx.seed).permutation(len(dataset.train))
     paths = [dataset.train[row].path for row in order]
     # Batches of equal size, so that the last one does not hold a single image.
     size = math.ceil(len(paths) / math.ceil(len(paths) / INFERENCE_BATCH))
-    parts = []
-    for pixels in batches(paths, backbone, ctx.n_workers, size):
-        with ctx.autocast():
-            found = network.body(to_input(pixels, backbone, ctx.device))
-        parts.append(found.float().cpu().numpy())
-    shuffled = np.concatenate(parts)
+    updated = [b for m in network.modules() if m.training for b in m.buffers(recurse=False)]
+
+    def forward(pixels: Pixels) -> Tensor:
+        before = [buffer.clone() for buffer in updated]
+        try:
+            with ctx.autocast():
+                found: Tensor = network.body(to_input(pixels, backbone, ctx.device))
+            return found.float().cpu()
+        except RuntimeError:  # out of memory, after some statistics were updated
+            for buffer, value in zip(updated, before, strict=True):
+                buffer.copy_(value)
+            raise
+
+    fitting = PartsThatFit(ctx.device)
+    parts = [fitting(forward, p) for p in batches(paths, backbone, ctx.n_workers, size)]
+    shuffled = torch.cat(parts).numpy()
     features = np.empty_like(shuffled)
     features[order] = shuffled
     return features

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from strategies.core.allocator import first_micro_batches, more_micro_batches
+from strategies.core.allocator import PartsThatFit, first_micro_batches, more_micro_batches
 from strategies.core.context import RunContext
 from strategies.core.devices import copy_to
 from strategies.core.errors import OutOfTime, TrainingDiverged, TransferError
@@ -30,6 +30,7 @@ from strategies.models.backbone import Backbone
 from strategies.models.network import Network
 from strategies.models.stages import stages
 from strategies.training.checkpoint import Checkpoint, Snapshot, identity_of
+from strategies.training.costs.memory import fitting_micro_batches
 from strategies.training.data_parallel import SINGLE_PROCESS, DataParallelGroup, launch
 from strategies.training.dataloader import ImageInputs, Inputs
 from strategies.training.frozen_activations import make_inputs
@@ -208,9 +209,8 @@ class _TrainingLoop:
         self.labels = torch.as_tensor(labels_of(dataset.train))
         self.val_labels = labels_of(dataset.val)
         self.start = _copy(network.state_dict())
-        self.step = self.round = self.lr_cuts = 0
-        self.rounds = ROUNDS
-        self.progress = self.val_s = 0.0
+        self.step, self.round, self.rounds = 0, 0, ROUNDS
+        self.lr_cuts, self.progress, self.val_s = 0, 0.0, 0.0
         self.loss: nn.Module = Loss(network, recipe)
         n_own = recipe.batch_size // dp_group.world_size
         self.n_parts = max(n_parts, first_micro_batches(n_own, ctx.device))  # fit into memory
@@ -234,13 +234,13 @@ class _TrainingLoop:
         """Return the validation accuracy of `result_state`; None without validation images."""
         if not len(self.val_labels):
             return None
-        start_s = time.monotonic()
-        current = _copy(self.network.state_dict())
+        start_s, current = time.monotonic(), _copy(self.network.state_dict())
         state = self.result_state()
         self.network.load_state_dict(state)
         self.network.eval()
+        fitting = PartsThatFit(self.ctx.device)
         with torch.inference_mode(), self.ctx.autocast():
-            parts = [self.network(images).float().cpu() for images in self.inputs.val()]
+            parts = [fitting(self.network, images).float().cpu() for images in self.inputs.val()]
         self.network.load_state_dict(current)
         self.scores = torch.cat(parts).numpy()
         correct = self.correct(self.scores)
@@ -281,6 +281,8 @@ class _TrainingLoop:
             module.eval()
         if self.norms is None:
             self.norms = norms_to_fold(self.network, self.fixed_norms, images[:1])
+            tried = (self.network, self.fixed_norms, self.recipe, images, self.ctx)
+            self.n_parts = max(self.n_parts, fitting_micro_batches(*tried))
         seed, n_classes = [self.ctx.seed, self.step, 1], self.network.head.out_features
         labels = copy_to(self.labels[list(rows)], self.ctx.device)
         images, targets = mixed(images, labels, n_classes, self.recipe, seed)

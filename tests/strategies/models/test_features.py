@@ -3,10 +3,12 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import chain, islice
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,13 @@ import torch
 from torch import nn
 
 from strategies.core.activation_store import EvalCrops
+from strategies.core.allocator import joined
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime
 from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset, load_dataset
+from strategies.data.decoding import Pixels
 from strategies.models import features, moments
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body
@@ -571,3 +575,39 @@ def test_the_rounding_error_is_measured_against_float32(
     assert features._rounding_error(images, body, backbone, ctx) == 0
     (error,) = features._rounding_error(images, body, backbone, low)
     assert 1e-4 < error < features.ROUNDING_TOLERANCE
+
+
+def test_large_batches_give_the_same_features_and_do_not_count_for_the_time(
+    make_folder: Callable[..., Path],
+    backbone: Backbone,
+    ctx: RunContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By a clock that ticks once per reading, every batch takes a second."""
+    dataset = load_dataset(make_folder("large", 48))
+    images = (*dataset.fit_split, *(dataset.test or ()))
+    assert 128 < len(images) <= 144
+    plain = extract_features(images, backbone, ctx)
+    seconds, calls = iter(range(1000)), list[tuple[str, int, int]]()
+    small = features.inference_passes
+
+    def large(
+        forward: Callable[[Pixels], torch.Tensor], chunks: Iterator[Pixels], device: torch.device
+    ) -> Iterator[torch.Tensor]:
+        rest = iter(chunks)
+        return small(forward, chain(islice(rest, 2), joined(rest, 64)), device)
+
+    monkeypatch.setattr(features, "inference_passes", large)
+    monkeypatch.setattr(features, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    other = replace(
+        ctx,
+        cache=ArrayCache(ctx.cache.path.parent / "large"),
+        reporter=Reporter(on_progress=lambda *a: calls.append(a)),
+    )
+    found = extract_features(images, backbone, other)
+
+    _assert_equal(found, plain)
+    sizes = [32, 32, 64, len(images) - 128]
+    assert [done for _, done, _ in calls] == np.cumsum(sizes).tolist()
+    assert found.ms_per_image == pytest.approx(np.median([1000 / 32, 1000 / sizes[-1]]))
+    assert not features.not_cached(images, backbone, other)

@@ -12,7 +12,7 @@ from strategies.core.context import RunContext
 from strategies.data.dataset import load_dataset
 from strategies.models.backbone import Backbone
 from strategies.models.features import INFERENCE_BATCH
-from strategies.training.throughput import measure_training_cost
+from strategies.training.costs.throughput import measure_training_cost
 
 SLEPT_S = 3.0
 

@@ -1,0 +1,1 @@
+"""What training costs: its speed, measured for a few steps, and its memory, predicted."""
