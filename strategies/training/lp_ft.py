@@ -35,9 +35,10 @@ from strategies.training.defaults import (
     is_open,
     settle,
 )
+from strategies.training.loop import ROUNDS
 from strategies.training.recipe import Recipe, RecipeDraft
 from strategies.training.reinit import REINIT_PASSES, reinitialise
-from strategies.training.trainer import ROUNDS, train
+from strategies.training.trainer import train
 
 TEMPERATURE_SPREAD = float(np.log(2))
 """Prior standard deviation of the log temperature: two in three are between a half and two."""

@@ -14,7 +14,7 @@ from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset, load_dataset
 from strategies.models.backbone import Backbone
-from strategies.training.trainer import ROUNDS
+from strategies.training.loop import ROUNDS
 from tests.advisor.searching import Runner, shortened
 from tests.conftest import write_folder
 

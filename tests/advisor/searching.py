@@ -25,7 +25,7 @@ from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.registry import search_spaces
-from strategies.training.trainer import ROUNDS
+from strategies.training.loop import ROUNDS
 
 
 def shortened(advice: Advice) -> Advice:

@@ -12,7 +12,7 @@ from advisor.cli.app import advise_app, auto_app
 from strategies import fine_tuning
 from strategies.models.architectures import pretrained
 from strategies.models.architectures.pretrained import weights_digest
-from strategies.training.trainer import ROUNDS
+from strategies.training.loop import ROUNDS
 from tests.families import FAMILIES, Family, write_network
 from tests.strategies.conftest import forget_backbones
 

@@ -31,7 +31,7 @@ from strategies.models.backbone import Backbone, resized
 from strategies.models.classifier import ImageClassifier
 from strategies.models.features import INFERENCE_BATCH, not_cached
 from strategies.registry import get_strategy
-from strategies.training.trainer import ROUNDS
+from strategies.training.loop import ROUNDS
 
 
 @dataclass(frozen=True)

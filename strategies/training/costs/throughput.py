@@ -12,8 +12,9 @@ from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network
 from strategies.models.features import INFERENCE_BATCH, extract_features
+from strategies.training.loop import ROUNDS
 from strategies.training.recipe import BATCH_SIZE, Recipe
-from strategies.training.trainer import ROUNDS, train
+from strategies.training.trainer import train
 
 STEPS = 3
 """Optimiser steps per measurement. The first one is warm-up. Up to `ROUNDS` steps, the training

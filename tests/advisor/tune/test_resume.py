@@ -20,7 +20,7 @@ from strategies.core.errors import StorageError
 from strategies.layer_svm import LayerSVM
 from strategies.models.classifier import ImageClassifier
 from strategies.models.features import extract_features
-from strategies.training.trainer import ROUNDS
+from strategies.training.loop import ROUNDS
 from tests.advisor.searching import Runner
 
 

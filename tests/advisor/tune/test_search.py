@@ -26,8 +26,8 @@ from strategies.models.classifier import ImageClassifier
 from strategies.models.features import extract_features
 from strategies.partial_fine_tune import PartialFineTune
 from strategies.training import frozen_activations
+from strategies.training.loop import ROUNDS
 from strategies.training.recipe import RecipeDraft
-from strategies.training.trainer import ROUNDS
 from tests.advisor.searching import Runner
 
 

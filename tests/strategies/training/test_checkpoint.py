@@ -16,8 +16,8 @@ from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network
 from strategies.models.network import Network
-from strategies.training import trainer
 from strategies.training.checkpoint import Checkpoint, Snapshot, identity_of
+from strategies.training.loop import ROUNDS, TrainingLoop
 from strategies.training.recipe import Recipe
 from strategies.training.trainer import train
 
@@ -42,17 +42,17 @@ def _trained(
 def _interrupt_before(monkeypatch: pytest.MonkeyPatch, number: int) -> list[int]:
     """Interrupt the step of this number, once; record the steps that are taken."""
     taken: list[int] = []
-    step = trainer._TrainingLoop.take_step
+    step = TrainingLoop.take_step
     remaining = [1]
 
-    def record(loop: trainer._TrainingLoop, *args: object) -> None:
+    def record(loop: TrainingLoop, *args: object) -> None:
         if loop.step == number and remaining:
             remaining.pop()
             raise KeyboardInterrupt
         taken.append(loop.step)
         step(loop, *args)
 
-    monkeypatch.setattr(trainer._TrainingLoop, "take_step", record)
+    monkeypatch.setattr(TrainingLoop, "take_step", record)
     return taken
 
 
@@ -83,7 +83,7 @@ def test_a_run_interrupted_at_any_step_ends_with_the_same_weights(
             found = _trained(small_dataset, tiny, recipe, distant)
 
         assert all(torch.equal(found[name], value) for name, value in expected.items())
-        steps_per_round = int(np.ceil(recipe.steps / trainer.ROUNDS))
+        steps_per_round = int(np.ceil(recipe.steps / ROUNDS))
         assert len(taken) - recipe.steps <= steps_per_round
         assert not list(distant.training.checkpoint.parent.iterdir())
 

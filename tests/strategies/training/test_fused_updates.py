@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from strategies.core.context import RunContext
 from strategies.core.errors import TrainingDiverged
 from strategies.data.dataset import Dataset
+from strategies.kernels import compiled
+from strategies.kernels.compiled import CompileCost, StepCompiler
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network
 from strategies.models.network import Network
 from strategies.models.stages import stages
-from strategies.training import trainer
+from strategies.training import loop as loop_module
 from strategies.training.dataloader import ImageInputs
+from strategies.training.loop import TrainingLoop
 from strategies.training.optimiser import (
     CHECK_STEPS,
     Optimiser,
@@ -44,7 +47,7 @@ def recipe(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> R
         kind = torch.optim.AdamW if given[-1].optimiser == "adamw" else torch.optim.SGD
         return kind(groups)
 
-    monkeypatch.setattr(trainer, "make_optimiser", fused)
+    monkeypatch.setattr(loop_module, "make_optimiser", fused)
     return Recipe(30, 0.01, batch_size=4, optimiser=request.param, batch_norm="trained")
 
 
@@ -54,13 +57,11 @@ def _network(backbone: Backbone, ctx: RunContext) -> Network:
 
 
 @pytest.fixture
-def loop(
-    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, recipe: Recipe
-) -> trainer._TrainingLoop:
+def loop(tiny: Backbone, small_dataset: Dataset, ctx: RunContext, recipe: Recipe) -> TrainingLoop:
     network = _network(tiny, ctx).train()
     inputs = ImageInputs(network, small_dataset, tiny, recipe, ctx)
     stage = stages(network.body.net, tiny)
-    return trainer._TrainingLoop(inputs, stage, small_dataset, recipe, ctx)
+    return TrainingLoop(inputs, stage, small_dataset, recipe, ctx)
 
 
 def _inject_nan(network: Network, affects: Callable[[int], bool]) -> None:
@@ -73,12 +74,12 @@ def _inject_nan(network: Network, affects: Callable[[int], bool]) -> None:
     network.head.register_forward_hook(inject)
 
 
-def _all_state(loop: trainer._TrainingLoop) -> dict[str, Tensor]:
+def _all_state(loop: TrainingLoop) -> dict[str, Tensor]:
     return {k: v.clone() for k, v in loop.snapshot().tensors.items()}
 
 
 def test_an_update_whose_gradient_is_not_finite_changes_nothing(
-    loop: trainer._TrainingLoop,
+    loop: TrainingLoop,
 ) -> None:
     images, bad = torch.randn(2, 4, 3, 32, 32)
     bad[2, 1, 5, 5] = torch.nan
@@ -91,7 +92,7 @@ def test_an_update_whose_gradient_is_not_finite_changes_nothing(
     assert [k for k in before if not torch.equal(before[k], after[k])] == []
 
 
-def test_the_learning_rate_is_cut_when_the_device_is_asked(loop: trainer._TrainingLoop) -> None:
+def test_the_learning_rate_is_cut_when_the_device_is_asked(loop: TrainingLoop) -> None:
     _inject_nan(loop.network, lambda step: step == 1)
     for step in range(CHECK_STEPS):
         assert loop.lr_cuts == 0, step
@@ -124,7 +125,7 @@ def test_fused_and_separate_updates_lead_to_the_same_weights(
         return network.state_dict()
 
     fused = trained()
-    monkeypatch.setattr(trainer, "make_optimiser", make_optimiser)
+    monkeypatch.setattr(loop_module, "make_optimiser", make_optimiser)
     separate = trained()
     for name, value in separate.items():
         torch.testing.assert_close(fused[name], value, rtol=1e-3, atol=1e-4, msg=name)
@@ -156,3 +157,47 @@ def test_the_number_of_steps_stays_on_the_cpu_unless_the_optimiser_is_fused(
         assert state["exp_avg"].device == MPS
         assert state["step"].device == (MPS if fused else torch.device("cpu"))
         assert state["step"].item() == 3
+
+
+def test_a_step_on_one_gpu_may_be_compiled_unless_runs_must_be_equal(
+    loop: TrainingLoop,
+) -> None:
+    images = torch.zeros(4, 3, 32, 32)
+    assert not loop._compiler(images).is_enabled
+    for is_deterministic in (False, True):
+        on_gpu = replace(loop.ctx, device=torch.device("cuda"), is_deterministic=is_deterministic)
+        loop.training_ctx = on_gpu
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(torch.cuda, "get_device_name", lambda _: "a GPU")
+            assert loop._compiler(images).is_enabled is not is_deterministic
+
+
+def test_a_compiled_loss_trains_the_same_network(
+    tiny: Backbone,
+    small_dataset: Dataset,
+    ctx: RunContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = Recipe(12, 0.01, batch_size=4)
+
+    def trained() -> dict[str, Tensor]:
+        network = _network(tiny, ctx)
+        with ctx.seeded():
+            train(network, replace(small_dataset, val=()), tiny, recipe, ctx)
+        return network.state_dict()
+
+    expected = trained()
+    compile_with = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda loss: compile_with(loss, backend="eager"))
+    monkeypatch.setattr(compiled, "ASSUMED", CompileCost(0.0, 0.5))
+    made: list[StepCompiler] = []
+
+    def enabled(self: TrainingLoop, images: Tensor) -> StepCompiler:
+        made.append(StepCompiler(self.ctx, [], is_enabled=True))
+        return made[-1]
+
+    monkeypatch.setattr(TrainingLoop, "_compiler", enabled)
+    found = trained()
+    assert [compiler.eager is not None for compiler in made] == [True]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=name)

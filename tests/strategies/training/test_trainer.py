@@ -24,10 +24,12 @@ from strategies.models.classifier import make_network
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network, scores_of
 from strategies.models.stages import stages
-from strategies.training import dataloader, optimiser, trainer
+from strategies.training import dataloader, optimiser
 from strategies.training.dataloader import ImageInputs
+from strategies.training.loop import ROUNDS, TrainingLoop
+from strategies.training.optimiser import ProgressSchedule
 from strategies.training.recipe import Recipe
-from strategies.training.trainer import ROUNDS, train
+from strategies.training.trainer import train
 
 
 def _network(backbone: Backbone, ctx: RunContext, n_classes: int = 3) -> Network:
@@ -187,10 +189,10 @@ def test_the_same_seed_gives_the_same_weights(
 
 def _loop(
     network: Network, dataset: Dataset, backbone: Backbone, recipe: Recipe, ctx: RunContext
-) -> trainer._TrainingLoop:
+) -> TrainingLoop:
     inputs = ImageInputs(network, dataset, backbone, recipe, ctx)
     stage = stages(network.body.net, backbone)
-    return trainer._TrainingLoop(inputs, stage, dataset, recipe, ctx)
+    return TrainingLoop(inputs, stage, dataset, recipe, ctx)
 
 
 def test_a_batch_that_is_not_finite_changes_no_weights(
@@ -279,7 +281,7 @@ def _fake_validation(monkeypatch: pytest.MonkeyPatch, *n_correct: int) -> list[d
     """Fake the number of correct validation images per round; record the validated weights."""
     states: list[dict[str, Tensor]] = []
 
-    def validate(loop: trainer._TrainingLoop) -> float:
+    def validate(loop: TrainingLoop) -> float:
         state = loop.result_state()
         labels = loop.val_labels
         right = np.arange(len(labels)) < n_correct[len(states)]
@@ -291,7 +293,7 @@ def _fake_validation(monkeypatch: pytest.MonkeyPatch, *n_correct: int) -> list[d
             loop.best, loop.best_scores = state, loop.scores
         return float(correct.mean())
 
-    monkeypatch.setattr(trainer._TrainingLoop, "validate", validate)
+    monkeypatch.setattr(TrainingLoop, "validate", validate)
     return states
 
 
@@ -339,13 +341,13 @@ def test_without_validation_the_last_weights_are_kept_and_no_accuracy_is_reporte
     accuracies: list[float | None] = []
     states: list[dict[str, Tensor]] = []
     network = _network(tiny, ctx)
-    step = trainer._TrainingLoop.take_step
+    step = TrainingLoop.take_step
 
-    def record(loop: trainer._TrainingLoop, *args: object) -> None:
+    def record(loop: TrainingLoop, *args: object) -> None:
         step(loop, *args)
         states.append(_state(network))
 
-    monkeypatch.setattr(trainer._TrainingLoop, "take_step", record)
+    monkeypatch.setattr(TrainingLoop, "take_step", record)
     ctx = replace(ctx, reporter=Reporter(on_epoch=lambda _, accuracy: accuracies.append(accuracy)))
 
     train(network, replace(small_dataset, val=()), tiny, Recipe(8, 0.01, batch_size=8), ctx)
@@ -570,13 +572,13 @@ def test_a_near_deadline_shortens_a_run_and_the_learning_rate_still_decays(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rates: list[float] = []
-    step = trainer._TrainingLoop.take_step
+    step = TrainingLoop.take_step
 
-    def record(loop: trainer._TrainingLoop, *args: object) -> None:
+    def record(loop: TrainingLoop, *args: object) -> None:
         step(loop, *args)
         rates.append(loop.optimiser.param_groups[0]["lr"])
 
-    monkeypatch.setattr(trainer._TrainingLoop, "take_step", record)
+    monkeypatch.setattr(TrainingLoop, "take_step", record)
     start = time.monotonic()
 
     train(
@@ -614,7 +616,7 @@ def test_a_deadline_that_passes_during_the_first_validation_raises_out_of_time(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     epochs: list[int] = []
-    monkeypatch.setattr(trainer.ProgressSchedule, "progress", lambda self, step: 1.5)
+    monkeypatch.setattr(ProgressSchedule, "progress", lambda self, step: 1.5)
 
     with pytest.raises(OutOfTime):
         train(
@@ -746,7 +748,7 @@ def test_a_short_run_is_validated_less_often_but_at_its_end(
 ) -> None:
     epochs: list[int] = []
     recording = replace(ctx, reporter=Reporter(on_epoch=lambda epoch, _: epochs.append(epoch)))
-    monkeypatch.setattr(trainer._TrainingLoop, "affordable_rounds", lambda self, seconds: 2)
+    monkeypatch.setattr(TrainingLoop, "affordable_rounds", lambda self, seconds: 2)
 
     train(_network(tiny, ctx), small_dataset, tiny, Recipe(12, 0.01, batch_size=8), recording)
 
@@ -754,7 +756,7 @@ def test_a_short_run_is_validated_less_often_but_at_its_end(
 
 
 def test_validation_takes_at_most_a_quarter_of_the_time() -> None:
-    loop = object.__new__(trainer._TrainingLoop)
+    loop = object.__new__(TrainingLoop)
     loop.val_s = 1.0
     rounds = [loop.affordable_rounds(seconds) for seconds in (0.0, 4.0, 12.0, np.inf)]
     assert rounds == [1, 2, 4, ROUNDS]
@@ -818,7 +820,7 @@ def test_long_steps_are_validated_once_per_round_and_not_after_every_step(
     tiny: Backbone, small_dataset: Dataset, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shares = iter([0.0, 0.4, 0.55, 0.9, 0.95, 1.2])
-    monkeypatch.setattr(trainer.ProgressSchedule, "progress", lambda self, step: next(shares))
+    monkeypatch.setattr(ProgressSchedule, "progress", lambda self, step: next(shares))
     epochs: list[int] = []
     recording = replace(ctx, reporter=Reporter(on_epoch=lambda epoch, _: epochs.append(epoch)))
 

@@ -33,7 +33,7 @@ from strategies.core.errors import StorageError, TransferError
 from strategies.core.progress import Reporter
 from strategies.models.classifier import ImageClassifier
 from strategies.models.features import not_cached, pooled_features
-from strategies.training.trainer import ROUNDS
+from strategies.training.loop import ROUNDS
 from tests.advisor.searching import Runner
 from tests.advisor.tune.test_interventions import finding
 
