@@ -193,7 +193,7 @@ def test_the_reports_say_what_memory_a_fit_needs() -> None:
     assert "GB" not in printed(cpu)
     assert "GB" not in printed(unknown)
     short = " ".join(printed(gpu).split())
-    assert "and needs about 9.4 GB of 80 GB; tl-auto run tunes it." in short
+    assert "and needs about 9.4 GB of 80 GB. Next: tl-auto run." in short
     assert len(printed(gpu).splitlines()) == len(printed(cpu).splitlines())
 
 
