@@ -155,12 +155,15 @@ class FineTuning(Strategy):
         return training_passes(dataset, backbone, draft, self.input_px)
 
     def peak_bytes(self, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> int:
-        """Predict the largest memory of `fit` in bytes: of the training run or of the probe."""
+        """Predict the largest memory of `fit` in bytes: that of the training run.
+
+        The feature pass before it takes less: it has no copies of the weights, no optimiser, and
+        no activations to keep.
+        """
         draft = self.resolved(len(dataset.train), backbone)
         recipe = Recipe.of(replace(draft, lr=draft.lr or NOMINAL_LR))
         n_classes, px = dataset.n_classes, self.input_px
-        trained = training_bytes(backbone, recipe, ctx, n_classes, input_px=px)
-        return max(trained, super().peak_bytes(dataset, backbone, ctx))
+        return training_bytes(backbone, recipe, ctx, n_classes, input_px=px)
 
     def adapted(
         self, network: Network, backbone: Backbone, recipe: Recipe

@@ -21,6 +21,8 @@ MAX_STRATEGIES = 10
 MAX_LEFT_OUT = 3
 MAX_PICKS = 6
 """Rows of the section on what one gets in a given time."""
+_RECOMMENDED = ("Recommended. ", "; tl-auto run tunes and saves it.")
+"""Start and end of the line on one fit, where it does not say the memory too: it fits into 80."""
 _NAMED_BY_VALUE = ("backbone", "device")
 """Choices whose value says what it is."""
 
@@ -61,8 +63,8 @@ def _facts(advice: Advice) -> Iterator[Text]:
     seconds, limit = duration(advice.best.seconds.mid), limit_words(advice)
     needs = "" if advice.device_bytes is None else needs_words(advice)
     if advice.void is None and limit is None:
-        ends = "tl-auto run tunes and saves it." if not needs else "tune it with tl-auto run."
-        yield Text(f"Recommended. One fit takes about {seconds}{needs}; {ends}")
+        start, end = ("", ". Next: tl-auto run.") if needs else _RECOMMENDED
+        yield Text(f"{start}One fit takes about {seconds}{needs}{end}")
     elif advice.void is None:
         yield Text(f"{limit} It takes about {seconds}{needs}.")
     yield Text(size_line(advice, with_split=False))

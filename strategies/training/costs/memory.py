@@ -53,7 +53,7 @@ class PassMemory:
     trained
         Parameters that get a gradient, without a new head.
     fixed
-        Bytes at the peak of a pass that do not depend on the number of images.
+        Other bytes at the peak of a pass, whatever the number of images: folded weights.
     per_image
         Bytes of a pass for every image.
     """
@@ -104,7 +104,8 @@ def training_bytes(
     """
     depths = depths or (backbone.n_depths,)
     tried = half_size(backbone, TRIED_PX)
-    settings = (recipe.frozen_stages, recipe.last_trained_stage, recipe.trained)
+    recipe = replace(recipe, last_trained_stage=None)  # the stages after it pass gradients on
+    settings = (recipe.frozen_stages, recipe.trained)
     key = ("training", *settings, recipe.batch_norm, recipe.reset_stages, depths)
     found = _cached(
         (*key, recipe.lora_rank), tried, ctx, partial(_try_step, tried, recipe, depths, ctx)
@@ -113,8 +114,9 @@ def training_bytes(
     weights = (1 + n_copies + (recipe.ema > 0)) * (found.weights + head)
     trained = found.trained + head
     scale = ((input_px or backbone.input_px) / tried.input_px) ** 2
-    step = found.fixed + recipe.batch_size * scale * found.per_image
-    return round(weights + _n_moments(recipe) * trained + max(step, trained))
+    activations = recipe.batch_size * scale * found.per_image
+    states = _n_moments(recipe) * trained + max(found.fixed, trained)
+    return round(weights + states + activations)
 
 
 def step_memory(
@@ -126,6 +128,9 @@ def step_memory(
 ) -> PassMemory:
     """Measure the bytes of a training step on a few images. The network is left as it was.
 
+    A forward pass is enough: the most is alive when it ends, with all that the backward pass
+    needs. Gradients then take the place of activations and of folded weights, which are freed.
+
     Parameters
     ----------
     fixed_norms
@@ -134,7 +139,7 @@ def step_memory(
         Normalised images on the device, (n, 3, h, w).
     """
     precise = replace(ctx, precision=training_precision(network, ctx))
-    norms = norms_to_fold(network, fixed_norms, images[:1])
+    norms = norms_to_fold(network, fixed_norms, images[:1]) if fixed_norms else {}
     modes = {module: module.training for module in network.modules()}
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
     network.train()
@@ -143,11 +148,8 @@ def step_memory(
     targets = torch.zeros(len(images), dtype=torch.long, device=images.device)
     parameters = list(network.parameters())
     passed = LiveBytes(parameters)
-    with ctx.seeded(), passed:
-        with precise.autocast(), FastDepthwiseGradient(), FoldedNorms(norms):
-            loss = Loss(network, recipe)(images, targets)
-        torch.autograd.backward(loss)
-    network.zero_grad(set_to_none=True)
+    with ctx.seeded(), passed, precise.autocast(), FastDepthwiseGradient(), FoldedNorms(norms):
+        Loss(network, recipe)(images, targets)
     with torch.no_grad():
         for name, buffer in network.named_buffers():
             buffer.copy_(before[name])
@@ -184,8 +186,8 @@ def fitting_micro_batches(
     if ctx.device.type != "cuda" or ctx.training.n_gpus > 1 or len(images) <= N_TRIED:
         return 1
     step = step_memory(network, fixed_norms, recipe, images[:N_TRIED], ctx)
-    states = (1 + _n_moments(recipe)) * step.trained
-    left = FREE_SHARE * free_bytes(ctx.device) - states - step.fixed
+    states = _n_moments(recipe) * step.trained + max(step.fixed, step.trained)
+    left = FREE_SHARE * free_bytes(ctx.device) - states
     return micro_batches(len(images), step.per_image, left)
 
 

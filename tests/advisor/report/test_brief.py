@@ -172,3 +172,33 @@ def test_the_report_of_a_run_says_that_its_advice_was_void() -> None:
     print_outcome(Console(file=text, width=200, no_color=True), outcome)
     assert headline(advice) in text.getvalue()
     assert f"Caution: {VOID.title}." in page(advice, made_gallery(advice), outcome)
+
+
+def on(advice: Advice, peak_bytes: int | None, device_bytes: int | None) -> Advice:
+    best = replace(advice.best, peak_bytes=peak_bytes)
+    ranked = (best, *advice.recommendations[1:])
+    return replace(advice, recommendations=ranked, device_bytes=device_bytes)
+
+
+def test_the_reports_say_what_memory_a_fit_needs() -> None:
+    advice = made_advice(full_profile(["a", "b", "c"]))
+    cpu, gpu = on(advice, 1_234_000_000, None), on(advice, 9_400_000_000, 80 * 10**9)
+    unknown = on(advice, None, 80 * 10**9)
+
+    assert "and needs about 1.2 GB of memory." in why(cpu)[0]
+    assert "and needs about 9.4 GB of 80 GB." in why(gpu)[0]
+    assert "needs" not in why(unknown)[0]
+    assert "needs about 9.4 GB of 80 GB" in advice_markdown(gpu)
+    assert "needs about 9.4 GB of 80 GB on this machine" in page(gpu, made_gallery(gpu))
+    assert "GB" not in printed(cpu)
+    assert "GB" not in printed(unknown)
+    short = " ".join(printed(gpu).split())
+    assert "and needs about 9.4 GB of 80 GB. Next: tl-auto run." in short
+    assert len(printed(gpu).splitlines()) == len(printed(cpu).splitlines())
+
+
+@pytest.mark.parametrize("advice", CROWDED)
+def test_a_report_of_an_accelerator_has_at_most_45_lines_too(advice: Advice) -> None:
+    lines = printed(on(advice, 123 * 10**9, 150 * 10**9)).splitlines()
+    assert len(lines) <= MAX_LINES
+    assert max(map(len, lines)) <= 80
