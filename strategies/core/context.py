@@ -130,7 +130,7 @@ def make_context(
     Parameters
     ----------
     workers
-        Threads that read images beside the network; None takes one per core, from 2 to 16.
+        Threads that read images beside the network; None takes one per core, from 2 to 32.
     is_deterministic
         Whether results are the same in every run on CUDA too. cuBLAS reads its setting for this
         from the environment, once: nothing may have been computed on the GPU before.
@@ -148,7 +148,7 @@ def make_context(
         device=chosen,
         precision=choose_precision(chosen),
         seed=seed,
-        n_workers=workers or max(2, min(16, usable_cpus())),
+        n_workers=workers or max(2, min(32, usable_cpus())),
         reporter=reporter or Reporter(),
         is_deterministic=is_deterministic,
     )
