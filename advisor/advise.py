@@ -218,7 +218,8 @@ def _decide(
     """
     options, priors = p.options, load_priors()
     forced = None if options.strategy == AUTO else options.strategy
-    candidates = make_candidates(profile, p.dataset, p.backbone, peak_bytes_on(p.ctx))
+    with p.ctx.cache.keep_open():
+        candidates = make_candidates(profile, p.dataset, p.backbone, peak_bytes_on(p.ctx))
     inputs = DecisionInputs(profile, candidates)
     decision = recommend(inputs, priors, forced, options.prefer, limit_s)
     options.on_ranking(decision.recommendations)

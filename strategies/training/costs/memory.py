@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from strategies.core.allocator import free_bytes
+from strategies.core.allocator import first_micro_batches, free_bytes
 from strategies.core.cache import space_name
 from strategies.core.context import RunContext
 from strategies.kernels.bn_folding import FoldedNorms, norms_to_fold
@@ -67,6 +67,8 @@ class PassMemory:
 def feature_pass_bytes(backbone: Backbone, ctx: RunContext, input_px: int | None = None) -> int:
     """Predict the peak bytes of a feature pass in batches of `INFERENCE_BATCH` images.
 
+    Larger batches on a CUDA device only take what is free (`inference_passes`).
+
     Parameters
     ----------
     input_px
@@ -89,7 +91,10 @@ def training_bytes(
     depths: tuple[int, ...] | None = None,
     n_copies: int = 2,
 ) -> int:
-    """Predict the peak bytes of a training run by a recipe, with its batches in one piece.
+    """Predict the peak bytes of a training run by a recipe.
+
+    A batch counts as a whole on an accelerator, which splits it if it does not fit, and in its
+    micro-batches on a CPU.
 
     Parameters
     ----------
@@ -114,7 +119,8 @@ def training_bytes(
     weights = (1 + n_copies + (recipe.ema > 0)) * (found.weights + head)
     trained = found.trained + head
     scale = ((input_px or backbone.input_px) / tried.input_px) ** 2
-    activations = recipe.batch_size * scale * found.per_image
+    n_images = recipe.batch_size / first_micro_batches(recipe.batch_size, ctx.device)
+    activations = math.ceil(n_images) * scale * found.per_image
     states = _n_moments(recipe) * trained + max(found.fixed, trained)
     return round(weights + states + activations)
 
@@ -148,21 +154,20 @@ def step_memory(
     targets = torch.zeros(len(images), dtype=torch.long, device=images.device)
     parameters = list(network.parameters())
     passed = LiveBytes(parameters)
-    with ctx.seeded(), passed, precise.autocast(), FastDepthwiseGradient(), FoldedNorms(norms):
-        Loss(network, recipe)(images, targets)
-    with torch.no_grad():
-        for name, buffer in network.named_buffers():
-            buffer.copy_(before[name])
-    for module, training in modes.items():
-        module.training = training
+    try:
+        with ctx.seeded(), passed, precise.autocast(), FastDepthwiseGradient(), FoldedNorms(norms):
+            Loss(network, recipe)(images, targets)
+    finally:
+        with torch.no_grad():
+            for name, buffer in network.named_buffers():
+                buffer.copy_(before[name])
+        for module, training in modes.items():
+            module.training = training
     live, fixed = max(passed.history, key=_at_a_usual_batch)
     per_image = (live - fixed) / len(images) + images[0].nbytes
-    state = network.state_dict().values()
-    weights, gradients = (
-        sum(v.nbytes for v in state),
-        sum(p.nbytes for p in parameters if p.requires_grad),
-    )
-    return PassMemory(weights, gradients, fixed, per_image)
+    weights = sum(value.nbytes for value in network.state_dict().values())
+    trained = sum(p.nbytes for p in parameters if p.requires_grad)
+    return PassMemory(weights, trained, fixed, per_image)
 
 
 def fitting_micro_batches(
@@ -185,7 +190,10 @@ def fitting_micro_batches(
     """
     if ctx.device.type != "cuda" or ctx.training.n_gpus > 1 or len(images) <= N_TRIED:
         return 1
-    step = step_memory(network, fixed_norms, recipe, images[:N_TRIED], ctx)
+    try:
+        step = step_memory(network, fixed_norms, recipe, images[:N_TRIED], ctx)
+    except torch.OutOfMemoryError:
+        return len(images)  # not even a trial fits, but a single image may
     states = _n_moments(recipe) * step.trained + max(step.fixed, step.trained)
     left = FREE_SHARE * free_bytes(ctx.device) - states
     return micro_batches(len(images), step.per_image, left)
@@ -239,13 +247,12 @@ def _try_features(backbone: Backbone, ctx: RunContext) -> PassMemory:
     """Measure a feature pass over blank images."""
     with ctx.seeded():
         network = make_network(backbone, (backbone.n_depths,), 2).to(ctx.device).eval()
-    state = network.body.state_dict().values()
+    weights = sum(value.nbytes for value in network.body.state_dict().values())
     passed = LiveBytes(())
     with passed, ctx.autocast():
         network.body(_blank(backbone, ctx))
-    return PassMemory(
-        sum(v.nbytes for v in state), 0.0, 0.0, max(live for live, _ in passed.history) / N_TRIED
-    )
+    peak = max(live for live, _ in passed.history)
+    return PassMemory(weights, 0.0, 0.0, peak / N_TRIED)
 
 
 def _cached(

@@ -223,3 +223,35 @@ def test_the_first_step_on_a_cuda_device_is_split_by_the_prediction(
     assert parts(0) == 32
     assert parts(0, images[:2]) == 1
     assert fitting_micro_batches(network, fixed, RECIPE, images, ctx) == 1
+
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(memory, "step_memory", fail)
+    assert parts(1e12) == 32
+
+
+def test_a_cpu_needs_memory_for_its_micro_batches_alone(
+    backbone: Backbone, ctx: RunContext
+) -> None:
+    sizes = [
+        training_bytes(backbone, replace(RECIPE, batch_size=n), ctx, 3) for n in (16, 32, 512)
+    ]
+    assert sizes[0] < sizes[1] == sizes[2]
+
+
+def test_a_trial_that_fails_leaves_the_network_as_it_was(
+    backbone: Backbone, ctx: RunContext
+) -> None:
+    network = network_of(backbone, ctx)
+    fixed = freeze(network.body, stages(network.body.net, backbone), RECIPE)
+    modes = [module.training for module in network.modules()]
+
+    def fail(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        if torch.is_grad_enabled():
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    network.head.register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        memory.step_memory(network, fixed, RECIPE, torch.ones(2, 3, 64, 64), ctx)
+    assert [module.training for module in network.modules()] == modes
