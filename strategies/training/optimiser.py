@@ -134,12 +134,18 @@ def restore_optimiser(optimiser: Optimiser, flat: Mapping[str, Tensor]) -> None:
     """Restore an optimiser's state from tensors named "<parameter number>/<state name>".
 
     The number of steps stays on the CPU, unless the optimiser is fused: on a GPU, every step would
-    wait for the device once per parameter to read it.
+    wait for the device once per parameter to read it. Everything else gets the memory format of
+    its parameter, because a fused optimiser pairs elements by their place in memory.
     """
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in flat.items():
         number, _, key = name.partition("/")
-        state.setdefault(int(number), {})[key] = value.cpu() if key == "step" else value
+        if key == "step":
+            restored = value.cpu()
+        else:
+            restored = torch.empty_like(parameters[int(number)], requires_grad=False).copy_(value)
+        state.setdefault(int(number), {})[key] = restored
     optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
 
 
