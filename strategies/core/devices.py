@@ -1,19 +1,19 @@
 """Devices: choose one and its precision, copy to it, and set what CUDA computes with."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.backends import cuda, cudnn
 
 from strategies.core.errors import TransferError
 
-_FAST_ATTENTION = (
+_FAST_ATTENTION: tuple[tuple[Callable[[], bool], Callable[[bool], None]], ...] = (
     (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
     (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
 )
-"""Whether torch may use a fast kernel of attention, and the switch of that."""
+"""For every fast kernel of attention: whether torch may use it, and its switch."""
 
 
 def make_device(device: str) -> torch.device:

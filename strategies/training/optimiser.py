@@ -181,6 +181,11 @@ class Updater:
         device = self.parameters[0].device
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.n_skipped = torch.zeros((), device=device)
+        if self.is_fused and isinstance(optimiser, torch.optim.SGD):
+            # torch sets the momentum in the first update only. Were that one skipped, it would
+            # stay uninitialised memory. Zeros lead to the same first update.
+            for parameter in self.parameters:
+                optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def update(self) -> Tensor:
         """Update the weights; return whether the gradient was finite, a boolean on the device."""

@@ -132,6 +132,25 @@ def test_fused_and_separate_updates_lead_to_the_same_weights(
         torch.testing.assert_close(fused[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
+def test_momentum_starts_at_zero_if_the_first_update_is_skipped() -> None:
+    def updated(gradients: list[float]) -> Tensor:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            layer = nn.Linear(64, 1, bias=False)
+        sgd = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9, nesterov=True, fused=True)
+        updater = Updater(layer, sgd, 1.0, torch.float32)
+        for gradient in gradients:
+            layer.weight.grad = torch.full_like(layer.weight, gradient)
+            updater.update()
+        momentum = sgd.state[layer.weight]["momentum_buffer"]
+        return torch.cat([layer.weight.detach(), momentum])
+
+    plain = [0.01, 0.02, 0.03]
+    expected = updated(plain)
+    torch.testing.assert_close(updated([torch.nan, *plain]), expected, rtol=1e-6, atol=0)
+    assert not updated([])[1].any()
+
+
 class Interrupted(Exception):
     """Raised by a callback."""
 
