@@ -47,6 +47,7 @@ LAST_WORDS = 400
 """Characters of the output of a part that failed."""
 
 PART_ERRORS = (RuntimeError, ValueError, LookupError, OSError, subprocess.TimeoutExpired)
+"""What a part that fails, takes too long, or prints no answer raises."""
 
 Found = dict[str, Any]
 
@@ -181,13 +182,7 @@ def measure(plan: dict[str, Part], bench: Bench, out: Path, *, redo: bool = Fals
         start = time.perf_counter()
         try:
             found = part.measure(bench, part.limit_s * (10 if bench.smoke else 1))
-        except (
-            RuntimeError,
-            subprocess.TimeoutExpired,
-            ValueError,
-            LookupError,
-            OSError,
-        ) as error:
+        except PART_ERRORS as error:
             found = {"error": f"{type(error).__name__}: {error}"}
         found["part_s"] = round(time.perf_counter() - start, 1)
         results["parts"][name] = found
