@@ -37,9 +37,10 @@ def noise(n: int, backbone: Backbone, ctx: RunContext, scale: float = 1.0) -> Te
 
 
 def step(loop: _TrainingLoop, images: Tensor) -> None:
-    """Take a step on images whose labels are those of the first train images."""
+    """Take a step on images whose labels are those of the train images, in turn."""
+    rows = [i % len(loop.labels) for i in range(len(images))]
     with loop.ctx.device_settings():
-        loop.take_step(list(range(len(images))), images)
+        loop.take_step(rows, images)
 
 
 def state_of(loop: _TrainingLoop) -> dict[str, Tensor]:
