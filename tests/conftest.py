@@ -13,11 +13,14 @@ import pytest
 import timm
 import torch
 from PIL import Image
+from torch import nn
 
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset, load_dataset
+from strategies.models import backbone as backbones
 from strategies.models import features
+from strategies.models.architectures import pretrained, timm_zoo
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.registry import STRATEGIES
 
@@ -104,6 +107,27 @@ def ctx(tmp_path: Path) -> RunContext:
 def backbone() -> Backbone:
     """Return the embedded backbone at a small input size."""
     return load_backbone(input_px=64)
+
+
+def forget_backbones() -> None:
+    """Forget all weights that were read, as a new process does."""
+    backbones._inspect.cache_clear()
+    pretrained.read.cache_clear()
+    pretrained.digest.cache_clear()
+
+
+@pytest.fixture
+def load_random(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Backbone]]:
+    """Load any timm architecture with the same random "pretrained" weights at every build."""
+
+    def load(name: str) -> nn.Module:
+        torch.manual_seed(0)
+        return timm.create_model(name, pretrained=False)
+
+    monkeypatch.setattr(timm_zoo, "load", load)
+    forget_backbones()
+    yield load_backbone
+    forget_backbones()
 
 
 @pytest.fixture(scope="session")

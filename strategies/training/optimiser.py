@@ -134,12 +134,18 @@ def restore_optimiser(optimiser: Optimiser, flat: Mapping[str, Tensor]) -> None:
     """Restore an optimiser's state from tensors named "<parameter number>/<state name>".
 
     The number of steps stays on the CPU, unless the optimiser is fused: on a GPU, every step would
-    wait for the device once per parameter to read it.
+    wait for the device once per parameter to read it. Everything else gets the memory format of
+    its parameter, because a fused optimiser pairs elements by their place in memory.
     """
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in flat.items():
         number, _, key = name.partition("/")
-        state.setdefault(int(number), {})[key] = value.cpu() if key == "step" else value
+        if key == "step":
+            restored = value.cpu()
+        else:
+            restored = torch.empty_like(parameters[int(number)], requires_grad=False).copy_(value)
+        state.setdefault(int(number), {})[key] = restored
     optimiser.load_state_dict(optimiser.state_dict() | {"state": state})
 
 
@@ -175,6 +181,11 @@ class Updater:
         device = self.parameters[0].device
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         self.n_skipped = torch.zeros((), device=device)
+        if self.is_fused and isinstance(optimiser, torch.optim.SGD):
+            # torch sets the momentum in the first update only. Were that one skipped, it would
+            # stay uninitialised memory. Zeros lead to the same first update.
+            for parameter in self.parameters:
+                optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
     def update(self) -> Tensor:
         """Update the weights; return whether the gradient was finite, a boolean on the device."""

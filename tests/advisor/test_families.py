@@ -13,8 +13,8 @@ from strategies import fine_tuning
 from strategies.models.architectures import pretrained
 from strategies.models.architectures.pretrained import weights_digest
 from strategies.training.loop import ROUNDS
+from tests.conftest import forget_backbones
 from tests.families import FAMILIES, Family, write_network
-from tests.strategies.conftest import forget_backbones
 
 TINY = Family("test_vit", "layer", class_token=True, prefix_tokens=1)
 

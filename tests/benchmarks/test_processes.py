@@ -7,9 +7,10 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -276,7 +277,61 @@ def test_screenshots_are_taken_of_a_report(
     assert found == {"report-light.png", "map-dark.png"}
 
 
+def test_the_gpu_path_is_measured_part_by_part(
+    load: Load,
+    run_or_reuse: RunProcess,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gpu, started = load("gpu"), []
+
+    def run(command: Sequence[object], **given: Any) -> subprocess.CompletedProcess[str]:
+        words = list(map(str, command))
+        started.append(words)
+        if "vit" in words:
+            raise subprocess.TimeoutExpired(words, given["timeout"])
+        return subprocess.run(words, **given) if "pytest" in words else run_or_reuse(words)
+
+    monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run))
+    given = ["--device", "cpu", "--smoke", "--out", str(tmp_path / "gpu.json"), "--parts"]
+    given += ["features cnn", "features vit", "training resnet"]
+    given += ["tl-advise", "tl-auto run", "gpu tests"]
+    data = ["--data-root", str(data_root), "--set", "striped"]
+    gpu.main([*given, *data])
+    parts = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["parts"]
+    assert [name for name, part in parts.items() if "error" in part] == ["features vit"]
+    assert parts["features cnn"]["without_decoding"] > 0
+    assert parts["training resnet"]["flops_per_image"] > 0
+    assert parts["tl-auto run"]["accuracy"] > 0.5
+    assert parts["gpu tests"]["counts"].get("failed", 0) == 0
+    printed = capsys.readouterr().out
+    assert "| features cnn: pass / bare forward |" in printed
+    assert "| features vit | TimeoutExpired:" in printed
+    assert "| training resnet: host syncs in a step | not applicable |" in printed
+    n_started = len(started)
+    gpu.main([*given, *data])  # only what failed is measured again
+    assert [words[2:5:2] for words in started[n_started:]] == [["features", "vit"]]
+    with pytest.raises(SystemExit, match="another machine or version"):
+        gpu.main([*given, "--data-root", str(tmp_path)])  # with generated images
+    assert sum(part.limit_s for part in gpu.PLAN.values()) < 8 * 60
+
+
+def test_generated_images_can_be_told_apart_by_class(load: Load, tmp_path: Path) -> None:
+    root = load("gpu").write_images(tmp_path / "generated", 30)
+    folders = sorted(root.iterdir())
+    assert [len(list(folder.iterdir())) for folder in folders] == [6] * 5
+    means = [
+        np.mean([np.asarray(Image.open(p)).mean((0, 1)) for p in folder.iterdir()], axis=0)
+        for folder in folders
+    ]
+    assert [int(mean.argmax()) for mean in means[:3]] == [0, 1, 2]
+
+
 SMOKE = {
+    "gpu": test_the_gpu_path_is_measured_part_by_part,
+    "gpu_parts": test_the_gpu_path_is_measured_part_by_part,
     "budget": test_a_run_is_compared_with_its_time_limit,
     "kill": test_a_killed_run_is_resumed_and_compared,
     "large_datasets": test_all_figures_of_large_datasets_are_measured,

@@ -23,7 +23,7 @@ from strategies.kernels.bn_folding import FoldedNorms, norms_to_fold
 from strategies.kernels.depthwise import FastDepthwiseGradient, training_precision
 from strategies.models.backbone import Backbone, half_size
 from strategies.models.classifier import make_network
-from strategies.models.features import INFERENCE_BATCH, to_input
+from strategies.models.features import to_input
 from strategies.models.network import Network
 from strategies.models.stages import stages
 from strategies.training.costs.live_bytes import LiveBytes
@@ -64,21 +64,27 @@ class PassMemory:
     per_image: float
 
 
-def feature_pass_bytes(backbone: Backbone, ctx: RunContext, input_px: int | None = None) -> int:
-    """Predict the peak bytes of a feature pass in batches of `INFERENCE_BATCH` images.
-
-    Larger batches on a CUDA device only take what is free (`inference_passes`).
+def feature_pass_bytes(
+    backbone: Backbone,
+    ctx: RunContext,
+    input_px: int | None = None,
+    n_images: int = INFERENCE_BATCH,
+) -> int:
+    """Predict the peak bytes of a feature pass.
 
     Parameters
     ----------
     input_px
         Side of the input; None: that of the backbone.
+    n_images
+        Images of a batch. Larger ones on a CUDA device only take what is free
+        (`inference_passes`).
     """
     tried = half_size(backbone, TRIED_PX)
     key = ("features",)
     found = _cached(key, tried, ctx, partial(_try_features, tried, ctx))
     scale = ((input_px or backbone.input_px) / tried.input_px) ** 2
-    return round(found.weights + INFERENCE_BATCH * scale * found.per_image)
+    return round(found.weights + n_images * scale * found.per_image)
 
 
 def training_bytes(

@@ -66,12 +66,18 @@ def _settings() -> tuple[bool, ...]:
         cudnn.benchmark,
         cudnn.deterministic,
         torch.are_deterministic_algorithms_enabled(),
+        cuda.flash_sdp_enabled(),
+        cuda.mem_efficient_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
     )
 
 
 @pytest.mark.parametrize(
     ("is_deterministic", "expected"),
-    [(False, (False, False, True, False, False)), (True, (False, False, False, True, True))],
+    [
+        (False, (False, False, True, False, False, True, True, True)),
+        (True, (False, False, False, True, True, False, False, False)),
+    ],
 )
 def test_the_settings_of_cuda_are_explicit_and_those_of_before_come_back(
     ctx: RunContext, is_deterministic: bool, expected: tuple[bool, ...]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from strategies.core.prefetch import batches_on_device, chunks, prefetch
-from tests.gpu import no_synchronisation
+from tests.gpu.synchronisation import no_synchronisation
 
 CPU = torch.device("cpu")
 

@@ -32,7 +32,7 @@ from strategies.models.backbone import (
 from strategies.models.body import Body, depth_modules, source_head
 from strategies.models.features import batches, to_input
 from strategies.models.stages import stages
-from tests.strategies.conftest import forget_backbones
+from tests.conftest import forget_backbones
 
 LITE0 = CATALOGUE[DEFAULT_BACKBONE]
 FAMILIES = [

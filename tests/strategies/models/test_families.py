@@ -17,8 +17,8 @@ from strategies.models.body import Body, pool
 from strategies.models.classifier import ImageClassifier, make_network
 from strategies.models.features import extract_features
 from strategies.models.multi_view import extract_views
+from tests.conftest import forget_backbones
 from tests.families import FAMILIES, write_network
-from tests.strategies.conftest import forget_backbones
 
 every_family = pytest.mark.parametrize("kind", FAMILIES)
 Load = Callable[..., Backbone]

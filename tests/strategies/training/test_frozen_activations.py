@@ -26,7 +26,7 @@ from strategies.training.dataloader import ImageInputs, Inputs
 from strategies.training.frozen_activations import CachedPrefix, make_inputs
 from strategies.training.recipe import Recipe
 from strategies.training.trainer import train
-from tests.gpu import no_synchronisation
+from tests.gpu.synchronisation import no_synchronisation
 
 RECIPE = Recipe(20, 0.01, batch_size=8, frozen_stages=2)
 

@@ -5,14 +5,16 @@ torch has fused optimisers for CPUs too, so that this can be tested on any machi
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from strategies.core.context import RunContext
+from strategies.core.context import RunContext, TrainingResources
 from strategies.core.errors import TrainingDiverged
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.kernels import compiled
 from strategies.kernels.compiled import CompileCost, StepCompiler
@@ -129,6 +131,50 @@ def test_fused_and_separate_updates_lead_to_the_same_weights(
     separate = trained()
     for name, value in separate.items():
         torch.testing.assert_close(fused[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_momentum_starts_at_zero_if_the_first_update_is_skipped() -> None:
+    def updated(gradients: list[float]) -> Tensor:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            layer = nn.Linear(64, 1, bias=False)
+        sgd = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9, nesterov=True, fused=True)
+        updater = Updater(layer, sgd, 1.0, torch.float32)
+        for gradient in gradients:
+            layer.weight.grad = torch.full_like(layer.weight, gradient)
+            updater.update()
+        momentum = sgd.state[layer.weight]["momentum_buffer"]
+        return torch.cat([layer.weight.detach(), momentum])
+
+    plain = [0.01, 0.02, 0.03]
+    expected = updated(plain)
+    torch.testing.assert_close(updated([torch.nan, *plain]), expected, rtol=1e-6, atol=0)
+    assert not updated([])[1].any()
+
+
+class Interrupted(Exception):
+    """Raised by a callback."""
+
+
+def test_a_resumed_run_ends_with_the_same_weights(
+    tiny: Backbone, small_dataset: Dataset, ctx: RunContext, recipe: Recipe, tmp_path: Path
+) -> None:
+    def trained(context: RunContext) -> dict[str, Tensor]:
+        network = _network(tiny, context)
+        with context.seeded():
+            train(network, small_dataset, tiny, replace(recipe, steps=12), context)
+        return network.state_dict()
+
+    def stop(round_: int, accuracy: float | None) -> None:
+        if round_ == 3:
+            raise Interrupted
+
+    expected = trained(ctx)
+    saved = replace(ctx, training=TrainingResources(tmp_path / "training.safetensors"))
+    with pytest.raises(Interrupted):
+        trained(replace(saved, reporter=Reporter(on_epoch=stop)))
+    found = trained(saved)
+    assert [k for k, value in expected.items() if not torch.equal(found[k], value)] == []
 
 
 def test_float16_overflow_is_no_failure_while_the_loss_scale_is_above_one() -> None:

@@ -9,8 +9,8 @@ import torch
 
 from strategies.models.architectures import pretrained, timm_zoo
 from strategies.models.architectures.timm_zoo import Architecture
+from tests.conftest import forget_backbones
 from tests.families import FAMILIES, Family, write_network
-from tests.strategies.conftest import forget_backbones
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,329 @@
+"""Measure the GPU path: feature pass, training, host syncs, memory, the commands, the gpu tests.
+
+One part after the other, each in a process of its own and with a time limit; the limits add up to
+less than 8 minutes. Every part is written to --out as soon as it has ended. Parts that are there
+are not measured again, unless they failed, or with --redo. A part that fails is written with its
+error, and the next one goes on. Networks other than the embedded one have random weights: they
+are for speed only. Nothing needs a network connection.
+
+Run:      python benchmarks/gpu.py --out gpu.json
+          python benchmarks/gpu.py --device cpu --smoke --out smoke.json    # tests the script
+Cost:     at most 8 minutes on one GPU.
+Expected: the bars of README-gpu.md; no CUDA machine was at hand so far.
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from strategies.core.devices import choose_precision, device_name, make_device
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ROOT / "benchmarks" / "gpu_parts.py"
+NETWORKS = ("cnn", "vit", "resnet")
+ADVISE, AUTO = (f"from advisor.cli.app import tl_{n}; tl_{n}()" for n in ("advise", "auto"))
+RUN_S = 60
+"""Time limit of ``tl-auto run``."""
+N_GENERATED, GENERATED_PX, N_CLASSES = 3000, 256, 5
+"""Number, side and classes of generated images; a smoke run has `N_SMOKE` images."""
+N_SMOKE = 90
+VERDICT = re.compile(r"(\d+) (passed|failed|skipped|xfailed|xpassed|errors?|deselected)")
+LAST_WORDS = 400
+"""Characters of the output of a part that failed."""
+
+PART_ERRORS = (RuntimeError, ValueError, LookupError, OSError, subprocess.TimeoutExpired)
+"""What a part that fails, takes too long, or prints no answer raises."""
+
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all parts share: the device, the images, and a folder for what they leave behind."""
+
+    device: str
+    data: Path
+    scratch: Path
+    smoke: bool
+
+    def process(self, command: Sequence[object], limit_s: float) -> str:
+        """Run a command; return what it prints.
+
+        Raises
+        ------
+        RuntimeError
+            If it fails, with the end of its output.
+        subprocess.TimeoutExpired
+            If it takes longer than its limit.
+        """
+        done = subprocess.run(
+            [sys.executable, *map(str, command)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=limit_s,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        if done.returncode:
+            raise RuntimeError((done.stdout + done.stderr)[-LAST_WORDS:])
+        return done.stdout
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part: how it is measured, and its limit in seconds."""
+
+    measure: Callable[[Bench, float], Found]
+    limit_s: float
+
+
+def measured_by_parts(part: str, network: str, bench: Bench, limit_s: float) -> Found:
+    """Measure a part of `gpu_parts.py` with one network."""
+    command = [PARTS, part, "--network", network, "--device", bench.device]
+    command += ["--images", bench.data, *(["--smoke"] if bench.smoke else [])]
+    found: Found = json.loads(bench.process(command, limit_s).splitlines()[-1])
+    return found
+
+
+def advise(bench: Bench, limit_s: float) -> Found:
+    """Time ``tl-advise`` with an empty cache, from the start of its process to its end."""
+    options = ["--device", bench.device, "--cache-dir", bench.scratch / "advise", "--json"]
+    options += ["--input-px", 32, "--pilot", "off"] if bench.smoke else []
+    start = time.perf_counter()
+    answer = json.loads(bench.process(["-c", ADVISE, bench.data, *options], limit_s))
+    profile = answer["profile"]
+    return {
+        "seconds": time.perf_counter() - start,
+        "n": profile["n_measured"],
+        "similarity": profile["similarity"]["score"]["mid"],
+        "best": answer["recommendations"][0]["strategy"],
+    }
+
+
+def run(bench: Bench, limit_s: float) -> Found:
+    """Time ``tl-auto run --time 60s`` from the start of its process to its end."""
+    out = bench.scratch / "run"
+    options = ["--device", bench.device, "--cache-dir", bench.scratch / "run-cache", "--quiet"]
+    options += ["--time", f"{RUN_S}s", "--out", out]
+    options += ["--input-px", 32, "--pilot", "off"] if bench.smoke else []
+    start = time.perf_counter()
+    bench.process(["-c", AUTO, "run", bench.data, *options], limit_s)
+    seconds = time.perf_counter() - start
+    outcome = json.loads((out / "outcome.json").read_text(encoding="utf-8"))
+    trials = (out / "trials.jsonl").read_text(encoding="utf-8").splitlines()
+    return {
+        "seconds": seconds,
+        "trials": len(trials),
+        "best": outcome["best"]["strategy"],
+        "accuracy": outcome["test_accuracy"]["mid"],
+    }
+
+
+def gpu_tests(bench: Bench, limit_s: float) -> Found:
+    """Run the tests that need a GPU; return how many passed, failed and were skipped."""
+    where = ROOT / "tests" / "gpu" / ("test_memory.py" if bench.smoke else "")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", str(where)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=limit_s,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    lines = done.stdout.splitlines()
+    counts = {name: int(n) for n, name in VERDICT.findall(lines[-1] if lines else "")}
+    if not counts:
+        raise RuntimeError((done.stdout + done.stderr)[-LAST_WORDS:])
+    failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+    return {"counts": counts, "failed": failed}
+
+
+PLAN = {
+    **{f"features {n}": Part(partial(measured_by_parts, "features", n), 35) for n in NETWORKS},
+    **{f"training {n}": Part(partial(measured_by_parts, "training", n), 35) for n in NETWORKS},
+    "tl-advise": Part(advise, 30),
+    "tl-auto run": Part(run, RUN_S + 20),
+    "gpu tests": Part(gpu_tests, 150),
+}
+"""All parts in order. Their limits add up to less than 8 minutes."""
+
+
+def measure(plan: dict[str, Part], bench: Bench, out: Path, *, redo: bool = False) -> Found:
+    """Measure the parts that are missing or failed before; write each one as it ends."""
+    machine = describe(bench)
+    results: Found = {"machine": machine, "parts": {}}
+    if out.exists():
+        results = json.loads(out.read_text(encoding="utf-8"))
+        if results["machine"] != machine:
+            raise SystemExit(
+                f"{out} holds parts of another machine or version: {results['machine']} instead "
+                f"of {machine}. Give another --out."
+            )
+    for name, part in plan.items():
+        if "error" not in results["parts"].get(name, {"error": ""}) and not redo:
+            continue
+        start = time.perf_counter()
+        try:
+            found = part.measure(bench, part.limit_s * (10 if bench.smoke else 1))
+        except PART_ERRORS as error:
+            found = {"error": f"{type(error).__name__}: {error}"}
+        found["part_s"] = round(time.perf_counter() - start, 1)
+        results["parts"][name] = found
+        out.write_text(json.dumps(results, indent=1), encoding="utf-8")
+        print(f"{name}: {found.get('error', 'done')} ({found['part_s']} s)", file=sys.stderr)
+    return results
+
+
+def describe(bench: Bench) -> Found:
+    """Return what the numbers depend on: device, precision, cores, and the version of torch."""
+    device = make_device(bench.device)
+    return {
+        "device": device_name(device),
+        "precision": str(choose_precision(device)),
+        "cores": len(os.sched_getaffinity(0)),
+        "torch": torch.__version__,
+        "images": bench.data.name,
+        "smoke": bench.smoke,
+    }
+
+
+Row = tuple[str, str, str, bool | None]
+"""A figure, its value, its bar, and whether it meets the bar; None: not measured, or no bar."""
+
+
+def ratio(name: str, a: float | None, b: float | None, low: float, high: float = np.inf) -> Row:
+    """Return a row with a ratio that must lie between two bars."""
+    bar = f"≥ {low}" if np.isinf(high) else f"{low} to {high}"
+    if a is None or b is None:
+        return name, "not measured", bar, None
+    return name, f"{a / b:.2f}", bar, low <= a / b <= high
+
+
+def memory(name: str, found: Found) -> list[Row]:
+    """Return the rows of the peak memory and of its prediction."""
+    measured, predicted = found["peak_bytes"], found["predicted_bytes"]
+    text = "not applicable" if measured is None else f"{measured / 2**20:,.0f} MB"
+    row = ratio(f"{name}: predicted / measured peak memory", predicted, measured, 0.8, 1.2)
+    return [(f"{name}: peak memory", text, "", None), row]
+
+
+def feature_rows(name: str, found: Found) -> list[Row]:
+    """Return the rows of a feature pass."""
+    speeds = {"from files": "from_files", "decoding taken out": "without_decoding"}
+    speeds |= {"bare forward": "bare_forward", "decoding alone": "decoding"}
+    rows: list[Row] = [
+        (f"{name}: {what}", f"{found[key]:,.0f} images/s", "", None)
+        for what, key in speeds.items()
+    ]
+    bare = found["bare_forward"]
+    rows.append(ratio(f"{name}: pass / bare forward", found["without_decoding"], bare, 0.85))
+    slower = min(bare, found["decoding"])
+    rows.append(ratio(f"{name}: from files / slower half", found["from_files"], slower, 0.85))
+    return rows + memory(name, found)
+
+
+def training_rows(name: str, found: Found) -> list[Row]:
+    """Return the rows of a training run."""
+    speeds = {"from files": "from_files", "batch on the device": "on_device"}
+    speeds |= {"plain loop": "plain_loop"}
+    rows: list[Row] = [
+        (f"{name}: {what}", f"{found[key]:,.0f} images/s", "", None)
+        for what, key in speeds.items()
+    ]
+    rows.append(ratio(f"{name}: ours / plain loop", found["on_device"], found["plain_loop"], 0.9))
+    share = f"{100 * found['share_of_peak']:.1f}% ({found['peak_is']})"
+    rows.append((f"{name}: share of the peak", share, "", None))
+    syncs = found["syncs_between_checks"]
+    if syncs is None:
+        rows.append((f"{name}: host syncs in a step", "not applicable", "0", None))
+    else:
+        text = f"{syncs} ({found['syncs_per_step']:.2f} with checks)"
+        rows.append((f"{name}: host syncs in a step", text, "0", syncs == 0))
+    return rows + memory(name, found)
+
+
+def rows_of(name: str, found: Found) -> list[Row]:
+    """Return the rows of a part."""
+    if "error" in found:
+        return [(name, found["error"].splitlines()[0], "", False)]
+    if name.startswith("features"):
+        return feature_rows(name, found)
+    if name.startswith("training"):
+        return training_rows(name, found)
+    if name == "gpu tests":
+        counts = found["counts"]
+        n_bad = sum(counts.get(k, 0) for k in ("failed", "error", "errors", "xpassed"))
+        text = ", ".join(f"{n} {what}" for what, n in counts.items())
+        return [(name, text, "none failed", n_bad == 0 if counts.get("passed") else None)]
+    text = ", ".join(f"{v:.3g}" if isinstance(v, float) else str(v) for v in found.values())
+    return [(f"{name}: {', '.join(found)}", text, "", None)]
+
+
+def print_table(results: Found) -> None:
+    """Print all parts as one table."""
+    machine = ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+    print(f"{machine}\n\n| figure | value | bar | |\n|---|---|---|---|")
+    for name, found in results["parts"].items():
+        for what, value, bar, meets in rows_of(name, found):
+            verdict = {True: "yes", False: "**no**", None: ""}[meets]
+            print(f"| {what} | {value} | {bar} | {verdict} |")
+
+
+def write_images(root: Path, n: int) -> Path:
+    """Write class folders of n generated JPEG files, blurred noise in a colour of its class."""
+
+    def write(i: int) -> None:
+        rng = np.random.default_rng(i)
+        label = i % N_CLASSES
+        small = rng.normal(128, 50, (16, 16, 3)) + 40 * np.eye(N_CLASSES, 3)[label]
+        image = Image.fromarray(small.clip(0, 255).astype(np.uint8))
+        large = image.resize((GENERATED_PX, GENERATED_PX), Image.Resampling.BICUBIC)
+        large.save(root / f"class{label}" / f"{i:05d}.jpg", quality=90)
+
+    for label in range(N_CLASSES):
+        (root / f"class{label}").mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(write, range(n)))
+    return root
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what is missing, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-root", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--set", default="flowers5", help="generated images where it is absent")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--parts", nargs="+", choices=PLAN, default=list(PLAN))
+    parser.add_argument("--redo", action="store_true", help="measure again what is there")
+    parser.add_argument("--smoke", action="store_true", help="tiny: to test this script")
+    args = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
+        data, scratch = (args.data_root / args.set).resolve(), Path(folder)
+        if not data.is_dir():
+            n = N_SMOKE if args.smoke else N_GENERATED
+            data = write_images(scratch / "generated", n)
+        bench = Bench(args.device, data, scratch, args.smoke)
+        plan = {name: PLAN[name] for name in args.parts}
+        print_table(measure(plan, bench, args.out, redo=args.redo))
+
+
+if __name__ == "__main__":
+    main()
