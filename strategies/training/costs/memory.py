@@ -23,7 +23,7 @@ from strategies.kernels.bn_folding import FoldedNorms, norms_to_fold
 from strategies.kernels.depthwise import FastDepthwiseGradient, training_precision
 from strategies.models.backbone import Backbone, half_size
 from strategies.models.classifier import make_network
-from strategies.models.features import to_input
+from strategies.models.features import INFERENCE_BATCH, to_input
 from strategies.models.network import Network
 from strategies.models.stages import stages
 from strategies.training.costs.live_bytes import LiveBytes
