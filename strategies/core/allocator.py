@@ -75,7 +75,7 @@ def more_micro_batches(n: int, most: int, error: RuntimeError, device: torch.dev
             f"The device {device} failed: {str(error).splitlines()[0]} Its state is lost. "
             "Start the program again, or use --device cpu."
         ) from error
-    messages = ("not enough memory", "can't allocate memory", "out of memory")
+    messages = ("not enough memory", "can't allocate memory", "out of memory", "ALLOC_FAILED")
     is_known = any(message in str(error) for message in messages)
     if not (is_known or isinstance(error, torch.OutOfMemoryError)):
         raise error

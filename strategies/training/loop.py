@@ -4,13 +4,13 @@ import contextlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from strategies.core.allocator import PartsThatFit, first_micro_batches, more_micro_batches
 from strategies.core.context import RunContext
@@ -22,6 +22,7 @@ from strategies.kernels.bn_folding import NormByConv, norms_to_fold
 from strategies.kernels.compiled import StepCompiler
 from strategies.kernels.depthwise import training_precision
 from strategies.kernels.fast_kernels import fast_kernels
+from strategies.models.architectures.timm_zoo import timm_module
 from strategies.models.network import Network
 from strategies.training.checkpoint import Checkpoint, Snapshot
 from strategies.training.costs.memory import fitting_micro_batches
@@ -198,7 +199,7 @@ class TrainingLoop:
         if self.recipe.l2_sp:
             l2_sp_step(self.network, self.start, self.recipe.lr * rate, self.recipe.l2_sp)
         if self.average:
-            self.average.update_parameters(self.network)
+            self.average.update(self.network, step=self.step + 1)  # the first one is a copy
 
     def _gradient(self, images: Tensor, targets: Tensor, buffers: Mapping[str, Tensor]) -> None:
         """Accumulate the gradient of a batch over micro-batches that fit into memory."""
@@ -271,9 +272,9 @@ class TrainingLoop:
         return True
 
 
-def _ema_of(network: Network, decay: float) -> AveragedModel:
-    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)
+def _ema_of(network: Network, decay: float) -> Any:
+    """Return timm's moving average of all weights. Unlike torch's it does not wait for a GPU."""
+    return timm_module("timm.utils.model_ema").ModelEmaV3(network, decay=decay)
 
 
 def _copy(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

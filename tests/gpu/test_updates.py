@@ -22,11 +22,6 @@ pytestmark = pytest.mark.gpu
 
 Load = Callable[[str], Backbone]
 RECIPE = Recipe(100, 1e-3, batch_size=8, batch_norm="trained", label_smoothing=0.1)
-AVERAGED = pytest.mark.xfail(
-    reason="torch's AveragedModel asks the device in every step how many updates it has averaged",
-    raises=RuntimeError,
-    strict=True,
-)
 CASES = {
     "cnn": ("cnn", RECIPE, "own"),
     "vit": ("vit", RECIPE, "own"),
@@ -50,9 +45,7 @@ def test_asking_the_device_for_a_value_is_refused(device: torch.device) -> None:
     assert value.item() == 1
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, marks=AVERAGED if c == "averaged" else ()) for c in CASES]
-)
+@pytest.mark.parametrize("case", CASES)
 def test_steps_between_two_checks_wait_for_nothing(
     devices: Devices, small_dataset: Dataset, network_named: Load, case: str
 ) -> None:

@@ -187,3 +187,16 @@ def test_a_batch_is_bounded_by_free_memory_and_by_a_constant() -> None:
     assert inference_batch(1e9, int(80e9)) == int(80 * INFERENCE_MEMORY_SHARE)
     assert inference_batch(1e6, int(80e9)) == MAX_INFERENCE_BATCH
     assert inference_batch(1e9, 0) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "CUDA out of memory. Tried to allocate 2.00 MiB",
+        "[enforce fail] DefaultCPUAllocator: can't allocate memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+    ],
+)
+def test_a_lack_of_memory_is_recognised_in_every_library(message: str) -> None:
+    assert more_micro_batches(1, 8, RuntimeError(message), CPU) == 2
