@@ -19,6 +19,7 @@ from strategies.core.allocator import (
     inference_passes,
     joined,
     keep_freed_memory,
+    more_micro_batches,
 )
 from strategies.core.errors import TransferError
 
