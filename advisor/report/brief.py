@@ -16,7 +16,7 @@ from strategies.core.metrics import LEVEL
 
 MAX_SENTENCES = 3
 """Sentences of the section Why."""
-MAX_FINDINGS = 5
+MAX_FINDINGS = 4
 MAX_STRATEGIES = 10
 MAX_LEFT_OUT = 3
 MAX_PICKS = 6

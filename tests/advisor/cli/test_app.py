@@ -104,6 +104,7 @@ def test_json_is_the_only_output_on_stdout_and_complete(
         "cases",
         "input_px",
         "measured",
+        "peak_bytes",
     }
     assert record["time_s"] is None
     assert record["frontier"]["picks"][-1]["time_s"] is None
