@@ -83,8 +83,13 @@ class _Fitted(NamedTuple):
 
 
 def fit(rows: list[Row], inputs: Inputs) -> dict[str, Any]:
-    """Return the contents of the fitted priors: of all strategies together, and of each."""
+    """Return the contents of the fitted priors: of all strategies together, and of each.
+
+    A row may say why it is ``not_for_priors``: its fit failed for a known reason. It still counts
+    where the advice is judged.
+    """
     rows = [r for r in rows if not r["grid"] and case_of(r) in inputs]
+    rows = [r for r in rows if "not_for_priors" not in r]
     used = {case: i for case, i in inputs.items() if case in {case_of(r) for r in rows}}
     prior = _prior(rows, used)
     fitted = {

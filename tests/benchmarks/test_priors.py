@@ -180,6 +180,23 @@ def test_rows_without_seconds_count_for_gains_and_not_for_costs(
     assert "| not recorded |" in regret.report(advised, {})
 
 
+def test_a_fit_that_failed_for_a_known_reason_counts_for_judging_and_not_for_priors(
+    scripts: dict[str, ModuleType],
+) -> None:
+    rows, inputs = suite(scripts)
+    fit = scripts["fit_priors"].fit
+    failed = [r for r in rows if r["set"] == "set3" and r["strategy"] == "full_fine_tune"]
+    assert failed
+    without = fit([r for r in rows if r not in failed], inputs)
+    assert without != fit(rows, inputs)
+    for row in failed:
+        row["not_for_priors"] = "its learning rate was too high"
+    assert fit(rows, inputs)["strategies"] == without["strategies"]
+    advised = scripts["leave_one_dataset_out"].advise_all(rows, inputs)
+    judged = next(j for j in advised if j.case.dataset == "set3")
+    assert any(entry[0] == "full_fine_tune" for entry in judged.rows)
+
+
 def test_heads_and_training_runs_have_intervals_of_their_own_widths(
     scripts: dict[str, ModuleType],
 ) -> None:
