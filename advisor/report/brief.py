@@ -22,7 +22,8 @@ MAX_LEFT_OUT = 3
 MAX_PICKS = 6
 """Rows of the section on what one gets in a given time."""
 _RECOMMENDED = ("Recommended. ", "; tl-auto run tunes and saves it.")
-"""Start and end of the line on one fit, where it does not say the memory too: it fits into 80."""
+"""Start and end of the line on one fit. Where the line says the memory too, there is no room for
+them."""
 _NAMED_BY_VALUE = ("backbone", "device")
 """Choices whose value says what it is."""
 

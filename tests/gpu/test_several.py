@@ -23,7 +23,6 @@ from strategies.core.context import RunContext, TrainingResources
 from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
-from strategies.models.body import Body
 from strategies.models.classifier import make_network
 from strategies.models.features import cached_rows, extract_features, not_cached
 from strategies.models.network import Network
@@ -32,6 +31,7 @@ from strategies.training.recipe import Recipe
 from strategies.training.trainer import train
 from tests.gpu.conftest import Devices
 from tests.gpu.loops import relative_error
+from tests.stingy import make_stingy
 
 pytestmark = pytest.mark.gpu
 
@@ -94,19 +94,6 @@ def test_two_gpus_train_as_one_does(
     assert moved
     for name in moved:
         assert relative_error(other[name], one[name]) < 5e-2, name
-
-
-class StingyBody(Body):
-    """A body that is out of memory with more than two images."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.training and len(images) > 2:
-            raise torch.OutOfMemoryError("out of memory")
-        return super().forward(images)
-
-
-def make_stingy(network: Network) -> None:
-    network.body.__class__ = StingyBody
 
 
 def test_two_gpus_start_again_with_smaller_parts_if_one_is_out_of_memory(

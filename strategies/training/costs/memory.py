@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from strategies.core.allocator import first_micro_batches, free_bytes
 from strategies.core.cache import space_name
 from strategies.core.context import RunContext
-from strategies.kernels.bn_folding import FoldedNorms, norms_to_fold
-from strategies.kernels.depthwise import FastDepthwiseGradient, training_precision
+from strategies.kernels.bn_folding import norms_to_fold
+from strategies.kernels.depthwise import training_precision
+from strategies.kernels.fast_kernels import fast_kernels
 from strategies.models.backbone import Backbone, half_size
 from strategies.models.classifier import make_network
 from strategies.models.features import INFERENCE_BATCH, to_input
@@ -161,7 +162,7 @@ def step_memory(
     parameters = list(network.parameters())
     passed = LiveBytes(parameters)
     try:
-        with ctx.seeded(), passed, precise.autocast(), FastDepthwiseGradient(), FoldedNorms(norms):
+        with ctx.seeded(), passed, precise.autocast(), fast_kernels(ctx.device, norms):
             Loss(network, recipe)(images, targets)
     finally:
         with torch.no_grad():

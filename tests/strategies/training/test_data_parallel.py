@@ -26,6 +26,7 @@ from strategies.models.network import Network
 from strategies.training.data_parallel import DataParallelGroup, launch, synchronised
 from strategies.training.recipe import Recipe
 from strategies.training.trainer import train
+from tests.stingy import make_stingy
 
 SGD = Recipe(6, 0.01, batch_size=8, optimiser="sgd")
 """Adam's first steps amplify rounding errors where a gradient is nearly zero."""
@@ -65,19 +66,6 @@ def test_shards_hold_every_row_once_and_keep_mixup_pairs_together(n: int, world_
     for shard in shards:
         assert np.array_equal(n - 1 - shard, shard[::-1])  # row i with its partner in mixup
     assert max(map(len, shards)) - min(map(len, shards)) <= 3
-
-
-class StingyBody(Body):
-    """A body that is out of memory with more than two images."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        if self.training and len(images) > 2:
-            raise torch.OutOfMemoryError("out of memory")
-        return super().forward(images)
-
-
-def make_stingy(network: Network) -> None:
-    network.body.__class__ = StingyBody
 
 
 def assert_two_processes_train_as_one(
