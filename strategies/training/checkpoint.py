@@ -19,7 +19,7 @@ from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.training.recipe import Recipe
 
-_FORMAT = 3
+_FORMAT = 4
 # Exceptions raised for missing, truncated or invalid checkpoint files.
 _READ_ERRORS = (OSError, SafetensorError, ValueError, LookupError, TypeError)
 

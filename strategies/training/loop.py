@@ -37,6 +37,7 @@ from strategies.training.optimiser import (
     make_optimiser,
     restore_buffers,
     restore_optimiser,
+    stable_halvings,
     warmup_cosine,
 )
 from strategies.training.recipe import Recipe
@@ -47,7 +48,7 @@ VALIDATION_SHARE = 0.25
 """Maximum share of the time limit for validation before the last round."""
 MAX_LR_CUTS = 3
 """Maximum number of times that the learning rate is halved because the loss was not finite."""
-_SAVED = ("step", "round", "progress", "lr_cuts", "val_s")
+_SAVED = ("step", "round", "progress", "peak_halvings", "lr_cuts", "val_s")
 
 
 class TrainingLoop:
@@ -76,7 +77,7 @@ class TrainingLoop:
         self.val_labels = labels_of(dataset.val)
         self.start = _copy(network.state_dict())
         self.step, self.round, self.rounds = 0, 0, ROUNDS
-        self.lr_cuts, self.progress, self.val_s = 0, 0.0, 0.0
+        self.peak_halvings, self.lr_cuts, self.progress, self.val_s = 0, 0, 0.0, 0.0
         self.loss: nn.Module = Loss(network, recipe)
         n_own = recipe.batch_size // dp_group.world_size
         self.n_parts = max(n_parts, first_micro_batches(n_own, ctx.device))  # fit into memory
@@ -140,9 +141,6 @@ class TrainingLoop:
 
     def take_step(self, rows: Sequence[int], images: Tensor) -> None:
         """Take a step. If the loss is not finite, only lower the learning rate."""
-        rate = warmup_cosine(self.progress, self.recipe.warmup) / 2**self.lr_cuts
-        for group in self.optimiser.param_groups:
-            group["lr"] = group["peak"] * rate
         self.network.train()
         for module in self.fixed_norms:
             module.eval()
@@ -154,7 +152,7 @@ class TrainingLoop:
         seed, n_classes = [self.ctx.seed, self.step, 1], self.network.head.out_features
         labels = copy_to(self.labels[list(rows)], self.ctx.device)
         images, targets = mixed(images, labels, n_classes, self.recipe, seed)
-        self._update(images, targets, rate)
+        self._update(images, targets)
         if (self.step + 1) % self.updater.check_steps == 0:
             self.cut_rate_after_failure()
             self.loss = self.compiler.after_check(self.loss, self.step + 1, self.recipe.steps)
@@ -186,10 +184,16 @@ class TrainingLoop:
                 f"{self.recipe.lr:g} was halved {MAX_LR_CUTS} times. Use a smaller one."
             )
 
-    def _update(self, images: Tensor, targets: Tensor, rate: float) -> None:
+    def _update(self, images: Tensor, targets: Tensor) -> None:
         """Update the weights; they stay as they are if the gradient is not finite."""
         buffers = _copy(dict(self.network.named_buffers()))  # changed by BatchNorm
         self._gradient(images, targets, buffers)
+        if self.step == 0 and self._may_be_unstable():
+            self._halve_unstable_peak(images, targets)
+        halvings = self.peak_halvings + self.lr_cuts
+        rate = warmup_cosine(self.progress, self.recipe.warmup) / 2**halvings
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * rate
         finite = self.updater.update()
         if self.updater.is_fused:
             restore_buffers(self.network, buffers, unless=finite)
@@ -230,6 +234,33 @@ class TrainingLoop:
                     loss = self.loss(*part)
                 loss = self.dp_group.world_size * loss  # gradients become means over the ranks
                 torch.autograd.backward(self.updater.scaler.scale(loss))
+
+    def _may_be_unstable(self) -> bool:
+        """Return whether AdamW trains a network that normalises with fixed statistics."""
+        gradients = [p.grad for p in self.updater.parameters if p.grad is not None]
+        norms = [m for m in self.network.modules() if isinstance(m, nn.BatchNorm2d)]
+        is_fixed = bool(norms) and all(m in self.fixed_norms for m in norms)
+        is_adam = self.recipe.optimiser == "adamw"
+        return is_adam and is_fixed and all(bool(g.isfinite().all()) for g in gradients)
+
+    def _halve_unstable_peak(self, images: Tensor, targets: Tensor) -> None:
+        """Halve the peak learning rate as often as `stable_halvings` finds; report it."""
+        images, targets = images[:: self.n_parts], targets[:: self.n_parts]  # fits into memory
+        loss = Loss(self.network, self.recipe)
+        scale = self.recipe.batch_size / len(images)
+
+        def mean_loss() -> float:
+            with self.training_ctx.autocast(), fast_kernels(self.ctx.device, self.norms):
+                return self.dp_group.broadcast(scale * float(loss(images, targets)))
+
+        n_classes = self.network.head.out_features
+        self.peak_halvings = stable_halvings(self.optimiser, mean_loss, n_classes)
+        if self.peak_halvings and self.dp_group.rank == 0:
+            used = self.recipe.lr / 2**self.peak_halvings
+            self.ctx.reporter.on_note(
+                f"The learning rate {self.recipe.lr:g} is too high for this network: a first step "
+                f"would lead far above the loss of guessing. {used:.2g} is used."
+            )
 
     def snapshot(self) -> Snapshot:
         """Return the state as a checkpoint snapshot."""

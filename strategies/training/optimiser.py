@@ -1,7 +1,7 @@
 """Loss, optimiser and its parameter groups, freezing, learning-rate schedule, and progress."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -26,6 +26,11 @@ VAL_TIME_MARGIN = 1.15
 """Safety factor for the duration of the last validation."""
 LORA_MATRICES = ".lora_"
 """In the names of the modules that hold the matrices of LoRA, as peft calls them."""
+MAX_FIRST_LOSS = 25.0
+"""Largest loss after AdamW's first update at the peak learning rate, in units of the loss of
+guessing. It is 0.3 to 12 for the default rates of the benchmarks' reference network, and with
+another network training succeeded at 24 and collapsed at 39 (benchmarks/README-training.md)."""
+MAX_HALVINGS = 6
 NO_TIME = "The deadline leaves no time for a single training step."
 
 
@@ -210,6 +215,47 @@ class Updater:
         skipped = bool(self.n_skipped)
         self.n_skipped.zero_()
         return skipped and (not self.scaler.is_enabled() or self.scaler.get_scale() < 1)
+
+
+@torch.no_grad()
+def stable_halvings(optimiser: Optimiser, loss: Callable[[], float], n_classes: int) -> int:
+    """Return how often the peak learning rate must be halved for the training to be stable.
+
+    AdamW's first update moves every weight by the learning rate, whatever the size of its gradient.
+    Where BatchNorm statistics are fixed, nothing bounds what such a step does to the features: in a
+    network with large gains it leaves a loss that training does not recover from. The update is
+    tried at the peak, and at halves of it, until the loss is at most `MAX_FIRST_LOSS` times that
+    of guessing. The weights are as before when this returns.
+
+    Parameters
+    ----------
+    optimiser
+        AdamW, after the gradient of a batch was computed.
+    loss
+        Computes the mean loss of that batch.
+    """
+    moved = [
+        (parameter, parameter.clone(), group["peak"] * _adam_direction(parameter.grad))
+        for group in optimiser.param_groups
+        for parameter in group["params"]
+        if parameter.grad is not None
+    ]
+    limit = MAX_FIRST_LOSS * np.log(n_classes)
+    try:
+        for halvings in range(MAX_HALVINGS):
+            for parameter, start, step in moved:
+                parameter.copy_(start - step / 2**halvings)
+            if loss() <= limit:
+                return halvings
+    finally:
+        for parameter, start, _ in moved:
+            parameter.copy_(start)
+    return MAX_HALVINGS
+
+
+def _adam_direction(gradient: Tensor) -> Tensor:
+    """Return AdamW's first update at a learning rate of 1."""
+    return gradient / (gradient.abs() + 1e-8)
 
 
 @torch.no_grad()
