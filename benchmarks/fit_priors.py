@@ -83,15 +83,10 @@ class _Fitted(NamedTuple):
 
 
 def fit(rows: list[Row], inputs: Inputs) -> dict[str, Any]:
-    """Return the contents of the fitted priors: of all strategies together, and of each.
-
-    A row may say why it is ``not_for_priors``: its fit failed for a known reason. It still counts
-    where the advice is judged.
-    """
+    """Return the contents of the fitted priors: of all strategies together, and of each."""
     rows = [r for r in rows if not r["grid"] and case_of(r) in inputs]
-    rows = [r for r in rows if "not_for_priors" not in r]
     used = {case: i for case, i in inputs.items() if case in {case_of(r) for r in rows}}
-    prior = _prior(rows, used)
+    prior = prior_of_rows(rows, used)
     fitted = {
         name: found
         for name in sorted({r["strategy"] for r in rows})
@@ -128,7 +123,7 @@ def _provenance(rows: list[Row]) -> str:
     )
 
 
-def _prior(rows: list[Row], inputs: Inputs) -> EvidencePriors:
+def prior_of_rows(rows: list[Row], inputs: Inputs) -> EvidencePriors:
     """Return the priors of the models' evidence, and of the random-init control."""
     probes = [case_of(r) for r in rows if r["strategy"] == PROBE]
     fits = [
@@ -185,10 +180,7 @@ def _spreads(fitted: Mapping[str, _Fitted], inputs: Inputs) -> dict[str, dict[st
 
 
 def _spread(fitted: Sequence[_Fitted], inputs: Inputs) -> Spread:
-    """Return the spread of the least mean interval score whose intervals hold in `COVERAGE`.
-
-    The error of the test split is known, and left out of the spread.
-    """
+    """Return the spread of the cases of some strategies."""
     cases = [
         (
             g.expected.mean + g.gain,
@@ -200,9 +192,21 @@ def _spread(fitted: Sequence[_Fitted], inputs: Inputs) -> Spread:
         for f in fitted
         for g, predicted in zip(f.gains, f.left_out, strict=True)
     ]
-    if not cases:
-        return Spread(1.0, 1.0)
-    reached, expected, gain_sd, n, n_test = np.array(cases).T
+    return spread_of(np.array(cases)) if cases else Spread(1.0, 1.0)
+
+
+def spread_of(cases: Matrix) -> Spread:
+    """Return the spread of the least mean interval score whose intervals hold in `COVERAGE`.
+
+    The error of the test split is known, and left out of the spread.
+
+    Parameters
+    ----------
+    cases
+        Log-odds of the reached and of the predicted accuracy, the standard deviation of the gain,
+        and the numbers of images measured and of test images, (cases, 5).
+    """
+    reached, expected, gain_sd, n, n_test = cases.T
     angle, centre = angle_of(expit(reached)), angle_of(expit(expected))
     off, probe_sd, test_sd = np.abs(angle - centre), 0.5 / np.sqrt(n), 0.5 / np.sqrt(n_test)
     scored = []

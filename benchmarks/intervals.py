@@ -13,11 +13,13 @@ import argparse
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 from leave_one_dataset_out import (
     DEFAULT_POLICY,
     AdvisedCase,
+    LeaveOut,
     advise_all,
     advised_entry,
     kind_of,
@@ -82,11 +84,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--evidence", type=Path, default=EVIDENCE)
     parser.add_argument(
-        "--other-backbones", action="store_true", help="priors from other backbones only"
+        "--leave-out",
+        choices=get_args(LeaveOut),
+        default="dataset",
+        help="what the priors do not know: the dataset, its backbone, or its collection",
     )
     args = parser.parse_args(argv)
     rows, inputs = read_rows(args.results), read_inputs(args.evidence)
-    advised = advise_all(rows, inputs, other_backbones=args.other_backbones)
+    advised = advise_all(rows, inputs, args.leave_out)
     what = "coverage, median width in points, mean interval score"
     for backbone, px in sorted({kind_of(j.case) for j in advised}):
         print(f"{backbone}, profiles at {px} px: {what}\n")

@@ -1,6 +1,6 @@
 """Evaluate advice by leaving datasets out: priors are fitted without the dataset of a case.
 
-They can be fitted without its backbone as well.
+They can be fitted without its backbone as well, or to the other collection of datasets alone.
 """
 
 import json
@@ -8,11 +8,13 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from fit_priors import fit
 from numpy.typing import NDArray
 from rows import Case, Row, case_of, hits_of
+from shared_datasets import NEWER
 
 from advisor.decide.candidates import DecisionInputs
 from advisor.decide.pilot_value import pilot_value, reason_against_pilot
@@ -39,6 +41,7 @@ PREFERENCES = (
 """Names of the policies that follow the advice for a fit without a limit."""
 COMPARED = ("partial_fine_tune", "full_fine_tune")
 
+LeaveOut = Literal["dataset", "backbone", "collection"]
 Entry = tuple[str, str, int]
 """A strategy, the hyperparameters given to it, as JSON, and the input size of the fit."""
 Cases = Mapping[Case, Mapping[Entry, Row]]
@@ -145,24 +148,21 @@ def kind_of(case: Case) -> tuple[str, int]:
 def advise_all(
     rows: list[Row],
     inputs: Mapping[Case, DecisionInputs],
-    *,
-    other_backbones: bool = False,
+    leave_out: LeaveOut = "dataset",
 ) -> list[AdvisedCase]:
     """Advise on every case with priors fitted without its dataset.
 
     Parameters
     ----------
-    other_backbones
-        Whether the priors are also fitted without the case's backbone.
+    leave_out
+        What the priors do not know: the dataset alone ("dataset"), nor any row of the case's
+        backbone ("backbone"), nor any of its collection, the first datasets or the newer ones
+        ("collection").
     """
     cases = complete_cases(rows, inputs)
     advised = []
     for name, backbone in sorted({(case.dataset, case.backbone) for case in cases}):
-        seen = [
-            r
-            for r in rows
-            if r["set"] != name and not (other_backbones and case_of(r).backbone == backbone)
-        ]
+        seen = [r for r in rows if not _is_left_out(r, name, backbone, leave_out)]
         priors = priors_from_record(fit(seen, inputs))
         for case, found in cases.items():
             if (case.dataset, case.backbone) == (name, backbone):
@@ -173,7 +173,7 @@ def advise_all(
                     AdvisedCase(
                         case,
                         found,
-                        _expected(case, cases),
+                        expected_accuracies(case, cases),
                         _by_halves(case, cases),
                         own,
                         _decide(own, priors, runs),
@@ -184,11 +184,19 @@ def advise_all(
     return advised
 
 
+def _is_left_out(row: Row, dataset: str, backbone: str, leave_out: LeaveOut) -> bool:
+    if row["set"] == dataset:
+        return True
+    if leave_out == "collection":
+        return (row["set"] in NEWER) == (dataset in NEWER)
+    return leave_out == "backbone" and case_of(row).backbone == backbone
+
+
 def _seeds_of(case: Case, cases: Cases) -> list[Mapping[Entry, Row]]:
     return [rows for other, rows in cases.items() if other._replace(seed=case.seed) == case]
 
 
-def _expected(case: Case, cases: Cases) -> dict[Entry, float]:
+def expected_accuracies(case: Case, cases: Cases) -> dict[Entry, float]:
     """Return the mean accuracy of every entry over the seeds of a case's dataset and size."""
     seeds = _seeds_of(case, cases)
 
@@ -214,7 +222,7 @@ def _by_halves(case: Case, cases: Cases) -> dict[Entry, float]:
     Entries without per-image results are left out. If the best entry is one of them, all entries
     are left out: without the best one, regrets would be too low.
     """
-    seeds, expected = _seeds_of(case, cases), _expected(case, cases)
+    seeds, expected = _seeds_of(case, cases), expected_accuracies(case, cases)
     known = [e for e in expected if all("hits" in rows[e] for rows in seeds)]
     if not known or max(expected, key=lambda e: expected[e]) not in known:
         return {}

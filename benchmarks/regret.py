@@ -22,7 +22,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from fit_priors import MIN_CASES
@@ -35,17 +35,20 @@ from leave_one_dataset_out import (
     TIMES_S,
     AdvisedCase,
     Entry,
+    LeaveOut,
     advise_all,
     advised_entry,
     kind_of,
     within,
 )
 from rows import EVIDENCE, RESULTS, Case, Row, case_of, read_inputs, read_rows, seconds_of
+from shared_datasets import NEWER
 
 from advisor.decide.recommend import quadrant_of
 
 DRAWS = 2000
 """Number of bootstrap samples."""
+COLLECTIONS = "the first fourteen", "the twelve newer ones"
 FACTOR = 1.5
 """Predicted seconds within this factor of the measured ones count as correct."""
 
@@ -214,6 +217,34 @@ def by_size(advised: list[AdvisedCase], logme: Mapping[Case, list[float]]) -> st
     return "\n".join(lines) + "\n"
 
 
+def by_collection(advised: list[AdvisedCase]) -> str:
+    """Return the regret of advice on the first datasets of the suite and on the newer ones."""
+    lines = [
+        "| datasets | cases | advice: regret in points | by halves | best fixed pair | "
+        "its regret |",
+        "|---|---|---|---|---|---|",
+    ]
+    for title in COLLECTIONS:
+        some = [j for j in advised if (j.case.dataset in NEWER) == (title == COLLECTIONS[1])]
+        if not some:
+            continue
+        datasets = [j.case.dataset for j in some]
+        taken = [
+            advised_entry(j.decisions[DEFAULT_POLICY].recommendations[0], j.rows) for j in some
+        ]
+        fixed = {e: [j.regret(e) for j in some] for e in sorted(some[0].rows)}
+        best = min(fixed, key=lambda e: float(np.mean(fixed[e])))
+        halves = [j.regret_by_halves(e) for j, e in zip(some, taken, strict=True)]
+        own = [j.regret(e) for j, e in zip(some, taken, strict=True)]
+        cells = [
+            _format_interval(bootstrap(v, datasets, lambda v: float(v.mean())))
+            for v in (own, halves, fixed[best])
+        ]
+        pair = f"{title_of(best)}".removeprefix("always ")
+        lines.append(f"| {title} | {len(some)} | {cells[0]} | {cells[1]} | {pair} | {cells[2]} |")
+    return "\n".join(lines) + "\n"
+
+
 def advice_cost(advised: list[AdvisedCase], seconds: Mapping[Case, float]) -> str:
     """Return the seconds of advice as a share of fitting every strategy once."""
     fits = [
@@ -342,7 +373,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, nargs="*", help="seeds of cases; default: all")
     parser.add_argument("--budgets", action="store_true", help="only regret by time of the fit")
     parser.add_argument(
-        "--other-backbones", action="store_true", help="priors from other backbones only"
+        "--leave-out",
+        choices=get_args(LeaveOut),
+        default="dataset",
+        help="what the priors do not know: the dataset, its backbone, or its collection",
     )
     parser.add_argument("--cases", action="store_true", help="also list every case")
     args = parser.parse_args(argv)
@@ -352,7 +386,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.seeds is None or case.seed in args.seeds
     }
     rows = read_rows(args.results)
-    advised = advise_all(rows, inputs, other_backbones=args.other_backbones)
+    advised = advise_all(rows, inputs, args.leave_out)
     n_datasets = len({j.case.dataset for j in advised})
     if n_datasets <= MIN_CASES:
         raise SystemExit(
@@ -374,6 +408,7 @@ def _print_tables(advised: list[AdvisedCase], evidence: list[Row], *, with_cases
     print(report(advised, logme))
     print(against_best_fixed(advised, logme))
     print(by_size(advised, logme))
+    print(by_collection(advised))
     with_seconds = timed(advised)
     if with_seconds:
         print(advice_cost(with_seconds, {case_of(r): r["advice_s"] for r in evidence}))

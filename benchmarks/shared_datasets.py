@@ -25,6 +25,21 @@ DESCRIPTIONS: dict[str, str] = {
     "mnist5k": "handwritten digits",
     "omniglot_small1": "handwritten characters",
 }
+NEWER = (
+    "art_painting7",
+    "bean_leaf",
+    "bird_groups",
+    "busi",
+    "drawn_shapes",
+    "eurosat",
+    "fruit28",
+    "galaxy4",
+    "hiragana30",
+    "pcb_defects",
+    "scene_letters",
+    "weather4",
+)
+"""Datasets that joined the suite after its methods were chosen."""
 NEAR = ("hymenoptera", "cats_dogs", "flowers5")
 FAR = ("mnist5k", "fsdd_spec", "omniglot_small1", "neu_surface", "pneumonia_cxr")
 _HALVES_SEED = 0

@@ -28,8 +28,8 @@ LORA_MATRICES = ".lora_"
 """In the names of the modules that hold the matrices of LoRA, as peft calls them."""
 MAX_FIRST_LOSS = 25.0
 """Largest loss after AdamW's first update at the peak learning rate, in units of the loss of
-guessing. It is 0.3 to 12 for the default rates of the benchmarks' reference network, and with
-another network training succeeded at 24 and collapsed at 39 (benchmarks/README-training.md)."""
+guessing. It is 0.3 to 12 for the default rates of the benchmarks' reference network. On another
+network training succeeded at 21 and collapsed at 33 (benchmarks/README-training.md)."""
 MAX_HALVINGS = 6
 NO_TIME = "The deadline leaves no time for a single training step."
 
@@ -221,11 +221,11 @@ class Updater:
 def stable_halvings(optimiser: Optimiser, loss: Callable[[], float], n_classes: int) -> int:
     """Return how often the peak learning rate must be halved for the training to be stable.
 
-    AdamW's first update moves every weight by the learning rate, whatever the size of its gradient.
-    Where BatchNorm statistics are fixed, nothing bounds what such a step does to the features: in a
-    network with large gains it leaves a loss that training does not recover from. The update is
-    tried at the peak, and at halves of it, until the loss is at most `MAX_FIRST_LOSS` times that
-    of guessing. The weights are as before when this returns.
+    AdamW's first update moves every weight by the learning rate, whatever the size of its
+    gradient. Where BatchNorm statistics are fixed, nothing bounds what such a step does to the
+    features: with some networks it leaves a loss that training does not recover from. The update
+    is tried at the peak, and at halves of it, until the loss is at most `MAX_FIRST_LOSS` times
+    that of guessing. The weights are as before when this returns.
 
     Parameters
     ----------

@@ -105,13 +105,13 @@ def shared_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rows_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with the committed rows of a few datasets, one seed and two sizes."""
     folder = tmp_path_factory.mktemp("rows")
-    chosen = sorted({row["set"] for row in rows_in(BENCHMARKS / "results.jsonl")})[:N_DATASETS]
+    rows = rows_in(BENCHMARKS / "results.jsonl")
+    chosen = sorted({row["set"] for row in rows if row["n_per_class"] == 5})[:N_DATASETS]
     for name in COMMITTED:
         lines = (BENCHMARKS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [(line, json.loads(line)) for line in lines]
         kept = [
             line
-            for line, row in rows
+            for line, row in ((line, json.loads(line)) for line in lines)
             if name == "claims"
             or (row["set"] in chosen and row["seed"] == 0 and row["n_per_class"] in (5, 20))
         ]

@@ -14,6 +14,7 @@ from advisor.similarity.reference import read_reference
 from strategies import fine_tuning
 from strategies.data.dataset import load_dataset
 from strategies.registry import STRATEGIES, get_strategy
+from strategies.training.optimiser import MAX_FIRST_LOSS
 from tests.benchmarks.conftest import rows_in
 
 Load = Callable[[str], ModuleType]
@@ -126,6 +127,15 @@ def test_default_and_given_learning_rates_are_fitted_and_printed(
     printed = capsys.readouterr().out
     assert "| norm_tune | striped |" in printed
     assert "| **norm_tune** | mean |" in printed
+
+
+def test_losses_after_the_first_update_are_printed(
+    load: Load, data_root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script, given = load("first_step"), ["--data-root", str(data_root), "--sets", "striped"]
+    script.main([*given, "--n-per-class", "8", "--input-px", "32"])
+    [row] = [line for line in capsys.readouterr().out.splitlines() if "| striped |" in line]
+    assert 0 < float(row.split("|")[3].split(",")[0]) < MAX_FIRST_LOSS
 
 
 def test_training_with_cached_frozen_stages_is_timed(
@@ -316,6 +326,7 @@ SMOKE = {
     "all_strategies": test_every_strategy_is_fitted_once_and_stands_in_the_table,
     "fine_tune_defaults": test_default_hyperparameters_are_fitted_and_printed,
     "learning_rates": test_default_and_given_learning_rates_are_fitted_and_printed,
+    "first_step": test_losses_after_the_first_update_are_printed,
     "prefix_cache": test_training_with_cached_frozen_stages_is_timed,
     "mirror": test_flip_asymmetry_is_measured_and_flips_are_fitted,
     "probes": test_linear_heads_are_fitted_and_compared_in_pairs,

@@ -128,19 +128,35 @@ def test_priors_of_other_backbones_know_nothing_of_a_cases_own_backbone(
     other = [{**row, "backbone": "another"} for row in rows]
     both = inputs | {case._replace(backbone="another"): known for case, known in inputs.items()}
 
-    def expected(rows: list[Row], *, other_backbones: bool) -> list[Any]:
-        advise_all = scripts["leave_one_dataset_out"].advise_all
-        advised = advise_all(rows, both, other_backbones=other_backbones)
+    def expected(rows: list[Row], leave_out: str) -> list[Any]:
+        advised = scripts["leave_one_dataset_out"].advise_all(rows, both, leave_out)
         own = [j for j in advised if j.case.backbone != "another"]
         assert {j.case.dataset for j in own} == {f"set{i}" for i in range(6)}
         return [[o.accuracy for o in j.decisions["advisor, balanced"].options] for j in own]
 
     worse = [{**row, "accuracy": 0.5 * row["accuracy"]} for row in rows]
-    for other_backbones in (False, True):
-        before, after = (
-            expected(own + other, other_backbones=other_backbones) for own in (rows, worse)
-        )
-        assert (before == after) is other_backbones
+    for leave_out in ("dataset", "backbone"):
+        before, after = (expected(own + other, leave_out) for own in (rows, worse))
+        assert (before == after) is (leave_out == "backbone")
+
+
+def test_priors_of_another_collection_know_nothing_of_a_cases_own_collection(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, inputs = suite(scripts, 6)
+    script = scripts["leave_one_dataset_out"]
+    monkeypatch.setattr(script, "NEWER", ("set3", "set4", "set5"))
+
+    def expected(rows: list[Row], leave_out: str) -> list[Any]:
+        advised = script.advise_all(rows, inputs, leave_out)
+        own = [j for j in advised if j.case.dataset == "set0"]
+        return [[o.accuracy for o in j.decisions["advisor, balanced"].options] for j in own]
+
+    for name in ("set1", "set4"):
+        other = [{**r, "accuracy": r["accuracy"] * (0.5 if r["set"] == name else 1)} for r in rows]
+        assert expected(rows, "dataset") != expected(other, "dataset")
+        is_equal = expected(rows, "collection") == expected(other, "collection")
+        assert is_equal is (name == "set1")
 
 
 def test_a_fit_beside_another_job_hardly_widens_the_predicted_seconds(
@@ -180,23 +196,6 @@ def test_rows_without_seconds_count_for_gains_and_not_for_costs(
     assert "| not recorded |" in regret.report(advised, {})
 
 
-def test_a_fit_that_failed_for_a_known_reason_counts_for_judging_and_not_for_priors(
-    scripts: dict[str, ModuleType],
-) -> None:
-    rows, inputs = suite(scripts)
-    fit = scripts["fit_priors"].fit
-    failed = [r for r in rows if r["set"] == "set3" and r["strategy"] == "full_fine_tune"]
-    assert failed
-    without = fit([r for r in rows if r not in failed], inputs)
-    assert without != fit(rows, inputs)
-    for row in failed:
-        row["not_for_priors"] = "its learning rate was too high"
-    assert fit(rows, inputs)["strategies"] == without["strategies"]
-    advised = scripts["leave_one_dataset_out"].advise_all(rows, inputs)
-    judged = next(j for j in advised if j.case.dataset == "set3")
-    assert any(entry[0] == "full_fine_tune" for entry in judged.rows)
-
-
 def test_heads_and_training_runs_have_intervals_of_their_own_widths(
     scripts: dict[str, ModuleType],
 ) -> None:
@@ -208,6 +207,29 @@ def test_heads_and_training_runs_have_intervals_of_their_own_widths(
     before = scripts["fit_priors"].fit(*suite(scripts))["common"]["spreads"]
     assert spreads["heads"] == before["heads"]
     assert spreads["training_runs"] != before["training_runs"]
+
+
+def test_a_dataset_far_from_the_model_moves_it_little(scripts: dict[str, ModuleType]) -> None:
+    regression = scripts["gain_regression"]
+    rows, inputs = suite(scripts)
+    changed = [
+        {**r, "accuracy": 0.05 if r["set"] == "set9" else r["accuracy"]}
+        for r in rows
+        if r["strategy"] == "full_fine_tune"
+    ]
+    prior = scripts["fit_priors"].prior_of_rows(rows, inputs)
+
+    def moved(huber: float) -> float:
+        predicted = []
+        for given in (rows, changed):
+            gains = regression.gains_of(given, "full_fine_tune", inputs, prior)
+            x = regression.evidence_matrix(gains, inputs, prior)
+            model = regression.fit_model(gains, x, prior, "full_fine_tune", huber)
+            others = [g.case.dataset != "set9" for g in gains]
+            predicted.append(regression.apply_model(model, x)[others])
+        return float(np.abs(predicted[1] - predicted[0]).mean())
+
+    assert moved(regression.HUBER) < 0.5 * moved(np.inf)
 
 
 def test_a_case_with_few_test_images_has_little_weight(scripts: dict[str, ModuleType]) -> None:
@@ -228,7 +250,7 @@ def test_noisy_test_accuracies_increase_the_drift(
 ) -> None:
     regression = scripts["gain_regression"]
     rows, inputs = suite(scripts)
-    prior = scripts["fit_priors"]._prior(rows, inputs)
+    prior = scripts["fit_priors"].prior_of_rows(rows, inputs)
     drift = {}
     for n_test in (5000, 50):
         noisy = [r | {"n_test": n_test} for r in rows]

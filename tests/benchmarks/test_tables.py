@@ -50,6 +50,36 @@ def test_coverage_of_intervals_is_printed(
     assert "| full_fine_tune |" in capsys.readouterr().out
 
 
+def test_models_of_the_gain_are_compared(
+    load: Load, rows_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load("gain_models").main(
+        [*row_options(rows_folder), "--models", "squared", "interactions", "gp"]
+    )
+    printed = capsys.readouterr().out
+    for name in ("lines", "squared", "interactions", "gp"):
+        assert f"| {name} |" in printed
+
+
+def test_tables_are_written_between_their_comments(
+    load: Load, rows_folder: Path, tmp_path: Path
+) -> None:
+    document, end = tmp_path / "document.md", "<!-- end of table -->"
+    command = f"intervals.py {' '.join(row_options(rows_folder))}"
+    begin = f"<!-- table: {command}, tf_efficientnet_lite0, 96 px -->"
+    document.write_text(f"before\n\n{begin}\nold\n{end}\n\nafter\n", encoding="utf-8")
+    script, given = load("write_tables"), ["--document", str(document)]
+    with pytest.raises(SystemExit, match="differs"):
+        script.main([*given, "--check"])
+    script.main(given)
+    text = document.read_text(encoding="utf-8")
+    assert text.startswith(f"before\n\n{begin}\n\n| strategy |")
+    assert "| full_fine_tune |" in text
+    assert "old" not in text
+    assert text.endswith(f"\n\n{end}\n\nafter\n")
+    script.main([*given, "--check"])
+
+
 def test_transfer_risk_of_a_few_datasets_is_printed(
     load: Load, rows_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,6 +138,8 @@ SMOKE = {
     "rows": test_priors_are_written_to_the_given_path,
     "regret": test_regret_of_a_few_datasets_is_printed,
     "intervals": test_coverage_of_intervals_is_printed,
+    "write_tables": test_tables_are_written_between_their_comments,
+    "gain_models": test_models_of_the_gain_are_compared,
     "leave_one_dataset_out": test_regret_of_a_few_datasets_is_printed,
     "transfer_risk": test_transfer_risk_of_a_few_datasets_is_printed,
     "claims": test_claims_are_checked_on_a_few_datasets,

@@ -85,7 +85,8 @@ def test_the_halved_rate_is_used_from_the_first_step_on_and_reported(
     halved = HUGE_LR / 2**loop.peak_halvings
     [used] = {group["lr"] for group in loop.optimiser.param_groups}
     assert used == pytest.approx(halved * warmup_cosine(loop.progress, loop.recipe.warmup))
-    assert len(notes) == 1 and f"{halved:.2g} is used" in notes[0]
+    [note] = notes
+    assert f"{halved:.2g} is used" in note
 
 
 def test_micro_batches_halve_as_a_whole_batch_does(
