@@ -24,7 +24,9 @@ import regret
 
 README = Path(__file__).resolve().parent / "README.md"
 SCRIPTS = {"regret.py": regret.main, "intervals.py": intervals.main}
-_BLOCK = re.compile(r"(<!-- table: (.+), (\S+), (\d+) px -->\n).*?(<!-- end of table -->)", re.S)
+_BLOCK = re.compile(
+    r"(<!-- table: ([^,\n]+), (\S+), (\d+) px -->\n).*?(<!-- end of table -->)", re.S
+)
 _HEADING = re.compile(r"^(\S+), profiles at (\d+) px.*\n", re.M)
 
 

@@ -233,16 +233,18 @@ def test_a_dataset_far_from_the_model_moves_it_little(scripts: dict[str, ModuleT
 
 
 def test_a_case_with_few_test_images_has_little_weight(scripts: dict[str, ModuleType]) -> None:
+    regression = scripts["gain_regression"]
     rows, inputs = suite(scripts)
-    lines = {}
+    prior = scripts["fit_priors"].prior_of_rows(rows, inputs)
+    weight = {}
     for n_test in (500, 10):
-        for row in rows:
-            if row["set"] == "set3":
-                row["n_test"] = n_test
-                row["accuracy"] = 0.85 if row["strategy"] == "from_scratch" else row["accuracy"]
-        record = scripts["fit_priors"].fit(rows, inputs)
-        lines[n_test] = record["strategies"]["from_scratch"]["gain"]
-    assert lines[10]["intercept"] < lines[500]["intercept"] - 0.05
+        changed = [r | {"n_test": n_test} if r["set"] == "set3" else r for r in rows]
+        gains = regression.gains_of(changed, "from_scratch", inputs, prior)
+        x = regression.evidence_matrix(gains, inputs, prior)
+        model = regression.fit_model(gains, x, prior, "from_scratch")
+        own = [g.case.dataset == "set3" for g in gains]
+        weight[n_test] = float(model.case_weights[own].mean())
+    assert 0 < weight[10] < 0.5 * weight[500]
 
 
 def test_noisy_test_accuracies_increase_the_drift(
