@@ -17,7 +17,7 @@ accuracy, whatever it costs. Differences to the lines are given with 90% bootstr
 datasets.
 
 Run:      python benchmarks/gain_models.py [--models lines interactions]
-Cost:     seconds for lines and interactions, half an hour for all on one core; reads rows only.
+Cost:     half a minute per model of lines on one core, minutes with Gaussian processes.
 Expected: README.md, section "Models of the gain".
 """
 
@@ -127,7 +127,7 @@ def squared(seen: Seen, x: Matrix) -> Predicted:
 def interactions(seen: Seen, x: Matrix) -> Predicted:
     """Predict by lines with products of evidence; the probe's own model has none."""
     if seen.strategy == PROBE:
-        return lines(seen, x)
+        return squared(seen, x)
     weights = prior_weights_of(seen.strategy, seen.prior)
     centre = np.array([weights.get(n, 0.0) for n in BOUNDS] + [0.0] * len(PRODUCTS))
     scale = seen.prior["probe"].sd

@@ -240,7 +240,7 @@ def by_collection(advised: list[AdvisedCase]) -> str:
             _format_interval(bootstrap(v, datasets, lambda v: float(v.mean())))
             for v in (own, halves, fixed[best])
         ]
-        pair = f"{title_of(best)}".removeprefix("always ")
+        pair = title_of(best).removeprefix("always ")
         lines.append(f"| {title} | {len(some)} | {cells[0]} | {cells[1]} | {pair} | {cells[2]} |")
     return "\n".join(lines) + "\n"
 
