@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Self, final
 
 import numpy as np
@@ -17,9 +18,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from strategies.base import GainPrior, Role, Strategy
-from strategies.core.allocator import PartsThatFit, inference_passes
+from strategies.core.allocator import (
+    PartsThatFit,
+    first_micro_batches,
+    in_micro_batches,
+    inference_passes,
+)
 from strategies.core.context import RunContext
-from strategies.core.errors import OutOfTime
+from strategies.core.errors import OutOfTime, TrainingDiverged
 from strategies.core.metrics import Scores
 from strategies.data.dataset import Dataset, groups_of, labels_of
 from strategies.data.decoding import Pixels
@@ -38,7 +44,7 @@ from strategies.training.costs.memory import training_bytes
 from strategies.training.dataloader import train_batches
 from strategies.training.defaults import Measurements, default_steps
 from strategies.training.lp_ft import PASSES_PER_STEP
-from strategies.training.optimiser import NO_TIME, ProgressSchedule, warmup_cosine
+from strategies.training.optimiser import NO_TIME, ProgressSchedule, Updater, warmup_cosine
 from strategies.training.recipe import BATCH_SIZE, Recipe
 from strategies.training.reinit import recompute_bn_statistics
 
@@ -177,12 +183,22 @@ class AutoencoderProbe(Strategy):
     def _train(
         self, network: Network, dataset: Dataset, backbone: Backbone, ctx: RunContext
     ) -> None:
-        """Train the body to reconstruct random crops; then recompute its BatchNorm statistics."""
+        """Train the body to reconstruct random crops; then recompute its BatchNorm statistics.
+
+        Raises
+        ------
+        TrainingDiverged
+            If the gradient is not finite.
+        """
         assert self.steps is not None
         body, recipe = network.body, Recipe(steps=self.steps, lr=self.lr)
-        decoder = _decoder(body, backbone, ctx)
-        parameters = [*body.parameters(), *decoder.parameters()]
-        optimiser = torch.optim.AdamW(parameters, lr=self.lr, weight_decay=recipe.weight_decay)
+        model = _Autoencoder(body, _decoder(body, backbone, ctx))
+        is_fused = True if ctx.device.type == "cuda" else None
+        optimiser = torch.optim.AdamW(
+            model.parameters(), lr=self.lr, weight_decay=recipe.weight_decay, fused=is_fused
+        )
+        updater = Updater(model, optimiser, recipe.clip_norm, ctx.precision)
+        n_parts = first_micro_batches(BATCH_SIZE, ctx.device)
         schedule = ProgressSchedule(recipe, ctx)
         body.train()
         with contextlib.closing(train_batches(dataset.train, backbone, recipe, ctx)) as crops:
@@ -194,17 +210,45 @@ class AutoencoderProbe(Strategy):
                     break
                 for group in optimiser.param_groups:
                     group["lr"] = self.lr * warmup_cosine(progress, recipe.warmup)
-                images = to_input(pixels, backbone, ctx.device)
-                with ctx.autocast():
-                    found = decoder(body.levels_of(images)[0][-1].maps)
-                target = functional.adaptive_avg_pool2d(images, TARGET_PX)
-                optimiser.zero_grad(set_to_none=True)
-                torch.autograd.backward(functional.mse_loss(found.float(), target))
-                nn.utils.clip_grad_norm_(parameters, recipe.clip_norm)
-                optimiser.step()
+                gradient = partial(
+                    _compute_gradient, model, updater, to_input(pixels, backbone, ctx.device), ctx
+                )
+                n_parts = in_micro_batches(gradient, n_parts, len(pixels), ctx.device)
+                updater.update()
+                if (step + 1) % updater.check_steps == 0 and updater.has_failed():
+                    raise TrainingDiverged(
+                        f"The gradient was not finite at step {step}, with the learning rate "
+                        f"{self.lr:g}. Use a smaller one."
+                    )
         network.eval()
         norms = [m for m in body.modules() if isinstance(m, nn.BatchNorm2d)]
         recompute_bn_statistics(network, norms, dataset, backbone, ctx)
+
+
+class _Autoencoder(nn.Module):
+    """Encoder and decoder; the output is the squared error of every image, (n,)."""
+
+    def __init__(self, body: Body, decoder: nn.Sequential) -> None:
+        super().__init__()
+        self.body, self.decoder = body, decoder
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the mean squared error of the reconstruction at `TARGET_PX` pixels."""
+        found = self.decoder(self.body.levels_of(images)[0][-1].maps)
+        target = functional.adaptive_avg_pool2d(images, TARGET_PX)
+        error: Tensor = (found.float() - target).square().mean(dim=(1, 2, 3))
+        return error
+
+
+def _compute_gradient(
+    model: _Autoencoder, updater: Updater, images: Tensor, ctx: RunContext, n_parts: int
+) -> None:
+    """Compute the gradient of the mean error of a batch, in micro-batches."""
+    updater.optimiser.zero_grad(set_to_none=True)
+    for part in images.tensor_split(n_parts):
+        with ctx.autocast():
+            loss = model(part).sum() / len(images)
+        torch.autograd.backward(updater.scaler.scale(loss))
 
 
 def _decoder(body: Body, backbone: Backbone, ctx: RunContext) -> nn.Sequential:

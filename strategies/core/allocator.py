@@ -89,6 +89,33 @@ def more_micro_batches(n: int, most: int, error: RuntimeError, device: torch.dev
     return min(2 * n, most)
 
 
+def in_micro_batches(
+    attempt: Callable[[int], None], n: int, most: int, device: torch.device
+) -> int:
+    """Compute a gradient in micro-batches that fit into memory; return how many it took.
+
+    Parameters
+    ----------
+    attempt
+        Computes the whole gradient in the given number of micro-batches. After an out-of-memory
+        error it is called again with more of them.
+    n, most
+        The number to begin with, and the largest one: that of the images.
+
+    Raises
+    ------
+    TransferError
+        If a single image does not fit into memory, or the device failed.
+    """
+    while True:
+        try:
+            attempt(n)
+        except RuntimeError as error:
+            n = more_micro_batches(n, most, error, device)
+        else:
+            return n
+
+
 class PartsThatFit:
     """Passes batches without gradients through a network, in parts that fit into memory.
 

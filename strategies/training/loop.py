@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from strategies.core.allocator import PartsThatFit, first_micro_batches, more_micro_batches
+from strategies.core.allocator import PartsThatFit, first_micro_batches, in_micro_batches
 from strategies.core.context import RunContext
 from strategies.core.devices import copy_to
 from strategies.core.errors import TrainingDiverged
@@ -207,22 +207,23 @@ class TrainingLoop:
 
     def _gradient(self, images: Tensor, targets: Tensor, buffers: Mapping[str, Tensor]) -> None:
         """Accumulate the gradient of a batch over micro-batches that fit into memory."""
-        while True:
+
+        def attempt(n_parts: int) -> None:
             self.optimiser.zero_grad(set_to_none=True)
             try:
-                self._backward(images, targets)
-            except RuntimeError as error:
-                if self.dp_group.world_size > 1:  # the other ranks wait for this one's gradient
-                    raise
-                self.n_parts = more_micro_batches(
-                    self.n_parts, len(images), error, self.ctx.device
-                )
+                self._backward(images, targets, n_parts)
+            except RuntimeError:
                 restore_buffers(self.network, buffers)
-            else:
-                return
+                raise
 
-    def _backward(self, images: Tensor, targets: Tensor) -> None:
-        parts = list(zip(*(x.tensor_split(self.n_parts) for x in (images, targets)), strict=True))
+        if self.dp_group.world_size > 1:  # the other ranks wait for this one's gradient
+            attempt(self.n_parts)
+        else:
+            device = self.ctx.device
+            self.n_parts = in_micro_batches(attempt, self.n_parts, len(images), device)
+
+    def _backward(self, images: Tensor, targets: Tensor, n_parts: int) -> None:
+        parts = list(zip(*(x.tensor_split(n_parts) for x in (images, targets)), strict=True))
         for number, part in enumerate(parts, 1):
             with contextlib.ExitStack() as stack:
                 if isinstance(self.loss, DistributedDataParallel) and number < len(parts):

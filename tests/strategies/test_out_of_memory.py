@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from strategies import autoencoder_probe
 from strategies.autoencoder_probe import AutoencoderProbe
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
-from strategies.core.errors import TransferError
+from strategies.core.errors import TrainingDiverged, TransferError
 from strategies.data.dataset import Dataset
 from strategies.models import features
 from strategies.models.backbone import Backbone
@@ -24,6 +25,7 @@ from strategies.models.multi_view import extract_views
 from strategies.models.network import Network, scores_of
 from strategies.models.stages import stages
 from strategies.training.frozen_activations import cached_prefix
+from strategies.training.optimiser import Updater
 from strategies.training.recipe import Recipe
 from strategies.training.reinit import reinitialise
 from strategies.training.trainer import train
@@ -200,6 +202,62 @@ def test_codes_of_an_autoencoder_are_computed_in_parts(
     assert memory.failed
     assert max(memory.passed) <= 8
     assert np.isfinite(weight).all()
+
+
+def test_training_steps_of_an_autoencoder_go_on_in_parts(
+    small_dataset: Dataset, tiny: Backbone, ctx: RunContext
+) -> None:
+    passed: list[int] = []
+
+    def limited(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if isinstance(module, nn.GELU) and torch.is_grad_enabled():
+            passed.append(len(inputs[0]))
+            if passed[-1] > 10:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+
+    handle = register_module_forward_pre_hook(limited)
+    try:
+        AutoencoderProbe(steps=2).fit(small_dataset, tiny, ctx)
+    finally:
+        handle.remove()
+    assert [n for n in passed if n > 10] == [32, 16]  # both before the first step is done
+    assert sum(n for n in passed if n <= 10) == 2 * 2 * 32  # two layers, two steps
+
+
+def test_parts_of_an_autoencoder_add_up_to_the_gradient_of_the_batch(
+    small_dataset: Dataset, tiny: Backbone, ctx: RunContext
+) -> None:
+    with ctx.seeded():
+        network = make_network(tiny, (1,), 2, "grid")
+        model = autoencoder_probe._Autoencoder(
+            network.body, autoencoder_probe._decoder(network.body, tiny, ctx)
+        )
+        images = torch.randn(9, 3, 32, 32)
+    model.eval()  # BatchNorm would see each part on its own
+    optimiser = torch.optim.AdamW(model.parameters())
+    updater = Updater(model, optimiser, 1.0, torch.float32)
+
+    def gradient(n_parts: int) -> list[Tensor]:
+        autoencoder_probe._compute_gradient(model, updater, images, ctx, n_parts)
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    for whole, parts in zip(gradient(1), gradient(4), strict=True):
+        torch.testing.assert_close(parts, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_an_autoencoder_with_gradients_that_are_not_finite_says_so(
+    small_dataset: Dataset, tiny: Backbone, ctx: RunContext
+) -> None:
+    def broken(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        grows = isinstance(module, nn.GELU) and torch.is_grad_enabled()
+        return inputs[0] * float("inf") if grows else None
+
+    handle = register_module_forward_pre_hook(broken)
+    try:
+        with pytest.raises(TrainingDiverged, match=r"not finite at step 0.*Use a smaller one"):
+            AutoencoderProbe(steps=2).fit(small_dataset, tiny, ctx)
+    finally:
+        handle.remove()
 
 
 def test_a_pass_remembers_the_size_that_fits(
