@@ -35,7 +35,7 @@ from advisor.types.advice import Finding
 from advisor.types.options import Options
 from strategies.core.allocator import keep_freed_memory
 from strategies.core.context import make_context
-from strategies.data.dataset import Dataset
+from strategies.data.dataset import Dataset, Split
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.catalogue import DEFAULT_BACKBONE
 from strategies.models.classifier import ImageClassifier, evaluate, make_network
@@ -60,7 +60,6 @@ CODES = ("TL201", "TL202", "TL208", "TL209")
 
 def harm(args: argparse.Namespace) -> None:
     """Train the embedded backbone on random labels of spectrograms, and save it."""
-    backbone = load_backbone(input_px=args.input_px)
     dataset = load_pinned(args.data_root / FOREIGN)
     rng = np.random.default_rng(0)
     rows = rng.permutation(len(dataset.train))[:N_FOREIGN]
@@ -69,16 +68,22 @@ def harm(args: argparse.Namespace) -> None:
         replace(dataset.train[row], label=int(label))
         for row, label in zip(rows, labels, strict=True)
     )
+    train_further(dataset, shuffled, args.backbone_folder, args)
+
+
+def train_further(dataset: Dataset, images: Split, folder: Path, args: argparse.Namespace) -> None:
+    """Train all weights of the embedded network on images, and save it as a timm model."""
+    backbone = load_backbone(input_px=args.input_px)
     ctx = make_context(cache_dir=Path(args.cache_dir), seed=0)
     with ctx.seeded():
         network = make_network(backbone, (backbone.n_depths,), dataset.n_classes)
         recipe = Recipe(steps=args.steps, lr=args.lr, batch_norm="trained")
-        train(network, replace(dataset, train=shuffled, val=(), test=None), backbone, recipe, ctx)
+        train(network, replace(dataset, train=images, val=(), test=None), backbone, recipe, ctx)
     made = ImageClassifier(
         dataset.classes, backbone, (backbone.n_depths,), network, "full_fine_tune", {}
     )
-    write_for_timm(made, args.backbone_folder)
-    print(f"{args.backbone_folder}: {args.steps} steps at learning rate {args.lr:g}")
+    write_for_timm(made, folder)
+    print(f"{folder}: {args.steps} steps at learning rate {args.lr:g}", flush=True)
 
 
 def advise_draws(args: argparse.Namespace) -> None:

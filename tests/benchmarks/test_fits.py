@@ -217,6 +217,31 @@ def test_interventions_are_fitted_on_a_harmful_backbone(
     assert "| best on validation, all | 1 |" in printed
 
 
+def test_risks_are_compared_with_gains_on_networks_of_other_domains(
+    load: Load,
+    options: list[str],
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = load("harmful_sources")
+    for name in ("striped", "dotted"):
+        shutil.copytree(data_root / "striped", tmp_path / "data" / name)
+    monkeypatch.setattr(script, "SOURCES", ("striped",))
+    monkeypatch.setattr(script, "TARGETS", ("striped", "dotted"))
+    monkeypatch.setattr(script, "FITTED", ("linear_probe", "layer_svm"))
+    given = [*options, "--sources-folder", str(tmp_path / "sources"), "--input-px", "32"]
+    given += ["--data-root", str(tmp_path / "data")]
+    monkeypatch.setattr(fine_tuning, "default_steps", lambda n_train, batch_size: 3)
+    for part in ("make", "fit", "fit", "table"):
+        script.main([part, *given, "--steps", "2"])
+    printed = capsys.readouterr().out
+    assert printed.count("striped dotted") == 1
+    assert "striped striped" not in printed
+    assert "| trained further | layer_svm |" in printed
+
+
 def test_every_section_of_the_domain_benchmark_is_printed(
     load: Load,
     shared_root: Path,
@@ -332,6 +357,7 @@ SMOKE = {
     "probes": test_linear_heads_are_fitted_and_compared_in_pairs,
     "probe_speed": test_the_regularisation_path_is_timed_against_scikit_learn,
     "negative": test_interventions_are_fitted_on_a_harmful_backbone,
+    "harmful_sources": test_risks_are_compared_with_gains_on_networks_of_other_domains,
     "domain": test_every_section_of_the_domain_benchmark_is_printed,
     "shared_datasets": test_every_section_of_the_domain_benchmark_is_printed,
     "fit_domain": test_the_similarity_calibration_is_fitted,
