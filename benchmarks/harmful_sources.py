@@ -5,7 +5,7 @@ weights and BatchNorm statistics, at a large learning rate. On every other datas
 advice is asked for, and every strategy of `FITTED` is fitted and compared with training from
 scratch on test. A case of a source, a dataset and a strategy is harmful where the 90% interval of
 the difference is below 0, and helpful where it is above 0. A warning is a risk of at least
-`HARM`. Rows are appended; existing ones are not measured again.
+`RISKY`. Rows are appended; existing ones are not measured again.
 
 Run:      python benchmarks/harmful_sources.py make --sources-folder FOLDER
           python benchmarks/harmful_sources.py fit --sources-folder FOLDER
@@ -26,7 +26,7 @@ from rows import HERE, Row, append_row, read_rows
 from run_suite import subsample
 
 from advisor.decide.gain_model import Z
-from advisor.findings.transfer import HARM
+from advisor.findings.transfer import RISKY
 from strategies.core.allocator import keep_freed_memory
 from strategies.models.backbone import load_backbone
 from strategies.models.catalogue import DEFAULT_BACKBONE
@@ -97,8 +97,8 @@ def table(args: argparse.Namespace) -> None:
                 (_verdict(r, strategy, scratch[r["set"], r["seed"]]), r["risks"][strategy])
                 for r in mine
             ]
-            harmed = [risk >= HARM for verdict, risk in judged if verdict < 0]
-            helped = [risk >= HARM for verdict, risk in judged if verdict > 0]
+            harmed = [risk >= RISKY for verdict, risk in judged if verdict < 0]
+            helped = [risk >= RISKY for verdict, risk in judged if verdict > 0]
             counts = (len(harmed), sum(harmed), len(helped), sum(helped))
             print(f"| {network} | {strategy} | {' | '.join(map(str, counts))} |")
 

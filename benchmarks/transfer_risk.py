@@ -29,11 +29,14 @@ from advisor.decide.candidates import DecisionInputs
 from advisor.decide.gain_model import Z
 from advisor.decide.negative_transfer import probability_scratch_wins, transfer_risks
 from advisor.decide.priors import priors_from_record
-from advisor.findings.transfer import HARM
+from advisor.findings.transfer import RISKY
 from strategies.core.metrics import proportion
 
 SCRATCH = "from_scratch"
 DRAWS = 500
+MAX_FALSE_ALARMS = 0.04
+"""Largest share of cases of positive transfer that a threshold may warn of; the bar is 5%, and a
+threshold that was chosen on some datasets warns of a few more on others."""
 BINS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -197,8 +200,8 @@ def report(predictions: list[Prediction]) -> str:
     ]
     for name in [*dict.fromkeys(p.strategy for p in predictions), "all"]:
         mine = [p for p in predictions if name in (p.strategy, "all")]
-        bad = [p.probability >= HARM for p in mine if p.significant and p.negative]
-        good = [p.probability >= HARM for p in mine if p.significant and not p.negative]
+        bad = [p.probability >= RISKY for p in mine if p.significant and p.negative]
+        good = [p.probability >= RISKY for p in mine if p.significant and not p.negative]
         lines.append(f"| {name} | {len(mine)} | {len(bad)} | {_share(bad)} | {_share(good)} |")
     lines += ["", "| predicted probability | predictions | mean predicted | gain below 0 |"]
     lines.append("|---|---|---|---|")
@@ -271,6 +274,46 @@ def fine_tuning_gain(rows: list[Row], inputs: Mapping[Case, DecisionInputs]) -> 
     )
 
 
+def threshold(predictions: list[Prediction]) -> float:
+    """Return the smallest probability to warn from with at most `MAX_FALSE_ALARMS`."""
+    helped = np.sort([p.probability for p in predictions if p.significant and not p.negative])
+    n_warned = int(MAX_FALSE_ALARMS * len(helped))
+    return float(np.nextafter(helped[len(helped) - n_warned - 1], 1)) if len(helped) else 0.0
+
+
+def thresholds_of_others(predictions: list[Prediction]) -> str:
+    """Return how many cases are warned of with thresholds that were chosen on other datasets."""
+    found = {
+        name: threshold([p for p in predictions if p.case.dataset != name])
+        for name in {p.case.dataset for p in predictions}
+    }
+    warned = [
+        (p.strategy, p.negative, p.probability >= found[p.case.dataset])
+        for p in predictions
+        if p.significant
+    ]
+    low, high = (f"{100 * end(found.values()):.0f}" for end in (min, max))
+    lines = [
+        f"Smallest threshold with at most {100 * MAX_FALSE_ALARMS:.0f}% false alarms: "
+        f"{100 * threshold(predictions):.0f}%; without one dataset {low} to {high}%. "
+        f"Warnings in use: from {100 * RISKY:.0f}%.",
+        "",
+        "| strategy | warned at negative transfer | warned at positive transfer |",
+        "|---|---|---|",
+    ]
+    for name in [*dict.fromkeys(strategy for strategy, *_ in warned), "all"]:
+        bad, good = (
+            [is_warned for s, is_bad, is_warned in warned if name in (s, "all") and is_bad == kind]
+            for kind in (True, False)
+        )
+        lines.append(f"| {name} | {_of(bad)} | {_of(good)} |")
+    return "\n".join(lines)
+
+
+def _of(warned: list[bool]) -> str:
+    return f"{sum(warned)} of {len(warned)}"
+
+
 def _share(warned: list[bool]) -> str:
     return f"{sum(warned)} ({100 * np.mean(warned):.0f}%)" if warned else "no such case"
 
@@ -289,7 +332,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("There is no case with evidence and a row of from_scratch.")
         return
     larger = larger_sizes_table(predict_larger_sizes(rows, inputs))
-    print(report(predictions), fine_tuning_gain(rows, inputs), larger, sep="\n\n")
+    chosen = thresholds_of_others(predictions)
+    print(report(predictions), chosen, fine_tuning_gain(rows, inputs), larger, sep="\n\n")
     if args.plot is not None:
         args.plot.write_text(plot(predictions))
     for p in predictions if args.cases else ():

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from tests.conftest import BENCHMARKS
@@ -48,6 +49,39 @@ def test_coverage_of_intervals_is_printed(
 ) -> None:
     load("intervals").main(row_options(rows_folder))
     assert "| full_fine_tune |" in capsys.readouterr().out
+
+
+def test_what_strategies_add_is_printed(
+    load: Load, rows_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load("strategy_table").main(row_options(rows_folder))
+    printed = capsys.readouterr().out
+    assert "### 224 px" in printed
+    assert "| strategy | best | lost without it, points | seconds |" in printed
+
+
+def test_only_what_no_other_strategy_reaches_is_lost_without_one(load: Load) -> None:
+    table = load("strategy_table")
+    pack = load("rows").pack_hits
+    hits = np.arange(40) < 20
+    fits = {
+        name: {"hits": pack(own), "n_test": 40}
+        for name, own in (("worse", hits & False), ("good", hits), ("alike", hits))
+    }
+    best, lost = table.by_halves(fits, ("worse", "good"), seed=0)
+    assert best.tolist() == [0, 1]
+    assert lost[0] == 0
+    assert lost[1] == pytest.approx(0.5, abs=0.05)
+    best, lost = table.by_halves(fits, ("good", "alike"), seed=0)
+    assert best.sum() == 1
+    assert min(best) > 0.3
+    assert np.abs(lost).max() == 0
+
+
+def test_datasets_with_more_seeds_do_not_count_more(load: Load) -> None:
+    case = load("rows").Case
+    values = {case("a", 20, 0, 96): 0.2, case("a", 20, 1, 96): 0.4, case("b", 20, 0, 96): 0.9}
+    assert load("strategy_table").dataset_mean(values) == pytest.approx(0.6)
 
 
 def test_models_of_the_gain_are_compared(
@@ -139,6 +173,7 @@ SMOKE = {
     "regret": test_regret_of_a_few_datasets_is_printed,
     "intervals": test_coverage_of_intervals_is_printed,
     "write_tables": test_tables_are_written_between_their_comments,
+    "strategy_table": test_what_strategies_add_is_printed,
     "gain_models": test_models_of_the_gain_are_compared,
     "leave_one_dataset_out": test_regret_of_a_few_datasets_is_printed,
     "transfer_risk": test_transfer_risk_of_a_few_datasets_is_printed,
