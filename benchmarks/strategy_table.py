@@ -147,7 +147,12 @@ def report(fits: Mapping[Case, Fits], cell_of: Mapping[Case, Cell]) -> str:
         mine = {case: f for case, f in fits.items() if case.input_px == px}
         strategies = widespread(mine.values())
         rare = {s for f in mine.values() for s in f if s not in strategies}
-        lines += [f"### {px} px", "", *accuracy_table(mine, cell_of, strategies), ""]
+        lines += [
+            f"{DEFAULT_BACKBONE}, profiles at {px} px:",
+            "",
+            *accuracy_table(mine, cell_of, strategies),
+            "",
+        ]
         lines += [*halves_table(mine, strategies), ""]
         for strategy in sorted(rare):
             beside = tuple(s for s in STRATEGIES if s in (*strategies, strategy))

@@ -21,9 +21,14 @@ from pathlib import Path
 
 import intervals
 import regret
+import strategy_table
 
 README = Path(__file__).resolve().parent / "README.md"
-SCRIPTS = {"regret.py": regret.main, "intervals.py": intervals.main}
+SCRIPTS = {
+    "regret.py": regret.main,
+    "intervals.py": intervals.main,
+    "strategy_table.py": strategy_table.main,
+}
 _BLOCK = re.compile(
     r"(<!-- table: ([^,\n]+), (\S+), (\d+) px -->\n).*?(<!-- end of table -->)", re.S
 )

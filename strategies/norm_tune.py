@@ -33,6 +33,10 @@ class NormTune(FineTuning):
     All other weights are frozen and need no gradient. These parameters are about a hundredth of a
     network, so few images overfit them less.
 
+    On the convolutional network of the benchmarks it is not worth its time: it takes about as long
+    as partial fine-tuning and is less accurate (benchmarks/README.md, "What the strategies add").
+    On transformers published results are good (`transformer_gain`).
+
     Attributes
     ----------
     recipe

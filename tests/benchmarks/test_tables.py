@@ -56,7 +56,7 @@ def test_what_strategies_add_is_printed(
 ) -> None:
     load("strategy_table").main(row_options(rows_folder))
     printed = capsys.readouterr().out
-    assert "### 224 px" in printed
+    assert "tf_efficientnet_lite0, profiles at 224 px:" in printed
     assert "| strategy | best | lost without it, points | seconds |" in printed
 
 
