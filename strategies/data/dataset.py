@@ -190,19 +190,19 @@ def load_dataset(
     splits, bad = _read_splits(listing, n_workers, cache, on_progress)
     n_read = sum(map(len, splits.values()))
     check_quarantine(data, bad, n_read, max_quarantine)
-    dataset = _assemble(data, listing, splits, bad, group_by, seed)
+    dataset = _logged(_assemble(data, listing, splits, bad, group_by, seed))
     on_progress("duplicates", n_read, n_read)
-    _log(dataset)
     return dataset
 
 
-def _log(dataset: Dataset) -> None:
-    """Log the size of a dataset."""
+def _logged(dataset: Dataset) -> Dataset:
+    """Return a dataset, and log its size."""
     logger.info(
         "%s: %d train, %d validation, %d test images of %d classes, %d not readable; splits: %s",
         *(dataset.root, len(dataset.train), len(dataset.val), len(dataset.test or ())),
         *(dataset.n_classes, len(dataset.skipped), dataset.split_source),
     )
+    return dataset
 
 
 def _read_splits(

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -199,6 +200,49 @@ def test_shell_completion_scripts_are_available(app: object, name: str, shell: s
     )
     assert found.exit_code == 0, found.output
     assert f"_{name}_COMPLETE" in found.stdout
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["measured", "cached"])
+def test_fail_on_sets_the_exit_code_and_prints_the_advice_all_the_same(
+    again: bool, make_folder: Callable[..., Path], cache: list[str]
+) -> None:
+    data = make_folder("data", 12)
+    (data / "class0" / "broken.png").write_bytes(b"no image")
+    os.utime(data / "class0" / "broken.png", (1, 1))
+    asked = [str(data), "--pilot", "off", "--json", *cache]
+    calm = runner.invoke(advise_app, asked)
+    assert calm.exit_code == 0, calm.output
+    findings = json.loads(calm.stdout)["findings"]
+    has = {
+        "never": False,
+        "void": any(f["voids_advice"] for f in findings),
+        "issue": any(f["severity"] == "issue" for f in findings),
+        "tip": bool(findings),
+    }
+    assert has["tip"]
+    for name, failing in has.items():
+        arguments = [*asked, "--fail-on", name]
+        found = runner.invoke(advise_app, arguments if again else [*arguments, "--time", "5h"])
+        assert found.exit_code == (3 if failing else 0)
+        assert [f["code"] for f in json.loads(found.stdout)["findings"]] == [
+            f["code"] for f in findings
+        ]
+        assert (f"--fail-on {name}: " in found.stderr) == failing
+
+
+def test_verbose_logs_what_was_chosen_and_what_was_cached(
+    make_folder: Callable[..., Path], cache: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [str(make_folder("data", 12)), "--pilot", "off", "--json", "-v", *cache]
+    found = runner.invoke(advise_app, asked, env={"TL_ADVISOR_SEED": "3"})
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["seed"] == 3
+    log = found.stderr
+    assert " INFO advisor.cli.options: --seed is 3: from TL_ADVISOR_SEED\n" in log
+    assert " INFO advisor.cli.app: advice in the cache: none\n" in log
+    assert " INFO strategies.core.context: device cpu, " in log
+    assert " at 64 px: 30 images to compute" in log
+    assert runner.invoke(advise_app, [a for a in asked if a != "-v"]).stderr.count("INFO") == 0
 
 
 def test_profile_prints_phase_times_to_stderr(
