@@ -119,14 +119,15 @@ class Session:
     is_judging: bool
 
 
-def begin_session(folder: RunDir, deadline_s: float, start_s: float) -> Session:
+def begin_session(folder: RunDir, deadline_s: float, start_s: float | None = None) -> Session:
     """Begin a session of a run and log it; a run that was judging never searches again.
 
     Parameters
     ----------
     start_s, deadline_s
-        ``time.monotonic()`` of its start, and of its end at the latest.
+        ``time.monotonic()`` of its start (None: now), and of its end at the latest.
     """
+    start_s = time.monotonic() if start_s is None else start_s
     used_before_s, started_at = folder.used_s(), time.time() - (time.monotonic() - start_s)
     ends_at = started_at + deadline_s - start_s
     is_judging = folder.state().get("phase") == "judging"

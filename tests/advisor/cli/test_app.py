@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from advisor.cli.app import advise_app, auto_app
 from advisor.cli.options import parse_duration_s
 from advisor.tune.scheduler import Scheduler, make_scheduler
 from advisor.types.advice import SCHEMA_VERSION
+from strategies.data import inspection
 from strategies.registry import STRATEGIES
 
 runner = CliRunner()
@@ -202,36 +202,36 @@ def test_shell_completion_scripts_are_available(app: object, name: str, shell: s
     assert f"_{name}_COMPLETE" in found.stdout
 
 
-@pytest.mark.parametrize("again", [False, True], ids=["measured", "cached"])
 def test_fail_on_sets_the_exit_code_and_prints_the_advice_all_the_same(
-    again: bool, make_folder: Callable[..., Path], cache: list[str]
+    make_folder: Callable[..., Path], cache: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = make_folder("data", 12)
     (data / "class0" / "broken.png").write_bytes(b"no image")
-    os.utime(data / "class0" / "broken.png", (1, 1))
+    monkeypatch.setattr(inspection, "SETTLED_S", 0.0)  # new files may be cached
     asked = [str(data), "--pilot", "off", "--json", *cache]
-    calm = runner.invoke(advise_app, asked)
-    assert calm.exit_code == 0, calm.output
-    findings = json.loads(calm.stdout)["findings"]
-    has = {
-        "never": False,
-        "void": any(f["voids_advice"] for f in findings),
-        "issue": any(f["severity"] == "issue" for f in findings),
-        "tip": bool(findings),
+    measured = runner.invoke(advise_app, [*asked, "--fail-on", "tip"])
+    assert measured.exit_code == 3, measured.output
+    findings = json.loads(measured.stdout)["findings"]
+    assert measured.stderr.endswith(
+        "--fail-on tip: " + ", ".join(f["code"] for f in findings) + "\n"
+    )
+    failing = {
+        "never": [],
+        "void": [f["code"] for f in findings if f["voids_advice"]],
+        "issue": [f["code"] for f in findings if f["severity"] == "issue"],
+        "tip": [f["code"] for f in findings],
     }
-    assert has["tip"]
-    for name, failing in has.items():
-        arguments = [*asked, "--fail-on", name]
-        found = runner.invoke(advise_app, arguments if again else [*arguments, "--time", "5h"])
-        assert found.exit_code == (3 if failing else 0)
-        assert [f["code"] for f in json.loads(found.stdout)["findings"]] == [
-            f["code"] for f in findings
-        ]
-        assert (f"--fail-on {name}: " in found.stderr) == failing
+    assert failing["issue"] != failing["tip"]
+    for name, codes in failing.items():
+        found = runner.invoke(advise_app, [*asked, "--fail-on", name])
+        assert "the advice comes from the cache" in found.stderr
+        assert found.exit_code == (3 if codes else 0)
+        assert found.stdout == measured.stdout
+        assert (f"--fail-on {name}: {', '.join(codes)}\n" in found.stderr) == bool(codes)
 
 
 def test_verbose_logs_what_was_chosen_and_what_was_cached(
-    make_folder: Callable[..., Path], cache: list[str], monkeypatch: pytest.MonkeyPatch
+    make_folder: Callable[..., Path], cache: list[str]
 ) -> None:
     asked = [str(make_folder("data", 12)), "--pilot", "off", "--json", "-v", *cache]
     found = runner.invoke(advise_app, asked, env={"TL_ADVISOR_SEED": "3"})
