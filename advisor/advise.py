@@ -1,5 +1,6 @@
 """The advisor: read a dataset, measure it, and recommend a transfer-learning strategy."""
 
+import logging
 import math
 import shlex
 import time
@@ -35,6 +36,8 @@ from strategies.models.backbone import Backbone, load_backbone, sizes_of
 from strategies.models.catalogue import CATALOGUE, DEFAULT_BACKBONE
 from strategies.models.features import pooled_features
 from strategies.registry import get_strategy
+
+logger = logging.getLogger(__name__)
 
 TINY_PX = 64
 """Below this median shorter side, images gain nothing from the backbone's full input size."""
@@ -181,7 +184,10 @@ def _advise(
     inputs, decision, no_pilot = _decide(profile, p, limit_s)
     alternative = probe_alternative(profile, dataset, backbone, priors, ctx)
     findings = check(dataset, inputs, measured, alternative)
+    choices = _choices(p, no_pilot)
     ctx.reporter.on_progress("findings", 1, 1)
+    for choice in choices:
+        logger.info("chosen: %s is %s (%s)", choice.name, choice.value, choice.source)
     return Advice(
         dataset=dataset.name,
         data=dataset.root,
@@ -191,7 +197,7 @@ def _advise(
         profile=profile,
         findings=findings,
         quarantine=dataset.skipped,
-        choices=_choices(p, no_pilot),
+        choices=choices,
         split=dataset.split_source,
         n_test=dataset.n_hidden,
         seed=options.seed,

@@ -1,11 +1,17 @@
 """Base class of all transfer-learning strategies."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal, Self
+from types import NoneType
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin, get_type_hints
 
-from optuna.distributions import BaseDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from strategies.core.context import RunContext
 from strategies.core.errors import NotApplicable, unknown_name
@@ -143,13 +149,94 @@ class Strategy(ABC):
         NotApplicable
             If the strategy has no hyperparameter of this name.
         """
-        names = [field.name for field in fields(cls)]
-        check_names(cls.name, given, names)
+        check_names(cls.name, given, cls.hyperparameter_types())
         return cls(**given)
 
+    @classmethod
+    def hyperparameter_types(cls) -> Mapping[str, Any]:
+        """Return the type of every hyperparameter by name, searched or not."""
+        hints = get_type_hints(cls)
+        return {field.name: hints[field.name] for field in fields(cls)}
 
-def check_names(strategy: str, given: Mapping[str, Any], known: list[str]) -> None:
+    @classmethod
+    def checked(
+        cls, given: Mapping[str, Any], dataset: Dataset, backbone: Backbone
+    ) -> dict[str, Any]:
+        """Return some hyperparameters as the strategy takes them, after a check of their values.
+
+        A value of a searched hyperparameter must be one that the search could sample.
+
+        Raises
+        ------
+        NotApplicable
+            If the strategy has no hyperparameter of a name, or cannot take a value.
+        """
+        types, space = cls.hyperparameter_types(), cls.search_space(dataset, backbone)
+        check_names(cls.name, given, types)
+        found = {}
+        for name, value in given.items():
+            allowed = space.get(name) or types[name]
+            is_in, words, taken = _matched(value, allowed)
+            if not is_in:
+                raise NotApplicable(f"{name} of {cls.name} must be {words}, got {value!r}.")
+            found[name] = taken
+        refusal = cls.from_hyperparameters(found).inapplicable(dataset, backbone)
+        if refusal is not None:
+            raise NotApplicable(f"{cls.name} is not applicable: {refusal}")
+        return found
+
+
+def check_names(strategy: str, given: Mapping[str, Any], known: Collection[str]) -> None:
     """Raise NotApplicable for the first hyperparameter that a strategy does not have."""
     for name in given:
         if name not in known:
             raise NotApplicable(unknown_name(f"hyperparameter of {strategy}", name, known))
+
+
+def _matched(value: Any, allowed: Any) -> tuple[bool, str, Any]:
+    """Match a value with a distribution, or with the type of a field.
+
+    Returns
+    -------
+    Whether it is one of theirs, which those are in words, and the value with their type: a whole
+    number such as 1e3 is an int for an int.
+    """
+    if isinstance(allowed, FloatDistribution):
+        words = f"a number from {allowed.low:g} to {allowed.high:g}"
+        return _is_number(value) and allowed.low <= value <= allowed.high, words, value
+    if isinstance(allowed, IntDistribution):
+        words = f"a whole number from {allowed.low} to {allowed.high}"
+        is_in = _is_whole(value) and allowed.low <= value <= allowed.high
+        return is_in, words, int(value) if is_in else value
+    if isinstance(allowed, CategoricalDistribution):
+        return _matched_choice(value, allowed.choices)
+    kinds = [kind for kind in get_args(allowed) or (allowed,) if kind is not NoneType]
+    if get_origin(allowed) is Literal:
+        return _matched_choice(value, get_args(allowed))
+    if get_origin(kinds[0]) is Literal:
+        return _matched_choice(value, (None, *get_args(kinds[0])))
+    if value is None:
+        return NoneType in get_args(allowed), _KIND_WORDS[kinds[0]], value
+    if kinds[0] is int:
+        return _is_whole(value), _KIND_WORDS[int], int(value) if _is_whole(value) else value
+    if kinds[0] is float:
+        return _is_number(value), _KIND_WORDS[float], value
+    return isinstance(value, kinds[0]), _KIND_WORDS[kinds[0]], value
+
+
+_KIND_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+
+
+def _matched_choice(value: Any, choices: Collection[Any]) -> tuple[bool, str, Any]:
+    """Match a value with one of some choices; true is not 1."""
+    words = "one of " + ", ".join("none" if c is None else str(c).lower() for c in choices)
+    equal = [c for c in choices if c == value and isinstance(c, bool) == isinstance(value, bool)]
+    return bool(equal), words, equal[0] if equal else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and float(value).is_integer()

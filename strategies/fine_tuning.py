@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, ClassVar, Self, cast, get_args
+from typing import Any, ClassVar, Self, cast, get_args, get_type_hints
 
 from optuna.distributions import (
     BaseDistribution,
@@ -202,6 +202,12 @@ class FineTuning(Strategy):
     @classmethod
     def from_hyperparameters(cls, given: Mapping[str, Any]) -> Self:
         """Return the strategy with some hyperparameters set, see `Strategy`."""
-        check_names(cls.name, given, [*cls.known(), "input_px"])
+        check_names(cls.name, given, cls.hyperparameter_types())
         settings = {name: value for name, value in given.items() if name != "input_px"}
         return cls(replace(cls.default_recipe(), **settings), given.get("input_px"))
+
+    @classmethod
+    def hyperparameter_types(cls) -> Mapping[str, Any]:
+        """Return the types of the tunable settings of the recipe, and of the input size."""
+        hints = {**get_type_hints(RecipeDraft), **get_type_hints(cls)}
+        return {name: hints[name] for name in (*cls.known(), "input_px")}

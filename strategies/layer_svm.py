@@ -18,6 +18,7 @@ from strategies.heads.linear_head import (
     LinearSettings,
     cross_validate_head,
     fit_on_features,
+    unusable_setting,
     view_counts,
 )
 from strategies.models.backbone import Backbone, input_sizes, resized
@@ -139,13 +140,13 @@ class LayerSVM(Strategy):
         return len(dataset.train) * (1 + views) * scale**2
 
     def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
-        """Reject depths that the backbone does not have, and shares outside (0, 1]."""
+        """Reject depths that the backbone does not have, and impossible shares and heads."""
         n = backbone.n_depths
         if self.depth is not None and not -n <= self.depth <= n:
             return f"depth must be in {-n}..{n}, got {self.depth}"
         if self.share is not None and not 0 < self.share <= 1:
             return f"share must be above 0 and at most 1, got {self.share}"
-        return None
+        return unusable_setting(self.strength, self.views)
 
     def _settings(self, cut: Cut, views: int | None, backbone: Backbone) -> LinearSettings:
         return LinearSettings(

@@ -10,7 +10,12 @@ from strategies.base import GainPrior, Role, Strategy
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.heads.cross_validation import ClassWeight, Loss
-from strategies.heads.linear_head import LinearSettings, fit_on_features, view_counts
+from strategies.heads.linear_head import (
+    LinearSettings,
+    fit_on_features,
+    unusable_setting,
+    view_counts,
+)
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.classifier import ImageClassifier
 from strategies.training.defaults import Measurements
@@ -85,3 +90,7 @@ class LinearProbe(Strategy):
         views = self.views or max(view_counts(len(dataset.train)))
         scale = (self.input_px or backbone.input_px) / backbone.input_px
         return len(dataset.train) * views * scale**2
+
+    def inapplicable(self, dataset: Dataset, backbone: Backbone) -> str | None:
+        """Reject a strength that is not positive, and impossible numbers of views."""
+        return unusable_setting(self.strength, self.views)

@@ -28,7 +28,6 @@ from strategies.models.catalogue import CATALOGUE
 
 LOCAL = "local-dir:"
 _NAMESPACE = "answers"
-_NOT_IN_KEY = ("cache_dir", "workers")
 
 
 def advice_key(data: Path, options: Options, time_s: float | None = None) -> str | None:
@@ -63,7 +62,7 @@ def advice_key(data: Path, options: Options, time_s: float | None = None) -> str
     signatures = [signature(path) for path in paths]
     if None in signatures:
         return None
-    names = [o.name for o in declared_in(options) if o.name not in _NOT_IN_KEY]
+    names = [o.name for o in declared_in(options) if not o.flag.is_neutral]
     option_values = [(name, getattr(options, name)) for name in names]
     counts = {name: reservoir.counts for name, reservoir in listing.splits.items()}
     listed = (listing.skipped, listing.merged, listing.origin)

@@ -1,16 +1,18 @@
 """Entry points of tl-advise and tl-auto: commands, lookup in the advice cache, and printing."""
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from advisor.cli.cache import cache_app
 from advisor.cli.classifier import export_command, predict_command
 from advisor.cli.console import (
+    FINDINGS,
     STARTED_S,
     configure_process,
     errors,
@@ -22,7 +24,7 @@ from advisor.cli.console import (
     stderr,
     stdout,
 )
-from advisor.cli.options import Data, Demo, Output, data_folder, with_flags
+from advisor.cli.options import App, Data, Demo, Output, Version, data_folder, with_flags
 from advisor.cli.run import about_auto, resume_command, run_command, status_command
 from advisor.types.flags import Flag
 from advisor.types.options import Options
@@ -33,8 +35,10 @@ if TYPE_CHECKING:
     from advisor.types.advice import Advice, Recommendation
     from strategies.core.progress import PhaseTimer
 
-advise_app = typer.Typer(add_completion=True, rich_markup_mode=None)
-auto_app = typer.Typer(add_completion=True, no_args_is_help=True, rich_markup_mode=None)
+logger = logging.getLogger(__name__)
+
+advise_app = App()
+auto_app = App(no_args_is_help=True)
 auto_app.callback()(about_auto)
 auto_app.command("run")(run_command)
 auto_app.command("resume")(resume_command)
@@ -43,30 +47,42 @@ auto_app.command("export")(export_command)
 auto_app.command("predict")(predict_command)
 auto_app.add_typer(cache_app, name="cache", help="Show or clear the feature cache.")
 
+FailOn = Literal["never", "void", "issue", "tip"]
+
 
 @dataclass(frozen=True)
 class AdviceOutput(Output):
     """What tl-advise prints and writes."""
 
     html: Annotated[
-        Path | None, Flag("Also write the report to this file as a single HTML page.")
+        Path | None,
+        Flag("Also write the report to this file as a single HTML page.", panel="Output"),
     ] = None
     markdown: Annotated[
-        bool, Flag("Print only the report, as Markdown, to stdout.", name="--markdown")
+        bool, Flag("Print only the report, as Markdown, to stdout.", panel="Output")
     ] = False
     full: Annotated[
         bool,
         Flag(
             "Print the full report: measurements, tips and the reason for every choice.",
-            name="--full",
+            panel="Output",
         ),
     ] = False
     explain: Annotated[
-        str | None, Flag("Explain a finding by its code, e.g. TL003, and exit.")
+        str | None,
+        Flag("Explain a finding by its code, e.g. TL003, and exit.", panel="Output"),
     ] = None
-    profile: Annotated[
-        bool, Flag("Print the time of every phase to stderr.", name="--profile")
-    ] = False
+    profile: Annotated[bool, Flag("Print the time of every phase to stderr.", panel="Output")] = (
+        False
+    )
+    fail_on: Annotated[
+        FailOn,
+        Flag(
+            f"Exit with code {FINDINGS} if the advice is void, if it also has an issue, or if it "
+            "has any finding. It is printed all the same.",
+            panel="Output",
+        ),
+    ] = "never"
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,7 @@ class FitLimit:
         Flag(
             "Time for the fit on this machine: 30s, 2m, 1h. Default: no limit.",
             name="--time",
+            panel="Budget",
             is_duration=True,
         ),
     ] = None
@@ -88,6 +105,7 @@ class FitLimit:
 def advise_command(
     data: Data = None,
     demo: Demo = False,
+    version: Version = False,
     *,
     options: Options,
     limit: FitLimit,
@@ -118,6 +136,21 @@ def advise_command(
     if output.profile:
         phase_timer.end("report")
         _print_phase_times(phase_timer)
+    _exit_on_findings(advice, output.fail_on)
+
+
+def _exit_on_findings(advice: "Advice", fail_on: FailOn) -> None:
+    """Exit with a code of its own if the advice has findings that --fail-on names."""
+    failing = {
+        "never": [],
+        "void": [f for f in advice.findings if f.voids_advice],
+        "issue": [f for f in advice.findings if f.voids_advice or f.severity == "issue"],
+        "tip": list(advice.findings),
+    }[fail_on]
+    if failing:
+        codes = ", ".join(dict.fromkeys(f.code for f in failing))
+        stderr.print(f"--fail-on {fail_on}: {codes}", highlight=False, markup=False)
+        raise typer.Exit(FINDINGS)
 
 
 def _show_ranking(below: list["RenderableType"], ranking: Sequence["Recommendation"]) -> None:
@@ -169,6 +202,7 @@ def _cached_or_new(
     key = advice_key(folder, options, time_s)
     cached = stored_advice(cache, key) if html is None else None
     phase_timer.end("cache lookup")
+    logger.info("advice in the cache: %s", "none" if cached is None else key)
     if cached is not None:
         message = "Data and options are unchanged: the advice comes from the cache."
         stderr.print(message, highlight=False)

@@ -1,12 +1,10 @@
 """Command tl-auto cache: show or clear the feature cache."""
 
-import typer
-
 from advisor.cli.console import errors, stdout
-from advisor.cli.options import with_flags
+from advisor.cli.options import App, with_flags
 from advisor.types.options import CacheDir
 
-cache_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+cache_app = App(no_args_is_help=True)
 
 
 @cache_app.command("info")

@@ -24,17 +24,19 @@ if TYPE_CHECKING:
     from advisor.deploy.predict import Predictions
 
 
+@with_flags
 def export_command(
     run: Run,
     kind: Annotated[
-        str, typer.Option("--format", help="onnx, timm, or hf: timm folder with a model card.")
+        str,
+        Flag("onnx, timm, or hf: timm folder with a model card.", name="--format", panel="Output"),
     ] = "onnx",
     out: Annotated[
         Path | None,
-        typer.Option(help="File or folder to write; default: export/FORMAT in the run folder."),
+        Flag("File or folder to write; default: export/FORMAT in the run folder.", panel="Output"),
     ] = None,
 ) -> None:
-    """Export the classifier of a run to ONNX, timm or the Hugging Face hub format."""
+    """Export the classifier of a run to ONNX, timm or Hugging Face."""
     with errors():
         from advisor.deploy.export import export_run
 
@@ -49,11 +51,13 @@ def predict_command(
         list[Path], typer.Argument(help="Image files or folders; - reads paths from stdin.")
     ],
     top: Annotated[
-        int, typer.Option("--top-k", "--top", min=1, help="Number of classes per image.")
+        int,
+        Flag("Number of classes per image.", name="--top-k", alias="--top", panel="Output", min=1),
     ] = 3,
     device: DeviceName = AUTO,
     as_csv: Annotated[
-        bool, Flag("Print the top class of every image as CSV to stdout.", name="--csv")
+        bool,
+        Flag("Print the top class of every image as CSV to stdout.", name="--csv", panel="Output"),
     ] = False,
     *,
     output: Output,

@@ -2,7 +2,9 @@
 
 import gc
 import json
+import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +21,12 @@ if TYPE_CHECKING:
 OnProgress = Callable[[str, int, int], None]
 STARTED_S = time.monotonic() - time.process_time()
 """About when this process started, on the clock of `time.monotonic`."""
-USAGE_ERROR, INTERRUPTED = 2, 130
+USAGE_ERROR, FINDINGS, INTERRUPTED = 2, 3, 130
+"""Exit codes besides 0 (answered) and 1 (a bug): what the user can mend, and --fail-on."""
+UNWRAPPED = 1_000_000
+"""Width of output that is not to a terminal: no line of a report or a message is broken."""
 REFRESH_PER_S = 10
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 GC_THRESHOLD = 100_000
 """Objects that are created before the garbage collector runs."""
 
@@ -35,7 +41,19 @@ class _LazyConsole:
     def _console(self) -> "Console":
         from rich.console import Console
 
-        return Console(stderr=self._to_stderr)
+        class Unwrapped(Console):
+            """Console of a file or pipe: no line is broken, and none ends with spaces."""
+
+            def print(self, *objects: Any, **settings: Any) -> None:
+                with self.capture() as captured:
+                    super().print(*objects, **settings)
+                self.file.write(re.sub(r" +$", "", captured.get(), flags=re.MULTILINE))
+                self.file.flush()
+
+        console = Console(stderr=self._to_stderr)
+        if console.is_terminal:
+            return console
+        return Unwrapped(stderr=self._to_stderr, width=UNWRAPPED)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._console, name)
@@ -89,6 +107,39 @@ def configure_process() -> None:
 def print_note(sentence: str) -> None:
     """Print to stderr that a training run deviates from its settings."""
     stderr.print(sentence, highlight=False, markup=False)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Log handler that prints above the progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a log line to stderr."""
+        stderr.print(self.format(record), highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def log_lines(verbosity: int) -> Iterator[None]:
+    """Print the log lines of this program to stderr.
+
+    Parameters
+    ----------
+    verbosity
+        0: warnings; 1: also INFO; 2: also DEBUG.
+    """
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbosity, 2)]
+    handler = _ConsoleHandler()
+    handler.setFormatter(logging.Formatter("%(message)s" if not verbosity else LOG_FORMAT))
+    loggers = [logging.getLogger(name) for name in ("advisor", "strategies")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, old in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(old)
 
 
 def fail(message: str) -> NoReturn:

@@ -10,6 +10,7 @@ import typer
 
 from advisor.cli.console import (
     INTERRUPTED,
+    STARTED_S,
     OnProgress,
     configure_process,
     errors,
@@ -20,7 +21,7 @@ from advisor.cli.console import (
     stderr,
     stdout,
 )
-from advisor.cli.options import Data, Demo, Json, Output, Run, data_folder, with_flags
+from advisor.cli.options import Data, Demo, Json, Output, Run, Version, data_folder, with_flags
 from advisor.types.flags import Flag
 from advisor.types.options import Options, RunOptions
 
@@ -34,11 +35,11 @@ class RunOutput(Output):
     """What tl-auto run and resume print and write."""
 
     tensorboard: Annotated[
-        bool, Flag("Also write validation accuracies for TensorBoard.", name="--tensorboard")
+        bool, Flag("Also write validation accuracies for TensorBoard.", panel="Output")
     ] = False
 
 
-def about_auto() -> None:
+def about_auto(version: Version = False) -> None:
     """Search hyperparameters within a time limit, and use the resulting classifier."""
 
 
@@ -46,21 +47,22 @@ def about_auto() -> None:
 def run_command(
     data: Data = None,
     demo: Demo = False,
-    out: Annotated[Path | None, Flag("Run folder to create; default: runs/NAME-1.")] = None,
+    out: Annotated[
+        Path | None, Flag("Run folder to create; default: runs/NAME-1.", panel="Output")
+    ] = None,
     *,
-    run: RunOptions,
     options: Options,
+    run: RunOptions,
     output: RunOutput,
 ) -> None:
-    """Tune the recommended strategies within a time limit and save a classifier."""
+    """Tune the advised strategies within a time; save a classifier."""
     dataset = data_folder(data, demo, options.cache_dir)
     folder = out or _new_run_folder(dataset)
     with show_events(folder, output) as (on_progress, on_event), run_errors(folder):
         from advisor.tune.driver import auto
 
         options = replace(options, on_progress=on_progress, on_note=print_note)
-        run = replace(run, time_s=seconds_left(run.time_s))
-        outcome = auto(dataset, folder, options, run, on_event=on_event)
+        outcome = auto(dataset, folder, options, run, on_event=on_event, began_s=STARTED_S)
     _print_outcome(outcome, output)
 
 
@@ -72,6 +74,7 @@ def resume_command(
         Flag(
             "Time limit from now on; default: the time that was left.",
             name="--time",
+            panel="Budget",
             is_duration=True,
         ),
     ] = None,

@@ -95,7 +95,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     console.print(
         Text(f"\n{outcome.advice.dataset}: done", style="bold"),
         *doubts,
-        Padding(facts, (0, 0, 0, 2)),
+        Padding(facts, (0, 0, 0, 2), expand=False),
         *(Text(f"  trial {t.number} ({t.strategy}) failed: {t.reason}") for t in failed),
         Text(f"\n  predict  tl-auto predict {outcome.folder} IMAGE_OR_FOLDER..."),
         Text(f"  report   {outcome.folder / 'report.html'}"),
@@ -136,7 +136,7 @@ def heading(advice: Advice) -> RenderableType:
 def _section(title: str, body: RenderableType | None) -> tuple[RenderableType, ...]:
     if body is None:
         return ()
-    return (Text(f"\n{title}", style="bold"), Padding(body, (0, 0, 0, 2)))
+    return (Text(f"\n{title}", style="bold"), Padding(body, (0, 0, 0, 2), expand=False))
 
 
 def _lines(lines: Iterable[str]) -> RenderableType:

@@ -1,6 +1,7 @@
 """Run driver: measure, search, evaluate on test and report, for a new or a resumed run."""
 
 import hashlib
+import logging
 import os
 import time
 from dataclasses import dataclass, replace
@@ -17,10 +18,11 @@ from advisor.report.to_json import advice_record
 from advisor.tune.all_images import learn_from_all
 from advisor.tune.closing import CONTROL_SHARE, REPORT_S, ClosingResult, tune
 from advisor.tune.control import evaluate_with_control
+from advisor.tune.fixed import check_fixed_names, checked_fixed, with_fixed
 from advisor.tune.incumbent import Incumbent
 from advisor.tune.interrupt import Interrupt
 from advisor.tune.run_dir.directory import RunDir
-from advisor.tune.run_dir.settings import Settings, absolute, settings_record
+from advisor.tune.run_dir.settings import Settings, absolute, settings_record, write_settings_file
 from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.scheduler import Scheduler, make_scheduler
 from advisor.tune.search import Search, SearchResult
@@ -44,6 +46,8 @@ from strategies.core.errors import (
 from strategies.data.dataset import Dataset
 from strategies.registry import search_spaces
 
+logger = logging.getLogger(__name__)
+
 
 def auto(
     data: Path | str,
@@ -52,6 +56,7 @@ def auto(
     run: RunOptions = RUN_DEFAULTS,
     *,
     on_event: OnEvent = ignore,
+    began_s: float | None = None,
 ) -> Outcome:
     """Tune what the advice recommends within a time limit, and write the best classifier.
 
@@ -61,6 +66,8 @@ def auto(
         Images, see `load_dataset`; the run directory, new or empty.
     options, run
         How to measure and to recommend; limits of the search.
+    began_s
+        ``time.monotonic()`` from which the time limit counts; None: now.
 
     Raises
     ------
@@ -69,16 +76,19 @@ def auto(
     KeyboardInterrupt
         If Ctrl-C was pressed before there was a classifier, or twice.
     """
-    deadline_s = time.monotonic() + run.time_s
+    began_s = time.monotonic() if began_s is None else began_s
+    deadline_s = began_s + run.time_s
     data = absolute(Path(data))
     settings = Settings(data, options, run)
     check_gpus(options, run)
+    check_fixed_names(options, run)
     folder = RunDir.create(Path(out))
     with folder.locked():
         folder.begin(settings_record(settings))
         try:
-            session = begin_session(folder, deadline_s)
+            session = begin_session(folder, deadline_s, began_s)
             prepared = prepare(data, options, deadline_s, keep_rest=True)
+            write_settings_file(folder, settings, prepared.backbone)
             return run_session(folder, settings, prepared, session, on_event)
         except (DataError, BackboneError, NotApplicable):
             if not (folder.path / "advice.json").exists():
@@ -109,12 +119,19 @@ class Session:
     is_judging: bool
 
 
-def begin_session(folder: RunDir, deadline_s: float) -> Session:
-    """Begin a session of a run and log it; a run that was judging never searches again."""
-    used_before_s, start_s = folder.used_s(), time.monotonic()
-    ends_at = time.time() + deadline_s - start_s
+def begin_session(folder: RunDir, deadline_s: float, start_s: float | None = None) -> Session:
+    """Begin a session of a run and log it; a run that was judging never searches again.
+
+    Parameters
+    ----------
+    start_s, deadline_s
+        ``time.monotonic()`` of its start (None: now), and of its end at the latest.
+    """
+    start_s = time.monotonic() if start_s is None else start_s
+    used_before_s, started_at = folder.used_s(), time.time() - (time.monotonic() - start_s)
+    ends_at = started_at + deadline_s - start_s
     is_judging = folder.state().get("phase") == "judging"
-    folder.log_event("session", ends_at=ends_at, process=os.getpid())
+    folder.log_event("session", time=round(started_at, 3), ends_at=ends_at, process=os.getpid())
     folder.set_phase("judging" if is_judging else "measuring", ends_at)
     return Session(start_s, deadline_s, ends_at, used_before_s, is_judging)
 
@@ -125,6 +142,8 @@ def run_session(
     """Run a new or resumed run up to its outcome. The caller must hold the run's lock."""
     run, ends_at = settings.run, session.ends_at
     check_split(folder, prepared.dataset)
+    if not prepared.dataset.is_sampled:  # the search spaces depend on the number of images
+        checked_fixed(prepared.options, run, prepared.dataset, prepared.backbone)
     advice = _load_or_make_advice(folder, prepared, run, session.deadline_s)
     prepared = learn_from_all(folder, prepared, advice.profile, by_time=run.max_trials is None)
     if not run.uses_ray:
@@ -260,15 +279,21 @@ def make_search(
     scheduler = make_scheduler(
         advice, len(dataset.val), only=only, max_trials=run.max_trials, prefer=options.prefer
     )
+    fixed = checked_fixed(options, run, dataset, prepared.backbone)
+    scheduler = with_fixed(scheduler, fixed, dataset, prepared.backbone)
     validation = _load_or_make_validation(
         folder, dataset.hide_test(), scheduler, options.seed, deadline_s
     )
     scheduler = replace(scheduler, n_val=validation.n, n_fits=len(validation.folds))
+    names = ", ".join(c.strategy for c in scheduler.candidates)
+    n_scored, n_fits = validation.n, len(validation.folds)
+    logger.info("candidates: %s; scored on %d images, %d fits a trial", names, n_scored, n_fits)
     trials = Trials(
         folder.path / "study.db",
         search_spaces(dataset, prepared.backbone),
         seed=options.seed,
         pruning=make_pruning(len(dataset.val), by_folds=len(validation.folds) > 1),
+        fixed=fixed,
     )
     shared = storage_of(folder, run.storage_path) if run.uses_ray else folder
     executor = LocalExecutor(

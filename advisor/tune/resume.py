@@ -49,6 +49,6 @@ def resume(
         settings = replace(settings, options=options)
         left_s = settings.run.time_s - folder.used_s() if time_s is None else time_s
         check_gpus(options, settings.run)
-        session = begin_session(folder, start + left_s)
+        session = begin_session(folder, start + left_s, start)
         prepared = prepare(settings.data, options, session.deadline_s, keep_rest=True)
         return run_session(folder, settings, prepared, session, on_event)

@@ -1,5 +1,6 @@
 """Search loop: choose a trial, have it carried out, record it, keep the best classifier."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,8 @@ from strategies.core.errors import DataError, OutOfTime
 from strategies.data.dataset import Dataset
 from strategies.models.classifier import ImageClassifier
 from strategies.registry import baseline, get_strategy
+
+logger = logging.getLogger(__name__)
 
 NO_TIME = "no time was left"
 
@@ -105,6 +108,8 @@ class Search:
         start = self.scheduler.baseline_start(self.executor.backbone.input_px)
         if start is None or self.is_interrupted or self.incumbent.trial is not None:
             return
+        if self._contradicts(start):
+            return
         part = self.executor.measured_part()
         is_whole, has_time = part == self.executor.dataset, self.executor.budget.left_s() > 0
         if part is None or (is_whole and has_time) or self.trials.snapshot().unfinished:
@@ -124,20 +129,25 @@ class Search:
         if self.is_interrupted or self.incumbent.trial is not None:
             return
         part = self.executor.measured_part()
-        if part is None:
+        start = {"views": 1, "input_px": self.executor.backbone.input_px}
+        if part is None or self._contradicts(start):
             return
         for _ in self.trials.snapshot().unfinished:  # they would be begun before any other
             job = self.trials.begin(None, {})
             if job is not None:
                 self._finish(job, TrialResult(_unsuccessful(job, NO_TIME)), refitted=False)
         why = _reasons(self.trials.snapshot().done)
-        start = {"views": 1, "input_px": self.executor.backbone.input_px}
         job = self._fit_baseline(start, part)
         if job is not None:
             self.executor.ctx.reporter.on_note(
                 f"No trial finished ({why}). The classifier is a {job.strategy} on the "
                 f"{len(part.fit_split)} images measured."
             )
+
+    def _contradicts(self, start: Mapping[str, Any]) -> bool:
+        """Return whether settings of a baseline on measured features differ from fixed ones."""
+        fixed = self.trials.fixed.get(baseline().name, {})
+        return any(name in start and start[name] != value for name, value in fixed.items())
 
     def _fit_baseline(self, start: Mapping[str, Any], part: Dataset) -> Job | None:
         """Fit the baseline to cached features, as a trial; None if no trial may begin."""
@@ -192,7 +202,12 @@ class Search:
         start: Mapping[str, Any] = {}
         if strategy is not None:
             start = self.scheduler.start(strategy, snapshot, self.trials.spaces[strategy], left)
-        return self.trials.begin(strategy, start)
+        job = self.trials.begin(strategy, start)
+        if job is not None:
+            origin = "given" if start else "sampled"
+            settings = (job.number, job.strategy, origin, dict(job.settings))
+            logger.info("trial %d: %s, %s start: %s; %s", *settings, left)
+        return job
 
     def _size_of(self, trial: TrialRecord) -> int:
         """Return the input size of a trial's classifier."""
@@ -238,6 +253,8 @@ class Search:
     def _on_score(self, job: Job, score: Score) -> bool:
         """Record a score of a running trial; return whether the trial is to be pruned."""
         if score.accuracy is not None:
+            accuracy = score.accuracy.percent()
+            logger.debug("trial %d, round %d: %s", job.number, score.step, accuracy)
             self._emit(job, "round", step=score.step, accuracy=score.accuracy)
         return bool(score.values) and self.trials.report(job, score.values)
 

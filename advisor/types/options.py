@@ -40,8 +40,13 @@ def tie_upper_bound(accuracy: float, prefer: Prefer) -> float:
     return min(accuracy + NOISE[prefer], (accuracy + per_error) / (1 + per_error))
 
 
-DeviceName = Annotated[str, Flag("auto, cpu, cuda, cuda:N or mps.", is_local=True)]
-CacheDir = Annotated[Path | None, Flag("Folder of the feature cache.", is_local=True)]
+DeviceName = Annotated[
+    str, Flag("auto, cpu, cuda, cuda:N or mps.", panel="Machine", is_local=True)
+]
+CacheDir = Annotated[
+    Path | None,
+    Flag("Folder of the feature cache.", panel="Machine", is_local=True, is_neutral=True),
+]
 
 
 OnRanking = Callable[[Sequence[Any]], None]
@@ -100,37 +105,48 @@ class Options:
         str,
         Flag(
             "timm model name, hf-hub:..., local-dir:..., or auto. Several, separated by commas, "
-            "are compared."
+            "are compared.",
+            panel="Backbone",
         ),
     ] = AUTO
     input_px: Annotated[
-        int | None, Flag("Input resolution: side of the network's input.", min=16)
+        int | None,
+        Flag("Input resolution: side of the network's input.", panel="Backbone", min=16),
     ] = None
-    strategy: Annotated[str, Flag("Name of the strategy to use, or auto.")] = AUTO
-    val: Annotated[Path | None, Flag("Separate folder of validation images.")] = None
-    test: Annotated[Path | None, Flag("Separate folder of test images.")] = None
+    strategy: Annotated[str, Flag("Name of the strategy to use, or auto.", panel="Decision")] = (
+        AUTO
+    )
+    val: Annotated[Path | None, Flag("Separate folder of validation images.", panel="Data")] = None
+    test: Annotated[Path | None, Flag("Separate folder of test images.", panel="Data")] = None
     device: DeviceName = AUTO
     workers: Annotated[
         int | None,
-        Flag("Threads that read images; default: one per CPU core.", min=1, is_local=True),
+        Flag(
+            "Threads that read images; default: one per CPU core.",
+            panel="Machine",
+            min=1,
+            is_local=True,
+            is_neutral=True,
+        ),
     ] = None
     deterministic: Annotated[
         bool,
         Flag(
             "Same results in every run on a GPU too, which takes longer.",
-            name="--deterministic",
+            panel="Machine",
             is_local=True,
         ),
     ] = False
     cache_dir: CacheDir = None
-    root: Annotated[Path | None, Flag("Folder that a manifest's relative paths start from.")] = (
-        None
-    )
+    root: Annotated[
+        Path | None, Flag("Folder that a manifest's relative paths start from.", panel="Data")
+    ] = None
     group_by: Annotated[
         str | None,
         Flag(
             "Regular expression on paths: images with the same match stay in the same split and "
-            "fold; none: no grouping."
+            "fold; none: no grouping.",
+            panel="Data",
         ),
     ] = None
     max_images: Annotated[
@@ -138,23 +154,34 @@ class Options:
         Flag(
             "Maximum number of images per split that the advice is measured on; 0: all. tl-auto "
             "run learns from all images in any case, as far as time allows.",
+            panel="Data",
             min=0,
             zero_is_none=True,
         ),
     ] = MAX_IMAGES
-    max_quarantine: Annotated[float, Flag("Maximum share of unreadable images.", min=0, max=1)] = (
-        MAX_QUARANTINE
-    )
+    max_quarantine: Annotated[
+        float, Flag("Maximum share of unreadable images.", panel="Data", min=0, max=1)
+    ] = MAX_QUARANTINE
     reference: Annotated[
-        Path | None, Flag("Folder of images from the backbone's pretraining domain.")
+        Path | None,
+        Flag("Folder of images from the backbone's pretraining domain.", panel="Backbone"),
     ] = None
     pretrained_on: Annotated[
         str | None,
-        Flag("What the backbone was pretrained on, e.g. laion2b; default: timm's tag says it."),
+        Flag(
+            "What the backbone was pretrained on, e.g. laion2b; default: timm's tag says it.",
+            panel="Backbone",
+        ),
     ] = None
-    prefer: Annotated[Prefer, Flag("Trade-off between accuracy and training cost.")] = "balanced"
-    pilot: Annotated[PilotMode, Flag("Run a short pilot fine-tuning as evidence.")] = "auto"
-    seed: Annotated[int, Flag("Random seed of splits, folds and training.", min=0)] = 0
+    prefer: Annotated[
+        Prefer, Flag("Trade-off between accuracy and training cost.", panel="Decision")
+    ] = "balanced"
+    pilot: Annotated[
+        PilotMode, Flag("Run a short pilot fine-tuning as evidence.", panel="Decision")
+    ] = "auto"
+    seed: Annotated[
+        int, Flag("Random seed of splits, folds and training.", panel="Decision", min=0)
+    ] = 0
     on_progress: OnProgress | None = field(default=None, compare=False)
     on_note: OnNote = field(default=ignore_note, compare=False)
     on_ranking: OnRanking = field(default=ignore_ranking, compare=False)
@@ -189,43 +216,71 @@ class RunOptions:
         Folder that the driver and all nodes of a cluster see; None: the run folder.
     gpus_per_trial
         GPUs that a training run uses, each for its share of every batch.
+    fixed_hyperparameters
+        Hyperparameters of the forced strategy (`Options.strategy`) that have these values in every
+        trial of it; the others are searched. None: all are searched.
     """
 
     time_s: Annotated[
         float,
-        Flag("Time limit of the whole command: 90s, 10m, 2h.", name="--time", is_duration=True),
+        Flag(
+            "Time limit of the whole command: 90s, 10m, 2h.",
+            panel="Budget",
+            name="--time",
+            is_duration=True,
+        ),
     ] = 600.0
     max_trials: Annotated[
-        int | None, Flag("Maximum number of trials.", name="--trials", min=1)
+        int | None, Flag("Maximum number of trials.", panel="Budget", name="--trials", min=1)
     ] = None
     control: Annotated[
         bool,
-        Flag("Use a tenth of the time for a random-init control, to measure the transfer gain."),
+        Flag(
+            "Use a tenth of the time for a random-init control, to measure the transfer gain.",
+            panel="Decision",
+        ),
     ] = True
     soup: Annotated[
         bool,
         Flag(
             "Average the weights of the best trials (model soup); keep the average if it scores "
-            "better on validation."
+            "better on validation.",
+            panel="Decision",
         ),
     ] = True
     ray: Annotated[
-        bool, Flag("Run trials in parallel on this machine's GPUs, with Ray.", name="--ray")
+        bool,
+        Flag("Run trials in parallel on this machine's GPUs, with Ray.", panel="Machine"),
     ] = False
     ray_address: Annotated[
-        str | None, Flag("Run trials on the Ray cluster at this address: HOST:6379, or auto.")
+        str | None,
+        Flag(
+            "Run trials on the Ray cluster at this address: HOST:6379, or auto.", panel="Machine"
+        ),
     ] = None
-    gpus: Annotated[int | None, Flag("Most GPUs that Ray uses; default: all.", min=1)] = None
+    gpus: Annotated[
+        int | None, Flag("Most GPUs that Ray uses; default: all.", panel="Machine", min=1)
+    ] = None
     storage_path: Annotated[
         Path | None,
         Flag(
             "Folder that this process and all nodes of the Ray cluster see, for checkpoints; "
-            "default: the run folder."
+            "default: the run folder.",
+            panel="Machine",
         ),
     ] = None
     gpus_per_trial: Annotated[
-        int, Flag("GPUs that share every batch of a training run.", min=1)
+        int, Flag("GPUs that share every batch of a training run.", panel="Machine", min=1)
     ] = 1
+    fixed_hyperparameters: Annotated[
+        Mapping[str, Any] | None,
+        Flag(
+            "Fix a hyperparameter of the strategy that --strategy names, e.g. lr=3e-4; the others "
+            "are searched. May be repeated.",
+            name="--set",
+            panel="Decision",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         """Check bounds, and that no option is without effect."""

@@ -1,6 +1,7 @@
 """Memory: tune glibc's malloc, and split batches into parts that fit into memory."""
 
 import ctypes
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from strategies.core.errors import TransferError
+
+logger = logging.getLogger(__name__)
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Parameter numbers of glibc's ``mallopt`` (malloc.h)."""
@@ -86,6 +89,7 @@ def more_micro_batches(n: int, most: int, error: RuntimeError, device: torch.dev
         ) from error
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    logger.info("%s is out of memory: a batch is computed in %d parts", device, min(2 * n, most))
     return min(2 * n, most)
 
 
@@ -193,6 +197,7 @@ def inference_passes(
             outputs = parts(forward, chunk)
             taken = torch.cuda.max_memory_allocated(device) - before
             size = inference_batch(taken / max(len(chunk), 1), free_bytes(device))
+            logger.info("batches of up to %d images fit into the memory of %s", size, device)
         else:
             outputs = parts(forward, chunk)
         yield outputs

@@ -1,6 +1,7 @@
 """Run context of a fit: cache, device, precision, seed, deadline and reporter."""
 
 import contextlib
+import logging
 import os
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from strategies.core.devices import choose_precision, cuda_settings, make_device
 from strategies.core.errors import OutOfTime
 from strategies.core.limits import usable_cpus
 from strategies.core.progress import Reporter
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def make_context(
     chosen = make_device(device)
     if is_deterministic and chosen.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    return RunContext(
+    ctx = RunContext(
         cache=ArrayCache(cache_dir or default_cache_dir()),
         device=chosen,
         precision=choose_precision(chosen),
@@ -152,3 +155,9 @@ def make_context(
         reporter=reporter or Reporter(),
         is_deterministic=is_deterministic,
     )
+    logger.info(
+        "device %s, %s, seed %d; %d threads read images, %d compute; cache %s",
+        *(ctx.device, ctx.precision, ctx.seed, ctx.n_workers, torch.get_num_threads()),
+        ctx.cache.path,
+    )
+    return ctx

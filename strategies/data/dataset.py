@@ -1,5 +1,6 @@
 """The dataset: load labelled images, find duplicates, and split into train, val and test."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -33,6 +34,8 @@ from strategies.data.splitting import (
     assign_groups,
     follow_groups,
 )
+
+logger = logging.getLogger(__name__)
 
 __all__ = [
     "Dataset",
@@ -187,8 +190,18 @@ def load_dataset(
     splits, bad = _read_splits(listing, n_workers, cache, on_progress)
     n_read = sum(map(len, splits.values()))
     check_quarantine(data, bad, n_read, max_quarantine)
-    dataset = _assemble(data, listing, splits, bad, group_by, seed)
+    dataset = _logged(_assemble(data, listing, splits, bad, group_by, seed))
     on_progress("duplicates", n_read, n_read)
+    return dataset
+
+
+def _logged(dataset: Dataset) -> Dataset:
+    """Return a dataset, and log its size."""
+    logger.info(
+        "%s: %d train, %d validation, %d test images of %d classes, %d not readable; splits: %s",
+        *(dataset.root, len(dataset.train), len(dataset.val), len(dataset.test or ())),
+        *(dataset.n_classes, len(dataset.skipped), dataset.split_source),
+    )
     return dataset
 
 

@@ -43,6 +43,15 @@ PRIOR_STRENGTH, PRIOR_TEMPERATURE = 1e-2, 20.0
 calibrated on eleven real datasets with one image per class, evaluated on left-out train images."""
 
 
+def unusable_setting(strength: float | None, views: int | None) -> str | None:
+    """Return why a head cannot be fitted with a strength and a number of views, or None."""
+    if strength is not None and not 0 < strength < np.inf:
+        return f"strength must be above 0, got {strength}"
+    if views is not None and views not in (1, 2, 6):
+        return f"views must be one of 1, 2, 6, got {views}"
+    return None
+
+
 @dataclass(frozen=True)
 class LinearSettings:
     """Settings for fitting a linear head to frozen features.

@@ -1,5 +1,6 @@
 """Feature extraction: cached pooled activations of every depth, and BatchNorm input moments."""
 
+import logging
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,8 @@ from strategies.data.decoding import Pixels, read_image
 from strategies.models.backbone import Backbone, source_classes
 from strategies.models.body import Body, source_head
 from strategies.models.moments import Layout, Moments, by_image, layout_of, watch
+
+logger = logging.getLogger(__name__)
 
 INFERENCE_BATCH = 32
 """Images that are read together, and pass a CPU together, without gradients."""
@@ -151,6 +154,10 @@ def _read(
     for place in np.flatnonzero(~found).tolist():
         places.setdefault(digests[place], []).append(place)
     missing = [images[rows[0]] for rows in places.values()]
+    logger.info(
+        "features of %d images by %s at %d px: %d images to compute, the others are cached",
+        *(len(images), backbone.name, backbone.input_px, len(missing)),
+    )
     if time_key not in facts:
         missing = missing or list(images[:INFERENCE_BATCH])
     if missing:

@@ -1,6 +1,7 @@
 """LP-FT: fit a linear probe, then fine-tune the network from it, then calibrate."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -39,6 +40,8 @@ from strategies.training.loop import ROUNDS
 from strategies.training.recipe import Recipe, RecipeDraft
 from strategies.training.reinit import REINIT_PASSES, reinitialise
 from strategies.training.trainer import train
+
+logger = logging.getLogger(__name__)
 
 TEMPERATURE_SPREAD = float(np.log(2))
 """Prior standard deviation of the log temperature: two in three are between a half and two."""
@@ -93,6 +96,7 @@ def fine_tune(
     """
     probe = fit_probe(dataset, backbone, ctx)
     head, recipe = probe.head, complete(draft, probe, dataset, backbone, ctx)
+    logger.info("training run of %s at %d px: %s", backbone.name, backbone.input_px, recipe)
     with ctx.seeded():
         network = make_network(backbone, (backbone.n_depths,), dataset.n_classes)
         if recipe.reinitialises:

@@ -8,6 +8,7 @@ from typing import Any
 
 import optuna
 
+from advisor.tune.fixed import Fixed, with_fixed
 from advisor.tune.incumbent import Incumbent
 from advisor.tune.interrupt import Interrupt
 from advisor.tune.run_dir.directory import RunDir
@@ -53,6 +54,7 @@ class Runner:
         self.deadline_s = math.inf
         self.n_folds = 1
         self.soup = False
+        self.fixed: Fixed = {}
         self.events: list[Event] = []
 
     def prepare(self, max_trials: int | None = None, only: str | None = None) -> Search:
@@ -60,11 +62,13 @@ class Runner:
         scheduler = make_scheduler(
             self.advice, max(n_val, 1), only=only, max_trials=max_trials, prefer="balanced"
         )
+        scheduler = with_fixed(scheduler, self.fixed, self.dataset, self.backbone)
         self.folder.set_phase("searching", math.inf)
         trials = Trials(
             self.folder.path / "study.db",
             search_spaces(self.dataset, self.backbone),
             pruning=make_pruning(n_val, by_folds=self.n_folds > 1),
+            fixed=self.fixed,
         )
         executor = LocalExecutor(
             self.backbone,

@@ -111,6 +111,31 @@ def test_the_starting_point_applies_and_lies_in_the_search_space(
     assert kind.from_hyperparameters(given) == start
 
 
+def test_every_sampled_hyperparameter_may_be_fixed(
+    name: str, small_dataset: Dataset, backbone: Backbone
+) -> None:
+    kind = STRATEGIES[name]
+    for seed in range(3):
+        trial = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed)).ask(
+            dict(kind.search_space(small_dataset, backbone))
+        )
+        assert kind.checked(trial.params, small_dataset, backbone) == trial.params
+    assert kind.hyperparameter_types().keys() >= kind().hyperparameters().keys()
+
+
+def test_values_outside_the_search_space_cannot_be_fixed(
+    name: str, small_dataset: Dataset, backbone: Backbone
+) -> None:
+    kind = STRATEGIES[name]
+    for key, allowed in kind.search_space(small_dataset, backbone).items():
+        outside = [f"no {key}", float("nan")]
+        if not isinstance(allowed, optuna.distributions.CategoricalDistribution):
+            outside += [allowed.low - 1, allowed.high * 2 + 1, True]  # type: ignore[attr-defined]
+        for value in outside:
+            with pytest.raises(NotApplicable, match=f"{key} of {name} must be .*, got"):
+                kind.checked({key: value}, small_dataset, backbone)
+
+
 def test_an_unknown_hyperparameter_is_refused_with_a_suggestion(name: str) -> None:
     known = next(iter(STRATEGIES[name]().hyperparameters()))
     with pytest.raises(NotApplicable, match=f"Did you mean .*{known}"):

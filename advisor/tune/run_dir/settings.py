@@ -1,15 +1,20 @@
-"""Settings of a run, as JSON in ``run.json``: what is needed to resume it."""
+"""Settings of a run: ``run.json`` to resume it, and ``settings.toml`` to repeat it."""
 
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from advisor.tune.run_dir.directory import RunDir
-from advisor.types.flags import declared_in
+import tomli_w
+
+from advisor.tune.run_dir.directory import SETTINGS_FILE, RunDir
+from advisor.types.flags import declared_in, file_values
 from advisor.types.options import Options, RunOptions
+from strategies.core.atomic_files import write_text
 from strategies.core.errors import StorageError
+from strategies.models.backbone import Backbone
 
 T = TypeVar("T")
 
@@ -58,6 +63,31 @@ def read_settings(folder: RunDir) -> Settings:
         )
     except (LookupError, TypeError) as error:
         raise StorageError(f"{folder.path / 'run.json'} is incomplete: {error}.") from error
+
+
+def write_settings_file(folder: RunDir, settings: Settings, backbone: Backbone) -> None:
+    """Write ``settings.toml``: every option that decides the trials, for ``--config``.
+
+    Backbone and input size are those that were chosen.
+    """
+    options = replace(settings.options, backbone=backbone.name, input_px=backbone.input_px)
+    values = file_values(_with_absolute_paths(options))
+    values |= file_values(_with_absolute_paths(settings.run))
+    path = folder.path / SETTINGS_FILE
+    data, file = (shlex.quote(str(absolute(p))) for p in (settings.data, path))
+    with folder.storage_errors(path):
+        write_text(
+            path,
+            "# Settings of this run. The same trials in a new run folder:\n"
+            f"# tl-auto run {data} --config {file}\n\n{tomli_w.dumps(values)}",
+        )
+
+
+def _with_absolute_paths(options: T) -> T:
+    """Return options whose paths are valid in any working directory."""
+    paths = {o.name: getattr(options, o.name) for o in declared_in(options) if o.is_path}
+    given = {name: absolute(path) for name, path in paths.items() if path is not None}
+    return replace(options, **given)  # type: ignore[type-var]
 
 
 def _record(options: Options | RunOptions) -> dict[str, Any]:

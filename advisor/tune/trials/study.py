@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import optuna
 from optuna.distributions import BaseDistribution
@@ -77,10 +78,14 @@ class Trials:
         Seed of the sampler.
     pruning
         When trials are stopped early.
+    fixed
+        Hyperparameters by strategy that have these values in every trial, and are not sampled.
 
     Attributes
     ----------
-    spaces, pruning
+    spaces
+        As given, without the fixed hyperparameters.
+    pruning, fixed
         As given.
 
     Raises
@@ -97,8 +102,13 @@ class Trials:
         *,
         seed: int = 0,
         pruning: Pruning,
+        fixed: Mapping[str, Mapping[str, object]] = MappingProxyType({}),
     ) -> None:
-        self.spaces, self.pruning = spaces, pruning
+        self.pruning, self.fixed = pruning, fixed
+        self.spaces = {
+            strategy: {n: d for n, d in space.items() if n not in fixed.get(strategy, ())}
+            for strategy, space in spaces.items()
+        }
         arguments = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
         storage = RDBStorage(f"sqlite:///{path.resolve()}", engine_kwargs=arguments)
         self._studies = {
@@ -176,6 +186,7 @@ class Trials:
 
     def _enqueue(self, strategy: str, start: Mapping[str, object]) -> None:
         space = self.spaces[strategy]
+        start = {**start, **self.fixed.get(strategy, {})}
         fixed = {name: value for name, value in start.items() if name not in space}
         begun_with = {name: value for name, value in start.items() if name in space}
         self._studies[strategy].enqueue_trial(

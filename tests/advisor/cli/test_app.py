@@ -17,6 +17,7 @@ from advisor.cli.app import advise_app, auto_app
 from advisor.cli.options import parse_duration_s
 from advisor.tune.scheduler import Scheduler, make_scheduler
 from advisor.types.advice import SCHEMA_VERSION
+from strategies.data import inspection
 from strategies.registry import STRATEGIES
 
 runner = CliRunner()
@@ -199,6 +200,49 @@ def test_shell_completion_scripts_are_available(app: object, name: str, shell: s
     )
     assert found.exit_code == 0, found.output
     assert f"_{name}_COMPLETE" in found.stdout
+
+
+def test_fail_on_sets_the_exit_code_and_prints_the_advice_all_the_same(
+    make_folder: Callable[..., Path], cache: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = make_folder("data", 12)
+    (data / "class0" / "broken.png").write_bytes(b"no image")
+    monkeypatch.setattr(inspection, "SETTLED_S", 0.0)  # new files may be cached
+    asked = [str(data), "--pilot", "off", "--json", *cache]
+    measured = runner.invoke(advise_app, [*asked, "--fail-on", "tip"])
+    assert measured.exit_code == 3, measured.output
+    findings = json.loads(measured.stdout)["findings"]
+    assert measured.stderr.endswith(
+        "--fail-on tip: " + ", ".join(f["code"] for f in findings) + "\n"
+    )
+    failing = {
+        "never": [],
+        "void": [f["code"] for f in findings if f["voids_advice"]],
+        "issue": [f["code"] for f in findings if f["severity"] == "issue"],
+        "tip": [f["code"] for f in findings],
+    }
+    assert failing["issue"] != failing["tip"]
+    for name, codes in failing.items():
+        found = runner.invoke(advise_app, [*asked, "--fail-on", name])
+        assert "the advice comes from the cache" in found.stderr
+        assert found.exit_code == (3 if codes else 0)
+        assert found.stdout == measured.stdout
+        assert (f"--fail-on {name}: {', '.join(codes)}\n" in found.stderr) == bool(codes)
+
+
+def test_verbose_logs_what_was_chosen_and_what_was_cached(
+    make_folder: Callable[..., Path], cache: list[str]
+) -> None:
+    asked = [str(make_folder("data", 12)), "--pilot", "off", "--json", "-v", *cache]
+    found = runner.invoke(advise_app, asked, env={"TL_ADVISOR_SEED": "3"})
+    assert found.exit_code == 0, found.output
+    assert json.loads(found.stdout)["seed"] == 3
+    log = found.stderr
+    assert " INFO advisor.cli.options: --seed is 3: from TL_ADVISOR_SEED\n" in log
+    assert " INFO advisor.cli.app: advice in the cache: none\n" in log
+    assert " INFO strategies.core.context: device cpu, " in log
+    assert " at 64 px: 30 images to compute" in log
+    assert runner.invoke(advise_app, [a for a in asked if a != "-v"]).stderr.count("INFO") == 0
 
 
 def test_profile_prints_phase_times_to_stderr(
