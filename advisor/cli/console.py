@@ -5,7 +5,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -14,6 +14,8 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from strategies.data.image import Skipped
 
 
 OnProgress = Callable[[str, int, int], None]
@@ -89,6 +91,15 @@ def configure_process() -> None:
 def print_note(sentence: str) -> None:
     """Print to stderr that a training run deviates from its settings."""
     stderr.print(sentence, highlight=False, markup=False)
+
+
+def print_skipped(skipped: Iterable["Skipped"]) -> None:
+    """Print the files that were left out to stderr, with reasons."""
+    from strategies.data.image import shown
+
+    for file in skipped:
+        line = f"skipped: {shown(file.path)}: {file.reason}"
+        stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def fail(message: str) -> NoReturn:

@@ -70,7 +70,7 @@ def predict(
     DataError
         If `given` holds no image, or an image in memory cannot be used.
     """
-    classifier = load_classifier(run, device)
+    classifier = load_classifier(run, make_device(device))
     precision = choose_precision(classifier.device)
     done = 0
     images = _list_images(given)
@@ -83,7 +83,7 @@ def predict(
         raise DataError("There is no image in the given files and folders.")
 
 
-def load_classifier(run: Path, device: str = "auto") -> ImageClassifier:
+def load_classifier(run: Path, device: torch.device) -> ImageClassifier:
     """Load the classifier of a run folder, or of the classifier folder in it.
 
     Raises
@@ -92,7 +92,7 @@ def load_classifier(run: Path, device: str = "auto") -> ImageClassifier:
         If there is no readable classifier.
     """
     folder = RunDir(run).classifier()
-    return ImageClassifier.load(folder if folder.is_dir() else run, make_device(device))
+    return ImageClassifier.load(folder if folder.is_dir() else run, device)
 
 
 def _predict_chunk(

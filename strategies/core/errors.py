@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+MOST_NAMED = 20
+"""Most names that one message lists."""
+
 
 class TransferError(Exception):
     """Base class of all errors that this program raises for its user.
@@ -37,8 +40,25 @@ class StorageError(TransferError):
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the error message for an unknown name, with the closest known names."""
+    close = _closest(name, known)
+    hint = f" Did you mean {close}?" if close else ""
+    return f"Unknown {kind} {name!r}.{hint}{_listed(known)}"
+
+
+def unknown_names(kind: str, names: Iterable[str], known: Iterable[str]) -> str:
+    """Return the error message for several unknown names, each with the closest known names."""
+    given, parts = list(names), []
+    for name in given[:MOST_NAMED]:
+        close = _closest(name, known)
+        parts.append(f"{name!r} (did you mean {close}?)" if close else repr(name))
+    more = f" and {len(given) - MOST_NAMED} more" if len(given) > MOST_NAMED else ""
+    return f"Unknown {kind}: {', '.join(parts)}{more}.{_listed(known)}"
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    return " or ".join(map(repr, get_close_matches(name, sorted(known), n=3)))
+
+
+def _listed(known: Iterable[str]) -> str:
     names = sorted(known)
-    close = get_close_matches(name, names, n=3)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    listed = f" Known: {', '.join(names)}." if len(names) <= 20 else ""
-    return f"Unknown {kind} {name!r}.{hint}{listed}"
+    return f" Known: {', '.join(names)}." if len(names) <= MOST_NAMED else ""
