@@ -67,7 +67,7 @@ def print_evaluation(console: Console, found: DatasetEvaluation) -> None:
     """Print an evaluation: scores, classes, confusion matrix and reliability diagram."""
     facts = Table.grid(padding=(0, 2))
     for fact in _facts(found):
-        facts.add_row(fact.label[0].lower() + fact.label[1:], fact.value)
+        facts.add_row(fact.label[0].lower() + fact.label[1:], f"{fact.value} {fact.detail}")
     console.print(
         Text(f"{shown(found.run)} on {shown(found.data)}", style="bold"),
         Text(_size_line(found)),
@@ -122,24 +122,27 @@ def _size_line(found: DatasetEvaluation) -> str:
 
 def _facts(found: DatasetEvaluation) -> list[Fact]:
     scores, loss = found.scores, found.log_loss
-    facts = [
-        Fact("Accuracy", scores.accuracy.percent()),
-        Fact("Balanced accuracy", found.balanced_accuracy.percent()),
-    ]
-    if scores.top_5 is not None:
-        facts.append(Fact("Top-5 accuracy", scores.top_5.percent()))
     error = Interval(*(100 * x for x in _bounds(found.calibration_error)))
-    facts += [
-        Fact("Log loss", f"{loss.mid:.3f} [{loss.low:.3f}, {loss.high:.3f}]", "nats; 0 is best"),
-        Fact(
-            "Calibration error",
-            f"{error.mid:.1f} points [{error.low:.1f}, {error.high:.1f}]",
-            "expected calibration error (ECE); 0 is best",
-        ),
+    facts = [
+        _percent_fact("Accuracy", scores.accuracy),
+        _percent_fact("Balanced accuracy", found.balanced_accuracy),
+        _percent_fact("Top-5 accuracy", scores.top_5),
+        Fact("Log loss", f"{loss.mid:.3f}", f"[{loss.low:.3f}, {loss.high:.3f}] nats"),
+        Fact("Calibration error (ECE)", f"{error.mid:.1f} points", _span(error)),
+        _percent_fact("Accuracy on the run's own test", found.run_accuracy),
     ]
-    if found.run_accuracy is not None:
-        facts.append(Fact("Accuracy on the run's own test", found.run_accuracy.percent()))
-    return facts
+    return [fact for fact in facts if fact is not None]
+
+
+def _percent_fact(label: str, share: Interval | None) -> Fact | None:
+    if share is None:
+        return None
+    points = Interval(*(100 * x for x in _bounds(share)))
+    return Fact(label, f"{points.mid:.1f}%", _span(points))
+
+
+def _span(points: Interval) -> str:
+    return f"[{points.low:.1f}, {points.high:.1f}]"
 
 
 def _bounds(interval: Interval) -> tuple[float, float, float]:

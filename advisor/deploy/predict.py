@@ -73,7 +73,7 @@ def predict(
     classifier = load_classifier(run, make_device(device))
     precision = choose_precision(classifier.device)
     done = 0
-    images = _list_images(given)
+    images = list_images(given)
     while chunk := list(islice(images, CHUNK)):
         predictions = _predict_chunk(classifier, chunk, precision)
         done += len(chunk)
@@ -137,7 +137,7 @@ def _ranked(classes: Sequence[str], row: NDArray[np.float32]) -> Ranked:
     return tuple(sorted(zip(classes, row.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 
-def _list_images(given: Iterable[ImageSource]) -> Iterator[_Named]:
+def list_images(given: Iterable[ImageSource]) -> Iterator[_Named]:
     """Yield every image with its path, or with its position if it is in memory."""
     suffixes = known_suffixes()
     for number, entry in enumerate(given):
