@@ -285,7 +285,7 @@ def embed_command(
     about = f"{found.embedder.width:,} features of {found.embedder.name}"
     stdout.print(
         f"{found.out}: {found.n:,} images, {about} at {found.embedder.input_px} px "
-        f"(columns {', '.join(found.columns)})",
+        f"(columns {', '.join(found.columns)}, features)",
         highlight=False,
         markup=False,
         soft_wrap=True,

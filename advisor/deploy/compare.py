@@ -1,6 +1,5 @@
 """Comparison of finished runs: facts of each, and paired differences on the same test images."""
 
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -126,7 +125,7 @@ def _facts(run: Path, ctx: RunContext) -> tuple[ComparedRun, _Tested | None]:
 
 
 def _ms_per_image(classifier: ImageClassifier, ctx: RunContext) -> float:
-    """Time some batches of noise after a warm-up; return the median."""
+    """Time some batches of noise after a warm-up; return the fastest, the least disturbed one."""
     px = classifier.backbone.input_px
     pixels = np.random.default_rng(0).integers(0, 256, (TIMED_BATCH, px, px, 3), dtype=np.uint8)
     taken = []
@@ -134,7 +133,7 @@ def _ms_per_image(classifier: ImageClassifier, ctx: RunContext) -> float:
         begun = time.perf_counter()
         classifier.classify(pixels, ctx.precision)
         taken.append(time.perf_counter() - begun)
-    return 1000 * statistics.median(taken[1:]) / TIMED_BATCH
+    return 1000 * min(taken[1:]) / TIMED_BATCH
 
 
 def _tested(folder: RunDir) -> _Tested | None:

@@ -77,8 +77,8 @@ def print_similar(console: Console, found: SimilarImages) -> None:
 def _common_folder(paths: Sequence[Path]) -> Path | None:
     """Return the folder that all paths are below; None if they are not below one."""
     folders = {path.parent for path in paths}
-    is_absolute = {path.is_absolute() for path in paths}
-    return Path(os.path.commonpath(folders)) if folders and len(is_absolute) == 1 else None
+    anchors = {path.anchor for path in paths}
+    return Path(os.path.commonpath(folders)) if len(anchors) == 1 else None
 
 
 def _accuracies(runs: Sequence[ComparedRun]) -> RenderableType:
@@ -99,7 +99,7 @@ def _accuracies(runs: Sequence[ComparedRun]) -> RenderableType:
 
 
 def _facts(runs: Sequence[ComparedRun]) -> RenderableType:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="")
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="")
     for name in ("", "strategy", "backbone"):
         table.add_column(name, overflow="fold")
     for name in ("input", "trials", "time", "size", "ms/image"):
