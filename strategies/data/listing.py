@@ -126,6 +126,8 @@ def list_manifest(
                 "train, validation, test. Correct it, or remove the column."
             )
         listing.reservoir(split).add(row.path, row.label, str(base / row.path))
+    if not listing.splits:
+        raise DataError(f"{shown(data)} lists no image.")
     if len(listing.splits) > 1:
         listing.origin += f": {', '.join(sorted(listing.splits))}"
     return listing.finish(data)
