@@ -257,7 +257,9 @@ def test_the_f1_score_is_that_of_precision_and_recall_with_an_interval() -> None
     assert found is not None
     precision, recall = 30 / 50, 30 / 40
     assert found.mid == pytest.approx(2 * precision * recall / (precision + recall))
-    assert found.low < found.mid < found.high
+    jaccard = proportion(30 / 60, 60)
+    assert found.low == pytest.approx(2 * jaccard.low / (1 + jaccard.low))
+    assert found.high == pytest.approx(2 * jaccard.high / (1 + jaccard.high))
     none = f1_interval(0, 5, 0)
     assert none is not None
     assert none.mid == 0
