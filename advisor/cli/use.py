@@ -24,6 +24,7 @@ from advisor.types.flags import Flag, check_values
 from advisor.types.options import AUTO, CacheDir, DeviceName
 
 if TYPE_CHECKING:
+    from advisor.deploy.embed import EmbeddedDataset
     from advisor.deploy.similar import SimilarImages
     from strategies.core.context import RunContext
 
@@ -273,6 +274,10 @@ def embed_command(
         else:
             embedder = run_embedder(run, ctx)
         found = embed_dataset(data, out, embedder, ctx, root)
+    _print_embedded(found, output)
+
+
+def _print_embedded(found: "EmbeddedDataset", output: Output) -> None:
     if output.json:
         from advisor.deploy.embed import embedded_record
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from advisor.deploy.labelled import ALL, LabelledFile, list_labelled
+from advisor.deploy.labelled import ALL, Files, LabelledFile, list_labelled
 from advisor.deploy.predict import CHUNK, load_classifier
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.images import IMAGES_FILE, image_rows
@@ -50,8 +50,6 @@ def evaluate_dataset(
     ----------
     run
         A run folder, or the classifier folder in it.
-    data, root
-        As in `load_dataset`.
     split
         train, val, test, all, or auto: test if the dataset has such a split, else all.
     ignore_unknown
@@ -59,18 +57,12 @@ def evaluate_dataset(
 
     Raises
     ------
-    StorageError
-        If there is no readable classifier.
-    DataError
-        If the dataset cannot be used, or has classes that the classifier does not know.
+    TransferError
+        If there is no readable classifier, the dataset cannot be used, or it has unknown classes.
     """
     classifier = load_classifier(run, ctx.device)
     listed = list_labelled(data, root)
-    chosen, source = split, "chosen with --split"
-    if split == AUTO_SPLIT:
-        chosen = "test" if "test" in listed.splits else ALL
-        source = "the default where there is a test split"
-        source = source if chosen == "test" else "the dataset has no test split"
+    chosen, source = _chosen_split(split, listed)
     files = listed.of(chosen)
     classes, ignored = match_classes(files, classifier.classes, ignore_unknown=ignore_unknown)
     index = {name: i for i, name in enumerate(classifier.classes)}
@@ -100,6 +92,15 @@ def evaluate_dataset(
         run_accuracy=_run_accuracy(RunDir(run)),
         quarantine=(*listed.skipped, *bad),
     )
+
+
+def _chosen_split(split: str, listed: Files) -> tuple[str, str]:
+    """Return the split to evaluate, and why it is that one."""
+    if split != AUTO_SPLIT:
+        return split, "chosen with --split"
+    if "test" in listed.splits:
+        return "test", "the default where there is a test split"
+    return ALL, "the dataset has no test split"
 
 
 def match_classes(
