@@ -26,6 +26,7 @@ from advisor.cli.console import (
 )
 from advisor.cli.options import App, Data, Demo, Output, Version, data_folder, with_flags
 from advisor.cli.run import about_auto, resume_command, run_command, status_command
+from advisor.cli.use import compare_command, embed_command, evaluate_command, similar_command
 from advisor.types.flags import Flag
 from advisor.types.options import Options
 
@@ -45,6 +46,10 @@ auto_app.command("resume")(resume_command)
 auto_app.command("status")(status_command)
 auto_app.command("export")(export_command)
 auto_app.command("predict")(predict_command)
+auto_app.command("evaluate")(evaluate_command)
+auto_app.command("compare")(compare_command)
+auto_app.command("similar")(similar_command)
+auto_app.command("embed")(embed_command)
 auto_app.add_typer(cache_app, name="cache", help="Show or clear the feature cache.")
 
 FailOn = Literal["never", "void", "issue", "tip"]

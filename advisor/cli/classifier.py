@@ -12,8 +12,8 @@ from advisor.cli.console import (
     errors,
     fail,
     print_json,
+    print_skipped,
     progress,
-    stderr,
     stdout,
 )
 from advisor.cli.options import Output, Run, with_flags
@@ -100,7 +100,7 @@ def _predictions_as_json(batches: Iterator["Predictions"], top: int) -> None:
     for batch in batches:
         for path, row in batch.rows:
             classes = [{"class": c, "probability": v} for c, v in row[:top]]
-            predictions.append({"path": shown(path), "classes": classes})
+            predictions.append({"path": shown(str(path)), "classes": classes})
         quarantine += [{"path": shown(s.path), "reason": s.reason} for s in batch.skipped]
     print_json({"predictions": predictions, "quarantine": quarantine})
 
@@ -111,8 +111,8 @@ def _predictions_as_csv(batches: Iterator["Predictions"]) -> None:
     writer = csv.writer(sys.stdout)
     writer.writerow(["path", "class", "probability"])
     for batch in batches:
-        _print_skipped(batch)
-        writer.writerows([shown(p), row[0][0], f"{row[0][1]:.6f}"] for p, row in batch.rows)
+        print_skipped(batch.skipped)
+        writer.writerows([shown(str(p)), row[0][0], f"{row[0][1]:.6f}"] for p, row in batch.rows)
 
 
 def _predictions_as_table(batches: Iterator["Predictions"], top: int) -> None:
@@ -120,13 +120,5 @@ def _predictions_as_table(batches: Iterator["Predictions"], top: int) -> None:
     from strategies.data.image import shown
 
     for batch in batches:
-        _print_skipped(batch)
-        print_predictions(stdout, [(shown(path), row[:top]) for path, row in batch.rows])
-
-
-def _print_skipped(batch: "Predictions") -> None:
-    from strategies.data.image import shown
-
-    for skipped in batch.skipped:
-        line = f"skipped: {shown(skipped.path)}: {skipped.reason}"
-        stderr.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_skipped(batch.skipped)
+        print_predictions(stdout, [(shown(str(path)), row[:top]) for path, row in batch.rows])

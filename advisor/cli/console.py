@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, cast
@@ -16,6 +16,8 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
+
+    from strategies.data.image import Skipped
 
 
 OnProgress = Callable[[str, int, int], None]
@@ -140,6 +142,15 @@ def log_lines(verbosity: int) -> Iterator[None]:
         for logger, old in zip(loggers, before, strict=True):
             logger.removeHandler(handler)
             logger.setLevel(old)
+
+
+def print_skipped(skipped: Iterable["Skipped"]) -> None:
+    """Print the files that were left out to stderr, with reasons."""
+    from strategies.data.image import shown
+
+    for file in skipped:
+        line = f"skipped: {shown(file.path)}: {file.reason}"
+        stderr.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def fail(message: str) -> NoReturn:

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from strategies.core.distributions import norm
+from strategies.core.distributions import binom, norm
 from strategies.core.metrics import LEVEL, Interval
 
 TINY = 1e-12
@@ -35,6 +35,23 @@ def paired_gain(hits: NDArray[np.bool_], others: NDArray[np.bool_]) -> Interval:
     spread = np.sqrt(gained + lost - (gained - lost) ** 2 / (n + 2)) / (n + 2)
     half = float(spread * norm.ppf(0.5 + LEVEL / 2))
     return Interval(max(gap - half, -1.0), gap, min(gap + half, 1.0))
+
+
+def mcnemar(hits: NDArray[np.bool_], others: NDArray[np.bool_]) -> float:
+    """Return the p-value of McNemar's exact test: both classify equally many images correctly.
+
+    Parameters
+    ----------
+    hits, others
+        Which images each classifier classifies correctly, (n,) each.
+
+    References
+    ----------
+    Q. McNemar, Note on the sampling error of the difference between correlated proportions or
+    percentages, 1947.
+    """
+    gained, lost = int(np.sum(hits & ~others)), int(np.sum(~hits & others))
+    return min(1.0, 2 * binom.sf(max(gained, lost) - 1, gained + lost, 0.5))
 
 
 def loss_gain(losses: NDArray[np.float64], others: NDArray[np.float64]) -> Interval:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from advisor.measure.paired import paired_gain
+from advisor.measure.paired import mcnemar, paired_gain
 from advisor.types.outcome import ClassGain, TransferGain, TransferVerdict
 from strategies.core.distributions import binom
 from strategies.core.metrics import Interval, Labels
@@ -82,24 +82,12 @@ def _per_class(
     McNemar's exact test within each class, with the false discovery rate controlled over classes.
     """
     rows = [(c, labels == c) for c in range(len(classes)) if np.any(labels == c)]
-    p_values = np.array([_mcnemar(hits[at], control_hits[at]) for _, at in rows])
+    p_values = np.array([mcnemar(hits[at], control_hits[at]) for _, at in rows])
     significant = _benjamini_hochberg(p_values)
     return tuple(
         ClassGain(classes[c], int(at.sum()), paired_gain(hits[at], control_hits[at]), bool(s))
         for (c, at), s in zip(rows, significant, strict=True)
     )
-
-
-def _mcnemar(hits: NDArray[np.bool_], control_hits: NDArray[np.bool_]) -> float:
-    """Return the two-sided exact p-value of McNemar's test for equal accuracies.
-
-    References
-    ----------
-    Q. McNemar, Note on the sampling error of the difference between correlated proportions or
-    percentages, 1947.
-    """
-    gained, lost = int(np.sum(hits & ~control_hits)), int(np.sum(~hits & control_hits))
-    return min(1.0, 2 * binom.sf(max(gained, lost) - 1, gained + lost, 0.5))
 
 
 def _benjamini_hochberg(p_values: NDArray[np.float64]) -> NDArray[np.bool_]:

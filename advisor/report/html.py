@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 import vl_convert
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from advisor.report.charts.advice import advice_charts, map_chart
@@ -100,9 +100,10 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
     image_map = map_chart(gallery, classes)
     drawn = [*run_charts, *charts, *([image_map] if image_map else [])]
     thumbs = {path: base64.b64encode(data).decode() for path, data in gallery.thumbs.items()}
-    vega, js, css = _vega(), _read("page.js"), _read("page.css")
     columns, rows = class_table(advice, outcome)
-    text: str = _template().render(
+    return render(
+        "page.html",
+        _data(drawn, gallery, thumbs, _root(advice)),
         advice=advice,
         outcome=outcome,
         **_summary(advice, outcome),
@@ -123,25 +124,45 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
             {"path": shown(s.path).removeprefix(_root(advice)), "reason": s.reason}
             for s in advice.quarantine[:MOST_LISTED]
         ],
-        mistakes=_mistakes(None if outcome is None else outcome.test),
+        mistakes=confused_pairs(None if outcome is None else outcome.test),
         failed=[] if outcome is None else [t for t in outcome.trials if t.reason][:MOST_LISTED],
         class_columns=columns,
         class_rows=rows,
-        versions=", ".join(f"{name} {number}" for name, number in versions().items()),
         thumbs=thumbs,
-        data=Markup(_script_json(_data(drawn, gallery, thumbs, _root(advice)))),
-        vega=Markup(vega),
-        js=Markup(js),
-        css=Markup(css),
-        script_hashes=Markup(f"{_hash(vega)} {_hash(js)}"),
-        style_hash=Markup(_hash(css)),
-        vega_version=vl_convert.get_vega_version(),
-        level=round(100 * LEVEL),
         root=_root(advice),
         name=title,
         duration=duration,
         settings=settings,
         with_titles=with_titles,
+    )
+
+
+def render(template: str, data: object, **content: Any) -> str:
+    """Return a self-contained page of a template in ``page/``.
+
+    Parameters
+    ----------
+    data
+        What its script draws, see `chart_data`.
+    content
+        What the template shows. All text is escaped.
+    """
+    vega, js, css = _vega(), _read("page.js"), _read("page.css")
+    text: str = (
+        _templates()
+        .get_template(template)
+        .render(
+            data=Markup(_script_json(data)),
+            vega=Markup(vega),
+            js=Markup(js),
+            css=Markup(css),
+            script_hashes=Markup(f"{_hash(vega)} {_hash(js)}"),
+            style_hash=Markup(_hash(css)),
+            vega_version=vl_convert.get_vega_version(),
+            versions=", ".join(f"{name} {number}" for name, number in versions().items()),
+            level=round(100 * LEVEL),
+            **content,
+        )
     )
     return text
 
@@ -199,7 +220,8 @@ def _shown_finding(number: int, finding: Finding, gallery: Gallery, root: str) -
     return ShownFinding(finding, tuple(illustrated), tuple(lines), more)
 
 
-def _mistakes(test: Evaluation | None) -> tuple[ConfusedPair, ...]:
+def confused_pairs(test: Evaluation | None) -> tuple[ConfusedPair, ...]:
+    """Group the mistakes that an evaluation names by pair of classes."""
     if test is None:
         return ()
     number = {name: i for i, name in enumerate(test.classes)}
@@ -223,9 +245,7 @@ def _data(
     charts: Sequence[Chart], gallery: Gallery, thumbs: Mapping[str, str], root: str
 ) -> object:
     return {
-        "charts": [
-            {"name": c.name, "heading": c.heading, "text": c.text, "spec": c.spec} for c in charts
-        ],
+        **chart_data(charts),
         "points": [
             {
                 "path": p.path.removeprefix(root),
@@ -236,6 +256,15 @@ def _data(
             }
             for p in gallery.points
         ],
+    }
+
+
+def chart_data(charts: Sequence[Chart]) -> dict[str, object]:
+    """Return what the script of a page needs to draw charts."""
+    return {
+        "charts": [
+            {"name": c.name, "heading": c.heading, "text": c.text, "spec": c.spec} for c in charts
+        ]
     }
 
 
@@ -259,9 +288,8 @@ def _vega() -> str:
 
 
 @cache
-def _template() -> Any:
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
-    return environment.from_string(_read("page.html"))
+def _templates() -> Environment:
+    return Environment(autoescape=True, undefined=StrictUndefined, loader=FunctionLoader(_read))
 
 
 def _read(name: str) -> str:

@@ -1,7 +1,9 @@
 """Control without pretrained weights: random-init probe or from scratch, and transfer gain."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +45,23 @@ class Control:
     name: str
     of_strategy: str
     classifier: ImageClassifier
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The evaluation of a classifier on test, done once.
+
+    Attributes
+    ----------
+    gain
+        None if there is no control, or no time to evaluate it.
+    predicted
+        Predicted class and its probability, by path of the evaluated test images.
+    """
+
+    evaluation: Evaluation
+    gain: TransferGain | None
+    predicted: Mapping[Path, tuple[str, float]]
 
 
 def fit_control(
@@ -120,7 +139,7 @@ def evaluate_with_control(
     test: Split,
     ctx: RunContext,
     s_per_image: float,
-) -> tuple[Evaluation, TransferGain | None]:
+) -> Judged:
     """Evaluate a classifier on test, and its gain over the control on the same images.
 
     Parameters
@@ -131,25 +150,24 @@ def evaluate_with_control(
         them as there is time for, or not at all if these are fewer than `MIN_CONTROL_IMAGES`.
     s_per_image
         Expected seconds to predict one image.
-
-    Returns
-    -------
-    The gain is None if there is no control, or no time to evaluate it.
     """
     test = _affordable_test(test, ctx, s_per_image)
     begun = time.monotonic()
     probabilities = _predict_proba(classifier, test, ctx)
     took_s = SAFETY_FACTOR * (time.monotonic() - begun)
-    found, n = evaluate_probabilities(probabilities, test, classifier.classes), len(test)
+    evaluation, n = evaluate_probabilities(probabilities, test, classifier.classes), len(test)
+    guesses = [classifier.classes[label] for label in probabilities.argmax(axis=1)]
+    ranked = zip(guesses, probabilities.max(axis=1).tolist(), strict=True)
+    alone = Judged(evaluation, None, dict(zip((p.path for p in test), ranked, strict=True)))
     if control is None:
-        return found, None
+        return alone
     if ctx.seconds_left() < took_s:
         n = int(n * max(ctx.seconds_left(), 0) / took_s)
         if n < MIN_CONTROL_IMAGES:
             ctx.reporter.on_note(
                 "The control without pretrained weights is not evaluated: there is no time."
             )
-            return found, None
+            return alone
         ctx.reporter.on_note(
             f"The control without pretrained weights is evaluated on {n} of {len(test)} test "
             "images: there is no time for more."
@@ -158,7 +176,8 @@ def evaluate_with_control(
     sample, labels = tuple(test[i] for i in drawn), labels_of(test)[drawn]
     hits = probabilities[drawn].argmax(axis=1) == labels
     control_hits = _predict_proba(control.classifier, sample, ctx).argmax(axis=1) == labels
-    return found, transfer_gain(hits, control_hits, labels, classifier.classes, control.name)
+    gain = transfer_gain(hits, control_hits, labels, classifier.classes, control.name)
+    return replace(alone, gain=gain)
 
 
 def _affordable_test(test: Split, ctx: RunContext, s_per_image: float) -> Split:

@@ -22,6 +22,7 @@ from advisor.tune.fixed import check_fixed_names, checked_fixed, with_fixed
 from advisor.tune.incumbent import Incumbent
 from advisor.tune.interrupt import Interrupt
 from advisor.tune.run_dir.directory import RunDir
+from advisor.tune.run_dir.images import write_images
 from advisor.tune.run_dir.settings import Settings, absolute, settings_record, write_settings_file
 from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.scheduler import Scheduler, make_scheduler
@@ -176,20 +177,22 @@ def judge(
 ) -> Outcome:
     """Evaluate the best classifier once on test, if there is one; return the outcome."""
     found, test = _result(search), prepared.dataset.test
-    evaluation, gain = None, None
+    judged = None
     if test:
         budget = search.executor.budget
         ctx = prepared.ctx.with_deadline(budget.report_begins_s())
         px = found.classifier.backbone.input_px
-        evaluation, gain = evaluate_with_control(
+        judged = evaluate_with_control(
             found.classifier, closing.control, test, ctx, budget.seconds_at(px)
         )
+    predicted = {} if judged is None else judged.predicted
+    write_images(search.executor.folder, prepared.dataset, predicted)
     return Outcome(
         advice=advice,
         trials=found.trials,
         best=found.best,
-        test=evaluation,
-        transfer_gain=gain,
+        test=None if judged is None else judged.evaluation,
+        transfer_gain=None if judged is None else judged.gain,
         refitted=found.refitted,
         folder=search.executor.folder.path,
         seconds=round(time.monotonic() - start, 3),

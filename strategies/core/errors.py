@@ -1,7 +1,10 @@
 """Exception hierarchy: all errors that the program raises on purpose."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+
+MOST_NAMED = 20
+"""Most names that one message lists."""
 
 
 class TransferError(Exception):
@@ -38,7 +41,24 @@ class StorageError(TransferError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """Return the error message for an unknown name, with the closest known names."""
     names = sorted(known)
-    close = get_close_matches(name, names, n=3)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    listed = f" Known: {', '.join(names)}." if len(names) <= 20 else ""
-    return f"Unknown {kind} {name!r}.{hint}{listed}"
+    close = _closest(name, names)
+    hint = f" Did you mean {close}?" if close else ""
+    return f"Unknown {kind} {name!r}.{hint}{_listed(names)}"
+
+
+def unknown_names(kind: str, names: Iterable[str], known: Iterable[str]) -> str:
+    """Return the error message for several unknown names, each with the closest known names."""
+    given, sorted_names, parts = list(names), sorted(known), []
+    for name in given[:MOST_NAMED]:
+        close = _closest(name, sorted_names)
+        parts.append(f"{name!r} (did you mean {close}?)" if close else repr(name))
+    more = f" and {len(given) - MOST_NAMED} more" if len(given) > MOST_NAMED else ""
+    return f"Unknown {kind}: {', '.join(parts)}{more}.{_listed(sorted_names)}"
+
+
+def _closest(name: str, known: Sequence[str]) -> str:
+    return " or ".join(map(repr, get_close_matches(name, known, n=3)))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return f" Known: {', '.join(names)}." if len(names) <= MOST_NAMED else ""

@@ -1,5 +1,6 @@
 """Classification metrics: accuracy, Top-k, calibration, log loss, with confidence intervals."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,11 @@ from scipy.special import ndtri
 
 LEVEL = 0.90
 """Confidence level of every interval that the program reports."""
+
+N_RESAMPLES = 100
+"""Resamples of the images for the interval of the calibration error."""
+N_DRAWS, N_GAP_FACTORS, MAX_GAP_FACTOR = 400, 61, 3.0
+"""Draws for each of the factors between 0 and the largest, for the same interval."""
 
 Labels = NDArray[np.int64]
 Scores = NDArray[np.floating]
@@ -149,12 +155,81 @@ def calibration_error(probabilities: Scores, labels: Labels, bins: int = 15) -> 
     ----------
     C. Guo et al., On calibration of modern neural networks, ICML 2017.
     """
+    return _error_of_bins(*_by_confidence(probabilities, labels), bins)
+
+
+def calibration_error_interval(
+    probabilities: Scores, labels: Labels, bins: int = 15, seed: int = 0
+) -> Interval:
+    """Return the expected calibration error with an interval.
+
+    The estimate is biased upwards: on few images also a perfectly calibrated classifier has an
+    error above 0. It is not corrected, to be comparable with published ones, but the bounds allow
+    for it. They hold a bootstrap interval over the images, and the interval of an inverted test
+    of the gaps between confidence and accuracy: the gaps of the bins are multiplied by factors,
+    answers are drawn with them, and the factors fit for which the observed error is not in either
+    tail of the drawn ones.
+
+    References
+    ----------
+    J. Carpenter, Test inversion bootstrap confidence intervals, JRSS B 1999.
+    """
+    confidence, correct = _by_confidence(probabilities, labels)
+    error, n = _error_of_bins(confidence, correct, bins), len(labels)
+    rng = np.random.default_rng(seed)
+    resampled = (np.sort(rng.integers(0, n, n)) for _ in range(N_RESAMPLES))
+    errors = [_error_of_bins(confidence[rows], correct[rows], bins) for rows in resampled]
+    centre = 2 * error - float(np.mean(errors))
+    half = float(np.std(errors) * ndtri(0.5 + LEVEL / 2))
+    bounds = [
+        error,
+        centre - half,
+        centre + half,
+        *_fitting_errors(confidence, correct, bins, rng),
+    ]
+    return Interval(max(min(bounds), 0.0), error, min(max(bounds), 1.0))
+
+
+def _fitting_errors(
+    confidence: NDArray[np.floating],
+    correct: NDArray[np.bool_],
+    bins: int,
+    rng: np.random.Generator,
+) -> list[float]:
+    """Return the calibration errors of the factors that fit, see `calibration_error_interval`."""
+    parts = np.array_split(np.arange(len(correct)), min(bins, len(correct)))
+    sizes = np.array([len(p) for p in parts])
+    expected = np.array([confidence[p].mean() for p in parts], dtype=np.float64)
+    gaps = np.array([correct[p].mean() for p in parts]) - expected
+    factors = np.linspace(0.0, MAX_GAP_FACTOR, N_GAP_FACTORS)
+    shares = np.clip(expected + factors[:, None] * gaps, 0.0, 1.0)
+    answers = rng.binomial(sizes, shares, (N_DRAWS, *shares.shape)) / sizes
+    drawn, true = (np.abs(x - expected) @ sizes / len(correct) for x in (answers, shares))
+    error, tail = np.abs(gaps) @ sizes / len(correct), (1 - LEVEL) / 2
+    fits = (np.mean(drawn >= error, axis=0) >= tail) & (np.mean(drawn <= error, axis=0) >= tail)
+    found: list[float] = true[fits].tolist()
+    return found
+
+
+def _by_confidence(
+    probabilities: Scores, labels: Labels
+) -> tuple[NDArray[np.floating], NDArray[np.bool_]]:
+    """Return the top-label confidences in ascending order, and which predictions are correct."""
     confidence = probabilities.max(axis=1)
-    _, tie = np.unique(confidence, return_inverse=True)
-    correct = np.bincount(tie, probabilities.argmax(axis=1) == labels)[tie] / np.bincount(tie)[tie]
-    parts = np.array_split(np.argsort(confidence, kind="stable"), min(bins, len(labels)))
-    gaps = [len(p) * abs(confidence[p].mean() - correct[p].mean()) for p in parts]
-    return float(sum(gaps) / len(labels))
+    order = np.argsort(confidence, kind="stable")
+    return confidence[order], (probabilities.argmax(axis=1) == labels)[order]
+
+
+def _error_of_bins(
+    confidence: NDArray[np.floating], correct: NDArray[np.bool_], bins: int
+) -> float:
+    """Return the expected calibration error of predictions in the order of their confidence."""
+    starts = np.flatnonzero(np.r_[True, confidence[1:] != confidence[:-1]])
+    counts = np.diff(np.r_[starts, len(confidence)])
+    shared = np.repeat(np.add.reduceat(correct.astype(np.float64), starts) / counts, counts)
+    parts = np.array_split(np.arange(len(confidence)), min(bins, len(confidence)))
+    gaps = [len(p) * abs(confidence[p].mean() - shared[p].mean()) for p in parts]
+    return float(sum(gaps) / len(confidence))
 
 
 def calibration_bins(
@@ -195,6 +270,46 @@ def log_loss(logits: Scores, labels: Labels, counts: NDArray[np.float32] | None 
     # scipy's logsumexp takes six times as long, and fitting a temperature needs twenty calls
     total = np.log(np.exp(logits - top[:, None]).sum(axis=1)) + top
     return float(np.average(total - picked, weights=counts))
+
+
+def log_loss_interval(probabilities: Scores, labels: Labels) -> Interval:
+    """Return the mean cross-entropy in nats (0 is best) with a normal interval.
+
+    Probabilities below the precision of their type count as that precision, as in scikit-learn.
+    """
+    own = probabilities[np.arange(len(labels)), labels]
+    losses = -np.log(np.maximum(own, np.finfo(probabilities.dtype).eps), dtype=np.float64)
+    mean = float(losses.mean())
+    error = float(losses.std(ddof=1)) / len(labels) ** 0.5 if len(labels) > 1 else np.inf
+    half = float(error * ndtri(0.5 + LEVEL / 2))
+    return Interval(max(mean - half, 0.0), mean, mean + half)
+
+
+def mean_interval(shares: Sequence[Interval]) -> Interval:
+    """Return the mean of independent proportions with an interval made from theirs.
+
+    References
+    ----------
+    G. Y. Zou, A. Donner, Construction of confidence limits about effect measures: a general
+    approach, Statistics in Medicine 2008 (MOVER).
+    """
+    low, mid, high = (np.array([getattr(s, k) for s in shares]) for k in ("low", "mid", "high"))
+    mean, n = float(mid.mean()), len(shares)
+    below, above = (float(np.sqrt(np.sum(np.square(gap))) / n) for gap in (mid - low, high - mid))
+    return Interval(max(mean - below, 0.0), mean, min(mean + above, 1.0))
+
+
+def f1_interval(n_correct: int, n_labelled: int, n_predicted: int) -> Interval | None:
+    """Return the F1 score of a class in [0, 1] with its interval; None where it is undefined.
+
+    The score is a function of the Jaccard index J, the share of the images of the class or
+    predicted as it that are both: ``2 J / (1 + J)``. J is a proportion, with Wilson's interval.
+    """
+    union = n_labelled + n_predicted - n_correct
+    if not union:
+        return None
+    found = proportion(n_correct / union, union)
+    return Interval(*(2 * j / (1 + j) for j in (found.low, found.mid, found.high)))
 
 
 @dataclass(frozen=True)

@@ -126,8 +126,8 @@ def list_manifest(
                 "train, validation, test. Correct it, or remove the column."
             )
         listing.reservoir(split).add(row.path, row.label, str(base / row.path))
-    if "train" not in listing.splits:
-        raise DataError(f"{shown(data)} lists no image for train.")
+    if not listing.splits:
+        raise DataError(f"{shown(data)} lists no image.")
     if len(listing.splits) > 1:
         listing.origin += f": {', '.join(sorted(listing.splits))}"
     return listing.finish(data)
@@ -193,6 +193,8 @@ def list_dataset(
     if max_images is not None and max_images < 1:
         raise DataError(f"--max-images must be at least 1, got {max_images}.")
     listing = list_data(data, root=root, limit=max_images, seed=seed, keep_rest=keep_rest)
+    if "train" not in listing.splits:
+        raise DataError(f"{shown(data)} lists no image for train.")
     for name, folder in (("val", val), ("test", test)):
         if folder is not None:
             _add_folder(listing, data, name, folder)

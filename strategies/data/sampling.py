@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -162,8 +163,12 @@ class Listing:
             self.skipped.append(Skipped(Path(path), reason))
 
     def finish(self, root: Path) -> "Listing":
-        """Check that every class occurs in train; report skipped files that were only counted."""
-        known = self.splits["train"].counts if "train" in self.splits else {}
+        """Check that every class occurs in train; report skipped files that were only counted.
+
+        A manifest of images that are only evaluated has no train split.
+        """
+        everywhere = dict(chain.from_iterable(r.counts.items() for r in self.splits.values()))
+        known = self.splits["train"].counts if "train" in self.splits else everywhere
         for split, reservoir in self.splits.items():
             for label in sorted(reservoir.counts.keys() - known.keys()):
                 if not reservoir.counts[label]:

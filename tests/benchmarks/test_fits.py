@@ -310,6 +310,19 @@ def test_advice_on_shuffled_labels_is_printed(
     assert "of 1 draws." in printed
 
 
+def test_similar_images_are_compared_with_nearest_neighbours(
+    load: Load, separable_root: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--data-root", str(separable_root), "--cache-dir", str(cache_dir)]
+    load("similar").main([*given, "--sets", "coloured", "--seeds", "2", "--input-px", "32"])
+    row = capsys.readouterr().out.splitlines()[-1]
+    name, sizes, *shares = row.strip("| ").split(" | ")
+    assert (name, sizes) == ("coloured", "30, 9")
+    means = [float(share.split(" ± ")[0]) for share in shares]
+    assert len(means) == 4
+    assert all(80 <= mean <= 100 for mean in means)
+
+
 def test_many_images_are_fitted_by_the_default_schedule(
     load: Load,
     data_root: Path,
@@ -344,6 +357,7 @@ def test_the_suite_keeps_the_splits_of_its_first_rows(load: Load, shared: Path) 
 SMOKE = {
     "pinned_split": test_the_suite_keeps_the_splits_of_its_first_rows,
     "schedule": test_many_images_are_fitted_by_the_default_schedule,
+    "similar": test_similar_images_are_compared_with_nearest_neighbours,
     "shuffled_labels": test_advice_on_shuffled_labels_is_printed,
     "run_suite": test_the_suite_adds_missing_rows,
     "curves": test_training_runs_are_recorded_and_averaged,

@@ -221,8 +221,8 @@ def importance_chart(strategy: str, shares: Mapping[str, float]) -> Chart:
     )
 
 
-def calibration_chart(test: Evaluation) -> Chart | None:
-    """Return the reliability diagram: accuracy over confidence on test."""
+def calibration_chart(test: Evaluation, images: str = "test images") -> Chart | None:
+    """Return the reliability diagram: accuracy over confidence on `images`."""
     if not test.calibration:
         return None
     values = [
@@ -246,8 +246,8 @@ def calibration_chart(test: Evaluation) -> Chart | None:
     return Chart(
         "calibration",
         "Reliability diagram",
-        "Accuracy by confidence on test. Dashed: perfect calibration. Expected calibration error: "
-        f"{100 * test.calibration_error:.1f} points.",
+        f"Accuracy by confidence on the {images}. Dashed: perfect calibration. Expected "
+        f"calibration error: {100 * test.calibration_error:.1f} points.",
         {
             "height": 260,
             "layer": [
@@ -269,7 +269,7 @@ def calibration_chart(test: Evaluation) -> Chart | None:
     )
 
 
-def classes_chart(test: Evaluation) -> Chart:
+def classes_chart(test: Evaluation, images: str = "test images") -> Chart:
     """Return the chart of per-class accuracy (recall), worst first."""
     known = [(n, a) for n, a in zip(test.classes, test.per_class, strict=True) if a is not None]
     worst = sorted(known, key=lambda pair: pair[1].mid)[:MOST_CLASSES]
@@ -282,7 +282,7 @@ def classes_chart(test: Evaluation) -> Chart:
     return Chart(
         "classes",
         "Per-class accuracy (recall)",
-        f"Share of the test images of a class that are classified correctly, worst first.{few}",
+        f"Share of the {images} of a class that are classified correctly, worst first.{few}",
         {
             "height": 22 * len(values),
             "data": {"values": values},
@@ -293,8 +293,8 @@ def classes_chart(test: Evaluation) -> Chart:
     )
 
 
-def confusion_chart(test: Evaluation) -> Chart:
-    """Return the confusion matrix on test."""
+def confusion_chart(test: Evaluation, images: str = "test images") -> Chart:
+    """Return the confusion matrix on `images`."""
     table = np.array(test.confusion)
     wrong = table - np.diag(np.diag(table))
     involved = wrong.sum(axis=0) + wrong.sum(axis=1)
@@ -342,7 +342,7 @@ def confusion_chart(test: Evaluation) -> Chart:
     return Chart(
         "confusion",
         "Confusion matrix",
-        f"Number of test images by true class (rows) and predicted class (columns).{few}",
+        f"Number of {images} by true class (rows) and predicted class (columns).{few}",
         {"height": 26 * len(names), "data": {"values": values}, "layer": layers},
         ("true class", "predicted class", "images"),
         tuple((v["true"], v["taken"], str(v["n"])) for v in values if v["n"]),

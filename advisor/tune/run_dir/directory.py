@@ -32,9 +32,9 @@ class RunDir:
 
     ``run.json`` and ``settings.toml`` (settings, to resume and to repeat the run), ``state.json``
     (phase), ``advice.json``, ``study.db`` (Optuna's database), ``trials.jsonl`` (finished trials),
-    ``metrics.jsonl`` (event log), ``checkpoints/``, ``classifier/`` (the best so far) and
-    ``outcome.json``. JSON files are written atomically: if the program is killed, each is the old
-    or the new one, never part of one.
+    ``metrics.jsonl`` (event log), ``checkpoints/``, ``classifier/`` (the best so far),
+    ``images.csv`` (splits and test predictions) and ``outcome.json``. JSON files are written
+    atomically: if the program is killed, each is the old or the new one, never part of one.
 
     Attributes
     ----------

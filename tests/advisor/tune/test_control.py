@@ -52,7 +52,8 @@ def test_a_training_run_is_compared_with_one_from_scratch_on_the_same_images(
     assert found is not None
     assert found.name == "from_scratch"
     chosen: ImageClassifier = LinearProbe(views=1).fit(small_dataset, backbone, ctx)
-    evaluation, gain = evaluate_with_control(chosen, found, small_dataset.val, ctx, 0.0)
+    judged = evaluate_with_control(chosen, found, small_dataset.val, ctx, 0.0)
+    evaluation, gain = judged.evaluation, judged.gain
     control = evaluate(found.classifier, small_dataset.val)
     assert evaluation == evaluate(chosen, small_dataset.val)
     assert gain is not None
@@ -70,7 +71,7 @@ def test_a_control_without_time_is_left_out_with_a_note(
     chosen = Control(
         "itself", "linear_probe", LinearProbe(views=1).fit(small_dataset, backbone, ctx)
     )
-    assert evaluate_with_control(chosen.classifier, None, small_dataset.val, ctx, 0.0)[1] is None
+    assert evaluate_with_control(chosen.classifier, None, small_dataset.val, ctx, 0.0).gain is None
 
 
 def test_without_time_the_control_is_not_evaluated_but_the_classifier_is(
@@ -80,9 +81,10 @@ def test_without_time_the_control_is_not_evaluated_but_the_classifier_is(
     chosen = LinearProbe(views=1).fit(small_dataset, backbone, ctx)
     late = replace(ctx, deadline_s=time.monotonic(), reporter=Reporter(on_note=notes.append))
 
-    evaluation, gain = evaluate_with_control(
+    judged = evaluate_with_control(
         chosen, Control("itself", "linear_probe", chosen), small_dataset.val, late, 0.0
     )
+    evaluation, gain = judged.evaluation, judged.gain
 
     assert evaluation.n == len(small_dataset.val)
     assert gain is None
@@ -98,9 +100,10 @@ def test_with_half_the_time_the_control_is_evaluated_on_a_sample_of_the_images(
     soon = replace(ctx, deadline_s=150.0, reporter=Reporter(on_note=notes.append))
     hundred = (small_dataset.val * 100)[:100]
 
-    evaluation, gain = evaluate_with_control(
+    judged = evaluate_with_control(
         chosen, Control("itself", "linear_probe", chosen), hundred, soon, 1.0
     )
+    evaluation, gain = judged.evaluation, judged.gain
 
     assert evaluation.n == 100
     assert gain is not None
@@ -121,7 +124,7 @@ def test_without_time_for_all_test_images_the_classifier_is_evaluated_on_a_sampl
     def n_evaluated(deadline_s: float) -> int:
         now[0] = 0.0
         soon = replace(ctx, deadline_s=deadline_s, reporter=Reporter(on_note=notes.append))
-        return evaluate_with_control(chosen, None, hundred, soon, 1.0)[0].n
+        return evaluate_with_control(chosen, None, hundred, soon, 1.0).evaluation.n
 
     assert n_evaluated(60.0) == 60
     assert "evaluated on 60 of 100 test images" in notes[0]

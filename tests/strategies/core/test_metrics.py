@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from scipy.stats import binomtest
 
 from strategies.core.metrics import (
@@ -9,7 +9,11 @@ from strategies.core.metrics import (
     accuracy,
     calibration_bins,
     calibration_error,
+    calibration_error_interval,
+    f1_interval,
     log_loss,
+    log_loss_interval,
+    mean_interval,
     mean_per_class,
     proportion,
     top_k,
@@ -186,3 +190,77 @@ def test_few_images_give_one_calibration_bin() -> None:
     (only,) = calibration_bins(np.array([[0.8, 0.2]]), np.array([0]))
     assert only.n == 1
     assert only.accuracy.mid == 1.0
+
+
+def _answers(n: int, sharpness: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities and labels of a classifier; calibrated at sharpness 1."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (n, 4))
+    shares = softmax(logits, axis=1)
+    labels = (shares.cumsum(axis=1) < rng.random((n, 1))).sum(axis=1).clip(0, 3)
+    return softmax(sharpness * logits, axis=1), labels
+
+
+@pytest.mark.parametrize(("sharpness", "true_error"), [(1.0, 0.0), (2.5, 0.196)])
+def test_calibration_intervals_cover_the_true_error_about_as_stated(
+    sharpness: float, true_error: float
+) -> None:
+    found = [
+        calibration_error_interval(*_answers(300, sharpness, seed), seed=seed)
+        for seed in range(40)
+    ]
+    if sharpness > 1:  # of very many images
+        true_error = calibration_error(*_answers(200_000, sharpness, 999))
+    covered = np.mean([i.low <= true_error <= i.high for i in found])
+    assert covered >= LEVEL - 0.1
+    assert np.mean([i.high - i.low for i in found]) < 0.12
+
+
+def test_the_middle_of_a_calibration_interval_is_the_plain_error() -> None:
+    probabilities, labels = _answers(200, 2.0, 1)
+    found = calibration_error_interval(probabilities, labels)
+    assert found.mid == calibration_error(probabilities, labels)
+    assert calibration_error_interval(probabilities, labels) == found
+
+
+def test_log_loss_intervals_have_the_mean_in_the_middle_and_cover_the_true_one() -> None:
+    probabilities, labels = _answers(200, 1.5, 2)
+    found = log_loss_interval(probabilities, labels)
+    assert found.mid == pytest.approx(log_loss(np.log(probabilities), labels))
+    true = log_loss_interval(*_answers(200_000, 1.5, 999)).mid
+    intervals = [log_loss_interval(*_answers(200, 1.5, seed)) for seed in range(200)]
+    covered = np.mean([i.low <= true <= i.high for i in intervals])
+    assert covered == pytest.approx(LEVEL, abs=0.07)
+
+
+def test_the_loss_of_a_probability_of_zero_is_finite() -> None:
+    probabilities = np.array([[0.0, 1.0], [0.5, 0.5]], dtype=np.float32)
+    found = log_loss_interval(probabilities, np.array([0, 0]))
+    assert found.mid == pytest.approx((-np.log(np.finfo(np.float32).eps) + np.log(2)) / 2)
+
+
+def test_the_mean_of_proportions_covers_the_true_mean_and_narrows_with_more_classes() -> None:
+    rng = np.random.default_rng(0)
+    shares, n = np.array([0.6, 0.95, 0.8]), 40
+    found = [
+        mean_interval([proportion(k / n, n) for k in rng.binomial(n, shares)]) for _ in range(2000)
+    ]
+    covered = np.mean([i.low <= shares.mean() <= i.high for i in found])
+    assert covered == pytest.approx(LEVEL, abs=0.04)
+    one, four = (mean_interval([proportion(0.8, n)] * k) for k in (1, 4))
+    assert one == proportion(0.8, n)
+    assert four.high - four.low == pytest.approx((one.high - one.low) / 2)
+
+
+def test_the_f1_score_is_that_of_precision_and_recall_with_an_interval() -> None:
+    found = f1_interval(30, 40, 50)
+    assert found is not None
+    precision, recall = 30 / 50, 30 / 40
+    assert found.mid == pytest.approx(2 * precision * recall / (precision + recall))
+    jaccard = proportion(30 / 60, 60)
+    assert found.low == pytest.approx(2 * jaccard.low / (1 + jaccard.low))
+    assert found.high == pytest.approx(2 * jaccard.high / (1 + jaccard.high))
+    none = f1_interval(0, 5, 0)
+    assert none is not None
+    assert none.mid == 0
+    assert f1_interval(0, 0, 0) is None

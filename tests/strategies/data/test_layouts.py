@@ -234,8 +234,7 @@ def test_paths_in_a_manifest_are_relative_to_root(tmp_path: Path) -> None:
             [["path", "label", "split"], ["a.png", "x", "holdout"]],
             "none of train, validation, test",
         ),
-        ([["path", "label", "split"], ["a.png", "x", "test"]], "no image for train"),
-        ([["path", "file", "filename", "label"]], "no image for train"),
+        ([["path", "file", "filename", "label"]], "lists no image"),
         ([["file", "filename", "label"]], "several columns"),
         ([], "no column path"),
     ],
@@ -245,6 +244,15 @@ def test_an_incomplete_or_ambiguous_manifest_is_refused(
 ) -> None:
     with pytest.raises(DataError, match=message):
         listed(write_table(tmp_path / "m.csv", rows))
+
+
+def test_a_manifest_of_test_images_alone_is_listed_but_is_no_dataset(tmp_path: Path) -> None:
+    rows = [["path", "label", "split"], ["a.png", "x", "test"], ["b.png", "y", "test"]]
+    manifest = write_table(tmp_path / "m.csv", rows)
+    found = list_data(manifest, root=None, limit=None, seed=0)
+    assert [label for _, label in found.files("test")] == ["x", "y"]
+    with pytest.raises(DataError, match="no image for train"):
+        load_dataset(manifest)
 
 
 def test_a_parquet_manifest_is_read(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+"""Penultimate features of images: of a pretrained backbone, or of the classifier of a run."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advisor.deploy.labelled import LabelledFile
+from advisor.deploy.predict import CHUNK, load_classifier
+from strategies.core.allocator import inference_passes
+from strategies.core.cache import Rows, as_stored, space_name
+from strategies.core.context import RunContext
+from strategies.core.progress import ignore_progress
+from strategies.data.decoding import Pixels
+from strategies.data.image import Skipped, Split
+from strategies.data.inspection import read_images
+from strategies.models.architectures.pretrained import weights_digest
+from strategies.models.backbone import load_backbone
+from strategies.models.classifier import ImageClassifier
+from strategies.models.features import batches, pooled_features, to_input
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """What computes the features of images.
+
+    Attributes
+    ----------
+    name
+        What the features are of, as text.
+    width
+        Number of features of an image.
+    rows
+        Returns the features of readable images, (n, width). They are cached by content, in the
+        precision of float16.
+    """
+
+    name: str
+    input_px: int
+    width: int
+    rows: Callable[[Split], Rows]
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Features of some images, (n, width), with their files, and the files that were left out."""
+
+    files: tuple[LabelledFile, ...]
+    images: Split
+    rows: Rows
+    skipped: tuple[Skipped, ...]
+
+
+def backbone_embedder(name: str, input_px: int | None, ctx: RunContext) -> Embedder:
+    """Return what computes the penultimate activations of a pretrained network.
+
+    Raises
+    ------
+    BackboneError
+        If the name is unknown, or the network does not take this input size.
+    """
+    backbone = load_backbone(name, input_px=input_px, on_progress=ctx.reporter.on_progress)
+    quiet = replace(ctx, reporter=replace(ctx.reporter, on_progress=ignore_progress))
+
+    def rows(images: Split) -> Rows:
+        return pooled_features(images, backbone, quiet, [backbone.n_depths])
+
+    return Embedder(backbone.name, backbone.input_px, backbone.depths[-1].channels, rows)
+
+
+def run_embedder(run: Path, ctx: RunContext) -> Embedder:
+    """Return what computes the features that the head of a run's classifier reads.
+
+    Parameters
+    ----------
+    run
+        A run folder, or the classifier folder in it.
+
+    Raises
+    ------
+    StorageError
+        If there is no readable classifier.
+    """
+    return classifier_embedder(load_classifier(run, ctx.device), ctx)
+
+
+def classifier_embedder(classifier: ImageClassifier, ctx: RunContext) -> Embedder:
+    """Return what computes the features that the head of a classifier reads."""
+    backbone, body = classifier.backbone, classifier.network.body
+    width = classifier.network.head.in_features
+    weights = weights_digest({k: v.cpu() for k, v in body.state_dict().items()})
+    about = [weights, classifier.depths, classifier.pooling, *backbone.preprocessing]
+    space = space_name(["classifier features", _FORMAT, *about, ctx.precision])
+
+    @torch.inference_mode()
+    def forward(pixels: Pixels) -> Tensor:
+        with ctx.autocast():
+            found: Tensor = body(to_input(pixels, backbone, ctx.device))
+        return found.float().cpu()
+
+    def rows(images: Split) -> Rows:
+        digests = [image.digest for image in images]
+        matrix, found = ctx.cache.read_features(space, digests, width)
+        missing = {digests[i]: images[i].path for i in np.flatnonzero(~found)}
+        if missing:
+            chunks = batches(list(missing.values()), backbone, ctx.n_workers)
+            parts = [part.numpy() for part in inference_passes(forward, chunks, ctx.device)]
+            new = dict(zip(missing, as_stored(np.concatenate(parts)), strict=True))
+            ctx.cache.put_features(space, new)
+            for i in np.flatnonzero(~found):
+                matrix[i] = new[digests[i]]
+        return matrix
+
+    return Embedder(f"the classifier ({classifier.strategy})", backbone.input_px, width, rows)
+
+
+def embed_files(
+    files: Sequence[LabelledFile], embedder: Embedder, ctx: RunContext
+) -> Iterator[Embedded]:
+    """Yield the features of image files, `CHUNK` files at a time, in their order."""
+    remaining, done = iter(files), 0
+    while chunk := tuple(islice(remaining, CHUNK)):
+        # The label of an image that is read is its number here: unreadable files have none.
+        numbered = [(file.path, number) for number, file in enumerate(chunk)]
+        images, bad = read_images(numbered, ctx.n_workers, ctx.cache)
+        rows = np.empty((0, embedder.width), np.float32)
+        if images:
+            rows = embedder.rows(images)
+        done += len(chunk)
+        ctx.reporter.on_progress("features", done, len(files))
+        readable = tuple(chunk[image.label] for image in images)
+        yield Embedded(readable, images, rows, tuple(bad))
