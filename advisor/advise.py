@@ -108,6 +108,7 @@ def prepare(
         data,
         val=options.val,
         test=options.test,
+        hold_out_test=options.hold_out_test,
         root=options.root,
         group_by=options.group_by,
         max_images=options.max_images,
@@ -346,7 +347,7 @@ def _command(dataset: Dataset, backbone: Backbone, options: Options, time_s: flo
     """Return the command that reproduces this advice, with every choice pinned."""
     pinned = replace(options, backbone=backbone.name, input_px=backbone.input_px)
     given = arguments(pinned, always=("backbone", "input_px", "seed"))
-    words = [f"{flag} {shlex.quote(shown(value))}" for flag, value in given]
+    words = [" ".join([flag, *(shlex.quote(shown(v)) for v in value)]) for flag, *value in given]
     words += [] if time_s is None else [f"--time {time_s:g}s"]
     return " ".join(["tl-advise", shlex.quote(shown(dataset.root)), *words])
 

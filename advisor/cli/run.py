@@ -57,10 +57,11 @@ def run_command(
     folder = out or _new_run_folder(dataset)
     with show_events(folder, output) as (on_progress, on_event), run_errors(folder):
         from advisor.tune.driver import auto
+        from advisor.tune.interrupt import Interrupt
 
         options = replace(options, on_progress=on_progress, on_note=print_note)
         run = replace(run, time_s=seconds_left(run.time_s))
-        outcome = auto(dataset, folder, options, run, on_event=on_event)
+        outcome = auto(dataset, folder, options, run, on_event=on_event, interrupt=Interrupt())
     _print_outcome(outcome, output)
 
 
@@ -80,6 +81,7 @@ def resume_command(
 ) -> None:
     """Resume a run that was interrupted or killed."""
     with show_events(run, output) as (on_progress, on_event), run_errors(run):
+        from advisor.tune.interrupt import Interrupt
         from advisor.tune.resume import resume
         from advisor.tune.run_dir.directory import RunDir
 
@@ -94,6 +96,7 @@ def resume_command(
             on_progress=on_progress,
             on_note=print_note,
             on_event=on_event,
+            interrupt=Interrupt(),
         )
     _print_outcome(outcome, output)
 

@@ -1,5 +1,6 @@
 """Run driver: measure, search, evaluate on test and report, for a new or a resumed run."""
 
+import contextlib
 import hashlib
 import os
 import time
@@ -40,6 +41,7 @@ from strategies.core.errors import (
     DataError,
     NotApplicable,
     OutOfTime,
+    TransferError,
 )
 from strategies.data.dataset import Dataset
 from strategies.registry import search_spaces
@@ -52,8 +54,13 @@ def auto(
     run: RunOptions = RUN_DEFAULTS,
     *,
     on_event: OnEvent = ignore,
+    interrupt: Interrupt | None = None,
 ) -> Outcome:
     """Tune what the advice recommends within a time limit, and write the best classifier.
+
+    A run that ends early, by Ctrl-C or because the process was killed, can be continued with
+    `resume`. Signal handlers, loggers, random generators and threads of the calling program stay
+    as they are.
 
     Parameters
     ----------
@@ -61,15 +68,27 @@ def auto(
         Images, see `load_dataset`; the run directory, new or empty.
     options, run
         How to measure and to recommend; limits of the search.
+    on_event
+        Called when a trial begins, was validated, and ends.
+    interrupt
+        What handles Ctrl-C during the search, as in ``tl-auto run``: the first one ends the search
+        and keeps the best classifier so far, the second one stops at once. None: Ctrl-C raises
+        KeyboardInterrupt, or does what the calling program has set.
 
     Raises
     ------
     TransferError
         If the data, the backbone or a setting cannot be used, or the time was too short.
     KeyboardInterrupt
-        If Ctrl-C was pressed before there was a classifier, or twice.
+        If Ctrl-C was pressed; with `interrupt`, if that was before there was a classifier, or
+        twice.
     """
     deadline_s = time.monotonic() + run.time_s
+    if run.advised_only and options.strategy != AUTO:
+        raise TransferError(
+            f"--strategy {options.strategy} and --advised-only cannot be used together. Each "
+            "names the strategy; give one."
+        )
     data = absolute(Path(data))
     settings = Settings(data, options, run)
     check_gpus(options, run)
@@ -79,7 +98,7 @@ def auto(
         try:
             session = begin_session(folder, deadline_s)
             prepared = prepare(data, options, deadline_s, keep_rest=True)
-            return run_session(folder, settings, prepared, session, on_event)
+            return run_session(folder, settings, prepared, session, on_event, interrupt)
         except (DataError, BackboneError, NotApplicable):
             if not (folder.path / "advice.json").exists():
                 folder.abandon()  # the directory can be used again
@@ -120,7 +139,12 @@ def begin_session(folder: RunDir, deadline_s: float) -> Session:
 
 
 def run_session(
-    folder: RunDir, settings: Settings, prepared: Prepared, session: Session, on_event: OnEvent
+    folder: RunDir,
+    settings: Settings,
+    prepared: Prepared,
+    session: Session,
+    on_event: OnEvent,
+    interrupt: Interrupt | None,
 ) -> Outcome:
     """Run a new or resumed run up to its outcome. The caller must hold the run's lock."""
     run, ends_at = settings.run, session.ends_at
@@ -130,9 +154,11 @@ def run_session(
     if not run.uses_ray:
         training = replace(prepared.ctx.training, n_gpus=run.gpus_per_trial)
         prepared = replace(prepared, ctx=replace(prepared.ctx, training=training))
-    search = make_search(folder, settings, prepared, advice, session.deadline_s, on_event)
+    search = make_search(
+        folder, settings, prepared, advice, session.deadline_s, on_event, interrupt or Interrupt()
+    )
     with (
-        search.executor.interrupt.handle_sigint(),
+        contextlib.nullcontext() if interrupt is None else interrupt.handle_sigint(),
         trial_executor(search.executor, run) as executor,
     ):
         search = replace(search, trial_executor=executor)
@@ -140,7 +166,7 @@ def run_session(
         if not session.is_judging:  # test may have been read already: no trial may follow
             folder.set_phase("searching", ends_at)
         wanted = _wants_control(search.executor.budget, prepared, run)
-        closing = tune(search, advice, prepared, wanted=wanted)
+        closing = tune(search, advice, prepared, wanted=wanted, with_report=run.report)
         folder.set_phase("judging", ends_at)
         outcome = judge(search, closing, advice, prepared, session.start_s - session.used_before_s)
         folder.write_trials(outcome.trials)
@@ -221,7 +247,8 @@ def _load_or_make_advice(
             budget.release_control(is_fitted=False)
         return deadline_s - budget.fit_ends_s() + first_baseline_s(profile)
 
-    advice = advise_on(prepared, reserve_s=None if run.max_trials else reserve_s)
+    has_limit = run.max_trials is None or run.advised_only
+    advice = advise_on(prepared, reserve_s=reserve_s if has_limit else None)
     folder.write("advice.json", advice_record(advice))
     return advice
 
@@ -238,7 +265,7 @@ def _time_budget(
         {prepared.backbone.input_px: profile.ms_per_image / 1000},
         n_judged=1 + run.control,
         control_s=run.control * CONTROL_SHARE * run.time_s,
-        report_s=REPORT_S,
+        report_s=run.report * REPORT_S,
     )
 
 
@@ -249,6 +276,7 @@ def make_search(
     advice: Advice,
     deadline_s: float,
     on_event: OnEvent,
+    interrupt: Interrupt,
 ) -> Search:
     """Return the search of a run."""
     dataset, options, run = prepared.dataset, prepared.options, settings.run
@@ -257,6 +285,8 @@ def make_search(
         check_split(folder, dataset, "all_images_sha256")
         peak_bytes = peak_bytes_on(prepared.ctx)
         advice = for_more_images(advice, dataset, prepared.backbone, load_priors(), peak_bytes)
+    if run.advised_only:
+        only = advice.best.strategy
     scheduler = make_scheduler(
         advice, len(dataset.val), only=only, max_trials=run.max_trials, prefer=options.prefer
     )
@@ -277,7 +307,7 @@ def make_search(
         folder,
         validation,
         _time_budget(prepared, advice.profile, run, deadline_s),
-        Interrupt(),
+        interrupt,
         SoupCandidates(shared, len(validation.folds)) if run.soup else None,
     )
     return Search(trials, scheduler, executor, executor, Incumbent(folder, scheduler), on_event)
