@@ -96,7 +96,7 @@ def _predictions_as_json(batches: Iterator["Predictions"], top: int) -> None:
     for batch in batches:
         for path, row in batch.rows:
             classes = [{"class": c, "probability": v} for c, v in row[:top]]
-            predictions.append({"path": shown(path), "classes": classes})
+            predictions.append({"path": shown(str(path)), "classes": classes})
         quarantine += [{"path": shown(s.path), "reason": s.reason} for s in batch.skipped]
     print_json({"predictions": predictions, "quarantine": quarantine})
 
@@ -108,7 +108,7 @@ def _predictions_as_csv(batches: Iterator["Predictions"]) -> None:
     writer.writerow(["path", "class", "probability"])
     for batch in batches:
         _print_skipped(batch)
-        writer.writerows([shown(p), row[0][0], f"{row[0][1]:.6f}"] for p, row in batch.rows)
+        writer.writerows([shown(str(p)), row[0][0], f"{row[0][1]:.6f}"] for p, row in batch.rows)
 
 
 def _predictions_as_table(batches: Iterator["Predictions"], top: int) -> None:
@@ -117,7 +117,7 @@ def _predictions_as_table(batches: Iterator["Predictions"], top: int) -> None:
 
     for batch in batches:
         _print_skipped(batch)
-        print_predictions(stdout, [(shown(path), row[:top]) for path, row in batch.rows])
+        print_predictions(stdout, [(shown(str(path)), row[:top]) for path, row in batch.rows])
 
 
 def _print_skipped(batch: "Predictions") -> None:

@@ -10,6 +10,7 @@ that fits into memory is decoded once in a run: `dataloader.IMAGE_CACHE_BYTES`,
 `activation_store.EVAL_CROPS_BYTES`.
 """
 
+import contextlib
 import errno
 import functools
 import importlib
@@ -17,8 +18,10 @@ import importlib.util
 import io
 import stat
 import struct
+import threading
 import warnings
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +44,10 @@ _NEVER_OPENED = frozenset({"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"})
 
 Box = tuple[float, float, float, float]
 Pixels = NDArray[np.uint8]
+ImageSource = Path | str | Image.Image | Pixels
+"""An image file, a member of a tar archive, or an image in memory: see `read_image`."""
+_LOADING = threading.Lock()
+"""Pillow must not load one image object in two threads at once."""
 
 
 class UnreadableImage(DataError):
@@ -82,15 +89,44 @@ def known_suffixes() -> frozenset[str]:
     return frozenset(s for s, name in Image.registered_extensions().items() if name in formats)
 
 
-def read_image(path: Path) -> Image.Image:
-    """Read and fully decode an image file or a member of a tar archive, as upright RGB.
+def read_image(source: ImageSource) -> Image.Image:
+    """Read and fully decode an image as upright RGB.
+
+    Parameters
+    ----------
+    source
+        A file, or a member of a tar archive; a PIL image in any mode; or an array of uint8,
+        (h, w, 3) of RGB or (h, w) of grey. An image in memory is converted like that of a file.
 
     Raises
     ------
     UnreadableImage
         If the file is missing, empty, damaged, truncated, too large, or not an image.
+    DataError
+        If an array has another type or shape.
     """
-    return decode_image(read_bytes(path))
+    if isinstance(source, Path | str):
+        return decode_image(read_bytes(Path(source)))
+    image = source if isinstance(source, Image.Image) else _image_of_array(source)
+    silence_pillow()
+    with _decoder_errors():
+        with _LOADING:
+            image.load()
+        return _to_rgb(ImageOps.exif_transpose(image))
+
+
+def _image_of_array(given: object) -> Image.Image:
+    found = type(given).__name__
+    if isinstance(given, np.ndarray):
+        shape = given.shape
+        if given.dtype == np.uint8 and given.size and (len(shape) == 2 or shape[2:] == (3,)):
+            return Image.fromarray(given)
+        found = f"an array of {given.dtype} with shape {shape}"
+    raise DataError(
+        "An image must be a path, a PIL image, or an array of uint8 with shape (h, w, 3) or "
+        f"(h, w), got {found}. Convert it first: floats between 0 and 1 for example with "
+        "(255 * x).round().astype('uint8')."
+    )
 
 
 def read_bytes(path: Path) -> bytes:
@@ -139,7 +175,7 @@ def decode(data: bytes) -> Decoded:
     if not data:
         raise UnreadableImage("empty file")
     silence_pillow()
-    try:
+    with _decoder_errors():
         image = Image.open(io.BytesIO(data), formats=known_formats())
         width, height = image.size
         drafted = None
@@ -154,6 +190,13 @@ def decode(data: bytes) -> Decoded:
         elif upright.size != image.size:
             width, height = height, width
         return Decoded(_to_rgb(upright), image.format or "", width, height)
+
+
+@contextlib.contextmanager
+def _decoder_errors() -> Iterator[None]:
+    """Turn the errors of Pillow's decoders in this block into `UnreadableImage`."""
+    try:
+        yield
     except UnreadableImage:
         raise
     except Image.DecompressionBombError as error:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load as weights_of
 from safetensors.torch import save as bytes_of
@@ -20,7 +21,7 @@ from strategies.core.activation_store import EvalCrops
 from strategies.core.allocator import inference_passes
 from strategies.core.atomic_files import atomic_file, write_json
 from strategies.core.devices import cuda_settings
-from strategies.core.errors import BackboneError, StorageError
+from strategies.core.errors import BackboneError, DataError, StorageError
 from strategies.core.metrics import (
     Evaluation,
     Labels,
@@ -33,7 +34,7 @@ from strategies.core.metrics import (
     proportion,
     top_k,
 )
-from strategies.data.decoding import Pixels
+from strategies.data.decoding import ImageSource, Pixels
 from strategies.data.image import Split, labels_of, shown
 from strategies.models.backbone import Backbone
 from strategies.models.backbone_record import read_backbone
@@ -87,27 +88,36 @@ class ImageClassifier:
 
     def predict_proba(
         self,
-        paths: Sequence[Path],
+        images: Sequence[ImageSource] | Pixels,
         *,
         n_workers: int = 2,
         precision: torch.dtype = torch.float32,
         eval_crops: EvalCrops | None = None,
     ) -> NDArray[np.float32]:
-        """Return the class probabilities of image files, (n, classes), float32.
+        """Return the class probabilities of images, (n, classes), float32, rows in their order.
+
+        Columns are in the order of `classes`. An image in memory is preprocessed like a file.
 
         Parameters
         ----------
+        images
+            Paths, PIL images, and arrays of uint8 with shape (h, w, 3) or (h, w), of any sizes;
+            or one array of images, (n, h, w, 3) or (n, h, w).
         precision
             As in `classify`.
         eval_crops
-            Crops in memory, which are not read again; None keeps none.
+            Crops of files in memory, which are not read again; None keeps none.
 
         Raises
         ------
         UnreadableImage
             If one of the files is not a readable image.
+        DataError
+            If an array is no image, or a single image was given.
         """
-        chunks = batches(paths, self.backbone, n_workers, eval_crops=eval_crops)
+        if _is_one_image(images):
+            raise DataError("A single image was given. Give a list of images: [image].")
+        chunks = batches(list(images), self.backbone, n_workers, eval_crops=eval_crops)
         found = list(self.classify_batches(chunks, precision))
         empty = np.empty((0, len(self.classes)), dtype=np.float32)
         return np.concatenate(found) if found else empty
@@ -240,6 +250,12 @@ class ImageClassifier:
             )
         except _DAMAGE as error:
             raise StorageError(f"{folder} contains no readable classifier: {error!r}") from error
+
+
+def _is_one_image(images: Sequence[ImageSource] | Pixels) -> bool:
+    if isinstance(images, np.ndarray):
+        return images.ndim == 2 or (images.ndim == 3 and images.shape[2] == 3)
+    return isinstance(images, str | Path | Image.Image)
 
 
 def make_network(

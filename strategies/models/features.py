@@ -17,7 +17,7 @@ from strategies.core.context import RunContext
 from strategies.core.devices import copy_to, device_name
 from strategies.core.prefetch import chunks, prefetch
 from strategies.data.dataset import LabelledImage
-from strategies.data.decoding import Pixels, read_image
+from strategies.data.decoding import ImageSource, Pixels, read_image
 from strategies.models.backbone import Backbone, source_classes
 from strategies.models.body import Body, source_head
 from strategies.models.moments import Layout, Moments, by_image, layout_of, watch
@@ -280,7 +280,7 @@ def _rounding_error(
 
 
 def batches(
-    paths: Sequence[Path],
+    images: Sequence[ImageSource],
     backbone: Backbone,
     n_workers: int,
     size: int = INFERENCE_BATCH,
@@ -290,25 +290,30 @@ def batches(
 
     Parameters
     ----------
+    images
+        Paths, or images in memory: see `read_image`.
     eval_crops
-        Crops in memory, which are not read again; None keeps none.
+        Crops of files in memory, which are not read again; None keeps none.
     """
     kind = backbone.evaluation_crop
 
-    def crop(path: Path) -> Pixels:
-        return eval_pixels(path, backbone)
+    def crop(image: ImageSource) -> Pixels:
+        return eval_pixels(image, backbone)
 
-    def read(chunk: Sequence[Path]) -> Pixels:
-        if eval_crops is None:
-            return np.stack([crop(path) for path in chunk])
-        return np.stack([eval_crops.get(kind, path, crop) for path in chunk])
+    def kept_crop(image: ImageSource) -> Pixels:
+        if eval_crops is None or not isinstance(image, Path):
+            return crop(image)
+        return eval_crops.get(kind, image, crop)
 
-    return prefetch(read, chunks(paths, size), n_workers)
+    def read(chunk: Sequence[ImageSource]) -> Pixels:
+        return np.stack([kept_crop(image) for image in chunk])
+
+    return prefetch(read, chunks(images, size), n_workers)
 
 
-def eval_pixels(path: Path, backbone: Backbone) -> Pixels:
+def eval_pixels(image: ImageSource, backbone: Backbone) -> Pixels:
     """Read the crop of an image for evaluation, uint8 (px, px, 3)."""
-    return backbone.evaluation_crop.pixels(read_image(path))
+    return backbone.evaluation_crop.pixels(read_image(image))
 
 
 def to_input(pixels: Pixels, backbone: Backbone, device: torch.device) -> Tensor:

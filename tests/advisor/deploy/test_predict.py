@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from advisor.deploy.predict import predict
 from strategies.core.errors import DataError
@@ -52,6 +53,26 @@ def test_a_batch_without_a_readable_image_has_no_predictions(saved: Path, tmp_pa
 
     assert found.rows == ()
     assert [s.path.name for s in found.skipped] == ["bad.png"]
+
+
+def test_images_in_memory_are_predicted_like_their_files(
+    saved: Path, make_folder: Callable[..., Path]
+) -> None:
+    paths = sorted(make_folder("data", 2).rglob("*.png"))
+    images = [Image.open(path).convert("RGB") for path in paths]
+    given = [images[0], np.asarray(images[1]), *map(str, paths[2:4]), *images[4:]]
+
+    (found,) = predict(saved, given, device="cpu")
+    (expected,) = predict(saved, paths, device="cpu")
+
+    assert [name for name, _ in found.rows] == [0, 1, *paths[2:4], 4, 5]
+    assert [row for _, row in found.rows] == [row for _, row in expected.rows]
+
+
+def test_an_image_in_memory_that_cannot_be_used_raises_an_error(saved: Path) -> None:
+    given = [np.zeros((9, 9, 3), np.uint8), np.zeros((9, 9, 3))]
+    with pytest.raises(DataError, match=r"Image 1, in memory, .* float64"):
+        list(predict(saved, given))
 
 
 def test_an_empty_folder_raises_an_error(saved: Path, tmp_path: Path) -> None:

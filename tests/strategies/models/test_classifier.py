@@ -1,4 +1,5 @@
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from scipy.special import softmax
 
 from strategies.core.atomic_files import write_json
 from strategies.core.context import RunContext
-from strategies.core.errors import StorageError
+from strategies.core.errors import DataError, StorageError
 from strategies.core.metrics import proportion
 from strategies.data.dataset import Dataset
 from strategies.data.decoding import UnreadableImage
@@ -26,6 +28,7 @@ from strategies.models.classifier import (
     set_head,
 )
 from strategies.models.features import extract_features
+from tests.conftest import stripes
 
 CLASSES = ("ant", "bee", "ohm Ω")
 
@@ -91,6 +94,87 @@ def test_a_file_that_is_not_an_image_is_refused(tiny: Backbone, tmp_path: Path) 
 
     with pytest.raises(UnreadableImage):
         _classifier(tiny).predict_proba([tmp_path / "x.png"])
+
+
+def test_images_in_memory_are_preprocessed_like_their_files(
+    tiny: Backbone, paths: list[Path], tmp_path: Path
+) -> None:
+    grey = tmp_path / "grey.png"
+    Image.open(paths[0]).convert("L").save(grey)
+    turned = tmp_path / "turned.png"
+    Image.open(paths[1]).crop((0, 0, 40, 20)).save(turned, exif=_orientation(6))
+    see_through = tmp_path / "see_through.png"
+    Image.open(paths[2]).convert("RGBA").rotate(30).save(see_through)
+    deep = tmp_path / "deep.tif"
+    Image.fromarray(np.arange(48 * 48, dtype=np.uint16).reshape(48, 48)).save(deep)
+    files = [*paths, grey, turned, see_through, deep]
+    classifier = _classifier(tiny)
+    expected = classifier.predict_proba(files)
+
+    opened = classifier.predict_proba([Image.open(path) for path in files])
+    arrays = classifier.predict_proba([np.asarray(Image.open(path)) for path in [*paths, grey]])
+    stack = np.stack([np.asarray(Image.open(path)) for path in paths])
+
+    np.testing.assert_array_equal(opened, expected)
+    np.testing.assert_array_equal(arrays, expected[: len(paths) + 1])
+    np.testing.assert_array_equal(classifier.predict_proba(stack), expected[: len(paths)])
+    np.testing.assert_array_equal(classifier.predict_proba([str(p) for p in files]), expected)
+    assert np.ptp(expected, axis=0).min() > 0  # the images differ
+
+
+def test_an_image_in_memory_is_not_changed(tiny: Backbone, paths: list[Path]) -> None:
+    image = Image.open(paths[0]).convert("RGBA")
+    before = image.tobytes()
+    _classifier(tiny).predict_proba([image])
+    assert (image.mode, image.tobytes()) == ("RGBA", before)
+
+
+def test_one_pil_image_given_many_times_is_loaded_once_at_a_time(
+    tiny: Backbone, tmp_path: Path
+) -> None:
+    stripes(1, np.random.default_rng(0), px=700).save(tmp_path / "large.png")
+    given = [Image.open(tmp_path / "large.png")] * 200  # not loaded yet
+    found = _classifier(tiny).predict_proba(given, n_workers=8)
+    np.testing.assert_allclose(found, found[:1].repeat(200, axis=0), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (np.zeros((8, 8, 3)), "float64"),
+        (np.zeros((8, 8, 4), np.uint8), "(8, 8, 4)"),
+        (np.zeros((3, 8, 8), np.uint8), "(3, 8, 8)"),
+        (np.zeros((0, 8, 3), np.uint8), "(0, 8, 3)"),
+        (None, "NoneType"),
+    ],
+)
+def test_an_array_that_is_no_image_is_refused(tiny: Backbone, image: Any, found: str) -> None:
+    with pytest.raises(DataError, match=re.escape(found)):
+        _classifier(tiny).predict_proba([image])
+
+
+def test_a_single_image_is_refused(tiny: Backbone, paths: list[Path]) -> None:
+    one = Image.open(paths[0])
+    for image in (paths[0], str(paths[0]), one, np.asarray(one), np.asarray(one.convert("L"))):
+        with pytest.raises(DataError, match="Give a list"):
+            _classifier(tiny).predict_proba(image)  # type: ignore[arg-type]
+
+
+def test_a_pil_image_of_a_truncated_file_is_unreadable(
+    tiny: Backbone, paths: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "cut.png").write_bytes(paths[0].read_bytes()[:2000])
+    with (
+        Image.open(tmp_path / "cut.png") as image,
+        pytest.raises(UnreadableImage, match="damaged"),
+    ):
+        _classifier(tiny).predict_proba([image])
+
+
+def _orientation(number: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = number
+    return exif
 
 
 def test_prediction_does_not_depend_on_train_or_eval_mode_of_the_network(
