@@ -1,6 +1,6 @@
 """Transfer-learning advisor and AutoML for image classification.
 
-The Python interface is ``from advisor import advise, auto, resume``. Importing
+The Python interface is ``from advisor import advise, auto, resume, TransferClassifier``. Importing
 this package is cheap: each name is imported at its first use.
 """
 
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from advisor.advise import advise as advise
+    from advisor.deploy.estimator import TransferClassifier as TransferClassifier
     from advisor.tune.driver import auto as auto
     from advisor.tune.resume import resume as resume
 
 _LAZY = {
+    "TransferClassifier": "advisor.deploy.estimator",
     "advise": "advisor.advise",
     "auto": "advisor.tune.driver",
     "resume": "advisor.tune.resume",
