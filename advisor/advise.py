@@ -19,6 +19,7 @@ from advisor.findings.check import check
 from advisor.measure.backbone_comparison import compare_backbones, comparison_rationale
 from advisor.measure.pilot import run_pilot
 from advisor.measure.profile import measure, sample
+from advisor.report.live.show import showing
 from advisor.similarity.pretraining import pretraining_domain
 from advisor.similarity.reference import build_reference
 from advisor.types.advice import Advice, Choice, Decision
@@ -70,7 +71,11 @@ class Prepared:
 
 
 def advise(
-    data: Path | str, options: Options = DEFAULTS, *, time_s: float | None = None
+    data: Path | str,
+    options: Options = DEFAULTS,
+    *,
+    time_s: float | None = None,
+    show_progress: bool = False,
 ) -> Advice:
     """Recommend a transfer-learning strategy for a dataset of labelled images.
 
@@ -78,13 +83,16 @@ def advise(
     ----------
     time_s
         Time for the recommended fit on this machine in seconds; None: no limit.
+    show_progress
+        Whether to show progress: bars on a terminal, text below the cell of a notebook.
 
     Raises
     ------
     TransferError
         If the dataset, the backbone or an option cannot be used; the message says what to do.
     """
-    return advise_on(prepare(Path(data), options), time_s)
+    with showing(show_progress, options) as (shown_options, _):
+        return advise_on(prepare(Path(data), shown_options), time_s)
 
 
 def prepare(

@@ -20,7 +20,6 @@ OnProgress = Callable[[str, int, int], None]
 STARTED_S = time.monotonic() - time.process_time()
 """About when this process started, on the clock of `time.monotonic`."""
 USAGE_ERROR, INTERRUPTED = 2, 130
-REFRESH_PER_S = 10
 GC_THRESHOLD = 100_000
 """Objects that are created before the garbage collector runs."""
 
@@ -123,32 +122,9 @@ def progress(quiet: bool, below: Sequence["RenderableType"] = ()) -> Iterator[On
     if quiet or not stderr.is_terminal:
         yield lambda what, done, total: None
         return
-    from rich.console import Group
-    from rich.live import Live
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from advisor.report.live.bars import progress_bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bars = Progress(*columns, TimeElapsedColumn(), console=stderr)
-    task_ids: dict[str, Any] = {}
-
-    def show(what: str, done: int, total: int) -> None:
-        if what not in task_ids:
-            task_ids[what] = bars.add_task(what, total=total or None)
-        bars.update(task_ids[what], completed=done)
-
-    screen = Live(
-        get_renderable=lambda: Group(bars, *below),
-        console=stderr,
-        transient=True,
-        refresh_per_second=REFRESH_PER_S,
-    )
-    with screen:
+    with progress_bars(stderr, below) as show:
         yield show
 
 

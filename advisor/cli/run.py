@@ -121,7 +121,8 @@ def status_command(run: Run, as_json: Json = False) -> None:
 def show_events(folder: Path, output: RunOutput) -> Iterator[tuple[OnProgress, "OnEvent"]]:
     """Show progress and trials on stderr; with --tensorboard, also write its event files."""
     with progress(output.quiet) as on_progress, errors():
-        from advisor.cli.live import TensorBoard, line_of
+        from advisor.cli.live import TensorBoard
+        from advisor.report.live.lines import line_of
 
         configure_process()
         board = TensorBoard(folder / "tensorboard") if output.tensorboard else None

@@ -124,8 +124,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             If the time was too short for any classifier.
         """
         start_s = time.monotonic()
+        classes, codes = encoded_labels(y)
         images = image_list(X)
-        classes, codes = encoded_labels(y, len(images))
+        if len(images) != len(codes):
+            raise InputError(f"X has {len(images):,} images and y has {len(codes):,} labels.")
         names = class_names(classes)
         with tempfile.TemporaryDirectory(prefix="tl-advisor-") as folder:
             manifest = write_manifest(images, codes.tolist(), names, Path(folder))
@@ -157,7 +159,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 advised_only=is_advised,
                 report=False,
             )
-            return auto(manifest, folder, options, run)
+            return auto(manifest, folder, options, run, show_progress=self.verbose)
         except (OutOfTime, StorageError):
             raise
         except TransferError as error:
@@ -265,9 +267,10 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             known = inspect.signature(cls).parameters
             given = {k: v for k, v in record["parameters"].items() if k in known}
             estimator = cls(**{**given, "device": device})
-            estimator.classes_ = np.array(record["labels"], dtype=_dtype(record["dtype"]))
+            estimator.classes_ = np.array([*record["labels"]], dtype=_dtype(record["dtype"]))
             estimator._names = tuple(record["names"])
-            if sorted(estimator._names) != sorted(classifier.classes):
+            is_whole = len(estimator.classes_) == len(estimator._names)
+            if not is_whole or sorted(estimator._names) != sorted(classifier.classes):
                 raise ValueError("its labels are not those of the classifier")
             advice = json.loads((folder / ADVICE_FILE).read_text(encoding="utf-8"))
         except (OSError, LookupError, ValueError, TypeError, AttributeError) as error:

@@ -51,24 +51,29 @@ def image_list(X: Any) -> list[ImageSource]:
     return found
 
 
-def encoded_labels(y: Any, n_images: int) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def encoded_labels(y: Any) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return the classes, sorted, and the number of its class for every image.
 
     Raises
     ------
     InputError
-        If there is not one label for every image, or they are no classes, or of one class.
+        If the labels are no classes, or of one class.
     """
     if y is None:
-        raise InputError("y is None: a classifier requires y to be passed, a label per image.")
+        raise InputError(
+            "A classifier requires y to be passed, but the target y is None. Give a label for "
+            "every image."
+        )
     try:
         labels = column_or_1d(y, warn=True)
+        if labels.dtype.kind == "f" and not np.isfinite(labels).all():
+            raise InputError("y contains NaN or infinity. Give a label for every image.")
         check_classification_targets(labels)
         classes, codes = np.unique(labels, return_inverse=True)
+    except InputError:
+        raise
     except (ValueError, TypeError) as error:
         raise InputError(f"y cannot be used as labels: {error}") from error
-    if len(labels) != n_images:
-        raise InputError(f"X has {n_images:,} images and y has {len(labels):,} labels.")
     if len(classes) < 2:
         raise InputError(
             f"y has one class, {classes.tolist()[0]!r}. A classifier needs at least two classes."

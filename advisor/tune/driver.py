@@ -13,6 +13,7 @@ from advisor.decide.more_images import for_more_images
 from advisor.decide.priors import load_priors
 from advisor.report.files import write_run_reports
 from advisor.report.from_json import read_advice
+from advisor.report.live.show import showing
 from advisor.report.outcome_json import outcome_record
 from advisor.report.to_json import advice_record
 from advisor.tune.all_images import learn_from_all
@@ -55,6 +56,7 @@ def auto(
     *,
     on_event: OnEvent = ignore,
     interrupt: Interrupt | None = None,
+    show_progress: bool = False,
 ) -> Outcome:
     """Tune what the advice recommends within a time limit, and write the best classifier.
 
@@ -74,6 +76,8 @@ def auto(
         What handles Ctrl-C during the search, as in ``tl-auto run``: the first one ends the search
         and keeps the best classifier so far, the second one stops at once. None: Ctrl-C raises
         KeyboardInterrupt, or does what the calling program has set.
+    show_progress
+        Whether to show progress and trials, as in `advise`.
 
     Raises
     ------
@@ -93,7 +97,7 @@ def auto(
     settings = Settings(data, options, run)
     check_gpus(options, run)
     folder = RunDir.create(Path(out))
-    with folder.locked():
+    with folder.locked(), showing(show_progress, options, on_event) as (options, on_event):
         folder.begin(settings_record(settings))
         try:
             session = begin_session(folder, deadline_s)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from advisor.advise import prepare
+from advisor.report.live.show import showing
 from advisor.tune.driver import begin_session, run_session
 from advisor.tune.interrupt import Interrupt
 from advisor.tune.run_dir.directory import RunDir
@@ -24,6 +25,7 @@ def resume(
     on_note: OnNote = ignore_note,
     on_event: OnEvent = ignore,
     interrupt: Interrupt | None = None,
+    show_progress: bool = False,
 ) -> Outcome:
     """Resume a run that was killed: finished trials are kept, a started one continues.
 
@@ -35,7 +37,7 @@ def resume(
         Time limit in seconds from now on; None: what was left of the run's own limit.
     on_progress, on_note
         As in `Options`.
-    on_event, interrupt
+    on_event, interrupt, show_progress
         As in `auto`.
 
     Raises
@@ -56,5 +58,6 @@ def resume(
         left_s = settings.run.time_s - folder.used_s() if time_s is None else time_s
         check_gpus(options, settings.run)
         session = begin_session(folder, start + left_s)
-        prepared = prepare(settings.data, options, session.deadline_s, keep_rest=True)
-        return run_session(folder, settings, prepared, session, on_event, interrupt)
+        with showing(show_progress, options, on_event) as (options, on_event):
+            prepared = prepare(settings.data, options, session.deadline_s, keep_rest=True)
+            return run_session(folder, settings, prepared, session, on_event, interrupt)
