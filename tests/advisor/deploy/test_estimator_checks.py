@@ -91,6 +91,7 @@ class OfRows(TransferClassifier):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = True
+        tags.input_tags.one_d_array = tags.input_tags.three_d_array = False
         return tags
 
 

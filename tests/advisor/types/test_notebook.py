@@ -93,16 +93,21 @@ def test_the_html_of_an_advice_has_all_strategies_and_findings_and_no_markup_of_
 
 
 def test_the_html_of_an_outcome_has_its_best_trials_and_no_markup_of_the_data() -> None:
-    outcome = made_outcome(hostile_advice(), n_trials=MAX_TRIALS + 5)
-    html = outcome._repr_html_()
-    page = Page(html)
+    outcome = made_outcome(hostile_advice())
+    page = Page(outcome._repr_html_())
     assert page.tags <= TAGS
+    assert "pruned: <b>worse</b> than the median" in page.text
     scores = [row[2] for row in page.rows[1:]]
     scored = [t.val_accuracy for t in outcome.trials if t.val_accuracy]
     best = max(scored, key=lambda score: score.mid)
     assert scores[0] == best.percent()
-    assert len(scores) == MAX_TRIALS
-    assert "and 5 more" in page.text
+    assert len(scores) == len(outcome.trials)
+
+
+def test_the_html_of_a_long_run_has_only_its_best_trials() -> None:
+    page = Page(made_outcome(hostile_advice(), n_trials=MAX_TRIALS + 5)._repr_html_())
+    assert len(page.rows) == 1 + MAX_TRIALS
+    assert "and 5 more: to_frame()" in page.text
 
 
 def test_the_table_of_an_advice_has_a_row_for_every_strategy_and_input_size(
