@@ -20,6 +20,7 @@ from advisor.findings.check import check
 from advisor.measure.backbone_comparison import compare_backbones, comparison_rationale
 from advisor.measure.pilot import run_pilot
 from advisor.measure.profile import measure, sample
+from advisor.report.live.show import showing
 from advisor.similarity.pretraining import pretraining_domain
 from advisor.similarity.reference import build_reference
 from advisor.types.advice import Advice, Choice, Decision
@@ -73,7 +74,11 @@ class Prepared:
 
 
 def advise(
-    data: Path | str, options: Options = DEFAULTS, *, time_s: float | None = None
+    data: Path | str,
+    options: Options = DEFAULTS,
+    *,
+    time_s: float | None = None,
+    show_progress: bool = False,
 ) -> Advice:
     """Recommend a transfer-learning strategy for a dataset of labelled images.
 
@@ -81,13 +86,16 @@ def advise(
     ----------
     time_s
         Time for the recommended fit on this machine in seconds; None: no limit.
+    show_progress
+        Whether to show progress: bars on a terminal, text below the cell of a notebook.
 
     Raises
     ------
     TransferError
         If the dataset, the backbone or an option cannot be used; the message says what to do.
     """
-    return advise_on(prepare(Path(data), options), time_s)
+    with showing(show_progress, options) as (shown_options, _):
+        return advise_on(prepare(Path(data), shown_options), time_s)
 
 
 def prepare(
@@ -111,6 +119,7 @@ def prepare(
         data,
         val=options.val,
         test=options.test,
+        hold_out_test=options.hold_out_test,
         root=options.root,
         group_by=options.group_by,
         max_images=options.max_images,
@@ -352,7 +361,7 @@ def _command(dataset: Dataset, backbone: Backbone, options: Options, time_s: flo
     """Return the command that reproduces this advice, with every choice pinned."""
     pinned = replace(options, backbone=backbone.name, input_px=backbone.input_px)
     given = arguments(pinned, always=("backbone", "input_px", "seed"))
-    words = [f"{flag} {shlex.quote(shown(value))}" for flag, value in given]
+    words = [" ".join([flag, *(shlex.quote(shown(v)) for v in value)]) for flag, *value in given]
     words += [] if time_s is None else [f"--time {time_s:g}s"]
     return " ".join(["tl-advise", shlex.quote(shown(dataset.root)), *words])
 

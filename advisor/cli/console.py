@@ -27,7 +27,6 @@ USAGE_ERROR, FINDINGS, INTERRUPTED = 2, 3, 130
 """Exit codes besides 0 (answered) and 1 (a bug): what the user can mend, and --fail-on."""
 UNWRAPPED = 1_000_000
 """Width of output that is not to a terminal: no line of a report or a message is broken."""
-REFRESH_PER_S = 10
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 GC_THRESHOLD = 100_000
 """Objects that are created before the garbage collector runs."""
@@ -185,32 +184,9 @@ def progress(quiet: bool, below: Sequence["RenderableType"] = ()) -> Iterator[On
     if quiet or not stderr.is_terminal:
         yield lambda what, done, total: None
         return
-    from rich.console import Group
-    from rich.live import Live
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-    )
+    from advisor.report.live.bars import progress_bars
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    bars = Progress(*columns, TimeElapsedColumn(), console=stderr)
-    task_ids: dict[str, Any] = {}
-
-    def show(what: str, done: int, total: int) -> None:
-        if what not in task_ids:
-            task_ids[what] = bars.add_task(what, total=total or None)
-        bars.update(task_ids[what], completed=done)
-
-    screen = Live(
-        get_renderable=lambda: Group(bars, *below),
-        console=stderr,
-        transient=True,
-        refresh_per_second=REFRESH_PER_S,
-    )
-    with screen:
+    with progress_bars(stderr, below) as show:
         yield show
 
 

@@ -60,9 +60,18 @@ def run_command(
     folder = out or _new_run_folder(dataset)
     with show_events(folder, output) as (on_progress, on_event), run_errors(folder):
         from advisor.tune.driver import auto
+        from advisor.tune.interrupt import Interrupt
 
         options = replace(options, on_progress=on_progress, on_note=print_note)
-        outcome = auto(dataset, folder, options, run, on_event=on_event, began_s=STARTED_S)
+        outcome = auto(
+            dataset,
+            folder,
+            options,
+            run,
+            on_event=on_event,
+            interrupt=Interrupt(),
+            began_s=STARTED_S,
+        )
     _print_outcome(outcome, output)
 
 
@@ -83,6 +92,7 @@ def resume_command(
 ) -> None:
     """Resume a run that was interrupted or killed."""
     with show_events(run, output) as (on_progress, on_event), run_errors(run):
+        from advisor.tune.interrupt import Interrupt
         from advisor.tune.resume import resume
         from advisor.tune.run_dir.directory import RunDir
 
@@ -97,6 +107,7 @@ def resume_command(
             on_progress=on_progress,
             on_note=print_note,
             on_event=on_event,
+            interrupt=Interrupt(),
         )
     _print_outcome(outcome, output)
 
@@ -121,7 +132,8 @@ def status_command(run: Run, as_json: Json = False) -> None:
 def show_events(folder: Path, output: RunOutput) -> Iterator[tuple[OnProgress, "OnEvent"]]:
     """Show progress and trials on stderr; with --tensorboard, also write its event files."""
     with progress(output.quiet) as on_progress, errors():
-        from advisor.cli.live import TensorBoard, line_of
+        from advisor.cli.live import TensorBoard
+        from advisor.report.live.lines import line_of
 
         configure_process()
         board = TensorBoard(folder / "tensorboard") if output.tensorboard else None

@@ -26,16 +26,18 @@ def write_page(
     write_text(path, page(advice, gallery, outcome))
 
 
-def write_run_reports(outcome: Outcome, gallery: Gallery, n_workers: int) -> None:
+def write_run_reports(outcome: Outcome, gallery: Gallery | None, n_workers: int) -> None:
     """Write the HTML page of a run, and the model card beside its classifier.
 
     Parameters
     ----------
     gallery
         Made without the test images. Of those, the page shows only the misclassified images
-        that the evaluation on test names.
+        that the evaluation on test names. None: only the model card is written.
     """
     write_text(outcome.folder / CARD_FILE, model_card(outcome))
+    if gallery is None:
+        return
     if outcome.test is not None:
         gallery = with_mistakes(gallery, outcome.test, n_workers)
     write_page(outcome.folder / PAGE_FILE, outcome.advice, gallery, outcome)

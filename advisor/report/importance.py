@@ -14,6 +14,7 @@ from optuna.distributions import (
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 
 from advisor.types.outcome import TrialRecord
+from strategies.core.progress import unlogged
 
 FEWEST_TRIALS = 8
 """Minimum number of scored trials of a strategy for an importance estimate."""
@@ -77,10 +78,8 @@ def _study(
     trials: Sequence[TrialRecord], ranges: Mapping[str, BaseDistribution]
 ) -> optuna.study.Study:
     """Build an in-memory Optuna study from trial records."""
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(direction="maximize")
-    optuna.logging.set_verbosity(level)
+    with unlogged("optuna.storages._in_memory"):
+        study = optuna.create_study(direction="maximize")
     for trial in trials:
         assert trial.val_accuracy is not None
         params = {

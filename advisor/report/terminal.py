@@ -90,6 +90,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
     facts.add_row("run time", f"{duration(outcome.seconds)}, {len(outcome.trials)} trials")
     facts.add_row("search ended", ENDED[outcome.ended])
     failed = [t for t in outcome.trials if t.reason and not t.pruned]
+    report = outcome.folder / "report.html"
     void = outcome.advice.void
     doubts = () if void is None else (Text(headline(outcome.advice), style="bold red"),)
     console.print(
@@ -98,7 +99,7 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
         Padding(facts, (0, 0, 0, 2), expand=False),
         *(Text(f"  trial {t.number} ({t.strategy}) failed: {t.reason}") for t in failed),
         Text(f"\n  predict  tl-auto predict {outcome.folder} IMAGE_OR_FOLDER..."),
-        Text(f"  report   {outcome.folder / 'report.html'}"),
+        *([Text(f"  report   {report}")] if report.is_file() else []),
         Text(f"  trials   optuna-dashboard sqlite:///{outcome.folder / 'study.db'}"),
         sep="\n",
     )

@@ -6,19 +6,16 @@ from typing import Any
 
 from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS, Advice, Finding, TransferRisk
 from advisor.types.durations import duration, time_limit
-from advisor.types.outcome import Ended, Outcome, TransferGain, TransferVerdict
+from advisor.types.outcome import Outcome, TransferGain, TransferVerdict
 from advisor.types.profile import Profile
 from advisor.types.similarity import IMAGENET, BackboneStatistics, DomainSimilarity
+from advisor.types.summary import ENDED as ENDED
+from advisor.types.summary import backbone_used as backbone_used
+from advisor.types.summary import headline as headline
+from advisor.types.summary import result as result
+from advisor.types.summary import winner as winner
 from strategies.core.metrics import Interval
 
-ENDED: Mapping[Ended, str] = {
-    "time": "time budget used up",
-    "trials": "maximum number of trials reached",
-    "unbeatable": "early: a trial without validation errors would not be a relevant improvement",
-    "no_candidate": "early: no strategy is left that may still win",
-    "interrupted": "interrupted by the user",
-}
-"""Why a search ended, for people."""
 VERDICTS: Mapping[TransferVerdict, str] = {
     "positive": "positive transfer",
     "none": "no transfer gain",
@@ -59,18 +56,6 @@ def with_titles(text: str) -> str:
     return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", display, text)
 
 
-def headline(advice: Advice) -> str:
-    """Return the recommendation in one line, or why there is none and what to do first."""
-    best, void = advice.best, advice.void
-    if void is not None:
-        return f"{void.title}; first: {void.action}"
-    limit = "" if advice.time_s is None else f" (limit {time_limit(advice.time_s)})"
-    return (
-        f"{best.strategy}: expected accuracy {best.accuracy.percent()}, "
-        f"about {duration(best.seconds.mid)} for one fit{limit}"
-    )
-
-
 def limit_words(advice: Advice) -> str | None:
     """Say for which time the advice is; None if there is no limit."""
     if advice.time_s is None:
@@ -79,26 +64,6 @@ def limit_words(advice: Advice) -> str | None:
     if advice.best.seconds.mid > advice.time_s:
         return f"The fit is not expected to end within the limit of {limit}."
     return f"The advice is for a fit of at most {limit}."
-
-
-def backbone_used(outcome: Outcome) -> str:
-    """Return the backbone of the best trial, which may differ from the advised one."""
-    return str(outcome.best.hyperparameters.get("backbone", outcome.advice.profile.backbone))
-
-
-def winner(outcome: Outcome) -> str:
-    """Return the strategy of the best trial, and its backbone if it is not the advised one."""
-    used, strategy = backbone_used(outcome), outcome.best.strategy
-    return strategy if used == outcome.advice.profile.backbone else f"{strategy} on {used}"
-
-
-def result(outcome: Outcome) -> str:
-    """Return the result of a run in one line."""
-    test = outcome.test
-    if test is None:
-        return f"{winner(outcome)}: not evaluated, there are no test images"
-    images = "image" if test.n == 1 else "images"
-    return f"{winner(outcome)}: {test.accuracy.percent()} accuracy on {test.n:,} test {images}"
 
 
 def final_fit_words(outcome: Outcome) -> str | None:

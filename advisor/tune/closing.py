@@ -29,13 +29,13 @@ class ReportDraft:
     Attributes
     ----------
     gallery
-        Its map and thumbnails, which the final report shows too.
+        Its map and thumbnails, which the final report shows too; None: there is no report.
     seconds
         Seconds that the report took, without the map. The final report takes no longer, as the
         scripts are loaded by then.
     """
 
-    gallery: Gallery
+    gallery: Gallery | None
     seconds: float
 
 
@@ -48,7 +48,9 @@ class ClosingResult:
     soup: Soup | None
 
 
-def tune(search: Search, advice: Advice, prepared: Prepared, *, wanted: bool) -> ClosingResult:
+def tune(
+    search: Search, advice: Advice, prepared: Prepared, *, wanted: bool, with_report: bool = True
+) -> ClosingResult:
     """Search until the time is up; after the first classifier draft the report and the control.
 
     Both are timed or finished early, so that the reserves for them shrink to what they cost.
@@ -57,6 +59,8 @@ def tune(search: Search, advice: Advice, prepared: Prepared, *, wanted: bool) ->
     ----------
     wanted
         Whether a control is to be fitted.
+    with_report
+        Whether an HTML page is to be written.
     """
     folder, budget = search.executor.folder, search.executor.budget
     if search.scheduler.max_trials is None:  # else a run must not depend on the time
@@ -64,7 +68,9 @@ def tune(search: Search, advice: Advice, prepared: Prepared, *, wanted: bool) ->
     search.compute_features()
     search.run(stop_at_first=True)
     search.fit_on_measured()
-    draft = draft_report(folder, advice, prepared, budget.left_s())
+    draft = ReportDraft(None, 0.0)
+    if with_report:
+        draft = draft_report(folder, advice, prepared, budget.left_s())
     budget.observe_report(draft.seconds)
     control = None
     if wanted and not search.is_interrupted:

@@ -1,5 +1,6 @@
 """Run driver: measure, search, evaluate on test and report, for a new or a resumed run."""
 
+import contextlib
 import hashlib
 import logging
 import os
@@ -13,6 +14,7 @@ from advisor.decide.more_images import for_more_images
 from advisor.decide.priors import load_priors
 from advisor.report.files import write_run_reports
 from advisor.report.from_json import read_advice
+from advisor.report.live.show import showing
 from advisor.report.outcome_json import outcome_record
 from advisor.report.to_json import advice_record
 from advisor.tune.all_images import learn_from_all
@@ -43,6 +45,7 @@ from strategies.core.errors import (
     DataError,
     NotApplicable,
     OutOfTime,
+    TransferError,
 )
 from strategies.data.dataset import Dataset
 from strategies.registry import search_spaces
@@ -57,9 +60,15 @@ def auto(
     run: RunOptions = RUN_DEFAULTS,
     *,
     on_event: OnEvent = ignore,
+    interrupt: Interrupt | None = None,
+    show_progress: bool = False,
     began_s: float | None = None,
 ) -> Outcome:
     """Tune what the advice recommends within a time limit, and write the best classifier.
+
+    A run that ends early, by Ctrl-C or because the process was killed, can be continued with
+    `resume`. Signal handlers, loggers, random generators and threads of the calling program stay
+    as they are.
 
     Parameters
     ----------
@@ -67,6 +76,14 @@ def auto(
         Images, see `load_dataset`; the run directory, new or empty.
     options, run
         How to measure and to recommend; limits of the search.
+    on_event
+        Called when a trial begins, was validated, and ends.
+    interrupt
+        What handles Ctrl-C during the search, as in ``tl-auto run``: the first one ends the search
+        and keeps the best classifier so far, the second one stops at once. None: Ctrl-C raises
+        KeyboardInterrupt, or does what the calling program has set.
+    show_progress
+        Whether to show progress and trials, as in `advise`.
     began_s
         ``time.monotonic()`` from which the time limit counts; None: now.
 
@@ -75,22 +92,28 @@ def auto(
     TransferError
         If the data, the backbone or a setting cannot be used, or the time was too short.
     KeyboardInterrupt
-        If Ctrl-C was pressed before there was a classifier, or twice.
+        If Ctrl-C was pressed; with `interrupt`, if that was before there was a classifier, or
+        twice.
     """
     began_s = time.monotonic() if began_s is None else began_s
     deadline_s = began_s + run.time_s
+    if run.advised_only and options.strategy != AUTO:
+        raise TransferError(
+            f"--strategy {options.strategy} and --advised-only cannot be used together. Each "
+            "names the strategy; give one."
+        )
     data = absolute(Path(data))
     settings = Settings(data, options, run)
     check_gpus(options, run)
     check_fixed_names(options, run)
     folder = RunDir.create(Path(out))
-    with folder.locked():
+    with folder.locked(), showing(show_progress, options, on_event) as (options, on_event):
         folder.begin(settings_record(settings))
         try:
             session = begin_session(folder, deadline_s, began_s)
             prepared = prepare(data, options, deadline_s, keep_rest=True)
             write_settings_file(folder, settings, prepared.backbone)
-            return run_session(folder, settings, prepared, session, on_event)
+            return run_session(folder, settings, prepared, session, on_event, interrupt)
         except (DataError, BackboneError, NotApplicable):
             if not (folder.path / "advice.json").exists():
                 folder.abandon()  # the directory can be used again
@@ -138,7 +161,12 @@ def begin_session(folder: RunDir, deadline_s: float, start_s: float | None = Non
 
 
 def run_session(
-    folder: RunDir, settings: Settings, prepared: Prepared, session: Session, on_event: OnEvent
+    folder: RunDir,
+    settings: Settings,
+    prepared: Prepared,
+    session: Session,
+    on_event: OnEvent,
+    interrupt: Interrupt | None,
 ) -> Outcome:
     """Run a new or resumed run up to its outcome. The caller must hold the run's lock."""
     run, ends_at = settings.run, session.ends_at
@@ -150,9 +178,11 @@ def run_session(
     if not run.uses_ray:
         training = replace(prepared.ctx.training, n_gpus=run.gpus_per_trial)
         prepared = replace(prepared, ctx=replace(prepared.ctx, training=training))
-    search = make_search(folder, settings, prepared, advice, session.deadline_s, on_event)
+    search = make_search(
+        folder, settings, prepared, advice, session.deadline_s, on_event, interrupt or Interrupt()
+    )
     with (
-        search.executor.interrupt.handle_sigint(),
+        contextlib.nullcontext() if interrupt is None else interrupt.handle_sigint(),
         trial_executor(search.executor, run) as executor,
     ):
         search = replace(search, trial_executor=executor)
@@ -160,7 +190,7 @@ def run_session(
         if not session.is_judging:  # test may have been read already: no trial may follow
             folder.set_phase("searching", ends_at)
         wanted = _wants_control(search.executor.budget, prepared, run)
-        closing = tune(search, advice, prepared, wanted=wanted)
+        closing = tune(search, advice, prepared, wanted=wanted, with_report=run.report)
         folder.set_phase("judging", ends_at)
         outcome = judge(search, closing, advice, prepared, session.start_s - session.used_before_s)
         folder.write_trials(outcome.trials)
@@ -243,7 +273,8 @@ def _load_or_make_advice(
             budget.release_control(is_fitted=False)
         return deadline_s - budget.fit_ends_s() + first_baseline_s(profile)
 
-    advice = advise_on(prepared, reserve_s=None if run.max_trials else reserve_s)
+    has_limit = run.max_trials is None or run.advised_only
+    advice = advise_on(prepared, reserve_s=reserve_s if has_limit else None)
     folder.write("advice.json", advice_record(advice))
     return advice
 
@@ -260,7 +291,7 @@ def _time_budget(
         {prepared.backbone.input_px: profile.ms_per_image / 1000},
         n_judged=1 + run.control,
         control_s=run.control * CONTROL_SHARE * run.time_s,
-        report_s=REPORT_S,
+        report_s=run.report * REPORT_S,
     )
 
 
@@ -271,6 +302,7 @@ def make_search(
     advice: Advice,
     deadline_s: float,
     on_event: OnEvent,
+    interrupt: Interrupt,
 ) -> Search:
     """Return the search of a run."""
     dataset, options, run = prepared.dataset, prepared.options, settings.run
@@ -279,6 +311,8 @@ def make_search(
         check_split(folder, dataset, "all_images_sha256")
         peak_bytes = peak_bytes_on(prepared.ctx)
         advice = for_more_images(advice, dataset, prepared.backbone, load_priors(), peak_bytes)
+    if run.advised_only:
+        only = advice.best.strategy
     scheduler = make_scheduler(
         advice, len(dataset.val), only=only, max_trials=run.max_trials, prefer=options.prefer
     )
@@ -305,7 +339,7 @@ def make_search(
         folder,
         validation,
         _time_budget(prepared, advice.profile, run, deadline_s),
-        Interrupt(),
+        interrupt,
         SoupCandidates(shared, len(validation.folds)) if run.soup else None,
     )
     return Search(trials, scheduler, executor, executor, Incumbent(folder, scheduler), on_event)

@@ -10,7 +10,9 @@ from types import FrameType
 class Interrupt:
     """Flag that records whether Ctrl-C (SIGINT) was pressed, once or twice.
 
-    The first Ctrl-C raises KeyboardInterrupt only inside an `interruptible` block. Elsewhere it
+    Nothing is recorded, and Ctrl-C raises KeyboardInterrupt as ever, outside `handle_sigint`: the
+    commands ask for it, a call of the library leaves the signal handlers of its host alone. The
+    first Ctrl-C raises KeyboardInterrupt only inside an `interruptible` block. Elsewhere it
     only sets `requested`, which the program polls. The second Ctrl-C raises anywhere.
 
     Attributes

@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from advisor.advise import prepare
+from advisor.report.live.show import showing
 from advisor.tune.driver import begin_session, run_session
+from advisor.tune.interrupt import Interrupt
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.settings import read_settings
 from advisor.tune.trials.ray_executor import check_gpus
@@ -22,6 +24,8 @@ def resume(
     on_progress: OnProgress | None = None,
     on_note: OnNote = ignore_note,
     on_event: OnEvent = ignore,
+    interrupt: Interrupt | None = None,
+    show_progress: bool = False,
 ) -> Outcome:
     """Resume a run that was killed: finished trials are kept, a started one continues.
 
@@ -31,6 +35,10 @@ def resume(
         The run directory.
     time_s
         Time limit in seconds from now on; None: what was left of the run's own limit.
+    on_progress, on_note
+        As in `Options`.
+    on_event, interrupt, show_progress
+        As in `auto`.
 
     Raises
     ------
@@ -50,5 +58,6 @@ def resume(
         left_s = settings.run.time_s - folder.used_s() if time_s is None else time_s
         check_gpus(options, settings.run)
         session = begin_session(folder, start + left_s, start)
-        prepared = prepare(settings.data, options, session.deadline_s, keep_rest=True)
-        return run_session(folder, settings, prepared, session, on_event)
+        with showing(show_progress, options, on_event) as (options, on_event):
+            prepared = prepare(settings.data, options, session.deadline_s, keep_rest=True)
+            return run_session(folder, settings, prepared, session, on_event, interrupt)

@@ -260,7 +260,10 @@ class Search:
 
     def _emit(self, job: Job, kind: Any, **facts: Any) -> None:
         left_s, best = self.executor.budget.left_s(), self.incumbent.trial
-        event = Event(kind, job.number, job.strategy, left_s, best=best, **facts)
+        given = dict(job.hyperparameters)
+        event = Event(
+            kind, job.number, job.strategy, left_s, best=best, hyperparameters=given, **facts
+        )
         accuracy = event.accuracy
         self.executor.folder.log_event(
             "trial " + kind,

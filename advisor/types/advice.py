@@ -6,11 +6,16 @@ They are frozen, and their fields are the same in Python, JSON and reports.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from advisor.types.notebook import advice_frame, advice_html
 from advisor.types.profile import AlternativeBackbone, BackboneScore, Pilot, Profile
+from advisor.types.summary import advice_text
 from strategies.core.metrics import Interval
 from strategies.data.image import Skipped
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 SCHEMA_VERSION = 5
 
@@ -292,6 +297,39 @@ class Advice:
     def best(self) -> Recommendation:
         """The recommended strategy."""
         return self.recommendations[0]
+
+    def __repr__(self) -> str:
+        """Return the recommendation, the runner-up and the issues in a few lines."""
+        return advice_text(self)
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: headline, strategies and findings."""
+        return advice_html(self)
+
+    def to_frame(self) -> "DataFrame":
+        """Return a table of pandas with one row per strategy and input size.
+
+        Columns
+        -------
+        strategy, input_px, backbone
+            What is fitted, and at which input size.
+        rank
+            Place of the strategy in `recommendations`, from 1; missing at other input sizes.
+        accuracy, accuracy_low, accuracy_high
+            Predicted test accuracy with its interval, in [0, 1].
+        seconds, seconds_low, seconds_high
+            Predicted time of a fit on this machine.
+        cases, measured, peak_bytes
+            As in `Recommendation`.
+        params_NAME
+            The hyperparameter NAME to begin with.
+
+        Raises
+        ------
+        TransferError
+            If pandas is not installed.
+        """
+        return advice_frame(self)
 
     @property
     def void(self) -> Finding | None:

@@ -1,8 +1,8 @@
 """Progress events of a search: trial begun, evaluated on validation, ended."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from advisor.types.outcome import TrialRecord
 from strategies.core.metrics import Interval
@@ -29,6 +29,9 @@ class Event:
         For an ended trial without a score, the reason.
     best
         The incumbent: the best trial of the run so far.
+    hyperparameters
+        Those that the trial begins with. A strategy may choose others by cross-validation, see
+        `TrialRecord`.
     """
 
     kind: Literal["begun", "round", "ended"]
@@ -39,6 +42,7 @@ class Event:
     accuracy: Interval | None = None
     reason: str | None = None
     best: TrialRecord | None = None
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 OnEvent = Callable[[Event], None]

@@ -164,8 +164,8 @@ def check_values(options: Any) -> None:
         option.check(getattr(options, option.name))
 
 
-def arguments(options: Any, always: Sequence[str] = ()) -> Iterator[tuple[str, str]]:
-    """Yield flags and values of the options that differ from their defaults.
+def arguments(options: Any, always: Sequence[str] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield the words, flag and value, of the options that differ from their defaults.
 
     Parameters
     ----------
@@ -175,5 +175,7 @@ def arguments(options: Any, always: Sequence[str] = ()) -> Iterator[tuple[str, s
     for option in declared_in(options):
         value = getattr(options, option.name)
         differs = value != option.default and not option.flag.is_local
-        if differs or option.name in always:
+        if (differs or option.name in always) and isinstance(value, bool):
+            yield (option.flag_name if value else "--no-" + option.flag_name.removeprefix("--"),)
+        elif differs or option.name in always:
             yield option.flag_name, str(0 if value is None else value)

@@ -68,6 +68,9 @@ class Options:
         separated by commas, are compared and the best one is used.
     val, test
         Folders with one folder per class, for validation or test images outside the data folder.
+    hold_out_test
+        Whether a fifth of the images is split off as test where the data contain no test images.
+        If not, all images are learnt from, and the accuracy on new images is not measured.
     workers
         Threads that read images while the network computes; None: one per core. The result does
         not depend on it.
@@ -118,6 +121,10 @@ class Options:
     )
     val: Annotated[Path | None, Flag("Separate folder of validation images.", panel="Data")] = None
     test: Annotated[Path | None, Flag("Separate folder of test images.", panel="Data")] = None
+    hold_out_test: Annotated[
+        bool,
+        Flag("Split off a fifth of the images as test where the data contain none.", panel="Data"),
+    ] = True
     device: DeviceName = AUTO
     workers: Annotated[
         int | None,
@@ -187,8 +194,13 @@ class Options:
     on_ranking: OnRanking = field(default=ignore_ranking, compare=False)
 
     def __post_init__(self) -> None:
-        """Check choices and bounds."""
+        """Check choices and bounds, and that no option is without effect."""
         check_values(self)
+        if self.test is not None and not self.hold_out_test:
+            raise TransferError(
+                f"--test {self.test} and --no-hold-out-test cannot be used together. Test images "
+                "were given; leave one of the two out."
+            )
 
 
 DEFAULTS = Options()
@@ -206,6 +218,11 @@ class RunOptions:
         Whether the best trial is compared with a control without pretrained weights.
     soup
         Whether the weights of the best training runs are averaged at the end.
+    advised_only
+        Whether only the recommended strategy is tuned. The advice is then for the time of the run,
+        also where `max_trials` is given.
+    report
+        Whether the report is written as an HTML page.
     ray
         Whether trials run on Ray, started on this machine.
     ray_address
@@ -247,6 +264,12 @@ class RunOptions:
             "better on validation.",
             panel="Decision",
         ),
+    ] = True
+    advised_only: Annotated[
+        bool, Flag("Tune the recommended strategy alone.", panel="Decision")
+    ] = False
+    report: Annotated[
+        bool, Flag("Write report.html, the report with charts and images.", panel="Output")
     ] = True
     ray: Annotated[
         bool,

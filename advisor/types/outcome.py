@@ -3,10 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from advisor.types.advice import Advice
+from advisor.types.notebook import outcome_frame, outcome_html
+from advisor.types.summary import outcome_text
 from strategies.core.metrics import Evaluation, Interval
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Ended = Literal["time", "trials", "unbeatable", "no_candidate", "interrupted"]
 """Why a search ended.
@@ -164,3 +169,30 @@ class Outcome:
     ended: Ended = "time"
     n_folds: int = 1
     soup: Soup | None = None
+
+    def __repr__(self) -> str:
+        """Return the result, the validation accuracy and the cost in a few lines."""
+        return outcome_text(self)
+
+    def _repr_html_(self) -> str:
+        """Return what notebooks show: the result and the best trials."""
+        return outcome_html(self)
+
+    def to_frame(self) -> "DataFrame":
+        """Return a table of pandas with one row per trial.
+
+        Columns
+        -------
+        number, strategy, seconds, pruned, reason, n_train
+            As in `TrialRecord`.
+        val_accuracy, val_accuracy_low, val_accuracy_high
+            Validation accuracy with its interval, in [0, 1]; missing without a score.
+        params_NAME
+            The hyperparameter NAME, missing where a strategy has none of this name.
+
+        Raises
+        ------
+        TransferError
+            If pandas is not installed.
+        """
+        return outcome_frame(self)

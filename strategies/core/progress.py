@@ -1,7 +1,10 @@
 """What a fit reports to its caller, and a timer that records the seconds of each phase."""
 
+import contextlib
+import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 OnProgress = Callable[[str, int, int], None]
@@ -22,6 +25,24 @@ def ignore_progress(what: str, done: int, total: int) -> None:
 
 def ignore_epoch(epoch: int, val_accuracy: float | None) -> None:
     """Ignore the end of an epoch (default callback)."""
+
+
+@contextlib.contextmanager
+def unlogged(logger: str) -> Iterator[None]:
+    """Keep a logger's messages from what this thread does in the block out of the log.
+
+    Level and handlers of the logger, which belong to the calling program, stay as they are.
+    """
+    thread, found = threading.get_ident(), logging.getLogger(logger)
+
+    def is_of_another_thread(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    found.addFilter(is_of_another_thread)
+    try:
+        yield
+    finally:
+        found.removeFilter(is_of_another_thread)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from strategies.data.image import (
     labels_of,
     shown,
 )
-from strategies.data.inspection import check_quarantine, read_images
+from strategies.data.inspection import check_max_quarantine, check_quarantine, read_images
 from strategies.data.layouts import same_spelling
 from strategies.data.listing import list_dataset
 from strategies.data.near_duplicates import duplicate_groups, find_leaks, find_matches, pairs_of
@@ -61,6 +61,8 @@ class Dataset:
 
     Attributes
     ----------
+    test
+        None: there are no test images, neither in the data nor held out.
     split_source
         Where each split comes from and how many images it has, as text.
     skipped
@@ -138,6 +140,7 @@ def load_dataset(
     *,
     val: Path | None = None,
     test: Path | None = None,
+    hold_out_test: bool = True,
     root: Path | None = None,
     group_by: str | None = None,
     max_images: int | None = MAX_IMAGES,
@@ -151,8 +154,8 @@ def load_dataset(
     """Load a folder, archive, manifest or Hugging Face dataset as a `Dataset`.
 
     Splits that the data contain, or that `val` and `test` give separately, are kept. Missing test
-    and validation splits are drawn at random, stratified by class, in whole groups. A group is a
-    set of exact and near-duplicates, a series that the file names suggest and the images confirm,
+    (with `hold_out_test`) and validation splits are drawn at random, stratified by class, in whole
+    groups: exact and near-duplicates, a series that the file names suggest and the images confirm,
     or the images that `group_by` groups.
 
     Parameters
@@ -181,8 +184,7 @@ def load_dataset(
     DataError
         If the layout is none of these, or too few images, or fewer than two classes, can be read.
     """
-    if not 0 <= max_quarantine <= 1:
-        raise DataError(f"--max-quarantine must be between 0 and 1, got {max_quarantine}.")
+    check_max_quarantine(max_quarantine)
     data = Path(data)
     listing = list_dataset(
         data, val=val, test=test, root=root, max_images=max_images, seed=seed, keep_rest=keep_rest
@@ -190,7 +192,9 @@ def load_dataset(
     splits, bad = _read_splits(listing, n_workers, cache, on_progress)
     n_read = sum(map(len, splits.values()))
     check_quarantine(data, bad, n_read, max_quarantine)
-    dataset = _logged(_assemble(data, listing, splits, bad, group_by, seed))
+    dataset = _logged(
+        _assemble(data, listing, splits, bad, group_by, seed, hold_out_test=hold_out_test)
+    )
     on_progress("duplicates", n_read, n_read)
     return dataset
 
@@ -227,6 +231,8 @@ def _assemble(
     bad: list[Skipped],
     group_by: str | None,
     seed: int,
+    *,
+    hold_out_test: bool,
 ) -> Dataset:
     """Find duplicates over all splits, group the images, and draw the missing splits."""
     skipped = listing.skipped + bad
@@ -243,7 +249,11 @@ def _assemble(
         start += len(split)
     leaks = find_leaks(splits, pairs)
     source = listing.origin
+    has_test = hold_out_test or "test" in splits
     missing = [name for name in ("test", "val") if name not in splits]
+    if not has_test:
+        missing.remove("test")
+        splits["test"] = ()
     if missing:
         splits = add_missing_splits(splits, len(names), seed)
         drawn = " and ".join(_SPLIT_TITLES[name] for name in missing)
@@ -256,7 +266,7 @@ def _assemble(
         classes=tuple(shown(name) for name in names),
         train=splits["train"],
         val=splits["val"],
-        test=splits["test"],
+        test=splits["test"] if has_test else None,
         split_source=f"{source}: {counts}",
         skipped=tuple(skipped),
         listed={
@@ -335,7 +345,8 @@ def extend(dataset: Dataset, more: Mapping[str, Split]) -> Dataset:
     """
     rest = dataset.remainder
     known = {"train": dataset.train, "val": dataset.val, "test": dataset.test or ()}
-    given = {n: known[n] + more.get(n, ()) for n in ("val", "test") if n in dataset.listed}
+    fixed = {*dataset.listed, *(["test"] if dataset.test is None else [])}
+    given = {n: known[n] + more.get(n, ()) for n in ("val", "test") if n in fixed}
     drawn = {name: split for name, split in known.items() if name not in given}
     homes = [name for name, split in drawn.items() for _ in split]
     pool = (*chain.from_iterable(drawn.values()), *more.get("train", ()))
@@ -349,7 +360,7 @@ def extend(dataset: Dataset, more: Mapping[str, Split]) -> Dataset:
         # Series found only now might leave hardly any image to a split of the sample.
         if group_by or all(2 * len(splits[n]) >= len(split) for n, split in drawn.items()):
             break
-    new_splits = {"train": new, **dict.fromkeys(given, ())}
+    new_splits: dict[str, Split] = {"train": new, **dict.fromkeys(given, ())}
     added = add_missing_splits(new_splits, dataset.n_classes, rest.seed)
     splits = {name: (*splits[name], *added[name]) for name in drawn}
     start = len(pool)
@@ -361,9 +372,8 @@ def extend(dataset: Dataset, more: Mapping[str, Split]) -> Dataset:
     )
     counts = f"{len(train)} train, {len(val)} val, {len(test)} test"
     source = f"{dataset.split_source}; with the rest of the images: {counts}"
-    return replace(
-        dataset, train=train, val=val, test=test, split_source=source, remainder=Remainder()
-    )
+    dataset = replace(dataset, train=train, val=val, split_source=source, remainder=Remainder())
+    return dataset if dataset.test is None else replace(dataset, test=test)
 
 
 def _similar_names(

@@ -148,6 +148,12 @@ def measure_image(decoded: Decoded, n_bytes: int) -> ImageStats:
     )
 
 
+def check_max_quarantine(max_share: float) -> None:
+    """Raise DataError if the largest share of unreadable images is no share."""
+    if not 0 <= max_share <= 1:
+        raise DataError(f"--max-quarantine must be between 0 and 1, got {max_share}.")
+
+
 def check_quarantine(
     data: Path, skipped: Sequence[Skipped], n_read: int, max_share: float
 ) -> None:

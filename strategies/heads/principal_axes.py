@@ -212,7 +212,13 @@ def _scale(variance: Tensor, row_weights: Tensor) -> Tensor:
 
 def _eigenvectors(gram: Tensor, exact: bool) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues above rounding errors, and their vectors as columns."""
-    values, vectors = torch.linalg.eigh(gram if exact else gram.float())
+    try:
+        values, vectors = torch.linalg.eigh(gram if exact else gram.float())
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+        if exact:
+            raise
+        # In single precision LAPACK sometimes finds no eigenvalues of images that look alike.
+        values, vectors = (found.float() for found in torch.linalg.eigh(gram))
     kept = values > (1e-8 if exact else 1e-6) * values[-1].clamp_min(1e-30)
     return values[kept], vectors[:, kept]
 

@@ -1,6 +1,7 @@
 """The time that a recommended fit may take, and rankings before the advice is complete."""
 
 import math
+import sys
 import time
 
 import pytest
@@ -39,9 +40,10 @@ def test_a_ranking_is_passed_on_as_soon_as_it_is_known_and_again_after_a_pilot(
         happened.append("ranking")
         seen.append(ranking)
 
-    monkeypatch.setattr("advisor.advise._pilot", lambda *_: happened.append("pilot"))
+    module = sys.modules["advisor.advise"]
+    monkeypatch.setattr(module, "_pilot", lambda *_: happened.append("pilot"))
     monkeypatch.setattr(
-        "advisor.advise.reason_against_pilot", lambda *_: None if has_pilot else "too small"
+        module, "reason_against_pilot", lambda *_: None if has_pilot else "too small"
     )
     options = Options(device="cpu", on_ranking=on_ranking)
     advice = advise_on(Prepared(small_dataset, backbone, (), (), options, ctx))

@@ -127,7 +127,7 @@ class LocalExecutor(Executor):
         StorageError
             If the run directory cannot be written. The trial is run again after a resume.
         KeyboardInterrupt
-            If Ctrl-C was pressed twice.
+            If Ctrl-C was pressed twice, or nobody handles it (`Interrupt.handle_sigint`).
         """
         start = time.monotonic()
         pruned = False
@@ -136,7 +136,7 @@ class LocalExecutor(Executor):
             with self.interrupt.interruptible():
                 classifier, accuracy = self._fit(job, on_score)
         except KeyboardInterrupt:
-            if self.interrupt.requested_twice:
+            if self.interrupt.requested_twice or not self.interrupt.requested:
                 raise
             reason = "interrupted"
         except optuna.TrialPruned:

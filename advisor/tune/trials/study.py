@@ -26,6 +26,7 @@ from advisor.tune.trials.sampler import SeededTPE
 from advisor.types.outcome import TrialRecord
 from strategies.core.errors import StorageError
 from strategies.core.metrics import Interval
+from strategies.core.progress import unlogged
 
 MAX_ATTEMPTS = 3
 """A trial whose process died this often without progress is given up: it may be the cause."""
@@ -213,14 +214,15 @@ class Trials:
 
 
 def _create_study(storage: RDBStorage, name: str, seed: int, pruner: BasePruner) -> Study:
-    return optuna.create_study(
-        study_name=name,
-        storage=storage,
-        direction="maximize",
-        sampler=SeededTPE(seed),
-        pruner=pruner,
-        load_if_exists=True,
-    )
+    with unlogged("optuna.storages._rdb.storage"), unlogged("optuna.study.study"):
+        return optuna.create_study(
+            study_name=name,
+            storage=storage,
+            direction="maximize",
+            sampler=SeededTPE(seed),
+            pruner=pruner,
+            load_if_exists=True,
+        )
 
 
 def _tell(study: Study, trial_id: int, trial_number: int, record: TrialRecord) -> None:

@@ -198,7 +198,7 @@ def test_a_second_call_uses_the_cache_and_reports_it(
     def fail(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("advisor.advise.advise", fail)
+    monkeypatch.setattr(sys.modules["advisor.advise"], "advise", fail)
     second = runner.invoke(advise_app, command)
 
     assert second.exit_code == 0, second.output

@@ -54,15 +54,21 @@ def test_a_command_without_arguments_gets_the_declared_defaults() -> None:
 def test_printed_arguments_are_read_back_as_the_same_options() -> None:
     words = [word for name, value in DIFFERENT.items() for word in (flag(name), str(value))]
     options, _, _ = read(*words)
-    assert {o.name for o in declared_in(Options)} - DIFFERENT.keys() == {
-        o.name for o in declared_in(Options) if o.flag.is_local
+    switches = {o.name for o in declared_in(Options) if o.kind is bool}
+    assert {o.name for o in declared_in(Options)} - DIFFERENT.keys() - switches == {
+        o.name for o in declared_in(Options) if o.flag.is_local and o.name not in switches
     }
-    assert all(
-        getattr(options, o.name) != o.default for o in declared_in(Options) if not o.flag.is_local
-    )
+    assert all(getattr(options, name) != getattr(DEFAULTS, name) for name in DIFFERENT)
     printed = [word for pair in arguments(options) for word in pair]
     assert printed == words
     assert read(*printed)[0] == options
+
+
+def test_a_printed_switch_is_read_back() -> None:
+    options = Options(hold_out_test=False)
+    assert list(arguments(options)) == [("--no-hold-out-test",)]
+    assert read("--no-hold-out-test")[0] == options
+    assert read("--hold-out-test")[0] == DEFAULTS
 
 
 def flag(name: str) -> str:
@@ -70,9 +76,22 @@ def flag(name: str) -> str:
 
 
 def test_durations_switches_and_0_images_are_read() -> None:
-    words = ("--time", "1.5h", "--no-soup", "--max-images", "0", "--trials", "2", "--json")
+    words = (
+        "--time",
+        "1.5h",
+        "--no-soup",
+        "--no-report",
+        "--advised-only",
+        "--max-images",
+        "0",
+        "--trials",
+        "2",
+        "--json",
+    )
     options, run, output = read(*words)
-    assert run == RunOptions(time_s=5400, soup=False, max_trials=2)
+    assert run == RunOptions(
+        time_s=5400, soup=False, max_trials=2, report=False, advised_only=True
+    )
     assert options == Options(max_images=None)
     assert output == Output(json=True)
 

@@ -67,6 +67,11 @@ def test_options_of_ray_without_effect_are_refused(given: dict[str, Any], messag
         RunOptions(**given)
 
 
+def test_held_out_test_images_are_refused_where_test_images_are_given() -> None:
+    with pytest.raises(TransferError, match="--no-hold-out-test cannot be used together"):
+        Options(test=Path("test"), hold_out_test=False)
+
+
 def test_only_options_that_differ_from_their_defaults_are_printed() -> None:
     assert list(arguments(DEFAULTS)) == []
     options = Options(max_images=None, reference=Path("photos"), prefer="cheap")

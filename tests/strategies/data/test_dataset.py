@@ -12,7 +12,7 @@ from PIL import Image
 from strategies.core.errors import DataError
 from strategies.core.folds import fold_numbers
 from strategies.data import dataset as dataset_module
-from strategies.data.dataset import Dataset, labels_of, load_dataset
+from strategies.data.dataset import Dataset, extend, labels_of, load_dataset, read_rest
 from strategies.data.image import LabelledImage, groups_of, shown
 from strategies.data.sampling import stratified_rows
 from strategies.data.splitting import add_missing_splits, assign_groups, split_off
@@ -50,6 +50,35 @@ def test_every_image_is_in_exactly_one_split_and_no_file_is_changed(make_folder:
     for split, n in ((dataset.train, 39), (dataset.val, 9), (dataset.test or (), 12)):
         assert np.bincount(labels_of(split)).tolist() == [n // 3] * 3
     assert "12 test" in dataset.split_source
+
+
+def test_without_a_held_out_test_all_images_are_learnt_from(make_folder: Make) -> None:
+    dataset = load_dataset(make_folder("d", 20), hold_out_test=False)
+    assert dataset.test is None
+    assert len(dataset.fit_split) == 60
+    assert np.bincount(labels_of(dataset.val)).tolist() == [4] * 3
+    assert "; validation split off at random" in dataset.split_source
+    assert "48 train, 12 val, 0 test" in dataset.split_source
+
+
+def test_test_images_in_the_data_stay_where_none_is_held_out(make_folder: Make) -> None:
+    root = make_folder("both/train", 10).parent
+    make_folder("both/test", 4, seed=1)
+    dataset = load_dataset(root, hold_out_test=False)
+    assert len(dataset.test or ()) == 12
+
+
+def test_the_rest_of_the_images_gives_none_to_test_where_none_is_held_out(
+    make_folder: Make,
+) -> None:
+    root = make_folder("d", 30)
+    sample = load_dataset(root, max_images=45, keep_rest=True, hold_out_test=False)
+    images, _ = read_rest(sample, sample.remainder.counts, 1)
+    whole = extend(sample, images)
+    assert whole.test is None
+    assert len(whole.fit_split) == 90
+    assert np.bincount(labels_of(whole.val)).tolist() == pytest.approx([6] * 3, abs=1)
+    assert {p.path for p in sample.val} <= {p.path for p in whole.val}
 
 
 def test_the_split_is_determined_by_the_seed(make_folder: Make) -> None:
