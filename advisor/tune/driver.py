@@ -10,6 +10,7 @@ from advisor.advise import Prepared, advise_on, peak_bytes_on, prepare
 from advisor.decide.cost import first_baseline_s
 from advisor.decide.more_images import for_more_images
 from advisor.decide.priors import load_priors
+from advisor.findings.exports import JSON_FILE, findings_record
 from advisor.report.files import write_run_reports
 from advisor.report.from_json import read_advice
 from advisor.report.outcome_json import outcome_record
@@ -222,6 +223,7 @@ def _load_or_make_advice(
         return deadline_s - budget.fit_ends_s() + first_baseline_s(profile)
 
     advice = advise_on(prepared, reserve_s=None if run.max_trials else reserve_s)
+    folder.write(JSON_FILE, findings_record(advice.findings, advice.data))
     folder.write("advice.json", advice_record(advice))
     return advice
 

@@ -29,10 +29,11 @@ Phase = Literal["measuring", "searching", "judging", "done"]
 class RunDir:
     """All files of one run, in one directory.
 
-    ``run.json`` (settings), ``state.json`` (phase), ``advice.json``, ``study.db`` (Optuna's
-    database), ``trials.jsonl`` (finished trials), ``metrics.jsonl`` (event log), ``checkpoints/``,
-    ``classifier/`` (the best so far) and ``outcome.json``. JSON files are written atomically: if
-    the program is killed, each is the old or the new one, never part of one.
+    ``run.json`` (settings), ``state.json`` (phase), ``findings.json`` (with all affected images),
+    ``advice.json``, ``study.db`` (Optuna's database), ``trials.jsonl`` (finished trials),
+    ``metrics.jsonl`` (event log), ``checkpoints/``, ``classifier/`` (the best so far) and
+    ``outcome.json``. JSON files are written atomically: if the program is killed, each is the old
+    or the new one, never part of one.
 
     Attributes
     ----------
@@ -77,7 +78,7 @@ class RunDir:
 
     def abandon(self) -> None:
         """Delete the files of a run that could not begin, so that the directory is empty again."""
-        for name in ("run.json", "state.json", "metrics.jsonl"):
+        for name in ("run.json", "state.json", "metrics.jsonl", "findings.json"):
             (self.path / name).unlink(missing_ok=True)
 
     @staticmethod
