@@ -233,6 +233,24 @@ def test_images_of_one_group_of_a_manifest_stay_in_one_split(tmp_path: Path) -> 
     assert len({p.group for p in plain.train + plain.val + (plain.test or ())}) == 60
 
 
+def test_duplicates_are_marked_where_the_user_groups_them(tmp_path: Path) -> None:
+    rows = [["path", "label", "group"]]
+    for i in range(12):
+        image = Image.open(paint(tmp_path / f"{i}.png", i))
+        image.resize((64, 64)).save(tmp_path / f"copy of {i}.bmp")
+        image.resize((64, 64)).save(tmp_path / f"{i}.png")
+        rows += [[name, str(i % 2), f"g{i // 2}"] for name in (f"{i}.png", f"copy of {i}.bmp")]
+    table = write_table(tmp_path / "m.csv", rows)
+    (tmp_path / "plain.csv").write_text("\n".join(",".join(row[:2]) for row in rows))
+    by_name = load_dataset(tmp_path / "plain.csv", group_by=r"(\d+)\.")
+    for grouped in (load_dataset(table), by_name):
+        assert grouped.pairs
+        assert all(pair.is_grouped for pair in grouped.pairs)
+    for plain in (load_dataset(tmp_path / "plain.csv"), load_dataset(table, group_by="none")):
+        assert plain.pairs
+        assert not any(pair.is_grouped for pair in plain.pairs)
+
+
 def test_paths_in_a_manifest_are_relative_to_root(tmp_path: Path) -> None:
     rows = [["path", "label"]]
     rows += [[paint(tmp_path / "far" / f"{i}.png", i).name, str(i % 2)] for i in range(12)]
