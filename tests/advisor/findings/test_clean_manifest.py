@@ -1,6 +1,7 @@
 """A clean manifest leaves out what the findings name, and nothing else."""
 
 import shutil
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -196,6 +197,17 @@ def test_paths_are_absolute_outside_the_folder_of_the_manifest(
     assert all(Path(row.path).is_absolute() for row in outside)
     assert inside[0].path == "d/class0/000.png"
     assert len(load_dataset(Path("elsewhere/clean.csv")).fit_split) > 5
+
+
+def test_a_manifest_names_the_members_of_an_archive(make_folder: Make, tmp_path: Path) -> None:
+    root = make_folder("d", 6)
+    shutil.copy(root / "class0/003.png", root / "class0/copy.png")
+    with tarfile.open(tmp_path / "d.tar", "w") as archive:
+        archive.add(root, ".")
+    write_manifest(cleaned(tmp_path / "d.tar"), tmp_path / "clean.csv")
+    again = load_dataset(tmp_path / "clean.csv")
+    assert len(again.fit_split + (again.test or ())) == 18
+    assert not again.skipped
 
 
 def test_a_manifest_overwrites_nothing_and_needs_a_known_suffix(
