@@ -17,8 +17,7 @@ from strategies.data.image import ImageStats, LabelledImage, shown
 from strategies.data.near_duplicates import MIN_CONTRAST
 
 BLURRED = 100.0
-"""An image may be blurred below this sharpness (`ImageStats.sharpness`), but for dark and
-over-exposed ones: they have little detail for another reason."""
+"""An image may be blurred below this sharpness (`ImageStats.sharpness`)."""
 SHARP_FACTOR = 4.0
 """Blurred images are searched for where the median sharpness is above this many times `BLURRED`;
 datasets below that are smooth by nature."""
@@ -48,8 +47,9 @@ def _blurred_images(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Findi
     if not known.any() or np.median(sharpness[known]) < SHARP_FACTOR * BLURRED:
         return
     is_low = _outliers_below(np.log(sharpness.clip(1e-3)), known)
-    is_lit = [not _is_dark(stats) and not _is_over_exposed(stats) for _, stats in inspected]
-    is_blurred = (sharpness < BLURRED) & is_low & np.array(is_lit)
+    # Dark and over-exposed images have little detail for another reason.
+    is_other = _dark(inspected) | _over_exposed(inspected)
+    is_blurred = (sharpness < BLURRED) & is_low & ~is_other
     blurred = _most_extreme(dataset, inspected, sharpness, is_blurred)
     if blurred:
         yield Finding(
@@ -67,10 +67,7 @@ def _blurred_images(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Findi
 def _dark_images(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     inspected = _not_blank(dataset)
     highlights = np.array([float(stats.highlights) for _, stats in inspected])
-    if not inspected or np.median(highlights) < LIGHT_FACTOR * DARK:
-        return
-    is_dark = np.array([_is_dark(stats) for _, stats in inspected])
-    dark = _most_extreme(dataset, inspected, highlights, is_dark)
+    dark = _most_extreme(dataset, inspected, highlights, _dark(inspected))
     if dark:
         yield Finding(
             "TL018",
@@ -86,11 +83,7 @@ def _dark_images(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]
 def _over_exposed_images(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     inspected = _not_blank(dataset)
     shadows = np.array([float(stats.shadows) for _, stats in inspected])
-    clipped = np.array([stats.clipped_share for _, stats in inspected])
-    if not inspected or np.median(clipped) >= WHITE_SHARE:
-        return
-    is_white = np.array([_is_over_exposed(stats) for _, stats in inspected])
-    white = _most_extreme(dataset, inspected, -shadows, is_white)
+    white = _most_extreme(dataset, inspected, -shadows, _over_exposed(inspected))
     if white:
         yield Finding(
             "TL019",
@@ -104,12 +97,19 @@ def _over_exposed_images(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[
         )
 
 
-def _is_dark(stats: ImageStats) -> bool:
-    return stats.highlights < DARK
+def _dark(inspected: Inspected) -> NDArray[np.bool_]:
+    """Return which images are dark; none where the typical image is not bright, (n,)."""
+    highlights = np.array([stats.highlights for _, stats in inspected])
+    is_searched = len(inspected) > 0 and np.median(highlights) >= LIGHT_FACTOR * DARK
+    return np.asarray((highlights < DARK) & is_searched)
 
 
-def _is_over_exposed(stats: ImageStats) -> bool:
-    return stats.clipped_share >= CLIPPED_SHARE and stats.shadows > SHADOWS
+def _over_exposed(inspected: Inspected) -> NDArray[np.bool_]:
+    """Return which images are over-exposed; none where the typical image is white, (n,)."""
+    shadows = np.array([stats.shadows for _, stats in inspected])
+    clipped = np.array([stats.clipped_share for _, stats in inspected])
+    is_searched = len(inspected) > 0 and np.median(clipped) < WHITE_SHARE
+    return np.asarray((clipped >= CLIPPED_SHARE) & (shadows > SHADOWS) & is_searched)
 
 
 def _not_blank(dataset: Dataset) -> Inspected:

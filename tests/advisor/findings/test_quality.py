@@ -62,6 +62,24 @@ def test_planted_images_are_found_and_no_others(code: str, tmp_path: Path) -> No
     assert finding.n_affected >= 2
 
 
+def test_a_blurred_drawing_is_blurred_and_not_over_exposed(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(15):
+            pixels = np.full((160, 160), 255, dtype=np.uint8)
+            pixels[rng.integers(0, 160, 12)] = 0
+            pixels[:, rng.integers(0, 160, 12)] = 0
+            drawing = Image.fromarray(pixels)
+            drawing = drawing if i else drawing.filter(ImageFilter.GaussianBlur(8))
+            drawing.save(tmp_path / label / f"{i}.png")
+    dataset = load_dataset(tmp_path)
+    found = check_data(dataset, ProbeEvidence(64))
+    (finding,) = [f for f in found if f.code in PLANTED]
+    assert finding.code == "TL017"
+    assert {image.path.name for image in finding.affected} == {"0.png"}
+
+
 @pytest.mark.parametrize("code", PLANTED)
 def test_a_dataset_that_is_like_this_throughout_has_no_finding(code: str, tmp_path: Path) -> None:
     assert findings_of(tmp_path / "data", 15, PLANTED[code]) == []
