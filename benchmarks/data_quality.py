@@ -238,11 +238,12 @@ def bad_images(source: Path, seeds: Sequence[int] = SEEDS) -> None:
     paths = [p for p in sorted(source.rglob("*.*")) if p.is_file()]
     images, _ = read_images([(path, 0) for path in paths], 2)
     counts = found_bad(images)
+    n_changed = min(N_CHANGED, len(images) // 5)  # of more, the dataset would be like this
     line = [f"{source.name:17} {len(images):5} images"]
     for code, change in CHANGES.items():
         shares = []
         for seed in seeds:
-            rows = np.random.default_rng(seed).permutation(len(images))[:N_CHANGED]
+            rows = np.random.default_rng(seed).permutation(len(images))[:n_changed]
             planted = {int(row): changed(images[row], change) for row in rows}
             mixed = tuple(planted.get(row, image) for row, image in enumerate(images))
             paths_found = found_bad(mixed)[code]
