@@ -1,4 +1,4 @@
-"""Measure how well planted leaks, series of frames and wrong labels are detected.
+"""Measure how well planted leaks, series, wrong labels and bad images are detected.
 
 leaks    10% of the test images are copied into train: unchanged, re-encoded (JPEG, quality 75),
          resized by 0.9, or rotated by one degree. Printed: the share found, and the share of
@@ -7,31 +7,42 @@ series   gtsrb's train and test merged into one folder: the share of pairs of fr
          that the automatic split puts into the same split, with original and with meaningless
          file names.
 labels   5% of the labels changed: the share of them in the top tenth of the suspect labels.
+quality  the images of every dataset that are called blurred (TL017), dark (TL018) or over-exposed
+         (TL019); and the share found of 50 that were blurred (Gaussian, its standard deviation 2%
+         of the root of the area), darkened (to 20%) or over-exposed (3 times as bright).
 
-Run:      python benchmarks/data_quality.py DATA --part leaks|series|labels [--cache-dir DIR]
-Cost:     leaks 4 minutes, series 1 minute, labels 4 minutes on 2 cores (features cached).
+Run:      python benchmarks/data_quality.py DATA --part leaks|series|labels|quality
+          [--cache-dir DIR]
+Cost:     leaks 4 minutes, series 1 minute, labels 4 minutes on 2 cores (features cached), quality
+          4 minutes.
 Expected: README-data.md.
 """
 
 import argparse
+import math
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
-from strategies.data.dataset import Dataset, labels_of, load_dataset
+from strategies.data.dataset import Dataset, LabelledImage, Split, labels_of, load_dataset
+from strategies.data.decoding import decode, read_bytes
+from strategies.data.inspection import measure_image, read_images
 
 SETS = {
     "leaks": ("flowers5", "cats_dogs", "trash6", "neu_surface", "pneumonia_cxr", "hymenoptera"),
     "series": ("gtsrb",),
     "labels": ("flowers5", "cats_dogs"),
+    "quality": (),  # all
 }
 SEEDS = (0, 1, 2)
 MAX_PER_SET = 1000
+N_CHANGED = 50
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,8 +56,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     args = parser.parse_args(argv)
-    for name in args.sets or SETS[args.part]:
-        if args.part == "leaks":
+    every = sorted(path.name for path in args.shared.iterdir() if path.is_dir())
+    for name in args.sets or SETS[args.part] or every:
+        if args.part == "quality":
+            bad_images(args.shared / name, args.seeds)
+        elif args.part == "leaks":
             leaks(args.shared / name, args.seeds)
         elif args.part == "series":
             series(args.shared / name, args.seeds)
@@ -194,6 +208,66 @@ def wrong_labels(source: Path, cache_dir: Path | None, seeds: Sequence[int] = SE
             f"suspect labels, {100 * np.isin(confident, planted).mean():.0f}% of them planted",
             flush=True,
         )
+
+
+def blurred(image: Image.Image) -> Image.Image:
+    """Blur by a Gaussian whose standard deviation is 2% of the root of the area."""
+    radius = 0.02 * math.sqrt(image.width * image.height)
+    return image.filter(ImageFilter.GaussianBlur(radius))
+
+
+def darkened(image: Image.Image) -> Image.Image:
+    """Reduce every level to 20%."""
+    return image.point(lambda level: level // 5)
+
+
+def over_exposed(image: Image.Image) -> Image.Image:
+    """Make every level three times as high, up to white."""
+    return image.point(lambda level: min(255, 3 * level))
+
+
+CHANGES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "TL017": blurred,
+    "TL018": darkened,
+    "TL019": over_exposed,
+}
+
+
+def bad_images(source: Path, seeds: Sequence[int] = SEEDS) -> None:
+    """Count the images that findings call bad, and how many of planted ones are found."""
+    paths = [p for p in sorted(source.rglob("*.*")) if p.is_file()]
+    images, _ = read_images([(path, 0) for path in paths], 2)
+    counts = found_bad(images)
+    n_changed = min(N_CHANGED, len(images) // 5)  # of more, the dataset would be like this
+    line = [f"{source.name:17} {len(images):5} images"]
+    for code, change in CHANGES.items():
+        shares = []
+        for seed in seeds:
+            rows = np.random.default_rng(seed).permutation(len(images))[:n_changed]
+            planted = {int(row): changed(images[row], change) for row in rows}
+            mixed = tuple(planted.get(row, image) for row, image in enumerate(images))
+            paths_found = found_bad(mixed)[code]
+            shares.append(sum(p.path in paths_found for p in planted.values()) / len(planted))
+        line.append(f"{code} {len(counts[code]):3}, planted {spread(shares)}")
+    print("  ".join(line), flush=True)
+
+
+def changed(image: LabelledImage, change: Callable[[Image.Image], Image.Image]) -> LabelledImage:
+    """Return an image with the statistics of its changed pixels."""
+    decoded = decode(read_bytes(image.path))
+    stats = measure_image(replace(decoded, image=change(decoded.image)), 1)
+    return replace(image, stats=stats)
+
+
+def found_bad(images: Split) -> dict[str, set[Path]]:
+    """Return the images that are called blurred, dark and over-exposed, by code."""
+    from advisor.findings.quality import QUALITY_RULES
+    from advisor.measure.probe_evidence import ProbeEvidence
+
+    dataset = Dataset("", Path(), ("class",), images, (), None, "")
+    rules = [rule(dataset, ProbeEvidence(0)) for rule in QUALITY_RULES]
+    findings = [finding for found in rules for finding in found]
+    return {c: {p.path for f in findings if f.code == c for p in f.affected} for c in CHANGES}
 
 
 def spread(values: list[float]) -> str:

@@ -24,6 +24,7 @@ from advisor.cli.console import (
     stderr,
     stdout,
 )
+from advisor.cli.finding_files import FindingFiles, advise_with_files
 from advisor.cli.options import App, Data, Demo, Output, Version, data_folder, with_flags
 from advisor.cli.run import about_auto, resume_command, run_command, status_command
 from advisor.cli.use import compare_command, embed_command, evaluate_command, similar_command
@@ -114,6 +115,7 @@ def advise_command(
     *,
     options: Options,
     limit: FitLimit,
+    files: FindingFiles,
     output: AdviceOutput,
 ) -> None:
     """Recommend a transfer-learning strategy for a dataset of labelled images."""
@@ -128,6 +130,8 @@ def advise_command(
     if html is not None and not html.resolve().parent.is_dir():
         fail(f"--html {html}: there is no folder {html.resolve().parent}. Create it first.")
     folder = data_folder(data, demo, options.cache_dir)
+    with errors():
+        files.check()
     below: list[RenderableType] = []
     with progress(output.quiet, below) as on_progress, errors():
         from strategies.core.progress import PhaseTimer
@@ -136,7 +140,7 @@ def advise_command(
         options = replace(options, on_progress=phase_timer, on_note=print_note)
         if not (output.json or output.markdown):
             options = replace(options, on_ranking=lambda ranking: _show_ranking(below, ranking))
-        advice = _cached_or_new(folder, options, limit.time_s, phase_timer, html)
+        advice = _cached_or_new(folder, options, limit.time_s, phase_timer, html, files)
     _print_advice(advice, output)
     if output.profile:
         phase_timer.end("report")
@@ -194,18 +198,20 @@ def _cached_or_new(
     time_s: float | None,
     phase_timer: "PhaseTimer",
     html: Path | None,
+    files: FindingFiles,
 ) -> "Advice":
     """Return cached advice if data, options and program are unchanged; otherwise measure.
 
-    With --html the advice is always recomputed, because the thumbnails are not cached. Features
-    still come from the cache.
+    With --html and with files of findings the advice is always recomputed, because neither
+    thumbnails nor the affected images are cached. Features still come from the cache.
     """
     from advisor.cli.advice_cache import advice_key, store_advice, stored_advice
     from strategies.core.cache import ArrayCache, default_cache_dir
 
     cache = ArrayCache(options.cache_dir or default_cache_dir())
     key = advice_key(folder, options, time_s)
-    cached = stored_advice(cache, key) if html is None else None
+    is_all = html is None and not files.are_wanted
+    cached = stored_advice(cache, key) if is_all else None
     phase_timer.end("cache lookup")
     logger.info("advice in the cache: %s", "none" if cached is None else key)
     if cached is not None:
@@ -216,12 +222,10 @@ def _cached_or_new(
 
     configure_process()
     phase_timer.end("imports")
-    if html is None:
+    if is_all:
         advice = advise(folder, options, time_s=time_s)
     else:
-        from advisor.cli.advice_page import advise_with_page
-
-        advice = advise_with_page(folder, options, time_s, html)
+        advice = advise_with_files(folder, options, time_s, html, files)
     store_advice(cache, key, advice)
     return advice
 

@@ -1,4 +1,6 @@
-"""Rules of the data findings TL001 to TL009 and TL016 (TL010 to TL015: `images`).
+"""Rules of the data findings TL001 to TL009 and TL016.
+
+TL010 to TL015 are in `images`, TL017 to TL019 in `quality`.
 
 They concern files, duplicates, leaks, classes and labels. Every rule uses what was measured
 before; none opens a file.
@@ -10,16 +12,20 @@ from collections.abc import Iterator
 import numpy as np
 
 from advisor.findings.images import IMAGE_RULES
+from advisor.findings.quality import QUALITY_RULES
 from advisor.findings.rule import (
     VOID_CONTRADICTIONS,
     VOID_LEAK,
     Rule,
+    affected,
+    closest_partners,
     count,
     examples,
+    pair_lines,
 )
 from advisor.findings.statistics import CONFIDENT, suspect_labels
 from advisor.measure.probe_evidence import ProbeEvidence
-from advisor.types.advice import Finding
+from advisor.types.advice import AffectedImage, Finding
 from strategies.data.dataset import Dataset
 from strategies.data.image import labels_of, shown
 from strategies.data.near_duplicates import CERTAIN
@@ -54,19 +60,22 @@ def _quarantined(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]
         "; ".join(f"{n:,} x {reason}" for reason, n in reasons) + ".",
         "Check the list of quarantined files; repair or remove them. No file was changed.",
         examples(f"{shown(s.path)}: {s.reason}" for s in dataset.skipped),
+        affected=tuple(AffectedImage(s.path) for s in dataset.skipped),
     )
 
 
 def _copies_within_a_class(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     pairs = [p for p in dataset.pairs if p.exact and p.first.label == p.second.label]
     if pairs:
+        copies = tuple(affected(dataset, p.second, p.first, p.similarity) for p in pairs)
         yield Finding(
             "TL002",
             "tip",
             f"{count(len(pairs), 'exact copy', 'exact copies')} within a class",
             "Byte-identical files under several names get more weight than other images.",
             "Keep one of each. A split made by this program never separates copies.",
-            examples(f"{shown(p.first.path)} = {shown(p.second.path)}" for p in pairs),
+            pair_lines(copies, "="),
+            affected=copies,
         )
 
 
@@ -78,7 +87,7 @@ def _one_image_two_labels(dataset: Dataset, evidence: ProbeEvidence) -> Iterator
     ]
     if pairs:
         n_exact = sum(p.exact for p in pairs)
-        involved = {id(image) for p in pairs for image in (p.first, p.second)}
+        involved = closest_partners(dataset, pairs)
         n = len(dataset.fit_split) + len(dataset.test or ())
         yield Finding(
             "TL003",
@@ -88,12 +97,9 @@ def _one_image_two_labels(dataset: Dataset, evidence: ProbeEvidence) -> Iterator
             f"Byte-identical: {n_exact:,}; nearly identical: {len(pairs) - n_exact:,}. In each "
             "pair, one of the two labels is wrong, or the classes overlap.",
             "Decide on one label for each image and remove the other copy.",
-            examples(
-                f"{shown(p.first.path)} ({dataset.classes[p.first.label]}) = "
-                f"{shown(p.second.path)} ({dataset.classes[p.second.label]})"
-                for p in pairs
-            ),
+            pair_lines(involved, "=", labels=True),
             voids_advice=len(involved) >= VOID_CONTRADICTIONS * n,
+            affected=involved,
         )
 
 
@@ -101,6 +107,7 @@ def _leaks(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     for leak in dataset.leaks:
         share = (leak.n_exact + leak.n_near) / leak.n
         split, source = (_SPLIT_TITLES.get(s, s) for s in (leak.split, leak.source))
+        images = tuple(AffectedImage(path, twin) for path, twin in leak.pairs)
         yield Finding(
             "TL004",
             "issue" if share >= SERIOUS_LEAK else "tip",
@@ -110,15 +117,16 @@ def _leaks(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
             f"{split} is partly memorisation.",
             f"Remove them from {source}, or let the program make the split: it keeps "
             "duplicates together.",
-            leak.examples,
+            pair_lines(images, "="),
             voids_advice=leak.n_exact + leak.n_near / 2 >= VOID_LEAK * leak.n,
+            affected=images,
         )
 
 
 def _near_duplicates(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
-    near = [p for p in dataset.pairs if not p.exact]
+    near = [p for p in dataset.pairs if not p.exact and not p.is_grouped]
     if near:
-        involved = {id(p.first) for p in near} | {id(p.second) for p in near}
+        involved = closest_partners(dataset, near)
         yield Finding(
             "TL005",
             "tip",
@@ -127,7 +135,8 @@ def _near_duplicates(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Find
             "add little information.",
             "Nothing to do if this program made the split: it keeps near-duplicates together. "
             "Otherwise group them with --group-by.",
-            examples(f"{shown(p.first.path)} ~ {shown(p.second.path)}" for p in near),
+            pair_lines(involved, "~"),
+            affected=involved,
         )
 
 
@@ -202,7 +211,15 @@ def _label_noise(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]
     found = suspect_labels(evidence.scores, labels)
     if found.n_confident < max(MIN_SUSPECTS, MIN_SUSPECT_SHARE * len(labels)):
         return
-    suspects = found.order[: min(found.n_confident, MAX_SUSPECTS)]
+    suspects = tuple(
+        AffectedImage(
+            evidence.images[row].path,
+            label=dataset.classes[labels[row]],
+            suggested_label=dataset.classes[found.likelier[row]],
+            score=float(found.probability[row]),
+        )
+        for row in found.order[: found.n_confident]
+    )
     yield Finding(
         "TL009",
         "issue" if found.n_confident >= 5 * MIN_SUSPECT_SHARE * len(labels) else "tip",
@@ -212,10 +229,10 @@ def _label_noise(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]
         "label.",
         "Check them, most suspicious first, and correct the labels that are wrong.",
         tuple(
-            f"{shown(evidence.images[row].path)}: labelled {dataset.classes[labels[row]]} "
-            f"but predicted {dataset.classes[found.likelier[row]]}"
-            for row in suspects
+            f"{shown(s.path)}: labelled {s.label} but predicted {s.suggested_label}"
+            for s in suspects[:MAX_SUSPECTS]
         ),
+        affected=suspects,
     )
 
 
@@ -244,4 +261,5 @@ _RULES: tuple[Rule, ...] = (
     _label_noise,
     *IMAGE_RULES,
     _similar_names,
+    *QUALITY_RULES,
 )

@@ -8,7 +8,8 @@ from pathlib import Path
 from strategies.core.errors import TransferError
 
 PAGES = Path(__file__).with_name("findings.md")
-"""Markdown with one second-level heading per finding; ``docs/findings.md`` is a copy."""
+"""Markdown with one second-level heading per finding, after those on all findings;
+``docs/findings.md`` is a copy."""
 
 
 def explanation(code: str) -> str:
@@ -34,5 +35,5 @@ def explanation(code: str) -> str:
 @cache
 def explanations() -> dict[str, str]:
     """Return all explanations by code, in the order of the codes."""
-    sections = re.split(r"^(?=## )", PAGES.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
+    sections = re.split(r"^(?=## TL)", PAGES.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]
     return {section.split(maxsplit=2)[1].rstrip(":"): section.strip() for section in sections}

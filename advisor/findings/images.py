@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from advisor.findings.rule import MAX_EXAMPLES, Rule, count, examples, with_stats
+from advisor.findings.rule import MAX_EXAMPLES, Rule, affected, count, examples, with_stats
 from advisor.findings.statistics import Shortcut, predicts_label, quantile_bins, two_sample_test
 from advisor.measure.probe_evidence import ProbeEvidence
 from advisor.types.advice import Finding
@@ -29,7 +29,9 @@ MIN_IMAGES = 20
 def _small_images(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     sides = np.array([min(p.width_px, p.height_px) for p in dataset.fit_split])
     if len(sides) and np.median(sides) < SMALL_SHARE * evidence.input_px:
-        smallest = dataset.fit_split[int(sides.argmin())]
+        rows = np.argsort(sides, kind="stable")
+        small = rows[sides[rows] < SMALL_SHARE * evidence.input_px]
+        smallest = dataset.fit_split[small[0]]
         yield Finding(
             "TL010",
             "tip",
@@ -39,19 +41,24 @@ def _small_images(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding
             "Use larger images if you have them, or try --input-px "
             f"{max(32, 32 * round(evidence.input_px / 64))}.",
             (f"{shown(smallest.path)}: {smallest.width_px} x {smallest.height_px}",),
+            affected=tuple(
+                affected(dataset, dataset.fit_split[row], score=float(sides[row])) for row in small
+            ),
         )
 
 
 def _greyscale(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
     inspected = with_stats(dataset.fit_split)
     if inspected and np.mean([stats.is_grey for _, stats in inspected]) >= GREY_SHARE:
+        grey = tuple(affected(dataset, p) for p, stats in inspected if stats.is_grey)
         yield Finding(
             "TL011",
             "tip",
             "the images are greyscale",
             "The backbone was pretrained on colour images; its colour features have no use here.",
             "Nothing to do if they are greyscale by nature; otherwise use the colour originals.",
-            examples(shown(p.path) for p, stats in inspected if stats.is_grey),
+            examples(shown(image.path) for image in grey[:MAX_EXAMPLES]),
+            affected=grey,
         )
 
 
@@ -60,7 +67,7 @@ def _extreme_aspect_ratios(dataset: Dataset, evidence: ProbeEvidence) -> Iterato
     ratio = np.array([max(p.width_px / p.height_px, p.height_px / p.width_px) for p in split])
     extreme = np.flatnonzero(ratio > EXTREME_ASPECT)
     if len(split) and len(extreme) >= max(1, EXTREME_SHARE * len(split)):
-        worst = extreme[np.argsort(-ratio[extreme])]
+        worst = extreme[np.argsort(-ratio[extreme], kind="stable")]
         yield Finding(
             "TL012",
             "tip",
@@ -69,13 +76,18 @@ def _extreme_aspect_ratios(dataset: Dataset, evidence: ProbeEvidence) -> Iterato
             "Crop to the part that matters, or pad to a square.",
             examples(
                 f"{shown(split[i].path)}: {split[i].width_px} x {split[i].height_px}"
-                for i in worst
+                for i in worst[:MAX_EXAMPLES]
             ),
+            affected=tuple(affected(dataset, split[i], score=float(ratio[i])) for i in worst),
         )
 
 
 def _blank_images(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding]:
-    blank = [p for p, stats in with_stats(dataset.fit_split) if stats.contrast < MIN_CONTRAST]
+    blank = tuple(
+        affected(dataset, image, score=float(stats.contrast))
+        for image, stats in with_stats(dataset.fit_split)
+        if stats.contrast < MIN_CONTRAST
+    )
     if blank:
         yield Finding(
             "TL013",
@@ -83,7 +95,8 @@ def _blank_images(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Finding
             f"{count(len(blank), 'blank image')}",
             "Blank images have a single colour; nothing can be learned from them.",
             "Remove them, or find out what produced them.",
-            examples(f"{shown(p.path)} ({dataset.classes[p.label]})" for p in blank),
+            examples(f"{shown(image.path)} ({image.label})" for image in blank[:MAX_EXAMPLES]),
+            affected=blank,
         )
 
 

@@ -1,11 +1,11 @@
 """Type of the rules that yield data findings, and helpers for their texts and examples."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from advisor.measure.probe_evidence import ProbeEvidence
-from advisor.types.advice import Finding
+from advisor.types.advice import AffectedImage, Finding
 from strategies.data.dataset import Dataset
-from strategies.data.image import ImageStats, LabelledImage, Split
+from strategies.data.image import ImageStats, LabelledImage, Pair, Split, shown
 
 MAX_EXAMPLES = 5
 
@@ -25,6 +25,42 @@ Rule = Callable[[Dataset, ProbeEvidence], Iterator[Finding]]
 def with_stats(split: Split) -> tuple[tuple[LabelledImage, ImageStats], ...]:
     """Return the images whose pixels were inspected, with their statistics."""
     return tuple((image, image.stats) for image in split if image.stats is not None)
+
+
+def affected(
+    dataset: Dataset,
+    image: LabelledImage,
+    other: LabelledImage | None = None,
+    score: float | None = None,
+) -> AffectedImage:
+    """Return an image of the dataset as one that a finding shows in."""
+    other_path = None if other is None else other.path
+    return AffectedImage(image.path, other_path, dataset.classes[image.label], score=score)
+
+
+def closest_partners(dataset: Dataset, pairs: Sequence[Pair]) -> tuple[AffectedImage, ...]:
+    """Return every image of the pairs once, with its most similar partner, clearest first."""
+    found: dict[int, AffectedImage] = {}
+    for pair in sorted(pairs, key=lambda p: -p.similarity):
+        for image, other in ((pair.first, pair.second), (pair.second, pair.first)):
+            if id(image) not in found:
+                found[id(image)] = affected(dataset, image, other, pair.similarity)
+    return tuple(found.values())
+
+
+def pair_lines(
+    images: Sequence[AffectedImage], sign: str, *, labels: bool = False
+) -> tuple[str, ...]:
+    """Return lines such as ``"a.png = b.png"`` for some images and their partners, once a pair."""
+    label_of = {image.path: image.label for image in images} if labels else {}
+    pairs: dict[frozenset[object], str] = {}
+    for image in images:
+        if len(pairs) == MAX_EXAMPLES:
+            break
+        paths = (image.path, image.other_path)
+        names = [shown(p) + (f" ({label_of[p]})" if labels else "") for p in paths if p]
+        pairs.setdefault(frozenset(paths), f" {sign} ".join(names))
+    return tuple(pairs.values())
 
 
 def examples(lines: Iterable[str]) -> tuple[str, ...]:

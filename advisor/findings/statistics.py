@@ -27,6 +27,8 @@ class SuspectLabels:
         All rows, most suspicious first, (n,).
     likelier
         Most probable other class, by row, (n,).
+    probability
+        Its probability, by row, (n,).
     n_confident
         Number of rows where that class is more than `CONFIDENT` times as probable as the label.
         They come first in `order`.
@@ -34,6 +36,7 @@ class SuspectLabels:
 
     order: Rows
     likelier: Labels
+    probability: Scores
     n_confident: int
 
 
@@ -59,7 +62,7 @@ def suspect_labels(scores: Scores, labels: Labels) -> SuspectLabels:
     margin = others[rows, likelier] - own
     order = np.argsort(-margin, kind="stable")
     n_confident = int(np.sum(margin > np.log(CONFIDENT)))
-    return SuspectLabels(order, likelier, n_confident)
+    return SuspectLabels(order, likelier, np.exp(others[rows, likelier]), n_confident)
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
 """Conversion of advice to JSON, in a versioned schema."""
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from typing import Any
 
 from advisor.report.charts.quadrant import landmarks
-from advisor.types.advice import SCHEMA_VERSION, Advice
+from advisor.types.advice import SCHEMA_VERSION, Advice, Finding
 from strategies.data.image import shown
 
 
@@ -28,7 +28,7 @@ def advice_record(advice: Advice) -> dict[str, Any]:
         "pilot": None if advice.pilot is None else asdict(advice.pilot),
         "alternative": None if advice.alternative is None else asdict(advice.alternative),
         "device_bytes": advice.device_bytes,
-        "findings": [asdict(f) for f in advice.findings],
+        "findings": [finding_record(f) for f in advice.findings],
         "quarantine": [{"path": shown(s.path), "reason": s.reason} for s in advice.quarantine],
         "choices": [asdict(c) for c in advice.choices],
         "split": {
@@ -42,6 +42,11 @@ def advice_record(advice: Advice) -> dict[str, Any]:
         "versions": versions(),
         "seconds": advice.seconds,
     }
+
+
+def finding_record(finding: Finding) -> dict[str, Any]:
+    """Return a finding as plain JSON values, without its images: they may be thousands."""
+    return {f.name: getattr(finding, f.name) for f in fields(finding) if f.name != "affected"}
 
 
 def versions() -> dict[str, str]:

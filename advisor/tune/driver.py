@@ -12,6 +12,7 @@ from advisor.advise import Prepared, advise_on, peak_bytes_on, prepare
 from advisor.decide.cost import first_baseline_s
 from advisor.decide.more_images import for_more_images
 from advisor.decide.priors import load_priors
+from advisor.findings.exports import JSON_FILE, findings_record
 from advisor.report.files import write_run_reports
 from advisor.report.from_json import read_advice
 from advisor.report.live.show import showing
@@ -275,6 +276,7 @@ def _load_or_make_advice(
 
     has_limit = run.max_trials is None or run.advised_only
     advice = advise_on(prepared, reserve_s=reserve_s if has_limit else None)
+    folder.write(JSON_FILE, findings_record(advice.findings, advice.data))
     folder.write("advice.json", advice_record(advice))
     return advice
 

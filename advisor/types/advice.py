@@ -4,7 +4,7 @@ They are frozen, and their fields are the same in Python, JSON and reports.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,6 +22,36 @@ SCHEMA_VERSION = 5
 Size = Literal["small", "large"]
 Domain = Literal["similar", "different"]
 Severity = Literal["issue", "tip"]
+
+
+@dataclass(frozen=True, slots=True)
+class AffectedImage:
+    """An image in which a finding shows. What does not apply is None.
+
+    Attributes
+    ----------
+    path
+        The image, as the dataset names it. For TL001 it may also be a folder that was left out.
+    other_path
+        The image that it duplicates: of several, the most similar one. For TL002 the copy to
+        keep, for TL004 the image of the other split.
+    label
+        Its class. None for test images and unreadable files: their labels are not read.
+    suggested_label
+        The class that a classifier predicts, which was not trained on the image (TL009).
+    score
+        How strongly the finding shows. TL002, TL003, TL005: similarity, at most 1 (an exact
+        copy). TL009: probability of `suggested_label`, in [0, 1]. TL010: shorter side in pixels.
+        TL012: longer side over shorter side. TL013: brightest minus darkest grey level, 0 to 255.
+        TL017: sharpness (`ImageStats.sharpness`). TL018, TL019: the grey level, 0 to 255, that
+        the image was judged by.
+    """
+
+    path: Path
+    other_path: Path | None = None
+    label: str | None = None
+    suggested_label: str | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +72,11 @@ class Finding:
         Files or classes in which it shows, the clearest first.
     voids_advice
         Whether no recommendation holds before this is mended. Reports then begin with it.
+    affected
+        All images in which it shows, the clearest first. Empty for findings about classes or
+        about the whole dataset, and in advice that was read from JSON or from the cache.
+    n_affected
+        Number of affected images; known also where `affected` is not.
     """
 
     code: str
@@ -51,6 +86,13 @@ class Finding:
     action: str
     examples: tuple[str, ...] = ()
     voids_advice: bool = False
+    affected: tuple[AffectedImage, ...] = field(default=(), compare=False, repr=False)
+    n_affected: int = 0
+
+    def __post_init__(self) -> None:
+        """Count the affected images."""
+        if self.affected:
+            object.__setattr__(self, "n_affected", len(self.affected))
 
 
 @dataclass(frozen=True)

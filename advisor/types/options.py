@@ -17,6 +17,8 @@ from strategies.core.progress import OnNote, OnProgress, ignore_note
 AUTO = "auto"
 Prefer = Literal["accuracy", "balanced", "cheap"]
 PilotMode = Literal["auto", "on", "off"]
+SuspiciousLabels = Literal["keep", "drop", "relabel"]
+"""What `clean_manifest` does with images of suspicious labels (TL009)."""
 NOISE: Mapping[Prefer, float] = {"accuracy": 0.0, "balanced": 0.005, "cheap": 0.03}
 """Accuracies that differ by at most this much count as equal; the cheaper strategy then wins."""
 TIE_FULL_ERROR_RATE = 0.05

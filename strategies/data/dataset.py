@@ -33,6 +33,8 @@ from strategies.data.splitting import (
     add_missing_splits,
     assign_groups,
     follow_groups,
+    is_grouped,
+    user_groups,
 )
 
 logger = logging.getLogger(__name__)
@@ -155,8 +157,8 @@ def load_dataset(
 
     Splits that the data contain, or that `val` and `test` give separately, are kept. Missing test
     (with `hold_out_test`) and validation splits are drawn at random, stratified by class, in whole
-    groups: exact and near-duplicates, a series that the file names suggest and the images confirm,
-    or the images that `group_by` groups.
+    groups. A group is a set of exact and near-duplicates, a series that the file names suggest and
+    the images confirm, or the images that `group_by` or a manifest's column groups.
 
     Parameters
     ----------
@@ -241,8 +243,12 @@ def _assemble(
     matches = find_matches(everything, seed)
     groups = duplicate_groups(len(everything), matches)
     n_train = len(splits["train"])
-    grouped, grouped_by = assign_groups(everything, groups, group_by, data, seed, n_train)
-    pairs = pairs_of(grouped, matches)
+    given = user_groups(everything, group_by, listing.groups, data)
+    grouped, grouped_by = assign_groups(everything, groups, given, data, seed, n_train)
+    pairs = tuple(
+        replace(pair, is_grouped=is_grouped(given, match.first, match.second))
+        for pair, match in zip(pairs_of(grouped, matches), matches, strict=True)
+    )
     start = 0
     for name, split in splits.items():
         splits[name] = grouped[start : start + len(split)]
@@ -290,7 +296,7 @@ def _remainder(
         split: tuple((path, index[name]) for path, name in reservoir.rest() if name in index)
         for split, reservoir in listing.splits.items()
     }
-    return Remainder(files, listing.locate, group_by, seed)
+    return Remainder(files, listing.locate, group_by, seed, listing.groups)
 
 
 def read_rest(
@@ -353,12 +359,14 @@ def extend(dataset: Dataset, more: Mapping[str, Split]) -> Dataset:
     everything = (*pool, *chain.from_iterable(given.values()))
     duplicates = duplicate_groups(len(everything), find_matches(everything, rest.seed))
     for group_by in (rest.group_by, NO_GROUPS):
+        named = user_groups(everything, group_by, rest.groups, dataset.root)
         grouped, _ = assign_groups(
-            everything, duplicates, group_by, dataset.root, rest.seed, len(pool)
+            everything, duplicates, named, dataset.root, rest.seed, len(pool)
         )
         splits, new = follow_groups(grouped[: len(pool)], homes)
         # Series found only now might leave hardly any image to a split of the sample.
-        if group_by or all(2 * len(splits[n]) >= len(split) for n, split in drawn.items()):
+        are_given = named is not None
+        if are_given or all(2 * len(splits[n]) >= len(split) for n, split in drawn.items()):
             break
     new_splits: dict[str, Split] = {"train": new, **dict.fromkeys(given, ())}
     added = add_missing_splits(new_splits, dataset.n_classes, rest.seed)

@@ -1,5 +1,6 @@
 """Record types of a dataset: image, image statistics, skipped file, duplicate pair, leak."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +28,15 @@ class ImageStats:
         Brightest minus darkest grey level, 0 to 255.
     thumb
         Grey thumbnail of `THUMB_PX` x `THUMB_PX` pixels, one byte each, row by row.
+    highlights
+        Level that only 1% of a colour thumbnail exceeds, in its brightest channel: 0 to 255.
+    shadows
+        Grey level that 1% of the pixels do not exceed, 0 to 255.
+    clipped_share
+        Share of pixels of nearly white grey levels (`inspection.CLIPPED`), in [0, 1].
+    sharpness
+        Variance of the Laplacian of the grey image's middle half, reduced to a common scale
+        (`inspection.SHARPNESS_PX`). Low for blurred images, and for smooth ones.
     """
 
     format: str
@@ -34,6 +44,10 @@ class ImageStats:
     is_grey: bool
     contrast: int
     thumb: bytes = field(repr=False)
+    highlights: int = 255
+    shadows: int = 0
+    clipped_share: float = 0.0
+    sharpness: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +91,15 @@ class Pair:
     ----------
     similarity
         Correlation of their fine detail; 1 for exact copies.
+    is_grouped
+        Whether the user groups them: with ``--group-by``, or by a manifest's column.
     """
 
     first: LabelledImage
     second: LabelledImage
     exact: bool
     similarity: float
+    is_grouped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +112,9 @@ class Leak:
         Number of images of `split` that were compared.
     n_exact, n_near
         Number of them with an exact copy in `source`, and with only a near-duplicate there.
-    examples
-        Some of them, each as ``"path = path"``.
+    pairs
+        Each of them with one of its copies in `source`; exact copies first. Only paths: the
+        labels of test images stay hidden.
     """
 
     split: str
@@ -104,7 +122,7 @@ class Leak:
     n: int
     n_exact: int
     n_near: int
-    examples: tuple[str, ...]
+    pairs: tuple[tuple[Path, Path], ...]
 
 
 def labels_of(split: Split) -> Labels:

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import math
 import os
 import stat
 import time
@@ -23,10 +24,20 @@ from strategies.data.image import THUMB_PX, ImageStats, LabelledImage, Skipped, 
 
 GREY_SPREAD = 2.0
 """An image is grey if its channels differ by less than this on average (scale 0 to 255)."""
+CLIPPED = 250
+"""Grey level from which on a pixel counts as clipped, 0 to 255."""
+SHARPNESS_PX = 128
+"""Sharpness is measured where an image has about the area of a square of this side: it is reduced
+by the whole number that comes closest. Smaller images keep their size."""
+MIN_LAPLACIAN_PX = 8
+"""Images with a shorter side than this, once reduced, have no sharpness."""
 SETTLED_S = 2.0
 """Minimum age of a change for a file to be cached; no file system's timestamps are coarser."""
-_CHUNK, _FORMAT = 256, 2
-_SPACE = space_name(["images", _FORMAT, PIL.__version__, THUMB_PX, GREY_SPREAD])
+_CHUNK, _FORMAT = 256, 3
+_HIGHLIGHT = THUMB_PX**2 * 99 // 100
+_SPACE = space_name(
+    ["images", _FORMAT, PIL.__version__, THUMB_PX, GREY_SPREAD, CLIPPED, SHARPNESS_PX]
+)
 
 
 def read_images(
@@ -105,12 +116,13 @@ def _to_record(image: LabelledImage) -> list[Any]:
     stats = image.stats
     thumb = base64.b64encode(stats.thumb).decode()
     size = [image.digest, image.width_px, image.height_px]
-    return [*size, stats.format, stats.n_bytes, stats.is_grey, stats.contrast, thumb]
+    levels = [stats.highlights, stats.shadows, stats.clipped_share, stats.sharpness]
+    return [*size, stats.format, stats.n_bytes, stats.is_grey, stats.contrast, thumb, *levels]
 
 
 def _from_record(path: Path, label: int, record: list[Any]) -> LabelledImage:
-    digest, width, height, form, n_bytes, is_grey, contrast, thumb = record
-    stats = ImageStats(form, n_bytes, is_grey, contrast, base64.b64decode(thumb))
+    digest, width, height, form, n_bytes, is_grey, contrast, thumb, *levels = record
+    stats = ImageStats(form, n_bytes, is_grey, contrast, base64.b64decode(thumb), *levels)
     return LabelledImage(path, label, digest, width, height, stats=stats)
 
 
@@ -134,18 +146,59 @@ def _read(file: tuple[Path, int]) -> LabelledImage | Skipped:
 
 def measure_image(decoded: Decoded, n_bytes: int) -> ImageStats:
     """Measure a decoded image; `n_bytes` is the size of its file."""
-    size = (THUMB_PX, THUMB_PX)
-    small = decoded.image.resize(size, Image.Resampling.BOX)
-    colours = np.asarray(small, dtype=np.int16)
-    spread = float((colours.max(axis=2) - colours.min(axis=2)).mean())
-    low, high = decoded.image.convert("L").getextrema()
+    small = decoded.image.resize((THUMB_PX, THUMB_PX), Image.Resampling.BOX)
+    colours = np.asarray(small)
+    red, green, blue = colours[:, :, 0], colours[:, :, 1], colours[:, :, 2]
+    brightest = np.maximum(np.maximum(red, green), blue)
+    spread = float((brightest - np.minimum(np.minimum(red, green), blue)).mean())
+    grey = decoded.image.convert("L")
+    counts = grey.histogram()
+    shadows, n_darker = 0, counts[0]
+    while n_darker < grey.width * grey.height / 100:
+        shadows += 1
+        n_darker += counts[shadows]
+    lowest = next(level for level in range(256) if counts[level])
+    highest = next(level for level in range(255, -1, -1) if counts[level])
     return ImageStats(
         decoded.format,
         n_bytes,
         spread < GREY_SPREAD,
-        int(np.subtract(high, low)),
+        highest - lowest,
         small.convert("L").tobytes(),
+        highlights=int(np.partition(brightest.ravel(), _HIGHLIGHT)[_HIGHLIGHT]),
+        shadows=shadows,
+        clipped_share=round(sum(counts[CLIPPED:]) / (grey.width * grey.height), 4),
+        sharpness=_laplacian_variance(grey),
     )
+
+
+def _laplacian_variance(grey: Image.Image) -> float:
+    """Return the variance of the Laplacian of the middle half, reduced to a common scale.
+
+    Infinite for images that are too small for it.
+
+    References
+    ----------
+    J. L. Pech-Pacheco et al., Diatom autofocusing in brightfield microscopy: a comparative study,
+    ICPR 2000.
+    """
+    factor = round(math.sqrt(grey.width * grey.height) / SHARPNESS_PX)
+    quarter = grey.height // 4
+    grey = grey.reduce(max(factor, 1), (0, quarter, grey.width, grey.height - quarter))
+    if min(grey.size) < MIN_LAPLACIAN_PX:
+        return math.inf
+    x = np.frombuffer(grey.tobytes(), dtype=np.uint8).astype(np.int16)
+    row = grey.width
+    laplacian = 4 * x[row:-row]
+    laplacian -= x[: -2 * row]
+    laplacian -= x[2 * row :]
+    laplacian -= x[row - 1 : -row - 1]
+    laplacian -= x[row + 1 : len(x) - row + 1]
+    inside = laplacian.reshape(-1, row)[:, 1:-1]  # neighbours at the ends are of other rows
+    # Whole numbers below 2**53: their sums are exact in any order.
+    values = inside.astype(np.float64).ravel()
+    mean = float(values.sum()) / len(values)
+    return round(float(values @ values) / len(values) - mean**2, 2)
 
 
 def check_max_quarantine(max_share: float) -> None:

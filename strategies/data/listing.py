@@ -125,7 +125,10 @@ def list_manifest(
                 f"{shown(data)}, row {row.number}: split {row.split!r} is none of "
                 "train, validation, test. Correct it, or remove the column."
             )
-        listing.reservoir(split).add(row.path, row.label, str(base / row.path))
+        path = str(base / row.path)
+        listing.reservoir(split).add(row.path, row.label, path)
+        if row.group:
+            listing.groups[path] = row.group
     if not listing.splits:
         raise DataError(f"{shown(data)} lists no image.")
     if len(listing.splits) > 1:

@@ -1,4 +1,4 @@
-"""Manifests: CSV, TSV or Parquet tables with the columns path, label and optionally split."""
+"""Manifests: CSV, TSV or Parquet tables of path and label, and optionally split and group."""
 
 import csv
 import importlib
@@ -16,18 +16,24 @@ _COLUMNS = {
     "path": ("path", "file", "filename", "file_name", "filepath", "image", "image_path"),
     "label": ("label", "class", "target", "category"),
     "split": ("split", "set", "subset"),
+    "group": ("group", "group_id"),
 }
+_MAY_BE_EMPTY = "group"
 _BATCH_ROWS = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a manifest; `number` counts from 1, without the header."""
+    """One row of a manifest; `number` counts from 1, without the header.
+
+    Images of one group stay in the same split. An empty group is a group of its own.
+    """
 
     number: int
     path: str
     label: str
     split: str
+    group: str = ""
 
 
 def manifest_rows(manifest: Path) -> Iterator[Row]:
@@ -47,13 +53,15 @@ def manifest_rows(manifest: Path) -> Iterator[Row]:
         if not any(values):
             continue  # an empty line
         cells = {name: values[i].strip() for name, i in index.items() if i < len(values)}
-        for name in index:
+        needed = [name for name in index if name != _MAY_BE_EMPTY]
+        for name in needed:
             if not cells.get(name):
                 raise DataError(
                     f"{shown(manifest)}, row {number}: no {name}. Every row needs "
-                    f"{', '.join(index)}."
+                    f"{', '.join(needed)}."
                 )
-        yield Row(number, cells["path"], cells["label"], cells.get("split", ""))
+        more = (cells.get("split", ""), cells.get("group", ""))
+        yield Row(number, cells["path"], cells["label"], *more)
 
 
 def _find_columns(manifest: Path, header: Sequence[str]) -> dict[str, int]:
@@ -74,7 +82,7 @@ def _find_columns(manifest: Path, header: Sequence[str]) -> dict[str, int]:
     if missing:
         raise DataError(
             f"{shown(manifest)} has no column {' and no column '.join(missing)}. The header must "
-            f"name path, label and optionally split; it is: {shown(','.join(header))}."
+            f"name path, label and optionally split and group; it is: {shown(','.join(header))}."
         )
     return index
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from strategies.data.image import THUMB_PX, LabelledImage, Leak, Pair, Split, shown
+from strategies.data.image import THUMB_PX, LabelledImage, Leak, Pair, Split
 
 THRESHOLD = (0.60, 0.75)
 """Range of the minimum detail correlation of near-duplicates. Within it, the threshold is set so
@@ -45,7 +45,7 @@ CERTAIN = 0.90
 """Minimum similarity of links in chains of near-duplicates larger than `LARGEST_SHARE` of the
 data (and than `LARGEST_ANYWAY` images)."""
 LARGEST_SHARE, LARGEST_ANYWAY = 0.05, 50
-MAX_PARTNERS, MAX_PAIRS, MAX_EXAMPLES = 50, 50_000, 5
+MAX_PARTNERS, MAX_PAIRS = 50, 50_000
 MAX_EXHAUSTIVE = 10_000
 PIVOTS, PROBES = 4, 32
 """Number of pivots as a multiple of the square root of n, and how many of them an image probes. Of
@@ -350,10 +350,9 @@ def find_leaks(splits: dict[str, Split], pairs: Sequence[Pair]) -> tuple[Leak, .
                 _add_leaks(near, second, first, split_of, name, source)
         only_near = [images for key, images in near.items() if key not in exact]
         if exact or only_near:
-            shown_pairs = [*exact.values(), *only_near][:MAX_EXAMPLES]
-            examples = tuple(f"{shown(a.path)} = {shown(b.path)}" for a, b in shown_pairs)
+            paths = tuple((a.path, b.path) for a, b in (*exact.values(), *only_near))
             n = len(splits[name])
-            leaks.append(Leak(name, source, n, len(exact), len(only_near), examples))
+            leaks.append(Leak(name, source, n, len(exact), len(only_near), paths))
     return tuple(leaks)
 
 

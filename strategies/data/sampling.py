@@ -125,6 +125,8 @@ class Listing:
     locate
         Returns the path of a listed image. Datasets that are not made of files write the image to
         a file first.
+    groups
+        Groups that a manifest's column names, by path.
     """
 
     origin: str
@@ -136,6 +138,7 @@ class Listing:
     n_not_images: int = 0
     keep_rest: bool = False
     locate: Callable[[str], Path] = Path
+    groups: dict[str, str] = field(default_factory=dict)
 
     def reservoir(self, split: str) -> Reservoir:
         """Return the reservoir of a split; it is created on first use."""
@@ -197,12 +200,15 @@ class Remainder:
         Returns the path of a name, see `Listing.locate`.
     group_by, seed
         As given to `load_dataset`.
+    groups
+        See `Listing.groups`.
     """
 
     files: Mapping[str, Sequence[tuple[str, int]]] = field(default_factory=dict)
     locate: Callable[[str], Path] = Path
     group_by: str | None = None
     seed: int = 0
+    groups: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -34,23 +34,59 @@ GroupOrder = Callable[[Split, Rows, int], Sequence[int]]
 """Takes a split, the group of every image and a seed; returns the groups in an order."""
 
 
+def user_groups(
+    images: Sequence[LabelledImage],
+    group_by: str | None,
+    column: Mapping[str, str],
+    root: PurePath,
+) -> dict[str, Names] | None:
+    """Return the groups that the user gives, by their source; None: the user gives none.
+
+    Parameters
+    ----------
+    group_by
+        A regular expression searched in the path below `root`; images with the same first
+        capturing group (or the same match) form a group. ``"none"``: no groups.
+    column
+        Groups that a manifest's column names, by path.
+
+    Raises
+    ------
+    DataError
+        If `group_by` is not a regular expression, or matches no path.
+    """
+    if group_by == NO_GROUPS:
+        return {}
+    names: dict[str, Names] = {}
+    if column:
+        names["the manifest's group column"] = [column.get(str(p.path)) for p in images]
+    if group_by is not None:
+        names[f"--group-by {group_by}"] = _matches(images, group_by, root)
+    return names or None
+
+
+def is_grouped(names_by_source: Mapping[str, Names] | None, one: int, other: int) -> bool:
+    """Return whether a source of groups puts two images into one, by their positions."""
+    pairs = ((names[one], names[other]) for names in (names_by_source or {}).values())
+    return any(a is not None and a == b for a, b in pairs)
+
+
 def assign_groups(
     images: Sequence[LabelledImage],
     duplicates: Rows,
-    group_by: str | None,
+    given: Mapping[str, Names] | None,
     root: PurePath,
     seed: int,
     n_train: int,
 ) -> tuple[Split, str]:
-    """Assign a group to every image: by duplicates, and by series in the names or `group_by`.
+    """Assign a group to every image: by duplicates, and by `given` groups or series in the names.
 
     Parameters
     ----------
     duplicates
         Group numbers of duplicates, (n,).
-    group_by
-        A regular expression searched in the path below `root`; images with the same first
-        capturing group (or the same match) form a group. None searches the names for series.
+    given
+        The groups of the user (`user_groups`). None searches the names for series.
     n_train
         Number of images, from the first, that are searched for series: those that may be split.
 
@@ -59,18 +95,16 @@ def assign_groups(
     split, source
         The same images with groups, and what they were grouped by, as text.
     """
-    names_by_source: dict[str, Names] = {"duplicates": [str(d) for d in duplicates]}
-    if group_by is None:
-        names_by_source |= _series(images[:n_train], root, seed)
-    elif group_by != NO_GROUPS:
-        names_by_source[f"--group-by {group_by}"] = _matches(images, group_by, root)
+    if given is None:
+        given = _series(images[:n_train], root, seed)
     links: list[tuple[int, int]] = []
-    for names in names_by_source.values():
+    by_duplicates: Names = [str(d) for d in duplicates]
+    for names in (by_duplicates, *given.values()):
         first: dict[str, int] = {}
         links += [(first.setdefault(n, row), row) for row, n in enumerate(names) if n is not None]
     component = connected(len(images), links)
     grouped = (replace(p, group=int(number)) for p, number in zip(images, component, strict=True))
-    return tuple(grouped), " and ".join(names_by_source)
+    return tuple(grouped), " and ".join(["duplicates", *given])
 
 
 def _matches(images: Sequence[LabelledImage], group_by: str, root: PurePath) -> Names:

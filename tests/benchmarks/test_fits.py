@@ -88,6 +88,7 @@ def test_planted_leaks_series_and_wrong_labels_are_detected(
         ("leaks", data_root, "striped"),
         ("series", tmp_path, "tracks"),
         ("labels", data_root, "striped"),
+        ("quality", data_root, "striped"),
     ):
         given = [str(root), "--part", part, "--sets", name, "--seeds", "0"]
         quality.main([*given, "--cache-dir", str(cache_dir)])
@@ -95,6 +96,7 @@ def test_planted_leaks_series_and_wrong_labels_are_detected(
     assert "unchanged  found 100.0%" in printed
     assert "pairs of one track in the same split" in printed
     assert "planted errors in the top tenth" in printed
+    assert "TL018   0, planted 100.0%" in printed
 
 
 def test_default_hyperparameters_are_fitted_and_printed(

@@ -31,10 +31,11 @@ class RunDir:
     """All files of one run, in one directory.
 
     ``run.json`` and ``settings.toml`` (settings, to resume and to repeat the run), ``state.json``
-    (phase), ``advice.json``, ``study.db`` (Optuna's database), ``trials.jsonl`` (finished trials),
-    ``metrics.jsonl`` (event log), ``checkpoints/``, ``classifier/`` (the best so far),
-    ``images.csv`` (splits and test predictions) and ``outcome.json``. JSON files are written
-    atomically: if the program is killed, each is the old or the new one, never part of one.
+    (phase), ``findings.json`` (with all affected images), ``advice.json``, ``study.db`` (Optuna's
+    database), ``trials.jsonl`` (finished trials), ``metrics.jsonl`` (event log), ``checkpoints/``,
+    ``classifier/`` (the best so far), ``images.csv`` (splits and test predictions) and
+    ``outcome.json``. JSON files are written atomically: if the program is killed, each is the old
+    or the new one, never part of one.
 
     Attributes
     ----------
@@ -79,7 +80,8 @@ class RunDir:
 
     def abandon(self) -> None:
         """Delete the files of a run that could not begin, so that the directory is empty again."""
-        for name in ("run.json", SETTINGS_FILE, "state.json", "metrics.jsonl"):
+        names = ("run.json", SETTINGS_FILE, "state.json", "metrics.jsonl", "findings.json")
+        for name in names:
             (self.path / name).unlink(missing_ok=True)
 
     @staticmethod

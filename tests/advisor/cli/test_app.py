@@ -289,6 +289,10 @@ def test_run_then_predict(
         assert (out / name).exists()
     for name in ("checkpoints", "soup_candidates"):
         assert not (out / name).exists()
+    listed = json.loads((out / "findings.json").read_text())["findings"]
+    counted = json.loads((out / "advice.json").read_text())["findings"]
+    assert [f["code"] for f in listed] == [f["code"] for f in counted]
+    assert [len(f["affected"]) for f in listed] == [f["n_affected"] for f in counted]
 
     again = runner.invoke(auto_app, ["run", str(data), "--out", str(out), *cache])
     assert again.exit_code == 2

@@ -18,10 +18,22 @@ from advisor.findings.statistics import (
 from advisor.measure.probe_evidence import ProbeEvidence
 from advisor.types.advice import Finding
 from strategies.data.dataset import Dataset
-from strategies.data.image import ImageStats, LabelledImage, Leak, Pair, Skipped, Split
+from strategies.data.image import ImageStats, LabelledImage, Leak, Pair, Skipped, Split, shown
 
-CODES = [f"TL{number:03d}" for number in range(1, 17)]
-PLAIN = ImageStats("JPEG", 10_000, is_grey=False, contrast=200, thumb=bytes(1024))
+CODES = [f"TL{number:03d}" for number in range(1, 20)]
+WITHOUT_IMAGES = ("TL006", "TL007", "TL008", "TL014", "TL015", "TL016")
+"""Codes of findings about classes or the whole dataset."""
+PLAIN = ImageStats(
+    "JPEG",
+    10_000,
+    is_grey=False,
+    contrast=200,
+    thumb=bytes(1024),
+    highlights=230,
+    shadows=10,
+    clipped_share=0.0,
+    sharpness=1000.0,
+)
 
 
 def image(i: int, label: int, n_bytes: int | None = None, **changes: object) -> LabelledImage:
@@ -69,9 +81,15 @@ def pair(a: LabelledImage, b: LabelledImage, *, exact: bool, similarity: float =
     return Pair(a, b, exact, similarity)
 
 
+def with_one(**changes: object) -> Dataset:
+    """Make a dataset whose first image has other statistics."""
+    train = a_dataset().train
+    return a_dataset(train=change_stats(train[:1], **changes) + train[1:])
+
+
 DATASET = a_dataset()
 FIRST, SECOND, THIRD = DATASET.train[0], DATASET.train[1], DATASET.train[2]
-LEAK = Leak("test", "train", 100, 3, 2, ("a = b",))
+LEAK = Leak("test", "train", 100, 3, 2, ((Path("a"), Path("b")),))
 
 CAUSES: dict[str, tuple[Dataset, dict[str, object]]] = {
     "TL001": (replace(DATASET, skipped=(Skipped(Path("x\n.jpg"), "empty file"),)), {}),
@@ -109,6 +127,9 @@ CAUSES: dict[str, tuple[Dataset, dict[str, object]]] = {
         {},
     ),
     "TL016": (replace(DATASET, similar_class_names=(("Cat", "cat"),)), {}),
+    "TL017": (with_one(sharpness=20.0), {}),
+    "TL018": (with_one(highlights=60), {}),
+    "TL019": (with_one(clipped_share=0.5, shadows=140), {}),
 }
 
 
@@ -133,6 +154,16 @@ def test_each_cause_gives_exactly_its_own_finding(code: str) -> None:
     assert finding.action
     assert code == "TL014" or finding.examples
     assert all(line.isprintable() for line in finding.examples)
+    assert bool(finding.affected) == (code not in WITHOUT_IMAGES)
+    assert finding.n_affected == len(finding.affected)
+    assert len({image.path for image in finding.affected}) == finding.n_affected
+    known = set(dataset.classes) | {None}
+    for image in finding.affected:
+        assert {image.label, image.suggested_label} <= known
+        assert image.path != image.other_path
+    if code not in WITHOUT_IMAGES:
+        named = [shown(image.path) for image in finding.affected]
+        assert all(any(name in line for name in named) for line in finding.examples)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +200,19 @@ def test_each_cause_gives_exactly_its_own_finding(code: str) -> None:
             replace(
                 DATASET, train=DATASET.train[:30] + change_stats(DATASET.train[30:], format="PNG")
             ),
+            {},
+        ),
+        ("TL005", replace(DATASET, pairs=(Pair(FIRST, THIRD, False, 0.8, is_grouped=True),)), {}),
+        ("TL017", with_one(sharpness=120.0), {}),
+        ("TL017", a_dataset(train=change_stats(DATASET.train, sharpness=20.0)), {}),
+        ("TL017", a_dataset(train=change_stats(DATASET.train, sharpness=math.inf)), {}),
+        ("TL018", with_one(highlights=90), {}),
+        ("TL018", a_dataset(train=change_stats(DATASET.train, highlights=60)), {}),
+        ("TL019", with_one(clipped_share=0.5, shadows=50), {}),
+        ("TL019", with_one(clipped_share=0.2, shadows=140), {}),
+        (
+            "TL019",
+            a_dataset(train=change_stats(DATASET.train, clipped_share=0.6, shadows=140)),
             {},
         ),
     ],
@@ -263,3 +307,37 @@ def test_equal_values_share_a_bin() -> None:
     bins = quantile_bins([1.0] * 50 + [2.0] * 3 + list(range(3, 50)))
     assert len(set(bins[:50])) == 1
     assert quantile_bins([5.0] * 9) == [0] * 9
+
+
+def test_every_image_of_duplicates_is_named_once_with_its_most_similar_partner() -> None:
+    near = [pair(FIRST, THIRD, exact=False, similarity=0.7)]
+    near += [pair(DATASET.train[4], THIRD, exact=False, similarity=0.8)]
+    (found,) = findings(replace(DATASET, pairs=tuple(near)), {})
+    partners = {image.path: (image.other_path, image.score) for image in found.affected}
+    assert partners == {
+        FIRST.path: (THIRD.path, 0.7),
+        THIRD.path: (DATASET.train[4].path, 0.8),
+        DATASET.train[4].path: (THIRD.path, 0.8),
+    }
+    assert found.affected[0].score == 0.8
+    lines = (f"{DATASET.train[4].path} ~ {THIRD.path}", f"{FIRST.path} ~ {THIRD.path}")
+    assert found.examples == lines
+    contradiction = replace(DATASET, pairs=(pair(FIRST, SECOND, exact=True),))
+    (found,) = findings(contradiction, {})
+    assert [image.label for image in found.affected] == ["cat", "dog"]
+    assert found.examples == (f"{FIRST.path} (cat) = {SECOND.path} (dog)",)
+
+
+def test_a_suspicious_label_has_the_suggested_class_and_its_probability() -> None:
+    (found,) = findings(*CAUSES["TL009"])
+    assert found.n_affected == 4
+    for image in found.affected:
+        assert {image.label, image.suggested_label} == {"cat", "dog"}
+        assert image.score == pytest.approx(1 / (1 + math.exp(-6)))
+
+
+def test_all_affected_images_are_listed_and_only_some_are_examples() -> None:
+    train = DATASET.train[:40] + change_stats(DATASET.train[40:], contrast=2)
+    (found,) = findings(replace(DATASET, train=train), {})
+    assert found.n_affected == 20
+    assert len(found.examples) == 5

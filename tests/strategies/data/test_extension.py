@@ -205,3 +205,22 @@ def test_series_found_only_in_the_whole_leave_its_test_images_to_the_sample(
     whole = extended(sample)
     assert splits_of(sample)["test"] <= splits_of(whole)["test"]
     assert len(whole.test or ()) == pytest.approx(48, abs=3)
+
+
+def test_groups_of_a_manifest_hold_for_the_rest_of_its_images_too(
+    make_folder: Make, tmp_path: Path
+) -> None:
+    root = make_folder("d", 40)
+    lines = ["path,label,group"]
+    lines += [
+        f"{p},{p.parent.name},{p.parent.name}-{int(p.stem) // 4}" for p in root.rglob("*.png")
+    ]
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("\n".join(lines))
+    whole = extended(sample_of(manifest))
+    places: dict[str, set[str]] = {}
+    for name, split in splits_of(whole).items():
+        for path in map(Path, split):
+            places.setdefault(f"{path.parent.name}-{int(path.stem) // 4}", set()).add(name)
+    assert len(places) == 30
+    assert all(len(splits) == 1 for splits in places.values())

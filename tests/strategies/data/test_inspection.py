@@ -1,12 +1,18 @@
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 
 from strategies.core.cache import ArrayCache
 from strategies.data import inspection
 from strategies.data.dataset import load_dataset
+from strategies.data.decoding import Decoded
+from strategies.data.image import ImageStats
+from tests.corpus import photo
 
 
 @pytest.fixture
@@ -107,3 +113,68 @@ def test_a_file_changed_a_moment_ago_has_no_signature(tmp_path: Path) -> None:
     assert inspection.signature(path) is None
     assert inspection.signature(tmp_path) is None
     assert inspection.signature(tmp_path / "absent.png") is None
+
+
+def measured(image: Image.Image) -> ImageStats:
+    return inspection.measure_image(Decoded(image.convert("RGB"), "PNG", *image.size), 1)
+
+
+def grey(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def test_the_sharpness_of_a_checkerboard_follows_from_the_definition() -> None:
+    board = grey(255 * (np.indices((40, 64)).sum(axis=0) % 2))
+    assert measured(board).sharpness == pytest.approx(1020**2, rel=1e-3)
+    ramp = grey(np.tile(np.arange(0, 200, 2), (60, 1)))
+    assert measured(ramp).sharpness == 0
+
+
+def test_sharpness_decreases_with_blur_and_ignores_brightness() -> None:
+    image = photo(3, (300, 260))
+    blurred = [image.filter(ImageFilter.GaussianBlur(radius)) for radius in (0, 1, 2, 4, 8)]
+    values = [measured(i).sharpness for i in blurred]
+    assert values == sorted(values, reverse=True)
+    assert values[-1] < 0.05 * values[0]
+    dim = image.point(lambda level: level // 2 + 20)
+    moved = image.point(lambda level: level // 2 + 60)
+    assert measured(moved).sharpness == pytest.approx(measured(dim).sharpness, rel=0.02)
+
+
+def test_an_enlarged_image_is_hardly_sharper_or_less_sharp_at_twice_the_scale() -> None:
+    image = photo(4, (128, 128)).filter(ImageFilter.GaussianBlur(1))
+    large = image.resize((512, 512), Image.Resampling.BICUBIC)
+    assert measured(large).sharpness == pytest.approx(measured(image).sharpness, rel=0.3)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (900, 2), (2, 900), (5, 40)])
+def test_images_too_small_for_a_laplacian_have_infinite_sharpness(size: tuple[int, int]) -> None:
+    assert measured(photo(1, size)).sharpness == math.inf
+
+
+def test_levels_follow_from_the_histogram() -> None:
+    pixels = np.full((100, 100), 120)
+    pixels[:1] = 10  # exactly 1%
+    pixels[-40:] = 252
+    stats = measured(grey(pixels))
+    assert stats.shadows == 10
+    assert stats.clipped_share == 0.4
+    assert stats.highlights == 252
+    assert stats.contrast == 242
+    pixels[0, 0] = 120  # fewer than 1%
+    assert measured(grey(pixels)).shadows == 120
+
+
+def test_a_bright_image_of_one_colour_has_bright_highlights() -> None:
+    assert measured(Image.new("RGB", (50, 50), (250, 0, 0))).highlights == 250
+
+
+def test_an_infinite_sharpness_survives_the_cache(
+    cache: ArrayCache, make_folder: Callable[..., Path]
+) -> None:
+    data = make_folder("data", 5)
+    for i in range(5):
+        photo(i, (60, 4)).save(data / "class0" / f"thin{i}.png")
+    first = load_dataset(data, cache=cache)
+    assert load_dataset(data, cache=cache) == first
+    assert any(p.stats and p.stats.sharpness == math.inf for p in first.fit_split)

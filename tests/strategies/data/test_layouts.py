@@ -214,6 +214,43 @@ def test_a_manifest_gives_paths_labels_and_splits(tmp_path: Path, suffix: str, m
     assert not dataset.skipped
 
 
+def test_images_of_one_group_of_a_manifest_stay_in_one_split(tmp_path: Path) -> None:
+    rows = [["path", "label", "group"]]
+    for i in range(60):
+        paint(tmp_path / f"{i}.png", i)
+        rows.append([f"{i}.png", str(i % 2), "" if i < 20 else f"g{i % 8}"])
+    dataset = load_dataset(write_table(tmp_path / "m.csv", rows))
+    group_of = {row[0]: row[2] for row in rows}
+    places: dict[str, set[str]] = {}
+    for name in ("train", "val", "test"):
+        for image in getattr(dataset, name):
+            places.setdefault(group_of[image.path.name], set()).add(name)
+    assert places.pop("") == {"train", "val", "test"}
+    assert len(places) == 8
+    assert all(len(splits) == 1 for splits in places.values())
+    assert "the manifest's group column" in dataset.split_source
+    plain = load_dataset(tmp_path / "m.csv", group_by="none")
+    assert len({p.group for p in plain.train + plain.val + (plain.test or ())}) == 60
+
+
+def test_duplicates_are_marked_where_the_user_groups_them(tmp_path: Path) -> None:
+    rows = [["path", "label", "group"]]
+    for i in range(12):
+        image = Image.open(paint(tmp_path / f"{i}.png", i))
+        image.resize((64, 64)).save(tmp_path / f"copy of {i}.bmp")
+        image.resize((64, 64)).save(tmp_path / f"{i}.png")
+        rows += [[name, str(i % 2), f"g{i // 2}"] for name in (f"{i}.png", f"copy of {i}.bmp")]
+    table = write_table(tmp_path / "m.csv", rows)
+    (tmp_path / "plain.csv").write_text("\n".join(",".join(row[:2]) for row in rows))
+    by_name = load_dataset(tmp_path / "plain.csv", group_by=r"(\d+)\.")
+    for grouped in (load_dataset(table), by_name):
+        assert grouped.pairs
+        assert all(pair.is_grouped for pair in grouped.pairs)
+    for plain in (load_dataset(tmp_path / "plain.csv"), load_dataset(table, group_by="none")):
+        assert plain.pairs
+        assert not any(pair.is_grouped for pair in plain.pairs)
+
+
 def test_paths_in_a_manifest_are_relative_to_root(tmp_path: Path) -> None:
     rows = [["path", "label"]]
     rows += [[paint(tmp_path / "far" / f"{i}.png", i).name, str(i % 2)] for i in range(12)]

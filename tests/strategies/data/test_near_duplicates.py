@@ -210,5 +210,5 @@ def test_leaks_count_exact_and_near_copies_once(scenes: list[LabelledImage]) -> 
         1,
         1,
     )
-    assert leak.examples == ("60 = copy", "61 = again")
+    assert leak.pairs == ((Path("60"), Path("copy")), (Path("61"), Path("again")))
     assert find_leaks({"train": tuple(train)}, ()) == ()
