@@ -76,13 +76,16 @@ class Pair:
     Attributes
     ----------
     similarity
-        Correlation of their fine detail; 1 for exact copies.
+        Correlation of their fine detail, of crops after alignment; 1 for exact copies.
+    mirrored
+        Whether one is the mirror image of the other, or of a part of it.
     """
 
     first: LabelledImage
     second: LabelledImage
     exact: bool
     similarity: float
+    mirrored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
