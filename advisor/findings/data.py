@@ -125,8 +125,8 @@ def _near_duplicates(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Find
             "TL005",
             "tip",
             f"{count(len(involved), 'image')} with a near-duplicate",
-            "Near-duplicates differ by little more than encoding, size, a small rotation, a crop or "
-            "mirroring; they add little information.",
+            "Near-duplicates differ by little more than encoding, size, a small rotation, a crop "
+            "or mirroring; they add little information.",
             "Nothing to do if this program made the split: it keeps near-duplicates together. "
             "Otherwise group them with --group-by.",
             examples(f"{shown(p.first.path)} ~ {shown(p.second.path)}" for p in near),
