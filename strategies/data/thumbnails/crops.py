@@ -4,11 +4,11 @@
    to `COARSE_PX` x `COARSE_PX` pixels. Their details are compared with those of all thumbnails and
    of their mirror images. In a crop of 85% of both sides, this correlation is above 0.77 in 98 of
    100 cases; in 99.99% of the pairs of different photographs it is lower.
-2. Images that resemble many others are left out: drawings of a few strokes, X-rays, galaxies.
-   Two of them can agree in every pixel without being one picture.
-3. The remaining pairs are aligned and their fine detail is compared (`alignment`).
+2. The proposed pairs are aligned and their fine detail is compared (`alignment`).
+3. Chequerboards and stripes are left out. Images that resemble many others, or that consist of few
+   frequencies, must agree almost perfectly: two of them can be alike without being one picture.
 
-No network is needed, and no file is opened. The search costs a tenth of a millisecond per image.
+No network is needed, and no file is opened. 1,000 images take 0.1 to 0.7 s.
 """
 
 from dataclasses import dataclass
@@ -29,16 +29,20 @@ The alignment finds what lies between them, down to about 0.8."""
 MIN_COARSE = 0.75
 """Minimum correlation of the coarse details of a proposal."""
 MIN_ALIGNED = 0.90
-"""Minimum correlation of the aligned details. Of planted crops of 85% of both sides, 95% were
-above 0.89; pairs of different pictures of 22 datasets were below 0.88."""
+"""Minimum correlation of the aligned details. Of planted crops of 85% of both sides, 95% are above
+0.89. Different pictures that are neither crowded nor of few frequencies are below 0.88."""
 MIN_PX = 64
 """Images with a shorter side below this are not compared: they lack the detail that differs."""
 MAX_PARTNERS, PARTNERS_SHARE = 8, 0.004
 """An image is crowded if more others than this, and than this share of all, are proposed to it."""
 MIN_CROWDED, N_CROWDED = 0.96, 2
 """Minimum correlation of the aligned details if one of both images is crowded, or if more than
-half of the largest number of partners turn out to be other pictures; and how many of its most
-similar partners a crowded image keeps."""
+half of the largest number of partners turn out to be other pictures, or if one has few
+frequencies; and how many of its most similar partners a crowded image keeps."""
+MIN_FREQUENCIES, FEW_FREQUENCIES = 35, 70
+"""Effective number of frequencies of the detail: of chequerboards 12 to 30, of photographs 130 to
+230 (half of them) and in 99 of 100 cases above 35. Images below the first number are left out,
+those below the second have few."""
 MAX_CROWDED = 1 / 3
 """If a larger share of the images resembles many others, nothing is searched. In datasets of
 letters, drawings and X-rays, it is above 0.5; in those of photographs, below 0.1."""
@@ -99,7 +103,8 @@ def find_crops(thumbnails: Thumbnails, seed: int, *, exhaustive: bool) -> Crops:
     The result does not depend on the order of the images, except for pairs that an inverted file
     misses (`exhaustive` false).
     """
-    rows = np.flatnonzero((thumbnails.sides_px >= MIN_PX) & thumbnails.grey.any(axis=1))
+    frequencies = effective_frequencies(thumbnails.grey)
+    rows = np.flatnonzero((thumbnails.sides_px >= MIN_PX) & (frequencies >= MIN_FREQUENCIES))
     if len(rows) < 2:
         none = np.zeros(0, np.int64)
         return _crops_of(none, none, np.zeros(0, np.float32), none)
@@ -115,9 +120,26 @@ def find_crops(thumbnails: Thumbnails, seed: int, *, exhaustive: bool) -> Crops:
     ends = np.concatenate([proposals.one[kept], proposals.other[kept]])
     n_others = proposals.n_partners - np.bincount(ends, minlength=len(rows))
     trusted = n_others <= _max_partners(len(rows)) // 2
+    trusted &= frequencies[rows] >= FEW_FREQUENCIES
     both = trusted[proposals.one[kept]] & trusted[proposals.other[kept]]
     kept = kept[both | (coarse[kept] >= MIN_CROWDED)]
     return _crops_of(low[kept], high[kept], fine[kept], proposals.mirrored[kept])
+
+
+def effective_frequencies(grey: NDArray[np.uint8]) -> Vectors:
+    """Return how many frequencies share the power of the thumbnails' details, (n,); 0 if blank.
+
+    It is the square of the sum of the power divided by the sum of its squares.
+    """
+    window = np.hanning(THUMB_PX + 2)[1:-1].astype(np.float32)
+    result = np.zeros(len(grey), dtype=np.float32)
+    for chunk in chunks(len(grey)):
+        thumbs = grey[chunk].reshape(-1, THUMB_PX, THUMB_PX).astype(np.float32)
+        detail = minus_blur(thumbs) * window[:, None] * window
+        power = np.abs(np.fft.rfft2(detail)).reshape(len(thumbs), -1) ** 2
+        squares = np.square(power).sum(axis=1)
+        result[chunk] = power.sum(axis=1) ** 2 / np.maximum(squares, 1e-9)
+    return result
 
 
 def _crops_of(first: Rows, second: Rows, similarity: Vectors, mirrored: Rows) -> Crops:
