@@ -2,7 +2,8 @@
 
 Rows of one case are compared image by image, so all of them need the same test images. Since
 2026-11-30 ``load_dataset`` draws missing splits by the images' content, so that added images
-change little. Here they are drawn by the images' positions, as before.
+change little, and keeps crops and mirror images together. Here they are drawn by the images'
+positions, and only copies are kept together, as before.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from strategies.data.dataset import Dataset, LabelledImage, Split, load_dataset
-from strategies.data.splitting import add_missing_splits
+from strategies.data.near_duplicates import duplicate_groups, find_matches
+from strategies.data.splitting import add_missing_splits, assign_groups
 
 
 def load_pinned(folder: Path) -> Dataset:
@@ -23,8 +25,21 @@ def load_pinned(folder: Path) -> Dataset:
     drawn = [name for name in ("val", "test") if name not in dataset.listed]
     whole = splits["train"] + tuple(p for name in drawn for p in splits.pop(name))
     splits["train"] = tuple(sorted(whole, key=_position))
-    splits = add_missing_splits(splits, dataset.n_classes, 0, _order_by_position)
+    splits = add_missing_splits(_grouped(splits, folder), dataset.n_classes, 0, _order_by_position)
     return replace(dataset, train=splits["train"], val=splits["val"], test=splits["test"])
+
+
+def _grouped(splits: dict[str, Split], folder: Path) -> dict[str, Split]:
+    """Group the images by copies and series alone."""
+    everything = tuple(image for split in splits.values() for image in split)
+    copies = duplicate_groups(len(everything), find_matches(everything, crops=False))
+    n_train = len(splits["train"])
+    grouped, _ = assign_groups(everything, copies, None, folder, 0, n_train)
+    ends = np.cumsum([len(split) for split in splits.values()]).tolist()
+    return {
+        name: grouped[end - len(split) : end]
+        for (name, split), end in zip(splits.items(), ends, strict=True)
+    }
 
 
 def _position(image: LabelledImage) -> str:

@@ -22,19 +22,21 @@ class FindingFiles:
         Path | None,
         Flag(
             "Also write all affected images of the findings to this folder: as JSON, Parquet, "
-            "and CSV for FiftyOne and Label Studio."
+            "and CSV for FiftyOne and Label Studio.",
+            panel="Output",
         ),
     ] = None
     write_manifest: Annotated[
         Path | None,
         Flag(
             "Also write a manifest (.csv or .tsv) without copies, leaks and contradictory "
-            "labels, and with near-duplicates grouped. tl-advise reads it."
+            "labels, and with near-duplicates grouped. tl-advise reads it.",
+            panel="Output",
         ),
     ] = None
     suspicious_labels: Annotated[
         SuspiciousLabels,
-        Flag("What --write-manifest does with suspicious labels (TL009)."),
+        Flag("What --write-manifest does with suspicious labels (TL009).", panel="Output"),
     ] = "keep"
 
     @property

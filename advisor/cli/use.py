@@ -40,7 +40,9 @@ LabelledData = Annotated[
         "CSV, TSV or Parquet manifest; a .tar archive; or hfds/NAME."
     ),
 ]
-Root = Annotated[Path | None, Flag("Folder that a manifest's relative paths start from.")]
+Root = Annotated[
+    Path | None, Flag("Folder that a manifest's relative paths start from.", panel="Data")
+]
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,12 @@ class Machine:
     device: DeviceName = AUTO
     workers: Annotated[
         int | None,
-        Flag("Threads that read images; default: one per CPU core.", min=1, is_local=True),
+        Flag(
+            "Threads that read images; default: one per CPU core.",
+            panel="Machine",
+            min=1,
+            is_local=True,
+        ),
     ] = None
     cache_dir: CacheDir = None
 
@@ -78,7 +85,8 @@ class EvaluationOutput(Output):
     """What tl-auto evaluate prints and writes."""
 
     html: Annotated[
-        Path | None, Flag("Also write the report to this file as a single HTML page.")
+        Path | None,
+        Flag("Also write the report to this file as a single HTML page.", panel="Output"),
     ] = None
 
 
@@ -88,13 +96,17 @@ def evaluate_command(
     data: LabelledData,
     split: Annotated[
         Split,
-        Flag("Images to evaluate on; auto: the test split if the dataset has one, else all."),
+        Flag(
+            "Images to evaluate on; auto: the test split if the dataset has one, else all.",
+            panel="Data",
+        ),
     ] = "auto",
     ignore_unknown_classes: Annotated[
         bool,
         Flag(
             "Leave out images of classes that the classifier does not know.",
             name="--ignore-unknown-classes",
+            panel="Data",
         ),
     ] = False,
     root: Root = None,
@@ -175,17 +187,21 @@ def similar_command(
         Flag(
             "Search the images below this folder; default: the train images of the run.",
             name="--in",
+            panel="Data",
         ),
     ] = None,
-    k: Annotated[int, Flag("Number of similar images of each.", name="-k", min=1)] = 5,
+    k: Annotated[
+        int, Flag("Number of similar images of each.", name="-k", panel="Output", min=1)
+    ] = 5,
     by: Annotated[
         By,
         Flag(
             "classifier: mean of the cosine of features and the agreement of class probabilities; "
-            "features: the cosine alone."
+            "features: the cosine alone.",
+            panel="Output",
         ),
     ] = "classifier",
-    as_csv: Annotated[bool, Flag("Print CSV to stdout.", name="--csv")] = False,
+    as_csv: Annotated[bool, Flag("Print CSV to stdout.", name="--csv", panel="Output")] = False,
     *,
     machine: Machine,
     output: Output,
@@ -233,18 +249,30 @@ def embed_command(
         Path,
         typer.Argument(help="Dataset as for tl-advise, or a folder of images without classes."),
     ],
-    out: Annotated[Path, typer.Option(help="File to write: .parquet, .csv or .npz.")],
+    out: Annotated[
+        Path | None, Flag("File to write: .parquet, .csv or .npz.", panel="Output")
+    ] = None,
     run: Annotated[
         Path | None,
-        Flag("Run folder: features of its classifier instead of a pretrained backbone."),
+        Flag(
+            "Run folder: features of its classifier instead of a pretrained backbone.",
+            panel="Backbone",
+        ),
     ] = None,
     backbone: Annotated[
         str | None,
-        Flag("timm model name, hf-hub:... or local-dir:...; default: the embedded backbone."),
+        Flag(
+            "timm model name, hf-hub:... or local-dir:...; default: the embedded backbone.",
+            panel="Backbone",
+        ),
     ] = None,
     input_px: Annotated[
         int | None,
-        Flag("Input resolution; default: that of the backbone's pretraining.", min=16),
+        Flag(
+            "Input resolution; default: that of the backbone's pretraining.",
+            panel="Backbone",
+            min=16,
+        ),
     ] = None,
     root: Root = None,
     *,
@@ -252,11 +280,9 @@ def embed_command(
     output: Output,
 ) -> None:
     """Write the penultimate features of all images of a dataset to a file."""
-    if run is not None:
-        check_run(run)
-        for flag, value in (("--backbone", backbone), ("--input-px", input_px)):
-            if value is not None:
-                fail(f"--run and {flag} cannot be used together. The run has its own network.")
+    if out is None:
+        fail("--out is missing. Give the file to write: .parquet, .csv or .npz.")
+    _check_source(run, backbone, input_px)
     data = data_folder(data, False, None)
     with progress(output.quiet) as on_progress, errors():
         from dataclasses import replace
@@ -295,3 +321,13 @@ def _print_embedded(found: "EmbeddedDataset", output: Output) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _check_source(run: Path | None, backbone: str | None, input_px: int | None) -> None:
+    """Refuse a run folder together with options of a pretrained network."""
+    if run is None:
+        return
+    check_run(run)
+    for flag, value in (("--backbone", backbone), ("--input-px", input_px)):
+        if value is not None:
+            fail(f"--run and {flag} cannot be used together. The run has its own network.")

@@ -83,7 +83,9 @@ def _one_image_two_labels(dataset: Dataset, evidence: ProbeEvidence) -> Iterator
     pairs = [
         p
         for p in dataset.pairs
-        if p.first.label != p.second.label and (p.exact or p.similarity >= CERTAIN)
+        if p.first.label != p.second.label
+        and not p.mirrored  # mirrored, a sign that points left may rightly be another class
+        and (p.exact or p.similarity >= CERTAIN)
     ]
     if pairs:
         n_exact = sum(p.exact for p in pairs)
@@ -131,8 +133,8 @@ def _near_duplicates(dataset: Dataset, evidence: ProbeEvidence) -> Iterator[Find
             "TL005",
             "tip",
             f"{count(len(involved), 'image')} with a near-duplicate",
-            "Near-duplicates differ by little more than encoding, size or a small rotation; they "
-            "add little information.",
+            "Near-duplicates differ by little more than encoding, size, a small rotation, a crop "
+            "or mirroring; they add little information.",
             "Nothing to do if this program made the split: it keeps near-duplicates together. "
             "Otherwise group them with --group-by.",
             pair_lines(involved, "~"),

@@ -11,7 +11,7 @@ from advisor.measure.probe_evidence import ProbeEvidence
 from advisor.types.advice import Finding
 from strategies.data.dataset import Dataset
 from strategies.data.image import ImageStats, LabelledImage, labels_of, shown
-from strategies.data.near_duplicates import MIN_CONTRAST
+from strategies.data.thumbnails.vectors import MIN_CONTRAST
 
 SMALL_SHARE = 0.5
 """Images are small if their median short side is below this share of the network's input size."""

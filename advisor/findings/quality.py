@@ -14,7 +14,7 @@ from advisor.measure.probe_evidence import ProbeEvidence
 from advisor.types.advice import AffectedImage, Finding
 from strategies.data.dataset import Dataset
 from strategies.data.image import ImageStats, LabelledImage, shown
-from strategies.data.near_duplicates import MIN_CONTRAST
+from strategies.data.thumbnails.vectors import MIN_CONTRAST
 
 BLURRED = 100.0
 """An image may be blurred below this sharpness (`ImageStats.sharpness`)."""

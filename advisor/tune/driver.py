@@ -98,15 +98,9 @@ def auto(
     """
     began_s = time.monotonic() if began_s is None else began_s
     deadline_s = began_s + run.time_s
-    if run.advised_only and options.strategy != AUTO:
-        raise TransferError(
-            f"--strategy {options.strategy} and --advised-only cannot be used together. Each "
-            "names the strategy; give one."
-        )
+    _check_together(options, run)
     data = absolute(Path(data))
     settings = Settings(data, options, run)
-    check_gpus(options, run)
-    check_fixed_names(options, run)
     folder = RunDir.create(Path(out))
     with folder.locked(), showing(show_progress, options, on_event) as (options, on_event):
         folder.begin(settings_record(settings))
@@ -119,6 +113,17 @@ def auto(
             if not (folder.path / "advice.json").exists():
                 folder.abandon()  # the directory can be used again
             raise
+
+
+def _check_together(options: Options, run: RunOptions) -> None:
+    """Refuse options of the advice and of the run that contradict each other."""
+    if run.advised_only and options.strategy != AUTO:
+        raise TransferError(
+            f"--strategy {options.strategy} and --advised-only cannot be used together. Each "
+            "names the strategy; give one."
+        )
+    check_gpus(options, run)
+    check_fixed_names(options, run)
 
 
 @dataclass(frozen=True)

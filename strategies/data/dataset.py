@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from strategies.core.cache import ArrayCache
-from strategies.core.errors import DataError
 from strategies.core.limits import MAX_IMAGES, MAX_QUARANTINE
 from strategies.core.progress import OnProgress, ignore_progress
 from strategies.data.image import (
@@ -23,7 +22,12 @@ from strategies.data.image import (
     labels_of,
     shown,
 )
-from strategies.data.inspection import check_max_quarantine, check_quarantine, read_images
+from strategies.data.inspection import (
+    check_max_quarantine,
+    check_quarantine,
+    drop_empty_classes,
+    read_images,
+)
 from strategies.data.layouts import same_spelling
 from strategies.data.listing import list_dataset
 from strategies.data.near_duplicates import duplicate_groups, find_leaks, find_matches, pairs_of
@@ -194,11 +198,9 @@ def load_dataset(
     splits, bad = _read_splits(listing, n_workers, cache, on_progress)
     n_read = sum(map(len, splits.values()))
     check_quarantine(data, bad, n_read, max_quarantine)
-    dataset = _logged(
-        _assemble(data, listing, splits, bad, group_by, seed, hold_out_test=hold_out_test)
-    )
+    dataset = _assemble(data, listing, splits, bad, group_by, seed, hold_out_test=hold_out_test)
     on_progress("duplicates", n_read, n_read)
-    return dataset
+    return _logged(dataset)
 
 
 def _logged(dataset: Dataset) -> Dataset:
@@ -238,7 +240,7 @@ def _assemble(
 ) -> Dataset:
     """Find duplicates over all splits, group the images, and draw the missing splits."""
     skipped = listing.skipped + bad
-    names, splits = _drop_empty_classes(data, listing.classes, splits, skipped)
+    names, splits = drop_empty_classes(data, listing.classes, splits, skipped)
     everything = tuple(p for split in splits.values() for p in split)
     matches = find_matches(everything, seed)
     groups = duplicate_groups(len(everything), matches)
@@ -391,25 +393,3 @@ def _similar_names(
     first: dict[str, str] = {}
     pairs = [(first.setdefault(same_spelling(name), name), name) for name in names]
     return tuple((shown(a), shown(b)) for a, b in [*pairs, *merged] if a != b)
-
-
-def _drop_empty_classes(
-    data: Path, classes: tuple[str, ...], splits: dict[str, Split], skipped: list[Skipped]
-) -> tuple[tuple[str, ...], dict[str, Split]]:
-    used = sorted({p.label for p in splits["train"]})
-    if len(used) < 2:
-        listed = ", ".join(map(shown, classes[:20])) or "none"
-        raise DataError(
-            f"{shown(data)} has readable images of {len(used)} class(es); at least two are "
-            f"needed. Classes found: {listed}. Files left out: {len(skipped)}"
-            + "".join(f"\n  {shown(s.path)}: {s.reason}" for s in skipped[:5])
-        )
-    for label, name in enumerate(classes):
-        if label not in used:
-            skipped.append(Skipped(data / name, "a class without a readable image in train"))
-    index = {old: new for new, old in enumerate(used)}
-    relabelled = {
-        name: tuple(replace(p, label=index[p.label]) for p in split if p.label in index)
-        for name, split in splits.items()
-    }
-    return tuple(classes[label] for label in used), relabelled

@@ -90,9 +90,11 @@ class Pair:
     Attributes
     ----------
     similarity
-        Correlation of their fine detail; 1 for exact copies.
+        Correlation of their fine detail, of crops after alignment; 1 for exact copies.
     is_grouped
         Whether the user groups them: with ``--group-by``, or by a manifest's column.
+    mirrored
+        Whether one is the mirror image of the other, or of a part of it.
     """
 
     first: LabelledImage
@@ -100,6 +102,7 @@ class Pair:
     exact: bool
     similarity: float
     is_grouped: bool = False
+    mirrored: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,34 @@ def check_quarantine(
         f"more than {max_share:.0%}. Repair or remove them, or raise --max-quarantine.\n"
         f"Reasons:{listed}\nExamples:{examples}"
     )
+
+
+def drop_empty_classes(
+    data: Path, classes: tuple[str, ...], splits: dict[str, Split], skipped: list[Skipped]
+) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """Return the classes with a readable image in train, and the splits labelled by them.
+
+    The others are added to `skipped`.
+
+    Raises
+    ------
+    DataError
+        If fewer than two classes are left.
+    """
+    used = sorted({p.label for p in splits["train"]})
+    if len(used) < 2:
+        listed = ", ".join(map(shown, classes[:20])) or "none"
+        raise DataError(
+            f"{shown(data)} has readable images of {len(used)} class(es); at least two are "
+            f"needed. Classes found: {listed}. Files left out: {len(skipped)}"
+            + "".join(f"\n  {shown(s.path)}: {s.reason}" for s in skipped[:5])
+        )
+    for label, name in enumerate(classes):
+        if label not in used:
+            skipped.append(Skipped(data / name, "a class without a readable image in train"))
+    index = {old: new for new, old in enumerate(used)}
+    relabelled = {
+        name: tuple(replace(p, label=index[p.label]) for p in split if p.label in index)
+        for name, split in splits.items()
+    }
+    return tuple(classes[label] for label in used), relabelled

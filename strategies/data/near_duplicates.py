@@ -5,6 +5,9 @@ detail). Unrelated photographs may share a bright sky and a dark ground, but not
 details correlate only by chance (below 0.3). Re-encoded or rescaled copies correlate by 0.97 and
 more, copies rotated by one degree by 0.6 to 0.9. A candidate pair is confirmed if the thumbnails
 themselves also correlate and the aspect ratios agree.
+
+Crops, mirror images and copies that were turned further are searched for in a second pass, which
+aligns the thumbnails before it compares them (`strategies.data.thumbnails.crops`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,6 +21,17 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from strategies.data.image import THUMB_PX, LabelledImage, Leak, Pair, Split
+from strategies.data.thumbnails.crops import Crops, Thumbnails, find_crops
+from strategies.data.thumbnails.inverted_file import similar_rows
+from strategies.data.thumbnails.vectors import (
+    Rows,
+    Vectors,
+    chunks,
+    correlations,
+    detail_of,
+    grey_thumbnails,
+    unit,
+)
 
 THRESHOLD = (0.60, 0.75)
 """Range of the minimum detail correlation of near-duplicates. Within it, the threshold is set so
@@ -39,24 +53,15 @@ are found. The 8 px digits' correlations by chance have a standard deviation of 
 correlate up to 0.98, as much as a re-encoded copy does (0.975 to 0.985)."""
 PIXEL_CORRELATION = 0.70
 ASPECT_TOLERANCE = 0.06
-MIN_CONTRAST = 8
-"""Images of less contrast (brightest minus darkest grey level) are blank and not compared."""
 CERTAIN = 0.90
 """Minimum similarity of links in chains of near-duplicates larger than `LARGEST_SHARE` of the
 data (and than `LARGEST_ANYWAY` images)."""
 LARGEST_SHARE, LARGEST_ANYWAY = 0.05, 50
 MAX_PARTNERS, MAX_PAIRS = 50, 50_000
 MAX_EXHAUSTIVE = 10_000
-PIVOTS, PROBES = 4, 32
-"""Number of pivots as a multiple of the square root of n, and how many of them an image probes. Of
-200,000 images, this finds all of 8,000 copies that were encoded again, reduced, brightened or
-turned by one degree (benchmarks/README.md). Of weaker pairs it may miss some."""
 _COARSE = 2
 """Pixels of a thumbnail that one pixel of the coarse thumbnail averages, along each side."""
-_BLOCK, _MAX_FOUND = 512, 4_000_000
-
-Vectors = NDArray[np.float32]
-Rows = NDArray[np.int64]
+_MAX_FOUND = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +72,17 @@ class Match:
     second: int
     exact: bool
     similarity: float
+    mirrored: bool = False
 
 
 def find_matches(
-    images: Sequence[LabelledImage], seed: int = 0, *, max_exhaustive: int = MAX_EXHAUSTIVE
+    images: Sequence[LabelledImage],
+    seed: int = 0,
+    *,
+    max_exhaustive: int = MAX_EXHAUSTIVE,
+    crops: bool = True,
 ) -> tuple[Match, ...]:
-    """Find exact copies and near-duplicates.
+    """Find exact copies and near-duplicates, crops and mirror images among them.
 
     An exact copy is matched with the first image of the same digest. Only this first image is
     compared with others, so a near-duplicate of several copies is matched once.
@@ -82,6 +92,8 @@ def find_matches(
     max_exhaustive
         Maximum number of images of which all pairs are compared. Of more, only those with similar
         coarse thumbnails.
+    crops
+        Whether to search for crops, mirror images and turned copies.
     """
     first: dict[str, int] = {}
     exact = []
@@ -90,47 +102,40 @@ def find_matches(
         if original != row:
             exact.append(Match(original, row, True, 1.0))
     rows = list(first.values())
-    near = [
-        Match(rows[i], rows[j], False, similarity)
-        for i, j, similarity in _near([images[row] for row in rows], seed, max_exhaustive)
-    ]
-    return (*exact, *near)
+    distinct = [images[row] for row in rows]
+    near = _near(distinct, seed, max_exhaustive)
+    matches = [Match(rows[i], rows[j], False, similarity) for i, j, similarity in near]
+    if crops:
+        found = _crops(distinct, near, seed, len(distinct) <= max_exhaustive)
+        columns = (values.tolist() for values in found)
+        matches += [
+            Match(rows[i], rows[j], False, similarity, mirrored)
+            for i, j, similarity, mirrored in zip(*columns, strict=True)
+        ]
+    return (*exact, *matches)
+
+
+def _crops(
+    images: Sequence[LabelledImage],
+    near: Sequence[tuple[int, int, float]],
+    seed: int,
+    exhaustive: bool,
+) -> Crops:
+    """Return the crops, mirror images and turned copies that are not near-duplicates already."""
+    thumbnails = Thumbnails(
+        grey=grey_thumbnails(images),
+        aspects=np.array([p.width_px / p.height_px for p in images], dtype=np.float32),
+        sides_px=np.array([min(p.width_px, p.height_px) for p in images], dtype=np.int64),
+        known=np.sort(np.array([i * len(images) + j for i, j, _ in near], dtype=np.int64)),
+    )
+    return find_crops(thumbnails, seed, exhaustive=exhaustive)
 
 
 def pairs_of(images: Sequence[LabelledImage], matches: Sequence[Match]) -> tuple[Pair, ...]:
     """Return matches as pairs of images."""
-    return tuple(Pair(images[m.first], images[m.second], m.exact, m.similarity) for m in matches)
-
-
-def detail_of(images: Sequence[LabelledImage]) -> Vectors:
-    """Return the details of images as unit vectors, (n, `THUMB_PX`**2); zero vectors if blank."""
-    detail = np.empty((len(images), THUMB_PX**2), dtype=np.float32)
-    for part in _chunks(len(images)):
-        thumbs = grey_thumbnails(images[part]).astype(np.float32).reshape(-1, THUMB_PX, THUMB_PX)
-        padded = np.pad(thumbs, ((0, 0), (1, 1), (1, 1)), mode="edge")
-        views = [padded[:, i : i + THUMB_PX, j : j + THUMB_PX] for i in range(3) for j in range(3)]
-        detail[part] = _unit(thumbs - np.add.reduce(views) / 9)
-    return detail
-
-
-def grey_thumbnails(images: Sequence[LabelledImage]) -> NDArray[np.uint8]:
-    """Return the grey thumbnails, (n, `THUMB_PX`**2); 0 for blank and for unread images."""
-    grey = np.zeros((len(images), THUMB_PX**2), dtype=np.uint8)
-    for row, image in enumerate(images):
-        if image.stats and image.stats.contrast >= MIN_CONTRAST:
-            grey[row] = np.frombuffer(image.stats.thumb, dtype=np.uint8)
-    return grey
-
-
-def _unit(images: NDArray[np.generic]) -> Vectors:
-    flat = images.reshape(len(images), -1).astype(np.float32)
-    flat -= flat.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(flat, axis=1, keepdims=True)
-    return np.where(length > 1e-3, flat / np.maximum(length, 1e-3), 0).astype(np.float32)
-
-
-def _chunks(n: int, size: int = _BLOCK) -> Iterator[slice]:
-    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+    return tuple(
+        Pair(images[m.first], images[m.second], m.exact, m.similarity, m.mirrored) for m in matches
+    )
 
 
 def _near(
@@ -178,51 +183,21 @@ def _near(
 def _all_pairs(n: int) -> Iterator[tuple[Rows, Rows]]:
     """Yield blocks (rows, columns) that hold every pair of n rows."""
     every = np.arange(n)
-    return ((every[part], every[part.start :]) for part in _chunks(n))
+    return ((every[part], every[part.start :]) for part in chunks(n))
 
 
 def similar_thumbnails(grey: NDArray[np.uint8], seed: int) -> Iterator[tuple[Rows, Rows]]:
     """Yield blocks (rows, columns) that hold the pairs with similar coarse thumbnails.
 
-    Random images are the pivots, `PIVOTS` times the square root of n. Every image belongs to the
-    most similar pivot, and is compared with the images of its `PROBES` most similar ones. So the
-    number of products grows with the power 1.5 of n. The coarse structure of a copy hardly
-    changes where its detail does: by a rotation, for example.
-
-    References
-    ----------
-    J. Sivic, A. Zisserman, Video Google: a text retrieval approach to object matching in videos,
-    ICCV 2003 (the inverted file).
+    The coarse structure of a copy hardly changes where its detail does: by a rotation, for
+    example.
     """
     px = THUMB_PX // _COARSE
     coarse = np.empty((len(grey), px**2), dtype=np.float32)
-    for part in _chunks(len(grey)):
+    for part in chunks(len(grey)):
         tiles = grey[part].reshape(-1, px, _COARSE, px, _COARSE)
-        coarse[part] = _unit(tiles.mean(axis=(2, 4), dtype=np.float32))
-    shown_rows = np.flatnonzero(coarse.any(axis=1))
-    n_pivots = min(len(shown_rows), int(PIVOTS * np.sqrt(len(grey))))
-    if not n_pivots:
-        return
-    pivots = coarse[np.random.default_rng(seed).choice(shown_rows, n_pivots, replace=False)]
-    n_probes = min(PROBES, n_pivots)
-    probed = np.empty((len(shown_rows), n_probes), dtype=np.int32)
-    for part in _chunks(len(shown_rows)):
-        distance = -coarse[shown_rows[part]] @ pivots.T
-        nearest = np.argpartition(distance, n_probes - 1, axis=1)[:, :n_probes]
-        order = np.argsort(np.take_along_axis(distance, nearest, axis=1), axis=1, kind="stable")
-        probed[part] = np.take_along_axis(nearest, order, axis=1)
-    own = probed[:, 0]
-    members = np.split(shown_rows[np.argsort(own, kind="stable")], _ends(own, n_pivots))
-    by_pivot = np.argsort(probed, axis=None, kind="stable") // n_probes
-    visitors = np.split(shown_rows[by_pivot], _ends(probed, n_pivots))
-    for rows, columns in zip(visitors, members, strict=True):
-        if len(columns):
-            yield from ((rows[part], columns) for part in _chunks(len(rows)))
-
-
-def _ends(numbers: NDArray[np.int32], n: int) -> Rows:
-    """Return where the sorted numbers 0, 1, ..., n - 2 end, for ``np.split``."""
-    return np.cumsum(np.bincount(numbers.ravel(), minlength=n))[:-1]
+        coarse[part] = unit(tiles.mean(axis=(2, 4), dtype=np.float32))
+    return similar_rows(coarse, coarse, len(grey), seed)
 
 
 def _lowest_similarity(one: Rows, other: Rows, threshold: float) -> NDArray[np.float64]:
@@ -260,15 +235,6 @@ def _products(vectors: Vectors, left: Rows, right: Rows) -> Vectors:
     result = np.empty(len(left), dtype=np.float32)
     for same in np.split(order, np.flatnonzero(np.diff(left[order])) + 1):
         result[same] = vectors[right[same]] @ vectors[left[same[0]]]
-    return result
-
-
-def correlations(grey: NDArray[np.uint8], left: Rows, right: Rows) -> Vectors:
-    """Return the correlations of pairs of thumbnails."""
-    result = np.empty(len(left), dtype=np.float32)
-    for part in _chunks(len(left)):
-        one, other = _unit(grey[left[part]]), _unit(grey[right[part]])
-        result[part] = np.einsum("ij,ij->i", one, other)
     return result
 
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from strategies.core.errors import DataError
 from strategies.core.metrics import LEVEL, Labels, proportion
 from strategies.data.image import LabelledImage, Split, groups_of, labels_of
-from strategies.data.near_duplicates import connected, correlations, grey_thumbnails
+from strategies.data.near_duplicates import connected
 from strategies.data.sampling import content_order
+from strategies.data.thumbnails.vectors import correlations, grey_thumbnails
 
 NO_GROUPS = "none"
 """Value of ``--group-by`` that groups only duplicates."""

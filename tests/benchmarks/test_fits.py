@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -86,6 +87,8 @@ def test_planted_leaks_series_and_wrong_labels_are_detected(
             copy(path, frames / f"{path.stem}_{n}")
     for part, root, name in (
         ("leaks", data_root, "striped"),
+        ("altered", data_root, "striped"),
+        ("pairs", data_root, "striped"),
         ("series", tmp_path, "tracks"),
         ("labels", data_root, "striped"),
         ("quality", data_root, "striped"),
@@ -94,6 +97,8 @@ def test_planted_leaks_series_and_wrong_labels_are_detected(
         quality.main([*given, "--cache-dir", str(cache_dir)])
     printed = capsys.readouterr().out
     assert "unchanged  found 100.0%" in printed
+    assert re.search(r"striped +mirrored +found", printed)
+    assert re.search(r"striped +60 images +\d+ pairs", printed)
     assert "pairs of one track in the same split" in printed
     assert "planted errors in the top tenth" in printed
     assert "TL018   0, planted 100.0%" in printed

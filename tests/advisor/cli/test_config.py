@@ -61,7 +61,7 @@ def three_values(option: Declared) -> tuple[Any, Any, Any]:
         return ({"a": 1}, {"b": 2.5, "c": True}, {"d": "text"})
     if get_origin(kind) is Literal:
         choices = [c for c in get_args(kind) if c != option.default]
-        return (choices[0], choices[1], choices[0])
+        return (choices[0], [*choices, option.default][1], choices[0])
     if kind is int:
         low = max(1, int(option.flag.min or 0))
         return (low + 1, low + 2, low + 3)
@@ -317,6 +317,7 @@ def made_different(options: Any) -> Any:
         assert values[option.name] != option.default
     if "max_images" in values:
         values["max_images"] = None
+        values["hold_out_test"] = True  # cannot be used with test images of one's own
     return replace(options, **(values | {"ray": False} if "ray" in values else values))
 
 

@@ -172,6 +172,11 @@ def test_each_cause_gives_exactly_its_own_finding(code: str) -> None:
         ("TL002", replace(DATASET, pairs=(pair(FIRST, SECOND, exact=True),)), {}),
         ("TL003", replace(DATASET, pairs=(pair(FIRST, THIRD, exact=True),)), {}),
         ("TL003", replace(DATASET, pairs=(pair(FIRST, SECOND, exact=False, similarity=0.8),)), {}),
+        (
+            "TL003",
+            replace(DATASET, pairs=(replace(pair(FIRST, SECOND, exact=False), mirrored=True),)),
+            {},
+        ),
         ("TL005", replace(DATASET, pairs=(pair(FIRST, THIRD, exact=True),)), {}),
         ("TL006", replace(DATASET, listed={"train": (500, 100)}), {}),
         ("TL007", replace(DATASET, listed={"train": (20, 20)}), {}),

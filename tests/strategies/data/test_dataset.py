@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from strategies.core.errors import DataError
 from strategies.core.folds import fold_numbers
@@ -103,6 +103,25 @@ def test_copies_are_always_in_the_same_split(make_folder: Make) -> None:
         fold = {p.path: k for p, k in zip(dataset.fit_split, folds, strict=True)}
         within = [p for p in dataset.pairs if side[p.first.path] != "test"]
         assert all(fold[p.first.path] == fold[p.second.path] for p in within)
+
+
+def test_crops_and_mirror_images_are_in_the_split_of_their_photograph(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        small = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+        photograph = small.resize((128, 128), Image.Resampling.BICUBIC)
+        folder = tmp_path / "d" / f"class{i % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        photograph.save(folder / f"{i}.png")
+        if i < 20:
+            altered = photograph.crop((6, 4, 122, 120)) if i < 10 else ImageOps.mirror(photograph)
+            altered.save(folder / f"{i}-copy.jpg", quality=90)
+    for seed in range(3):
+        dataset = load_dataset(tmp_path / "d", seed=seed, group_by="none")
+        assert len(dataset.pairs) == 20
+        assert sum(p.mirrored for p in dataset.pairs) == 10
+        side = {p.path: n for n in ("train", "val", "test") for p in getattr(dataset, n)}
+        assert all(side[p.first.path] == side[p.second.path] for p in dataset.pairs)
 
 
 def test_a_regular_expression_keeps_patients_together(make_folder: Make) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from strategies.data.decoding import decode
 from strategies.data.image import THUMB_PX, ImageStats, LabelledImage
@@ -86,6 +86,95 @@ def test_exact_copies_are_matched_with_the_first_copy(scenes: list[LabelledImage
     copies = [replace(scenes[5], path=Path(name)) for name in ("a", "b")]
     matches = find_matches([*scenes, *copies])
     assert matches == (Match(5, 120, True, 1.0), Match(5, 121, True, 1.0))
+
+
+def cut(image: Image.Image, share: float, *, top_left: bool) -> Image.Image:
+    """Return a corner of an image with this share of both sides."""
+    px = round(share * image.width)
+    start = 0 if top_left else image.width - px
+    return image.crop((start, start, start + px, start + px))
+
+
+ALTERED = {
+    "crop of 95%": lambda image: cut(image, 0.95, top_left=True),
+    "crop of 90%": lambda image: cut(image, 0.90, top_left=False),
+    "strip cut off": lambda image: image.crop((0, 0, image.width, round(0.9 * image.height))),
+    "turned by 2 degrees": lambda image: image.rotate(2, Image.Resampling.BICUBIC),
+    "mirrored": ImageOps.mirror,
+    "crop of 95%, mirrored": lambda image: ImageOps.mirror(cut(image, 0.95, top_left=False)),
+}
+
+
+@pytest.mark.parametrize("what", ALTERED)
+@pytest.mark.parametrize("max_exhaustive", [0, 1000])
+def test_a_crop_or_mirror_image_is_a_near_duplicate(
+    scenes: list[LabelledImage], what: str, max_exhaustive: int
+) -> None:
+    copy = labelled(jpeg(ALTERED[what](scene(3)), 90), "copy")
+    for images in ([*scenes, copy], [copy, *scenes[::-1]]):
+        (match,) = find_matches(images, max_exhaustive=max_exhaustive)
+        assert {images[match.first].path.name, images[match.second].path.name} == {"3", "copy"}
+        assert match.mirrored == ("mirrored" in what)
+        assert not match.exact
+        assert pairs_of(images, [match])[0].mirrored == match.mirrored
+
+
+def test_crops_and_mirror_images_are_not_searched_on_request(scenes: list[LabelledImage]) -> None:
+    mirrored = labelled(ImageOps.mirror(scene(3)), "copy")
+    assert find_matches([*scenes, mirrored], crops=False) == ()
+
+
+def test_half_of_an_image_is_not_a_near_duplicate(scenes: list[LabelledImage]) -> None:
+    half = labelled(cut(scene(3), 0.5, top_left=True), "copy")
+    assert duplicate_names([*scenes, half]) == set()
+
+
+def test_another_photograph_of_the_same_scene_is_not_a_near_duplicate(
+    scenes: list[LabelledImage],
+) -> None:
+    def blurred(image: Image.Image) -> np.ndarray:
+        small = image.resize((16, 16), Image.Resampling.BOX)
+        return np.asarray(small.resize(image.size, Image.Resampling.BICUBIC), dtype=float)
+
+    detail = np.asarray(scene(500), dtype=float) - blurred(scene(500))
+    other = Image.fromarray((blurred(scene(3)) + detail).clip(0, 255).astype(np.uint8))
+    assert duplicate_names([*scenes, labelled(other, "same scene")]) == set()
+    assert duplicate_names([*scenes, labelled(ImageOps.mirror(other), "mirrored")]) == set()
+
+
+@pytest.mark.parametrize(("px", "is_found"), [(64, True), (63, False)])
+def test_crops_and_mirror_images_are_found_from_64_pixels_on(
+    scenes: list[LabelledImage], px: int, is_found: bool
+) -> None:
+    for what in ("crop of 90%", "mirrored"):
+        copy = labelled(ALTERED[what](scene(3)), "copy")
+        images = [replace(p, width_px=px, height_px=px) for p in (*scenes, copy)]
+        assert duplicate_names(images) == ({("3", "copy")} if is_found else set())
+
+
+def test_images_that_all_look_alike_are_not_crops_of_each_other() -> None:
+    def ring(seed: int) -> Image.Image:
+        rng = np.random.default_rng(seed)
+        y, x = np.mgrid[:96, :96] / 96 - 0.5 + rng.uniform(-0.05, 0.05, (2, 1, 1))
+        size = rng.uniform(0.25, 0.3)
+        drawn = 255 * (np.abs(np.hypot(x, rng.uniform(0.9, 1.1) * y) - size) < 0.02)
+        return Image.fromarray(drawn.astype(np.uint8)).convert("RGB")
+
+    images = [labelled(ring(i), f"{i}") for i in range(60)]
+    upright = find_matches(images, crops=False)
+    assert find_matches(images) == upright
+    assert find_matches(images, max_exhaustive=0, crops=True) == find_matches(
+        images, max_exhaustive=0, crops=False
+    )
+
+
+def test_a_mirrored_copy_in_train_is_a_leak(scenes: list[LabelledImage]) -> None:
+    train = [*scenes[:60], labelled(ImageOps.mirror(scene(61)), "mirrored")]
+    test = scenes[60:80]
+    everything = [*train, *test]
+    pairs = pairs_of(everything, find_matches(everything))
+    (leak,) = find_leaks({"train": tuple(train), "test": tuple(test)}, pairs)
+    assert (leak.n_exact, leak.n_near, leak.examples) == (0, 1, ("61 = mirrored",))
 
 
 def glyph(seed: int, px: int) -> Image.Image:
