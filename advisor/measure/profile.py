@@ -168,8 +168,13 @@ def _curve(
     probe: ProbeResult,
     n_classes: int,
     ctx: RunContext,
-) -> LearningCurve:
-    """Measure the learning curve; its last point is the cross-validated probe."""
+) -> LearningCurve | None:
+    """Measure the learning curve; its last point is the cross-validated probe.
+
+    None if all images are of one group, so that there is a single fold and nothing to train on.
+    """
+    if not folds.any():
+        return None
     n_train = len(labels) * (1 - 1 / (int(folds.max()) + 1))
     return learning_curve(
         penultimate,

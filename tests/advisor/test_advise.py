@@ -3,10 +3,13 @@
 import math
 import sys
 import time
+from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
-from advisor.advise import Prepared, _limit_s, advise_on
+from advisor.advise import Prepared, _limit_s, advise, advise_on
 from advisor.types.advice import Recommendation
 from advisor.types.options import Options
 from strategies.core.context import RunContext
@@ -49,3 +52,15 @@ def test_a_ranking_is_passed_on_as_soon_as_it_is_known_and_again_after_a_pilot(
     advice = advise_on(Prepared(small_dataset, backbone, (), (), options, ctx))
     assert happened == (["ranking", "pilot", "ranking"] if has_pilot else ["ranking"])
     assert seen[-1] == advice.recommendations
+
+
+def test_images_that_are_all_the_same_have_void_advice(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(8):
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
+    advice = advise(tmp_path / "data", Options(device="cpu", input_px=64, cache_dir=tmp_path))
+    assert advice.void is not None
+    assert advice.void.code in ("TL003", "TL201")
+    assert advice.profile.curve is None
