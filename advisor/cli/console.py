@@ -71,6 +71,11 @@ stdout = cast("Console", _LazyConsole(to_stderr=False))
 stderr = cast("Console", _LazyConsole(to_stderr=True))
 
 
+def started_s() -> float:
+    """Return about when this process started, on the clock of `time.monotonic`."""
+    return STARTED_S
+
+
 def seconds_left(limit_s: float) -> float:
     """Return the seconds left of a time limit counted from the start of this process."""
     return limit_s - (time.monotonic() - STARTED_S)

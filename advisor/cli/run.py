@@ -10,7 +10,6 @@ import typer
 
 from advisor.cli.console import (
     INTERRUPTED,
-    STARTED_S,
     OnProgress,
     configure_process,
     errors,
@@ -18,6 +17,7 @@ from advisor.cli.console import (
     print_note,
     progress,
     seconds_left,
+    started_s,
     stderr,
     stdout,
 )
@@ -70,7 +70,7 @@ def run_command(
             run,
             on_event=on_event,
             interrupt=Interrupt(),
-            began_s=STARTED_S,
+            began_s=started_s(),
         )
     _print_outcome(outcome, output)
 

@@ -134,7 +134,8 @@ def _crops(
 def pairs_of(images: Sequence[LabelledImage], matches: Sequence[Match]) -> tuple[Pair, ...]:
     """Return matches as pairs of images."""
     return tuple(
-        Pair(images[m.first], images[m.second], m.exact, m.similarity, m.mirrored) for m in matches
+        Pair(images[m.first], images[m.second], m.exact, m.similarity, mirrored=m.mirrored)
+        for m in matches
     )
 
 

@@ -1,5 +1,6 @@
 """Fixtures of searches: advice computed once per session, training runs of a few steps."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,12 @@ from strategies.models.backbone import Backbone
 from strategies.training.loop import ROUNDS
 from tests.advisor.searching import Runner, shortened
 from tests.conftest import write_folder
+
+
+@pytest.fixture(autouse=True)
+def process_begins_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the time limit of a command that is run in this process count from the test's start."""
+    monkeypatch.setattr("advisor.cli.console.STARTED_S", time.monotonic())
 
 
 @pytest.fixture(scope="session")

@@ -108,6 +108,8 @@ def test_a_run_logs_nothing_about_the_studies_that_it_keeps_in_optuna(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     logging.getLogger("optuna").addHandler(caplog.handler)  # it does not propagate
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.INFO)  # commands lower it for their process
     try:
         only = replace(options, strategy="linear_probe")
         auto(make_folder("data", 12), tmp_path / "run", only, TWO_TRIALS)
@@ -115,6 +117,7 @@ def test_a_run_logs_nothing_about_the_studies_that_it_keeps_in_optuna(
         optuna.create_study()
         assert len(caplog.messages) == 1
     finally:
+        optuna.logging.set_verbosity(before)
         logging.getLogger("optuna").removeHandler(caplog.handler)
 
 

@@ -1,7 +1,9 @@
 """A finished run on striped images, made once per session."""
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +51,31 @@ def tl_auto(tmp_path: Path) -> TlAuto:
         return found
 
     return run
+
+
+@pytest.fixture
+def on_terminal(tmp_path: Path) -> Callable[..., str]:
+    """Return a function that runs ``tl-auto`` on a terminal of 80 columns; what it shows."""
+
+    def shown(*arguments: object) -> str:
+        reader, writer = pty.openpty()
+        code = "from advisor.cli.app import tl_auto; tl_auto()"
+        given = [*map(str, arguments), "--cache-dir", str(tmp_path / "cache")]
+        environment = {**os.environ, "COLUMNS": "80", "TERM": "dumb"}
+        command = [sys.executable, "-c", code, *given]
+        with subprocess.Popen(
+            command, stdout=writer, stderr=subprocess.DEVNULL, env=environment
+        ) as process:
+            os.close(writer)
+            parts = []
+            with contextlib.suppress(OSError):  # Linux: the other end is closed
+                while part := os.read(reader, 4096):
+                    parts.append(part)
+        os.close(reader)
+        assert process.returncode == 0
+        return b"".join(parts).decode()
+
+    return shown
 
 
 def json_of(found: subprocess.CompletedProcess[str]) -> Any:

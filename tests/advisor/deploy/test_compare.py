@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +81,10 @@ def test_other_test_images_are_said_and_not_compared_in_pairs(
 
 
 def test_the_command_prints_80_columns_and_json(
-    tl_auto: TlAuto, finished: Path, tmp_path: Path
+    tl_auto: TlAuto, on_terminal: Callable[..., str], finished: Path, tmp_path: Path
 ) -> None:
     other = with_predictions(finished, tmp_path / "a run with a name that goes on and on", 2)
-    printed = tl_auto("compare", finished, other).stdout
+    printed = on_terminal("compare", finished, other)
     assert max(map(len, printed.splitlines())) <= 80
     assert "linear_probe" in printed
     assert "difference" in printed

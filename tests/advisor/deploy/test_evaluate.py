@@ -70,10 +70,10 @@ def test_the_command_gives_scikit_learns_scores_with_intervals(
 
 
 def test_the_report_fits_80_columns_and_the_page_is_written(
-    tl_auto: TlAuto, finished: Path, new_data: Path, tmp_path: Path
+    on_terminal: Callable[..., str], finished: Path, new_data: Path, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.html"
-    printed = tl_auto("evaluate", finished, new_data, "--html", page).stdout
+    printed = on_terminal("evaluate", finished, new_data, "--html", page)
     assert max(map(len, printed.splitlines())) <= 80
     for word in ("balanced accuracy", "log loss", "precision", "class2", "Reliability diagram"):
         assert word in printed
