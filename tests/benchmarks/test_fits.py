@@ -12,7 +12,7 @@ from types import ModuleType
 import pytest
 
 from advisor.similarity.reference import read_reference
-from strategies import fine_tuning
+from strategies import fine_tuning, from_scratch
 from strategies.data.dataset import load_dataset
 from strategies.registry import STRATEGIES, get_strategy
 from strategies.training.optimiser import MAX_FIRST_LOSS
@@ -240,7 +240,8 @@ def test_risks_are_compared_with_gains_on_networks_of_other_domains(
     monkeypatch.setattr(script, "FITTED", ("linear_probe", "layer_svm"))
     given = [*options, "--sources-folder", str(tmp_path / "sources"), "--input-px", "32"]
     given += ["--data-root", str(tmp_path / "data")]
-    monkeypatch.setattr(fine_tuning, "default_steps", lambda n_train, batch_size: 3)
+    for module in (fine_tuning, from_scratch):
+        monkeypatch.setattr(module, "default_steps", lambda n_train, batch_size: 3)
     for part in ("make", "fit", "fit", "table"):
         script.main([part, *given, "--steps", "2"])
     printed = capsys.readouterr().out
