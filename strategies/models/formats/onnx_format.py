@@ -14,18 +14,18 @@ from torch import nn
 
 from strategies.core.errors import StorageError
 from strategies.models.classifier import ImageClassifier
+from strategies.models.formats.preprocessing import Preprocessing
 
-_RESIZED = {
-    "center": "short side",
-    "squash": "both sides",
-    "border": "long side (the rest filled with the mean colour)",
-}
+EXAMPLE_SIZE = (90, 70)
+"""Height and width of the image that the graph is traced with; any will do."""
 
 
 def write(classifier: ImageClassifier, path: Path) -> None:
-    """Write an ONNX model: normalised ``images`` (n, 3, px, px) to ``probabilities``.
+    """Write an ONNX model: ``images``, uint8 (n, height, width, 3), to ``probabilities``.
 
-    The class names and the preprocessing of images are stored in the model's metadata.
+    Images are upright RGB of any size; those of one batch have the same. Resizing, cropping and
+    normalisation are part of the model, and give the pixels that the program itself uses. The
+    class names are stored in the model's metadata.
 
     Raises
     ------
@@ -36,19 +36,13 @@ def write(classifier: ImageClassifier, path: Path) -> None:
     metadata = {
         "classes": list(classifier.classes),
         "input_px": backbone.input_px,
-        "crop_pct": backbone.crop_pct,
-        "crop_mode": backbone.crop_mode,
-        "interpolation": backbone.interpolation,
-        "mean": backbone.mean,
-        "std": backbone.std,
-        "preparation": f"upright RGB; {_RESIZED[backbone.crop_mode]} resized to "
-        "int(input_px / crop_pct) by Pillow (with antialiasing) and centre crop of "
-        "input_px x input_px, both in one step; scaled to 0..1; minus mean, divided by std",
         "exporter": f"onnxscript {onnxscript.__version__}",
     }
-    model = nn.Sequential(classifier.network, nn.Softmax(dim=1)).eval()
-    device = next(model.parameters()).device
-    example = torch.zeros(2, 3, backbone.input_px, backbone.input_px, device=device)
+    device = classifier.device
+    preprocessing = Preprocessing(backbone).to(device)
+    model = nn.Sequential(preprocessing, classifier.network, nn.Softmax(dim=1)).eval()
+    example = torch.zeros(2, *EXAMPLE_SIZE, 3, dtype=torch.uint8, device=device)
+    sizes = {axis: torch.export.Dim(name) for axis, name in enumerate(("n", "height", "width"))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -59,7 +53,7 @@ def write(classifier: ImageClassifier, path: Path) -> None:
             (example,),
             input_names=["images"],
             output_names=["probabilities"],
-            dynamic_shapes=({0: torch.export.Dim("n")},),
+            dynamic_shapes=(sizes,),
             dynamo=True,
             verbose=False,
         )
