@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 
 from strategies.core.errors import NotApplicable, StorageError
 from strategies.data.dataset import Dataset
@@ -38,6 +39,12 @@ def _inputs(dataset: Dataset, backbone: Backbone, n: int) -> np.ndarray:
     return to_input(pixels, backbone, torch.device("cpu")).numpy()
 
 
+def _images(dataset: Dataset, n: int) -> np.ndarray:
+    """Return images as a user reads them, uint8 (n, height, width, 3)."""
+    paths = [image.path for image in dataset.train[:n]]
+    return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+
+
 @pytest.mark.parametrize(("name", "depths"), [("test_resnet", (1, 3)), ("test_vit", (7,))])
 def test_an_onnx_model_gives_the_same_probabilities_for_any_batch_size(
     load_random: Callable[..., Backbone],
@@ -54,9 +61,10 @@ def test_an_onnx_model_gives_the_same_probabilities_for_any_batch_size(
     )
 
     for n in (1, 2, 5):
-        (found,) = session.run(None, {"images": _inputs(small_dataset, classifier.backbone, n)})
+        (found,) = session.run(None, {"images": _images(small_dataset, n)})
         expected = classifier.predict_proba([p.path for p in small_dataset.train[:n]])
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        # Some pixels lie half-way between two values; the head's weights are large.
+        np.testing.assert_allclose(found, expected, atol=5e-3)
     assert len(np.unique(expected, axis=0)) == 5
     assert [o.name for o in session.get_outputs()] == ["probabilities"]
 
@@ -71,18 +79,13 @@ def test_an_onnx_model_is_one_file_with_classes_and_preprocessing(
     _export(classifier, tmp_path / "model.onnx")
 
     session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"images": _inputs(small_dataset, backbone, 4)})
+    (found,) = session.run(None, {"images": _images(small_dataset, 4)})
 
     expected = classifier.predict_proba([p.path for p in small_dataset.train[:4]])
     np.testing.assert_allclose(found, expected, atol=1e-4)
     metadata = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
     assert metadata["classes"] == ["a", "b", "Ω"]
     assert metadata["input_px"] == backbone.input_px
-    assert tuple(metadata["mean"]) == backbone.mean
-    assert tuple(metadata["std"]) == backbone.std
-    assert metadata["crop_pct"] == backbone.crop_pct
-    assert metadata["crop_mode"] == backbone.crop_mode
-    assert metadata["interpolation"] == backbone.interpolation
     onnx.checker.check_model(str(tmp_path / "model.onnx"))
     assert {f.name for f in tmp_path.iterdir() if f.is_file()} == {"model.onnx"}
     assert logging.getLogger("torch.onnx").level == logging.INFO
