@@ -21,7 +21,7 @@ from advisor.cli.console import (
 )
 from advisor.cli.options import Output, data_folder, with_flags
 from advisor.types.flags import Flag, check_values
-from advisor.types.options import AUTO, CacheDir, DeviceName
+from advisor.types.options import AUTO, CacheDir, DeviceName, Workers
 
 if TYPE_CHECKING:
     from advisor.deploy.embed import EmbeddedDataset
@@ -50,15 +50,7 @@ class Machine:
     """Where a command computes."""
 
     device: DeviceName = AUTO
-    workers: Annotated[
-        int | None,
-        Flag(
-            "Threads that read images; default: one per CPU core.",
-            panel="Machine",
-            min=1,
-            is_local=True,
-        ),
-    ] = None
+    workers: Workers = None
     cache_dir: CacheDir = None
 
     def __post_init__(self) -> None:

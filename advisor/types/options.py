@@ -45,6 +45,16 @@ def tie_upper_bound(accuracy: float, prefer: Prefer) -> float:
 DeviceName = Annotated[
     str, Flag("auto, cpu, cuda, cuda:N or mps.", panel="Machine", is_local=True)
 ]
+Workers = Annotated[
+    int | None,
+    Flag(
+        "Threads that read images; default: one per CPU core.",
+        panel="Machine",
+        min=1,
+        is_local=True,
+        is_neutral=True,
+    ),
+]
 CacheDir = Annotated[
     Path | None,
     Flag("Folder of the feature cache.", panel="Machine", is_local=True, is_neutral=True),
@@ -128,16 +138,7 @@ class Options:
         Flag("Split off a fifth of the images as test where the data contain none.", panel="Data"),
     ] = True
     device: DeviceName = AUTO
-    workers: Annotated[
-        int | None,
-        Flag(
-            "Threads that read images; default: one per CPU core.",
-            panel="Machine",
-            min=1,
-            is_local=True,
-            is_neutral=True,
-        ),
-    ] = None
+    workers: Workers = None
     deterministic: Annotated[
         bool,
         Flag(

@@ -21,7 +21,8 @@ class Preprocessing(nn.Module):
     kernel is widened where an image is made smaller, and its weights sum to 1. Pixels are rounded
     after the first of the two sums, too. That is the one along the rows, but in images that lose
     more than twice as many rows as columns (Pillow 13, pull request 9549). Only pixels that lie
-    half-way between two values may be rounded otherwise, by one level.
+    half-way between two values may be rounded otherwise, mostly by one level. With "nearest", the
+    other pixel may be taken at an exact boundary of two.
     """
 
     def __init__(self, backbone: Backbone) -> None:
