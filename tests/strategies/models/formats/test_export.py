@@ -82,7 +82,7 @@ def test_an_onnx_model_is_one_file_with_classes_and_preprocessing(
     (found,) = session.run(None, {"images": _images(small_dataset, 4)})
 
     expected = classifier.predict_proba([p.path for p in small_dataset.train[:4]])
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    np.testing.assert_allclose(found, expected, atol=5e-3)
     metadata = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
     assert metadata["classes"] == ["a", "b", "Ω"]
     assert metadata["input_px"] == backbone.input_px
