@@ -43,6 +43,9 @@ MIN_FREQUENCIES, FEW_FREQUENCIES = 35, 70
 """Effective number of frequencies of the detail: of chequerboards 12 to 30, of photographs 130 to
 230 (half of them) and in 99 of 100 cases above 35. Images below the first number are left out,
 those below the second have few."""
+MAX_CONTRAST_RATIO = 1.5
+"""Two images of which one has few frequencies, a single edge say, must agree in contrast, too. The
+larger standard deviation of their grey levels is at most this many times the smaller one."""
 MAX_CROWDED = 1 / 3
 """If a larger share of the images resembles many others, nothing is searched. In datasets of
 letters, drawings and X-rays, it is above 0.5; in those of photographs, below 0.1."""
@@ -119,10 +122,14 @@ def find_crops(thumbnails: Thumbnails, seed: int, *, exhaustive: bool) -> Crops:
     kept = kept[coarse[kept] >= MIN_ALIGNED]
     ends = np.concatenate([proposals.one[kept], proposals.other[kept]])
     n_others = proposals.n_partners - np.bincount(ends, minlength=len(rows))
-    trusted = n_others <= _max_partners(len(rows)) // 2
-    trusted &= frequencies[rows] >= FEW_FREQUENCIES
-    both = trusted[proposals.one[kept]] & trusted[proposals.other[kept]]
-    kept = kept[both | (coarse[kept] >= MIN_CROWDED)]
+    has_many = frequencies[rows] >= FEW_FREQUENCIES
+    trusted = has_many & (n_others <= _max_partners(len(rows)) // 2)
+    one, other = proposals.one[kept], proposals.other[kept]
+    both = trusted[one] & trusted[other]
+    contrast = thumbnails.grey[rows].std(axis=1)
+    less, more = np.sort(contrast[[one, other]], axis=0)
+    alike = (has_many[one] & has_many[other]) | (more <= MAX_CONTRAST_RATIO * less)
+    kept = kept[(both | (coarse[kept] >= MIN_CROWDED)) & alike]
     return _crops_of(low[kept], high[kept], fine[kept], proposals.mirrored[kept])
 
 

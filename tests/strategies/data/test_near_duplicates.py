@@ -152,6 +152,20 @@ def test_crops_and_mirror_images_are_found_from_64_pixels_on(
         assert duplicate_names(images) == ({("3", "copy")} if is_found else set())
 
 
+@pytest.mark.parametrize(("contrast", "is_found"), [(190, True), (150, True), (90, False)])
+def test_images_of_one_edge_must_agree_in_contrast(
+    scenes: list[LabelledImage], contrast: int, is_found: bool
+) -> None:
+    def card(contrast: int, edge: float, seed: int) -> Image.Image:
+        y, x = np.mgrid[:160, :160] / 160
+        levels = 230 - contrast * (x > edge + 0.35 * y)
+        grain = np.random.default_rng(seed).normal(scale=contrast / 10, size=levels.shape)
+        return Image.fromarray((levels + grain).clip(0, 255).astype(np.uint8)).convert("RGB")
+
+    cards = [labelled(card(190, 0.20, 1), "first"), labelled(card(contrast, 0.24, 2), "second")]
+    assert duplicate_names([*scenes, *cards]) == ({("first", "second")} if is_found else set())
+
+
 def test_images_that_all_look_alike_are_not_crops_of_each_other() -> None:
     def ring(seed: int) -> Image.Image:
         rng = np.random.default_rng(seed)
