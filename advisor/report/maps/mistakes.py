@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from advisor.report.maps.overlay import draw_map, webp
+from advisor.report.maps.overlay import draw_map, reduced, webp
 from strategies.core.cache import Rows
 from strategies.core.context import RunContext
 from strategies.core.errors import TransferError
@@ -32,9 +32,9 @@ SIDES_PX = (144, 112, 88, 64)
 MAX_NEW = 1000
 """Train images that are passed through the network only to be compared. Images whose features are
 cached are compared besides."""
-AT_ONCE, MAPPED_AT_ONCE = 64, 8
+AT_ONCE, MAPPED_AT_ONCE = 32, 8
 """Train images, and mistakes, between two looks at the clock."""
-SEARCH_SHARE = 0.7
+SEARCH_SHARE = 0.5
 """Share of the time after the maps in which train images are searched; then they are drawn."""
 
 
@@ -121,6 +121,11 @@ def explain_mistakes(
     near = nearest or [[] for _ in mapped]
     paths = dict.fromkeys(image.path for images in near for image, _ in images)
     pictures = _pictures(paths, NEIGHBOUR_PX, ctx)
+    if len(pictures) < len(paths):
+        notes.append(
+            f"Thumbnails of {len(pictures)} of {len(paths)} similar images: the others cannot be "
+            "read, or there was no time."
+        )
     encoded, thumbs = _encoded(mapped, pictures)
     found = {
         m.mistake.path: Explained(
@@ -159,7 +164,7 @@ def _mapped(
         method = maps.method
         features.append(maps.features)
         for (mistake, image), values in zip(readable, maps.maps, strict=True):
-            small = _reduced(image, SIDE_PX)
+            small = reduced(image, SIDE_PX)
             found.append(_Mapped(mistake, small, draw_map(small, values, crop)))
     width = classifier.network.head.in_features
     rows = np.concatenate(features) if features else np.empty((0, width), np.float32)
@@ -234,7 +239,7 @@ def _pictures(paths: Iterable[Path], side: int, ctx: RunContext) -> dict[str, Im
                 break
             for path, image in zip(chunk, pool.map(_read, chunk), strict=True):
                 if image is not None:
-                    found[shown(path)] = _reduced(image, side)
+                    found[shown(path)] = reduced(image, side)
     return found
 
 
@@ -243,10 +248,10 @@ def _encoded(
 ) -> tuple[list[bytes], dict[str, bytes]]:
     """Return the drawn maps and all thumbnails, as large as the budget allows."""
     for side in SIDES_PX:
-        drawn = [webp(_reduced(m.drawn, side)) for m in mapped]
-        thumbs = {m.mistake.path: webp(_reduced(m.image, side)) for m in mapped}
+        drawn = [webp(reduced(m.drawn, side)) for m in mapped]
+        thumbs = {m.mistake.path: webp(reduced(m.image, side)) for m in mapped}
         small = min(side, NEIGHBOUR_PX)
-        thumbs |= {name: webp(_reduced(image, small)) for name, image in pictures.items()}
+        thumbs |= {name: webp(reduced(image, small)) for name, image in pictures.items()}
         if sum(map(len, (*drawn, *thumbs.values()))) <= BUDGET_BYTES:
             break
     return drawn, thumbs
@@ -257,9 +262,3 @@ def _read(path: Path) -> Image.Image | None:
         return read_image(path)
     except UnreadableImage:
         return None
-
-
-def _reduced(image: Image.Image, side: int) -> Image.Image:
-    small = Image.fromarray(np.asarray(image))  # without metadata
-    small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return small

@@ -69,12 +69,6 @@ def colours(share: NDArray[np.float32]) -> NDArray[np.float32]:
     )
 
 
-def seen_share(image: Image.Image, crop: EvaluationCrop) -> float:
-    """Return the share of an image's area that its crop shows."""
-    left, top, right, bottom = crop.seen(image.width, image.height).in_image
-    return (right - left) * (bottom - top) / (image.width * image.height)
-
-
 def beside(image: Image.Image, drawn: Image.Image, legend: str) -> Image.Image:
     """Return an image and its map side by side, with a legend below, on white.
 
@@ -94,6 +88,13 @@ def beside(image: Image.Image, drawn: Image.Image, legend: str) -> Image.Image:
         (MARGIN_PX + 80, top), f"none to most: {legend}", _GREY, ImageFont.load_default(13)
     )
     return sheet
+
+
+def reduced(image: Image.Image, side: int) -> Image.Image:
+    """Return a copy without metadata whose longest side is at most `side` pixels."""
+    small = Image.fromarray(np.asarray(image))
+    small.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return small
 
 
 def webp(image: Image.Image, quality: int = 60) -> bytes:
