@@ -118,8 +118,8 @@ def _predict_chunk(
                 yield np.stack([pixels for _, pixels in found])
 
     probabilities = chain.from_iterable(classifier.classify_batches(batches(), precision))
-    ranked = [ranked(classifier.classes, row) for row in probabilities]
-    return Predictions(tuple(zip(readable, ranked, strict=True)), tuple(skipped))
+    rows = [ranked(classifier.classes, row) for row in probabilities]
+    return Predictions(tuple(zip(readable, rows, strict=True)), tuple(skipped))
 
 
 def _pixels(image: _Named, backbone: Backbone) -> Pixels | Skipped:

@@ -34,6 +34,7 @@ MAX_NEW = 1000
 cached are compared besides."""
 AT_ONCE, MAPPED_AT_ONCE = 32, 8
 """Train images, and mistakes, between two looks at the clock."""
+NO_TIME = "The mistakes are not explained: there was no time, or they cannot be read."
 SEARCH_SHARE = 0.5
 """Share of the time after the maps in which train images are searched; then they are drawn."""
 
@@ -110,10 +111,13 @@ def explain_mistakes(
         return Explanations()
     try:
         mapped, features, method = _mapped(classifier, mistakes, ctx)
+        if not mapped:
+            return Explanations(notes=(NO_TIME,))
         notes = []
         if len(mapped) < len(mistakes):
             notes.append(
-                f"Maps of {len(mapped)} of {len(mistakes)} images: there was no time for more."
+                f"Maps of {len(mapped)} of {len(mistakes)} images: the others cannot be read, or "
+                "there was no time."
             )
         nearest, note = _nearest(classifier, features, train, ctx)
     except TransferError as error:
@@ -176,8 +180,6 @@ def _nearest(
 ) -> tuple[list[list[tuple[LabelledImage, float]]], str]:
     """Return the nearest train images to each row, with similarities, and what to say about it."""
     left_out = "Similar train images are left out: there was no time to compare them."
-    if not len(features):
-        return [], left_out
     if not train:
         return [], "Similar train images are left out: the train images of the run are not there."
     reserved_s = (1 - SEARCH_SHARE) * ctx.seconds_left()  # for the thumbnails
