@@ -244,7 +244,7 @@ def _explain_chunk(
             folder.method = maps.method
             features.append(maps.features)
             for (number, image), row, values in zip(
-                readable, probabilities, maps.maps, strict=True
+                readable, probabilities, maps.with_bias(), strict=True
             ):
                 on_page = folder.n_images + len(found) < MOST_ON_PAGE
                 names = ranked(classifier.classes, row)

@@ -167,7 +167,7 @@ def _mapped(
         maps = class_maps(classifier, pixels, guesses, labels)
         method = maps.method
         features.append(maps.features)
-        for (mistake, image), values in zip(readable, maps.maps, strict=True):
+        for (mistake, image), values in zip(readable, maps.with_bias(), strict=True):
             small = reduced(image, SIDE_PX)
             found.append(_Mapped(mistake, small, draw_map(small, values, crop)))
     width = classifier.network.head.in_features

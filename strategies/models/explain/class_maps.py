@@ -57,11 +57,22 @@ class ClassMaps:
         How the maps were computed.
     features
         What the head reads, float32 (n, d).
+    bias
+        The part of each score that has no position, float32 (n,): the bias of the head.
     """
 
     maps: NDArray[np.float32]
     method: Method
     features: NDArray[np.float32]
+    bias: NDArray[np.float32]
+
+    def with_bias(self) -> NDArray[np.float32]:
+        """Return exact maps with the bias spread evenly: their means are the scores.
+
+        So a map of the predicted class rather than another one is positive somewhere. Maps by
+        Grad-CAM are returned as they are.
+        """
+        return self.maps + self.bias[:, None, None] if self.method == "CAM" else self.maps
 
 
 def class_maps(
@@ -87,10 +98,12 @@ def class_maps(
         If a single image does not fit into memory.
     """
     network, device = classifier.network.eval(), classifier.device
-    weight = network.head.weight.detach().float()
-    of_image = weight[torch.from_numpy(classes).to(device)]
+    head = network.head
+    weight = torch.cat([head.weight, head.bias[:, None]], dim=1).detach().float()
+    joint = weight[torch.from_numpy(classes).to(device)]
     if against is not None:
-        of_image = of_image - weight[torch.from_numpy(against).to(device)]
+        joint = joint - weight[torch.from_numpy(against).to(device)]
+    of_image, bias = joint[:, :-1], joint[:, -1].cpu().numpy()
     px, kinds = classifier.backbone.input_px, set[bool]()
 
     def forward(numbers: Tensor) -> Tensor:
@@ -101,17 +114,15 @@ def class_maps(
         return torch.cat([maps.flatten(1), features], dim=1).cpu()
 
     if not len(pixels):
-        width = weight.shape[1]
-        return ClassMaps(
-            np.empty((0, px, px), np.float32), "CAM", np.empty((0, width), np.float32)
-        )
+        no_maps = np.empty((0, px, px), np.float32)
+        return ClassMaps(no_maps, "CAM", of_image.cpu().numpy(), bias)
     with torch.no_grad(), cuda_settings(device), _frozen(network):
         joined = PartsThatFit(device)(forward, torch.arange(len(pixels))).numpy()
     maps, features = np.split(joined, [px * px], axis=1)
-    method: Method = (
-        "CAM and Grad-CAM" if len(kinds) > 1 else "CAM" if True in kinds else "Grad-CAM"
-    )
-    return ClassMaps(maps.reshape(-1, px, px), method, features)
+    method: Method = "CAM" if False not in kinds else "Grad-CAM"
+    if len(kinds) > 1:
+        method = "CAM and Grad-CAM"
+    return ClassMaps(maps.reshape(-1, px, px), method, features, bias)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,8 @@ def test_the_mean_of_an_exact_map_plus_the_bias_is_the_score(
     both = class_maps(classifier, pixels, CLASSES, OTHERS)
     expected = (scores - bias)[rows, CLASSES] - (scores - bias)[rows, OTHERS]
     np.testing.assert_allclose(both.maps.mean((1, 2)), expected, atol=1e-4)
+    both_scores = scores[rows, CLASSES] - scores[rows, OTHERS]
+    np.testing.assert_allclose(both.with_bias().mean((1, 2)), both_scores, atol=1e-4)
     minus = class_maps(classifier, pixels, OTHERS).maps
     np.testing.assert_allclose(both.maps, found.maps - minus, atol=1e-4)
 
