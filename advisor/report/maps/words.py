@@ -13,7 +13,7 @@ def map_words(method: Method, meaning: str) -> str:
 
 _FRAME = "What lies outside a white frame was cropped away before the network saw the image."
 _TRUST: dict[Method, str] = {
-    "CAM": "The maps are exact (CAM): the mean of a map is the score.",
+    "CAM": "The maps are exact (CAM): their means are the scores, or differences of scores.",
     "Grad-CAM": "The maps are approximations (Grad-CAM).",
     "CAM and Grad-CAM": "The maps are sums over depths, partly exact (CAM), partly approximations "
     "(Grad-CAM).",
