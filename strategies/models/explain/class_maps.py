@@ -37,6 +37,10 @@ from strategies.models.features import to_input
 Method = Literal["CAM", "Grad-CAM", "CAM and Grad-CAM"]
 """How maps were computed. "CAM and Grad-CAM": a head that reads several depths, of which some are
 pooled by their mean and one is not; the map is the sum of those of its parts."""
+_NO_POSITIONS = (
+    "Class activation maps need feature maps or a square grid of patch tokens before the pooling; "
+    "this network has {}. Predict without --explain."
+)
 _TOLERANCE = 1e-4
 """Relative difference up to which the network's own pooling counts as the mean."""
 
@@ -147,6 +151,8 @@ def _parts(body: Body, images: Tensor, weights: Tensor) -> tuple[list[_Part], Te
     features = [pool(level, body.pooling) for level in levels]
     if last is not None:
         features.append(body.pool_last(last))
+        if _is_of_tokens(last) and not _is_mean(last.mean(dim=1), features[-1]):
+            return _token_parts(body, images, weights)
     by_depth = torch.split(weights, [f.shape[1] for f in features], dim=1)
     parts = [
         _Part(_level_map(level.maps, part, body.pooling), True)
@@ -178,16 +184,22 @@ def _level_map(maps: Tensor, weights: Tensor, pooling: Pooling) -> Tensor:
 def _last_part(body: Body, last: Tensor, pooled: Tensor, weights: Tensor) -> _Part:
     """Return the map of the last activations, which the network pools in its own way."""
     maps = _as_maps(last)
-    mean = maps.mean((2, 3))
-    scale = float(mean.abs().max())
-    if mean.shape == pooled.shape and torch.allclose(
-        pooled, mean, rtol=_TOLERANCE, atol=_TOLERANCE * scale
-    ):
+    if _is_mean(maps.mean((2, 3)), pooled):
         return _Part(_level_map(maps, weights, "mean"), True)
     with torch.enable_grad():
         leaf = last.detach().requires_grad_()
         (gradient,) = torch.autograd.grad((body.pool_last(leaf) * weights).sum(), leaf)
     return _Part(_grad_cam(maps, _as_maps(gradient)), False)
+
+
+def _is_of_tokens(last: object) -> bool:
+    return isinstance(last, Tensor) and last.ndim == 3
+
+
+def _is_mean(mean: Tensor, pooled: Tensor) -> bool:
+    """Return whether pooled activations (n, channels) are the mean over the positions."""
+    atol = _TOLERANCE * float(mean.abs().max())
+    return mean.shape == pooled.shape and torch.allclose(pooled, mean, _TOLERANCE, atol)
 
 
 def _token_parts(body: Body, images: Tensor, weights: Tensor) -> tuple[list[_Part], Tensor]:
@@ -206,11 +218,14 @@ def _token_parts(body: Body, images: Tensor, weights: Tensor) -> tuple[list[_Par
     try:
         with torch.enable_grad():
             features = body(images)
-            gradients = torch.autograd.grad((features * weights).sum(), leaves)
+            score = (features * weights).sum()
+            gradients = torch.autograd.grad(score, leaves) if leaves else ()
     finally:
         for hook in hooks:
             hook.remove()
     n_prefix = int(getattr(body.net, "num_prefix_tokens", 0))
+    if not leaves or any(len(leaf) != len(images) for leaf in leaves):
+        raise BackboneError(_NO_POSITIONS.format("blocks that do not take one row per image"))
     parts = [
         _Part(_grad_cam(_as_maps(leaf.detach(), n_prefix), _as_maps(gradient, n_prefix)), False)
         for leaf, gradient in zip(leaves, gradients, strict=True)
@@ -231,23 +246,20 @@ def _as_maps(activations: object, n_prefix: int = 0) -> Tensor:
     """Return activations in any of timm's layouts as feature maps (n, channels, h, w).
 
     The input is square, so the two equal sides of (n, a, b, c) are height and width. Some
-    networks add the class token only after the blocks: then there are no prefix tokens.
+    networks add the class token only after some blocks, and do not say how many tokens it makes.
     """
     if isinstance(activations, Tensor) and activations.ndim == 4:
         _, a, b, c = activations.shape
         return activations.permute(0, 3, 1, 2) if a == b != c else activations
     if isinstance(activations, Tensor) and activations.ndim == 3:
         n = activations.shape[1]
-        for prefix in (n_prefix, 0):
-            side = math.isqrt(n - prefix)
-            if side**2 == n - prefix:
+        for prefix in (n_prefix, 0, 1):
+            side = math.isqrt(max(n - prefix, 0))
+            if side > 1 and side**2 == n - prefix:
                 patches = activations[:, prefix:].transpose(1, 2)
                 return patches.reshape(*patches.shape[:2], side, side)
     shape = tuple(activations.shape) if isinstance(activations, Tensor) else type(activations)
-    raise BackboneError(
-        f"Class activation maps need feature maps or a square grid of patch tokens; this network "
-        f"has {shape} before its pooling. Predict without --explain."
-    )
+    raise BackboneError(_NO_POSITIONS.format(shape))
 
 
 def _enlarged(coarse: Tensor, px: int) -> Tensor:
