@@ -20,7 +20,7 @@ import numpy as np
 from shared_datasets import DATA
 
 from advisor.deploy.labelled import LabelledFile
-from advisor.deploy.similar import By, similar_images
+from advisor.deploy.similar import similar_images
 from advisor.measure.knn import knn_accuracy
 from advisor.measure.profile import sample
 from strategies.core.context import RunContext, make_context
@@ -29,6 +29,7 @@ from strategies.data.dataset import Dataset, groups_of, labels_of, load_dataset
 from strategies.data.image import Split
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import ImageClassifier
+from strategies.models.explain.nearest import By
 from strategies.models.features import pooled_features
 from strategies.registry import get_strategy
 

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from advisor.cli.console import (
+    OnProgress,
     errors,
     fail,
     print_json,
+    print_note,
     print_skipped,
     progress,
     stdout,
@@ -59,6 +61,14 @@ def predict_command(
         bool,
         Flag("Print the top class of every image as CSV to stdout.", name="--csv", panel="Output"),
     ] = False,
+    explain: Annotated[
+        Path | None,
+        Flag(
+            "Also write to this new or empty folder where each image speaks for its class, and "
+            "the most similar train images.",
+            panel="Output",
+        ),
+    ] = None,
     *,
     output: Output,
 ) -> None:
@@ -76,12 +86,29 @@ def predict_command(
 
         keep_freed_memory()
         batches = predict(run, _expand_stdin(images), device=device, on_progress=on_progress)
+        if explain is not None:
+            batches = _explained(run, images, explain, device, on_progress)
         if output.json:
             _predictions_as_json(batches, top)
         elif as_csv:
             _predictions_as_csv(batches)
         else:
             _predictions_as_table(batches, top)
+        if explain is not None:
+            print_note(f"Explanations: {explain / 'index.html'}")
+
+
+def _explained(
+    run: Path, images: list[Path], out: Path, device: str, on_progress: OnProgress
+) -> Iterator["Predictions"]:
+    """Classify images, and write explanations of the predictions."""
+    from advisor.deploy.explain import check_out, explain
+    from strategies.core.context import make_context
+    from strategies.core.progress import Reporter
+
+    check_out(out, images)
+    ctx = make_context(device=device, reporter=Reporter(on_progress, print_note))
+    return explain(run, _expand_stdin(images), out, ctx)
 
 
 def _expand_stdin(images: list[Path]) -> Iterator[Path]:

@@ -119,9 +119,11 @@ def evaluate_command(
         )
         if output.html is not None:
             from advisor.deploy.evaluation_page import evaluation_page
+            from advisor.deploy.explain import explain_evaluation
             from strategies.core.atomic_files import write_text
 
-            write_text(output.html, evaluation_page(found, ctx.n_workers))
+            explained = explain_evaluation(found, ctx)
+            write_text(output.html, evaluation_page(found, ctx.n_workers, explained))
     if output.json:
         print_json(evaluation_record(found))
     elif output.quiet:

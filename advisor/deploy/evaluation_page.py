@@ -12,7 +12,14 @@ from rich.text import Text
 from advisor.report.charts.run import calibration_chart, classes_chart, confusion_chart
 from advisor.report.facts import Cell, Fact
 from advisor.report.gallery import make_thumbs
-from advisor.report.html import MOST_LISTED, chart_data, confused_pairs, render
+from advisor.report.html import (
+    MOST_LISTED,
+    chart_data,
+    confused_pairs,
+    explanation_content,
+    render,
+)
+from advisor.report.maps.mistakes import Explanations
 from advisor.types.evaluation import ClassScores, DatasetEvaluation
 from strategies.core.metrics import LEVEL, Interval
 from strategies.data.image import shown
@@ -23,14 +30,19 @@ MOST_PAIRS = 8
 _BAR = 24
 
 
-def evaluation_page(found: DatasetEvaluation, n_workers: int = 2) -> str:
+def evaluation_page(
+    found: DatasetEvaluation, n_workers: int = 2, explained: Explanations | None = None
+) -> str:
     """Return an evaluation as one HTML page, without network requests.
 
     Parameters
     ----------
     n_workers
         Threads that make the thumbnails of misclassified images.
+    explained
+        Explanations of its mistakes; None: their thumbnails alone are shown.
     """
+    explained = explained or Explanations()
     scores, images = found.scores, _which(found)
     drawn = (
         calibration_chart(scores, images),
@@ -38,7 +50,8 @@ def evaluation_page(found: DatasetEvaluation, n_workers: int = 2) -> str:
         confusion_chart(scores, images),
     )
     charts = [chart for chart in drawn if chart is not None]
-    thumbs = make_thumbs({m.path: Path(m.path) for m in scores.mistakes}, n_workers)
+    missing = [m.path for m in scores.mistakes if m.path not in explained.thumbs]
+    thumbs = {**explained.thumbs, **make_thumbs({p: Path(p) for p in missing}, n_workers)}
     root = f"{shown(found.data)}/"
     return render(
         "evaluation.html",
@@ -53,6 +66,7 @@ def evaluation_page(found: DatasetEvaluation, n_workers: int = 2) -> str:
         class_columns=("Class", "Images", "Precision", "Recall", "F1 score"),
         class_rows=[_cells(c) for c in found.per_class],
         mistakes=confused_pairs(scores),
+        **explanation_content(explained),
         quarantine=[
             {"path": shown(s.path).removeprefix(root), "reason": s.reason}
             for s in found.quarantine[:MOST_LISTED]

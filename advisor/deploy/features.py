@@ -6,24 +6,18 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from advisor.deploy.labelled import LabelledFile
 from advisor.deploy.predict import CHUNK, load_classifier
-from strategies.core.allocator import inference_passes
-from strategies.core.cache import Rows, as_stored, space_name
+from strategies.core.cache import Rows
 from strategies.core.context import RunContext
 from strategies.core.progress import ignore_progress
-from strategies.data.decoding import Pixels
 from strategies.data.image import Skipped, Split
 from strategies.data.inspection import read_images
-from strategies.models.architectures.pretrained import weights_digest
 from strategies.models.backbone import load_backbone
 from strategies.models.classifier import ImageClassifier
-from strategies.models.features import batches, pooled_features, to_input
-
-_FORMAT = 1
+from strategies.models.explain.nearest import classifier_rows
+from strategies.models.features import pooled_features
 
 
 @dataclass(frozen=True)
@@ -92,32 +86,12 @@ def run_embedder(run: Path, ctx: RunContext) -> Embedder:
 
 def classifier_embedder(classifier: ImageClassifier, ctx: RunContext) -> Embedder:
     """Return what computes the features that the head of a classifier reads."""
-    backbone, body = classifier.backbone, classifier.network.body
-    width = classifier.network.head.in_features
-    weights = weights_digest({k: v.cpu() for k, v in body.state_dict().items()})
-    about = [weights, classifier.depths, classifier.pooling, *backbone.preprocessing]
-    space = space_name(["classifier features", _FORMAT, *about, ctx.precision])
-
-    @torch.inference_mode()
-    def forward(pixels: Pixels) -> Tensor:
-        with ctx.autocast():
-            found: Tensor = body(to_input(pixels, backbone, ctx.device))
-        return found.float().cpu()
-
-    def rows(images: Split) -> Rows:
-        digests = [image.digest for image in images]
-        matrix, found = ctx.cache.read_features(space, digests, width)
-        missing = {digests[i]: images[i].path for i in np.flatnonzero(~found)}
-        if missing:
-            chunks = batches(list(missing.values()), backbone, ctx.n_workers)
-            parts = [part.numpy() for part in inference_passes(forward, chunks, ctx.device)]
-            new = dict(zip(missing, as_stored(np.concatenate(parts)), strict=True))
-            ctx.cache.put_features(space, new)
-            for i in np.flatnonzero(~found):
-                matrix[i] = new[digests[i]]
-        return matrix
-
-    return Embedder(f"the classifier ({classifier.strategy})", backbone.input_px, width, rows)
+    return Embedder(
+        f"the classifier ({classifier.strategy})",
+        classifier.backbone.input_px,
+        classifier.network.head.in_features,
+        classifier_rows(classifier, ctx),
+    )
 
 
 def embed_files(

@@ -118,8 +118,8 @@ def _predict_chunk(
                 yield np.stack([pixels for _, pixels in found])
 
     probabilities = chain.from_iterable(classifier.classify_batches(batches(), precision))
-    ranked = [_ranked(classifier.classes, row) for row in probabilities]
-    return Predictions(tuple(zip(readable, ranked, strict=True)), tuple(skipped))
+    rows = [ranked(classifier.classes, row) for row in probabilities]
+    return Predictions(tuple(zip(readable, rows, strict=True)), tuple(skipped))
 
 
 def _pixels(image: _Named, backbone: Backbone) -> Pixels | Skipped:
@@ -133,7 +133,8 @@ def _pixels(image: _Named, backbone: Backbone) -> Pixels | Skipped:
         return Skipped(name, str(error))
 
 
-def _ranked(classes: Sequence[str], row: NDArray[np.float32]) -> Ranked:
+def ranked(classes: Sequence[str], row: NDArray[np.float32]) -> Ranked:
+    """Return the classes with their probabilities, most probable first."""
     return tuple(sorted(zip(classes, row.tolist(), strict=True), key=lambda pair: -pair[1]))
 
 

@@ -2,27 +2,23 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from advisor.deploy.features import Embedder, classifier_embedder, embed_files
+from advisor.deploy.features import classifier_embedder, embed_files
 from advisor.deploy.labelled import LabelledFile
 from advisor.deploy.predict import list_images, load_classifier
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.images import image_rows
-from strategies.core.cache import Rows
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError
 from strategies.data.image import Skipped, shown
 from strategies.models.classifier import ImageClassifier
-
-By = Literal["classifier", "features"]
-TINY = 1e-12
+from strategies.models.explain.nearest import By, NearestRows, descriptors
 
 
 @dataclass(frozen=True)
@@ -128,60 +124,62 @@ def similar_images(
     DataError
         If no image can be read.
     """
-    embedder = classifier_embedder(classifier, ctx)
-    queries, own, skipped = _described(given, embedder, classifier, ctx, by)
+    queries, own, skipped = _described(given, classifier, ctx, by)
     if not queries:
         first = "" if not skipped else f" {shown(skipped[0].path)}: {skipped[0].reason}."
         raise DataError(f"None of the given files is a readable image.{first}")
-    where = {os.path.realpath(file.path): i for i, file in enumerate(queries)}
-    best = np.empty((len(queries), 0), dtype=np.float32)
-    places = np.empty((len(queries), 0), dtype=np.int64)
-    known: list[LabelledFile] = []
-    for part in embed_files(searched, embedder, ctx):
-        skipped += part.skipped
-        near = own @ descriptors(part.rows, classifier, by).T
-        for column, file in enumerate(part.files):
-            if (row := where.get(os.path.realpath(file.path))) is not None:
-                near[row, column] = -np.inf
-        columns = np.arange(len(known), len(known) + near.shape[1])
-        best = np.concatenate([best, near], axis=1)
-        places = np.concatenate([places, np.broadcast_to(columns, near.shape)], axis=1)
-        order = np.argsort(-best, axis=1, kind="stable")[:, :k]
-        best = np.take_along_axis(best, order, axis=1)
-        places = np.take_along_axis(places, order, axis=1)
-        known += part.files
-    if not known:
-        raise DataError("There is no readable image to search.")
-    found = tuple(
-        (query.path, _neighbours(best[row], places[row], known))
-        for row, query in enumerate(queries)
+    found = nearest_files(
+        [file.path for file in queries], own, searched, classifier, ctx, k=k, by=by
     )
-    return SimilarImages(found, "", len(known), tuple(skipped))
+    return replace(found, skipped=(*skipped, *found.skipped))
 
 
-def descriptors(rows: Rows, classifier: ImageClassifier, by: By) -> NDArray[np.float32]:
-    """Return vectors of length 1 whose inner products are the similarities of images.
+def nearest_files(
+    paths: Sequence[Path],
+    own: NDArray[np.float32],
+    searched: Sequence[LabelledFile],
+    classifier: ImageClassifier,
+    ctx: RunContext,
+    *,
+    k: int,
+    by: By = "classifier",
+) -> SimilarImages:
+    """Find the `k` most similar of the searched images to each image of known features.
 
-    By "features" it is the cosine of the features that the classifier's head reads. By
-    "classifier" it is the mean of that and of the Bhattacharyya coefficient of the class
-    probabilities, ``sum(sqrt(p * q))``. So images of which the classifier thinks alike are nearer.
+    The searched images are passed some at a time, and no more are held in memory.
 
     Parameters
     ----------
-    rows
-        Features, (n, width), see `features.classifier_embedder`.
+    paths, own
+        The given images and their `descriptors`. An image is not similar to itself.
+
+    Raises
+    ------
+    DataError
+        If none of the searched images can be read.
     """
-    length = np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), TINY)
-    unit: NDArray[np.float32] = rows / length
-    if by == "features":
-        return unit
-    head = classifier.network.head
-    with torch.inference_mode():
-        scores = head(torch.from_numpy(rows).to(head.weight.device))
-        probabilities = scores.softmax(dim=1).cpu().numpy()
-    joined = np.concatenate([unit, np.sqrt(probabilities)], axis=1)
-    joined /= np.float32(np.sqrt(2))
-    return joined
+    of_path: dict[str, list[int]] = {}
+    for number, path in enumerate(paths):
+        of_path.setdefault(os.path.realpath(path), []).append(number)
+    nearest = NearestRows(own, k)
+    known: list[LabelledFile] = []
+    skipped: list[Skipped] = []
+    for part in embed_files(searched, classifier_embedder(classifier, ctx), ctx):
+        same = [
+            (query, row)
+            for row, file in enumerate(part.files)
+            for query in of_path.get(os.path.realpath(file.path), ())
+        ]
+        nearest.add(descriptors(part.rows, classifier, by), np.array(same, np.int64))
+        known += part.files
+        skipped += part.skipped
+    if not known:
+        raise DataError("There is no readable image to search.")
+    found = tuple(
+        (path, _neighbours(nearest.similarities[row], nearest.places[row], known))
+        for row, path in enumerate(paths)
+    )
+    return SimilarImages(found, "", len(known), tuple(skipped))
 
 
 def similar_record(found: SimilarImages) -> dict[str, Any]:
@@ -208,17 +206,13 @@ def _files(given: Iterable[Path]) -> list[LabelledFile]:
 
 
 def _described(
-    files: Sequence[LabelledFile],
-    embedder: Embedder,
-    classifier: ImageClassifier,
-    ctx: RunContext,
-    by: By,
+    files: Sequence[LabelledFile], classifier: ImageClassifier, ctx: RunContext, by: By
 ) -> tuple[list[LabelledFile], NDArray[np.float32], list[Skipped]]:
     """Return the readable files with their descriptors, and the files that cannot be read."""
     readable: list[LabelledFile] = []
     skipped: list[Skipped] = []
     parts = []
-    for part in embed_files(files, embedder, ctx):
+    for part in embed_files(files, classifier_embedder(classifier, ctx), ctx):
         readable += part.files
         skipped += part.skipped
         parts.append(descriptors(part.rows, classifier, by))

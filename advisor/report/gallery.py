@@ -12,6 +12,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
 from advisor.measure.profile import sample
+from advisor.report.maps.mistakes import Explanations
 from advisor.types.advice import Advice, Finding
 from strategies.core.context import RunContext
 from strategies.core.metrics import Evaluation, Labels, Scores
@@ -69,6 +70,8 @@ class Gallery:
         WebP thumbnails by path as displayed; an image deleted since has none.
     named
         Images named by the examples of findings, by (index of finding, index of example).
+    explained
+        Explanations of the mistakes on test, with thumbnails of their own.
     """
 
     points: tuple[Point, ...] = ()
@@ -76,6 +79,7 @@ class Gallery:
     n_images: int = 0
     thumbs: Mapping[str, bytes] = field(default_factory=dict)
     named: Mapping[tuple[int, int], tuple[str, ...]] = field(default_factory=dict)
+    explained: Explanations = field(default_factory=Explanations)
 
 
 def make_gallery(
@@ -108,8 +112,9 @@ def make_gallery(
 
 def with_mistakes(gallery: Gallery, test: Evaluation, n_workers: int) -> Gallery:
     """Add thumbnails of the misclassified test images that the evaluation names (a few)."""
-    paths = {m.path: Path(m.path) for m in test.mistakes if m.path not in gallery.thumbs}
-    return replace(gallery, thumbs={**gallery.thumbs, **make_thumbs(paths, n_workers)})
+    known = {**gallery.thumbs, **gallery.explained.thumbs}
+    paths = {m.path: Path(m.path) for m in test.mistakes if m.path not in known}
+    return replace(gallery, thumbs={**known, **make_thumbs(paths, n_workers)})
 
 
 def images_named(

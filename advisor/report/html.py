@@ -21,6 +21,8 @@ from advisor.report.charts.vega import HUES, SHAPES, Chart
 from advisor.report.facts import class_table, main_facts, measurements
 from advisor.report.frontier import HEADING, pick_rows
 from advisor.report.gallery import MAX_EXAMPLES_SHOWN, Gallery
+from advisor.report.maps.mistakes import Explanations
+from advisor.report.maps.words import MISTAKE_WORDS, map_words
 from advisor.report.outcome_json import importance_record
 from advisor.report.to_json import versions
 from advisor.report.words import (
@@ -126,6 +128,7 @@ def page(advice: Advice, gallery: Gallery, outcome: Outcome | None = None) -> st
         ],
         mistakes=confused_pairs(None if outcome is None else outcome.test),
         failed=[] if outcome is None else [t for t in outcome.trials if t.reason][:MOST_LISTED],
+        **explanation_content(gallery.explained),
         class_columns=columns,
         class_rows=rows,
         thumbs=thumbs,
@@ -161,6 +164,22 @@ def render(template: str, data: object, **content: Any) -> str:
             vega_version=vl_convert.get_vega_version(),
             versions=", ".join(f"{name} {number}" for name, number in versions().items()),
             level=round(100 * LEVEL),
+            **content,
+        )
+    )
+    return text
+
+
+def static_page(template: str, **content: Any) -> str:
+    """Return a self-contained page without charts and scripts. All text is escaped."""
+    css = _read("page.css")
+    text: str = (
+        _templates()
+        .get_template(template)
+        .render(
+            css=Markup(css),
+            style_hash=Markup(_hash(css)),
+            versions=", ".join(f"{name} {number}" for name, number in versions().items()),
             **content,
         )
     )
@@ -230,6 +249,12 @@ def confused_pairs(test: Evaluation | None) -> tuple[ConfusedPair, ...]:
         ConfusedPair(a, b, test.confusion[number[a]][number[b]], tuple(mistakes))
         for (a, b), mistakes in pairs
     )
+
+
+def explanation_content(explained: Explanations) -> dict[str, Any]:
+    """Return what the templates show of explanations of mistakes."""
+    words = "" if explained.method is None else map_words(explained.method, MISTAKE_WORDS)
+    return {"explained": explained, "drawn": explained.drawn, "map_words": words}
 
 
 def _class_toggles(gallery: Gallery, classes: Sequence[str]) -> list[dict[str, Any]]:

@@ -1,23 +1,31 @@
 """Search phase of a run, with draft report, control and soup, all inside the time limit."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from advisor.advise import Prepared
 from advisor.report.files import PAGE_FILE, load_scripts, write_page
 from advisor.report.gallery import Gallery, make_gallery
+from advisor.report.maps.mistakes import explain_mistakes
 from advisor.tune.control import Control, fit_early_control, fit_final_control
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.search import Search
 from advisor.tune.soup import make_soup
+from advisor.tune.time_budget import TimeBudget
 from advisor.types.advice import Advice
-from advisor.types.outcome import Soup
+from advisor.types.options import RunOptions
+from advisor.types.outcome import Outcome, Soup
+from advisor.types.profile import Profile
+from strategies.models.classifier import ImageClassifier
 
 CONTROL_SHARE = 0.1
 """Share of the time limit that is reserved for the control."""
 MIN_S_FOR_MAP = 30.0
 """Seconds that the search must have left for the map of images to be computed. A map of a
 thousand images takes about 8 s on a slow core, in which a short run rather learns."""
+EXPLAIN_SHARE, EXPLAIN_IMAGES = 0.02, 300
+"""Explaining the mistakes on test is reserved the time in which this many images are predicted,
+and at most this share of the time limit."""
 REPORT_S = 6.0
 """Seconds reserved for map and report on one core, until they have been made and timed once."""
 
@@ -46,6 +54,25 @@ class ClosingResult:
     draft: ReportDraft
     control: Control | None
     soup: Soup | None
+
+
+def time_budget(
+    prepared: Prepared, profile: Profile, run: RunOptions, deadline_s: float
+) -> TimeBudget:
+    """Return the time budget of a run, with reserves by the speed that the advice measured."""
+    dataset, s_per_image = prepared.dataset, profile.ms_per_image / 1000
+    explains = run.report and bool(dataset.test)
+    return TimeBudget(
+        deadline_s,
+        run.time_s,
+        len(dataset.test or ()),
+        len(dataset.val),
+        {prepared.backbone.input_px: s_per_image},
+        n_judged=1 + run.control,
+        control_s=run.control * CONTROL_SHARE * run.time_s,
+        report_s=run.report * REPORT_S,
+        explain_s=explains * min(EXPLAIN_SHARE * run.time_s, EXPLAIN_IMAGES * s_per_image),
+    )
 
 
 def tune(
@@ -111,3 +138,21 @@ def draft_report(
     begun = time.monotonic()
     write_page(folder.path / PAGE_FILE, advice, gallery)
     return ReportDraft(gallery, time.monotonic() - begun)
+
+
+def with_explanations(
+    gallery: Gallery | None,
+    outcome: Outcome,
+    classifier: ImageClassifier,
+    prepared: Prepared,
+    budget: TimeBudget,
+) -> Gallery | None:
+    """Add explanations of the mistakes on test that the evaluation names, as far as time allows.
+
+    Of the test images only those are read again, after the evaluation.
+    """
+    if gallery is None or outcome.test is None:
+        return gallery
+    ctx, train = prepared.ctx.with_deadline(budget.explanation_ends_s()), prepared.dataset.train
+    explained = explain_mistakes(classifier, outcome.test.mistakes, train, ctx)
+    return replace(gallery, explained=explained)

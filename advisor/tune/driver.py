@@ -19,7 +19,7 @@ from advisor.report.live.show import showing
 from advisor.report.outcome_json import outcome_record
 from advisor.report.to_json import advice_record
 from advisor.tune.all_images import learn_from_all
-from advisor.tune.closing import CONTROL_SHARE, REPORT_S, ClosingResult, tune
+from advisor.tune.closing import ClosingResult, time_budget, tune, with_explanations
 from advisor.tune.control import evaluate_with_control
 from advisor.tune.fixed import check_fixed_names, checked_fixed, with_fixed
 from advisor.tune.incumbent import Incumbent
@@ -198,10 +198,14 @@ def run_session(
         wanted = _wants_control(search.executor.budget, prepared, run)
         closing = tune(search, advice, prepared, wanted=wanted, with_report=run.report)
         folder.set_phase("judging", ends_at)
-        outcome = judge(search, closing, advice, prepared, session.start_s - session.used_before_s)
+        found, began_s = _result(search), session.start_s - session.used_before_s
+        outcome = judge(search, found, closing, advice, prepared, began_s)
         folder.write_trials(outcome.trials)
         folder.write("outcome.json", outcome_record(outcome))
-        write_run_reports(outcome, closing.draft.gallery, prepared.ctx.n_workers)
+        gallery = with_explanations(
+            closing.draft.gallery, outcome, found.classifier, prepared, search.executor.budget
+        )
+        write_run_reports(outcome, gallery, prepared.ctx.n_workers)
         executor.clear()
         folder.set_phase("done", ends_at)
         folder.log_event("done", seconds=outcome.seconds)
@@ -209,14 +213,18 @@ def run_session(
 
 
 def judge(
-    search: Search, closing: ClosingResult, advice: Advice, prepared: Prepared, start: float
+    search: Search,
+    found: SearchResult,
+    closing: ClosingResult,
+    advice: Advice,
+    prepared: Prepared,
+    start: float,
 ) -> Outcome:
     """Evaluate the best classifier once on test, if there is one; return the outcome."""
-    found, test = _result(search), prepared.dataset.test
-    judged = None
+    test, judged = prepared.dataset.test, None
     if test:
         budget = search.executor.budget
-        ctx = prepared.ctx.with_deadline(budget.report_begins_s())
+        ctx = prepared.ctx.with_deadline(budget.explanation_begins_s())
         px = found.classifier.backbone.input_px
         judged = evaluate_with_control(
             found.classifier, closing.control, test, ctx, budget.seconds_at(px)
@@ -274,7 +282,7 @@ def _load_or_make_advice(
         return read_advice(folder.read("advice.json"))
 
     def reserve_s(profile: Profile) -> float:
-        budget = _time_budget(prepared, profile, run, deadline_s)
+        budget = time_budget(prepared, profile, run, deadline_s)
         if not budget.affords_control():
             budget.release_control(is_fitted=False)
         return deadline_s - budget.fit_ends_s() + first_baseline_s(profile)
@@ -284,22 +292,6 @@ def _load_or_make_advice(
     folder.write(JSON_FILE, findings_record(advice.findings, advice.data))
     folder.write("advice.json", advice_record(advice))
     return advice
-
-
-def _time_budget(
-    prepared: Prepared, profile: Profile, run: RunOptions, deadline_s: float
-) -> TimeBudget:
-    dataset = prepared.dataset
-    return TimeBudget(
-        deadline_s,
-        run.time_s,
-        len(dataset.test or ()),
-        len(dataset.val),
-        {prepared.backbone.input_px: profile.ms_per_image / 1000},
-        n_judged=1 + run.control,
-        control_s=run.control * CONTROL_SHARE * run.time_s,
-        report_s=run.report * REPORT_S,
-    )
 
 
 def make_search(
@@ -345,7 +337,7 @@ def make_search(
         prepared.ctx.with_deadline(None),
         folder,
         validation,
-        _time_budget(prepared, advice.profile, run, deadline_s),
+        time_budget(prepared, advice.profile, run, deadline_s),
         interrupt,
         SoupCandidates(shared, len(validation.folds)) if run.soup else None,
     )

@@ -14,6 +14,8 @@ MAX_CONTROL_SHARE = 0.2
 MAX_TEST_SHARE = 0.1
 """Evaluating one classifier on test may take this share of a run's time. If all test images would
 take longer, it is evaluated on a random sample of them."""
+MAX_EXPLAIN_S = 10.0
+"""Explaining takes no longer, nor than its reserve, where a run ends before its time."""
 MIN_FIT_S = 2.5
 """A training run is not worth starting with less time than this, validation not counted."""
 MIN_VALIDATIONS = 2
@@ -71,6 +73,8 @@ class TimeBudget:
         that of the trial that is fitted. Empty: all in use.
     report_s
         Seconds that the draft of the report took.
+    explain_s
+        Seconds reserved for explaining the mistakes on test (activation maps, similar images).
     """
 
     deadline_s: float
@@ -81,6 +85,7 @@ class TimeBudget:
     n_judged: int = 1
     control_s: float = 0.0
     report_s: float = 0.0
+    explain_s: float = 0.0
     has_control: bool = False
     incumbent_is_trained: bool = False
     n_soup_images: int = 0
@@ -145,13 +150,27 @@ class TimeBudget:
             self.n_judged = 1
 
     def report_begins_s(self) -> float:
-        """Return the ``time.monotonic()`` by which all evaluation must be over."""
+        """Return the ``time.monotonic()`` by which all evaluation and explanation must be over."""
         return self.deadline_s - SLACK_S - SAFETY_FACTOR * self.report_s
+
+    def explanation_begins_s(self) -> float:
+        """Return the ``time.monotonic()`` by which all evaluation must be over."""
+        return self.report_begins_s() - self.explain_s
+
+    def explanation_ends_s(self) -> float:
+        """Return the ``time.monotonic()`` by which an explanation that begins now must end.
+
+        A run that ends before its time explains for at most `MAX_EXPLAIN_S`.
+        """
+        most_s = max(self.explain_s, MAX_EXPLAIN_S)
+        return min(self.report_begins_s(), time.monotonic() + most_s)
 
     def test_begins_s(self) -> float:
         """Return the ``time.monotonic()`` at which evaluation on test must begin."""
         test_s = SAFETY_FACTOR * self.n_test * self.s_per_image
-        return self.report_begins_s() - self.n_judged * min(test_s, MAX_TEST_SHARE * self.limit_s)
+        return self.explanation_begins_s() - self.n_judged * min(
+            test_s, MAX_TEST_SHARE * self.limit_s
+        )
 
     def soup_ends_s(self) -> float:
         """Return the ``time.monotonic()`` after which no more averages may be validated."""

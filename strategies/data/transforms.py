@@ -27,6 +27,22 @@ def crop_mode_of(name: str) -> CropMode:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """The part of an image that a crop shows.
+
+    Attributes
+    ----------
+    in_image
+        Its box in the image's pixels: (left, top, right, bottom).
+    in_crop
+        Its box in the crop's pixels; what is outside are borders.
+    """
+
+    in_image: Box
+    in_crop: tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
 class EvaluationCrop:
     """timm's crop of an image for evaluation.
 
@@ -52,32 +68,41 @@ class EvaluationCrop:
 
     def pixels(self, image: Image.Image) -> Pixels:
         """Return the crop of an RGB image, uint8 (px, px, 3)."""
-        width, height, px = image.width, image.height, self.px
-        if self.mode == "center":
-            box = centre_box(width, height, px, self.crop_pct)
-            return resize_box(image, box, px, self.interpolation)
-        scaled = int(px / self.crop_pct)
-        if self.mode == "squash":
-            first = round((scaled - px) / 2)
-            last = min(first + px, scaled)
-            across, down = width / scaled, height / scaled
-            box = (first * across, first * down, last * across, last * down)
-            return resize_box(image, box, px, self.interpolation)
-        return self._bordered(image, scaled)
-
-    def _bordered(self, image: Image.Image, scaled: int) -> Pixels:
-        ratio = max(image.width, image.height) / scaled
-        wide, high = max(round(image.width / ratio), 1), max(round(image.height / ratio), 1)
+        seen = self.seen(image.width, image.height)
+        left, top, right, bottom = seen.in_crop
+        size, method = (right - left, bottom - top), _method(self.interpolation)
+        resized = np.asarray(image.resize(size, method, box=seen.in_image))
+        if size == (self.px, self.px):
+            return resized
         colour = [round(255 * value) for value in self.fill]
         canvas = np.full((self.px, self.px, 3), colour, dtype=np.uint8)
+        canvas[top:bottom, left:right] = resized
+        return canvas
+
+    def seen(self, width: int, height: int) -> Seen:
+        """Return which part of an image of this size the crop shows, and where."""
+        px = self.px
+        if self.mode == "border":
+            return self._bordered(width, height)
+        if self.mode == "center":
+            return Seen(centre_box(width, height, px, self.crop_pct), (0, 0, px, px))
+        scaled = int(px / self.crop_pct)
+        first = round((scaled - px) / 2)
+        last = min(first + px, scaled)
+        across, down = width / scaled, height / scaled
+        return Seen((first * across, first * down, last * across, last * down), (0, 0, px, px))
+
+    def _bordered(self, width: int, height: int) -> Seen:
+        ratio = max(width, height) / int(self.px / self.crop_pct)
+        wide, high = max(round(width / ratio), 1), max(round(height / ratio), 1)
         left, top = self._first(wide), self._first(high)
         x0, x1 = max(left, 0), min(left + self.px, wide)
         y0, y1 = max(top, 0), min(top + self.px, high)
-        across, down = image.width / wide, image.height / high
-        box = (x0 * across, y0 * down, x1 * across, y1 * down)
-        resized = image.resize((x1 - x0, y1 - y0), _method(self.interpolation), box=box)
-        canvas[y0 - top : y1 - top, x0 - left : x1 - left] = np.asarray(resized)
-        return canvas
+        across, down = width / wide, height / high
+        return Seen(
+            (x0 * across, y0 * down, x1 * across, y1 * down),
+            (x0 - left, y0 - top, x1 - left, y1 - top),
+        )
 
     def _first(self, side: int) -> int:
         """Return the first pixel of a resized side that the crop shows; negative with a border."""

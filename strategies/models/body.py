@@ -140,13 +140,37 @@ class Body(nn.Module):
 
         The penultimate activations are (n, channels), or None if that depth is not selected.
         """
+        levels, last = self.unpooled(images)
+        return levels, None if last is None else self.pool_last(last)
+
+    def unpooled(self, images: Tensor) -> tuple[list[Level], Tensor | None]:
+        """Return the activations of the selected depths, and the network's last, not pooled.
+
+        The last are as the network computes them: feature maps or tokens in its own layout, or
+        None if the penultimate depth is not selected.
+        """
         if not self.whole:
             return self._levels(self._intermediates(images, only=True)), None
         if self.levels:
             last, found = self._intermediates(images, only=False)
         else:
             last, found = _call(self.net, "forward_features")(images), []
-        return self._levels(found), _call(self.net, "forward_head")(last, pre_logits=True)
+        return self._levels(found), last
+
+    def pool_last(self, last: Tensor) -> Tensor:
+        """Pool the network's last activations as the network does, (n, channels)."""
+        pooled: Tensor = _call(self.net, "forward_head")(last, pre_logits=True)
+        return pooled
+
+    def read_blocks(self) -> list[nn.Module]:
+        """Return the modules whose outputs are the feature levels that the head reads.
+
+        The penultimate activations are those of the last level, after norm and pooling.
+        """
+        info = getattr(self.net, "feature_info", [])
+        names = [str(level["module"]) for level in getattr(info, "info", info)]
+        read = [names[level] for level in self.levels] + names[-1:] * self.whole
+        return [self.net.get_submodule(name) for name in dict.fromkeys(read)]
 
     def _intermediates(self, images: Tensor, *, only: bool) -> Any:
         method = _call(self.net, "forward_intermediates")

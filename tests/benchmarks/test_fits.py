@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from advisor.similarity.reference import read_reference
@@ -331,6 +332,30 @@ def test_similar_images_are_compared_with_nearest_neighbours(
     assert all(80 <= mean <= 100 for mean in means)
 
 
+def test_maps_are_compared_with_covering_at_random_and_with_random_weights(
+    load: Load, separable_root: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = load("explanations")
+    given = ["--data-root", str(separable_root), "--cache-dir", str(cache_dir)]
+    script.main([*given, "--sets", "coloured", "--images", "6", "--input-px", "64"])
+    row = capsys.readouterr().out.splitlines()[-1]
+    name, n, accuracy, method, top, chance, *intervals = row.strip("| ").split(" | ")
+    assert (name, n, method) == ("coloured", "6", "CAM")
+    assert float(accuracy[:-1]) > 60
+    middle, low, high = (
+        float(x) for x in re.fullmatch(r"(\S+) \[(\S+), (\S+)\]", intervals[0]).groups()
+    )
+    assert low <= middle <= high
+    assert middle == pytest.approx(float(top) - float(chance), abs=0.11)
+    pixels = np.zeros((2, 10, 10, 3), np.uint8)
+    maps = np.zeros((2, 10, 10), np.float32)
+    maps[0, :2] = maps[1, :, :2] = 1
+    covered = script.cover(pixels, maps, (1.0, 0.5, 0.0))
+    assert (covered[0, :2] == (255, 128, 0)).all()
+    assert (covered[1, :, :2] == (255, 128, 0)).all()
+    assert (covered > 0).any(axis=3).sum() == 2 * 20
+
+
 def test_many_images_are_fitted_by_the_default_schedule(
     load: Load,
     data_root: Path,
@@ -366,6 +391,7 @@ SMOKE = {
     "pinned_split": test_the_suite_keeps_the_splits_of_its_first_rows,
     "schedule": test_many_images_are_fitted_by_the_default_schedule,
     "similar": test_similar_images_are_compared_with_nearest_neighbours,
+    "explanations": test_maps_are_compared_with_covering_at_random_and_with_random_weights,
     "shuffled_labels": test_advice_on_shuffled_labels_is_printed,
     "run_suite": test_the_suite_adds_missing_rows,
     "curves": test_training_runs_are_recorded_and_averaged,

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 
 from advisor.cli.advice_page import advise_with_page
+from advisor.deploy.explain import explain
 from advisor.report.html import page
 from advisor.tune.driver import auto
 from advisor.types.options import Options, RunOptions
+from strategies.core.context import make_context
 from tests.advisor.report.made import (
     HOSTILE,
     full_profile,
@@ -67,8 +69,11 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (folder / "many.html").write_text(text, encoding="utf-8")
     two = made_advice(full_profile(["ants", "bees"]))
     (folder / "two.html").write_text(page(two, made_gallery(two)), encoding="utf-8")
+    given = sorted((data / "class1").glob("00*.png"))[:4]
+    list(explain(folder / "run", given, folder / "why", make_context(cache_dir=folder / "cache")))
     names = ("advice", "hostile", "many", "two")
-    return {n: folder / f"{n}.html" for n in names} | {"run": folder / "run" / "report.html"}
+    others = {"run": folder / "run" / "report.html", "why": folder / "why" / "index.html"}
+    return {n: folder / f"{n}.html" for n in names} | others
 
 
 NAMES = ("advice", "run", "hostile", "many", "two")
@@ -89,7 +94,8 @@ def open_page(chromium: Any, pages: dict[str, Path]) -> Iterator[Open]:
         allowed = ("file:", "data:")
         tab.on("request", lambda r: r.url.startswith(allowed) or problems.append(r.url))
         tab.goto(pages[name].as_uri())
-        tab.wait_for_selector("html[data-ready=yes]", state="attached", timeout=30_000)
+        if name != "why":  # it has no script
+            tab.wait_for_selector("html[data-ready=yes]", state="attached", timeout=30_000)
         opened.append(tab)
         return tab
 
@@ -119,7 +125,7 @@ def test_the_page_of_a_hundred_thousand_images_opens_within_three_seconds(
     assert min(seconds) < 3  # the machine may be busy with something else
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "why"])
 def test_a_phone_has_no_horizontal_scroll(name: str, open_page: Open) -> None:
     tab = open_page(name, viewport=PHONE)
     assert tab.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
@@ -207,6 +213,41 @@ def test_dark_mode_has_a_dark_background_and_light_chart_labels(open_page: Open)
     assert brightness(dark, label, "fill") > 130
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_mistakes_show_their_map_beside_the_image_and_similar_train_images(
+    scheme: str, open_page: Open
+) -> None:
+    tab = open_page("hostile", color_scheme=scheme)
+    twins = tab.locator(".explained .twins")
+    assert twins.count() == 11
+    for k in (0, 10):
+        twins.nth(k).scroll_into_view_if_needed()
+        boxes = [image.bounding_box() for image in twins.nth(k).locator("img").all()]
+        assert len(boxes) == 2
+        assert boxes[0]["width"] == pytest.approx(boxes[1]["width"], abs=1)
+        assert boxes[0]["width"] > 90
+        assert boxes[1]["x"] > boxes[0]["x"] + boxes[0]["width"]
+    assert tab.locator(".explained .near li").count() == 33
+    seen = tab.evaluate("[...document.images].map(i => [i.complete && i.naturalWidth > 8, i.alt])")
+    assert all(is_drawn and alt for is_drawn, alt in seen)
+    ramp = tab.locator(".legend .ramp")
+    assert "gradient" in ramp.evaluate("e => getComputedStyle(e).backgroundImage")
+    assert ramp.bounding_box()["width"] > 60
+    assert ramp.get_attribute("aria-label")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_explanations_leads_to_its_files(scheme: str, open_page: Open) -> None:
+    tab = open_page("why", color_scheme=scheme)
+    assert tab.locator("article").count() == 4
+    assert tab.evaluate("[...document.images].every(i => i.naturalWidth > 8 && i.alt)")
+    assert tab.locator("article .near li").count() == 12
+    background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (int(background[4:].split(",")[0]) > 200) == (scheme == "light")
+    tab.locator("article a").first.click()
+    tab.wait_for_url("**/00001-*.jpg")
+
+
 def test_a_script_in_a_class_name_does_not_run(open_page: Open) -> None:
     tab = open_page("hostile")
     assert tab.locator("b, i").count() == 0
@@ -214,7 +255,7 @@ def test_a_script_in_a_class_name_does_not_run(open_page: Open) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "why"])
 @pytest.mark.skipif(not AXE, reason="AXE_JS does not name a file: npm pack axe-core brings it")
 def test_axe_finds_no_serious_violation(name: str, scheme: str, open_page: Open) -> None:
     tab = open_page(name, color_scheme=scheme)

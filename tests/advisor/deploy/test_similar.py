@@ -12,13 +12,15 @@ import pytest
 from advisor.deploy import features
 from advisor.deploy.features import classifier_embedder
 from advisor.deploy.labelled import LabelledFile
-from advisor.deploy.similar import descriptors, find_similar, similar_images
+from advisor.deploy.similar import find_similar, similar_images
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.images import image_rows
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError, StorageError
 from strategies.data.dataset import Dataset
 from strategies.models.classifier import ImageClassifier
+from strategies.models.explain import nearest
+from strategies.models.explain.nearest import descriptors
 from tests.advisor.deploy.conftest import TlAuto, json_of
 
 
@@ -105,12 +107,12 @@ def test_features_are_cached_by_content_and_classifier(
     classifier = ImageClassifier.load(finished / "classifier")
     first = classifier_embedder(classifier, ctx).rows(small_dataset.val)
     paths: list[Path] = []
-    monkeypatch.setattr(features, "batches", lambda given, *_: paths.extend(given) or iter(()))
+    monkeypatch.setattr(nearest, "batches", lambda given, *_: paths.extend(given) or iter(()))
     again = classifier_embedder(ImageClassifier.load(finished / "classifier"), ctx)
     np.testing.assert_array_equal(again.rows(small_dataset.val), first)
     assert paths == []
     with monkeypatch.context() as patch:
-        patch.setattr(features, "weights_digest", lambda state: "another")
+        patch.setattr(nearest, "weights_digest", lambda state: "another")
         other = classifier_embedder(classifier, ctx)
     with pytest.raises(ValueError, match="concatenate"):
         other.rows(small_dataset.val)  # nothing is cached for other weights

@@ -12,6 +12,7 @@ from PIL import Image
 from advisor.decide.priors import load_priors
 from advisor.decide.recommend import frontier_of, recommend
 from advisor.report.gallery import Gallery, Point, images_named
+from advisor.report.maps.mistakes import Explained, Explanations, NearImage
 from advisor.types.advice import Advice, Choice, Finding
 from advisor.types.outcome import ClassGain, Outcome, TransferGain, TrialRecord
 from advisor.types.profile import LearningCurve, Profile
@@ -124,7 +125,23 @@ def made_gallery(advice: Advice, n_points: int = 120, mistakes: Sequence[Mistake
     files = [p.path for p in points] + ["data/b.png"] + [m.path for m in mistakes]
     thumbs = {path: thumb(i) for i, path in enumerate(files)}
     named = images_named(advice.findings, files)
-    return Gallery(points, 2, advice.profile.n, thumbs, named)
+    explained = made_explanations(mistakes, [p.path for p in points[:9]], classes)
+    thumbs |= explained.thumbs
+    return Gallery(points, 2, advice.profile.n, thumbs, named, explained)
+
+
+def made_explanations(
+    mistakes: Sequence[Mistake], train: Sequence[str], classes: Sequence[str]
+) -> Explanations:
+    """Return explanations of all mistakes but the last."""
+    near = tuple(NearImage(path, classes[i % len(classes)], 0.9) for i, path in enumerate(train))
+    by_path = {
+        m.path: Explained(thumb(i), near[i % 7 : i % 7 + 3]) for i, m in enumerate(mistakes[:-1])
+    }
+    if not by_path:
+        return Explanations()
+    thumbs = {path: thumb(i) for i, path in enumerate((*by_path, *train))}
+    return Explanations(by_path, thumbs, "CAM", ("Maps of <b>all but one</b>.",))
 
 
 def made_outcome(advice: Advice, n_trials: int = 12) -> Outcome:

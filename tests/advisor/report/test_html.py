@@ -166,3 +166,26 @@ def large_advice() -> Advice:
 def test_template_script_and_style_are_part_of_the_package() -> None:
     folder = Path(__file__).parents[3] / "advisor" / "report" / "page"
     assert {p.name for p in folder.iterdir()} >= {"page.html", "page.css", "page.js"}
+
+
+def test_mistakes_have_their_map_and_similar_train_images_with_labels(hostile: Elements) -> None:
+    texts = [attrs.get("alt") or "" for tag, attrs in hostile.tags if tag == "img"]
+    n_explained = 2 * 6 - 1
+    assert sum(text.startswith("map of where it speaks for") for text in texts) == n_explained
+    assert sum(text.startswith("a train image of") for text in texts) == 3 * n_explained
+    assert any("rather than <script>alert(1)</script>" in text for text in texts)
+    assert all(attrs.get("alt") for tag, attrs in hostile.tags if tag == "img")
+    words = "".join(hostile.words)
+    assert "where an image speaks for the predicted class rather than the true one" in words
+    assert "cropped away" in words
+    assert "exact (CAM)" in words
+    assert "Maps of <b>all but one</b>." in words
+    assert words.count("Most similar train images") == n_explained
+
+
+def test_a_page_without_explanations_has_neither_legend_nor_maps() -> None:
+    advice = made_advice(full_profile(["ants", "bees"]))
+    text = page(advice, made_gallery(advice), made_outcome(advice))
+    assert "Most frequent misclassifications" in text
+    assert 'class="legend"' not in text
+    assert "map of where" not in text

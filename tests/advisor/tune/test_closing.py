@@ -3,15 +3,20 @@
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from advisor.advise import Prepared
+from advisor.report.gallery import Gallery
+from advisor.report.maps.mistakes import NO_TIME
 from advisor.tune import closing, control
 from advisor.tune.control import Control
 from advisor.tune.time_budget import TimeBudget
-from advisor.types.options import DEFAULTS
+from advisor.types.options import DEFAULTS, RunOptions
 from advisor.types.outcome import Ended, TrialRecord
 from strategies.core.context import RunContext
+from strategies.models.classifier import ImageClassifier, evaluate_probabilities
+from tests.advisor.report.made import made_outcome
 from tests.advisor.searching import Runner
 
 
@@ -39,6 +44,52 @@ def test_a_draft_report_without_time_has_no_map(run: Runner, prepared: Prepared)
     draft = closing.draft_report(run.folder, run.advice, prepared, 0.0)
     assert draft.gallery.points == ()
     assert draft.gallery.n_images == len(run.dataset.fit_split)
+
+
+def test_the_reserve_for_explanations_is_a_small_share_of_a_short_run(
+    run: Runner, prepared: Prepared
+) -> None:
+    profile, options = run.advice.profile, RunOptions(time_s=10.0)
+    assert prepared.dataset.test
+    short = closing.time_budget(prepared, profile, options, time.monotonic() + 10.0)
+    assert 0 < short.explain_s <= closing.EXPLAIN_SHARE * 10.0
+    long = closing.time_budget(
+        prepared, profile, replace(options, time_s=1e6), time.monotonic() + 1e6
+    )
+    expected = closing.EXPLAIN_IMAGES * profile.ms_per_image / 1000
+    assert long.explain_s == pytest.approx(expected)
+    for changed, given in (
+        (prepared, replace(options, report=False)),
+        (replace(prepared, dataset=replace(prepared.dataset, test=())), options),
+    ):
+        assert closing.time_budget(changed, profile, given, 0.0).explain_s == 0
+
+
+def test_the_mistakes_on_test_are_explained_in_the_gallery_of_the_page(
+    run: Runner, prepared: Prepared
+) -> None:
+    run(max_trials=1)
+    best = run.folder.best()
+    assert best is not None
+    classifier = ImageClassifier.load(run.folder.classifier())
+    test = prepared.dataset.test or ()
+    names = prepared.dataset.classes
+    wrong = np.eye(len(names), dtype=np.float32)[[(i.label + 1) % len(names) for i in test]]
+    evaluation = evaluate_probabilities(wrong, test, names)
+    outcome = replace(made_outcome(run.advice), test=evaluation)
+    left = TimeBudget(time.monotonic() + 600, 600, 0, 1, {64: 0.001})
+    given = (classifier, prepared, left)
+    gallery = closing.with_explanations(Gallery(), outcome, *given)
+    assert gallery is not None
+    assert list(gallery.explained.by_path) == [m.path for m in evaluation.mistakes]
+    assert {n.label for e in gallery.explained.by_path.values() for n in e.nearest} <= set(names)
+    assert closing.with_explanations(None, outcome, *given) is None
+    untested = closing.with_explanations(Gallery(), replace(outcome, test=None), *given)
+    assert untested == Gallery()
+    late = replace(left, deadline_s=time.monotonic() - 1)
+    without = closing.with_explanations(Gallery(), outcome, classifier, prepared, late)
+    assert without is not None
+    assert without.explained.notes == (NO_TIME,)
 
 
 def test_the_early_control_of_a_probe_is_kept_while_that_probe_is_the_incumbent(

@@ -11,7 +11,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from advisor.tune.interventions import initial_trials
 from advisor.tune.scheduler import Scheduler, make_scheduler
-from advisor.tune.time_budget import MAX_TEST_SHARE, TimeBudget, TimeLeft
+from advisor.tune.time_budget import MAX_EXPLAIN_S, MAX_TEST_SHARE, TimeBudget, TimeLeft
 from advisor.tune.trials.sampler import SeededTPE
 from advisor.tune.trials.study import TrialsSnapshot
 from advisor.types.advice import Recommendation
@@ -413,6 +413,19 @@ def test_the_reserves_for_control_and_report_shrink_to_what_they_cost() -> None:
     assert budget.search_ends_s() == budget.test_begins_s() - 60.0
     budget.reserve_for(incumbent_is_trained=False, n_soup_images=0)
     assert budget.search_ends_s() == budget.test_begins_s() == budget.report_begins_s()
+
+
+def test_explaining_the_mistakes_has_a_reserve_before_the_report() -> None:
+    plain = TimeBudget(math.inf, 900.0, n_test=100, n_val=50, by_px={224: 0.01}, report_s=6.0)
+    plain = replace(plain, deadline_s=time.monotonic() + 900.0)
+    budget = replace(plain, explain_s=3.0)
+    assert budget.report_begins_s() == plain.report_begins_s()
+    assert budget.report_begins_s() - budget.explanation_begins_s() == 3.0
+    assert plain.search_ends_s() - budget.search_ends_s() == pytest.approx(3.0)
+    # A run that ends early does not explain for the rest of its time.
+    assert budget.explanation_ends_s() - time.monotonic() == pytest.approx(MAX_EXPLAIN_S, abs=0.5)
+    late = replace(budget, deadline_s=time.monotonic() + 9.0)
+    assert late.explanation_ends_s() == late.report_begins_s()
 
 
 def test_the_folds_of_a_trial_share_its_time() -> None:

@@ -1,0 +1,1 @@
+"""Explanations of predictions: class activation maps, and the most similar known images."""
