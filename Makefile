@@ -25,7 +25,7 @@ browser: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
-	$(BIN)/mkdocs build
+	$(BIN)/mkdocs build --strict
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
