@@ -135,6 +135,9 @@ PAGES = [
 def test_documents_name_files_that_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     folders = "advisor|strategies|tests|benchmarks|docs"
+    for target in re.findall(r"\]\((?!https?:)([^)#\s]+)", text):
+        assert (page.parent / target).exists(), target
+    text = re.sub(r"\]\([^)]*\)", "]", text)
     for name in re.findall(rf"(?<![\w/.-])(?:{folders})/[\w./-]*\w\.\w+", text):
         assert (ROOT / name).exists(), name
     dotted = re.findall(
