@@ -6,7 +6,7 @@ measured again.
 
 Run:      taskset -c 0 python benchmarks/all_strategies.py --data-root FOLDER
 Cost:     an hour and a quarter on one core, without a GPU
-Expected: the table in benchmarks/README.md, "All strategies with 20 images per class"
+Expected: the table in docs/benchmarks/suite.md, "All strategies with 20 images per class"
 """
 
 import argparse

@@ -12,7 +12,7 @@ program) the versions take turns on every case.
 Run:      python benchmarks/budget.py --data ../shared/data --sets hymenoptera flowers5 \
               --times 1m 3m
 Cost:     the sum of the limits, on one core.
-Expected: every run ends within max(5%, 5 s) of its limit (README.md).
+Expected: every run ends within max(5%, 5 s) of its limit (docs/benchmarks/runs.md).
 """
 
 import argparse

@@ -9,7 +9,7 @@ Run:      python benchmarks/claims.py --data-root FOLDER --cache-dir FOLDER --pl
 Rows:     python benchmarks/run_suite.py --out benchmarks/claims.jsonl --no-evidence --seeds 0 \
               --n-per-class 5 20 100 --sets NAME ... --grid 11 12 13 14 15 16 17
 Cost:     half a minute for three datasets on one core, the rows not included.
-Expected: the table of README.md; not every claim holds.
+Expected: the table of docs/benchmarks/claims.md; not every claim holds.
 """
 
 import argparse

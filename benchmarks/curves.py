@@ -7,7 +7,8 @@ run; runs of a dataset that has rows are skipped. `soups` averages the weights o
 
 Run:      python benchmarks/curves.py [record|soups|pruners ...] --data-root DIR --weights DIR
 Cost:     `record` 40 minutes for six datasets on half a core; `pruners` seconds.
-Expected: ASHA with patience almost never stops the best run; soups rarely gain (README.md).
+Expected: ASHA with patience almost never stops the best run; soups rarely gain
+          (docs/benchmarks/runs.md).
 """
 
 import argparse

@@ -23,7 +23,7 @@ quality  the images of every dataset that are called blurred (TL017), dark (TL01
 Run:      python benchmarks/data_quality.py DATA --part PART [--cache-dir DIR]
 Cost:     leaks 4 minutes, altered 3, pairs 5, series 1, labels 4, quality 4 minutes on 2 cores
           (features cached).
-Expected: README-data.md.
+Expected: docs/benchmarks/data.md.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--part", choices=tuple(SETS), required=True)
     parser.add_argument("--cache-dir", type=Path)
     parser.add_argument(
-        "--sets", nargs="+", help="datasets; default: those of the README, by part; pairs: all"
+        "--sets", nargs="+", help="datasets; default: those of docs/benchmarks/data.md; pairs: all"
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     args = parser.parse_args(argv)

@@ -4,7 +4,7 @@ Run:      python benchmarks/domain.py [--lines 1 2 3 4 5 6 7 8] [--input-px 224]
           [--cache-dir FOLDER]
 Cost:     some 25 minutes on two cores with an empty cache (features of 17,000 images); a fifth of
           that at 96 px, apart from the lines that compare it with 224 px.
-Expected: one Markdown section for every number, as in README-domain.md.
+Expected: one Markdown section for every number, as in docs/benchmarks/similarity.md.
 """
 
 import argparse

@@ -6,7 +6,7 @@ mean and standard deviation of test accuracy over seeds.
 Run:      python benchmarks/fine_tune_defaults.py --data-root FOLDER --out FILE
 Cost:     25 minutes on one core: a linear probe and a full fine-tune at 96 px for 7 cases and 3
           seeds. `--sets` without names prints the table of existing rows in seconds.
-Expected: README-training.md.
+Expected: docs/benchmarks/training.md.
 """
 
 import argparse

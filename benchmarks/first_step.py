@@ -6,7 +6,7 @@ rate until the loss is at most 25 times that of guessing.
 
 Run:      python benchmarks/first_step.py --backbone mobilenetv2_100 --input-px 224
 Cost:     5 to 30 s per dataset on one core.
-Expected: README-training.md, section "A learning rate that the network can stand".
+Expected: docs/benchmarks/training.md, section "A learning rate that the network can stand".
 """
 
 import argparse

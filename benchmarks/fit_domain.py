@@ -9,11 +9,11 @@ it follows from how the standard deviation over samples of 50 images grows with 
 
 Landmarks are measured at the input size of the domain shift (96 px). The curve is fitted at
 224 px, so that the similarities in the suite's rows stay what they are; fitted at 96 px
-(``--curve-px 96``), it differs little (README-domain.md).
+(``--curve-px 96``), it differs little (docs/benchmarks/similarity.md).
 
 Run:      python benchmarks/fit_domain.py
 Cost:     about 3 minutes on two cores once the features are cached.
-Expected: the shipped calibration.json, apart from its date; README-domain.md.
+Expected: the shipped calibration.json, apart from its date; docs/benchmarks/similarity.md.
 """
 
 import argparse

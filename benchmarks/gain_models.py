@@ -18,7 +18,7 @@ datasets.
 
 Run:      python benchmarks/gain_models.py [--models lines interactions]
 Cost:     half a minute per model of lines on one core, minutes with Gaussian processes.
-Expected: README.md, section "Models of the gain".
+Expected: docs/benchmarks/intervals.md, section "Models of the gain".
 """
 
 import argparse

@@ -9,7 +9,7 @@ are for speed only. Nothing needs a network connection.
 Run:      python benchmarks/gpu.py --out gpu.json
           python benchmarks/gpu.py --device cpu --smoke --out smoke.json    # tests the script
 Cost:     at most 8 minutes on one GPU.
-Expected: the bars of README-gpu.md; no CUDA machine was at hand so far.
+Expected: the bars of docs/benchmarks/gpu.md; no CUDA machine was at hand so far.
 """
 
 import argparse

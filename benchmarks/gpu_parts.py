@@ -5,7 +5,7 @@ longer than its limit. A part prints one JSON object. Rates are images per secon
 
 Run:      python benchmarks/gpu_parts.py features --network cnn --device cuda --images FOLDER
 Cost:     up to half a minute per part on a fast GPU.
-Expected: the bars that README-gpu.md states.
+Expected: the bars that docs/benchmarks/gpu.md states.
 """
 
 import argparse

@@ -11,7 +11,7 @@ Run:      python benchmarks/harmful_sources.py make --sources-folder FOLDER
           python benchmarks/harmful_sources.py fit --sources-folder FOLDER
           python benchmarks/harmful_sources.py table
 Cost:     on one core: make 3 to 5 minutes per source, fit about 2 minutes per source and dataset.
-Expected: README.md, "Warnings of negative transfer".
+Expected: docs/benchmarks/negative-transfer.md, "Warnings of negative transfer".
 """
 
 import argparse

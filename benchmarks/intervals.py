@@ -6,7 +6,7 @@ times what lies outside, in points; lower is better. It rewards narrow intervals
 
 Run:      python benchmarks/intervals.py
 Cost:     half a minute on one core; reads rows only.
-Expected: the tables of README.md, "Intervals": coverage of 85 to 100%, a score of 33 points.
+Expected: the tables of docs/benchmarks/intervals.md: coverage of 85 to 100%, a score of 33.
 """
 
 import argparse

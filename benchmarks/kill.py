@@ -7,7 +7,7 @@ appearance of ``run.json`` in its folder to its end. One JSON line per kill and 
 printed.
 
 Run:      python benchmarks/kill.py DATA --out FOLDER --kills 20 --trials 4 --input-px 64
-Cost:     (kills + 2) runs; 32 minutes on one core in the configuration of README.md.
+Cost:     (kills + 2) runs; 32 minutes on one core in the configuration of docs/benchmarks/runs.md.
 Expected: "same" is true for every kill. The exit code is 1 if anything differs.
 """
 

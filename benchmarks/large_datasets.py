@@ -22,7 +22,7 @@ run
 Run:      python benchmarks/large_datasets.py --source ../shared/data/flowers5 --scratch FOLDER
               [--n 200000] [--figures advise duplicates heads run]
 Cost:     an hour on one core for all with 200,000 images, most of it for ``run``; 1 GB on disk.
-Expected: README.md.
+Expected: docs/benchmarks/speed.md.
 """
 
 import argparse

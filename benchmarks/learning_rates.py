@@ -7,7 +7,7 @@ best one is chosen by the test images themselves, so it is favoured by luck.
 Run:      python benchmarks/learning_rates.py --data-root FOLDER --backbone mobilenetv2_100
 Cost:     an hour and a half on one core, at 96 px with 20 images per class: 288 fits.
           `--sets` without names prints the table of existing rows in seconds.
-Expected: README-training.md.
+Expected: docs/benchmarks/training.md.
 """
 
 import argparse

@@ -6,7 +6,7 @@ splitting run in a process of their own, whose peak resident memory is read from
 
 Run:      python benchmarks/million_files.py --images FOLDER... --scratch FOLDER
 Cost:     about 2 minutes on 2 cores.
-Expected: README-data.md; `torch_imported` is false.
+Expected: docs/benchmarks/data.md; `torch_imported` is false.
 """
 
 import argparse

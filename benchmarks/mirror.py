@@ -10,7 +10,7 @@ Run:      python benchmarks/mirror.py --data-root FOLDER --sets gtsrb pacs_sketc
               --n-per-class 5 20 [--fit]
 Cost:     two passes over the train images of a case; with ``--fit`` two full fine-tunes more.
 Expected: asymmetry well above its noise for letters and signs; flips hurt gtsrb and help
-          pacs_sketch (README-training.md).
+          pacs_sketch (docs/benchmarks/training.md).
 """
 
 import argparse

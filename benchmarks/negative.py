@@ -14,7 +14,8 @@ Run:      python benchmarks/negative.py harm --backbone-folder FOLDER
           python benchmarks/negative.py table
 Cost:     on one core: harm 5 minutes, warn and near 1 to 3 s per draw, interventions 10 to 20 s
           per fit.
-Expected: negative transfer is found on all draws of warn and on none of near (README.md).
+Expected: negative transfer is found on all draws of warn and on none of near
+          (docs/benchmarks/negative-transfer.md).
 """
 
 import argparse

@@ -11,7 +11,7 @@ Run:      python benchmarks/peers.py --python PEERS/bin/python
           PEERS is an environment of its own: ``pip install torch torchvision timm``, then
           ``pip install fastai``.
 Cost:     45 minutes per seed on one core; `--table` takes seconds.
-Expected: README-probes.md.
+Expected: docs/benchmarks/probes.md.
 """
 
 import argparse

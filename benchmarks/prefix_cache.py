@@ -8,7 +8,7 @@ load when OMP_NUM_THREADS=1 is set.
 
 Run:      OMP_NUM_THREADS=1 python benchmarks/prefix_cache.py --data-root FOLDER --out FILE
 Cost:     17 minutes on one core; `--sets` without names prints the table in seconds.
-Expected: a speed-up above 1 at equal accuracy (README-training.md).
+Expected: a speed-up above 1 at equal accuracy (docs/benchmarks/training.md).
 """
 
 import argparse

@@ -8,7 +8,7 @@ Run:      OMP_NUM_THREADS=1 python benchmarks/probe_speed.py --depths 1 2 3 4 5 
           python benchmarks/probe_speed.py --table
           python benchmarks/probe_speed.py --synthetic 100000    # time and memory of our solver
 Cost:     mostly scikit-learn's time, which `--table` prints; `--table` itself takes seconds.
-Expected: equal accuracy in a fraction of the time (README-probes.md).
+Expected: equal accuracy in a fraction of the time (docs/benchmarks/probes.md).
 """
 
 import argparse

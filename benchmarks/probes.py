@@ -8,7 +8,7 @@ one row, appended when it is done; fits that have a row are skipped.
 Run:      python benchmarks/probes.py --out benchmarks/probes.jsonl
           python benchmarks/probes.py --table
 Cost:     a quarter of an hour on one core; `--table` takes seconds.
-Expected: README-probes.md.
+Expected: docs/benchmarks/probes.md.
 """
 
 import argparse

@@ -13,7 +13,7 @@ are 90% bootstrap intervals over datasets, because the cases of one dataset are 
 
 Run:      python benchmarks/regret.py [--cases]
 Cost:     minutes on one core; reads rows only.
-Expected: the tables of README.md: about 0.9 points of regret by default.
+Expected: the tables of docs/benchmarks/regret.md: about 0.9 points of regret by default.
 """
 
 import argparse

@@ -10,7 +10,7 @@ chance.
 
 Run:      python benchmarks/schedule.py [--fit --images FOLDER --scratch FOLDER]
 Cost:     the first table a second; `--fit` a quarter of an hour on one core.
-Expected: README.md.
+Expected: docs/benchmarks/training.md.
 """
 
 import argparse

@@ -8,7 +8,7 @@ random, so it saves the time of reading them.
 Run:      python benchmarks/speed.py [--figures 1 3 7] [--repeat 5] [--cpu] [--images FOLDER]
           make bench    # the same as --guard: three figures on handwritten digits, with slack
 Cost:     half an hour on 2 idle cores for all; figures 5 and 6 make 50,000 hard links.
-Expected: every figure meets its target, except 4 (0.31) and 10 (README.md).
+Expected: every figure meets its target, except 4 (0.31) and 10 (docs/benchmarks/speed.md).
 """
 
 import argparse

@@ -14,7 +14,7 @@ measured on a core of their own. With fewer than five datasets there is no such 
 
 Run:      python benchmarks/strategy_table.py
 Cost:     a minute on one core; reads rows only.
-Expected: the tables of README.md, "What the strategies add".
+Expected: the tables of docs/benchmarks/suite.md, "What the strategies add".
 """
 
 import argparse

@@ -9,7 +9,8 @@ the ROC curve has a 90% bootstrap interval over datasets.
 
 Run:      python benchmarks/transfer_risk.py --plot FILE.svg [--cases]
 Cost:     minutes on one core; reads rows only.
-Expected: an area of about 0.92, and calibrated probabilities (README.md).
+Expected: an area of about 0.92, and calibrated probabilities
+          (docs/benchmarks/negative-transfer.md).
 """
 
 import argparse

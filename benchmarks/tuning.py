@@ -23,7 +23,8 @@ fits that have a line are skipped. At the end mean accuracies are printed, and d
 Run:      python benchmarks/tuning.py --seconds 60 --fastai PEERS/bin/python \
               --autogluon AG/bin/python
 Cost:     70 minutes on one core with 60 s; `--sets` without names prints the summary in seconds.
-Expected: `run` is at least as good as its advice, and better than the others (README.md).
+Expected: `run` is at least as good as its advice, and better than the others
+          (docs/benchmarks/runs.md).
 """
 
 import argparse

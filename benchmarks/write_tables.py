@@ -1,4 +1,4 @@
-"""Write the tables that are computed from the suite's rows into README.md.
+"""Write the tables that are computed from the suite's rows into docs/benchmarks.
 
 A table stands between two comments. The first names the script that prints it, with its options,
 and the backbone and input size of the profiles:
@@ -8,7 +8,7 @@ and the backbone and input size of the profiles:
 
 Run:      python benchmarks/write_tables.py [--check]
 Cost:     minutes on one core; reads rows only.
-Expected: README.md with today's tables; with --check an error if they differ.
+Expected: pages with today's tables; with --check an error if they differ.
 """
 
 import argparse
@@ -23,13 +23,13 @@ import intervals
 import regret
 import strategy_table
 
-README = Path(__file__).resolve().parent / "README.md"
+PAGES = Path(__file__).resolve().parents[1] / "docs" / "benchmarks"
 SCRIPTS = {
     "regret.py": regret.main,
     "intervals.py": intervals.main,
     "strategy_table.py": strategy_table.main,
 }
-_BLOCK = re.compile(
+BLOCK = re.compile(
     r"(<!-- table: ([^,\n]+), (\S+), (\d+) px -->\n).*?(<!-- end of table -->)", re.S
 )
 _HEADING = re.compile(r"^(\S+), profiles at (\d+) px.*\n", re.M)
@@ -54,21 +54,22 @@ def with_tables(text: str) -> str:
         begin, command, backbone, px, end = block.groups()
         return f"{begin}\n{sections(command)[backbone, int(px)]}\n\n{end}"
 
-    return _BLOCK.sub(fill, text)
+    return BLOCK.sub(fill, text)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the tables, or compare them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
-    parser.add_argument("--document", type=Path, default=README)
+    parser.add_argument("--document", type=Path, nargs="+", default=sorted(PAGES.glob("*.md")))
     args = parser.parse_args(argv)
-    before = args.document.read_text(encoding="utf-8")
-    after = with_tables(before)
-    if args.check and after != before:
-        raise SystemExit(f"{args.document} differs from the rows. Run benchmarks/write_tables.py.")
-    if not args.check:
-        args.document.write_text(after, encoding="utf-8")
+    for document in args.document:
+        before = document.read_text(encoding="utf-8")
+        after = with_tables(before)
+        if args.check and after != before:
+            raise SystemExit(f"{document} differs from the rows. Run benchmarks/write_tables.py.")
+        if after != before:
+            document.write_text(after, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ class NormTune(FineTuning):
     network, so few images overfit them less.
 
     On the convolutional network of the benchmarks it is not worth its time: it takes about as long
-    as partial fine-tuning and is less accurate (benchmarks/README.md, "What the strategies add").
+    as partial fine-tuning and is less accurate (docs/benchmarks/suite.md).
     On transformers published results are good (`transformer_gain`).
 
     Attributes

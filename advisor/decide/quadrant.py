@@ -13,7 +13,7 @@ T = TypeVar("T")
 SIMILAR_FROM = 0.5
 """A domain counts as similar from this similarity on: the middle of the measured range."""
 SIMILARITY_TOLERANCE = 0.1
-"""How much colour and compression can change a similarity (benchmarks/README-domain.md)."""
+"""How much colour and compression can change a similarity (docs/benchmarks/similarity.md)."""
 ENOUGH_PER_CLASS = 200
 """Images per class that count as many: a convention, as the sources name no number."""
 SIZE_TOLERANCE = 0.15

@@ -9,7 +9,7 @@ from strategies.core.errors import TransferError
 
 PAGES = Path(__file__).with_name("findings.md")
 """Markdown with one second-level heading per finding, after those on all findings;
-``docs/findings.md`` is a copy."""
+the site shows it (``docs/hooks.py``)."""
 
 
 def explanation(code: str) -> str:

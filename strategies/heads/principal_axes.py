@@ -19,7 +19,7 @@ _CHUNK_NUMBERS = 1 << 21
 VARIANCE_PRIOR_ROWS = 30.0
 """Strength of the prior on a feature's variance, in rows: each variance is shrunk towards the mean
 over all features that vary. In a small sample some features hardly vary; divided by their tiny
-standard deviation, they would dominate on new images (benchmarks/README-probes.md)."""
+standard deviation, they would dominate on new images (docs/benchmarks/probes.md)."""
 
 
 MAX_IN_MEMORY = 1 << 27

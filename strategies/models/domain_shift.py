@@ -24,7 +24,8 @@ Vector = NDArray[np.float64]
 
 SHIFT_PX = 96
 """Input size of the embedded network for the domain shift. It separates datasets as well as 224 px
-at a fifth of the cost, and the suite's rows were measured at it (benchmarks/README-domain.md)."""
+at a fifth of the cost, and the suite's rows were measured at it
+(docs/benchmarks/similarity.md)."""
 SHIFT_IMAGES = 200
 """Largest number of images. The ends of the similarity's 90% interval are then about 0.01 from it,
 and the forward pass takes 4% of the time of an advice on 1,000 images."""

@@ -13,7 +13,7 @@ from strategies.training.recipe import BATCH_SIZE, Optimiser, RecipeDraft
 NEAR_SHIFT, FAR_SHIFT = 0.13, 0.18
 """Domain shifts (`strategies.models.domain_shift`): images up to the first are near ImageNet, from
 the second on far. They were chosen by training the embedded network at the input size of the shift
-(benchmarks/README-training.md); the shift is the same for every backbone."""
+(docs/benchmarks/training.md); the shift is the same for every backbone."""
 PROBE_ERRORS = 0.25, 0.5
 """Error rates of a linear probe: up to the first it works, from the second on it fails."""
 FEW, MANY = 50, 150

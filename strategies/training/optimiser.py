@@ -29,7 +29,7 @@ LORA_MATRICES = ".lora_"
 MAX_FIRST_LOSS = 25.0
 """Largest loss after AdamW's first update at the peak learning rate, in units of the loss of
 guessing. It is 0.2 to 11 for the default rates of the benchmarks' reference network. On another
-network training succeeded at 21 and collapsed at 33 (benchmarks/README-training.md)."""
+network training succeeded at 21 and collapsed at 33 (docs/benchmarks/training.md)."""
 MAX_HALVINGS = 6
 NO_TIME = "The deadline leaves no time for a single training step."
 

@@ -1,4 +1,4 @@
-"""The callbacks of docs/watching.md, as a reader copies them."""
+"""The callbacks of docs/how-to/watch-a-run.md, as a reader copies them."""
 
 import re
 import sys
@@ -15,7 +15,7 @@ from advisor.types.outcome import Outcome
 from strategies import fine_tuning, from_scratch
 from strategies.training.loop import ROUNDS
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "watching.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "watch-a-run.md"
 MAX_LINES = 40
 
 

@@ -29,7 +29,7 @@ class PatientHalving(BasePruner):
 
     Plain ASHA saves two to three times as much, but in searches of four to twelve trials on 18 to
     50 validation images it stopped the best trial in a fifth to a third of them, and Hyperband in
-    a tenth to a fifth. This rule did so in at most one of forty (benchmarks/README.md). Also,
+    a tenth to a fifth. This rule did so in at most one of forty (docs/benchmarks/runs.md). Also,
     there are too few trials for Hyperband: TPE models every bracket separately and needs its
     start-up trials in each.
 

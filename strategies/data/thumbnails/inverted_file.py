@@ -10,7 +10,7 @@ from strategies.data.thumbnails.vectors import Rows, Vectors, chunks
 PIVOTS, PROBES = 4, 32
 """Number of pivots as a multiple of the square root of n, and how many of them a query probes. Of
 200,000 images, this finds all of 8,000 copies that were encoded again, reduced, brightened or
-turned by one degree (benchmarks/README.md). Of weaker pairs it may miss some."""
+turned by one degree (docs/benchmarks/speed.md). Of weaker pairs it may miss some."""
 
 
 def similar_rows(
