@@ -62,10 +62,10 @@ def predict_command(
         Flag("Print the top class of every image as CSV to stdout.", name="--csv", panel="Output"),
     ] = False,
     explain: Annotated[
-        Path | None,
+        str | None,  # as in tl-advise: one environment variable has one kind of value
         Flag(
-            "Also write to this new or empty folder where each image speaks for its class, and "
-            "the most similar train images.",
+            "New or empty folder: also write where each image speaks for its class, and the "
+            "most similar train images.",
             panel="Output",
         ),
     ] = None,
@@ -87,7 +87,7 @@ def predict_command(
         keep_freed_memory()
         batches = predict(run, _expand_stdin(images), device=device, on_progress=on_progress)
         if explain is not None:
-            batches = _explained(run, images, explain, device, on_progress)
+            batches = _explained(run, images, Path(explain), device, on_progress)
         if output.json:
             _predictions_as_json(batches, top)
         elif as_csv:
@@ -95,7 +95,7 @@ def predict_command(
         else:
             _predictions_as_table(batches, top)
         if explain is not None:
-            print_note(f"Explanations: {explain / 'index.html'}")
+            print_note(f"Explanations: {Path(explain) / 'index.html'}")
 
 
 def _explained(

@@ -106,7 +106,7 @@ class _Folder:
         self.on_page += (image for image in images if image.thumb is not None)
 
 
-def check_out(out: Path, given: Iterable[Path]) -> None:
+def check_out(out: Path, given: Iterable[Path] = ()) -> None:
     """Refuse a folder for explanations that is in use, or that is searched for images itself.
 
     Raises
@@ -144,10 +144,11 @@ def explain(run: Path, given: Iterable[Path], out: Path, ctx: RunContext) -> Ite
     Raises
     ------
     StorageError
-        If there is no readable classifier, or the folder cannot be written.
+        If there is no readable classifier, or the folder is in use or cannot be written.
     DataError
         If there is no image.
     """
+    check_out(out)
     classifier = load_classifier(run, ctx.device)
     try:
         out.mkdir(parents=True, exist_ok=True)

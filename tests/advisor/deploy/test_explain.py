@@ -195,6 +195,8 @@ def test_folders_in_use_and_folders_of_the_images_are_refused(
     found = tl_auto_predict(finished, run_data, "--explain", used, exits=2)
     assert "is not empty. Give a new or empty folder." in found.stderr.replace("\n", " ")
     assert [p.name for p in used.iterdir()] == ["mine.txt"]
+    with pytest.raises(StorageError, match="is not empty"):
+        next(explain(finished, [run_data], used, make_context()))
     with pytest.raises(StorageError, match="is a file"):
         check_out(used / "mine.txt", [run_data])
     with pytest.raises(StorageError, match="whose images are explained"):

@@ -15,11 +15,13 @@ from advisor.report.maps.mistakes import BUDGET_BYTES, explain_mistakes
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext
 from strategies.core.errors import BackboneError
-from strategies.core.metrics import Mistake
+from strategies.core.metrics import Labels, Mistake
 from strategies.data.dataset import Dataset, load_dataset
+from strategies.data.decoding import Pixels
 from strategies.data.image import shown
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier, make_network
+from strategies.models.explain.class_maps import ClassMaps, class_maps
 from strategies.models.explain.nearest import classifier_rows, descriptors
 from strategies.registry import get_strategy
 
@@ -65,6 +67,28 @@ def test_a_mistake_has_a_map_and_the_nearest_train_images(
         assert all(n.path in found.thumbs for n in near.nearest)
         with Image.open(io.BytesIO(near.drawn)) as drawn:
             assert drawn.size == (48, 48)
+
+
+def test_the_map_is_of_the_predicted_class_rather_than_the_true_one(
+    fitted: tuple[ImageClassifier, RunContext],
+    small_dataset: Dataset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    classifier, ctx = fitted
+    asked: list[tuple[str, str]] = []
+
+    def watch(
+        given: ImageClassifier, pixels: Pixels, classes: Labels, against: Labels
+    ) -> ClassMaps:
+        pairs = zip(classes, against, strict=True)
+        asked.extend((given.classes[a], given.classes[b]) for a, b in pairs)
+        return class_maps(given, pixels, classes, against)
+
+    monkeypatch.setattr(module, "class_maps", watch)
+    mistakes = mistakes_of(small_dataset)
+    found = explain_mistakes(classifier, mistakes, small_dataset.train, ctx)
+    assert asked == [(m.predicted, m.label) for m in mistakes]
+    assert len(found.by_path) == len(mistakes)
 
 
 def test_images_of_the_run_are_not_passed_again_where_their_features_are_cached(

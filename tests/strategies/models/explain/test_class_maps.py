@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
 from torch import Tensor, nn
 
 from strategies.core.errors import BackboneError
 from strategies.models.backbone import Backbone, load_backbone
-from strategies.models.body import Pooling
+from strategies.models.body import Body, Pooling
 from strategies.models.classifier import ImageClassifier, make_network
 from strategies.models.explain import class_maps as module
 from strategies.models.explain.class_maps import class_maps
@@ -232,10 +233,24 @@ def test_a_network_without_positions_is_an_error_that_says_so(
     classifier = classifier_of(backbone, (backbone.n_depths,))
     body = classifier.network.body
     flat = torch.zeros(N, backbone.depths[-1].channels)
-    monkeypatch.setattr(body, "unpooled", lambda images: ([], flat))
-    monkeypatch.setattr(body, "pool_last", lambda last: last)
-    with pytest.raises(BackboneError, match=r"need feature maps .* Predict without --explain"):
-        class_maps(classifier, noise(64), CLASSES)
+    monkeypatch.setattr(body, "pool_last", lambda last: flat)
+    for last in (flat, flat[:, None], [flat]):  # pooled already, one token, several branches
+        monkeypatch.setattr(body, "unpooled", lambda images, last=last: ([], last))
+        with pytest.raises(BackboneError, match=r"need feature maps .* without --explain"):
+            class_maps(classifier, noise(64), CLASSES)
+
+
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "convit_tiny"])
+def test_a_class_token_that_is_added_late_is_no_patch(name: str) -> None:
+    net = timm.create_model(name, pretrained=False, depth=3).eval()
+    body = Body(net, (4,), 4)
+    weights = torch.randn(1, 192, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        parts, features = module._parts(body, torch.randn(1, 3, 224, 224), weights)
+    (part,) = parts
+    assert (part.maps.shape, part.is_exact) == ((1, 14, 14), False)
+    assert float(part.maps.std()) > 0
+    assert features.shape == (1, 192)
 
 
 def test_random_weights_in_the_head_or_the_network_change_the_map(backbone: Backbone) -> None:
