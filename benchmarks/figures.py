@@ -196,7 +196,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         "within-a-time": within_a_time(tables("regret.py --budgets")),
     }
     for name, chart in charts.items():
-        svg = vegalite_to_svg({"config": CONFIG, "padding": 8, **chart})
+        svg = vegalite_to_svg(
+            {
+                "config": CONFIG,
+                "padding": {"left": 30, "right": 20, "top": 8, "bottom": 8},
+                **chart,
+            }
+        )
         (args.out / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 

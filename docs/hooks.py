@@ -47,7 +47,7 @@ def command(name: str, of: Any) -> Iterator[str]:
     arguments = [p for p in of.params if p.param_type_name == "argument"]
     usage = " ".join([name, *(p.name.upper() for p in arguments), "[OPTIONS]"])
     yield from ("", f"## {name}", "", of.help or "", "", "```", usage, "```", "")
-    yield from (f"- `{p.name.upper()}`: {p.help}" for p in arguments)
+    yield from (f"- `{p.name.upper()}`: {escaped(p.help)}" for p in arguments)
     panels: dict[str, list[Any]] = {}
     for option in of.params:
         if option.param_type_name == "option" and not option.hidden and option.help:
@@ -63,9 +63,15 @@ def row(option: Any) -> str:
     """Return one line of a table of options."""
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
     default = option.default
-    shown = "" if default in (None, False, (), []) or callable(default) else f"`{default}`"
-    help_text = re.sub(r"\s+", " ", option.help).replace("|", "\\|").replace("<", "&lt;")
-    return f"| {names} | {help_text} | {shown} |"
+    none = default is None or default is False or default in ((), []) or callable(default)
+    shown = "" if none else f"`{default}`"
+    return f"| {names} | {escaped(option.help)} | {shown} |"
+
+
+def escaped(text: str) -> str:
+    """Return a help text as Markdown for a cell of a table."""
+    one_line = re.sub(r"\s+", " ", text).replace("<", "&lt;")
+    return re.sub(r"([|\[\]*_])", r"\\\1", one_line)
 
 
 def fields() -> Iterator[str]:

@@ -274,7 +274,21 @@ def test_screenshots_are_taken_of_a_report(
     advise_with_page(data_root / "striped", options, None, tmp_path / "report.html")
     load("screenshots").main(["--run", str(tmp_path), "--out", str(tmp_path / "images")])
     found = {p.name for p in (tmp_path / "images").iterdir()}
-    assert found == {"report-light.png", "map-dark.png"}
+    assert found == {"report-light.png", "report-dark.png", "map-dark.png"}
+
+
+def test_a_terminal_is_drawn_in_both_themes(load: Load, tmp_path: Path) -> None:
+    code = "import sys; print('\\033[1mbold\\033[0m', sys.stdout.isatty())"
+    load("screenshots").main(["--out", str(tmp_path), "--terminal", sys.executable, "-c", code])
+    for theme in ("light", "dark"):
+        svg = (tmp_path / f"terminal-{theme}.svg").read_text(encoding="utf-8")
+        assert "bold" in svg
+        assert "True" in svg
+        assert "http" not in svg.replace("http://www.w3.org", "").replace(
+            "https://www.textual", ""
+        )
+    with pytest.raises(SystemExit, match="ended with 1"):
+        load("screenshots").main(["--terminal", sys.executable, "-c", "raise SystemExit(1)"])
 
 
 def test_the_gpu_path_is_measured_part_by_part(

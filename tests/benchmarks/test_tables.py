@@ -114,6 +114,21 @@ def test_tables_are_written_between_their_comments(
     script.main([*given, "--check"])
 
 
+def test_the_figures_of_the_explanations_are_drawn(
+    load: Load, rows_folder: Path, tmp_path: Path
+) -> None:
+    load("figures").main([*row_options(rows_folder), "--out", str(tmp_path)])
+    drawn = {path.stem: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()}
+    for name, label in (
+        ("gains", "full fine-tuning minus linear probe, points"),
+        ("similarity", "domain similarity"),
+        ("policies", "the rule of four quadrants"),
+        ("coverage", "images per class"),
+        ("within-a-time", "best fixed pair"),
+    ):
+        assert label in drawn[name], name
+
+
 def test_transfer_risk_of_a_few_datasets_is_printed(
     load: Load, rows_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +188,7 @@ SMOKE = {
     "regret": test_regret_of_a_few_datasets_is_printed,
     "intervals": test_coverage_of_intervals_is_printed,
     "write_tables": test_tables_are_written_between_their_comments,
+    "figures": test_the_figures_of_the_explanations_are_drawn,
     "strategy_table": test_what_strategies_add_is_printed,
     "gain_models": test_models_of_the_gain_are_compared,
     "leave_one_dataset_out": test_regret_of_a_few_datasets_is_printed,
