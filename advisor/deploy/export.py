@@ -129,11 +129,11 @@ def export_run(
     Parameters
     ----------
     run
-        A run folder, or a classifier folder. That has no images to check the export on.
+        A run folder, or a classifier folder, which has no images to check the export on.
     check_data
         Dataset to check it on. None: the validation images of the run.
     repository
-        Where to upload it on the Hugging Face hub, with its model card; None: nowhere.
+        Where to upload it with its model card; None: nowhere.
 
     Raises
     ------
@@ -149,31 +149,26 @@ def export_run(
     format = "timm" if kind == HUB else kind
     check_precision(format, precision)
     classifier_folder, default = _folders(run)
-    target = out or default / _name(kind, precision)
-    if target.exists():
-        raise StorageError(f"{target} already exists. Give another path with --out.")
+    target = _new(out or default / _name(kind, precision))
     classifier = ImageClassifier.load(classifier_folder)
     images = _images(run, check_data, classifier)
     card_file = classifier_folder / CARD_NAME
     card = _read_card(card_file, is_needed=kind == HUB or repository is not None)
     on_progress("export", 0, 0)
-    target.parent.mkdir(parents=True, exist_ok=True)
     export(classifier, target, format, precision=precision, calibration=images.calibration)
-    found = None
+    result = None
     if images.reason is None:
-        found = check(predictor(target, format), classifier, images, on_progress)
-    done = Exported(target, kind, precision, _n_bytes(target), found, images.reason)
-    about = {"check": done.record()["check"], "not_checked": done.reason}
-    add_metadata(target, format, about)
-    facts = [*done.sentences(), *done.warnings()]
-    if card is not None:
-        write_text(card_file, with_export(card, target.name, facts))
-        own = _own_card(card, classifier, done, facts)
-        if kind == HUB:
-            write_text(target / CARD_NAME, own)
-        if repository is not None:
-            return replace(done, url=_pushed(done, own, repository))
-    return done
+        result = check(predictor(target, format), classifier, images, on_progress)
+    done = Exported(target, kind, precision, _n_bytes(target), result, images.reason)
+    checked = {"check": done.record()["check"], "not_checked": done.reason}
+    add_metadata(target, format, checked)
+    if card is None:
+        return done
+    write_text(card_file, with_export(card, target.name, done.sentences() + done.warnings()))
+    own = _own_card(card, classifier, done)
+    if kind == HUB:
+        write_text(target / CARD_NAME, own)
+    return done if repository is None else replace(done, url=_pushed(done, own, repository))
 
 
 def _pushed(done: Exported, card: str, repository: Repository) -> str:
@@ -192,6 +187,12 @@ def _folders(run: Path) -> tuple[Path, Path]:
             raise StorageError(f"{run} is not finished. Finish it with tl-auto resume {run}.")
         return folder.classifier(), folder.path / "export"
     return run, run / "export"
+
+
+def _new(target: Path) -> Path:
+    if target.exists():
+        raise StorageError(f"{target} already exists. Give another path with --out.")
+    return target
 
 
 def _name(kind: str, precision: str) -> str:
@@ -221,11 +222,12 @@ def _read_card(path: Path, *, is_needed: bool) -> str | None:
         raise StorageError(f"{path} cannot be read: {error.strerror or error}") from error
 
 
-def _own_card(card: str, classifier: ImageClassifier, done: Exported, facts: list[str]) -> str:
+def _own_card(card: str, classifier: ImageClassifier, done: Exported) -> str:
     """Return the card of a repository that holds just this export."""
     kind = "timm" if done.kind == HUB else done.kind
     library = _LIBRARIES[kind]
     use = _USE[kind].format(name=done.path.name)
+    facts = [*done.sentences(), *done.warnings()]
     return with_front_matter(
         with_export(card, done.path.name, facts, use, alone=True),
         licence=classifier.backbone.licence,

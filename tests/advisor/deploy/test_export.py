@@ -282,7 +282,7 @@ def test_without_a_network_the_export_is_kept_and_can_be_uploaded_later(run: Pat
     assert (run / "export" / "hf" / "model.safetensors").is_file()
 
 
-def test_an_onnx_file_is_pushed_with_a_card_that_shows_its_use(
+def test_a_pt2_file_is_pushed_with_a_card_that_shows_its_use(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api = FakeHub()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from strategies.core.errors import NotApplicable, StorageError
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
-from strategies.models.classifier import ImageClassifier, make_network
+from strategies.models.classifier import ImageClassifier, make_network, scale_scores
 from strategies.models.features import batches, to_input
 from strategies.models.formats.export import add_metadata, export, predictor
 from strategies.models.formats.graph import metadata_of
@@ -166,14 +166,16 @@ def _odd_images(n: int = 8) -> list[np.ndarray]:
     return found
 
 
-@pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_vit"])
 @pytest.mark.parametrize(
-    ("format", "precision", "tolerance"),
+    ("name", "format", "precision", "tolerance"),
     [
-        ("pt2", "float32", 2e-3),
-        ("onnx", "float32", 2e-3),
-        ("onnx", "float16", 0.02),
-        ("onnx", "int8", 0.1),
+        ("test_efficientnet", "pt2", "float32", 2e-3),
+        ("test_vit", "pt2", "float32", 2e-3),
+        ("test_efficientnet", "onnx", "float32", 2e-3),
+        ("test_efficientnet", "onnx", "float16", 0.02),
+        ("test_efficientnet", "onnx", "int8", 0.1),
+        ("test_vit", "onnx", "float16", 0.02),
+        ("test_vit", "onnx", "int8", 0.1),
     ],
 )
 def test_an_export_predicts_images_of_any_size_as_the_classifier_does(
@@ -186,6 +188,7 @@ def test_an_export_predicts_images_of_any_size_as_the_classifier_does(
 ) -> None:
     backbone = load_random(name) if name == "test_vit" else load_random(name, input_px=64)
     classifier = _classifier(backbone, (backbone.n_depths,))
+    scale_scores(classifier.network, 0.1)
     target = tmp_path / f"model.{format}"
     images = _odd_images()
 
@@ -194,30 +197,26 @@ def test_an_export_predicts_images_of_any_size_as_the_classifier_does(
     predict = predictor(target, format)
     found = np.stack([predict(image) for image in images])
     expected = classifier.predict_proba(images)
-    assert len(np.unique(expected.round(3), axis=0)) == len(images)
+    assert len(np.unique(expected, axis=0)) == len(images)
+    assert np.ptp(expected, axis=0).max() > 2 * tolerance
     np.testing.assert_allclose(found, expected, atol=tolerance)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == [target.name]
+    if format == "onnx":
+        _check_precision(onnx.load(target), precision, classifier)
 
 
-def test_lower_precision_makes_smaller_files_that_tell_how_they_were_made(
-    load_random: Callable[..., Backbone], tmp_path: Path
-) -> None:
-    backbone = load_random("test_efficientnet", input_px=64)
-    classifier, images = _classifier(backbone, (backbone.n_depths,)), _odd_images()
-    n_bytes = {}
-    for precision in ("float32", "float16", "int8"):
-        path = tmp_path / f"{precision}.onnx"
-        export(classifier, path, "onnx", precision=precision, calibration=images)
-        model = onnx.load(path)
-        n_bytes[precision] = sum(len(t.raw_data) for t in model.graph.initializer)
-        props = {p.key: json.loads(p.value) for p in model.metadata_props}
-        assert props["precision"] == precision
-        assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
-        assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    assert n_bytes["float16"] < 0.6 * n_bytes["float32"]
-    assert n_bytes["int8"] < 0.4 * n_bytes["float32"]
-    assert props["quantisation"].split(",")[0] in ("MinMax", "Percentile", "Entropy")
+def _check_precision(model: Any, precision: str, classifier: ImageClassifier) -> None:
+    """Check how large the weights are, and that input and output are those of float32."""
+    n_weights = sum(p.numel() for p in classifier.network.body.parameters())
+    n_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    assert n_bytes / n_weights < {"float32": 4.4, "float16": 2.4, "int8": 2.0}[precision]
+    props = {p.key: json.loads(p.value) for p in model.metadata_props}
+    assert props["precision"] == precision
+    assert ("quantisation" in props) == (precision == "int8")
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert not any(node.metadata_props for node in model.graph.node)  # paths of this machine
 
 
 def test_a_pt2_file_needs_torch_alone_and_holds_no_pickle(
