@@ -40,7 +40,7 @@ from strategies.data.dataset import Dataset, Split
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.catalogue import DEFAULT_BACKBONE
 from strategies.models.classifier import ImageClassifier, evaluate, make_network
-from strategies.models.formats.timm_format import write as write_for_timm
+from strategies.models.formats.export import export
 from strategies.registry import get_strategy
 from strategies.training.recipe import Recipe
 from strategies.training.trainer import train
@@ -83,7 +83,7 @@ def train_further(dataset: Dataset, images: Split, folder: Path, args: argparse.
     made = ImageClassifier(
         dataset.classes, backbone, (backbone.n_depths,), network, "full_fine_tune", {}
     )
-    write_for_timm(made, folder)
+    export(made, folder, "timm")
     print(f"{folder}: {args.steps} steps at learning rate {args.lr:g}", flush=True)
 
 

@@ -3,6 +3,7 @@
 import csv
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,34 +17,105 @@ from advisor.cli.console import (
     print_note,
     print_skipped,
     progress,
+    stderr,
     stdout,
 )
-from advisor.cli.options import Output, Run, with_flags
+from advisor.cli.options import Output, with_flags
 from advisor.types.flags import Flag
 from advisor.types.options import AUTO, DeviceName
 
 if TYPE_CHECKING:
+    from advisor.deploy.export import Exported
     from advisor.deploy.predict import Predictions
+
+
+@dataclass(frozen=True)
+class Upload:
+    """Where an export is uploaded."""
+
+    push_to_hub: Annotated[
+        str | None,
+        Flag(
+            "Upload it with its model card to this repository, OWNER/NAME, of the Hugging Face "
+            "hub; a new one is private.",
+            panel="Output",
+        ),
+    ] = None
+    public: Annotated[
+        bool, Flag("Everybody may read the repository of --push-to-hub.", panel="Output")
+    ] = False
 
 
 @with_flags
 def export_command(
-    run: Run,
+    run: Annotated[Path, typer.Argument(help="Run folder, or the classifier folder in it.")],
     kind: Annotated[
         str,
-        Flag("onnx, timm, or hf: timm folder with a model card.", name="--format", panel="Output"),
+        Flag(
+            "onnx; pt2: torch.export; timm: a folder for timm; hf: the same with a model card.",
+            name="--format",
+            panel="Output",
+        ),
     ] = "onnx",
+    precision: Annotated[
+        str,
+        Flag(
+            "float32, float16 or int8. The last two make a smaller onnx file, and cost accuracy.",
+            panel="Output",
+        ),
+    ] = "float32",
     out: Annotated[
         Path | None,
         Flag("File or folder to write; default: export/FORMAT in the run folder.", panel="Output"),
     ] = None,
+    check: Annotated[
+        Path | None,
+        Flag(
+            "Dataset whose images the export is checked on; default: validation images of the "
+            "run.",
+            panel="Data",
+        ),
+    ] = None,
+    *,
+    upload: Upload,
+    output: Output,
 ) -> None:
-    """Export the classifier of a run to ONNX, timm or Hugging Face."""
-    with errors():
+    """Export the classifier of a run to ONNX, torch.export, timm or Hugging Face, and check it."""
+    if upload.public and upload.push_to_hub is None:
+        fail("--public needs --push-to-hub OWNER/NAME.")
+    if check is not None and not check.exists() and check.parts[:1] != ("hfds",):
+        fail(f"--check {check} does not exist. Give a dataset or a folder of images.")
+    with progress(output.quiet) as on_progress, errors():
         from advisor.deploy.export import export_run
+        from advisor.deploy.exports.hub import Repository
 
-        target = export_run(run, kind, out)
-    stdout.print(str(target), highlight=False, markup=False, soft_wrap=True)
+        name = upload.push_to_hub
+        repository = None if name is None else Repository(name, upload.public)
+        found = export_run(
+            run,
+            kind,
+            out,
+            precision=precision,
+            check_data=check,
+            repository=repository,
+            on_progress=on_progress,
+        )
+    _print_exported(found, output)
+
+
+def _print_exported(found: "Exported", output: Output) -> None:
+    """Print what was exported to stdout, and what is wrong with it to stderr."""
+    if output.json:
+        print_json(found.record())
+    else:
+        stdout.print(str(found.path), highlight=False, markup=False, soft_wrap=True)
+    if not (output.json or output.quiet):
+        for sentence in found.sentences():
+            stdout.print(f"  {sentence}", highlight=False, markup=False)
+        if found.url is not None:
+            stdout.print(f"  Pushed to {found.url}", highlight=False, markup=False)
+    for warning in found.warnings():
+        stderr.print(f"Warning: {warning}", highlight=False, markup=False, style="bold red")
 
 
 @with_flags

@@ -26,7 +26,7 @@ from advisor.tune.driver import auto
 from advisor.types.options import AUTO, Options, RunOptions
 from advisor.types.outcome import Outcome
 from strategies.core.atomic_files import write_json
-from strategies.core.devices import choose_precision, make_device
+from strategies.core.devices import make_device, predict_precision
 from strategies.core.errors import DataError, OutOfTime, StorageError, TransferError
 from strategies.core.limits import usable_cpus
 from strategies.models.classifier import ImageClassifier
@@ -186,7 +186,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             found = classifier.predict_proba(
                 images,
                 n_workers=max(2, usable_cpus()),
-                precision=choose_precision(classifier.device),
+                precision=predict_precision(classifier.device),
             )
         except DataError as error:
             raise InputError(str(error)) from error

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from advisor.tune.run_dir.directory import RunDir
-from strategies.core.devices import choose_precision, make_device
+from strategies.core.devices import make_device, predict_precision
 from strategies.core.errors import DataError
 from strategies.core.limits import usable_cpus
 from strategies.core.prefetch import chunks, prefetch
@@ -71,7 +71,7 @@ def predict(
         If `given` holds no image, or an image in memory cannot be used.
     """
     classifier = load_classifier(run, make_device(device))
-    precision = choose_precision(classifier.device)
+    precision = predict_precision(classifier.device)
     done = 0
     images = list_images(given)
     while chunk := list(islice(images, CHUNK)):

@@ -2,15 +2,16 @@
 
 from pathlib import Path
 
+from advisor.report.card.model_card import model_card
 from advisor.report.gallery import Gallery, with_mistakes
 from advisor.report.html import load_scripts as load_scripts
 from advisor.report.html import page
-from advisor.report.markdown import model_card
 from advisor.types.advice import Advice
 from advisor.types.outcome import Outcome
 from strategies.core.atomic_files import write_text
 
-PAGE_FILE, CARD_FILE = "report.html", "classifier/README.md"
+CARD_NAME = "README.md"
+PAGE_FILE, CARD_FILE = "report.html", f"classifier/{CARD_NAME}"
 
 
 def write_page(

@@ -1,4 +1,4 @@
-"""Markdown report of an advice, and model card of the classifier of a run."""
+"""Markdown report of an advice, and the elements of Markdown that the model card shares."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,30 +7,22 @@ from advisor.report.frontier import HEADING, pick_rows
 from advisor.report.to_json import versions
 from advisor.report.words import (
     DISPLAY,
-    backbone_used,
     baseline_words,
     break_even_words,
-    final_fit_words,
-    headline,
     metric_name,
     no_cases_words,
-    pairs,
     pretraining_words,
     settings,
     similarity_words,
     size_line,
-    soup_words,
     statistics_words,
-    transfer_words,
     void_words,
     why,
 )
 from advisor.types.advice import Advice, Finding
 from advisor.types.durations import duration
-from advisor.types.outcome import Outcome
 from advisor.types.profile import Profile, format_loss_gain
 from strategies.core.metrics import LEVEL, Interval
-from strategies.models.catalogue import CATALOGUE
 
 _MOST_EXAMPLES = 5
 
@@ -41,12 +33,12 @@ def advice_markdown(advice: Advice) -> str:
     releases = ", ".join(f"{name} {number}" for name, number in versions().items())
     parts = [
         f"# {escape(advice.dataset)}: {best.strategy if void is None else escape(void.title)}",
-        "" if void is None else _list(void_words(void)),
+        "" if void is None else bullets(void_words(void)),
         escape(size_line(advice)),
         "## Why",
-        _list(why(advice)),
+        bullets(why(advice)),
         "## All strategies",
-        _table(
+        table(
             (
                 "",
                 "strategy",
@@ -68,7 +60,7 @@ def advice_markdown(advice: Advice) -> str:
             ],
         ),
         no_cases_words(advice) or "",
-        _list(f"Left out: {r.strategy}: {r.reason}" for r in advice.rejections),
+        bullets(f"Left out: {r.strategy}: {r.reason}" for r in advice.rejections),
         *_frontier(advice),
         *_backbones(advice),
         "## Measurements",
@@ -76,62 +68,14 @@ def advice_markdown(advice: Advice) -> str:
         f"{similarity_words(profile.similarity)}; {profile.similarity.n_images:,} images.",
         _sentence(pretraining_words(profile)),
         _depth_table(profile),
-        _list([*_backbone(profile), *_other_measurements(advice), *_risks(advice)]),
+        bullets([*_backbone(profile), *_other_measurements(advice), *_risks(advice)]),
         "## Findings",
-        "\n\n".join(_finding(f) for f in advice.findings) or "None.",
+        "\n\n".join(finding_text(f) for f in advice.findings) or "None.",
         "## Reproduce",
-        _code(advice.command),
-        _list([*(f"{c.name}: {c.value} ({c.source})" for c in advice.choices), releases]),
+        code(advice.command),
+        bullets([*(f"{c.name}: {c.value} ({c.source})" for c in advice.choices), releases]),
         f"Intervals are {100 * LEVEL:.0f}% intervals. Measured in {duration(advice.seconds)}; "
         f"seed {advice.seed}.",
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def model_card(outcome: Outcome) -> str:
-    """Return the model card of the classifier of a run, in Markdown.
-
-    References
-    ----------
-    M. Mitchell et al., Model cards for model reporting, 2019.
-    """
-    advice, best, test = outcome.advice, outcome.best, outcome.test
-    classes = list(advice.profile.n_by_class.items())
-    recalls = {} if test is None else dict(zip(test.classes, test.per_class, strict=True))
-    rows = []
-    for name, n in classes:
-        recall = recalls.get(name)
-        rows.append((name, f"{n:,}", "not evaluated" if recall is None else recall.percent()))
-    fitted = ", ".join(pairs(best.hyperparameters.items()))
-    parts = [
-        f"# Image classifier: {escape(advice.dataset)}",
-        _list(
-            [
-                f"Task: single-label image classification, {len(classes)} classes.",
-                f"Method: {best.strategy} on {backbone_used(outcome)} at "
-                f"{advice.profile.input_px} px with {fitted}.",
-                f"Created by tl-advisor, seed {advice.seed}; "
-                + ", ".join(f"{name} {number}" for name, number in versions().items()),
-            ]
-        ),
-        "" if advice.void is None else f"**{escape(headline(advice))}**",
-        "## Dataset",
-        escape(size_line(advice)) + ".",
-        "## Evaluation",
-        _list(_results(outcome)),
-        f"Intervals are {100 * LEVEL:.0f}% intervals. Test images, if there are any, are read "
-        "once, after model selection.",
-        _table(("class", "images (train and validation)", "test accuracy"), rows),
-        "## Limits",
-        "The classifier predicts one of its classes for every image, even for an image that "
-        "belongs to none of them. Its accuracy holds for images from the same source as the test "
-        "images. Findings about the dataset:",
-        "\n\n".join(_finding(f) for f in advice.findings) or "None.",
-        "## Use",
-        _code("tl-auto predict RUN_FOLDER IMAGE_OR_FOLDER"),
-        "## Licence",
-        f"Pretrained weights: {escape(_licence(outcome))}. The licence of the training images is "
-        "not known here: state it before you publish the classifier.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -139,30 +83,6 @@ def model_card(outcome: Outcome) -> str:
 def escape(text: str) -> str:
     """Escape the markup characters of Markdown and HTML."""
     return re.sub(r"([\\`*_{}\[\]<>#|&!~])", r"\\\1", text).replace("\n", " ")
-
-
-def _results(outcome: Outcome) -> list[str]:
-    test, val = outcome.test, outcome.best.val_accuracy
-    lines = []
-    if test is not None:
-        balanced, error = 100 * test.mean_per_class, 100 * test.calibration_error
-        lines.append(f"Test accuracy {test.accuracy.percent()} on {test.n:,} images.")
-        if test.top_5 is not None:
-            lines.append(f"Top-5 accuracy {test.top_5.percent()}.")
-        lines.append(f"Balanced accuracy (mean per-class recall) {balanced:.1f}%.")
-        lines.append(f"Expected calibration error {error:.1f} points.")
-    else:
-        lines.append("There were no test images: the accuracy on new images is not known.")
-    if val is not None:
-        lines.append(f"Validation accuracy (used for model selection) {val.percent()}.")
-    if outcome.transfer_gain is not None:
-        lines.append(f"Transfer gain {transfer_words(outcome.transfer_gain)}.")
-    soup = soup_words(outcome)
-    if soup is not None:
-        lines.append(soup)
-    if (words := final_fit_words(outcome)) is not None:
-        lines.append(f"Final fit: {words}.")
-    return lines
 
 
 def _sentence(clause: str | None) -> str:
@@ -230,7 +150,7 @@ def _depth_table(profile: Profile) -> str:
         "linear SVM accuracy",
         "linear SVM accuracy with random weights",
     )
-    return _table(columns, rows)
+    return table(columns, rows)
 
 
 def _frontier(advice: Advice) -> tuple[str, ...]:
@@ -249,7 +169,7 @@ def _frontier(advice: Advice) -> tuple[str, ...]:
         )
         for row in rows
     ]
-    return (f"## {HEADING}", _table(columns, cells))
+    return (f"## {HEADING}", table(columns, cells))
 
 
 def _backbones(advice: Advice) -> tuple[str, ...]:
@@ -267,10 +187,11 @@ def _backbones(advice: Advice) -> tuple[str, ...]:
         )
         for b in advice.backbones
     ]
-    return ("## Backbones", _table(columns, rows), escape(baseline_words(advice)))
+    return ("## Backbones", table(columns, rows), escape(baseline_words(advice)))
 
 
-def _finding(finding: Finding) -> str:
+def finding_text(finding: Finding) -> str:
+    """Return a finding with its action and some examples."""
     lines = [f"**{finding.code} {finding.severity}: {escape(finding.title)}**"]
     lines += [escape(finding.detail), f"Action: {escape(finding.action)}"]
     if finding.examples:
@@ -288,24 +209,18 @@ def _with_interval(interval: Interval, digits: int) -> str:
     return f"{mid} [{low}, {high}]"
 
 
-def _list(lines: Iterable[str]) -> str:
+def bullets(lines: Iterable[str]) -> str:
+    """Return escaped lines as a list."""
     return "\n".join(f"- {escape(line)}" for line in lines)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table; its cells are escaped."""
     lines = ["| " + " | ".join(columns) + " |", "|" + " --- |" * len(columns)]
     return "\n".join(lines + ["| " + " | ".join(map(escape, row)) + " |" for row in rows])
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
+    """Return text as a block of code."""
     fence = "`" * (3 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{text}\n{fence}"
-
-
-def _licence(outcome: Outcome) -> str:
-    """Return the licence of the pretrained weights."""
-    used = backbone_used(outcome)
-    if used in CATALOGUE:
-        return CATALOGUE[used].licence
-    licences = (c.value for c in outcome.advice.choices if c.name == "weights' licence")
-    return next(licences, "not stated")

@@ -54,6 +54,15 @@ def choose_precision(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
+def predict_precision(device: torch.device) -> torch.dtype:
+    """Return the dtype in which new images are classified on a device: on a CPU float32.
+
+    That is how a classifier is evaluated and how its exports compute, and it is the same on every
+    processor. bfloat16 changed the class of up to 2% of the images (benchmarks/exports.py).
+    """
+    return torch.float32 if device.type == "cpu" else choose_precision(device)
+
+
 def device_name(device: torch.device) -> str:
     """Return the name of a device's model, which timings depend on: "cpu", "mps" or a GPU's."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

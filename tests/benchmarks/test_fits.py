@@ -15,6 +15,7 @@ import pytest
 from advisor.similarity.reference import read_reference
 from strategies import fine_tuning, from_scratch
 from strategies.data.dataset import load_dataset
+from strategies.models.backbone import Backbone
 from strategies.registry import STRATEGIES, get_strategy
 from strategies.training.optimiser import MAX_FIRST_LOSS
 from tests.benchmarks.conftest import rows_in
@@ -356,6 +357,32 @@ def test_maps_are_compared_with_covering_at_random_and_with_random_weights(
     assert (covered > 0).any(axis=3).sum() == 2 * 20
 
 
+def test_exports_are_compared_with_predictions(
+    load: Load,
+    convnext: Backbone,
+    separable_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    script = load("exports")
+    monkeypatch.setattr(script, "load_backbone", lambda input_px: convnext)
+    precisions = {"onnx": ("float32", "int8"), "timm": ("float32",)}
+    monkeypatch.setattr(script, "PRECISIONS", precisions)
+    given = ["--data-root", str(separable_root), "--cache-dir", str(tmp_path / "cache")]
+    given += ["--scratch", str(tmp_path / "scratch"), "--fits", "coloured:linear_probe:64"]
+    script.main([*given, "--images", "12"])
+    rows = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    files = [row[2] for row in rows]
+    assert files[:2] == ["tl-auto predict", "bfloat16"]
+    assert files[2:] == ["onnx float32", "onnx int8", "timm float32"]
+    for row in rows:
+        assert row[:2] == ["coloured", "linear_probe"]
+    assert rows[0][3:5] == ["100.0%", "0.0000"]
+    assert rows[2][3] == "100.0%"
+    assert float(rows[2][4]) <= 0.02
+
+
 def test_many_images_are_fitted_by_the_default_schedule(
     load: Load,
     data_root: Path,
@@ -390,6 +417,7 @@ def test_the_suite_keeps_the_splits_of_its_first_rows(load: Load, shared: Path) 
 SMOKE = {
     "pinned_split": test_the_suite_keeps_the_splits_of_its_first_rows,
     "schedule": test_many_images_are_fitted_by_the_default_schedule,
+    "exports": test_exports_are_compared_with_predictions,
     "similar": test_similar_images_are_compared_with_nearest_neighbours,
     "explanations": test_maps_are_compared_with_covering_at_random_and_with_random_weights,
     "shuffled_labels": test_advice_on_shuffled_labels_is_printed,

@@ -100,11 +100,10 @@ def paths(photos: Dataset) -> list[Path]:
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_saved_classifier_predicts_the_same_at_the_command_line(
-    name: str, fit: Fit, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, fit: Fit, paths: list[Path], tmp_path: Path
 ) -> None:
     classifier = fit(name)
     classifier.save(tmp_path / "saved")
-    monkeypatch.setattr("advisor.deploy.predict.choose_precision", lambda _: torch.float32)
     command = ["predict", str(tmp_path / "saved"), *map(str, paths), "--json", "--device", "cpu"]
 
     result = CliRunner().invoke(auto_app, command)

@@ -10,13 +10,14 @@ import importlib
 import json
 import socket
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+from PIL import Image
 from torch import Tensor, nn
 
 
@@ -247,3 +248,12 @@ def save_folder(
         safe_serialization=True,
         data_config=preprocessing,
     )
+
+
+def load_folder(folder: Path) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:
+    """Load a folder that `save_folder` wrote: the network, and timm's preprocessing of images."""
+    net = timm_module().create_model(f"local-dir:{folder}", pretrained=True).eval()
+    data = timm_module("timm.data")
+    config = data.resolve_model_data_config(net)
+    transform: Callable[[Image.Image], Tensor] = data.create_transform(**config)
+    return net, transform

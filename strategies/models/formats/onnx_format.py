@@ -3,78 +3,164 @@
 import contextlib
 import json
 import logging
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import onnxscript
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
+from strategies.core.atomic_files import atomic_file
 from strategies.core.errors import StorageError
+from strategies.data.decoding import ImageSource, Pixels
 from strategies.models.classifier import ImageClassifier
-from strategies.models.formats.preprocessing import Preprocessing
+from strategies.models.formats.graph import (
+    INPUT,
+    PROBABILITIES,
+    ExportedClassifier,
+    example_images,
+    output_names,
+    quiet,
+)
+from strategies.models.formats.predictor import Predictor
+from strategies.models.formats.quantisation import (
+    Parts,
+    Precision,
+    as_float16,
+    as_int8,
+    session,
+)
 
-EXAMPLE_SIZE = (90, 70)
-"""Height and width of the image that the graph is traced with; any will do."""
 
+def write(
+    classifier: ImageClassifier,
+    path: Path,
+    metadata: Mapping[str, Any],
+    precision: Precision = "float32",
+    calibration: Sequence[ImageSource] = (),
+) -> None:
+    """Write `ExportedClassifier` as an ONNX model of one file, with metadata as JSON.
 
-def write(classifier: ImageClassifier, path: Path) -> None:
-    """Write an ONNX model: ``images``, uint8 (n, height, width, 3), to ``probabilities``.
-
-    Images are upright RGB of any size; those of one batch have the same. Resizing, cropping and
-    normalisation are part of the model, and give the pixels that the program itself uses. The
-    class names are stored in the model's metadata.
+    Parameters
+    ----------
+    precision
+        That of the body. Preprocessing, head and softmax are computed in float32.
+    calibration
+        Images that the value ranges of "int8" are measured on.
 
     Raises
     ------
     StorageError
         If the file cannot be written.
     """
-    backbone = classifier.backbone
-    metadata = {
-        "classes": list(classifier.classes),
-        "input_px": backbone.input_px,
-        "exporter": f"onnxscript {onnxscript.__version__}",
-    }
-    device = classifier.device
-    preprocessing = Preprocessing(backbone).to(device)
-    model = nn.Sequential(preprocessing, classifier.network, nn.Softmax(dim=1)).eval()
-    example = torch.zeros(2, *EXAMPLE_SIZE, 3, dtype=torch.uint8, device=device)
-    sizes = {axis: torch.export.Dim(name) for axis, name in enumerate(("n", "height", "width"))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}") from error
-    with _quiet():
+    parts = _parts(classifier)
+    notes = {"exporter": f"onnxscript {onnxscript.__version__}"}
+    if precision == "float16":
+        parts = replace(parts, body=as_float16(parts.body))
+    elif precision == "int8":
+        parts, notes["quantisation"] = as_int8(parts, calibration)
+    _save(parts.joined(), path, {**metadata, "precision": precision, **notes})
+
+
+def add_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Add metadata to a file; entries of the same name are replaced.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be written.
+    """
+    model = onnx.load(path)
+    known = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    _save(model, path, {**known, **metadata})
+
+
+def predictor(path: Path) -> Predictor:
+    """Return what computes the probabilities of an image with the file, on the CPU."""
+    running: onnxruntime.InferenceSession = session(path.read_bytes())
+
+    def predict(image: Pixels) -> NDArray[np.float32]:
+        found = running.run([PROBABILITIES], {INPUT: image[np.newaxis]})[0][0]
+        return np.asarray(found, dtype=np.float32)
+
+    return predict
+
+
+def _save(model: onnx.ModelProto, path: Path, metadata: Mapping[str, Any]) -> None:
+    del model.metadata_props[:]
+    texts = {key: json.dumps(value, ensure_ascii=False) for key, value in metadata.items()}
+    onnx.helper.set_model_props(model, texts)
+    try:
+        with atomic_file(path) as file:
+            file.write(model.SerializeToString())
+    except OSError as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
+
+
+def _parts(classifier: ImageClassifier) -> Parts:
+    """Export the parts of `ExportedClassifier` one by one, so that one can be quantised."""
+    model = ExportedClassifier(classifier)
+    images, sizes = example_images()
+    with torch.inference_mode():
+        crops = model.preprocessing(images)
+        features = model.body(crops)
+    n = {0: torch.export.Dim("n")}
+    return Parts(
+        _exported(model.preprocessing, images, sizes, INPUT, ["crops"]),
+        _exported(model.body, crops.clone(), n, "crops", ["features"]),
+        _exported(model.head, features.clone(), n, "features", output_names(classifier)),
+    )
+
+
+def _exported(
+    module: nn.Module,
+    example: torch.Tensor,
+    sizes: Mapping[int, Any],
+    name: str,
+    outputs: Sequence[str],
+) -> onnx.ModelProto:
+    with _no_log(), quiet():
         program = torch.onnx.export(
-            model,
+            module,
             (example,),
-            input_names=["images"],
-            output_names=["probabilities"],
+            input_names=[name],
+            output_names=outputs,
             dynamic_shapes=(sizes,),
             dynamo=True,
             verbose=False,
         )
     assert program is not None
-    proto = program.model_proto
-    onnx.helper.set_model_props(proto, {k: json.dumps(v) for k, v in metadata.items()})
-    try:
-        onnx.save(proto, path)
-    except OSError as error:
-        raise StorageError(f"{path} cannot be written: {error}") from error
+    _forget_tracing(program.model_proto.graph)
+    return program.model_proto
+
+
+def _forget_tracing(graph: onnx.GraphProto) -> None:
+    """Remove the exporter's notes at nodes: source code and paths of this machine."""
+    for node in graph.node:
+        del node.metadata_props[:]
+        for attribute in node.attribute:
+            _forget_tracing(attribute.g)
+    for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
+        del value.metadata_props[:]
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress warnings and log messages of torch's ONNX exporter."""
+def _no_log() -> Iterator[None]:
+    """Suppress log messages of torch's ONNX exporter."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
+        yield
     finally:
         logger.setLevel(level)

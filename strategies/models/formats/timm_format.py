@@ -1,23 +1,35 @@
 """Export to model folders that ``timm.create_model("local-dir:...", pretrained=True)`` reads."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
+from strategies.core.atomic_files import write_json
 from strategies.core.errors import NotApplicable, StorageError
+from strategies.data.decoding import Pixels
 from strategies.models.architectures import timm_zoo
 from strategies.models.backbone import NOT_STATED, Backbone, timm_network
 from strategies.models.classifier import ImageClassifier
+from strategies.models.formats.predictor import Predictor
 
+CONFIG, METADATA = "config.json", "tl_advisor"
+"""timm's configuration file, and its entry with the metadata, which timm ignores."""
 TOLERANCE = 1e-4
 """Largest difference of probabilities between the classifier and its timm network."""
 
 
-def write(classifier: ImageClassifier, folder: Path) -> None:
+def write(classifier: ImageClassifier, folder: Path, metadata: Mapping[str, Any]) -> None:
     """Write ``config.json`` and ``model.safetensors`` with timm's parameter names.
+
+    The preprocessing is timm's own: it resizes, rounds and then crops, where this program does
+    both in one step. So the probabilities differ by some thousandths.
 
     Raises
     ------
@@ -32,6 +44,36 @@ def write(classifier: ImageClassifier, folder: Path) -> None:
         save_for_timm(net, classifier.backbone, classifier.classes, folder)
     except OSError as error:
         raise StorageError(f"{folder} cannot be written: {error}") from error
+    add_metadata(folder, metadata)
+
+
+def add_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
+    """Add metadata to the configuration; entries of the same name are replaced.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be read or written.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{path} cannot be read: {error}") from error
+    write_json(path, {**config, METADATA: {**config.get(METADATA, {}), **metadata}})
+
+
+def predictor(folder: Path) -> Predictor:
+    """Return what computes the probabilities of an image with timm, as its users do."""
+    net, transform = timm_zoo.load_folder(folder)
+
+    @torch.inference_mode()
+    def predict(image: Pixels) -> NDArray[np.float32]:
+        scores: Tensor = net(transform(Image.fromarray(image)).unsqueeze(0))
+        found: NDArray[np.float32] = scores.softmax(dim=1)[0].numpy()
+        return found
+
+    return predict
 
 
 def save_for_timm(

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 from markdown_it import MarkdownIt
 
-from advisor.report.markdown import advice_markdown, escape, model_card
+from advisor.report.card.model_card import model_card
+from advisor.report.markdown import advice_markdown, escape
 from advisor.report.words import result
 from tests.advisor.report.made import (
     HOSTILE,

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from advisor.report.card.model_card import model_card
 from advisor.report.charts.run import gain_chart
 from advisor.report.charts.text import depth_profile, quadrant_map
 from advisor.report.facts import main_facts, measurements
-from advisor.report.markdown import advice_markdown, escape, model_card
+from advisor.report.markdown import advice_markdown, escape
 from advisor.report.terminal import print_advice, print_outcome
 from advisor.types.advice import Advice, Rejection
 from advisor.types.profile import BackboneScore

@@ -13,6 +13,7 @@ from strategies.core.devices import (
     cuda_settings,
     device_name,
     make_device,
+    predict_precision,
 )
 from strategies.core.errors import TransferError
 
@@ -42,6 +43,15 @@ def test_a_gpu_that_emulates_bfloat16_computes_in_float16(
 
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
     assert choose_precision(torch.device("cuda")) == expected
+    assert predict_precision(torch.device("cuda")) == expected
+
+
+def test_a_cpu_classifies_in_float32_even_if_it_has_bfloat16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert choose_precision(torch.device("cpu")) == torch.bfloat16
+    assert predict_precision(torch.device("cpu")) == torch.float32
 
 
 def test_a_copy_to_the_cpu_is_the_tensor_itself() -> None:

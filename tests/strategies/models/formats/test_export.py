@@ -1,21 +1,27 @@
 import json
 import logging
+import subprocess
+import sys
+import zipfile
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 from strategies.core.errors import NotApplicable, StorageError
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
-from strategies.models.classifier import ImageClassifier, make_network
+from strategies.models.classifier import ImageClassifier, make_network, scale_scores
 from strategies.models.features import batches, to_input
-from strategies.models.formats.export import export
+from strategies.models.formats.export import add_metadata, export, predictor
+from strategies.models.formats.graph import metadata_of
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -144,7 +150,222 @@ def test_an_unknown_format_is_answered_with_the_closest_one(
         export(classifier, tmp_path / "mine", "onxx")
 
 
-@pytest.mark.parametrize("format", ["onnx", "timm"])
+SIZES = ((48, 48), (31, 57), (90, 33), (300, 211))
+"""Height and width of images, also larger than the input, odd, and long."""
+
+
+def _odd_images(n: int = 8) -> list[np.ndarray]:
+    """Return smooth images of several sizes; every second one is grey."""
+    rng = np.random.default_rng(0)
+    found = []
+    for i in range(n):
+        height, width = SIZES[i % len(SIZES)]
+        small = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+        image = small.resize((width, height), Image.Resampling.BICUBIC)
+        found.append(np.asarray(image.convert("L").convert("RGB") if i % 2 else image))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "precision", "tolerance"),
+    [
+        ("test_efficientnet", "pt2", "float32", 2e-3),
+        ("test_vit", "pt2", "float32", 2e-3),
+        ("test_efficientnet", "onnx", "float32", 2e-3),
+        ("test_efficientnet", "onnx", "float16", 0.02),
+        ("test_efficientnet", "onnx", "int8", 0.1),
+        ("test_vit", "onnx", "float16", 0.02),
+        ("test_vit", "onnx", "int8", 0.1),
+    ],
+)
+def test_an_export_predicts_images_of_any_size_as_the_classifier_does(
+    load_random: Callable[..., Backbone],
+    tmp_path: Path,
+    name: str,
+    format: str,
+    precision: str,
+    tolerance: float,
+) -> None:
+    backbone = load_random(name) if name == "test_vit" else load_random(name, input_px=64)
+    classifier = _classifier(backbone, (backbone.n_depths,))
+    scale_scores(classifier.network, 0.1)
+    target = tmp_path / f"model.{format}"
+    images = _odd_images()
+
+    export(classifier, target, format, precision=precision, calibration=images)
+
+    predict = predictor(target, format)
+    found = np.stack([predict(image) for image in images])
+    expected = classifier.predict_proba(images)
+    assert len(np.unique(expected, axis=0)) == len(images)
+    assert np.ptp(expected, axis=0).max() > 2 * tolerance
+    np.testing.assert_allclose(found, expected, atol=tolerance)
+    np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
+    assert [p.name for p in tmp_path.iterdir()] == [target.name]
+    if format == "onnx":
+        _check_precision(onnx.load(target), precision, classifier)
+
+
+def _check_precision(model: Any, precision: str, classifier: ImageClassifier) -> None:
+    """Check how large the weights are, and that input and output are those of float32."""
+    n_weights = sum(p.numel() for p in classifier.network.body.parameters())
+    n_bytes = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    assert n_bytes / n_weights < {"float32": 4.4, "float16": 2.4, "int8": 2.0}[precision]
+    props = {p.key: json.loads(p.value) for p in model.metadata_props}
+    assert props["precision"] == precision
+    assert ("quantisation" in props) == (precision == "int8")
+    assert model.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert model.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+    assert not any(node.metadata_props for node in model.graph.node)  # paths of this machine
+
+
+def test_a_pt2_file_needs_torch_alone_and_holds_no_pickle(
+    load_random: Callable[..., Backbone], tmp_path: Path
+) -> None:
+    backbone = load_random("test_resnet", input_px=64)
+    classifier = _classifier(backbone, (2, backbone.n_depths))
+    target, image = tmp_path / "model.pt2", _odd_images()[2]
+    export(classifier, target, "pt2")
+    np.save(tmp_path / "image.npy", image)
+    code = (
+        "import sys, json, numpy as np, torch; extra = {'metadata.json': ''}; "
+        "model = torch.export.load('model.pt2', extra_files=extra).module(); "
+        "images = torch.from_numpy(np.load('image.npy'))[None]; "
+        "assert 'timm' not in sys.modules and 'strategies' not in sys.modules; "
+        "print(json.dumps([model(images)[0].tolist(), json.loads(extra['metadata.json'])]))"
+    )
+
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+
+    found, metadata = json.loads(done.stdout)
+    np.testing.assert_allclose(found, classifier.predict_proba([image])[0], atol=2e-3)
+    assert metadata["classes"] == list(classifier.classes)
+    with zipfile.ZipFile(target) as file:
+        names = file.namelist()
+        content = b"".join(file.read(n) for n in names if n.endswith((".json", ".py")))
+    assert not [name for name in names if name.endswith((".pkl", ".pt", ".pth"))]
+    assert str(Path(torch.__file__).parent).encode() not in content
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2", "timm"])
+def test_every_format_holds_the_metadata_and_more_can_be_added(
+    load_random: Callable[..., Backbone], tmp_path: Path, format: str
+) -> None:
+    backbone = replace(load_random("test_efficientnet", input_px=64), licence="mit")
+    classifier = _classifier(backbone, (backbone.n_depths,))
+    classifier.save(tmp_path / "saved")
+    target = tmp_path / f"model.{format}"
+
+    export(classifier, target, format)
+    add_metadata(target, format, {"check": {"n": 3}})
+
+    found = _metadata(target, format)
+    record = json.loads((tmp_path / "saved" / "classifier.json").read_text(encoding="utf-8"))
+    assert found["classifier_sha256"] == record["weights_sha256"]
+    assert found["classes"] == ["a", "b", "Ω"]
+    assert found["licence"] == "mit"
+    assert found["program"].startswith("tl-advisor ")
+    assert found["check"] == {"n": 3}
+    image = _odd_images()[0]
+    expected = classifier.predict_proba([image])[0]
+    tolerance = 0.02 if format == "timm" else 2e-3  # timm resizes, rounds, then crops
+    np.testing.assert_allclose(predictor(target, format)(image), expected, atol=tolerance)
+
+
+def _metadata(target: Path, format: str) -> dict[str, Any]:
+    if format == "onnx":
+        return {p.key: json.loads(p.value) for p in onnx.load(target).metadata_props}
+    if format == "pt2":
+        extra = {"metadata.json": ""}
+        torch.export.load(target, extra_files=extra)
+        return json.loads(extra["metadata.json"])
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    return config["tl_advisor"]
+
+
+class _Score(nn.Module):
+    def forward(self, features: Tensor, scores: Tensor) -> Tensor:
+        return features.norm(dim=1) + scores[:, 0]
+
+
+class _Reliability:
+    """What a classifier has that recognises unknown images."""
+
+    def module(self) -> nn.Module:
+        return _Score()
+
+    def record(self) -> dict[str, Any]:
+        return {"threshold": 0.25}
+
+
+@dataclass(frozen=True)
+class _WithReliability(ImageClassifier):
+    reliability: _Reliability | None = None
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_the_score_of_unknown_images_is_a_second_output(
+    load_random: Callable[..., Backbone], tmp_path: Path, format: str
+) -> None:
+    backbone = load_random("test_resnet", input_px=64)
+    own = _classifier(backbone, (backbone.n_depths,))
+    fields = (own.classes, own.backbone, own.depths, own.network, own.strategy, {})
+    classifier = _WithReliability(*fields, reliability=_Reliability())
+    target, image = tmp_path / f"model.{format}", _odd_images()[1]
+
+    export(classifier, target, format)
+
+    if format == "onnx":
+        session = ort.InferenceSession(target, providers=["CPUExecutionProvider"])
+        assert [o.name for o in session.get_outputs()] == ["probabilities", "unknown_score"]
+        found, score = session.run(None, {"images": image[np.newaxis]})
+    else:
+        model = torch.export.load(target).module()
+        found, score = (x.numpy() for x in model(torch.tensor(image)[None]))
+    pixels = to_input(next(batches([image], backbone, 1)), backbone, torch.device("cpu"))
+    with torch.inference_mode():
+        features = own.network.body(pixels)
+        expected = _Score()(features, own.network.head(features)).numpy()
+    np.testing.assert_allclose(score, expected, rtol=0.02)
+    np.testing.assert_allclose(found, own.predict_proba([image]), atol=5e-3)
+    np.testing.assert_allclose(predictor(target, format)(image), found[0], atol=1e-6)
+    assert metadata_of(classifier)["reliability"] == {"threshold": 0.25}
+    assert _metadata(target, format)["reliability"] == {"threshold": 0.25}
+
+
+def test_int8_without_images_is_refused(
+    load_random: Callable[..., Backbone], tmp_path: Path
+) -> None:
+    classifier = _classifier(load_random("test_resnet", input_px=64), (1,))
+
+    with pytest.raises(NotApplicable, match="--check DATA, or use float16"):
+        export(classifier, tmp_path / "m.onnx", "onnx", precision="int8")
+    assert not (tmp_path / "m.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("format", "precision", "message"),
+    [
+        ("onnx", "int4", "Did you mean 'int8'"),
+        ("pt2", "int8", "Use the format onnx for int8"),
+        ("timm", "float16", "Use the format onnx for float16"),
+    ],
+)
+def test_a_precision_that_a_format_does_not_have_is_refused(
+    load_random: Callable[..., Backbone],
+    tmp_path: Path,
+    format: str,
+    precision: str,
+    message: str,
+) -> None:
+    classifier = _classifier(load_random("test_resnet", input_px=64), (1,))
+
+    with pytest.raises(NotApplicable, match=message):
+        export(classifier, tmp_path / "x", format, precision=precision)
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2", "timm"])
 def test_a_target_that_cannot_be_written_is_a_storage_error(
     load_random: Callable[..., Backbone], tmp_path: Path, format: str
 ) -> None:

@@ -1,0 +1,90 @@
+"""Export to ``.pt2`` files of torch.export: they are used with torch alone."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from strategies.core.errors import StorageError
+from strategies.data.decoding import Pixels
+from strategies.models.classifier import ImageClassifier
+from strategies.models.formats.graph import ExportedClassifier, example_images, quiet
+from strategies.models.formats.predictor import Predictor
+
+METADATA = "metadata.json"
+"""Name of the extra file with the metadata: ``torch.export.load(path, extra_files=...)``."""
+
+
+def write(classifier: ImageClassifier, path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write the graph of `ExportedClassifier`, which ``torch.export.load`` reads.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be written.
+    """
+    images, sizes = example_images()
+    with quiet():
+        program = torch.export.export(
+            ExportedClassifier(classifier), (images,), dynamic_shapes=(sizes,)
+        )
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)  # paths of this machine
+    _save(program, path, metadata)
+
+
+def add_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Add metadata to a file; entries of the same name are replaced.
+
+    Raises
+    ------
+    StorageError
+        If the file cannot be written.
+    """
+    program, known = _load(path)
+    _save(program, path, {**known, **metadata})
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a file."""
+    return _load(path)[1]
+
+
+def predictor(path: Path) -> Predictor:
+    """Return what computes the probabilities of an image with the file."""
+    model = _load(path)[0].module()
+
+    @torch.inference_mode()
+    def predict(image: Pixels) -> NDArray[np.float32]:
+        found = model(torch.tensor(image).unsqueeze(0))
+        probabilities: torch.Tensor = found[0] if isinstance(found, tuple) else found
+        return probabilities.reshape(-1).numpy()
+
+    return predict
+
+
+def _load(path: Path) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
+    extra = {METADATA: ""}
+    with quiet():
+        program = torch.export.load(path, extra_files=extra)
+    known: dict[str, Any] = json.loads(extra[METADATA])
+    return program, known
+
+
+def _save(program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
+    text = json.dumps(metadata, ensure_ascii=False)
+    program.example_inputs = None  # torch would save them as a pickle
+    part = path.with_name(f".{path.name}.part.pt2")  # torch wants this suffix
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with quiet():
+            torch.export.save(program, part, extra_files={METADATA: text})
+        part.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise StorageError(f"{path} cannot be written: {error}") from error
