@@ -10,6 +10,7 @@ from advisor.tune.control import Control, fit_early_control, fit_final_control
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.search import Search
 from advisor.tune.soup import make_soup
+from advisor.tune.trials.reliability import add_reliability
 from advisor.types.advice import Advice
 from advisor.types.outcome import Soup
 
@@ -86,6 +87,10 @@ def tune(
         search.run()
     if len(search.trials.snapshot().done) > n_done:
         soup = make_soup(search.executor, search.incumbent, search.trials.snapshot().done)
+    ends_s = budget.test_begins_s()
+    if search.is_interrupted:  # whoever pressed Ctrl-C wants the end soon
+        ends_s = min(ends_s, time.monotonic() + budget.reliability_s)
+    add_reliability(search.executor, search.incumbent, ends_s)
     return ClosingResult(draft, control, soup)
 
 

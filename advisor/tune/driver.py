@@ -30,7 +30,7 @@ from advisor.tune.run_dir.settings import Settings, absolute, settings_record, w
 from advisor.tune.run_dir.soup_candidates import SoupCandidates
 from advisor.tune.scheduler import Scheduler, make_scheduler
 from advisor.tune.search import Search, SearchResult
-from advisor.tune.time_budget import MAX_CONTROL_SHARE, TimeBudget
+from advisor.tune.time_budget import MAX_CONTROL_SHARE, TimeBudget, reliability_reserve_s
 from advisor.tune.trials.executor import LocalExecutor
 from advisor.tune.trials.pruning import make_pruning
 from advisor.tune.trials.ray_executor import check_gpus, storage_of, trial_executor
@@ -299,6 +299,7 @@ def _time_budget(
         n_judged=1 + run.control,
         control_s=run.control * CONTROL_SHARE * run.time_s,
         report_s=run.report * REPORT_S,
+        reliability_s=reliability_reserve_s(run.time_s),
     )
 
 
