@@ -88,8 +88,9 @@ def predict_command(
     if missing:
         fail(f"{missing[0]} does not exist.")
     with progress(output.quiet) as on_progress, errors():
-        from advisor.deploy.predict import FALSE_ALARMS, Asked, predict
+        from advisor.deploy.predict import Asked, predict
         from strategies.core.allocator import keep_freed_memory
+        from strategies.models.reliability.reliability import FALSE_ALARMS
 
         keep_freed_memory()
         asked = None
@@ -138,7 +139,7 @@ def _predictions_as_json(batches: Iterator["Predictions"], top: int) -> None:
     from strategies.data.image import shown
 
     predictions, quarantine = [], []
-    reliability = None
+    reliability: dict[str, Any] | None = None
     for batch in batches:
         reliability = None if batch.reliability is None else batch.reliability.record()
         judgements = batch.judgements or [None] * len(batch.rows)
@@ -147,8 +148,8 @@ def _predictions_as_json(batches: Iterator["Predictions"], top: int) -> None:
             found = {"path": shown(str(path)), "classes": classes}
             predictions.append({**found, **_judgement_record(judgement)})
         quarantine += [{"path": shown(s.path), "reason": s.reason} for s in batch.skipped]
-    found = {"predictions": predictions, "quarantine": quarantine, "reliability": reliability}
-    print_json(found)
+    answer: dict[str, Any] = {"predictions": predictions, "quarantine": quarantine}
+    print_json({**answer, "reliability": reliability})
 
 
 def _judgement_record(judgement: "Judgement | None") -> dict[str, Any]:

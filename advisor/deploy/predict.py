@@ -163,7 +163,7 @@ def make_judge(classifier: ImageClassifier, asked: Asked | None) -> Judge | None
         if asked is None:
             return None
         raise TransferError(NOT_CALIBRATED)
-    asked = asked or Asked(max(FALSE_ALARMS, 1 / (reliability.n + 1)))
+    asked = asked or Asked()
     threshold, coverage = reliability.threshold(asked.false_alarms), asked.coverage
     if coverage is not None:
         check_coverage(coverage)
@@ -175,12 +175,11 @@ def make_judge(classifier: ImageClassifier, asked: Asked | None) -> Judge | None
             return [Judgement(score > threshold, score) for score in scores]
         inside = reliability.prediction_sets(outputs.probabilities, coverage)
         ranks = np.argsort(-outputs.probabilities, axis=1, kind="stable")
-        return [
-            Judgement(
-                score > threshold, score, tuple(classifier.classes[c] for c in row if has[c])
-            )
-            for score, row, has in zip(scores, ranks, inside, strict=True)
+        names = [
+            tuple(classifier.classes[c] for c in row if has[c])
+            for row, has in zip(ranks, inside, strict=True)
         ]
+        return [Judgement(s > threshold, s, n) for s, n in zip(scores, names, strict=True)]
 
     return judged
 

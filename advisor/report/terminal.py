@@ -128,13 +128,16 @@ def print_predictions(
     for number, (path, ranked) in enumerate(rows):
         (name, probability), *others = ranked
         then = ", ".join(f"{other} {100 * p:.0f}%" for other, p in others)
-        cells = [Text(path), Text(name), f"{100 * probability:.1f}%", Text(then)]
+        cells: list[RenderableType] = [
+            Text(path),
+            Text(name),
+            f"{100 * probability:.1f}%",
+            Text(then),
+        ]
         if judged:
             unknown, inside = judged[number]
-            cells += [
-                Text("unknown" if unknown else "", style="bold"),
-                *([Text(", ".join(inside or ()))] if with_sets else []),
-            ]
+            cells.append(Text("unknown" if unknown else "", style="bold"))
+            cells += [Text(", ".join(inside or ()))] if with_sets else []
         table.add_row(*cells)
     console.print(table)
 

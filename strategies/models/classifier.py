@@ -41,7 +41,7 @@ from strategies.models.backbone_record import read_backbone
 from strategies.models.body import Body, Pooling, widths
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network
-from strategies.models.reliability.graph import UnknownScore
+from strategies.models.reliability.graph import JudgedNetwork
 from strategies.models.reliability.outputs import Outputs
 from strategies.models.reliability.reliability import RELIABILITY, Reliability
 
@@ -180,12 +180,10 @@ class ImageClassifier:
         self, chunks: Iterable[Pixels], precision: torch.dtype, *, with_unknown: bool
     ) -> Iterator[NDArray[np.float32]]:
         """Yield the probabilities of images, and their unknown scores in a last column."""
-        score = None
-        if with_unknown and self.reliability is not None:
-            score = self.reliability.module().to(self.device).eval()
+        judged = self.judged_network() if with_unknown else None
 
         def forward(pixels: Pixels) -> Tensor:
-            return self._forward(pixels, precision, score)
+            return self._forward(pixels, precision, judged)
 
         for found in inference_passes(forward, chunks, self.device):
             yield found.numpy()
@@ -209,20 +207,31 @@ class ImageClassifier:
         """
         return np.concatenate(list(self.classify_batches([pixels], precision)))
 
+    def judged_network(self) -> JudgedNetwork | None:
+        """Return the network with the unknown score, for one pass; None without reliability.
+
+        Its weights are those of `network`.
+        """
+        if self.reliability is None:
+            return None
+        score = self.reliability.module().to(self.device)
+        numbers, n_depths = self.reliability.depths.numbers, self.backbone.n_depths
+        return JudgedNetwork(self.network, score, numbers, n_depths).eval()
+
     @torch.inference_mode()
     def _forward(
-        self, pixels: Pixels, precision: torch.dtype, score: UnknownScore | None
+        self, pixels: Pixels, precision: torch.dtype, judged: JudgedNetwork | None
     ) -> Tensor:
         """Return a row of every image, on the CPU; the images must fit into memory."""
         self.network.eval()
         autocast = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
         with cuda_settings(self.device), autocast:
-            features = self.network.body(to_input(pixels, self.backbone, self.device))
-            scores = self.network.scores(features).float()
-        rows = scores.softmax(dim=1)
-        if score is not None:
-            rows = torch.cat([rows, score(features.float(), scores)[:, None]], dim=1)
-        return rows.cpu()
+            images = to_input(pixels, self.backbone, self.device)
+            if judged is None:
+                scores: Tensor = self.network(images)
+                return scores.float().softmax(dim=1).cpu()
+            scores, unknown = judged(images)
+            return torch.cat([scores.softmax(dim=1), unknown[:, None]], dim=1).cpu()
 
     def save(self, folder: Path) -> None:
         """Write the weights (safetensors) and a record (JSON) to a folder.

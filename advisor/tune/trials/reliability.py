@@ -11,7 +11,6 @@ temperature; no weight was fitted to them. The thresholds may be slightly optimi
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -28,22 +27,24 @@ from strategies.core.cache import Rows
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, StorageError, TransferError
 from strategies.core.metrics import Scores
-from strategies.data.dataset import Dataset, LabelledImage, Split, labels_of
+from strategies.data.dataset import Dataset, Split, labels_of
 from strategies.data.decoding import Pixels
 from strategies.data.sampling import stratified_rows
+from strategies.models.body import Body
 from strategies.models.classifier import ImageClassifier
-from strategies.models.features import batches, to_input
+from strategies.models.features import batches, pooled_features, to_input
 from strategies.models.multi_view import features_at
 from strategies.models.reliability.calibration import (
     FEWEST_HELD_OUT,
     MAX_HELD_OUT,
     Fold,
     calibrate_reliability,
+    score_depths,
 )
-from strategies.models.reliability.reliability import Reliability
+from strategies.models.reliability.reliability import Depths, HeldOut, Reliability
 from strategies.registry import get_strategy
 
-MAX_IMAGES = 2_000
+MAX_IMAGES = 1_000
 """Train images whose features give class means and covariance; of more, a stratified sample."""
 MIN_PER_CLASS = 2
 """Train images of every class in that sample, at least; without time for them, there is none."""
@@ -133,10 +134,11 @@ def _of_network(
     if n - len(val) < needed:
         raise OutOfTime(f"there was no time to pass {len(val) + needed} images. Give more --time.")
     train = _sample(dataset.train, min(n - len(val), MAX_IMAGES), ctx)
-    scores_of_val, features_of_val = _outputs(classifier, val, executor, ctx)
-    features, labels = _outputs(classifier, train, executor, ctx)[1], labels_of(train)
-    fold = Fold(features, labels, features_of_val, scores_of_val, labels_of(val))
-    return calibrate_reliability([fold], features, labels, "validation")
+    depths = score_depths(classifier.backbone, classifier.depths)
+    scores, held_out = _outputs(classifier, val, depths, executor, ctx)
+    _, features = _outputs(classifier, train, depths, executor, ctx)
+    fold = Fold(features, labels_of(train), held_out, scores, labels_of(val))
+    return calibrate_reliability([fold], features, labels_of(train), depths, "validation")
 
 
 def _of_head(
@@ -152,50 +154,61 @@ def _of_head(
     backbone = backbone_of(best.hyperparameters, executor.backbone)
     chosen = hyperparameters_of(best.hyperparameters)
     strategy = get_strategy(best.strategy).from_hyperparameters(chosen)
+    depths = score_depths(classifier.backbone, classifier.depths)
     found = []
     for fold in folds:
         ctx.check_time()
         val = _sample(fold.val, MAX_HELD_OUT, ctx)
         train = _sample(fold.train, MAX_IMAGES, ctx)
-        head = strategy.fit(fold, backbone, ctx).network.head
-        held_out = _frozen_features(classifier, val, ctx)
-        with torch.inference_mode():
-            scores = head(torch.from_numpy(held_out).to(head.weight.device)).cpu().numpy()
-        features = _frozen_features(classifier, train, ctx)
+        scores = _head_scores(strategy.fit(fold, backbone, ctx), val, ctx)
+        features, held_out = (
+            pooled_features(images, classifier.backbone, ctx, depths.numbers)
+            for images in (train, val)
+        )
         found.append(Fold(features, labels_of(train), held_out, scores, labels_of(val)))
     if sum(len(fold.held_out_labels) for fold in found) < FEWEST_HELD_OUT:
         return _too_few(len(dataset.val))
     learned = _sample(dataset.fit_split if by_folds else dataset.train, MAX_IMAGES, ctx)
-    features = _frozen_features(classifier, learned, ctx)
-    return calibrate_reliability(
-        found, features, labels_of(learned), "folds" if by_folds else "validation"
-    )
+    features = pooled_features(learned, classifier.backbone, ctx, depths.numbers)
+    where: HeldOut = "folds" if by_folds else "validation"
+    return calibrate_reliability(found, features, labels_of(learned), depths, where)
 
 
-def _frozen_features(
-    classifier: ImageClassifier, images: Sequence[LabelledImage], ctx: RunContext
-) -> Rows:
-    """Return what a head on frozen features reads, (n, d), from the cache where it is there."""
+@torch.inference_mode()
+def _head_scores(classifier: ImageClassifier, images: Split, ctx: RunContext) -> Scores:
+    """Return the scores of a head on frozen features, which are cached if they were computed."""
     depths, pooling = classifier.depths, classifier.pooling
-    return features_at(images, classifier.backbone, ctx, depths, pooling, 1)[:, 0]
+    x = features_at(images, classifier.backbone, ctx, depths, pooling, 1)[:, 0]
+    head = classifier.network.head
+    scores: Scores = head(torch.from_numpy(x).to(head.weight.device)).cpu().numpy()
+    return scores
 
 
 def _outputs(
-    classifier: ImageClassifier, images: Split, executor: LocalExecutor, ctx: RunContext
+    classifier: ImageClassifier,
+    images: Split,
+    depths: Depths,
+    executor: LocalExecutor,
+    ctx: RunContext,
 ) -> tuple[Scores, Rows]:
-    """Return scores and features of images from one pass of a network."""
-    network = classifier.network.eval()
+    """Return scores, and features of some depths, of images from one pass of a trained network.
+
+    Its head reads the penultimate activations, the last of the depths.
+    """
+    network, backbone = classifier.network.eval(), classifier.backbone
+    body = Body(network.body.net, depths.numbers, backbone.n_depths)
+    n_head = depths.widths[-1]
 
     def forward(pixels: Pixels) -> Tensor:
         ctx.check_time()
         with ctx.device_settings(), ctx.autocast():
-            features = network.body(to_input(pixels, classifier.backbone, classifier.device))
-            scores = network.scores(features)
+            features = body(to_input(pixels, backbone, classifier.device))
+            scores = network.scores(features[:, -n_head:])
         return torch.cat([scores.float(), features.float()], dim=1).cpu()
 
     paths = [image.path for image in images]
     crops = executor.activation_store.eval_crops
-    chunks = batches(paths, classifier.backbone, ctx.n_workers, eval_crops=crops)
+    chunks = batches(paths, backbone, ctx.n_workers, eval_crops=crops)
     with torch.inference_mode():
         parts = [part.numpy() for part in inference_passes(forward, chunks, classifier.device)]
     rows = np.concatenate(parts)

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -37,6 +37,22 @@ _KNOWN, _NONCONFORMITY = "held_out_unknown", "held_out_nonconformity"
 HeldOut = Literal["validation", "folds"]
 
 
+@dataclass(frozen=True)
+class Depths:
+    """Depths whose mean-pooled activations the unknown score reads.
+
+    Attributes
+    ----------
+    numbers
+        Counted from 1, ascending.
+    widths
+        Number of features of each.
+    """
+
+    numbers: tuple[int, ...]
+    widths: tuple[int, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Reliability:
     """What a classifier knows about its own predictions, measured on images that it did not learn.
@@ -45,6 +61,8 @@ class Reliability:
     ----------
     tensors
         Buffers of the `UnknownScore`.
+    depths
+        Depths that it reads.
     unknown
         Unknown scores of the held-out images, ascending, (n,). Every threshold is one of these.
     nonconformity
@@ -59,6 +77,7 @@ class Reliability:
     """
 
     tensors: Mapping[str, NDArray[np.float32]]
+    depths: Depths
     unknown: Sorted
     nonconformity: Sorted
     held_out: HeldOut
@@ -76,7 +95,7 @@ class Reliability:
     def module(self) -> UnknownScore:
         """Return the unknown score as a network module on the CPU, in evaluation mode."""
         tensors = {name: torch.from_numpy(np.array(x)) for name, x in self.tensors.items()}
-        return UnknownScore(tensors).eval()
+        return UnknownScore(tensors, self.depths.widths).eval()
 
     def threshold(self, false_alarms: float = FALSE_ALARMS) -> float:
         """Return the score above which an image is unknown.
@@ -133,7 +152,7 @@ class Reliability:
             "held_out": self.held_out,
             "n_held_out": self.n,
             "unknown": {
-                "method": "energy, Mahalanobis distance, whitened cosine",
+                "method": "energy, Mahalanobis and relative Mahalanobis distance, whitened cosine",
                 "unknown_if": "unknown_score > threshold",
                 "false_alarms": FALSE_ALARMS,
                 "threshold": _finite(thresholds[FALSE_ALARMS]),
@@ -155,7 +174,8 @@ class Reliability:
         content = bytes_of({name: np.ascontiguousarray(x) for name, x in arrays.items()})
         with atomic_file(folder / RELIABILITY_FILE) as file:
             file.write(content)
-        return {"sha256": hashlib.sha256(content).hexdigest(), **self.record()}
+        digest = hashlib.sha256(content).hexdigest()
+        return {"sha256": digest, "depths": asdict(self.depths), **self.record()}
 
     @classmethod
     def load(cls, folder: Path, record: Mapping[str, Any]) -> Self:
@@ -181,7 +201,9 @@ class Reliability:
             )
         arrays = arrays_of(content)
         unknown, nonconformity = arrays.pop(_KNOWN), arrays.pop(_NONCONFORMITY)
-        return cls(arrays, unknown, nonconformity, record["held_out"])
+        found = record["depths"]
+        depths = Depths(tuple(found["numbers"]), tuple(found["widths"]))
+        return cls(arrays, depths, unknown, nonconformity, record["held_out"])
 
 
 def check_coverage(coverage: float) -> None:

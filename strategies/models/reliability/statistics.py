@@ -6,15 +6,16 @@ O. Ledoit, M. Wolf, A well-conditioned estimator for large-dimensional covarianc
 of Multivariate Analysis 2004.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from strategies.core.cache import Rows
 from strategies.core.metrics import Labels
-from strategies.models.reliability.graph import TINY
+from strategies.models.reliability.graph import TINY, unit_rows
 
 MAX_AXES, MIN_AXES, MAX_AXIS_VALUES = 256, 16, 1 << 20
 """Principal axes that are kept: at most 256, and fewer if these have more values than 4 MB."""
@@ -40,17 +41,18 @@ class ShrunkCovariance:
     rest: float
 
 
-def feature_statistics(features: Rows, labels: Labels) -> Tensors:
+def feature_statistics(features: Rows, labels: Labels, widths: Sequence[int]) -> Tensors:
     """Return the buffers of `graph.UnknownScore` that depend on features of training images.
 
     Parameters
     ----------
     features, labels
-        What the head reads, (n, d), and the class of every image, (n,). Classes without an image
-        are left out.
+        Mean-pooled activations of some depths, (n, d), and the class of every image, (n,).
+        Classes without an image are left out.
+    widths
+        Number of features of every depth.
     """
-    rows = features.astype(np.float32)
-    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), TINY)
+    rows = unit_rows(torch.from_numpy(features.astype(np.float32)), widths).numpy()
     present, index = np.unique(labels, return_inverse=True)
     means, centre = class_means(rows, index, len(present)), rows.mean(axis=0)
     residuals = rows - means[index]
@@ -61,12 +63,14 @@ def feature_statistics(features: Rows, labels: Labels) -> Tensors:
     along = offsets @ covariance.axes
     rest = offsets - along @ covariance.axes.T
     class_rows = (along / covariance.variances) @ covariance.axes.T + rest / covariance.rest
+    gram = class_rows @ offsets.T
     found = {
         "centre": centre,
         "axes": covariance.axes,
         "inverse_sd": 1 / np.sqrt(np.append(covariance.variances, covariance.rest)),
         "class_rows": class_rows,
-        "class_norms": (class_rows * offsets).sum(axis=1),
+        "class_norms": np.diag(gram),
+        "between": _explained((gram + gram.T) / 2, np.bincount(index) / len(labels)),
     }
     return {name: np.ascontiguousarray(x, dtype=np.float32) for name, x in found.items()}
 
@@ -104,3 +108,16 @@ def ledoit_wolf_shrinkage(x: NDArray[np.float64], values: NDArray[np.float64]) -
     spread = square - values.sum() ** 2 / d
     noise = float(((x**2).sum(axis=1) ** 2).mean() - square) / n
     return 1.0 if spread <= 0 else float(np.clip(noise / spread, 0, 1))
+
+
+def _explained(gram: NDArray[np.float64], shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return `UnknownScore.between`, from the products of the whitened class means.
+
+    With the covariance within classes S and the class means, weighted by the roots of their
+    shares, as columns of A, the covariance of all images is S + A A'. By the Woodbury identity its
+    inverse is P - P A (I + A' P A)^-1 A' P, where P is the inverse of S.
+    """
+    root = np.sqrt(shares)
+    values, vectors = np.linalg.eigh(np.eye(len(gram)) + root[:, None] * gram * root)
+    explained: NDArray[np.float64] = root[:, None] * vectors / np.sqrt(values)
+    return explained
