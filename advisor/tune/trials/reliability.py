@@ -1,13 +1,14 @@
 """Calibrate the run's classifier: unknown images and prediction sets, on images it did not learn.
 
-A head on frozen features is fitted again, with the hyperparameters of the best trial, to the train
-images alone, and the validation images are predicted; the classifier of the run, which may have
-learned from these too, gets the thresholds. With fewer than `SMALL_VAL` validation images of the
-program's own, it is fitted to five folds of train and validation in turn instead.
+A head on frozen features is cross-validated on the images that it was fitted to: every image is
+scored by a head, and by class means and a covariance, that were fitted without its fold. Strength
+and temperature, two numbers, were chosen on the same images. The classifier itself learned from
+all folds, so its false alarms are rather fewer, and its sets rather cover more, than stated
+(cross-conformal prediction; V. Vovk, 2015).
 
-A trained network has learned from the train images alone. It predicts the validation images
+A trained network has learned from the train images alone, and predicts the validation images
 itself. These have chosen its hyperparameters, its best round, the soup that it may be, and its
-temperature; no weight was fitted to them. The thresholds may be slightly optimistic for it.
+temperature; no weight was fitted to them. Its thresholds may be slightly optimistic.
 """
 
 import time
@@ -15,21 +16,22 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from advisor.tune.incumbent import Incumbent
-from advisor.tune.interventions import backbone_of, hyperparameters_of
 from advisor.tune.trials.executor import LocalExecutor, out_of_memory_reason
-from advisor.tune.trials.validation import MAX_FOLDS, SMALL_VAL, make_validation
 from advisor.types.outcome import TrialRecord
+from strategies.core.activation_store import EvalCrops
 from strategies.core.allocator import inference_passes
 from strategies.core.cache import Rows
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, StorageError, TransferError
-from strategies.core.metrics import Scores
+from strategies.core.metrics import Labels, Scores
 from strategies.data.dataset import Dataset, Split, labels_of
 from strategies.data.decoding import Pixels
 from strategies.data.sampling import stratified_rows
+from strategies.heads.linear_head import out_of_fold_scores
 from strategies.models.body import Body
 from strategies.models.classifier import ImageClassifier
 from strategies.models.features import batches, pooled_features, to_input
@@ -41,7 +43,7 @@ from strategies.models.reliability.calibration import (
     calibrate_reliability,
     score_depths,
 )
-from strategies.models.reliability.reliability import Depths, HeldOut, Reliability
+from strategies.models.reliability.reliability import Depths, Reliability
 from strategies.registry import get_strategy
 
 MAX_IMAGES = 1_000
@@ -109,73 +111,102 @@ def _calibrated(
     refitted: bool,
 ) -> Reliability | str:
     """Return the reliability of the run's classifier, or why there is none."""
-    dataset = executor.dataset
+    dataset, strategy = executor.dataset, get_strategy(best.strategy)
     if best.n_train is not None:  # it learned from the measured images alone
         dataset = executor.measured_part() or dataset
-    if len(dataset.fit_split) < FEWEST_HELD_OUT or not dataset.val:
-        return _too_few(len(dataset.val))
-    if get_strategy(best.strategy).head_loss is not None:
-        return _of_head(classifier, best, dataset, executor, ctx)
+    if strategy.head_loss is not None:
+        learned = dataset.with_val_in_train() if refitted else dataset
+        return calibrate_head(classifier, learned, ctx)
     if refitted:
         return f"{best.strategy} learned from the validation images too."
-    return _of_network(classifier, dataset, executor, ctx)
+    s_per_image = executor.budget.seconds_at(classifier.backbone.input_px)
+    n = min(TIME_SHARE * ctx.seconds_left() / s_per_image, MAX_HELD_OUT + MAX_IMAGES)
+    crops = executor.activation_store.eval_crops
+    return calibrate_network(classifier, dataset, ctx, int(n), crops)
 
 
-def _of_network(
-    classifier: ImageClassifier, dataset: Dataset, executor: LocalExecutor, ctx: RunContext
+def calibrate_network(
+    classifier: ImageClassifier,
+    dataset: Dataset,
+    ctx: RunContext,
+    most: int = MAX_HELD_OUT + MAX_IMAGES,
+    eval_crops: EvalCrops | None = None,
 ) -> Reliability | str:
-    """Calibrate a trained network on the validation images, with features of train images."""
+    """Calibrate a network that was trained on the train images, or say why it cannot be.
+
+    Parameters
+    ----------
+    most
+        Images that may pass the network: first the validation images, then train images.
+    eval_crops
+        Crops in memory, which are not read again.
+
+    Raises
+    ------
+    OutOfTime
+        If `most` is too few, or the deadline passes first.
+    """
     val = _sample(dataset.val, MAX_HELD_OUT, ctx)
     if len(val) < FEWEST_HELD_OUT:
         return _too_few(len(val))
-    s_per_image = executor.budget.seconds_at(classifier.backbone.input_px)
-    n = int(TIME_SHARE * ctx.seconds_left() / s_per_image) if ctx.deadline_s else MAX_IMAGES
-    needed = MIN_PER_CLASS * dataset.n_classes
-    if n - len(val) < needed:
-        raise OutOfTime(f"there was no time to pass {len(val) + needed} images. Give more --time.")
-    train = _sample(dataset.train, min(n - len(val), MAX_IMAGES), ctx)
+    fewest = MIN_PER_CLASS * dataset.n_classes
+    if most - len(val) < fewest:
+        raise OutOfTime(f"there was no time to pass {len(val) + fewest} images. Give more --time.")
+    train = _sample(dataset.train, min(most - len(val), MAX_IMAGES), ctx)
     depths = score_depths(classifier.backbone, classifier.depths)
-    scores, held_out = _outputs(classifier, val, depths, executor, ctx)
-    _, features = _outputs(classifier, train, depths, executor, ctx)
+    scores, held_out = _outputs(classifier, val, depths, ctx, eval_crops)
+    _, features = _outputs(classifier, train, depths, ctx, eval_crops)
     fold = Fold(features, labels_of(train), held_out, scores, labels_of(val))
     return calibrate_reliability([fold], features, labels_of(train), depths, "validation")
 
 
-def _of_head(
-    classifier: ImageClassifier,
-    best: TrialRecord,
-    dataset: Dataset,
-    executor: LocalExecutor,
-    ctx: RunContext,
+def calibrate_head(
+    classifier: ImageClassifier, dataset: Dataset, ctx: RunContext
 ) -> Reliability | str:
-    """Calibrate a head on frozen features with heads that did not learn the held-out images."""
-    by_folds = len(dataset.val) < SMALL_VAL and "val" not in dataset.listed
-    folds = make_validation(dataset, MAX_FOLDS if by_folds else 1, ctx.seed).folds
-    backbone = backbone_of(best.hyperparameters, executor.backbone)
-    chosen = hyperparameters_of(best.hyperparameters)
-    strategy = get_strategy(best.strategy).from_hyperparameters(chosen)
-    depths = score_depths(classifier.backbone, classifier.depths)
-    found = []
-    for fold in folds:
+    """Calibrate a head on frozen features, or say why it cannot be.
+
+    Parameters
+    ----------
+    classifier
+        Fitted to ``dataset.train``.
+
+    Raises
+    ------
+    OutOfTime
+        If the deadline passes first.
+    """
+    ctx.check_time()
+    loss, n = get_strategy(classifier.strategy).head_loss, len(dataset.train)
+    assert loss is not None
+    scored = out_of_fold_scores(classifier, loss, dataset, ctx)
+    if scored is None or len(scored.rows) < FEWEST_HELD_OUT:
+        return _too_few(n if scored is None else len(scored.rows))
+    depths, labels = score_depths(classifier.backbone, classifier.depths), labels_of(dataset.train)
+    x = pooled_features(dataset.train, classifier.backbone, ctx, depths.numbers)
+    folds = []
+    for number in np.unique(scored.folds[scored.rows]):
         ctx.check_time()
-        val = _sample(fold.val, MAX_HELD_OUT, ctx)
-        train = _sample(fold.train, MAX_IMAGES, ctx)
-        scores = _head_scores(strategy.fit(fold, backbone, ctx), val, ctx)
-        features, held_out = (
-            pooled_features(images, classifier.backbone, ctx, depths.numbers)
-            for images in (train, val)
-        )
-        found.append(Fold(features, labels_of(train), held_out, scores, labels_of(val)))
-    if sum(len(fold.held_out_labels) for fold in found) < FEWEST_HELD_OUT:
-        return _too_few(len(dataset.val))
-    learned = _sample(dataset.fit_split if by_folds else dataset.train, MAX_IMAGES, ctx)
-    features = pooled_features(learned, classifier.backbone, ctx, depths.numbers)
-    where: HeldOut = "folds" if by_folds else "validation"
-    return calibrate_reliability(found, features, labels_of(learned), depths, where)
+        fitted = _drawn(labels, np.flatnonzero(scored.folds != number), ctx)
+        is_out = scored.folds[scored.rows] == number
+        out = scored.rows[is_out]
+        folds.append(Fold(x[fitted], labels[fitted], x[out], scored.scores[is_out], labels[out]))
+    fitted = _drawn(labels, np.arange(n), ctx)
+    return calibrate_reliability(folds, x[fitted], labels[fitted], depths, "folds")
+
+
+def _drawn(labels: Labels, rows: NDArray[np.int64], ctx: RunContext) -> NDArray[np.int64]:
+    """Draw at most `MAX_IMAGES` of some rows, at least one of every class."""
+    if len(rows) <= MAX_IMAGES:
+        return rows
+    shuffled = np.random.default_rng(ctx.seed).permutation(rows)
+    _, firsts = np.unique(labels[shuffled], return_index=True)
+    first = np.zeros(len(rows), dtype=bool)
+    first[firsts] = True
+    return np.concatenate([shuffled[first], shuffled[~first]])[: max(MAX_IMAGES, len(firsts))]
 
 
 @torch.inference_mode()
-def _head_scores(classifier: ImageClassifier, images: Split, ctx: RunContext) -> Scores:
+def head_scores(classifier: ImageClassifier, images: Split, ctx: RunContext) -> Scores:
     """Return the scores of a head on frozen features, which are cached if they were computed."""
     depths, pooling = classifier.depths, classifier.pooling
     x = features_at(images, classifier.backbone, ctx, depths, pooling, 1)[:, 0]
@@ -188,8 +219,8 @@ def _outputs(
     classifier: ImageClassifier,
     images: Split,
     depths: Depths,
-    executor: LocalExecutor,
     ctx: RunContext,
+    eval_crops: EvalCrops | None,
 ) -> tuple[Scores, Rows]:
     """Return scores, and features of some depths, of images from one pass of a trained network.
 
@@ -207,8 +238,7 @@ def _outputs(
         return torch.cat([scores.float(), features.float()], dim=1).cpu()
 
     paths = [image.path for image in images]
-    crops = executor.activation_store.eval_crops
-    chunks = batches(paths, backbone, ctx.n_workers, eval_crops=crops)
+    chunks = batches(paths, backbone, ctx.n_workers, eval_crops=eval_crops)
     with torch.inference_mode():
         parts = [part.numpy() for part in inference_passes(forward, chunks, classifier.device)]
     rows = np.concatenate(parts)

@@ -68,12 +68,9 @@ class Reliability:
     nonconformity
         One minus the probability of their true class, ascending, (n,).
     held_out
-        Where these images come from. "validation": the validation images, predicted by a
-        classifier that was not fitted to them. "folds": all images, each predicted by a classifier
-        that was fitted without its fold. The classifier itself may then have been fitted to these
-        images too, with the same hyperparameters; as it learned from more images than the
-        classifiers that were calibrated, its false alarms are rather fewer and its sets rather
-        cover more than stated.
+        Where these images come from. "validation": validation images, predicted by the classifier
+        itself, which was not fitted to them. "folds": images that it was fitted to, each predicted
+        by a classifier that was fitted without its fold.
     """
 
     tensors: Mapping[str, NDArray[np.float32]]
