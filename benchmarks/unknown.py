@@ -160,7 +160,7 @@ def outputs(classifier: ImageClassifier, images: Split, ctx: RunContext) -> tupl
         return found.probabilities, found.unknown
     scores = head_scores(classifier, images, ctx)
     x = pooled_features(images, classifier.backbone, ctx, reliability.depths.numbers)
-    unknown = reliability.module()(torch.from_numpy(x), torch.from_numpy(scores))
+    unknown = reliability.module()(torch.from_numpy(x))
     return softmax(scores, axis=1), unknown.numpy()
 
 

@@ -15,10 +15,8 @@ TINY = 1e-12
 class UnknownScore(nn.Module):
     """How unlike the training images an image is: higher is more unlike.
 
-    The sum of four parts, each of mean 0 and standard deviation 1 on held-out images:
+    The sum of three parts, each of mean 0 and standard deviation 1 on held-out images:
 
-    - minus the log-sum-exp of the head's scores (energy; W. Liu et al., Energy-based
-      out-of-distribution detection, NeurIPS 2020);
     - the Mahalanobis distance of the features to the nearest class mean, with one covariance for
       all classes (K. Lee et al., A simple unified framework for detecting out-of-distribution
       samples, NeurIPS 2018);
@@ -29,7 +27,8 @@ class UnknownScore(nn.Module):
       within classes and seen from the mean of all images.
 
     The distance finds images of another kind, the others images of another class of the same
-    kind. The features of every depth are scaled to length 1 (as in Y. Sun et al.,
+    kind. The head's scores take no part (the maximum softmax probability and the energy of W. Liu
+    et al., 2020, add next to nothing). The features of every depth are scaled to length 1 (as in Y. Sun et al.,
     Out-of-distribution detection with deep nearest neighbors, ICML 2022).
 
     Parameters
@@ -54,9 +53,9 @@ class UnknownScore(nn.Module):
     """The squared length of (products with `class_rows`) @ `between` is what the class means
     explain of the squared distance to `centre`, (classes, classes)."""
     offsets: Tensor
-    """Mean of every part on held-out images, (4,)."""
+    """Mean of every part on held-out images, (3,)."""
     weights: Tensor
-    """Inverse standard deviation of every part on held-out images, (4,)."""
+    """Inverse standard deviation of every part on held-out images, (3,)."""
 
     def __init__(self, tensors: Mapping[str, Tensor], widths: Sequence[int]) -> None:
         super().__init__()
@@ -64,21 +63,19 @@ class UnknownScore(nn.Module):
         for name, values in tensors.items():
             self.register_buffer(name, values.float())
 
-    def forward(self, features: Tensor, scores: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Return the unknown score of every image, (n,), float32.
 
         Parameters
         ----------
         features
             Mean-pooled activations of the depths, one after the other, (n, d).
-        scores
-            What the head returns, (n, classes).
         """
-        parts = (self.parts(features, scores) - self.offsets) * self.weights
+        parts = (self.parts(features) - self.offsets) * self.weights
         return parts.sum(dim=1)
 
-    def parts(self, features: Tensor, scores: Tensor) -> Tensor:
-        """Return energy, distance, relative distance, minus the cosine before scaling, (n, 4)."""
+    def parts(self, features: Tensor) -> Tensor:
+        """Return distance, relative distance and minus the cosine before scaling, (n, 3)."""
         rows = unit_rows(features.float(), self.widths) - self.centre
         along = rows @ self.axes
         rest = rows - along @ self.axes.T
@@ -90,8 +87,7 @@ class UnknownScore(nn.Module):
         relative = nearest + ((products @ self.between) ** 2).sum(dim=1)
         lengths = self.class_norms.clamp_min(TINY).sqrt() * square.clamp_min(TINY).sqrt()[:, None]
         cosine = (products / lengths).amax(dim=1)
-        energy = -torch.logsumexp(scores.float(), dim=1)
-        return torch.stack([energy, distance, relative, -cosine], dim=1)
+        return torch.stack([distance, relative, -cosine], dim=1)
 
 
 def unit_rows(features: Tensor, widths: Sequence[int]) -> Tensor:
@@ -141,5 +137,5 @@ class JudgedNetwork(nn.Module):
         scores = self.network.scores(torch.cat(features, dim=1)).float()
         own = [pool(by_depth[d - 1], "mean") for d in self.depths if d - 1 in by_depth]
         own += penultimate if len(own) < len(self.depths) else []
-        unknown: Tensor = self.score(torch.cat(own, dim=1).float(), scores)
+        unknown: Tensor = self.score(torch.cat(own, dim=1).float())
         return scores, unknown

@@ -149,7 +149,7 @@ class Reliability:
             "held_out": self.held_out,
             "n_held_out": self.n,
             "unknown": {
-                "method": "energy, Mahalanobis and relative Mahalanobis distance, whitened cosine",
+                "method": "Mahalanobis distance, relative Mahalanobis distance, whitened cosine",
                 "unknown_if": "unknown_score > threshold",
                 "false_alarms": FALSE_ALARMS,
                 "threshold": _finite(thresholds[FALSE_ALARMS]),
