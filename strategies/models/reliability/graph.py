@@ -27,9 +27,10 @@ class UnknownScore(nn.Module):
       within classes and seen from the mean of all images.
 
     The distance finds images of another kind, the others images of another class of the same
-    kind. The head's scores take no part (the maximum softmax probability and the energy of W. Liu
-    et al., 2020, add next to nothing). The features of every depth are scaled to length 1 (as in Y. Sun et al.,
-    Out-of-distribution detection with deep nearest neighbors, ICML 2022).
+    kind. The scores of the head take no part: with their energy (W. Liu et al., 2020) the score is
+    hardly better, and it would depend on how far the head was trained. The features of every depth
+    are scaled to length 1 (as in Y. Sun et al., Out-of-distribution detection with deep nearest
+    neighbors, ICML 2022).
 
     Parameters
     ----------
