@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -26,7 +26,7 @@ from advisor.types.options import AUTO, DeviceName
 
 if TYPE_CHECKING:
     from advisor.deploy.export import Exported
-    from advisor.deploy.predict import Predictions
+    from advisor.deploy.predict import Asked, Judgement, Predictions
 
 
 @dataclass(frozen=True)
@@ -141,10 +141,26 @@ def predict_command(
             panel="Output",
         ),
     ] = None,
+    coverage: Annotated[
+        float | None,
+        Flag(
+            "Print a set of classes for every image. A set holds the class of an image like the "
+            "training images with this probability, e.g. 0.9.",
+            panel="Output",
+        ),
+    ] = None,
+    false_alarms: Annotated[
+        float | None,
+        Flag(
+            "Call an image unknown that is unlike the training images; share of images like them "
+            "that may be called so too. Default: 0.05.",
+            panel="Output",
+        ),
+    ] = None,
     *,
     output: Output,
 ) -> None:
-    """Classify images and print classes with probabilities."""
+    """Classify images; print classes with probabilities, and which images are unknown."""
     if output.json and as_csv:
         fail("--json and --csv cannot be used together. Both print to stdout; give one.")
     if not run.is_dir():
@@ -153,17 +169,23 @@ def predict_command(
     if missing:
         fail(f"{missing[0]} does not exist.")
     with progress(output.quiet) as on_progress, errors():
-        from advisor.deploy.predict import predict
+        from advisor.deploy.predict import Asked, predict
         from strategies.core.allocator import keep_freed_memory
+        from strategies.models.reliability.reliability import FALSE_ALARMS
 
         keep_freed_memory()
-        batches = predict(run, _expand_stdin(images), device=device, on_progress=on_progress)
+        asked = None
+        if coverage is not None or false_alarms is not None:
+            asked = Asked(FALSE_ALARMS if false_alarms is None else false_alarms, coverage)
+        given = _expand_stdin(images)
+        batches = predict(run, given, device=device, asked=asked, on_progress=on_progress)
         if explain is not None:
-            batches = _explained(run, images, Path(explain), device, on_progress)
+            batches = _explained(run, images, Path(explain), device, asked, on_progress)
+        batches = _with_note(batches, coverage)
         if output.json:
             _predictions_as_json(batches, top)
         elif as_csv:
-            _predictions_as_csv(batches)
+            _predictions_as_csv(batches, with_sets=coverage is not None)
         else:
             _predictions_as_table(batches, top)
         if explain is not None:
@@ -171,7 +193,12 @@ def predict_command(
 
 
 def _explained(
-    run: Path, images: list[Path], out: Path, device: str, on_progress: OnProgress
+    run: Path,
+    images: list[Path],
+    out: Path,
+    device: str,
+    asked: "Asked | None",
+    on_progress: OnProgress,
 ) -> Iterator["Predictions"]:
     """Classify images, and write explanations of the predictions."""
     from advisor.deploy.explain import check_out, explain
@@ -180,7 +207,26 @@ def _explained(
 
     check_out(out, images)
     ctx = make_context(device=device, reporter=Reporter(on_progress, print_note))
-    return explain(run, _expand_stdin(images), out, ctx)
+    return explain(run, _expand_stdin(images), out, ctx, asked)
+
+
+def _with_note(
+    batches: Iterator["Predictions"], coverage: float | None
+) -> Iterator["Predictions"]:
+    """Yield the batches; say on stderr what the classifier does not promise, once."""
+    from advisor.deploy.predict import NOT_CALIBRATED
+    from strategies.models.reliability.reliability import ENOUGH_IMAGES
+
+    for number, batch in enumerate(batches):
+        reliability = batch.reliability
+        if number == 0 and reliability is None:
+            print_note(NOT_CALIBRATED)
+        elif number == 0 and reliability and coverage and not reliability.promises_sets:
+            print_note(
+                f"The prediction sets were calibrated on {reliability.n} images. Their coverage "
+                f"is not promised with fewer than {ENOUGH_IMAGES}."
+            )
+        yield batch
 
 
 def _expand_stdin(images: list[Path]) -> Iterator[Path]:
@@ -196,22 +242,44 @@ def _predictions_as_json(batches: Iterator["Predictions"], top: int) -> None:
     from strategies.data.image import shown
 
     predictions, quarantine = [], []
+    reliability: dict[str, Any] | None = None
     for batch in batches:
-        for path, row in batch.rows:
+        reliability = None if batch.reliability is None else batch.reliability.record()
+        judgements = batch.judgements or [None] * len(batch.rows)
+        for (path, row), judgement in zip(batch.rows, judgements, strict=True):
             classes = [{"class": c, "probability": v} for c, v in row[:top]]
-            predictions.append({"path": shown(str(path)), "classes": classes})
+            found = {"path": shown(str(path)), "classes": classes}
+            predictions.append({**found, **_judgement_record(judgement)})
         quarantine += [{"path": shown(s.path), "reason": s.reason} for s in batch.skipped]
-    print_json({"predictions": predictions, "quarantine": quarantine})
+    answer: dict[str, Any] = {"predictions": predictions, "quarantine": quarantine}
+    print_json({**answer, "reliability": reliability})
 
 
-def _predictions_as_csv(batches: Iterator["Predictions"]) -> None:
+def _judgement_record(judgement: "Judgement | None") -> dict[str, Any]:
+    """Return a judgement as plain JSON values; null where the classifier is not calibrated."""
+    if judgement is None:
+        return {"unknown": None, "unknown_score": None}
+    found: dict[str, Any] = {"unknown": judgement.unknown, "unknown_score": judgement.score}
+    if judgement.prediction_set is not None:
+        found["prediction_set"] = list(judgement.prediction_set)
+    return found
+
+
+def _predictions_as_csv(batches: Iterator["Predictions"], *, with_sets: bool) -> None:
     from strategies.data.image import shown
 
     writer = csv.writer(sys.stdout)
-    writer.writerow(["path", "class", "probability"])
+    columns = ["path", "class", "probability", "unknown", "unknown_score"]
+    writer.writerow([*columns, *(["prediction_set"] if with_sets else [])])
     for batch in batches:
         print_skipped(batch.skipped)
-        writer.writerows([shown(str(p)), row[0][0], f"{row[0][1]:.6f}"] for p, row in batch.rows)
+        judgements = batch.judgements or [None] * len(batch.rows)
+        for (path, row), judgement in zip(batch.rows, judgements, strict=True):
+            cells = ["", ""]
+            if judgement is not None:
+                cells = [str(judgement.unknown).lower(), f"{judgement.score:.6f}"]
+                cells += [] if not with_sets else ["|".join(judgement.prediction_set or ())]
+            writer.writerow([shown(str(path)), row[0][0], f"{row[0][1]:.6f}", *cells])
 
 
 def _predictions_as_table(batches: Iterator["Predictions"], top: int) -> None:
@@ -220,4 +288,6 @@ def _predictions_as_table(batches: Iterator["Predictions"], top: int) -> None:
 
     for batch in batches:
         print_skipped(batch.skipped)
-        print_predictions(stdout, [(shown(str(path)), row[:top]) for path, row in batch.rows])
+        rows = [(shown(str(path)), row[:top]) for path, row in batch.rows]
+        judged = [(j.unknown, j.prediction_set) for j in batch.judgements or ()]
+        print_predictions(stdout, rows, judged)

@@ -4,8 +4,9 @@ import inspect
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from advisor.deploy.given_images import (
     image_list,
     write_manifest,
 )
+from advisor.deploy.predict import NOT_CALIBRATED
 from advisor.report.from_json import read_advice
 from advisor.report.to_json import advice_record
 from advisor.tune.driver import auto
@@ -30,10 +32,18 @@ from strategies.core.devices import make_device, predict_precision
 from strategies.core.errors import DataError, OutOfTime, StorageError, TransferError
 from strategies.core.limits import usable_cpus
 from strategies.models.classifier import ImageClassifier
+from strategies.models.reliability.outputs import Outputs
+from strategies.models.reliability.reliability import (
+    COVERAGE,
+    FALSE_ALARMS,
+    Reliability,
+    check_coverage,
+)
 
 FORMAT_VERSION = 1
 RECORD_FILE, ADVICE_FILE = "estimator.json", "advice.json"
 MIN_TIME_S = 1.0
+T = TypeVar("T")
 
 
 class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -180,20 +190,84 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         InputError
             If an image cannot be read. It is a ValueError.
         """
+        found = self._outputs(X).probabilities
+        probabilities: NDArray[np.float64] = found[:, self._columns()].astype(np.float64)
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        return probabilities
+
+    def _outputs(self, X: Any) -> Outputs:
         check_is_fitted(self)
         images, classifier = image_list(X), self.classifier_
         try:
-            found = classifier.predict_proba(
+            return classifier.predict_outputs(
                 images,
                 n_workers=max(2, usable_cpus()),
                 precision=predict_precision(classifier.device),
             )
         except DataError as error:
             raise InputError(str(error)) from error
-        columns = [classifier.classes.index(name) for name in self._names]
-        probabilities: NDArray[np.float64] = found[:, columns].astype(np.float64)
-        probabilities /= probabilities.sum(axis=1, keepdims=True)
-        return probabilities
+
+    def _columns(self) -> list[int]:
+        """Return the classifier's columns in the order of `classes_`."""
+        return [self.classifier_.classes.index(name) for name in self._names]
+
+    def is_unknown(self, X: Any, false_alarms: float = FALSE_ALARMS) -> NDArray[np.bool_]:
+        """Return which images are unlike the training images, (n,): perhaps of no known class.
+
+        Parameters
+        ----------
+        false_alarms
+            Share of images like the training images that may be called unknown, above 0 and below
+            1. It is calibrated on images that the classifier did not learn, see `Reliability`.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        InputError
+            If an image cannot be read, the rate is out of range or needs more images than were
+            held out, or the fit had no time or too few images to calibrate it.
+        """
+        threshold = self._asked(lambda found: found.threshold(false_alarms))
+        outputs = self._outputs(X)
+        assert outputs.unknown is not None
+        unknown: NDArray[np.bool_] = outputs.unknown > threshold
+        return unknown
+
+    def predict_sets(self, X: Any, coverage: float = COVERAGE) -> NDArray[np.bool_]:
+        """Return which classes each image may be of, (n, classes), in the order of `classes_`.
+
+        A set holds the class of an image like the training images with a probability of at least
+        `coverage`, on average over such images, and always the most probable class. With fewer
+        than about 100 held-out images, do not rely on it (`Reliability.promises_sets`).
+
+        Parameters
+        ----------
+        coverage
+            Above 0 and below 1.
+
+        Raises
+        ------
+        NotFittedError
+            Before `fit`.
+        InputError
+            If an image cannot be read, the coverage is out of range, or the fit had no time or
+            too few images to calibrate sets.
+        """
+        self._asked(lambda _: check_coverage(coverage))
+        found = self._outputs(X).probabilities
+        sets = self._asked(lambda known: known.prediction_sets(found, coverage))
+        return sets[:, self._columns()]
+
+    def _asked(self, answer: Callable[[Reliability], T]) -> T:
+        """Return an answer of the classifier's reliability."""
+        check_is_fitted(self)
+        if self.classifier_.reliability is None:
+            raise InputError(NOT_CALIBRATED)
+        try:
+            return answer(self.classifier_.reliability)
+        except TransferError as error:
+            raise InputError(str(error)) from error
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the most probable label of every image, (n,), of the type of `y`."""

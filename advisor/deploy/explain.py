@@ -16,7 +16,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from advisor.deploy.labelled import LabelledFile
-from advisor.deploy.predict import CHUNK, Predictions, Ranked, list_images, load_classifier, ranked
+from advisor.deploy.predict import (
+    CHUNK,
+    Asked,
+    Judge,
+    Judgement,
+    Predictions,
+    Ranked,
+    list_images,
+    load_classifier,
+    make_judge,
+    ranked,
+)
 from advisor.deploy.similar import Neighbour, nearest_files
 from advisor.report.html import static_page
 from advisor.report.maps.mistakes import MAX_NEW, N_NEIGHBOURS, Explanations, explain_mistakes
@@ -27,6 +38,7 @@ from advisor.tune.run_dir.images import IMAGES_FILE, image_rows
 from advisor.types.evaluation import DatasetEvaluation
 from strategies.core.atomic_files import atomic_file, write_text
 from strategies.core.context import RunContext
+from strategies.core.devices import predict_precision
 from strategies.core.errors import DataError, StorageError
 from strategies.core.prefetch import chunks, prefetch
 from strategies.core.progress import ignore_progress
@@ -74,6 +86,7 @@ class ExplainedImage:
     thumb: bytes | None
     drawn: bytes | None
     neighbours: tuple[Neighbour, ...] = ()
+    judgement: Judgement | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,9 @@ def check_out(out: Path, given: Iterable[Path] = ()) -> None:
             )
 
 
-def explain(run: Path, given: Iterable[Path], out: Path, ctx: RunContext) -> Iterator[Predictions]:
+def explain(
+    run: Path, given: Iterable[Path], out: Path, ctx: RunContext, asked: Asked | None = None
+) -> Iterator[Predictions]:
     """Classify images as `predict` does, and write an explanation of each to a folder.
 
     An explanation shows where the image speaks for the predicted class, beside the image
@@ -140,6 +155,8 @@ def explain(run: Path, given: Iterable[Path], out: Path, ctx: RunContext) -> Ite
         similar images, and a note says so.
     out
         A new or empty folder, see `check_out`.
+    asked
+        As in `predict`.
 
     Raises
     ------
@@ -150,6 +167,8 @@ def explain(run: Path, given: Iterable[Path], out: Path, ctx: RunContext) -> Ite
     """
     check_out(out)
     classifier = load_classifier(run, ctx.device)
+    judge = make_judge(classifier, asked)
+    ctx = replace(ctx, precision=predict_precision(ctx.device))
     try:
         out.mkdir(parents=True, exist_ok=True)
         with atomic_file(out / JSON_FILE) as file:
@@ -159,11 +178,14 @@ def explain(run: Path, given: Iterable[Path], out: Path, ctx: RunContext) -> Ite
             numbered = enumerate(list_images(given), start=1)
             done = 0
             while chunk := [(n, path) for n, (path, _) in islice(numbered, CHUNK)]:
-                images, bad = _explain_chunk(classifier, chunk, train, folder, ctx)
+                images, bad = _explain_chunk(classifier, judge, chunk, train, folder, ctx)
                 done += len(chunk)
                 ctx.reporter.on_progress("explanations", done, 0)
                 skipped += bad
-                yield Predictions(tuple((i.path, i.classes) for i in images), tuple(bad))
+                rows = tuple((i.path, i.classes) for i in images)
+                judged = tuple(i.judgement for i in images if i.judgement is not None)
+                judgements = None if judge is None else judged
+                yield Predictions(rows, tuple(bad), judgements, classifier.reliability)
             if not done:
                 raise DataError("There is no image in the given files and folders.")
             quarantine = [{"path": shown(s.path), "reason": s.reason} for s in skipped]
@@ -221,6 +243,7 @@ def _train_files(run: Path, folder: _Folder, ctx: RunContext) -> tuple[LabelledF
 
 def _explain_chunk(
     classifier: ImageClassifier,
+    judge: Judge | None,
     chunk: Sequence[tuple[int, Path | int]],
     train: Sequence[LabelledFile],
     folder: _Folder,
@@ -240,16 +263,19 @@ def _explain_chunk(
         readable = [(n, image) for n, image in part if isinstance(image, _Decoded)]
         if readable:
             pixels = np.stack([image.pixels for _, image in readable])
-            probabilities = classifier.classify(pixels, ctx.precision)
+            (outputs,) = classifier.output_batches([pixels], ctx.precision)
+            probabilities = outputs.probabilities
+            judgements = judge(outputs) if judge else [None] * len(pixels)
             maps = class_maps(classifier, pixels, probabilities.argmax(axis=1))
             folder.method = maps.method
             features.append(maps.features)
-            for (number, image), row, values in zip(
-                readable, probabilities, maps.with_bias(), strict=True
+            for (number, image), row, values, judgement in zip(
+                readable, probabilities, maps.with_bias(), judgements, strict=True
             ):
                 on_page = folder.n_images + len(found) < MOST_ON_PAGE
                 names = ranked(classifier.classes, row)
-                found.append(_written(number, image, names, values, crop, folder, on_page=on_page))
+                written = _written(number, image, names, values, crop, folder, on_page=on_page)
+                found.append(replace(written, judgement=judgement))
     if found and train:
         own = descriptors(np.concatenate(features), classifier, "classifier")
         paths = [image.path for image in found]
@@ -308,6 +334,7 @@ def _record(image: ExplainedImage) -> dict[str, Any]:
         "file": image.file,
         "classes": [{"class": c, "probability": p} for c, p in image.classes],
         "explained_class": image.classes[0][0],
+        "unknown": None if image.judgement is None else image.judgement.unknown,
         "seen_box": image.box,
         "seen_share": image.seen_share,
         "similar": [

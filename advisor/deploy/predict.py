@@ -1,9 +1,9 @@
 """Prediction with a saved classifier on new images, in files or in memory, batch by batch."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from advisor.tune.run_dir.directory import RunDir
 from strategies.core.devices import make_device, predict_precision
-from strategies.core.errors import DataError
+from strategies.core.errors import DataError, TransferError
 from strategies.core.limits import usable_cpus
 from strategies.core.prefetch import chunks, prefetch
 from strategies.core.progress import OnProgress, ignore_progress
@@ -21,11 +21,50 @@ from strategies.data.decoding import ImageSource, Pixels, known_suffixes
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.models.features import INFERENCE_BATCH, eval_pixels
+from strategies.models.reliability.outputs import Outputs
+from strategies.models.reliability.reliability import FALSE_ALARMS, Reliability, check_coverage
 
+NOT_CALIBRATED = (
+    "This classifier cannot tell unknown images, and has no prediction sets: it has not been "
+    "calibrated. An older release made it, or its run had no time or too few images for it."
+)
 CHUNK = 512
 """Images per batch: the next ones are read while others are classified."""
 Ranked = tuple[tuple[str, float], ...]
 _Named = tuple[Path | int, ImageSource]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Whether an image is like the training images, and the classes that it may be of.
+
+    Attributes
+    ----------
+    unknown, score
+        Whether it is unlike the training images, and how much: its score is above the threshold.
+    prediction_set
+        Classes of its prediction set, most probable first; None: no coverage was asked for.
+    """
+
+    unknown: bool
+    score: float
+    prediction_set: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of the reliability of a classifier.
+
+    Attributes
+    ----------
+    false_alarms
+        Share of images like the training images that may be called unknown.
+    coverage
+        Share of such images whose class is to be in the prediction set; None: no sets.
+    """
+
+    false_alarms: float = FALSE_ALARMS
+    coverage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,10 +78,16 @@ class Predictions:
         memory has its position in what was given, from 0, in the place of a path.
     skipped
         Unreadable files, with the reason.
+    judgements
+        One for each of `rows`; None: the classifier has no reliability (`ImageClassifier`).
+    reliability
+        That of the classifier.
     """
 
     rows: tuple[tuple[Path | int, Ranked], ...]
     skipped: tuple[Skipped, ...]
+    judgements: tuple[Judgement, ...] | None = None
+    reliability: Reliability | None = None
 
 
 def predict(
@@ -50,6 +95,7 @@ def predict(
     given: Iterable[ImageSource],
     *,
     device: str = "auto",
+    asked: Asked | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Iterator[Predictions]:
     """Classify images and all images below folders; yield predictions batch by batch.
@@ -62,6 +108,9 @@ def predict(
         A run folder, or the classifier folder in it.
     given
         Files, folders and images in memory, see `decoding.read_image`.
+    asked
+        Which images are called unknown, and the coverage of prediction sets. None: the default,
+        and no judgement if the classifier has no reliability.
 
     Raises
     ------
@@ -69,13 +118,16 @@ def predict(
         If there is no readable classifier.
     DataError
         If `given` holds no image, or an image in memory cannot be used.
+    TransferError
+        If something is asked that the classifier's reliability cannot answer, or it has none.
     """
     classifier = load_classifier(run, make_device(device))
+    judge = make_judge(classifier, asked)
     precision = predict_precision(classifier.device)
     done = 0
     images = list_images(given)
     while chunk := list(islice(images, CHUNK)):
-        predictions = _predict_chunk(classifier, chunk, precision)
+        predictions = _predict_chunk(classifier, chunk, precision, judge)
         done += len(chunk)
         on_progress("predictions", done, 0)
         yield predictions
@@ -95,8 +147,48 @@ def load_classifier(run: Path, device: torch.device) -> ImageClassifier:
     return ImageClassifier.load(folder if folder.is_dir() else run, device)
 
 
+Judge = Callable[[Outputs], list[Judgement]]
+
+
+def make_judge(classifier: ImageClassifier, asked: Asked | None) -> Judge | None:
+    """Return what judges outputs of a classifier; None if it has no reliability.
+
+    Raises
+    ------
+    TransferError
+        As `predict`.
+    """
+    reliability = classifier.reliability
+    if reliability is None:
+        if asked is None:
+            return None
+        raise TransferError(NOT_CALIBRATED)
+    asked = asked or Asked()
+    threshold, coverage = reliability.threshold(asked.false_alarms), asked.coverage
+    if coverage is not None:
+        check_coverage(coverage)
+
+    def judged(outputs: Outputs) -> list[Judgement]:
+        assert outputs.unknown is not None
+        scores = outputs.unknown.tolist()
+        if coverage is None:
+            return [Judgement(score > threshold, score) for score in scores]
+        inside = reliability.prediction_sets(outputs.probabilities, coverage)
+        ranks = np.argsort(-outputs.probabilities, axis=1, kind="stable")
+        names = [
+            tuple(classifier.classes[c] for c in row if has[c])
+            for row, has in zip(ranks, inside, strict=True)
+        ]
+        return [Judgement(s > threshold, s, n) for s, n in zip(scores, names, strict=True)]
+
+    return judged
+
+
 def _predict_chunk(
-    classifier: ImageClassifier, chunk: Sequence[_Named], precision: torch.dtype
+    classifier: ImageClassifier,
+    chunk: Sequence[_Named],
+    precision: torch.dtype,
+    judge: Judge | None,
 ) -> Predictions:
     readable: list[Path | int] = []
     skipped: list[Skipped] = []
@@ -117,9 +209,14 @@ def _predict_chunk(
             if found:
                 yield np.stack([pixels for _, pixels in found])
 
-    probabilities = chain.from_iterable(classifier.classify_batches(batches(), precision))
-    rows = [ranked(classifier.classes, row) for row in probabilities]
-    return Predictions(tuple(zip(readable, rows, strict=True)), tuple(skipped))
+    found: list[Ranked] = []
+    judgements: list[Judgement] = []
+    for outputs in classifier.output_batches(batches(), precision):
+        found += [ranked(classifier.classes, row) for row in outputs.probabilities]
+        judgements += judge(outputs) if judge else []
+    rows = tuple(zip(readable, found, strict=True))
+    judged = tuple(judgements) if judge else None
+    return Predictions(rows, tuple(skipped), judged, classifier.reliability)
 
 
 def _pixels(image: _Named, backbone: Backbone) -> Pixels | Skipped:

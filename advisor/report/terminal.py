@@ -106,18 +106,39 @@ def print_outcome(console: Console, outcome: Outcome) -> None:
 
 
 def print_predictions(
-    console: Console, rows: Sequence[tuple[str, Sequence[tuple[str, float]]]]
+    console: Console,
+    rows: Sequence[tuple[str, Sequence[tuple[str, float]]]],
+    judged: Sequence[tuple[bool, Sequence[str] | None]] = (),
 ) -> None:
-    """Print one line an image: its path, and its likeliest classes with probabilities."""
+    """Print one line an image: its path, and its likeliest classes with probabilities.
+
+    Parameters
+    ----------
+    judged
+        Whether each image is unknown, and its prediction set, or None. Empty: not judged.
+    """
+    with_sets = any(inside is not None for _, inside in judged)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("image", overflow="fold")
     table.add_column("class")
     table.add_column("probability", justify="right")
     table.add_column("then")
-    for path, ranked in rows:
+    for title in ("unknown",) * bool(judged) + ("set",) * with_sets:
+        table.add_column(title)
+    for number, (path, ranked) in enumerate(rows):
         (name, probability), *others = ranked
         then = ", ".join(f"{other} {100 * p:.0f}%" for other, p in others)
-        table.add_row(Text(path), Text(name), f"{100 * probability:.1f}%", Text(then))
+        cells: list[RenderableType] = [
+            Text(path),
+            Text(name),
+            f"{100 * probability:.1f}%",
+            Text(then),
+        ]
+        if judged:
+            unknown, inside = judged[number]
+            cells.append(Text("unknown" if unknown else "", style="bold"))
+            cells += [Text(", ".join(inside or ()))] if with_sets else []
+        table.add_row(*cells)
     console.print(table)
 
 

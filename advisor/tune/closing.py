@@ -11,7 +11,8 @@ from advisor.tune.control import Control, fit_early_control, fit_final_control
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.search import Search
 from advisor.tune.soup import make_soup
-from advisor.tune.time_budget import TimeBudget
+from advisor.tune.time_budget import TimeBudget, reliability_reserve_s
+from advisor.tune.trials.reliability import add_reliability
 from advisor.types.advice import Advice
 from advisor.types.options import RunOptions
 from advisor.types.outcome import Outcome, Soup
@@ -71,6 +72,7 @@ def time_budget(
         n_judged=1 + run.control,
         control_s=run.control * CONTROL_SHARE * run.time_s,
         report_s=run.report * REPORT_S,
+        reliability_s=reliability_reserve_s(run.time_s),
         explain_s=explains * min(EXPLAIN_SHARE * run.time_s, EXPLAIN_IMAGES * s_per_image),
     )
 
@@ -113,6 +115,10 @@ def tune(
         search.run()
     if len(search.trials.snapshot().done) > n_done:
         soup = make_soup(search.executor, search.incumbent, search.trials.snapshot().done)
+    ends_s = budget.test_begins_s()
+    if search.is_interrupted:  # whoever pressed Ctrl-C wants the end soon
+        ends_s = min(ends_s, time.monotonic() + budget.reliability_s)
+    add_reliability(search.executor, search.incumbent, ends_s)
     return ClosingResult(draft, control, soup)
 
 

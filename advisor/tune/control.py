@@ -234,7 +234,7 @@ def fit_final_control(
     best = folder.best()
     if best is None or (early is not None and early.of_strategy == best[0].strategy):
         return early
-    deadline_s = budget.test_begins_s()
+    deadline_s = budget.control_ends_s()
     is_trained = get_strategy(best[0].strategy).trains_network
     if early is not None and not is_trained and deadline_s - time.monotonic() < budget.control_s:
         return early

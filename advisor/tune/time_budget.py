@@ -16,6 +16,9 @@ MAX_TEST_SHARE = 0.1
 take longer, it is evaluated on a random sample of them."""
 MAX_EXPLAIN_S = 10.0
 """Explaining takes no longer, nor than its reserve, where a run ends before its time."""
+RELIABILITY_SHARE, MAX_RELIABILITY_S = 0.04, 60.0
+"""Calibrating the best classifier on held-out images may take this share of a run's time, and at
+most so many seconds."""
 MIN_FIT_S = 2.5
 """A training run is not worth starting with less time than this, validation not counted."""
 MIN_VALIDATIONS = 2
@@ -75,6 +78,8 @@ class TimeBudget:
         Seconds that the draft of the report took.
     explain_s
         Seconds reserved for explaining the mistakes on test (activation maps, similar images).
+    reliability_s
+        Seconds reserved for calibrating the best classifier on held-out images.
     """
 
     deadline_s: float
@@ -90,6 +95,7 @@ class TimeBudget:
     incumbent_is_trained: bool = False
     n_soup_images: int = 0
     sizes: frozenset[int] = frozenset()
+    reliability_s: float = 0.0
 
     @property
     def s_per_image(self) -> float:
@@ -172,10 +178,14 @@ class TimeBudget:
             test_s, MAX_TEST_SHARE * self.limit_s
         )
 
+    def control_ends_s(self) -> float:
+        """Return the ``time.monotonic()`` by which the control must be fitted."""
+        return self.test_begins_s() - self.reliability_s
+
     def soup_ends_s(self) -> float:
         """Return the ``time.monotonic()`` after which no more averages may be validated."""
         control_is_due = self.incumbent_is_trained or not self.has_control
-        return self.test_begins_s() - control_is_due * self.control_s
+        return self.control_ends_s() - control_is_due * self.control_s
 
     def search_ends_s(self) -> float:
         """Return the ``time.monotonic()`` by which the last trial must be over."""
@@ -213,3 +223,8 @@ class TimeBudget:
     def min_fit_s(self) -> float:
         """Return the least seconds with which a training run is worth starting."""
         return MIN_FIT_S + MIN_VALIDATIONS * self.n_val * self.s_per_image
+
+
+def reliability_reserve_s(limit_s: float) -> float:
+    """Return the seconds to reserve in a run of `limit_s` for calibrating its classifier."""
+    return min(RELIABILITY_SHARE * limit_s, MAX_RELIABILITY_S)

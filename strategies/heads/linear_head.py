@@ -143,6 +143,55 @@ def scores_on_features(
     return scores
 
 
+@dataclass(frozen=True)
+class OutOfFold:
+    """Scores of train images by heads that were fitted without their fold.
+
+    Attributes
+    ----------
+    rows
+        Positions of the images in ``dataset.train``, (n,).
+    folds
+        Fold of every train image, (n_train,).
+    scores
+        Of the images at `rows`, (n, classes), divided by the temperature of the head that is
+        fitted to all of them.
+    """
+
+    rows: NDArray[np.int64]
+    folds: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+def out_of_fold_scores(
+    classifier: ImageClassifier, loss: Loss, dataset: Dataset, ctx: RunContext
+) -> OutOfFold | None:
+    """Return out-of-fold scores of the images that a linear head was fitted to.
+
+    As when it was fitted: with the same folds, strength, views, feature selection and temperature.
+    These were chosen on the same images. None if no class has images in two folds.
+    """
+    given = classifier.hyperparameters
+    settings = LinearSettings(
+        classifier.depths,
+        loss,
+        given["strength"],
+        classifier.pooling,
+        given["views"],
+        given["class_weight"],
+        given.get("share") or 1.0,
+    )
+    depths, pooling, views = settings.depths, settings.pooling, given["views"]
+    x = features_at(dataset.train, classifier.backbone, ctx, depths, pooling, views)
+    result = cross_validate_head(x, dataset, settings, ctx)
+    if result is None:
+        return None
+    scored, labels = result[0], labels_of(dataset.train)
+    folds = fold_numbers(labels, ctx.seed, groups=groups_of(dataset.train))
+    t, _ = temperature(scored.scores, scored.labels, scored.sample_weight)
+    return OutOfFold(_scored(labels, folds, len(labels) * views)[0], folds, scored.scores / t)
+
+
 def _choose(x: Rows, dataset: Dataset, settings: LinearSettings, ctx: RunContext) -> _Choice:
     """Choose temperature, and strength if it is None, by cross-validation.
 
@@ -180,14 +229,11 @@ def cross_validate_head(
     _, views, width = x.shape
     labels = labels_of(dataset.train)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(dataset.train))
-    scorable = np.flatnonzero(_class_in_other_folds(labels, folds))
+    scorable, n_folds = _scored(labels, folds, len(labels) * views)
     if not len(scorable):
         return None
     rows, targets, fold = x.reshape(-1, width), np.repeat(labels, views), np.repeat(folds, views)
     strengths = STRENGTHS if settings.strength is None else (settings.strength,)
-    n_folds = int(folds.max()) + 1
-    if len(rows) > MAX_CROSS_VALIDATED:
-        n_folds, scorable = 1, scorable[folds[scorable] == 0]
     kept = scorable * views
     weights = sample_weights(targets, settings.class_weight)[kept]
     path = RegularisationPath(settings.loss, strengths, settings.class_weight, ctx.head_device)
@@ -236,6 +282,16 @@ def _fit(
     weight = np.zeros((dataset.n_classes, width), dtype=np.float32)
     weight[:, columns] = head.weight
     return weight, head.bias
+
+
+def _scored(
+    labels: Labels, folds: NDArray[np.int64], n_rows: int
+) -> tuple[NDArray[np.int64], int]:
+    """Return which images are scored in cross-validation, and how many folds are held out."""
+    scorable = np.flatnonzero(_class_in_other_folds(labels, folds))
+    if n_rows > MAX_CROSS_VALIDATED:
+        return scorable[folds[scorable] == 0], 1
+    return scorable, int(folds.max()) + 1
 
 
 def _class_in_other_folds(labels: Labels, folds: Labels) -> NDArray[np.bool_]:

@@ -41,6 +41,9 @@ from strategies.models.backbone_record import read_backbone
 from strategies.models.body import Body, Pooling, widths
 from strategies.models.features import batches, to_input
 from strategies.models.network import Network
+from strategies.models.reliability.graph import JudgedBody, JudgedNetwork
+from strategies.models.reliability.outputs import Outputs
+from strategies.models.reliability.reliability import RELIABILITY, Reliability
 
 FORMAT_VERSION = 2
 """Since 2, a record holds the architecture of its network. Records of 1 are read, see
@@ -71,6 +74,8 @@ class ImageClassifier:
         Depths whose activations the head reads, and how these are pooled.
     strategy, hyperparameters
         Name and hyperparameters of the strategy that fitted it.
+    reliability
+        How unlike the training images an image is, and prediction sets; None: not calibrated.
     """
 
     classes: tuple[str, ...]
@@ -80,6 +85,7 @@ class ImageClassifier:
     strategy: str
     hyperparameters: Mapping[str, Any]
     pooling: Pooling = "mean"
+    reliability: Reliability | None = None
 
     @property
     def device(self) -> torch.device:
@@ -115,12 +121,31 @@ class ImageClassifier:
         DataError
             If an array is no image, or a single image was given.
         """
-        if _is_one_image(images):
-            raise DataError("A single image was given. Give a list of images: [image].")
-        chunks = batches(list(images), self.backbone, n_workers, eval_crops=eval_crops)
+        chunks = self._chunks(images, n_workers, eval_crops)
         found = list(self.classify_batches(chunks, precision))
         empty = np.empty((0, len(self.classes)), dtype=np.float32)
         return np.concatenate(found) if found else empty
+
+    def predict_outputs(
+        self,
+        images: Sequence[ImageSource] | Pixels,
+        *,
+        n_workers: int = 2,
+        precision: torch.dtype = torch.float32,
+    ) -> Outputs:
+        """Return probabilities and unknown scores of images from one pass, as `predict_proba`."""
+        chunks = self._chunks(images, n_workers, None)
+        found = list(self._rows(chunks, precision, with_unknown=True))
+        width = len(self.classes) + (self.reliability is not None)
+        rows = np.concatenate(found) if found else np.empty((0, width), dtype=np.float32)
+        return Outputs.of(rows, len(self.classes))
+
+    def _chunks(
+        self, images: Sequence[ImageSource] | Pixels, n_workers: int, crops: EvalCrops | None
+    ) -> Iterator[Pixels]:
+        if _is_one_image(images):
+            raise DataError("A single image was given. Give a list of images: [image].")
+        return batches(list(images), self.backbone, n_workers, eval_crops=crops)
 
     def classify_batches(
         self, chunks: Iterable[Pixels], precision: torch.dtype = torch.float32
@@ -142,9 +167,23 @@ class ImageClassifier:
         TransferError
             If a single image does not fit into memory.
         """
+        return self._rows(chunks, precision, with_unknown=False)
+
+    def output_batches(
+        self, chunks: Iterable[Pixels], precision: torch.dtype = torch.float32
+    ) -> Iterator[Outputs]:
+        """Yield probabilities and unknown scores of preprocessed images, as `classify_batches`."""
+        for rows in self._rows(chunks, precision, with_unknown=True):
+            yield Outputs.of(rows, len(self.classes))
+
+    def _rows(
+        self, chunks: Iterable[Pixels], precision: torch.dtype, *, with_unknown: bool
+    ) -> Iterator[NDArray[np.float32]]:
+        """Yield the probabilities of images, and their unknown scores in a last column."""
+        judged = self.judged_network() if with_unknown else None
 
         def forward(pixels: Pixels) -> Tensor:
-            return self._probabilities(pixels, precision)
+            return self._forward(pixels, precision, judged)
 
         for found in inference_passes(forward, chunks, self.device):
             yield found.numpy()
@@ -168,14 +207,32 @@ class ImageClassifier:
         """
         return np.concatenate(list(self.classify_batches([pixels], precision)))
 
+    def judged_network(self) -> JudgedNetwork | None:
+        """Return the network with the unknown score, for one pass; None without reliability.
+
+        Its weights are those of `network`.
+        """
+        if self.reliability is None:
+            return None
+        score = self.reliability.module().to(self.device)
+        numbers, n_depths = self.reliability.depths.numbers, self.backbone.n_depths
+        body = JudgedBody(self.network.body, numbers, n_depths)
+        return JudgedNetwork(self.network, body, score).eval()
+
     @torch.inference_mode()
-    def _probabilities(self, pixels: Pixels, precision: torch.dtype) -> Tensor:
-        """Return the class probabilities of images that fit into memory, on the CPU."""
+    def _forward(
+        self, pixels: Pixels, precision: torch.dtype, judged: JudgedNetwork | None
+    ) -> Tensor:
+        """Return a row of every image, on the CPU; the images must fit into memory."""
         self.network.eval()
         autocast = torch.autocast(self.device.type, precision, enabled=precision != torch.float32)
         with cuda_settings(self.device), autocast:
-            scores: Tensor = self.network(to_input(pixels, self.backbone, self.device))
-        return scores.float().softmax(dim=1).cpu()
+            images = to_input(pixels, self.backbone, self.device)
+            if judged is None:
+                scores: Tensor = self.network(images)
+                return scores.float().softmax(dim=1).cpu()
+            scores, unknown = judged(images)
+            return torch.cat([scores.softmax(dim=1), unknown[:, None]], dim=1).cpu()
 
     def save(self, folder: Path) -> None:
         """Write the weights (safetensors) and a record (JSON) to a folder.
@@ -203,6 +260,8 @@ class ImageClassifier:
         }
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            if self.reliability is not None:
+                record[RELIABILITY] = self.reliability.save(folder)
             with atomic_file(folder / WEIGHTS_FILE) as file:
                 file.write(weights)
             write_json(folder / RECORD_FILE, record)
@@ -247,6 +306,7 @@ class ImageClassifier:
                 record["strategy"],
                 record["hyperparameters"],
                 pooling,
+                Reliability.load(folder, record[RELIABILITY]) if RELIABILITY in record else None,
             )
         except _DAMAGE as error:
             raise StorageError(f"{folder} contains no readable classifier: {error!r}") from error

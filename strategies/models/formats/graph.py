@@ -17,26 +17,35 @@ from strategies.models.formats.preprocessing import Preprocessing
 
 INPUT = "images"
 PROBABILITIES, UNKNOWN_SCORE = "probabilities", "unknown_score"
+FEATURES = ("features", "unknown_features")
+"""Names of what the body returns: what the head reads, and what the unknown score reads."""
+Outputs = Tensor | tuple[Tensor, Tensor]
 EXAMPLE_SIZE = (90, 70)
 """Height and width of the image that the graph is traced with; any will do."""
 
 
 class ExportedHead(nn.Module):
-    """The last part: features (n, d) to probabilities, and to scores of being unknown."""
+    """The last part: features (n, d) to probabilities, and to unknown scores."""
 
     def __init__(self, classifier: ImageClassifier) -> None:
         super().__init__()
         self.linear = classifier.network.head
-        reliability: Any = getattr(classifier, "reliability", None)
-        self.unknown: nn.Module | None = None if reliability is None else reliability.module()
+        reliability = classifier.reliability
+        self.unknown = None if reliability is None else reliability.module()
 
-    def forward(self, features: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the probabilities, (n, classes), and the scores, (n,), if there are any."""
+    def forward(self, features: Tensor, own: Tensor | None = None) -> Outputs:
+        """Return the probabilities, (n, classes), and the unknown scores, (n,), if any.
+
+        Parameters
+        ----------
+        own
+            What the unknown score reads; None: there is none.
+        """
         scores: Tensor = self.linear(features)
         probabilities = scores.softmax(dim=1)
-        if self.unknown is None:
+        if self.unknown is None or own is None:
             return probabilities
-        return probabilities, self.unknown(features, scores)
+        return probabilities, self.unknown(own)
 
 
 class ExportedClassifier(nn.Module):
@@ -53,20 +62,26 @@ class ExportedClassifier(nn.Module):
     def __init__(self, classifier: ImageClassifier) -> None:
         super().__init__()
         self.preprocessing = Preprocessing(classifier.backbone)
-        self.body = copy.deepcopy(classifier.network.body).cpu()
+        judged = classifier.judged_network()
+        body = classifier.network.body if judged is None else judged.body
+        self.body: nn.Module = copy.deepcopy(body).cpu()
         self.head = copy.deepcopy(ExportedHead(classifier)).cpu()
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the probabilities, and the scores of being unknown if there are any."""
-        found: Tensor | tuple[Tensor, Tensor] = self.head(self.body(self.preprocessing(images)))
+    def forward(self, images: Tensor) -> Outputs:
+        """Return the probabilities, and the unknown scores if there are any."""
+        found: Outputs = self.head(*in_order(self.body(self.preprocessing(images))))
         return found
+
+
+def in_order(outputs: Outputs) -> tuple[Tensor, ...]:
+    """Return one or two outputs as a tuple."""
+    return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
 def output_names(classifier: ImageClassifier) -> list[str]:
     """Return the names of the outputs of an exported classifier, in their order."""
-    has_unknown = getattr(classifier, "reliability", None) is not None
-    return [PROBABILITIES, UNKNOWN_SCORE] if has_unknown else [PROBABILITIES]
+    return [PROBABILITIES] if classifier.reliability is None else [PROBABILITIES, UNKNOWN_SCORE]
 
 
 def example_images() -> tuple[Tensor, dict[int, Any]]:
@@ -83,7 +98,7 @@ def metadata_of(classifier: ImageClassifier) -> dict[str, Any]:
     """
     backbone = classifier.backbone
     state = {k: v.cpu().contiguous() for k, v in classifier.network.state_dict().items()}
-    reliability: Any = getattr(classifier, "reliability", None)
+    reliability = classifier.reliability
     return {
         "classes": list(classifier.classes),
         "input": "uint8 (n, height, width, 3): upright RGB images of any size, those of a batch "

@@ -21,10 +21,12 @@ from strategies.core.errors import StorageError
 from strategies.data.decoding import ImageSource, Pixels
 from strategies.models.classifier import ImageClassifier
 from strategies.models.formats.graph import (
+    FEATURES,
     INPUT,
     PROBABILITIES,
     ExportedClassifier,
     example_images,
+    in_order,
     output_names,
     quiet,
 )
@@ -113,29 +115,30 @@ def _parts(classifier: ImageClassifier) -> Parts:
     images, sizes = example_images()
     with torch.inference_mode():
         crops = model.preprocessing(images)
-        features = model.body(crops)
+        features = in_order(model.body(crops))
     n = {0: torch.export.Dim("n")}
+    names = FEATURES[: len(features)]
+    read_by_head = dict(zip(names, features, strict=True))
     return Parts(
-        _exported(model.preprocessing, images, sizes, INPUT, ["crops"]),
-        _exported(model.body, crops.clone(), n, "crops", ["features"]),
-        _exported(model.head, features.clone(), n, "features", output_names(classifier)),
+        _exported(model.preprocessing, {INPUT: images}, sizes, ["crops"]),
+        _exported(model.body, {"crops": crops}, n, names),
+        _exported(model.head, read_by_head, n, output_names(classifier)),
     )
 
 
 def _exported(
     module: nn.Module,
-    example: torch.Tensor,
+    examples: Mapping[str, torch.Tensor],
     sizes: Mapping[int, Any],
-    name: str,
     outputs: Sequence[str],
 ) -> onnx.ModelProto:
     with _no_log(), quiet():
         program = torch.onnx.export(
             module,
-            (example,),
-            input_names=[name],
-            output_names=outputs,
-            dynamic_shapes=(sizes,),
+            tuple(example.clone() for example in examples.values()),
+            input_names=list(examples),
+            output_names=list(outputs),
+            dynamic_shapes=tuple(sizes for _ in examples),
             dynamo=True,
             verbose=False,
         )

@@ -51,7 +51,8 @@ class Parts:
         )
         # `add_prefix` does not rename in subgraphs, which the preprocessing has.
         model = onnx.compose.merge_models(self.preprocessing, body, io_map=[("crops", "crops")])
-        return onnx.compose.merge_models(model, head, io_map=[("features", "features")])
+        names = [given.name for given in head.graph.input]
+        return onnx.compose.merge_models(model, head, io_map=[(name, name) for name in names])
 
 
 @dataclass(frozen=True)
@@ -201,8 +202,9 @@ def _activation_bytes(model: onnx.ModelProto) -> int:
 def _probabilities(parts: Parts, crops: _Rows) -> NDArray[np.float32]:
     body = session(parts.body.SerializeToString())
     head = session(parts.head.SerializeToString())
-    rows = [head.run(None, {"features": body.run(None, {"crops": x})[0]})[0] for x in crops]
-    return np.concatenate(rows)
+    names = [output.name for output in body.get_outputs()]
+    features = (dict(zip(names, body.run(names, {"crops": x}), strict=True)) for x in crops)
+    return np.concatenate([head.run(None, row)[0] for row in features])
 
 
 class _Crops(quantization.CalibrationDataReader):  # type: ignore[misc]  # an untyped base

@@ -4,7 +4,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,15 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from torch import Tensor, nn
 
 from strategies.core.errors import NotApplicable, StorageError
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
+from strategies.models.body import Body
 from strategies.models.classifier import ImageClassifier, make_network, scale_scores
 from strategies.models.features import batches, to_input
 from strategies.models.formats.export import add_metadata, export, predictor
-from strategies.models.formats.graph import metadata_of
+from strategies.models.reliability.calibration import Fold, calibrate_reliability, score_depths
 
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
@@ -284,34 +284,28 @@ def _metadata(target: Path, format: str) -> dict[str, Any]:
     return config["tl_advisor"]
 
 
-class _Score(nn.Module):
-    def forward(self, features: Tensor, scores: Tensor) -> Tensor:
-        return features.norm(dim=1) + scores[:, 0]
-
-
-class _Reliability:
-    """What a classifier has that recognises unknown images."""
-
-    def module(self) -> nn.Module:
-        return _Score()
-
-    def record(self) -> dict[str, Any]:
-        return {"threshold": 0.25}
-
-
-@dataclass(frozen=True)
-class _WithReliability(ImageClassifier):
-    reliability: _Reliability | None = None
+def _with_reliability(plain: ImageClassifier) -> ImageClassifier:
+    """Calibrate a classifier on noise, so that it has an unknown score."""
+    depths = score_depths(plain.backbone, plain.depths)
+    body = Body(plain.network.body.net, depths.numbers, plain.backbone.n_depths)
+    px = plain.backbone.input_px
+    pixels = torch.randn(64, 3, px, px, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        x, scores = body(pixels).numpy(), plain.network(pixels).numpy()
+    labels = np.arange(len(x)) % len(plain.classes)
+    fold = Fold(x[:32], labels[:32], x[32:], scores[32:], labels[32:])
+    found = calibrate_reliability([fold], x[:32], labels[:32], depths, "validation")
+    return replace(plain, reliability=found)
 
 
 @pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("whole", [True, False])
 def test_the_score_of_unknown_images_is_a_second_output(
-    load_random: Callable[..., Backbone], tmp_path: Path, format: str
+    load_random: Callable[..., Backbone], tmp_path: Path, format: str, whole: bool
 ) -> None:
     backbone = load_random("test_resnet", input_px=64)
-    own = _classifier(backbone, (backbone.n_depths,))
-    fields = (own.classes, own.backbone, own.depths, own.network, own.strategy, {})
-    classifier = _WithReliability(*fields, reliability=_Reliability())
+    depths = (backbone.n_depths,) if whole else (1, 2)
+    classifier = _with_reliability(_classifier(backbone, depths))
     target, image = tmp_path / f"model.{format}", _odd_images()[1]
 
     export(classifier, target, format)
@@ -323,15 +317,25 @@ def test_the_score_of_unknown_images_is_a_second_output(
     else:
         model = torch.export.load(target).module()
         found, score = (x.numpy() for x in model(torch.tensor(image)[None]))
-    pixels = to_input(next(batches([image], backbone, 1)), backbone, torch.device("cpu"))
-    with torch.inference_mode():
-        features = own.network.body(pixels)
-        expected = _Score()(features, own.network.head(features)).numpy()
-    np.testing.assert_allclose(score, expected, rtol=0.02)
-    np.testing.assert_allclose(found, own.predict_proba([image]), atol=5e-3)
+    expected = classifier.predict_outputs([image])
+    np.testing.assert_allclose(score, expected.unknown, rtol=0.02)
+    np.testing.assert_allclose(found, expected.probabilities, atol=5e-3)
     np.testing.assert_allclose(predictor(target, format)(image), found[0], atol=1e-6)
-    assert metadata_of(classifier)["reliability"] == {"threshold": 0.25}
-    assert _metadata(target, format)["reliability"] == {"threshold": 0.25}
+    known = json.loads(json.dumps(classifier.reliability.record()))
+    assert _metadata(target, format)["reliability"] == known
+
+
+def test_the_body_of_a_classifier_with_an_unknown_score_is_quantised(
+    load_random: Callable[..., Backbone], tmp_path: Path
+) -> None:
+    classifier = _with_reliability(_classifier(load_random("test_resnet", input_px=64), (1, 2)))
+    target, images = tmp_path / "int8.onnx", _odd_images()
+
+    export(classifier, target, "onnx", precision="int8", calibration=images)
+
+    session = ort.InferenceSession(target, providers=["CPUExecutionProvider"])
+    score = session.run(["unknown_score"], {"images": images[1][np.newaxis]})[0]
+    np.testing.assert_allclose(score, classifier.predict_outputs([images[1]]).unknown, rtol=0.2)
 
 
 def test_int8_without_images_is_refused(

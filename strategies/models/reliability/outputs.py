@@ -1,0 +1,30 @@
+"""Outputs: what one pass of a classifier says about images."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What one pass of a classifier says about images, in their order.
+
+    Attributes
+    ----------
+    probabilities
+        Of the classes, (n, classes), float32.
+    unknown
+        How unlike the training images every image is, (n,), float32; higher is more unlike. See
+        `Reliability`. None if the classifier has no reliability.
+    """
+
+    probabilities: NDArray[np.float32]
+    unknown: NDArray[np.float32] | None
+
+    @staticmethod
+    def of(rows: NDArray[np.float32], n_classes: int) -> "Outputs":
+        """Split rows of probabilities, and of an unknown score in the last column if any."""
+        return Outputs(
+            rows[:, :n_classes], rows[:, n_classes] if rows.shape[1] > n_classes else None
+        )
