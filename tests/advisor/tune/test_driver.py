@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from advisor.advise import Prepared
-from advisor.tune import driver
+from advisor.tune import closing, driver
 from advisor.tune.time_budget import SAFETY_FACTOR
 from advisor.types.advice import Advice
 from advisor.types.options import DEFAULTS, RunOptions
@@ -42,7 +42,8 @@ def test_a_runs_advice_leaves_time_for_the_baseline_and_for_validation_and_test(
     dataset, profile = run.dataset, replace(run.advice.profile, n_measured=run.advice.profile.n)
     slow, fast = (asked.reserve_s(replace(profile, ms_per_image=ms)) for ms in (20.0, 10.0))
     n_passed = len(dataset.val) + (1 + control) * len(dataset.test or ())
-    assert slow - fast == pytest.approx(SAFETY_FACTOR * n_passed * 0.01, rel=1e-6)
+    n_reserved = SAFETY_FACTOR * n_passed + closing.EXPLAIN_IMAGES
+    assert slow - fast == pytest.approx(n_reserved * 0.01, rel=1e-6)
 
     unmeasured = replace(profile, ms_per_image=10.0, n_measured=profile.n - 50)
     assert asked.reserve_s(unmeasured) - fast == pytest.approx(50 * 0.01, rel=1e-6)
@@ -58,8 +59,8 @@ def test_a_control_that_costs_too_much_of_the_time_has_no_share_of_it_reserved(
     passes_s = [
         SAFETY_FACTOR * len(run.dataset.val) * p.ms_per_image / 1000 for p in (affordable, slow)
     ]
-    assert reserved[0] - passes_s[0] > 600 * driver.CONTROL_SHARE
-    assert reserved[1] - passes_s[1] == pytest.approx(60 + 10, abs=5)
+    assert reserved[0] - passes_s[0] > 600 * closing.CONTROL_SHARE
+    assert reserved[1] - passes_s[1] == pytest.approx(60 + 10 + 600 * closing.EXPLAIN_SHARE, abs=5)
 
 
 def test_a_run_with_a_number_of_trials_has_advice_without_a_limit(
