@@ -188,7 +188,8 @@ def test_an_export_predicts_images_of_any_size_as_the_classifier_does(
 ) -> None:
     backbone = load_random(name) if name == "test_vit" else load_random(name, input_px=64)
     classifier = _classifier(backbone, (backbone.n_depths,))
-    scale_scores(classifier.network, 0.1)
+    # Random networks: one has nearly the same probabilities for all images, one is always sure.
+    scale_scores(classifier.network, 10.0 if name == "test_efficientnet" else 0.1)
     target = tmp_path / f"model.{format}"
     images = _odd_images()
 
@@ -198,7 +199,7 @@ def test_an_export_predicts_images_of_any_size_as_the_classifier_does(
     found = np.stack([predict(image) for image in images])
     expected = classifier.predict_proba(images)
     assert len(np.unique(expected, axis=0)) == len(images)
-    assert np.ptp(expected, axis=0).max() > 2 * tolerance
+    assert np.ptp(expected, axis=0).max() > 1.5 * tolerance
     np.testing.assert_allclose(found, expected, atol=tolerance)
     np.testing.assert_allclose(found.sum(axis=1), 1, atol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == [target.name]
