@@ -19,6 +19,7 @@ from strategies.models.backbone import Backbone
 from strategies.registry import STRATEGIES, get_strategy
 from strategies.training.optimiser import MAX_FIRST_LOSS
 from tests.benchmarks.conftest import rows_in
+from tests.conftest import write_folder
 
 Load = Callable[[str], ModuleType]
 QUICK = {"steps": 2}
@@ -383,6 +384,33 @@ def test_exports_are_compared_with_predictions(
     assert float(rows[2][4]) <= 0.02
 
 
+def test_unknown_images_are_measured_once_for_every_class_left_out(
+    load: Load,
+    cache_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    unknown, out = load("unknown"), tmp_path / "unknown.jsonl"
+    write_folder(tmp_path / "data" / "one", 16)
+    write_folder(tmp_path / "data" / "two", 16, seed=3)
+    given = ["--data-root", str(tmp_path / "data"), "--cache-dir", str(cache_dir)]
+    given += ["--seeds", "0", "--input-px", "32", "--out", str(out), "--sets", "one"]
+    unknown.main([*given, "two", "--left", "1"])
+    rows = rows_in(out)
+    assert [(r["set"], r["left"] is None) for r in rows] == [
+        ("one", True), ("one", False), ("two", True), ("two", False),
+    ]  # fmt: skip
+    assert all(0 <= r["auroc"] <= 1 and r["coverage"] > 0.5 for r in rows)
+    assert "| one | " in capsys.readouterr().out
+    unknown.main([*given, "two", "--left", "1"])
+    assert rows_in(out) == rows
+
+    monkeypatch.setattr(fine_tuning, "default_steps", lambda n_train, batch_size: 2)
+    unknown.main([*given, "--left", "0", "--strategy", "full_fine_tune"])
+    assert "20 are needed" in rows_in(out)[-1]["reason"]
+
+
 def test_many_images_are_fitted_by_the_default_schedule(
     load: Load,
     data_root: Path,
@@ -420,6 +448,7 @@ SMOKE = {
     "exports": test_exports_are_compared_with_predictions,
     "similar": test_similar_images_are_compared_with_nearest_neighbours,
     "explanations": test_maps_are_compared_with_covering_at_random_and_with_random_weights,
+    "unknown": test_unknown_images_are_measured_once_for_every_class_left_out,
     "shuffled_labels": test_advice_on_shuffled_labels_is_printed,
     "run_suite": test_the_suite_adds_missing_rows,
     "curves": test_training_runs_are_recorded_and_averaged,

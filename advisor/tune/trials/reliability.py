@@ -3,8 +3,7 @@
 A head on frozen features is cross-validated on the images that it was fitted to: every image is
 scored by a head, and by class means and a covariance, that were fitted without its fold. Strength
 and temperature, two numbers, were chosen on the same images. The classifier itself learned from
-all folds, so its false alarms are rather fewer, and its sets rather cover more, than stated
-(cross-conformal prediction; V. Vovk, 2015).
+all folds, so its sets rather cover more than stated (cross-conformal prediction; V. Vovk, 2015).
 
 A trained network has learned from the train images alone, and predicts the validation images
 itself. These have chosen its hyperparameters, its best round, the soup that it may be, and its
@@ -186,23 +185,26 @@ def calibrate_head(
     folds = []
     for number in np.unique(scored.folds[scored.rows]):
         ctx.check_time()
-        fitted = _drawn(labels, np.flatnonzero(scored.folds != number), ctx)
+        fitted = _drawn(labels, np.flatnonzero(scored.folds != number), MAX_IMAGES, ctx)
         is_out = scored.folds[scored.rows] == number
         out = scored.rows[is_out]
         folds.append(Fold(x[fitted], labels[fitted], x[out], scored.scores[is_out], labels[out]))
-    fitted = _drawn(labels, np.arange(n), ctx)
+    # From as many images as in a fold: from more, new images would be nearer than held-out ones.
+    fitted = _drawn(labels, np.arange(n), max(len(fold.labels) for fold in folds), ctx)
     return calibrate_reliability(folds, x[fitted], labels[fitted], depths, "folds")
 
 
-def _drawn(labels: Labels, rows: NDArray[np.int64], ctx: RunContext) -> NDArray[np.int64]:
-    """Draw at most `MAX_IMAGES` of some rows, at least one of every class."""
-    if len(rows) <= MAX_IMAGES:
+def _drawn(
+    labels: Labels, rows: NDArray[np.int64], most: int, ctx: RunContext
+) -> NDArray[np.int64]:
+    """Draw at most `most` of some rows, but at least one of every class."""
+    if len(rows) <= most:
         return rows
     shuffled = np.random.default_rng(ctx.seed).permutation(rows)
     _, firsts = np.unique(labels[shuffled], return_index=True)
     first = np.zeros(len(rows), dtype=bool)
     first[firsts] = True
-    return np.concatenate([shuffled[first], shuffled[~first]])[: max(MAX_IMAGES, len(firsts))]
+    return np.concatenate([shuffled[first], shuffled[~first]])[: max(most, len(firsts))]
 
 
 @torch.inference_mode()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,43 @@ def test_predictions_are_probabilities_in_the_order_of_the_classes(
     assert fitted.predict(images).dtype == labels.dtype
     assert fitted.score(images, labels) > 0.8
     assert is_classifier(fitted)
+
+
+def test_images_unlike_the_training_images_are_unknown_and_sets_hold_the_predicted_class(
+    fitted: TransferClassifier, images: NDArray[np.uint8]
+) -> None:
+    bright = np.full((1, PX, PX, 3), 255, np.uint8)
+    assert fitted.is_unknown(bright).tolist() == [True]
+    unknown = fitted.is_unknown(images)
+    assert unknown.shape == (len(images),)
+    assert unknown.dtype == bool
+    assert unknown.mean() < 0.2
+    assert fitted.is_unknown(images, false_alarms=0.8).sum() > unknown.sum()
+
+    sets = fitted.predict_sets(images, coverage=0.7)
+    assert sets.shape == (len(images), 2)
+    best = fitted.predict_proba(images).argmax(axis=1)
+    assert sets[np.arange(len(images)), best].all()
+    assert fitted.predict_sets(images, coverage=0.99).all()  # too few images for so much
+
+
+def test_unknown_images_and_sets_are_refused_as_scikit_learn_refuses(
+    fitted: TransferClassifier, images: NDArray[np.uint8]
+) -> None:
+    with pytest.raises(NotFittedError):
+        probe().is_unknown(images)
+    with pytest.raises(NotFittedError):
+        probe().predict_sets(images)
+    with pytest.raises(ValueError, match="needs at least 999 held-out images"):
+        fitted.is_unknown(images, false_alarms=0.001)
+    with pytest.raises(ValueError, match="coverage must be above 0 and below 1, got 90"):
+        fitted.predict_sets(images, coverage=90)
+    old = clone(fitted)
+    old.classes_, old._names = fitted.classes_, fitted._names
+    old.classifier_ = replace(fitted.classifier_, reliability=None)
+    for ask in (old.is_unknown, old.predict_sets):
+        with pytest.raises(ValueError, match="cannot tell unknown images"):
+            ask(images)
 
 
 def test_files_pil_images_and_arrays_of_an_image_get_the_same_prediction(

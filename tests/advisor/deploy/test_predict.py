@@ -1,5 +1,10 @@
 """Prediction with a saved classifier on files and folders."""
 
+import csv
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from advisor.deploy.predict import predict
-from strategies.core.errors import DataError
+from advisor.deploy.predict import Asked, predict
+from strategies.core.errors import DataError, TransferError
 from strategies.core.progress import ignore_progress
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier, make_network
@@ -79,3 +84,117 @@ def test_an_empty_folder_raises_an_error(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no image"):
         list(predict(saved, [tmp_path / "empty"], on_progress=ignore_progress))
+
+
+@pytest.fixture
+def foreign(tmp_path: Path) -> Path:
+    """Return an image of another kind than striped ones: a bright disc on black."""
+    y, x = np.mgrid[0:48, 0:48] - 24
+    path = tmp_path / "foreign.png"
+    Image.fromarray(np.where(x**2 + y**2 < 100, 255, 0).astype(np.uint8)).save(path)
+    return path
+
+
+def test_an_image_unlike_the_training_images_is_unknown(
+    finished: Path, run_data: Path, foreign: Path
+) -> None:
+    known = sorted(run_data.rglob("*.png"))
+    (found,) = predict(finished, [foreign, *known], asked=Asked(coverage=0.8))
+    assert found.judgements is not None
+    first, *others = found.judgements
+    assert first.unknown
+    assert first.score > max(j.score for j in others)
+    assert np.mean([j.unknown for j in others]) < 0.1
+    for (_, ranked), judgement in zip(found.rows, found.judgements, strict=True):
+        names = [name for name, _ in ranked]
+        assert judgement.prediction_set
+        assert list(judgement.prediction_set) == names[: len(judgement.prediction_set)]
+
+
+def test_more_false_alarms_make_more_images_unknown(finished: Path, run_data: Path) -> None:
+    counts = []
+    for rate in (0.05, 0.3, 0.8):
+        (found,) = predict(finished, [run_data], asked=Asked(rate))
+        counts.append(sum(j.unknown for j in found.judgements or ()))
+    assert counts[0] < counts[1] < counts[2]
+
+
+def test_what_a_classifier_without_reliability_is_asked_is_refused(
+    saved: Path, make_folder: Callable[..., Path]
+) -> None:
+    (found,) = predict(saved, [make_folder("data", 1)])
+    assert found.judgements is None
+    with pytest.raises(TransferError, match="cannot tell unknown images"):
+        list(predict(saved, ["x.png"], asked=Asked(coverage=0.9)))
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (Asked(0.001), "needs at least 999 held-out images"),
+        (Asked(0.0), "above 0 and below 1, got 0"),
+        (Asked(coverage=1.0), "coverage must be above 0 and below 1, got 1"),
+    ],
+)
+def test_impossible_rates_are_refused_before_an_image_is_read(
+    finished: Path, asked: Asked, said: str
+) -> None:
+    with pytest.raises(TransferError, match=said):
+        list(predict(finished, ["no such file.png"], asked=asked))
+
+
+def test_the_command_prints_unknown_images_and_sets(
+    finished: Path, run_data: Path, foreign: Path, tmp_path: Path
+) -> None:
+    known = run_data / "class1/000.png"
+    printed = _tl_auto("predict", finished, foreign, known, "--coverage", "0.9", "--json")
+    first, second = json.loads(printed.stdout)["predictions"]
+    assert (first["unknown"], second["unknown"]) == (True, False)
+    assert first["unknown_score"] > second["unknown_score"]
+    assert second["prediction_set"][0] == second["classes"][0]["class"]
+    assert "Their coverage is not promised with fewer than 100." in " ".join(
+        printed.stderr.split()
+    )
+    facts = json.loads(printed.stdout)["reliability"]
+    assert facts["unknown"]["threshold"] < first["unknown_score"]
+    assert facts["prediction_sets"]["promised"] is False
+
+    table = _tl_auto("predict", finished, foreign, known, "--csv", "--coverage", "0.9").stdout
+    header, *rows = csv.reader(table.splitlines())
+    assert header == [
+        "path", "class", "probability", "unknown", "unknown_score", "prediction_set",
+    ]  # fmt: skip
+    assert [row[3] for row in rows] == ["true", "false"]
+    assert rows[1][5].split("|") == second["prediction_set"]
+
+    shown = _tl_auto("predict", finished, foreign, known).stdout
+    assert [line.endswith("unknown") for line in shown.splitlines()] == [True, True, False]
+    wrong = _tl_auto("predict", finished, known, "--false-alarms", "5", exits=2)
+    assert "above 0 and below 1, got 5" in " ".join(wrong.stderr.split())
+
+
+def test_a_classifier_of_an_older_release_predicts_as_before(
+    saved: Path, make_folder: Callable[..., Path]
+) -> None:
+    image = next(make_folder("data", 1).rglob("*.png"))
+    printed = _tl_auto("predict", saved, image, "--json")
+    (row,) = json.loads(printed.stdout)["predictions"]
+    assert row["unknown"] is None
+    assert row["unknown_score"] is None
+    assert json.loads(printed.stdout)["reliability"] is None
+    assert "cannot tell unknown images" in printed.stderr
+    refused = _tl_auto("predict", saved, image, "--coverage", "0.9", exits=2)
+    assert "cannot tell unknown images" in refused.stderr
+
+
+def _tl_auto(*arguments: object, exits: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run ``tl-auto`` in a process of its own."""
+    code = "from advisor.cli.app import tl_auto; tl_auto()"
+    found = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "100"},
+    )
+    assert found.returncode == exits, found.stderr
+    return found
