@@ -30,6 +30,39 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Judging:
+    """What is asked about an image besides its class."""
+
+    coverage: Annotated[
+        float | None,
+        Flag(
+            "Print a set of classes for every image. A set holds the class of an image like the "
+            "training images with this probability, e.g. 0.9.",
+            panel="Output",
+        ),
+    ] = None
+    false_alarms: Annotated[
+        float | None,
+        Flag(
+            "Call an image unknown that is unlike the training images; share of images like them "
+            "that may be called so too. Default: 0.05.",
+            panel="Output",
+        ),
+    ] = None
+
+    def asked(self) -> "Asked | None":
+        """Return it in the terms of `predict`; None if nothing is asked."""
+        from advisor.deploy.predict import Asked
+        from strategies.models.reliability.reliability import FALSE_ALARMS
+
+        if self.coverage is None and self.false_alarms is None:
+            return None
+        return Asked(
+            FALSE_ALARMS if self.false_alarms is None else self.false_alarms, self.coverage
+        )
+
+
+@dataclass(frozen=True)
 class Upload:
     """Where an export is uploaded."""
 
@@ -141,23 +174,8 @@ def predict_command(
             panel="Output",
         ),
     ] = None,
-    coverage: Annotated[
-        float | None,
-        Flag(
-            "Print a set of classes for every image. A set holds the class of an image like the "
-            "training images with this probability, e.g. 0.9.",
-            panel="Output",
-        ),
-    ] = None,
-    false_alarms: Annotated[
-        float | None,
-        Flag(
-            "Call an image unknown that is unlike the training images; share of images like them "
-            "that may be called so too. Default: 0.05.",
-            panel="Output",
-        ),
-    ] = None,
     *,
+    judging: Judging,
     output: Output,
 ) -> None:
     """Classify images; print classes with probabilities, and which images are unknown."""
@@ -169,23 +187,21 @@ def predict_command(
     if missing:
         fail(f"{missing[0]} does not exist.")
     with progress(output.quiet) as on_progress, errors():
-        from advisor.deploy.predict import Asked, predict
+        from advisor.deploy.predict import predict
         from strategies.core.allocator import keep_freed_memory
-        from strategies.models.reliability.reliability import FALSE_ALARMS
 
         keep_freed_memory()
-        asked = None
-        if coverage is not None or false_alarms is not None:
-            asked = Asked(FALSE_ALARMS if false_alarms is None else false_alarms, coverage)
-        given = _expand_stdin(images)
-        batches = predict(run, given, device=device, asked=asked, on_progress=on_progress)
-        if explain is not None:
+        asked = judging.asked()
+        if explain is None:
+            given = _expand_stdin(images)
+            batches = predict(run, given, device=device, asked=asked, on_progress=on_progress)
+        else:
             batches = _explained(run, images, Path(explain), device, asked, on_progress)
-        batches = _with_note(batches, coverage)
+        batches = _with_note(batches, judging.coverage)
         if output.json:
             _predictions_as_json(batches, top)
         elif as_csv:
-            _predictions_as_csv(batches, with_sets=coverage is not None)
+            _predictions_as_csv(batches, with_sets=judging.coverage is not None)
         else:
             _predictions_as_table(batches, top)
         if explain is not None:
