@@ -19,11 +19,13 @@ test: $(VENV)/.dev
 ray: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "ray and not slow"
 
-# axe-core looks for what hinders people; without npm its test is skipped and says so.
+# axe-core looks for what hinders people; onnxruntime-web runs the example of docs/serving.md.
+# Without npm their tests are skipped and say so.
 browser: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet --editable '.[browser]'
 	-mkdir -p $(VENV)/axe && cd $(VENV)/axe && test -d package || { npm pack --silent axe-core && tar xzf axe-core-*.tgz; }
-	AXE_JS=$$(ls $(abspath $(VENV))/axe/package/axe.min.js) $(BIN)/pytest -m browser
+	-mkdir -p $(VENV)/ort && cd $(VENV)/ort && test -d package || { npm pack --silent onnxruntime-web && tar xzf onnxruntime-web-*.tgz; }
+	AXE_JS=$$(ls $(abspath $(VENV))/axe/package/axe.min.js) ORT_WEB=$$(ls -d $(abspath $(VENV))/ort/package) $(BIN)/pytest -m browser
 
 docs: $(VENV)/.dev
 	$(MKDOCS)

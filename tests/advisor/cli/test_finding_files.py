@@ -1,17 +1,17 @@
 """tl-advise --export-findings and --write-manifest, as a user runs them."""
 
+import contextlib
 import csv
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from advisor.advise import advise
 from advisor.cli.app import advise_app
@@ -19,7 +19,6 @@ from advisor.findings import exports
 from advisor.findings.exports import finding_rows
 from advisor.types.options import Options
 
-PROGRAM = "from advisor.cli.app import tl_advise; tl_advise()"
 PLANTED = {"TL001", "TL002", "TL003", "TL004", "TL005"}
 runner = CliRunner()
 
@@ -43,9 +42,9 @@ def cache(tmp_path: Path) -> list[str]:
     return ["--cache-dir", str(tmp_path / "cache"), "--input-px", "32", "--pilot", "off"]
 
 
-def run(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", PROGRAM, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+def run(*arguments: object, cwd: Path) -> Result:
+    with contextlib.chdir(cwd):
+        return runner.invoke(advise_app, [*map(str, arguments)])
 
 
 def digests(root: Path) -> dict[Path, str]:
@@ -58,7 +57,7 @@ def test_a_clean_manifest_has_none_of_the_findings_that_it_was_made_from(
     before = digests(planted)
     asked = ["--json", *cache]
     first = run("mine", *asked, "--write-manifest", "clean.csv", cwd=tmp_path)
-    assert first.returncode == 0, first.stderr
+    assert first.exit_code == 0, first.stderr
     assert {f["code"] for f in json.loads(first.stdout)["findings"]} >= PLANTED
     notes = " ".join(first.stderr.split())
     assert "clean.csv: 57 of 61 images." in notes
@@ -68,7 +67,7 @@ def test_a_clean_manifest_has_none_of_the_findings_that_it_was_made_from(
     assert "TL004: 1 image left out (train 1)" in notes
     assert "TL005: 2 near-duplicates grouped" in notes
     second = run("clean.csv", *asked, cwd=tmp_path)
-    assert second.returncode == 0, second.stderr
+    assert second.exit_code == 0, second.stderr
     record = json.loads(second.stdout)
     assert not PLANTED & {f["code"] for f in record["findings"]}
     assert record["split"]["test"] == 15
@@ -79,7 +78,7 @@ def test_exports_hold_what_the_advice_counts(
     planted: Path, cache: list[str], tmp_path: Path
 ) -> None:
     found = run("mine", "--json", *cache, "--export-findings", "out", cwd=tmp_path)
-    assert found.returncode == 0, found.stderr
+    assert found.exit_code == 0, found.stderr
     assert f"DOCUMENT_ROOT is {tmp_path}" in " ".join(found.stderr.split())
     record = json.loads((tmp_path / "out/findings.json").read_text(encoding="utf-8"))
     counts = {f["code"]: f["n_affected"] for f in json.loads(found.stdout)["findings"]}
