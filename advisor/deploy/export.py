@@ -13,7 +13,7 @@ from advisor.deploy.exports.agreement import (
     images_of_run,
 )
 from advisor.deploy.exports.hub import Repository, push
-from advisor.report.card.model_card import with_export, with_front_matter
+from advisor.report.card.model_card import with_export, with_front_matter, without_examples
 from advisor.report.files import CARD_NAME
 from advisor.tune.run_dir.directory import RunDir
 from strategies.core.atomic_files import write_text
@@ -229,7 +229,7 @@ def _own_card(card: str, classifier: ImageClassifier, done: Exported) -> str:
     use = _USE[kind].format(name=done.path.name)
     facts = [*done.sentences(), *done.warnings()]
     return with_front_matter(
-        with_export(card, done.path.name, facts, use, alone=True),
+        with_export(without_examples(card), done.path.name, facts, use, alone=True),
         licence=classifier.backbone.licence,
         library_name=library,
         tags=[library],

@@ -29,7 +29,8 @@ MIN_AGREEMENT, MAX_DIFFERENCE = 0.995, 0.02
 predicts what the classifier does."""
 MAX_LOSS = 0.01
 """Accuracy that an export of lower precision may lose without a warning."""
-_BATCH = 32
+_BATCH = 8
+"""Images that are held at once, at full size."""
 
 
 @dataclass(frozen=True)

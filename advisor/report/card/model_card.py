@@ -131,6 +131,11 @@ def with_export(
     return "\n\n".join([before.rstrip(), EXPORTS, *kept, own]) + "\n"
 
 
+def without_examples(card: str) -> str:
+    """Return a card without the examples of findings, which name files of this machine."""
+    return "".join(x for x in card.splitlines(keepends=True) if not x.startswith("Examples: "))
+
+
 def _model_index(outcome: Outcome) -> dict[str, Any]:
     """Return the test scores as the hub shows them; nothing without test images."""
     test = outcome.test

@@ -143,8 +143,9 @@ def _exported(
             verbose=False,
         )
     assert program is not None
-    _forget_tracing(program.model_proto.graph)
-    return program.model_proto
+    model = program.model_proto  # made anew at every access
+    _forget_tracing(model.graph)
+    return model
 
 
 def _forget_tracing(graph: onnx.GraphProto) -> None:

@@ -1,20 +1,24 @@
 """Export to ``.pt2`` files of torch.export: they are used with torch alone."""
 
+import io
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from strategies.core.atomic_files import atomic_file
 from strategies.core.errors import StorageError
 from strategies.data.decoding import Pixels
 from strategies.models.classifier import ImageClassifier
 from strategies.models.formats.graph import ExportedClassifier, example_images, quiet
 from strategies.models.formats.predictor import Predictor
 
+_EXAMPLES = "/sample_inputs/"
 METADATA = "metadata.json"
 """Name of the extra file with the metadata: ``torch.export.load(path, extra_files=...)``."""
 
@@ -79,12 +83,21 @@ def _load(path: Path) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
 
 def _save(program: torch.export.ExportedProgram, path: Path, metadata: Mapping[str, Any]) -> None:
     text = json.dumps(metadata, ensure_ascii=False)
-    program.example_inputs = None  # torch would save them as a pickle
-    part = path.with_name(f".{path.name}.part.pt2")  # torch wants this suffix
+    written = io.BytesIO()
+    program.example_inputs = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with quiet():
-            torch.export.save(program, part, extra_files={METADATA: text})
-        part.replace(path)
-    except (OSError, RuntimeError) as error:
+            torch.export.save(program, written, extra_files={METADATA: text})
+        with atomic_file(path) as file:
+            _copy_without_examples(written, file)
+    except OSError as error:
         raise StorageError(f"{path} cannot be written: {error}") from error
+
+
+def _copy_without_examples(archive: BinaryIO, target: BinaryIO) -> None:
+    """Copy an archive, with an empty entry for the example inputs: torch pickles even None."""
+    with zipfile.ZipFile(archive) as source, zipfile.ZipFile(target, "w") as copy:
+        for entry in source.infolist():
+            content = b"" if _EXAMPLES in entry.filename else source.read(entry)
+            copy.writestr(entry.filename, content)

@@ -4,7 +4,12 @@ from dataclasses import replace
 
 from huggingface_hub import ModelCard
 
-from advisor.report.card.model_card import model_card, with_export, with_front_matter
+from advisor.report.card.model_card import (
+    model_card,
+    with_export,
+    with_front_matter,
+    without_examples,
+)
 from tests.advisor.report.made import full_profile, hostile_advice, made_advice, made_outcome
 
 
@@ -60,3 +65,13 @@ def test_an_exported_file_is_described_once_and_others_stay() -> None:
     alone = with_export(card, "d.onnx", ["Four."], alone=True)
     assert "Three" not in alone
     assert alone.startswith("# Card\n")
+
+
+def test_a_published_card_names_no_files_of_this_machine() -> None:
+    card = model_card(made_outcome(hostile_advice()))
+    assert "\nExamples: " in card
+    published = without_examples(card)
+    assert "Examples: " not in published
+    removed = [line for line in card.splitlines() if line not in published.splitlines()]
+    assert removed
+    assert all(line.startswith("Examples: ") for line in removed)
