@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-# A dead link or anchor is an error. The variable silences an advertisement.
+# A dead link or anchor is an error (with --quiet it would not be). The variable silences an advertisement.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .PHONY: demo test ray browser check bench docs clean
@@ -36,7 +36,7 @@ check: $(VENV)/.dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -q tests/docs/test_prose.py
-	$(MKDOCS) --quiet --site-dir $(VENV)/site
+	$(MKDOCS) --site-dir $(VENV)/site
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/speed.py --guard

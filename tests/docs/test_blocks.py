@@ -26,6 +26,8 @@ from advisor.deploy import estimator
 from advisor.tune import driver
 from advisor.tune.driver import auto
 from advisor.types.options import Options, RunOptions
+from strategies import fine_tuning, from_scratch
+from strategies.training.loop import ROUNDS
 from tests.conftest import write_folder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,6 +114,8 @@ def at(folder: Path, patch: pytest.MonkeyPatch) -> None:
         patch.setenv(name, value)
     patch.setenv("TL_ADVISOR_CACHE_DIR", str(folder / "cache"))
     patch.chdir(folder)
+    for module in (fine_tuning, from_scratch):
+        patch.setattr(module, "default_steps", lambda n_train, batch_size: ROUNDS)
 
 
 def invoke(words: list[str]) -> None:
