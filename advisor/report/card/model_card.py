@@ -65,7 +65,8 @@ def model_card(outcome: Outcome) -> str:
         table(("class", "images (train and validation)", "test accuracy"), rows),
         "## Limits",
         "The classifier predicts one of its classes for every image, even for an image that "
-        "belongs to none of them. Its accuracy holds for images from the same source as the test "
+        "belongs to none of them. `tl-auto predict` says which images are unlike the training "
+        "images, if classifier.json has `reliability`. Its accuracy holds for images from the same source as the test "
         "images. Findings about the dataset:",
         "\n\n".join(finding_text(f) for f in advice.findings) or "None.",
         "## Use",
