@@ -66,8 +66,8 @@ def model_card(outcome: Outcome) -> str:
         "## Limits",
         "The classifier predicts one of its classes for every image, even for an image that "
         "belongs to none of them. `tl-auto predict` says which images are unlike the training "
-        "images, if classifier.json has `reliability`. Its accuracy holds for images from the same source as the test "
-        "images. Findings about the dataset:",
+        "images, if classifier.json has `reliability`. Its accuracy holds for images from the "
+        "same source as the test images. Findings about the dataset:",
         "\n\n".join(finding_text(f) for f in advice.findings) or "None.",
         "## Use",
         code("tl-auto predict RUN_FOLDER IMAGE_OR_FOLDER"),
