@@ -14,6 +14,7 @@ from advisor.measure.paired import mcnemar, paired_gain
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.images import IMAGES_FILE, image_rows
 from strategies.core.context import RunContext
+from strategies.core.devices import predict_precision
 from strategies.core.errors import StorageError
 from strategies.core.metrics import Interval
 from strategies.data.image import shown
@@ -117,21 +118,21 @@ def _facts(run: Path, ctx: RunContext) -> tuple[ComparedRun, _Tested | None]:
         n_trials=outcome["n_trials"],
         seconds=outcome["seconds"],
         n_bytes=(folder.classifier() / WEIGHTS_FILE).stat().st_size,
-        ms_per_image=_ms_per_image(classifier, ctx),
+        ms_per_image=_ms_per_image(classifier),
         group=None,
         difference=None,
     )
     return compared, _tested(folder)
 
 
-def _ms_per_image(classifier: ImageClassifier, ctx: RunContext) -> float:
+def _ms_per_image(classifier: ImageClassifier) -> float:
     """Time some batches of noise after a warm-up; return the fastest, the least disturbed one."""
     px = classifier.backbone.input_px
     pixels = np.random.default_rng(0).integers(0, 256, (TIMED_BATCH, px, px, 3), dtype=np.uint8)
-    taken = []
+    precision, taken = predict_precision(classifier.device), []
     for _ in range(1 + N_TIMED):
         begun = time.perf_counter()
-        classifier.classify(pixels, ctx.precision)
+        classifier.classify(pixels, precision)
         taken.append(time.perf_counter() - begun)
     return 1000 * min(taken[1:]) / TIMED_BATCH
 

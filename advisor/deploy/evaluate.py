@@ -15,6 +15,7 @@ from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.images import IMAGES_FILE, image_rows
 from advisor.types.evaluation import ClassScores, DatasetEvaluation, SeenImages
 from strategies.core.context import RunContext
+from strategies.core.devices import predict_precision
 from strategies.core.errors import DataError, unknown_names
 from strategies.core.metrics import (
     Evaluation,
@@ -176,11 +177,10 @@ def _predict_proba(
     classifier: ImageClassifier, images: Split, ctx: RunContext
 ) -> NDArray[np.float32]:
     found: list[NDArray[np.float32]] = []
+    precision = predict_precision(classifier.device)
     for chunk in chunks(images, CHUNK):
         paths = [image.path for image in chunk]
-        found.append(
-            classifier.predict_proba(paths, n_workers=ctx.n_workers, precision=ctx.precision)
-        )
+        found.append(classifier.predict_proba(paths, n_workers=ctx.n_workers, precision=precision))
         ctx.reporter.on_progress("predictions", sum(map(len, found)), len(images))
     return np.concatenate(found)
 

@@ -57,8 +57,8 @@ def choose_precision(device: torch.device) -> torch.dtype:
 def predict_precision(device: torch.device) -> torch.dtype:
     """Return the dtype in which new images are classified on a device: on a CPU float32.
 
-    That is how a classifier is evaluated and how its exports compute, and it is the same on every
-    processor. bfloat16 changed the class of up to 2% of the images (benchmarks/exports.py).
+    That is how its exports compute, and it is the same on every processor. bfloat16 changed the
+    class of up to 2% of the images (benchmarks/exports.py).
     """
     return torch.float32 if device.type == "cpu" else choose_precision(device)
 

@@ -17,7 +17,7 @@ from advisor.deploy.evaluation_page import evaluation_page, remarks
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.images import image_rows
 from strategies.core.context import RunContext
-from strategies.core.devices import choose_precision
+from strategies.core.devices import predict_precision
 from strategies.core.errors import DataError, StorageError
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier, make_network
@@ -43,7 +43,7 @@ def test_the_command_gives_scikit_learns_scores_with_intervals(
 
     classifier = ImageClassifier.load(finished / "classifier")
     paths = sorted(p for p in new_data.rglob("*.png") if p.name != "torn.png")
-    precision = choose_precision(torch.device("cpu"))
+    precision = predict_precision(torch.device("cpu"))
     found = classifier.predict_proba(paths, precision=precision)
     labels = np.array([classifier.classes.index(p.parent.name) for p in paths])
     guesses = found.argmax(axis=1)
