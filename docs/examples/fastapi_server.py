@@ -7,13 +7,13 @@ from threading import Lock
 from fastapi import FastAPI, HTTPException, UploadFile
 
 from advisor.deploy.predict import load_classifier
-from strategies.core.devices import choose_precision, make_device
+from strategies.core.devices import make_device, predict_precision
 from strategies.core.errors import DataError
 from strategies.data.decoding import decode_image
 
 app = FastAPI(title="Image classifier")
 classifier = load_classifier(Path(os.environ["CLASSIFIER"]), make_device("auto"))
-precision = choose_precision(classifier.device)
+precision = predict_precision(classifier.device)
 one_at_a_time = Lock()
 
 

@@ -106,7 +106,7 @@ def answer(tab: Any, path: Path) -> Answer:
 def test_the_page_names_images_as_predict_does(
     opened: Any, run: Path, images: list[Path], predicted: dict[str, Answer]
 ) -> None:
-    # predict may compute in bfloat16.
+    # On a GPU, predict computes in bfloat16.
     exact = load_classifier(run, torch.device("cpu")).predict_proba(images).max(axis=1)
     for path, probability in zip(images, exact, strict=True):
         label, shown = answer(opened, path)
