@@ -143,7 +143,7 @@ def _exported(
             verbose=False,
         )
     assert program is not None
-    model = program.model_proto  # made anew at every access
+    model = program.model_proto  # every access makes another one
     _forget_tracing(model.graph)
     return model
 
