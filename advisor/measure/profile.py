@@ -33,7 +33,13 @@ from strategies.heads.cross_validation import (
 )
 from strategies.models.backbone import Backbone, half_size
 from strategies.models.domain_shift import mean_shift, measure_moments
-from strategies.models.features import Features, extract_features
+from strategies.models.features import (
+    INFERENCE_BATCH,
+    Features,
+    extract_features,
+    not_cached,
+    time_features,
+)
 from strategies.models.flip_symmetry import measure_flip_asymmetry
 from strategies.training.costs.throughput import TrainingCost, measure_training_cost
 
@@ -41,7 +47,7 @@ MAX_MEASURED, MIN_PER_CLASS = 2000, 5
 """Sample for the probes: at most this many images, but at least 5 per class."""
 EVIDENCE_SHARE, N_TIMED = 0.2, 64
 """Under a time limit, the forward pass over the images may take this share of the time left; its
-speed is measured on `N_TIMED` images."""
+speed is measured on `N_TIMED` images, even if their features are cached."""
 TIMED_PX = 96
 """Training is timed at half the input size, but at least this: its cost relative to a forward
 pass is the same."""
@@ -125,10 +131,11 @@ def _affordable_images(dataset: Dataset, backbone: Backbone, ctx: RunContext) ->
     """Return how many images can be measured in the time left, with a note if not all."""
     wanted = min(len(dataset.fit_split), MAX_MEASURED)
     left_s = ctx.seconds_left()
-    if np.isinf(left_s) or wanted <= N_TIMED:
+    if np.isinf(left_s):
         return MAX_MEASURED
     few = sample(dataset.fit_split, ctx.seed, N_TIMED)
-    s_per_image = extract_features(few, backbone, ctx).ms_per_image / 1000
+    n_timed = N_TIMED if len(not_cached(few, backbone, ctx)) else INFERENCE_BATCH
+    s_per_image = time_features(few[:n_timed], backbone, ctx) / 1000
     n = max(N_TIMED, int(EVIDENCE_SHARE * left_s / s_per_image))
     if n >= wanted:
         return MAX_MEASURED

@@ -11,7 +11,7 @@ from strategies.core.devices import device_name
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network
-from strategies.models.features import INFERENCE_BATCH, extract_features
+from strategies.models.features import INFERENCE_BATCH, time_features
 from strategies.training.loop import ROUNDS
 from strategies.training.recipe import BATCH_SIZE, Recipe
 from strategies.training.trainer import train
@@ -71,5 +71,5 @@ def _measure(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> tuple[flo
         timed = replace(ctx, reporter=replace(ctx.reporter, on_epoch=record_time), deadline_s=None)
         train(network, few, backbone, recipe, timed)
     trained_ms = 1000 * float(np.min(np.diff(stamps))) / BATCH_SIZE
-    features = extract_features(dataset.train[:N_TIMED], backbone, ctx)
-    return max(1.0, trained_ms / features.ms_per_image), build_s
+    pass_ms = time_features(dataset.train[:N_TIMED], backbone, ctx)
+    return max(1.0, trained_ms / pass_ms), build_s

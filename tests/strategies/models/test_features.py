@@ -32,6 +32,7 @@ from strategies.models.features import (
     batches,
     eval_pixels,
     extract_features,
+    time_features,
     to_input,
 )
 from strategies.models.moments import CHANNELS_PER_LAYER, GRID
@@ -433,6 +434,23 @@ def test_a_pass_over_a_few_new_images_does_not_change_the_measured_time(
     assert 0 < first < 10_000
     assert again == first
     assert more == first
+
+
+def test_images_are_timed_although_their_features_are_cached(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext
+) -> None:
+    images = small_dataset.train[:3]
+    before = extract_features(images, backbone, ctx)
+    stale = np.array([1e6], dtype=np.float32)
+    ctx.cache.put(features._space(backbone, ctx), {features._TIME: stale})
+    assert extract_features(images, backbone, ctx).ms_per_image == 1e6
+
+    timed = time_features(images, backbone, ctx)
+
+    after = extract_features(images, backbone, ctx)
+    assert 0 < timed < 10_000
+    assert after.ms_per_image == pytest.approx(timed)
+    _assert_equal(before, after)
 
 
 def test_every_device_has_its_own_time_and_shares_the_features(
