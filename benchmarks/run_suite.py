@@ -73,6 +73,8 @@ GRID: tuple[tuple[str, dict[str, Any]], ...] = (
     *(("partial_fine_tune", {"frozen_stages": k}) for k in (1, 2, 3, 4, 5)),
     *(("layer_svm", {"depth": -1, "views": views}) for views in (1, 6)),
     ("norm_tune", {}),
+    ("first_stages", {}),
+    ("autoencoder_probe", {}),
 )
 SUITE = range(10)
 """Entries of the grid that are run on all datasets."""
