@@ -8,9 +8,10 @@ best entry is found on one half of the test images with some of the seeds, and c
 other half with the other seeds, averaged over many random halves. It is too low, because the best
 entry of a half need not be the best one; it is below 0 where advice chooses better than a look at
 half of the test images. The difference of the two is the plain regret of an oracle that knows half
-of the test images, which the first table shows too: less than that is luck. Priors are fitted without the dataset under test. Only grid entries with
-rows for (nearly) all cases count, so that every policy is evaluated on the same cases. Intervals
-are 90% bootstrap intervals over datasets, because the cases of one dataset are not independent.
+of the test images: the first table shows it, and less than that is luck. Priors are fitted without
+the dataset under test. Only grid entries with rows for (nearly) all cases count, so that every
+policy is evaluated on the same cases. Intervals are 90% bootstrap intervals over datasets, because
+the cases of one dataset are not independent.
 
 Run:      python benchmarks/regret.py [--cases]
 Cost:     minutes on one core; reads rows only.

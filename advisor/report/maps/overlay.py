@@ -19,8 +19,6 @@ MARGIN_PX, LEGEND_PX = 8, 26
 _GREY = (118, 118, 118)
 """Of the text of a legend: legible on white and on black."""
 
-Rgb = NDArray[np.uint8]
-
 
 def draw_map(image: Image.Image, values: NDArray[np.float32], crop: EvaluationCrop) -> Image.Image:
     """Return an image in grey with a map in colour on the part that the network saw.

@@ -55,11 +55,6 @@ def add_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
     _save(program, path, {**known, **metadata})
 
 
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Return the metadata of a file."""
-    return _load(path)[1]
-
-
 def predictor(path: Path) -> Predictor:
     """Return what computes the probabilities of an image with the file."""
     model = _load(path)[0].module()
