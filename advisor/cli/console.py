@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import typer
 
+from strategies.core.limits import OtherLoad, thread_settings
+
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 OnProgress = Callable[[str, int, int], None]
 STARTED_S = time.monotonic() - time.process_time()
 """About when this process started, on the clock of `time.monotonic`."""
+_OTHERS = OtherLoad()
 USAGE_ERROR, FINDINGS, INTERRUPTED = 2, 3, 130
 """Exit codes besides 0 (answered) and 1 (a bug): what the user can mend, and --fail-on."""
 UNWRAPPED = 1_000_000
@@ -86,9 +89,12 @@ def run_and_exit(app: typer.Typer) -> None:
 
     Shutdown would unload every module, which takes a third as long as importing them did. The
     garbage collector runs rarely: by default it takes a tenth of the time of imports, which create
-    many objects and no garbage.
+    many objects and no garbage. The threads of torch, which is not imported yet, are set unless
+    the user has set them.
     """
     gc.set_threshold(GC_THRESHOLD)
+    for name, value in thread_settings(_OTHERS.share()).items():
+        os.environ.setdefault(name, value)
     try:
         app()
     except SystemExit as end:

@@ -164,3 +164,24 @@ def test_log_lines_of_this_program_go_to_stderr(
     heads = [" INFO strategies.core.cache: " in line for line in lines if "info of" in line]
     assert all(heads)
     assert logging.getLogger("strategies").handlers == []
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "PASSIVE False"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE False")]
+)
+def test_on_a_busy_machine_threads_sleep_unless_the_user_says_otherwise(
+    given: dict[str, str], expected: str
+) -> None:
+    """The variable counts if it is set before torch is imported."""
+    code = (
+        "import os, sys; from advisor.cli import app, console\n"
+        "console._OTHERS.share = lambda: 1.0\n"
+        "def end(code):\n"
+        "    print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules, file=sys.stderr)\n"
+        "os._exit = end; sys.argv[1:] = ['--version']; app.tl_auto()"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"} | given
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
+    assert found.stderr.strip() == expected
