@@ -137,6 +137,7 @@ def run_in_process(command: Sequence[object], **_: Any) -> subprocess.CompletedP
             DataLoader, "__init__", partialmethod(_init_without_workers, DataLoader.__init__)
         )
         patch.setattr("advisor.cli.console.STARTED_S", time.monotonic())
+        patch.setattr("advisor.cli.console.thread_settings", lambda others: {})
         patch.setattr(sys, "argv", [what, *arguments])
         try:
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -98,6 +99,44 @@ def test_loading_a_few_hard_links_is_measured(
     row = json.loads(capsys.readouterr().out)
     assert (row["files"], row["classes"], row["torch_imported"]) == (30, 3, False)
     assert not (tmp_path / "million-files").exists()
+
+
+def test_advice_is_timed_with_both_ways_to_wait(
+    make_folder: Callable[..., Path],
+    load: Load,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    busy_machine = load("busy_machine")
+    given: list[dict[str, str]] = []
+
+    def run(command: Sequence[object], env: dict[str, str], **options: Any) -> None:
+        given.append({k: v for k, v in env.items() if "OMP_" in k})
+        assert run_in_process(command).returncode == 0
+
+    monkeypatch.setattr(busy_machine.subprocess, "run", run)
+    images = ["--images", str(make_folder("d", 12)), "--input-px", "32"]
+    busy_machine.main([*images, "--others", "0", "--repeat", "1"])
+
+    assert given == [busy_machine.SPIN, {}]
+    assert re.search(r"^\| 0 \| \d+ \(.*\| \d+ \(", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_busy_processes_end_with_the_measurement(
+    load: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    busy_machine = load("busy_machine")
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str]) -> subprocess.Popen[bytes]:
+        started.append(process := popen(command))
+        return process
+
+    popen = subprocess.Popen
+    monkeypatch.setattr(busy_machine.subprocess, "Popen", start)
+    with busy_machine.busy_processes(2):
+        assert [process.poll() for process in started] == [None, None]
+    assert all(process.returncode for process in started)
 
 
 def test_all_figures_of_large_datasets_are_measured(
@@ -353,6 +392,7 @@ SMOKE = {
     "peers": test_peers_fit_the_same_images,
     "peer_training": test_peers_fit_the_same_images,
     "tuning": test_a_search_method_is_run_and_summarised,
+    "busy_machine": test_advice_is_timed_with_both_ways_to_wait,
     "speed": test_all_speed_figures_are_measured,
     "screenshots": test_a_screenshot_is_saved_with_few_colours,
 }
