@@ -1,5 +1,6 @@
 """Shared fixtures: no network, private cache, small synthetic images, shared real datasets."""
 
+import hashlib
 import importlib
 import socket
 import sys
@@ -87,6 +88,39 @@ def measured_once() -> Iterator[tuple[tuple[ModuleType, str, Callable[..., objec
         patch.setattr(throughput, "_measure", measure_once)
         patch.setattr(memory, "_cached", try_once)
         yield (throughput, "_measure", measure), (memory, "_cached", cached)
+
+
+@pytest.fixture(scope="session")
+def exported_once() -> Iterator[None]:
+    """Trace equal modules for ONNX once per session: it is nearly all of the time of an export.
+
+    Classifiers of one network share its graph in all precisions, and most share the
+    preprocessing. Modules are equal if their types, attributes and weights are.
+    """
+    formats = pytest.importorskip("strategies.models.formats.onnx_format")
+    trace, graphs = formats._exported, dict[object, bytes]()
+
+    def trace_once(module: nn.Module, *given: object) -> object:
+        key = (_content(module), repr(given))
+        if key not in graphs:
+            graphs[key] = trace(module, *given).SerializeToString()
+        return formats.onnx.ModelProto.FromString(graphs[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "_exported", trace_once)
+        yield
+
+
+def _content(module: nn.Module) -> str:
+    """Return a digest of all that the graph of a module depends on."""
+    digest = hashlib.sha256(repr(module).encode())
+    for name, part in module.named_modules():
+        own = {k: v for k, v in vars(part).items() if not k.startswith("_")}
+        digest.update(f"{name} {type(part)} {own}".encode())
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape} {tensor.stride()}".encode())
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 @pytest.fixture(scope="session")

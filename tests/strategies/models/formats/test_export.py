@@ -26,6 +26,7 @@ from strategies.models.reliability.calibration import Fold, calibrate_reliabilit
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.usefixtures("exported_once")
 
 
 def _classifier(backbone: Backbone, depths: tuple[int, ...]) -> ImageClassifier:
