@@ -97,7 +97,11 @@ def exported_once() -> Iterator[None]:
     Classifiers of one network share its graph in all precisions, and most share the
     preprocessing. Modules are equal if their types, attributes and weights are.
     """
-    formats = pytest.importorskip("strategies.models.formats.onnx_format")
+    try:
+        formats = importlib.import_module("strategies.models.formats.onnx_format")
+    except ModuleNotFoundError:  # without the extra onnx no test exports
+        yield
+        return
     trace, graphs = formats._exported, dict[object, bytes]()
 
     def trace_once(module: nn.Module, *given: object) -> object:
