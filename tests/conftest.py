@@ -183,6 +183,15 @@ def ctx(tmp_path: Path) -> RunContext:
 
 
 @pytest.fixture(scope="session")
+def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache folder that is shared by tests whose subject is not the measuring.
+
+    Many write the same images: those of one size and number are measured once per session.
+    """
+    return tmp_path_factory.mktemp("warm-cache")
+
+
+@pytest.fixture(scope="session")
 def backbone() -> Backbone:
     """Return the embedded backbone at a small input size."""
     return load_backbone(input_px=64)
