@@ -42,7 +42,7 @@ def test_a_fixed_value_of_one_strategy_changes_no_other(run: Runner) -> None:
 
 
 def test_fixed_training_runs_differ_from_each_other_in_what_is_not_fixed(run: Runner) -> None:
-    run.fixed = {"full_fine_tune": {"lr": 4e-4, "blend": 1.0, "reset_stages": 0, "steps": 2}}
+    run.fixed = {"full_fine_tune": {"lr": 4e-4, "blend": 1.0, "reset_stages": 0, "steps": 3}}
     run(max_trials=3, only="full_fine_tune")
     settings = [line["hyperparameters"] for line in run.lines()]
     assert [(s["lr"], s["blend"], s["reset_stages"]) for s in settings] == [(4e-4, 1.0, 0)] * 3
