@@ -12,7 +12,7 @@ demo: $(VENV)/.run
 	$(BIN)/tl-auto run --demo --time 90s --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
 # One process a core; each computes with one thread. Tests start many processes: with the bytecode of
-# the first, an import takes a fifth less.
+# the first, an import takes a seventh less.
 test: $(VENV)/.dev
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --durations=20
 
