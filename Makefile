@@ -11,9 +11,10 @@ demo: $(VENV)/.run
 	$(BIN)/tl-advise --demo
 	$(BIN)/tl-auto run --demo --time 90s --out runs/demo-$$(date +%Y%m%d-%H%M%S)
 
-# One process a core; each computes with one thread.
+# One process a core; each computes with one thread. Tests start many processes: with the bytecode of
+# the first, an import takes a seventh less.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --durations=20
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist worksteal --durations=20
 
 # Two nodes of a Ray cluster on this machine.
 ray: $(VENV)/.dev

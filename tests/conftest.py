@@ -1,5 +1,6 @@
 """Shared fixtures: no network, private cache, small synthetic images, shared real datasets."""
 
+import hashlib
 import importlib
 import socket
 import sys
@@ -90,6 +91,43 @@ def measured_once() -> Iterator[tuple[tuple[ModuleType, str, Callable[..., objec
 
 
 @pytest.fixture(scope="session")
+def exported_once() -> Iterator[None]:
+    """Trace equal modules for ONNX once per session: it is nearly all of the time of an export.
+
+    Classifiers of one network share its graph in all precisions, and most share the
+    preprocessing. Modules are equal if their types, attributes and weights are.
+    """
+    try:
+        formats = importlib.import_module("strategies.models.formats.onnx_format")
+    except ModuleNotFoundError:  # without the extra onnx no test exports
+        yield
+        return
+    trace, graphs = formats._exported, dict[object, bytes]()
+
+    def trace_once(module: nn.Module, *given: object) -> object:
+        key = (_content(module), repr(given))
+        if key not in graphs:
+            graphs[key] = trace(module, *given).SerializeToString()
+        return formats.onnx.ModelProto.FromString(graphs[key])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(formats, "_exported", trace_once)
+        yield
+
+
+def _content(module: nn.Module) -> str:
+    """Return a digest of all that the graph of a module depends on."""
+    digest = hashlib.sha256(repr(module).encode())
+    for name, part in module.named_modules():
+        own = {k: v for k, v in vars(part).items() if not k.startswith("_")}
+        digest.update(f"{name} {type(part)} {own}".encode())
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape} {tensor.stride()}".encode())
+        digest.update(tensor.detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture(scope="session")
 def shared() -> Path:
     """Return the folder of real datasets next to the checkout."""
     if not SHARED.is_dir():
@@ -142,6 +180,15 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> dict[str, ModuleType]:
 def ctx(tmp_path: Path) -> RunContext:
     """Return a context on the CPU in full precision, with its own cache."""
     return RunContext(cache=ArrayCache(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="session")
+def warm_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cache folder that is shared by tests whose subject is not the measuring.
+
+    Many write the same images: those of one size and number are measured once per session.
+    """
+    return tmp_path_factory.mktemp("warm-cache")
 
 
 @pytest.fixture(scope="session")

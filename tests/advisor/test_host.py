@@ -63,8 +63,8 @@ def own(logger: logging.Logger) -> bool:
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> Options:
-    return Options(input_px=32, device="cpu", cache_dir=tmp_path / "cache", pilot="off")
+def options(warm_cache: Path) -> Options:
+    return Options(input_px=32, device="cpu", cache_dir=warm_cache, pilot="off")
 
 
 @pytest.fixture
@@ -211,10 +211,15 @@ def test_an_interrupt_that_the_caller_gives_ends_the_search_with_an_outcome(
     [(signal.SIGINT, 130, "done"), (signal.SIGTERM, -signal.SIGTERM, "searching")],
 )
 def test_the_command_ends_with_an_outcome_at_ctrl_c_and_can_be_resumed_after_sigterm(
-    number: int, code: int, state: str, make_folder: Callable[..., Path], tmp_path: Path
+    number: int,
+    code: int,
+    state: str,
+    make_folder: Callable[..., Path],
+    tmp_path: Path,
+    warm_cache: Path,
 ) -> None:
     run = tmp_path / "run"
-    given = ["--cache-dir", str(tmp_path / "cache"), "--input-px", "32", "--time", "1h"]
+    given = ["--cache-dir", str(warm_cache), "--input-px", "32", "--time", "1h"]
     given += ["--no-control", "--strategy", "layer_svm", "--no-report", "--quiet"]
     arguments = [*COMMAND, "run", str(make_folder("data", 12)), "--out", str(run), *given]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE) as process:

@@ -77,8 +77,8 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def options(tmp_path: Path) -> Options:
-    return Options(input_px=64, cache_dir=tmp_path / "cache", device="cpu", pilot="off")
+def options(warm_cache: Path) -> Options:
+    return Options(input_px=64, cache_dir=warm_cache, device="cpu", pilot="off")
 
 
 def test_advice_ranks_it_with_its_wide_interval_in_every_report(

@@ -358,6 +358,7 @@ def test_maps_are_compared_with_covering_at_random_and_with_random_weights(
     assert (covered > 0).any(axis=3).sum() == 2 * 20
 
 
+@pytest.mark.usefixtures("exported_once")
 def test_exports_are_compared_with_predictions(
     load: Load,
     convnext: Backbone,

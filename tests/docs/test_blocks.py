@@ -134,6 +134,7 @@ def invoke(words: list[str]) -> None:
 PAGES_WITH_COMMANDS = [page for page in PAGES if any(commands(page)) and page not in ELSEWHERE]
 
 
+@pytest.mark.usefixtures("exported_once")
 @pytest.mark.parametrize("page", PAGES_WITH_COMMANDS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_the_commands_of_a_page_run(page: Path, here: Path) -> None:
     of_readme = [] if page == PAGES[0] else list(commands(PAGES[0]))

@@ -29,7 +29,7 @@ def block(heading: str) -> str:
 
 @pytest.fixture
 def run_block(
-    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_folder: Callable[..., Path], warm_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str], Outcome]:
     """Run a block of the page on a small dataset, with small options, in an empty folder."""
     for module in (fine_tuning, from_scratch):
@@ -41,7 +41,7 @@ def run_block(
         strategy="full_fine_tune",
         device="cpu",
         pilot="off",
-        cache_dir=tmp_path / "cache",
+        cache_dir=warm_cache,
     )
     small = RunOptions(max_trials=2, control=False, soup=False, report=False)
 

@@ -121,6 +121,7 @@ def _probability(classes: Any, name: str) -> float:
     return next(c["probability"] for c in classes if c["class"] == name)
 
 
+@pytest.mark.usefixtures("exported_once")
 @pytest.mark.parametrize("name", ["linear_probe", "layer_svm", "autoencoder_probe"])
 def test_an_onnx_file_alone_is_sufficient_to_predict_the_same(
     name: str, fit_small: Fit, paths: list[Path], tmp_path: Path

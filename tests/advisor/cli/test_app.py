@@ -24,8 +24,8 @@ runner = CliRunner()
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> list[str]:
-    return ["--cache-dir", str(tmp_path / "cache"), "--input-px", "64"]
+def cache(warm_cache: Path) -> list[str]:
+    return ["--cache-dir", str(warm_cache), "--input-px", "64"]
 
 
 def test_a_wrong_path_gives_an_error_with_advice_within_half_a_second() -> None:
@@ -231,9 +231,10 @@ def test_fail_on_sets_the_exit_code_and_prints_the_advice_all_the_same(
 
 
 def test_verbose_logs_what_was_chosen_and_what_was_cached(
-    make_folder: Callable[..., Path], cache: list[str]
+    make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    asked = [str(make_folder("data", 12)), "--pilot", "off", "--json", "-v", *cache]
+    asked = [str(make_folder("data", 12)), "--pilot", "off", "--json", "-v"]
+    asked += ["--cache-dir", str(tmp_path / "cache"), "--input-px", "64"]
     found = runner.invoke(advise_app, asked, env={"TL_ADVISOR_SEED": "3"})
     assert found.exit_code == 0, found.output
     assert json.loads(found.stdout)["seed"] == 3
@@ -246,9 +247,10 @@ def test_verbose_logs_what_was_chosen_and_what_was_cached(
 
 
 def test_profile_prints_phase_times_to_stderr(
-    make_folder: Callable[..., Path], cache: list[str]
+    make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    found = runner.invoke(advise_app, [str(make_folder("data", 8)), "--json", "--profile", *cache])
+    asked = [str(make_folder("data", 8)), "--json", "--profile", "--input-px", "64"]
+    found = runner.invoke(advise_app, [*asked, "--cache-dir", str(tmp_path / "cache")])
     assert found.exit_code == 0, found.output
     json.loads(found.stdout)
     rows = [line.rsplit(maxsplit=3) for line in found.stderr.splitlines()]
@@ -257,11 +259,9 @@ def test_profile_prints_phase_times_to_stderr(
     assert all(s >= 0 for s in seconds.values())
 
 
-def test_cache_info_and_cache_clear(
-    make_folder: Callable[..., Path], cache: list[str], tmp_path: Path
-) -> None:
+def test_cache_info_and_cache_clear(make_folder: Callable[..., Path], tmp_path: Path) -> None:
     where = ["--cache-dir", str(tmp_path / "cache")]
-    runner.invoke(advise_app, [str(make_folder("data", 8)), *cache])
+    runner.invoke(advise_app, [str(make_folder("data", 8)), "--input-px", "64", *where])
 
     full = runner.invoke(auto_app, ["cache", "info", *where])
     cleared = runner.invoke(auto_app, ["cache", "clear", *where])
@@ -317,6 +317,7 @@ def test_a_forced_strategy_is_the_only_one_searched(
 ) -> None:
     out = tmp_path / "run"
     arguments = ["run", str(make_folder("data", 8)), "--out", str(out), "--trials", "2"]
+    arguments += ["--no-report"]
     found = runner.invoke(auto_app, [*arguments, "--strategy", "layer_svm", "--json", *cache])
     assert found.exit_code == 0, found.output
     lines = [json.loads(x) for x in (out / "trials.jsonl").read_text().splitlines()]
@@ -337,7 +338,7 @@ def test_a_run_passes_the_preference_to_the_scheduler(
 
     monkeypatch.setattr("advisor.tune.driver.make_scheduler", record_scheduler)
     arguments = ["run", str(make_folder("data", 8)), "--out", str(tmp_path / "run")]
-    arguments += ["--trials", "1", "--no-control", "--prefer", "cheap", *cache]
+    arguments += ["--trials", "1", "--no-control", "--no-report", "--prefer", "cheap", *cache]
     found = runner.invoke(auto_app, arguments)
     assert found.exit_code == 0, found.output
     assert [s.prefer for s in schedulers] == ["cheap"]

@@ -349,11 +349,12 @@ def test_assignments_without_name_or_value_are_refused(given: list[str], message
 
 
 def test_a_run_is_repeated_from_its_settings(
-    make_folder: Callable[..., Path], tmp_path: Path
+    make_folder: Callable[..., Path], tmp_path: Path, warm_cache: Path
 ) -> None:
-    data, cache = make_folder("data", 8), ["--cache-dir", str(tmp_path / "cache")]
+    data, cache = make_folder("data", 8), ["--cache-dir", str(warm_cache)]
     first = ["run", str(data), "--out", str(tmp_path / "a"), "--strategy", "layer_svm"]
-    first += ["--set", "class_weight=balanced", "--trials", "3", "--seed", "5", "--no-control"]
+    first += ["--set", "class_weight=balanced", "--trials", "3", "--seed", "5"]
+    first += ["--no-control", "--no-report"]
     done = runner.invoke(auto_app, [*first, "--input-px", "64", "--json", *cache])
     assert done.exit_code == 0, done.output
 
@@ -401,10 +402,14 @@ def test_settings_of_a_run_are_refused_by_tl_advise(tmp_path: Path) -> None:
     ],
 )
 def test_hyperparameters_that_a_run_cannot_fix_are_refused(
-    given: list[str], message: str, make_folder: Callable[..., Path], tmp_path: Path
+    given: list[str],
+    message: str,
+    make_folder: Callable[..., Path],
+    tmp_path: Path,
+    warm_cache: Path,
 ) -> None:
     out = tmp_path / "run"
-    common = ["--out", str(out), "--input-px", "64", "--cache-dir", str(tmp_path / "cache")]
+    common = ["--out", str(out), "--input-px", "64", "--cache-dir", str(warm_cache)]
     found = runner.invoke(auto_app, ["run", str(make_folder("data", 8)), *given, *common])
     assert found.exit_code == 2, found.output
     assert message in found.stderr

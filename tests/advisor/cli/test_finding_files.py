@@ -38,8 +38,8 @@ def planted(make_folder: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture
-def cache(tmp_path: Path) -> list[str]:
-    return ["--cache-dir", str(tmp_path / "cache"), "--input-px", "32", "--pilot", "off"]
+def cache(warm_cache: Path) -> list[str]:
+    return ["--cache-dir", str(warm_cache), "--input-px", "32", "--pilot", "off"]
 
 
 def run(*arguments: object, cwd: Path) -> Result:
@@ -95,8 +95,8 @@ def test_exports_hold_what_the_advice_counts(
     assert "affected" not in json.loads(warm.stdout)["findings"][0]
 
 
-def test_advice_in_python_has_all_rows(planted: Path, tmp_path: Path) -> None:
-    options = Options(input_px=32, pilot="off", cache_dir=tmp_path / "cache")
+def test_advice_in_python_has_all_rows(planted: Path, warm_cache: Path) -> None:
+    options = Options(input_px=32, pilot="off", cache_dir=warm_cache)
     advice = advise(planted, options)
     rows = list(finding_rows(advice.findings))
     assert len(rows) == sum(f.n_affected for f in advice.findings)

@@ -125,7 +125,7 @@ def test_a_second_run_in_the_same_run_directory_is_refused(
 
 
 def test_the_data_folder_may_be_read_only_and_is_not_changed(
-    make_folder: Callable[..., Path], tmp_path: Path
+    make_folder: Callable[..., Path], tmp_path: Path, warm_cache: Path
 ) -> None:
     data = make_folder("data", 8)
     folders = [data, *(p for p in data.rglob("*") if p.is_dir())]
@@ -138,7 +138,7 @@ def test_the_data_folder_may_be_read_only_and_is_not_changed(
     before = state()
     out = tmp_path / "run"
     arguments = ["run", str(data), "--out", str(out), "--trials", "1", "--input-px", "32"]
-    found = CliRunner().invoke(auto_app, [*arguments, "--cache-dir", str(tmp_path / "cache")])
+    found = CliRunner().invoke(auto_app, [*arguments, "--cache-dir", str(warm_cache)])
     for folder in folders:
         folder.chmod(0o755)
     assert found.exit_code == 0, found.output

@@ -42,7 +42,7 @@ def test_a_fixed_value_of_one_strategy_changes_no_other(run: Runner) -> None:
 
 
 def test_fixed_training_runs_differ_from_each_other_in_what_is_not_fixed(run: Runner) -> None:
-    run.fixed = {"full_fine_tune": {"lr": 4e-4, "blend": 1.0, "reset_stages": 0}}
+    run.fixed = {"full_fine_tune": {"lr": 4e-4, "blend": 1.0, "reset_stages": 0, "steps": 3}}
     run(max_trials=3, only="full_fine_tune")
     settings = [line["hyperparameters"] for line in run.lines()]
     assert [(s["lr"], s["blend"], s["reset_stages"]) for s in settings] == [(4e-4, 1.0, 0)] * 3
@@ -50,10 +50,13 @@ def test_fixed_training_runs_differ_from_each_other_in_what_is_not_fixed(run: Ru
 
 
 def test_a_killed_run_keeps_its_fixed_values_after_a_resume(
-    make_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_folder: Callable[..., Path],
+    tmp_path: Path,
+    warm_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data, folder = make_folder("data", 8), tmp_path / "run"
-    options = replace(SVM, input_px=64, cache_dir=tmp_path / "cache", pilot="off")
+    options = replace(SVM, input_px=64, cache_dir=warm_cache, pilot="off")
     limits = RunOptions(
         max_trials=3, control=False, soup=False, fixed_hyperparameters={"pooling": "mean"}
     )

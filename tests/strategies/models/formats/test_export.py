@@ -26,6 +26,7 @@ from strategies.models.reliability.calibration import Fold, calibrate_reliabilit
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
+pytestmark = pytest.mark.usefixtures("exported_once")
 
 
 def _classifier(backbone: Backbone, depths: tuple[int, ...]) -> ImageClassifier:
@@ -51,15 +52,18 @@ def _images(dataset: Dataset, n: int) -> np.ndarray:
     return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
 
 
-@pytest.mark.parametrize(("name", "depths"), [("test_resnet", (1, 3)), ("test_vit", (7,))])
+@pytest.mark.parametrize(
+    ("name", "px", "depths"), [("test_resnet", 64, (1, 3)), ("test_vit", 160, (7,))]
+)
 def test_an_onnx_model_gives_the_same_probabilities_for_any_batch_size(
     load_random: Callable[..., Backbone],
     small_dataset: Dataset,
     tmp_path: Path,
     name: str,
+    px: int,
     depths: tuple[int, ...],
 ) -> None:
-    classifier = _classifier(load_random(name), depths)
+    classifier = _classifier(load_random(name, input_px=px), depths)
     _export(classifier, tmp_path / "deep" / "model.onnx")
 
     session = ort.InferenceSession(
@@ -300,8 +304,8 @@ def _with_reliability(plain: ImageClassifier) -> ImageClassifier:
     return replace(plain, reliability=found)
 
 
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
-@pytest.mark.parametrize("whole", [True, False])
+# A .pt2 file holds the modules of the ONNX model, so one network suffices for it.
+@pytest.mark.parametrize(("format", "whole"), [("onnx", True), ("onnx", False), ("pt2", False)])
 def test_the_score_of_unknown_images_is_a_second_output(
     load_random: Callable[..., Backbone], tmp_path: Path, format: str, whole: bool
 ) -> None:
