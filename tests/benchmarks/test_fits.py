@@ -381,7 +381,9 @@ def test_exports_are_compared_with_predictions(
         assert row[:2] == ["coloured", "linear_probe"]
     assert rows[0][3:5] == ["100.0%", "0.0000"]
     assert rows[2][3] == "100.0%"
-    assert float(rows[2][4]) <= 0.02
+    assert float(rows[2][4]) <= 0.001
+    assert rows[0][8:] == ["0.0%", "0.0%"]
+    assert [row[8][-1] for row in rows] == ["%", "%", "%", "%", "–"]  # timm has no unknown score
 
 
 def test_unknown_images_are_measured_once_for_every_class_left_out(
@@ -401,7 +403,7 @@ def test_unknown_images_are_measured_once_for_every_class_left_out(
     assert [(r["set"], r["left"] is None) for r in rows] == [
         ("one", True), ("one", False), ("two", True), ("two", False),
     ]  # fmt: skip
-    assert all(0 <= r["auroc"] <= 1 and r["coverage"] > 0.5 for r in rows)
+    assert all(0 <= r["auroc"] <= 1 for r in rows)
     assert "| one | " in capsys.readouterr().out
     unknown.main([*given, "two", "--left", "1"])
     assert rows_in(out) == rows
