@@ -217,13 +217,16 @@ def coverage_table(rows: Sequence[Row]) -> str:
     """Return a line per dataset: coverage and mean size of the sets at every stated rate.
 
     The last columns are the smallest stated rate above the accuracy, where coverage can be equal
-    to what is stated, and coverage minus that rate in points. Rows of all classes only.
+    to what is stated, and coverage minus that rate in points. Rows that were
+    measured at 90% only are left out.
     """
-    rows = [row for row in rows if "reason" not in row and row["left"] is None]
+    rows = [row for row in rows if "reason" not in row]
+    rows = [row for row in rows if {*map(str, STATED)} <= row["prediction_sets"].keys()]
     names = list(dict.fromkeys(row["set"] for row in rows))
     stated = " | ".join(f"stated {100 * rate:.0f}%" for rate in STATED)
     lines = [
-        f"| dataset | splits | held out | accuracy | {stated} | above the accuracy | difference |",
+        f"| dataset | classifiers | held out | accuracy | {stated} "
+        "| above the accuracy | difference |",
         "|" + (6 + len(STATED)) * "---|",
     ]
     for name in names:
@@ -246,7 +249,8 @@ def coverage_table(rows: Sequence[Row]) -> str:
 
 
 def _mean_of_sets(rows: Sequence[Row], rate: float, name: str) -> float:
-    return _mean([row["prediction_sets"][str(rate)] for row in rows], name)
+    """Return a mean over rows; rows that were measured at 90% only have no other rate."""
+    return _mean([row["prediction_sets"].get(str(rate), {}) for row in rows], name)
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:

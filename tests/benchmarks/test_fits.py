@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -404,7 +405,15 @@ def test_unknown_images_are_measured_once_for_every_class_left_out(
         ("one", True), ("one", False), ("two", True), ("two", False),
     ]  # fmt: skip
     assert all(0 <= r["auroc"] <= 1 for r in rows)
-    assert "| one | " in capsys.readouterr().out
+    for row in rows:
+        sets = [row["prediction_sets"][str(rate)] for rate in unknown.STATED]
+        for lower, higher in pairwise(sets):
+            assert row["accuracy"] <= lower["coverage"] <= higher["coverage"]
+            assert 1 <= lower["size"] <= higher["size"]
+            assert lower["if_empty"] <= lower["coverage"]
+    printed = capsys.readouterr().out
+    assert printed.count("| one | ") == printed.count("| two | ") == 2
+    assert "| above the accuracy | difference |" in printed
     unknown.main([*given, "two", "--left", "1"])
     assert rows_in(out) == rows
 
