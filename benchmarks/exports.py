@@ -8,6 +8,8 @@ export gets them as its users read them, with Pillow alone.
 
 Everything is compared with tl-auto predict, which computes in float32 on a CPU. The row "bfloat16"
 is the classifier itself in that precision, which other commands use on processors that have it.
+The last columns are the shares of images about which an export says otherwise than the classifier
+whether they are unknown, at 5% of false alarms, or which classes are in the set, at 90% coverage.
 
 Run:      python benchmarks/exports.py --scratch FOLDER [--data-root FOLDER] [--cache-dir DIR]
 Cost:     half an hour on two busy cores.
@@ -18,6 +20,7 @@ Expected: float32 files have a top-1 agreement of at least 99.5% and a largest d
 import argparse
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +30,19 @@ from PIL import Image
 from shared_datasets import DATA
 
 from advisor.deploy.exports.agreement import Agreement, agreement, mixed, plain_pixels
+from advisor.deploy.exports.judgements import judgement_agreement
 from advisor.deploy.labelled import LabelledFile
 from advisor.deploy.predict import predict
+from advisor.tune.trials.reliability import calibrate_head, calibrate_network
 from strategies.core.context import RunContext, make_context
-from strategies.core.metrics import Scores
+from strategies.core.metrics import Labels
 from strategies.data.dataset import Dataset, load_dataset
 from strategies.data.decoding import read_image
 from strategies.data.image import LabelledImage
 from strategies.models.backbone import load_backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.models.formats.export import PRECISIONS, export, predictor
+from strategies.models.reliability.outputs import Outputs
 from strategies.registry import get_strategy
 
 FITS = (
@@ -48,7 +54,8 @@ N_IMAGES, N_CALIBRATION = 500, 200
 VARIANTS = ("as it is", "png", "grey", "palette", "turned", "odd")
 HEADER = (
     "| dataset | strategy | format | top-1 agreement | largest difference "
-    "| difference of accuracy (points) | ms/image | MB |\n|---|---|---|---|---|---|---|---|"
+    "| difference of accuracy (points) | ms/image | MB | unknown differs | sets differ |\n"
+    "|---|---|---|---|---|---|---|---|---|---|"
 )
 
 
@@ -69,11 +76,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 def fitted(
     dataset: Dataset, strategy: str, px: int, steps: int, ctx: RunContext
 ) -> ImageClassifier:
-    """Fit a strategy to the train images; training takes the given number of steps."""
+    """Fit a strategy to the train images, and calibrate it; training takes a number of steps."""
     kind = get_strategy(strategy)
     given = {"steps": steps} if "steps" in kind().hyperparameters() else {}
     chosen = kind.from_hyperparameters(given)
-    return chosen.fit(dataset.hide_test(), load_backbone(input_px=px), ctx)
+    found = chosen.fit(dataset.hide_test(), load_backbone(input_px=px), ctx)
+    calibrate = calibrate_network if kind.trains_network else calibrate_head
+    reliability = calibrate(found, dataset.hide_test(), ctx)
+    if isinstance(reliability, str):
+        print(f"{strategy}: {reliability}", flush=True)
+        return found
+    return replace(found, reliability=reliability)
 
 
 def compare_formats(
@@ -83,14 +96,14 @@ def compare_formats(
     paths = [file.path for file in files]
     labels = np.array([classifier.classes.index(file.label) for file in files])
     own = predicted(folder / "classifier", paths, classifier.classes)
-    rounded = classifier.predict_proba(paths, precision=torch.bfloat16)
+    rounded = classifier.predict_outputs(paths, precision=torch.bfloat16)
     start = time.perf_counter()
     for path in paths[:50]:
         classifier.predict_proba([read_image(path)])
     ms = np.full(len(paths), 1000 * (time.perf_counter() - start) / len(paths[:50]))
     size = (folder / "classifier" / "classifier.safetensors").stat().st_size / 1e6
     for what, rows in (("tl-auto predict", own), ("bfloat16", rounded)):
-        result = agreement(rows, own, labels, "images", ms)
+        result = compared(rows, own, labels, ms, classifier)
         print(_row(folder.name, what, result, size), flush=True)
     calibration = mixed(_files(dataset, dataset.train))[:N_CALIBRATION]
     for format, precisions in PRECISIONS.items():
@@ -101,28 +114,51 @@ def compare_formats(
             images = [file.path for file in calibration]
             export(classifier, target, format, precision=precision, calibration=images)
             found, times = exported(target, format, paths)
-            result = agreement(found, own, labels, "images", times)
+            result = compared(found, own, labels, times, classifier)
             size = sum(f.stat().st_size for f in (target, *target.rglob("*")) if f.is_file()) / 1e6
             print(_row(folder.name, f"{format} {precision}", result, size), flush=True)
 
 
+def compared(
+    found: Outputs,
+    own: Outputs,
+    labels: Labels,
+    times_ms: NDArray[np.float64],
+    classifier: ImageClassifier,
+) -> Agreement:
+    """Compare outputs of an export with those of the classifier."""
+    result = agreement(found.probabilities, own.probabilities, labels, "images", times_ms)
+    if classifier.reliability is None:
+        return result
+    judged = judgement_agreement(found, own, labels, classifier.reliability)
+    return replace(result, judgements=judged)
+
+
 def exported(
     target: Path, format: str, paths: Sequence[Path]
-) -> tuple[Scores, NDArray[np.float64]]:
-    """Return the probabilities of an exported file, and the milliseconds of every image."""
+) -> tuple[Outputs, NDArray[np.float64]]:
+    """Return the outputs of an exported file, and the milliseconds of every image."""
     run, rows, times = predictor(target, format), [], []
     for path in paths:
         image = plain_pixels(path)
         start = time.perf_counter()
         rows.append(run(image))
         times.append(1000 * (time.perf_counter() - start))
-    return np.stack(rows), np.array(times)
+    return Outputs.joined(rows), np.array(times)
 
 
-def predicted(folder: Path, paths: Sequence[Path], classes: Sequence[str]) -> Scores:
-    """Return the probabilities of tl-auto predict."""
-    by_path = {path: dict(row) for batch in predict(folder, paths) for path, row in batch.rows}
-    return np.array([[by_path[path][c] for c in classes] for path in paths], dtype=np.float32)
+def predicted(folder: Path, paths: Sequence[Path], classes: Sequence[str]) -> Outputs:
+    """Return the outputs of tl-auto predict."""
+    batches = list(predict(folder, paths))
+    by_path = {path: dict(row) for batch in batches for path, row in batch.rows}
+    rows = np.array([[by_path[path][c] for c in classes] for path in paths], dtype=np.float32)
+    scores = {
+        path: judgement.score
+        for batch in batches
+        for (path, _), judgement in zip(batch.rows, batch.judgements or (), strict=False)
+    }
+    unknown = np.array([scores[path] for path in paths], np.float32) if scores else None
+    return Outputs(rows, unknown)
 
 
 def write_variants(dataset: Dataset, folder: Path, most: int) -> list[LabelledFile]:
@@ -165,9 +201,18 @@ def _row(fit: str, what: str, result: Agreement, size_mb: float) -> str:
     dataset, _, strategy = fit.partition("-")
     assert result.gain is not None
     agrees = f"{100 * result.top_1:.1f}% | {result.largest_difference:.4f}"
-    numbers = f"{result.ms_per_image:.1f} | {size_mb:.1f}"
+    numbers = f"{result.ms_per_image:.1f} | {size_mb:.1f} | {_judged(result)}"
     gain = result.gain.points(unit="")
     return f"| {dataset} | {strategy} | {what} | {agrees} | {gain} | {numbers} |"
+
+
+def _judged(result: Agreement) -> str:
+    found = result.judgements
+    if found is None:
+        return "– | –"
+    changed = found.unknown_changed
+    unknown = "–" if changed is None else f"{100 * changed:.1f}%"
+    return f"{unknown} | {100 * found.sets_changed:.1f}%"
 
 
 def _fit(text: str) -> tuple[str, str, int]:

@@ -7,6 +7,10 @@ classes drawn at random. Known images are those of the test split. Unknown ones 
 the class left out, or with all classes, up to 40 validation images of each of the other datasets.
 Rows are appended to ``--out``; existing ones are not measured again.
 
+Coverage and size of the prediction sets are recorded at several stated rates. A set is never
+empty, so it covers at least the accuracy: only at rates above the accuracy can coverage be equal
+to what is stated.
+
 Run:      python benchmarks/unknown.py --data-root FOLDER [--sets ...] [--cache-dir DIR]
 Cost:     a feature pass of every image of the datasets (about 11,000), then seconds per row.
 Expected: the bars and numbers of README.md, "Unknown images and prediction sets".
@@ -28,14 +32,14 @@ from sklearn.metrics import roc_auc_score
 
 from advisor.tune.trials.reliability import calibrate_head, calibrate_network, head_scores
 from strategies.core.context import RunContext, make_context
-from strategies.core.metrics import Scores
+from strategies.core.metrics import Labels, Scores
 from strategies.data.dataset import Dataset, labels_of, load_dataset
 from strategies.data.image import Split
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.models.features import pooled_features
 from strategies.models.reliability.conformal import upper_quantile
-from strategies.models.reliability.reliability import COVERAGE, FALSE_ALARMS
+from strategies.models.reliability.reliability import COVERAGE, FALSE_ALARMS, Reliability
 from strategies.registry import get_strategy
 
 SETS = (
@@ -51,6 +55,8 @@ SETS = (
 SAME_CLASSES = frozenset({"pacs_sketch", "art_painting7"})
 """Datasets of the same classes: their images are not unknown to each other."""
 MAX_FOREIGN, MAX_UNKNOWN = 40, 400
+STATED = (0.8, 0.9, 0.95, 0.98, 0.99)
+"""Stated coverages of prediction sets."""
 N_RESAMPLES = 10_000
 
 
@@ -91,7 +97,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     chosen = {"strategy": args.strategy, "input_px": args.input_px}
-    print(table([r for r in rows if chosen.items() <= r.items() and r["set"] in args.sets]))
+    shown = [r for r in rows if chosen.items() <= r.items() and r["set"] in args.sets]
+    print(table(shown))
+    print(coverage_table(shown))
 
 
 def without(dataset: Dataset, left: int) -> tuple[Dataset, Split]:
@@ -129,22 +137,30 @@ def measured(
     fitted = replace(fitted, reliability=reliability)
     (known_p, known), (_, others) = (outputs(fitted, images, ctx) for images in (test, unknown))
     labels = labels_of(test)
-    sets = reliability.prediction_sets(known_p, COVERAGE)
-    quantile = upper_quantile(reliability.nonconformity, 1 - COVERAGE)
-    of_class = known_p[np.arange(len(labels)), labels]
     found = {
         "accuracy": np.mean(known_p.argmax(axis=1) == labels),
         "false_alarms": np.mean(known > reliability.threshold(FALSE_ALARMS)),
         "found": np.mean(others > reliability.threshold(FALSE_ALARMS)) if len(others) else None,
-        "coverage": np.mean(sets[np.arange(len(labels)), labels]),
-        "coverage_if_empty": np.mean(1 - of_class <= quantile),
-        "set_size": np.mean(sets.sum(axis=1)),
     }
     if len(others):
         truth = np.repeat([0, 1], [len(known), len(others)])
         found["auroc"] = roc_auc_score(truth, np.concatenate([known, others]))
     row |= {"n_held_out": reliability.n, "held_out": reliability.held_out}
-    return row | {k: None if v is None else round(float(v), 4) for k, v in found.items()}
+    row |= {k: None if v is None else round(float(v), 4) for k, v in found.items()}
+    by_rate = {str(rate): of_sets(reliability, known_p, labels, rate) for rate in STATED}
+    return row | {"prediction_sets": by_rate}
+
+
+def of_sets(reliability: Reliability, rows: Scores, labels: Labels, rate: float) -> Row:
+    """Return coverage and mean size of prediction sets, and the coverage if they may be empty."""
+    own = np.arange(len(labels)), labels
+    sets = reliability.prediction_sets(rows, rate)
+    found = {
+        "coverage": np.mean(sets[own]),
+        "if_empty": np.mean(1 - rows[own] <= upper_quantile(reliability.nonconformity, 1 - rate)),
+        "size": np.mean(sets.sum(axis=1)),
+    }
+    return {k: round(float(v), 4) for k, v in found.items()}
 
 
 @torch.inference_mode()
@@ -182,18 +198,59 @@ def table(rows: Sequence[Row]) -> str:
             _mean([row for row in own if row["left"] is not None], "auroc"),
             _mean(whole, "auroc"),
             _mean(own, "false_alarms"),
-            _mean(own, "coverage"),
-            _mean(own, "coverage_if_empty"),
+            _mean_of_sets(own, COVERAGE, "coverage"),
+            _mean_of_sets(own, COVERAGE, "if_empty"),
         ]
         for column, cell in zip(columns, cells, strict=True):
             column.append(cell)
         texts = [f"{100 * cells[0]:.1f}%", f"{cells[1]:.3f}", f"{cells[2]:.3f}"]
         texts += [f"{100 * cell:.1f}%" for cell in cells[3:]]
-        lines.append(f"| {name} | {' | '.join(texts)} | {_mean(own, 'set_size'):.2f} |")
+        size = _mean_of_sets(own, COVERAGE, "size")
+        lines.append(f"| {name} | {' | '.join(texts)} | {size:.2f} |")
     summary = [_interval(columns[0], 100), _interval(columns[1], 1), _interval(columns[2], 1)]
     summary += [_interval(column, 100) for column in columns[3:]]
     lines.append(f"| **mean** | {' | '.join(summary)} | |")
     return "\n".join(lines)
+
+
+def coverage_table(rows: Sequence[Row]) -> str:
+    """Return a line per dataset: coverage and mean size of the sets at every stated rate.
+
+    The last columns are the smallest stated rate above the accuracy, where coverage can be equal
+    to what is stated, and coverage minus that rate in points. Rows that were
+    measured at 90% only are left out.
+    """
+    rows = [row for row in rows if "reason" not in row]
+    rows = [row for row in rows if {*map(str, STATED)} <= row["prediction_sets"].keys()]
+    names = list(dict.fromkeys(row["set"] for row in rows))
+    stated = " | ".join(f"stated {100 * rate:.0f}%" for rate in STATED)
+    lines = [
+        f"| dataset | classifiers | held out | accuracy | {stated} "
+        "| above the accuracy | difference |",
+        "|" + (6 + len(STATED)) * "---|",
+    ]
+    for name in names:
+        own = [row for row in rows if row["set"] == name]
+        accuracy = _mean(own, "accuracy")
+        covered = {rate: _mean_of_sets(own, rate, "coverage") for rate in STATED}
+        cells = [
+            f"{100 * covered[rate]:.1f}% ({_mean_of_sets(own, rate, 'size'):.2f})"
+            for rate in STATED
+        ]
+        above = min((rate for rate in STATED if rate > accuracy), default=None)
+        cells += (
+            ["none", "–"]
+            if above is None
+            else [f"{100 * above:.0f}%", f"{100 * (covered[above] - above):+.1f}"]
+        )
+        about = f"{len(own)} | {_mean(own, 'n_held_out'):,.0f} | {100 * accuracy:.1f}%"
+        lines.append(f"| {name} | {about} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _mean_of_sets(rows: Sequence[Row], rate: float, name: str) -> float:
+    """Return a mean over rows; rows that were measured at 90% only have no other rate."""
+    return _mean([row["prediction_sets"].get(str(rate), {}) for row in rows], name)
 
 
 def _mean(rows: Sequence[Row], name: str) -> float:

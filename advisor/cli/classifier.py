@@ -37,7 +37,8 @@ class Judging:
         float | None,
         Flag(
             "Print a set of classes for every image. A set holds the class of an image like the "
-            "training images with this probability, e.g. 0.9.",
+            "training images with at least this probability, e.g. 0.9. It is never empty, so it "
+            "is right at least as often as the most probable class is.",
             panel="Output",
         ),
     ] = None
@@ -230,17 +231,22 @@ def _with_note(
     batches: Iterator["Predictions"], coverage: float | None
 ) -> Iterator["Predictions"]:
     """Yield the batches; say on stderr what the classifier does not promise, once."""
-    from advisor.deploy.predict import NOT_CALIBRATED
     from strategies.models.reliability.reliability import ENOUGH_IMAGES
 
     for number, batch in enumerate(batches):
         reliability = batch.reliability
-        if number == 0 and reliability is None:
-            print_note(NOT_CALIBRATED)
+        if number == 0 and batch.not_calibrated is not None:
+            print_note(batch.not_calibrated)
         elif number == 0 and reliability and coverage and not reliability.promises_sets:
             print_note(
                 f"The prediction sets were calibrated on {reliability.n} images. Their coverage "
                 f"is not promised with fewer than {ENOUGH_IMAGES}."
+            )
+        elif number == 0 and coverage:
+            print_note(
+                f"A set holds the class of an image like the training images in at least "
+                f"{100 * coverage:g}% of cases. No set is empty: where the most probable class is "
+                "right more often, so are the sets."
             )
         yield batch
 
@@ -259,7 +265,9 @@ def _predictions_as_json(batches: Iterator["Predictions"], top: int) -> None:
 
     predictions, quarantine = [], []
     reliability: dict[str, Any] | None = None
+    reason: str | None = None
     for batch in batches:
+        reason = batch.not_calibrated
         reliability = None if batch.reliability is None else batch.reliability.record()
         judgements = batch.judgements or [None] * len(batch.rows)
         for (path, row), judgement in zip(batch.rows, judgements, strict=True):
@@ -268,7 +276,7 @@ def _predictions_as_json(batches: Iterator["Predictions"], top: int) -> None:
             predictions.append({**found, **_judgement_record(judgement)})
         quarantine += [{"path": shown(s.path), "reason": s.reason} for s in batch.skipped]
     answer: dict[str, Any] = {"predictions": predictions, "quarantine": quarantine}
-    print_json({**answer, "reliability": reliability})
+    print_json({**answer, "reliability": reliability, "not_calibrated": reason})
 
 
 def _judgement_record(judgement: "Judgement | None") -> dict[str, Any]:

@@ -21,7 +21,7 @@ from advisor.deploy.given_images import (
     image_list,
     write_manifest,
 )
-from advisor.deploy.predict import NOT_CALIBRATED
+from advisor.deploy.predict import not_calibrated
 from advisor.report.from_json import read_advice
 from advisor.report.to_json import advice_record
 from advisor.tune.driver import auto
@@ -263,7 +263,7 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Return an answer of the classifier's reliability."""
         check_is_fitted(self)
         if self.classifier_.reliability is None:
-            raise InputError(NOT_CALIBRATED)
+            raise InputError(not_calibrated(self.classifier_))
         try:
             return answer(self.classifier_.reliability)
         except TransferError as error:

@@ -26,6 +26,7 @@ from advisor.deploy.predict import (
     list_images,
     load_classifier,
     make_judge,
+    not_calibrated,
     ranked,
 )
 from advisor.deploy.similar import Neighbour, nearest_files
@@ -185,7 +186,8 @@ def explain(
                 rows = tuple((i.path, i.classes) for i in images)
                 judged = tuple(i.judgement for i in images if i.judgement is not None)
                 judgements = None if judge is None else judged
-                yield Predictions(rows, tuple(bad), judgements, classifier.reliability)
+                reason = not_calibrated(classifier)
+                yield Predictions(rows, tuple(bad), judgements, classifier.reliability, reason)
             if not done:
                 raise DataError("There is no image in the given files and folders.")
             quarantine = [{"path": shown(s.path), "reason": s.reason} for s in skipped]

@@ -24,9 +24,9 @@ from strategies.models.features import INFERENCE_BATCH, eval_pixels
 from strategies.models.reliability.outputs import Outputs
 from strategies.models.reliability.reliability import FALSE_ALARMS, Reliability, check_coverage
 
-NOT_CALIBRATED = (
-    "This classifier cannot tell unknown images, and has no prediction sets: it has not been "
-    "calibrated. An older release made it, or its run had no time or too few images for it."
+_NO_REASON = (
+    "it has not been calibrated. An older release made it, or its run had no time or too few "
+    "images for it."
 )
 CHUNK = 512
 """Images per batch: the next ones are read while others are classified."""
@@ -82,12 +82,15 @@ class Predictions:
         One for each of `rows`; None: the classifier has no reliability (`ImageClassifier`).
     reliability
         That of the classifier.
+    not_calibrated
+        Why the classifier has no reliability, as a sentence; None: it has.
     """
 
     rows: tuple[tuple[Path | int, Ranked], ...]
     skipped: tuple[Skipped, ...]
     judgements: tuple[Judgement, ...] | None = None
     reliability: Reliability | None = None
+    not_calibrated: str | None = None
 
 
 def predict(
@@ -147,6 +150,16 @@ def load_classifier(run: Path, device: torch.device) -> ImageClassifier:
     return ImageClassifier.load(folder if folder.is_dir() else run, device)
 
 
+def not_calibrated(classifier: ImageClassifier) -> str | None:
+    """Return why a classifier has no reliability, as a sentence; None: it has."""
+    if classifier.reliability is not None:
+        return None
+    return (
+        "This classifier cannot tell unknown images, and has no prediction sets: "
+        f"{classifier.not_calibrated or _NO_REASON}"
+    )
+
+
 Judge = Callable[[Outputs], list[Judgement]]
 
 
@@ -162,7 +175,7 @@ def make_judge(classifier: ImageClassifier, asked: Asked | None) -> Judge | None
     if reliability is None:
         if asked is None:
             return None
-        raise TransferError(NOT_CALIBRATED)
+        raise TransferError(not_calibrated(classifier))
     asked = asked or Asked()
     threshold, coverage = reliability.threshold(asked.false_alarms), asked.coverage
     if coverage is not None:
@@ -216,7 +229,8 @@ def _predict_chunk(
         judgements += judge(outputs) if judge else []
     rows = tuple(zip(readable, found, strict=True))
     judged = tuple(judgements) if judge else None
-    return Predictions(rows, tuple(skipped), judged, classifier.reliability)
+    reason = not_calibrated(classifier)
+    return Predictions(rows, tuple(skipped), judged, classifier.reliability, reason)
 
 
 def _pixels(image: _Named, backbone: Backbone) -> Pixels | Skipped:

@@ -46,8 +46,7 @@ from strategies.models.reliability.outputs import Outputs
 from strategies.models.reliability.reliability import RELIABILITY, Reliability
 
 FORMAT_VERSION = 2
-"""Since 2, a record holds the architecture of its network. Records of 1 are read, see
-`backbone_record`."""
+"""2: a record holds the architecture of its network. 1 is read, see `backbone_record`."""
 WEIGHTS_FILE, RECORD_FILE = "classifier.safetensors", "classifier.json"
 # Exceptions that missing, truncated or modified files lead to.
 _DAMAGE = (
@@ -76,6 +75,8 @@ class ImageClassifier:
         Name and hyperparameters of the strategy that fitted it.
     reliability
         How unlike the training images an image is, and prediction sets; None: not calibrated.
+    not_calibrated
+        Why it has no reliability, as a sentence; None: it has, or that was not recorded.
     """
 
     classes: tuple[str, ...]
@@ -86,6 +87,7 @@ class ImageClassifier:
     hyperparameters: Mapping[str, Any]
     pooling: Pooling = "mean"
     reliability: Reliability | None = None
+    not_calibrated: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -245,8 +247,7 @@ class ImageClassifier:
         StorageError
             If the folder cannot be written.
         """
-        state = {k: v.cpu().contiguous() for k, v in self.network.state_dict().items()}
-        weights = bytes_of(state)
+        weights = bytes_of({k: v.cpu().contiguous() for k, v in self.network.state_dict().items()})
         record = {
             "format_version": FORMAT_VERSION,
             "classes": self.classes,
@@ -254,6 +255,7 @@ class ImageClassifier:
             "hyperparameters": dict(self.hyperparameters),
             "depths": self.depths,
             "pooling": self.pooling,
+            "not_calibrated": self.not_calibrated,
             "backbone": asdict(self.backbone),
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
             "versions": {name: version(name) for name in ("tl-advisor", "torch", "timm")},
@@ -307,6 +309,7 @@ class ImageClassifier:
                 record["hyperparameters"],
                 pooling,
                 Reliability.load(folder, record[RELIABILITY]) if RELIABILITY in record else None,
+                record.get("not_calibrated"),
             )
         except _DAMAGE as error:
             raise StorageError(f"{folder} contains no readable classifier: {error!r}") from error

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -382,7 +383,9 @@ def test_exports_are_compared_with_predictions(
         assert row[:2] == ["coloured", "linear_probe"]
     assert rows[0][3:5] == ["100.0%", "0.0000"]
     assert rows[2][3] == "100.0%"
-    assert float(rows[2][4]) <= 0.02
+    assert float(rows[2][4]) <= 0.001
+    assert rows[0][8:] == ["0.0%", "0.0%"]
+    assert [row[8][-1] for row in rows] == ["%", "%", "%", "%", "–"]  # timm has no unknown score
 
 
 def test_unknown_images_are_measured_once_for_every_class_left_out(
@@ -402,8 +405,16 @@ def test_unknown_images_are_measured_once_for_every_class_left_out(
     assert [(r["set"], r["left"] is None) for r in rows] == [
         ("one", True), ("one", False), ("two", True), ("two", False),
     ]  # fmt: skip
-    assert all(0 <= r["auroc"] <= 1 and r["coverage"] > 0.5 for r in rows)
-    assert "| one | " in capsys.readouterr().out
+    assert all(0 <= r["auroc"] <= 1 for r in rows)
+    for row in rows:
+        sets = [row["prediction_sets"][str(rate)] for rate in unknown.STATED]
+        for lower, higher in pairwise(sets):
+            assert row["accuracy"] <= lower["coverage"] <= higher["coverage"]
+            assert 1 <= lower["size"] <= higher["size"]
+            assert lower["if_empty"] <= lower["coverage"]
+    printed = capsys.readouterr().out
+    assert printed.count("| one | ") == printed.count("| two | ") == 2
+    assert "| above the accuracy | difference |" in printed
     unknown.main([*given, "two", "--left", "1"])
     assert rows_in(out) == rows
 

@@ -34,10 +34,6 @@ Fit = Callable[[str], ImageClassifier]
 QUICK = {"steps": 4, "views": 1, "depth": 4, "pooling": "grid"}
 """Hyperparameters of quick fits, for the strategies that have them."""
 CLOSE = 1e-4
-CLOSE_IN_ONNX = 2e-3
-"""Largest difference of probabilities of an ONNX file. Its runtime adds in another order, so a
-pixel half-way between two values may be rounded otherwise, see `Preprocessing`. How many are
-depends on the processor: differences of 4e-4 were seen on one, below 1e-4 on another."""
 N_PHOTOS = 10
 
 
@@ -148,7 +144,7 @@ def _check_onnx(classifier: ImageClassifier, paths: list[Path], tmp_path: Path) 
     images = [np.asarray(ImageOps.exif_transpose(Image.open(p)).convert("RGB")) for p in paths]
     found = np.concatenate([session.run(None, {"images": i[np.newaxis]})[0] for i in images])
 
-    np.testing.assert_allclose(found, classifier.predict_proba(paths), atol=CLOSE_IN_ONNX)
+    np.testing.assert_allclose(found, classifier.predict_proba(paths), atol=CLOSE)
     assert tuple(metadata["classes"]) == classifier.classes
 
 

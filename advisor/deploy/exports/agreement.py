@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from advisor.deploy.exports.judgements import JudgementAgreement, judgement_agreement
 from advisor.deploy.labelled import ALL, LabelledFile, list_any
 from advisor.measure.paired import paired_gain
 from advisor.tune.run_dir.directory import RunDir
@@ -22,6 +23,7 @@ from strategies.core.progress import OnProgress, ignore_progress
 from strategies.data.decoding import Pixels, known_formats, read_bytes, read_image
 from strategies.models.classifier import ImageClassifier
 from strategies.models.formats.predictor import Predictor
+from strategies.models.reliability.outputs import Outputs
 
 MAX_CHECKED, MAX_CALIBRATION = 300, 200
 MIN_AGREEMENT, MAX_DIFFERENCE = 0.995, 0.02
@@ -75,6 +77,9 @@ class Agreement:
     n_read_otherwise
         Images whose pixels differ when Pillow alone reads them, as users of the export do:
         transparency, 16 bits, or JPEG files of more than 4 megapixels.
+    judgements
+        How both judge unknown images, and their prediction sets; None: the classifier has no
+        reliability.
     """
 
     n: int
@@ -86,6 +91,7 @@ class Agreement:
     gain: Interval | None
     ms_per_image: float
     n_read_otherwise: int = 0
+    judgements: JudgementAgreement | None = None
 
     @property
     def agrees(self) -> bool:
@@ -109,7 +115,7 @@ class Agreement:
                 f"Accuracy on them {100 * self.accuracy:.1f}%, that of tl-auto predict "
                 f"{100 * self.own_accuracy:.1f}%: {self.gain.points()}."
             )
-        return lines
+        return lines if self.judgements is None else [*lines, *self.judgements.sentences()]
 
     def warnings(self, precision: str) -> list[str]:
         """Return what is wrong with an export of a precision, as sentences; empty: nothing."""
@@ -126,6 +132,8 @@ class Agreement:
                 f"This export loses {-100 * self.gain.mid:.1f} points of accuracy, more than "
                 f"{100 * MAX_LOSS:.0f}."
             )
+        if self.judgements is not None:
+            lines += self.judgements.warnings()
         if self.n_read_otherwise and lines:
             lines.append(
                 f"Pillow alone reads {self.n_read_otherwise:,} of the images otherwise than "
@@ -147,6 +155,7 @@ class Agreement:
             "ms_per_image": round(self.ms_per_image, 2),
             "n_read_otherwise": self.n_read_otherwise,
             "agrees": self.agrees,
+            "judgements": None if self.judgements is None else self.judgements.record(),
         }
 
 
@@ -198,24 +207,32 @@ def check(
     DataError
         If no image is readable.
     """
-    rows: list[tuple[NDArray[np.float32], NDArray[np.float32], int]] = []
+    found_rows: list[Outputs] = []
+    own_rows: list[Outputs] = []
+    labels: list[int] = []
     index = {name: number for number, name in enumerate(classifier.classes)}
     seconds, n_otherwise = [], 0
     for files, plain, own in _batches(images.files):
-        expected = classifier.predict_proba(own)
-        for file, image, read, row in zip(files, plain, own, expected, strict=True):
+        own_rows.append(classifier.predict_outputs(own))
+        labels += [index.get(file.label, -1) for file in files]
+        for image, read in zip(plain, own, strict=True):
             start = time.perf_counter()
-            found = predict(image)
+            found_rows.append(predict(image))
             seconds.append(time.perf_counter() - start)
             n_otherwise += not np.array_equal(image, np.asarray(read))
-            rows.append((found, row, index.get(file.label, -1)))
-        on_progress("check of the export", len(rows), len(images.files))
-    if not rows:
+        on_progress("check of the export", len(labels), len(images.files))
+    if not labels:
         raise DataError(f"None of the {images.about} is readable: the export was not checked.")
-    found_rows, own_rows, labels = (np.stack(column) for column in zip(*rows, strict=True))
+    found, expected = Outputs.joined(found_rows), Outputs.joined(own_rows)
+    classes = np.array(labels)
     times_ms = 1000 * np.array(seconds)
-    result = agreement(found_rows, own_rows, labels, images.about, times_ms)
-    return replace(result, n_read_otherwise=n_otherwise)
+    result = agreement(
+        found.probabilities, expected.probabilities, classes, images.about, times_ms
+    )
+    reliability, judgements = classifier.reliability, None
+    if reliability is not None:
+        judgements = judgement_agreement(found, expected, classes, reliability)
+    return replace(result, n_read_otherwise=n_otherwise, judgements=judgements)
 
 
 def agreement(

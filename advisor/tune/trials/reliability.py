@@ -56,8 +56,8 @@ TIME_SHARE = 0.8
 def add_reliability(executor: LocalExecutor, incumbent: Incumbent, deadline_s: float) -> None:
     """Calibrate the incumbent, and save it again with its reliability.
 
-    Nothing that goes wrong here ends the run: without time or memory the classifier is left as it
-    is, with a note.
+    Nothing that goes wrong here ends the run: without time, memory or enough images there is a
+    note, and the classifier records the reason, which ``tl-auto predict`` prints.
 
     Parameters
     ----------
@@ -90,13 +90,17 @@ def add_reliability(executor: LocalExecutor, incumbent: Incumbent, deadline_s: f
         executor.ctx.reporter.on_note(
             f"The classifier cannot tell unknown images, and has no prediction sets: {found}"
         )
-        return
+        classifier = replace(classifier, not_calibrated=found)
+    else:
+        classifier = replace(classifier, reliability=found, not_calibrated=None)
     incumbent.replace(
-        replace(classifier, reliability=found),
+        classifier,
         best,
         refitted=incumbent.is_refitted,
         averaged=incumbent.averaged_trials,
     )
+    if isinstance(found, str):
+        return
     seconds = round(time.monotonic() - begun, 3)
     executor.folder.log_event("reliability", seconds=seconds, n_held_out=found.n)
 
@@ -117,7 +121,10 @@ def _calibrated(
         learned = dataset.with_val_in_train() if refitted else dataset
         return calibrate_head(classifier, learned, ctx)
     if refitted:
-        return f"{best.strategy} learned from the validation images too."
+        return (
+            f"{best.strategy} learned from the validation images too, so no image is left that it "
+            "could be calibrated on."
+        )
     s_per_image = executor.budget.seconds_at(classifier.backbone.input_px)
     n = min(TIME_SHARE * ctx.seconds_left() / s_per_image, MAX_HELD_OUT + MAX_IMAGES)
     crops = executor.activation_store.eval_crops
@@ -147,7 +154,7 @@ def calibrate_network(
     """
     val = _sample(dataset.val, MAX_HELD_OUT, ctx)
     if len(val) < FEWEST_HELD_OUT:
-        return _too_few(len(val))
+        return _too_few(len(val), "validation images that it was not trained on")
     fewest = MIN_PER_CLASS * dataset.n_classes
     if most - len(val) < fewest:
         raise OutOfTime(f"there was no time to pass {len(val) + fewest} images. Give more --time.")
@@ -179,7 +186,7 @@ def calibrate_head(
     assert loss is not None
     scored = out_of_fold_scores(classifier, loss, dataset, ctx)
     if scored is None or len(scored.rows) < FEWEST_HELD_OUT:
-        return _too_few(n if scored is None else len(scored.rows))
+        return _too_few(n if scored is None else len(scored.rows), "images")
     depths, labels = score_depths(classifier.backbone, classifier.depths), labels_of(dataset.train)
     x = pooled_features(dataset.train, classifier.backbone, ctx, depths.numbers)
     folds = []
@@ -252,8 +259,8 @@ def _sample(images: Split, most: int, ctx: RunContext) -> Split:
     return tuple(images[i] for i in stratified_rows(images, most, MIN_PER_CLASS, ctx.seed))
 
 
-def _too_few(n: int) -> str:
+def _too_few(n: int, kind: str) -> str:
     return (
-        f"there were {n} held-out images, and {FEWEST_HELD_OUT} are needed. Give more images, or "
-        "a folder of validation images with --val."
+        f"there were {n} {kind}, and {FEWEST_HELD_OUT} are needed. Give more images, or a folder "
+        "of validation images with --val, and run again."
     )

@@ -84,7 +84,7 @@ def check_precision(format: str, precision: str) -> None:
 
 
 def predictor(target: Path, format: str) -> Predictor:
-    """Return what computes the probabilities of an image with an exported file or folder."""
+    """Return what computes the outputs of an image with an exported file or folder."""
     found: Predictor = _module(format).predictor(target)
     return found
 

@@ -13,7 +13,6 @@ import onnx
 import onnxruntime
 import onnxscript
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
 from strategies.core.atomic_files import atomic_file
@@ -23,7 +22,6 @@ from strategies.models.classifier import ImageClassifier
 from strategies.models.formats.graph import (
     FEATURES,
     INPUT,
-    PROBABILITIES,
     ExportedClassifier,
     example_images,
     in_order,
@@ -38,6 +36,7 @@ from strategies.models.formats.quantisation import (
     as_int8,
     session,
 )
+from strategies.models.reliability.outputs import Outputs
 
 
 def write(
@@ -88,12 +87,12 @@ def add_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def predictor(path: Path) -> Predictor:
-    """Return what computes the probabilities of an image with the file, on the CPU."""
+    """Return what computes the outputs of an image with the file, on the CPU."""
     running: onnxruntime.InferenceSession = session(path.read_bytes())
 
-    def predict(image: Pixels) -> NDArray[np.float32]:
-        found = running.run([PROBABILITIES], {INPUT: image[np.newaxis]})[0][0]
-        return np.asarray(found, dtype=np.float32)
+    def predict(image: Pixels) -> Outputs:
+        found = running.run(None, {INPUT: image[np.newaxis]})
+        return Outputs(found[0], found[1] if len(found) > 1 else None)
 
     return predict
 

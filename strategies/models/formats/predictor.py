@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from strategies.data.decoding import Pixels
+from strategies.models.reliability.outputs import Outputs
 
-Predictor = Callable[[Pixels], NDArray[np.float32]]
-"""An upright RGB image, uint8 (h, w, 3), to its class probabilities, float32 (classes,)."""
+Predictor = Callable[[Pixels], Outputs]
+"""An upright RGB image, uint8 (h, w, 3), to the outputs of that one image."""

@@ -7,16 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from strategies.core.atomic_files import atomic_file
 from strategies.core.errors import StorageError
 from strategies.data.decoding import Pixels
 from strategies.models.classifier import ImageClassifier
-from strategies.models.formats.graph import ExportedClassifier, example_images, quiet
+from strategies.models.formats.graph import ExportedClassifier, example_images, in_order, quiet
 from strategies.models.formats.predictor import Predictor
+from strategies.models.reliability.outputs import Outputs
 
 _EXAMPLES = "/sample_inputs/"
 METADATA = "metadata.json"
@@ -56,14 +55,13 @@ def add_metadata(path: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def predictor(path: Path) -> Predictor:
-    """Return what computes the probabilities of an image with the file."""
+    """Return what computes the outputs of an image with the file."""
     model = _load(path)[0].module()
 
     @torch.inference_mode()
-    def predict(image: Pixels) -> NDArray[np.float32]:
-        found = model(torch.tensor(image).unsqueeze(0))
-        probabilities: torch.Tensor = found[0] if isinstance(found, tuple) else found
-        return probabilities.reshape(-1).numpy()
+    def predict(image: Pixels) -> Outputs:
+        found = [x.numpy() for x in in_order(model(torch.tensor(image).unsqueeze(0)))]
+        return Outputs(found[0], found[1] if len(found) > 1 else None)
 
     return predict
 

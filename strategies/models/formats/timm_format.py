@@ -5,9 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -18,6 +16,7 @@ from strategies.models.architectures import timm_zoo
 from strategies.models.backbone import NOT_STATED, Backbone, timm_network
 from strategies.models.classifier import ImageClassifier
 from strategies.models.formats.predictor import Predictor
+from strategies.models.reliability.outputs import Outputs
 
 CONFIG, METADATA = "config.json", "tl_advisor"
 """timm's configuration file, and its entry with the metadata, which timm ignores."""
@@ -64,14 +63,16 @@ def add_metadata(folder: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def predictor(folder: Path) -> Predictor:
-    """Return what computes the probabilities of an image with timm, as its users do."""
+    """Return what computes the outputs of an image with timm, as its users do.
+
+    timm's format has no unknown score.
+    """
     net, transform = timm_zoo.load_folder(folder)
 
     @torch.inference_mode()
-    def predict(image: Pixels) -> NDArray[np.float32]:
+    def predict(image: Pixels) -> Outputs:
         scores: Tensor = net(transform(Image.fromarray(image)).unsqueeze(0))
-        found: NDArray[np.float32] = scores.softmax(dim=1)[0].numpy()
-        return found
+        return Outputs(scores.softmax(dim=1).numpy(), None)
 
     return predict
 

@@ -1,5 +1,6 @@
 """Outputs: what one pass of a classifier says about images."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,3 +29,10 @@ class Outputs:
         return Outputs(
             rows[:, :n_classes], rows[:, n_classes] if rows.shape[1] > n_classes else None
         )
+
+    @staticmethod
+    def joined(parts: Sequence["Outputs"]) -> "Outputs":
+        """Return the outputs of all images of some parts, at least one, in their order."""
+        unknown = [part.unknown for part in parts if part.unknown is not None]
+        probabilities = np.concatenate([part.probabilities for part in parts])
+        return Outputs(probabilities, np.concatenate(unknown) if unknown else None)

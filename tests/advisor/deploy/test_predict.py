@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from strategies.core.errors import DataError, TransferError
 from strategies.core.progress import ignore_progress
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier, make_network
+from strategies.models.reliability.reliability import ENOUGH_IMAGES
 
 
 @pytest.fixture
@@ -173,6 +175,27 @@ def test_the_command_prints_unknown_images_and_sets(
     assert "above 0 and below 1, got 5" in " ".join(wrong.stderr.split())
 
 
+def test_with_enough_images_sets_are_said_to_cover_at_least_what_is_asked(
+    finished: Path, run_data: Path, tmp_path: Path
+) -> None:
+    classifier = ImageClassifier.load(finished / "classifier")
+    known = classifier.reliability
+    assert known is not None
+    more = replace(
+        known,
+        unknown=np.repeat(known.unknown, ENOUGH_IMAGES),
+        nonconformity=np.repeat(known.nonconformity, ENOUGH_IMAGES),
+    )
+    replace(classifier, reliability=more).save(tmp_path / "more")
+    image = run_data / "class1/000.png"
+    said = " ".join(
+        _tl_auto("predict", tmp_path / "more", image, "--coverage", "0.9").stderr.split()
+    )
+    assert "in at least 90% of cases" in said
+    assert "not promised" not in said
+    assert "at least" not in _tl_auto("predict", tmp_path / "more", image).stderr
+
+
 def test_a_classifier_of_an_older_release_predicts_as_before(
     saved: Path, make_folder: Callable[..., Path]
 ) -> None:
@@ -182,6 +205,7 @@ def test_a_classifier_of_an_older_release_predicts_as_before(
     assert row["unknown"] is None
     assert row["unknown_score"] is None
     assert json.loads(printed.stdout)["reliability"] is None
+    assert "An older release made it" in json.loads(printed.stdout)["not_calibrated"]
     assert "cannot tell unknown images" in printed.stderr
     refused = _tl_auto("predict", saved, image, "--coverage", "0.9", exits=2)
     assert "cannot tell unknown images" in refused.stderr

@@ -21,6 +21,7 @@ from strategies.core.errors import DataError
 from strategies.data.decoding import Pixels
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier, make_network
+from strategies.models.reliability.outputs import Outputs
 from tests.conftest import write_folder
 
 
@@ -86,10 +87,10 @@ def test_without_labels_there_is_no_accuracy() -> None:
 def test_the_check_finds_a_wrong_pixel_order(classifier: ImageClassifier, tmp_path: Path) -> None:
     images = images_of_data(write_folder(tmp_path / "data", 5), classifier.classes)
 
-    def right(image: Pixels) -> np.ndarray:
-        return classifier.predict_proba([image])[0]
+    def right(image: Pixels) -> Outputs:
+        return classifier.predict_outputs([image])
 
-    def blue_first(image: Pixels) -> np.ndarray:
+    def blue_first(image: Pixels) -> Outputs:
         return right(np.ascontiguousarray(image[..., ::-1]))
 
     good, bad = check(right, classifier, images), check(blue_first, classifier, images)
@@ -107,7 +108,7 @@ def test_images_that_pillow_reads_otherwise_are_counted(
     files = tuple(LabelledFile(tmp_path / f"{n}.png", "", "") for n in ("clear", "red"))
 
     result = check(
-        lambda image: classifier.predict_proba([image])[0],
+        lambda image: classifier.predict_outputs([image]),
         classifier,
         CheckImages("images", files, ()),
     )
@@ -121,7 +122,11 @@ def test_unreadable_images_are_left_out_and_none_at_all_is_an_error(
     (tmp_path / "torn.png").write_bytes(b"no image")
     files = (LabelledFile(tmp_path / "torn.png", "", ""),)
     with pytest.raises(DataError, match="was not checked"):
-        check(lambda image: np.zeros(3), classifier, CheckImages("images", files, ()))
+        check(
+            lambda image: Outputs(np.zeros((1, 3), np.float32), None),
+            classifier,
+            CheckImages("images", files, ()),
+        )
 
 
 def test_images_are_read_upright_as_rgb(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from advisor.deploy.predict import Asked, predict
 from advisor.tune.trials import reliability
 from advisor.tune.trials.reliability import (
     MAX_IMAGES,
@@ -16,7 +17,7 @@ from advisor.tune.trials.reliability import (
     calibrate_network,
 )
 from strategies.core.context import RunContext
-from strategies.core.errors import OutOfTime
+from strategies.core.errors import OutOfTime, TransferError
 from strategies.core.progress import Reporter, ignore_progress
 from strategies.data.dataset import Dataset, labels_of
 from strategies.linear_probe import LinearProbe
@@ -66,7 +67,9 @@ def test_without_time_the_classifier_is_left_as_it_is_with_a_note(
     search = run.prepare(max_trials=1)
     search.run()
     add_reliability(search.executor, search.incumbent, time.monotonic() - 1)
-    assert ImageClassifier.load(run.folder.classifier()).reliability is None
+    left = ImageClassifier.load(run.folder.classifier())
+    assert left.reliability is None
+    assert left.not_calibrated == notes[0].partition(": ")[2]
     assert len(notes) == 1
     assert notes[0].startswith("The classifier cannot tell unknown images, and has no prediction")
     assert "time budget was used up" in notes[0]
@@ -93,9 +96,19 @@ def test_a_trained_network_with_few_validation_images_has_no_reliability(
     search = run.prepare(max_trials=1, only="full_fine_tune")
     search.run()
     add_reliability(search.executor, search.incumbent, time.monotonic() + 300)
-    assert ImageClassifier.load(run.folder.classifier()).reliability is None
+    classifier = ImageClassifier.load(run.folder.classifier())
+    assert classifier.reliability is None
     n_val = len(run.dataset.val)
-    assert f"there were {n_val} held-out images, and 20 are needed" in notes[0]
+    (note,) = notes
+    assert f"there were {n_val} validation images that it was not trained on" in note
+    assert "20 are needed. Give more images, or a folder of validation images with --val" in note
+    image = run.dataset.val[0].path
+    (found,) = predict(run.folder.classifier(), [image])
+    assert found.judgements is None
+    assert found.not_calibrated is not None
+    assert found.not_calibrated.endswith(note.partition(": ")[2])
+    with pytest.raises(TransferError, match="20 are needed"):
+        next(predict(run.folder.classifier(), [image], asked=Asked(coverage=0.9)))
 
 
 @pytest.fixture

@@ -28,6 +28,10 @@ ort = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 pytestmark = pytest.mark.usefixtures("exported_once")
 
+CLOSE = 1e-4
+"""Largest difference of probabilities in float32. The pixels are the same; sums of the network are
+added in another order."""
+
 
 def _classifier(backbone: Backbone, depths: tuple[int, ...]) -> ImageClassifier:
     with torch.random.fork_rng([]):
@@ -73,8 +77,7 @@ def test_an_onnx_model_gives_the_same_probabilities_for_any_batch_size(
     for n in (1, 2, 5):
         (found,) = session.run(None, {"images": _images(small_dataset, n)})
         expected = classifier.predict_proba([p.path for p in small_dataset.train[:n]])
-        # Some pixels lie half-way between two values; the head's weights are large.
-        np.testing.assert_allclose(found, expected, atol=5e-3)
+        np.testing.assert_allclose(found, expected, atol=CLOSE)
     assert len(np.unique(expected, axis=0)) == 5
     assert [o.name for o in session.get_outputs()] == ["probabilities"]
 
@@ -92,7 +95,7 @@ def test_an_onnx_model_is_one_file_with_classes_and_preprocessing(
     (found,) = session.run(None, {"images": _images(small_dataset, 4)})
 
     expected = classifier.predict_proba([p.path for p in small_dataset.train[:4]])
-    np.testing.assert_allclose(found, expected, atol=5e-3)
+    np.testing.assert_allclose(found, expected, atol=CLOSE)
     metadata = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
     assert metadata["classes"] == ["a", "b", "Ω"]
     assert metadata["input_px"] == backbone.input_px
@@ -173,9 +176,9 @@ def _odd_images(n: int = 8) -> list[np.ndarray]:
 @pytest.mark.parametrize(
     ("name", "format", "precision", "tolerance"),
     [
-        ("test_efficientnet", "pt2", "float32", 2e-3),
-        ("test_vit", "pt2", "float32", 2e-3),
-        ("test_efficientnet", "onnx", "float32", 2e-3),
+        ("test_efficientnet", "pt2", "float32", CLOSE),
+        ("test_vit", "pt2", "float32", CLOSE),
+        ("test_efficientnet", "onnx", "float32", CLOSE),
         ("test_efficientnet", "onnx", "float16", 0.02),
         ("test_efficientnet", "onnx", "int8", 0.1),
         ("test_vit", "onnx", "float16", 0.02),
@@ -200,7 +203,7 @@ def test_an_export_predicts_images_of_any_size_as_the_classifier_does(
     export(classifier, target, format, precision=precision, calibration=images)
 
     predict = predictor(target, format)
-    found = np.stack([predict(image) for image in images])
+    found = np.concatenate([predict(image).probabilities for image in images])
     expected = classifier.predict_proba(images)
     assert len(np.unique(expected, axis=0)) == len(images)
     assert np.ptp(expected, axis=0).max() > 1.5 * tolerance
@@ -244,7 +247,7 @@ def test_a_pt2_file_needs_torch_alone_and_holds_no_pickle(
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
 
     found, metadata = json.loads(done.stdout)
-    np.testing.assert_allclose(found, classifier.predict_proba([image])[0], atol=5e-3)
+    np.testing.assert_allclose(found, classifier.predict_proba([image])[0], atol=CLOSE)
     assert metadata["classes"] == list(classifier.classes)
     with zipfile.ZipFile(target) as file:
         names = file.namelist()
@@ -275,8 +278,10 @@ def test_every_format_holds_the_metadata_and_more_can_be_added(
     assert found["check"] == {"n": 3}
     image = _odd_images()[0]
     expected = classifier.predict_proba([image])[0]
-    tolerance = 0.02 if format == "timm" else 5e-3  # timm resizes, rounds, then crops
-    np.testing.assert_allclose(predictor(target, format)(image), expected, atol=tolerance)
+    tolerance = 0.02 if format == "timm" else CLOSE  # timm resizes, rounds, then crops
+    outputs = predictor(target, format)(image)
+    np.testing.assert_allclose(outputs.probabilities[0], expected, atol=tolerance)
+    assert outputs.unknown is None
 
 
 def _metadata(target: Path, format: str) -> dict[str, Any]:
@@ -324,9 +329,11 @@ def test_the_score_of_unknown_images_is_a_second_output(
         model = torch.export.load(target).module()
         found, score = (x.numpy() for x in model(torch.tensor(image)[None]))
     expected = classifier.predict_outputs([image])
-    np.testing.assert_allclose(score, expected.unknown, rtol=0.02, atol=0.05)
-    np.testing.assert_allclose(found, expected.probabilities, atol=5e-3)
-    np.testing.assert_allclose(predictor(target, format)(image), found[0], atol=1e-6)
+    np.testing.assert_allclose(score, expected.unknown, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(found, expected.probabilities, atol=CLOSE)
+    outputs = predictor(target, format)(image)
+    np.testing.assert_allclose(outputs.probabilities, found, atol=1e-6)
+    np.testing.assert_allclose(outputs.unknown, score, rtol=1e-5)
     known = json.loads(json.dumps(classifier.reliability.record()))
     assert _metadata(target, format)["reliability"] == known
 
