@@ -23,6 +23,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -50,7 +51,7 @@ from advisor.decide.recommend import quadrant_of
 
 DRAWS = 2000
 """Number of bootstrap samples."""
-ORACLE = "oracle: the best on one half of the test images, judged on the other"
+ORACLE = "oracle: the best on one half of the test images, evaluated on the other"
 COLLECTIONS = "the first fourteen", "the twelve newer ones"
 FACTOR = 1.5
 """Predicted seconds within this factor of the measured ones count as correct."""
@@ -327,8 +328,15 @@ def _regrets(
 
 
 def timed(advised: list[AdvisedCase]) -> list[AdvisedCase]:
-    """Return the cases whose fits all have their seconds."""
-    return [j for j in advised if not any(np.isnan(seconds_of(r)) for r in j.rows.values())]
+    """Return the cases whose fits all have their seconds.
+
+    An entry that was timed in no case is left out first (``run_suite.py --untimed``).
+    """
+    known = {e for j in advised for e, r in j.rows.items() if not np.isnan(seconds_of(r))}
+    kept = [replace(j, rows={e: r for e, r in j.rows.items() if e in known}) for j in advised]
+    return [
+        j for j in kept if j.rows and not any(np.isnan(seconds_of(r)) for r in j.rows.values())
+    ]
 
 
 def pilot_gain(advised: list[AdvisedCase]) -> str:

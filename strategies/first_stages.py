@@ -23,7 +23,8 @@ class FirstStages(FineTuning):
     """Fine-tuning of the first stages and the head, with the stages between them frozen.
 
     It is for images that look different from those of pretraining (blur, noise, another sensor)
-    and show similar things: the first stages adapt to the look, and the others are kept.
+    and show similar things: the first stages adapt to the look, and the others are kept. On 26
+    datasets, none of them of that kind, it was never the best strategy (docs/benchmarks/suite.md).
 
     Attributes
     ----------

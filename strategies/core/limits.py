@@ -71,7 +71,8 @@ def thread_settings(others: float) -> dict[str, str]:
 
     By default as many threads as there are CPUs wait for each other by spinning. That is fastest
     on CPUs of one's own. Beside another process, the thread that lost its CPU is waited for by
-    threads that use up theirs: a pass then took 2 to 8 times as long as with threads that sleep.
+    threads that use up theirs. `tl-advise` then took twice to four times as long as with threads
+    that sleep (docs/benchmarks/speed.md).
 
     Parameters
     ----------

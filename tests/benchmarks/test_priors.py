@@ -196,6 +196,36 @@ def test_rows_without_seconds_count_for_gains_and_not_for_costs(
     assert "| not recorded |" in regret.report(advised, {})
 
 
+def test_an_entry_that_was_never_timed_costs_no_case(scripts: dict[str, ModuleType]) -> None:
+    rows, inputs = suite(scripts)
+    for row in rows:
+        if row["strategy"] == "from_scratch":
+            row["seconds"] = None
+    regret, advised = scripts["regret"], scripts["leave_one_dataset_out"].advise_all(rows, inputs)
+    timed = regret.timed(advised)
+    assert [j.case for j in timed] == [j.case for j in advised]
+    assert {name for j in advised for name, _, _ in j.rows} - {
+        name for j in timed for name, _, _ in j.rows
+    } == {"from_scratch"}
+    for row in rows:
+        row["seconds"] = None
+    assert regret.timed(scripts["leave_one_dataset_out"].advise_all(rows, inputs)) == []
+
+
+def test_an_oracle_loses_what_a_policy_loses_beyond_its_regret_by_halves(
+    scripts: dict[str, ModuleType],
+) -> None:
+    regret = scripts["regret"]
+    advised = scripts["leave_one_dataset_out"].advise_all(*suite(scripts))
+    lines = [line.split("|") for line in regret.report(advised, {}).splitlines()]
+    rows = [[cell.strip() for cell in line[1:-1]] for line in lines]
+    regrets = [r for r in rows if len(r) == 5 and r[1][:1].isdigit()]
+    found = {r[0]: [float(c.split()[0]) for c in r[1:4]] for r in regrets}
+    oracle, policy = found[regret.ORACLE], found[regret.DEFAULT_POLICY]
+    assert oracle[2] == 0
+    assert oracle[0] == pytest.approx(policy[0] - policy[2], abs=0.11)
+
+
 def test_heads_and_training_runs_have_intervals_of_their_own_widths(
     scripts: dict[str, ModuleType],
 ) -> None:
