@@ -22,7 +22,7 @@ import argparse
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -330,13 +330,29 @@ def _regrets(
 def timed(advised: list[AdvisedCase]) -> list[AdvisedCase]:
     """Return the cases whose fits all have their seconds.
 
-    An entry that was timed in no case is left out first (``run_suite.py --untimed``).
+    An entry that was timed in no case is left out first (``run_suite.py --untimed``), and the
+    advice is the best one of the others.
     """
     known = {e for j in advised for e, r in j.rows.items() if not np.isnan(seconds_of(r))}
-    kept = [replace(j, rows={e: r for e, r in j.rows.items() if e in known}) for j in advised]
+    kept = [_without_others(j, known) for j in advised]
     return [
         j for j in kept if j.rows and not any(np.isnan(seconds_of(r)) for r in j.rows.values())
     ]
+
+
+def _without_others(case: AdvisedCase, entries: Container[Entry]) -> AdvisedCase:
+    """Return a case with the rows and the recommendations of some entries alone."""
+    rows = {e: r for e, r in case.rows.items() if e in entries}
+    decisions = {
+        policy: replace(
+            decision,
+            recommendations=tuple(
+                r for r in decision.recommendations if advised_entry(r, rows) in rows
+            ),
+        )
+        for policy, decision in case.decisions.items()
+    }
+    return replace(case, rows=rows, decisions=decisions)
 
 
 def pilot_gain(advised: list[AdvisedCase]) -> str:

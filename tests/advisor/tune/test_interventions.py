@@ -78,17 +78,17 @@ def test_an_issue_makes_from_scratch_a_candidate_of_the_scheduler(
 def test_a_strategy_without_benchmark_cases_is_searched_only_if_advised_or_asked_for(
     measured: tuple[Advice, object],
 ) -> None:
-    proven = [r for r in measured[0].recommendations if r.cases]
     name = "first_stages"
-    new = next(r for r in measured[0].recommendations if r.strategy == name)
-    assert new.cases == 0
-    sure = replace(new, accuracy=Interval(0.98, 0.99, 1.0))
+    proven = [r for r in measured[0].recommendations if r.cases and r.strategy != name]
+    known = next(r for r in measured[0].recommendations if r.strategy == name)
+    sure = replace(known, cases=0, accuracy=Interval(0.98, 0.99, 1.0))
 
     def candidates(order: list[Recommendation], only: str | None = None) -> set[str]:
         advice = replace(measured[0], recommendations=tuple(order), findings=())
         scheduler = make_scheduler(advice, 50, only=only, max_trials=None, prefer="balanced")
         return {c.strategy for c in scheduler.candidates}
 
+    assert name in candidates([*proven, replace(sure, cases=4)])
     assert name not in candidates([*proven, sure])
     assert name in candidates([sure, *proven])
     assert candidates([*proven, sure], only=name) == {name}
@@ -108,7 +108,7 @@ def test_probes_try_a_better_backbone_second_and_training_runs_try_it_first(
     scheduler = make_scheduler(advice, 50, only=None, max_trials=None, prefer="balanced")
     begun: dict[str, list[str | None]] = {}
     snapshot = TrialsSnapshot((), ())
-    for _ in range(10):
+    for _ in range(12):
         name = scheduler.choose(snapshot, TimeLeft(math.inf, math.inf))
         assert name is not None
         start = scheduler.start(name, snapshot, {}, TimeLeft(math.inf, math.inf))

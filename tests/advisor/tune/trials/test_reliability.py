@@ -187,6 +187,6 @@ def test_a_head_fitted_to_very_few_images_has_no_reliability(
     few = replace(small_dataset, train=small_dataset.train[:12], val=())
     head = LinearProbe(views=1).fit(few, backbone, ctx)
     assert calibrate_head(head, few, ctx) == (
-        "there were 12 held-out images, and 20 are needed. Give more images, or a folder of "
-        "validation images with --val."
+        "there were 12 images, and 20 are needed. Give more images, or a folder of validation "
+        "images with --val, and run again."
     )
