@@ -128,7 +128,7 @@ def time_features(images: Sequence[LabelledImage], backbone: Backbone, ctx: RunC
     OutOfTime
         If the deadline passes first.
     """
-    _, facts = _read(images, backbone, ctx, slice(0), anew=True)
+    _, facts = _read(images, backbone, ctx, slice(0), recompute=True)
     return float(facts[_TIME][0])
 
 
@@ -146,7 +146,7 @@ def _read(
     ctx: RunContext,
     columns: slice | NDArray[np.int64] = slice(None),
     *,
-    anew: bool = False,
+    recompute: bool = False,
 ) -> tuple[Rows, Mapping[str, Rows]]:
     """Return columns of the images' rows, (n, columns), and the rows about the network.
 
@@ -154,8 +154,8 @@ def _read(
 
     Parameters
     ----------
-    anew
-        Whether the cache's rows of the images do not count.
+    recompute
+        Whether to compute all images, whatever the cache holds of them.
     """
     space, prepared = _space(backbone, ctx), None
     digests = [image.digest for image in images]
@@ -172,7 +172,7 @@ def _read(
     width = sum(d.channels for d in backbone.depths) + 2 * int(facts[_COUNTS].sum())
     matrix, found = ctx.cache.read_features(space, digests, width, columns)
     places: dict[str, list[int]] = {}
-    for place in np.flatnonzero(~found | anew).tolist():
+    for place in np.flatnonzero(~found | recompute).tolist():
         places.setdefault(digests[place], []).append(place)
     missing = [images[rows[0]] for rows in places.values()]
     logger.info(
@@ -186,7 +186,7 @@ def _read(
         is_precise = facts[_ROUNDING][0] <= ROUNDING_TOLERANCE
         pass_ctx = ctx if is_precise else replace(ctx, precision=torch.float32)
 
-        timed = anew or len(missing) > INFERENCE_BATCH or time_key not in facts
+        timed = recompute or len(missing) > INFERENCE_BATCH or time_key not in facts
 
         def store(batch: Sequence[LabelledImage], rows: Rows, ms_per_image: float) -> None:
             ctx.cache.put_features(space, {p.digest: r for p, r in zip(batch, rows, strict=True)})
