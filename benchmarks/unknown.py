@@ -136,11 +136,13 @@ def measured(
         return row | {"reason": reliability}
     fitted = replace(fitted, reliability=reliability)
     (known_p, known), (_, others) = (outputs(fitted, images, ctx) for images in (test, unknown))
-    labels = labels_of(test)
+    labels, threshold = labels_of(test), reliability.threshold(FALSE_ALARMS)
+    correct, is_unknown = known_p.argmax(axis=1) == labels, known > threshold
     found = {
-        "accuracy": np.mean(known_p.argmax(axis=1) == labels),
-        "false_alarms": np.mean(known > reliability.threshold(FALSE_ALARMS)),
-        "found": np.mean(others > reliability.threshold(FALSE_ALARMS)) if len(others) else None,
+        "accuracy": np.mean(correct),
+        "accuracy_of_known": np.mean(correct[~is_unknown]),
+        "false_alarms": np.mean(is_unknown),
+        "found": np.mean(others > threshold) if len(others) else None,
     }
     if len(others):
         truth = np.repeat([0, 1], [len(known), len(others)])

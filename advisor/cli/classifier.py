@@ -198,9 +198,9 @@ def predict_command(
             batches = predict(run, given, device=device, asked=asked, on_progress=on_progress)
         else:
             batches = _explained(run, images, Path(explain), device, asked, on_progress)
-        batches = _with_note(batches, judging.coverage)
+        batches = _with_notes(batches, asked)
         if output.json:
-            _predictions_as_json(batches, top)
+            _predictions_as_json(batches, top, asked)
         elif as_csv:
             _predictions_as_csv(batches, with_sets=judging.coverage is not None)
         else:
@@ -227,12 +227,18 @@ def _explained(
     return explain(run, _expand_stdin(images), out, ctx, asked)
 
 
-def _with_note(
-    batches: Iterator["Predictions"], coverage: float | None
+def _with_notes(
+    batches: Iterator["Predictions"], asked: "Asked | None"
 ) -> Iterator["Predictions"]:
-    """Yield the batches; say on stderr what the classifier does not promise, once."""
+    """Yield the batches; say on stderr what the classifier does not promise.
+
+    Before the first batch: for any images. After the last: for these, if too many are unknown.
+    """
+    from advisor.deploy.predict import UnknownCount
     from strategies.models.reliability.reliability import ENOUGH_IMAGES
 
+    coverage = None if asked is None else asked.coverage
+    count = UnknownCount(asked)
     for number, batch in enumerate(batches):
         reliability = batch.reliability
         if number == 0 and batch.not_calibrated is not None:
@@ -248,7 +254,10 @@ def _with_note(
                 f"{100 * coverage:g}% of cases. No set is empty: where the most probable class is "
                 "right more often, so are the sets."
             )
+        count.add(batch)
         yield batch
+    if count.warning is not None:
+        print_note(count.warning)
 
 
 def _expand_stdin(images: list[Path]) -> Iterator[Path]:
@@ -260,13 +269,18 @@ def _expand_stdin(images: list[Path]) -> Iterator[Path]:
             yield path
 
 
-def _predictions_as_json(batches: Iterator["Predictions"], top: int) -> None:
+def _predictions_as_json(
+    batches: Iterator["Predictions"], top: int, asked: "Asked | None"
+) -> None:
+    from advisor.deploy.predict import UnknownCount
     from strategies.data.image import shown
 
     predictions, quarantine = [], []
     reliability: dict[str, Any] | None = None
     reason: str | None = None
+    count = UnknownCount(asked)
     for batch in batches:
+        count.add(batch)
         reason = batch.not_calibrated
         reliability = None if batch.reliability is None else batch.reliability.record()
         judgements = batch.judgements or [None] * len(batch.rows)
@@ -276,7 +290,8 @@ def _predictions_as_json(batches: Iterator["Predictions"], top: int) -> None:
             predictions.append({**found, **_judgement_record(judgement)})
         quarantine += [{"path": shown(s.path), "reason": s.reason} for s in batch.skipped]
     answer: dict[str, Any] = {"predictions": predictions, "quarantine": quarantine}
-    print_json({**answer, "reliability": reliability, "not_calibrated": reason})
+    answer |= {"unknown_images": count.record(), "reliability": reliability}
+    print_json({**answer, "not_calibrated": reason})
 
 
 def _judgement_record(judgement: "Judgement | None") -> dict[str, Any]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from strategies.data.decoding import ImageSource, Pixels, known_suffixes
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.models.features import INFERENCE_BATCH, eval_pixels
+from strategies.models.reliability.conformal import chance_of_as_many
 from strategies.models.reliability.outputs import Outputs
 from strategies.models.reliability.reliability import FALSE_ALARMS, Reliability, check_coverage
 
@@ -30,6 +32,8 @@ _NO_REASON = (
 )
 CHUNK = 512
 """Images per batch: the next ones are read while others are classified."""
+SMALL_CHANCE = 0.001
+"""With a smaller probability of as many unknown images, they are not like the training images."""
 Ranked = tuple[tuple[str, float], ...]
 _Named = tuple[Path | int, ImageSource]
 
@@ -91,6 +95,57 @@ class Predictions:
     judgements: tuple[Judgement, ...] | None = None
     reliability: Reliability | None = None
     not_calibrated: str | None = None
+
+
+class UnknownCount:
+    """Counts the unknown images of batches of predictions, and tells whether they are too many.
+
+    Attributes
+    ----------
+    stated
+        Share of images like the training images that may be called unknown (false alarms).
+    """
+
+    def __init__(self, asked: Asked | None = None) -> None:
+        self.stated = (asked or Asked()).false_alarms
+        self.n_images = self.n_unknown = 0
+        self.n_held_out: int | None = None
+
+    def add(self, batch: Predictions) -> None:
+        """Count the images of a batch."""
+        self.n_images += len(batch.rows)
+        self.n_unknown += sum(judgement.unknown for judgement in batch.judgements or ())
+        self.n_held_out = None if batch.reliability is None else batch.reliability.n
+
+    @property
+    def chance(self) -> float | None:
+        """Probability of as many unknown ones, if all images are like the training images.
+
+        None if the classifier cannot tell unknown images.
+        """
+        if self.n_held_out is None:
+            return None
+        return chance_of_as_many(self.n_unknown, self.n_images, self.n_held_out, self.stated)
+
+    @property
+    def warning(self) -> str | None:
+        """What to expect of images that differ from the training images; None: they may not."""
+        if self.chance is None or self.chance >= SMALL_CHANCE:
+            return None
+        share = 100 * self.n_unknown / self.n_images
+        return (
+            f"{self.n_unknown:,} of {self.n_images:,} images are unknown ({share:.0f}%). Of "
+            f"images like the training images, {100 * self.stated:g}% would be. Expect more wrong "
+            "classes than the run measured on its test images, also among those that are not "
+            "called unknown."
+        )
+
+    def record(self) -> dict[str, Any] | None:
+        """Return it as plain JSON values; None if the classifier cannot tell unknown images."""
+        if self.chance is None:
+            return None
+        counts = {"n_images": self.n_images, "n_unknown": self.n_unknown}
+        return {**counts, "stated": self.stated, "chance": self.chance, "warning": self.warning}
 
 
 def predict(

@@ -1,4 +1,4 @@
-"""Normal, Student's and binomial distribution, and ranks: what is used of ``scipy.stats``.
+"""Distributions (normal, Student's, two of counts) and ranks: what is used of ``scipy.stats``.
 
 Methods, arguments and results are those of scipy. Importing ``scipy.stats`` takes a third of the
 time of importing torch: it defines more than a hundred distributions.
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betainc, ndtr, ndtri, stdtrit
+from scipy.special import betainc, betaln, ndtr, ndtri, stdtrit
 
 Values = NDArray[np.float64]
 
@@ -50,7 +50,18 @@ class Binomial:
         return 0.0 if k >= n else float(betainc(k + 1, n - k, p))
 
 
-norm, student_t, binom = Normal(), StudentT(), Binomial()
+@dataclass(frozen=True)
+class BetaBinomial:
+    """The binomial distribution whose probability of success has a beta distribution."""
+
+    def sf(self, k: int, n: int, a: float, b: float) -> float:
+        """Return the probability of more than `k` of `n` successes."""
+        counts = np.arange(k + 1, n + 1)
+        ways = -np.log(n + 1) - betaln(n - counts + 1, counts + 1)  # logarithm of n over counts
+        return float(np.exp(ways + betaln(counts + a, n - counts + b) - betaln(a, b)).sum())
+
+
+norm, student_t, binom, betabinom = Normal(), StudentT(), Binomial(), BetaBinomial()
 
 
 def rankdata(values: NDArray[np.floating]) -> Values:

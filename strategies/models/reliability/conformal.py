@@ -6,6 +6,8 @@ V. Vovk, A. Gammerman, G. Shafer, Algorithmic learning in a random world, 2005: 
 prediction and its quantile.
 M. Sadinle, J. Lei, L. Wasserman, Least ambiguous set-valued classifiers with bounded error
 levels, JASA 2019: sets of all classes above one threshold of the probability (LAC).
+V. Vovk, Conditional validity of inductive conformal predictors, ACML 2012: how much the share of
+new images above a threshold varies with the held-out images.
 """
 
 import math
@@ -13,6 +15,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from strategies.core.distributions import betabinom
 from strategies.core.metrics import Labels, Scores
 
 Sorted = NDArray[np.float32]
@@ -26,8 +29,33 @@ def upper_quantile(held_out: Sorted, rate: float) -> float:
     like these, its score is above with a probability of at most `rate`, and of at least
     rate - 1 / (n + 1) without ties. Infinite if n + 1 < 1 / rate: too few images.
     """
-    rank = math.ceil((len(held_out) + 1) * (1 - rate) - 1e-9)
+    rank = _rank(len(held_out), rate)
     return float(held_out[rank - 1]) if rank <= len(held_out) else math.inf
+
+
+def chance_of_as_many(n_above: int, n_new: int, n_held_out: int, rate: float) -> float:
+    """Return the probability that so many of some new scores, or more, exceed `upper_quantile`.
+
+    It holds for new scores that are drawn like the held-out ones, without ties. The share of such
+    scores above the r-th smallest of n held-out ones has a Beta(n + 1 - r, r) distribution, so
+    their number is beta-binomial. 1 if the threshold is infinite.
+
+    Parameters
+    ----------
+    n_above, n_new
+        New scores above the threshold, and all new ones.
+    n_held_out
+        Scores that the threshold was taken from.
+    """
+    rank = _rank(n_held_out, rate)
+    if rank > n_held_out:
+        return 1.0
+    return float(betabinom.sf(n_above - 1, n_new, n_held_out + 1 - rank, rank))
+
+
+def _rank(n_held_out: int, rate: float) -> int:
+    """Return which of the held-out scores is the threshold, counted from 1 at the smallest."""
+    return math.ceil((n_held_out + 1) * (1 - rate) - 1e-9)
 
 
 def fewest_images(rate: float) -> int:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from advisor.deploy.predict import Asked, predict
+from advisor.deploy import predict as predict_module
+from advisor.deploy.predict import Asked, UnknownCount, predict
 from strategies.core.errors import DataError, TransferError
 from strategies.core.progress import ignore_progress
 from strategies.models.backbone import Backbone
@@ -121,6 +122,42 @@ def test_more_false_alarms_make_more_images_unknown(finished: Path, run_data: Pa
     assert counts[0] < counts[1] < counts[2]
 
 
+def test_too_many_unknown_images_are_said_to_come_from_elsewhere(
+    finished: Path, run_data: Path, foreign: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict_module, "CHUNK", 7)
+    elsewhere, like_train = UnknownCount(), UnknownCount()
+    for batch in predict(finished, 30 * [foreign]):
+        elsewhere.add(batch)
+    for batch in predict(finished, [run_data]):
+        like_train.add(batch)
+    assert (elsewhere.n_images, elsewhere.n_unknown) == (30, 30)
+    assert elsewhere.warning is not None
+    assert elsewhere.warning.startswith("30 of 30 images are unknown (100%).")
+    assert like_train.warning is None
+    assert like_train.chance is not None
+    assert like_train.chance > 0.05
+
+
+def test_one_unknown_image_may_be_chance(finished: Path, foreign: Path) -> None:
+    count = UnknownCount()
+    for batch in predict(finished, [foreign]):
+        count.add(batch)
+    assert count.n_unknown == 1
+    assert count.warning is None
+
+
+def test_the_command_warns_of_images_from_elsewhere(
+    finished: Path, run_data: Path, foreign: Path
+) -> None:
+    printed = _tl_auto("predict", finished, *30 * [foreign], "--json")
+    found = json.loads(printed.stdout)["unknown_images"]
+    assert (found["n_images"], found["n_unknown"], found["stated"]) == (30, 30, 0.05)
+    assert found["chance"] < 0.001
+    assert found["warning"] in " ".join(printed.stderr.split())
+    assert "also among those" not in _tl_auto("predict", finished, run_data, "--csv").stderr
+
+
 def test_what_a_classifier_without_reliability_is_asked_is_refused(
     saved: Path, make_folder: Callable[..., Path]
 ) -> None:
@@ -205,6 +242,7 @@ def test_a_classifier_of_an_older_release_predicts_as_before(
     assert row["unknown"] is None
     assert row["unknown_score"] is None
     assert json.loads(printed.stdout)["reliability"] is None
+    assert json.loads(printed.stdout)["unknown_images"] is None
     assert "An older release made it" in json.loads(printed.stdout)["not_calibrated"]
     assert "cannot tell unknown images" in printed.stderr
     refused = _tl_auto("predict", saved, image, "--coverage", "0.9", exits=2)

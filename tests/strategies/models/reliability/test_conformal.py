@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from strategies.models.reliability.conformal import (
+    chance_of_as_many,
     classes_in_sets,
     fewest_images,
     nonconformity,
@@ -27,6 +28,25 @@ def test_too_few_held_out_images_have_no_finite_threshold() -> None:
     assert upper_quantile(np.append(scores, 18), 0.05) == 18
     assert fewest_images(0.05) == 19
     assert fewest_images(0.1) == 9
+
+
+@pytest.mark.parametrize(("n", "n_new", "rate"), [(40, 30, 0.05), (333, 500, 0.05), (99, 20, 0.2)])
+def test_as_many_above_the_threshold_are_as_rare_as_stated(
+    n: int, n_new: int, rate: float
+) -> None:
+    rng = np.random.default_rng(2)
+    above = []
+    for _ in range(4000):
+        threshold = upper_quantile(np.sort(rng.normal(size=n)), rate)
+        above.append(int(np.sum(rng.normal(size=n_new) > threshold)))
+    for number in np.quantile(above, (0.5, 0.9, 0.99)).astype(int):
+        share = np.mean(np.array(above) >= number)
+        assert chance_of_as_many(number, n_new, n, rate) == pytest.approx(share, abs=0.025)
+
+
+def test_an_infinite_threshold_says_nothing_about_new_images() -> None:
+    assert chance_of_as_many(0, 50, 18, 0.05) == 1
+    assert chance_of_as_many(0, 50, 19, 0.05) == pytest.approx(1)
 
 
 def test_the_threshold_falls_as_more_false_alarms_are_allowed() -> None:
