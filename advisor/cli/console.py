@@ -121,6 +121,21 @@ def print_note(sentence: str) -> None:
     stderr.print(sentence, highlight=False, markup=False)
 
 
+def print_note_once() -> Callable[[str], None]:
+    """Return a function that prints a note to stderr, but not a second time.
+
+    Trials of a run differ from their settings in the same ways.
+    """
+    printed: set[str] = set()
+
+    def print_new(sentence: str) -> None:
+        if sentence not in printed:
+            printed.add(sentence)
+            print_note(sentence)
+
+    return print_new
+
+
 class _ConsoleHandler(logging.Handler):
     """Log handler that prints above the progress bars."""
 

@@ -14,7 +14,7 @@ from advisor.cli.console import (
     configure_process,
     errors,
     print_json,
-    print_note,
+    print_note_once,
     progress,
     seconds_left,
     started_s,
@@ -62,7 +62,7 @@ def run_command(
         from advisor.tune.driver import auto
         from advisor.tune.interrupt import Interrupt
 
-        options = replace(options, on_progress=on_progress, on_note=print_note)
+        options = replace(options, on_progress=on_progress, on_note=print_note_once())
         outcome = auto(
             dataset,
             folder,
@@ -105,7 +105,7 @@ def resume_command(
             run,
             time_s=None if time_s is None else seconds_left(time_s),
             on_progress=on_progress,
-            on_note=print_note,
+            on_note=print_note_once(),
             on_event=on_event,
             interrupt=Interrupt(),
         )

@@ -80,6 +80,6 @@ def _note_fewer_views(
 ) -> tuple[int, ...]:
     if kept != views:
         ctx.reporter.on_note(
-            f"At most {max(kept)} view(s) of every image, because of the time limit."
+            f"Views of every image: at most {max(kept)}, because of the time limit."
         )
     return kept

@@ -141,6 +141,15 @@ def test_commands_print_long_paths_whole_in_a_pipe(
     assert any(str(path) in line for line in lines), lines
 
 
+def test_a_note_that_trials_repeat_is_printed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(console, "stderr", Console(file=shown, width=80))
+    note = console.print_note_once()
+    for sentence in ("The head is fitted to 8 images.", "One view.", "One view."):
+        note(sentence)
+    assert shown.getvalue() == "The head is fitted to 8 images.\nOne view.\n"
+
+
 @pytest.mark.parametrize(
     ("verbosity", "levels"),
     [(0, ["warning"]), (1, ["info", "warning"]), (2, ["debug", "info", "warning"]), (9, None)],
