@@ -136,11 +136,6 @@ def _expected(inputs: DecisionInputs, prior: EvidencePriors) -> LogOdds:
     return shrunk_to_prior(accuracy, profile.n_measured, prior["probe"])
 
 
-def gain_by_case(gains: Sequence[ObservedGain]) -> dict[tuple[Case, int], float]:
-    """Return the gains by case of the profile and input size of the fit."""
-    return {(g.case, g.input_px): g.gain for g in gains}
-
-
 def prior_weights_of(strategy: str, prior: EvidencePriors) -> Mapping[str, float]:
     """Return the weights that a strategy's model is shrunk to.
 

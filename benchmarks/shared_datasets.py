@@ -68,13 +68,6 @@ def images_of(name: str, most: int = 1000, seed: int = 0) -> list[LabelledImage]
     ]
 
 
-def classes_of(name: str) -> list[str]:
-    """Return the class names of a dataset."""
-    root = DATA / name
-    root = root / "train" if (root / "train").is_dir() else root
-    return sorted(p.name for p in root.iterdir() if p.is_dir())
-
-
 def imagenet_halves() -> tuple[list[LabelledImage], list[LabelledImage]]:
     """Split the ImageNet images: the half used for reference and calibration, the unseen half."""
     images = images_of(IMAGENET)

@@ -30,7 +30,7 @@ from scipy.special import softmax
 from shared_datasets import DATA
 from sklearn.metrics import roc_auc_score
 
-from advisor.tune.trials.reliability import calibrate_head, calibrate_network, head_scores
+from advisor.tune.trials.reliability import calibrate_head, calibrate_network
 from strategies.core.context import RunContext, make_context
 from strategies.core.metrics import Labels, Scores
 from strategies.data.dataset import Dataset, labels_of, load_dataset
@@ -38,6 +38,7 @@ from strategies.data.image import Split
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.models.features import pooled_features
+from strategies.models.multi_view import features_at
 from strategies.models.reliability.conformal import upper_quantile
 from strategies.models.reliability.reliability import COVERAGE, FALSE_ALARMS, Reliability
 from strategies.registry import get_strategy
@@ -176,7 +177,10 @@ def outputs(classifier: ImageClassifier, images: Split, ctx: RunContext) -> tupl
         found = classifier.predict_outputs([image.path for image in images])
         assert found.unknown is not None
         return found.probabilities, found.unknown
-    scores = head_scores(classifier, images, ctx)
+    read = classifier.depths, classifier.pooling
+    x = features_at(images, classifier.backbone, ctx, *read, 1)[:, 0]
+    head = classifier.network.head
+    scores = head(torch.from_numpy(x).to(head.weight.device)).cpu().numpy()
     x = pooled_features(images, classifier.backbone, ctx, reliability.depths.numbers)
     unknown = reliability.module()(torch.from_numpy(x))
     return softmax(scores, axis=1), unknown.numpy()

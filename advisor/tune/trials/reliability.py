@@ -34,7 +34,6 @@ from strategies.heads.linear_head import out_of_fold_scores
 from strategies.models.body import Body
 from strategies.models.classifier import ImageClassifier
 from strategies.models.features import batches, pooled_features, to_input
-from strategies.models.multi_view import features_at
 from strategies.models.reliability.calibration import (
     FEWEST_HELD_OUT,
     MAX_HELD_OUT,
@@ -212,16 +211,6 @@ def _drawn(
     first = np.zeros(len(rows), dtype=bool)
     first[firsts] = True
     return np.concatenate([shuffled[first], shuffled[~first]])[: max(most, len(firsts))]
-
-
-@torch.inference_mode()
-def head_scores(classifier: ImageClassifier, images: Split, ctx: RunContext) -> Scores:
-    """Return the scores of a head on frozen features, which are cached if they were computed."""
-    depths, pooling = classifier.depths, classifier.pooling
-    x = features_at(images, classifier.backbone, ctx, depths, pooling, 1)[:, 0]
-    head = classifier.network.head
-    scores: Scores = head(torch.from_numpy(x).to(head.weight.device)).cpu().numpy()
-    return scores
 
 
 def _outputs(
