@@ -3,6 +3,7 @@
 import csv
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -187,17 +188,23 @@ def predict_command(
     missing = [p for p in images if str(p) != "-" and not p.exists()]
     if missing:
         fail(f"{missing[0]} does not exist.")
-    with progress(output.quiet) as on_progress, errors():
+    streamed = Path("-") in images
+    with errors(), ExitStack() as bars:
         from advisor.deploy.predict import predict
         from strategies.core.allocator import keep_freed_memory
 
         keep_freed_memory()
         asked = judging.asked()
+        quiet = output.quiet or (streamed and stdout.is_terminal)
+        on_progress = bars.enter_context(progress(quiet))
         if explain is None:
             given = _expand_stdin(images)
             batches = predict(run, given, device=device, asked=asked, on_progress=on_progress)
         else:
             batches = _explained(run, images, Path(explain), device, asked, on_progress)
+        if stdout.is_terminal and not streamed:
+            batches = iter(list(batches))
+            bars.close()  # lines on the same terminal would begin behind the bar
         batches = _with_notes(batches, asked)
         if output.json:
             _predictions_as_json(batches, top, asked)

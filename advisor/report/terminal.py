@@ -38,6 +38,8 @@ from advisor.types.profile import Profile, format_loss_gain
 from advisor.types.similarity import BackboneStatistics
 from strategies.core.metrics import LEVEL
 
+MAX_NAME = 24
+"""Characters of class names for which predictions keep a column; longer ones may be broken."""
 _MOST_EXAMPLES = 2
 _MOST_SOURCE_CLASSES = 3
 
@@ -119,19 +121,19 @@ def print_predictions(
     """
     with_sets = any(inside is not None for _, inside in judged)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    longest = max((len(ranked[0][0]) for _, ranked in rows), default=0)
     table.add_column("image", overflow="fold")
-    table.add_column("class")
-    table.add_column("probability", justify="right")
-    table.add_column("then")
-    for title in ("unknown",) * bool(judged) + ("set",) * with_sets:
-        table.add_column(title)
+    table.add_column("class", overflow="fold", min_width=min(longest, MAX_NAME))
+    table.add_column("%", justify="right")
+    for title in ("then", *("unknown",) * bool(judged), *("set",) * with_sets):
+        table.add_column(title, overflow="fold")
     for number, (path, ranked) in enumerate(rows):
         (name, probability), *others = ranked
         then = ", ".join(f"{other} {100 * p:.0f}%" for other, p in others)
         cells: list[RenderableType] = [
             Text(path),
             Text(name),
-            f"{100 * probability:.1f}%",
+            f"{100 * probability:.1f}",
             Text(then),
         ]
         if judged:

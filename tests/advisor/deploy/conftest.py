@@ -55,17 +55,19 @@ def tl_auto(tmp_path: Path) -> TlAuto:
 
 @pytest.fixture
 def on_terminal(tmp_path: Path) -> Callable[..., str]:
-    """Return a function that runs ``tl-auto`` on a terminal of 80 columns; what it shows."""
+    """Return a function that runs ``tl-auto`` on a terminal of 80 columns; what it shows.
 
-    def shown(*arguments: object) -> str:
+    That is what it prints to stdout, and with `progress` also what it prints to stderr.
+    """
+
+    def shown(*arguments: object, progress: bool = False) -> str:
         reader, writer = pty.openpty()
         code = "from advisor.cli.app import tl_auto; tl_auto()"
-        given = [*map(str, arguments), "--cache-dir", str(tmp_path / "cache")]
-        environment = {**os.environ, "COLUMNS": "80", "TERM": "dumb"}
-        command = [sys.executable, "-c", code, *given]
-        with subprocess.Popen(
-            command, stdout=writer, stderr=subprocess.DEVNULL, env=environment
-        ) as process:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        environment = {**os.environ, "COLUMNS": "80", "TERM": "xterm" if progress else "dumb"}
+        environment["TL_ADVISOR_CACHE_DIR"] = str(tmp_path / "cache")
+        errors = writer if progress else subprocess.DEVNULL
+        with subprocess.Popen(command, stdout=writer, stderr=errors, env=environment) as process:
             os.close(writer)
             parts = []
             with contextlib.suppress(OSError):  # Linux: the other end is closed

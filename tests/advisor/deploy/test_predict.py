@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -210,6 +211,20 @@ def test_the_command_prints_unknown_images_and_sets(
     assert [line.endswith("unknown") for line in shown.splitlines()] == [True, True, False]
     wrong = _tl_auto("predict", finished, known, "--false-alarms", "5", exits=2)
     assert "above 0 and below 1, got 5" in " ".join(wrong.stderr.split())
+
+
+def test_a_terminal_shows_predictions_on_lines_of_their_own_with_whole_names(
+    on_terminal: Callable[..., str], finished: Path, run_data: Path, tmp_path: Path
+) -> None:
+    classifier = ImageClassifier.load(finished / "classifier")
+    names = tuple(f"a-long-name-of-class-{c}" for c in range(len(classifier.classes)))
+    replace(classifier, classes=names).save(tmp_path / "long")
+    images = sorted((run_data / "class1").glob("*.png"))[:2]
+    shown = on_terminal("predict", tmp_path / "long", *images, "--coverage", "0.5", progress=True)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown).splitlines()
+    assert any(line.startswith("image ") for line in lines), lines  # not behind the bar
+    assert sum(any(name in line for name in names) for line in lines) >= len(images)
+    assert "…" not in shown
 
 
 def test_with_enough_images_sets_are_said_to_cover_at_least_what_is_asked(
