@@ -173,8 +173,10 @@ def _spreads(fitted: Mapping[str, _Fitted], inputs: Inputs) -> dict[str, dict[st
     Heads have one of their own because they are measured, which leaves smaller errors.
     """
     found = {}
-    for kind, trains_network in SPREAD_KINDS.items():
-        group = [f for n, f in fitted.items() if get_strategy(n).trains_network == trains_network]
+    for kind, is_head in SPREAD_KINDS.items():
+        group = [
+            f for n, f in fitted.items() if (get_strategy(n).head_loss is not None) == is_head
+        ]
         found[kind] = asdict(_spread(group, inputs))
     return found
 

@@ -251,8 +251,8 @@ def interval_scores(found: Sequence[LeftOut], inputs: Inputs) -> list[tuple[str,
     Widths are calibrated on the other datasets, separately for heads and for training runs.
     """
     scored = []
-    for trains_network in SPREAD_KINDS.values():
-        group = [f for f in found if get_strategy(f.strategy).trains_network == trains_network]
+    for is_head in SPREAD_KINDS.values():
+        group = [f for f in found if (get_strategy(f.strategy).head_loss is not None) == is_head]
         cases = np.concatenate([_cases(f, inputs) for f in group])
         names = np.array([g.case.dataset for f in group for g in f.gains])
         for name in np.unique(names):

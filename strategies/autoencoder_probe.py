@@ -62,7 +62,8 @@ class AutoencoderProbe(Strategy):
     The encoder is the first half of the backbone's architecture with random weights. A small
     decoder reconstructs the image at `TARGET_PX` pixels from its feature maps; labels are not
     used. The code is the mean of these maps over each quarter of the image. As a control, it shows
-    what the images alone teach without pretraining and without labels.
+    what the images alone teach without pretraining and without labels. On 26 datasets it was never
+    the best strategy (docs/benchmarks/suite.md).
 
     Attributes
     ----------

@@ -11,8 +11,9 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-SPREAD_KINDS = {"heads": False, "training_runs": True}
-"""Kinds of strategies whose intervals have widths of their own: whether they train the network."""
+SPREAD_KINDS = {"heads": True, "training_runs": False}
+"""Kinds of strategies whose intervals have widths of their own: whether they are heads on
+pretrained features, whose accuracy is measured."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,9 @@ class Priors:
         """Return the number of benchmark cases of a strategy."""
         return self.gains[strategy].cases if strategy in self.gains else 0
 
-    def spread(self, *, trains_network: bool) -> Spread:
-        """Return the spread of the strategies that train the network, or of those that do not."""
-        kind = next(k for k, trains in SPREAD_KINDS.items() if trains == trains_network)
+    def spread(self, *, is_head: bool) -> Spread:
+        """Return the spread of heads on pretrained features, or of all other strategies."""
+        kind = next(k for k, of_heads in SPREAD_KINDS.items() if of_heads == is_head)
         return self.spreads[kind]
 
 

@@ -319,9 +319,9 @@ def make_scheduler(
     the advised one are the runner-up and every training strategy whose interval reaches the
     advised accuracy. Strategies without benchmark cases are searched only if they are advised or
     asked for. If none may win, the best training strategy is a candidate all the same: a
-    prediction may be wrong, and probes need little time. After an issue of negative transfer, the
-    controls are candidates too. If an alternative backbone is clearly better, probes try it in
-    their second trial and training strategies in their first.
+    prediction may be wrong, and probes need little time. After an issue of negative transfer,
+    controls that are trained are candidates too. If an alternative backbone is clearly better,
+    probes try it in their second trial and training strategies in their first.
 
     Parameters
     ----------
@@ -359,7 +359,9 @@ def make_scheduler(
     trained = [r for r in training_runs if r in may_win or r == best] or training_runs[:1]
     names = [baseline().name, *(r.strategy for r in [best, *may_win[:1], *trained])]
     if controls_are_candidates(advice.findings):
-        names += [r.strategy for r in others if _is_control(r.strategy)]
+        # Controls on features learnt without labels lost to these on the benchmarks.
+        controls = (r.strategy for r in others if _is_control(r.strategy))
+        names += filter(_is_trained, controls)
     candidates = tuple(by_name[n] for n in dict.fromkeys(names) if n in by_name)
     return replace(search, candidates=candidates)
 
