@@ -47,7 +47,7 @@ from scipy.special import expit
 
 from advisor.decide.cost import raw_seconds
 from advisor.decide.gain_model import Z, accuracy_of, angle_of, pilot_gain, reliability
-from advisor.decide.priors import SPREAD_KINDS, Prior, Spread
+from advisor.decide.priors import SPREAD_KINDS, Prior, Spread, spread_kind
 from strategies.core.metrics import LEVEL
 from strategies.registry import get_strategy
 
@@ -168,15 +168,10 @@ def _fit_strategy(
 
 
 def _spreads(fitted: Mapping[str, _Fitted], inputs: Inputs) -> dict[str, dict[str, float]]:
-    """Return the spread of heads and of training runs (`advisor.decide.priors.Spread`).
-
-    Heads have one of their own because they are measured, which leaves smaller errors.
-    """
+    """Return the spread of every kind of strategies (`advisor.decide.priors.SPREAD_KINDS`)."""
     found = {}
-    for kind, is_head in SPREAD_KINDS.items():
-        group = [
-            f for n, f in fitted.items() if (get_strategy(n).head_loss is not None) == is_head
-        ]
+    for kind in SPREAD_KINDS:
+        group = [f for n, f in fitted.items() if spread_kind(get_strategy(n)) == kind]
         found[kind] = asdict(_spread(group, inputs))
     return found
 

@@ -64,7 +64,7 @@ from sklearn.gaussian_process.kernels import (
 )
 
 from advisor.decide.gain_model import Z, accuracy_of, angle_of
-from advisor.decide.priors import SPREAD_KINDS, Spread
+from advisor.decide.priors import SPREAD_KINDS, Spread, spread_kind
 from strategies.core.metrics import LEVEL
 from strategies.registry import get_strategy
 
@@ -248,11 +248,11 @@ def leave_out(rows: list[Row], inputs: Inputs, strategy: str, model: Model) -> L
 def interval_scores(found: Sequence[LeftOut], inputs: Inputs) -> list[tuple[str, float, float]]:
     """Return dataset, error and interval score of every prediction, in points.
 
-    Widths are calibrated on the other datasets, separately for heads and for training runs.
+    Widths are calibrated on the other datasets, separately for every kind of strategies.
     """
     scored = []
-    for is_head in SPREAD_KINDS.values():
-        group = [f for f in found if (get_strategy(f.strategy).head_loss is not None) == is_head]
+    for kind in SPREAD_KINDS:
+        group = [f for f in found if spread_kind(get_strategy(f.strategy)) == kind]
         cases = np.concatenate([_cases(f, inputs) for f in group])
         names = np.array([g.case.dataset for f in group for g in f.gains])
         for name in np.unique(names):

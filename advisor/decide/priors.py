@@ -11,9 +11,21 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-SPREAD_KINDS = {"heads": True, "training_runs": False}
-"""Kinds of strategies whose intervals have widths of their own: whether they are heads on
-pretrained features, whose accuracy is measured."""
+from strategies.base import Strategy
+
+SPREAD_KINDS = ("heads", "training_runs", "controls")
+"""Kinds of strategies whose intervals have widths of their own (`spread_kind`)."""
+
+
+def spread_kind(strategy: Strategy | type[Strategy]) -> str:
+    """Return which of `SPREAD_KINDS` a strategy is.
+
+    Heads on pretrained features are measured, which leaves the smallest errors. Controls use no
+    pretrained weights, so the measured probe says least about them.
+    """
+    if strategy.head_loss is not None:
+        return "heads"
+    return "controls" if strategy.role == "control" else "training_runs"
 
 
 @dataclass(frozen=True)
@@ -130,8 +142,7 @@ class Priors:
     evidence
         Prior of each piece of evidence, in the order of the models' weights.
     spreads
-        For heads and for training runs (`SPREAD_KINDS`): the width of 90% intervals that hold on
-        left-out datasets.
+        The width of 90% intervals that hold on left-out datasets, by kind (`SPREAD_KINDS`).
     shared
         Correlation of two strategies' prediction errors on the same case, in [0, 1].
     gains
@@ -156,10 +167,9 @@ class Priors:
         """Return the number of benchmark cases of a strategy."""
         return self.gains[strategy].cases if strategy in self.gains else 0
 
-    def spread(self, *, is_head: bool) -> Spread:
-        """Return the spread of heads on pretrained features, or of all other strategies."""
-        kind = next(k for k, of_heads in SPREAD_KINDS.items() if of_heads == is_head)
-        return self.spreads[kind]
+    def spread(self, strategy: Strategy | type[Strategy]) -> Spread:
+        """Return the spread of the strategies of a strategy's kind."""
+        return self.spreads[spread_kind(strategy)]
 
 
 def priors_from_record(record: Mapping[str, Any]) -> Priors:

@@ -330,7 +330,7 @@ def _option(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Rec
     if lacks_signal(profile, inputs.pilot):
         accuracy = expected_at_chance(inputs, priors, gain)
     else:
-        spread = priors.spread(is_head=candidate.strategy.head_loss is not None)
+        spread = priors.spread(candidate.strategy)
         base = measured_probe(profile, priors)
         accuracy = expected_accuracy(base, gain, profile.n_measured, spread)
     px = candidate.input_px or profile.input_px
