@@ -163,7 +163,7 @@ PLAN = {
     "tl-advise": Part(advise, 30),
     "tl-auto run": Part(run, RUN_S + 20),
     "decoding": Part(partial(measured_by_parts, "decoding", NETWORKS[0]), 20),
-    "gpu tests": Part(gpu_tests, 150),
+    "gpu tests": Part(gpu_tests, 200),
     **{
         f"compiled-{what} {n}": Part(partial(measured_by_parts, f"compiled-{what}", n), limit_s)
         for n in COMPILED

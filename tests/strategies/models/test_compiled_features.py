@@ -37,7 +37,7 @@ Pass = Callable[[Dataset, Backbone, RunContext], list[NDArray[np.float32]]]
 
 @pytest.fixture
 def resets(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Compile every pass after two batches of `BATCH` rows; give back why something was reset."""
+    """Compile passes after two batches of `BATCH` images; return how often torch was reset."""
     monkeypatch.setattr(features, "batches", partial(features.batches, size=BATCH))
     monkeypatch.setattr(multi_view, "INFERENCE_BATCH", 2 * 6)
     yield compile_soon(monkeypatch)
