@@ -54,7 +54,7 @@ def compiled_loss(loss: nn.Module) -> nn.Module:
 
     A CUDA graph writes gradients to the same memory in every replay. Where the gradients of
     several parts of a batch are added, that gives an error or wrong sums (issues 169545 and 96693
-    of pytorch/pytorch, open in 2026), and a batch is split whenever memory is short.
+    of pytorch/pytorch), and a batch is split whenever memory is short.
     """
     compiled: nn.Module = torch.compile(loss)  # type: ignore[assignment]
     return compiled
@@ -70,6 +70,9 @@ class OneSize(nn.Module):
     the host before the next batch overwrites them. 16-bit values are rounded as without
     compiling. Otherwise images of the same pass, computed before and after compiling, would be
     rounded differently, and the images of a pass may be sorted by class.
+
+    Call it under ``torch.no_grad``. After a graph was recorded in ``torch.inference_mode``, other
+    recordings of the process fail (issue 135892 of pytorch/pytorch).
     """
 
     def __init__(self, network: nn.Module) -> None:
