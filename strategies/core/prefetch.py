@@ -1,6 +1,7 @@
 """Prefetching: work in threads ahead of the loop that uses it, and copies to its device ahead."""
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -38,6 +39,21 @@ def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     """Yield `size` items at a time; the last chunk may be shorter."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
+
+
+class TimedIterator(Iterator[T]):
+    """Iterates over items, and adds up the seconds in which the next one was waited for."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self.items, self.waited_s = iter(items), 0.0
+
+    def __next__(self) -> T:
+        """Return the next item."""
+        start = time.perf_counter()
+        try:
+            return next(self.items)
+        finally:
+            self.waited_s += time.perf_counter() - start
 
 
 def batches_on_device(

@@ -1,1 +1,1 @@
-"""Faster replacements for torch operations in training, with the same results."""
+"""Faster replacements for torch operations, and compiled training steps and feature passes."""

@@ -16,12 +16,13 @@ from strategies.core.allocator import PartsThatFit, inference_passes
 from strategies.core.cache import Rows, as_stored, space_name
 from strategies.core.context import RunContext
 from strategies.core.devices import copy_to, device_name
-from strategies.core.prefetch import chunks, prefetch
+from strategies.core.prefetch import TimedIterator, chunks, prefetch
 from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import ImageSource, Pixels, read_image
+from strategies.kernels.compiled import FeaturePass
 from strategies.models.backbone import Backbone, source_classes
 from strategies.models.body import Body, source_head
-from strategies.models.moments import Layout, Moments, by_image, layout_of, watch
+from strategies.models.moments import FeatureNetwork, Layout, Moments, layout_of, watch
 
 logger = logging.getLogger(__name__)
 
@@ -258,26 +259,25 @@ def _compute(
     """
     batch_ms: list[float] = []
     done, start = 0, time.perf_counter()
-    with torch.inference_mode(), watch(body.net, layout) as moments, ctx.cache.keep_open():
+    chunks = TimedIterator(batches([i.path for i in images], backbone, ctx.n_workers))
+    kind = ["features", backbone.name, backbone.input_px]
+    with torch.no_grad(), watch(body.net, layout) as moments, ctx.cache.keep_open():
+        network = FeatureNetwork(body, layout, moments)
+        with FeaturePass(network, kind, len(images), ctx) as feature_pass:
 
-        def forward(pixels: Pixels) -> Tensor:
-            ctx.check_time()
-            moments.clear()  # of a part that did not fit
-            with ctx.autocast():
-                pooled = body.activations(to_input(pixels, backbone, ctx.device))
-            measured = (moments[name] for name, _ in layout.channels)
-            parts = [*pooled, *(by_image(found, len(pixels)) for found in measured)]
-            return torch.cat([p.float() for p in parts], dim=1).cpu()
+            def forward(pixels: Pixels) -> Tensor:
+                ctx.check_time()
+                return feature_pass(to_input(pixels, backbone, ctx.device))
 
-        chunks = batches([i.path for i in images], backbone, ctx.n_workers)
-        for computed in inference_passes(forward, chunks, ctx.device):
-            batch, rows = images[done : done + len(computed)], as_stored(computed.numpy())
-            if len(batch) <= INFERENCE_BATCH:
-                batch_ms.append(1000 * (time.perf_counter() - start) / len(batch))
-            start = time.perf_counter()
-            store(batch, rows, float(np.median(batch_ms[1:] or batch_ms)))
-            done += len(batch)
-            ctx.reporter.on_progress("features", done, len(images))
+            for computed in inference_passes(forward, chunks, ctx.device):
+                batch, rows = images[done : done + len(computed)], as_stored(computed.numpy())
+                if len(batch) <= INFERENCE_BATCH:
+                    batch_ms.append(1000 * (time.perf_counter() - start) / len(batch))
+                start = time.perf_counter()
+                store(batch, rows, float(np.median(batch_ms[1:] or batch_ms)))
+                done += len(batch)
+                ctx.reporter.on_progress("features", done, len(images))
+                feature_pass.after_batch(done, chunks.waited_s)
 
 
 @torch.inference_mode()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from strategies.core.cache import Rows
 from strategies.models.backbone import Backbone
+from strategies.models.body import Body
 
 CHANNELS_PER_LAYER = 64
 GRID = 14
@@ -149,3 +150,30 @@ def watch(net: nn.Module, layout: Layout) -> Iterator[dict[str, Tensor]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+class FeatureNetwork(nn.Module):
+    """A body whose output row holds all that is stored of an image.
+
+    Input: normalised images, (n, 3, h, w). Output, float32 (n, d): the pooled activations of every
+    depth, then the moments of every BatchNorm layer.
+
+    Parameters
+    ----------
+    moments
+        What `watch` yields. It must be watching: a compiled network contains the hooks that it
+        had at its first batch.
+    """
+
+    def __init__(self, body: Body, layout: Layout, moments: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.body, self.moments = body, moments
+        self.layers = [name for name, _ in layout.channels]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return one row per image."""
+        self.moments.clear()  # of a part that did not fit into memory
+        pooled = self.body.activations(images)
+        found = [by_image(self.moments[name], len(images)) for name in self.layers]
+        self.moments.clear()
+        return torch.cat([part.float() for part in (*pooled, *found)], dim=1)

@@ -15,15 +15,16 @@ from typing import get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from strategies.core.allocator import inference_passes
 from strategies.core.cache import Rows, as_stored, space_name
 from strategies.core.context import RunContext
-from strategies.core.prefetch import chunks, prefetch
+from strategies.core.prefetch import TimedIterator, chunks, prefetch
 from strategies.data.dataset import LabelledImage
 from strategies.data.decoding import Box, Pixels, read_image
 from strategies.data.transforms import resize_box
+from strategies.kernels.compiled import FeaturePass
 from strategies.models.backbone import Backbone
 from strategies.models.body import Body, Pooling, pool, widths
 from strategies.models.features import INFERENCE_BATCH, pooled_features, to_input
@@ -142,20 +143,36 @@ def _compute(
 
     def forward(pixels: Pixels) -> Tensor:
         ctx.check_time()
-        with ctx.autocast():
-            levels, last = body.levels_of(to_input(pixels, backbone, ctx.device))
-            assert last is not None
-            mean, grid = ([pool(level, p) for level in levels] for p in get_args(Pooling))
-            parts = [*mean, last, *grid]
-        return torch.cat([p.float() for p in parts], dim=1).cpu()
+        return feature_pass(to_input(pixels, backbone, ctx.device))
 
-    with torch.inference_mode(), ctx.cache.keep_open():
-        drawn = prefetch(read, chunks([i.path for i in images], size), ctx.n_workers)
+    drawn = TimedIterator(prefetch(read, chunks([i.path for i in images], size), ctx.n_workers))
+    kind = ["views", backbone.name, backbone.input_px, views]
+    with (
+        torch.no_grad(),
+        ctx.cache.keep_open(),
+        FeaturePass(ViewNetwork(body), kind, len(images), ctx) as feature_pass,
+    ):
         for rows in inference_passes(forward, drawn, ctx.device):
             batch = images[done : done + len(rows) // views]
             store(batch, as_stored(rows.numpy().reshape(len(batch), -1)))
             done += len(batch)
             ctx.reporter.on_progress("views", done, len(images))
+            feature_pass.after_batch(done, drawn.waited_s)
+
+
+class ViewNetwork(nn.Module):
+    """A body whose output row holds all that is stored of a view (`_layout`)."""
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return one row per view, float32 (n, width)."""
+        levels, last = self.body.levels_of(images)
+        assert last is not None
+        mean, grid = ([pool(level, p) for level in levels] for p in get_args(Pooling))
+        return torch.cat([part.float() for part in (*mean, last, *grid)], dim=1)
 
 
 def view_pixels(path: Path, backbone: Backbone, views: int) -> Pixels:

@@ -19,7 +19,7 @@ from strategies.core.errors import TrainingDiverged
 from strategies.core.metrics import Scores, significantly_better
 from strategies.data.dataset import Dataset, labels_of
 from strategies.kernels.bn_folding import NormByConv, norms_to_fold
-from strategies.kernels.compiled import StepCompiler
+from strategies.kernels.compiled import TRAINING, TimedCompiler, can_compile
 from strategies.kernels.depthwise import training_precision
 from strategies.kernels.fast_kernels import fast_kernels
 from strategies.models.architectures.timm_zoo import timm_module
@@ -82,7 +82,7 @@ class TrainingLoop:
         n_own = recipe.batch_size // dp_group.world_size
         self.n_parts = max(n_parts, first_micro_batches(n_own, ctx.device))  # fit into memory
         self.norms: NormByConv = {}
-        self.compiler: StepCompiler | None = None
+        self.compiler: TimedCompiler | None = None
         empty = np.zeros((0, network.head.out_features), dtype=np.float32)
         self.best, self.best_scores, self.scores = self.start, empty, empty
 
@@ -158,14 +158,14 @@ class TrainingLoop:
             self.loss = self.compiler.after_check(self.loss, self.step + 1, self.recipe.steps)
         self.step += 1
 
-    def _compiler(self, images: Tensor) -> StepCompiler:
-        """Return what compiles the steps: on one GPU, unless equal runs must end equally."""
-        ctx, is_alone = self.training_ctx, self.dp_group.world_size == 1
+    def _compiler(self, images: Tensor) -> TimedCompiler:
+        """Return what compiles the steps, unless several GPUs share a batch."""
+        ctx = self.training_ctx
         groups = (self.network.parameters(), self.updater.parameters)
         sizes = [sum(p.numel() for p in group) for group in groups]
-        is_enabled = ctx.device.type == "cuda" and is_alone and not ctx.is_deterministic
+        is_enabled = can_compile(ctx) and self.dp_group.world_size == 1
         kind = [self.inputs.kind, tuple(images.shape), self.recipe.mixes]
-        return StepCompiler(ctx, [*sizes, *kind], is_enabled=is_enabled)
+        return TimedCompiler(TRAINING, ctx, [*sizes, *kind], is_enabled=is_enabled)
 
     def cut_rate_after_failure(self) -> None:
         """Lower the learning rate if an update was skipped, because its gradient was not finite.

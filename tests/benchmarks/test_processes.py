@@ -343,13 +343,14 @@ def test_the_gpu_path_is_measured_part_by_part(
     def run(command: Sequence[object], **given: Any) -> subprocess.CompletedProcess[str]:
         words = list(map(str, command))
         started.append(words)
-        if "vit" in words:
+        if words[2:5:2] == ["features", "vit"]:
             raise subprocess.TimeoutExpired(words, given["timeout"])
         return subprocess.run(words, **given) if "pytest" in words else run_or_reuse(words)
 
     monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run))
     given = ["--device", "cpu", "--smoke", "--out", str(tmp_path / "gpu.json"), "--parts"]
-    given += ["features cnn", "features vit", "training resnet"]
+    given += ["features cnn", "features vit", "training resnet", "decoding"]
+    given += ["compiled-features vit", "compiled-training vit"]
     given += ["tl-advise", "tl-auto run", "gpu tests"]
     data = ["--data-root", str(data_root), "--set", "striped"]
     gpu.main([*given, *data])
@@ -359,16 +360,48 @@ def test_the_gpu_path_is_measured_part_by_part(
     assert parts["training resnet"]["flops_per_image"] > 0
     assert parts["tl-auto run"]["accuracy"] > 0.5
     assert parts["gpu tests"]["counts"].get("failed", 0) == 0
+    assert parts["compiled-features vit"]["rows_differ"] == 0  # traced, but not compiled
+    for name, key in (("features", "cuda_graphs"), ("features", "compiled")):
+        assert parts[f"compiled-{name} vit"][key]["rate"] > 0
+    assert parts["compiled-training vit"]["compiled"]["rate"] > 0
+    assert parts["decoding"]["largest_difference"] <= 1  # Pillow and torchvision use libjpeg
     printed = capsys.readouterr().out
     assert "| features cnn: pass / bare forward |" in printed
     assert "| features vit | TimeoutExpired:" in printed
     assert "| training resnet: host syncs in a step | not applicable |" in printed
+    assert "| compiled-features vit: rows differ by | 0.0e+00 | ≤ 0.02 | yes |" in printed
+    assert "less time" in printed
+    assert "| decoding: on the device |" in printed
     n_started = len(started)
     gpu.main([*given, *data])  # only what failed is measured again
     assert [words[2:5:2] for words in started[n_started:]] == [["features", "vit"]]
     with pytest.raises(SystemExit, match="another machine or version"):
         gpu.main([*given, "--data-root", str(tmp_path)])  # with generated images
-    assert sum(part.limit_s for part in gpu.PLAN.values()) < 8 * 60
+
+
+def test_parts_that_do_not_fit_into_the_time_are_left_to_the_next_start(
+    load: Load,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    gpu, now = load("gpu"), [0.0]
+    assert gpu.TOTAL_S == 8 * 60
+    assert max(part.limit_s for part in gpu.PLAN.values()) < gpu.TOTAL_S
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def slow(bench: object, limit_s: float) -> dict[str, float]:
+        now[0] += limit_s
+        return {"limit_s": limit_s}
+
+    bench = gpu.Bench("cpu", data_root, tmp_path, False)
+    plan = {name: gpu.Part(slow, 200) for name in ("first", "second", "third")}
+    for expected in (["first", "second"], ["first", "second", "third"]):
+        now[0] = 0.0
+        found = gpu.measure(plan, bench, tmp_path / "gpu.json")
+        assert list(found["parts"]) == expected
+    assert "third: no time left, start the script again" in capsys.readouterr().err
 
 
 def test_generated_images_can_be_told_apart_by_class(load: Load, tmp_path: Path) -> None:
@@ -385,6 +418,10 @@ def test_generated_images_can_be_told_apart_by_class(load: Load, tmp_path: Path)
 SMOKE = {
     "gpu": test_the_gpu_path_is_measured_part_by_part,
     "gpu_parts": test_the_gpu_path_is_measured_part_by_part,
+    "gpu_setup": test_the_gpu_path_is_measured_part_by_part,
+    "gpu_features": test_the_gpu_path_is_measured_part_by_part,
+    "gpu_training": test_the_gpu_path_is_measured_part_by_part,
+    "gpu_table": test_the_gpu_path_is_measured_part_by_part,
     "budget": test_a_run_is_compared_with_its_time_limit,
     "kill": test_a_killed_run_is_resumed_and_compared,
     "large_datasets": test_all_figures_of_large_datasets_are_measured,

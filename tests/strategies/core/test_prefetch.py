@@ -3,12 +3,14 @@ import threading
 import time
 from collections.abc import Iterator
 from itertools import count, islice
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from strategies.core.prefetch import batches_on_device, chunks, prefetch
+from strategies.core import prefetch as prefetching
+from strategies.core.prefetch import TimedIterator, batches_on_device, chunks, prefetch
 from tests.gpu.synchronisation import no_synchronisation
 
 CPU = torch.device("cpu")
@@ -114,3 +116,20 @@ def test_the_thread_that_pins_batches_ends_when_the_loop_ends_early(cuda: torch.
         next(moved)
         assert threading.active_count() == before + 1
     assert threading.active_count() == before
+
+
+def test_only_the_time_in_which_an_item_is_waited_for_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(prefetching, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def slow() -> Iterator[int]:
+        for item in range(3):
+            now[0] += 2.0
+            yield item
+
+    items = TimedIterator(slow())
+    for _ in items:
+        now[0] += 5.0
+    assert items.waited_s == 6.0

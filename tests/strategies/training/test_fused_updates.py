@@ -17,7 +17,7 @@ from strategies.core.errors import TrainingDiverged
 from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset
 from strategies.kernels import compiled
-from strategies.kernels.compiled import CompileCost, StepCompiler
+from strategies.kernels.compiled import TRAINING, CompileCost, TimedCompiler
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network
 from strategies.models.network import Network
@@ -236,10 +236,10 @@ def test_a_compiled_loss_trains_the_same_network(
     compile_with = torch.compile
     monkeypatch.setattr(torch, "compile", lambda loss: compile_with(loss, backend="eager"))
     monkeypatch.setattr(compiled, "ASSUMED", CompileCost(0.0, 0.5))
-    made: list[StepCompiler] = []
+    made: list[TimedCompiler] = []
 
-    def enabled(self: TrainingLoop, images: Tensor) -> StepCompiler:
-        made.append(StepCompiler(self.ctx, [], is_enabled=True))
+    def enabled(self: TrainingLoop, images: Tensor) -> TimedCompiler:
+        made.append(TimedCompiler(TRAINING, self.ctx, [], is_enabled=True))
         return made[-1]
 
     monkeypatch.setattr(TrainingLoop, "_compiler", enabled)
