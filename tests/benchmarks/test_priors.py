@@ -226,17 +226,20 @@ def test_an_oracle_loses_what_a_policy_loses_beyond_its_regret_by_halves(
     assert oracle[0] == pytest.approx(policy[0] - policy[2], abs=0.11)
 
 
-def test_heads_and_training_runs_have_intervals_of_their_own_widths(
-    scripts: dict[str, ModuleType],
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [("full_fine_tune", "training_runs"), ("from_scratch", "controls"), ("layer_svm", "heads")],
+)
+def test_a_kind_of_strategies_has_intervals_of_its_own_width(
+    strategy: str, kind: str, scripts: dict[str, ModuleType]
 ) -> None:
     rows, inputs = suite(scripts)
+    before = scripts["fit_priors"].fit(rows, inputs)["common"]["spreads"]
     for row in rows:
-        if row["set"] == "set3" and row["strategy"] == "from_scratch":
+        if row["set"] == "set3" and row["strategy"] == strategy:
             row["accuracy"] = 0.99
     spreads = scripts["fit_priors"].fit(rows, inputs)["common"]["spreads"]
-    before = scripts["fit_priors"].fit(*suite(scripts))["common"]["spreads"]
-    assert spreads["heads"] == before["heads"]
-    assert spreads["training_runs"] != before["training_runs"]
+    assert {name for name in spreads if spreads[name] != before[name]} == {kind}
 
 
 def test_a_dataset_far_from_the_model_moves_it_little(scripts: dict[str, ModuleType]) -> None:
