@@ -65,13 +65,23 @@ class UnknownScore(nn.Module):
             self.register_buffer(name, values.float())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the unknown score of every image, (n,), float32.
+        """Return the unknown score of every image, (n,), in float32, also within autocast.
+
+        In bfloat16 its distances had so large errors that 41% of the test images of a dataset were
+        unknown instead of 7%.
 
         Parameters
         ----------
         features
             Mean-pooled activations of the depths, one after the other, (n, d).
         """
+        kind = features.device.type
+        if not torch.is_autocast_enabled(kind):
+            return self._score(features)
+        with torch.autocast(kind, enabled=False):
+            return self._score(features)
+
+    def _score(self, features: Tensor) -> Tensor:
         parts = (self.parts(features) - self.offsets) * self.weights
         return parts.sum(dim=1)
 

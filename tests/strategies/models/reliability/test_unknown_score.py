@@ -118,6 +118,15 @@ def test_the_brightness_of_an_image_does_not_matter(draw: Draw) -> None:
     np.testing.assert_allclose(scores_of(found, x), scores_of(found, 3 * x), rtol=1e-3, atol=1e-3)
 
 
+def test_the_score_is_computed_in_float32_within_autocast(draw: Draw) -> None:
+    found, (features, _) = calibrated(draw), draw(200)
+    images = torch.from_numpy(features)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        within = found.module()(images)
+        assert (images @ images.T).dtype == torch.bfloat16  # the test can fail
+    np.testing.assert_array_equal(within.numpy(), scores_of(found, features))
+
+
 def test_a_rate_that_needs_more_held_out_images_is_refused_with_the_least_possible(
     draw: Draw,
 ) -> None:
