@@ -246,15 +246,16 @@ def test_a_feature_pass_is_timed_every_eight_batches(
 def test_more_networks_than_torch_compiles_a_function_for_are_compiled(
     ctx: RunContext, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tracer = trace_only(monkeypatch)
-    n_networks = torch._dynamo.config.recompile_limit + 2
-    for width in range(1, n_networks + 1):
-        compiler = TimedCompiler(TRAINING, ctx, [width], is_enabled=True)
-        network: nn.Module = Widened(width)
-        for step in (0, 1, 2):
-            clock.now += 1.0
-            network = compiler.after_check(network, step, 100_000)
-        network(torch.ones(2, width))
+    tracer, limit = trace_only(monkeypatch), 2
+    n_networks = limit + 2
+    with torch._dynamo.config.patch(recompile_limit=limit):
+        for width in range(1, n_networks + 1):
+            compiler = TimedCompiler(TRAINING, ctx, [width], is_enabled=True)
+            network: nn.Module = Widened(width)
+            for step in (0, 1, 2):
+                clock.now += 1.0
+                network = compiler.after_check(network, step, 100_000)
+            network(torch.ones(2, width))
     assert len(tracer.graphs) == n_networks
     torch.compiler.reset()
 
