@@ -27,7 +27,7 @@ from advisor.types.options import AUTO, DeviceName
 
 if TYPE_CHECKING:
     from advisor.deploy.export import Exported
-    from advisor.deploy.predict import Asked, Judgement, Predictions
+    from advisor.deploy.predict import Asked, Judgement, Predictions, UnknownCount
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def predict_command(
         fail(f"{missing[0]} does not exist.")
     streamed = Path("-") in images
     with errors(), ExitStack() as bars:
-        from advisor.deploy.predict import predict
+        from advisor.deploy.predict import UnknownCount, predict
         from strategies.core.allocator import keep_freed_memory
 
         keep_freed_memory()
@@ -205,9 +205,10 @@ def predict_command(
         if stdout.is_terminal and not streamed:
             batches = iter(list(batches))
             bars.close()  # lines on the same terminal would begin behind the bar
-        batches = _with_notes(batches, asked)
+        count = UnknownCount(asked)
+        batches = _with_notes(batches, judging.coverage, count)
         if output.json:
-            _predictions_as_json(batches, top, asked)
+            _predictions_as_json(batches, top, count)
         elif as_csv:
             _predictions_as_csv(batches, with_sets=judging.coverage is not None)
         else:
@@ -235,17 +236,14 @@ def _explained(
 
 
 def _with_notes(
-    batches: Iterator["Predictions"], asked: "Asked | None"
+    batches: Iterator["Predictions"], coverage: float | None, count: "UnknownCount"
 ) -> Iterator["Predictions"]:
-    """Yield the batches; say on stderr what the classifier does not promise.
+    """Yield the batches, and count them; say on stderr what the classifier does not promise.
 
     Before the first batch: for any images. After the last: for these, if too many are unknown.
     """
-    from advisor.deploy.predict import UnknownCount
     from strategies.models.reliability.reliability import ENOUGH_IMAGES
 
-    coverage = None if asked is None else asked.coverage
-    count = UnknownCount(asked)
     for number, batch in enumerate(batches):
         reliability = batch.reliability
         if number == 0 and batch.not_calibrated is not None:
@@ -277,17 +275,15 @@ def _expand_stdin(images: list[Path]) -> Iterator[Path]:
 
 
 def _predictions_as_json(
-    batches: Iterator["Predictions"], top: int, asked: "Asked | None"
+    batches: Iterator["Predictions"], top: int, count: "UnknownCount"
 ) -> None:
-    from advisor.deploy.predict import UnknownCount
+    """Print all batches as JSON; `count` has counted them when they are over (`_with_notes`)."""
     from strategies.data.image import shown
 
     predictions, quarantine = [], []
     reliability: dict[str, Any] | None = None
     reason: str | None = None
-    count = UnknownCount(asked)
     for batch in batches:
-        count.add(batch)
         reason = batch.not_calibrated
         reliability = None if batch.reliability is None else batch.reliability.record()
         judgements = batch.judgements or [None] * len(batch.rows)
