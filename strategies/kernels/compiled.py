@@ -204,7 +204,8 @@ class TimedCompiler:
 class FeaturePass:
     """A network without gradients that many batches pass; it is compiled if they are enough.
 
-    Use it as a context manager: at its end the memory of CUDA graphs is free again.
+    Use it as a context manager. Within it nothing is recorded for gradients; at its end the memory
+    of CUDA graphs is free again.
 
     Parameters
     ----------
@@ -223,10 +224,13 @@ class FeaturePass:
         n_weights = sum(p.numel() for p in network.parameters())
         parts = [*kind, n_weights, ctx.n_workers]  # decoding limits how much can be saved
         self.compiler = TimedCompiler(FEATURE_PASS, ctx, parts, is_enabled=can_compile(ctx))
+        is_enabled = self.compiler.is_enabled
+        self.mode = torch.no_grad() if is_enabled else torch.inference_mode()  # see `OneSize`
         self.n_batches = 0
 
     def __enter__(self) -> Self:
         """Return the pass itself."""
+        self.mode.__enter__()
         return self
 
     def __exit__(
@@ -236,6 +240,7 @@ class FeaturePass:
         trace: TracebackType | None,
     ) -> None:
         """Give back the memory of CUDA graphs."""
+        self.mode.__exit__(kind, error, trace)
         if self.compiler.eager is not None:
             torch.compiler.reset()
 

@@ -261,7 +261,7 @@ def _compute(
     done, start = 0, time.perf_counter()
     chunks = TimedIterator(batches([i.path for i in images], backbone, ctx.n_workers))
     kind = ["features", backbone.name, backbone.input_px]
-    with torch.no_grad(), watch(body.net, layout) as moments, ctx.cache.keep_open():
+    with watch(body.net, layout) as moments, ctx.cache.keep_open():
         network = FeatureNetwork(body, layout, moments)
         with FeaturePass(network, kind, len(images), ctx) as feature_pass:
 

@@ -148,7 +148,6 @@ def _compute(
     drawn = TimedIterator(prefetch(read, chunks([i.path for i in images], size), ctx.n_workers))
     kind = ["views", backbone.name, backbone.input_px, views]
     with (
-        torch.no_grad(),
         ctx.cache.keep_open(),
         FeaturePass(ViewNetwork(body), kind, len(images), ctx) as feature_pass,
     ):

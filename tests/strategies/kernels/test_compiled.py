@@ -243,6 +243,18 @@ def test_a_feature_pass_is_timed_every_eight_batches(
     assert values == [2.0] * 16 + [3.0] * 8
 
 
+@pytest.mark.parametrize("can_compile", [False, True])
+def test_a_pass_is_in_inference_mode_unless_it_may_use_cuda_graphs(
+    can_compile: bool, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiled, "can_compile", lambda ctx: can_compile)
+    with FeaturePass(Doubled(), [], 32, ctx):
+        assert torch.is_inference_mode_enabled() != can_compile
+        assert not torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
+    assert torch.is_grad_enabled()
+
+
 def test_more_networks_than_torch_compiles_a_function_for_are_compiled(
     ctx: RunContext, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
