@@ -42,7 +42,8 @@ TOTAL_S = 8 * 60
 """Time limit of one start of the script."""
 ADVISE, AUTO = (f"from advisor.cli.app import tl_{n}; tl_{n}()" for n in ("advise", "auto"))
 RUN_S = 60
-"""Time limit of ``tl-auto run``."""
+"""Time limit of ``tl-auto run``; `SMOKE_RUN_S` in a smoke run."""
+SMOKE_RUN_S = 10
 N_GENERATED, GENERATED_PX, N_CLASSES = 3000, 256, 5
 """Number, side and classes of generated images; a smoke run has `N_SMOKE` images."""
 N_SMOKE = 90
@@ -122,7 +123,7 @@ def run(bench: Bench, limit_s: float) -> Found:
     """Time ``tl-auto run --time 60s`` from the start of its process to its end."""
     out = bench.scratch / "run"
     options = ["--device", bench.device, "--cache-dir", bench.scratch / "run-cache", "--quiet"]
-    options += ["--time", f"{RUN_S}s", "--out", out]
+    options += ["--time", f"{SMOKE_RUN_S if bench.smoke else RUN_S}s", "--out", out]
     options += ["--input-px", 32, "--pilot", "off"] if bench.smoke else []
     start = time.perf_counter()
     bench.process(["-c", AUTO, "run", bench.data, *options], limit_s)
@@ -171,6 +172,17 @@ PLAN = {
     },
 }
 """All parts in order; `TOTAL_S` limits their sum."""
+SMOKE_PARTS = (
+    "features cnn",
+    "training resnet",
+    "tl-advise",
+    "tl-auto run",
+    "decoding",
+    "gpu tests",
+    "compiled-features vit",
+    "compiled-training vit",
+)
+"""Parts of a smoke run: everything that is measured, with one network each."""
 
 
 def measure(plan: dict[str, Part], bench: Bench, out: Path, *, redo: bool = False) -> Found:
@@ -240,21 +252,23 @@ def write_images(root: Path, n: int) -> Path:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure what is missing, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-root", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--data-root", type=Path, help="default: ../shared/data; smoke: none")
     parser.add_argument("--set", default="flowers5", help="generated images where it is absent")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--parts", nargs="+", choices=PLAN, default=list(PLAN))
+    parser.add_argument("--parts", nargs="+", choices=PLAN, help="default: all")
     parser.add_argument("--redo", action="store_true", help="measure again what is there")
     parser.add_argument("--smoke", action="store_true", help="tiny: to test this script")
     args = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="gpu-") as folder:
-        data, scratch = (args.data_root / args.set).resolve(), Path(folder)
-        if not data.is_dir():
+        root, scratch = args.data_root or ROOT.parent / "shared" / "data", Path(folder)
+        data = (root / args.set).resolve()
+        if not data.is_dir() or (args.smoke and args.data_root is None):
             n = N_SMOKE if args.smoke else N_GENERATED
             data = write_images(scratch / "generated", n)
         bench = Bench(args.device, data, scratch, args.smoke)
-        plan = {name: PLAN[name] for name in args.parts}
+        parts = args.parts or (SMOKE_PARTS if args.smoke else PLAN)
+        plan = {name: PLAN[name] for name in parts}
         print_table(measure(plan, bench, args.out, redo=args.redo))
 
 

@@ -349,9 +349,8 @@ def test_the_gpu_path_is_measured_part_by_part(
 
     monkeypatch.setattr(gpu, "subprocess", SimpleNamespace(run=run))
     given = ["--device", "cpu", "--smoke", "--out", str(tmp_path / "gpu.json"), "--parts"]
-    given += ["features cnn", "features vit", "training resnet", "decoding"]
-    given += ["compiled-features vit", "compiled-training vit"]
-    given += ["tl-advise", "tl-auto run", "gpu tests"]
+    given += [*gpu.SMOKE_PARTS, "features vit"]
+    assert {name.split(" ")[0] for name in gpu.PLAN} == {n.split(" ")[0] for n in gpu.SMOKE_PARTS}
     data = ["--data-root", str(data_root), "--set", "striped"]
     gpu.main([*given, *data])
     parts = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["parts"]
