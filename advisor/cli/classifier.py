@@ -188,15 +188,14 @@ def predict_command(
     missing = [p for p in images if str(p) != "-" and not p.exists()]
     if missing:
         fail(f"{missing[0]} does not exist.")
-    streamed = Path("-") in images
+    streamed = stdout.is_terminal and Path("-") in images
     with errors(), ExitStack() as bars:
         from advisor.deploy.predict import UnknownCount, predict
         from strategies.core.allocator import keep_freed_memory
 
         keep_freed_memory()
         asked = judging.asked()
-        quiet = output.quiet or (streamed and stdout.is_terminal)
-        on_progress = bars.enter_context(progress(quiet))
+        on_progress = bars.enter_context(progress(output.quiet or streamed))
         if explain is None:
             given = _expand_stdin(images)
             batches = predict(run, given, device=device, asked=asked, on_progress=on_progress)
