@@ -137,7 +137,7 @@ def test_default_and_given_learning_rates_are_fitted_and_printed(
     assert len(out.read_text(encoding="utf-8").splitlines()) == 2
     printed = capsys.readouterr().out
     assert "| norm_tune | striped |" in printed
-    assert "| **norm_tune** | mean |" in printed
+    assert "| **norm_tune** | mean of 1 |" in printed
 
 
 def test_losses_after_the_first_update_are_printed(
