@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from advisor.decide.candidates import DecisionInputs, PeakBytes, make_candidates
+from advisor.decide.candidates import DecisionInputs, make_candidates
 from advisor.decide.negative_transfer import transfer_risks
 from advisor.decide.pilot_value import piloted, reason_against_pilot
 from advisor.decide.priors import load_priors
@@ -27,10 +27,9 @@ from advisor.types.advice import Advice, Choice, Decision
 from advisor.types.flags import arguments
 from advisor.types.options import AUTO, DEFAULTS, Options
 from advisor.types.profile import BackboneScore, Pilot, Profile
-from strategies.base import Strategy
 from strategies.core.allocator import total_bytes
 from strategies.core.context import RunContext, make_context
-from strategies.core.progress import Reporter, ignore_progress
+from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset, Split, load_dataset
 from strategies.data.image import shown
 from strategies.models.backbone import Backbone, load_backbone, sizes_of
@@ -147,36 +146,9 @@ def advise_on(
         Returns, for the measurements, the seconds before the deadline of the context that the fit
         may not use; None: the deadline is no limit for the fit.
     """
-    hidden = replace(p, dataset=p.dataset.hide_test())
-    return _advise(hidden, _unlabelled_test(p.dataset), time_s, reserve_s)
-
-
-def _unlabelled_test(dataset: Dataset) -> Split:
-    """Return a sample of the test images without labels, to compare them with train.
-
-    Empty if the test split was cut at random: it cannot differ from train.
-    """
-    if not dataset.test or "test" not in dataset.listed:
-        return ()
-    rng = np.random.default_rng(0)
-    rows = rng.permutation(len(dataset.test))[:MAX_COMPARED]
-    return tuple(replace(dataset.test[row], label=-1) for row in sorted(rows))
-
-
-def _advise(
-    p: Prepared,
-    test_images: Split,
-    time_s: float | None,
-    reserve_s: Callable[[Profile], float] | None,
-) -> Advice:
-    """Recommend a strategy for a dataset without test labels.
-
-    Parameters
-    ----------
-    test_images
-        Test images without labels; empty if they cannot differ from train.
-    """
     start = time.monotonic()
+    test_images = _unlabelled_test(p.dataset)
+    p = replace(p, dataset=p.dataset.hide_test())
     dataset, backbone, options, ctx = p.dataset, p.backbone, p.options, p.ctx
     priors = load_priors()
     folder = options.reference
@@ -222,6 +194,18 @@ def _advise(
     )
 
 
+def _unlabelled_test(dataset: Dataset) -> Split:
+    """Return a sample of the test images without labels, to compare them with train.
+
+    Empty if the test split was cut at random: it cannot differ from train.
+    """
+    if not dataset.test or "test" not in dataset.listed:
+        return ()
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(len(dataset.test))[:MAX_COMPARED]
+    return tuple(replace(dataset.test[row], label=-1) for row in sorted(rows))
+
+
 def _decide(
     profile: Profile, p: Prepared, limit_s: float
 ) -> tuple[DecisionInputs, Decision, str | None]:
@@ -234,7 +218,7 @@ def _decide(
     options, priors = p.options, load_priors()
     forced = None if options.strategy == AUTO else options.strategy
     with p.ctx.cache.keep_open():
-        candidates = make_candidates(profile, p.dataset, p.backbone, peak_bytes_on(p.ctx))
+        candidates = make_candidates(profile, p.dataset, p.backbone, p.ctx)
     inputs = DecisionInputs(profile, candidates)
     decision = recommend(inputs, priors, forced, options.prefer, limit_s)
     options.on_ranking(decision.recommendations)
@@ -246,15 +230,6 @@ def _decide(
         decision = recommend(inputs, priors, forced, options.prefer, limit_s)
         options.on_ranking(decision.recommendations)
     return inputs, decision, no_pilot
-
-
-def peak_bytes_on(ctx: RunContext) -> PeakBytes:
-    """Return how the memory of a strategy is predicted on the device of a context."""
-
-    def peak_bytes(strategy: Strategy, dataset: Dataset, backbone: Backbone) -> int:
-        return strategy.peak_bytes(dataset, backbone, ctx)
-
-    return peak_bytes
 
 
 def _limit_s(time_s: float | None, reserve_s: float | None, ctx: RunContext) -> float:
@@ -304,7 +279,7 @@ def _context(options: Options) -> RunContext:
         seed=options.seed,
         workers=options.workers,
         is_deterministic=options.deterministic,
-        reporter=Reporter(options.on_progress or ignore_progress, options.on_note),
+        reporter=Reporter(options.on_progress, options.on_note),
     )
 
 

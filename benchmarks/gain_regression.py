@@ -123,7 +123,7 @@ def gains_of(
             continue
         own = case_of(row)
         for case in (own._replace(input_px=px) for px in SUITE_PX if px >= own.input_px):
-            if case in inputs and inputs[case].has(strategy):
+            if case in inputs and any(c.name == strategy for c in inputs[case].candidates):
                 expected = _expected(inputs[case], prior)
                 fit = (log_odds_of(row) - expected.mean, row["n_test"], seconds_of(row))
                 found.append(ObservedGain(strategy, case, own.input_px, expected, *fit))

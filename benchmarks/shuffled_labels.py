@@ -20,9 +20,9 @@ from run_suite import subsample
 from shared_datasets import DATA
 
 from advisor.advise import Prepared, advise_on
-from advisor.report.words import headline
 from advisor.types.advice import Advice
 from advisor.types.options import Options
+from advisor.types.summary import headline
 from strategies.core.context import make_context
 from strategies.data.dataset import Dataset
 from strategies.data.image import Split

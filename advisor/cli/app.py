@@ -91,10 +91,12 @@ class AdviceOutput(Output):
     ] = "never"
 
 
-@dataclass(frozen=True)
-class FitLimit:
-    """Limit of the fit that tl-advise recommends."""
-
+@advise_app.command()
+@with_flags
+def advise_command(
+    data: Data = None,
+    demo: Demo = False,
+    version: Version = False,
     time_s: Annotated[
         float | None,
         Flag(
@@ -103,18 +105,9 @@ class FitLimit:
             panel="Budget",
             is_duration=True,
         ),
-    ] = None
-
-
-@advise_app.command()
-@with_flags
-def advise_command(
-    data: Data = None,
-    demo: Demo = False,
-    version: Version = False,
+    ] = None,
     *,
     options: Options,
-    limit: FitLimit,
     files: FindingFiles,
     output: AdviceOutput,
 ) -> None:
@@ -140,7 +133,7 @@ def advise_command(
         options = replace(options, on_progress=phase_timer, on_note=print_note)
         if not (output.json or output.markdown):
             options = replace(options, on_ranking=lambda ranking: _show_ranking(below, ranking))
-        advice = _cached_or_new(folder, options, limit.time_s, phase_timer, html, files)
+        advice = _cached_or_new(folder, options, time_s, phase_timer, html, files)
     _print_advice(advice, output)
     if output.profile:
         phase_timer.end("report")
@@ -179,7 +172,7 @@ def _print_advice(advice: "Advice", output: AdviceOutput) -> None:
 
         sys.stdout.write(advice_markdown(advice))
     elif output.quiet:
-        from advisor.report.words import headline
+        from advisor.types.summary import headline
 
         stdout.print(headline(advice), highlight=False)
     elif output.full:
@@ -218,14 +211,11 @@ def _cached_or_new(
         message = "Data and options are unchanged: the advice comes from the cache."
         stderr.print(message, highlight=False)
         return cached
-    from advisor.advise import advise
+    from advisor.advise import prepare
 
     configure_process()
     phase_timer.end("imports")
-    if is_all:
-        advice = advise(folder, options, time_s=time_s)
-    else:
-        advice = advise_with_files(folder, options, time_s, html, files)
+    advice = advise_with_files(prepare(folder, options), time_s, html, files)
     store_advice(cache, key, advice)
     return advice
 
@@ -235,12 +225,9 @@ def _explain(code: str) -> None:
     from rich.markdown import Markdown
 
     from advisor.findings.explain import explanation
-    from strategies.core.errors import TransferError
 
-    try:
+    with errors():
         text = explanation(code)
-    except TransferError as error:
-        fail(str(error))
     stdout.print(Markdown(text) if stdout.is_terminal else text, markup=False, highlight=False)
 
 

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from advisor.cli.console import (
-    OnProgress,
     errors,
     fail,
     print_json,
@@ -21,9 +20,10 @@ from advisor.cli.console import (
     stderr,
     stdout,
 )
-from advisor.cli.options import Output, with_flags
+from advisor.cli.options import Output, check_run, with_flags
 from advisor.types.flags import Flag
 from advisor.types.options import AUTO, DeviceName
+from strategies.core.progress import OnProgress
 
 if TYPE_CHECKING:
     from advisor.deploy.export import Exported
@@ -183,8 +183,7 @@ def predict_command(
     """Classify images; print classes with probabilities, and which images are unknown."""
     if output.json and as_csv:
         fail("--json and --csv cannot be used together. Both print to stdout; give one.")
-    if not run.is_dir():
-        fail(f"{run} is not a folder. Give the folder that tl-auto run wrote (--out).")
+    check_run(run)
     missing = [p for p in images if str(p) != "-" and not p.exists()]
     if missing:
         fail(f"{missing[0]} does not exist.")

@@ -9,7 +9,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_origin
 
 import typer
 
@@ -147,11 +147,6 @@ def _value(option: Declared, key: str, value: Any) -> Any:
         _check(key, value, (int, float, str), "a duration, for example '10m'")
         parse_duration_s(key, str(value))
         return str(value)
-    if get_origin(option.value_kind) is list:
-        _check(key, value, (list,), "a list, for example ['a', 'b']")
-        for each in value:
-            _check(f"each of {key}", each, *_kind(get_args(option.value_kind)[0]))
-        return value
     _check(key, value, *_kind(option.value_kind))
     option.check(value)
     return value

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 import typer
 
 from strategies.core.limits import OtherLoad, thread_settings
+from strategies.core.progress import OnProgress
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from strategies.data.image import Skipped
 
 
-OnProgress = Callable[[str, int, int], None]
 STARTED_S = time.monotonic() - time.process_time()
 """About when this process started, on the clock of `time.monotonic`."""
 _OTHERS = OtherLoad()
@@ -72,11 +72,6 @@ class _LazyConsole:
 
 stdout = cast("Console", _LazyConsole(to_stderr=False))
 stderr = cast("Console", _LazyConsole(to_stderr=True))
-
-
-def started_s() -> float:
-    """Return about when this process started, on the clock of `time.monotonic`."""
-    return STARTED_S
 
 
 def seconds_left(limit_s: float) -> float:

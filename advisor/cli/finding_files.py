@@ -9,8 +9,8 @@ from advisor.types.flags import Flag
 from advisor.types.options import SuspiciousLabels
 
 if TYPE_CHECKING:
+    from advisor.advise import Prepared
     from advisor.types.advice import Advice
-    from advisor.types.options import Options
     from strategies.data.dataset import Dataset
 
 
@@ -88,12 +88,11 @@ class FindingFiles:
 
 
 def advise_with_files(
-    data: Path, options: "Options", time_s: float | None, html: Path | None, files: FindingFiles
+    prepared: "Prepared", time_s: float | None, html: Path | None, files: FindingFiles
 ) -> "Advice":
     """Recommend a strategy, and write the files and the page that were asked for."""
-    from advisor.advise import advise_on, prepare
+    from advisor.advise import advise_on
 
-    prepared = prepare(data, options)
     if files.write_manifest is not None:
         from advisor.findings.clean_manifest import refuse_sample
 
@@ -101,7 +100,9 @@ def advise_with_files(
     advice = advise_on(prepared, time_s)
     files.write(prepared.dataset, advice)
     if html is not None:
-        from advisor.cli.advice_page import write_report
+        from advisor.report.files import write_page
+        from advisor.report.gallery import make_gallery
 
-        write_report(prepared, advice, html)
+        hidden = prepared.dataset.hide_test()
+        write_page(html, advice, make_gallery(advice, hidden, prepared.backbone, prepared.ctx))
     return advice

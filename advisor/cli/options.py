@@ -41,13 +41,11 @@ def _show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-Data = Annotated[
-    Path | None,
-    typer.Argument(
-        help="Dataset: a folder with one subfolder per class, or with train/ [val/] [test/]; a "
-        "CSV, TSV or Parquet manifest; a .tar archive; or hfds/NAME."
-    ),
-]
+DATASET = (
+    "Dataset: a folder with one subfolder per class, or with train/ [val/] [test/]; a CSV, TSV or "
+    "Parquet manifest; a .tar archive; or hfds/NAME."
+)
+Data = Annotated[Path | None, typer.Argument(help=DATASET)]
 Demo = Annotated[bool, Flag("Use scikit-learn's handwritten digits as the dataset.", panel="Data")]
 Run = Annotated[Path, typer.Argument(help="Run folder.")]
 Json = Annotated[
@@ -268,3 +266,9 @@ def data_folder(data: Path | None, demo: bool, cache_dir: Path | None) -> Path:
             "CSV, TSV or Parquet manifest (path,label[,split]), or an uncompressed .tar archive."
         )
     return data
+
+
+def check_run(run: Path) -> None:
+    """Refuse what is no folder before heavy imports."""
+    if not run.is_dir():
+        fail(f"{run} is not a folder. Give the folder that tl-auto run wrote (--out).")

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from advisor.cli import console
 from advisor.cli.console import (
     INTERRUPTED,
-    OnProgress,
     configure_process,
     errors,
     print_json,
     print_note_once,
     progress,
     seconds_left,
-    started_s,
     stderr,
     stdout,
 )
 from advisor.cli.options import Data, Demo, Json, Output, Run, Version, data_folder, with_flags
 from advisor.types.flags import Flag
 from advisor.types.options import Options, RunOptions
+from strategies.core.progress import OnProgress
 
 if TYPE_CHECKING:
     from advisor.types.events import Event, OnEvent
@@ -70,7 +70,7 @@ def run_command(
             run,
             on_event=on_event,
             interrupt=Interrupt(),
-            began_s=started_s(),
+            began_s=console.STARTED_S,
         )
     _print_outcome(outcome, output)
 
@@ -170,7 +170,7 @@ def _print_outcome(outcome: "Outcome", output: RunOutput) -> None:
 
         print_json(outcome_record(outcome))
     elif output.quiet:
-        from advisor.report.words import winner
+        from advisor.types.summary import winner
 
         accuracy = "no test" if outcome.test is None else outcome.test.accuracy.percent()
         stdout.print(f"{winner(outcome)}: {accuracy} -> {outcome.folder}", highlight=False)

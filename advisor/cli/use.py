@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from advisor.cli.console import (
-    OnProgress,
     configure_process,
     errors,
     fail,
@@ -19,9 +18,10 @@ from advisor.cli.console import (
     progress,
     stdout,
 )
-from advisor.cli.options import Output, data_folder, with_flags
-from advisor.types.flags import Flag, check_values
+from advisor.cli.options import DATASET, Output, check_run, data_folder, with_flags
+from advisor.types.flags import Flag
 from advisor.types.options import AUTO, CacheDir, DeviceName, Workers
+from strategies.core.progress import OnProgress
 
 if TYPE_CHECKING:
     from advisor.deploy.embed import EmbeddedDataset
@@ -33,13 +33,7 @@ Split = Literal["auto", "train", "val", "test", "all"]
 RunOrClassifier = Annotated[
     Path, typer.Argument(help="Run folder, or the classifier folder in it.")
 ]
-LabelledData = Annotated[
-    Path,
-    typer.Argument(
-        help="Dataset: a folder with one subfolder per class, or with train/ [val/] [test/]; a "
-        "CSV, TSV or Parquet manifest; a .tar archive; or hfds/NAME."
-    ),
-]
+LabelledData = Annotated[Path, typer.Argument(help=DATASET)]
 Root = Annotated[
     Path | None, Flag("Folder that a manifest's relative paths start from.", panel="Data")
 ]
@@ -52,10 +46,6 @@ class Machine:
     device: DeviceName = AUTO
     workers: Workers = None
     cache_dir: CacheDir = None
-
-    def __post_init__(self) -> None:
-        """Check bounds."""
-        check_values(self)
 
     def context(self, on_progress: OnProgress) -> "RunContext":
         """Return the context that this machine computes in."""
@@ -70,16 +60,6 @@ class Machine:
             workers=self.workers,
             reporter=reporter,
         )
-
-
-@dataclass(frozen=True)
-class EvaluationOutput(Output):
-    """What tl-auto evaluate prints and writes."""
-
-    html: Annotated[
-        Path | None,
-        Flag("Also write the report to this file as a single HTML page.", panel="Output"),
-    ] = None
 
 
 @with_flags
@@ -102,14 +82,18 @@ def evaluate_command(
         ),
     ] = False,
     root: Root = None,
+    html: Annotated[
+        Path | None,
+        Flag("Also write the report to this file as a single HTML page.", panel="Output"),
+    ] = None,
     *,
     machine: Machine,
-    output: EvaluationOutput,
+    output: Output,
 ) -> None:
     """Evaluate the classifier of a run on labelled images: scores with 90% intervals."""
     check_run(run)
     data = data_folder(data, False, None)
-    check_html(output.html)
+    check_html(html)
     with progress(output.quiet) as on_progress, errors():
         from advisor.deploy.evaluate import evaluate_dataset, evaluation_record
 
@@ -117,13 +101,13 @@ def evaluate_command(
         found = evaluate_dataset(
             run, data, ctx, split=split, root=root, ignore_unknown=ignore_unknown_classes
         )
-        if output.html is not None:
+        if html is not None:
             from advisor.deploy.evaluation_page import evaluation_page
             from advisor.deploy.explain import explain_evaluation
             from strategies.core.atomic_files import write_text
 
             explained = explain_evaluation(found, ctx)
-            write_text(output.html, evaluation_page(found, ctx.n_workers, explained))
+            write_text(html, evaluation_page(found, ctx.n_workers, explained))
     if output.json:
         print_json(evaluation_record(found))
     elif output.quiet:
@@ -134,12 +118,6 @@ def evaluate_command(
 
         print_skipped(found.quarantine)
         print_evaluation(stdout, found)
-
-
-def check_run(run: Path) -> None:
-    """Refuse what is no folder before heavy imports."""
-    if not run.is_dir():
-        fail(f"{run} is not a folder. Give the folder that tl-auto run wrote (--out).")
 
 
 def check_html(html: Path | None) -> None:
@@ -284,7 +262,8 @@ def embed_command(
         import torch
 
         from advisor.deploy.embed import check_out, embed_dataset
-        from advisor.deploy.features import backbone_embedder, run_embedder
+        from advisor.deploy.features import backbone_embedder, classifier_embedder
+        from advisor.deploy.predict import load_classifier
         from strategies.models.catalogue import DEFAULT_BACKBONE
 
         check_out(out)
@@ -292,7 +271,7 @@ def embed_command(
         if run is None:
             embedder = backbone_embedder(backbone or DEFAULT_BACKBONE, input_px, ctx)
         else:
-            embedder = run_embedder(run, ctx)
+            embedder = classifier_embedder(load_classifier(run, ctx.device), ctx)
         found = embed_dataset(data, out, embedder, ctx, root)
     _print_embedded(found, output)
 

@@ -1,10 +1,10 @@
 """Inputs of the decision: profile, strategies with their first hyperparameters, and pilot."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from advisor.types.profile import Pilot, Profile
 from strategies.base import Strategy
+from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone, input_sizes
 from strategies.registry import STRATEGIES
@@ -58,10 +58,6 @@ class DecisionInputs:
     candidates: tuple[Candidate, ...]
     pilot: Pilot | None = None
 
-    def has(self, strategy: str) -> bool:
-        """Whether a strategy is a candidate at any input size."""
-        return any(c.name == strategy for c in self.candidates)
-
     def candidate(self, name: str, input_px: int | None = None) -> Candidate:
         """Return a strategy by its name; by default with the profile's input size."""
         return next(
@@ -82,30 +78,20 @@ class DecisionInputs:
         return tuple(c for c in self.full_size if c.inapplicable is None)
 
 
-PeakBytes = Callable[[Strategy, Dataset, Backbone], int | None]
-"""Predicts the largest memory of a fit in bytes; None: it is not predicted."""
-
-
-def no_peak_bytes(strategy: Strategy, dataset: Dataset, backbone: Backbone) -> None:
-    """Return None: the memory is not predicted."""
-
-
 def make_candidates(
-    profile: Profile,
-    dataset: Dataset,
-    backbone: Backbone,
-    peak_bytes: PeakBytes = no_peak_bytes,
+    profile: Profile, dataset: Dataset, backbone: Backbone, ctx: RunContext | None = None
 ) -> tuple[Candidate, ...]:
     """Return all strategies with the starting points that they choose from the profile.
 
-    Each has the input sizes of the backbone (`input_sizes`).
+    Each has the input sizes of the backbone (`input_sizes`). Without a context, the memory of a
+    fit is not predicted.
     """
     starts = [strategy.starting_point(profile) for strategy in STRATEGIES.values()]
     shapes = [s.with_input_px(px) for s in starts for px in input_sizes(backbone)]
 
     def candidate(s: Strategy) -> Candidate:
         reason = s.inapplicable(dataset, backbone)
-        peak = peak_bytes(s, dataset, backbone) if reason is None else None
+        peak = s.peak_bytes(dataset, backbone, ctx) if reason is None and ctx is not None else None
         return Candidate(s, s.image_passes(dataset, backbone), reason, peak)
 
     return tuple(candidate(s) for s in dict.fromkeys(shapes))

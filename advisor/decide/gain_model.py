@@ -195,7 +195,7 @@ def with_more_images(
     sizes = {k: Evidence(evidence[k].value + more, 0.0) for k in ("size", "total")}
     if profile.curve is None:
         return {**evidence, **sizes}
-    then = extrapolate(profile.curve, factor * profile.curve.measured[-1][0])
+    then = extrapolate(profile.curve.measured, factor * profile.curve.measured[-1][0])
     probe = Evidence(log_odds(then.mid, n), _sd(then) / _logit_slope(then.mid, n))
     return {**evidence, **sizes, "probe": probe}
 

@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 
-from advisor.decide.candidates import PeakBytes, make_candidates, no_peak_bytes
+from advisor.decide.candidates import make_candidates
 from advisor.decide.cost import fit_seconds
 from advisor.decide.priors import Priors
 from advisor.types.advice import Advice, Recommendation
+from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
 
@@ -15,7 +16,7 @@ def for_more_images(
     dataset: Dataset,
     backbone: Backbone,
     priors: Priors,
-    peak_bytes: PeakBytes = no_peak_bytes,
+    ctx: RunContext | None = None,
 ) -> Advice:
     """Return an advice with the hyperparameters, costs and times of fits to a larger dataset.
 
@@ -31,7 +32,7 @@ def for_more_images(
     profile = replace(advice.profile, n=n_train + n_val, n_train=n_train, n_val=n_val)
     candidates = {
         (c.name, c.input_px or profile.input_px): c
-        for c in make_candidates(profile, dataset, backbone, peak_bytes)
+        for c in make_candidates(profile, dataset, backbone, ctx)
     }
 
     def scaled(r: Recommendation) -> Recommendation:

@@ -137,8 +137,6 @@ class Priors:
 
     Attributes
     ----------
-    provenance
-        Rows, datasets, sizes, seeds, input sizes and date, for people.
     evidence
         Prior of each piece of evidence, in the order of the models' weights.
     spreads
@@ -155,7 +153,6 @@ class Priors:
         rates.
     """
 
-    provenance: str
     evidence: Mapping[str, Prior]
     spreads: Mapping[str, Spread]
     shared: float
@@ -176,7 +173,6 @@ def priors_from_record(record: Mapping[str, Any]) -> Priors:
     """Build priors from parsed JSON: ``{"common": ..., "strategies": {name: ...}}``."""
     common, strategies = record["common"], record["strategies"]
     return Priors(
-        provenance=common["provenance"],
         evidence={name: Prior(**v) for name, v in common["evidence"].items()},
         spreads={kind: Spread(**v) for kind, v in common["spreads"].items()},
         shared=common["shared"],

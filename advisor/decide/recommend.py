@@ -207,11 +207,7 @@ def _sized(
     found = []
     for order, name in enumerate(dict.fromkeys(o.strategy for o in options)):
         best = best_size([o for o in options if o.strategy == name], time_s, fallback, prefer)
-        candidate = next(
-            c
-            for c in inputs.candidates
-            if c.name == name and (c.input_px or inputs.profile.input_px) == best.input_px
-        )
+        candidate = inputs.candidate(name, best.input_px)
         gain, value = _gain(candidate, inputs, priors), value_within(best, time_s, fallback)
         found.append(_Ranked(candidate, best, gain, value, order))
     return found

@@ -309,11 +309,8 @@ class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "names": self._names,
         }
         self.classifier_.save(folder)
-        try:
-            write_json(folder / ADVICE_FILE, advice_record(self.advice_))
-            write_json(folder / RECORD_FILE, record)
-        except OSError as error:
-            raise StorageError(f"The classifier cannot be saved to {folder}: {error}") from error
+        write_json(folder / ADVICE_FILE, advice_record(self.advice_))
+        write_json(folder / RECORD_FILE, record)
 
     @classmethod
     def load(cls, folder: Path | str, device: str = AUTO) -> Self:

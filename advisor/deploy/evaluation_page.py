@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -10,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.report.charts.run import calibration_chart, classes_chart, confusion_chart
-from advisor.report.facts import Cell, Fact
+from advisor.report.facts import Cell, Fact, percent_fact
 from advisor.report.gallery import make_thumbs
 from advisor.report.html import (
     MOST_LISTED,
@@ -136,31 +137,18 @@ def _size_line(found: DatasetEvaluation) -> str:
 
 def _facts(found: DatasetEvaluation) -> list[Fact]:
     scores, loss = found.scores, found.log_loss
-    error = Interval(*(100 * x for x in _bounds(found.calibration_error)))
+    error = percent_fact("Calibration error (ECE)", found.calibration_error)
     facts = [
-        _percent_fact("Accuracy", scores.accuracy),
-        _percent_fact("Balanced accuracy", found.balanced_accuracy),
-        _percent_fact("Top-5 accuracy", scores.top_5),
+        percent_fact("Accuracy", scores.accuracy),
+        percent_fact("Balanced accuracy", found.balanced_accuracy),
         Fact("Log loss", f"{loss.mid:.3f}", f"[{loss.low:.3f}, {loss.high:.3f}] nats"),
-        Fact("Calibration error (ECE)", f"{error.mid:.1f} points", _span(error)),
-        _percent_fact("Accuracy on the run's own test", found.run_accuracy),
+        replace(error, value=error.value.replace("%", " points")),
     ]
-    return [fact for fact in facts if fact is not None]
-
-
-def _percent_fact(label: str, share: Interval | None) -> Fact | None:
-    if share is None:
-        return None
-    points = Interval(*(100 * x for x in _bounds(share)))
-    return Fact(label, f"{points.mid:.1f}%", _span(points))
-
-
-def _span(points: Interval) -> str:
-    return f"[{points.low:.1f}, {points.high:.1f}]"
-
-
-def _bounds(interval: Interval) -> tuple[float, float, float]:
-    return interval.low, interval.mid, interval.high
+    if scores.top_5 is not None:
+        facts.insert(2, percent_fact("Top-5 accuracy", scores.top_5))
+    if found.run_accuracy is not None:
+        facts.append(percent_fact("Accuracy on the run's own test", found.run_accuracy))
+    return facts
 
 
 def _cells(c: ClassScores) -> tuple[Cell, ...]:
@@ -194,7 +182,7 @@ def _classes(found: DatasetEvaluation) -> RenderableType:
 
 def _short(share: Interval) -> str:
     """Return a fraction in whole percent with its interval, to fit three of them in a line."""
-    low, mid, high = (100 * x for x in _bounds(share))
+    low, mid, high = (100 * x for x in (share.low, share.mid, share.high))
     return f"{mid:.0f}% [{low:.0f}, {high:.0f}]"
 
 

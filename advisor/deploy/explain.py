@@ -42,7 +42,7 @@ from strategies.core.context import RunContext
 from strategies.core.devices import predict_precision
 from strategies.core.errors import DataError, StorageError
 from strategies.core.prefetch import chunks, prefetch
-from strategies.core.progress import ignore_progress
+from strategies.core.progress import ignore
 from strategies.data.decoding import Pixels, UnreadableImage, read_image
 from strategies.data.image import Skipped, shown
 from strategies.data.inspection import read_images
@@ -281,7 +281,7 @@ def _explain_chunk(
     if found and train:
         own = descriptors(np.concatenate(features), classifier, "classifier")
         paths = [image.path for image in found]
-        quiet = replace(ctx, reporter=replace(ctx.reporter, on_progress=ignore_progress))
+        quiet = replace(ctx, reporter=replace(ctx.reporter, on_progress=ignore))
         near = nearest_files(paths, own, train, classifier, quiet, k=N_NEIGHBOURS)
         found = [
             replace(image, neighbours=neighbours)

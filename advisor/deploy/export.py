@@ -18,7 +18,7 @@ from advisor.report.files import CARD_NAME
 from advisor.tune.run_dir.directory import RunDir
 from strategies.core.atomic_files import write_text
 from strategies.core.errors import NotApplicable, StorageError, TransferError, unknown_name
-from strategies.core.progress import OnProgress, ignore_progress
+from strategies.core.progress import OnProgress, ignore
 from strategies.models.classifier import ImageClassifier
 from strategies.models.formats.export import (
     FORMATS,
@@ -118,7 +118,7 @@ def export_run(
     precision: str = "float32",
     check_data: Path | None = None,
     repository: Repository | None = None,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: OnProgress = ignore,
 ) -> Exported:
     """Export the best classifier of a run, and check that the export predicts the same.
 

@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 
 from advisor.deploy.labelled import LabelledFile
-from advisor.deploy.predict import CHUNK, load_classifier
+from advisor.deploy.predict import CHUNK
 from strategies.core.cache import Rows
 from strategies.core.context import RunContext
-from strategies.core.progress import ignore_progress
+from strategies.core.progress import ignore
 from strategies.data.image import Skipped, Split
 from strategies.data.inspection import read_images
 from strategies.models.backbone import load_backbone
@@ -60,28 +59,12 @@ def backbone_embedder(name: str, input_px: int | None, ctx: RunContext) -> Embed
         If the name is unknown, or the network does not take this input size.
     """
     backbone = load_backbone(name, input_px=input_px, on_progress=ctx.reporter.on_progress)
-    quiet = replace(ctx, reporter=replace(ctx.reporter, on_progress=ignore_progress))
+    quiet = replace(ctx, reporter=replace(ctx.reporter, on_progress=ignore))
 
     def rows(images: Split) -> Rows:
         return pooled_features(images, backbone, quiet, [backbone.n_depths])
 
     return Embedder(backbone.name, backbone.input_px, backbone.depths[-1].channels, rows)
-
-
-def run_embedder(run: Path, ctx: RunContext) -> Embedder:
-    """Return what computes the features that the head of a run's classifier reads.
-
-    Parameters
-    ----------
-    run
-        A run folder, or the classifier folder in it.
-
-    Raises
-    ------
-    StorageError
-        If there is no readable classifier.
-    """
-    return classifier_embedder(load_classifier(run, ctx.device), ctx)
 
 
 def classifier_embedder(classifier: ImageClassifier, ctx: RunContext) -> Embedder:

@@ -16,7 +16,7 @@ from strategies.core.devices import make_device, predict_precision
 from strategies.core.errors import DataError, TransferError
 from strategies.core.limits import usable_cpus
 from strategies.core.prefetch import chunks, prefetch
-from strategies.core.progress import OnProgress, ignore_progress
+from strategies.core.progress import OnProgress, ignore
 from strategies.data.dataset import Skipped
 from strategies.data.decoding import ImageSource, Pixels, known_suffixes
 from strategies.models.backbone import Backbone
@@ -154,7 +154,7 @@ def predict(
     *,
     device: str = "auto",
     asked: Asked | None = None,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: OnProgress = ignore,
 ) -> Iterator[Predictions]:
     """Classify images and all images below folders; yield predictions batch by batch.
 

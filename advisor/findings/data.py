@@ -30,8 +30,6 @@ from strategies.data.dataset import Dataset
 from strategies.data.image import labels_of, shown
 from strategies.data.near_duplicates import CERTAIN
 
-__all__ = ["ProbeEvidence", "check_data"]
-
 MAX_SUSPECTS = 50
 IMBALANCED = 5.0
 TOO_FEW, FEW = 5, 20

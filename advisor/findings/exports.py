@@ -11,7 +11,7 @@ import importlib.util
 import io
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -72,7 +72,7 @@ def finding_rows(findings: Iterable[Finding]) -> Iterator[FindingRow]:
     """
     for finding in findings:
         for image in finding.affected:
-            yield FindingRow(finding.code, finding.severity, *_values(image))
+            yield FindingRow(finding.code, finding.severity, *astuple(image))
 
 
 def findings_record(findings: Sequence[Finding], data: Path) -> dict[str, Any]:
@@ -293,7 +293,3 @@ def _text(path: Path) -> str:
     except UnicodeEncodeError:
         return shown(path)
     return str(path)
-
-
-def _values(image: AffectedImage) -> tuple[Any, ...]:
-    return tuple(getattr(image, field.name) for field in fields(image))

@@ -1,6 +1,6 @@
 """Learning curve of the linear probe: measured on subsamples, extrapolated by a power law."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -23,12 +23,8 @@ EXTRAPOLATED = (2, 4)
 """The curve is extrapolated to these multiples of the number of images."""
 
 
-@dataclass(frozen=True)
-class Point:
-    """Accuracy after training on this number of images per class."""
-
-    n_per_class: float
-    accuracy: Interval
+Point = tuple[float, Interval]
+"""Number of images per class, and the accuracy after training on as many."""
 
 
 def learning_curve(
@@ -63,21 +59,11 @@ def learning_curve(
         point = _measure(
             features, labels, n_classes, part, n_parts, strength * PARTS / n_parts, device
         )
-        if point is not None and point.n_per_class < last.n_per_class:
+        if point is not None and point[0] < last[0]:
             points.append(point)
     points.append(last)
-    return LearningCurve(
-        tuple((p.n_per_class, p.accuracy) for p in points),
-        tuple(
-            (f * last.n_per_class, _extrapolate(points, f * last.n_per_class))
-            for f in EXTRAPOLATED
-        ),
-    )
-
-
-def extrapolate(curve: LearningCurve, n_per_class: float) -> Interval:
-    """Extrapolate a measured curve to a number of images per class."""
-    return _extrapolate([Point(*measured) for measured in curve.measured], n_per_class)
+    sizes = [factor * last[0] for factor in EXTRAPOLATED]
+    return LearningCurve(tuple(points), tuple((n, extrapolate(points, n)) for n in sizes))
 
 
 def _measure(
@@ -108,21 +94,19 @@ def _measure(
     # variance between subsamples, but not the sampling variance of the evaluation images.
     variance = max(p * (1 - p), 1e-4) / n_test + float(np.var(accuracies)) / len(accuracies)
     n_effective = max(p * (1 - p), 1e-4) / variance
-    return Point(float(n_train) / len(np.unique(labels)), proportion(p, n_effective))
+    return float(n_train) / len(np.unique(labels)), proportion(p, n_effective)
 
 
-def _fit(points: list[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _fit(points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Fit log error = level - slope * log n, with a prior on the slope.
 
     Returns
     -------
     Posterior mean and covariance of (level at the last point, minus slope).
     """
-    x = np.log([p.n_per_class / points[-1].n_per_class for p in points])
+    x = np.log([n / points[-1][0] for n, _ in points])
     z = norm.ppf(0.5 + LEVEL / 2)
-    errors = np.array(
-        [[1 - p.accuracy.high, 1 - p.accuracy.mid, 1 - p.accuracy.low] for p in points]
-    )
+    errors = np.array([[1 - a.high, 1 - a.mid, 1 - a.low] for _, a in points])
     low, mid, high = np.log(np.maximum(errors, 1e-4)).T
     sd = np.maximum((high - np.maximum(low, mid - 3)) / (2 * z), 0.02)
     sd = np.hypot(sd, CURVATURE_SD * np.abs(x) / np.log(2))
@@ -133,15 +117,15 @@ def _fit(points: list[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]
     return mean, covariance
 
 
-def _extrapolate(points: list[Point], n_per_class: float) -> Interval:
-    """Extrapolate the curve: never below the last point or above 1, wider the larger n is."""
+def extrapolate(points: Sequence[Point], n_per_class: float) -> Interval:
+    """Extrapolate points: never below the last point or above 1, wider the larger n is."""
     mean, covariance = _fit(points)
-    x = float(np.log(n_per_class / points[-1].n_per_class))
+    x = float(np.log(n_per_class / points[-1][0]))
     row = np.array([1.0, x])
     centre = mean[0] + min(float(mean[1]), 0.0) * x
     sd = float(np.sqrt(row @ covariance @ row + (CURVATURE_SD * x / np.log(2)) ** 2))
     z = float(norm.ppf(0.5 + LEVEL / 2))
-    last = points[-1].accuracy.mid
+    last = points[-1][1].mid
     low, mid, high = (1 - min(float(np.exp(centre + k * sd)), 1.0) for k in (z, 0, -z))
     mid = max(mid, last)
     return Interval(min(low, mid), mid, max(high, mid))

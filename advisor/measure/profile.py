@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advisor.measure.knn import knn_accuracy
-from advisor.measure.learning_curve import Point, learning_curve
+from advisor.measure.learning_curve import learning_curve
 from advisor.measure.paired import loss_gain, paired_gain
 from advisor.measure.probe_evidence import ProbeEvidence
 from advisor.measure.random_init_control import measure_random_init_control, pixel_probe
@@ -41,7 +41,7 @@ from strategies.models.features import (
     time_features,
 )
 from strategies.models.flip_symmetry import measure_flip_asymmetry
-from strategies.training.costs.throughput import TrainingCost, measure_training_cost
+from strategies.training.costs.throughput import measure_training_cost
 
 MAX_MEASURED, MIN_PER_CLASS = 2000, 5
 """Sample for the probes: at most this many images, but at least 5 per class."""
@@ -76,7 +76,7 @@ def measure(
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(images))
     probed = _probe_depths(features, labels, dataset.n_classes, folds, ctx)
     control = measure_random_init_control(images, features, dataset.n_classes, backbone, ctx)
-    training = _training_cost(dataset, backbone, ctx)
+    training = measure_training_cost(dataset, half_size(backbone, TIMED_PX), ctx)
     last = features.pooled[-1]
     counts = np.bincount(labels_of(dataset.fit_split), minlength=dataset.n_classes)
     profile = Profile(
@@ -90,7 +90,6 @@ def measure(
         input_px=backbone.input_px,
         feature_width=backbone.depths[-1].channels,
         depth_names=tuple(d.name for d in backbone.depths),
-        flops_shares=tuple(d.flops_share for d in backbone.depths),
         similarity=measure_similarity(shift, ctx.seed),
         probes=probed.probes,
         best_svm=probed.best_svm,
@@ -113,11 +112,6 @@ def measure(
         backbone_statistics=_statistics(features, images, dataset, backbone, reference, ctx.seed),
     )
     return profile, ProbeEvidence(backbone.input_px, images, probed.scores, last, seed=ctx.seed)
-
-
-def _training_cost(dataset: Dataset, backbone: Backbone, ctx: RunContext) -> TrainingCost:
-    """Measure the cost of training, at half the input size if the network takes that."""
-    return measure_training_cost(dataset, half_size(backbone, TIMED_PX), ctx)
 
 
 def sample(
@@ -187,7 +181,7 @@ def _curve(
         penultimate,
         labels,
         n_classes,
-        last=Point(n_train / n_classes, probe.accuracy),
+        last=(n_train / n_classes, probe.accuracy),
         strength=probe.strength,
         groups=groups_of(tuple(images)),
         seed=ctx.seed,

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from advisor.report.frontier import HEADING, pick_rows
-from advisor.report.terminal import heading
+from advisor.report.terminal import heading, section
 from advisor.report.words import limit_words, needs_words, runner_up, size_line
 from advisor.types.advice import Advice, Recommendation
 from advisor.types.durations import duration
@@ -33,9 +33,9 @@ def print_brief(console: Console, advice: Advice) -> None:
     console.print(
         heading(advice),
         *_facts(advice),
-        *_section("Why", _why(advice)),
-        *_section("Strategies", _strategies(advice)),
-        *_section(HEADING, _frontier(advice)),
+        *section("Why", _why(advice)),
+        *section("Strategies", _strategies(advice)),
+        *section(HEADING, _frontier(advice)),
         *_findings(advice),
         Text(""),
         *(_one_line(line) for line in _ends(advice)),
@@ -47,12 +47,6 @@ def ranking_so_far(ranking: Sequence[Recommendation]) -> RenderableType:
     """Return the table of strategies, before the findings have been checked."""
     title = Text("Ranking so far; what may change it is still being checked.", style="dim")
     return Group(title, Padding(_ranked(ranking, is_void=False), (0, 0, 0, 2)))
-
-
-def _section(title: str, body: RenderableType | None) -> tuple[RenderableType, ...]:
-    if body is None:
-        return ()
-    return (Text(f"\n{title}", style="bold"), Padding(body, (0, 0, 0, 2), expand=False))
 
 
 def _one_line(text: str) -> Text:
@@ -150,7 +144,7 @@ def _findings(advice: Advice) -> tuple[RenderableType, ...]:
         return (Text.assemble(("\nFindings: ", "bold"), _listed(none, tips)),)
     rest = _listed(_more(len(issues) - MAX_FINDINGS), tips)
     lines = [f"{f.code} {f.title}" for f in issues[:MAX_FINDINGS]] + ([rest] if rest else [])
-    return _section("Findings", Group(*(_one_line(line) for line in lines)))
+    return section("Findings", Group(*(_one_line(line) for line in lines)))
 
 
 def _listed(*parts: str) -> str:

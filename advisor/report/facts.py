@@ -38,6 +38,12 @@ class Cell:
     value: float | None = None
 
 
+def percent_fact(label: str, share: Interval, more: str = "") -> Fact:
+    """Return a fraction in percent with its interval, and further details if there are any."""
+    value, _, interval = share.percent().partition(" ")
+    return Fact(label, value, interval + more)
+
+
 def main_facts(advice: Advice, outcome: Outcome | None) -> tuple[Fact, ...]:
     """Return the key figures for the top of the page: of the run, or else of the advice."""
     best, quadrant = advice.best, advice.quadrant
@@ -45,7 +51,7 @@ def main_facts(advice: Advice, outcome: Outcome | None) -> tuple[Fact, ...]:
         return _run_facts(outcome)
     second = advice.recommendations[1] if len(advice.recommendations) > 1 else None
     facts = [
-        Fact("Expected accuracy", _mid(best.accuracy), _interval_text(best.accuracy)),
+        percent_fact("Expected accuracy", best.accuracy),
         Fact("Predicted time of one fit", duration(best.seconds.mid), _span(best.seconds)),
         Fact("Images", f"{advice.profile.n:,}", f"{quadrant.size}: {_per_class(advice)}"),
     ]
@@ -61,17 +67,15 @@ def _run_facts(outcome: Outcome) -> tuple[Fact, ...]:
     test, best = outcome.test, outcome.best
     facts = []
     if test is not None:
-        facts.append(Fact("Test accuracy", _mid(test.accuracy), _interval_text(test.accuracy)))
+        facts.append(percent_fact("Test accuracy", test.accuracy))
         if test.top_5 is not None:
-            facts.append(Fact("Top-5 accuracy", _mid(test.top_5), _interval_text(test.top_5)))
+            facts.append(percent_fact("Top-5 accuracy", test.top_5))
         balanced = f"{100 * test.mean_per_class:.1f}%"
         facts.append(Fact("Balanced accuracy", balanced, "mean per-class recall"))
         error = f"{100 * test.calibration_error:.1f} points"
         facts.append(Fact("Expected calibration error", error, "0: perfectly calibrated"))
     if best.val_accuracy is not None:
-        facts.append(
-            Fact("Validation accuracy", _mid(best.val_accuracy), _interval_text(best.val_accuracy))
-        )
+        facts.append(percent_fact("Validation accuracy", best.val_accuracy))
     if outcome.transfer_gain is not None:
         found = outcome.transfer_gain
         value, detail = found.gain.points(), f"{VERDICTS[found.verdict]}; over {found.control}"
@@ -85,20 +89,13 @@ def _run_facts(outcome: Outcome) -> tuple[Fact, ...]:
 def measurements(advice: Advice) -> tuple[Fact, ...]:
     """Return the measurements that have no chart."""
     profile = advice.profile
-    facts = [
-        Fact(
-            "Linear probe (softmax)",
-            _mid(profile.linear_probe.accuracy),
-            f"{_interval_text(profile.linear_probe.accuracy)} on {profile.n_measured:,} images",
-        )
-    ]
+    measured = f" on {profile.n_measured:,} images"
+    facts = [percent_fact("Linear probe (softmax)", profile.linear_probe.accuracy, measured)]
     if profile.knn is not None:
-        facts.append(Fact("k-NN accuracy", _mid(profile.knn), _interval_text(profile.knn)))
+        facts.append(percent_fact("k-NN accuracy", profile.knn))
     if profile.pixel_probe is not None:
-        detail = (
-            f"{_interval_text(profile.pixel_probe)}; linear classifier on grayscale thumbnails"
-        )
-        facts.append(Fact("Pixel baseline", _mid(profile.pixel_probe), detail))
+        thumbnails = "; linear classifier on grayscale thumbnails"
+        facts.append(percent_fact("Pixel baseline", profile.pixel_probe, thumbnails))
     if profile.transfer_gain is not None:
         detail = "best depth, over the same network with random weights"
         facts.append(Fact("Transfer gain of probes", profile.transfer_gain.points(), detail))
@@ -170,14 +167,6 @@ def _cell(share: Interval | None) -> Cell:
 
 def _per_class(advice: Advice) -> str:
     return f"{advice.profile.n_per_class:.0f} per class, {advice.profile.n_classes} classes"
-
-
-def _mid(interval: Interval) -> str:
-    return f"{100 * interval.mid:.1f}%"
-
-
-def _interval_text(interval: Interval) -> str:
-    return f"[{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def _span(seconds: Interval) -> str:

@@ -1,6 +1,5 @@
 """Images for the HTML page: t-SNE map, thumbnails, and images named by findings."""
 
-import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ from sklearn.manifold import TSNE
 
 from advisor.measure.profile import sample
 from advisor.report.maps.mistakes import Explanations
+from advisor.report.maps.overlay import reduced, webp
 from advisor.types.advice import Advice, Finding
 from strategies.core.context import RunContext
 from strategies.core.metrics import Evaluation, Labels, Scores
@@ -31,7 +31,6 @@ SIDES_PX = (88, 64, 48, 32)
 """Candidate sides of thumbnails: the largest with which all fit into `BUDGET_BYTES` is used."""
 BUDGET_BYTES = 2_200_000
 """Budget of all encoded thumbnails; base64 adds a third, and the page must stay below 5 MB."""
-WEBP_QUALITY = 60
 PERPLEXITY, MAX_AXES = 30.0, 50
 
 
@@ -155,7 +154,7 @@ def make_thumbs(paths: Mapping[str, Path], n_workers: int = 2) -> dict[str, byte
     with ThreadPoolExecutor(n_workers) as pool:
         images = dict(zip(paths, pool.map(_reduced, paths.values()), strict=True))
     for side in SIDES_PX:
-        thumbs = {name: _webp(image, side) for name, image in images.items() if image}
+        thumbs = {name: webp(reduced(image, side)) for name, image in images.items() if image}
         if sum(map(len, thumbs.values())) <= BUDGET_BYTES:
             return thumbs
     return dict(_within_budget(thumbs.items(), BUDGET_BYTES))
@@ -173,19 +172,9 @@ def _within_budget(
 
 def _reduced(path: Path) -> Image.Image | None:
     try:
-        image = read_image(path)
+        return reduced(read_image(path), SIDES_PX[0])
     except UnreadableImage:
         return None
-    image.thumbnail((SIDES_PX[0], SIDES_PX[0]), Image.Resampling.LANCZOS, reducing_gap=3.0)
-    return Image.fromarray(np.asarray(image))  # drops metadata
-
-
-def _webp(image: Image.Image, side: int) -> bytes:
-    small = image.copy()
-    small.thumbnail((side, side), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    small.save(stream, "WEBP", quality=WEBP_QUALITY, method=4)
-    return stream.getvalue()
 
 
 def _map(
@@ -249,10 +238,10 @@ def lay_out(x: Scores, seed: int) -> Scores:
     # Noise separates duplicates, and gives identical images principal components.
     centred = centred + np.random.default_rng(seed).normal(0, 1e-3, centred.shape)
     axes = PCA(min(MAX_AXES, n, x.shape[1]), svd_solver="randomized", random_state=seed)
-    reduced = axes.fit_transform(centred.astype(np.float64))
+    on_axes = axes.fit_transform(centred.astype(np.float64))
     perplexity = min(PERPLEXITY, max((n - 1) / 3, 1.0))
     places = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(
-        reduced.astype(np.float32)
+        on_axes.astype(np.float32)
     )
     low, high = places.min(axis=0), places.max(axis=0)
     scaled: Scores = (places - low) / np.maximum(high - low, 1e-9)

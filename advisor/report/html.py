@@ -30,7 +30,6 @@ from advisor.report.words import (
     final_fit_words,
     limit_words,
     needs_words,
-    result,
     settings,
     size_line,
     soup_words,
@@ -42,6 +41,7 @@ from advisor.report.words import (
 from advisor.types.advice import Advice, Finding
 from advisor.types.durations import duration
 from advisor.types.outcome import Outcome
+from advisor.types.summary import result
 from strategies.core.metrics import LEVEL, Evaluation, Mistake
 from strategies.data.image import shown
 
@@ -150,30 +150,23 @@ def render(template: str, data: object, **content: Any) -> str:
     content
         What the template shows. All text is escaped.
     """
-    vega, js, css = _vega(), _read("page.js"), _read("page.css")
-    text: str = (
-        _templates()
-        .get_template(template)
-        .render(
-            data=Markup(_script_json(data)),
-            vega=Markup(vega),
-            js=Markup(js),
-            css=Markup(css),
-            script_hashes=Markup(f"{_hash(vega)} {_hash(js)}"),
-            style_hash=Markup(_hash(css)),
-            vega_version=vl_convert.get_vega_version(),
-            versions=", ".join(f"{name} {number}" for name, number in versions().items()),
-            level=round(100 * LEVEL),
-            **content,
-        )
+    vega, js = _vega(), _read("page.js")
+    return static_page(
+        template,
+        data=Markup(_script_json(data)),
+        vega=Markup(vega),
+        js=Markup(js),
+        script_hashes=Markup(f"{_hash(vega)} {_hash(js)}"),
+        vega_version=vl_convert.get_vega_version(),
+        level=round(100 * LEVEL),
+        **content,
     )
-    return text
 
 
 def static_page(template: str, **content: Any) -> str:
     """Return a self-contained page without charts and scripts. All text is escaped."""
     css = _read("page.css")
-    text: str = (
+    return (
         _templates()
         .get_template(template)
         .render(
@@ -183,7 +176,6 @@ def static_page(template: str, **content: Any) -> str:
             **content,
         )
     )
-    return text
 
 
 def _summary(advice: Advice, outcome: Outcome | None) -> dict[str, str]:

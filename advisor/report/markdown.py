@@ -116,7 +116,7 @@ def _other_measurements(advice: Advice) -> list[str]:
         ):
             lines.append(f"{name}: {gain.points()} over a linear probe, {format_loss_gain(loss)}")
     for name, score in profile.transferability.items():
-        lines.append(f"{metric_name(name)}: {_with_interval(score, 3)} ({DISPLAY})")
+        lines.append(f"{metric_name(name)}: {score.text()} ({DISPLAY})")
     if profile.curve is not None:
         for n, accuracy in profile.curve.extrapolated:
             lines.append(
@@ -141,7 +141,7 @@ def _depth_table(profile: Profile) -> str:
     rows = []
     for depth, name in enumerate(profile.depth_names, start=1):
         shift = shifts[depth - 1] if shifts else None
-        row = [f"{depth} {name}", "" if shift is None else _with_interval(shift, 3)]
+        row = [f"{depth} {name}", "" if shift is None else shift.text()]
         row.append(svms[depth].accuracy.percent())
         rows.append((*row, random.get(depth, "not measured")))
     columns = (
@@ -202,11 +202,6 @@ def finding_text(finding: Finding) -> str:
 def _seconds(seconds: Interval) -> str:
     ends = f"[{duration(seconds.low)}, {duration(seconds.high)}]"
     return f"{duration(seconds.mid)} {ends}"
-
-
-def _with_interval(interval: Interval, digits: int) -> str:
-    low, mid, high = (f"{v:.{digits}f}" for v in (interval.low, interval.mid, interval.high))
-    return f"{mid} [{low}, {high}]"
 
 
 def bullets(lines: Iterable[str]) -> str:

@@ -12,10 +12,8 @@ from advisor.report.frontier import HEADING, pick_rows
 from advisor.report.to_json import versions
 from advisor.report.words import (
     DISPLAY,
-    ENDED,
     baseline_words,
     final_fit_words,
-    headline,
     metric_name,
     no_cases_words,
     pairs,
@@ -29,13 +27,13 @@ from advisor.report.words import (
     transfer_words,
     void_words,
     why,
-    winner,
 )
 from advisor.types.advice import Advice, Finding
 from advisor.types.durations import duration
 from advisor.types.outcome import Outcome
 from advisor.types.profile import Profile, format_loss_gain
 from advisor.types.similarity import BackboneStatistics
+from advisor.types.summary import ENDED, headline, winner
 from strategies.core.metrics import LEVEL
 
 MAX_NAME = 24
@@ -50,14 +48,14 @@ def print_advice(console: Console, advice: Advice) -> None:
     console.print(
         heading(advice),
         Text(size_line(advice)),
-        *_section("Why", _lines(why(advice))),
-        *_section("All strategies", _strategies(advice)),
-        *_section(HEADING, _frontier(advice)),
-        *_section("Backbones", _backbones(advice)),
-        *_section("Measurements", _measured(advice)),
-        *_section("Findings", _findings(advice.findings)),
-        *_section("Automatic choices", _choices(advice)),
-        *_section("Reproduce", _lines((advice.command, releases))),
+        *section("Why", _lines(why(advice))),
+        *section("All strategies", _strategies(advice)),
+        *section(HEADING, _frontier(advice)),
+        *section("Backbones", _backbones(advice)),
+        *section("Measurements", _measured(advice)),
+        *section("Findings", _findings(advice.findings)),
+        *section("Automatic choices", _choices(advice)),
+        *section("Reproduce", _lines((advice.command, releases))),
         Text(
             f"\nIntervals are {100 * LEVEL:.0f}% intervals. Measured in "
             f"{duration(advice.seconds)}; seed {advice.seed}."
@@ -157,7 +155,8 @@ def heading(advice: Advice) -> RenderableType:
     )
 
 
-def _section(title: str, body: RenderableType | None) -> tuple[RenderableType, ...]:
+def section(title: str, body: RenderableType | None) -> tuple[RenderableType, ...]:
+    """Return a heading with its indented text; nothing without a text."""
     if body is None:
         return ()
     return (Text(f"\n{title}", style="bold"), Padding(body, (0, 0, 0, 2), expand=False))

@@ -9,11 +9,6 @@ from advisor.types.durations import duration, time_limit
 from advisor.types.outcome import Outcome, TransferGain, TransferVerdict
 from advisor.types.profile import Profile
 from advisor.types.similarity import IMAGENET, BackboneStatistics, DomainSimilarity
-from advisor.types.summary import ENDED as ENDED
-from advisor.types.summary import backbone_used as backbone_used
-from advisor.types.summary import headline as headline
-from advisor.types.summary import result as result
-from advisor.types.summary import winner as winner
 from strategies.core.metrics import Interval
 
 VERDICTS: Mapping[TransferVerdict, str] = {
@@ -142,8 +137,7 @@ def similarity_words(similarity: DomainSimilarity) -> str:
     near, far = similarity.between
     between = [f"at most that of {near}" if near else "", f"above that of {far}" if far else ""]
     where = " and ".join(b for b in between if b)
-    s = similarity.score
-    return f"similarity {s.mid:.2f} [{s.low:.2f}, {s.high:.2f}]" + (f"; {where}" if where else "")
+    return f"similarity {similarity.score.text('.2f')}" + (f"; {where}" if where else "")
 
 
 def baseline_words(advice: Advice) -> str:

@@ -6,6 +6,7 @@ pretrained head, and are comparable between datasets on one backbone and input s
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,6 @@ from advisor.types.similarity import BackboneStatistics, HeadEvidence
 from strategies.core.metrics import LEVEL, Interval, Labels
 from strategies.data.sampling import balanced_rows
 from strategies.models.features import Features
-from strategies.models.moments import Moments
 
 MAX_IMAGES = 1000
 """Largest number of images for the shift and the head, but at least one of every class."""
@@ -67,7 +67,8 @@ def measure_backbone_statistics(
     per_depth: tuple[Interval | None, ...] = ()
     if features.moments is not None:
         source = reference.source(input_px) if reference else None
-        moments = _rows_of(features.moments, rows)
+        m = features.moments
+        moments = replace(m, mean=m.mean[rows], square=m.square[rows])
         shift, per_depth = shift_intervals(moments, labels, source, len(features.pooled), rng)
     return BackboneStatistics(
         reference="the network's running statistics" if reference is None else reference.name,
@@ -117,13 +118,3 @@ def _head_evidence(
     confident_share = reference.confident_share.get(input_px) if reference else None
     penultimate = features.pooled[-1][rows]
     return head_evidence(features.source_head, penultimate, labels, classes, confident_share)
-
-
-def _rows_of(moments: Moments, rows: NDArray[np.int64]) -> Moments:
-    return Moments(
-        moments.mean[rows],
-        moments.square[rows],
-        moments.layer,
-        moments.layer_share,
-        moments.layer_depth,
-    )

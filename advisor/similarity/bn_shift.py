@@ -4,7 +4,6 @@ The estimate is debiased, so that it does not grow when there are fewer images. 
 comes from a bootstrap. Classes have nearly equal weights, however many images they have.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +17,7 @@ from strategies.models.moments import Moments
 DRAWS = 200
 """Number of bootstrap draws of an interval."""
 _BLOCK = 50
+"""Draws that are made at once: more need not fit in memory."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ def bootstrap_layer_shifts(
     """
     mean, square = moments.mean.astype(np.float32), moments.square.astype(np.float32)
     drawn = []
-    for block in _blocks(draws):
-        shares = bootstrap_weights(weights, block, rng).astype(np.float32)
+    for done in range(0, draws, _BLOCK):
+        shares = bootstrap_weights(weights, min(_BLOCK, draws - done), rng).astype(np.float32)
         average = shares @ mean
         variance = shares @ square - average**2
         drawn.append(
@@ -195,10 +195,3 @@ def _variance_of_mean(values: Vector, weights: Weights) -> Vector:
     factor = (sizes / np.maximum(sizes - 1, 1))[weights.stratum]
     variance: Vector = (weights.share**2 * factor) @ centred**2
     return variance
-
-
-def _blocks(total: int) -> Iterator[int]:
-    """Split a number of draws into blocks that fit in memory."""
-    while total > 0:
-        yield min(total, _BLOCK)
-        total -= _BLOCK

@@ -3,10 +3,8 @@
 They are shipped with the program or measured on the user's own images.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ from strategies.core.cache import Rows
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError, StorageError
 from strategies.data.dataset import LabelledImage
-from strategies.data.decoding import UnreadableImage, decode_image, known_suffixes
+from strategies.data.decoding import known_suffixes
+from strategies.data.inspection import read_images
 from strategies.models.backbone import Backbone
 from strategies.models.features import Features, extract_features
 
@@ -163,19 +162,8 @@ def list_images(folder: Path, n_workers: int) -> list[LabelledImage]:
     suffixes = known_suffixes()
     files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
     chosen = np.random.default_rng(0).permutation(len(files))[:MAX_IMAGES]
-    with ThreadPoolExecutor(n_workers) as pool:
-        read = pool.map(_read_image, [files[i] for i in np.sort(chosen)])
-        return list({p.digest: p for p in read if p is not None}.values())
-
-
-def _read_image(path: Path) -> LabelledImage | None:
-    """Return an image, or None if it cannot be read: a reference does not need every file."""
-    try:
-        data = path.read_bytes()
-        image = decode_image(data)
-    except (OSError, UnreadableImage):
-        return None
-    return LabelledImage(path, 0, hashlib.sha256(data).hexdigest(), image.width, image.height)
+    images, _ = read_images([(files[i], 0) for i in np.sort(chosen)], n_workers)
+    return list({p.digest: p for p in images}.values())
 
 
 def shipped_reference(backbone: Backbone) -> Reference | None:

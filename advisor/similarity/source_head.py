@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from scipy.special import logsumexp
 
 from advisor.similarity.bn_shift import Weights, balanced
-from advisor.similarity.transferability import leep_terms, nce_terms
+from advisor.similarity.transferability import leep_terms
 from advisor.types.similarity import HeadEvidence, NearestSourceClass
 from strategies.core.cache import Rows
 from strategies.core.distributions import norm
@@ -28,41 +28,33 @@ class Predictions:
     ----------
     probabilities
         Probabilities of the source classes, (n, source classes).
-    entropy, energy
-        Entropy and energy of every image in nats, (n,). Energy is ``-logsumexp(logits)``: low for
-        images like those of pretraining.
+    entropy
+        Entropy of every image in nats, (n,).
     confidence, named
         The largest probability, and the source class that has it, (n,) each.
     """
 
     probabilities: NDArray[np.float32]
     entropy: NDArray[np.float64]
-    energy: NDArray[np.float64]
     confidence: NDArray[np.float64]
     named: Labels
 
 
 def predict(head: SourceHead, penultimate: Rows) -> Predictions:
-    """Apply the pretrained head to penultimate activations (n, d).
-
-    References
-    ----------
-    On energy: W. Liu et al., Energy-based out-of-distribution detection, NeurIPS 2020.
-    """
+    """Apply the pretrained head to penultimate activations (n, d)."""
     n = len(penultimate)
     probabilities = np.empty((n, len(head.bias)), dtype=np.float32)
-    entropy, energy = np.empty(n), np.empty(n)
+    entropy = np.empty(n)
     for start in range(0, n, _BLOCK):
         rows = slice(start, start + _BLOCK)
         logits = head.logits(penultimate[rows]).astype(np.float64)
         total = logsumexp(logits, axis=1)
         p = np.exp(logits - total[:, None])
-        probabilities[rows], energy[rows] = p, -total
+        probabilities[rows] = p
         entropy[rows] = total - (p * logits).sum(axis=1)
     named = probabilities.argmax(axis=1)
-    return Predictions(
-        probabilities, entropy, energy, probabilities.max(axis=1).astype(np.float64), named
-    )
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    return Predictions(probabilities, entropy, confidence, named)
 
 
 def head_evidence(
@@ -89,14 +81,12 @@ def head_evidence(
     n_effective = 1 / float(np.square(weights.share).sum())
     return HeadEvidence(
         entropy=_mean(predictions.entropy, weights),
-        energy=_mean(predictions.energy, weights),
         confident_share=proportion(float(weights.share @ confident), n_effective),
         source_confident_share=source_confident_share,
         nearest_source_classes=nearest_source_classes(
             predictions.named, labels, classes, head.classes
         ),
         leep=_mean(leep_terms(predictions.probabilities, labels), weights),
-        nce=_mean(nce_terms(predictions.named, labels), weights),
     )
 
 

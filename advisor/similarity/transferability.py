@@ -1,4 +1,4 @@
-"""Transferability scores of pretrained features and predictions: LEEP, NCE, LogME, H-score."""
+"""Transferability scores of pretrained features and predictions: LEEP, LogME, H-score."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -34,38 +34,12 @@ def leep_terms(probabilities: Scores, labels: Labels) -> NDArray[np.float64]:
     representations, ICML 2020.
     """
     _require_rows(len(probabilities), labels)
-    label_of_row, n_labels = _renumber(labels)
-    joint = np.zeros((n_labels, probabilities.shape[1]))
+    names, label_of_row = np.unique(labels, return_inverse=True)
+    joint = np.zeros((len(names), probabilities.shape[1]))
     np.add.at(joint, label_of_row, probabilities)
     conditional = joint / np.maximum(joint.sum(axis=0), np.finfo(float).tiny)
     likelihood = np.einsum("nz,nz->n", probabilities, conditional[label_of_row])
     terms: NDArray[np.float64] = np.log(likelihood)
-    return terms
-
-
-def nce_terms(source_labels: Labels, labels: Labels) -> NDArray[np.float64]:
-    """Return log P(label | source class) of every image, shape (n,).
-
-    Their mean is NCE, the negative conditional entropy of the labels given the source class, in
-    nats. At most 0, which is reached if the source class determines the label; at least minus the
-    entropy of the labels. Comparable between networks on one dataset, not between datasets.
-
-    Parameters
-    ----------
-    source_labels, labels
-        Predicted source class and label of every image, (n,) each.
-
-    References
-    ----------
-    A. T. Tran, C. V. Nguyen and T. Hassner, Transferability and hardness of supervised
-    classification tasks, ICCV 2019.
-    """
-    _require_rows(len(source_labels), labels)
-    row, n_labels = _renumber(labels)
-    column, n_sources = _renumber(source_labels)
-    counts = np.zeros((n_labels, n_sources))
-    np.add.at(counts, (row, column), 1)
-    terms: NDArray[np.float64] = np.log(counts[row, column] / counts.sum(axis=0)[column])
     return terms
 
 
@@ -191,11 +165,6 @@ def _shrinkage(features: Scores) -> float:
     spread = squared / width - mean_variance**2
     noise = min(noise, spread)
     return 0.0 if noise == 0 else noise / spread
-
-
-def _renumber(labels: Labels) -> tuple[Labels, int]:
-    names, numbers = np.unique(labels, return_inverse=True)
-    return numbers, len(names)
 
 
 def _require_rows(n: int, labels: Labels) -> None:

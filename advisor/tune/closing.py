@@ -32,27 +32,16 @@ REPORT_S = 6.0
 
 
 @dataclass(frozen=True)
-class ReportDraft:
-    """The HTML report of a run before there is an outcome: it shows the advice alone.
+class ClosingResult:
+    """What a run has besides its classifier once the search is over.
 
     Attributes
     ----------
     gallery
-        Its map and thumbnails, which the final report shows too; None: there is no report.
-    seconds
-        Seconds that the report took, without the map. The final report takes no longer, as the
-        scripts are loaded by then.
+        Map and thumbnails of the report; None: there is no report.
     """
 
     gallery: Gallery | None
-    seconds: float
-
-
-@dataclass(frozen=True)
-class ClosingResult:
-    """What a run has besides its classifier once the search is over."""
-
-    draft: ReportDraft
     control: Control | None
     soup: Soup | None
 
@@ -97,14 +86,13 @@ def tune(
     search.compute_features()
     search.run(stop_at_first=True)
     search.fit_on_measured()
-    draft = ReportDraft(None, 0.0)
+    gallery: Gallery | None = None
     if with_report:
-        draft = draft_report(folder, advice, prepared, budget.left_s())
-    budget.observe_report(draft.seconds)
+        gallery, budget.report_s = draft_report(folder, advice, prepared, budget.left_s())
     control = None
     if wanted and not search.is_interrupted:
         control = fit_early_control(folder, prepared, budget)
-        budget.early_control(is_fitted=control is not None)
+        budget.has_control = control is not None
     search.run()
     search.fit_fallback()
     soup = make_soup(search.executor, search.incumbent, search.trials.snapshot().done)
@@ -119,16 +107,21 @@ def tune(
     if search.is_interrupted:  # whoever pressed Ctrl-C wants the end soon
         ends_s = min(ends_s, time.monotonic() + budget.reliability_s)
     add_reliability(search.executor, search.incumbent, ends_s)
-    return ClosingResult(draft, control, soup)
+    return ClosingResult(gallery, control, soup)
 
 
 def draft_report(
     folder: RunDir, advice: Advice, prepared: Prepared, seconds_left: float
-) -> ReportDraft:
+) -> tuple[Gallery, float]:
     """Write the report of the advice into the run directory, and measure how long that takes.
 
     What is computed before most of the search needs no reserve after it. The map is left out if
     there are not more than `MIN_S_FOR_MAP` seconds left.
+
+    Returns
+    -------
+    Map and thumbnails, which the final report shows too, and the seconds that the page took
+    without them. The final one takes no longer: the scripts are loaded by then.
 
     Raises
     ------
@@ -143,7 +136,7 @@ def draft_report(
     load_scripts()
     begun = time.monotonic()
     write_page(folder.path / PAGE_FILE, advice, gallery)
-    return ReportDraft(gallery, time.monotonic() - begun)
+    return gallery, time.monotonic() - begun
 
 
 def with_explanations(

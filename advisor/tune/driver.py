@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from advisor.advise import Prepared, advise_on, peak_bytes_on, prepare
+from advisor.advise import Prepared, advise_on, prepare
 from advisor.decide.cost import first_baseline_s
 from advisor.decide.more_images import for_more_images
 from advisor.decide.priors import load_priors
@@ -37,7 +37,7 @@ from advisor.tune.trials.ray_executor import check_gpus, storage_of, trial_execu
 from advisor.tune.trials.study import Trials
 from advisor.tune.trials.validation import Validation, make_validation, n_folds
 from advisor.types.advice import Advice
-from advisor.types.events import OnEvent, ignore
+from advisor.types.events import OnEvent
 from advisor.types.options import AUTO, DEFAULTS, RUN_DEFAULTS, Options, RunOptions
 from advisor.types.outcome import Outcome
 from advisor.types.profile import Profile
@@ -48,6 +48,7 @@ from strategies.core.errors import (
     OutOfTime,
     TransferError,
 )
+from strategies.core.progress import ignore
 from strategies.data.dataset import Dataset
 from strategies.registry import search_spaces
 
@@ -203,7 +204,7 @@ def run_session(
         folder.write_trials(outcome.trials)
         folder.write("outcome.json", outcome_record(outcome))
         gallery = with_explanations(
-            closing.draft.gallery, outcome, found.classifier, prepared, search.executor.budget
+            closing.gallery, outcome, found.classifier, prepared, search.executor.budget
         )
         write_run_reports(outcome, gallery, prepared.ctx.n_workers)
         executor.clear()
@@ -308,8 +309,8 @@ def make_search(
     only = None if options.strategy == AUTO else options.strategy
     if prepared.measured is not None:
         check_split(folder, dataset, "all_images_sha256")
-        peak_bytes = peak_bytes_on(prepared.ctx)
-        advice = for_more_images(advice, dataset, prepared.backbone, load_priors(), peak_bytes)
+        ctx = prepared.ctx
+        advice = for_more_images(advice, dataset, prepared.backbone, load_priors(), ctx)
     if run.advised_only:
         only = advice.best.strategy
     scheduler = make_scheduler(

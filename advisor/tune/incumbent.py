@@ -23,7 +23,7 @@ class Incumbent:
     """
 
     def __init__(self, folder: RunDir, scheduler: Scheduler) -> None:
-        self._folder, self._scheduler = folder, scheduler
+        self._folder, self.scheduler = folder, scheduler
         self._own: tuple[TrialRecord, ImageClassifier] | None = None
 
     @property
@@ -49,16 +49,7 @@ class Incumbent:
 
     def is_beaten_by(self, record: TrialRecord) -> bool:
         """Return whether a trial is better, by `Scheduler.beats`."""
-        return self._scheduler.beats(record, self.trial)
-
-    def best_of(self, records: Sequence[TrialRecord]) -> TrialRecord | None:
-        """Return the best of some trials."""
-        return self._scheduler.best(records)
-
-    @property
-    def one_image(self) -> float:
-        """Accuracies that differ by at most this differ by at most one validation image."""
-        return self._scheduler.one_image
+        return self.scheduler.beats(record, self.trial)
 
     def replace(
         self,

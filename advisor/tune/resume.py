@@ -11,18 +11,18 @@ from advisor.tune.interrupt import Interrupt
 from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.settings import read_settings
 from advisor.tune.trials.ray_executor import check_gpus
-from advisor.types.events import OnEvent, ignore
+from advisor.types.events import OnEvent
 from advisor.types.outcome import Outcome
 from strategies.core.errors import StorageError
-from strategies.core.progress import OnNote, OnProgress, ignore_note
+from strategies.core.progress import OnNote, OnProgress, ignore
 
 
 def resume(
     run: Path | str,
     *,
     time_s: float | None = None,
-    on_progress: OnProgress | None = None,
-    on_note: OnNote = ignore_note,
+    on_progress: OnProgress = ignore,
+    on_note: OnNote = ignore,
     on_event: OnEvent = ignore,
     interrupt: Interrupt | None = None,
     show_progress: bool = False,

@@ -73,7 +73,7 @@ def make_soup(
         return None
     to_beat, on_disk = best.val_accuracy, _soup_on_disk(incumbent, done)
     is_over = executor.interrupt.requested or not incumbent.is_open()
-    if pool is None or is_over or 1 - to_beat.mid <= incumbent.one_image:
+    if pool is None or is_over or 1 - to_beat.mid <= incumbent.scheduler.one_image:
         return on_disk
     ranked = _compatible(executor, pool, done, best)
     if len(ranked) < 2:
@@ -88,7 +88,8 @@ def make_soup(
 
 def _soup_on_disk(incumbent: Incumbent, done: Sequence[TrialRecord]) -> Soup | None:
     """Return the record of the run's classifier if it is an average already, else None."""
-    numbers, best, alone = incumbent.averaged_trials, incumbent.trial, incumbent.best_of(done)
+    numbers, best = incumbent.averaged_trials, incumbent.trial
+    alone = incumbent.scheduler.best(done)
     if not numbers or best is None or alone is None or alone.val_accuracy is None:
         return None
     return Soup(numbers, best.val_accuracy, alone.val_accuracy, kept=True)
@@ -195,7 +196,7 @@ def _save_if_better(
     known = incumbent.trial
     if known is None or known.val_accuracy is None:
         return False
-    if tried.val_accuracy.mid - known.val_accuracy.mid <= incumbent.one_image:
+    if tried.val_accuracy.mid - known.val_accuracy.mid <= incumbent.scheduler.one_image:
         return False
     record = replace(first, val_accuracy=tried.val_accuracy)
     incumbent.replace(tried.classifier, record, averaged=tried.trials)

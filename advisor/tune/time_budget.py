@@ -48,8 +48,6 @@ class TimeLeft:
 class TimeBudget:
     """The deadline of a run, the reserves before it, and the prediction speed of this machine.
 
-    Its methods are the only ones that change it.
-
     Attributes
     ----------
     deadline_s
@@ -115,10 +113,6 @@ class TimeBudget:
         """Expect a time by area for an input size that was not timed in this process yet."""
         self.by_px.setdefault(px, self.seconds_at(px))
 
-    def observe_report(self, seconds: float) -> None:
-        """Reserve what the draft of the report took."""
-        self.report_s = seconds
-
     def reserve_for(
         self, *, incumbent_is_trained: bool, n_soup_images: int, incumbent_px: int | None = None
     ) -> None:
@@ -141,10 +135,6 @@ class TimeBudget:
         """Return whether the control is cheap enough for this run."""
         evaluation_s = SAFETY_FACTOR * self.n_test * self.s_per_image
         return self.control_s + evaluation_s <= MAX_CONTROL_SHARE * self.limit_s
-
-    def early_control(self, *, is_fitted: bool) -> None:
-        """Note whether the probe that is the incumbent has its control already."""
-        self.has_control = is_fitted
 
     def release_control(self, *, is_fitted: bool) -> None:
         """Give the rest of the control's time to the search.
@@ -194,10 +184,6 @@ class TimeBudget:
             soup_s = SAFETY_FACTOR * self.n_soup_images * self.s_per_image + SOUP_S
         return self.soup_ends_s() - soup_s
 
-    def validation_s(self, n: int | None = None) -> float:
-        """Return the seconds to reserve for passing `n` validation images; None: all of them."""
-        return SAFETY_FACTOR * (self.n_val if n is None else n) * self.s_per_image
-
     def fit_ends_s(self, n_val: int | None = None) -> float:
         """Return the ``time.monotonic()`` by which a fit must end, to be validated in time.
 
@@ -206,7 +192,8 @@ class TimeBudget:
         n_val
             Validation images that must pass the network; None: all of them.
         """
-        return self.search_ends_s() - self.validation_s(n_val) - 0.3
+        n = self.n_val if n_val is None else n_val
+        return self.search_ends_s() - SAFETY_FACTOR * n * self.s_per_image - 0.3
 
     def fold_ends_s(self, n_left: int, n_val: int | None = None) -> float:
         """Return the ``time.monotonic()`` by which the next of `n_left` folds must be fitted.

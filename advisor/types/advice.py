@@ -17,7 +17,7 @@ from strategies.data.image import Skipped
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 
 Size = Literal["small", "large"]
 Domain = Literal["similar", "different"]

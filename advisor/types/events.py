@@ -46,7 +46,3 @@ class Event:
 
 
 OnEvent = Callable[[Event], None]
-
-
-def ignore(event: Event) -> None:
-    """Do nothing with an event: the default callback."""

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from advisor.types.flags import Flag, check_values
 from strategies.core.errors import TransferError
 from strategies.core.limits import MAX_IMAGES, MAX_QUARANTINE
-from strategies.core.progress import OnNote, OnProgress, ignore_note
+from strategies.core.progress import OnNote, OnProgress, ignore
 
 AUTO = "auto"
 Prefer = Literal["accuracy", "balanced", "cheap"]
@@ -63,10 +63,6 @@ CacheDir = Annotated[
 
 OnRanking = Callable[[Sequence[Any]], None]
 """Called with recommendations (`advisor.types.advice.Recommendation`), the best one first."""
-
-
-def ignore_ranking(ranking: Sequence[Any]) -> None:
-    """Ignore a ranking (default callback)."""
 
 
 @dataclass(frozen=True)
@@ -192,9 +188,9 @@ class Options:
     seed: Annotated[
         int, Flag("Random seed of splits, folds and training.", panel="Decision", min=0)
     ] = 0
-    on_progress: OnProgress | None = field(default=None, compare=False)
-    on_note: OnNote = field(default=ignore_note, compare=False)
-    on_ranking: OnRanking = field(default=ignore_ranking, compare=False)
+    on_progress: OnProgress = field(default=ignore, compare=False)
+    on_note: OnNote = field(default=ignore, compare=False)
+    on_ranking: OnRanking = field(default=ignore, compare=False)
 
     def __post_init__(self) -> None:
         """Check choices and bounds, and that no option is without effect."""

@@ -63,14 +63,11 @@ class ClassGain:
         Number of test images of the class.
     gain
         Accuracy within the class minus that of the control.
-    significant
-        Whether the gain is significant, with the false discovery rate controlled over classes.
     """
 
     name: str
     n: int
     gain: Interval
-    significant: bool
 
 
 @dataclass(frozen=True)

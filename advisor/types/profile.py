@@ -166,8 +166,8 @@ class Profile:
         Name and input size of the backbone.
     feature_width
         Channels of the backbone's penultimate activations.
-    depth_names, flops_shares
-        Name of every depth, and share of the FLOPs of a forward pass up to it.
+    depth_names
+        Name of every depth.
     similarity
         Domain similarity of the images, the same for every backbone.
     probes
@@ -232,7 +232,6 @@ class Profile:
     input_px: int
     feature_width: int
     depth_names: tuple[str, ...]
-    flops_shares: tuple[float, ...]
     similarity: DomainSimilarity
     probes: tuple[ProbeResult, ...]
     best_svm: ProbeResult

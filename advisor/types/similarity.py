@@ -34,26 +34,22 @@ class HeadEvidence:
     entropy
         Mean entropy of its predictions in nats, from 0 (certain) to log(number of source classes)
         (uniform).
-    energy
-        Mean energy in nats; lower for images like those of pretraining.
     confident_share, source_confident_share
         Share of predictions with a probability of at least 50%; the same on images of the
         pretraining domain (None if not measured).
     nearest_source_classes
         The most predicted source class of every class; largest share (by its lower bound) first.
-    leep, nce
-        Mean log-likelihood in nats of the labels given the source classes: LEEP by predicted
-        probabilities, NCE (negative conditional entropy) by predicted classes. At most 0; higher
-        means more related. Comparable between networks on one dataset, not between datasets.
+    leep
+        Mean log-likelihood in nats of the labels given the probabilities of the source classes.
+        At most 0; higher means more related. Comparable between networks on one dataset, not
+        between datasets.
     """
 
     entropy: Interval
-    energy: Interval
     confident_share: Interval
     source_confident_share: float | None
     nearest_source_classes: tuple[NearestSourceClass, ...]
     leep: Interval
-    nce: Interval
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,11 @@ class Interval:
         """Return a fraction as text in percent: ``"91.2% [88.0, 93.7]"``."""
         return f"{100 * self.mid:.1f}% [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
+    def text(self, form: str = ".3f") -> str:
+        """Return the numbers as text: ``"0.120 [0.100, 0.150]"``."""
+        low, mid, high = (f"{x:{form}}" for x in (self.low, self.mid, self.high))
+        return f"{mid} [{low}, {high}]"
+
     def points(self, unit: str = " points") -> str:
         """Return a difference of fractions as text: ``"+1.2 points [-0.3, +2.8]"``."""
         return f"{100 * self.mid:+.1f}{unit} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"

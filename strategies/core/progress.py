@@ -15,16 +15,8 @@ OnEpoch = Callable[[int, float | None], None]
 """Called with (epoch from 1, validation accuracy or None without validation images)."""
 
 
-def ignore_note(note: str) -> None:
-    """Ignore a note (default callback)."""
-
-
-def ignore_progress(what: str, done: int, total: int) -> None:
-    """Ignore progress (default callback)."""
-
-
-def ignore_epoch(epoch: int, val_accuracy: float | None) -> None:
-    """Ignore the end of an epoch (default callback)."""
+def ignore(*reported: object) -> None:
+    """Ignore what is reported (default callback)."""
 
 
 @contextlib.contextmanager
@@ -59,9 +51,9 @@ class Reporter:
         Called at the end of every epoch with the validation accuracy. It may raise to end the fit.
     """
 
-    on_progress: OnProgress = ignore_progress
-    on_note: OnNote = ignore_note
-    on_epoch: OnEpoch = ignore_epoch
+    on_progress: OnProgress = ignore
+    on_note: OnNote = ignore
+    on_epoch: OnEpoch = ignore
 
 
 @dataclass
@@ -81,7 +73,7 @@ class PhaseTimer:
         Value of ``time.monotonic()`` at the last report.
     """
 
-    on_progress: OnProgress = ignore_progress
+    on_progress: OnProgress = ignore
     seconds: dict[str, float] = field(default_factory=dict)
     last_s: float = field(default_factory=time.monotonic)
 

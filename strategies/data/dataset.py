@@ -10,7 +10,7 @@ import numpy as np
 
 from strategies.core.cache import ArrayCache
 from strategies.core.limits import MAX_IMAGES, MAX_QUARANTINE
-from strategies.core.progress import OnProgress, ignore_progress
+from strategies.core.progress import OnProgress, ignore
 from strategies.data.image import (
     ImageStats,
     LabelledImage,
@@ -155,7 +155,7 @@ def load_dataset(
     seed: int = 0,
     n_workers: int = 2,
     cache: ArrayCache | None = None,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: OnProgress = ignore,
 ) -> Dataset:
     """Load a folder, archive, manifest or Hugging Face dataset as a `Dataset`.
 
@@ -306,7 +306,7 @@ def read_rest(
     wanted: Mapping[str, int],
     n_workers: int,
     cache: ArrayCache | None = None,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: OnProgress = ignore,
     must_stop: Callable[[], bool] = lambda: False,
 ) -> tuple[dict[str, Split], dict[str, int]]:
     """Read images that the sample left out.

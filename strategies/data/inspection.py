@@ -19,7 +19,7 @@ from PIL import Image
 
 from strategies.core.cache import ArrayCache, space_name
 from strategies.core.errors import DataError
-from strategies.core.progress import OnProgress, ignore_progress
+from strategies.core.progress import OnProgress, ignore
 from strategies.data.decoding import Decoded, UnreadableImage, decode, read_bytes, silence_pillow
 from strategies.data.image import THUMB_PX, ImageStats, LabelledImage, Skipped, Split, shown
 
@@ -45,7 +45,7 @@ def read_images(
     files: Sequence[tuple[Path, int]],
     n_workers: int,
     cache: ArrayCache | None = None,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: OnProgress = ignore,
 ) -> tuple[Split, list[Skipped]]:
     """Decode every file, the only reliable check that it is readable; keep only a thumbnail.
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from strategies.core.errors import BackboneError, unknown_name
-from strategies.core.progress import OnProgress, ignore_progress
+from strategies.core.progress import OnProgress, ignore
 from strategies.data.transforms import CropMode, EvaluationCrop, crop_mode_of
 from strategies.models.architectures import packaged, pretrained, timm_zoo
 from strategies.models.architectures.capabilities import (
@@ -133,7 +133,7 @@ def load_backbone(
     name: str = DEFAULT_BACKBONE,
     *,
     input_px: int | None = None,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: OnProgress = ignore,
 ) -> Backbone:
     """Load a pretrained network by its timm name and describe it.
 

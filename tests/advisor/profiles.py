@@ -82,7 +82,6 @@ def profile_of(
         input_px=224,
         feature_width=1280,
         depth_names=NAMES,
-        flops_shares=(0.2, 0.6, 1.0),
         similarity=similarity_of(similarity),
         probes=(
             probe(3, "softmax", linear),
@@ -215,7 +214,6 @@ def priors_by_hand() -> Priors:
         model_of("from_scratch", -1.0),
     )
     return Priors(
-        provenance="made by hand",
         evidence={
             "far": Prior(0.4, 0.3),
             "probe": Prior(1.5, 1.0),

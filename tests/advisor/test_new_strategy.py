@@ -12,8 +12,8 @@ import pytest
 from optuna.distributions import BaseDistribution, FloatDistribution
 from rich.console import Console
 
-from advisor.advise import advise
-from advisor.cli.advice_page import advise_with_page
+from advisor.advise import advise, prepare
+from advisor.cli.finding_files import FindingFiles, advise_with_files
 from advisor.report.files import PAGE_FILE
 from advisor.report.from_json import read_advice
 from advisor.report.markdown import advice_markdown
@@ -86,7 +86,7 @@ def test_advice_ranks_it_with_its_wide_interval_in_every_report(
 ) -> None:
     data = write_folder(tmp_path / "data", 12)
     page = tmp_path / "page.html"
-    advice = advise_with_page(data, options, None, page)
+    advice = advise_with_files(prepare(data, options), None, page, FindingFiles())
     found = next(r for r in advice.recommendations if r.strategy == NearestMean.name)
     probe = next(r for r in advice.recommendations if r.strategy == "linear_probe")
     assert advice.best is not found

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from advisor.cli.advice_page import advise_with_page
+from advisor.advise import prepare
+from advisor.cli.finding_files import FindingFiles, advise_with_files
 from advisor.types.options import Options
 from strategies.heads import principal_axes
 from tests.benchmarks.conftest import rows_in, run_in_process
@@ -310,7 +311,8 @@ def test_screenshots_are_taken_of_a_report(
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
         pytest.skip("Chromium is not installed")
     options = Options(input_px=32, cache_dir=cache_dir, pilot="off")
-    advise_with_page(data_root / "striped", options, None, tmp_path / "report.html")
+    prepared = prepare(data_root / "striped", options)
+    advise_with_files(prepared, None, tmp_path / "report.html", FindingFiles())
     load("screenshots").main(["--run", str(tmp_path), "--out", str(tmp_path / "images")])
     found = {p.name for p in (tmp_path / "images").iterdir()}
     assert found == {"report-light.png", "report-dark.png", "map-dark.png"}

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from advisor.cli.advice_page import advise_with_page
+from advisor.advise import prepare
+from advisor.cli.finding_files import FindingFiles, advise_with_files
 from advisor.deploy.explain import explain
 from advisor.report.html import page
 from advisor.tune.driver import auto
@@ -57,7 +58,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (data / "class0" / "torn.png").write_bytes(b"no image")
     shutil.copy(data / "class0" / "001.png", data / "class1" / "copy.png")
     small = Options(input_px=32, cache_dir=folder / "cache")
-    advise_with_page(data, small, None, folder / "advice.html")
+    advise_with_files(prepare(data, small), None, folder / "advice.html", FindingFiles())
     auto(data, folder / "run", small, RunOptions(time_s=120, max_trials=2))
     hostile = hostile_advice()
     outcome = made_outcome(hostile)

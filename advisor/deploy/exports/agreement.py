@@ -19,7 +19,7 @@ from advisor.tune.run_dir.directory import RunDir
 from advisor.tune.run_dir.images import image_rows
 from strategies.core.errors import DataError
 from strategies.core.metrics import Interval, Labels, Scores
-from strategies.core.progress import OnProgress, ignore_progress
+from strategies.core.progress import OnProgress, ignore
 from strategies.data.decoding import Pixels, known_formats, read_bytes, read_image
 from strategies.models.classifier import ImageClassifier
 from strategies.models.formats.predictor import Predictor
@@ -195,7 +195,7 @@ def check(
     predict: Predictor,
     classifier: ImageClassifier,
     images: CheckImages,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: OnProgress = ignore,
 ) -> Agreement:
     """Compare an exported classifier with the classifier itself on images.
 

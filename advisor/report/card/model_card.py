@@ -12,15 +12,14 @@ from typing import Any
 from advisor.report.markdown import bullets, code, escape, finding_text, table
 from advisor.report.to_json import versions
 from advisor.report.words import (
-    backbone_used,
     final_fit_words,
-    headline,
     pairs,
     size_line,
     soup_words,
     transfer_words,
 )
 from advisor.types.outcome import Outcome
+from advisor.types.summary import backbone_used, headline
 from strategies.core.metrics import LEVEL, Interval
 from strategies.models.catalogue import CATALOGUE
 

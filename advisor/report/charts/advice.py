@@ -15,7 +15,6 @@ from advisor.report.charts.vega import (
     Row,
     depth_axis,
     depths,
-    estimate_text,
     interval_row,
     lines_with_intervals,
     percent_text,
@@ -52,12 +51,9 @@ def similarity_chart(profile: Profile) -> Chart | None:
     statistics = profile.backbone_statistics
     if statistics is None or not statistics.per_depth:
         return None
-    values: list[Row] = [
-        {"depth": name, "low": s.low, "mid": s.mid, "high": s.high}
-        for name, s in zip(depths(profile), statistics.per_depth, strict=True)
-        if s is not None
-    ]
-    rows = tuple((v["depth"], estimate_text(v, "{:.3f}")) for v in values)
+    pairs = zip(depths(profile), statistics.per_depth, strict=True)
+    shifts = [(name, s) for name, s in pairs if s is not None]
+    values = [{"depth": name, **interval_row(s)} for name, s in shifts]
     return Chart(
         "similarity",
         "BatchNorm shift by depth",
@@ -71,7 +67,7 @@ def similarity_chart(profile: Profile) -> Chart | None:
             ),
         },
         ("depth", "BatchNorm shift (nats)"),
-        rows,
+        tuple((name, s.text()) for name, s in shifts),
     )
 
 

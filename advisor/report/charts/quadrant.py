@@ -7,7 +7,6 @@ from advisor.report.charts.vega import Chart, Row, Spec
 from advisor.report.words import title
 from advisor.similarity.calibration import calibration
 from advisor.types.advice import Advice, Domain, Size
-from strategies.core.metrics import Interval
 
 
 def landmarks() -> tuple[tuple[str, float], ...]:
@@ -24,7 +23,7 @@ def quadrant_chart(advice: Advice) -> Chart:
     here = {"x": size.mid, "xl": size.low, "xh": size.high}
     here |= {"y": similarity.mid, "yl": similarity.low, "yh": similarity.high}
     layers += _position_layers(here, reach)
-    rows = [("your dataset", _decades_text(size), _similarity_text(similarity))]
+    rows = [("your dataset", size.text("+.2f"), similarity.text(".2f"))]
     rows += [(name, "", f"{s:.2f}") for name, s in landmarks()]
     return Chart(
         "quadrant",
@@ -184,11 +183,3 @@ def _position_layers(here: Row, reach: float) -> list[Spec]:
             "encoding": {"x": x, "y": y, "text": {"value": "your dataset"}},
         },
     ]
-
-
-def _similarity_text(interval: Interval) -> str:
-    return f"{interval.mid:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
-
-
-def _decades_text(interval: Interval) -> str:
-    return f"{interval.mid:+.2f} [{interval.low:+.2f}, {interval.high:+.2f}]"

@@ -72,14 +72,8 @@ def y_axis(name: str, form: str = "", *, zero: bool = False) -> Spec:
 
 def x_axis(name: str, form: str) -> Spec:
     """Return the x encoding of an estimate."""
-    axis = {"format": ".0%", "tickCount": 5} if form == PERCENT else {"tickCount": 5}
-    return {
-        "field": "mid",
-        "type": "quantitative",
-        "title": name,
-        "axis": axis,
-        "scale": {"zero": False},
-    }
+    axis = y_axis(name, form)
+    return {**axis, "axis": {**axis["axis"], "tickCount": 5}}
 
 
 def lines_with_intervals(x: Spec, y: Spec, form: str, colour: Spec | None = None) -> list[Spec]:
@@ -137,12 +131,6 @@ def estimate_tooltip(first: Spec, form: str, colour: Spec | None = None) -> list
 def interval_row(interval: Interval) -> Row:
     """Return an interval as the fields of a data row."""
     return {"low": interval.low, "mid": interval.mid, "high": interval.high}
-
-
-def estimate_text(row: Mapping[str, float], form: str) -> str:
-    """Format a row for the table: ``"0.12 [0.10, 0.15]"``."""
-    low, mid, high = (form.format(row[k]) for k in ("low", "mid", "high"))
-    return f"{mid} [{low}, {high}]"
 
 
 def percent_text(row: Mapping[str, float]) -> str:

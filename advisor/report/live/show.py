@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TypeVarTuple
 
-from advisor.types.events import Event, OnEvent, ignore
+from advisor.types.events import Event, OnEvent
 from advisor.types.options import Options
+from strategies.core.progress import ignore
 
 Ts = TypeVarTuple("Ts")
 
@@ -39,14 +40,11 @@ def showing(
         yield shown, _both(show_event, on_event)
 
 
-def _both(
-    first: Callable[[*Ts], None], second: Callable[[*Ts], None] | None
-) -> Callable[[*Ts], None]:
+def _both(first: Callable[[*Ts], None], second: Callable[[*Ts], None]) -> Callable[[*Ts], None]:
     """Return a callback that calls both."""
 
     def call(*given: *Ts) -> None:
         first(*given)
-        if second is not None:
-            second(*given)
+        second(*given)
 
     return call

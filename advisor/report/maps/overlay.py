@@ -95,8 +95,8 @@ def reduced(image: Image.Image, side: int) -> Image.Image:
     return small
 
 
-def webp(image: Image.Image, quality: int = 60) -> bytes:
+def webp(image: Image.Image) -> bytes:
     """Return an image as WebP, without metadata."""
     stream = io.BytesIO()
-    image.save(stream, "WEBP", quality=quality, method=4)
+    image.save(stream, "WEBP", quality=60, method=4)
     return stream.getvalue()

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import filelock
+from cattrs.preconf.json import make_converter
 
 from advisor.types.outcome import TrialRecord
 from strategies.core.atomic_files import write_json, write_text
 from strategies.core.errors import StorageError
-from strategies.core.metrics import Interval
 from strategies.models.classifier import ImageClassifier
 
 FORMAT_VERSION = 5
 """Version of the run directory's format; `RunDir.open` reads no other."""
 SETTINGS_FILE = "settings.toml"
+_CONVERTER = make_converter()
 _LOCK = "run.lock"
 Phase = Literal["measuring", "searching", "judging", "done"]
 
@@ -322,17 +323,7 @@ class RunDir:
 
 def read_trial(record: Mapping[str, Any]) -> TrialRecord:
     """Return a trial from its JSON record."""
-    found = record["val_accuracy"]
-    return TrialRecord(
-        record["number"],
-        record["strategy"],
-        record["hyperparameters"],
-        None if found is None else Interval(**found),
-        record["seconds"],
-        record["reason"],
-        record["pruned"],
-        record.get("n_train"),
-    )
+    return _CONVERTER.structure(record, TrialRecord)
 
 
 def _old(target: Path) -> Path:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import tomli_w
 
+from advisor.report.to_json import versions
 from advisor.tune.run_dir.directory import SETTINGS_FILE, RunDir
 from advisor.types.flags import declared_in, file_values
 from advisor.types.options import Options, RunOptions
@@ -42,7 +43,7 @@ def settings_record(settings: Settings) -> dict[str, Any]:
         "data": str(absolute(settings.data)),
         "options": _record(settings.options),
         "run": _record(settings.run),
-        "versions": versions(),
+        "versions": {**versions(), "optuna": version("optuna")},
     }
 
 
@@ -111,8 +112,3 @@ def _read(kind: type[T], record: Mapping[str, Any]) -> T:
 def absolute(path: Path) -> Path:
     """Return an existing path as absolute, to be valid in any working directory; else as given."""
     return path.absolute() if path.exists() else path
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of this program and its main dependencies."""
-    return {name: version(name) for name in ("tl-advisor", "torch", "timm", "optuna")}

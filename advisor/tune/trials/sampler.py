@@ -4,7 +4,7 @@ import zlib
 from typing import Any
 
 from optuna.distributions import BaseDistribution
-from optuna.samplers import BaseSampler, TPESampler
+from optuna.samplers import TPESampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
@@ -12,7 +12,7 @@ STARTUP_TRIALS = 5
 """Trials of a strategy before TPE models them; until then it samples at random."""
 
 
-class SeededTPE(BaseSampler):
+class SeededTPE(TPESampler):
     """TPE sampler whose draws depend only on the seed, the trial's number and earlier trials.
 
     A killed process loses its random state. With this sampler a resumed search draws what the
@@ -20,19 +20,8 @@ class SeededTPE(BaseSampler):
     """
 
     def __init__(self, seed: int) -> None:
+        super().__init__(multivariate=False)  # `sample_independent` draws all parameters
         self.seed = seed
-
-    def infer_relative_search_space(
-        self, study: Study, trial: FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        """Return no parameters: `sample_independent` draws all of them."""
-        return {}
-
-    def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Return no parameters."""
-        return {}
 
     def sample_independent(
         self,

@@ -12,7 +12,8 @@ from pyarrow import parquet
 
 from advisor.deploy import features
 from advisor.deploy.embed import check_out, embed_dataset
-from advisor.deploy.features import backbone_embedder, run_embedder
+from advisor.deploy.features import backbone_embedder, classifier_embedder
+from advisor.deploy.predict import load_classifier
 from strategies.core.context import RunContext
 from strategies.core.errors import DataError, StorageError
 from strategies.data.dataset import load_dataset
@@ -79,7 +80,8 @@ def test_a_folder_of_images_without_classes_has_no_labels(
 ) -> None:
     folder = make_folder("data", 3) / "class1"
     (folder / "notes.txt").write_text("not an image", encoding="utf-8")
-    written = embed_dataset(folder, tmp_path / "x.npz", run_embedder(finished, ctx), ctx)
+    embedder = classifier_embedder(load_classifier(finished, ctx.device), ctx)
+    written = embed_dataset(folder, tmp_path / "x.npz", embedder, ctx)
     assert written.columns == ("path", "digest")
     classifier = ImageClassifier.load(finished / "classifier")
     with np.load(tmp_path / "x.npz") as arrays:

@@ -18,7 +18,7 @@ from PIL import Image
 from advisor.deploy import predict as predict_module
 from advisor.deploy.predict import Asked, UnknownCount, predict
 from strategies.core.errors import DataError, TransferError
-from strategies.core.progress import ignore_progress
+from strategies.core.progress import ignore
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier, make_network
 from strategies.models.reliability.reliability import ENOUGH_IMAGES
@@ -58,7 +58,7 @@ def test_readable_images_get_probabilities_and_unreadable_ones_a_reason(
 def test_a_batch_without_a_readable_image_has_no_predictions(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
 
-    (found,) = predict(saved, [tmp_path / "bad.png"], on_progress=ignore_progress)
+    (found,) = predict(saved, [tmp_path / "bad.png"], on_progress=ignore)
 
     assert found.rows == ()
     assert [s.path.name for s in found.skipped] == ["bad.png"]
@@ -87,7 +87,7 @@ def test_an_image_in_memory_that_cannot_be_used_raises_an_error(saved: Path) -> 
 def test_an_empty_folder_raises_an_error(saved: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no image"):
-        list(predict(saved, [tmp_path / "empty"], on_progress=ignore_progress))
+        list(predict(saved, [tmp_path / "empty"], on_progress=ignore))
 
 
 @pytest.fixture

@@ -32,12 +32,10 @@ def exactly(value: float) -> Interval:
 def with_head(profile: Profile, leep: float) -> Profile:
     head = HeadEvidence(
         entropy=exactly(2.0),
-        energy=exactly(-8.0),
         confident_share=Interval(0.4, 0.5, 0.6),
         source_confident_share=0.6,
         nearest_source_classes=(),
         leep=Interval(leep - 0.1, leep, leep + 0.1),
-        nce=exactly(leep),
     )
     return replace(profile, backbone_statistics=statistics_of(0.05, head=head))
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from advisor.measure.learning_curve import Point, extrapolate, learning_curve
+from advisor.measure.learning_curve import extrapolate, learning_curve
 from advisor.types.profile import LearningCurve
 from strategies.core.metrics import proportion
 
@@ -15,7 +15,7 @@ def curve_of(n_per_class: int, spread: float, seed: int = 0) -> LearningCurve:
     labels = np.repeat(np.arange(3), n_per_class)
     x = rng.normal(0, 1, (len(labels), 40)).astype(np.float32)
     x[np.arange(len(labels)), labels] += spread
-    last = Point(0.8 * n_per_class, proportion(0.9, len(labels)))
+    last = (0.8 * n_per_class, proportion(0.9, len(labels)))
     groups = np.arange(len(labels))
     return learning_curve(x, labels, 3, last=last, strength=1e-3, groups=groups, seed=seed)
 
@@ -43,8 +43,8 @@ def test_the_extrapolation_never_falls_and_never_exceeds_one(spread: float) -> N
 
 
 def test_an_exact_power_law_is_extrapolated() -> None:
-    points = tuple((n, proportion(1 - 0.9 * n**-0.5, 1e5)) for n in (10, 20, 40, 80))
-    found = extrapolate(LearningCurve(points, ()), 320)
+    points = [(n, proportion(1 - 0.9 * n**-0.5, 1e5)) for n in (10.0, 20.0, 40.0, 80.0)]
+    found = extrapolate(points, 320)
     assert found.low <= 1 - 0.9 * 320**-0.5 <= found.high
     assert 1 - found.mid < (1 - points[-1][1].mid) * 4**-0.4
 
@@ -54,6 +54,6 @@ def test_a_group_of_images_is_not_split_between_training_and_evaluation() -> Non
     groups = np.repeat(np.arange(20), 4)
     x = np.random.default_rng(0).normal(size=(80, 5)).astype(np.float32)
     copies = x[groups * 4] + 1e-3 * x
-    last = Point(32, proportion(0.5, 80))
+    last = (32.0, proportion(0.5, 80))
     curve = learning_curve(copies, labels, 2, last=last, strength=1e-4, groups=groups, seed=0)
     assert all(a.mid < 0.75 for _, a in curve.measured)

@@ -177,7 +177,7 @@ def made_outcome(advice: Advice, n_trials: int = 12) -> Outcome:
             Interval(0.1, 0.2, 0.3),
             "positive",
             100,
-            tuple(ClassGain(c, 10, Interval(-0.1, 0.1, 0.3), False) for c in classes),
+            tuple(ClassGain(c, 10, Interval(-0.1, 0.1, 0.3)) for c in classes),
         ),
     )
 

@@ -11,9 +11,10 @@ from advisor.report.frontier import HEADING
 from advisor.report.html import page
 from advisor.report.markdown import advice_markdown
 from advisor.report.terminal import print_advice, print_outcome
-from advisor.report.words import headline, why
+from advisor.report.words import why
 from advisor.types.advice import Advice, Choice, Finding, Rejection
 from advisor.types.durations import time_limit
+from advisor.types.summary import headline
 from strategies.registry import get_strategy
 from tests.advisor.profiles import profile_of
 from tests.advisor.report.made import (

@@ -7,7 +7,7 @@ from markdown_it import MarkdownIt
 
 from advisor.report.card.model_card import model_card
 from advisor.report.markdown import advice_markdown, escape
-from advisor.report.words import result
+from advisor.types.summary import result
 from tests.advisor.report.made import (
     HOSTILE,
     full_profile,

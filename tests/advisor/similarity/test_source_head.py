@@ -19,7 +19,6 @@ def test_entropy_is_zero_if_certain_and_maximal_if_uniform() -> None:
     )
     assert certain.entropy == pytest.approx(np.zeros(2), abs=1e-9)
     assert uniform.entropy == pytest.approx(np.full(2, np.log(4)))
-    assert certain.energy.mean() < uniform.energy.mean()
 
 
 def test_probabilities_are_the_softmax_of_the_head() -> None:
@@ -55,7 +54,6 @@ def test_related_labels_score_higher_than_unrelated_ones() -> None:
         head_evidence(IDENTITY, logits(named, 5.0), y, ["a", "b"]) for y in (related, unrelated)
     ]
     assert found[0].leep.low > found[1].leep.high
-    assert found[0].nce.low > found[1].nce.high
 
 
 def test_a_large_class_does_not_dominate_a_small_one() -> None:

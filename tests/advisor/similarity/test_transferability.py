@@ -2,15 +2,11 @@ import numpy as np
 import pytest
 from scipy.stats import entropy
 
-from advisor.similarity.transferability import leep_terms, nce_terms, rate_features
+from advisor.similarity.transferability import leep_terms, rate_features
 
 
 def leep(probabilities: np.ndarray, labels: np.ndarray) -> float:
     return leep_terms(probabilities, labels).mean()
-
-
-def nce(source_labels: np.ndarray, labels: np.ndarray) -> float:
-    return nce_terms(source_labels, labels).mean()
 
 
 def log_me(features: np.ndarray, labels: np.ndarray) -> float:
@@ -25,44 +21,33 @@ def one_hot(named: np.ndarray, n_classes: int) -> np.ndarray:
     return np.eye(n_classes)[named]
 
 
-def test_the_scores_are_zero_if_the_source_class_determines_the_label() -> None:
+def test_leep_is_zero_if_the_source_class_determines_the_label() -> None:
     named, labels = np.array([0, 3, 5, 3, 0]), np.array([1, 0, 1, 0, 1])
-    assert nce(named, labels) == pytest.approx(0)
     assert leep(one_hot(named, 6), labels) == pytest.approx(0)
 
 
-def test_the_scores_are_minus_the_label_entropy_if_predictions_are_constant() -> None:
+def test_leep_is_minus_the_label_entropy_if_predictions_are_constant() -> None:
     labels = np.array([0, 0, 0, 1, 2, 2])
     expected = -entropy([3, 1, 2])
-    assert nce(np.zeros(6, dtype=np.int64), labels) == pytest.approx(expected)
     assert leep(np.full((6, 4), 0.25), labels) == pytest.approx(expected)
 
 
-def test_leep_of_certain_predictions_is_nce() -> None:
-    rng = np.random.default_rng(0)
-    named, labels = rng.integers(4, size=80), rng.integers(3, size=80)
-    assert leep(one_hot(named, 4), labels) == pytest.approx(nce(named, labels))
-
-
-def test_the_scores_are_at_most_zero_and_nce_at_least_minus_the_label_entropy() -> None:
+def test_leep_is_at_most_zero() -> None:
     rng = np.random.default_rng(1)
     for _ in range(20):
         labels = rng.integers(3, size=50)
-        named = rng.integers(6, size=50)
-        share = np.bincount(labels) / 50
-        assert -entropy(share) - 1e-9 <= nce(named, labels) <= 0
         assert leep(rng.dirichlet(np.ones(6), size=50), labels) <= 0
 
 
 def test_renumbering_the_labels_does_not_matter() -> None:
     rng = np.random.default_rng(2)
-    named, labels = rng.integers(4, size=40), rng.integers(3, size=40)
-    assert nce(named * 7 + 1, labels * 5 + 2) == pytest.approx(nce(named, labels))
+    probabilities, labels = rng.dirichlet(np.ones(4), size=40), rng.integers(3, size=40)
+    assert leep(probabilities, labels * 5 + 2) == pytest.approx(leep(probabilities, labels))
 
 
 def test_different_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="as many"):
-        nce(np.array([0, 1]), np.array([0]))
+        leep(np.full((2, 3), 1 / 3), np.array([0]))
     with pytest.raises(ValueError, match="at least one"):
         leep(np.empty((0, 3)), np.empty(0, dtype=np.int64))
 

@@ -34,16 +34,16 @@ def budget(seconds: float) -> TimeBudget:
 def test_the_draft_report_is_written_with_the_map_before_the_search(
     run: Runner, prepared: Prepared
 ) -> None:
-    draft = closing.draft_report(run.folder, run.advice, prepared, 100.0)
-    assert len(draft.gallery.points) == len(run.dataset.fit_split)
-    assert 0 < draft.seconds < 60
+    gallery, seconds = closing.draft_report(run.folder, run.advice, prepared, 100.0)
+    assert len(gallery.points) == len(run.dataset.fit_split)
+    assert 0 < seconds < 60
     assert "<html" in (run.folder.path / "report.html").read_text()
 
 
 def test_a_draft_report_without_time_has_no_map(run: Runner, prepared: Prepared) -> None:
-    draft = closing.draft_report(run.folder, run.advice, prepared, 0.0)
-    assert draft.gallery.points == ()
-    assert draft.gallery.n_images == len(run.dataset.fit_split)
+    gallery, _ = closing.draft_report(run.folder, run.advice, prepared, 0.0)
+    assert gallery.points == ()
+    assert gallery.n_images == len(run.dataset.fit_split)
 
 
 def test_the_reserve_for_explanations_is_a_small_share_of_a_short_run(

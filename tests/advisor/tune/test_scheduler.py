@@ -406,9 +406,9 @@ def test_the_reserves_for_control_and_report_shrink_to_what_they_cost() -> None:
         1000.0, 900.0, n_test=0, n_val=50, by_px={224: 0.01}, control_s=60.0, report_s=6.0
     )
     before = budget.search_ends_s()
-    budget.observe_report(2.0)
+    budget.report_s = 2.0
     assert budget.search_ends_s() == pytest.approx(before + 1.15 * 4.0)
-    budget.early_control(is_fitted=True)
+    budget.has_control = True
     budget.reserve_for(incumbent_is_trained=True, n_soup_images=0)
     assert budget.search_ends_s() == budget.test_begins_s() - 60.0
     budget.reserve_for(incumbent_is_trained=False, n_soup_images=0)

@@ -18,7 +18,7 @@ from advisor.tune.trials.reliability import (
 )
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TransferError
-from strategies.core.progress import Reporter, ignore_progress
+from strategies.core.progress import Reporter, ignore
 from strategies.data.dataset import Dataset, labels_of
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
@@ -31,7 +31,7 @@ from tests.advisor.searching import Runner
 def notes(run: Runner) -> list[str]:
     """Return the notes of the searches."""
     found: list[str] = []
-    run.ctx = replace(run.ctx, reporter=Reporter(ignore_progress, found.append))
+    run.ctx = replace(run.ctx, reporter=Reporter(ignore, found.append))
     return found
 
 
