@@ -2,12 +2,9 @@
 
 from collections.abc import Mapping
 
-from optuna.distributions import BaseDistribution
-
 from strategies.autoencoder_probe import AutoencoderProbe
 from strategies.base import Strategy
 from strategies.core.errors import NotApplicable, unknown_name
-from strategies.data.dataset import Dataset
 from strategies.first_stages import FirstStages
 from strategies.from_scratch import FromScratch
 from strategies.full_fine_tune import FullFineTune
@@ -15,7 +12,6 @@ from strategies.heads.cross_validation import Loss
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
 from strategies.lora import Lora
-from strategies.models.backbone import Backbone
 from strategies.norm_tune import NormTune
 from strategies.partial_fine_tune import PartialFineTune
 
@@ -44,13 +40,6 @@ def get_strategy(name: str) -> type[Strategy]:
     if name not in STRATEGIES:
         raise NotApplicable(unknown_name("strategy", name, STRATEGIES))
     return STRATEGIES[name]
-
-
-def search_spaces(
-    dataset: Dataset, backbone: Backbone
-) -> Mapping[str, Mapping[str, BaseDistribution]]:
-    """Return the search space of every strategy by name."""
-    return {name: s.search_space(dataset, backbone) for name, s in STRATEGIES.items()}
 
 
 def baseline() -> type[Strategy]:

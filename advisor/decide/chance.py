@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 
+from scipy.special import bdtrc
+
 from advisor.decide.candidates import DecisionInputs
 from advisor.decide.gain_model import Gain, LogOdds, log_odds, measured_probe
 from advisor.decide.priors import Priors
 from advisor.types.profile import Pilot, Profile
-from strategies.core.distributions import binom
 from strategies.core.metrics import Interval
 from strategies.registry import baseline
 
@@ -91,4 +92,4 @@ def _is_bounded(accuracy: Interval, profile: Profile) -> bool:
 
 def _p_value(share: float, n: int, chance: float) -> float:
     """Return the probability of at least this share of `n` images by chance."""
-    return float(binom.sf(round(share * n) - 1, n, chance))
+    return float(bdtrc(round(share * n) - 1, n, chance))

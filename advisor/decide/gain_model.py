@@ -7,17 +7,16 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import expit, log_expit, logit
+from scipy.special import expit, log_expit, logit, ndtri
 
 from advisor.decide.priors import GainModel, Prior, Priors, Spread
 from advisor.measure.learning_curve import extrapolate
 from advisor.types.profile import Pilot, Profile
 from strategies.base import PublishedGain, Strategy
-from strategies.core.distributions import norm
 from strategies.core.metrics import LEVEL, Interval
 from strategies.registry import get_strategy
 
-Z = float(norm.ppf(0.5 + LEVEL / 2))
+Z = float(ndtri(0.5 + LEVEL / 2))
 Number = TypeVar("Number", float, NDArray[np.float64])
 _LOG_ODDS_GRID = np.linspace(-12, 12, 4801)
 _MAX_TRIALS = 100_000

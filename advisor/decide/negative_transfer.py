@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, ndtr, ndtri
 
 from advisor.decide.candidates import DecisionInputs
 from advisor.decide.chance import lacks_signal
@@ -20,7 +20,6 @@ from advisor.decide.gain_model import (
 from advisor.decide.priors import Prior, Priors
 from advisor.types.advice import MAX_BREAK_EVEN_N_PER_CLASS, TransferRisk
 from advisor.types.profile import ProbeResult, Profile
-from strategies.core.distributions import norm
 from strategies.core.metrics import Interval
 from strategies.registry import reference_control
 
@@ -30,7 +29,7 @@ CLEAR = 0.02
 """Smallest difference in accuracy that is reported, if it is also statistically significant."""
 N_SIZES = 41
 """Number of dataset sizes at which training from scratch is compared with a strategy."""
-_NORMAL_QUANTILES = norm.ppf((np.arange(15) + 0.5) / 15)
+_NORMAL_QUANTILES = ndtri((np.arange(15) + 0.5) / 15)
 """Equally likely values of a standard normal variable."""
 
 
@@ -71,7 +70,7 @@ def risk_of_harm(gain: Interval, prior: Prior) -> float:
     variance = max((gain.high - gain.low) / (2 * Z), 1e-6) ** 2
     share = prior.sd**2 / (prior.sd**2 + variance)
     mean = prior.mean + share * (gain.mid - prior.mean)
-    return float(norm.sf(mean / (variance * share) ** 0.5))
+    return float(ndtr(-mean / (variance * share) ** 0.5))
 
 
 def better_earlier_depth(profile: Profile) -> tuple[ProbeResult, ProbeResult] | None:
@@ -124,7 +123,7 @@ def probability_scratch_wins(
 
 def _probability_scratch_wins(own: Gain, scratch: Gain, shared: float) -> float:
     sd = math.sqrt(own.sd**2 + scratch.sd**2 - 2 * shared * own.sd * scratch.sd)
-    return float(norm.sf((own.mean - scratch.mean) / max(sd, 1e-6)))
+    return float(ndtr((scratch.mean - own.mean) / max(sd, 1e-6)))
 
 
 def _gain(name: str, inputs: DecisionInputs, priors: Priors, factor: float = 1.0) -> Gain | None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import expit
+from scipy.special import expit, ndtri
 
 from advisor.decide.candidates import DecisionInputs
 from advisor.decide.gain_model import (
@@ -27,7 +27,6 @@ from advisor.decide.priors import Priors
 from advisor.measure.pilot import FEWEST, MAX_EVALUATED, pilot_passes, pilot_seconds
 from advisor.types.advice import Decision, Recommendation
 from advisor.types.options import PilotMode
-from strategies.core.distributions import norm
 from strategies.registry import get_strategy
 from strategies.training.lp_ft import PASSES_PER_STEP
 
@@ -46,7 +45,7 @@ REALISED = 0.1
 pilot, `benchmarks/regret.py`): 0.09 [-0.03, 0.27] with earlier gain models; with today's, pilots
 lost 0.1 points where 0.6 were computed. A pilot mostly raises the prediction of a strategy that
 leads already, which changes no decision."""
-_OUTCOMES = norm.ppf((np.arange(101) + 0.5) / 101)
+_OUTCOMES = ndtri((np.arange(101) + 0.5) / 101)
 """Equally likely outcomes of a measurement, as values of a standard normal variable."""
 _NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(25)
 """Gauss-Hermite quadrature over a standard normal variable."""

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from scipy.special import ndtr
+
 from advisor.decide.candidates import DecisionInputs
 from advisor.decide.chance import lacks_signal
 from advisor.decide.gain_model import Z, published_gain
@@ -11,7 +13,6 @@ from advisor.decide.quadrant import SIMILAR_FROM
 from advisor.types.advice import Quadrant, Recommendation
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance, tie_upper_bound
 from advisor.types.profile import Pilot, Profile, format_loss_gain
-from strategies.core.distributions import norm
 from strategies.registry import baseline, get_strategy
 
 MIN_SHRINKAGE = 0.03
@@ -228,7 +229,7 @@ def _probability_of_excess(
     The error of the difference is taken to be as wide as the wider of the two intervals.
     """
     width = max(r.accuracy.high - r.accuracy.low for r in (best, alternative))
-    return float(norm.sf(shortfall / max(width / (2 * Z), 1e-6)))
+    return float(ndtr(-shortfall / max(width / (2 * Z), 1e-6)))
 
 
 def _comparison(best: Recommendation, other: Recommendation, margin: float) -> str:

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from scipy.special import ndtr
+
 from advisor.decide.candidates import Candidate, DecisionInputs
 from advisor.decide.chance import expected_at_chance, lacks_signal
 from advisor.decide.cost import fit_seconds
@@ -37,7 +39,6 @@ from advisor.types.advice import (
 from advisor.types.durations import duration, time_limit
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance
 from advisor.types.profile import Profile
-from strategies.core.distributions import norm
 from strategies.core.errors import NotApplicable
 from strategies.registry import reference_control
 
@@ -317,7 +318,7 @@ def _probability_of_win(
     if c.candidate.name == reference_control().name and c.advice.cases:
         return probability_scratch_wins(1, best.candidate.name, inputs, priors)
     sd = math.hypot(c.gain.sd, best.gain.sd)
-    return float(norm.sf((best.gain.mean - c.gain.mean) / max(sd, 1e-6)))
+    return float(ndtr((c.gain.mean - best.gain.mean) / max(sd, 1e-6)))
 
 
 def _option(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Recommendation:

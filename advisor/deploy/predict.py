@@ -17,8 +17,8 @@ from strategies.core.errors import DataError, TransferError
 from strategies.core.limits import usable_cpus
 from strategies.core.prefetch import chunks, prefetch
 from strategies.core.progress import OnProgress, ignore
-from strategies.data.dataset import Skipped
 from strategies.data.decoding import ImageSource, Pixels, known_suffixes
+from strategies.data.image import Skipped
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.models.features import INFERENCE_BATCH, eval_pixels

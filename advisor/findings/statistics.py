@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy.special import bdtrc, logsumexp, ndtr
 
-from strategies.core.distributions import binom, norm, rankdata
 from strategies.core.metrics import Labels, Scores
 
 CONFIDENT = 9.0
@@ -105,11 +104,12 @@ def two_sample_test(first: Scores, second: Scores, seed: int, n_folds: int = 5) 
         fit, test = fold != k, fold == k
         score = x[test] @ _discriminant(x[fit], side[fit])
         n0, n1 = int(np.sum(side[test] == 0)), int(np.sum(side[test] == 1))
-        u += rankdata(score)[side[test] == 1].sum() - n1 * (n1 + 1) / 2
+        own, other = score[side[test] == 1], np.sort(score[side[test] == 0])
+        u += sum(np.searchsorted(other, own, end).sum() for end in ("left", "right")) / 2
         variance += n0 * n1 * (n0 + n1 + 1) / 12
         pairs += n0 * n1
     z = (u - pairs / 2) / np.sqrt(variance)
-    return TwoSample(u / pairs, float(norm.sf(z)))
+    return TwoSample(u / pairs, float(ndtr(-z)))
 
 
 def _discriminant(x: NDArray[np.float64], side: Rows) -> NDArray[np.float64]:
@@ -166,7 +166,7 @@ def predicts_label(values: Sequence[object], labels: Labels, seed: int) -> Short
         n_correct += int(np.sum(predicted[code[half == side]] == labels[half == side]))
     n = len(labels)
     chance = float(np.bincount(labels).max() / n)
-    return Shortcut(n_correct / n, chance, float(binom.sf(n_correct - 1, n, chance)))
+    return Shortcut(n_correct / n, chance, float(bdtrc(n_correct - 1, n, chance)))
 
 
 def quantile_bins(values: Sequence[float], n_bins: int = 10) -> list[int]:

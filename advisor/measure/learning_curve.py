@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import ndtri
 
 from advisor.types.profile import LearningCurve
-from strategies.core.distributions import norm
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores, proportion
 from strategies.heads.cross_validation import STRENGTHS, fit_head, fold_numbers
 
@@ -105,7 +105,7 @@ def _fit(points: Sequence[Point]) -> tuple[NDArray[np.float64], NDArray[np.float
     Posterior mean and covariance of (level at the last point, minus slope).
     """
     x = np.log([n / points[-1][0] for n, _ in points])
-    z = norm.ppf(0.5 + LEVEL / 2)
+    z = ndtri(0.5 + LEVEL / 2)
     errors = np.array([[1 - a.high, 1 - a.mid, 1 - a.low] for _, a in points])
     low, mid, high = np.log(np.maximum(errors, 1e-4)).T
     sd = np.maximum((high - np.maximum(low, mid - 3)) / (2 * z), 0.02)
@@ -124,7 +124,7 @@ def extrapolate(points: Sequence[Point], n_per_class: float) -> Interval:
     row = np.array([1.0, x])
     centre = mean[0] + min(float(mean[1]), 0.0) * x
     sd = float(np.sqrt(row @ covariance @ row + (CURVATURE_SD * x / np.log(2)) ** 2))
-    z = float(norm.ppf(0.5 + LEVEL / 2))
+    z = float(ndtri(0.5 + LEVEL / 2))
     last = points[-1][1].mid
     low, mid, high = (1 - min(float(np.exp(centre + k * sd)), 1.0) for k in (z, 0, -z))
     mid = max(mid, last)

@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtrc, ndtri
 
-from strategies.core.distributions import binom, norm
 from strategies.core.metrics import LEVEL, Interval
 
 TINY = 1e-12
@@ -33,7 +33,7 @@ def paired_gain(hits: NDArray[np.bool_], others: NDArray[np.bool_]) -> Interval:
     gained, lost = np.sum(hits & ~others) + 0.5, np.sum(~hits & others) + 0.5
     gap = float(np.mean(hits) - np.mean(others))
     spread = np.sqrt(gained + lost - (gained - lost) ** 2 / (n + 2)) / (n + 2)
-    half = float(spread * norm.ppf(0.5 + LEVEL / 2))
+    half = float(spread * ndtri(0.5 + LEVEL / 2))
     return Interval(max(gap - half, -1.0), gap, min(gap + half, 1.0))
 
 
@@ -51,7 +51,7 @@ def mcnemar(hits: NDArray[np.bool_], others: NDArray[np.bool_]) -> float:
     percentages, 1947.
     """
     gained, lost = int(np.sum(hits & ~others)), int(np.sum(~hits & others))
-    return min(1.0, 2 * binom.sf(max(gained, lost) - 1, gained + lost, 0.5))
+    return min(1.0, 2 * float(bdtrc(max(gained, lost) - 1, gained + lost, 0.5)))
 
 
 def loss_gain(losses: NDArray[np.float64], others: NDArray[np.float64]) -> Interval:
@@ -69,5 +69,5 @@ def loss_gain(losses: NDArray[np.float64], others: NDArray[np.float64]) -> Inter
     own, other = (max(float(x.mean()), TINY) for x in (losses, others))
     gap = math.log(other / own)
     error = np.std(others / other - losses / own, ddof=1) / math.sqrt(len(losses))
-    half = float(error * norm.ppf(0.5 + LEVEL / 2))
+    half = float(error * ndtri(0.5 + LEVEL / 2))
     return Interval(gap - half, gap, gap + half)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import bdtrc
 
 from advisor.measure.paired import paired_gain
 from advisor.types.outcome import ClassGain, TransferGain, TransferVerdict
-from strategies.core.distributions import binom
 from strategies.core.metrics import Interval, Labels
 
 NARROW = 0.05
@@ -56,7 +56,7 @@ def _is_above_majority(control_hits: NDArray[np.bool_], labels: Labels) -> bool:
     """Whether a control is significantly better than always predicting the majority class."""
     n_hits, n = int(control_hits.sum()), len(labels)
     majority = np.bincount(labels).max() / n
-    return bool(binom.sf(n_hits - 1, n, majority) < SIGNIFICANCE)
+    return bool(bdtrc(n_hits - 1, n, majority) < SIGNIFICANCE)
 
 
 def _per_class(

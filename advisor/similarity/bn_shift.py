@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import ndtri, stdtrit
 
-from strategies.core.distributions import norm, student_t
 from strategies.core.metrics import LEVEL, Interval, Labels
 from strategies.models.domain_shift import VARIANCE_OFFSET, Vector, bn_shift, by_layer
 from strategies.models.moments import Moments
@@ -109,7 +109,7 @@ def small_sample_factor(weights: Weights) -> float:
     """
     freedom = max(len(weights.share) - len(weights.sizes), 1)
     tail = 0.5 + LEVEL / 2
-    return float(student_t.ppf(tail, freedom) / norm.ppf(tail))
+    return float(stdtrit(freedom, tail) / ndtri(tail))
 
 
 def _shift_interval(mid: Vector, scatter: Vector) -> Interval:

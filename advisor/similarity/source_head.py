@@ -5,13 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy.special import logsumexp, ndtri
 
 from advisor.similarity.bn_shift import Weights, balanced
 from advisor.similarity.transferability import leep_terms
 from advisor.types.similarity import HeadEvidence, NearestSourceClass
 from strategies.core.cache import Rows
-from strategies.core.distributions import norm
 from strategies.core.metrics import LEVEL, Interval, Labels, proportion
 from strategies.models.features import SourceHead
 
@@ -111,5 +110,5 @@ def _mean(values: NDArray[np.float64], weights: Weights) -> Interval:
     mean = float(weights.share @ values)
     n_effective = 1 / float(np.square(weights.share).sum())
     variance = float(weights.share @ (values - mean) ** 2) / max(n_effective - 1, 1)
-    half = float(norm.ppf(0.5 + LEVEL / 2)) * variance**0.5
+    half = float(ndtri(0.5 + LEVEL / 2)) * variance**0.5
     return Interval(mean - half, mean, mean + half)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
-from strategies.core.distributions import student_t
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores
 
 MAX_IMAGES, BLOCKS, ROUNDS = 400, 8, 12
@@ -85,7 +85,7 @@ def rate_features(features: Scores, labels: Labels, seed: int) -> Mapping[str, I
         left_out = np.array([score(part, labels) for part, labels in parts])
         k = len(parts)
         sd = float(np.sqrt((k - 1) / k * np.sum((left_out - left_out.mean()) ** 2)))
-        half = float(student_t.ppf(0.5 + LEVEL / 2, k - 1)) * sd
+        half = float(stdtrit(k - 1, 0.5 + LEVEL / 2)) * sd
         intervals[name] = Interval(mid - half, mid, mid + half)
     return intervals
 

@@ -50,7 +50,7 @@ from strategies.core.errors import (
 )
 from strategies.core.progress import ignore
 from strategies.data.dataset import Dataset
-from strategies.registry import search_spaces
+from strategies.registry import STRATEGIES
 
 logger = logging.getLogger(__name__)
 
@@ -327,7 +327,7 @@ def make_search(
     logger.info("candidates: %s; scored on %d images, %d fits a trial", names, n_scored, n_fits)
     trials = Trials(
         folder.path / "study.db",
-        search_spaces(dataset, prepared.backbone),
+        {n: s.search_space(dataset, prepared.backbone) for n, s in STRATEGIES.items()},
         seed=options.seed,
         pruning=make_pruning(len(dataset.val), by_folds=len(validation.folds) > 1),
         fixed=fixed,

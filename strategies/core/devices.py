@@ -1,19 +1,13 @@
 """Devices: choose one and its precision, copy to it, and set what CUDA computes with."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch.backends import cuda, cudnn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from strategies.core.errors import TransferError
-
-_FAST_ATTENTION: tuple[tuple[Callable[[], bool], Callable[[bool], None]], ...] = (
-    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
-    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
-    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
-)
-"""For every fast kernel of attention: whether torch may use it, and its switch."""
 
 
 def make_device(device: str) -> torch.device:
@@ -100,18 +94,15 @@ def cuda_settings(device: torch.device, *, is_deterministic: bool = False) -> It
     before = cudnn.benchmark, cudnn.deterministic
     was_deterministic = torch.are_deterministic_algorithms_enabled()
     warned_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    attention = [is_enabled() for is_enabled, _ in _FAST_ATTENTION]
+    attention = sdpa_kernel(SDPBackend.MATH) if is_deterministic else contextlib.nullcontext()
     cuda.matmul.allow_tf32 = cudnn.allow_tf32 = False
     cudnn.benchmark, cudnn.deterministic = not is_deterministic, is_deterministic
     if is_deterministic:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        for _, enable in _FAST_ATTENTION:
-            enable(False)
     try:
-        yield
+        with attention:
+            yield
     finally:
         cuda.matmul.allow_tf32, cudnn.allow_tf32 = matmul_tf32, conv_tf32
         cudnn.benchmark, cudnn.deterministic = before
         torch.use_deterministic_algorithms(was_deterministic, warn_only=warned_only)
-        for (_, enable), was_enabled in zip(_FAST_ATTENTION, attention, strict=True):
-            enable(was_enabled)

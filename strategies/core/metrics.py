@@ -249,10 +249,8 @@ def calibration_bins(
     bins
         Maximum number of bins. Each bin has at least ten images if there are ten.
     """
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == labels
-    order = np.argsort(confidence, kind="stable")
-    parts = np.array_split(order, max(1, min(bins, len(labels) // 10)))
+    confidence, correct = _by_confidence(probabilities, labels)
+    parts = np.array_split(np.arange(len(labels)), max(1, min(bins, len(labels) // 10)))
     return tuple(
         CalibrationBin(
             float(confidence[p].mean()), proportion(float(correct[p].mean()), len(p)), len(p)

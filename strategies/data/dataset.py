@@ -12,7 +12,6 @@ from strategies.core.cache import ArrayCache
 from strategies.core.limits import MAX_IMAGES, MAX_QUARANTINE
 from strategies.core.progress import OnProgress, ignore
 from strategies.data.image import (
-    ImageStats,
     LabelledImage,
     Leak,
     Pair,
@@ -43,19 +42,7 @@ from strategies.data.splitting import (
 
 logger = logging.getLogger(__name__)
 
-__all__ = [
-    "Dataset",
-    "ImageStats",
-    "LabelledImage",
-    "Leak",
-    "Pair",
-    "Skipped",
-    "Split",
-    "groups_of",
-    "labels_of",
-    "load_dataset",
-    "shown",
-]
+__all__ = ["Dataset", "LabelledImage", "Split", "groups_of", "labels_of", "load_dataset"]
 
 _SPLIT_TITLES = {"test": "test", "val": "validation"}
 _READ_AT_ONCE = 1024

@@ -28,7 +28,7 @@ def is_hub_name(data: Path) -> bool:
     return len(data.parts) > 1 and data.parts[0].lower() == "hfds" and not data.exists()
 
 
-def list_hub(data: Path, listing: Listing) -> Listing:
+def list_hub(listing: Listing, data: Path) -> None:
     """List every split of a dataset. An image is written to the cache when it is located.
 
     Raises
@@ -47,7 +47,7 @@ def list_hub(data: Path, listing: Listing) -> Listing:
         reader = readers[given]
         return _unpack(reader.dataset[int(row)][reader.image_key], folder)
 
-    listing.locate = unpacked
+    listing.origin, listing.locate = f"as in {shown(data)}", unpacked
     for given, reader in readers.items():
         split = split_of(given)
         if split is None or split in listing.splits:
@@ -62,10 +62,8 @@ def list_hub(data: Path, listing: Listing) -> Listing:
         if not reservoir.counts:
             del listing.splits[split]
             listing.skipped.append(Skipped(data, f"its split {given!r} has no labels"))
-            continue
     if "train" not in listing.splits:
         raise DataError(f"{shown(data)} has no train split; its splits are: {', '.join(readers)}.")
-    return listing
 
 
 def _local_or_name(data: Path) -> str:

@@ -153,22 +153,17 @@ def measure_image(decoded: Decoded, n_bytes: int) -> ImageStats:
     brightest = np.maximum(np.maximum(red, green), blue)
     spread = float((brightest - np.minimum(np.minimum(red, green), blue)).mean())
     grey = decoded.image.convert("L")
-    counts = grey.histogram()
-    shadows, n_darker = 0, counts[0]
-    while n_darker < grey.width * grey.height / 100:
-        shadows += 1
-        n_darker += counts[shadows]
-    lowest = next(level for level in range(256) if counts[level])
-    highest = next(level for level in range(255, -1, -1) if counts[level])
+    counts = np.array(grey.histogram())
+    levels, n_pixels = np.flatnonzero(counts), int(counts.sum())
     return ImageStats(
         decoded.format,
         n_bytes,
         spread < GREY_SPREAD,
-        highest - lowest,
+        int(levels[-1] - levels[0]),
         small.convert("L").tobytes(),
         highlights=int(np.partition(brightest.ravel(), _HIGHLIGHT)[_HIGHLIGHT]),
-        shadows=shadows,
-        clipped_share=round(sum(counts[CLIPPED:]) / (grey.width * grey.height), 4),
+        shadows=int(np.searchsorted(counts.cumsum(), n_pixels / 100)),
+        clipped_share=round(int(counts[CLIPPED:].sum()) / n_pixels, 4),
         sharpness=_laplacian_variance(grey),
     )
 

@@ -5,7 +5,6 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Protocol
 
 from strategies.core.errors import DataError
 from strategies.data.image import Skipped, shown
@@ -44,22 +43,8 @@ def same_spelling(name: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFKC", name).casefold()).strip()
 
 
-class Tree(Protocol):
-    """Read access to the folder structure of a folder or archive."""
-
-    @property
-    def root(self) -> Path:
-        """The folder or the archive."""
-
-    def folders(self, prefix: Prefix) -> list[str]:
-        """Return the names of the visible subfolders, in natural order."""
-
-    def n_files(self, prefix: Prefix) -> int:
-        """Return the number of files that lie directly in a folder."""
-
-
 class FolderTree:
-    """The `Tree` of a folder on disk, listed on demand; links to folders count as folders."""
+    """The folders of a folder on disk, listed on demand; links to folders count as folders."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -94,7 +79,7 @@ class FolderTree:
 
 
 class NameTree:
-    """The `Tree` of slash-separated member names, as in an archive."""
+    """The folders of slash-separated member names, as in an archive."""
 
     def __init__(self, root: Path, names: Iterable[str]) -> None:
         self.root = root
@@ -115,6 +100,10 @@ class NameTree:
     def n_files(self, prefix: Prefix) -> int:
         """Return the number of files that lie directly in a folder."""
         return self._n_files.get(prefix, 0)
+
+
+Tree = FolderTree | NameTree
+"""Read access to the folder structure of a folder or archive."""
 
 
 def find_splits(tree: Tree, prefix: Prefix = ()) -> dict[str, Prefix]:

@@ -23,14 +23,13 @@ from strategies.data.manifests import MANIFEST_SUFFIXES, manifest_rows
 from strategies.data.sampling import Listing
 
 
-def list_folder(data: Path, *, limit: int | None, seed: int, keep_rest: bool = False) -> Listing:
+def _list_folder(listing: Listing, data: Path) -> None:
     """List a folder of class folders, or of split folders that contain class folders."""
     tree = FolderTree(data)
     splits = find_splits(tree)
-    listing = Listing(_origin(splits), limit, seed, keep_rest=keep_rest)
+    listing.origin = _origin(splits)
     for split, prefix in _train_first(splits):
         list_split(listing, tree, split, prefix)
-    return listing.finish(data)
 
 
 def list_split(listing: Listing, tree: Tree, split: str, prefix: Prefix) -> None:
@@ -57,16 +56,9 @@ def list_split(listing: Listing, tree: Tree, split: str, prefix: Prefix) -> None
 def _refuse_inner_splits(tree: Tree, prefix: Prefix) -> None:
     """Refuse ``cat/train/1.jpg``: its splits would be mixed without notice."""
     folder = tree.root.joinpath(*prefix)
-    if folder.is_dir() and any(split_of(p.name) for p in _first_folders(folder)):
-        raise ambiguous_layout(tree)
-
-
-def _first_folders(folder: Path) -> Iterator[Path]:
-    """Yield the subfolders of a folder that are named like a split."""
-    for words in ("train", "test", "val", "valid", "training", "testing", "validation"):
-        for spelling in (words, words.capitalize(), words.upper()):
-            if (folder / spelling).is_dir():
-                yield folder / spelling
+    for word in ("train", "test", "val", "valid", "training", "testing", "validation"):
+        if any((folder / name).is_dir() for name in (word, word.capitalize(), word.upper())):
+            raise ambiguous_layout(tree)
 
 
 def _class_names(listing: Listing, split: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -84,12 +76,11 @@ def _class_names(listing: Listing, split: str, names: Iterable[str]) -> Iterator
             yield name, name
 
 
-def list_archive(data: Path, *, limit: int | None, seed: int, keep_rest: bool = False) -> Listing:
+def _list_archive(listing: Listing, data: Path) -> None:
     """List an uncompressed tar archive laid out like a folder."""
     tree = NameTree(data, (name for name, _, _ in members(data)))
     splits = find_splits(tree)
-    origin = f"{_origin(splits)}, in a tar archive"
-    listing = Listing(origin, limit, seed, keep_rest=keep_rest)
+    listing.origin = f"{_origin(splits)}, in a tar archive"
     labels: dict[Prefix, tuple[str, str]] = {}
     for split, prefix in _train_first(splits):
         names = tree.folders(prefix)
@@ -108,16 +99,12 @@ def list_archive(data: Path, *, limit: int | None, seed: int, keep_rest: bool = 
             listing.skipped.append(Skipped(data / name, "outside the class folders"))
             continue
         listing.add_file(*found, str(data / name), name)
-    return listing.finish(data)
 
 
-def list_manifest(
-    data: Path, *, root: Path | None, limit: int | None, seed: int, keep_rest: bool = False
-) -> Listing:
+def _list_manifest(listing: Listing, data: Path, root: Path | None) -> None:
     """List the files that a CSV, TSV or Parquet manifest names."""
     base = data.parent if root is None else root
-    origin = f"as in the manifest {shown(data.name)}"
-    listing = Listing(origin, limit, seed, keep_rest=keep_rest)
+    listing.origin = f"as in the manifest {shown(data.name)}"
     for row in manifest_rows(data):
         split = split_of(row.split) if row.split else "train"
         if split is None:
@@ -133,7 +120,6 @@ def list_manifest(
         raise DataError(f"{shown(data)} lists no image.")
     if len(listing.splits) > 1:
         listing.origin += f": {', '.join(sorted(listing.splits))}"
-    return listing.finish(data)
 
 
 def list_data(
@@ -151,24 +137,26 @@ def list_data(
             f"--root {shown(root)} only applies to a manifest, but {shown(data)} is not one. "
             "Leave --root out."
         )
+    listing = Listing("", limit, seed, keep_rest=keep_rest)
     if data.is_dir():
-        return list_folder(data, limit=limit, seed=seed, keep_rest=keep_rest)
-    if is_hub_name(data):
-        listing = Listing(f"as in {shown(data)}", limit, seed, keep_rest=keep_rest)
-        return list_hub(data, listing).finish(data)
-    if not data.exists():
+        _list_folder(listing, data)
+    elif is_hub_name(data):
+        list_hub(listing, data)
+    elif not data.exists():
         raise DataError(
             f"{shown(data)} does not exist. Give a folder with one subfolder per class, a CSV "
             "manifest (path,label[,split]), a .tar archive, or hfds/NAME."
         )
-    if is_archive(data):
-        return list_archive(data, limit=limit, seed=seed, keep_rest=keep_rest)
-    if data.suffix.lower() in MANIFEST_SUFFIXES:
-        return list_manifest(data, root=root, limit=limit, seed=seed, keep_rest=keep_rest)
-    raise DataError(
-        f"{shown(data)} is not a supported file. Give a folder with one subfolder per class, "
-        "a CSV, TSV or Parquet manifest (path,label[,split]), or an uncompressed .tar archive."
-    )
+    elif is_archive(data):
+        _list_archive(listing, data)
+    elif data.suffix.lower() in MANIFEST_SUFFIXES:
+        _list_manifest(listing, data, root)
+    else:
+        raise DataError(
+            f"{shown(data)} is not a supported file. Give a folder with one subfolder per class, "
+            "a CSV, TSV or Parquet manifest (path,label[,split]), or an uncompressed .tar archive."
+        )
+    return listing.finish(data)
 
 
 def _origin(splits: dict[str, Prefix]) -> str:

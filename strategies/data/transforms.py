@@ -155,9 +155,4 @@ def resize_box(image: Image.Image, box: Box, px: int, interpolation: str) -> Pix
 
 
 def _method(interpolation: str) -> Image.Resampling:
-    return {
-        "bicubic": Image.Resampling.BICUBIC,
-        "bilinear": Image.Resampling.BILINEAR,
-        "lanczos": Image.Resampling.LANCZOS,
-        "nearest": Image.Resampling.NEAREST,
-    }[interpolation]
+    return Image.Resampling[interpolation.upper()]

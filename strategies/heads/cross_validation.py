@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import log_softmax, ndtri
 
-from strategies.core.distributions import norm
 from strategies.core.folds import MAX_FOLDS, fold_numbers
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores, log_loss, proportion
 from strategies.heads.batches import Loss
@@ -378,7 +377,7 @@ def significantly_better(hits: Sequence[NDArray[np.bool_]], losses: Sequence[flo
     A. Agresti, Y. Min, Simple improved confidence intervals for comparing matched proportions,
     2005.
     """
-    z = norm.ppf(1 - (1 - LEVEL) / 2 / max(1, len(hits) - 1))
+    z = ndtri(1 - (1 - LEVEL) / 2 / max(1, len(hits) - 1))
     better = []
     for setting, correct in enumerate(hits):
         gained, lost = int(np.sum(correct & ~hits[0])), int(np.sum(~correct & hits[0]))

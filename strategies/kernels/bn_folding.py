@@ -7,15 +7,17 @@ one traversal of the activations in the forward pass, one in the backward pass, 
 of the activations.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
-from strategies.kernels.torch_function import TorchFunctionInterceptor
+from strategies.kernels.depthwise import FastDepthwiseGradient
 
 _TOLERANCE = 1e-3
 """Largest change of any output, as a share of the largest output; above it nothing is folded."""
@@ -24,7 +26,7 @@ NormByConv = Mapping[int, nn.BatchNorm2d]
 """The BatchNorm layer that follows a convolution, by the id of the convolution's weights."""
 
 
-class FoldedNorms(TorchFunctionInterceptor):
+class FoldedNorms(TorchFunctionMode):
     """Context in which some convolutions also apply the BatchNorm layers that follow them."""
 
     def __init__(self, norms: NormByConv) -> None:
@@ -32,10 +34,9 @@ class FoldedNorms(TorchFunctionInterceptor):
         self.norms = norms
         self._folded_norms = {id(norm.weight) for norm in norms.values()}
 
-    def call(
-        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Convolve with folded weights, and skip the BatchNorm layers folded into them."""
+        kwargs = kwargs or {}
         if func is functional.conv2d and len(args) > 1 and id(args[1]) in self.norms:
             bias = args[2] if len(args) > 2 else kwargs.get("bias")
             folded = _folded_parameters(args[1], bias, self.norms[id(args[1])])
@@ -103,7 +104,7 @@ def norms_to_fold(network: nn.Module, frozen: Collection[nn.Module], images: Ten
     return norms if same else {}
 
 
-class _ConvNormTracer(TorchFunctionInterceptor):
+class _ConvNormTracer(TorchFunctionMode):
     """Context that records which convolution's output each BatchNorm layer reads."""
 
     def __init__(self) -> None:
@@ -113,9 +114,8 @@ class _ConvNormTracer(TorchFunctionInterceptor):
         self._conv_uses: Counter[int] = Counter()
         self._norm_uses: Counter[int] = Counter()
 
-    def call(
-        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if func is functional.conv2d and len(args) > 1:
             # The reference to the output keeps its id from being used again.
@@ -131,3 +131,22 @@ class _ConvNormTracer(TorchFunctionInterceptor):
     def pairs(self) -> list[tuple[int, int]]:
         """Return the weight ids of convolution and BatchNorm pairs in which each is used once."""
         return [(c, n) for c, n in self._pairs if self._conv_uses[c] == self._norm_uses[n] == 1]
+
+
+@contextlib.contextmanager
+def fast_kernels(device: torch.device, norms: NormByConv) -> Iterator[None]:
+    """Context in which a network computes with the faster kernels for CPUs.
+
+    Any other device has fast ones of its own. There it changes nothing, because Python code around
+    every call of torch would only delay it.
+
+    Parameters
+    ----------
+    norms
+        The BatchNorm layers to fold (`norms_to_fold`).
+    """
+    if device.type != "cpu":
+        yield
+        return
+    with FastDepthwiseGradient(), FoldedNorms(norms):
+        yield

@@ -6,15 +6,14 @@ convolution: every channel of every image is a separate channel, and the gradien
 the kernel. That takes a third to a tenth of the time.
 """
 
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from strategies.core.context import RunContext
-from strategies.kernels.torch_function import TorchFunctionInterceptor
 
 MIN_KERNEL = 5
 """Smallest kernel side. torch's gradient of 3 x 3 kernels is fast already."""
@@ -37,16 +36,14 @@ def training_precision(network: nn.Module, ctx: RunContext) -> torch.dtype:
     return torch.float32 if ctx.device.type == "cpu" and depthwise else ctx.precision
 
 
-class FastDepthwiseGradient(TorchFunctionInterceptor):
+class FastDepthwiseGradient(TorchFunctionMode):
     """Context in which large depthwise convolutions on the CPU use the faster weight gradient."""
 
-    def call(
-        self, func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Replace eligible calls of conv2d; call everything else unchanged."""
         if func is functional.conv2d and not kwargs and _is_eligible(*args):
             return _Convolution.apply(*args[:5])
-        return func(*args, **kwargs)
+        return func(*args, **(kwargs or {}))
 
 
 def _is_eligible(

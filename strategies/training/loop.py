@@ -18,10 +18,9 @@ from strategies.core.devices import copy_to
 from strategies.core.errors import TrainingDiverged
 from strategies.core.metrics import Scores, significantly_better
 from strategies.data.dataset import Dataset, labels_of
-from strategies.kernels.bn_folding import NormByConv, norms_to_fold
+from strategies.kernels.bn_folding import NormByConv, fast_kernels, norms_to_fold
 from strategies.kernels.compiled import TRAINING, TimedCompiler, can_compile
 from strategies.kernels.depthwise import training_precision
-from strategies.kernels.fast_kernels import fast_kernels
 from strategies.models.architectures.timm_zoo import timm_module
 from strategies.models.network import Network
 from strategies.training.checkpoint import Checkpoint, Snapshot

@@ -25,7 +25,7 @@ from advisor.types.events import Event
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.models.backbone import Backbone
-from strategies.registry import search_spaces
+from strategies.registry import STRATEGIES
 from strategies.training.loop import ROUNDS
 
 
@@ -66,7 +66,7 @@ class Runner:
         self.folder.set_phase("searching", math.inf)
         trials = Trials(
             self.folder.path / "study.db",
-            search_spaces(self.dataset, self.backbone),
+            {n: s.search_space(self.dataset, self.backbone) for n, s in STRATEGIES.items()},
             pruning=make_pruning(n_val, by_folds=self.n_folds > 1),
             fixed=self.fixed,
         )

@@ -34,6 +34,17 @@ COMMAND = (sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()
 PATIENCE_S = 300
 
 
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Let Ctrl-C interrupt, also where the tests were started in the background of a script.
+
+    A shell without job control makes such processes ignore it, and Python then leaves it so.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def host_state() -> dict[str, Any]:
     """Return what belongs to the calling program, as comparable values."""
     loggers = [logging.root, *map(logging.getLogger, logging.root.manager.loggerDict)]

@@ -110,7 +110,7 @@ def find_crops(thumbnails: Thumbnails, seed: int, *, exhaustive: bool) -> Crops:
     rows = np.flatnonzero((thumbnails.sides_px >= MIN_PX) & (frequencies >= MIN_FREQUENCIES))
     if len(rows) < 2:
         none = np.zeros(0, np.int64)
-        return _crops_of(none, none, np.zeros(0, np.float32), none)
+        return Crops(none, none, np.zeros(0, np.float32), none.astype(bool))
     proposals = _propose(thumbnails, rows, seed, exhaustive)
     first, second = rows[proposals.one], rows[proposals.other]
     low, high = np.minimum(first, second), np.maximum(first, second)
@@ -130,7 +130,7 @@ def find_crops(thumbnails: Thumbnails, seed: int, *, exhaustive: bool) -> Crops:
     less, more = np.sort(contrast[[one, other]], axis=0)
     alike = (has_many[one] & has_many[other]) | (more <= MAX_CONTRAST_RATIO * less)
     kept = kept[(both | (coarse[kept] >= MIN_CROWDED)) & alike]
-    return _crops_of(low[kept], high[kept], fine[kept], proposals.mirrored[kept])
+    return Crops(low[kept], high[kept], fine[kept], proposals.mirrored[kept].astype(bool))
 
 
 def effective_frequencies(grey: NDArray[np.uint8]) -> Vectors:
@@ -147,10 +147,6 @@ def effective_frequencies(grey: NDArray[np.uint8]) -> Vectors:
         squares = np.square(power).sum(axis=1)
         result[chunk] = power.sum(axis=1) ** 2 / np.maximum(squares, 1e-9)
     return result
-
-
-def _crops_of(first: Rows, second: Rows, similarity: Vectors, mirrored: Rows) -> Crops:
-    return Crops(first, second, similarity, mirrored.astype(bool))
 
 
 def _max_partners(n: int) -> int:

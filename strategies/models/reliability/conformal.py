@@ -14,8 +14,8 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import betaln
 
-from strategies.core.distributions import betabinom
 from strategies.core.metrics import Labels, Scores
 
 Sorted = NDArray[np.float32]
@@ -50,7 +50,9 @@ def chance_of_as_many(n_above: int, n_new: int, n_held_out: int, rate: float) ->
     rank = _rank(n_held_out, rate)
     if rank > n_held_out:
         return 1.0
-    return float(betabinom.sf(n_above - 1, n_new, n_held_out + 1 - rank, rank))
+    counts, a, b = np.arange(n_above, n_new + 1), n_held_out + 1 - rank, rank
+    ways = -np.log(n_new + 1) - betaln(n_new - counts + 1, counts + 1)  # log(n_new over counts)
+    return float(np.exp(ways + betaln(counts + a, n_new - counts + b) - betaln(a, b)).sum())
 
 
 def _rank(n_held_out: int, rate: float) -> int:

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from strategies.core.allocator import first_micro_batches, free_bytes
 from strategies.core.cache import space_name
 from strategies.core.context import RunContext
-from strategies.kernels.bn_folding import norms_to_fold
+from strategies.kernels.bn_folding import fast_kernels, norms_to_fold
 from strategies.kernels.depthwise import training_precision
-from strategies.kernels.fast_kernels import fast_kernels
 from strategies.models.backbone import Backbone, half_size
 from strategies.models.classifier import make_network
 from strategies.models.features import INFERENCE_BATCH, to_input

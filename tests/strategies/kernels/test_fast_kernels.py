@@ -3,9 +3,8 @@
 import torch
 from torch.overrides import _get_current_function_mode_stack
 
-from strategies.kernels.bn_folding import FoldedNorms, norms_to_fold
+from strategies.kernels.bn_folding import FoldedNorms, fast_kernels, norms_to_fold
 from strategies.kernels.depthwise import FastDepthwiseGradient
-from strategies.kernels.fast_kernels import fast_kernels
 from tests.fake_mps import MPS, FakeMps
 
 
