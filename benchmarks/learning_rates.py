@@ -78,7 +78,7 @@ def table(rows: Sequence[Row]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     behind: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    for (strategy, name), by_rate in found.items():
+    for (strategy, name), by_rate in sorted(found.items(), key=lambda item: item[0][0]):
         default = by_rate.pop(None, {})
         if not default or not by_rate:
             continue
@@ -89,16 +89,20 @@ def table(rows: Sequence[Row]) -> str:
         behind[strategy].append(gaps)
         lines.append(
             f"| {strategy} | {name} | {of_default:.1f} | {mean[best]:.1f} ({best:g}) | "
-            f"{gaps[0]:+.1f} | {len(default)} | {gaps[1]:+.1f} |"
+            f"{_mean([gaps[0]])} | {len(default)} | {_mean([gaps[1]])} |"
         )
     for strategy, pairs in behind.items():
-        gap, fair = np.mean(pairs, axis=0)
-        error = np.std(pairs, axis=0, ddof=1) / np.sqrt(len(pairs)) if len(pairs) > 1 else (0, 0)
-        lines.append(
-            f"| **{strategy}** | mean of {len(pairs)} | | | **{gap:+.1f} ± {error[0]:.1f}** | "
-            f"| {fair:+.1f} ± {error[1]:.1f} |"
-        )
+        gap, fair = (_mean(of) for of in zip(*pairs, strict=True))
+        lines.append(f"| **{strategy}** | mean of {len(pairs)} | | | **{gap}** | | **{fair}** |")
     return "\n".join(lines)
+
+
+def _mean(gaps: Sequence[float]) -> str:
+    """Return the mean of some gaps as text, with its standard error if there are several."""
+    if np.isnan(gaps).any():
+        return "not measured"
+    error = f" ± {np.std(gaps, ddof=1) / np.sqrt(len(gaps)):.1f}" if len(gaps) > 1 else ""
+    return f"{np.mean(gaps):+.1f}{error}"
 
 
 def _gap_to_other_seeds(

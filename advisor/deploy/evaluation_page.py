@@ -2,7 +2,6 @@
 
 import base64
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console, Group, RenderableType
@@ -137,12 +136,11 @@ def _size_line(found: DatasetEvaluation) -> str:
 
 def _facts(found: DatasetEvaluation) -> list[Fact]:
     scores, loss = found.scores, found.log_loss
-    error = percent_fact("Calibration error (ECE)", found.calibration_error)
     facts = [
         percent_fact("Accuracy", scores.accuracy),
         percent_fact("Balanced accuracy", found.balanced_accuracy),
         Fact("Log loss", f"{loss.mid:.3f}", f"[{loss.low:.3f}, {loss.high:.3f}] nats"),
-        replace(error, value=error.value.replace("%", " points")),
+        percent_fact("Calibration error (ECE)", found.calibration_error, unit=" points"),
     ]
     if scores.top_5 is not None:
         facts.insert(2, percent_fact("Top-5 accuracy", scores.top_5))

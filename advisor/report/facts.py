@@ -38,10 +38,10 @@ class Cell:
     value: float | None = None
 
 
-def percent_fact(label: str, share: Interval, more: str = "") -> Fact:
+def percent_fact(label: str, share: Interval, more: str = "", unit: str = "%") -> Fact:
     """Return a fraction in percent with its interval, and further details if there are any."""
-    value, _, interval = share.percent().partition(" ")
-    return Fact(label, value, interval + more)
+    low, mid, high = (f"{100 * x:.1f}" for x in (share.low, share.mid, share.high))
+    return Fact(label, f"{mid}{unit}", f"[{low}, {high}]{more}")
 
 
 def main_facts(advice: Advice, outcome: Outcome | None) -> tuple[Fact, ...]:

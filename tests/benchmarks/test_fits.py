@@ -138,6 +138,24 @@ def test_default_and_given_learning_rates_are_fitted_and_printed(
     printed = capsys.readouterr().out
     assert "| norm_tune | striped |" in printed
     assert "| **norm_tune** | mean of 1 |" in printed
+    assert "| 1 | not measured |" in printed
+
+
+def test_the_default_is_compared_with_the_learning_rate_that_is_best_with_other_seeds(
+    load: Load,
+) -> None:
+    accuracies = {None: (0.8, 0.8, 0.8), 1e-3: (0.9, 0.7, 0.7), 1e-2: (0.6, 0.78, 0.78)}
+    rows = [
+        {"strategy": "s", "set": name, "seed": seed, "grid": {} if lr is None else {"lr": lr}}
+        | {"accuracy": accuracy + (0.1 if name == "b" and lr is None else 0)}
+        for name in ("a", "b")
+        for lr, by_seed in accuracies.items()
+        for seed, accuracy in enumerate(by_seed)
+    ]
+    lines = load("learning_rates").table(rows).splitlines()
+    # Without seed 0, 0.01 is best, and has 60% there. Without seed 1 or 2, 0.001 is, and has 70%.
+    assert lines[2] == "| s | a | 80.0 | 76.7 (0.001) | +3.3 | 3 | +13.3 |"
+    assert lines[4] == "| **s** | mean of 2 | | | **+8.3 ± 5.0** | | **+18.3 ± 5.0** |"
 
 
 def test_losses_after_the_first_update_are_printed(
