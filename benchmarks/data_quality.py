@@ -272,8 +272,9 @@ def wrong_labels(source: Path, cache_dir: Path | None, seeds: Sequence[int] = SE
     """Change 5% of the labels, and count those in the top tenth of the list of suspect labels."""
     from advisor.findings.statistics import suspect_labels
     from strategies.core.context import make_context
+    from strategies.core.folds import fold_numbers
     from strategies.data.dataset import groups_of
-    from strategies.heads.cross_validation import cross_validate, fold_numbers, temperature
+    from strategies.heads.cross_validation import cross_validate, temperature
     from strategies.models.backbone import load_backbone
     from strategies.models.features import extract_features
 

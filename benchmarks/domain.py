@@ -43,9 +43,10 @@ from advisor.similarity.reference import Reference, shipped_reference
 from advisor.similarity.source_head import predict
 from strategies.core.cache import ArrayCache
 from strategies.core.context import RunContext, make_context
+from strategies.core.folds import fold_numbers
 from strategies.core.metrics import Labels
 from strategies.data.dataset import LabelledImage, labels_of
-from strategies.heads.cross_validation import cross_validate, fold_numbers
+from strategies.heads.cross_validation import cross_validate
 from strategies.models.backbone import Backbone, load_backbone
 from strategies.models.domain_shift import SHIFT_IMAGES, SHIFT_PX, measure_moments
 from strategies.models.features import Features, extract_features

@@ -46,7 +46,7 @@ def rows_of(features: Features, rows: NDArray[np.int64]) -> Features:
     """Return the features of some images."""
     m = features.moments
     assert m is not None
-    moments = Moments(m.mean[rows], m.square[rows], m.layer, m.layer_share, m.layer_depth)
+    moments = Moments(m.mean[rows], m.square[rows], m.layer, m.layer_depth)
     return Features(tuple(p[rows] for p in features.pooled), moments, features.source_head)
 
 

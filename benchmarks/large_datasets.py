@@ -201,9 +201,10 @@ def fit_generated() -> None:
     """Fit a head to ``sys.argv[2]`` generated rows, and to ``sys.argv[3]`` in both ways."""
     from strategies.core.folds import fold_numbers
     from strategies.heads import cross_validation, principal_axes
+    from strategies.heads.batches import Loss
     from strategies.heads.linear_head import MAX_CROSS_VALIDATED
 
-    loss: cross_validation.Loss = "softmax" if sys.argv[1] == "softmax" else "squared_hinge"
+    loss: Loss = "softmax" if sys.argv[1] == "softmax" else "squared_hinge"
     n, n_few = int(sys.argv[2]), int(sys.argv[3])
     x, labels = generated(n)
     start = time.process_time()

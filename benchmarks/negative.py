@@ -53,7 +53,6 @@ N_PER_CLASS = 40
 INTERVENTIONS: dict[str, dict[str, Any]] = {
     "statistics": {"batch_norm": "reestimated"},
     "stages": {"reset_stages": 2, "blend": 1.0},
-    "spectrum": {"spectral": 0.001},
 }
 CODES = ("TL201", "TL202", "TL208", "TL209")
 """Findings of negative transfer."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar, Self, final
 
-import numpy as np
 import torch
 from optuna.distributions import (
     BaseDistribution,
@@ -18,28 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from strategies.base import GainPrior, Role, Strategy
-from strategies.core.allocator import (
-    PartsThatFit,
-    first_micro_batches,
-    in_micro_batches,
-    inference_passes,
-)
+from strategies.core.allocator import PartsThatFit, first_micro_batches, in_micro_batches
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, TrainingDiverged
-from strategies.core.metrics import Scores
+from strategies.core.folds import fold_numbers
 from strategies.data.dataset import Dataset, groups_of, labels_of
-from strategies.data.decoding import Pixels
-from strategies.heads.cross_validation import (
-    cross_validate,
-    fit_head,
-    fold_numbers,
-    temperature,
-)
+from strategies.heads.cross_validation import cross_validate, fit_head, temperature
 from strategies.models.backbone import Backbone, input_sizes, resized
 from strategies.models.body import Body
 from strategies.models.classifier import ImageClassifier, make_network, set_head
-from strategies.models.features import batches, to_input
-from strategies.models.network import Network
+from strategies.models.features import to_input
+from strategies.models.network import Network, outputs_of
 from strategies.training.costs.memory import training_bytes
 from strategies.training.dataloader import train_batches
 from strategies.training.defaults import Measurements, default_steps
@@ -269,7 +257,14 @@ def _decoder(body: Body, backbone: Backbone, ctx: RunContext) -> nn.Sequential:
 
 def _fit_head(network: Network, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> None:
     """Fit the head to the codes; choose strength and temperature by cross-validation."""
-    codes, labels = _codes(network.body, dataset, backbone, ctx), labels_of(dataset.train)
+    paths, labels = [image.path for image in dataset.train], labels_of(dataset.train)
+
+    def encode(pixels: Tensor) -> Tensor:
+        ctx.check_time()
+        codes: Tensor = network.body(pixels)
+        return codes
+
+    codes = outputs_of(encode, paths, backbone, ctx)
     folds = fold_numbers(labels, ctx.seed, groups=groups_of(dataset.train))
     found = cross_validate(codes, labels, dataset.n_classes, folds=folds, device=ctx.head_device)
     t, _ = temperature(found.scores, labels)
@@ -278,18 +273,3 @@ def _fit_head(network: Network, dataset: Dataset, backbone: Backbone, ctx: RunCo
         codes, labels, dataset.n_classes, strength, temperature=t, device=ctx.head_device
     )
     set_head(network, head.weight, head.bias)
-
-
-@torch.inference_mode()
-def _codes(body: Body, dataset: Dataset, backbone: Backbone, ctx: RunContext) -> Scores:
-    """Return the codes of the centre crops of the train images, (n, d)."""
-
-    def forward(pixels: Pixels) -> Tensor:
-        ctx.check_time()
-        with ctx.autocast():
-            found: Tensor = body(to_input(pixels, backbone, ctx.device))
-        return found.float().cpu()
-
-    chunks = batches([image.path for image in dataset.train], backbone, ctx.n_workers)
-    parts = inference_passes(forward, chunks, ctx.device)
-    return np.concatenate([part.numpy() for part in parts])

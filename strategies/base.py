@@ -16,7 +16,7 @@ from optuna.distributions import (
 from strategies.core.context import RunContext
 from strategies.core.errors import NotApplicable, unknown_name
 from strategies.data.dataset import Dataset
-from strategies.heads.cross_validation import Loss
+from strategies.heads.batches import Loss
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.training.costs.memory import feature_pass_bytes

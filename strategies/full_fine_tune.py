@@ -50,7 +50,6 @@ class FullFineTune(FineTuning):
         "mixup",
         "cutmix",
         "l2_sp",
-        "spectral",
         "ema",
         "hflip",
     )

@@ -11,8 +11,9 @@ from strategies.base import GainPrior, Strategy
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
 from strategies.data.sampling import stratified_rows
+from strategies.heads.batches import Loss
 from strategies.heads.compute_budget import affordable_views
-from strategies.heads.cross_validation import ClassWeight, Loss, one_standard_error_rule
+from strategies.heads.cross_validation import ClassWeight, one_standard_error_rule
 from strategies.heads.linear_head import (
     MAX_MULTI_VIEW_IMAGES,
     LinearSettings,

@@ -9,7 +9,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution
 from strategies.base import GainPrior, Role, Strategy
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
-from strategies.heads.cross_validation import ClassWeight, Loss
+from strategies.heads.batches import Loss
+from strategies.heads.cross_validation import ClassWeight
 from strategies.heads.linear_head import (
     LinearSettings,
     fit_on_features,

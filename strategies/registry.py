@@ -8,7 +8,7 @@ from strategies.core.errors import NotApplicable, unknown_name
 from strategies.first_stages import FirstStages
 from strategies.from_scratch import FromScratch
 from strategies.full_fine_tune import FullFineTune
-from strategies.heads.cross_validation import Loss
+from strategies.heads.batches import Loss
 from strategies.layer_svm import LayerSVM
 from strategies.linear_probe import LinearProbe
 from strategies.lora import Lora

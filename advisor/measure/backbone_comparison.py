@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from advisor.measure.paired import paired_gain
 from advisor.types.profile import BackboneScore
 from strategies.core.context import RunContext
+from strategies.core.folds import fold_numbers
 from strategies.data.dataset import LabelledImage, groups_of, labels_of
-from strategies.heads.cross_validation import corrected_accuracy, cross_validate, fold_numbers
+from strategies.heads.cross_validation import corrected_accuracy, cross_validate
 from strategies.models.backbone import Backbone
 from strategies.models.features import extract_features
 

@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 
 from advisor.types.profile import LearningCurve
+from strategies.core.folds import fold_numbers
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores, proportion
-from strategies.heads.cross_validation import STRENGTHS, fit_head, fold_numbers
+from strategies.heads.cross_validation import STRENGTHS, fit_head
 
 PARTS = 8
 """The images are split into this many parts; subsamples are 1, 2 and 4 of them."""

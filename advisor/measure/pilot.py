@@ -17,11 +17,12 @@ from advisor.types.advice import Recommendation
 from advisor.types.profile import Pilot, Profile
 from strategies.base import Strategy
 from strategies.core.context import RunContext
+from strategies.core.folds import fold_numbers
 from strategies.core.metrics import Interval, Labels, Scores, proportion
 from strategies.core.progress import Reporter
 from strategies.data.dataset import Dataset, groups_of, labels_of
 from strategies.data.image import Split
-from strategies.heads.cross_validation import best_of, fold_numbers
+from strategies.heads.cross_validation import best_of
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier
 from strategies.models.multi_view import features_at

@@ -19,15 +19,15 @@ from advisor.similarity.transferability import rate_features
 from advisor.types.profile import LearningCurve, ProbeResult, Profile
 from advisor.types.similarity import BackboneStatistics
 from strategies.core.context import RunContext
+from strategies.core.folds import fold_numbers
 from strategies.core.metrics import Labels, Scores
 from strategies.data.dataset import Dataset, LabelledImage, groups_of, labels_of
 from strategies.data.sampling import stratified_rows
+from strategies.heads.batches import Loss
 from strategies.heads.cross_validation import (
     CrossValidated,
-    Loss,
     corrected_accuracy,
     cross_validate,
-    fold_numbers,
     significantly_better,
     temperature,
 )

@@ -9,15 +9,11 @@ from numpy.typing import NDArray
 from advisor.measure.paired import loss_gain, paired_gain
 from advisor.types.profile import ProbeResult
 from strategies.core.context import RunContext
+from strategies.core.folds import fold_numbers
 from strategies.core.metrics import Interval, Scores
 from strategies.data.dataset import LabelledImage, groups_of, labels_of
 from strategies.data.sampling import stratified_rows
-from strategies.heads.cross_validation import (
-    CrossValidated,
-    corrected_accuracy,
-    cross_validate,
-    fold_numbers,
-)
+from strategies.heads.cross_validation import CrossValidated, corrected_accuracy, cross_validate
 from strategies.models.backbone import Backbone, half_size
 from strategies.models.features import Features, extract_features
 

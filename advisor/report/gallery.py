@@ -15,11 +15,12 @@ from advisor.report.maps.mistakes import Explanations
 from advisor.report.maps.overlay import reduced, webp
 from advisor.types.advice import Advice, Finding
 from strategies.core.context import RunContext
+from strategies.core.folds import fold_numbers
 from strategies.core.metrics import Evaluation, Labels, Scores
 from strategies.data.dataset import Dataset
 from strategies.data.decoding import UnreadableImage, read_image
 from strategies.data.image import Split, groups_of, labels_of, shown
-from strategies.heads.cross_validation import cross_validate, fold_numbers
+from strategies.heads.cross_validation import cross_validate
 from strategies.models.backbone import Backbone
 from strategies.models.features import extract_features
 

@@ -15,13 +15,12 @@ NO_INTERPOLATION = {"blend": 1.0}
 """Fine-tuned weights are used as they are, not interpolated with the pretrained ones."""
 STRONG_L2_SP = {"l2_sp": 10.0}
 """A strong L2 penalty on the distance to the pretrained weights."""
-SPECTRAL_SHRINKAGE = {"spectral": 0.001}
 REINIT_LAST_STAGES = {"reset_stages": 2, "blend": 1.0}
 INTERVENTIONS: Mapping[str, tuple[Mapping[str, Any], ...]] = {
     "TL202": (REINIT_LAST_STAGES,),
     "TL203": (REINIT_LAST_STAGES,),
     "TL205": (REESTIMATE_BN,),
-    "TL208": (NO_INTERPOLATION, REINIT_LAST_STAGES, SPECTRAL_SHRINKAGE, STRONG_L2_SP),
+    "TL208": (NO_INTERPOLATION, REINIT_LAST_STAGES, STRONG_L2_SP),
 }
 """Changes to the advised hyperparameters by finding. Each is given one trial of every strategy
 that trains the pretrained network and has these hyperparameters."""

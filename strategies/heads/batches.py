@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,41 +27,6 @@ class Point:
     scores: Tensor | None
 
 
-class Line(Protocol):
-    """The losses of a batch along a step from a point."""
-
-    def loss(self, length: Tensor) -> Tensor:
-        """Return the loss of every group after a step of this length."""
-
-    def end(self) -> tuple[Tensor, Tensor | None]:
-        """Return gradient and scores at the last length."""
-
-
-class Batch(Protocol):
-    """Problems with the same rows: linear heads for row weights of their own.
-
-    Groups are minimised independently. With softmax a group is a problem; with squared hinge it is
-    one class of a problem. Losses and gradients are without the penalty.
-    """
-
-    loss: Loss
-
-    def spread(self, total: Tensor) -> Tensor:
-        """Return bounds of the second moments of the coordinates, (problems, r + 1).
-
-        `total` are the sums of the row weights, (problems, 1).
-        """
-
-    def start(self, v: Tensor) -> Point:
-        """Return the point at some weights, (classes, problems, r + 1)."""
-
-    def curvature(self, point: Point) -> Tensor:
-        """Return the mean second derivative of every group's loss with respect to a score."""
-
-    def line(self, point: Point, step: Tensor) -> Line:
-        """Return the losses along a step."""
-
-
 class RowsInMemory:
     """A `Batch` whose rows, (n, r + 1), and scores are all in memory.
 
@@ -80,7 +45,10 @@ class RowsInMemory:
         self.sign.scatter_(0, labels.expand(1, 1, -1), 1.0)
 
     def spread(self, total: Tensor) -> Tensor:
-        """Return bounds of the second moments, computed from the heaviest weight of each row."""
+        """Return bounds of the second moments, computed from the heaviest weight of each row.
+
+        `total` are the sums of the row weights, (problems, 1).
+        """
         heaviest = (self.share * total).amax(0)[:, None]
         return sum_over_rows(lambda rows, s: s.T @ rows.square(), self.x, heaviest) / total
 
@@ -138,7 +106,7 @@ class RowsInMemory:
 
 
 class _ScoreLine:
-    """A `Line` of linear scores, so that a length costs no matrix product."""
+    """The losses along a step, of linear scores: a length costs no matrix product."""
 
     def __init__(self, batch: RowsInMemory, point: Point, step: Tensor) -> None:
         assert point.scores is not None
@@ -200,7 +168,7 @@ class StreamedBatch:
 
 
 class _StreamedLine:
-    """A `Line` that passes over the rows at every length."""
+    """The losses along a step, with a pass over the rows at every length."""
 
     def __init__(self, batch: StreamedBatch, point: Point, step: Tensor) -> None:
         self.batch, self.point, self.step = batch, point, step
@@ -213,3 +181,10 @@ class _StreamedLine:
     def end(self) -> tuple[Tensor, None]:
         """Return the gradient at the last length, and no scores."""
         return self.there.gradient, None
+
+
+Batch = RowsInMemory | StreamedBatch
+"""Problems with the same rows: linear heads for row weights of their own.
+
+Groups are minimised independently. With softmax a group is a problem; with squared hinge it is
+one class of a problem. Losses and gradients are without the penalty."""

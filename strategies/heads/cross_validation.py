@@ -15,31 +15,10 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, ndtri
 
-from strategies.core.folds import MAX_FOLDS, fold_numbers
 from strategies.core.metrics import LEVEL, Interval, Labels, Scores, log_loss, proportion
 from strategies.heads.batches import Loss
 from strategies.heads.principal_axes import principal_axes
 from strategies.heads.solver import solve_path
-
-__all__ = [
-    "MAX_FOLDS",
-    "STRENGTHS",
-    "ClassWeight",
-    "CrossValidated",
-    "Head",
-    "Loss",
-    "RegularisationPath",
-    "best_of",
-    "corrected_accuracy",
-    "cross_validate",
-    "fit_head",
-    "fold_numbers",
-    "one_standard_error_rule",
-    "out_of_fold",
-    "sample_weights",
-    "significantly_better",
-    "temperature",
-]
 
 ClassWeight = Literal["none", "balanced"]
 
@@ -293,9 +272,7 @@ def _of_true_class(scores: Scores, labels: Labels) -> Scores:
     return scores[np.arange(len(labels)), labels]
 
 
-def corrected_accuracy(
-    correct: NDArray[np.bool_], seed: int, draws: int = 500, n_effective: float | None = None
-) -> Interval:
+def corrected_accuracy(correct: NDArray[np.bool_], seed: int, draws: int = 500) -> Interval:
     """Return the accuracy of the best of some settings, corrected for the selection bias.
 
     The best setting is chosen on a bootstrap sample of the images and evaluated on the images
@@ -305,8 +282,6 @@ def corrected_accuracy(
     ----------
     correct
         Whether each setting classifies each image correctly out of fold, shape (settings, n).
-    n_effective
-        Number of independent images for the width of the interval. Default: all.
 
     References
     ----------
@@ -315,14 +290,14 @@ def corrected_accuracy(
     """
     n = correct.shape[1]
     if len(correct) == 1:
-        return proportion(float(correct.mean()), n_effective or n)
+        return proportion(float(correct.mean()), n)
     rng = np.random.default_rng(seed)
     counts = rng.multinomial(n, np.full(n, 1 / n), size=draws)
     hits = correct.astype(np.float64)
     chosen = (counts @ hits.T).argmax(axis=1)
     outside = counts == 0
     accuracies = (outside * hits[chosen]).sum(axis=1) / np.maximum(outside.sum(axis=1), 1)
-    return proportion(float(accuracies.mean()), n_effective or n)
+    return proportion(float(accuracies.mean()), n)
 
 
 def one_standard_error_rule(losses: Sequence[NDArray[np.float64]], costs: Sequence[float]) -> int:

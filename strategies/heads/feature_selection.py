@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from strategies.core.metrics import Labels, Scores
+from strategies.heads.batches import Loss
 from strategies.heads.cross_validation import (
     ClassWeight,
-    Loss,
     RegularisationPath,
     fit_head,
     out_of_fold,

@@ -9,18 +9,18 @@ from numpy.typing import NDArray
 
 from strategies.core.cache import Rows
 from strategies.core.context import RunContext
+from strategies.core.folds import fold_numbers
 from strategies.core.metrics import Labels
 from strategies.data.dataset import Dataset, LabelledImage, groups_of, labels_of
+from strategies.heads.batches import Loss
 from strategies.heads.compute_budget import affordable_subset
 from strategies.heads.cross_validation import (
     STRENGTHS,
     ClassWeight,
     CrossValidated,
-    Loss,
     RegularisationPath,
     best_of,
     fit_head,
-    fold_numbers,
     out_of_fold,
     sample_weights,
     temperature,

@@ -24,7 +24,7 @@ from strategies.models.architectures.capabilities import (
 )
 from strategies.models.architectures.family import Family
 from strategies.models.architectures.pretrained import Pretrained, weights_digest
-from strategies.models.architectures.timm_zoo import Architecture
+from strategies.models.architectures.timm_zoo import Architecture, timm_module
 from strategies.models.body import Depth, source_head
 from strategies.models.catalogue import CATALOGUE, DEFAULT_BACKBONE, Embedded
 from strategies.models.depths import measure_depths
@@ -57,7 +57,6 @@ class Backbone:
     """
 
     name: str
-    source: str
     licence: str
     weights: Weights
     digest: str
@@ -90,7 +89,7 @@ class Backbone:
 
     def with_random_weights(self) -> "Backbone":
         """Return the same architecture with random instead of pretrained weights."""
-        return replace(self, weights="random", source="random weights", digest="random")
+        return replace(self, weights="random", digest="random")
 
     def build(self) -> nn.Module:
         """Create the network in eval mode, with the recorded weights and its original head.
@@ -226,13 +225,10 @@ def _inspect(name: str, input_px: int | None) -> Backbone:
 def _inspect_embedded(name: str, entry: Embedded, input_px: int | None) -> Backbone:
     net = packaged.create(name, entry, pretrained=True).eval().requires_grad_(False)
     px = input_px or entry.input_px
-    n_source_classes = 0
     depths, gmacs = _depths(name, net, px)
-    if source_head(net, depths[-1].channels) is not None:
-        n_source_classes = len(timm_zoo.imagenet_1k_names())
+    n_source_classes = len(timm_zoo.imagenet_1k_names()) if entry.has_head else 0
     return Backbone(
         name=name,
-        source=f"package {entry.package}",
         licence=entry.licence,
         weights="pretrained",
         digest=weights_digest(net.state_dict()),
@@ -246,7 +242,7 @@ def _inspect_embedded(name: str, entry: Embedded, input_px: int | None) -> Backb
         params_m=_params_m(net),
         gmacs=gmacs,
         architecture=Architecture(name),
-        capabilities=describe(net, InputSizes(), "avg", n_source_classes),
+        capabilities=describe(net, InputSizes(), n_source_classes),
     )
 
 
@@ -262,7 +258,6 @@ def _inspect_timm(name: str, input_px: int | None) -> Backbone:
     depths, gmacs = _depths(name, net, px)
     return Backbone(
         name=name,
-        source="timm",
         licence=str(config.get("license") or NOT_STATED),
         weights="pretrained",
         digest=pretrained.digest(name),
@@ -276,9 +271,7 @@ def _inspect_timm(name: str, input_px: int | None) -> Backbone:
         params_m=_params_m(net),
         gmacs=gmacs,
         architecture=found.architecture,
-        capabilities=describe(
-            net, sizes, found.pooling, _n_source_classes(name, net, depths[-1].channels)
-        ),
+        capabilities=describe(net, sizes, _n_source_classes(name, net, depths[-1].channels)),
     )
 
 
@@ -340,8 +333,8 @@ def _load_error(name: str, input_px: int | None, error: Exception) -> str:
     embedded = ", ".join(CATALOGUE)
     if Path(name).is_dir():
         return f"{name} is a folder. Pass it as --backbone local-dir:{name}"
-    if ":" not in name and not timm_zoo.is_listed(name):
-        return unknown_name("backbone", name, timm_zoo.listed_names())
+    if ":" not in name and not timm_module().is_model(name.split(".")[0]):
+        return unknown_name("backbone", name, timm_module().list_models())
     at = f" at {input_px} px" if input_px else ""
     return (
         f"The backbone {name}{at} could not be loaded: {reason} "
@@ -355,10 +348,7 @@ def source_classes(backbone: Backbone, count: int) -> tuple[str, ...]:
 
     They are called "class 0", "class 1", ... if they are not known.
     """
-    if backbone.name not in CATALOGUE:
-        known = pretrained.class_names(backbone.name, count)
-    elif count == len(timm_zoo.imagenet_1k_names()):
-        known = timm_zoo.imagenet_1k_names()
-    else:
-        known = timm_zoo.class_names(count)
+    if backbone.name in CATALOGUE:
+        return timm_zoo.imagenet_1k_names()
+    known = pretrained.class_names(backbone.name, count)
     return known or tuple(f"class {i}" for i in range(count))

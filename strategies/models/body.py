@@ -1,6 +1,6 @@
 """Body: a backbone cut at one or several depths, with pooled activations as its output."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from strategies.core.errors import BackboneError
+from strategies.models.architectures.anatomy import call
 from strategies.models.architectures.capabilities import has_tokens
 
 Pooling = Literal["mean", "grid"]
@@ -76,7 +77,7 @@ def source_head(net: nn.Module, width: int) -> nn.Linear | None:
     None for a network without one, or if its head has other inputs than the `width` penultimate
     activations.
     """
-    head = _call(net, "get_classifier")() if hasattr(net, "get_classifier") else None
+    head = call(net, "get_classifier")() if hasattr(net, "get_classifier") else None
     return head if isinstance(head, nn.Linear) and head.in_features == width else None
 
 
@@ -130,9 +131,9 @@ class Body(nn.Module):
     def cut(self) -> "Body":
         """Remove all layers that the selected depths do not need, and the original head."""
         if self.whole:
-            _call(self.net, "reset_classifier")(0)
+            call(self.net, "reset_classifier")(0)
         else:
-            _call(self.net, "prune_intermediate_layers")(self.levels, prune_head=True)
+            call(self.net, "prune_intermediate_layers")(self.levels, prune_head=True)
         return self
 
     def levels_of(self, images: Tensor) -> tuple[list[Level], Tensor | None]:
@@ -154,12 +155,12 @@ class Body(nn.Module):
         if self.levels:
             last, found = self._intermediates(images, only=False)
         else:
-            last, found = _call(self.net, "forward_features")(images), []
+            last, found = call(self.net, "forward_features")(images), []
         return self._levels(found), last
 
     def pool_last(self, last: Tensor) -> Tensor:
         """Pool the network's last activations as the network does, (n, channels)."""
-        pooled: Tensor = _call(self.net, "forward_head")(last, pre_logits=True)
+        pooled: Tensor = call(self.net, "forward_head")(last, pre_logits=True)
         return pooled
 
     def read_blocks(self) -> list[nn.Module]:
@@ -173,7 +174,7 @@ class Body(nn.Module):
         return [self.net.get_submodule(name) for name in dict.fromkeys(read)]
 
     def _intermediates(self, images: Tensor, *, only: bool) -> Any:
-        method = _call(self.net, "forward_intermediates")
+        method = call(self.net, "forward_intermediates")
         if not self.has_tokens:
             return method(images, indices=self.levels, intermediates_only=only)
         return method(
@@ -206,8 +207,3 @@ def widths(depths: Sequence[Depth], pooling: Pooling) -> tuple[int, ...]:
     *earlier, last = depths
     wide = (d.token_channels + cells * (d.channels - d.token_channels) for d in earlier)
     return (*wide, last.channels)
-
-
-def _call(net: nn.Module, name: str) -> Callable[..., Any]:
-    method: Callable[..., Any] = getattr(net, name)
-    return method

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from cattrs.errors import CattrsError
 from numpy.typing import NDArray
 from PIL import Image
 from safetensors import SafetensorError
@@ -58,6 +59,7 @@ _DAMAGE = (
     RuntimeError,
     SafetensorError,
     BackboneError,
+    CattrsError,
 )
 
 
@@ -124,7 +126,7 @@ class ImageClassifier:
             If an array is no image, or a single image was given.
         """
         chunks = self._chunks(images, n_workers, eval_crops)
-        found = list(self.classify_batches(chunks, precision))
+        found = list(self._rows(chunks, precision, with_unknown=False))
         empty = np.empty((0, len(self.classes)), dtype=np.float32)
         return np.concatenate(found) if found else empty
 
@@ -149,32 +151,14 @@ class ImageClassifier:
             raise DataError("A single image was given. Give a list of images: [image].")
         return batches(list(images), self.backbone, n_workers, eval_crops=crops)
 
-    def classify_batches(
-        self, chunks: Iterable[Pixels], precision: torch.dtype = torch.float32
-    ) -> Iterator[NDArray[np.float32]]:
-        """Yield the class probabilities of preprocessed images, in order.
-
-        A batch that does not fit into memory is passed in parts. On an accelerator, several chunks
-        may make one batch.
-
-        Parameters
-        ----------
-        chunks
-            As `pixels` in `classify`, some images at a time.
-        precision
-            As in `classify`.
-
-        Raises
-        ------
-        TransferError
-            If a single image does not fit into memory.
-        """
-        return self._rows(chunks, precision, with_unknown=False)
-
     def output_batches(
         self, chunks: Iterable[Pixels], precision: torch.dtype = torch.float32
     ) -> Iterator[Outputs]:
-        """Yield probabilities and unknown scores of preprocessed images, as `classify_batches`."""
+        """Yield probabilities and unknown scores of preprocessed images, in order.
+
+        A batch that does not fit into memory is passed in parts. On an accelerator, several chunks
+        may make one batch. Parameters and errors are those of `classify`.
+        """
         for rows in self._rows(chunks, precision, with_unknown=True):
             yield Outputs.of(rows, len(self.classes))
 
@@ -207,7 +191,7 @@ class ImageClassifier:
         TransferError
             If a single image does not fit into memory.
         """
-        return np.concatenate(list(self.classify_batches([pixels], precision)))
+        return np.concatenate(list(self._rows([pixels], precision, with_unknown=False)))
 
     def judged_network(self) -> JudgedNetwork | None:
         """Return the network with the unknown score, for one pass; None without reliability.

@@ -1,10 +1,12 @@
 """Depths of a network: their widths and their costs."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
-from strategies.models.architectures import timm_zoo
 from strategies.models.architectures.efficientnet_lite import EfficientNetLite, FlopCounter
+from strategies.models.architectures.timm_zoo import timm_module
 from strategies.models.body import Body, Depth, depth_modules
 
 
@@ -19,7 +21,10 @@ def measure_depths(net: nn.Module, px: int) -> tuple[tuple[Depth, ...], float]:
     modules = depth_modules(net)
     noise = torch.randn(1, 3, px, px, generator=torch.Generator().manual_seed(0))
     flops: list[int] = []
-    counter = FlopCounter(net) if isinstance(net, EfficientNetLite) else timm_zoo.flop_counter()
+    if isinstance(net, EfficientNetLite):
+        counter: Any = FlopCounter(net)
+    else:  # its import takes a fifth of that of torch: it imports Triton, as timm does too
+        counter = timm_module("torch.utils.flop_counter").FlopCounterMode(display=False)
 
     def record_flops(*_: object) -> None:
         flops.append(counter.get_total_flops())

@@ -120,17 +120,6 @@ def measure_moments(images: Sequence[LabelledImage], ctx: RunContext) -> ShiftSa
     return ShiftSample(labels[rows], features.moments)
 
 
-def domain_shift(images: Sequence[LabelledImage], ctx: RunContext) -> float:
-    """Return the domain shift of labelled images in nats: 0 for ImageNet-like images, unbounded.
-
-    Raises
-    ------
-    OutOfTime
-        If the deadline passes first.
-    """
-    return mean_shift(measure_moments(images, ctx).moments)
-
-
 def _reporting(ctx: RunContext) -> RunContext:
     """Return the context with progress reported under the name of this phase."""
     report: OnProgress = ctx.reporter.on_progress

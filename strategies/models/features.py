@@ -375,13 +375,11 @@ def _assemble(matrix: Rows, backbone: Backbone, network_rows: Mapping[str, Rows]
     if not len(counts):
         return Features(tuple(pooled), None, head, ms_per_image)
     columns = np.split(rest, np.cumsum(np.repeat(counts, 2))[:-1], axis=1)
-    share = (np.arange(len(counts)) + 0.5) / len(counts)
     layer = np.repeat(np.arange(len(counts)), counts)
     moments = Moments(
         np.concatenate(columns[::2], axis=1),
         np.concatenate(columns[1::2], axis=1),
         layer,
-        share,
         network_rows[_DEPTHS].astype(np.int64),
     )
     return Features(tuple(pooled), moments, head, ms_per_image)

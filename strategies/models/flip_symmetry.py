@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from strategies.core.cache import Rows
 from strategies.core.context import RunContext
-from strategies.core.metrics import FlipAsymmetry, Labels
+from strategies.core.metrics import FlipAsymmetry
 from strategies.data.dataset import LabelledImage, groups_of, labels_of
 from strategies.data.sampling import content_order
 from strategies.models.backbone import Backbone, half_size
@@ -61,7 +61,8 @@ def flip_asymmetry(
         return None
     cosines = np.mean([_cosines(a, b) for a, b in zip(plain, flipped, strict=True)], axis=0)
     terms = np.where(pairs, cosines, 0) / pairs.sum()
-    between = _sum_by_group(_sum_by_group(terms, groups).T, groups)  # one sign per group
+    members = (groups[:, None] == np.unique(groups)).astype(np.float64)
+    between = members.T @ terms @ members  # one sign per group
     return FlipAsymmetry(float(between.sum()), float(np.sqrt(2 * np.square(between).sum())))
 
 
@@ -74,14 +75,6 @@ def _cosines(plain: Rows, flipped: Rows) -> NDArray[np.float64]:
     unit = np.divide(difference, length, out=np.zeros_like(difference), where=length > 0)
     cosines: NDArray[np.float64] = unit @ unit.T
     return cosines
-
-
-def _sum_by_group(terms: NDArray[np.float64], groups: Labels) -> NDArray[np.float64]:
-    """Sum the rows of each group."""
-    numbers = np.unique(groups, return_inverse=True)[1]
-    total = np.zeros((numbers.max() + 1, terms.shape[1]))
-    np.add.at(total, numbers, terms)
-    return total
 
 
 def _sample_per_class(images: Sequence[LabelledImage], seed: int) -> tuple[LabelledImage, ...]:

@@ -33,8 +33,6 @@ class Moments:
         Means of z and of z**2 over the positions of every image, shape (n, channels).
     layer
         Index of every channel's BatchNorm layer, shape (channels,).
-    layer_share
-        Relative position of every layer in the body (0 = input, 1 = output), shape (layers,).
     layer_depth
         First depth whose activations need the layer, counted from 1, shape (layers,).
     """
@@ -42,7 +40,6 @@ class Moments:
     mean: Rows
     square: Rows
     layer: NDArray[np.int64]
-    layer_share: NDArray[np.float64]
     layer_depth: NDArray[np.int64]
 
 
@@ -119,37 +116,33 @@ def watch(net: nn.Module, layout: Layout) -> Iterator[dict[str, Tensor]]:
     The yielded dictionary holds one tensor (n, 2 * channels) per layer, by module name.
     """
     moments: dict[str, Tensor] = {}
-    handles = []
-    for name, channels in layout.channels:
-        norm = net.get_submodule(name)
-        assert isinstance(norm, nn.BatchNorm2d)
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        mean = norm.running_mean[channels]
-        scale = (norm.running_var[channels] + norm.eps).rsqrt()
+    with contextlib.ExitStack() as stack:
+        for name, channels in layout.channels:
+            norm = net.get_submodule(name)
+            assert isinstance(norm, nn.BatchNorm2d)
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            mean = norm.running_mean[channels]
+            scale = (norm.running_var[channels] + norm.eps).rsqrt()
 
-        def record(
-            _: nn.Module,
-            inputs: tuple[Tensor],
-            name: str = name,
-            channels: Tensor = channels,
-            mean: Tensor = mean,
-            scale: Tensor = scale,
-        ) -> None:
-            x = inputs[0]
-            stride = max(1, min(x.shape[2:]) // GRID)
-            flat = x[:, :, ::stride, ::stride][:, channels].float().flatten(2)
-            average = flat.mean(2)
-            variance = (flat - average[:, :, None]).square_().mean(2)
-            z = (average - mean) * scale
-            moments[name] = torch.cat([z, variance * scale**2 + z**2], dim=1)
+            def record(
+                _: nn.Module,
+                inputs: tuple[Tensor],
+                name: str = name,
+                channels: Tensor = channels,
+                mean: Tensor = mean,
+                scale: Tensor = scale,
+            ) -> None:
+                x = inputs[0]
+                stride = max(1, min(x.shape[2:]) // GRID)
+                flat = x[:, :, ::stride, ::stride][:, channels].float().flatten(2)
+                average = flat.mean(2)
+                variance = (flat - average[:, :, None]).square_().mean(2)
+                z = (average - mean) * scale
+                moments[name] = torch.cat([z, variance * scale**2 + z**2], dim=1)
 
-        handles.append(norm.register_forward_pre_hook(record))
-    try:
+            stack.enter_context(norm.register_forward_pre_hook(record))
         yield moments
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class FeatureNetwork(nn.Module):

@@ -1,11 +1,15 @@
 """Network: a body with a linear head, and its scores for images."""
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from strategies.core.activation_store import EvalCrops
 from strategies.core.allocator import inference_passes
+from strategies.core.cache import Rows
 from strategies.core.context import RunContext
 from strategies.core.metrics import Scores
 from strategies.data.decoding import Pixels
@@ -44,6 +48,28 @@ class Network(nn.Module):
 
 
 @torch.inference_mode()
+def outputs_of(
+    network: Callable[[Tensor], Tensor],
+    paths: Sequence[Path],
+    backbone: Backbone,
+    ctx: RunContext,
+    eval_crops: EvalCrops | None = None,
+) -> Rows:
+    """Return the outputs of a network for the centre crops of files, float32 (n, d).
+
+    The context's deadline is not checked. Crops in `eval_crops` are not read again.
+    """
+
+    def forward(pixels: Pixels) -> Tensor:
+        with ctx.autocast():
+            found = network(to_input(pixels, backbone, ctx.device))
+        return found.float().cpu()
+
+    chunks = batches(paths, backbone, ctx.n_workers, eval_crops=eval_crops)
+    parts = inference_passes(forward, chunks, ctx.device)
+    return np.concatenate([part.numpy() for part in parts])
+
+
 def scores_of(
     network: Network,
     split: Split,
@@ -51,18 +77,6 @@ def scores_of(
     ctx: RunContext,
     eval_crops: EvalCrops | None = None,
 ) -> Scores:
-    """Return the scores of the centre crops of a split's images, shape (n, classes).
-
-    Crops in `eval_crops` are not read again.
-    """
-    network.eval()
-
-    def forward(pixels: Pixels) -> Tensor:
-        with ctx.autocast():
-            scores: Tensor = network(to_input(pixels, backbone, ctx.device))
-        return scores.float().cpu()
-
+    """Return the scores of the centre crops of a split, (n, classes); see `outputs_of`."""
     paths = [image.path for image in split]
-    chunks = batches(paths, backbone, ctx.n_workers, eval_crops=eval_crops)
-    parts = inference_passes(forward, chunks, ctx.device)
-    return np.concatenate([part.numpy() for part in parts])
+    return outputs_of(network.eval(), paths, backbone, ctx, eval_crops)

@@ -1,5 +1,6 @@
 """Stages of a network: the first depth that needs each of its modules."""
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -36,21 +37,16 @@ def stages(net: nn.Module, backbone: Backbone) -> dict[str, int]:
 
         return record
 
-    handles = [
-        net.get_submodule(depth.name).register_forward_hook(count_cut_point)
-        for depth in backbone.depths[:-1]
-    ]
-    for name, module in net.named_modules():
-        handles.append(module.register_forward_pre_hook(stage_recorder(name)))
     device = next(net.parameters()).device
-    was_training = net.training
     blank = torch.zeros(1, 3, backbone.input_px, backbone.input_px, device=device)
-    try:
+    with contextlib.ExitStack() as stack:
+        for depth in backbone.depths[:-1]:
+            cut = net.get_submodule(depth.name)
+            stack.enter_context(cut.register_forward_hook(count_cut_point))
+        for name, module in net.named_modules():
+            stack.enter_context(module.register_forward_pre_hook(stage_recorder(name)))
+        stack.callback(net.train, net.training)
         PartsThatFit(device)(net.eval(), blank)
-    finally:
-        net.train(was_training)
-        for handle in handles:
-            handle.remove()
     for name, _ in net.named_modules():
         parent = name.rpartition(".")[0]
         stage.setdefault(name, stage[parent] if parent else backbone.n_depths)

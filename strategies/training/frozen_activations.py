@@ -148,14 +148,12 @@ class _Prefix:
             raise _CutReached(output)
 
         self.body.eval()
-        handle = self.cut.register_forward_hook(stop)
+        autocast = self.ctx.autocast() if precision is None else contextlib.nullcontext()
         try:
-            with self.ctx.autocast() if precision is None else contextlib.nullcontext():
+            with self.cut.register_forward_hook(stop), autocast:
                 self.body(images.to(memory_format=torch.channels_last))
         except _CutReached as reached:
             return reached.activations.float()
-        finally:
-            handle.remove()
         raise NotCached("the forward pass does not reach the cut point.")
 
 
@@ -216,17 +214,16 @@ def _calls_after(
 
         return record
 
-    handles = [net.get_submodule(cut).register_forward_hook(lambda *_: reached.append(True))]
-    for parent in around[:-1]:
-        for child, module in net.get_submodule(parent).named_children():
-            name = f"{parent}.{child}" if parent else child
-            if name not in around:
-                handles.append(module.register_forward_pre_hook(recorder(name), with_kwargs=True))
-    try:
+    with contextlib.ExitStack() as stack:
+        cut_module = net.get_submodule(cut)
+        stack.enter_context(cut_module.register_forward_hook(lambda *_: reached.append(True)))
+        for parent in around[:-1]:
+            for child, module in net.get_submodule(parent).named_children():
+                name = f"{parent}.{child}" if parent else child
+                if name not in around:
+                    hook = module.register_forward_pre_hook(recorder(name), with_kwargs=True)
+                    stack.enter_context(hook)
         net.eval().forward_features(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return found
 
 
@@ -237,14 +234,10 @@ def _without_frozen_modules(network: Network, stage: Mapping[str, int], frozen: 
     for name in [n for n, _ in net.named_modules() if n]:
         parent_name, _, child = name.rpartition(".")
         inside = [s for n, s in stage.items() if f"{n}.".startswith(f"{name}.")]
-        if inside and max(inside) <= frozen and _has(net, name):
+        # A parent of it may have been replaced already.
+        if inside and max(inside) <= frozen and name in dict(net.named_modules()):
             setattr(net.get_submodule(parent_name), child, nn.Identity())
     return suffix
-
-
-def _has(net: nn.Module, name: str) -> bool:
-    """Return whether a module still exists, i.e. no parent of it was replaced."""
-    return name in dict(net.named_modules())
 
 
 @torch.no_grad()

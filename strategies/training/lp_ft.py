@@ -2,27 +2,21 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
 from strategies.core.context import RunContext
+from strategies.core.folds import fold_numbers
 from strategies.core.metrics import Scores
 from strategies.data.dataset import Dataset, groups_of, labels_of
-from strategies.heads.cross_validation import (
-    Head,
-    cross_validate,
-    fit_head,
-    fold_numbers,
-    temperature,
-)
-from strategies.models.architectures import timm_zoo
+from strategies.heads.cross_validation import Head, cross_validate, fit_head, temperature
 from strategies.models.architectures.anatomy import drop_path_slots
+from strategies.models.architectures.timm_zoo import timm_module
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import make_network, scale_scores, set_head
-from strategies.models.domain_shift import domain_shift
+from strategies.models.domain_shift import mean_shift, measure_moments
 from strategies.models.features import pooled_features
 from strategies.models.flip_symmetry import measure_flip_asymmetry
 from strategies.models.network import Network
@@ -49,6 +43,9 @@ PASSES_PER_STEP = 3.0
 """Cost of one trained image in forward passes: the forward pass, the gradients of the activations,
 and those of the weights."""
 
+Adapted = Callable[[Network, Backbone, Recipe], contextlib.AbstractContextManager[None]]
+"""Makes a context in which a network has the parameters that are trained (see `fine_tune`)."""
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -56,15 +53,6 @@ class Probe:
 
     head: Head
     accuracy: float
-
-
-class Adapted(Protocol):
-    """Makes a context in which a network has the parameters that are trained (see `fine_tune`)."""
-
-    def __call__(
-        self, network: Network, backbone: Backbone, recipe: Recipe
-    ) -> contextlib.AbstractContextManager[None]:
-        """Return the context."""
 
 
 def fine_tune(
@@ -127,7 +115,8 @@ def _drop_path(
     before = {name: net.get_submodule(name) for name in slots}
     for name in slots:
         if stage[name] > recipe.frozen_stages:
-            net.set_submodule(name, timm_zoo.drop_path(float(rates[name.rpartition(".")[0]])))
+            rate = float(rates[name.rpartition(".")[0]])
+            net.set_submodule(name, timm_module("timm.layers").DropPath(rate))
     try:
         yield
     finally:
@@ -182,7 +171,7 @@ def complete(
             input_px=backbone.input_px,
             n_measured=len(dataset.train),
             probe_accuracy=probe.accuracy,
-            domain_shift=domain_shift(dataset.train, ctx),
+            domain_shift=mean_shift(measure_moments(dataset.train, ctx).moments),
             flip_asymmetry=flip_asymmetry,
             family=backbone.family,
             n_layers=backbone.n_layers,

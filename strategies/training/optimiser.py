@@ -50,9 +50,6 @@ class Loss(nn.Module):
             label_smoothing=self.recipe.label_smoothing,
             reduction="sum",
         )
-        if self.recipe.spectral:
-            smallest = torch.linalg.svdvals(features)[-1]
-            loss = loss + len(features) * self.recipe.spectral * smallest.square()
         return loss / self.recipe.batch_size
 
 

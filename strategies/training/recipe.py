@@ -46,10 +46,6 @@ class RecipeDraft:
         of normalisation layers, and all biases). The head is always trained.
     lora_rank
         Rank of the LoRA matrices that are trained in place of the body's own weights. 0: off.
-    spectral
-        Weight in the loss of the smallest squared singular value of a batch's features (batch
-        spectral shrinkage against negative transfer: it suppresses feature directions that hardly
-        matter). 0: off.
     warmup_share
         Share of the steps that are warm-up; see `Recipe.warmup`. None: chosen by architecture.
     head_lr_factor
@@ -94,11 +90,10 @@ class RecipeDraft:
     References
     ----------
     X. Li et al., Explicit inductive bias for transfer learning with convolutional networks, 2018
-    (L2-SP). X. Chen et al., Catastrophic forgetting meets negative transfer: batch spectral
-    shrinkage for safe transfer learning, 2019 (`spectral`; there 0.001). H. Zhang et al., mixup:
-    Beyond empirical risk minimization, 2018. M. Wortsman et al., Robust fine-tuning of zero-shot
-    models, 2022 (WiSE-FT: `blend`). H. Bao et al., BEiT, 2022 (`layer_lr_decay` by block).
-    G. Huang et al., Deep networks with stochastic depth, 2016 (`drop_path`).
+    (L2-SP). H. Zhang et al., mixup: Beyond empirical risk minimization, 2018. M. Wortsman et al.,
+    Robust fine-tuning of zero-shot models, 2022 (WiSE-FT: `blend`). H. Bao et al., BEiT, 2022
+    (`layer_lr_decay` by block). G. Huang et al., Deep networks with stochastic depth, 2016
+    (`drop_path`).
     """
 
     steps: int | None = None
@@ -114,7 +109,6 @@ class RecipeDraft:
     optimiser: Optimiser = "adamw"
     weight_decay: float | None = None
     l2_sp: float = 0.0
-    spectral: float = 0.0
     warmup_share: float | None = None
     label_smoothing: float = 0.0
     mixup: float = 0.0
@@ -148,7 +142,8 @@ class RecipeDraft:
         for name, value in shares.items():
             if value is not None and not 0 < value <= 1:
                 raise NotApplicable(f"{name} must be above 0 and at most 1, got {value}")
-        for name, value in {"mixup": self.mixup, "cutmix": self.cutmix}.items():
+        strengths = {"mixup": self.mixup, "cutmix": self.cutmix, "l2_sp": self.l2_sp}
+        for name, value in strengths.items():
             if not 0 <= value < np.inf:
                 raise NotApplicable(f"{name} must be at least 0, got {value}")
         if self.batch_size is not None and self.batch_size < 1:
@@ -158,9 +153,6 @@ class RecipeDraft:
                 f"mixup and cutmix mix images of a batch in pairs, so batch_size must be even, "
                 f"got {self.batch_size}"
             )
-        for name, value in {"l2_sp": self.l2_sp, "spectral": self.spectral}.items():
-            if not 0 <= value < np.inf:
-                raise NotApplicable(f"{name} must be at least 0, got {value}")
         for name, value in {"ema": self.ema, "drop_path": self.drop_path}.items():
             if value is not None and not 0 <= value < 1:
                 raise NotApplicable(f"{name} must be at least 0 and below 1, got {value}")

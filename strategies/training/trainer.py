@@ -23,11 +23,7 @@ from strategies.training.data_parallel import SINGLE_PROCESS, DataParallelGroup,
 from strategies.training.dataloader import ImageInputs, Inputs
 from strategies.training.frozen_activations import make_inputs
 from strategies.training.loop import TrainingLoop
-from strategies.training.optimiser import (
-    NO_TIME,
-    ProgressSchedule,
-    freeze,
-)
+from strategies.training.optimiser import NO_TIME, ProgressSchedule
 from strategies.training.recipe import Recipe
 
 
@@ -53,7 +49,6 @@ def train(
     """
     network.to(ctx.device).to(memory_format=torch.channels_last)
     stage = stages(network.body.net, backbone)
-    freeze(network.body, stage, recipe)
     inputs = make_inputs(network, stage, dataset, backbone, recipe, ctx)
     if ctx.training.n_gpus > 1 and inputs.kind == ImageInputs.kind:
         state, scores = _train_on_gpus(network, dataset, backbone, recipe, ctx)

@@ -51,8 +51,6 @@ def average_weights(
     ------
     OutOfTime
         If the deadline has passed.
-    ValueError
-        If the members differ in architecture, classes or input.
 
     References
     ----------
@@ -63,29 +61,20 @@ def average_weights(
     interpolation repair, ICLR 2023 (variance collapse).
     """
     first = members[0]
-    if not all(can_be_averaged(first, other) for other in members[1:]):
-        raise ValueError("only classifiers of one architecture and input can be averaged")
     ctx.check_time()
     states = [member.network.state_dict() for member in members]
     network = copy.deepcopy(first.network)
     network.load_state_dict({name: _mean([s[name] for s in states]) for name in states[0]})
     network.eval()
-    names = _differing_batch_norms(members)
-    if names:
-        norms = [m for m in map(network.get_submodule, names) if isinstance(m, nn.BatchNorm2d)]
-        recompute_bn_statistics(network, norms, dataset, first.backbone, ctx)
-    return replace(first, network=network)
-
-
-def _differing_batch_norms(members: Sequence[ImageClassifier]) -> list[str]:
-    """Return the names of BatchNorm layers whose statistics differ between classifiers."""
-    states = [member.network.state_dict() for member in members]
-    return [
-        name
-        for name, module in members[0].network.named_modules()
+    norms = [
+        module
+        for name, module in network.named_modules()
         if isinstance(module, nn.BatchNorm2d)
         and any(_differs([s[f"{name}.{key}"] for s in states]) for key in _BN_STATISTICS)
     ]
+    if norms:
+        recompute_bn_statistics(network, norms, dataset, first.backbone, ctx)
+    return replace(first, network=network)
 
 
 def _mean(values: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,8 @@ import torch
 
 from strategies.core.folds import fold_numbers
 from strategies.data.dataset import Dataset, labels_of
-from strategies.heads.cross_validation import ClassWeight, Loss, cross_validate, fit_head
+from strategies.heads.batches import Loss
+from strategies.heads.cross_validation import ClassWeight, cross_validate, fit_head
 from strategies.linear_probe import LinearProbe
 from strategies.models.backbone import Backbone
 from strategies.models.classifier import ImageClassifier

@@ -22,8 +22,7 @@ from strategies.core.metrics import Interval, Labels, Scores
 from strategies.core.progress import OnProgress, ignore
 from strategies.data.decoding import Pixels, known_formats, read_bytes, read_image
 from strategies.models.classifier import ImageClassifier
-from strategies.models.formats.predictor import Predictor
-from strategies.models.reliability.outputs import Outputs
+from strategies.models.reliability.outputs import Outputs, Predictor
 
 MAX_CHECKED, MAX_CALIBRATION = 300, 200
 MIN_AGREEMENT, MAX_DIFFERENCE = 0.995, 0.02

@@ -69,8 +69,8 @@ def progress_bars(console: Console, below: Sequence[RenderableType] = ()) -> Ite
 
     def show(what: str, done: int, total: int) -> None:
         if what not in task_ids:
-            task_ids[what] = bars.add_task(what, total=total or None)
-        bars.update(task_ids[what], completed=done)
+            task_ids[what] = bars.add_task(what, total=None)
+        bars.update(task_ids[what], completed=done, total=total or None)
 
     screen = Live(
         get_renderable=lambda: Group(bars, *below),

@@ -22,18 +22,17 @@ from advisor.tune.incumbent import Incumbent
 from advisor.tune.trials.executor import LocalExecutor, out_of_memory_reason
 from advisor.types.outcome import TrialRecord
 from strategies.core.activation_store import EvalCrops
-from strategies.core.allocator import inference_passes
 from strategies.core.cache import Rows
 from strategies.core.context import RunContext
 from strategies.core.errors import OutOfTime, StorageError, TransferError
 from strategies.core.metrics import Labels, Scores
 from strategies.data.dataset import Dataset, Split, labels_of
-from strategies.data.decoding import Pixels
 from strategies.data.sampling import stratified_rows
 from strategies.heads.linear_head import out_of_fold_scores
 from strategies.models.body import Body
 from strategies.models.classifier import ImageClassifier
-from strategies.models.features import batches, pooled_features, to_input
+from strategies.models.features import pooled_features
+from strategies.models.network import outputs_of
 from strategies.models.reliability.calibration import (
     FEWEST_HELD_OUT,
     MAX_HELD_OUT,
@@ -228,18 +227,12 @@ def _outputs(
     body = Body(network.body.net, depths.numbers, backbone.n_depths)
     n_head = depths.widths[-1]
 
-    def forward(pixels: Pixels) -> Tensor:
+    def both(pixels: Tensor) -> Tensor:
         ctx.check_time()
-        with ctx.device_settings(), ctx.autocast():
-            features = body(to_input(pixels, backbone, classifier.device))
-            scores = network.scores(features[:, -n_head:])
-        return torch.cat([scores.float(), features.float()], dim=1).cpu()
+        features = body(pixels)
+        return torch.cat([network.scores(features[:, -n_head:]), features.float()], dim=1)
 
-    paths = [image.path for image in images]
-    chunks = batches(paths, backbone, ctx.n_workers, eval_crops=eval_crops)
-    with torch.inference_mode():
-        parts = [part.numpy() for part in inference_passes(forward, chunks, classifier.device)]
-    rows = np.concatenate(parts)
+    rows = outputs_of(both, [image.path for image in images], backbone, ctx, eval_crops)
     n_classes = len(classifier.classes)
     return rows[:, :n_classes], rows[:, n_classes:]
 

@@ -3,6 +3,7 @@
 Fine-tuning recipes depend on it. All of it is read from the network itself, not from its name.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from fnmatch import fnmatch
@@ -51,7 +52,7 @@ def _block(net: nn.Module, name: str) -> str:
 
 def _classifier_size(net: nn.Module) -> int:
     """Return the number of parameters of the original classifier layer."""
-    found = _call(net, "get_classifier")() if hasattr(net, "get_classifier") else None
+    found = call(net, "get_classifier")() if hasattr(net, "get_classifier") else None
     return sum(p.numel() for p in found.parameters()) if isinstance(found, nn.Module) else 0
 
 
@@ -63,7 +64,7 @@ def layers_below_head(net: nn.Module) -> dict[str, int] | None:
     """
     if not hasattr(net, "group_matcher"):
         return None
-    matcher = _call(net, "group_matcher")(coarse=False)
+    matcher = call(net, "group_matcher")(coarse=False)
     group = timm_zoo.timm_module("timm.models").group_parameters
     number: Mapping[str, int] = group(_WithHead(net), matcher, reverse=True)
     return {name: number[HEAD] - number[name] for name, _ in net.named_parameters()}
@@ -92,7 +93,7 @@ def is_exempt_from_weight_decay(net: nn.Module) -> Callable[[str], bool]:
     These are class and register tokens, position embeddings, and tables of relative positions.
     Vectors (norms and biases) are exempt as well; they need no list.
     """
-    patterns = _call(net, "no_weight_decay")() if hasattr(net, "no_weight_decay") else ()
+    patterns = call(net, "no_weight_decay")() if hasattr(net, "no_weight_decay") else ()
     return lambda name: any(fnmatch(name, pattern) for pattern in patterns)
 
 
@@ -120,19 +121,13 @@ def projections(net: nn.Module, input_px: int) -> list[str]:
 
         return record
 
-    handles = [
-        module.register_forward_pre_hook(recorder(name))
-        for name, module in net.named_modules()
-        if type(module) is nn.Linear or _is_pointwise(module)
-    ]
     device = next(net.parameters()).device
-    was_training = net.training
-    try:
+    with contextlib.ExitStack() as stack:
+        for name, module in net.named_modules():
+            if type(module) is nn.Linear or _is_pointwise(module):
+                stack.enter_context(module.register_forward_pre_hook(recorder(name)))
+        stack.callback(net.train, net.training)
         _features(net.eval(), torch.zeros(1, 3, input_px, input_px, device=device))
-    finally:
-        net.train(was_training)
-        for handle in handles:
-            handle.remove()
     return list(called)
 
 
@@ -144,12 +139,13 @@ def _is_pointwise(module: nn.Module) -> bool:
 
 def _features(net: nn.Module, images: Tensor) -> Tensor:
     """Return the penultimate activations, without calling the original classifier layer."""
-    found: Tensor = _call(net, "forward_head")(
-        _call(net, "forward_features")(images), pre_logits=True
+    found: Tensor = call(net, "forward_head")(
+        call(net, "forward_features")(images), pre_logits=True
     )
     return found
 
 
-def _call(net: nn.Module, name: str) -> Callable[..., Any]:
+def call(net: nn.Module, name: str) -> Callable[..., Any]:
+    """Return a method of timm's interface."""
     method: Callable[..., Any] = getattr(net, name)
     return method

@@ -56,14 +56,8 @@ class Capabilities:
     ----------
     norm
         The most frequent kind of its normalisation layers; RMSNorm counts as "layer".
-    pooling
-        How the network pools for its head, in timm's words ("avg", "token", "map", ...).
     has_tokens
         Whether it is a transformer whose levels are tokens of patches.
-    prefix_tokens
-        Tokens before those of the patches: class token and registers. 0 for other networks.
-    class_token
-        Whether the first of them is a class token.
     source_classes
         Number of classes that the pretrained head predicts; 0 without such a head, see
         `n_known_classes`.
@@ -73,29 +67,21 @@ class Capabilities:
         Layers below the head (`anatomy.n_layers`); 0 for a convolutional network.
     """
 
-    sizes: InputSizes = InputSizes()
+    sizes: InputSizes
     norm: Norm = "batch"
-    pooling: str = "avg"
     has_tokens: bool = False
-    prefix_tokens: int = 0
-    class_token: bool = False
     source_classes: int = 0
     family: Family = "convolutional"
     n_layers: int = 0
 
 
-def describe(net: nn.Module, sizes: InputSizes, pooling: str, source_classes: int) -> Capabilities:
+def describe(net: nn.Module, sizes: InputSizes, source_classes: int) -> Capabilities:
     """Return the capabilities of a network."""
-    tokens = has_tokens(net)
-    n_prefix = int(getattr(net, "num_prefix_tokens", 0)) if tokens else 0
     family = family_of(net)
     return Capabilities(
         sizes=sizes,
         norm=norm_of(net),
-        pooling=pooling,
-        has_tokens=tokens,
-        prefix_tokens=n_prefix,
-        class_token=n_prefix > 0 and getattr(net, "cls_token", None) is not None,
+        has_tokens=has_tokens(net),
         source_classes=source_classes,
         family=family,
         n_layers=0 if family == "convolutional" else n_layers(net),

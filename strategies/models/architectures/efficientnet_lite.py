@@ -91,17 +91,13 @@ class NormAct(nn.BatchNorm2d):
         return activations
 
 
-def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+def _convolution(
+    inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1
+) -> nn.Conv2d:
     """Return a convolution with "same" padding and without bias."""
     if stride > 1:
-        return SameConv(inputs, outputs, kernel, stride, bias=False)
-    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-
-
-def _depthwise(channels: int, kernel: int, stride: int) -> nn.Conv2d:
-    if stride > 1:
-        return SameConv(channels, channels, kernel, stride, groups=channels, bias=False)
-    return nn.Conv2d(channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False)
+        return SameConv(inputs, outputs, kernel, stride, groups=groups, bias=False)
+    return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, groups=groups, bias=False)
 
 
 class DepthwiseSeparable(nn.Module):
@@ -110,7 +106,7 @@ class DepthwiseSeparable(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int) -> None:
         super().__init__()
         self.has_skip = inputs == outputs and stride == 1
-        self.conv_dw = _depthwise(inputs, kernel, stride)
+        self.conv_dw = _convolution(inputs, inputs, kernel, stride, groups=inputs)
         self.bn1 = NormAct(inputs)
         self.conv_pw = _convolution(inputs, outputs, 1)
         self.bn2 = nn.BatchNorm2d(outputs, eps=BN_EPS)
@@ -130,7 +126,7 @@ class InvertedResidual(nn.Module):
         self.has_skip = inputs == outputs and stride == 1
         self.conv_pw = _convolution(inputs, inner, 1)
         self.bn1 = NormAct(inner)
-        self.conv_dw = _depthwise(inner, kernel, stride)
+        self.conv_dw = _convolution(inner, inner, kernel, stride, groups=inner)
         self.bn2 = NormAct(inner)
         self.conv_pwl = _convolution(inner, outputs, 1)
         self.bn3 = nn.BatchNorm2d(outputs, eps=BN_EPS)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from strategies.core.errors import BackboneError
 from strategies.models.architectures import timm_zoo
+from strategies.models.architectures.anatomy import call
 from strategies.models.architectures.efficientnet_lite import SCALES, EfficientNetLite
 from strategies.models.architectures.weight_names import efficientnet_key, mobilenet_key
 from strategies.models.catalogue import Embedded
@@ -45,7 +46,7 @@ def _network(name: str, entry: Embedded, *, initialise: bool = True) -> nn.Modul
         return EfficientNetLite(SCALES[name], initialise=initialise)
     net = timm_zoo.create(timm_zoo.Architecture(name))
     if not entry.has_head:
-        timm_zoo.remove_head(net)
+        call(net, "reset_classifier")(0)
     return net
 
 

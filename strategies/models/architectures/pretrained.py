@@ -1,7 +1,6 @@
 """Pretrained weights of timm's networks: read, hashed and tried once per process."""
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
@@ -48,11 +47,6 @@ class Pretrained:
     state: Mapping[str, Tensor]
     px: int
     sizes: InputSizes
-
-    @property
-    def pooling(self) -> str:
-        """How the network pools for its head, in timm's words."""
-        return str(json.loads(self.architecture.arguments).get("global_pool") or "none")
 
     def network(self, px: int) -> nn.Module:
         """Create the network for an input size, with copies of the weights.

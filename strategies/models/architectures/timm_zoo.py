@@ -10,14 +10,13 @@ import importlib
 import json
 import socket
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from PIL import Image
 from torch import Tensor, nn
 
 
@@ -139,18 +138,6 @@ def image_size_at_creation(net: nn.Module) -> int | None:
     return None if size is None else int(size[0])
 
 
-def remove_head(net: nn.Module) -> None:
-    """Remove the classifier of pretraining classes from a network of timm."""
-    untyped: Any = net
-    untyped.reset_classifier(0)
-
-
-def is_created_for_a_size(name: str) -> bool:
-    """Whether timm creates a network of this listed name for one input size."""
-    config = timm_module().get_pretrained_cfg(name)
-    return config is not None and bool(config.fixed_input_size)
-
-
 def weights_tag(name: str) -> str:
     """Return timm's tag of pretrained weights, e.g. "laion2b_ft_in1k"; empty if there is none.
 
@@ -185,31 +172,6 @@ def _offline_when_unreachable() -> Iterator[None]:
         hub.HF_HUB_OFFLINE = before
 
 
-def flop_counter() -> Any:
-    """Return a context that counts the FLOPs of any network.
-
-    Its import takes a fifth of that of torch: it imports Triton, as timm does too.
-    """
-    return timm_module("torch.utils.flop_counter").FlopCounterMode(display=False)
-
-
-def drop_path(rate: float) -> nn.Module:
-    """Return timm's layer that drops residual branches of random images in training."""
-    layer: nn.Module = timm_module("timm.layers").DropPath(rate)
-    return layer
-
-
-def is_listed(name: str) -> bool:
-    """Whether timm has a network of this name, given with or without a tag of weights."""
-    return bool(timm_module().is_model(name.split(".")[0]))
-
-
-def listed_names() -> list[str]:
-    """Return the names of all networks of timm."""
-    names: list[str] = timm_module().list_models()
-    return names
-
-
 def class_names(count: int) -> tuple[str, ...] | None:
     """Return the names of the classes of timm's ImageNet subset of this size, or None."""
     info = timm_module("timm.data.imagenet_info")
@@ -225,35 +187,3 @@ def imagenet_1k_names() -> tuple[str, ...]:
     """Return what `class_names` returns for ImageNet's 1,000 classes, without timm."""
     file = Path(__file__).with_name("imagenet_1k.json")
     return tuple(json.loads(file.read_text(encoding="utf-8")))
-
-
-def save_folder(
-    net: nn.Module,
-    folder: Path,
-    classes: Sequence[str],
-    preprocessing: dict[str, Any],
-    licence: str | None,
-) -> None:
-    """Write a network of timm so that ``create_model("local-dir:...")`` reads it.
-
-    Parameters
-    ----------
-    licence
-        Licence of the weights. None: not stated.
-    """
-    timm_module("timm.models").save_for_hf(
-        net,
-        str(folder),
-        model_config={"label_names": list(classes), "pretrained_cfg": {"license": licence}},
-        safe_serialization=True,
-        data_config=preprocessing,
-    )
-
-
-def load_folder(folder: Path) -> tuple[nn.Module, Callable[[Image.Image], Tensor]]:
-    """Load a folder that `save_folder` wrote: the network, and timm's preprocessing of images."""
-    net = timm_module().create_model(f"local-dir:{folder}", pretrained=True).eval()
-    data = timm_module("timm.data")
-    config = data.resolve_model_data_config(net)
-    transform: Callable[[Image.Image], Tensor] = data.create_transform(**config)
-    return net, transform

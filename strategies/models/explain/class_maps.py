@@ -117,9 +117,6 @@ def class_maps(
         maps = torch.stack([_enlarged(part.maps, px) for part in parts]).sum(dim=0)
         return torch.cat([maps.flatten(1), features], dim=1).cpu()
 
-    if not len(pixels):
-        no_maps = np.empty((0, px, px), np.float32)
-        return ClassMaps(no_maps, "CAM", of_image.cpu().numpy(), bias)
     with torch.no_grad(), cuda_settings(device), _frozen(network):
         joined = PartsThatFit(device)(forward, torch.arange(len(pixels))).numpy()
     maps, features = np.split(joined, [px * px], axis=1)
@@ -214,15 +211,12 @@ def _token_parts(body: Body, images: Tensor, weights: Tensor) -> tuple[list[_Par
         leaves.append(given[0].detach().requires_grad_())
         return (leaves[-1], *given[1:])
 
-    hooks = [block.register_forward_pre_hook(cut) for block in body.read_blocks()]
-    try:
-        with torch.enable_grad():
-            features = body(images)
-            score = (features * weights).sum()
-            gradients = torch.autograd.grad(score, leaves) if leaves else ()
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with contextlib.ExitStack() as stack, torch.enable_grad():
+        for block in body.read_blocks():
+            stack.enter_context(block.register_forward_pre_hook(cut))
+        features = body(images)
+        score = (features * weights).sum()
+        gradients = torch.autograd.grad(score, leaves) if leaves else ()
     n_prefix = int(getattr(body.net, "num_prefix_tokens", 0))
     if not leaves or any(len(leaf) != len(images) for leaf in leaves):
         raise BackboneError(_NO_POSITIONS.format("blocks that do not take one row per image"))

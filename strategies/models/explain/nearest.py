@@ -6,16 +6,13 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from strategies.core.allocator import inference_passes
 from strategies.core.cache import Rows, as_stored, space_name
 from strategies.core.context import RunContext
-from strategies.data.decoding import Pixels
 from strategies.data.image import Split
 from strategies.models.architectures.pretrained import weights_digest
 from strategies.models.classifier import ImageClassifier
-from strategies.models.features import batches, to_input
+from strategies.models.network import outputs_of
 
 By = Literal["classifier", "features"]
 _FORMAT = 1
@@ -33,20 +30,13 @@ def classifier_rows(classifier: ImageClassifier, ctx: RunContext) -> Callable[[S
     about = [weights, classifier.depths, classifier.pooling, *backbone.preprocessing]
     space = space_name(["classifier features", _FORMAT, *about, ctx.precision])
 
-    @torch.inference_mode()
-    def forward(pixels: Pixels) -> Tensor:
-        with ctx.autocast():
-            found: Tensor = body(to_input(pixels, backbone, ctx.device))
-        return found.float().cpu()
-
     def rows(images: Split) -> Rows:
         digests = [image.digest for image in images]
         matrix, found = ctx.cache.read_features(space, digests, width)
         missing = {digests[i]: images[i].path for i in np.flatnonzero(~found)}
         if missing:
-            chunks = batches(list(missing.values()), backbone, ctx.n_workers)
-            parts = [part.numpy() for part in inference_passes(forward, chunks, ctx.device)]
-            new = dict(zip(missing, as_stored(np.concatenate(parts)), strict=True))
+            computed = outputs_of(body, list(missing.values()), backbone, ctx)
+            new = dict(zip(missing, as_stored(computed), strict=True))
             ctx.cache.put_features(space, new)
             for i in np.flatnonzero(~found):
                 matrix[i] = new[digests[i]]

@@ -9,7 +9,7 @@ from strategies.core.errors import NotApplicable, unknown_name
 from strategies.data.decoding import ImageSource
 from strategies.models.classifier import ImageClassifier
 from strategies.models.formats.graph import metadata_of
-from strategies.models.formats.predictor import Predictor
+from strategies.models.reliability.outputs import Predictor
 
 FORMATS: Mapping[str, str] = {
     "onnx": "strategies.models.formats.onnx_format",

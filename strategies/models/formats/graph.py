@@ -3,6 +3,8 @@
 import contextlib
 import copy
 import hashlib
+import io
+import logging
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -116,7 +118,15 @@ def metadata_of(classifier: ImageClassifier) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress the warnings of torch's exporters, which a user can do nothing about."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """Suppress what exporters warn, log and print: a user can do nothing about it.
+
+    stdout is the answer's.
+    """
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)

@@ -1,9 +1,7 @@
 """Export to ONNX files. Importing this module needs the extra ``onnx``."""
 
-import contextlib
 import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +26,6 @@ from strategies.models.formats.graph import (
     output_names,
     quiet,
 )
-from strategies.models.formats.predictor import Predictor
 from strategies.models.formats.quantisation import (
     Parts,
     Precision,
@@ -36,7 +33,7 @@ from strategies.models.formats.quantisation import (
     as_int8,
     session,
 )
-from strategies.models.reliability.outputs import Outputs
+from strategies.models.reliability.outputs import Outputs, Predictor
 
 
 def write(
@@ -131,7 +128,7 @@ def _exported(
     sizes: Mapping[int, Any],
     outputs: Sequence[str],
 ) -> onnx.ModelProto:
-    with _no_log(), quiet():
+    with quiet():
         program = torch.onnx.export(
             module,
             tuple(example.clone() for example in examples.values()),
@@ -155,15 +152,3 @@ def _forget_tracing(graph: onnx.GraphProto) -> None:
             _forget_tracing(attribute.g)
     for value in (*graph.input, *graph.output, *graph.value_info, *graph.initializer):
         del value.metadata_props[:]
-
-
-@contextlib.contextmanager
-def _no_log() -> Iterator[None]:
-    """Suppress log messages of torch's ONNX exporter."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

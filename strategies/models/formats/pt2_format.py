@@ -14,8 +14,7 @@ from strategies.core.errors import StorageError
 from strategies.data.decoding import Pixels
 from strategies.models.classifier import ImageClassifier
 from strategies.models.formats.graph import ExportedClassifier, example_images, in_order, quiet
-from strategies.models.formats.predictor import Predictor
-from strategies.models.reliability.outputs import Outputs
+from strategies.models.reliability.outputs import Outputs, Predictor
 
 _EXAMPLES = "/sample_inputs/"
 METADATA = "metadata.json"

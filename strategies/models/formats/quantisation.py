@@ -4,11 +4,8 @@ Only the body has it. Preprocessing and head stay in float32: resizing needs who
 bits, and the head has a hundredth of the weights and decides.
 """
 
-import contextlib
-import io
-import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +21,7 @@ from onnxruntime.transformers.onnx_model import OnnxModel
 
 from strategies.core.errors import NotApplicable
 from strategies.data.decoding import ImageSource, read_image
-from strategies.models.formats.graph import INPUT
+from strategies.models.formats.graph import INPUT, quiet
 
 Precision = Literal["float32", "float16", "int8"]
 N_CALIBRATION, N_CHOICE = 100, 100
@@ -93,7 +90,7 @@ def as_float16(body: onnx.ModelProto) -> onnx.ModelProto:
     """Return a body whose weights and activations are float16; input and output are float32."""
     copy = onnx.ModelProto()
     copy.CopyFrom(body)
-    with _silent():
+    with quiet():
         model = OnnxModel(convert_float_to_float16(copy, keep_io_types=True))
     model.topological_sort()  # the casts of inputs were appended
     converted: onnx.ModelProto = model.model
@@ -150,7 +147,7 @@ def _prepared(body: onnx.ModelProto, folder: Path) -> Path:
     """Fuse and infer shapes, as onnxruntime wants it before quantisation; return the file."""
     source, prepared = folder / "float.onnx", folder / "prepared.onnx"
     onnx.save(body, source)
-    with _silent():
+    with quiet():
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
     return prepared
 
@@ -166,7 +163,7 @@ def _quantised(
     if not crops or nodes == []:
         return None
     target = folder / "int8.onnx"
-    with _silent():
+    with quiet():
         quantization.quantize_static(
             prepared,
             target,
@@ -217,16 +214,3 @@ class _Crops(quantization.CalibrationDataReader):  # type: ignore[misc]  # an un
         """Return the next input of the body, None at the end."""
         crop = next(self._crops, None)
         return None if crop is None else {"crops": crop}
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Keep what onnxruntime's tools print and log away from stdout, which is the answer's."""
-    logger = logging.getLogger()
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logger.setLevel(level)

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from strategies.core.atomic_files import write_json
 from strategies.core.errors import NotApplicable, StorageError
 from strategies.data.decoding import Pixels
-from strategies.models.architectures import timm_zoo
+from strategies.models.architectures.timm_zoo import timm_module
 from strategies.models.backbone import NOT_STATED, Backbone, timm_network
 from strategies.models.classifier import ImageClassifier
-from strategies.models.formats.predictor import Predictor
-from strategies.models.reliability.outputs import Outputs
+from strategies.models.reliability.outputs import Outputs, Predictor
 
 CONFIG, METADATA = "config.json", "tl_advisor"
 """timm's configuration file, and its entry with the metadata, which timm ignores."""
@@ -67,7 +66,9 @@ def predictor(folder: Path) -> Predictor:
 
     timm's format has no unknown score.
     """
-    net, transform = timm_zoo.load_folder(folder)
+    net = timm_module().create_model(f"local-dir:{folder}", pretrained=True).eval()
+    data = timm_module("timm.data")
+    transform = data.create_transform(**data.resolve_model_data_config(net))
 
     @torch.inference_mode()
     def predict(image: Pixels) -> Outputs:
@@ -94,7 +95,13 @@ def save_for_timm(
         "interpolation": backbone.interpolation,
     }
     licence = None if backbone.licence == NOT_STATED else backbone.licence
-    timm_zoo.save_folder(net, folder, classes, preprocessing, licence)
+    timm_module("timm.models").save_for_hf(
+        net,
+        str(folder),
+        model_config={"label_names": list(classes), "pretrained_cfg": {"license": licence}},
+        safe_serialization=True,
+        data_config=preprocessing,
+    )
 
 
 def as_timm_model(classifier: ImageClassifier) -> nn.Module:

@@ -1,10 +1,12 @@
 """Outputs: what one pass of a classifier says about images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from strategies.data.decoding import Pixels
 
 
 @dataclass(frozen=True)
@@ -36,3 +38,7 @@ class Outputs:
         unknown = [part.unknown for part in parts if part.unknown is not None]
         probabilities = np.concatenate([part.probabilities for part in parts])
         return Outputs(probabilities, np.concatenate(unknown) if unknown else None)
+
+
+Predictor = Callable[[Pixels], Outputs]
+"""An upright RGB image, uint8 (h, w, 3), to the outputs of that one image."""

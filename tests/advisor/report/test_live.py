@@ -78,6 +78,17 @@ def test_a_terminal_shows_bars_with_lines_above_them() -> None:
     assert "first" in page.getvalue()
 
 
+def test_a_phase_that_ends_with_another_total_has_a_full_bar() -> None:
+    page = io.StringIO()
+    with bars.progress_bars(Console(file=page, force_terminal=True, width=80)) as show:
+        show("similarity", 200, 200)
+        show("similarity", 1, 1)
+        show("scan", 3, 0)
+    assert "1/1" in page.getvalue()
+    assert "1/200" not in page.getvalue()
+    assert "3/?" in page.getvalue()
+
+
 def test_a_notebook_shows_one_text_that_changes_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[str] = []
 

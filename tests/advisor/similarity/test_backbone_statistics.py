@@ -28,7 +28,6 @@ def make_features(
         z.mean(axis=1).astype(np.float32),
         np.square(z).mean(axis=1).astype(np.float32),
         np.repeat(np.arange(3), CHANNELS // 3),
-        np.array([0.2, 0.5, 0.8]),
         np.array([1, 2, 4]),
     )
     return Features((pooled, pooled, pooled, pooled), moments if norms else None, HEAD)

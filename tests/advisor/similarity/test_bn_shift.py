@@ -30,7 +30,6 @@ def make_moments(
         z.mean(axis=1).astype(np.float32),
         np.square(z).mean(axis=1).astype(np.float32),
         np.repeat(np.arange(4), CHANNELS // 4),
-        np.linspace(0, 1, 4),
         np.array([1, 1, 2, 2]),
     )
 

@@ -31,9 +31,7 @@ from strategies.models.moments import Moments
 def features() -> Features:
     rng = np.random.default_rng(0)
     mean = rng.normal(size=(60, 8)).astype(np.float32)
-    moments = Moments(
-        mean, mean**2 + 0.5, np.repeat([0, 1], 4), np.array([0.2, 0.8]), np.array([1, 2])
-    )
+    moments = Moments(mean, mean**2 + 0.5, np.repeat([0, 1], 4), np.array([1, 2]))
     return Features((rng.normal(size=(60, 5)).astype(np.float32),), moments)
 
 

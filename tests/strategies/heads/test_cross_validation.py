@@ -7,6 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax, softmax
 from sklearn.linear_model import LogisticRegression
 
+from strategies.core.folds import fold_numbers
 from strategies.heads import cross_validation, principal_axes, solver
 from strategies.heads.cross_validation import (
     STRENGTHS,
@@ -14,7 +15,6 @@ from strategies.heads.cross_validation import (
     RegularisationPath,
     cross_validate,
     fit_head,
-    fold_numbers,
     out_of_fold,
     sample_weights,
 )

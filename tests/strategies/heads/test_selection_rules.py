@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
+from strategies.core.folds import fold_numbers
 from strategies.core.metrics import log_loss
 from strategies.heads.cross_validation import (
     STRENGTHS,
     best_of,
     corrected_accuracy,
     cross_validate,
-    fold_numbers,
     one_standard_error_rule,
     significantly_better,
     temperature,
@@ -76,15 +76,6 @@ def test_a_single_setting_needs_no_correction() -> None:
     correct = np.arange(50)[None] % 5 > 0
 
     assert corrected_accuracy(correct, 0).mid == pytest.approx(0.8)
-
-
-@pytest.mark.parametrize("settings", [1, 3])
-def test_fewer_effective_images_give_a_wider_interval(settings: int) -> None:
-    correct = np.random.default_rng(0).random((settings, 100)) < 0.7
-    wide, narrow = corrected_accuracy(correct, 0, n_effective=20), corrected_accuracy(correct, 0)
-
-    assert wide.mid == narrow.mid
-    assert wide.high - wide.low > narrow.high - narrow.low
 
 
 def test_a_few_correct_images_do_not_give_full_confidence() -> None:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from strategies.core.folds import fold_numbers
 from strategies.heads import principal_axes
 from strategies.heads.batches import Loss
 from strategies.heads.cross_validation import (
@@ -14,7 +15,6 @@ from strategies.heads.cross_validation import (
     best_of,
     cross_validate,
     fit_head,
-    fold_numbers,
     out_of_fold,
 )
 

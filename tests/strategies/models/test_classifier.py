@@ -320,8 +320,6 @@ def test_a_record_that_is_not_text_is_a_storage_error(saved: Path) -> None:
         lambda r: r["backbone"]["architecture"].update(arguments="{"),
         lambda r: r["backbone"].update(crop_mode="round"),
         lambda r: r["backbone"]["capabilities"].pop("sizes"),
-        lambda r: r["backbone"].update(name=["test_resnet"]),
-        lambda r: r["backbone"].update(unknown=1),
         lambda r: r["backbone"].update(depths=[{"name": "act1"}]),
         lambda r: r["backbone"].pop("mean"),
     ],
@@ -450,6 +448,18 @@ def test_an_evaluation_holds_all_metrics_and_mistakes(
     }
     assert {m.path for m in found.mistakes} <= {str(p.path) for p in small_dataset.val if p.label}
     assert all(m.probability > 0.9 for m in found.mistakes)
+
+
+def test_fields_that_this_release_does_not_know_are_ignored(tiny: Backbone, saved: Path) -> None:
+    def of_release_0_2(record: dict[str, Any]) -> None:
+        record["backbone"]["source"] = "timm"
+        record["backbone"]["capabilities"].update(
+            pooling="avg", prefix_tokens=0, class_token=False
+        )
+
+    _modify_record(saved, of_release_0_2)
+
+    assert ImageClassifier.load(saved).backbone == tiny
 
 
 def _as_format_1(record: dict[str, Any]) -> None:

@@ -117,7 +117,7 @@ def test_moments_are_those_of_the_standardised_inputs_of_batch_norm(
     moments = extract_features([image], backbone, ctx).moments
 
     assert moments is not None
-    assert len(moments.layer_share) == len(norms)
+    assert len(moments.layer_depth) == len(norms)
     assert moments.mean.shape == moments.square.shape == (1, len(moments.layer))
     for number, activations in enumerate(z):
         mean = moments.mean[0, moments.layer == number]

@@ -60,7 +60,7 @@ def test_the_learning_rate_follows_the_domain_shift_of_the_images(
         return complete(draft, probe, small_dataset, backbone, ctx).lr
 
     for shift, lr in ((NEAR_SHIFT, NEAR_LR), (FAR_SHIFT, FAR_LR)):
-        monkeypatch.setattr(lp_ft, "domain_shift", lambda images, ctx, shift=shift: shift)
+        monkeypatch.setattr(lp_ft, "mean_shift", lambda moments, shift=shift: shift)
         assert chosen(replace(probe, accuracy=1.0)) == lr
 
 

@@ -7,7 +7,7 @@ from strategies.training.recipe import Recipe, RecipeDraft
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"blend": 0.0}, {"layer_lr_decay": 1.5}, {"ema": 1.0}, {"spectral": -1.0}]
+    "wrong", [{"blend": 0.0}, {"layer_lr_decay": 1.5}, {"ema": 1.0}, {"l2_sp": -1.0}]
 )
 def test_settings_out_of_range_are_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(NotApplicable, match=next(iter(wrong))):

@@ -99,15 +99,13 @@ def test_differing_statistics_are_recomputed_from_train_and_the_others_are_kept(
         assert torch.equal(first[name], second[name])
 
 
-def test_classifiers_of_different_input_sizes_are_not_averaged(
-    make: Callable[[int], ImageClassifier], small_dataset: Dataset, ctx: RunContext
+def test_classifiers_of_different_input_sizes_cannot_be_averaged(
+    make: Callable[[int], ImageClassifier],
 ) -> None:
     one = make(1)
     other = replace(make(2), backbone=resized(one.backbone, 96))
     assert can_be_averaged(one, make(2))
     assert not can_be_averaged(one, other)
-    with pytest.raises(ValueError, match="one architecture"):
-        average_weights([one, other], small_dataset, ctx)
 
 
 def test_a_passed_deadline_raises_out_of_time(

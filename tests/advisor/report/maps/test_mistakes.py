@@ -101,7 +101,7 @@ def test_images_of_the_run_are_not_passed_again_where_their_features_are_cached(
     def refuse(*_: object) -> None:
         raise AssertionError("a train image was passed through the network")
 
-    monkeypatch.setattr("strategies.models.explain.nearest.inference_passes", refuse)
+    monkeypatch.setattr("strategies.models.explain.nearest.outputs_of", refuse)
     monkeypatch.setattr("strategies.models.features._compute", refuse)
     found = explain_mistakes(classifier, mistakes_of(small_dataset), small_dataset.train, ctx)
     assert all(len(e.nearest) == 3 for e in found.by_path.values())
