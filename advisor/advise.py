@@ -12,13 +12,11 @@ import numpy as np
 
 from advisor.decide.candidates import DecisionInputs, make_candidates
 from advisor.decide.negative_transfer import transfer_risks
-from advisor.decide.pilot_value import piloted, reason_against_pilot
 from advisor.decide.priors import load_priors
 from advisor.decide.recommend import frontier_of, recommend
 from advisor.findings.backbone_check import probe_alternative
 from advisor.findings.check import check
 from advisor.measure.backbone_comparison import compare_backbones, comparison_rationale
-from advisor.measure.pilot import run_pilot
 from advisor.measure.profile import measure, sample
 from advisor.report.live.show import showing
 from advisor.similarity.pretraining import pretraining_domain
@@ -26,7 +24,7 @@ from advisor.similarity.reference import build_reference
 from advisor.types.advice import Advice, Choice, Decision
 from advisor.types.flags import arguments
 from advisor.types.options import AUTO, DEFAULTS, Options
-from advisor.types.profile import BackboneScore, Pilot, Profile
+from advisor.types.profile import BackboneScore, Profile
 from strategies.core.allocator import total_bytes
 from strategies.core.context import RunContext, make_context
 from strategies.core.progress import Reporter
@@ -162,10 +160,10 @@ def advise_on(
         features = pooled_features(test_images, backbone, ctx, [backbone.n_depths])
         measured = replace(measured, test_features=features)
     limit_s = _limit_s(time_s, None if reserve_s is None else reserve_s(profile), ctx)
-    inputs, decision, no_pilot = _decide(profile, p, limit_s)
+    inputs, decision = _decide(profile, p, limit_s)
     alternative = probe_alternative(profile, dataset, backbone, priors, ctx)
     findings = check(dataset, inputs, measured, alternative)
-    choices = _choices(p, no_pilot)
+    choices = _choices(p)
     ctx.reporter.on_progress("findings", 1, 1)
     for choice in choices:
         logger.info("chosen: %s is %s (%s)", choice.name, choice.value, choice.source)
@@ -186,7 +184,6 @@ def advise_on(
         backbones=p.backbones,
         command=_command(dataset, backbone, options, time_s),
         risks=transfer_risks(inputs, priors),
-        pilot=inputs.pilot,
         frontier=frontier_of(decision.options, inputs, priors, options.prefer),
         time_s=None if math.isinf(limit_s) else round(limit_s, 3),
         alternative=alternative,
@@ -206,15 +203,8 @@ def _unlabelled_test(dataset: Dataset) -> Split:
     return tuple(replace(dataset.test[row], label=-1) for row in sorted(rows))
 
 
-def _decide(
-    profile: Profile, p: Prepared, limit_s: float
-) -> tuple[DecisionInputs, Decision, str | None]:
-    """Decide, and decide again after a pilot where one is worth its time.
-
-    Returns
-    -------
-    The inputs of the decision, the decision, and why there was no pilot (None if there was one).
-    """
+def _decide(profile: Profile, p: Prepared, limit_s: float) -> tuple[DecisionInputs, Decision]:
+    """Return the inputs of the decision, and the decision."""
     options, priors = p.options, load_priors()
     forced = None if options.strategy == AUTO else options.strategy
     with p.ctx.cache.keep_open():
@@ -222,14 +212,7 @@ def _decide(
     inputs = DecisionInputs(profile, candidates)
     decision = recommend(inputs, priors, forced, options.prefer, limit_s)
     options.on_ranking(decision.recommendations)
-    no_pilot = reason_against_pilot(
-        options.pilot, decision, inputs, priors, p.ctx.seconds_left(), forced
-    )
-    if no_pilot is None:
-        inputs = replace(inputs, pilot=_pilot(decision, p.dataset, p.backbone, p.ctx))
-        decision = recommend(inputs, priors, forced, options.prefer, limit_s)
-        options.on_ranking(decision.recommendations)
-    return inputs, decision, no_pilot
+    return inputs, decision
 
 
 def _limit_s(time_s: float | None, reserve_s: float | None, ctx: RunContext) -> float:
@@ -238,36 +221,21 @@ def _limit_s(time_s: float | None, reserve_s: float | None, ctx: RunContext) -> 
     return limit_s if reserve_s is None else min(limit_s, max(ctx.seconds_left() - reserve_s, 0.0))
 
 
-def _pilot(
-    decision: Decision, dataset: Dataset, backbone: Backbone, ctx: RunContext
-) -> Pilot | None:
-    tuned = piloted(decision)
-    assert tuned is not None
-    pilot = run_pilot(dataset, backbone, ctx, tuned)
-    ctx.reporter.on_progress("pilot", 1, 1)
-    return pilot
-
-
-def _choices(p: Prepared, no_pilot: str | None) -> tuple[Choice, ...]:
+def _choices(p: Prepared) -> tuple[Choice, ...]:
     """Return everything that was chosen automatically."""
     return (
         *p.choices,
         *_sample_choice(p.dataset, p.options),
-        *_decision_choices(p.options, no_pilot),
+        *_preference_choice(p.options),
         *_device_choice(p.options, p.ctx),
     )
 
 
-def _decision_choices(options: Options, no_pilot: str | None) -> tuple[Choice, ...]:
-    """Return the choices of pilot and preference that were made automatically."""
-    chosen = []
-    if options.pilot == AUTO:
-        reason = no_pilot or "a better decision is worth its time; disable it with --pilot off"
-        chosen.append(Choice("pilot", "on" if no_pilot is None else "off", reason))
-    if options.prefer == DEFAULTS.prefer:
-        why = "ties go to the cheaper strategy; pin with --prefer accuracy, balanced or cheap"
-        chosen.append(Choice("prefer", options.prefer, why))
-    return tuple(chosen)
+def _preference_choice(options: Options) -> tuple[Choice, ...]:
+    if options.prefer != DEFAULTS.prefer:
+        return ()
+    why = "ties go to the cheaper strategy; pin with --prefer accuracy, balanced or cheap"
+    return (Choice("prefer", options.prefer, why),)
 
 
 def _context(options: Options) -> RunContext:

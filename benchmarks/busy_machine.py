@@ -47,7 +47,7 @@ def seconds_of_advice(images: Path, input_px: int, variables: dict[str, str]) ->
     """Return the wall-clock seconds of ``tl-advise`` with an empty cache."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     with tempfile.TemporaryDirectory() as cache:
-        options = ["--cache-dir", cache, "--input-px", str(input_px), "--pilot", "off", "--json"]
+        options = ["--cache-dir", cache, "--input-px", str(input_px), "--json"]
         start = time.perf_counter()
         subprocess.run(
             [sys.executable, "-c", PROGRAM, str(images), *options],

@@ -42,11 +42,10 @@ from gain_regression import (
     prior_of_evidence,
 )
 from rows import EVIDENCE, RESULTS, Row, case_of, read_inputs, read_rows
-from scipy.optimize import lsq_linear
 from scipy.special import expit
 
 from advisor.decide.cost import raw_seconds
-from advisor.decide.gain_model import Z, accuracy_of, angle_of, pilot_gain, reliability
+from advisor.decide.gain_model import Z, accuracy_of, angle_of
 from advisor.decide.priors import SPREAD_KINDS, Prior, Spread, spread_kind
 from strategies.core.metrics import LEVEL
 from strategies.registry import get_strategy
@@ -56,9 +55,6 @@ MIN_CASES = 4
 """A strategy with fewer cases has no model."""
 COST_PRIOR_SD = 0.25
 """Prior standard deviation of the logarithm of seconds; counts as `PRIOR_CASES` cases."""
-PILOT_PRIOR = np.array([0.0, 0.5, 0.5])
-"""Prior of the offset, the weight of the linear model and the weight of the pilot."""
-PILOT_RIDGE = 10.0
 COVERAGE = 0.92
 """Share of the accuracies on left-out datasets that the 90% intervals contain. 0.9 would do if the
 next dataset were like these. With 0.9 the intervals of datasets that are left out of the spread as
@@ -99,11 +95,7 @@ def fit(rows: list[Row], inputs: Inputs) -> dict[str, Any]:
         "shared": _shared(fitted),
     }
     strategies = {
-        name: {
-            "gain": found.record,
-            "cost": _cost(found.gains, used),
-            "pilot": None if name == PROBE else _pilot(found, used, name),
-        }
+        name: {"gain": found.record, "cost": _cost(found.gains, used)}
         for name, found in fitted.items()
     }
     return {"common": common, "strategies": strategies}
@@ -266,50 +258,6 @@ def _cost(gains: Sequence[ObservedGain], inputs: Inputs) -> dict[str, Any]:
 def _raw_seconds(g: ObservedGain, inputs: Inputs) -> float:
     known = inputs[g.case]
     return raw_seconds(known.candidate(g.strategy, g.input_px), known.profile)
-
-
-def _pilot(found: _Fitted, inputs: Inputs, strategy: str) -> dict[str, Any] | None:
-    """Regress a strategy's gain on its model's left-out prediction and on the gain of the pilot.
-
-    The weights are shrunk to `PILOT_PRIOR` as by `PILOT_RIDGE` pilots without noise. None if
-    pilots did not improve the prediction on left-out datasets.
-    """
-    cases = [
-        (g, predicted, *pilot_gain(pilot, strategy))
-        for g, predicted in zip(found.gains, found.left_out, strict=True)
-        if g.case.input_px == g.input_px and (pilot := inputs[g.case].pilot) is not None
-    ]
-    if not cases:
-        return None
-    gains, predicted, measured, noise = zip(*cases, strict=True)
-    spread = noise_free_sd(np.array(measured), np.array(noise), PRIOR_SD)
-    weight = np.array([reliability(sd, spread) for sd in noise])
-    x = np.column_stack([np.ones(len(cases)), predicted, measured])
-    y, datasets = np.array([g.gain for g in gains]), np.array([g.case.dataset for g in gains])
-    residuals = np.empty_like(y)
-    for name in np.unique(datasets):
-        out = datasets == name
-        residuals[out] = y[out] - x[out] @ _pilot_weights(x[~out], y[~out], weight[~out])
-    if weight @ residuals**2 >= weight @ (y - x[:, 1]) ** 2:
-        return None
-    own_noise = np.array([g.noise for g in gains])
-    sd = noise_free_sd(residuals, np.hypot(own_noise, noise), PRIOR_SD)
-    trust = dict(zip(("offset", "line", "pilot"), _pilot_weights(x, y, weight), strict=True))
-    trust |= {"sd": sd, "spread": spread}
-    return {name: round(float(value), 3) for name, value in trust.items()} | {"cases": len(y)}
-
-
-def _pilot_weights(x: Matrix, y: Matrix, weight: Matrix) -> Matrix:
-    root = np.sqrt(weight)
-    penalty = np.sqrt(PILOT_RIDGE) * np.eye(3)
-    found = lsq_linear(
-        np.vstack([x * root[:, None], penalty]),
-        np.concatenate([y * root, penalty @ PILOT_PRIOR]),
-        ([-np.inf, 0.0, 0.0], np.inf),
-        method="bvls",
-    )
-    solution: Matrix = found.x
-    return solution
 
 
 def main(argv: Sequence[str] | None = None) -> None:

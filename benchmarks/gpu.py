@@ -107,7 +107,7 @@ def measured_by_parts(part: str, network: str, bench: Bench, limit_s: float) -> 
 def advise(bench: Bench, limit_s: float) -> Found:
     """Time ``tl-advise`` with an empty cache, from the start of its process to its end."""
     options = ["--device", bench.device, "--cache-dir", bench.scratch / "advise", "--json"]
-    options += ["--input-px", 32, "--pilot", "off"] if bench.smoke else []
+    options += ["--input-px", 32] if bench.smoke else []
     start = time.perf_counter()
     answer = json.loads(bench.process(["-c", ADVISE, bench.data, *options], limit_s))
     profile = answer["profile"]
@@ -124,7 +124,7 @@ def run(bench: Bench, limit_s: float) -> Found:
     out = bench.scratch / "run"
     options = ["--device", bench.device, "--cache-dir", bench.scratch / "run-cache", "--quiet"]
     options += ["--time", f"{SMOKE_RUN_S if bench.smoke else RUN_S}s", "--out", out]
-    options += ["--input-px", 32, "--pilot", "off"] if bench.smoke else []
+    options += ["--input-px", 32] if bench.smoke else []
     start = time.perf_counter()
     bench.process(["-c", AUTO, "run", bench.data, *options], limit_s)
     seconds = time.perf_counter() - start

@@ -56,7 +56,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--trials", type=int, default=4)
     parser.add_argument("--input-px", type=int, default=64)
     parser.add_argument("--strategy", default="auto")
-    parser.add_argument("--pilot", choices=("auto", "on", "off"), default="auto")
     parser.add_argument("--no-control", action="store_true", help="no random-init control")
     parser.add_argument("--seed", type=int, default=0, help="seed of the moments of the kills")
     parser.add_argument("--out", type=Path, required=True, help="an empty folder to work in")
@@ -66,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def run_arguments(folder: Path) -> list[str]:
         values = {"--trials": given.trials, "--input-px": given.input_px, "--time": "2h"}
-        values |= {"--strategy": given.strategy, "--pilot": given.pilot, "--out": folder}
+        values |= {"--strategy": given.strategy, "--out": folder}
         values |= {"--cache-dir": given.out / "cache"}
         flat = [str(v) for pair in values.items() for v in pair]
         flat += ["--no-control"] if given.no_control else []

@@ -132,7 +132,7 @@ def advise(roots: dict[int, Path], cache: Path, px: int) -> None:
     """Measure ``tl-advise`` with an empty cache."""
     for n, root in roots.items():
         shutil.rmtree(cache, ignore_errors=True)
-        options = ["--cache-dir", cache, "--input-px", px, "--pilot", "off", "--quiet"]
+        options = ["--cache-dir", cache, "--input-px", px, "--quiet"]
         measure(f"tl-advise of {n} images", PROGRAM.format("advise"), root, *options)
 
 
@@ -155,7 +155,7 @@ def run(roots: dict[int, Path], cache: Path, px: int) -> None:
     out = cache.with_name("run")
     shutil.rmtree(out, ignore_errors=True)
     options = ["--strategy", "linear_probe", "--max-images", 0, "--trials", 1, "--time", "6h"]
-    options += ["--pilot", "off", "--no-control", "--quiet"]
+    options += ["--no-control", "--quiet"]
     options += ["--cache-dir", cache, "--input-px", px, "--out", out]
     measure(f"tl-auto run of {n} images", PROGRAM.format("auto"), "run", roots[n], *options)
 

@@ -4,7 +4,6 @@ They can be fitted without its backbone as well, or to the other collection of d
 """
 
 import json
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,7 +16,6 @@ from rows import Case, Row, case_of, hits_of
 from shared_datasets import NEWER
 
 from advisor.decide.candidates import DecisionInputs
-from advisor.decide.pilot_value import pilot_value, reason_against_pilot
 from advisor.decide.priors import Priors, priors_from_record
 from advisor.decide.recommend import recommend
 from advisor.types.advice import Decision, Recommendation
@@ -30,14 +28,10 @@ HALVES = 500
 DEFAULT = "{}"
 TIMES_S = (15.0, 30.0, 60.0, 120.0, 300.0)
 """Times within which a fit must end in `regret.py --budgets`."""
-DEFAULT_POLICY = "advisor, pilot auto"
+DEFAULT_POLICY = "advisor, balanced"
 """The advice with default options."""
 PREFER: tuple[Prefer, ...] = ("balanced", "accuracy", "cheap")
-PREFERENCES = (
-    *(f"advisor, {p}" for p in PREFER),
-    *(f"advisor with pilot, {p}" for p in PREFER),
-    DEFAULT_POLICY,
-)
+PREFERENCES = tuple(f"advisor, {p}" for p in PREFER)
 """Names of the policies that follow the advice for a fit without a limit."""
 COMPARED = ("partial_fine_tune", "full_fine_tune")
 
@@ -60,10 +54,6 @@ class AdvisedCase:
         images. Entries without per-image results are missing.
     decisions
         Advice by name of the policy.
-    pilot_value
-        Predicted gain in accuracy of deciding after a pilot, in points.
-    runs_pilot
-        Whether ``--pilot auto`` runs a pilot.
     """
 
     case: Case
@@ -72,8 +62,6 @@ class AdvisedCase:
     by_halves: Mapping[Entry, float]
     inputs: DecisionInputs
     decisions: Mapping[str, Decision]
-    pilot_value: float
-    runs_pilot: bool
 
     def regret(self, entry: Entry) -> float:
         """Return the regret of an entry against the best one, in points."""
@@ -167,8 +155,6 @@ def advise_all(
         for case, found in cases.items():
             if (case.dataset, case.backbone) == (name, backbone):
                 own = benchmarked(inputs[case], found)
-                bare = replace(own, pilot=None)
-                value, runs = 100 * pilot_value(bare, priors), _runs_pilot(bare, priors)
                 advised.append(
                     AdvisedCase(
                         case,
@@ -176,9 +162,7 @@ def advise_all(
                         expected_accuracies(case, cases),
                         _by_halves(case, cases),
                         own,
-                        _decide(own, priors, runs),
-                        value,
-                        runs,
+                        _decide(own, priors),
                     )
                 )
     return advised
@@ -262,21 +246,11 @@ def _regret_by_halves(right: NDArray[np.float64], rng: np.random.Generator) -> N
     return mean
 
 
-def _runs_pilot(bare: DecisionInputs, priors: Priors) -> bool:
-    decision = recommend(bare, priors)
-    return reason_against_pilot("auto", decision, bare, priors, math.inf) is None
-
-
-def _decide(inputs: DecisionInputs, priors: Priors, runs_pilot: bool) -> dict[str, Decision]:
-    """Return the advice by policy: by preference, with a pilot, and within a time."""
-    bare = replace(inputs, pilot=None)
-    decisions = {f"advisor, {p}": recommend(bare, priors, prefer=p) for p in PREFER}
-    for p in PREFER:  # the same as without a pilot if there were too few images for one
-        decisions[f"advisor with pilot, {p}"] = recommend(inputs, priors, prefer=p)
-    decisions[DEFAULT_POLICY] = recommend(inputs if runs_pilot else bare, priors)
-    for time_s in TIMES_S:
-        decisions[within(time_s)] = recommend(bare, priors, time_s=time_s)
-    return decisions
+def _decide(inputs: DecisionInputs, priors: Priors) -> dict[str, Decision]:
+    """Return the advice by policy: by preference, and within a time."""
+    decisions = {f"advisor, {p}": recommend(inputs, priors, prefer=p) for p in PREFER}
+    limited = {within(t): recommend(inputs, priors, time_s=t) for t in TIMES_S}
+    return decisions | limited
 
 
 def within(time_s: float) -> str:

@@ -106,7 +106,7 @@ def advise_draws(args: argparse.Namespace) -> None:
 
 def advise_one(dataset: Dataset, backbone: Backbone, seed: int, cache_dir: Path) -> Row:
     """Return findings and measurements of transfer on one draw."""
-    options = Options(backbone=backbone.name, input_px=backbone.input_px, pilot="off", seed=seed)
+    options = Options(backbone=backbone.name, input_px=backbone.input_px, seed=seed)
     ctx = make_context(cache_dir=cache_dir, seed=seed)
     advice = advise_on(Prepared(dataset, backbone, (), (), options, ctx))
     profile = advice.profile

@@ -258,17 +258,13 @@ def advice_cost(advised: list[AdvisedCase], seconds: Mapping[Case, float]) -> st
         sum(seconds_of(row) for (_, given, _), row in j.rows.items() if given == DEFAULT)
         for j in advised
     ]
-    bare = [seconds[j.case] for j in advised]
-    lines = ["| advice | share of fitting every strategy once | highest share |", "|---|---|---|"]
-    pilots = [0.0 if (p := j.inputs.pilot) is None else p.seconds for j in advised]
-    known = {
-        "without pilot": bare,
-        "with pilot": [b + p for b, p in zip(bare, pilots, strict=True)],
-    }
-    for name, costs in known.items():
-        worst = max(c / f for c, f in zip(costs, fits, strict=True))
-        lines.append(f"| {name} | {100 * sum(costs) / sum(fits):.1f}% | {100 * worst:.0f}% |")
-    return "\n".join(lines) + "\n"
+    costs = [seconds[j.case] for j in advised]
+    share = 100 * sum(costs) / sum(fits)
+    worst = 100 * max(c / f for c, f in zip(costs, fits, strict=True))
+    return (
+        "| advice: share of fitting every strategy once | highest share |\n|---|---|\n"
+        f"| {share:.1f}% | {worst:.0f}% |\n"
+    )
 
 
 def outcome(case: AdvisedCase, entry: Entry, time_s: float) -> float:
@@ -355,32 +351,6 @@ def _without_others(case: AdvisedCase, entries: Container[Entry]) -> AdvisedCase
     return replace(case, rows=rows, decisions=decisions)
 
 
-def pilot_gain(advised: list[AdvisedCase]) -> str:
-    """Return for how many cases a pilot is run, and its predicted and its measured gain.
-
-    The gain is measured with the preference for accuracy, whose choice has no tolerance.
-    """
-    found = [j for j in advised if j.inputs.pilot is not None]
-    lines = [
-        "| cases | with a pilot | run by --pilot auto | predicted gain of a pilot in points | "
-        "measured gain |",
-        "|---|---|---|---|---|",
-    ]
-    if not found:
-        return "\n".join(lines) + "\n"
-    without, after = (
-        [j.expected[advised_entry(j.decisions[policy].recommendations[0], j.rows)] for j in found]
-        for policy in ("advisor, accuracy", "advisor with pilot, accuracy")
-    )
-    gained = 100 * (np.array(after) - np.array(without))
-    datasets = [j.case.dataset for j in found]
-    measured = _format_interval(bootstrap(gained, datasets, lambda v: float(v.mean())), 2)
-    predicted = float(np.mean([j.pilot_value for j in found]))
-    runs = sum(j.runs_pilot for j in advised)
-    lines.append(f"| {len(advised)} | {len(found)} | {runs} | {predicted:.2f} | {measured} |")
-    return "\n".join(lines) + "\n"
-
-
 def cases_table(advised: list[AdvisedCase]) -> str:
     """Return a table of all cases: best entry, advised entry and regret."""
     lines = ["| dataset | images per class | seed | best | advised | regret in points |"]
@@ -442,7 +412,6 @@ def _print_tables(advised: list[AdvisedCase], evidence: list[Row], *, with_cases
     with_seconds = timed(advised)
     if with_seconds:
         print(advice_cost(with_seconds, {case_of(r): r["advice_s"] for r in evidence}))
-    print(pilot_gain(advised))
     if with_cases:
         print(cases_table(advised))
 

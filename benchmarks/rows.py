@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from advisor.decide.candidates import Candidate, DecisionInputs
-from advisor.types.profile import Pilot, Profile
+from advisor.types.profile import Profile
 from advisor.types.similarity import IMAGENET
 from strategies.models.catalogue import DEFAULT_BACKBONE
 from strategies.models.domain_shift import SHIFT_PX
@@ -41,6 +41,8 @@ class Case(NamedTuple):
 
 SUITE_PX = (224, 160, 96)
 """Input sizes of the suite."""
+_REMOVED = {"spectral"}
+"""Hyperparameters that rows until 2026-12-01 have, and that strategies have no longer."""
 T = TypeVar("T")
 
 
@@ -96,8 +98,7 @@ def inputs_record(inputs: DecisionInputs) -> Row:
         }
         for c in inputs.full_size
     }
-    pilot = None if inputs.pilot is None else _rounded(asdict(inputs.pilot))
-    return {"profile": _rounded(asdict(profile)), "candidates": candidates, "pilot": pilot}
+    return {"profile": _rounded(asdict(profile)), "candidates": candidates}
 
 
 def read_inputs(path: Path = EVIDENCE) -> dict[Case, DecisionInputs]:
@@ -129,12 +130,12 @@ def _inputs_of(row: Row, profile: Row) -> DecisionInputs:
     own_px = row["input_px"]
     candidates = []
     for name, about in row["candidates"].items():
-        start = get_strategy(name).from_hyperparameters(about["hyperparameters"])
+        given = {k: v for k, v in about["hyperparameters"].items() if k not in _REMOVED}
+        start = get_strategy(name).from_hyperparameters(given)
         for px in (own_px, *(s for s in SUITE_PX if s < own_px)):
             cost = about["image_passes"] * (px / own_px) ** 2
             candidates.append(Candidate(start.with_input_px(px), cost, about["inapplicable"]))
-    pilot = _build(Pilot, row["pilot"])
-    return DecisionInputs(_build(Profile, profile), tuple(candidates), pilot)
+    return DecisionInputs(_build(Profile, profile), tuple(candidates))
 
 
 def _current(profile: Row) -> Row:

@@ -40,10 +40,6 @@ from rows import (
 )
 
 from advisor.decide.candidates import DecisionInputs, make_candidates
-from advisor.decide.pilot_value import piloted
-from advisor.decide.priors import load_priors
-from advisor.decide.recommend import recommend
-from advisor.measure.pilot import FEWEST, run_pilot
 from advisor.measure.profile import measure
 from advisor.similarity.transferability import rate_features
 from strategies.core.allocator import keep_freed_memory
@@ -114,12 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure_all(cases: list[Case], dataset_of: Any, backbone: Backbone, args: Any) -> None:
-    """Measure every case without a row; with ``--pilot``, without one that has a pilot."""
-    known = {
-        case
-        for case, inputs in read_inputs(args.evidence).items()
-        if inputs.pilot is not None or not args.pilot or inputs.profile.n < FEWEST
-    }
+    """Measure every case without a row."""
+    known = read_inputs(args.evidence)
     for case in cases:
         if case in known:
             continue
@@ -132,10 +124,6 @@ def measure_all(cases: list[Case], dataset_of: Any, backbone: Backbone, args: An
             labels = labels_of(dataset.fit_split)
             by_depth = [rate_features(x, labels, ctx.seed)["logme"].mid for x in pooled]
             inputs = DecisionInputs(profile, make_candidates(profile, dataset, backbone))
-            tuned = piloted(recommend(inputs, load_priors()))
-            if args.pilot and tuned is not None:
-                pilot = run_pilot(dataset, backbone, ctx, tuned)
-                inputs = replace(inputs, pilot=pilot)
         row = _row_of(case) | {"advice_s": round(seconds, 2), **inputs_record(inputs)}
         row["logme_by_depth"] = [round(v, 4) for v in by_depth]
         append_row(args.evidence, row)
@@ -238,7 +226,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--grid", nargs="*", type=int, default=SUITE, help="numbers of grid entries, from 0"
     )
     parser.add_argument("--no-evidence", action="store_true", help="do not measure profiles")
-    parser.add_argument("--pilot", action="store_true", help="also measure pilots")
     parser.add_argument(
         "--untimed", action="store_true", help="record no seconds: other jobs run on this core"
     )

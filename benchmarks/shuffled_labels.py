@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         whole = load_pinned(args.data_root / name)
         for seed in range(args.seeds):
             dataset = shuffled(subsample(whole, args.n_per_class, seed), seed)
-            options = Options(input_px=args.input_px, pilot="off", seed=seed)
+            options = Options(input_px=args.input_px, seed=seed)
             ctx = make_context(cache_dir=args.cache_dir, seed=seed)
             advice = advise_on(Prepared(dataset, backbone, (), (), options, ctx))
             print(row_of(name, seed, advice), flush=True)

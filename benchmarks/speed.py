@@ -89,7 +89,7 @@ class Bench:
 
     def advise(self, data: Path, cache: Path) -> ProcessResult:
         """Run ``tl-advise`` in a process of its own."""
-        options = ["--cache-dir", cache, "--pilot", "off", "--quiet", "--profile"]
+        options = ["--cache-dir", cache, "--quiet", "--profile"]
         return self.run(PROGRAM.format("advise"), data, *options)
 
     @cache  # noqa: B019

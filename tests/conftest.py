@@ -43,14 +43,6 @@ def _offline(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _short_pilots() -> Iterator[None]:
-    """Limit pilots to a few steps: full pilots would dominate the time of the tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("advisor.measure.pilot.STEPS", 5)
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
 def measured_once() -> Iterator[tuple[tuple[ModuleType, str, Callable[..., object]], ...]]:
     """Measure what training a network costs once per session: it was half the time of an advice.
 

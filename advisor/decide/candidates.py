@@ -1,8 +1,8 @@
-"""Inputs of the decision: profile, strategies with their first hyperparameters, and pilot."""
+"""Inputs of the decision: profile, and strategies with their first hyperparameters."""
 
 from dataclasses import dataclass
 
-from advisor.types.profile import Pilot, Profile
+from advisor.types.profile import Profile
 from strategies.base import Strategy
 from strategies.core.context import RunContext
 from strategies.data.dataset import Dataset
@@ -50,13 +50,10 @@ class DecisionInputs:
     candidates
         All strategies, from cheap to expensive, each with the profile's input size first and then
         with smaller ones.
-    pilot
-        Result of the pilot; None if there was none.
     """
 
     profile: Profile
     candidates: tuple[Candidate, ...]
-    pilot: Pilot | None = None
 
     def candidate(self, name: str, input_px: int | None = None) -> Candidate:
         """Return a strategy by its name; by default with the profile's input size."""

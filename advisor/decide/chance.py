@@ -1,14 +1,13 @@
 """Decide whether any measurement predicts the labels at all, and what to expect if none does."""
 
 import math
-from collections.abc import Sequence
 
 from scipy.special import bdtrc
 
 from advisor.decide.candidates import DecisionInputs
 from advisor.decide.gain_model import Gain, LogOdds, log_odds, measured_probe
 from advisor.decide.priors import Priors
-from advisor.types.profile import Pilot, Profile
+from advisor.types.profile import Profile
 from strategies.core.metrics import Interval
 from strategies.registry import baseline
 
@@ -27,11 +26,11 @@ def is_at_chance(profile: Profile) -> bool:
     return accuracy.low <= profile.majority_share and _is_bounded(accuracy, profile)
 
 
-def lacks_signal(profile: Profile, pilot: Pilot | None) -> bool:
+def lacks_signal(profile: Profile) -> bool:
     """Return whether every measurement says that the labels cannot be predicted.
 
     The measurements are the linear probe, the best SVM over depths, k-NN, the linear classifier on
-    thumbnails, the same network with random weights, and the pilot. Three conditions:
+    thumbnails, and the same network with random weights. Three conditions:
 
     - no measurement is significantly above chance: the smallest p-value of the exact binomial
       tests, times their number (Bonferroni), is above `SIGNAL_P`;
@@ -44,12 +43,12 @@ def lacks_signal(profile: Profile, pilot: Pilot | None) -> bool:
     """
     chance = profile.majority_share
     uniform = 1 / profile.n_classes
-    measured = _measured(profile, pilot)
-    p_values = [_p_value(accuracy.mid, n, chance) for accuracy, n in measured]
+    measured = _measured(profile)
+    p_values = [_p_value(accuracy.mid, profile.n_measured, chance) for accuracy in measured]
     return (
         chance - uniform <= MAX_SKEW * (1 - uniform)
         and min(p_values) * len(p_values) > SIGNAL_P
-        and all(_is_bounded(accuracy, profile) for accuracy, _ in measured)
+        and all(_is_bounded(accuracy, profile) for accuracy in measured)
     )
 
 
@@ -73,16 +72,11 @@ def expected_at_chance(inputs: DecisionInputs, priors: Priors, gain: Gain) -> In
     return Interval(probe.low, probe.mid, wide.high)
 
 
-def _measured(profile: Profile, pilot: Pilot | None) -> Sequence[tuple[Interval, int]]:
-    """Return the measured accuracies, each with its number of images."""
-    n = profile.n_measured
-    own = [profile.linear_probe.accuracy, profile.best_svm.accuracy]
-    own += [a for a in (profile.knn, profile.pixel_probe) if a is not None]
-    own += [p.accuracy for p in profile.random_probes]
-    found = [(accuracy, n) for accuracy in own]
-    if pilot is not None:
-        found += [(a, pilot.n_judged) for a in (pilot.accuracy, pilot.svm_accuracy)]
-    return found
+def _measured(profile: Profile) -> list[Interval]:
+    """Return the measured accuracies."""
+    found = [profile.linear_probe.accuracy, profile.best_svm.accuracy]
+    found += [a for a in (profile.knn, profile.pixel_probe) if a is not None]
+    return found + [p.accuracy for p in profile.random_probes]
 
 
 def _is_bounded(accuracy: Interval, profile: Profile) -> bool:

@@ -1,4 +1,4 @@
-"""Predict a strategy's gain over a linear probe from the evidence, the priors and a pilot."""
+"""Predict a strategy's gain over a linear probe from the evidence and the priors."""
 
 import math
 from collections.abc import Mapping
@@ -11,10 +11,9 @@ from scipy.special import expit, log_expit, logit, ndtri
 
 from advisor.decide.priors import GainModel, Prior, Priors, Spread
 from advisor.measure.learning_curve import extrapolate
-from advisor.types.profile import Pilot, Profile
+from advisor.types.profile import Profile
 from strategies.base import PublishedGain, Strategy
 from strategies.core.metrics import LEVEL, Interval
-from strategies.registry import get_strategy
 
 Z = float(ndtri(0.5 + LEVEL / 2))
 Number = TypeVar("Number", float, NDArray[np.float64])
@@ -25,17 +24,10 @@ _MAX_TRIALS = 100_000
 
 @dataclass(frozen=True)
 class Gain:
-    """A predicted gain in log-odds, with its standard deviation.
-
-    Attributes
-    ----------
-    before_pilot
-        The mean that the evidence and the priors predict without the pilot.
-    """
+    """A predicted gain in log-odds, with its standard deviation."""
 
     mean: float
     sd: float
-    before_pilot: float
 
 
 @dataclass(frozen=True)
@@ -164,20 +156,18 @@ def gain_model(strategy: Strategy, profile: Profile, priors: Priors) -> GainMode
     )
 
 
-def predict_gain(
-    model: GainModel, evidence: Mapping[str, Evidence], pilot: Pilot | None, priors: Priors
-) -> Gain:
-    """Predict a strategy's gain by its linear model, corrected by the pilot where there is one.
+def predict_gain(model: GainModel, evidence: Mapping[str, Evidence], priors: Priors) -> Gain:
+    """Predict a strategy's gain by its linear model.
 
-    The noisier a pilot, the less it corrects. Evidence that was not measured widens the
-    prediction; the noise of measured evidence is part of the model's own error.
+    Evidence that was not measured widens the prediction; the noise of measured evidence is part
+    of the model's own error.
     """
     mean, variance = model.intercept, model.sd**2
     for name, weight in model.weights.items():
         distance, share = evidence[name].standardised(priors.evidence[name])
         mean += weight * distance
         variance += 0.0 if share else weight**2
-    return _corrected_by_pilot(mean, variance, model.strategy, pilot, priors)
+    return Gain(mean, math.sqrt(variance))
 
 
 def with_more_images(
@@ -199,19 +189,6 @@ def with_more_images(
     return {**evidence, **sizes, "probe": probe}
 
 
-def _corrected_by_pilot(
-    mean: float, variance: float, strategy: str, pilot: Pilot | None, priors: Priors
-) -> Gain:
-    if pilot is None or strategy not in priors.pilot:
-        return Gain(mean, math.sqrt(variance), mean)
-    trust = priors.pilot[strategy]
-    gained, noise = pilot_gain(pilot, strategy)
-    share = reliability(noise, trust.spread)
-    corrected = trust.offset + trust.line * mean + trust.pilot * gained
-    after = mean + share * (corrected - mean)
-    return Gain(after, math.sqrt(share * trust.sd**2 + (1 - share) * variance), mean)
-
-
 def reliability(noise: float, spread: float) -> float:
     """Return the share of a noisy value's variance that is signal, in [0, 1].
 
@@ -223,43 +200,12 @@ def reliability(noise: float, spread: float) -> float:
     return spread**2 / (spread**2 + noise**2)
 
 
-def pilot_gain(pilot: Pilot, strategy: str) -> tuple[float, float]:
-    """Return a pilot's gain over its linear probe in log-odds, and its standard deviation.
-
-    For the layer SVM this is the SVM's own gain, for all strategies that train the network that of
-    the fine-tuning. There are two estimates: from the accuracies, and from the log-losses, which
-    fall about as error rates do. They are averaged with inverse-variance weights. Their errors are
-    correlated, so the standard deviation is averaged too, instead of becoming smaller.
-    """
-    reached, accuracy_gain, loss_gain = pilot.accuracy, pilot.gain, pilot.loss_gain
-    if get_strategy(strategy).head_loss is not None:
-        reached, accuracy_gain = pilot.svm_accuracy, pilot.svm_gain
-        loss_gain = pilot.svm_loss_gain
-    n = pilot.n_judged
-    by_accuracy = log_odds(reached.mid, n) - log_odds(reached.mid - accuracy_gain.mid, n)
-    estimates = np.array([by_accuracy, loss_gain.mid])
-    slope = _logit_slope(reached.mid - accuracy_gain.mid / 2, n)
-    noise = np.array([_sd(accuracy_gain) / slope, _sd(loss_gain)])
-    precision = 1 / np.maximum(noise, 1e-6) ** 2
-    return (
-        float(np.average(estimates, weights=precision)),
-        float(np.average(noise, weights=precision)),
-    )
-
-
 @dataclass(frozen=True)
 class LogOdds:
     """An expected accuracy: mean and standard deviation of its log-odds."""
 
     mean: float
     sd: float
-
-    def plus(self, gain: Gain) -> "LogOdds":
-        """Return the expected accuracy after a gain with an independent error.
-
-        The same gain in log-odds is worth fewer points the closer an accuracy is to 1.
-        """
-        return LogOdds(self.mean + gain.mean, math.hypot(self.sd, gain.sd))
 
     def accuracy(self) -> Interval:
         """Return the accuracy with its interval."""

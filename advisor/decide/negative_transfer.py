@@ -41,7 +41,7 @@ def transfer_risks(inputs: DecisionInputs, priors: Priors) -> tuple[TransferRisk
     scratch, if it does not apply to the dataset, or if nothing predicts the labels (see
     `lacks_signal`). Strategies without benchmark cases have none.
     """
-    if lacks_signal(inputs.profile, inputs.pilot):
+    if lacks_signal(inputs.profile):
         return ()
     control = reference_control().name
     applicable = [c.strategy for c in inputs.applicable]
@@ -132,7 +132,7 @@ def _gain(name: str, inputs: DecisionInputs, priors: Priors, factor: float = 1.0
     if not model.cases:
         return None
     evidence = with_more_images(evidence_of(inputs.profile), inputs.profile, factor)
-    gain = predict_gain(model, evidence, inputs.pilot, priors)
+    gain = predict_gain(model, evidence, priors)
     return replace(gain, sd=math.hypot(gain.sd, model.drift * math.log10(factor)))
 
 

@@ -89,32 +89,6 @@ class Offset:
 
 
 @dataclass(frozen=True)
-class PilotTrust:
-    """Linear model of a strategy's gain, given the pilot's gain and the prediction without it.
-
-    For a pilot without noise the gain is ``offset + line * predicted + pilot * pilot_gain``, in
-    log-odds.
-
-    Attributes
-    ----------
-    sd
-        Standard deviation of the model's error on datasets that were left out of the fit.
-    spread
-        Standard deviation of the gain of noise-free pilots. A pilot whose noise has this size
-        gets half the weight.
-    cases
-        Number of measured cases.
-    """
-
-    offset: float
-    line: float
-    pilot: float
-    sd: float
-    spread: float
-    cases: int
-
-
-@dataclass(frozen=True)
 class Spread:
     """How wide the intervals of expected accuracies are, as angles: ``arcsin(sqrt(accuracy))``.
 
@@ -146,8 +120,6 @@ class Priors:
     gains
         Gain model of every strategy with benchmark cases; that of the linear probe predicts its
         test accuracy from the cross-validated one.
-    pilot
-        By trained strategy: how its gain follows from the pilot's.
     cost
         By strategy: correction of the logarithm of a fit's seconds, as predicted from measured
         rates.
@@ -157,7 +129,6 @@ class Priors:
     spreads: Mapping[str, Spread]
     shared: float
     gains: Mapping[str, GainModel]
-    pilot: Mapping[str, PilotTrust]
     cost: Mapping[str, Offset]
 
     def cases(self, strategy: str) -> int:
@@ -177,7 +148,6 @@ def priors_from_record(record: Mapping[str, Any]) -> Priors:
         spreads={kind: Spread(**v) for kind, v in common["spreads"].items()},
         shared=common["shared"],
         gains={name: GainModel(name, **v["gain"]) for name, v in strategies.items()},
-        pilot={n: PilotTrust(**v["pilot"]) for n, v in strategies.items() if v["pilot"]},
         cost={name: Offset(**v["cost"]) for name, v in strategies.items()},
     )
 

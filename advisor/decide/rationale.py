@@ -7,12 +7,10 @@ from scipy.special import ndtr
 from advisor.decide.candidates import DecisionInputs
 from advisor.decide.chance import lacks_signal
 from advisor.decide.gain_model import Z, published_gain
-from advisor.decide.pilot_value import is_worth_its_time
-from advisor.decide.priors import Priors
 from advisor.decide.quadrant import SIMILAR_FROM
 from advisor.types.advice import Quadrant, Recommendation
 from advisor.types.options import SIMILAR_COST_RATIO, Prefer, tie_tolerance, tie_upper_bound
-from advisor.types.profile import Pilot, Profile, format_loss_gain
+from advisor.types.profile import Profile
 from strategies.registry import baseline, get_strategy
 
 MIN_SHRINKAGE = 0.03
@@ -25,7 +23,6 @@ def rationale_of(
     ranked: Sequence[Recommendation],
     quadrant: Quadrant,
     inputs: DecisionInputs,
-    priors: Priors,
     prefer: Prefer,
     forced: str | None,
 ) -> dict[str, tuple[str, ...]]:
@@ -44,7 +41,7 @@ def rationale_of(
     margin = tie_tolerance(max(r.accuracy.mid for r in ranked), prefer)
     expected = {r.strategy: r.accuracy.mid for r in ranked}
     probe = expected.get(baseline().name, profile.linear_probe.accuracy.mid)
-    no_signal = lacks_signal(profile, inputs.pilot)
+    no_signal = lacks_signal(profile)
     reasons: dict[str, list[str]] = {
         r.strategy: [_no_gain(r, profile) if no_signal else _evidence(r, probe, inputs)]
         for r in ranked
@@ -55,7 +52,7 @@ def rationale_of(
         reasons[best.strategy].append("All count as equal; this is one of the cheapest.")
     else:
         reasons[best.strategy].append(_rule(best, ranked, quadrant, margin))
-        reasons[best.strategy] += _boundary(best, ranked, inputs, priors, prefer)
+        reasons[best.strategy] += _boundary(best, ranked, inputs, prefer)
     for other in ranked[1:]:
         reasons[other.strategy].append(_comparison(best, other, margin))
     return {name: tuple(sentences) for name, sentences in reasons.items()}
@@ -81,7 +78,7 @@ def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
     probe
         Expected accuracy of the linear probe.
     """
-    strategy, profile, pilot = get_strategy(r.strategy), inputs.profile, inputs.pilot
+    strategy, profile = get_strategy(r.strategy), inputs.profile
     if strategy.role == "baseline":
         measured = profile.linear_probe.accuracy
         sentence = (
@@ -101,8 +98,8 @@ def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
             f"{svm.gain_over_penultimate.points()} relative to the linear probe"
         )
         if r.input_px != profile.input_px:
-            return sentence + _at_other_size(r, profile) + "."
-        return sentence + _svm_in_pilot(pilot) + "."
+            sentence += _at_other_size(r, profile)
+        return sentence + "."
     error = 1 - probe
     share = 100 * (1 - (1 - r.accuracy.mid) / error) if error > 0 else 0.0
     effect = f"removes {share:.0f}% of" if share >= 0 else f"adds {-share:.0f}% to"
@@ -112,36 +109,20 @@ def _evidence(r: Recommendation, probe: float, inputs: DecisionInputs) -> str:
             "error."
         )
     published = published_gain(strategy, profile)
-    if published is not None and pilot is None:
+    if published is not None:
         return (
             f"Predicted from published results, {published.source}: it {effect} the linear "
             "probe's error."
         )
-    if pilot is None or strategy.role == "control":
-        return (
-            f"Predicted from benchmark datasets with similar evidence: it {effect} the linear "
-            "probe's error."
-        )
     return (
-        f"Predicted: it {effect} the linear probe's error; a short pilot on "
-        f"{_count_images(pilot.n_train)} gained {pilot.gain.points()} over a linear probe on the "
-        f"same images ({format_loss_gain(pilot.loss_gain)})."
+        f"Predicted from benchmark datasets with similar evidence: it {effect} the linear "
+        "probe's error."
     )
 
 
 def _at_other_size(r: Recommendation, profile: Profile) -> str:
     """Return the clause on the accuracy of a head at another size than it was measured at."""
     return f" at {profile.input_px} px; {100 * r.accuracy.mid:.1f}% is expected at {r.input_px} px"
-
-
-def _svm_in_pilot(pilot: Pilot | None) -> str:
-    """Return the clause on the SVM's gain in the pilot, fitted with all its options."""
-    if pilot is None:
-        return ""
-    return (
-        f"; in the pilot on {_count_images(pilot.n_train)}, with pooling and views chosen by "
-        f"cross-validation, {pilot.svm_gain.points()} ({format_loss_gain(pilot.svm_loss_gain)})"
-    )
 
 
 def _rule(
@@ -173,11 +154,7 @@ def _rule(
 
 
 def _boundary(
-    best: Recommendation,
-    ranked: Sequence[Recommendation],
-    inputs: DecisionInputs,
-    priors: Priors,
-    prefer: Prefer,
+    best: Recommendation, ranked: Sequence[Recommendation], inputs: DecisionInputs, prefer: Prefer
 ) -> list[str]:
     """Return sentences on how close the decision is, and on what would change it."""
     sentences = []
@@ -189,14 +166,10 @@ def _boundary(
         shortfall = _shortfall(best, alternative, prefer)
         probability = _probability_of_excess(best, alternative, shortfall)
         more = "any" if shortfall < MIN_PRINTED else f"{100 * shortfall:.1f} points"
-        sentence = (
+        sentences.append(
             f"{alternative.strategy} would be recommended instead if it did {more} better than "
-            f"expected (probability about {100 * probability:.0f}%)"
+            f"expected (probability about {100 * probability:.0f}%)."
         )
-        pilot_helps = any(get_strategy(r.strategy).head_loss is None for r in (alternative, best))
-        no_pilot = inputs.pilot is None and pilot_helps
-        suggest = no_pilot and is_worth_its_time(best, inputs, priors)
-        sentences.append(sentence + ("; --pilot on would measure this." if suggest else "."))
     similarity = inputs.profile.similarity.score.mid
     if abs(similarity - SIMILAR_FROM) < 0.1:
         sentences.append(

@@ -87,7 +87,7 @@ def recommend(
 
     The linear probe's expected accuracy is its cross-validated one, shrunk to the prior: the fewer
     the images, the more. The other strategies' accuracy is predicted from it, by the log-odds that
-    they gained over it in benchmarks with similar evidence, and in the pilot if there is one. The
+    they gained over it in benchmarks with similar evidence. The
     evidence includes the measured lead of the layer SVM. Among strategies that count as equal to
     the best one, the cheapest is ranked first:
 
@@ -126,7 +126,7 @@ def recommend(
     options = options_of(inputs, priors)
     ranked, late = _ranking(options, inputs, priors, forced, prefer, time_s)
     advice = [c.advice for c in ranked]
-    reasons = rationale_of(advice, quadrant, inputs, priors, prefer, forced)
+    reasons = rationale_of(advice, quadrant, inputs, prefer, forced)
     return Decision(
         quadrant,
         tuple(replace(r, reasons=reasons[r.strategy]) for r in advice),
@@ -324,7 +324,7 @@ def _probability_of_win(
 def _option(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Recommendation:
     """Predict accuracy and seconds of a strategy at an input size."""
     profile, gain = inputs.profile, _gain(candidate, inputs, priors)
-    if lacks_signal(profile, inputs.pilot):
+    if lacks_signal(profile):
         accuracy = expected_at_chance(inputs, priors, gain)
     else:
         spread = priors.spread(candidate.strategy)
@@ -350,4 +350,4 @@ def _gain(candidate: Candidate, inputs: DecisionInputs, priors: Priors) -> Gain:
     """Return the predicted gain over the linear probe."""
     model = gain_model(candidate.strategy, inputs.profile, priors)
     evidence = evidence_of(inputs.profile, candidate.input_px)
-    return predict_gain(model, evidence, inputs.pilot, priors)
+    return predict_gain(model, evidence, priors)

@@ -24,6 +24,6 @@ def check(
         priors.evidence["control"],
         transfer_risks(inputs, priors),
         alternative,
-        lacks_signal(inputs.profile, inputs.pilot),
+        lacks_signal(inputs.profile),
     )
     return check_data(dataset, evidence) + check_transfer(inputs.profile, context)

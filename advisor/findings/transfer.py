@@ -77,8 +77,7 @@ def _at_chance(profile: Profile, context: TransferContext) -> Iterator[Finding]:
             f"{profile.n_measured:,} images, the best SVM over all depths "
             f"{profile.best_svm.accuracy.percent()}.",
             "Compare the labels of some images with what the images show; a shifted list or "
-            "shuffled folders look like this. If the labels are right, --pilot on measures "
-            "whether fine-tuning finds what no probe does.",
+            "shuffled folders look like this.",
             voids_advice=True,
         )
     elif is_at_chance(profile):

@@ -17,7 +17,6 @@ from advisor.report.words import (
 from advisor.types.advice import Advice
 from advisor.types.durations import duration
 from advisor.types.outcome import Outcome
-from advisor.types.profile import format_loss_gain
 from strategies.core.metrics import Interval
 
 
@@ -104,14 +103,6 @@ def measurements(advice: Advice) -> tuple[Fact, ...]:
         detail = f"probability; predicted gain over training from scratch {risk.gain.points()}"
         detail += with_titles(break_even_words(risk))
         facts.append(Fact(label, f"{100 * risk.probability:.0f}%", detail))
-    if advice.pilot is not None:
-        pilot = advice.pilot
-        detail = f"over a linear probe, {pilot.n_train:,} training images"
-        detail += f"; {format_loss_gain(pilot.loss_gain)}"
-        facts.append(Fact("Pilot: full fine-tuning", pilot.gain.points(), detail))
-        detail = "over a linear probe on the same images, with quarter pooling and several views"
-        detail += f"; {format_loss_gain(pilot.svm_loss_gain)}"
-        facts.append(Fact("Pilot: layer SVM", pilot.svm_gain.points(), detail))
     for name, score in profile.transferability.items():
         detail = f"[{score.low:.3f}, {score.high:.3f}]; {DISPLAY}"
         facts.append(Fact(metric_name(name), f"{score.mid:.3f}", detail))

@@ -21,7 +21,7 @@ from advisor.report.words import (
 )
 from advisor.types.advice import Advice, Finding
 from advisor.types.durations import duration
-from advisor.types.profile import Profile, format_loss_gain
+from advisor.types.profile import Profile
 from strategies.core.metrics import LEVEL, Interval
 
 _MOST_EXAMPLES = 5
@@ -109,12 +109,6 @@ def _other_measurements(advice: Advice) -> list[str]:
         lines.append(
             f"Transfer gain of probes over random weights: {profile.transfer_gain.points()}"
         )
-    if advice.pilot is not None:
-        for name, gain, loss in (
-            ("Pilot, full fine-tuning", advice.pilot.gain, advice.pilot.loss_gain),
-            ("Pilot, layer SVM", advice.pilot.svm_gain, advice.pilot.svm_loss_gain),
-        ):
-            lines.append(f"{name}: {gain.points()} over a linear probe, {format_loss_gain(loss)}")
     for name, score in profile.transferability.items():
         lines.append(f"{metric_name(name)}: {score.text()} ({DISPLAY})")
     if profile.curve is not None:

@@ -31,7 +31,7 @@ from advisor.report.words import (
 from advisor.types.advice import Advice, Finding
 from advisor.types.durations import duration
 from advisor.types.outcome import Outcome
-from advisor.types.profile import Profile, format_loss_gain
+from advisor.types.profile import Profile
 from advisor.types.similarity import BackboneStatistics
 from advisor.types.summary import ENDED, headline, winner
 from strategies.core.metrics import LEVEL
@@ -262,12 +262,6 @@ def _other_measurements(advice: Advice) -> list[tuple[str, str]]:
     for name, score in profile.transferability.items():
         value = f"{score.mid:.3f} [{score.low:.3f}, {score.high:.3f}] ({DISPLAY})"
         rows.append((metric_name(name), value))
-    if advice.pilot is not None:
-        pilot = advice.pilot
-        rows.append(("pilot", f"full fine-tuning {pilot.gain.points()} over a probe,"))
-        rows.append(("", format_loss_gain(pilot.loss_gain)))
-        rows.append(("", f"SVM {pilot.svm_gain.points()},"))
-        rows.append(("", format_loss_gain(pilot.svm_loss_gain)))
     if profile.curve is not None and profile.curve.extrapolated:
         n, accuracy = profile.curve.extrapolated[-1]
         value = f"{accuracy.percent()} at {n:,.0f} images per class (extrapolated)"

@@ -25,7 +25,6 @@ def advice_record(advice: Advice) -> dict[str, Any]:
         "profile": asdict(advice.profile),
         "backbones": [asdict(b) for b in advice.backbones],
         "risks": [asdict(r) for r in advice.risks],
-        "pilot": None if advice.pilot is None else asdict(advice.pilot),
         "alternative": None if advice.alternative is None else asdict(advice.alternative),
         "device_bytes": advice.device_bytes,
         "findings": [finding_record(f) for f in advice.findings],

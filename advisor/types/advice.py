@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from advisor.types.notebook import advice_frame, advice_html
-from advisor.types.profile import AlternativeBackbone, BackboneScore, Pilot, Profile
+from advisor.types.profile import AlternativeBackbone, BackboneScore, Profile
 from advisor.types.summary import advice_text
 from strategies.core.metrics import Interval
 from strategies.data.image import Skipped
@@ -300,8 +300,6 @@ class Advice:
         Command line that reproduces this advice.
     risks
         Risk of negative transfer of each strategy; empty where it cannot be predicted.
-    pilot
-        Result of the pilot; None if it was not run.
     frontier
         What can be expected within several times; None in advice without it.
     time_s
@@ -329,7 +327,6 @@ class Advice:
     backbones: tuple[BackboneScore, ...] = ()
     command: str = ""
     risks: tuple[TransferRisk, ...] = ()
-    pilot: Pilot | None = None
     frontier: Frontier | None = None
     time_s: float | None = None
     alternative: AlternativeBackbone | None = None

@@ -16,7 +16,6 @@ from strategies.core.progress import OnNote, OnProgress, ignore
 
 AUTO = "auto"
 Prefer = Literal["accuracy", "balanced", "cheap"]
-PilotMode = Literal["auto", "on", "off"]
 SuspiciousLabels = Literal["keep", "drop", "relabel"]
 """What `clean_manifest` does with images of suspicious labels (TL009)."""
 NOISE: Mapping[Prefer, float] = {"accuracy": 0.0, "balanced": 0.005, "cheap": 0.03}
@@ -99,17 +98,14 @@ class Options:
     prefer
         How much more accurate a strategy must be to be preferred over a cheaper one, see
         `recommend`.
-    pilot
-        Whether to run a pilot, a short run of full fine-tuning; "auto": only where deciding after
-        it is expected to be clearly better, and where it costs little of the recommended fit.
     on_progress
         Callback for progress.
     on_note
         Called with a message for the user, for example when a training run deviates from its
         plan.
     on_ranking
-        Called as soon as the strategies can be ranked, and again when a pilot has ended. Findings
-        follow, and may make the advice void.
+        Called as soon as the strategies can be ranked. Findings follow, and may make the advice
+        void.
     """
 
     backbone: Annotated[
@@ -182,9 +178,6 @@ class Options:
     prefer: Annotated[
         Prefer, Flag("Trade-off between accuracy and training cost.", panel="Decision")
     ] = "balanced"
-    pilot: Annotated[
-        PilotMode, Flag("Run a short pilot fine-tuning as evidence.", panel="Decision")
-    ] = "auto"
     seed: Annotated[
         int, Flag("Random seed of splits, folds and training.", panel="Decision", min=0)
     ] = 0

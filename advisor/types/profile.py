@@ -1,9 +1,7 @@
-"""Dataclasses of the measurements: probes, learning curve, pilot, and the profile of a dataset."""
+"""Dataclasses of the measurements: probes, learning curve, and the profile of a dataset."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from advisor.types.similarity import BackboneStatistics, DomainSimilarity
 from strategies.core.metrics import FlipAsymmetry, Interval
@@ -53,48 +51,6 @@ class LearningCurve:
 
     measured: tuple[tuple[float, Interval], ...]
     extrapolated: tuple[tuple[float, Interval], ...]
-
-
-@dataclass(frozen=True)
-class Pilot:
-    """Pilot: a short full fine-tuning on some of the images, evaluated on others.
-
-    Attributes
-    ----------
-    gain
-        Accuracy of fine-tuning minus that of a linear probe on the same images, in [-1, 1].
-    accuracy
-        Accuracy of fine-tuning.
-    loss_gain
-        ``log(log-loss of the probe / log-loss of fine-tuning)`` on the evaluation images, each at
-        its best temperature. Above 0 if fine-tuning has the lower log-loss.
-    svm_gain, svm_accuracy, svm_loss_gain
-        The same of the layer SVM, fitted as the strategy fits it (quarters and views included),
-        on the same images.
-    n_train, n_judged
-        Number of images that they were trained on, and evaluated on.
-    hyperparameters
-        Hyperparameters of the fine-tuning.
-    seconds
-        Time that the pilot took.
-    """
-
-    gain: Interval
-    accuracy: Interval
-    loss_gain: Interval
-    svm_gain: Interval
-    svm_accuracy: Interval
-    svm_loss_gain: Interval
-    n_train: int
-    n_judged: int
-    hyperparameters: Mapping[str, Any]
-    seconds: float
-
-
-def format_loss_gain(gain: Interval) -> str:
-    """Format a log ratio of log-losses (`Pilot.loss_gain`) as a change in per cent."""
-    low, mid, high = (100 * math.expm1(-g) for g in (gain.high, gain.mid, gain.low))
-    return f"log-loss {mid:+.0f}% [{low:+.0f}, {high:+.0f}]"
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from advisor.decide.priors import (
     SPREAD_KINDS,
     GainModel,
     Offset,
-    PilotTrust,
     Prior,
     Priors,
     Spread,
 )
-from advisor.types.profile import LearningCurve, Pilot, ProbeResult, Profile
+from advisor.types.profile import LearningCurve, ProbeResult, Profile
 from advisor.types.similarity import BackboneStatistics, DomainSimilarity, HeadEvidence
 from strategies.core.metrics import Interval, proportion
 from strategies.registry import STRATEGIES
@@ -101,7 +100,6 @@ def profile_of(
 def inputs_of(
     profile: Profile | None = None,
     *,
-    pilot: Pilot | None = None,
     image_passes: Mapping[str, float] | None = None,
     inapplicable: Mapping[str, str] | None = None,
     **given: Any,
@@ -125,7 +123,7 @@ def inputs_of(
         )
         for name in BENCHMARKED
     )
-    return DecisionInputs(profile, candidates, pilot)
+    return DecisionInputs(profile, candidates)
 
 
 def with_sizes(inputs: DecisionInputs) -> DecisionInputs:
@@ -136,25 +134,6 @@ def with_sizes(inputs: DecisionInputs) -> DecisionInputs:
         for px in SIZES
     )
     return replace(inputs, candidates=candidates)
-
-
-def pilot_of(gain: float, accuracy: float = 0.8, n: int = 200) -> Pilot:
-    half = 0.04 * (200 / n) ** 0.5
-    loss = math.log(
-        (1 - accuracy + gain) / (1 - accuracy)
-    )  # the log-loss falls in proportion to the error
-    return Pilot(
-        gain=Interval(max(gain - half, -1), gain, min(gain + half, 1)),
-        accuracy=proportion(accuracy, n),
-        loss_gain=Interval(loss - 5 * half, loss, loss + 5 * half),
-        svm_gain=Interval(-half, 0.0, half),
-        svm_accuracy=proportion(accuracy - gain, n),
-        svm_loss_gain=Interval(-0.1 - 5 * half, -0.1, -0.1 + 5 * half),
-        n_train=n,
-        n_judged=n,
-        hyperparameters={"lr": 1e-3},
-        seconds=60.0,
-    )
 
 
 def curve_of(now: float, later: float, n_per_class: float = 30) -> LearningCurve:
@@ -231,9 +210,5 @@ def priors_by_hand() -> Priors:
         spreads=dict.fromkeys(SPREAD_KINDS, Spread(0.2, 1.0)),
         gains={model.strategy: model for model in models},
         shared=0.4,
-        pilot={
-            "partial_fine_tune": PilotTrust(0.1, 0.4, 0.6, 0.4, 0.5, 8),
-            "full_fine_tune": PilotTrust(0.1, 0.4, 0.6, 0.3, 0.5, 8),
-        },
         cost={name: Offset(0.0, 0.25, 12) for name in BENCHMARKED},
     )

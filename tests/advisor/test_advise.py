@@ -28,13 +28,8 @@ def test_a_fit_must_end_within_its_time_and_before_the_deadline_less_the_reserve
     assert _limit_s(time_s, reserve_s, limited) == pytest.approx(expected, abs=1.0)
 
 
-@pytest.mark.parametrize("has_pilot", [False, True])
-def test_a_ranking_is_passed_on_as_soon_as_it_is_known_and_again_after_a_pilot(
-    small_dataset: Dataset,
-    backbone: Backbone,
-    ctx: RunContext,
-    monkeypatch: pytest.MonkeyPatch,
-    has_pilot: bool,
+def test_a_ranking_is_passed_on_as_soon_as_it_is_known(
+    small_dataset: Dataset, backbone: Backbone, ctx: RunContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     happened: list[str] = []
     seen: list[tuple[Recommendation, ...]] = []
@@ -44,13 +39,11 @@ def test_a_ranking_is_passed_on_as_soon_as_it_is_known_and_again_after_a_pilot(
         seen.append(ranking)
 
     module = sys.modules["advisor.advise"]
-    monkeypatch.setattr(module, "_pilot", lambda *_: happened.append("pilot"))
-    monkeypatch.setattr(
-        module, "reason_against_pilot", lambda *_: None if has_pilot else "too small"
-    )
+    check = module.check
+    monkeypatch.setattr(module, "check", lambda *a: happened.append("findings") or check(*a))
     options = Options(device="cpu", on_ranking=on_ranking)
     advice = advise_on(Prepared(small_dataset, backbone, (), (), options, ctx))
-    assert happened == (["ranking", "pilot", "ranking"] if has_pilot else ["ranking"])
+    assert happened == ["ranking", "findings"]
     assert seen[-1] == advice.recommendations
 
 

@@ -75,7 +75,7 @@ def own(logger: logging.Logger) -> bool:
 
 @pytest.fixture
 def options(warm_cache: Path) -> Options:
-    return Options(input_px=32, device="cpu", cache_dir=warm_cache, pilot="off")
+    return Options(input_px=32, device="cpu", cache_dir=warm_cache)
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def options(warm_cache: Path) -> Options:
-    return Options(input_px=64, cache_dir=warm_cache, device="cpu", pilot="off")
+    return Options(input_px=64, cache_dir=warm_cache, device="cpu")
 
 
 def test_advice_ranks_it_with_its_wide_interval_in_every_report(

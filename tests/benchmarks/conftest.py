@@ -170,7 +170,7 @@ def finished_run(
 ) -> Path:
     """Return the folder of a run that ended early, because nothing was left to try."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    given = ["--time", "60s", "--input-px", "32", "--pilot", "off", "--no-control", "--quiet"]
+    given = ["--time", "60s", "--input-px", "32", "--no-control", "--quiet"]
     command = [sys.executable, "-c", "from advisor.cli.app import tl_auto; tl_auto()", "run"]
     command += [str(separable_root / "coloured"), "--out", str(out), *given]
     command += ["--cache-dir", str(cache_dir)]

@@ -48,7 +48,6 @@ def test_the_suite_adds_missing_rows(
         str(out),
         "--evidence",
         str(evidence),
-        "--pilot",
     ]
     given += ["--grid", "0", "1", "--n-per-class", "5", "--seeds", "0", "--input-px", "32"]
     suite.main(given)

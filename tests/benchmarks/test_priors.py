@@ -11,7 +11,7 @@ from advisor.decide.candidates import DecisionInputs
 from advisor.decide.priors import SPREAD_KINDS, load_priors, priors_from_record
 from strategies.data.dataset import Dataset, labels_of
 from strategies.registry import STRATEGIES
-from tests.advisor.profiles import curve_of, inputs_of, pilot_of
+from tests.advisor.profiles import curve_of, inputs_of
 
 Row = dict[str, Any]
 
@@ -344,7 +344,7 @@ def test_the_dataset_under_test_is_left_out(scripts: dict[str, ModuleType]) -> N
 def test_the_inputs_of_a_decision_are_read_as_they_were_written(
     scripts: dict[str, ModuleType], tmp_path: Path
 ) -> None:
-    full = inputs_of(input_px=96, curve=curve_of(0.5, 0.5625), pilot=pilot_of(0.125, 0.75, 200))
+    full = inputs_of(input_px=96, curve=curve_of(0.5, 0.5625))
     rows = scripts["rows"]
     about = {"set": "a", "n_per_class": 20, "seed": 0, "input_px": 96}
     rows.append_row(tmp_path / "e.jsonl", about | rows.inputs_record(full))
@@ -352,8 +352,6 @@ def test_the_inputs_of_a_decision_are_read_as_they_were_written(
     assert rows.inputs_record(back) == rows.inputs_record(full)
     assert type(back.profile.curve) is type(full.profile.curve)
     assert [c.name for c in back.full_size] == [c.name for c in full.candidates]
-    assert back.pilot is not None
-    assert back.pilot.n_train == 200
 
 
 def test_regret_by_halves_is_zero_for_equal_entries(scripts: dict[str, ModuleType]) -> None:

@@ -85,7 +85,7 @@ def test_a_killed_run_is_resumed_and_compared(
 
     monkeypatch.setattr(kill, "start", start)
     given = ["--kills", "1", "--trials", "1", "--input-px", "32", "--strategy", "linear_probe"]
-    given += ["--pilot", "off", "--no-control", "--out", str(tmp_path / "out")]
+    given += ["--no-control", "--out", str(tmp_path / "out")]
     code = kill.main([str(data_root / "striped"), *given])
     printed = capsys.readouterr().out
     assert code == 0, printed + (tmp_path / "out/output.log").read_text()
@@ -310,7 +310,7 @@ def test_screenshots_are_taken_of_a_report(
     pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
         pytest.skip("Chromium is not installed")
-    options = Options(input_px=32, cache_dir=cache_dir, pilot="off")
+    options = Options(input_px=32, cache_dir=cache_dir)
     prepared = prepare(data_root / "striped", options)
     advise_with_files(prepared, None, tmp_path / "report.html", FindingFiles())
     load("screenshots").main(["--run", str(tmp_path), "--out", str(tmp_path / "images")])

@@ -45,7 +45,6 @@ APPS = {"tl-advise": advise_app, "tl-auto": auto_app}
 BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n)?^( *)```(\w*)\n(.*?)^ *```$", re.M | re.S)
 SMALL = {
     "TL_ADVISOR_INPUT_PX": "32",
-    "TL_ADVISOR_PILOT": "off",
     "TL_ADVISOR_STRATEGY": "linear_probe",
     "TL_ADVISOR_TRIALS": "1",
     "TL_ADVISOR_CONTROL": "false",

@@ -40,7 +40,6 @@ def run_block(
         input_px=32,
         strategy="full_fine_tune",
         device="cpu",
-        pilot="off",
         cache_dir=warm_cache,
     )
     small = RunOptions(max_trials=2, control=False, soup=False, report=False)

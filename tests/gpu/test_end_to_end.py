@@ -70,7 +70,7 @@ def test_a_run_ends_with_a_classifier_for_any_machine(
 ) -> None:
     out = tmp_path / "run"
     options = ["--device", device, "--cache-dir", tmp_path / "cache", "--input-px", 64]
-    options += ["--trials", 3, "--no-control", "--pilot", "off", "--quiet", "--out", out]
+    options += ["--trials", 3, "--no-control", "--quiet", "--out", out]
     command(AUTO, "run", striped, *options)
     outcome = json.loads((out / "outcome.json").read_text(encoding="utf-8"))
     classifier = ImageClassifier.load(out / "classifier", torch.device("cpu"))
@@ -87,7 +87,6 @@ def test_a_saved_classifier_predicts_the_same_by_the_command_on_both_devices(
     out = tmp_path / "run"
     options = ["--device", "cpu", "--cache-dir", tmp_path / "cache", "--input-px", 64, "--quiet"]
     options += ["--strategy", "linear_probe", "--trials", 1, "--no-control", "--out", out]
-    options += ["--pilot", "off"]
     command(AUTO, "run", striped, *options)
     found = []
     for d in (device, "cpu"):

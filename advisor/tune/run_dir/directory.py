@@ -19,8 +19,9 @@ from strategies.core.atomic_files import write_json, write_text
 from strategies.core.errors import StorageError
 from strategies.models.classifier import ImageClassifier
 
-FORMAT_VERSION = 5
-"""Version of the run directory's format; `RunDir.open` reads no other."""
+FORMAT_VERSION = 6
+"""Version of the run directory's format. In 5, the trials have a hyperparameter that is gone: such
+a run can be read, and not be resumed."""
 SETTINGS_FILE = "settings.toml"
 _CONVERTER = make_converter()
 _LOCK = "run.lock"
@@ -101,10 +102,10 @@ class RunDir:
                 "run wrote (--out)."
             )
         found = folder.settings().get("format_version")
-        if found != FORMAT_VERSION:
+        if found not in (5, FORMAT_VERSION) or (found == 5 and not folder.is_done()):
             raise StorageError(
-                f"{path} has run format {found}; this release reads {FORMAT_VERSION}. Use the "
-                "release that wrote it."
+                f"{path} has run format {found}; this release reads {FORMAT_VERSION}, and of 5 "
+                "finished runs. Use the release that wrote it."
             )
         return folder
 

@@ -108,7 +108,6 @@ def test_changed_data_change_the_key(make_folder: Callable[..., Path], change: s
         {"backbone": "tf_efficientnet_lite1"},
         {"backbone": "tf_efficientnet_lite0,tf_efficientnet_lite1"},
         {"prefer": "cheap"},
-        {"pilot": "off"},
         {"input_px": 64},
         {"strategy": "layer_svm"},
         {"seed": 1},

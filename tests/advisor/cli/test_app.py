@@ -74,7 +74,7 @@ def test_user_errors_exit_with_code_2_and_a_message(
 def test_the_advice_is_for_the_time_that_was_given(
     make_folder: Callable[..., Path], cache: list[str]
 ) -> None:
-    asked = [str(make_folder("data", 12)), "--pilot", "off", "--time", "1h", *cache]
+    asked = [str(make_folder("data", 12)), "--time", "1h", *cache]
     found = runner.invoke(advise_app, [*asked, "--json"])
     assert found.exit_code == 0, found.output
     record = json.loads(found.stdout)
@@ -208,7 +208,7 @@ def test_fail_on_sets_the_exit_code_and_prints_the_advice_all_the_same(
     data = make_folder("data", 12)
     (data / "class0" / "broken.png").write_bytes(b"no image")
     monkeypatch.setattr(inspection, "SETTLED_S", 0.0)  # new files may be cached
-    asked = [str(data), "--pilot", "off", "--json", *cache]
+    asked = [str(data), "--json", *cache]
     measured = runner.invoke(advise_app, [*asked, "--fail-on", "tip"])
     assert measured.exit_code == 3, measured.output
     findings = json.loads(measured.stdout)["findings"]
@@ -233,7 +233,7 @@ def test_fail_on_sets_the_exit_code_and_prints_the_advice_all_the_same(
 def test_verbose_logs_what_was_chosen_and_what_was_cached(
     make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
-    asked = [str(make_folder("data", 12)), "--pilot", "off", "--json", "-v"]
+    asked = [str(make_folder("data", 12)), "--json", "-v"]
     asked += ["--cache-dir", str(tmp_path / "cache"), "--input-px", "64"]
     found = runner.invoke(advise_app, asked, env={"TL_ADVISOR_SEED": "3"})
     assert found.exit_code == 0, found.output

@@ -200,14 +200,13 @@ def test_help_and_version_import_no_heavy_library(program: str, arguments: list[
     assert found.stdout
 
 
-SEED = [o for o in declared_in(Options) if o.key in ("seed", "prefer", "max-images", "pilot")]
+SEED = [o for o in declared_in(Options) if o.key in ("seed", "prefer", "max-images")]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("seeed = 3", "Unknown option of tl-advise 'seeed'. Did you mean 'seed'?"),
-        ("no-pilot = true", "Unknown option of tl-advise 'no-pilot'. Did you mean 'pilot'?"),
         ("trials = 3", "trials is an option of tl-auto run, and tl-advise would ignore it."),
         ('config = "other.toml"', "Unknown option of tl-advise 'config'."),
         ("[run]\nseed = 3", "Unknown option of tl-advise 'run'."),

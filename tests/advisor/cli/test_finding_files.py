@@ -40,7 +40,7 @@ def planted(make_folder: Callable[..., Path]) -> Path:
 
 @pytest.fixture
 def cache(warm_cache: Path) -> list[str]:
-    return ["--cache-dir", str(warm_cache), "--input-px", "32", "--pilot", "off"]
+    return ["--cache-dir", str(warm_cache), "--input-px", "32"]
 
 
 def run(*arguments: object, cwd: Path) -> Result:
@@ -97,7 +97,7 @@ def test_exports_hold_what_the_advice_counts(
 
 
 def test_advice_in_python_has_all_rows(planted: Path, warm_cache: Path) -> None:
-    options = Options(input_px=32, pilot="off", cache_dir=warm_cache)
+    options = Options(input_px=32, cache_dir=warm_cache)
     advice = advise(planted, options)
     rows = list(finding_rows(advice.findings))
     assert len(rows) == sum(f.n_affected for f in advice.findings)

@@ -28,7 +28,6 @@ DIFFERENT = {
     "reference": "reference",
     "pretrained_on": "laion2b",
     "prefer": "cheap",
-    "pilot": "off",
     "seed": 3,
 }
 

@@ -13,7 +13,7 @@ from advisor.decide.priors import load_priors
 from advisor.decide.recommend import recommend
 from advisor.types.profile import Profile
 from strategies.core.metrics import proportion
-from tests.advisor.profiles import inputs_of, pilot_of, probe, profile_of
+from tests.advisor.profiles import inputs_of, probe, profile_of
 from tests.conftest import BENCHMARKS
 
 N = 200
@@ -33,10 +33,10 @@ def at(share: float, *, n: int = N, n_classes: int = 5, **changes: Any) -> Profi
 
 
 def test_measurements_at_chance_on_enough_images_lack_signal() -> None:
-    assert lacks_signal(at(0.2), None)
-    assert lacks_signal(at(0.16), None)
-    assert not lacks_signal(at(0.2, n=10), None)  # too few to tell
-    assert not lacks_signal(at(0.35), None)
+    assert lacks_signal(at(0.2))
+    assert lacks_signal(at(0.16))
+    assert not lacks_signal(at(0.2, n=10))  # too few to tell
+    assert not lacks_signal(at(0.35))
 
 
 @pytest.mark.parametrize(
@@ -49,22 +49,17 @@ def test_measurements_at_chance_on_enough_images_lack_signal() -> None:
     ],
 )
 def test_one_measurement_clearly_above_chance_is_a_signal(changes: dict[str, Any]) -> None:
-    assert not lacks_signal(at(0.2, **changes), None)
+    assert not lacks_signal(at(0.2, **changes))
 
 
 def test_a_lucky_measurement_among_several_is_no_signal() -> None:
     lucky = 0.2 + 1.7 * math.sqrt(0.2 * 0.8 / N)  # above the 90% interval of chance
-    assert lacks_signal(at(0.2, knn=proportion(lucky, N)), None)
-
-
-def test_a_pilot_that_finds_something_is_a_signal() -> None:
-    assert lacks_signal(at(0.2), pilot_of(0.0, 0.2))
-    assert not lacks_signal(at(0.2), pilot_of(0.2, 0.4))
+    assert lacks_signal(at(0.2, knn=proportion(lucky, N)))
 
 
 def test_accuracy_at_the_share_of_a_dominant_class_does_not_deny_a_signal() -> None:
     skewed = at(0.9, n_classes=2, n=2000, majority_share=0.9)
-    assert not lacks_signal(skewed, None)
+    assert not lacks_signal(skewed)
 
 
 def test_without_signal_all_strategies_are_expected_at_chance_and_the_cheapest_leads() -> None:
@@ -87,5 +82,4 @@ def test_no_benchmark_case_lacks_signal(monkeypatch: pytest.MonkeyPatch) -> None
     known = importlib.import_module("rows").read_inputs()
     assert len(known) >= 120
     for case, inputs in known.items():
-        assert not lacks_signal(inputs.profile, inputs.pilot), case
-        assert not lacks_signal(inputs.profile, None), case
+        assert not lacks_signal(inputs.profile), case

@@ -19,7 +19,6 @@ from advisor.decide.gain_model import (
     evidence_of,
     expected_accuracy,
     gain_model,
-    pilot_gain,
     predict_gain,
     prior_of,
     shrunk_to_prior,
@@ -27,7 +26,7 @@ from advisor.decide.gain_model import (
 from advisor.decide.priors import Prior, Spread
 from strategies.core.metrics import Interval
 from strategies.registry import STRATEGIES
-from tests.advisor.profiles import pilot_of, priors_by_hand, profile_of
+from tests.advisor.profiles import priors_by_hand, profile_of
 
 PRIORS = priors_by_hand()
 SVM, MODEL = PRIORS.gains["layer_svm"], PRIORS.gains["partial_fine_tune"]
@@ -68,7 +67,7 @@ def published_prediction(name: str, n_classes: int = 10, **given: Any) -> Gain:
     about = {"n_per_class": 1000 // n_classes, "n_classes": n_classes, "family": "transformer"}
     profile = profile_of(**{**about, **given})
     model = gain_model(STRATEGIES[name](), profile, PRIORS)
-    return predict_gain(model, evidence_of(profile, given.get("input_px")), None, PRIORS)
+    return predict_gain(model, evidence_of(profile, given.get("input_px")), PRIORS)
 
 
 @pytest.mark.parametrize("name", ["full_fine_tune", "partial_fine_tune", "norm_tune", "lora"])
@@ -92,7 +91,6 @@ def test_on_a_transformer_more_images_and_smaller_inputs_count_as_in_the_benchma
             predict_gain(
                 gain_model(STRATEGIES["full_fine_tune"](), p, PRIORS),
                 evidence_of(p),
-                None,
                 PRIORS,
             ).mean
             for p in made
@@ -119,59 +117,13 @@ def test_the_gain_is_the_intercept_plus_the_weighted_standardised_evidence() -> 
     mean = {name: prior.mean for name, prior in PRIORS.evidence.items()}
     profile = profile_of(similarity=1 - mean["far"], n_per_class=round(10 ** mean["size"]))
     evidence = evidence_of(profile)
-    gain = predict_gain(MODEL, evidence, None, PRIORS)
+    gain = predict_gain(MODEL, evidence, PRIORS)
     standardised = {name: evidence[name].standardised(PRIORS.evidence[name]) for name in evidence}
     rest = sum(MODEL.weights[name] * distance for name, (distance, _) in standardised.items())
     assert gain.mean == pytest.approx(MODEL.intercept + rest)
     unknown = [MODEL.weights[name] ** 2 for name, (_, share) in standardised.items() if not share]
     assert sum(unknown) > 0
     assert gain.sd == pytest.approx(math.sqrt(MODEL.sd**2 + sum(unknown)))
-
-
-def test_a_precise_pilot_corrects_the_prediction_and_a_noisy_one_hardly_changes_it() -> None:
-    evidence = evidence_of(profile_of())
-    without = predict_gain(MODEL, evidence, None, PRIORS)
-    trust = PRIORS.pilot[MODEL.strategy]
-
-    def after(gain: float, n: int) -> Gain:
-        return predict_gain(MODEL, evidence, pilot_of(gain, 0.8, n), PRIORS)
-
-    exact = after(0.2, 10_000_000)
-    gained, noise = pilot_gain(pilot_of(0.2, 0.8, 10_000_000), MODEL.strategy)
-    assert noise < 0.01
-    corrected = trust.offset + trust.line * without.mean + trust.pilot * gained
-    assert exact.mean == pytest.approx(corrected, abs=1e-3)
-    assert exact.sd == pytest.approx(trust.sd, abs=1e-3)
-    assert exact.sd < without.sd
-    assert abs(after(0.2, 4).mean - without.mean) < abs(exact.mean - without.mean) / 3
-    assert after(0.1, 200).mean < after(0.2, 200).mean < after(0.3, 200).mean
-    assert exact.before_pilot == without.mean
-
-
-def test_a_pilot_does_not_change_a_strategy_without_a_pilot_model() -> None:
-    scratch = PRIORS.gains["from_scratch"]
-    assert scratch.strategy not in PRIORS.pilot
-    evidence = evidence_of(profile_of())
-    with_pilot, without = (
-        predict_gain(scratch, evidence, p, PRIORS) for p in (pilot_of(0.2), None)
-    )
-    assert with_pilot == without
-
-
-def test_the_svm_uses_its_own_gain_in_the_pilot() -> None:
-    pilot = pilot_of(0.2)
-    tuned, svm = (pilot_gain(pilot, name) for name in ("full_fine_tune", "layer_svm"))
-    assert tuned == pilot_gain(pilot, "partial_fine_tune")
-    assert svm[0] < 0 < tuned[0]
-
-
-def test_accuracy_and_log_loss_of_a_pilot_are_weighted_by_their_precision() -> None:
-    pilot = replace(pilot_of(0.0, 0.8, 30), loss_gain=Interval(0.35, 0.5, 0.65))
-    noisy = replace(pilot, loss_gain=Interval(-4.5, 0.5, 5.5))
-    from_precise, from_noisy = (pilot_gain(p, "full_fine_tune") for p in (pilot, noisy))
-    assert 0.4 < from_precise[0] < 0.5
-    assert 0.0 < from_noisy[0] < 0.1
-    assert 0.09 < from_precise[1] < 0.2 < from_noisy[1]
 
 
 def test_noisy_evidence_is_shrunk_to_the_prior() -> None:
@@ -189,7 +141,7 @@ def test_the_measured_lead_of_the_svm_is_shrunk_by_its_noise() -> None:
         around = replace(
             base.best_svm, loss_gain=Interval(measured - half, measured, measured + half)
         )
-        return predict_gain(SVM, evidence_of(replace(base, best_svm=around)), None, PRIORS)
+        return predict_gain(SVM, evidence_of(replace(base, best_svm=around)), PRIORS)
 
     exact, noisy = lead(0.001), lead(0.2)
     assert exact.mean == pytest.approx(measured, abs=0.01)
@@ -198,18 +150,18 @@ def test_the_measured_lead_of_the_svm_is_shrunk_by_its_noise() -> None:
 
 
 def test_the_same_gain_in_log_odds_is_worth_fewer_points_near_an_accuracy_of_one() -> None:
-    gain = Gain(1.0, 0.3, 1.0)
-    low, high = LogOdds(0.0, 0.1).plus(gain), LogOdds(3.0, 0.1).plus(gain)
-    assert low.sd == pytest.approx(np.hypot(0.1, 0.3))
-    assert low.accuracy().mid - 0.5 > high.accuracy().mid - LogOdds(3.0, 0.1).accuracy().mid > 0
-    assert 0.95 < high.accuracy().low < high.accuracy().mid < high.accuracy().high < 1
+    def points(share: float) -> float:
+        base, spread = LogOdds(float(logit(share)), 0.1), Spread(0.1, 1.0)
+        return expected_accuracy(base, Gain(1.0, 0.3), 100, spread).mid - share
+
+    assert 0 < points(0.95) < points(0.5)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.8, 0.97])
 def test_an_interval_is_symmetrical_as_an_angle_and_as_wide_at_every_accuracy(
     share: float,
 ) -> None:
-    base, gain = LogOdds(float(logit(share)), 0.0), Gain(0.0, 0.5, 0.0)
+    base, gain = LogOdds(float(logit(share)), 0.0), Gain(0.0, 0.5)
     found = expected_accuracy(base, gain, 100, Spread(model=0.1, measured=2.0))
     half = Z * np.hypot(0.1 * 0.5, 2.0 * 0.05)
     assert found.mid == pytest.approx(share)
@@ -230,7 +182,7 @@ def test_the_angle_of_a_share_has_the_same_noise_at_every_share() -> None:
 
 def test_an_interval_becomes_a_prior_even_if_it_ends_at_one() -> None:
     base = LogOdds(float(logit(0.8)), 0.0)
-    accuracy = expected_accuracy(base, Gain(0.0, 0.3, 0.0), 10_000, Spread(0.1, 1.0))
+    accuracy = expected_accuracy(base, Gain(0.0, 0.3), 10_000, Spread(0.1, 1.0))
     prior = prior_of(accuracy)
     assert prior.mean == pytest.approx(logit(0.8))
     assert prior.sd == pytest.approx(2 * np.hypot(0.03, 0.005) / 0.4, rel=0.01)

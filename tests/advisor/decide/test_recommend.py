@@ -22,7 +22,6 @@ from tests.advisor.profiles import (
     BENCHMARKED,
     inputs_of,
     model_of,
-    pilot_of,
     priors_by_hand,
     profile_of,
     with_gains,
@@ -110,23 +109,6 @@ def test_missing_evidence_widens_the_predicted_interval() -> None:
     assert width(unknown) > width(known)
 
 
-def test_a_pilot_narrows_the_prediction_and_moves_it_towards_its_gain() -> None:
-    without = by_name(inputs_of(linear=0.7, svm=0.7))["full_fine_tune"]
-    for gain in (-0.2, 0.2):
-        pilot = pilot_of(gain, accuracy=0.7 + gain / 2)
-        with_it = by_name(inputs_of(linear=0.7, svm=0.7, pilot=pilot))["full_fine_tune"]
-        assert with_it.accuracy.high - with_it.accuracy.low < width(without)
-        assert (with_it.accuracy.mid > without.accuracy.mid) == (gain > 0)
-
-
-def test_a_larger_pilot_is_trusted_more() -> None:
-    gains = [
-        by_name(inputs_of(linear=0.7, svm=0.7, pilot=pilot_of(-0.3, 0.4, n)))["full_fine_tune"]
-        for n in (40, 400)
-    ]
-    assert gains[1].accuracy.mid < gains[0].accuracy.mid
-
-
 def test_more_images_never_lower_the_prediction_for_fine_tuning() -> None:
     for name in ("partial_fine_tune", "full_fine_tune"):
         expected = [
@@ -179,11 +161,6 @@ def test_of_two_equal_predictions_any_improvement_would_change_the_order() -> No
     inputs = inputs_of(similarity=0.2, linear=0.5, svm=0.5, image_passes=cost)
     first = recommend(inputs, with_gains(PRIORS, *alike, *others)).recommendations[0]
     assert "if it did any better than expected (probability about 50%)" in " ".join(first.reasons)
-
-
-def test_the_reasons_report_the_gain_of_the_pilot() -> None:
-    inputs = inputs_of(pilot=pilot_of(0.123))
-    assert "+12.3 points" in " ".join(by_name(inputs)["full_fine_tune"].reasons)
 
 
 def test_predicted_accuracies_stay_between_zero_and_one() -> None:

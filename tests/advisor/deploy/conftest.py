@@ -29,7 +29,7 @@ def finished(run_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a finished run."""
     folder = run_data.parent / "run"
     cache = tmp_path_factory.mktemp("cache")
-    options = Options(input_px=64, cache_dir=cache, strategy="linear_probe", pilot="off")
+    options = Options(input_px=64, cache_dir=cache, strategy="linear_probe")
     auto(run_data, folder, options, RunOptions(300.0, max_trials=1, control=False, soup=False))
     return folder
 

@@ -110,14 +110,13 @@ def _crops(photo: Any) -> Iterator[Any]:
         yield photo[top : top + 64, left : left + 64]
 
 
-def prepared(folder: Path, cache: Path, *, pilot: bool) -> Prepared:
+def prepared(folder: Path, cache: Path) -> Prepared:
     """Load a dataset with the golden advice's options: on the CPU, and only accuracy counts."""
     options = Options(
         input_px=64,
         cache_dir=cache,
         device="cpu",
         prefer="accuracy",
-        pilot="on" if pilot else "off",
     )
     return prepare(folder, options)
 
@@ -141,7 +140,6 @@ def advice_record(advice: Advice) -> Record:
         "layer_svm": [profile.best_svm.depth, profile.best_svm.accuracy.mid],
         "transfer_gain": profile.transfer_gain and profile.transfer_gain.mid,
         "knn": profile.knn and profile.knn.mid,
-        "pilot": advice.pilot and [advice.pilot.n_train, advice.pilot.n_judged],
         "findings": [[f.code, f.severity] for f in advice.findings],
         "quarantined": len(advice.quarantine),
         "risks": {r.strategy: r.probability for r in advice.risks},
@@ -180,7 +178,7 @@ def main() -> None:
     for name in DATASETS:
         with tempfile.TemporaryDirectory() as root:
             folder = write_dataset(name, Path(root) / "data" / name)
-            p = prepared(folder, Path(root) / "cache", pilot=False)
+            p = prepared(folder, Path(root) / "cache")
             found[name] = advice_record(advise_on(p))
     write("advice", found)
 

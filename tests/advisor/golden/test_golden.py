@@ -15,7 +15,7 @@ from strategies.core import context
 from tests.advisor.golden import behaviour
 from tests.advisor.searching import Runner
 
-ORDER_KEYS = ("quadrant", "n", "findings", "quarantined", "pilot")
+ORDER_KEYS = ("quadrant", "n", "findings", "quarantined")
 
 
 def test_every_benchmark_profile_leads_to_the_same_decision() -> None:
@@ -42,7 +42,7 @@ def test_small_datasets_get_the_same_advice(
     monkeypatch.setattr(context, "choose_precision", behaviour.in_full_precision)
     known = behaviour.golden("advice")[name]
     folder = behaviour.write_dataset(name, tmp_path / "data" / name)
-    prepared = behaviour.prepared(folder, tmp_path / "cache", pilot=False)
+    prepared = behaviour.prepared(folder, tmp_path / "cache")
     found = behaviour.advice_record(advise_on(prepared))
     golden = {recommended[0] for recommended in known["recommended"]} | set(known["rejected"])
     assert golden & set(found["rejected"]) == set(known["rejected"])

@@ -18,7 +18,7 @@ from advisor.types.outcome import ClassGain, Outcome, TransferGain, TrialRecord
 from advisor.types.profile import LearningCurve, Profile
 from strategies.core.metrics import CalibrationBin, Evaluation, Interval, Mistake, proportion
 from strategies.data.image import Skipped
-from tests.advisor.profiles import inputs_of, pilot_of, probe, profile_of, with_sizes
+from tests.advisor.profiles import inputs_of, probe, profile_of, with_sizes
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -54,8 +54,7 @@ def full_profile(classes: Sequence[str], n_per_class: int = 40) -> Profile:
 
 def made_advice(profile: Profile, **changes: Any) -> Advice:
     """Return the advice that `recommend` gives for a profile."""
-    pilot = pilot_of(0.01, 0.85)
-    inputs, priors = with_sizes(inputs_of(profile, pilot=pilot)), load_priors()
+    inputs, priors = with_sizes(inputs_of(profile)), load_priors()
     decision = recommend(inputs, priors)
     base = Advice(
         dataset="made",
@@ -73,7 +72,6 @@ def made_advice(profile: Profile, **changes: Any) -> Advice:
         seed=0,
         seconds=12.5,
         command="tl-advise data --seed 0",
-        pilot=pilot,
         frontier=frontier_of(decision.options, inputs, priors, "balanced"),
     )
     return replace(base, **changes)

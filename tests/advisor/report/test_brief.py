@@ -66,7 +66,7 @@ CROWDED = [
     crowded(made_advice(full_profile(["ants", "bees"]))),
     crowded(made_advice(profile_of(n_classes=136, similarity=0.01), dataset="name " * 20)),
     crowded(hostile_advice()),
-    crowded(made_advice(profile_of(n_per_class=5000, similarity=0.7), pilot=None)),
+    crowded(made_advice(profile_of(n_per_class=5000, similarity=0.7))),
 ]
 
 

@@ -27,7 +27,6 @@ def test_a_call_shows_nothing_unless_asked(
     options = Options(
         input_px=32,
         device="cpu",
-        pilot="off",
         cache_dir=tmp_path / "cache",
         on_progress=lambda what, done, total: seen.append(what),
     )

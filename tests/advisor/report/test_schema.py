@@ -101,27 +101,18 @@ def without_times(value: Any, schema: Any, whole: Any, path: str, found: set[str
 CACHE_AND_WORKERS = (("first", "1"), ("first", "2"), ("second", "2"))
 
 
-# With a pilot everything is measured that is measured without one.
-@pytest.mark.parametrize(
-    ("pilot", "runs"), [("auto", CACHE_AND_WORKERS[:2]), ("on", CACHE_AND_WORKERS)]
-)
 def test_cache_and_number_of_workers_change_only_fields_marked_as_times(
-    pilot: str,
-    runs: tuple[tuple[str, str], ...],
-    schema: Any,
-    make_folder: Callable[..., Path],
-    tmp_path: Path,
+    schema: Any, make_folder: Callable[..., Path], tmp_path: Path
 ) -> None:
     data = make_folder("d", 11)
     texts = []
-    for cache, workers in runs:
-        asked = [str(data), "--json", "--input-px", "32", "--workers", workers, "--pilot", pilot]
+    for cache, workers in CACHE_AND_WORKERS:
+        asked = [str(data), "--json", "--input-px", "32", "--workers", workers]
         found = runner.invoke(advise_app, [*asked, "--cache-dir", str(tmp_path / cache)])
         assert found.exit_code == 0, found.output
         times: set[str] = set()
         advice = json.loads(found.stdout)
         jsonschema.validate(advice, schema)
-        assert (advice["pilot"] is not None) == (pilot == "on")
         record = without_times(advice, schema, schema, "", times)
         texts.append(json.dumps(record))
     assert {".seconds", ".recommendations[].seconds", ".profile.ms_per_image"} <= times

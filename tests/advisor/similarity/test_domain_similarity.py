@@ -87,7 +87,7 @@ def test_every_backbone_and_input_size_gets_the_same_similarity(
     data = make_folder("d", 8)
 
     def advice(backbone: str, px: int, cache: str) -> Advice:
-        options = Options(backbone=backbone, input_px=px, device="cpu", pilot="off")
+        options = Options(backbone=backbone, input_px=px, device="cpu")
         return advise(data, replace(options, cache_dir=tmp_path / cache))
 
     embedded = advice("auto", 64, "a")

@@ -39,7 +39,6 @@ def options(tmp_path: Path) -> Options:
         input_px=32,
         max_images=45,
         strategy="linear_probe",
-        pilot="off",
         workers=1,
         cache_dir=tmp_path / "cache",
     )

@@ -56,7 +56,7 @@ def test_a_killed_run_keeps_its_fixed_values_after_a_resume(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     data, folder = make_folder("data", 8), tmp_path / "run"
-    options = replace(SVM, input_px=64, cache_dir=warm_cache, pilot="off")
+    options = replace(SVM, input_px=64, cache_dir=warm_cache)
     limits = RunOptions(
         max_trials=3, control=False, soup=False, fixed_hyperparameters={"pooling": "mean"}
     )

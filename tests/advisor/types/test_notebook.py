@@ -113,7 +113,7 @@ def test_the_html_of_a_long_run_has_only_its_best_trials() -> None:
 def test_the_table_of_an_advice_has_a_row_for_every_strategy_and_input_size(
     make_folder: Callable[..., Path], warm_cache: Path
 ) -> None:
-    options = Options(input_px=64, device="cpu", pilot="off", cache_dir=warm_cache)
+    options = Options(input_px=64, device="cpu", cache_dir=warm_cache)
     advice = advise(make_folder("data", 8), options)
     table = advice.to_frame()
     assert advice.frontier is not None

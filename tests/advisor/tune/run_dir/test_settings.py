@@ -52,3 +52,21 @@ def test_an_incomplete_record_is_reported(tmp_path: Path) -> None:
     folder.begin(record)
     with pytest.raises(StorageError, match=r"run\.json is incomplete: 'options'"):
         read_settings(folder)
+
+
+@pytest.mark.parametrize(
+    ("version", "phase", "is_read"),
+    [(6, "searching", True), (5, "done", True), (5, "searching", False), (4, "done", False)],
+)
+def test_of_an_earlier_release_only_finished_runs_are_read(
+    tmp_path: Path, version: int, phase: str, is_read: bool
+) -> None:
+    folder = RunDir.create(tmp_path / "run")
+    folder.begin(settings_record(SETTINGS))
+    folder.write("run.json", {**folder.settings(), "format_version": version})
+    folder.write("state.json", {**folder.state(), "phase": phase})
+    if is_read:
+        assert RunDir.open(folder.path).settings()["format_version"] == version
+        return
+    with pytest.raises(StorageError, match=f"run format {version}.*Use the release that wrote it"):
+        RunDir.open(folder.path)
