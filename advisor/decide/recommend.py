@@ -87,9 +87,9 @@ def recommend(
 
     The linear probe's expected accuracy is its cross-validated one, shrunk to the prior: the fewer
     the images, the more. The other strategies' accuracy is predicted from it, by the log-odds that
-    they gained over it in benchmarks with similar evidence. The
-    evidence includes the measured lead of the layer SVM. Among strategies that count as equal to
-    the best one, the cheapest is ranked first:
+    they gained over it in benchmarks with similar evidence. The evidence includes the measured
+    lead of the layer SVM. Among strategies that count as equal to the best one, the cheapest is
+    ranked first:
 
     - ``balanced``: equal within half a point; at similar cost, the more accurate one goes first;
     - ``cheap``: equal within three points. With error rates below one in twenty, this and the half

@@ -99,7 +99,7 @@ def measurements(advice: Advice) -> tuple[Fact, ...]:
         detail = "best depth, over the same network with random weights"
         facts.append(Fact("Transfer gain of probes", profile.transfer_gain.points(), detail))
     for risk in advice.risks:
-        label = f"Negative transfer, {title(risk.strategy).lower()}"
+        label = f"Negative transfer: {title(risk.strategy)}"
         detail = f"probability; predicted gain over training from scratch {risk.gain.points()}"
         detail += with_titles(break_even_words(risk))
         facts.append(Fact(label, f"{100 * risk.probability:.0f}%", detail))

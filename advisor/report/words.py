@@ -42,11 +42,12 @@ def metric_name(name: str) -> str:
 
 
 def with_titles(text: str) -> str:
-    """Replace identifiers such as ``full_fine_tune`` in a sentence by display names."""
+    """Replace identifiers such as ``full_fine_tune`` in sentences by display names."""
 
     def display(name: re.Match[str]) -> str:
-        words = title(name[0])
-        return words[0].lower() + words[1:]
+        words, before = title(name[0]), text[: name.start()]
+        begins_sentence = not before or before.endswith(". ")
+        return words if begins_sentence else words[0].lower() + words[1:]
 
     return re.sub(r"\b[a-z]+(?:_[a-z]+)+\b", display, text)
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from advisor.report.words import final_fit_words
+from advisor.report.words import final_fit_words, with_titles
 from tests.advisor.report.made import full_profile, made_advice, made_outcome
 
 
@@ -26,3 +26,10 @@ def test_a_classifier_of_a_part_of_the_images_is_said_to_be_one() -> None:
     found = final_fit_words(part)
     assert found is not None
     assert "(300 of 9000)" in found
+
+
+def test_display_names_begin_sentences_with_a_capital_letter() -> None:
+    text = "full_fine_tune would do. It is linear_probe. layer_svm and norm_tune follow."
+    assert with_titles(text) == (
+        "Full fine-tuning would do. It is linear probe. Layer SVM and norm tuning follow."
+    )
