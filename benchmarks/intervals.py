@@ -59,6 +59,9 @@ def intervals(advised: list[AdvisedCase]) -> str:
     for name in dict.fromkeys(name for name, _ in found):
         cells = []
         for size in (*sizes, 0):
+            if (name, size) not in found:
+                cells.append("–")
+                continue
             shares, widths, scores = (np.array(v) for v in zip(*found[name, size], strict=True))
             cells.append(
                 f"{100 * shares.mean():.0f}%, {np.median(widths):.0f}, {scores.mean():.1f}"
@@ -96,6 +99,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     for backbone, px in sorted({kind_of(j.case) for j in advised}):
         print(f"{backbone}, profiles at {px} px: {what}\n")
         print(intervals([j for j in advised if kind_of(j.case) == (backbone, px)]))
+    if args.leave_out == "backbone":
+        print("Coverage over all cases:\n")
+        for name in sorted({j.case.backbone for j in advised}):
+            print(f"{name}\n\n{intervals([j for j in advised if j.case.backbone == name])}")
 
 
 if __name__ == "__main__":

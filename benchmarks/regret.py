@@ -53,6 +53,7 @@ DRAWS = 2000
 """Number of bootstrap samples."""
 ORACLE = "oracle: the best on one half of the test images, evaluated on the other"
 COLLECTIONS = "the first fourteen", "the twelve newer ones"
+ALL = "all"
 FACTOR = 1.5
 """Predicted seconds within this factor of the measured ones count as correct."""
 
@@ -224,6 +225,31 @@ def by_size(advised: list[AdvisedCase], logme: Mapping[Case, list[float]]) -> st
     return "\n".join(lines) + "\n"
 
 
+def by_backbone(advised: list[AdvisedCase]) -> str:
+    """Return the regret of advice over all cases of each backbone, and over those of all."""
+    lines = ["| backbone | cases | advice: regret in points | by halves |", "|---|---|---|---|"]
+    names = sorted({j.case.backbone for j in advised})
+    for name in (*names, ALL):
+        some = [j for j in advised if name in (j.case.backbone, ALL)]
+        lines.append(f"| {name} | {len(some)} | {_advice_regret(some)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _advice_regret(advised: list[AdvisedCase]) -> str:
+    """Return two cells of a table: mean regret of the default advice, and that by halves."""
+    taken = [
+        advised_entry(j.decisions[DEFAULT_POLICY].recommendations[0], j.rows) for j in advised
+    ]
+    own = [j.regret(e) for j, e in zip(advised, taken, strict=True)]
+    halves = [j.regret_by_halves(e) for j, e in zip(advised, taken, strict=True)]
+    return f"{_mean(own, advised)} | {_mean(halves, advised)}"
+
+
+def _mean(values: list[float], advised: list[AdvisedCase]) -> str:
+    datasets = [j.case.dataset for j in advised]
+    return _format_interval(bootstrap(values, datasets, lambda v: float(v.mean())))
+
+
 def by_collection(advised: list[AdvisedCase]) -> str:
     """Return the regret of advice on the first datasets of the suite and on the newer ones."""
     lines = [
@@ -235,20 +261,11 @@ def by_collection(advised: list[AdvisedCase]) -> str:
         some = [j for j in advised if (j.case.dataset in NEWER) == (title == COLLECTIONS[1])]
         if not some:
             continue
-        datasets = [j.case.dataset for j in some]
-        taken = [
-            advised_entry(j.decisions[DEFAULT_POLICY].recommendations[0], j.rows) for j in some
-        ]
         fixed = {e: [j.regret(e) for j in some] for e in sorted(some[0].rows)}
         best = min(fixed, key=lambda e: float(np.mean(fixed[e])))
-        halves = [j.regret_by_halves(e) for j, e in zip(some, taken, strict=True)]
-        own = [j.regret(e) for j, e in zip(some, taken, strict=True)]
-        cells = [
-            _format_interval(bootstrap(v, datasets, lambda v: float(v.mean())))
-            for v in (own, halves, fixed[best])
-        ]
         pair = title_of(best).removeprefix("always ")
-        lines.append(f"| {title} | {len(some)} | {cells[0]} | {cells[1]} | {pair} | {cells[2]} |")
+        cells = f"{_advice_regret(some)} | {pair} | {_mean(fixed[best], some)}"
+        lines.append(f"| {title} | {len(some)} | {cells} |")
     return "\n".join(lines) + "\n"
 
 
@@ -401,6 +418,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(by_budget(with_seconds) if with_seconds else "No seconds were recorded.\n")
         else:
             _print_tables(alike, read_rows(args.evidence), with_cases=args.cases)
+    if args.leave_out == "backbone":
+        print(by_backbone(advised))
 
 
 def _print_tables(advised: list[AdvisedCase], evidence: list[Row], *, with_cases: bool) -> None:
