@@ -31,8 +31,22 @@ def test_regret_of_a_few_datasets_is_printed(
     load("regret").main([*row_options(rows_folder), "--cases"])
     printed = capsys.readouterr().out
     assert "| advisor, balanced |" in printed
-    assert "| share of fitting every strategy once |" in printed
+    assert "share of fitting every strategy once |" in printed
     assert "| best | advised | regret in points |" in printed
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"), [("regret", "| all | "), ("intervals", "Coverage over all cases")]
+)
+def test_totals_by_backbone_are_printed_where_backbones_are_left_out(
+    load: Load,
+    rows_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    script: str,
+    expected: str,
+) -> None:
+    load(script).main([*row_options(rows_folder), "--leave-out", "backbone"])
+    assert expected in capsys.readouterr().out
 
 
 def test_regret_by_time_is_printed(
